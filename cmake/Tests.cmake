@@ -1,0 +1,41 @@
+# tests/<label>/<name>_test.cpp is one executable and one ctest entry with that label and a timeout.
+# Tests that include no torch link only what they name: `// links: comm` in the first line picks the comm objects alone.
+find_package(GTest REQUIRED)
+set(ENV{OMP_NUM_THREADS} 1)
+
+add_library(trireme_all SHARED ${trireme_objects})
+target_link_libraries(trireme_all PUBLIC ${trireme_parts})
+add_library(trireme_comm_only SHARED $<TARGET_OBJECTS:trireme_comm>)
+target_link_libraries(trireme_comm_only PUBLIC trireme_comm)
+
+set(test_environment OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  TRIREME_BINARY=$<TARGET_FILE:trireme> TRIREME_SOURCE=${CMAKE_SOURCE_DIR}
+  LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp
+  TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:halt_on_error=1)
+
+foreach(label unit contract mpi golden fault net slurm gpu)
+  file(GLOB files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${label}/*_test.cpp)
+  foreach(file ${files})
+    get_filename_component(name ${file} NAME_WE)
+    file(STRINGS ${file} first LIMIT_COUNT 1)
+    add_executable(${name} ${file})
+    if(first MATCHES "links: comm")
+      target_link_libraries(${name} PRIVATE trireme_options MPI::MPI_C Threads::Threads GTest::gtest GTest::gtest_main)
+      target_link_libraries(${name} PRIVATE $<TARGET_LINKER_FILE:trireme_comm_only>)
+      add_dependencies(${name} trireme_comm_only)
+    else()
+      target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
+      target_link_libraries(${name} PRIVATE trireme_options trireme::torch OpenMP::OpenMP_CXX MPI::MPI_C
+        Threads::Threads trireme::hdf5 trireme::yaml nlohmann_json::nlohmann_json GTest::gtest GTest::gtest_main)
+      target_link_libraries(${name} PRIVATE $<TARGET_LINKER_FILE:trireme_all>)
+      add_dependencies(${name} trireme_all)
+      target_precompile_headers(${name} REUSE_FROM trireme_framework)
+    endif()
+    add_test(NAME ${label}.${name} COMMAND ${name})
+    set_tests_properties(${label}.${name} PROPERTIES LABELS ${label} TIMEOUT 300 ENVIRONMENT "${test_environment}")
+    if(label MATCHES "mpi|fault|golden|net|slurm")
+      set_tests_properties(${label}.${name} PROPERTIES RUN_SERIAL TRUE)
+      add_dependencies(${name} trireme)
+    endif()
+  endforeach()
+endforeach()

@@ -1,0 +1,58 @@
+// Checkpoints: ckpt/step_%08d/{manifest.json, rank_%05d.h5}. Either complete or not there.
+//
+// Commit protocol: every rank writes its file into step_%08d.tmp-*, closes and fsyncs it; rank 0 writes the manifest
+// (format_version, world size, bucket layout, each file's size and CRC32C, each tensor's name, shape, dtype, CRC32C),
+// fsyncs, renames the folder and fsyncs its parent. Loading takes the newest complete one and removes leftovers.
+#pragma once
+#include "comm/archive.h"
+#include "comm/communicator.h"
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace trireme {
+
+// State in memory: what one rank contributes to a checkpoint, or what it read from one.
+class Snapshot {
+ public:
+  struct Entry {
+    DType dtype;
+    std::vector<std::int64_t> shape;
+    Sharing sharing;
+    bool is_text = false;
+    std::vector<std::byte> bytes;
+  };
+  std::map<std::string, Entry> entries;
+
+  // Visits `state` with a saving archive and keeps copies. Replicated entries are kept on rank 0 only.
+  static Snapshot take(const std::function<void(Archive&)>& state, int rank);
+  // Visits `state` with a loading archive. Throws DataError for a missing name, shape or dtype.
+  void restore(const std::function<void(Archive&)>& state) const;
+};
+
+class Checkpoints {
+ public:
+  // dir: the run's ckpt folder. keep: newest checkpoints kept besides `best` ones (at least 1).
+  Checkpoints(std::string dir, int keep, Communicator& comm);
+  ~Checkpoints();  // waits for a write in flight
+
+  // Collective. The newest complete checkpoint's step; removes leftovers of interrupted writes (rank 0).
+  std::optional<std::int64_t> latest();
+  // Collective. Verifies sizes and CRCs; throws DataError naming the file. Another world size is legal.
+  Snapshot load(std::int64_t step);
+  // Collective: begins writing in the background; the previous write must be complete (finish() is called first).
+  void save(std::int64_t step, Snapshot snapshot, const std::string& manifest_extra_json, bool best = false);
+  // Collective: waits for the write in flight and commits it. Errors (disk full, read-only) are thrown here on all ranks.
+  void finish();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace trireme
