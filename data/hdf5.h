@@ -1,0 +1,48 @@
+// HDF5 files that we wrote ourselves: named arrays, chunked with fletcher32, object times off. Never for untrusted input.
+// The library is not thread safe: every call here takes one process-wide lock.
+#pragma once
+#include "comm/buffer.h"
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace trireme {
+
+class Hdf5File {
+ public:
+  struct Array {
+    DType dtype;
+    std::vector<std::int64_t> shape;
+  };
+
+  static Hdf5File create(const std::string& path);  // truncates; throws DataError with the system's reason
+  static Hdf5File open(const std::string& path);    // read only; missing, truncated or foreign files throw DataError
+  Hdf5File(Hdf5File&&) noexcept;
+  Hdf5File& operator=(Hdf5File&&) noexcept;
+  ~Hdf5File();  // closes, dropping errors: call close() after writing
+
+  std::vector<std::string> names() const;  // arrays and texts, sorted
+  bool has(const std::string& name) const;
+  Array array(const std::string& name) const;
+
+  // Names may hold '/' (groups are made). chunk_rows: rows of dimension 0 in a chunk; 0 picks about 256 KiB.
+  void create_array(const std::string& name, DType dtype, std::span<const std::int64_t> shape,
+                    std::int64_t chunk_rows = 0);
+  void write_rows(const std::string& name, std::int64_t first, std::int64_t count, const void* data);
+  // Rows of dimension 0 (a scalar array has one row), in file dtype. A bad checksum throws DataError naming file and array.
+  void read_rows(const std::string& name, std::int64_t first, std::int64_t count, void* out) const;
+  void read_rows(const std::string& name, std::span<const std::int64_t> rows, void* out) const;
+
+  void write_text(const std::string& name, const std::string& value);
+  std::string read_text(const std::string& name) const;
+  void close();
+
+ private:
+  explicit Hdf5File(std::string path, std::int64_t id) : path_(std::move(path)), id_(id) {}
+  std::string path_;
+  std::int64_t id_ = -1;
+};
+
+}  // namespace trireme
