@@ -3,7 +3,9 @@
 #pragma once
 #include "comm/buffer.h"
 
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -19,6 +21,9 @@ class Hdf5File {
 
   static Hdf5File create(const std::string& path);  // truncates; throws DataError with the system's reason
   static Hdf5File open(const std::string& path);    // read only; missing, truncated or foreign files throw DataError
+  // The same in memory, for callers that do their own file I/O; `label` names the file in errors.
+  static Hdf5File create_in_memory(const std::string& label);
+  static Hdf5File open_image(const std::string& label, std::span<const std::byte> image);  // copies `image`
   Hdf5File(Hdf5File&&) noexcept;
   Hdf5File& operator=(Hdf5File&&) noexcept;
   ~Hdf5File();  // closes, dropping errors: call close() after writing
@@ -37,12 +42,16 @@ class Hdf5File {
 
   void write_text(const std::string& name, const std::string& value);
   std::string read_text(const std::string& name) const;
-  void close();
+  std::vector<std::byte> image();  // a file created in memory, as its bytes on disk would be
+  void close();                    // throws what the last writes could not do
 
  private:
-  explicit Hdf5File(std::string path, std::int64_t id) : path_(std::move(path)), id_(id) {}
+  Hdf5File(std::string path, std::int64_t id) : path_(std::move(path)), id_(id) {}
+  std::int64_t opened(const std::string& name) const;
+  bool close_handles() noexcept;
   std::string path_;
   std::int64_t id_ = -1;
+  mutable std::map<std::string, std::int64_t> opened_;  // data sets stay open: their chunk caches serve later reads
 };
 
 }  // namespace trireme
