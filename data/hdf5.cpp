@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <numeric>
@@ -11,7 +12,6 @@
 #include <utility>
 
 #include <hdf5.h>
-
 namespace trireme {
 namespace {
 
@@ -19,8 +19,8 @@ constexpr std::size_t chunk_bytes = 256 << 10;
 constexpr std::size_t max_chunk_bytes = 16 << 20;  // HDF5 refuses 4 GiB; one checksum must not cover too much
 constexpr std::size_t cache_bytes = 4 << 20;       // a data set's chunk cache
 
-// One lock for the process. It also silences the library's printing and, once, keeps it from flushing files at exit
-// (a file whose close failed would be tried again there, over and over).
+// One lock for the process. It also silences the library's printing and, once, keeps it from flushing files
+// at exit (a file whose close failed would be tried again there, over and over).
 std::unique_lock<std::recursive_mutex> lock_library() {
   static auto* mutex = new std::recursive_mutex;  // outlives every static file
   std::unique_lock lock(*mutex);
@@ -50,7 +50,8 @@ std::string reason() {
       &text);
   H5Eclear2(H5E_DEFAULT);
   if (text.empty()) return "unknown HDF5 error";
-  if (text == "unable to locate file signature" || text == "file signature not found") return "not an HDF5 file";
+  if (text == "unable to locate file signature" || text == "file signature not found")
+    return "not an HDF5 file";
   return text;
 }
 
@@ -69,7 +70,11 @@ class Id {
   Id(Id&& o) noexcept : id_(o.release()), close_(o.close_) {}
   Id& operator=(Id&&) = delete;
   ~Id() {
-    if (id_ >= 0) close_(id_);
+    if (id_ < 0) return;
+    // Closing clears the library's error stack, which may hold the reason that reason() has yet to read.
+    const hid_t kept = H5Eget_num(H5E_DEFAULT) > 0 ? H5Eget_current_stack() : -1;
+    close_(id_);
+    if (kept >= 0) H5Eset_current_stack(kept);
   }
   operator hid_t() const { return id_; }
   hid_t release() { return std::exchange(id_, -1); }
@@ -81,26 +86,38 @@ class Id {
 
 hid_t file_type(DType t) {
   switch (t) {
-    case DType::f64: return H5T_IEEE_F64LE;
-    case DType::f32: return H5T_IEEE_F32LE;
+    case DType::f64:
+      return H5T_IEEE_F64LE;
+    case DType::f32:
+      return H5T_IEEE_F32LE;
     case DType::f16:
-    case DType::bf16: return H5T_STD_U16LE;  // bit patterns; the attribute `dtype` tells which
-    case DType::i64: return H5T_STD_I64LE;
-    case DType::i32: return H5T_STD_I32LE;
-    case DType::u8: return H5T_STD_U8LE;
+    case DType::bf16:
+      return H5T_STD_U16LE;  // bit patterns; the attribute `dtype` tells which
+    case DType::i64:
+      return H5T_STD_I64LE;
+    case DType::i32:
+      return H5T_STD_I32LE;
+    case DType::u8:
+      return H5T_STD_U8LE;
   }
   return -1;
 }
 
 hid_t memory_type(DType t) {
   switch (t) {
-    case DType::f64: return H5T_NATIVE_DOUBLE;
-    case DType::f32: return H5T_NATIVE_FLOAT;
+    case DType::f64:
+      return H5T_NATIVE_DOUBLE;
+    case DType::f32:
+      return H5T_NATIVE_FLOAT;
     case DType::f16:
-    case DType::bf16: return H5T_NATIVE_UINT16;
-    case DType::i64: return H5T_NATIVE_INT64;
-    case DType::i32: return H5T_NATIVE_INT32;
-    case DType::u8: return H5T_NATIVE_UINT8;
+    case DType::bf16:
+      return H5T_NATIVE_UINT16;
+    case DType::i64:
+      return H5T_NATIVE_INT64;
+    case DType::i32:
+      return H5T_NATIVE_INT32;
+    case DType::u8:
+      return H5T_NATIVE_UINT8;
   }
   return -1;
 }
@@ -156,13 +173,16 @@ herr_t transfer_rows(hid_t set, const std::vector<hsize_t>& dims, hsize_t first,
   start[0] = first;
   extent[0] = count;
   Id file(H5Dget_space(set), H5Sclose);
-  if (file < 0 || H5Sselect_hyperslab(file, H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr) < 0)
+  if (file < 0 ||
+      H5Sselect_hyperslab(file, H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr) < 0)
     return -1;
   Id memory(H5Screate_simple(int(extent.size()), extent.data(), nullptr), H5Sclose);
   return memory < 0 ? -1 : transfer(memory, file);
 }
 
-bool any_zero(const std::vector<hsize_t>& dims) { return std::find(dims.begin(), dims.end(), 0) != dims.end(); }
+bool any_zero(const std::vector<hsize_t>& dims) {
+  return std::find(dims.begin(), dims.end(), 0) != dims.end();
+}
 
 void check_rows(const std::string& where, const std::vector<hsize_t>& dims, std::int64_t first,
                 std::int64_t count) {
@@ -172,9 +192,9 @@ void check_rows(const std::string& where, const std::vector<hsize_t>& dims, std:
                                " lie outside the array of " + std::to_string(rows));
 }
 
+// The 1.10 format checksums all its metadata; bytes do not depend on a newer library.
 Id access_list() {
   Id list(H5Pcreate(H5P_FILE_ACCESS), H5Pclose);
-  // The 1.10 format checksums its metadata; bytes do not depend on a newer library.
   H5Pset_libver_bounds(list, H5F_LIBVER_V110, H5F_LIBVER_V110);
   H5Pset_cache(list, 0, 1009, cache_bytes, 0.75);
   H5Pset_fclose_degree(list, H5F_CLOSE_STRONG);
@@ -187,11 +207,46 @@ Id create_list() {
   return list;
 }
 
-// Groups on the way are made without times, like everything else here.
-Id link_list() {
-  Id list(H5Pcreate(H5P_LINK_CREATE), H5Pclose);
-  H5Pset_create_intermediate_group(list, 1);
-  return list;
+// Groups on the way to `name`. H5Pset_create_intermediate_group would stamp them with the time.
+bool create_groups(hid_t file, const std::string& name) {
+  for (auto end = name.find('/'); end != name.npos; end = name.find('/', end + 1)) {
+    const std::string group = name.substr(0, end);
+    const htri_t there = H5Lexists(file, group.c_str(), H5P_DEFAULT);
+    if (there > 0) continue;
+    Id list(H5Pcreate(H5P_GROUP_CREATE), H5Pclose);
+    if (there < 0 || list < 0 || H5Pset_obj_track_times(list, false) < 0) return false;
+    Id made(H5Gcreate2(file, group.c_str(), H5P_DEFAULT, list, H5P_DEFAULT), H5Gclose);
+    if (made < 0) return false;
+  }
+  return true;
+}
+
+// The core driver would free its buffer at close; this keeps it in *udata. (H5Fget_file_image of HDF5 1.10
+// gives a superblock with a wrong checksum, and costs a copy.)
+H5FD_file_image_callbacks_t keep_image_at_close(void** kept) {
+  H5FD_file_image_callbacks_t c = {};
+  c.image_malloc = [](size_t n, H5FD_file_image_op_t, void*) { return std::malloc(n); };
+  c.image_realloc = [](void* p, size_t n, H5FD_file_image_op_t, void*) { return std::realloc(p, n); };
+  c.image_free = [](void* p, H5FD_file_image_op_t op, void* udata) -> herr_t {
+    if (op == H5FD_FILE_IMAGE_OP_FILE_CLOSE)
+      *static_cast<void**>(udata) = p;
+    else
+      std::free(p);
+    return 0;
+  };
+  c.image_memcpy = [](void* to, const void* from, size_t n, H5FD_file_image_op_t, void*) {
+    return std::memcpy(to, from, n);
+  };
+  c.udata_copy = [](void* udata) { return udata; };
+  c.udata_free = [](void*) -> herr_t { return 0; };
+  c.udata = kept;
+  return c;
+}
+
+// Two open files in memory must not share a name.
+std::string unique_name() {
+  static std::int64_t n = 0;  // under the lock
+  return "trireme-memory-" + std::to_string(n++);
 }
 
 void check_name(const std::string& path, const std::string& name) {
@@ -228,11 +283,15 @@ Hdf5File Hdf5File::open(const std::string& path) {
 
 Hdf5File Hdf5File::create_in_memory(const std::string& label) {
   auto lock = lock_library();
+  Hdf5File file(label, -1);
+  file.memory_ = std::make_shared<void*>(nullptr);
   Id access = access_list();
-  H5Pset_fapl_core(access, 16 << 20, false);
-  const hid_t id = H5Fcreate(label.c_str(), H5F_ACC_TRUNC, create_list(), access);
-  if (id < 0) fail(label, "", "cannot create in memory");
-  return Hdf5File(label, id);
+  H5FD_file_image_callbacks_t callbacks = keep_image_at_close(file.memory_.get());
+  if (H5Pset_fapl_core(access, 16 << 20, false) < 0 || H5Pset_file_image_callbacks(access, &callbacks) < 0)
+    fail(label, "", "cannot create in memory");
+  file.id_ = H5Fcreate(unique_name().c_str(), H5F_ACC_TRUNC, create_list(), access);
+  if (file.id_ < 0) fail(label, "", "cannot create in memory");
+  return file;
 }
 
 Hdf5File Hdf5File::open_image(const std::string& label, std::span<const std::byte> image) {
@@ -242,28 +301,29 @@ Hdf5File Hdf5File::open_image(const std::string& label, std::span<const std::byt
   if (image.empty()) throw DataError(label, "the file is empty");
   if (H5Pset_file_image(access, const_cast<std::byte*>(image.data()), image.size()) < 0)
     fail(label, "", "cannot hold in memory");
-  const hid_t id = H5Fopen(label.c_str(), H5F_ACC_RDONLY, access);
+  const hid_t id = H5Fopen(unique_name().c_str(), H5F_ACC_RDONLY, access);
   if (id < 0) fail(label, "", "cannot open");
   return Hdf5File(label, id);
 }
 
 Hdf5File::Hdf5File(Hdf5File&& o) noexcept
-    : path_(std::move(o.path_)), id_(std::exchange(o.id_, -1)), opened_(std::move(o.opened_)) {
-  o.opened_.clear();
-}
+    : path_(std::move(o.path_)),
+      id_(std::exchange(o.id_, -1)),
+      memory_(std::move(o.memory_)),
+      opened_(std::exchange(o.opened_, {})) {}
 
 Hdf5File& Hdf5File::operator=(Hdf5File&& o) noexcept {
-  if (this != &o) {
-    close_handles();
-    path_ = std::move(o.path_);
-    id_ = std::exchange(o.id_, -1);
-    opened_ = std::move(o.opened_);
-    o.opened_.clear();
-  }
+  std::swap(path_, o.path_);
+  std::swap(id_, o.id_);
+  std::swap(memory_, o.memory_);
+  std::swap(opened_, o.opened_);
   return *this;
 }
 
-Hdf5File::~Hdf5File() { close_handles(); }
+Hdf5File::~Hdf5File() {
+  close_handles();
+  if (memory_) std::free(*memory_);
+}
 
 bool Hdf5File::close_handles() noexcept {
   if (id_ < 0) return true;
@@ -289,15 +349,13 @@ void Hdf5File::close() {
 }
 
 std::vector<std::byte> Hdf5File::image() {
-  auto lock = lock_library();
-  for (auto& [name, set] : std::exchange(opened_, {}))
-    if (H5Dclose(set) < 0) fail(path_, name, "cannot write");
-  if (H5Fflush(id_, H5F_SCOPE_LOCAL) < 0) fail(path_, "", "cannot write");
-  const ssize_t size = H5Fget_file_image(id_, nullptr, 0);
-  if (size < 0) fail(path_, "", "cannot take the image");
-  std::vector<std::byte> bytes(size);
-  if (H5Fget_file_image(id_, bytes.data(), bytes.size()) != size) fail(path_, "", "cannot take the image");
-  return bytes;
+  close();
+  if (!memory_ || !*memory_) throw DataError(path_, "not a file in memory");
+  const auto* begin = static_cast<const std::byte*>(*memory_);
+  std::uint64_t
+      size;  // the buffer is longer; the superblock's end-of-file address (little endian) is at byte 28
+  std::memcpy(&size, begin + 28, 8);
+  return {begin, begin + size};
 }
 
 std::vector<std::string> Hdf5File::names() const {
@@ -355,7 +413,8 @@ void Hdf5File::create_array(const std::string& name, DType dtype, std::span<cons
   for (std::int64_t n : shape)
     if (n < 0) throw DataError(place(path_, name), "a dimension is negative");
   const std::vector<hsize_t> dims(shape.begin(), shape.end());
-  Id space(dims.empty() ? H5Screate(H5S_SCALAR) : H5Screate_simple(int(dims.size()), dims.data(), nullptr), H5Sclose);
+  Id space(dims.empty() ? H5Screate(H5S_SCALAR) : H5Screate_simple(int(dims.size()), dims.data(), nullptr),
+           H5Sclose);
   Id list(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
   herr_t status = H5Pset_obj_track_times(list, false);
   if (!dims.empty() && !any_zero(dims)) {
@@ -373,11 +432,12 @@ void Hdf5File::create_array(const std::string& name, DType dtype, std::span<cons
     if (status >= 0) status = H5Pset_chunk(list, int(chunk.size()), chunk.data());
     if (status >= 0) status = H5Pset_fletcher32(list);
   }
-  if (space < 0 || status < 0) fail(path_, name, "cannot create");
-  Id set(H5Dcreate2(id_, name.c_str(), file_type(dtype), space, link_list(), list, H5P_DEFAULT), H5Dclose);
+  if (space < 0 || status < 0 || !create_groups(id_, name)) fail(path_, name, "cannot create");
+  Id set(H5Dcreate2(id_, name.c_str(), file_type(dtype), space, H5P_DEFAULT, list, H5P_DEFAULT), H5Dclose);
   if (set < 0) fail(path_, name, "cannot create");
   if (dtype == DType::f16 || dtype == DType::bf16)
-    if (!set_attribute(set, "dtype", dtype == DType::f16 ? "f16" : "bf16")) fail(path_, name, "cannot create");
+    if (!set_attribute(set, "dtype", dtype == DType::f16 ? "f16" : "bf16"))
+      fail(path_, name, "cannot create");
   opened_[name] = set.release();
 }
 
@@ -418,10 +478,12 @@ void Hdf5File::read_rows(const std::string& name, std::span<const std::int64_t> 
   for (std::size_t d = 1; d < dims.size(); ++d) row_bytes *= dims[d];
   auto* to = static_cast<std::byte*>(out);
 
-  // In file order every chunk is read once, whatever order the caller wants; runs of neighbours go in one call.
+  // In file order every chunk is read once, whatever order the caller wants; runs of neighbours go in one
+  // call.
   std::vector<std::size_t> order(rows.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) { return rows[x] < rows[y]; });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t x, std::size_t y) { return rows[x] < rows[y]; });
   for (std::size_t i = 0; i < order.size();) {
     if (i > 0 && rows[order[i]] == rows[order[i - 1]]) {
       std::memcpy(to + order[i] * row_bytes, to + order[i - 1] * row_bytes, row_bytes);
@@ -429,7 +491,8 @@ void Hdf5File::read_rows(const std::string& name, std::span<const std::int64_t> 
       continue;
     }
     std::size_t n = 1;
-    while (i + n < order.size() && order[i + n] == order[i] + n && rows[order[i + n]] == rows[order[i]] + std::int64_t(n))
+    while (i + n < order.size() && order[i + n] == order[i] + n &&
+           rows[order[i + n]] == rows[order[i]] + std::int64_t(n))
       ++n;
     const auto read = [&](hid_t memory, hid_t file) {
       return H5Dread(set, memory_type(a.dtype), memory, file, H5P_DEFAULT, to + order[i] * row_bytes);
@@ -449,7 +512,8 @@ void Hdf5File::write_text(const std::string& name, const std::string& value) {
 std::string Hdf5File::read_text(const std::string& name) const {
   auto lock = lock_library();
   const Array a = array(name);
-  if (a.dtype != DType::u8 || a.shape.size() != 1) throw DataError(place(path_, name), "the array is not a text");
+  if (a.dtype != DType::u8 || a.shape.size() != 1)
+    throw DataError(place(path_, name), "the array is not a text");
   std::string value(std::size_t(a.shape[0]), '\0');
   read_rows(name, 0, a.shape[0], value.data());
   return value;

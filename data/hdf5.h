@@ -1,11 +1,12 @@
-// HDF5 files that we wrote ourselves: named arrays, chunked with fletcher32, object times off. Never for untrusted input.
-// The library is not thread safe: every call here takes one process-wide lock.
+// HDF5 files that we wrote ourselves: named arrays, chunked with fletcher32, object times off. Never for
+// untrusted input. The library is not thread safe: every call here takes one process-wide lock.
 #pragma once
 #include "comm/buffer.h"
 
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -20,7 +21,7 @@ class Hdf5File {
   };
 
   static Hdf5File create(const std::string& path);  // truncates; throws DataError with the system's reason
-  static Hdf5File open(const std::string& path);    // read only; missing, truncated or foreign files throw DataError
+  static Hdf5File open(const std::string& path);  // read only; missing, cut or foreign files throw DataError
   // The same in memory, for callers that do their own file I/O; `label` names the file in errors.
   static Hdf5File create_in_memory(const std::string& label);
   static Hdf5File open_image(const std::string& label, std::span<const std::byte> image);  // copies `image`
@@ -36,13 +37,14 @@ class Hdf5File {
   void create_array(const std::string& name, DType dtype, std::span<const std::int64_t> shape,
                     std::int64_t chunk_rows = 0);
   void write_rows(const std::string& name, std::int64_t first, std::int64_t count, const void* data);
-  // Rows of dimension 0 (a scalar array has one row), in file dtype. A bad checksum throws DataError naming file and array.
+  // Rows of dimension 0 (a scalar array has one row), in file dtype. A bad checksum throws DataError naming
+  // file and array.
   void read_rows(const std::string& name, std::int64_t first, std::int64_t count, void* out) const;
   void read_rows(const std::string& name, std::span<const std::int64_t> rows, void* out) const;
 
   void write_text(const std::string& name, const std::string& value);
   std::string read_text(const std::string& name) const;
-  std::vector<std::byte> image();  // a file created in memory, as its bytes on disk would be
+  std::vector<std::byte> image();  // closes a file created in memory and returns what would be on disk
   void close();                    // throws what the last writes could not do
 
  private:
@@ -51,7 +53,9 @@ class Hdf5File {
   bool close_handles() noexcept;
   std::string path_;
   std::int64_t id_ = -1;
-  mutable std::map<std::string, std::int64_t> opened_;  // data sets stay open: their chunk caches serve later reads
+  std::shared_ptr<void*> memory_;  // of a file in memory: its bytes, once closed
+  // Data sets stay open: their chunk caches serve later reads.
+  mutable std::map<std::string, std::int64_t> opened_;
 };
 
 }  // namespace trireme
