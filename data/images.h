@@ -1,0 +1,42 @@
+// PNG and JPEG files to RGB, and the resize that prepares them. Input may be hostile: any bad file throws
+// DataError naming it, and nothing is allocated beyond the limits.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace trireme {
+
+struct Image {
+  int width = 0, height = 0;
+  std::vector<std::uint8_t> rgb;  // height x width x 3, row-major
+};
+
+struct ImageLimits {
+  std::int64_t max_pixels = std::int64_t(1) << 26;
+  std::int64_t max_file_bytes = std::int64_t(1) << 28;
+};
+
+// Transparency is composited over white; palette, grey and 16-bit images become 8-bit RGB. `name` is for
+// messages. `at_least`: a JPEG may be decoded at a fraction of its size as long as its longer side keeps this
+// many pixels.
+Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits = {},
+                   int at_least = 0);
+Image load_image(const std::string& path, const ImageLimits& limits = {}, int at_least = 0);
+
+// Whole file; throws DataError when it is missing, not a plain file, or longer than max_bytes.
+std::vector<std::uint8_t> read_file(const std::string& path, std::int64_t max_bytes);
+
+// Antialiased bicubic (a = -0.5): the kernel widens with the reduction factor, as in Pillow. Width, height >
+// 0.
+Image resize(const Image& in, int width, int height);
+
+// The longer side becomes `size`; the rest of the square is white. Returns planes [3, size, size].
+std::vector<std::uint8_t> fit_square(const Image& in, int size);
+
+// RGBA pixels over white.
+Image over_white(const std::uint8_t* rgba, int width, int height);
+
+}  // namespace trireme
