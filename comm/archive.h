@@ -1,5 +1,5 @@
-// Named state, written and read by the same function: `state(Archive&)` visits every value that changes the next
-// training step, in the same order on every rank.
+// Named state, written and read by the same function: `state(Archive&)` visits every value that changes the
+// next training step, in the same order on every rank.
 #pragma once
 #include "comm/buffer.h"
 
@@ -11,7 +11,8 @@
 
 namespace trireme {
 
-// How ranks hold an array. Resume on another world size keeps `replicated` and `rows`; `per_rank` starts afresh.
+// How ranks hold an array. Resume on another world size keeps `replicated` and `rows`; `per_rank` starts
+// afresh.
 struct Sharing {
   enum Kind : std::uint8_t { replicated, rows, per_rank } kind = replicated;
   std::int64_t first_row = 0;   // rows: this rank holds [first_row, first_row + shape[0]) of ...
@@ -23,8 +24,8 @@ class Archive {
   virtual ~Archive() = default;
   virtual bool loading() const = 0;
 
-  // Row-major host memory of product(shape) elements, written from or read into `data`. On load a missing name or
-  // another shape or dtype throws DataError naming it.
+  // Row-major host memory of product(shape) elements, written from or read into `data`. On load a missing
+  // name or another shape or dtype throws DataError naming it.
   virtual void array(std::string_view name, DType dtype, std::span<const std::int64_t> shape, void* data,
                      Sharing sharing = {}) = 0;
   // A string of any length (JSON and lists travel as text). Replicated unless `per_rank`.

@@ -40,7 +40,8 @@ class Communicator {
   virtual Work broadcast(Buffer inout, int root) = 0;
   virtual Work barrier() = 0;
 
-  // Collective. Ranks with equal `color` form a group, ordered by (key, rank). A duplicate is split(0, rank()).
+  // Collective. Ranks with equal `color` form a group, ordered by (key, rank). A duplicate is split(0,
+  // rank()).
   virtual std::unique_ptr<Communicator> split(int color, int key) = 0;
   // Collective. Zeroed host memory that this communicator moves fastest (shared between the ranks of a node);
   // every rank passes the same size. Any memory works in every collective; this only makes it faster.

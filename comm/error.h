@@ -10,14 +10,14 @@ namespace trireme {
 // Fixed: scripts and batch systems rely on these numbers.
 enum class ExitCode : int {
   ok = 0,
-  bug = 1,           // an internal invariant broke
-  usage = 2,         // wrong command line or config
-  data = 3,          // data or file error
-  communication = 4, // communication failure, hang or a lost rank
-  nonfinite = 5,     // loss or gradient not finite
-  memory = 6,        // out of memory
-  stopped = 85,      // stopped by a signal after a checkpoint; requeue
-  killed = 130,      // second signal
+  bug = 1,            // an internal invariant broke
+  usage = 2,          // wrong command line or config
+  data = 3,           // data or file error
+  communication = 4,  // communication failure, hang or a lost rank
+  nonfinite = 5,      // loss or gradient not finite
+  memory = 6,         // out of memory
+  stopped = 85,       // stopped by a signal after a checkpoint; requeue
+  killed = 130,       // second signal
 };
 
 class Error : public std::runtime_error {

@@ -1,5 +1,5 @@
-// Handle of an asynchronous collective. Copyable; the last copy may be dropped before completion (the operation
-// still completes; its buffers must stay valid until then).
+// Handle of an asynchronous collective. Copyable; the last copy may be dropped before completion (the
+// operation still completes; its buffers must stay valid until then).
 #pragma once
 #include <chrono>
 #include <functional>
@@ -15,7 +15,8 @@ class Work {
     virtual ~State() = default;
     virtual bool done() = 0;  // may make progress; never blocks
     virtual void wait() = 0;  // host memory: blocks the caller; device memory: the caller's stream waits
-    // Blocks the host until complete; false on timeout. Errors of the operation are thrown from here and from wait().
+    // Blocks the host until complete; false on timeout. Errors of the operation are thrown from here and from
+    // wait().
     virtual bool wait_host(std::chrono::milliseconds timeout) = 0;
     // Runs `next` once this is complete, in order, where the communicator makes progress.
     virtual std::shared_ptr<State> then(std::function<Work()> next) = 0;
@@ -29,7 +30,10 @@ class Work {
     if (state_) state_->wait();
   }
   void wait_host(std::chrono::milliseconds timeout);  // throws CommError on timeout
+  // `next` may post on the same communicator (that keeps its place in the order) and must neither wait nor
+  // hold locks that a waiting thread holds; the returned Work completes when the Work from `next` does.
   Work then(std::function<Work()> next);
+  State* state() const { return state_.get(); }
 
  private:
   std::shared_ptr<State> state_;

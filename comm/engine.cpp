@@ -1,0 +1,371 @@
+#include "comm/engine.h"
+
+#include "comm/backoff.h"
+#include "comm/error.h"
+
+#include <algorithm>
+
+namespace trireme {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Which engine this thread polls, and which queue's then() it is running: posts from there must not lock
+// again.
+thread_local const Engine* polling_engine = nullptr;
+thread_local const Queue* running_queue = nullptr;
+
+struct Polling {
+  explicit Polling(const Engine* engine) : before(polling_engine) { polling_engine = engine; }
+  ~Polling() { polling_engine = before; }
+  const Engine* before;
+};
+
+// From this size on, the few microseconds to wake the communication thread do not matter.
+constexpr std::size_t wake_bytes = 512 * 1024;
+// After its last work the communication thread looks for new work this often, for so long; then it sleeps.
+constexpr std::chrono::microseconds tick{500};
+constexpr int ticks_before_sleep = 100;
+
+class Continuation final : public Operation {
+ public:
+  Continuation(std::shared_ptr<Operation> parent, std::function<Work()> next)
+      : parent_(std::move(parent)), next_(std::move(next)) {}
+
+  Step progress() override {
+    if (!parent_->settled()) return Step::blocked;
+    parent_->done();  // throws the parent's error
+    const Queue* before = running_queue;
+    running_queue = queue_.get();
+    try {
+      inner_ = next_();
+    } catch (...) {
+      running_queue = before;
+      throw;
+    }
+    running_queue = before;
+    next_ = nullptr;
+    parent_ = nullptr;
+    return Step::complete;
+  }
+  bool settled() override { return Operation::settled() && (error_ || inner_.done()); }
+  bool done() override { return Operation::done() && inner_.done(); }
+  bool wait_host(std::chrono::milliseconds timeout) override {
+    const auto end = Clock::now() + timeout;
+    if (!Operation::wait_host(timeout)) return false;
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now());
+    return !inner_.state() || inner_.state()->wait_host(std::max(left, std::chrono::milliseconds(0)));
+  }
+  void wait() override {
+    Operation::wait();
+    inner_.wait();
+  }
+
+ private:
+  std::shared_ptr<Operation> parent_;
+  std::function<Work()> next_;
+  Work inner_;
+};
+
+}  // namespace
+
+void Operation::rethrow() const {
+  if (error_) std::rethrow_exception(error_);
+}
+
+bool Operation::done() {
+  if (!finished_.load(std::memory_order_acquire) && !queue_->engine_->polling_here())
+    queue_->engine_->try_progress();
+  if (!finished_.load(std::memory_order_acquire)) return false;
+  rethrow();
+  return true;
+}
+
+bool Operation::wait_until(Deadline deadline) {
+  if (!finished_.load(std::memory_order_acquire) && !queue_->engine_->wait(*this, deadline)) return false;
+  rethrow();
+  return true;
+}
+
+bool Operation::wait_host(std::chrono::milliseconds timeout) { return wait_until(Clock::now() + timeout); }
+
+std::shared_ptr<Work::State> Operation::then(std::function<Work()> next) {
+  auto continuation = std::make_shared<Continuation>(shared_from_this(), std::move(next));
+  queue_->push(continuation, 0);
+  return continuation;
+}
+
+Work Queue::push(std::shared_ptr<Operation> operation, std::size_t bytes) {
+  operation->queue_ = shared_from_this();
+  Work work(operation);
+  const bool behind_others = pending_.fetch_add(1, std::memory_order_acq_rel) > 0;
+  engine_->pending_.fetch_add(1, std::memory_order_acq_rel);
+  if (running_queue == this) {
+    active_.insert(active_.begin() + static_cast<std::ptrdiff_t>(insert_at_++), std::move(operation));
+  } else {
+    {
+      std::lock_guard lock(inbox_mutex_);
+      inbox_.push_back(std::move(operation));
+    }
+    engine_->posted(bytes, behind_others);
+  }
+  return work;
+}
+
+void Queue::finish(Operation& operation, std::exception_ptr error) {
+  operation.error_ = std::move(error);
+  operation.finished_.store(true, std::memory_order_release);
+  pending_.fetch_sub(1, std::memory_order_acq_rel);
+  engine_->pending_.fetch_sub(1, std::memory_order_acq_rel);
+}
+
+// Runs the head, and the next one if that completed. True if anything moved.
+bool Queue::advance() {
+  {
+    std::lock_guard lock(inbox_mutex_);
+    for (auto& operation : inbox_) active_.push_back(std::move(operation));
+    inbox_.clear();
+  }
+  if (active_.empty()) return false;
+  const std::shared_ptr<Operation> head = active_.front();
+  if (!broken_ && engine_->failed_.load(std::memory_order_acquire)) broken_ = engine_->failure_;
+  std::exception_ptr error = broken_;
+  Step step = Step::complete;
+  if (!error) {
+    try {
+      insert_at_ = 1;
+      step = head->progress();
+    } catch (...) {
+      broken_ = error = std::current_exception();
+      step = Step::complete;
+    }
+  }
+  if (step == Step::complete) {
+    active_.pop_front();
+    finish(*head, error);
+  }
+  return step != Step::blocked;
+}
+
+Engine::Engine(Source source, bool crowded) : source_(source), crowded_(crowded) {
+  if (source_ == Source::peers) thread_ = std::thread([this] { run_thread(); });
+}
+
+Engine::~Engine() { stop(); }
+
+void Engine::stop() {
+  stop_ = true;
+  wake();
+  if (thread_.joinable()) thread_.join();
+}
+
+void Engine::add(std::shared_ptr<Queue> queue) {
+  std::lock_guard lock(progress_);
+  queues_.push_back(std::move(queue));
+}
+
+void Engine::retire(Queue& queue) {
+  queue.retired_.store(true, std::memory_order_release);
+  if (!polling_here() && queue.empty()) {
+    std::shared_ptr<Queue> last;  // destroyed after the lock
+    std::lock_guard lock(progress_);
+    const auto it = std::find_if(queues_.begin(), queues_.end(), [&](auto& q) { return q.get() == &queue; });
+    if (it == queues_.end()) return;
+    last = std::move(*it);
+    queues_.erase(it);
+  }
+}
+
+void Engine::fail(std::exception_ptr error) {
+  {
+    std::lock_guard lock(progress_);
+    if (!failure_) failure_ = std::move(error);
+    failed_.store(true, std::memory_order_release);
+  }
+  changed_.notify_all();
+}
+
+void Engine::rethrow_failure() {
+  std::lock_guard lock(progress_);
+  if (failure_) std::rethrow_exception(failure_);
+}
+
+void Engine::close() {
+  std::vector<std::shared_ptr<Queue>> last;  // destroyed after the lock
+  std::lock_guard lock(progress_);
+  while (poll()) {
+  }
+  last.swap(queues_);
+  for (auto& queue : last) queue->active_.clear();
+}
+
+void Engine::changed() { posted(0, false); }
+
+bool Engine::exclusively(std::chrono::milliseconds patience, const std::function<void()>& f) {
+  if (polling_here()) {
+    f();
+    return true;
+  }
+  const auto end = Clock::now() + patience;
+  while (!progress_.try_lock()) {
+    if (Clock::now() >= end) return false;
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+  std::lock_guard lock(progress_, std::adopt_lock);
+  f();
+  return true;
+}
+
+bool Engine::polling_here() const { return polling_engine == this; }
+
+// One round over all heads, with progress_ held.
+bool Engine::poll() {
+  Polling here(this);
+  bool moved = false, retired = false;
+  for (std::size_t i = 0; i < queues_.size(); ++i) {
+    Queue& queue = *queues_[i];
+    if (!queue.empty()) moved |= queue.advance();
+    retired |= queue.retired_.load(std::memory_order_relaxed) && queue.empty();
+  }
+  if (retired)
+    std::erase_if(queues_, [](auto& q) { return q->retired_.load(std::memory_order_acquire) && q->empty(); });
+  return moved;
+}
+
+bool Engine::try_progress() {
+  bool moved = false;
+  {
+    std::unique_lock lock(progress_, std::try_to_lock);
+    if (!lock) return false;
+    while (poll()) moved = true;
+  }
+  if (moved && source_ == Source::posts) changed_.notify_all();
+  return moved;
+}
+
+void Engine::posted(std::size_t bytes, bool behind_others) {
+  posts_.fetch_add(1);
+  if (polling_here()) return;  // this thread's poll sees it
+  if (source_ == Source::posts) {
+    {
+      std::lock_guard lock(progress_);
+      while (poll()) {
+      }
+    }
+    changed_.notify_all();
+    return;
+  }
+  // Small and alone: start it here (its data travels at once); wait() or the next tick finishes it.
+  if (!behind_others && bytes < wake_bytes && progress_.try_lock()) {
+    std::lock_guard lock(progress_, std::adopt_lock);
+    poll();
+    if (pending_.load(std::memory_order_acquire) == 0) return;
+  }
+  if (bytes >= wake_bytes || behind_others || asleep_.load()) wake();
+}
+
+bool Engine::wait(Operation& operation, Operation::Deadline deadline) {
+  if (polling_here())
+    throw CommError("", "wait() on a collective inside then()", "return its Work from the function instead");
+  return source_ == Source::posts ? wait_for_post(operation, deadline) : wait_for_peers(operation, deadline);
+}
+
+bool Engine::wait_for_post(Operation& operation, Operation::Deadline deadline) {
+  std::unique_lock lock(progress_);
+  for (;;) {
+    bool moved = false;
+    while (poll()) moved = true;
+    if (moved) changed_.notify_all();
+    if (operation.finished_.load(std::memory_order_acquire)) return true;
+    const std::uint64_t seen = posts_.load();
+    const auto changed = [&] {
+      return operation.finished_.load(std::memory_order_acquire) || posts_.load() != seen || failed_.load();
+    };
+    if (!deadline) {
+      changed_.wait(lock, changed);
+    } else if (!changed_.wait_until(lock, *deadline, changed)) {
+      return false;
+    }
+  }
+}
+
+bool Engine::wait_for_peers(Operation& operation, Operation::Deadline deadline) {
+  const auto finished = [&] { return operation.finished_.load(std::memory_order_acquire); };
+  waiters_.fetch_add(1);
+  Backoff backoff(crowded_);
+  bool in_time = true;
+  while (!finished() && in_time) {
+    if (progress_.try_lock()) {
+      std::lock_guard lock(progress_, std::adopt_lock);
+      while (!finished()) {
+        if (poll()) {
+          backoff.reset();
+        } else if (!backoff.spin()) {
+          break;
+        }
+      }
+    }
+    if (finished()) break;
+    if (deadline && Clock::now() >= *deadline) in_time = false;
+    if (in_time) backoff.rest();
+  }
+  if (waiters_.fetch_sub(1) == 1 && pending_.load(std::memory_order_acquire) > 0) wake();
+  return in_time;
+}
+
+void Engine::drain() {
+  for (;;) {
+    std::vector<std::shared_ptr<Operation>> last;
+    {
+      std::lock_guard lock(progress_);
+      Polling here(this);
+      for (auto& queue : queues_) {
+        if (!queue->empty()) queue->advance();
+        if (!queue->active_.empty()) last.push_back(queue->active_.back());
+      }
+    }
+    if (last.empty() && pending_.load(std::memory_order_acquire) == 0) return;
+    for (auto& operation : last) operation->wait();
+  }
+}
+
+void Engine::wake() {
+  {
+    std::lock_guard lock(sleep_);
+    woken_ = true;
+  }
+  wake_.notify_one();
+}
+
+void Engine::run_thread() {
+  int idle_ticks = 0;
+  Backoff backoff(true);
+  while (!stop_.load()) {
+    const bool work = pending_.load(std::memory_order_acquire) > 0;
+    if (work && waiters_.load() == 0) {
+      idle_ticks = 0;
+      bool moved = false;
+      if (progress_.try_lock()) {
+        std::lock_guard lock(progress_, std::adopt_lock);
+        while (waiters_.load(std::memory_order_relaxed) == 0 && poll()) moved = true;
+      }
+      if (moved) backoff.reset();
+      if (waiters_.load() == 0 && pending_.load(std::memory_order_acquire) > 0 && !backoff.spin())
+        backoff.rest();
+      continue;
+    }
+    // Nothing to do, or a waiter does it.
+    std::unique_lock lock(sleep_);
+    if (!work && ++idle_ticks > ticks_before_sleep) {
+      asleep_ = true;
+      wake_.wait(lock, [&] { return woken_ || stop_.load() || pending_.load() > 0; });
+      asleep_ = false;
+      idle_ticks = 0;
+    } else {
+      wake_.wait_for(lock, tick, [&] { return woken_ || stop_.load(); });
+    }
+    woken_ = false;
+  }
+}
+
+}  // namespace trireme

@@ -1,0 +1,130 @@
+// Progress of asynchronous collectives. A collective is a small state machine (Operation); a communicator
+// keeps its operations in a Queue and only the head of a queue runs, so order holds within a communicator; an
+// Engine polls the heads of all its queues, so that several communicators progress at once.
+#pragma once
+#include "comm/work.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <exception>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+namespace trireme {
+
+class Engine;
+class Queue;
+
+enum class Step : std::uint8_t { blocked, advanced, complete };
+
+class Operation : public Work::State, public std::enable_shared_from_this<Operation> {
+ public:
+  // One bounded piece of work, never blocking. Called by one thread at a time, only while at the head of the
+  // queue. What it throws becomes the error of this and of every later operation of the queue.
+  virtual Step progress() = 0;
+
+  bool done() override;
+  void wait() override { wait_until(std::nullopt); }
+  bool wait_host(std::chrono::milliseconds timeout) override;
+  std::shared_ptr<State> then(std::function<Work()> next) final;
+  // Has everything this stands for finished? No progress is made.
+  virtual bool settled() { return finished_.load(std::memory_order_acquire); }
+
+  using Deadline = std::optional<std::chrono::steady_clock::time_point>;
+
+ protected:
+  friend class Engine;
+  friend class Queue;
+  virtual bool wait_until(Deadline deadline);
+  void rethrow() const;
+
+  std::shared_ptr<Queue> queue_;
+  std::exception_ptr error_;  // written before finished_
+  std::atomic<bool> finished_{false};
+};
+
+// The operations of one communicator, first in, first out.
+class Queue : public std::enable_shared_from_this<Queue> {
+ public:
+  explicit Queue(std::shared_ptr<Engine> engine) : engine_(std::move(engine)) {}
+  virtual ~Queue() = default;
+
+  // Any thread. `bytes` says how much work it is: a large operation wakes the communication thread at once.
+  // Inside a then() of this queue it is placed right behind, so that the order is the same on every rank.
+  Work push(std::shared_ptr<Operation> operation, std::size_t bytes);
+  bool empty() const { return pending_.load(std::memory_order_acquire) == 0; }
+  Engine& engine() const { return *engine_; }
+
+ private:
+  friend class Engine;
+  friend class Operation;
+  bool advance();
+  void finish(Operation& operation, std::exception_ptr error);
+
+  std::shared_ptr<Engine> engine_;
+  std::mutex inbox_mutex_;
+  std::vector<std::shared_ptr<Operation>> inbox_;
+  std::deque<std::shared_ptr<Operation>> active_;  // touched only by the thread that polls
+  std::size_t insert_at_ = 0;                      // where a running then() places what it posts
+  std::atomic<std::size_t> pending_{0};
+  std::atomic<bool> retired_{false};
+  std::exception_ptr broken_;
+};
+
+class Engine {
+ public:
+  // posts: operations can only advance when this process posts one (loopback): waiters sleep.
+  // peers: other processes advance them: waiters poll, and a communication thread polls while nobody waits.
+  enum class Source : std::uint8_t { posts, peers };
+  // `crowded`: more ranks than cores on this node; waiting then gives up its core sooner.
+  explicit Engine(Source source, bool crowded = false);
+  ~Engine();
+
+  void add(std::shared_ptr<Queue> queue);
+  // The communicator is gone: forget the queue once its last operation is complete.
+  void retire(Queue& queue);
+  void drain();  // waits until every operation of every queue is complete; throws the first error
+  void stop();   // ends the communication thread; waiters still make progress
+  // Fails everything posted and everything to come (loopback: another rank threw).
+  void fail(std::exception_ptr error);
+  void rethrow_failure();
+  void close();    // forgets all queues after a last round; nothing may be posted after it
+  void changed();  // something outside the queues changed: waiters look again
+  // Runs `f` while no other thread polls; false if that took longer than `patience`.
+  bool exclusively(std::chrono::milliseconds patience, const std::function<void()>& f);
+
+ private:
+  friend class Operation;
+  friend class Queue;
+  bool polling_here() const;
+  bool poll();
+  bool try_progress();
+  bool wait(Operation& operation, Operation::Deadline deadline);
+  bool wait_for_post(Operation& operation, Operation::Deadline deadline);
+  bool wait_for_peers(Operation& operation, Operation::Deadline deadline);
+  void posted(std::size_t bytes, bool behind_others);
+  void run_thread();
+  void wake();
+
+  const Source source_;
+  const bool crowded_;
+  std::mutex progress_;  // held by the thread that polls
+  std::vector<std::shared_ptr<Queue>> queues_;
+  std::exception_ptr failure_;
+  std::condition_variable changed_;  // with progress_; Source::posts only
+  std::atomic<std::uint64_t> posts_{0};
+  std::atomic<std::size_t> pending_{0};
+  std::atomic<int> waiters_{0};
+  std::atomic<bool> failed_{false};
+
+  std::mutex sleep_;
+  std::condition_variable wake_;
+  bool woken_ = false;  // with sleep_
+  std::atomic<bool> asleep_{false}, stop_{false};
+  std::thread thread_;
+};
+
+}  // namespace trireme
