@@ -1,8 +1,9 @@
 // Checkpoints: ckpt/step_%08d/{manifest.json, rank_%05d.h5}. Either complete or not there.
 //
-// Commit protocol: every rank writes its file into step_%08d.tmp-*, closes and fsyncs it; rank 0 writes the manifest
-// (format_version, world size, bucket layout, each file's size and CRC32C, each tensor's name, shape, dtype, CRC32C),
-// fsyncs, renames the folder and fsyncs its parent. Loading takes the newest complete one and removes leftovers.
+// Commit protocol: every rank writes its file into step_%08d.tmp-*, closes and fsyncs it; rank 0 writes the
+// manifest (format_version, world size, bucket layout, each file's size and CRC32C, each tensor's name,
+// shape, dtype, CRC32C), fsyncs, renames the folder and fsyncs its parent. Loading takes the newest complete
+// one and removes leftovers.
 #pragma once
 #include "comm/archive.h"
 #include "comm/communicator.h"
@@ -35,19 +36,28 @@ class Snapshot {
   void restore(const std::function<void(Archive&)>& state) const;
 };
 
+class FileIo;
+
+// All methods are collective and belong to the training thread; a thread of its own does file I/O only. An
+// error on one rank is thrown on all, with that rank's message.
 class Checkpoints {
  public:
-  // dir: the run's ckpt folder. keep: newest checkpoints kept besides `best` ones (at least 1).
+  // dir: the run's ckpt folder, seen by all ranks. keep: newest checkpoints kept (at least 1), besides the
+  // last `best`.
   Checkpoints(std::string dir, int keep, Communicator& comm);
-  ~Checkpoints();  // waits for a write in flight
+  Checkpoints(std::string dir, int keep, Communicator& comm, FileIo& io);  // for tests
+  ~Checkpoints();                                                          // waits for a write in flight
 
-  // Collective. The newest complete checkpoint's step; removes leftovers of interrupted writes (rank 0).
+  // The newest complete checkpoint's step; removes leftovers of interrupted writes (rank 0).
   std::optional<std::int64_t> latest();
-  // Collective. Verifies sizes and CRCs; throws DataError naming the file. Another world size is legal.
+  // Verifies sizes and CRCs; throws DataError naming the file. Another world size is legal: `replicated`
+  // entries come from rank 0, `rows` are put together from all ranks, `per_rank` ones are absent.
   Snapshot load(std::int64_t step);
-  // Collective: begins writing in the background; the previous write must be complete (finish() is called first).
+  // Begins writing in the background, after finish() of the previous write. manifest_extra_json: an object
+  // ("{}").
   void save(std::int64_t step, Snapshot snapshot, const std::string& manifest_extra_json, bool best = false);
-  // Collective: waits for the write in flight and commits it. Errors (disk full, read-only) are thrown here on all ranks.
+  // Waits for the write in flight and commits it. Errors (disk full, read-only) are thrown here; they leave
+  // the checkpoints before this one untouched, and none under this step's name.
   void finish();
 
  private:

@@ -1,0 +1,30 @@
+// Failures of one rank made known to all, so that every rank throws and none is left waiting in a collective.
+#pragma once
+#include "comm/communicator.h"
+#include "comm/error.h"
+
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace trireme {
+
+struct Failure {
+  ExitCode code = ExitCode::bug;
+  std::string what;
+};
+
+// Runs local work (no collectives) and returns what it threw.
+std::optional<Failure> attempt(const std::function<void()>& work);
+[[noreturn]] void raise(const Failure&);
+
+// Collective. The failure of the lowest failed rank, the same on all ranks; none if no rank failed.
+std::optional<Failure> shared_failure(Communicator&, const std::optional<Failure>& mine);
+// Collective. Throws it.
+void agree(Communicator&, const std::optional<Failure>& mine);
+
+// Collective. Rank 0 gets the texts of all ranks in rank order, each ended by a newline; the others an empty
+// one.
+std::string gather_text(Communicator&, const std::string& mine);
+
+}  // namespace trireme
