@@ -82,7 +82,8 @@ class Config {
   // "file:line:col: data.path", to begin an error about that value (a file it names is missing, ...).
   std::string place(std::string_view dotted_key) const;
   // Reads every key of the schema `visit(fields)` into its variables; a key of the file that the schema lacks
-  // is an error with the nearest known name. A default that the schema itself refuses is an Error (bug).
+  // is an error with the nearest known name. On an error
+  // the variables are half read. A default that the schema itself refuses is an Error (bug).
   void read(const std::function<void(Fields&)>& visit) const;
   // The resolved YAML in schema order; with `origins`, each line ends in "# file:line", "# command line" or
   // "# default".
@@ -99,7 +100,7 @@ class Config {
 
 // Dotted keys whose values differ between two resolved configs, those marked resume_may_change left out.
 // A key absent from both is compared by the value its variable holds, so let `visit` show a fresh schema.
-// Like print, config_hash and document, this leaves the variables as they were.
+// Like print, config_hash and document, this puts the variables back as they were.
 std::vector<std::string> differing_keys(const Config& a, const Config& b,
                                         const std::function<void(Fields&)>& visit);
 // 64-bit hash of all values that may not change on resume; equal on all ranks of a sane job.

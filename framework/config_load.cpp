@@ -3,6 +3,7 @@
 #include "framework/config_tree.h"
 
 #include <algorithm>
+#include <cctype>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
@@ -170,7 +171,7 @@ void merge(Node& base, Node over, const std::string& path) {
 
 Node load_tree(const std::string& path, const std::vector<std::string>& overrides) {
   Loader loader;
-  const std::string text = read_file(path, path, "");
+  const std::string text = read_file(path, path.empty() ? "config file ''" : path, "");
   std::error_code ec;
   loader.open.push_back(fs::weakly_canonical(path, ec));
   Node root = read_extending(text, path, loader);

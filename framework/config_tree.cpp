@@ -152,6 +152,7 @@ class Builder : public YAML::EventHandler {
   }
   void set_key(const YAML::Mark& mark, const std::string& key) {
     Frame& frame = frames_.back();
+    if (key.empty()) fail(mark, "an empty key", "write key: value");
     if (key == "<<")
       fail(mark, "merge keys (<<) are not supported", "use extends: FILE, or an alias as a value");
     const auto [seen, fresh] = frame.lines.emplace(key, mark.line + 1);

@@ -3,8 +3,10 @@
 #include "comm/error.h"
 #include "framework/registry.h"
 
+#include <bit>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <random>
@@ -140,6 +142,14 @@ TEST(Config, BlockTextsAnchorsAndByteOrderMark) {
   EXPECT_EQ(r.tags, (std::vector<std::string>{"3", "4"}));
 }
 
+TEST(Config, WindowsLineEndings) {
+  const Settings r = resolve("steps: 3\r\nmodel:\r\n  width: 8\r\nnote: a\r\n");
+  EXPECT_EQ(r.model.width, 8);
+  EXPECT_EQ(r.note, "a");
+  EXPECT_EQ(refused("steps: 3\r\nmodel:\r\n  widht: 8\r\n"),
+            "t.yaml:3:3: model.widht: unknown key; did you mean width?");
+}
+
 TEST(Config, StringAtAndPlace) {
   const Config c = Config::parse("recipe: dlrm\noutput:\n  dir: runs/x\ntags: [a]\n", "t.yaml", {"seed=3"});
   EXPECT_EQ(c.string_at("recipe"), "dlrm");
@@ -245,6 +255,7 @@ const Mistake kMistakes[] = {
      "t.yaml:2:1: a second document starts here; a config is one document: remove the --- or ... line"},
     {"? [a, b]\n: 3\n",
      "t.yaml:1:3: a list or mapping as a key; close every [ and {, or quote the text: keys are plain text"},
+    {"'': 4\n", "t.yaml:1:1: an empty key; write key: value"},
     {"steps: 3\n: 4\n", "t.yaml:2:1: a key is missing before the colon; write key: value"},
     {"model: &m {width: 8}\n*m : 3\n", "t.yaml:2:1: an alias as a key; write the key as text"},
     {"steps: !!int 3\n",
