@@ -82,8 +82,8 @@ class Config {
   // "file:line:col: data.path", to begin an error about that value (a file it names is missing, ...).
   std::string place(std::string_view dotted_key) const;
   // Reads every key of the schema `visit(fields)` into its variables; a key of the file that the schema lacks
-  // is an error with the nearest known name. On an error
-  // the variables are half read. A default that the schema itself refuses is an Error (bug).
+  // is an error with the nearest known name. On an error the variables are half read.
+  // A default that the schema itself refuses is an Error (bug).
   void read(const std::function<void(Fields&)>& visit) const;
   // The resolved YAML in schema order; with `origins`, each line ends in "# file:line", "# command line" or
   // "# default".
