@@ -1,0 +1,99 @@
+// The course of every shared-memory collective: arrive, then one of three ways that all ranks choose alike:
+//   small   the data came with the arrivals; the result is computed from there;
+//   direct  every rank's buffer lies in the same SharedRegion: work on the peers' memory;
+//   staged  rounds through the staging rings.
+#pragma once
+#include "comm/mpi_group.h"
+
+namespace trireme {
+
+class ShmOperation : public Operation {
+ public:
+  Step progress() final;
+
+ protected:
+  ShmOperation(MpiGroup& group, Collective kind, DType dtype, Op op, int root, std::size_t count);
+
+  // The buffer that the direct way needs in shared memory; set by the constructor of the operation.
+  void share(const void* data, std::size_t bytes);
+  virtual bool small() const = 0;  // equal on all ranks; before arrival: does this rank publish its payload?
+  virtual void publish(Arrival& mine) = 0;
+  virtual void arrived() {}  // everybody's arrival is readable, also below
+  virtual void finish_small() = 0;
+
+  virtual bool can_go_direct() const { return true; }
+  virtual Step direct() = 0;  // complete when this rank may go on
+
+  // Staged rounds. copy_in(k) fills this rank's ring; once all have, combine(k) reads the peers' rings. With
+  // `two_phases`, combine() leaves results in the ring, and once all have, copy_out(k) reads those.
+  // copy_in runs one round ahead and copy_out one behind, so that nobody waits for a peer at equal speed. A
+  // rank fills round k+1 after it saw all peers fill k-1, which each did after its copy_out(k-4): five
+  // buffers suffice.
+  virtual std::uint64_t round_count() const = 0;
+  virtual void copy_in(std::uint64_t round) = 0;
+  virtual void combine(std::uint64_t round) = 0;
+  virtual void copy_out(std::uint64_t) {}
+  bool two_phases = false;
+
+  int rank() const { return g.me.rank; }
+  int size() const { return g.me.size; }
+  Arrival& arrival(int r) const { return c.arrival(r, seq_); }
+  std::uint32_t tag() const { return static_cast<std::uint32_t>(seq_); }
+  // A peer's shared buffer (direct only).
+  std::byte* shared(int r) const { return region_->part(r) + offsets_[static_cast<std::size_t>(r)]; }
+  // This rank's piece for `to` in its ring, or the piece of `from` for `to`.
+  std::byte* staged(int from, int to, std::uint64_t round) const {
+    return c.staging(from, round) + static_cast<std::size_t>(to) * c.part_bytes();
+  }
+  bool all_reached(ShmChannel::Progress which, std::uint64_t value);
+  void reach(ShmChannel::Progress which, std::uint64_t value) {
+    c.progress(rank(), which).store(value, std::memory_order_release);
+  }
+  bool all_finished() { return all_reached(ShmChannel::finished, seq_); }
+  void finish() { reach(ShmChannel::finished, seq_); }
+  template <class F>
+  void peers(F&& f) const {
+    for (int i = 1; i < size(); ++i) f((rank() + i) % size());
+  }
+
+  MpiGroup& g;
+  ShmChannel& c;
+
+ private:
+  void arrive();
+  void compare(const Arrival& theirs, int r) const;
+  Step staged_round();
+
+  enum class Phase { start, arriving, direct, staged } phase_ = Phase::start;
+  const Collective kind_;
+  const DType dtype_;
+  const std::uint64_t signature_, count_;
+  std::uint64_t seq_ = 0;
+  int seen_ = 0;  // ranks already found where all_reached or arrival waits for them
+  std::shared_ptr<SharedRegion> region_;
+  std::uint64_t offset_ = 0;
+  std::vector<std::uint64_t> offsets_;
+  std::uint64_t round_ = 0, rounds_ = 0, base_ = 0;
+  enum class Stage { fill, combine, empty } stage_ = Stage::fill;
+};
+
+// Copies done a bounded piece at a time.
+class CopyList {
+ public:
+  void add(void* to, const void* from, std::size_t bytes) {
+    if (bytes > 0 && to != from) copies_.push_back({at(to, 0), at(from, 0), bytes});
+  }
+  bool empty() const { return next_ == copies_.size(); }
+  void step();
+
+ private:
+  struct Copy {
+    std::byte* to;
+    const std::byte* from;
+    std::size_t bytes;
+  };
+  std::vector<Copy> copies_;
+  std::size_t next_ = 0;
+};
+
+}  // namespace trireme
