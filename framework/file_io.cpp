@@ -86,6 +86,15 @@ int open_file(FileIo& io, const std::string& path, int flags, const char* doing)
   return fd;
 }
 
+void write_all(FileIo& io, int fd, const std::string& path, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const std::size_t piece = std::min<std::size_t>(bytes.size(), 64 << 20);
+    const ssize_t n = again_if_interrupted([&] { return io.write(fd, bytes.data(), piece); });
+    if (n <= 0) fail(path, "write", n == 0 ? ENOSPC : int(-n));
+    bytes = bytes.subspan(std::size_t(n));
+  }
+}
+
 }  // namespace
 
 FileIo& system_io() {
@@ -95,12 +104,7 @@ FileIo& system_io() {
 
 void write_durably(FileIo& io, const std::string& path, std::span<const std::byte> bytes) {
   Descriptor file{io, open_file(io, path, O_WRONLY | O_CREAT | O_TRUNC, "create")};
-  while (!bytes.empty()) {
-    const std::size_t piece = std::min<std::size_t>(bytes.size(), 64 << 20);
-    const ssize_t n = again_if_interrupted([&] { return io.write(file.fd, bytes.data(), piece); });
-    if (n <= 0) fail(path, "write", n == 0 ? ENOSPC : int(-n));
-    bytes = bytes.subspan(std::size_t(n));
-  }
+  write_all(io, file.fd, path, bytes);
   const int status = again_if_interrupted([&] { return io.fsync(file.fd); });
   if (status < 0) fail(path, "sync", -status);
   file.close(path);
@@ -108,6 +112,14 @@ void write_durably(FileIo& io, const std::string& path, std::span<const std::byt
 
 void write_durably(FileIo& io, const std::string& path, std::string_view text) {
   write_durably(io, path, std::as_bytes(std::span(text)));
+}
+
+void replace_durably(FileIo& io, const std::string& path, std::string_view text) {
+  const std::string temporary = path + ".tmp-" + std::to_string(getpid());
+  write_durably(io, temporary, text);
+  rename_path(io, temporary, path);
+  const auto slash = path.find_last_of('/');
+  sync_folder(io, slash == path.npos ? "." : path.substr(0, slash + 1));
 }
 
 std::vector<std::byte> read_whole(FileIo& io, const std::string& path, std::size_t max_bytes) {
@@ -164,6 +176,22 @@ bool remove_folder(FileIo& io, const std::string& path) noexcept {
   } catch (...) {  // out of memory: the next start removes it
     return false;
   }
+}
+
+AppendFile::AppendFile(const std::string& path, int extra_flags)
+    : path_(path), fd_(open_file(system_io(), path, O_WRONLY | O_CREAT | O_APPEND | extra_flags, "open")) {}
+
+AppendFile::~AppendFile() {
+  if (fd_ >= 0) system_io().close(fd_);
+}
+
+void AppendFile::write(std::string_view text) {
+  write_all(system_io(), fd_, path_, std::as_bytes(std::span(text)));
+}
+
+void AppendFile::sync() {
+  const int status = again_if_interrupted([&] { return system_io().fsync(fd_); });
+  if (status < 0 && status != -EINVAL) fail(path_, "sync", -status);  // EINVAL: a pipe or a terminal
 }
 
 }  // namespace trireme

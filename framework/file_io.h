@@ -37,7 +37,25 @@ std::vector<std::byte> read_whole(FileIo&, const std::string& path, std::size_t 
 void sync_folder(FileIo&, const std::string& path);
 void make_folder(FileIo&, const std::string& path);  // and the missing ones above it; fine if it is there
 void rename_path(FileIo&, const std::string& from, const std::string& to);
+// Replaces a file whole or not at all, durably.
+void replace_durably(FileIo&, const std::string& path, std::string_view text);
 // A folder that holds only files; false if something could not be removed.
 bool remove_folder(FileIo&, const std::string& path) noexcept;
+
+// A log that grows at its end. What write() took is with the kernel: it survives the process, sync() the
+// machine.
+class AppendFile {
+ public:
+  explicit AppendFile(const std::string& path, int extra_flags = 0);
+  AppendFile(AppendFile&& o) noexcept : path_(std::move(o.path_)), fd_(o.fd_) { o.fd_ = -1; }
+  AppendFile& operator=(AppendFile&&) = delete;
+  ~AppendFile();
+  void write(std::string_view text);
+  void sync();
+
+ private:
+  std::string path_;
+  int fd_;
+};
 
 }  // namespace trireme

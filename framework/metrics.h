@@ -18,15 +18,17 @@ struct Record {
 
 class Metrics {
  public:
-  // Opens the run folder for appending; lines with step > last_step (a step that a resumed run will redo) are dropped.
-  // total_steps: for the ETA. terminal: progress bar with ETA on stderr, else plain lines on stdout.
-  Metrics(const std::string& run_dir, std::int64_t last_step, std::int64_t total_steps, bool terminal);
+  // Opens the run folder for appending; lines with step > last_step (a step that a resumed run will redo) are
+  // dropped. total_steps: for the ETA. terminal: progress bar with ETA on stderr, else plain lines on stdout;
+  // evaluations are always a line. unit: what samples_per_s counts ("pairs").
+  Metrics(const std::string& run_dir, std::int64_t last_step, std::int64_t total_steps, bool terminal,
+          const std::string& unit = "samples");
   Metrics();  // does nothing
   ~Metrics();
   Metrics(Metrics&&) noexcept;
   Metrics& operator=(Metrics&&) noexcept;
 
-  // JSONL, TensorBoard and console line. Flushed to the kernel before it returns.
+  // JSONL, TensorBoard and console line. With the kernel before it returns. Throws DataError (disk full).
   void log(const Record&);
   // Moves the progress bar; cheap enough for every step (drawn at most 10 times a second).
   void progress(std::int64_t step, double loss);
