@@ -1,0 +1,75 @@
+#include "framework/context.h"
+
+#include "comm/error.h"
+#include "framework/optimizer.h"
+#include "framework/reducer.h"
+#include "framework/trace.h"
+
+#include <ATen/autocast_mode.h>
+
+#include <set>
+
+namespace trireme {
+namespace {
+
+at::Device pick_device(const std::string& wanted, int rank) {
+  const bool cuda = at::hasCUDA() && at::globalContext().hasCUDA();
+  if (wanted == "cuda" && !cuda)
+    throw UsageError("device", "cuda is asked for but there is no usable GPU or this build has no CUDA",
+                     "use device=cpu, or build with the cuda preset");
+  if (wanted == "cpu" || !cuda) return at::Device(at::kCPU);
+  return at::Device(at::kCUDA, c10::DeviceIndex(rank % at::detail::getCUDAHooks().deviceCount()));
+}
+
+}  // namespace
+
+Context::Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names)
+    : world_(world), config_(config) {
+  std::set<std::string> sorted(names.begin(), names.end());
+  sorted.insert({"control", "grad"});
+  for (const auto& name : sorted) comms_[name] = world.split(0, world.rank());
+}
+
+Context::~Context() = default;
+
+Communicator& Context::comm(std::string_view name) {
+  if (name == "world") return world_;
+  const auto found = comms_.find(name);
+  if (found == comms_.end()) throw Error(ExitCode::bug, "communicator " + std::string(name), "was never declared");
+  return *found->second;
+}
+
+at::Device Context::device() const { return pick_device(config_.device, world_.rank()); }
+at::ScalarType Context::param_type() const { return config_.precision == "f64" ? at::kDouble : at::kFloat; }
+bool Context::autocast() const { return config_.precision == "bf16" || config_.precision == "fp16"; }
+
+void Context::backward(std::span<const at::Tensor> roots, std::span<const at::Tensor> grads, bool last) {
+  forward_end_ns_ = forward_end_ns_ ? forward_end_ns_ : Trace::now_ns();
+  const auto begin = Trace::now_ns();
+  std::vector<at::Tensor> r(roots.begin(), roots.end()), g(grads.begin(), grads.end());
+  const double share = recipe_ && recipe_->whole_batch() ? 1.0 : 1.0 / double(config_.accumulate);
+  if (g.empty())
+    for (const auto& x : r) g.push_back(at::ones_like(x));
+  for (auto& x : g) {
+    if (share != 1) x = x * share;
+    if (scale_.defined()) x = x * scale_.to(x.scalar_type());
+  }
+  if (reducer_) reducer_->arm(last && last_micro_batch_);
+  // Backward of an autocast forward runs in the types the forward chose, without autocast.
+  const auto type = device().type();
+  const bool was = at::autocast::is_autocast_enabled(type);
+  at::autocast::set_autocast_enabled(type, false);
+  torch::autograd::backward(r, g);
+  at::autocast::set_autocast_enabled(type, was);
+  backward_ns_ += Trace::now_ns() - begin;
+}
+
+void Context::step_optimizers(const Step& s) {
+  optimizer_->step([&](std::string_view group) { return recipe_->group(group, s, *this); }, scale_total_, skip_);
+}
+
+void Context::message(std::string_view line) {
+  if (world_.rank() == 0 && on_message) on_message(line);
+}
+
+}  // namespace trireme

@@ -1,0 +1,62 @@
+// What a recipe sees of the run while it trains. One per rank, used from the training thread.
+#pragma once
+#include "framework/recipe.h"
+#include "framework/train_config.h"
+
+#include <functional>
+#include <memory>
+#include <span>
+
+namespace trireme {
+
+class Reducer;
+class Optimizer;
+
+class Context {
+ public:
+  // Collective: makes the named communicators "control", "grad" and `names` in sorted order.
+  Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names = {});
+  ~Context();
+
+  Communicator& comm(std::string_view name = "world");
+  int rank() const { return world_.rank(); }
+  int size() const { return world_.size(); }
+  const TrainConfig& config() const { return config_; }
+  at::Device device() const;
+  at::ScalarType param_type() const;  // f64 when precision is f64, else f32
+  // bf16 or fp16 compute: forward runs under autocast, and fused f32/f64 kernels must not be used.
+  bool autocast() const;
+
+  // The step being taken.
+  Step now;
+  std::int64_t steps_per_epoch = 1;
+  std::int64_t accumulate() const { return config_.accumulate; }
+
+  // Gradients of sum(roots[i] * grads[i]) into the parameters (grads empty: ones). Multiplies by the loss scale of
+  // fp16. Buckets are launched only in the call with `last`.
+  void backward(std::span<const at::Tensor> roots, std::span<const at::Tensor> grads = {}, bool last = true);
+  void step_optimizers(const Step& s);
+
+  // A metric of this step for the next log line: a scalar equal on all ranks.
+  void log(std::string_view name, double value) { logged_[std::string(name)] = value; }
+  // A line for the user, from rank 0.
+  void message(std::string_view line);
+  std::function<void(std::string_view)> on_message;
+
+ private:
+  friend class Session;
+  Communicator& world_;
+  const TrainConfig& config_;
+  std::map<std::string, std::unique_ptr<Communicator>, std::less<>> comms_;
+  std::map<std::string, double> logged_;
+  const Recipe* recipe_ = nullptr;
+  Reducer* reducer_ = nullptr;
+  Optimizer* optimizer_ = nullptr;
+  at::Tensor scale_;        // f32 scalar: loss scale (fp16 only)
+  at::Tensor scale_total_;  // what gradients are divided by: loss scale and clipping
+  at::Tensor skip_;         // f32 scalar: 1 = skip this update
+  bool last_micro_batch_ = true;
+  std::int64_t forward_end_ns_ = 0, backward_ns_ = 0;
+};
+
+}  // namespace trireme

@@ -1,0 +1,229 @@
+#include "framework/nn/fused_block.h"
+
+#include "framework/kernels/attention.h"
+#include "framework/kernels/layer_norm.h"
+#include "framework/reducer.h"
+
+namespace trireme::nn {
+namespace {
+
+using kernels::Activation;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+constexpr double eps = 1e-5;
+
+std::span<const std::int64_t> i64(const at::Tensor& t) {
+  return {t.const_data_ptr<std::int64_t>(), std::size_t(t.numel())};
+}
+
+// dy^T x, into the reducer's memory if it wants it there.
+at::Tensor weight_gradient(const at::Tensor& weight, const at::Tensor& dy, const at::Tensor& x) {
+  at::Tensor dw = gradient_destination(weight);
+  if (!dw.defined()) return at::mm(dy.t(), x);
+  at::mm_out(dw, dy.t(), x);
+  return dw;
+}
+
+at::Tensor vector_like(const at::Tensor& param) {
+  at::Tensor g = gradient_destination(param);
+  return g.defined() ? g : at::empty_like(param);
+}
+
+template <class T>
+struct Norm {
+  at::Tensor mean, rstd;
+
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) {
+    const auto n = x.size(0);
+    mean = at::empty({n}, x.options());
+    rstd = at::empty({n}, x.options());
+    at::Tensor y = at::empty_like(x);
+    kernels::layer_norm<T>(ptr(x), ptr(w), ptr(b), eps, out(y), out(mean), out(rstd), n, x.size(1));
+    return y;
+  }
+  at::Tensor again(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) const {
+    at::Tensor y = at::empty_like(x);
+    kernels::layer_norm_again<T>(ptr(x), ptr(w), ptr(b), ptr(mean), ptr(rstd), out(y), x.size(0), x.size(1));
+    return y;
+  }
+  // In place of dy; adds `residual` when it is there.
+  at::Tensor backward(at::Tensor dy, const at::Tensor& x, const at::Tensor& w, const at::Tensor& residual, at::Tensor& dw,
+                      at::Tensor& db) const {
+    kernels::layer_norm_backward<T>(ptr(dy), ptr(x), ptr(w), ptr(mean), ptr(rstd),
+                                    residual.defined() ? ptr(residual) : nullptr, out(dy), out(dw), out(db), x.size(0),
+                                    x.size(1));
+    return dy;
+  }
+
+  static const T* ptr(const at::Tensor& t) { return t.const_data_ptr<T>(); }
+  static T* out(at::Tensor& t) { return t.mutable_data_ptr<T>(); }
+};
+
+struct Block : torch::autograd::Function<Block> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& ln1_w, const at::Tensor& ln1_b,
+                            const at::Tensor& qkv_w, const at::Tensor& qkv_b, const at::Tensor& out_w,
+                            const at::Tensor& out_b, const at::Tensor& ln2_w, const at::Tensor& ln2_b,
+                            const at::Tensor& fc_w, const at::Tensor& fc_b, const at::Tensor& proj_w,
+                            const at::Tensor& proj_b, const at::Tensor& offsets, const at::Tensor& pool,
+                            std::int64_t heads, std::int64_t activation, bool causal) {
+    const BlockParameters p{ln1_w, ln1_b, qkv_w, qkv_b, out_w, out_b, ln2_w, ln2_b, fc_w, fc_b, proj_w, proj_b};
+    ctx->saved_data["heads"] = heads;
+    ctx->saved_data["activation"] = activation;
+    ctx->saved_data["causal"] = causal;
+    return x.scalar_type() == at::kDouble ? run<double>(ctx, x.contiguous(), p, offsets, pool)
+                                          : run<float>(ctx, x.contiguous(), p, offsets, pool);
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list dy) {
+    return dy[0].scalar_type() == at::kDouble ? back<double>(ctx, dy[0].contiguous())
+                                              : back<float>(ctx, dy[0].contiguous());
+  }
+
+ private:
+  // Projections and who attends to whom. Pooled: one query a sequence.
+  template <class T>
+  struct Attention {
+    at::Tensor q, kv;  // rows of width w (or 3w, packed) and 2w
+    std::vector<std::int64_t> q_offsets;
+    kernels::AttentionShape shape;
+    kernels::Rows<const T> qr, kr, vr;
+  };
+
+  template <class T>
+  static Attention<T> attention_of(AutogradContext* ctx, const at::Tensor& q, const at::Tensor& kv,
+                                   const at::Tensor& offsets, bool pooled, std::int64_t w) {
+    Attention<T> a{q, kv, {}, {}, {}, {}, {}};
+    a.shape.k_offsets = i64(offsets);
+    a.shape.heads = ctx->saved_data["heads"].toInt();
+    a.shape.head_dim = w / a.shape.heads;
+    if (pooled) {
+      a.q_offsets.resize(offsets.numel());
+      for (std::size_t i = 0; i < a.q_offsets.size(); ++i) a.q_offsets[i] = std::int64_t(i);
+      a.shape.q_offsets = a.q_offsets;
+      a.qr = {q.const_data_ptr<T>(), w};
+      a.kr = {kv.const_data_ptr<T>(), 2 * w};
+      a.vr = {kv.const_data_ptr<T>() + w, 2 * w};
+    } else {
+      a.shape.q_offsets = a.shape.k_offsets;
+      a.shape.causal = ctx->saved_data["causal"].toBool();
+      const T* base = q.const_data_ptr<T>();
+      a.qr = {base, 3 * w};
+      a.kr = {base + w, 3 * w};
+      a.vr = {base + 2 * w, 3 * w};
+    }
+    return a;
+  }
+
+  template <class T>
+  static at::Tensor run(AutogradContext* ctx, const at::Tensor& x, const BlockParameters& p, const at::Tensor& offsets,
+                        const at::Tensor& pool) {
+    const auto w = x.size(1);
+    const bool pooled = pool.defined();
+    Norm<T> ln1, ln2;
+    const at::Tensor h = ln1.forward(x, p.ln1_w, p.ln1_b);
+    at::Tensor q, kv, residual = x;
+    if (pooled) {
+      q = at::addmm(p.qkv_b.narrow(0, 0, w), h.index_select(0, pool), p.qkv_w.narrow(0, 0, w).t());
+      kv = at::addmm(p.qkv_b.narrow(0, w, 2 * w), h, p.qkv_w.narrow(0, w, 2 * w).t());
+      residual = x.index_select(0, pool);
+    } else {
+      q = at::addmm(p.qkv_b, h, p.qkv_w.t());
+    }
+    const auto a = attention_of<T>(ctx, q, kv, offsets, pooled, w);
+    const auto rows = residual.size(0);
+    at::Tensor mixed = at::empty({rows, w}, x.options());
+    kernels::attention<T>(a.shape, a.qr, a.kr, a.vr, {mixed.mutable_data_ptr<T>(), w});
+
+    at::Tensor y = at::mm(mixed, p.out_w.t());
+    kernels::bias_residual<T>(residual.const_data_ptr<T>(), p.out_b.const_data_ptr<T>(), y.mutable_data_ptr<T>(), rows, w);
+    at::Tensor z = at::mm(ln2.forward(y, p.ln2_w, p.ln2_b), p.fc_w.t());
+    at::Tensor act = at::empty_like(z);
+    kernels::bias_activation<T>(Activation(ctx->saved_data["activation"].toInt()), z.mutable_data_ptr<T>(),
+                                p.fc_b.const_data_ptr<T>(), act.mutable_data_ptr<T>(), rows, z.size(1));
+    at::Tensor out = at::mm(act, p.proj_w.t());
+    kernels::bias_residual<T>(y.const_data_ptr<T>(), p.proj_b.const_data_ptr<T>(), out.mutable_data_ptr<T>(), rows, w);
+
+    ctx->save_for_backward({x, p.ln1_w, p.ln1_b, p.qkv_w, p.qkv_b, p.out_w, p.out_b, p.ln2_w, p.ln2_b, p.fc_w, p.fc_b,
+                            p.proj_w, p.proj_b, offsets, pool, ln1.mean, ln1.rstd, ln2.mean, ln2.rstd, q, kv, mixed, y, z});
+    return out;
+  }
+
+  template <class T>
+  static variable_list back(AutogradContext* ctx, const at::Tensor& dout) {
+    const auto s = ctx->get_saved_variables();
+    const at::Tensor& x = s[0];
+    const BlockParameters p{s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12]};
+    const at::Tensor &offsets = s[13], &pool = s[14], &q = s[19], &kv = s[20], &mixed = s[21], &y = s[22], &z = s[23];
+    const Norm<T> ln1{s[15], s[16]}, ln2{s[17], s[18]};
+    const bool pooled = pool.defined();
+    const auto w = x.size(1), rows = y.size(0);
+    BlockParameters d;
+
+    // MLP.
+    at::Tensor dz = at::mm(dout, p.proj_w), act = at::empty_like(z);
+    d.fc_b = vector_like(p.fc_b);
+    kernels::activation_backward<T>(Activation(ctx->saved_data["activation"].toInt()), z.const_data_ptr<T>(),
+                                    dz.mutable_data_ptr<T>(), act.mutable_data_ptr<T>(), d.fc_b.mutable_data_ptr<T>(),
+                                    rows, z.size(1));
+    d.proj_w = weight_gradient(p.proj_w, dout, act);
+    d.proj_b = vector_like(p.proj_b);
+    kernels::column_sums<T>(dout.const_data_ptr<T>(), d.proj_b.mutable_data_ptr<T>(), rows, w);
+    d.fc_w = weight_gradient(p.fc_w, dz, ln2.again(y, p.ln2_w, p.ln2_b));
+    d.ln2_w = vector_like(p.ln2_w);
+    d.ln2_b = vector_like(p.ln2_b);
+    const at::Tensor dy = ln2.backward(at::mm(dz, p.fc_w), y, p.ln2_w, dout, d.ln2_w, d.ln2_b);
+
+    // Attention.
+    d.out_w = weight_gradient(p.out_w, dy, mixed);
+    d.out_b = vector_like(p.out_b);
+    kernels::column_sums<T>(dy.const_data_ptr<T>(), d.out_b.mutable_data_ptr<T>(), rows, w);
+    const at::Tensor dmixed = at::mm(dy, p.out_w);
+    const auto a = attention_of<T>(ctx, q, kv, offsets, pooled, w);
+    at::Tensor dq = at::empty_like(q), dkv = pooled ? at::empty_like(kv) : at::Tensor();
+    T *dqp = dq.mutable_data_ptr<T>(), *dkvp = pooled ? dkv.mutable_data_ptr<T>() : nullptr;
+    const kernels::Rows<const T> dm{dmixed.const_data_ptr<T>(), w};
+    if (pooled)
+      kernels::attention_backward<T>(a.shape, a.qr, a.kr, a.vr, dm, {dqp, w}, {dkvp, 2 * w}, {dkvp + w, 2 * w});
+    else
+      kernels::attention_backward<T>(a.shape, a.qr, a.kr, a.vr, dm, {dqp, 3 * w}, {dqp + w, 3 * w},
+                                     {dqp + 2 * w, 3 * w});
+
+    // Projections: h is normalised again, the gradient of the residual joins in the layer norm's backward.
+    const at::Tensor h = ln1.again(x, p.ln1_w, p.ln1_b);
+    d.qkv_b = vector_like(p.qkv_b);
+    T* dqkv_b = d.qkv_b.mutable_data_ptr<T>();
+    at::Tensor dh, residual = dy;
+    if (pooled) {
+      kernels::column_sums<T>(dqp, dqkv_b, rows, w);
+      kernels::column_sums<T>(dkvp, dqkv_b + w, x.size(0), 2 * w);
+      d.qkv_w = gradient_destination(p.qkv_w);
+      if (!d.qkv_w.defined()) d.qkv_w = at::empty_like(p.qkv_w);
+      at::Tensor dwq = d.qkv_w.narrow(0, 0, w), dwkv = d.qkv_w.narrow(0, w, 2 * w);
+      at::mm_out(dwq, dq.t(), h.index_select(0, pool));
+      at::mm_out(dwkv, dkv.t(), h);
+      dh = at::mm(dkv, p.qkv_w.narrow(0, w, 2 * w));
+      dh.index_add_(0, pool, at::mm(dq, p.qkv_w.narrow(0, 0, w)));
+      residual = {};
+    } else {
+      kernels::column_sums<T>(dqp, dqkv_b, rows, 3 * w);
+      d.qkv_w = weight_gradient(p.qkv_w, dq, h);
+      dh = at::mm(dq, p.qkv_w);
+    }
+    d.ln1_w = vector_like(p.ln1_w);
+    d.ln1_b = vector_like(p.ln1_b);
+    at::Tensor dx = ln1.backward(dh, x, p.ln1_w, residual, d.ln1_w, d.ln1_b);
+    if (pooled) dx.index_add_(0, pool, dy);
+    return {dx,     d.ln1_w, d.ln1_b, d.qkv_w,  d.qkv_b,  d.out_w, d.out_b, d.ln2_w, d.ln2_b,
+            d.fc_w, d.fc_b,  d.proj_w, d.proj_b, {},       {},      {},      {},      {}};
+  }
+};
+
+}  // namespace
+
+at::Tensor fused_block(const at::Tensor& x, const BlockParameters& p, const at::Tensor& offsets, const at::Tensor& pool,
+                       const Transformer::Shape& shape) {
+  return Block::apply(x, p.ln1_w, p.ln1_b, p.qkv_w, p.qkv_b, p.out_w, p.out_b, p.ln2_w, p.ln2_b, p.fc_w, p.fc_b,
+                      p.proj_w, p.proj_b, offsets, pool, shape.heads, std::int64_t(shape.activation), shape.causal);
+}
+
+}  // namespace trireme::nn

@@ -1,0 +1,33 @@
+#include "framework/nn/parameters.h"
+
+#include "data/rng.h"
+
+namespace trireme::nn {
+
+at::Tensor Parameters::add(const std::string& name, at::Tensor host, const std::string& group) {
+  at::Tensor leaf = host.to(at::TensorOptions(device_).dtype(type_)).requires_grad_();
+  all_.push_back({name, leaf, nullptr, group});
+  return leaf;
+}
+
+at::Tensor Parameters::normal(const std::string& name, at::IntArrayRef shape, double std, const std::string& group) {
+  at::Tensor t = at::empty(shape, at::kDouble);
+  Rng rng(seed_, "init/" + name);
+  double* p = t.data_ptr<double>();
+  for (std::int64_t i = 0; i < t.numel(); ++i) p[i] = std * rng.normal();
+  return add(name, t, group);
+}
+
+at::Tensor Parameters::uniform(const std::string& name, at::IntArrayRef shape, double bound, const std::string& group) {
+  at::Tensor t = at::empty(shape, at::kDouble);
+  Rng rng(seed_, "init/" + name);
+  double* p = t.data_ptr<double>();
+  for (std::int64_t i = 0; i < t.numel(); ++i) p[i] = bound * (2 * rng.uniform() - 1);
+  return add(name, t, group);
+}
+
+at::Tensor Parameters::constant(const std::string& name, at::IntArrayRef shape, double value, const std::string& group) {
+  return add(name, at::full(shape, value, at::kDouble), group);
+}
+
+}  // namespace trireme::nn

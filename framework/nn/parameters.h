@@ -1,0 +1,25 @@
+// Named leaves of a model, initialised from (seed, name): equal on every rank, whatever the order of creation.
+#pragma once
+#include "framework/recipe.h"
+
+namespace trireme::nn {
+
+class Parameters {
+ public:
+  Parameters(std::uint64_t seed, at::ScalarType type, at::Device device) : seed_(seed), type_(type), device_(device) {}
+
+  at::Tensor normal(const std::string& name, at::IntArrayRef shape, double std, const std::string& group = "decay");
+  at::Tensor uniform(const std::string& name, at::IntArrayRef shape, double bound, const std::string& group = "decay");
+  at::Tensor constant(const std::string& name, at::IntArrayRef shape, double value,
+                      const std::string& group = "no_decay");
+  const std::vector<Param>& all() const { return all_; }
+
+ private:
+  at::Tensor add(const std::string& name, at::Tensor host, const std::string& group);
+  std::uint64_t seed_;
+  at::ScalarType type_;
+  at::Device device_;
+  std::vector<Param> all_;
+};
+
+}  // namespace trireme::nn

@@ -1,0 +1,35 @@
+// Pre-LN transformer with a pooled output, as in CLIP's two towers. Parameter names and layouts follow OpenCLIP
+// (`resblocks.N.ln_1.weight`, `.attn.in_proj_weight` [3w, w], ...), so weights travel by name.
+#pragma once
+#include "framework/kernels/activation.h"
+#include "framework/nn/parameters.h"
+
+namespace trireme::nn {
+
+struct BlockParameters {
+  at::Tensor ln1_w, ln1_b, qkv_w, qkv_b, out_w, out_b, ln2_w, ln2_b, fc_w, fc_b, proj_w, proj_b;
+};
+
+class Transformer {
+ public:
+  struct Shape {
+    std::int64_t layers = 0, width = 0, heads = 0;
+    kernels::Activation activation = kernels::Activation::gelu;
+    bool causal = false;
+  };
+
+  Transformer() = default;
+  // Adds its parameters as `prefix` + "resblocks.N....".
+  Transformer(const Shape& shape, const std::string& prefix, Parameters& params);
+
+  // x [b, t, w] -> [b, w]: the output at position pool[i] of sequence i. Causal towers never look past pool[i], so
+  // later positions may hold anything. With `fused` (host memory, f32 or f64) only what the pooled rows depend on is
+  // computed: sequences are packed without their padding, and the last block's queries and MLP run on b rows.
+  at::Tensor pooled(const at::Tensor& x, std::span<const std::int64_t> pool, bool fused) const;
+
+ private:
+  Shape shape_;
+  std::vector<BlockParameters> blocks_;
+};
+
+}  // namespace trireme::nn

@@ -1,0 +1,79 @@
+// What a recipe is. A recipe owns a model, its data and its loss; the framework owns the loop, the reducer, the
+// optimizer, precision, checkpoints, metrics and the command line.
+//
+// Gradient convention: loss() returns this rank's share, so that the SUM over ranks is the global loss. The reducer
+// sums, never averages; the backward of an all-gather is a reduce-scatter sum.
+#pragma once
+#include "comm/archive.h"
+#include "comm/communicator.h"
+#include "data/dataset.h"
+#include "framework/config.h"
+#include "framework/registry.h"
+
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace trireme {
+
+class Context;
+
+struct Param {
+  std::string name;
+  at::Tensor value;                   // leaf; the master copy (f32 or f64)
+  Communicator* replicas = nullptr;   // ranks that hold this same value; null = world. Size 1 = never reduced.
+  std::string group = "decay";        // "decay", "no_decay", or a name of the recipe's own
+};
+
+struct Step {
+  std::int64_t step = 0;   // optimizer steps finished before this one
+  std::int64_t epoch = 0;
+  double lr = 0;           // of the schedule
+};
+
+// Hyper-parameters of one parameter group for one step.
+struct GroupSettings {
+  double lr = 0;
+  double weight_decay = 0;
+};
+
+class Recipe {
+ public:
+  virtual ~Recipe() = default;
+
+  // Its configuration keys, at the top level of the YAML beside the framework's.
+  virtual void fields(Fields&) = 0;
+  // Builds model and data. Called once on every rank, after the fields are read.
+  virtual void setup(Context&) = 0;
+  virtual std::vector<Param> parameters() = 0;
+
+  virtual const Dataset& train_data() = 0;
+  virtual std::vector<std::int64_t> train_ids() = 0;
+
+  // A scalar on the graph: this rank's share of the global loss. May talk to other ranks.
+  virtual at::Tensor loss(const Batch&, Context&);
+  // Computes gradients by Context::backward and returns the (detached) share. Closed forms override this.
+  virtual at::Tensor backward(const Batch&, Context&);
+  // True: backward() gets all rows of the step and honours Context::accumulate() itself (contrastive losses).
+  virtual bool whole_batch() const { return false; }
+
+  // After the agreed finite check. Sparse rows are applied here, never inside backward.
+  virtual void update(const Step&, Context&);
+  virtual GroupSettings group(std::string_view name, const Step&, const Context&) const;
+
+  // Collective. Metrics without the `eval/` prefix, equal on all ranks.
+  virtual std::map<std::string, double> evaluate(Context&) { return {}; }
+  // The metric (higher is better) that picks the best checkpoint; keys printed in the `done:` line.
+  virtual std::string best_metric() const { return {}; }
+  virtual std::vector<std::string> headline_metrics() const { return {}; }
+
+  // State besides parameters and optimizer that changes the next step.
+  virtual void state(Archive&) {}
+  // Tells the peer-format exporters and reports what this model is; JSON, may be empty.
+  virtual std::string describe() const { return "{}"; }
+};
+
+using Recipes = Registry<Recipe>;
+
+}  // namespace trireme

@@ -1,0 +1,201 @@
+#include "framework/session.h"
+
+#include "comm/error.h"
+#include "framework/optimizer.h"
+#include "framework/reducer.h"
+#include "framework/schedule.h"
+#include "framework/tensor.h"
+#include "framework/trace.h"
+
+#include <ATen/autocast_mode.h>
+
+#include <fnmatch.h>
+
+namespace trireme {
+namespace {
+
+// Forward runs under autocast for bf16 and fp16; the weights it casts are cached within the step.
+class Autocast {
+ public:
+  Autocast(bool on, at::Device device, const std::string& precision) : on_(on), type_(device.type()) {
+    if (!on_) return;
+    at::autocast::set_autocast_enabled(type_, true);
+    at::autocast::set_autocast_dtype(type_, precision == "bf16" ? at::kBFloat16 : at::kHalf);
+    at::autocast::increment_nesting();
+  }
+  ~Autocast() {
+    if (!on_) return;
+    if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+    at::autocast::set_autocast_enabled(type_, false);
+  }
+
+ private:
+  bool on_;
+  at::DeviceType type_;
+};
+
+// Rows [k*m, (k+1)*m) of every column.
+Batch micro_batch(const Batch& batch, std::int64_t k, std::int64_t n) {
+  const std::int64_t b = std::int64_t(batch.ids.size()), m = b / n;
+  Batch part = batch;
+  part.ids.assign(batch.ids.begin() + k * m, batch.ids.begin() + (k + 1) * m);
+  for (auto& [name, column] : part.columns) column = column.narrow(0, k * m, m);
+  return part;
+}
+
+bool matches_any(const std::vector<std::string>& patterns, const std::string& name) {
+  for (const auto& p : patterns)
+    if (fnmatch(p.c_str(), name.c_str(), 0) == 0) return true;
+  return false;
+}
+
+double ms(std::int64_t ns) { return double(ns) * 1e-6; }
+
+}  // namespace
+
+Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
+    : config_(config), recipe_(recipe), context_(world, config) {
+  context_.recipe_ = &recipe;
+  recipe.setup(context_);
+  all_ = recipe.parameters();
+  std::vector<Param> trained;
+  for (const auto& pattern : config.freeze) {
+    const bool used = std::any_of(all_.begin(), all_.end(), [&](const Param& p) { return matches_any({pattern}, p.name); });
+    if (!used) throw UsageError("freeze", "the pattern '" + pattern + "' matches no parameter", "see --dry-run for the names");
+  }
+  for (auto& p : all_) {
+    const bool frozen = matches_any(config.freeze, p.name);
+    p.value.set_requires_grad(!frozen);
+    if (!frozen) trained.push_back(p);
+  }
+  if (trained.empty()) throw UsageError("freeze", "every parameter is frozen", "free at least one");
+  reducer_ = std::make_unique<Reducer>(trained, context_.comm("grad"),
+                                       Reducer::Options{config.bucket_mib, config.first_bucket_mib, config.overlap});
+  optimizer_ = std::make_unique<Optimizer>(trained, config.optimizer);
+  context_.reducer_ = reducer_.get();
+  context_.optimizer_ = optimizer_.get();
+  if (config.precision == "fp16") {
+    const auto scalar = at::TensorOptions(context_.device()).dtype(at::kFloat);
+    context_.scale_ = at::full({}, 65536.0, scalar);
+    growth_ = at::zeros({}, scalar.dtype(at::kInt));
+  }
+  if (config.ema > 0)
+    for (const auto& p : trained) average_.push_back(p.value.detach().clone());
+}
+
+Session::~Session() = default;
+
+StepTimes Session::step(const Batch& batch) {
+  const auto begin = Trace::now_ns();
+  context_.forward_end_ns_ = context_.backward_ns_ = 0;
+  context_.now.lr = learning_rate(config_.optimizer.schedule, config_.optimizer.lr, config_.optimizer.min_lr,
+                                  config_.optimizer.warmup, config_.steps, context_.now.step);
+  reducer_->begin_step();
+  {
+    Trace::Span span(Trace::Track::step, "forward + backward");
+    Autocast autocast(context_.autocast(), context_.device(), config_.precision);
+    const std::int64_t n = recipe_.whole_batch() ? 1 : config_.accumulate;
+    loss_ = {};
+    for (std::int64_t k = 0; k < n; ++k) {
+      context_.last_micro_batch_ = k == n - 1;
+      at::Tensor share = recipe_.backward(n == 1 ? batch : micro_batch(batch, k, n), context_);
+      if (n > 1) share = share / double(n);
+      loss_ = loss_.defined() ? loss_ + share : share;
+    }
+  }
+  const auto computed = Trace::now_ns();
+  {
+    Trace::Span span(Trace::Track::step, "reduce");
+    reducer_->finish();
+  }
+  const auto reduced = Trace::now_ns();
+  {
+    Trace::Span span(Trace::Track::step, "update");
+    at::NoGradGuard no_grad;
+    guard_update();
+    recipe_.update(context_.now, context_);
+    if (!average_.empty()) {
+      std::vector<at::Tensor> values;
+      for (const auto& p : optimizer_->params()) values.push_back(p.value);
+      at::_foreach_lerp_(average_, values, 1 - config_.ema);
+    }
+  }
+  const auto end = Trace::now_ns();
+  return {ms(computed - begin - context_.backward_ns_), ms(context_.backward_ns_), ms(reduced - computed),
+          ms(end - reduced)};
+}
+
+// Sets what masks and scales the update: a non-finite gradient or loss, the norm limit, the loss scale.
+void Session::guard_update() {
+  norm_ = reducer_->gradient_norm().to(at::kFloat);
+  context_.skip_ = at::logical_not(at::isfinite(norm_)).to(at::kFloat);
+  context_.scale_total_ = context_.scale_;
+  if (config_.optimizer.clip_norm > 0) {
+    const at::Tensor true_norm = context_.scale_.defined() ? norm_ / context_.scale_ : norm_;
+    const at::Tensor divide = (true_norm / config_.optimizer.clip_norm).clamp_min(1);
+    context_.scale_total_ = context_.scale_.defined() ? divide * context_.scale_ : divide;
+  }
+  if (context_.scale_.defined()) {
+    norm_ = norm_ / context_.scale_;
+    // The kernel divides by the scale this step was computed with: update a copy.
+    at::Tensor next = context_.scale_.clone();
+    at::_amp_update_scale_(next, growth_, context_.skip_, 2.0, 0.5, 2000);
+    context_.scale_ = next;
+  }
+}
+
+double Session::loss_share() const { return loss_.item<double>(); }
+bool Session::skipped() const { return context_.skip_.defined() && context_.skip_.item<float>() != 0; }
+double Session::gradient_norm() const { return norm_.item<double>(); }
+std::size_t Session::reduced_bytes() const { return reducer_->bytes_per_step(); }
+
+std::int64_t Session::parameter_count() const {
+  std::int64_t n = 0;
+  for (const auto& p : all_) n += p.value.numel();
+  return n;
+}
+
+std::map<std::string, double> Session::evaluate() {
+  at::NoGradGuard no_grad;
+  Autocast autocast(context_.autocast(), context_.device(), config_.precision);
+  const auto swap = [this] {
+    for (std::size_t i = 0; i < average_.size(); ++i) {
+      const at::Tensor value = optimizer_->params()[i].value.detach();
+      const at::Tensor kept = value.clone();
+      value.copy_(average_[i]);
+      average_[i].copy_(kept);
+    }
+  };
+  swap();
+  auto metrics = recipe_.evaluate(context_);
+  swap();
+  return metrics;
+}
+
+std::map<std::string, double> Session::take_logged() { return std::exchange(context_.logged_, {}); }
+
+void Session::weights(Archive& ar) {
+  Archive::Group g(ar, "model");
+  for (auto& p : all_) archive(ar, p.name, p.value);
+}
+
+void Session::state(Archive& ar) {
+  weights(ar);
+  {
+    Archive::Group g(ar, "optimizer");
+    optimizer_->state(ar);
+  }
+  {
+    Archive::Group g(ar, "reducer");
+    reducer_->state(ar);
+  }
+  if (context_.scale_.defined()) {
+    archive(ar, "loss_scale/scale", context_.scale_);
+    archive(ar, "loss_scale/growth", growth_);
+  }
+  for (std::size_t i = 0; i < average_.size(); ++i) archive(ar, "average/" + optimizer_->params()[i].name, average_[i]);
+  Archive::Group g(ar, "recipe");
+  recipe_.state(ar);
+}
+
+}  // namespace trireme

@@ -1,0 +1,50 @@
+// One training run in memory: recipe, parameters, reducer, optimizer, loss scale, running average. The loop in
+// trainers/ drives it; everything that changes the next step passes through state().
+#pragma once
+#include "framework/context.h"
+
+namespace trireme {
+
+struct StepTimes {  // ms
+  double forward = 0, backward = 0, exposed = 0, optimizer = 0;
+};
+
+class Session {
+ public:
+  // Collective. Sets up the recipe and applies `freeze`.
+  Session(Communicator& world, const TrainConfig& config, Recipe& recipe);
+  ~Session();
+
+  // Collective: gradients, reduction, update. Does not read the device.
+  StepTimes step(const Batch& batch);
+  // Host reads; on a GPU they wait for the step.
+  double loss_share() const;
+  bool skipped() const;
+  double gradient_norm() const;
+
+  // Evaluation sees the running average if there is one.
+  std::map<std::string, double> evaluate();
+  std::map<std::string, double> take_logged();
+  Context& context() { return context_; }
+  const std::vector<Param>& parameters() const { return all_; }
+  std::size_t reduced_bytes() const;
+  std::int64_t parameter_count() const;
+
+  // Weights only, and all state.
+  void weights(Archive& ar);
+  void state(Archive& ar);
+
+ private:
+  void guard_update();
+
+  const TrainConfig& config_;
+  Recipe& recipe_;
+  Context context_;
+  std::vector<Param> all_;  // frozen ones included
+  std::unique_ptr<Reducer> reducer_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::vector<at::Tensor> average_;  // EMA of the trained parameters
+  at::Tensor loss_, norm_, growth_;  // of the last step; growth_: good steps since the loss scale changed
+};
+
+}  // namespace trireme

@@ -1,0 +1,57 @@
+#include "framework/train_config.h"
+
+namespace trireme {
+
+void OptimizerConfig::fields(Fields& f) {
+  f.choice("name", name, {"adamw", "sgd"}, "update rule");
+  f("lr", lr, "peak learning rate", {.min = 0});
+  f("beta1", beta1, "decay of the first moment", {.min = 0, .max = 1});
+  f("beta2", beta2, "decay of the second moment", {.min = 0, .max = 1});
+  f("eps", eps, "added to the root of the second moment", {.min = 0});
+  f("weight_decay", weight_decay, "decoupled decay; none on norms, biases and temperatures", {.min = 0});
+  f("momentum", momentum, "momentum of sgd", {.min = 0, .max = 1});
+  f("clip_norm", clip_norm, "largest global gradient norm; 0 = no clipping", {.min = 0});
+  f.choice("schedule", schedule, {"cosine", "const"}, "learning rate after the warm-up");
+  f("warmup", warmup, "steps of linear warm-up", {.min = 0});
+  f("min_lr", min_lr, "learning rate at the last step of the cosine", {.min = 0});
+}
+
+void CheckpointConfig::fields(Fields& f) {
+  f.resume_may_change(true);
+  f("every", every, "steps between checkpoints; 0 = at the end only", {.min = 0});
+  f("keep", keep, "newest checkpoints kept", {.min = 1});
+  f("best", best, "also keep the one with the best evaluation");
+  f("async", async, "write in the background while training goes on");
+}
+
+void TrainConfig::fields(Fields& f) {
+  f("recipe", recipe, "which recipe trains");
+  f("seed", seed, "key of all randomness", {.min = 0});
+  f("steps", steps, "optimizer steps in all", {.min = 1});
+  f("batch_size", batch_size, "samples of one optimizer step, over all ranks", {.min = 1});
+  f("accumulate", accumulate, "micro-batches a step is computed in", {.min = 1});
+  f.choice("device", device, {"auto", "cpu", "cuda"}, "where a rank computes");
+  f.choice("precision", precision, {"f32", "f64", "bf16", "fp16"}, "compute type; bf16 and fp16 keep f32 masters");
+  f.group("optimizer", optimizer, "optimizer and learning rate");
+  f("init_from", init_from, "run folder or safetensors file whose weights are loaded at step 0");
+  f("freeze", freeze, "parameters not trained; patterns with *");
+  f("ema", ema, "decay of the running average of the weights used in evaluation; 0 = off", {.min = 0, .max = 1});
+  f.choice("nonfinite", nonfinite, {"stop", "skip"}, "a non-finite loss or gradient: stop (exit 5), or skip the step");
+  f.resume_may_change(true);
+  f("threads", threads, "threads of a rank; 0 = cores / local ranks", {.min = 0, .max = 1024});
+  f.group("checkpoint", checkpoint, "when and what is saved");
+  f("log_every", log_every, "steps between metric lines", {.min = 1});
+  f("eval_every", eval_every, "steps between evaluations; 0 = at the end only", {.min = 0});
+  f("bucket_mib", bucket_mib, "size of a gradient bucket", {.min = 0.001, .max = 4096});
+  f("first_bucket_mib", first_bucket_mib, "size of the first bucket, so that it leaves early",
+    {.min = 0.001, .max = 4096});
+  f("overlap", overlap, "reduce gradients while backward still runs");
+  f("prefetch", prefetch, "read the next batch on another thread");
+  f("trace", trace, "write trace.json (Chrome trace)");
+  f("checked", checked, "compare every collective over all ranks before it runs (slow, for debugging)");
+  f.resume_may_change(false);
+  f.require(batch_size % accumulate == 0, "accumulate", "does not divide batch_size");
+  f.require(optimizer.min_lr <= optimizer.lr, "optimizer.min_lr", "is above optimizer.lr");
+}
+
+}  // namespace trireme

@@ -1,0 +1,38 @@
+// The keys every recipe has. A recipe adds its own groups next to these.
+#pragma once
+#include "framework/config.h"
+
+namespace trireme {
+
+struct OptimizerConfig {
+  std::string name = "adamw";
+  double lr = 5e-4, beta1 = 0.9, beta2 = 0.98, eps = 1e-6, weight_decay = 0.1, momentum = 0.9, clip_norm = 0;
+  std::string schedule = "cosine";
+  std::int64_t warmup = 0;
+  double min_lr = 0;
+  void fields(Fields& f);
+};
+
+struct CheckpointConfig {
+  std::int64_t every = 100, keep = 2;
+  bool best = false, async = true;
+  void fields(Fields& f);
+};
+
+struct TrainConfig {
+  std::string recipe;
+  std::int64_t seed = 2024, threads = 0, steps = 100, batch_size = 128, accumulate = 1;
+  std::string device = "auto", precision = "f32";
+  OptimizerConfig optimizer;
+  CheckpointConfig checkpoint;
+  std::int64_t log_every = 10, eval_every = 0;
+  std::string init_from;
+  std::vector<std::string> freeze;
+  double ema = 0;
+  std::string nonfinite = "stop";
+  double bucket_mib = 25, first_bucket_mib = 1;
+  bool overlap = true, prefetch = true, trace = false, checked = false;
+  void fields(Fields& f);
+};
+
+}  // namespace trireme
