@@ -33,6 +33,10 @@ void append_number(std::string& s, double v) {
     s += "null";
     return;
   }
+  if (v == 0 && std::signbit(v)) {
+    s += "-0.0";  // readers take "-0" for an integer
+    return;
+  }
   std::array<char, 32> text;
   s.append(text.data(), std::to_chars(text.data(), text.data() + text.size(), v).ptr);
 }

@@ -100,15 +100,13 @@ std::string progress_bar(const ProgressState& p, int columns, bool utf8) {
       std::isnan(p.per_second) ? "" : "  " + format_rate(p.per_second) + " " + p.unit + "/s"};
   for (const auto& piece : pieces)
     if (int(tail.size() + piece.size()) <= room) tail += piece;
+  if (int(tail.size()) > room) tail.resize(std::size_t(std::max(room, 0)));
   const int width = std::min(40, room - int(tail.size()));
   std::string bar;
-  if (width >= 5) {
-    const int full = int(std::lround(part * width));
-    for (int i = 0; i < width; ++i) bar += i < full ? (utf8 ? "━" : "#") : (utf8 ? "╌" : "-");
-  }
-  return (head + bar + tail)
-      .substr(0, std::size_t(std::max(columns - 1, 0)) +
-                     (bar.size() - std::size_t(std::max(width >= 5 ? width : 0, 0))));
+  if (width >= 5)
+    for (int i = 0; i < width; ++i)
+      bar += i < int(std::lround(part * width)) ? (utf8 ? "━" : "#") : (utf8 ? "╌" : "-");
+  return head + bar + tail;
 }
 
 ProgressBar::ProgressBar(int columns) : columns_(columns), utf8_(locale_is_utf8()) {}

@@ -45,7 +45,7 @@ State& state() {
   return *s;
 }
 
-std::string quoted(const std::string& s) {
+std::string json_text(const std::string& s) {
   return nlohmann::json(s).dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
 }
 
@@ -93,7 +93,8 @@ void write_part(State& s, const std::string& path) {
   std::array<char, 256> host = {};
   gethostname(host.data(), host.size() - 1);
   const std::string rank = std::to_string(s.rank);
-  out << metadata(s.rank, 0, "process_name", "\"name\":" + quoted("rank " + rank + " (" + host.data() + ")"))
+  out << metadata(s.rank, 0, "process_name",
+                  "\"name\":" + json_text("rank " + rank + " (" + host.data() + ")"))
       << "\n";
   out << metadata(s.rank, 0, "process_sort_index", "\"sort_index\":" + rank) << "\n";
   if (s.dropped)
@@ -108,7 +109,7 @@ void write_part(State& s, const std::string& path) {
     const auto track = std::size_t(span.track);
     const int tid = int(track + 1) * lanes_a_track + lanes[track].place(span.begin, span.end);
     out << "{\"ph\":\"X\",\"pid\":" << rank << ",\"tid\":" << tid
-        << ",\"name\":" << quoted(s.names[span.name])
+        << ",\"name\":" << json_text(s.names[span.name])
         << ",\"ts\":" << microseconds(span.begin - s.steady_origin)
         << ",\"dur\":" << microseconds(span.end - span.begin);
     if (span.bytes >= 0) out << ",\"args\":{\"bytes\":" << span.bytes << "}";
