@@ -146,6 +146,7 @@ PrepareReport prepare_images(const PrepareSpec& spec) {
   if (error) throw DataError(folder, "cannot create the folder: " + error.message(), "choose another --out");
 
   PrepareReport report;
+  report.skipped = spec.skipped;
   const std::size_t row = std::size_t(3) * spec.size * spec.size, block = 256, total = spec.items.size();
   Spool spool(folder, row);
   std::unordered_set<std::string> seen;

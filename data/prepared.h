@@ -27,6 +27,8 @@ struct PrepareSpec {
   int size = 64;             // S
   int threads = 2;
   std::vector<PrepareItem> items;
+  std::vector<std::string> skipped;  // found unusable before decoding, one line each
+  std::vector<std::string> notes;    // for the summary
   std::function<Image(std::size_t)>
       decode;  // called from several threads; DataError = skip the item, counted and named
   std::function<void(std::size_t done, std::size_t total)> progress;  // may be empty
