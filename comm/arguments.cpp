@@ -52,6 +52,8 @@ std::string_view name(Collective c) {
       return "barrier";
     case Collective::split:
       return "split";
+    case Collective::allocate:
+      return "allocate";
   }
   return "unknown";
 }

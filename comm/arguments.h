@@ -18,7 +18,8 @@ enum class Collective : std::uint8_t {
   all_to_all,
   broadcast,
   barrier,
-  split
+  split,
+  allocate
 };
 std::string_view name(Collective c);
 

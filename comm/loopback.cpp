@@ -4,6 +4,7 @@
 #include "comm/engine.h"
 #include "comm/error.h"
 #include "comm/reduce.h"
+#include "comm/registry.h"
 
 #include <algorithm>
 #include <cstring>
@@ -141,6 +142,7 @@ void LoopbackOp::execute() {
         if (to->rank_ != root && out.count > 0) std::memcpy(to->out.data, ranks[root]->out.data, out.bytes());
       return;
     case Collective::barrier:
+    case Collective::allocate:
       return;
     case Collective::split:
       return split(ranks);
@@ -336,5 +338,9 @@ void run_loopback(int n, const std::function<void(Communicator&)>& rank_main) {
   if (first) std::rethrow_exception(first);
   engine->rethrow_failure();
 }
+
+namespace {
+const RegisterCommunicator loopback_entry({"loopback", Ranks::threads, run_loopback});
+}  // namespace
 
 }  // namespace trireme

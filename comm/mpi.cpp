@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "comm/mpi_group.h"
 #include "comm/p2p.h"
+#include "comm/registry.h"
 #include "comm/self.h"
 #include "comm/shm.h"
 
@@ -278,5 +279,34 @@ std::string_view mpi_transport(const Communicator& communicator) {
   const auto* mpi = dynamic_cast<const MpiCommunicator*>(&communicator);
   return mpi ? mpi->transport() : "none";
 }
+
+namespace {
+
+void run_mpi(MpiOptions options, int n, const std::function<void(Communicator&)>& rank_main) {
+  MpiWorld mpi(options);
+  try {
+    if (mpi.world().size() != n)
+      throw UsageError(
+          "mpi", "started with " + std::to_string(mpi.world().size()) + " ranks, not " + std::to_string(n));
+    rank_main(mpi.world());
+    mpi.finalize();
+  } catch (const Error& e) {
+    mpi.abort(static_cast<int>(e.code()), e.what());
+  } catch (const std::exception& e) {
+    mpi.abort(static_cast<int>(ExitCode::bug), e.what());
+  }
+}
+
+const RegisterCommunicator mpi_entry({"mpi", Ranks::processes, [](int n, const auto& rank_main) {
+                                        run_mpi(MpiOptions::from_environment(), n, rank_main);
+                                      }});
+const RegisterCommunicator messages_entry({"mpi-messages", Ranks::processes,
+                                           [](int n, const auto& rank_main) {
+                                             MpiOptions options = MpiOptions::from_environment();
+                                             options.shared_memory = false;
+                                             run_mpi(options, n, rank_main);
+                                           }});
+
+}  // namespace
 
 }  // namespace trireme

@@ -1,18 +1,12 @@
 #include "comm/reduce.h"
 
+#include "comm/clones.h"
+#include "comm/copy.h"
+
 #include <algorithm>
 #include <bit>
-#include <cstring>
 #include <type_traits>
 
-// One clone per instruction set, picked at load time. Sanitizers instrument the resolver, which then runs too
-// early.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_THREAD__) && \
-    !defined(__SANITIZE_ADDRESS__)
-#define TRIREME_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define TRIREME_CLONES
-#endif
 #define TRIREME_INLINE __attribute__((always_inline)) inline
 
 namespace trireme {
@@ -173,7 +167,7 @@ Kernel pick(Op op, DType dtype) {
 void reduce(Op op, DType dtype, void* out, std::span<const void* const> in, std::size_t count) {
   if (count == 0) return;
   if (in.size() == 1) {
-    if (out != in[0]) std::memcpy(out, in[0], count * size_of(dtype));
+    copy_bytes(out, in[0], count * size_of(dtype));
     return;
   }
   pick(op, dtype)(out, in.data(), in.size(), count);

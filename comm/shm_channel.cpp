@@ -11,7 +11,7 @@ constexpr std::size_t page = 4096;
 constexpr std::size_t small_limit = 16u << 10;
 // Staging of a rank in one round: large enough to hide the synchronisation, small enough for the second-level
 // cache.
-constexpr std::size_t round_bytes = 64u << 10;
+constexpr std::size_t round_bytes = 128u << 10;
 
 constexpr std::size_t round_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 

@@ -1,9 +1,9 @@
 #include "comm/shm_operation.h"
 
+#include "comm/copy.h"
 #include "comm/error.h"
 
 #include <algorithm>
-#include <cstring>
 
 namespace trireme {
 namespace {
@@ -142,7 +142,7 @@ void CopyList::step() {
   while (left > 0 && !empty()) {
     Copy& copy = copies_[next_];
     const std::size_t n = std::min(left, copy.bytes);
-    std::memcpy(copy.to, copy.from, n);
+    copy_bytes(copy.to, copy.from, n);
     copy.to += n;
     copy.from += n;
     copy.bytes -= n;

@@ -1,0 +1,147 @@
+#include "comm/checked.h"
+
+#include "comm/arguments.h"
+#include "comm/error.h"
+
+#include <exception>
+#include <vector>
+
+namespace trireme {
+
+struct Checked::Fingerprint {
+  std::int64_t sequence = 0, operation = 0, dtype = 0, count = 0, op = 0, root = 0;
+};
+
+namespace {
+
+constexpr std::size_t fields = 6;
+
+std::string value_text(std::size_t field, std::int64_t v) {
+  switch (field) {
+    case 1:
+      return std::string(name(static_cast<Collective>(v)));
+    case 2:
+      return std::string(name(static_cast<DType>(v)));
+    case 4:
+      return std::string(name(static_cast<Op>(v)));
+    default:
+      return std::to_string(v);
+  }
+}
+
+constexpr const char* field_names[fields] = {"sequence number", "operation", "dtype",
+                                             "count",           "reduction", "root"};
+
+}  // namespace
+
+// What all ranks said: per rank the fields, then for all_to_all what it sends to and expects from each rank.
+struct Checked::Exchange {
+  std::vector<std::int64_t> mine, all;
+  Member me;
+
+  void verify() const {
+    const std::size_t n = static_cast<std::size_t>(me.size), width = mine.size();
+    for (std::size_t field = 0; field < fields; ++field)
+      for (std::size_t r = 1; r < n; ++r)
+        if (all[r * width + field] != all[field])
+          fail(0, r,
+               std::string("in the ") + field_names[field] + ": " + value_text(field, all[field]) + " and " +
+                   value_text(field, all[r * width + field]));
+    if (static_cast<Collective>(mine[1]) != Collective::all_to_all) return;
+    for (std::size_t from = 0; from < n; ++from)
+      for (std::size_t to = 0; to < n; ++to) {
+        const std::int64_t sent = all[from * width + fields + to],
+                           expected = all[to * width + fields + n + from];
+        if (sent != expected)
+          fail(from, to,
+               "in the count: rank " + std::to_string(from) + " sends " + std::to_string(sent) +
+                   " elements to rank " + std::to_string(to) + ", which expects " + std::to_string(expected));
+      }
+  }
+  [[noreturn]] void fail(std::size_t a, std::size_t b, const std::string& what) const {
+    throw CommError(place(me),
+                    "collective " + std::to_string(mine[0]) + " (" +
+                        std::string(name(static_cast<Collective>(mine[1]))) + " here): rank " +
+                        std::to_string(a) + " and rank " + std::to_string(b) + " differ " + what,
+                    "every rank must make the same calls");
+  }
+};
+
+Checked::Checked(Communicator& inner) : inner_(inner), side_(inner.split(0, inner.rank())) {}
+Checked::Checked(std::unique_ptr<Communicator> inner)
+    : owned_(std::move(inner)), inner_(*owned_), side_(inner_.split(0, inner_.rank())) {}
+
+Checked::~Checked() {
+  if (std::uncaught_exceptions() > 0) return;
+  try {
+    last_.wait();  // a pending comparison would use `inner_` after its end
+  } catch (...) {  // the caller had it from its own Work
+  }
+}
+
+Work Checked::compare(Fingerprint f, std::span<const std::size_t> send, std::span<const std::size_t> recv,
+                      std::function<Work()> next) {
+  auto exchange = std::make_shared<Exchange>();
+  exchange->me = {rank(), size()};
+  // The width must not depend on what is compared: room for the counts always, zero if unused.
+  exchange->mine.assign(fields + 2 * static_cast<std::size_t>(size()), 0);
+  const std::int64_t values[fields] = {
+      static_cast<std::int64_t>(++sequence_), f.operation, f.dtype, f.count, f.op, f.root};
+  std::copy(values, values + fields, exchange->mine.begin());
+  std::copy(send.begin(), send.end(), exchange->mine.begin() + fields);
+  std::copy(recv.begin(), recv.end(), exchange->mine.begin() + fields + size());
+  exchange->all.resize(exchange->mine.size() * static_cast<std::size_t>(size()));
+  // On the side communicator's queue, so that posting never blocks and the order stays the same on all ranks.
+  Work gathered = side_->all_gather({exchange->mine.data(), exchange->mine.size(), DType::i64},
+                                    {exchange->all.data(), exchange->all.size(), DType::i64});
+  last_ = gathered.then([exchange, next = std::move(next)] {
+    exchange->verify();
+    return next();
+  });
+  return last_;
+}
+
+namespace {
+std::int64_t number(Collective c) { return static_cast<std::int64_t>(c); }
+std::int64_t number(DType t) { return static_cast<std::int64_t>(t); }
+std::int64_t number(Op op) { return static_cast<std::int64_t>(op); }
+std::int64_t number(std::size_t n) { return static_cast<std::int64_t>(n); }
+}  // namespace
+
+Work Checked::all_reduce(Buffer inout, Op op) {
+  return compare({0, number(Collective::all_reduce), number(inout.dtype), number(inout.count), number(op), 0},
+                 {}, {}, [this, inout, op] { return inner_.all_reduce(inout, op); });
+}
+Work Checked::reduce_scatter(ConstBuffer in, Buffer out, Op op) {
+  return compare({0, number(Collective::reduce_scatter), number(out.dtype), number(out.count), number(op), 0},
+                 {}, {}, [this, in, out, op] { return inner_.reduce_scatter(in, out, op); });
+}
+Work Checked::all_gather(ConstBuffer in, Buffer out) {
+  return compare({0, number(Collective::all_gather), number(in.dtype), number(in.count), 0, 0}, {}, {},
+                 [this, in, out] { return inner_.all_gather(in, out); });
+}
+Work Checked::all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                         std::span<const std::size_t> recv) {
+  check_all_to_all({rank(), size()}, in, send, out, recv);
+  std::vector<std::size_t> s(send.begin(), send.end()), r(recv.begin(), recv.end());
+  return compare(
+      {0, number(Collective::all_to_all), number(in.dtype), 0, 0, 0}, send, recv,
+      [this, in, out, s = std::move(s), r = std::move(r)] { return inner_.all_to_all(in, s, out, r); });
+}
+Work Checked::broadcast(Buffer inout, int root) {
+  return compare({0, number(Collective::broadcast), number(inout.dtype), number(inout.count), 0, root}, {},
+                 {}, [this, inout, root] { return inner_.broadcast(inout, root); });
+}
+Work Checked::barrier() {
+  return compare({0, number(Collective::barrier), 0, 0, 0, 0}, {}, {}, [this] { return inner_.barrier(); });
+}
+std::unique_ptr<Communicator> Checked::split(int color, int key) {
+  compare({0, number(Collective::split), 0, 0, 0, 0}, {}, {}, [] { return Work(); }).wait();
+  return std::make_unique<Checked>(inner_.split(color, key));
+}
+std::shared_ptr<void> Checked::allocate(std::size_t bytes) {
+  compare({0, number(Collective::allocate), 0, number(bytes), 0, 0}, {}, {}, [] { return Work(); }).wait();
+  return inner_.allocate(bytes);
+}
+
+}  // namespace trireme

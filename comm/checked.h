@@ -1,0 +1,44 @@
+// A communicator that first compares what every rank is about to do. Ranks that disagree get a CommError
+// which names both ranks and the field that differs, instead of a hang or of wrong data.
+#pragma once
+#include "comm/communicator.h"
+
+namespace trireme {
+
+class Checked final : public Communicator {
+ public:
+  // Collective: fingerprints travel over a duplicate of `inner`, which must outlive this in the first form.
+  explicit Checked(Communicator& inner);
+  explicit Checked(std::unique_ptr<Communicator> inner);
+  // Pending operations are waited for, unless an exception is on its way.
+  ~Checked() override;
+
+  int rank() const override { return inner_.rank(); }
+  int size() const override { return inner_.size(); }
+  Work all_reduce(Buffer inout, Op op) override;
+  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override;
+  Work all_gather(ConstBuffer in, Buffer out) override;
+  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                  std::span<const std::size_t> recv) override;
+  Work broadcast(Buffer inout, int root) override;
+  Work barrier() override;
+  std::unique_ptr<Communicator> split(int color, int key) override;
+  std::shared_ptr<void> allocate(std::size_t bytes) override;
+  bool capturable() const override { return false; }
+  void abort(int code, std::string_view why) noexcept override { inner_.abort(code, why); }
+  std::string_view backend() const override { return inner_.backend(); }
+
+ private:
+  struct Fingerprint;
+  struct Exchange;
+  Work compare(Fingerprint mine, std::span<const std::size_t> send, std::span<const std::size_t> recv,
+               std::function<Work()> next);
+
+  std::unique_ptr<Communicator> owned_;
+  Communicator& inner_;
+  std::unique_ptr<Communicator> side_;  // carries the fingerprints
+  std::uint64_t sequence_ = 0;
+  Work last_;
+};
+
+}  // namespace trireme
