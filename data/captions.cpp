@@ -329,7 +329,8 @@ std::string CaptionMaker::operator()(const CaptionSource& s) const {
   std::map<std::string, Words> phrases;
   for (Words& phrase : keywords(s, agents)) {
     if (phrases.contains(join(phrase))) continue;
-    const int count = keyword_count_.at(join(phrase));
+    const auto known = keyword_count_.find(join(phrase));
+    const int count = known == keyword_count_.end() ? 0 : known->second;
     if (count >= 3) ranked.emplace_back(count, join(phrase));  // a word seen once or twice teaches nothing
     phrases[join(phrase)] = std::move(phrase);
   }

@@ -1,0 +1,371 @@
+#include "comm/error.h"
+#include "data/emoji.h"
+#include "data/folder.h"
+#include "data/prepared.h"
+#include "tests/unit/png_writer.h"
+#include "trainers/data_command.h"
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+namespace {
+
+using namespace trireme;
+namespace fs = std::filesystem;
+
+class DataTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder = fs::temp_directory_path() / ("trireme_data_" + std::to_string(getpid()));
+    fs::remove_all(folder);
+    fs::create_directories(folder);
+  }
+  void TearDown() override { fs::remove_all(folder); }
+
+  std::string path(const std::string& name) const { return (folder / name).string(); }
+  void write(const std::string& name, std::string_view text) const {
+    fs::create_directories((folder / name).parent_path());
+    std::ofstream(folder / name, std::ios::binary) << text;
+  }
+  void write_png(const std::string& name, int shade) const {
+    const std::vector<int> samples(8 * 8 * 3, shade);
+    const auto bytes = trireme::testing::write_png({2, 8}, 8, 8, samples);
+    write(name, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  }
+  // n pictures of one grey each, captions "c0", "c1", ... of `per` pictures.
+  PrepareSpec spec(int n, int per = 1) const {
+    PrepareSpec s;
+    s.name = "made";
+    s.source = "test";
+    s.out = path("made_8.h5");
+    s.size = 8;
+    for (int i = 0; i < n; ++i)
+      s.items.push_back({"item" + std::to_string(i), "c" + std::to_string(i / per), i % 2 ? "odd" : "even"});
+    s.decode = [](std::size_t i) { return Image{4, 4, std::vector<std::uint8_t>(48, std::uint8_t(i))}; };
+    return s;
+  }
+  fs::path folder;
+};
+
+std::string message(const std::function<void()>& f) {
+  try {
+    f();
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ExitCode::data) << e.what();
+    EXPECT_EQ(std::string(e.what()).find('\n'), std::string::npos);
+    return e.what();
+  }
+  return "no error";
+}
+
+#define EXPECT_SAYS(code, part) \
+  EXPECT_NE(message([&] { code; }).find(part), std::string::npos) << message([&] { code; })
+
+DataOptions options(const std::string& name, const std::string& from = "", int size = 8) {
+  DataOptions o;
+  o.name = name;
+  o.from = from;
+  o.size = size;
+  return o;
+}
+
+TEST_F(DataTest, RoundTrip) {
+  const PrepareReport r = prepare_images(spec(200, 2));
+  EXPECT_EQ(r.images, 200);
+  EXPECT_EQ(r.captions, 100);
+  EXPECT_EQ(r.classes, 2);
+  for (std::int64_t cache : {std::int64_t(0), std::int64_t(1) << 30}) {
+    const ImageTextData data(path("made_8.h5"), cache);
+    EXPECT_EQ(data.size(), 200);
+    EXPECT_EQ(data.image_size(), 8);
+    EXPECT_EQ(data.name(), "made");
+    EXPECT_EQ(data.classes(), (std::vector<std::string>{"even", "odd"}));
+    const std::vector<std::int64_t> ids = {199, 0, 7, 7};
+    const at::Tensor images = data.images(ids);
+    ASSERT_EQ(images.sizes(), (std::vector<std::int64_t>{4, 3, 8, 8}));
+    const auto* p = static_cast<const std::uint8_t*>(images.const_data_ptr());
+    for (std::size_t i = 0; i < ids.size(); ++i)
+      for (int k = 0; k < 192; ++k) ASSERT_EQ(p[i * 192 + k], ids[i]);
+    for (std::int64_t i : ids) {
+      EXPECT_EQ(data.caption(i), "c" + std::to_string(i / 2));
+      EXPECT_EQ(data.caption_id(i) == data.caption_id(i ^ 1), true);
+      EXPECT_EQ(data.class_id(i), i % 2);
+    }
+    EXPECT_SAYS(data.images(std::vector<std::int64_t>{200}), "no row 200");
+  }
+}
+
+TEST_F(DataTest, CaptionsAreHeldOutAsAWhole) {
+  const PrepareReport r = prepare_images(spec(250, 2));
+  const ImageTextData data(path("made_8.h5"));
+  const auto train = data.train_ids(), held = data.held_out_ids();
+  EXPECT_EQ(std::int64_t(train.size() + held.size()), data.size());
+  EXPECT_EQ(std::int64_t(held.size()), r.held_out_images);
+  std::set<std::string> captions;
+  for (auto i : held) captions.insert(data.caption(i));
+  EXPECT_EQ(std::int64_t(captions.size()), r.held_out_captions);
+  EXPECT_GT(captions.size(), 4u);
+  EXPECT_LT(captions.size(), 30u);
+  for (auto i : train) EXPECT_FALSE(captions.contains(data.caption(i)));
+  for (const auto& c : captions) EXPECT_TRUE(caption_held_out(c));
+}
+
+TEST_F(DataTest, SplitIsTenPercentAndKeepsLargeMotifs) {
+  int held = 0;
+  for (int i = 0; i < 10000; ++i) held += caption_held_out("caption " + std::to_string(i));
+  EXPECT_NEAR(held, 1000, 100);
+  PrepareSpec s = spec(200);  // one caption that the hash would hold out, on 40 % of the images
+  std::string motif = "m";
+  while (!caption_held_out(motif)) motif += "m";
+  for (int i = 0; i < 80; ++i) s.items[i].caption = motif;
+  prepare_images(s);
+  const ImageTextData data(s.out);
+  for (auto i : data.held_out_ids()) EXPECT_NE(data.caption(i), motif);
+  auto count = [&](const std::vector<std::int64_t>& ids) {
+    return std::count_if(ids.begin(), ids.end(), [&](auto i) { return data.caption(i) == motif; });
+  };
+  EXPECT_EQ(count(data.train_ids()), 80);
+  EXPECT_EQ(count(data.train_ids(5)), 5);
+  const auto few = data.train_ids(5);
+  EXPECT_TRUE(std::is_sorted(few.begin(), few.end()));
+}
+
+TEST_F(DataTest, DuplicatesAndBadItemsAreCounted) {
+  PrepareSpec s = spec(20);
+  s.decode = [](std::size_t i) {
+    if (i == 3) throw DataError("item3", "corrupt PNG", "remove it");
+    return Image{4, 4, std::vector<std::uint8_t>(48, std::uint8_t(i / 2))};
+  };
+  const PrepareReport r = prepare_images(s);
+  EXPECT_EQ(r.images, 10);
+  EXPECT_EQ(r.duplicates, 9);
+  ASSERT_EQ(r.skipped.size(), 1u);
+  EXPECT_NE(r.skipped[0].find("item3"), std::string::npos);
+  const ImageTextData data(s.out);
+  EXPECT_EQ(data.caption(0), "c0");  // the first of two equal pictures stays
+  EXPECT_EQ(data.caption(1), "c2");
+  const auto meta = nlohmann::json::parse(data.meta());
+  EXPECT_EQ(meta["skipped"], 1);
+  EXPECT_EQ(meta["duplicates"], 9);
+}
+
+TEST_F(DataTest, ThreadsDoNotChangeTheFile) {
+  PrepareSpec s = spec(600, 3);
+  std::string first;
+  for (int threads : {1, 4}) {
+    s.threads = threads;
+    prepare_images(s);
+    std::ifstream in(s.out, std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(in)), {});
+    if (first.empty()) first = bytes;
+    EXPECT_EQ(bytes == first, true);
+  }
+}
+
+TEST_F(DataTest, FailureLeavesTheOldFile) {
+  prepare_images(spec(10));
+  const auto before = fs::file_size(path("made_8.h5"));
+  PrepareSpec s = spec(50);
+  s.decode = [](std::size_t) -> Image { throw DataError("x", "corrupt"); };
+  EXPECT_SAYS(prepare_images(s), "no usable image");
+  s.decode = [](std::size_t i) -> Image {
+    if (i == 30) throw std::runtime_error("a bug");  // not a data error: the whole preparation ends
+    return Image{1, 1, {1, 2, 3}};
+  };
+  EXPECT_THROW(prepare_images(s), std::runtime_error);
+  EXPECT_EQ(fs::file_size(path("made_8.h5")), before);
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder), {}), 1);  // nothing temporary stays
+  s.out = path("made_8.h5/x.h5");
+  EXPECT_SAYS(prepare_images(s), "cannot create the folder");
+}
+
+// Each mistake in a file is one line that names the array.
+TEST_F(DataTest, BrokenFiles) {
+  struct Spoil {
+    std::string array;
+    DType dtype;
+    std::vector<std::int64_t> shape;
+    std::vector<std::int64_t> values;
+    std::string says;
+  };
+  auto build = [&](const Spoil& spoil, const std::string& meta) {
+    Hdf5File file = Hdf5File::create(path("b_8.h5"));
+    const std::vector<Spoil> arrays = {{"images", DType::u8, {2, 3, 8, 8}, {}, ""},
+                                       {"caption_bytes", DType::u8, {4}, {97, 98, 99, 100}, ""},
+                                       {"caption_offsets", DType::i64, {3}, {0, 2, 4}, ""},
+                                       {"caption_id", DType::i64, {2}, {0, 1}, ""},
+                                       {"class_id", DType::i64, {2}, {0, 0}, ""},
+                                       {"held_out", DType::u8, {2}, {0, 1}, ""}};
+    for (const auto& normal : arrays) {
+      const Spoil& a = normal.array == spoil.array ? spoil : normal;
+      if (a.shape.empty()) continue;  // leave it out
+      file.create_array(a.array, a.dtype, a.shape);
+      std::int64_t n = 1;
+      for (auto x : a.shape) n *= x;
+      if (n == 0) continue;
+      std::vector<std::int64_t> wide(n);
+      for (std::size_t i = 0; i < a.values.size(); ++i) wide[i] = a.values[i];
+      const std::vector<std::uint8_t> narrow(wide.begin(), wide.end());
+      const std::vector<float> real(wide.begin(), wide.end());
+      file.write_rows(a.array, 0, a.shape[0],
+                      a.dtype == DType::i64   ? static_cast<const void*>(wide.data())
+                      : a.dtype == DType::f32 ? static_cast<const void*>(real.data())
+                                              : narrow.data());
+    }
+    file.write_text("classes", R"(["a"])");
+    if (!meta.empty()) file.write_text("meta", meta);
+    file.close();
+  };
+  const std::string good = R"({"format_version":1,"name":"b"})";
+  build({}, good);
+  EXPECT_EQ(ImageTextData(path("b_8.h5")).caption(1), "cd");
+  const std::vector<Spoil> spoils = {
+      {"images", DType::u8, {}, {}, "no array `images`"},
+      {"images", DType::f32, {2, 3, 8, 8}, {}, "`images` is f32"},
+      {"images", DType::u8, {2, 3, 8, 4}, {}, "square"},
+      {"images", DType::u8, {2, 1, 8, 8}, {}, "[2,1,8,8]"},
+      {"caption_bytes", DType::u8, {0}, {}, "caption"},
+      {"caption_offsets", DType::i64, {2}, {0, 4}, "`caption_offsets` is i64 [2]"},
+      {"caption_offsets", DType::i64, {3}, {0, 9, 4}, "does not cut up"},
+      {"caption_offsets", DType::i64, {3}, {0, 2, 5}, "does not cut up"},
+      {"caption_id", DType::i64, {2}, {0, -1}, "row 1 has a bad caption_id"},
+      {"class_id", DType::i64, {2}, {0, 1}, "row 1 has a bad class_id"},
+      {"held_out", DType::i64, {2}, {0, 0}, "`held_out` is i64"},
+      {"held_out", DType::u8, {2}, {0, 2}, "bad held_out"}};
+  for (const auto& s : spoils) {
+    build(s, good);
+    EXPECT_SAYS(ImageTextData(path("b_8.h5")), s.says);
+    EXPECT_SAYS(ImageTextData(path("b_8.h5")), "trireme data");
+  }
+  build({}, "");
+  EXPECT_SAYS(ImageTextData(path("b_8.h5")), "`meta`");
+  build({}, "{");
+  EXPECT_SAYS(ImageTextData(path("b_8.h5")), "not JSON");
+  build({}, R"({"format_version":2})");
+  EXPECT_SAYS(ImageTextData(path("b_8.h5")), "format version");
+  EXPECT_SAYS(ImageTextData(path("openclipart_64.h5")), "trireme data openclipart --size 64");
+  build({}, good);
+  fs::resize_file(path("b_8.h5"), fs::file_size(path("b_8.h5")) / 2);
+  EXPECT_SAYS(ImageTextData(path("b_8.h5")), "b_8.h5");
+  write("text.h5", "hello");
+  EXPECT_SAYS(ImageTextData(path("text.h5")), "text.h5");
+}
+
+TEST_F(DataTest, FolderOfPicturesAndCaptions) {
+  write_png("in/cats/a.png", 10);
+  write("in/cats/a.txt", "\xEF\xBB\xBF a\tblack   cat\n on a mat \n");
+  write_png("in/b.PNG", 20);
+  write("in/b.txt", "caf\xe9");  // Latin-1
+  write_png("in/no_caption.png", 30);
+  write("in/broken.png", "\x89PNG\r\n\x1a\nrubbish");
+  write("in/broken.txt", "broken");
+  PrepareSpec s = folder_data(path("in"));
+  s.out = path("f_8.h5");
+  s.size = 8;
+  const PrepareReport r = prepare_images(s);
+  EXPECT_EQ(r.images, 2);
+  ASSERT_EQ(r.skipped.size(), 2u);
+  EXPECT_NE(r.skipped[0].find("no_caption.png"), std::string::npos);
+  EXPECT_NE(r.skipped[1].find("broken.png"), std::string::npos);
+  const ImageTextData data(s.out);
+  EXPECT_EQ(data.caption(0), "café");
+  EXPECT_EQ(data.caption(1), "a black cat on a mat");
+  EXPECT_EQ(data.classes(), (std::vector<std::string>{"", "cats"}));
+}
+
+TEST_F(DataTest, FolderRefusesEscapes) {
+  write_png("secret.png", 1);
+  write_png("in/a.png", 2);
+  write("in/a.txt", "a");
+  fs::create_symlink(path("in/a.png"), path("in/same.png"));  // inside: fine
+  write("in/same.txt", "same");
+  EXPECT_EQ(folder_data(path("in")).items.size(), 2u);
+  fs::create_symlink(path("secret.png"), path("in/link.png"));
+  EXPECT_SAYS(folder_data(path("in")), "leads out of");
+  fs::remove(path("in/link.png"));
+  fs::create_symlink(path("secret.png"), path("in/a2.txt"));
+  write_png("in/a2.png", 3);
+  EXPECT_SAYS(folder_data(path("in")), "leads out of");
+  EXPECT_SAYS(folder_data(path("nowhere")), "no such folder");
+  fs::create_directories(path("empty"));
+  EXPECT_SAYS(folder_data(path("empty")), "no PNG or JPEG");
+}
+
+TEST_F(DataTest, Tables) {
+  write_png("in/x/a.png", 10);
+  write_png("in/b.png", 20);
+  write("in/tab.csv",
+        "title\tfilepath\r\na \"quoted\" cat\tx/a.png\r\n\"two\tparts\"\t" + path("in/b.png") + "\r\n");
+  PrepareSpec s = folder_data(path("in/tab.csv"));
+  ASSERT_EQ(s.items.size(), 2u);
+  EXPECT_EQ(s.items[0].caption, "a \"quoted\" cat");
+  EXPECT_EQ(s.items[0].category, "x");
+  EXPECT_EQ(s.items[1].caption, "two parts");
+  write("in/comma.csv", "filepath,width,title\nx/a.png,8,\"a cat, \"\"black\"\"\"\nb.png,8,\n");
+  s = folder_data(path("in/comma.csv"));
+  ASSERT_EQ(s.items.size(), 1u);
+  EXPECT_EQ(s.items[0].caption, "a cat, \"black\"");
+  ASSERT_EQ(s.skipped.size(), 1u);
+  EXPECT_EQ(s.decode(0).width, 8);
+
+  auto table = [&](const std::string& text) {
+    write("in/bad.csv", text);
+    return message([&] { folder_data(path("in/bad.csv")); });
+  };
+  write_png("secret.png", 1);
+  EXPECT_NE(table("filepath,title\n../secret.png,x\n").find("bad.csv:2"), std::string::npos);
+  EXPECT_NE(table("filepath,title\nb.png,x\nx/../../secret.png,x\n").find("leads out of"), std::string::npos);
+  EXPECT_NE(table("filepath,title\n" + path("secret.png") + ",x\n").find("leads out of"), std::string::npos);
+  EXPECT_NE(table("file,text\nb.png,x\n").find("`filepath`"), std::string::npos);
+  EXPECT_NE(table("filepath,title\nb.png\n").find("bad.csv:2"), std::string::npos);
+  EXPECT_NE(table("filepath,title\nb.png,x\nb.png,\"open\n").find("bad.csv:3"), std::string::npos);
+  EXPECT_NE(table("filepath,title\n").find("no rows"), std::string::npos);
+  EXPECT_NE(table("").find("bad.csv"), std::string::npos);
+}
+
+TEST_F(DataTest, AnnotationsOfEmoji) {
+  const auto a = read_annotations(R"(<ldml><annotations>
+    <annotation cp="😀">face | grin | grinning face</annotation>
+    <annotation cp="😀" type="tts">grinning face</annotation>
+    <annotation cp="&amp;">ampersand &amp; and</annotation>
+    <annotation cp="x)");
+  ASSERT_EQ(a.size(), 2u);
+  EXPECT_EQ(a.at("😀").name, "grinning face");
+  EXPECT_EQ(a.at("😀").keywords, (std::vector<std::string>{"face", "grin", "grinning face"}));
+  EXPECT_EQ(a.at("&").keywords[0], "ampersand & and");
+}
+
+TEST_F(DataTest, Command) {
+  write_png("in/a.png", 10);
+  write("in/a.txt", "a");
+  ASSERT_EQ(setenv("XDG_CACHE_HOME", path("cache").c_str(), 1), 0);
+  EXPECT_EQ(prepared_path("emoji", 64), path("cache/trireme/data/emoji_64.h5"));
+  DataOptions o = options("folder", path("in"));
+  EXPECT_EQ(data_command(o), 0);
+  const std::string made = path("cache/trireme/data/folder-in_8.h5");
+  ASSERT_TRUE(fs::exists(made));
+  const auto time = fs::last_write_time(made);
+  EXPECT_EQ(data_command(o), 0);
+  EXPECT_EQ(fs::last_write_time(made), time);  // kept
+  write("cache/trireme/data/folder-in_8.h5", "damaged");
+  EXPECT_EQ(data_command(o), 0);  // made anew: it is only a cache
+  EXPECT_EQ(ImageTextData(made).size(), 1);
+  write("mine.h5", "precious");
+  o.out = path("mine.h5");
+  EXPECT_THROW(data_command(o), DataError);  // the user's own file is not overwritten unasked
+  o.force = true;
+  EXPECT_EQ(data_command(o), 0);
+  EXPECT_EQ(ImageTextData(o.out).size(), 1);
+  EXPECT_THROW(data_command(options("nothing")), UsageError);
+  EXPECT_THROW(data_command(options("folder")), UsageError);
+  EXPECT_THROW(data_command(options("emoji", "", 1)), UsageError);
+  EXPECT_SAYS(data_command(options("openclipart", path("in"))), "apt-get install openclipart-png");
+  EXPECT_SAYS(data_command(options("emoji", path("none.ttf"))), "apt-get install fonts-noto-color-emoji");
+}
+
+}  // namespace
