@@ -3,34 +3,35 @@
 #include "comm/arguments.h"
 #include "comm/error.h"
 
+#include <algorithm>
 #include <exception>
+#include <mutex>
 #include <vector>
 
 namespace trireme {
 
 struct Checked::Fingerprint {
-  std::int64_t sequence = 0, operation = 0, dtype = 0, count = 0, op = 0, root = 0;
+  std::int64_t operation = 0, dtype = 0, count = 0, op = 0, root = 0;
 };
 
 namespace {
 
-constexpr std::size_t fields = 6;
+constexpr std::size_t fields = 5;
 
 std::string value_text(std::size_t field, std::int64_t v) {
   switch (field) {
-    case 1:
+    case 0:
       return std::string(name(static_cast<Collective>(v)));
-    case 2:
+    case 1:
       return std::string(name(static_cast<DType>(v)));
-    case 4:
+    case 3:
       return std::string(name(static_cast<Op>(v)));
     default:
       return std::to_string(v);
   }
 }
 
-constexpr const char* field_names[fields] = {"sequence number", "operation", "dtype",
-                                             "count",           "reduction", "root"};
+constexpr const char* field_names[fields] = {"operation", "dtype", "count", "reduction", "root"};
 
 }  // namespace
 
@@ -38,6 +39,7 @@ constexpr const char* field_names[fields] = {"sequence number", "operation", "dt
 struct Checked::Exchange {
   std::vector<std::int64_t> mine, all;
   Member me;
+  std::uint64_t sequence = 0;
 
   void verify() const {
     const std::size_t n = static_cast<std::size_t>(me.size), width = mine.size();
@@ -47,7 +49,7 @@ struct Checked::Exchange {
           fail(0, r,
                std::string("in the ") + field_names[field] + ": " + value_text(field, all[field]) + " and " +
                    value_text(field, all[r * width + field]));
-    if (static_cast<Collective>(mine[1]) != Collective::all_to_all) return;
+    if (static_cast<Collective>(mine[0]) != Collective::all_to_all) return;
     for (std::size_t from = 0; from < n; ++from)
       for (std::size_t to = 0; to < n; ++to) {
         const std::int64_t sent = all[from * width + fields + to],
@@ -60,33 +62,49 @@ struct Checked::Exchange {
   }
   [[noreturn]] void fail(std::size_t a, std::size_t b, const std::string& what) const {
     throw CommError(place(me),
-                    "collective " + std::to_string(mine[0]) + " (" +
-                        std::string(name(static_cast<Collective>(mine[1]))) + " here): rank " +
+                    "collective " + std::to_string(sequence) + " (" +
+                        std::string(name(static_cast<Collective>(mine[0]))) + " here): rank " +
                         std::to_string(a) + " and rank " + std::to_string(b) + " differ " + what,
                     "every rank must make the same calls");
   }
 };
 
-Checked::Checked(Communicator& inner) : inner_(inner), side_(inner.split(0, inner.rank())) {}
+// Posts may come from the caller and, inside then(), from the thread that makes progress. A comparison that
+// is still queued when the communicator goes (only while an exception is on its way) must not touch it any
+// more.
+struct Checked::Gate {
+  std::mutex mutex;
+  bool open = true;
+  std::uint64_t sequence = 0;  // of the last collective compared, the same on all ranks
+  Work last;
+};
+
+Checked::Checked(Communicator& inner)
+    : inner_(inner), side_(inner.split(0, inner.rank())), gate_(std::make_shared<Gate>()) {}
 Checked::Checked(std::unique_ptr<Communicator> inner)
-    : owned_(std::move(inner)), inner_(*owned_), side_(inner_.split(0, inner_.rank())) {}
+    : owned_(std::move(inner)),
+      inner_(*owned_),
+      side_(inner_.split(0, inner_.rank())),
+      gate_(std::make_shared<Gate>()) {}
 
 Checked::~Checked() {
-  if (std::uncaught_exceptions() > 0) return;
-  try {
-    last_.wait();  // a pending comparison would use `inner_` after its end
-  } catch (...) {  // the caller had it from its own Work
+  if (std::uncaught_exceptions() == 0) {
+    try {
+      gate_->last.then([] { return Work(); }).wait();  // behind all comparisons
+    } catch (...) {                                    // the caller had it from its own Work
+    }
   }
+  std::lock_guard lock(gate_->mutex);
+  gate_->open = false;
 }
 
-Work Checked::compare(Fingerprint f, std::span<const std::size_t> send, std::span<const std::size_t> recv,
-                      std::function<Work()> next) {
+Work Checked::compare(const Fingerprint& f, std::span<const std::size_t> send,
+                      std::span<const std::size_t> recv, std::function<Work()> next) {
   auto exchange = std::make_shared<Exchange>();
   exchange->me = {rank(), size()};
   // The width must not depend on what is compared: room for the counts always, zero if unused.
   exchange->mine.assign(fields + 2 * static_cast<std::size_t>(size()), 0);
-  const std::int64_t values[fields] = {
-      static_cast<std::int64_t>(++sequence_), f.operation, f.dtype, f.count, f.op, f.root};
+  const std::int64_t values[fields] = {f.operation, f.dtype, f.count, f.op, f.root};
   std::copy(values, values + fields, exchange->mine.begin());
   std::copy(send.begin(), send.end(), exchange->mine.begin() + fields);
   std::copy(recv.begin(), recv.end(), exchange->mine.begin() + fields + size());
@@ -94,11 +112,17 @@ Work Checked::compare(Fingerprint f, std::span<const std::size_t> send, std::spa
   // On the side communicator's queue, so that posting never blocks and the order stays the same on all ranks.
   Work gathered = side_->all_gather({exchange->mine.data(), exchange->mine.size(), DType::i64},
                                     {exchange->all.data(), exchange->all.size(), DType::i64});
-  last_ = gathered.then([exchange, next = std::move(next)] {
+  Work compared = gathered.then([exchange, next = std::move(next), gate = gate_] {
+    std::lock_guard lock(gate->mutex);
+    if (!gate->open)
+      throw CommError(place(exchange->me), "a collective was still pending when its communicator ended");
+    exchange->sequence = ++gate->sequence;
     exchange->verify();
     return next();
   });
-  return last_;
+  std::lock_guard lock(gate_->mutex);
+  gate_->last = compared;
+  return compared;
 }
 
 namespace {
@@ -109,15 +133,15 @@ std::int64_t number(std::size_t n) { return static_cast<std::int64_t>(n); }
 }  // namespace
 
 Work Checked::all_reduce(Buffer inout, Op op) {
-  return compare({0, number(Collective::all_reduce), number(inout.dtype), number(inout.count), number(op), 0},
+  return compare({number(Collective::all_reduce), number(inout.dtype), number(inout.count), number(op), 0},
                  {}, {}, [this, inout, op] { return inner_.all_reduce(inout, op); });
 }
 Work Checked::reduce_scatter(ConstBuffer in, Buffer out, Op op) {
-  return compare({0, number(Collective::reduce_scatter), number(out.dtype), number(out.count), number(op), 0},
+  return compare({number(Collective::reduce_scatter), number(out.dtype), number(out.count), number(op), 0},
                  {}, {}, [this, in, out, op] { return inner_.reduce_scatter(in, out, op); });
 }
 Work Checked::all_gather(ConstBuffer in, Buffer out) {
-  return compare({0, number(Collective::all_gather), number(in.dtype), number(in.count), 0, 0}, {}, {},
+  return compare({number(Collective::all_gather), number(in.dtype), number(in.count), 0, 0}, {}, {},
                  [this, in, out] { return inner_.all_gather(in, out); });
 }
 Work Checked::all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
@@ -125,22 +149,22 @@ Work Checked::all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buff
   check_all_to_all({rank(), size()}, in, send, out, recv);
   std::vector<std::size_t> s(send.begin(), send.end()), r(recv.begin(), recv.end());
   return compare(
-      {0, number(Collective::all_to_all), number(in.dtype), 0, 0, 0}, send, recv,
+      {number(Collective::all_to_all), number(in.dtype), 0, 0, 0}, send, recv,
       [this, in, out, s = std::move(s), r = std::move(r)] { return inner_.all_to_all(in, s, out, r); });
 }
 Work Checked::broadcast(Buffer inout, int root) {
-  return compare({0, number(Collective::broadcast), number(inout.dtype), number(inout.count), 0, root}, {},
-                 {}, [this, inout, root] { return inner_.broadcast(inout, root); });
+  return compare({number(Collective::broadcast), number(inout.dtype), number(inout.count), 0, root}, {}, {},
+                 [this, inout, root] { return inner_.broadcast(inout, root); });
 }
 Work Checked::barrier() {
-  return compare({0, number(Collective::barrier), 0, 0, 0, 0}, {}, {}, [this] { return inner_.barrier(); });
+  return compare({number(Collective::barrier), 0, 0, 0, 0}, {}, {}, [this] { return inner_.barrier(); });
 }
 std::unique_ptr<Communicator> Checked::split(int color, int key) {
-  compare({0, number(Collective::split), 0, 0, 0, 0}, {}, {}, [] { return Work(); }).wait();
+  compare({number(Collective::split), 0, 0, 0, 0}, {}, {}, [] { return Work(); }).wait();
   return std::make_unique<Checked>(inner_.split(color, key));
 }
 std::shared_ptr<void> Checked::allocate(std::size_t bytes) {
-  compare({0, number(Collective::allocate), 0, number(bytes), 0, 0}, {}, {}, [] { return Work(); }).wait();
+  compare({number(Collective::allocate), 0, number(bytes), 0, 0}, {}, {}, [] { return Work(); }).wait();
   return inner_.allocate(bytes);
 }
 

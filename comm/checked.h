@@ -31,14 +31,14 @@ class Checked final : public Communicator {
  private:
   struct Fingerprint;
   struct Exchange;
-  Work compare(Fingerprint mine, std::span<const std::size_t> send, std::span<const std::size_t> recv,
+  Work compare(const Fingerprint& mine, std::span<const std::size_t> send, std::span<const std::size_t> recv,
                std::function<Work()> next);
 
   std::unique_ptr<Communicator> owned_;
   Communicator& inner_;
   std::unique_ptr<Communicator> side_;  // carries the fingerprints
-  std::uint64_t sequence_ = 0;
-  Work last_;
+  struct Gate;
+  std::shared_ptr<Gate> gate_;
 };
 
 }  // namespace trireme
