@@ -76,6 +76,16 @@ std::string duration(double seconds) {
   return std::to_string(s / 3600) + " h " + std::to_string(s / 60 % 60) + " min";
 }
 
+std::string bytes_text(double bytes) {
+  const std::string s = format_value(bytes);
+  return std::isalpha(static_cast<unsigned char>(s.back())) ? s.substr(0, s.size() - 1) + " " + s.back() + "B"
+                                                            : s + " B";
+}
+
+std::string times(double ratio) {
+  return format_value(ratio < 10 ? std::round(ratio * 10) / 10 : std::round(ratio)) + "×";
+}
+
 std::string cards(const Run& run) {
   std::string s = "<div class=\"cards\">";
   const Curve loss = run.curve("loss");
@@ -83,12 +93,12 @@ std::string cards(const Run& run) {
     s += card("final loss", format_value(smoothed(loss).y.back()), "from " + format_value(loss.y.front()));
   int shown = 0;
   for (const auto& key : run.keys("eval/")) {
-    if (is_chance(key) || ++shown > 4) continue;
+    if (is_chance(key) || ++shown > 6) continue;
     const Unit unit = unit_of({run}, key);
     std::string below;
     if (const auto chance = chance_key(run, key); !chance.empty() && *run.last(chance) > 0)
-      below = format_value(*run.last(key) / *run.last(chance)) + "× chance (" +
-              format_value(*run.last(chance), unit) + ")";
+      below = "chance " + format_value(*run.last(chance), unit) + ", " +
+              times(*run.last(key) / *run.last(chance));
     s += card(pretty(key), format_value(*run.last(key), unit), below);
   }
   if (const auto rate = run.median("samples_per_s")) {
@@ -100,9 +110,9 @@ std::string cards(const Run& run) {
     s += card("model FLOPs utilisation", format_value(*mfu, Unit::percent), "median");
   const auto sent = run.median("bytes_sent"), whole = run.median("bytes_uncompressed");
   if (sent && *sent > 0)
-    s += card("sent per step", format_value(*sent) + "B",
-              whole && *whole > *sent * 1.001 ? format_value(*whole / *sent) + "× less than uncompressed"
-                                              : "uncompressed");
+    s += card(
+        "sent per step", bytes_text(*sent),
+        whole && *whole > *sent * 1.001 ? times(*whole / *sent) + " less than uncompressed" : "uncompressed");
   const Curve ms = run.curve("step_ms");
   if (!ms.empty() && !loss.empty()) {
     double total = 0;
@@ -116,7 +126,7 @@ Scale scale_of(const std::vector<Run>& runs, const std::string& key) {
   double low = HUGE_VAL, high = 0;
   for (const auto& run : runs)
     for (double y : run.curve(key).y) low = std::min(low, y), high = std::max(high, y);
-  return low > 0 && high / low > 40 ? Scale::log : Scale::linear;
+  return low > 1e-300 && high / low > 40 ? Scale::log : Scale::linear;
 }
 
 std::string loss_chart(const std::vector<Run>& runs) {
@@ -162,6 +172,7 @@ std::string eval_charts(const std::vector<Run>& runs) {
   if (runs.size() > 1) {
     for (const auto& key : keys) {
       Chart c = chart_of(pretty(key), 500, unit_of(runs, key));
+      c.values_only = true;
       for (std::size_t i = 0; i < runs.size(); ++i)
         c.series.push_back({runs[i].name, color("c", i), runs[i].curve(key), Series::line, true});
       add_chance(c, runs, key);
@@ -185,7 +196,7 @@ std::string eval_charts(const std::vector<Run>& runs) {
       if (const auto k = chance_key(runs[0], key); !k.empty() && chances.insert(k).second)
         add_chance(c, runs, key);
     }
-    s += figure(wide ? "full" : "half", title, c.unit == Unit::percent ? "of queries, higher is better" : "",
+    s += figure(wide ? "full" : "half", title, c.unit == Unit::percent ? "higher is better" : "",
                 line_chart(c));
   }
   return s + "</div>\n";
@@ -234,7 +245,7 @@ std::string phase_charts(const std::vector<Run>& runs) {
 }
 
 std::string small_charts(const std::vector<Run>& runs) {
-  constexpr std::array<std::array<const char*, 3>, 12> wanted = {
+  constexpr std::array<std::array<const char*, 3>, 11> wanted = {
       {{"samples_per_s", "Throughput", "samples/s"},
        {"step_ms", "Step time", "ms"},
        {"lr", "Learning rate", ""},
@@ -245,12 +256,10 @@ std::string small_charts(const std::vector<Run>& runs) {
        {"grad_norm", "Gradient norm", ""},
        {"bytes_sent", "Bytes sent", "a step"},
        {"mfu", "Model FLOPs utilisation", ""},
-       {"memory_gib", "Memory", "GiB"},
-       {"epoch", "Epoch", ""}}};
+       {"memory_gib", "Memory", "GiB"}}};
   std::string s;
   for (const auto& [key, title, unit] : wanted) {
-    const bool from_zero =
-        std::string(unit) == "samples/s" || std::string(unit) == "ms" || std::string(key) == "lr";
+    const bool from_zero = *unit || std::string(key) == "lr";
     Chart c{.title = title,
             .unit_text = unit,
             .width = 330,
@@ -292,8 +301,9 @@ std::string comparison(const std::vector<Run>& runs) {
   for (const auto& key : evals) s += head_cell(pretty(key));
   s += "</tr>";
   for (std::size_t i = 0; i < runs.size(); ++i) {
-    const auto cell = [&](std::optional<double> v, Unit unit = Unit::plain, const char* after = "") {
-      s += "<td class=\"number\">" + (v ? format_value(*v, unit) + after : std::string("–")) + "</td>";
+    const auto text_cell = [&](const std::string& text) { s += "<td class=\"number\">" + text + "</td>"; };
+    const auto cell = [&](std::optional<double> v, Unit unit = Unit::plain) {
+      text_cell(v ? format_value(*v, unit) : "–");
     };
     s += "<tr><td><i style=\"background:" + color("c", i) + "\"></i>" + escape_html(runs[i].name) + "</td>";
     const Curve loss = runs[i].curve("loss");
@@ -301,7 +311,8 @@ std::string comparison(const std::vector<Run>& runs) {
     cell(loss.empty() ? std::nullopt : std::optional(smoothed(loss).y.back()));
     cell(runs[i].median("samples_per_s"));
     cell(runs[i].median("step_ms"));
-    cell(runs[i].median("bytes_sent"), Unit::plain, "B");
+    const auto sent = runs[i].median("bytes_sent");
+    text_cell(sent ? bytes_text(*sent) : "–");
     for (const auto& key : evals) cell(runs[i].last(key), unit_of(runs, key));
     s += "</tr>";
   }

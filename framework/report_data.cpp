@@ -162,19 +162,41 @@ std::string find_value(const Table& table, const std::vector<std::string>& keys)
   return {};
 }
 
-Curve smoothed(const Curve& c) {
+// Means of stretches: what is drawn has no more than a point a pixel.
+static Curve averaged(const Curve& c, std::size_t points) {
+  if (c.x.size() <= points) return c;
+  Curve out;
+  for (std::size_t s = 0; s < points; ++s) {
+    const auto begin = s * c.x.size() / points, end = (s + 1) * c.x.size() / points;
+    double x = 0, y = 0;
+    for (auto i = begin; i < end; ++i) {
+      x += c.x[i] / double(end - begin);
+      y += c.y[i] / double(end - begin);
+    }
+    out.x.push_back(x);
+    out.y.push_back(y);
+  }
+  return out;
+}
+
+Curve smoothed(const Curve& all) {
+  const Curve c = averaged(all, 1000);
   Curve out = c;
   const auto n = std::ptrdiff_t(c.y.size());
   const std::ptrdiff_t half = n / 40;
   for (std::ptrdiff_t i = 0; i < n; ++i) {
-    const auto reach = std::min({half, i, n - 1 - i});  // symmetric: the ends are not pulled inward
-    double sum = 0, weight = 0;
-    for (auto j = i - reach; j <= i + reach; ++j) {
-      const double w = double(reach + 1 - std::abs(j - i));
-      sum += w * c.y[std::size_t(j)];
-      weight += w;
+    // A weighted straight line: at the ends, where the window is one-sided, a mean would lag behind a slope.
+    double w0 = 0, w1 = 0, w2 = 0, y0 = 0, y1 = 0;
+    for (auto j = std::max<std::ptrdiff_t>(i - half, 0); j <= std::min(i + half, n - 1); ++j) {
+      const double w = double(half + 1 - std::abs(j - i)), d = double(j - i), y = c.y[std::size_t(j)];
+      w0 += w;
+      w1 += w * d;
+      w2 += w * d * d;
+      y0 += w * y;
+      y1 += w * d * y;
     }
-    out.y[std::size_t(i)] = sum / weight;
+    const double det = w0 * w2 - w1 * w1;
+    out.y[std::size_t(i)] = det > 0 ? (w2 * y0 - w1 * y1) / det : y0 / w0;
   }
   return out;
 }

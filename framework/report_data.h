@@ -33,7 +33,8 @@ std::vector<Run> read_runs(const std::vector<std::string>& run_dirs);
 // The value of the first of `keys` in the table; also matches the last part of a dotted key. Empty if none.
 std::string find_value(const Table&, const std::vector<std::string>& keys);
 
-// A centred window: no lag, ends kept. And at most `points` points, each stretch kept by its extremes.
+// By a moving straight line: no lag, also at the ends; at most 1000 points. And at most `points` points, each
+// stretch kept by its extremes.
 Curve smoothed(const Curve&);
 Curve thinned(const Curve&, std::size_t points);
 

@@ -25,7 +25,7 @@ h2 { font-size: 15px; margin: 34px 0 12px; letter-spacing: .01em; }
 .sub { color: var(--soft); margin: 0 0 4px; overflow-wrap: anywhere; }
 .sub b { color: var(--ink); font-weight: 600; }
 .sub span + span::before { content: "·"; margin: 0 8px; color: var(--muted); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; margin: 24px 0 12px; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(205px, 1fr)); gap: 12px; margin: 24px 0 12px; }
 .cards div { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 12px 16px; }
 .cards small { display: block; color: var(--soft); font-size: 12.5px; }
 .cards strong { display: block; font-size: 24px; font-weight: 620; letter-spacing: -.01em; line-height: 1.35;
@@ -51,11 +51,13 @@ svg .grid { stroke: var(--grid); fill: none; display: inline; } .axis { stroke: 
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--rule); vertical-align: top;
   overflow-wrap: anywhere; }
-th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+th { color: var(--soft); font-weight: 600; white-space: nowrap; overflow-wrap: normal; }
 tr:last-child td { border-bottom: 0; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.number, th.number { text-align: right;
+  font-variant-numeric: tabular-nums; white-space: nowrap; } th.number { white-space: normal; vertical-align: bottom; }
 td i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 8px; }
-td:first-child { color: var(--soft); } .compare td:first-child { color: var(--ink); font-weight: 600; }
+td:first-child { color: var(--soft); } .compare td:first-child { color: var(--ink); font-weight: 600; white-space: nowrap; }
+.compare th { vertical-align: bottom; }
 details { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 10px 16px; margin-top: 12px; }
 summary { cursor: pointer; font-weight: 600; font-size: 14px; }
 details table { margin: 8px 0 4px; } details td:first-child { width: 34%; font-family: ui-monospace, Menlo, Consolas, monospace;

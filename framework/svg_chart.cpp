@@ -19,7 +19,7 @@ __attribute__((format(printf, 1, 2))) std::string print(const char* format, ...)
   return text.data();
 }
 
-constexpr double character = 6.6;  // mean width of a 12 px digit or letter
+constexpr double character = 7.5;  // mean width of a bold 12 px letter in the widest of the fonts
 
 // Characters, not bytes.
 std::size_t length(std::string_view s) {
@@ -32,7 +32,8 @@ struct Frame {
   Scale scale = Scale::linear;
   double px(double x) const { return left + (x - x0) / (x1 - x0) * (right - left); }
   double py(double y) const {
-    const double t = scale == Scale::log ? std::log(y / y0) / std::log(y1 / y0) : (y - y0) / (y1 - y0);
+    const double t = scale == Scale::log ? (std::log(y) - std::log(y0)) / (std::log(y1) - std::log(y0))
+                                         : (y - y0) / (y1 - y0);
     return bottom - std::clamp(t, -0.02, 1.02) * (bottom - top);
   }
 };
@@ -44,8 +45,8 @@ std::string path_of(const Curve& c, const Frame& f) {
   return d;
 }
 
-// Where ticks, numbers and lines go; fills the data range of the frame.
-std::string axes(Frame& f, const std::vector<double>& ticks, Unit unit, double width) {
+// Grid lines with their numbers, the step axis.
+std::string axes(const Frame& f, const std::vector<double>& ticks, Unit unit) {
   std::string s;
   // Decimals by the distance of the ticks, so that 0.1, 0.15, 0.2 all show what they are.
   const double gap = ticks.size() > 1 ? (ticks[1] - ticks[0]) * (unit == Unit::percent ? 100 : 1) : 1;
@@ -61,7 +62,7 @@ std::string axes(Frame& f, const std::vector<double>& ticks, Unit unit, double w
     s += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%s</text>", f.left - 8, y + 4,
                label.c_str());
   }
-  const int count = std::max(2, int((f.right - f.left) / 110));
+  const int count = std::max(2, int((f.right - f.left) / 80));
   for (double t : nice_ticks(f.x0, f.x1, count)) {
     if (t < f.x0 || t > f.x1 || t != std::floor(t)) continue;
     s += print("<path class=\"axis\" d=\"M%.1f %.1fv4\"/>", f.px(t), f.bottom);
@@ -69,8 +70,8 @@ std::string axes(Frame& f, const std::vector<double>& ticks, Unit unit, double w
                f.bottom + 18, format_value(t).c_str());
   }
   s += print("<path class=\"axis\" d=\"M%.1f %.1fH%.1f\"/>", f.left, f.bottom, f.right);
-  s += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">step</text>",
-             std::min(f.right + 32, width - 2), f.bottom + 18);
+  s += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">step</text>", f.left - 8,
+             f.bottom + 18);
   return s;
 }
 
@@ -127,6 +128,7 @@ Frame frame_of(const Chart& c, std::size_t longest_label) {
 
 std::string end_text(const Chart& c, const Series& s) {
   if (s.label.empty() || !c.values_at_end || s.curve.empty()) return s.label;
+  if (c.values_only && s.style != Series::dashed) return format_value(s.curve.y.back(), c.unit);
   return s.label + " " + format_value(s.curve.y.back(), c.unit);
 }
 
@@ -210,7 +212,7 @@ std::string line_chart(const Chart& c) {
   if (c.scale == Scale::log) {
     for (double p = std::floor(std::log10(y0)); p <= std::ceil(std::log10(y1)); ++p)
       for (double m : {1.0, 2.0, 5.0})
-        if (const double t = m * std::pow(10, p); t >= y0 / 2.1 && t <= y1 * 2.1) ticks.push_back(t);
+        if (const double t = m * std::pow(10, p); t > 0 && t >= y0 / 2.1 && t <= y1 * 2.1) ticks.push_back(t);
     if (ticks.size() > 9)
       std::erase_if(ticks,
                     [](double t) { return std::abs(std::log10(t) - std::round(std::log10(t))) > 1e-9; });
@@ -228,7 +230,7 @@ std::string line_chart(const Chart& c) {
     f.y0 = ticks.front();
     f.y1 = ticks.back();
   }
-  std::string svg = open_svg(c.title, c.width, c.height) + axes(f, ticks, c.unit, c.width);
+  std::string svg = open_svg(c.title, c.width, c.height) + axes(f, ticks, c.unit);
   std::vector<EndLabel> labels;
   for (const auto& s : c.series) {
     if (s.curve.empty()) continue;
@@ -276,7 +278,7 @@ std::string stacked_chart(const Chart& c) {
   const auto ticks = nice_ticks(0, high, 4);
   f.y0 = 0;
   f.y1 = ticks.back();
-  std::string svg = open_svg(c.title, c.width, c.height) + axes(f, ticks, c.unit, c.width);
+  std::string svg = open_svg(c.title, c.width, c.height) + axes(f, ticks, c.unit);
   std::vector<double> base(x.size(), 0);
   std::vector<EndLabel> labels;
   for (const auto& s : c.series) {

@@ -32,6 +32,7 @@ struct Chart {
   Scale scale = Scale::linear;
   bool from_zero = false;
   bool values_at_end = false;  // the last value after the label
+  bool values_only = false;    // ... or instead of it, where colours alone tell the lines apart
   std::vector<Series> series;
 };
 

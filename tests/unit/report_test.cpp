@@ -1,0 +1,243 @@
+#include "comm/error.h"
+#include "framework/metrics.h"
+#include "framework/report_data.h"
+#include "framework/svg_chart.h"
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <random>
+#include <set>
+
+#include <gtest/gtest.h>
+
+namespace trireme {
+namespace {
+
+namespace fs = std::filesystem;
+
+class ReportTest : public testing::Test {
+ protected:
+  ReportTest() {
+    std::string name = (fs::temp_directory_path() / "trireme-report-XXXXXX").string();
+    dir = mkdtemp(name.data());
+  }
+  ~ReportTest() override { fs::remove_all(dir); }
+  std::string folder(const std::string& name) const {
+    fs::create_directories(dir / name);
+    return (dir / name).string();
+  }
+  void write(const std::string& name, const std::string& text) const {
+    fs::create_directories((dir / name).parent_path());
+    std::ofstream(dir / name, std::ios::binary) << text;
+  }
+  std::string page(const std::vector<std::string>& runs) const {
+    write_report(runs, (dir / "report.html").string());
+    std::ifstream in(dir / "report.html", std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  // A run with everything the page can show.
+  std::string full_run(const std::string& name, int steps = 40) const {
+    std::string lines;
+    for (int s = 1; s <= steps; ++s) {
+      lines +=
+          "{\"step\": " + std::to_string(s) + ", \"loss\": " + std::to_string(3.0 / s) +
+          ", \"lr\": 5e-4, \"samples_per_s\": 150, \"step_ms\": 800, \"data_ms\": 20, \"forward_ms\": 250, "
+          "\"backward_ms\": 400, \"comm_exposed_ms\": 60, \"optimizer_ms\": 30, \"bytes_sent\": 1e6, "
+          "\"bytes_uncompressed\": 4e6, \"mfu\": null, \"tau\": 0.07";
+      if (s % 10 == 0)
+        lines +=
+            ", \"eval/image_to_text_r10\": 0.5, \"eval/chance_r10\": 0.1, \"eval/zero_shot_top1\": 0.25, "
+            "\"eval/zero_shot_chance\": 0.05";
+      lines += "}\n";
+    }
+    write(name + "/metrics.jsonl", lines);
+    write(name + "/config.resolved.yaml",
+          "recipe: fastclip  # a.yaml:1\noptimizer:\n  lr: 5e-4\n  name: adamw\n");
+    write(name + "/env.json", "{\"ranks\": 4, \"versions\": {\"torch\": \"2.11.0\"}}");
+    return folder(name);
+  }
+  fs::path dir;
+};
+
+// Every tag is closed in order: a broken chart would swallow the rest of the page.
+void expect_balanced(const std::string& html) {
+  const std::set<std::string> empty = {"meta", "!DOCTYPE"};
+  std::vector<std::string> open;
+  for (auto at = html.find('<'); at != html.npos; at = html.find('<', at + 1)) {
+    const auto end = html.find('>', at);
+    ASSERT_NE(end, html.npos);
+    const std::string tag = html.substr(at + 1, end - at - 1);
+    const std::string name = tag.substr(tag[0] == '/', tag.find(' ') - (tag[0] == '/'));
+    if (tag.back() == '/' || empty.contains(name)) continue;
+    if (tag[0] != '/') {
+      open.push_back(name);
+      continue;
+    }
+    ASSERT_FALSE(open.empty()) << tag;
+    ASSERT_EQ(open.back(), name) << "at byte " << at;
+    open.pop_back();
+  }
+  EXPECT_TRUE(open.empty());
+}
+
+std::size_t count(const std::string& text, const std::string& what) {
+  std::size_t n = 0;
+  for (auto at = text.find(what); at != text.npos; at = text.find(what, at + 1)) ++n;
+  return n;
+}
+
+TEST_F(ReportTest, OneRunShowsItsNumbers) {
+  const auto html = page({full_run("run-a")});
+  expect_balanced(html);
+  for (const char* text :
+       {"<h1>run-a</h1>", "recipe <b>fastclip</b>", "ranks <b>4</b>", "LibTorch <b>2.11.0</b>",
+        "image → text R@10", "50.0 %", "chance 10.0 %, 5×", "zero-shot top-1", "4× less than uncompressed",
+        "exposed communication", "Temperature τ", "optimizer.lr", "<td>5e-4</td>", "versions.torch"})
+    EXPECT_NE(html.find(text), std::string::npos) << text;
+  EXPECT_EQ(html.find("a.yaml:1"), std::string::npos);  // origins are no values
+  EXPECT_EQ(html.find("nan"), std::string::npos);
+  EXPECT_EQ(html.find("inf"), std::string::npos);
+}
+
+TEST_F(ReportTest, ThePageNeedsNothingFromOutside) {
+  const auto html = page({full_run("a"), full_run("b")});
+  for (const char* text : {"<script", "http://", "https://", "src=", "href=", "@import", "url("})
+    EXPECT_EQ(html.find(text), std::string::npos) << text;
+}
+
+TEST_F(ReportTest, SeveralRunsAreOverlaidAndCompared) {
+  const auto a = full_run("x/run"), b = full_run("y/run");
+  write("y/run/config.resolved.yaml", "recipe: fastclip\noptimizer:\n  lr: 1e-3\n  name: adamw\n");
+  const auto html = page({a, b});
+  expect_balanced(html);
+  for (const char* text : {"run (2)", "Comparison", "Settings that differ", "<td>1e-3</td>"})
+    EXPECT_NE(html.find(text), std::string::npos) << text;
+  const auto differ = html.substr(html.find("Settings that differ"));
+  EXPECT_EQ(count(differ.substr(0, differ.find("</details>")), "<tr>"), 2u);  // the head and optimizer.lr
+}
+
+TEST_F(ReportTest, WhateverIsInTheFilesIsEscaped) {
+  const std::string evil = "<script>alert('x')</script>\\\"&";
+  const std::string name = "<script>alert(1)<b>&'run";
+  write(name + "/metrics.jsonl",
+        "{\"step\": 1, \"loss\": 1, \"eval/" + evil + "\": 0.5}\n{\"step\": 2, \"loss\": 1}\n");
+  write(name + "/config.resolved.yaml", "recipe: " + evil + "\n" + evil + ": 1\n");
+  write(name + "/env.json", "{\"" + evil + "\": \"" + evil + "\", \"ranks\": \"<img onerror=x>\"}");
+  for (const auto& runs : {std::vector{folder(name)}, std::vector{folder(name), folder(name)}}) {
+    const auto html = page(runs);
+    expect_balanced(html);
+    EXPECT_EQ(html.find("<script"), std::string::npos);
+    EXPECT_EQ(html.find("<img"), std::string::npos);
+    EXPECT_EQ(html.find("<b>&'run"), std::string::npos);
+    EXPECT_NE(html.find("&lt;script&gt;alert(&#39;x&#39;)"), std::string::npos);
+  }
+}
+
+TEST_F(ReportTest, MissingAndBrokenFilesBecomeNotes) {
+  write("a/metrics.jsonl", "{\"step\": 1, \"loss\": 2.5}\n");
+  write("a/env.json", "{broken");
+  const auto html = page({folder("a")});
+  expect_balanced(html);
+  EXPECT_NE(html.find("config.resolved.yaml: cannot open"), std::string::npos);
+  EXPECT_NE(html.find("env.json: not JSON"), std::string::npos);
+  EXPECT_THROW(page({folder("empty")}), DataError);
+  EXPECT_THROW(page({}), UsageError);
+  EXPECT_THROW(write_report({folder("a")}, (dir / "none/report.html").string()), DataError);
+}
+
+TEST_F(ReportTest, OddValuesDoNotBreakCharts) {
+  for (const std::string values : {"null", "0", "-1", "1e300", "-1e300", "5e-324", "1"}) {
+    std::string lines;
+    for (int s = 1; s <= 3; ++s) {
+      lines += "{\"step\": " + std::to_string(s);
+      for (const char* key : {"loss", "lr", "samples_per_s", "step_ms", "data_ms", "forward_ms", "bytes_sent",
+                              "eval/x", "eval/chance_x", "mfu"})
+        lines += std::string(", \"") + key + "\": " + (s == 2 ? "0.5" : values);
+      lines += "}\n";
+    }
+    write("a/metrics.jsonl", lines);
+    const auto html = page({folder("a")});
+    expect_balanced(html);
+    EXPECT_EQ(html.find("nan"), std::string::npos) << values;
+    EXPECT_EQ(html.find("inf"), std::string::npos) << values;
+  }
+}
+
+TEST_F(ReportTest, LongRunsStaySmall) {
+  const auto html = page({full_run("long", 20000)});
+  EXPECT_LT(html.size(), 1u << 20);
+}
+
+TEST(SvgChart, TicksAreRoundAndCoverTheRange) {
+  EXPECT_EQ(nice_ticks(0, 1, 5), (std::vector<double>{0, 0.2, 0.4, 0.6000000000000001, 0.8, 1}));
+  std::mt19937_64 random(4);
+  for (int i = 0; i < 1000; ++i) {
+    const double low = std::ldexp(double(random() % 1000) - 500, int(random() % 40) - 20);
+    const double high = low + std::ldexp(double(random() % 1000 + 1), int(random() % 40) - 20);
+    const int wanted = 2 + int(random() % 6);
+    const auto t = nice_ticks(low, high, wanted);
+    ASSERT_GE(t.size(), 2u);
+    const double step = t[1] - t[0];
+    EXPECT_LE(t.front(), low + step * 1e-6);
+    EXPECT_GE(t.back(), high - step * 1e-6);
+    EXPECT_LE(t.size(), std::size_t(wanted) + 2);
+    const double mantissa = step / std::pow(10, std::floor(std::log10(step) + 1e-6));
+    EXPECT_TRUE(std::abs(mantissa - 1) < 1e-3 || std::abs(mantissa - 2) < 1e-3 ||
+                std::abs(mantissa - 5) < 1e-3)
+        << mantissa;
+  }
+}
+
+TEST(SvgChart, NumbersAsPeopleWriteThem) {
+  EXPECT_EQ(format_value(0), "0");
+  EXPECT_EQ(format_value(2.16), "2.16");
+  EXPECT_EQ(format_value(5e-4), "5e-4");
+  EXPECT_EQ(format_value(1.25e-7), "1.25e-7");
+  EXPECT_EQ(format_value(12345), "12.35k");
+  EXPECT_EQ(format_value(21.3e6), "21.3M");
+  EXPECT_EQ(format_value(999999), "1M");
+  EXPECT_EQ(format_value(-1500), "-1500");
+  EXPECT_EQ(format_value(0.2345, Unit::percent), "23.4 %");
+  EXPECT_EQ(format_value(0.0156, Unit::percent), "1.56 %");
+  EXPECT_EQ(format_value(std::numeric_limits<double>::quiet_NaN()), "–");
+}
+
+TEST(SvgChart, SmoothingKeepsLinesAndDampsNoise) {
+  Curve line, noise;
+  std::mt19937_64 random(5);
+  std::normal_distribution<double> normal;
+  for (int i = 0; i < 400; ++i) {
+    line.x.push_back(i);
+    line.y.push_back(3 - 0.01 * i);
+    noise.x.push_back(i);
+    noise.y.push_back(normal(random));
+  }
+  const auto same = smoothed(line);
+  for (int i = 0; i < 400; ++i) EXPECT_NEAR(same.y[std::size_t(i)], line.y[std::size_t(i)], 1e-12);
+  double before = 0, after = 0;
+  const auto calm = smoothed(noise);
+  for (int i = 0; i < 400; ++i) {
+    before += noise.y[std::size_t(i)] * noise.y[std::size_t(i)];
+    after += calm.y[std::size_t(i)] * calm.y[std::size_t(i)];
+  }
+  EXPECT_LT(after, before / 5);
+}
+
+TEST(SvgChart, ThinningKeepsExtremes) {
+  Curve c;
+  for (int i = 0; i < 100000; ++i) {
+    c.x.push_back(i);
+    c.y.push_back(i == 77777 ? 50 : i == 12345 ? -50 : std::sin(i));
+  }
+  const auto t = thinned(c, 1000);
+  EXPECT_LE(t.x.size(), 1000u);
+  EXPECT_EQ(*std::max_element(t.y.begin(), t.y.end()), 50);
+  EXPECT_EQ(*std::min_element(t.y.begin(), t.y.end()), -50);
+  EXPECT_TRUE(std::is_sorted(t.x.begin(), t.x.end()));
+}
+
+}  // namespace
+}  // namespace trireme
