@@ -1,0 +1,156 @@
+// links: comm
+// What only real processes show: how a job ends, overlap with computation, starting without mpirun.
+#include "tests/mpi_harness.h"
+
+#include <cmath>
+#include <thread>
+
+namespace trireme::test {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Runs `body` in ranks started for this test, which then checks how they ended.
+Outcome ended(int ranks, std::vector<std::string> environment = {}) {
+  const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
+  return launch({ranks, std::string(info->test_suite_name()) + "." + info->name(), std::move(environment)});
+}
+
+TEST(MpiEnd, AnExceptionInOneRankEndsAllWithItsCode) {
+  if (is_rank())
+    return run_rank([](Communicator& comm) {
+      if (comm.rank() == 1) throw DataError("shard 3", "is truncated");
+      float v = 0;
+      comm.all_reduce({&v, 1, DType::f32}, Op::sum).wait();
+    });
+  const Outcome outcome = ended(3);
+  EXPECT_EQ(outcome.code, 3) << outcome.output;
+  EXPECT_LT(outcome.seconds, 10);
+  EXPECT_NE(outcome.output.find("trireme: error: shard 3: is truncated\n"), std::string::npos)
+      << outcome.output;
+}
+
+TEST(MpiEnd, AbortKeepsItsCode) {
+  if (is_rank())
+    return run_rank([](Communicator& comm) {
+      if (comm.rank() == 0) comm.abort(6, "out of memory");
+      comm.barrier().wait();
+    });
+  const Outcome outcome = ended(2);
+  EXPECT_EQ(outcome.code, 6) << outcome.output;
+  EXPECT_NE(outcome.output.find("trireme: error: out of memory\n"), std::string::npos) << outcome.output;
+}
+
+TEST(MpiEnd, DifferentCallsAreAnErrorNotAHang) {
+  if (is_rank())
+    return run_rank([](Communicator& comm) {
+      std::vector<float> v(100000);
+      comm.all_reduce({v.data(), comm.rank() == 0 ? v.size() : v.size() / 2, DType::f32}, Op::sum).wait();
+    });
+  const Outcome outcome = ended(2);
+  EXPECT_EQ(outcome.code, 4) << outcome.output;
+  EXPECT_NE(outcome.output.find("all_reduce of 50000 f32"), std::string::npos) << outcome.output;
+}
+
+// Works whose handles were dropped, also on a communicator that is gone, complete before MPI ends.
+MPI_TEST(MpiEnd, DroppedWorkCompletesBeforeFinalize, {1, 3}) {
+  static std::vector<float> v(300000, 1.0f), w(10, 1.0f);
+  static int size = comm.size();
+  std::atexit([] {
+    if (v.back() != static_cast<float>(size) || w[3] != static_cast<float>(size)) _exit(99);
+  });
+  comm.all_reduce({v.data(), v.size(), DType::f32}, Op::sum);
+  auto other = comm.split(0, comm.rank());
+  other->barrier()
+      .then([c = other.get()] {
+        return c->all_reduce({w.data(), w.size(), DType::f32}, Op::sum);
+      })
+      .wait();
+}
+
+TEST(MpiStart, WithoutMpirunThereIsOneRank) {
+  if (is_rank())
+    return run_rank([](Communicator& comm) {
+      EXPECT_EQ(comm.size(), 1);
+      EXPECT_EQ(comm.backend(), "mpi");
+      float v = 2;
+      comm.all_reduce({&v, 1, DType::f32}, Op::sum).wait();
+      EXPECT_EQ(v, 2);
+    });
+  const Outcome outcome = ended(0);
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+}
+
+TEST(MpiStart, TheTransportIsTheOneAskedFor) {
+  if (is_rank())
+    return run_rank([](Communicator& comm) {
+      const bool messages = std::getenv("TRIREME_MPI_TRANSPORT") != nullptr;
+      EXPECT_EQ(mpi_transport(comm), messages ? "messages" : "shared memory");
+    });
+  const Outcome shared = ended(2), messages = ended(2, {"TRIREME_MPI_TRANSPORT=p2p"});
+  EXPECT_EQ(shared.code, 0) << shared.output;
+  EXPECT_EQ(messages.code, 0) << messages.output;
+}
+
+// Posted and not waited for, a large all-reduce runs beside the caller's computation.
+MPI_TEST(MpiOverlap, ALargeCollectiveProgressesWhileTheCallerComputes, {2}) {
+  std::vector<float> v(4u << 20, 1.0f);
+  comm.barrier().wait();
+  Work work = comm.all_reduce({v.data(), v.size(), DType::f32}, Op::sum);
+  volatile double x = 1;
+  const auto end = Clock::now() + std::chrono::milliseconds(1500);
+  while (Clock::now() < end)
+    for (int i = 0; i < 1000; ++i) x = std::sqrt(x + i);
+  const auto begin = Clock::now();
+  work.wait();
+  EXPECT_LT(Clock::now() - begin, std::chrono::milliseconds(1)) << "it had not finished in the meantime";
+  EXPECT_EQ(v[12345], 2.0f);
+}
+
+// Random calls on several communicators, many ranks on few cores.
+MPI_TEST(MpiStress, RandomCallsOnThreeCommunicators, {4}) {
+  std::unique_ptr<Communicator> comms[] = {comm.split(0, comm.rank()), comm.split(0, -comm.rank()),
+                                           comm.split(comm.rank() / 2, comm.rank())};
+  std::uint64_t state = 88172645463325252ull;
+  const auto next = [&] {  // the same sequence on every rank
+    state ^= state << 13;
+    state ^= state >> 7;
+    return state ^= state << 17;
+  };
+  const auto memory = comms[0]->allocate(1u << 20);
+  for (int round = 0; round < 60; ++round) {
+    struct Posted {
+      std::vector<std::int32_t> own;
+      std::int32_t* data;
+      std::size_t count;
+      std::int32_t expected;
+      Work work;
+    };
+    std::vector<Posted> posted(6);
+    bool memory_used = false;
+    for (auto& p : posted) {
+      Communicator& c = *comms[next() % 3];
+      p.count = next() % 2 ? next() % 300 : next() % 100000;
+      const bool shared = next() % 4 == 0 && !memory_used;
+      memory_used |= shared;
+      p.own.resize(p.count);
+      p.data = shared ? static_cast<std::int32_t*>(memory.get()) : p.own.data();
+      std::fill(p.data, p.data + p.count, c.rank() + 1);
+      if (next() % 3 == 0) {
+        const int root = static_cast<int>(next() % static_cast<unsigned>(c.size()));
+        p.expected = root + 1;
+        p.work = c.broadcast({p.data, p.count, DType::i32}, root);
+      } else {
+        p.expected = c.size() * (c.size() + 1) / 2;
+        p.work = c.all_reduce({p.data, p.count, DType::i32}, Op::sum);
+      }
+    }
+    for (std::size_t i = 0; i < posted.size(); ++i)
+      posted[(i + static_cast<std::size_t>(comm.rank())) % 6].work.wait();
+    for (const auto& p : posted)
+      for (std::size_t i = 0; i < p.count; ++i) ASSERT_EQ(p.data[i], p.expected) << "round " << round;
+  }
+}
+
+}  // namespace
+}  // namespace trireme::test
