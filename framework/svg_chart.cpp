@@ -119,7 +119,7 @@ std::string nothing(const Chart& c) {
 Frame frame_of(const Chart& c, std::size_t longest_label) {
   Frame f = {};
   f.left = 58;
-  f.right = c.width - (longest_label ? std::min(14 + double(longest_label) * character, c.width * 0.4) : 40);
+  f.right = c.width - (longest_label ? std::min(14 + double(longest_label) * character, c.width * 0.4) : 18);
   f.top = 12;
   f.bottom = c.height - 28;
   f.scale = c.scale;
