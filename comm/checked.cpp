@@ -94,8 +94,10 @@ Checked::~Checked() {
     } catch (...) {                                    // the caller had it from its own Work
     }
   }
+  Work last;  // ends after the lock, and not with the gate, which it refers to
   std::lock_guard lock(gate_->mutex);
   gate_->open = false;
+  std::swap(last, gate_->last);
 }
 
 Work Checked::compare(const Fingerprint& f, std::span<const std::size_t> send,

@@ -21,6 +21,12 @@ struct Polling {
   const Engine* before;
 };
 
+struct Running {
+  explicit Running(const Queue* queue) : before(running_queue) { running_queue = queue; }
+  ~Running() { running_queue = before; }
+  const Queue* before;
+};
+
 // From this size on, the few microseconds to wake the communication thread do not matter.
 constexpr std::size_t wake_bytes = 512 * 1024;
 // After its last work the communication thread looks for new work this often, for so long; then it sleeps.
@@ -35,17 +41,10 @@ class Continuation final : public Operation {
   Step progress() override {
     if (!parent_->settled()) return Step::blocked;
     parent_->done();  // throws the parent's error
-    const Queue* before = running_queue;
-    running_queue = queue_.get();
-    try {
-      inner_ = next_();
-    } catch (...) {
-      running_queue = before;
-      throw;
-    }
-    running_queue = before;
-    next_ = nullptr;
     parent_ = nullptr;
+    const std::function<Work()> next = std::move(next_);  // what it holds ends here, whatever happens
+    const Running here(queue_.get());
+    inner_ = next();
     return Step::complete;
   }
   bool settled() override { return Operation::settled() && (error_ || inner_.done()); }

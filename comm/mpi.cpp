@@ -186,10 +186,13 @@ std::unique_ptr<Communicator> make_communicator(const std::shared_ptr<MpiLink>& 
   return communicator;
 }
 
-int usable_cores() {
+// Cores that the ranks of a node may use together, whether each is bound to its own or not.
+int usable_cores(MPI_Comm node) {
   cpu_set_t set;
   CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+  sched_getaffinity(0, sizeof set, &set);
+  MPI_Allreduce(MPI_IN_PLACE, &set, sizeof set, MPI_BYTE, MPI_BOR, node);
+  return std::max(CPU_COUNT(&set), 1);
 }
 
 }  // namespace
@@ -236,6 +239,7 @@ MpiWorld::MpiWorld(const MpiOptions& options) : impl_(std::make_unique<Impl>()) 
   MPI_Comm_size(node, &impl_->node_size);
   int leader = rank;
   MPI_Bcast(&leader, 1, MPI_INT, 0, node);
+  const bool crowded = impl_->node_size > usable_cores(node);
   MPI_Comm_free(&node);
   link->node_of.resize(static_cast<std::size_t>(size));
   MPI_Allgather(&leader, 1, MPI_INT, link->node_of.data(), 1, MPI_INT, link->comm);
@@ -244,10 +248,6 @@ MpiWorld::MpiWorld(const MpiOptions& options) : impl_(std::make_unique<Impl>()) 
   int found = 0;
   MPI_Comm_get_attr(link->comm, MPI_TAG_UB, &limit, &found);
   link->tag_limit = found ? *static_cast<int*>(limit) : 32767;
-  // Bound ranks have cores of their own; others share what this process may use.
-  const int cores = usable_cores();
-  const bool crowded =
-      impl_->node_size > std::max(cores, static_cast<int>(std::thread::hardware_concurrency()));
   link->engine = std::make_shared<Engine>(Engine::Source::peers, crowded);
   impl_->link = link;
   std::vector<int> ranks(static_cast<std::size_t>(size));
