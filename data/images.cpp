@@ -102,7 +102,7 @@ Image decode_png(std::span<const std::uint8_t> bytes, std::string_view name, con
   r.rgba.resize(std::size_t(r.width) * r.height * 4);
   for (int y = 0; y < r.height; ++y) r.rows.push_back(r.rgba.data() + std::size_t(y) * r.width * 4);
   if (!png_pixels(r)) throw DataError(name, std::string("corrupt PNG: ") + r.message, cure);
-  return over_white(r.rgba.data(), r.width, r.height);
+  return over_white(std::move(r.rgba), r.width, r.height);
 }
 #endif
 
@@ -178,14 +178,14 @@ std::vector<Taps> taps(int from, int to) {
 
 }  // namespace
 
-Image over_white(const std::uint8_t* rgba, int width, int height) {
-  Image out{width, height, std::vector<std::uint8_t>(std::size_t(width) * height * 3)};
-  for (std::size_t i = 0; i < std::size_t(width) * height; ++i) {
-    const int a = rgba[4 * i + 3];
-    for (int c = 0; c < 3; ++c)
-      out.rgb[3 * i + c] = std::uint8_t((rgba[4 * i + c] * a + 255 * (255 - a) + 127) / 255);
+Image over_white(std::vector<std::uint8_t> rgba, int width, int height) {
+  std::uint8_t* out = rgba.data();  // packed in place: the write position never passes the read position
+  for (const std::uint8_t* p = rgba.data(); p != rgba.data() + std::size_t(width) * height * 4; p += 4) {
+    const int a = p[3], r = p[0], g = p[1], b = p[2];
+    for (int v : {r, g, b}) *out++ = std::uint8_t((v * a + 255 * (255 - a) + 127) / 255);
   }
-  return out;
+  rgba.resize(std::size_t(width) * height * 3);
+  return {width, height, std::move(rgba)};
 }
 
 Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits,

@@ -36,7 +36,7 @@ Image resize(const Image& in, int width, int height);
 // The longer side becomes `size`; the rest of the square is white. Returns planes [3, size, size].
 std::vector<std::uint8_t> fit_square(const Image& in, int size);
 
-// RGBA pixels over white.
-Image over_white(const std::uint8_t* rgba, int width, int height);
+// RGBA pixels, height x width x 4, over white.
+Image over_white(std::vector<std::uint8_t> rgba, int width, int height);
 
 }  // namespace trireme

@@ -2,7 +2,7 @@
 #include "data/emoji.h"
 #include "data/folder.h"
 #include "data/prepared.h"
-#include "tests/unit/png_writer.h"
+#include "tests/unit/reference_files.h"
 #include "trainers/data_command.h"
 
 #include <cstdlib>

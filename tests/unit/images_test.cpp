@@ -2,7 +2,7 @@
 
 #include "comm/error.h"
 #include "data/rng.h"
-#include "tests/unit/png_writer.h"
+#include "tests/unit/reference_files.h"
 
 #include <cmath>
 #include <cstring>
@@ -39,8 +39,7 @@ Bytes make_png(int color, int depth, bool interlaced, std::vector<int>& samples)
 }
 
 Bytes gradient_jpeg() {  // 160 x 80: red grows to the right, green downwards, blue is 100
-  return read_file((fs::path(__FILE__).parent_path().parent_path() / "reference" / "gradient.jpg").string(),
-                   1 << 20);
+  return read_file(trireme::testing::reference_file("gradient.jpg"), 1 << 20);
 }
 
 TEST(Images, EveryPngForm) {

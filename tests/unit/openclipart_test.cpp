@@ -4,7 +4,7 @@
 #include "data/captions.h"
 #include "data/rng.h"
 #include "data/svg_metadata.h"
-#include "tests/unit/png_writer.h"
+#include "tests/unit/reference_files.h"
 
 #include <filesystem>
 #include <fstream>

@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "data/text.h"
 #include "data/unicode.h"
+#include "tests/unit/reference_files.h"
 
 #include <cstdlib>
 #include <filesystem>
@@ -62,9 +63,8 @@ TEST(Tokenizer, EqualsOpenClip) {
 // The same comparison with a small merges file of our own, which the real tokenizer read when the cases were
 // made.
 TEST(Tokenizer, EqualsOpenClipOnCommittedCases) {
-  const fs::path folder = fs::path(__FILE__).parent_path().parent_path() / "reference";
-  const Tokenizer tokenizer = Tokenizer::load((folder / "tokenizer_merges.txt").string());
-  std::ifstream in(folder / "tokenizer_cases.jsonl");
+  const Tokenizer tokenizer = Tokenizer::load(trireme::testing::reference_file("tokenizer_merges.txt"));
+  std::ifstream in(trireme::testing::reference_file("tokenizer_cases.jsonl"));
   std::string first;
   ASSERT_TRUE(std::getline(in, first));
   EXPECT_GE(compare(tokenizer, in), 50);

@@ -1,14 +1,22 @@
-// Writes PNG files byte by byte (stored deflate blocks), so that the tests share no code with the decoder's
-// library.
-#pragma once
-#include <array>
+// Where reference files lie, and a PNG writer that works byte by byte (stored deflate blocks), so that the tests share
+// no code with the decoder's library.
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
 #include <string_view>
 #include <vector>
 
 namespace trireme::testing {
 
 using Bytes = std::vector<std::uint8_t>;
+
+// A file of tests/reference; ctest says where the sources are.
+inline std::string reference_file(const std::string& name) {
+  const char* source = std::getenv("TRIREME_SOURCE");
+  return (std::filesystem::path(source ? source : ".") / "tests" / "reference" / name).string();
+}
 
 inline std::uint32_t crc32(const std::uint8_t* p, std::size_t n) {
   std::uint32_t c = ~0u;
