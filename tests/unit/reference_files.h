@@ -1,5 +1,6 @@
 // Where reference files lie, and a PNG writer that works byte by byte (stored deflate blocks), so that the tests share
 // no code with the decoder's library.
+#pragma once
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
