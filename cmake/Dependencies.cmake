@@ -27,6 +27,8 @@ find_package(spdlog REQUIRED)
 pkg_check_modules(PNG IMPORTED_TARGET libpng)
 pkg_check_modules(TURBOJPEG IMPORTED_TARGET libturbojpeg)
 pkg_check_modules(FREETYPE IMPORTED_TARGET freetype2)
+# OpenAI's merges file is gzipped.
+pkg_check_modules(ZLIB IMPORTED_TARGET zlib)
 # Unicode classes of the CLIP tokenizer.
 pkg_check_modules(PCRE2 IMPORTED_TARGET libpcre2-8)
 

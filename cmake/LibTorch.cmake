@@ -29,10 +29,10 @@ set(TRIREME_TORCH_DIR ${_torch})
 
 add_library(trireme::torch INTERFACE IMPORTED)
 target_include_directories(trireme::torch SYSTEM INTERFACE ${_torch}/include ${_torch}/include/torch/csrc/api/include)
-target_link_libraries(trireme::torch INTERFACE ${_torch}/lib/libtorch_cpu.so ${_torch}/lib/libc10.so)
+# As flags: CMake would add its own, conflicting, run paths for full paths.
+target_link_libraries(trireme::torch INTERFACE -L${_torch}/lib -ltorch_cpu -lc10)
 # The wheel's CUDA libraries lie in sibling packages, which its own rpath finds at run time but ld does not.
 target_link_options(trireme::torch INTERFACE -Wl,--allow-shlib-undefined -Wl,-rpath,${_torch}/lib)
 if(TRIREME_CUDA)
-  target_link_libraries(trireme::torch INTERFACE -Wl,--no-as-needed ${_torch}/lib/libtorch_cuda.so
-    ${_torch}/lib/libc10_cuda.so -Wl,--as-needed)
+  target_link_libraries(trireme::torch INTERFACE -Wl,--no-as-needed -ltorch_cuda -lc10_cuda -Wl,--as-needed)
 endif()

@@ -23,19 +23,19 @@ function(trireme_library name)
 endfunction()
 
 trireme_library(trireme_comm GLOB comm/*.cpp LINK MPI::MPI_C Threads::Threads)
-trireme_library(trireme_framework TORCH GLOB framework/*.cpp framework/nn/*.cpp framework/kernels/*.cpp
+trireme_library(trireme_framework TORCH GLOB framework/*.cpp framework/nn/*.cpp framework/formats/*.cpp framework/kernels/*.cpp
   LINK MPI::MPI_C Threads::Threads trireme::hdf5 trireme::yaml nlohmann_json::nlohmann_json Eigen3::Eigen)
 target_precompile_headers(trireme_framework PRIVATE framework/torch_pch.h)
 trireme_library(trireme_data TORCH GLOB data/*.cpp
   LINK Threads::Threads trireme::hdf5 nlohmann_json::nlohmann_json)
-foreach(lib PNG TURBOJPEG FREETYPE PCRE2)
+foreach(lib PNG TURBOJPEG FREETYPE PCRE2 ZLIB)
   if(${lib}_FOUND)
     target_link_libraries(trireme_data PUBLIC PkgConfig::${lib})
     target_compile_definitions(trireme_data PRIVATE TRIREME_HAS_${lib})
   endif()
 endforeach()
 trireme_library(trireme_trainers TORCH GLOB trainers/*.cpp bench/*.cpp
-  LINK MPI::MPI_C Threads::Threads CLI11::CLI11 nlohmann_json::nlohmann_json)
+  LINK MPI::MPI_C Threads::Threads trireme::hdf5 CLI11::CLI11 nlohmann_json::nlohmann_json)
 set(recipe_globs recipes/*/*.cpp)
 if(TRIREME_RECIPES)
   list(APPEND recipe_globs ${TRIREME_RECIPES}/*/*.cpp)

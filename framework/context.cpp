@@ -1,6 +1,8 @@
 #include "framework/context.h"
 
+#include "comm/checked.h"
 #include "comm/error.h"
+#include "comm/traced.h"
 #include "framework/optimizer.h"
 #include "framework/reducer.h"
 #include "framework/trace.h"
@@ -21,19 +23,30 @@ at::Device pick_device(const std::string& wanted, int rank) {
   return at::Device(at::kCUDA, c10::DeviceIndex(rank % at::detail::getCUDAHooks().deviceCount()));
 }
 
+// Spans of one track may not overlap: a collective that waited for the one before it begins where that ended.
+void trace_collective(const char* name, std::int64_t begin, std::int64_t end, std::uint64_t bytes) {
+  static std::atomic<std::int64_t> last_end{0};
+  const std::int64_t from = std::max(begin, last_end.exchange(end));
+  if (from < end) Trace::add(Trace::Track::communication, name, from, end, std::int64_t(bytes));
+}
+
+std::unique_ptr<Communicator> wrap(std::unique_ptr<Communicator> c, bool checked) {
+  if (checked) c = std::make_unique<Checked>(std::move(c));
+  return std::make_unique<Traced>(std::move(c), Trace::enabled() ? trace_collective : Traced::Sink());
+}
+
 }  // namespace
 
 Context::Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names)
     : world_(world), config_(config) {
   std::set<std::string> sorted(names.begin(), names.end());
-  sorted.insert({"control", "grad"});
-  for (const auto& name : sorted) comms_[name] = world.split(0, world.rank());
+  sorted.insert({"control", "grad", "world"});
+  for (const auto& name : sorted) comms_[name] = wrap(world.split(0, world.rank()), config.checked);
 }
 
 Context::~Context() = default;
 
 Communicator& Context::comm(std::string_view name) {
-  if (name == "world") return world_;
   const auto found = comms_.find(name);
   if (found == comms_.end()) throw Error(ExitCode::bug, "communicator " + std::string(name), "was never declared");
   return *found->second;

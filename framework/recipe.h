@@ -70,6 +70,8 @@ class Recipe {
 
   // State besides parameters and optimizer that changes the next step.
   virtual void state(Archive&) {}
+  // What samples_per_s counts, for the console.
+  virtual std::string unit() const { return "samples"; }
   // Tells the peer-format exporters and reports what this model is; JSON, may be empty.
   virtual std::string describe() const { return "{}"; }
 };

@@ -95,7 +95,7 @@ StepTimes Session::step(const Batch& batch) {
     Trace::Span span(Trace::Track::step, "forward + backward");
     Autocast autocast(context_.autocast(), context_.device(), config_.precision);
     const std::int64_t n = recipe_.whole_batch() ? 1 : config_.accumulate;
-    loss_ = {};
+    loss_ = at::Tensor();
     for (std::int64_t k = 0; k < n; ++k) {
       context_.last_micro_batch_ = k == n - 1;
       at::Tensor share = recipe_.backward(n == 1 ? batch : micro_batch(batch, k, n), context_);

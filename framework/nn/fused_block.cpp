@@ -118,7 +118,7 @@ struct Block : torch::autograd::Function<Block> {
   static at::Tensor run(AutogradContext* ctx, const at::Tensor& x, const BlockParameters& p, const at::Tensor& offsets,
                         const at::Tensor& pool) {
     const auto w = x.size(1);
-    const bool pooled = pool.defined();
+    const bool pooled = pool.numel() > 0;
     Norm<T> ln1, ln2;
     const at::Tensor h = ln1.forward(x, p.ln1_w, p.ln1_b);
     at::Tensor q, kv, residual = x;
@@ -155,7 +155,7 @@ struct Block : torch::autograd::Function<Block> {
     const BlockParameters p{s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12]};
     const at::Tensor &offsets = s[13], &pool = s[14], &q = s[19], &kv = s[20], &mixed = s[21], &y = s[22], &z = s[23];
     const Norm<T> ln1{s[15], s[16]}, ln2{s[17], s[18]};
-    const bool pooled = pool.defined();
+    const bool pooled = pool.numel() > 0;
     const auto w = x.size(1), rows = y.size(0);
     BlockParameters d;
 
@@ -203,7 +203,7 @@ struct Block : torch::autograd::Function<Block> {
       at::mm_out(dwkv, dkv.t(), h);
       dh = at::mm(dkv, p.qkv_w.narrow(0, w, 2 * w));
       dh.index_add_(0, pool, at::mm(dq, p.qkv_w.narrow(0, 0, w)));
-      residual = {};
+      residual = at::Tensor();
     } else {
       kernels::column_sums<T>(dqp, dqkv_b, rows, 3 * w);
       d.qkv_w = weight_gradient(p.qkv_w, dq, h);

@@ -68,9 +68,9 @@ at::Tensor Transformer::pooled(const at::Tensor& x, std::span<const std::int64_t
   }
   at::Tensor y = x.reshape({b * t, w});
   if (!whole) y = y.index_select(0, host_i64(rows));
-  const at::Tensor o = host_i64(offsets), last = host_i64(pooled_rows);
+  const at::Tensor o = host_i64(offsets), last = host_i64(pooled_rows), none = at::empty({0}, at::kLong);
   for (std::size_t i = 0; i < blocks_.size(); ++i)
-    y = fused_block(y, blocks_[i], o, i + 1 == blocks_.size() ? last : at::Tensor(), shape_);
+    y = fused_block(y, blocks_[i], o, i + 1 == blocks_.size() ? last : none, shape_);
   return y;
 }
 

@@ -7,6 +7,7 @@ namespace trireme::fastclip {
 struct DataConfig {
   std::string file = "openclipart";
   std::string tokenizer;
+  std::int64_t max_per_caption = 0;
   double crop_scale = 0.9, flip = 0, keyword_dropout = 0;
   void fields(Fields& f);
 };

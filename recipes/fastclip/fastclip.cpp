@@ -1,6 +1,6 @@
 // FastCLIP (arXiv 2407.01445): CLIP training on global contrastive losses with per-sample normaliser estimates.
 #include "comm/error.h"
-#include "data/data_command.h"
+#include "trainers/data_command.h"
 #include "framework/context.h"
 #include "framework/tensor.h"
 #include "recipes/fastclip/config.h"
@@ -31,7 +31,7 @@ class FastClip : public Recipe {
       throw UsageError("model.image_size", "is " + std::to_string(model_config_.image_size) + " but " + path + " holds " +
                                                std::to_string(pairs_->image_size()) + " pixels",
                        "prepare the data at the model's size");
-    train_ = pairs_->train_ids();
+    train_ = pairs_->train_ids(data_config_.max_per_caption);
     held_out_ = pairs_->held_out_ids();
     if (data_config_.tokenizer.empty()) {
       std::vector<std::string> captions;
@@ -55,6 +55,7 @@ class FastClip : public Recipe {
     table_.emplace(pairs_->size(), at::TensorOptions(c.device()).dtype(c.param_type()));
     // Hand-written kernels serve host memory in f32 and f64; everything else runs on ATen operators.
     fused_ = c.device().is_cpu() && !c.autocast();
+    tau_ = loss_config_.tau;
     epochs_ = std::max<std::int64_t>(1, (c.config().steps * c.config().batch_size + std::int64_t(train_.size()) - 1) /
                                             std::int64_t(train_.size()));
   }
@@ -83,8 +84,8 @@ class FastClip : public Recipe {
     c.step_optimizers(s);
     if (loss_config_.temperature == "const") return;
     model_->log_scale().detach().clamp_(std::log(1 / loss_config_.tau_max), std::log(1 / loss_config_.tau_min));
-    // step_thresh looks at tau on the host; on a GPU that would wait for every step, so it looks at the logged ones.
-    if (c.device().is_cpu()) tau_ = std::exp(-model_->log_scale().item<double>());
+    // step_thresh looks at tau on the host; on a GPU that waits for the step, so only as often as metrics do.
+    if (c.device().is_cpu() || s.step % c.config().log_every == 0) tau_ = std::exp(-model_->log_scale().item<double>());
   }
 
   std::map<std::string, double> evaluate(Context& c) override {
@@ -95,6 +96,8 @@ class FastClip : public Recipe {
   std::vector<std::string> headline_metrics() const override {
     return {"image_to_text_r1", "image_to_text_r10", "chance_r10", "zero_shot_top1"};
   }
+
+  std::string unit() const override { return "pairs"; }
 
   void state(Archive& ar) override {
     archive(ar, "log_u_image", table_->image);

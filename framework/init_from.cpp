@@ -1,0 +1,33 @@
+#include "framework/init_from.h"
+
+#include "comm/error.h"
+#include "comm/self.h"
+#include "framework/checkpoint.h"
+#include "framework/formats/safetensors.h"
+
+#include <filesystem>
+
+namespace trireme {
+
+void init_from(const std::string& source, Session& session) {
+  at::NoGradGuard no_grad;
+  if (source.ends_with(".safetensors")) {
+    const Safetensors file(source);
+    for (const auto& p : session.parameters()) {
+      const at::Tensor t = file.tensor(p.name);
+      if (t.sizes() != p.value.sizes())
+        throw DataError(source, p.name + " has shape " + c10::str(t.sizes()) + ", the model " + c10::str(p.value.sizes()));
+      p.value.detach().copy_(t);
+    }
+    return;
+  }
+  if (!std::filesystem::exists(source + "/ckpt"))
+    throw DataError(source, "is neither a run folder nor a .safetensors file", "correct init_from");
+  const auto self = make_self();
+  Checkpoints checkpoints(source + "/ckpt", 1 << 20, *self);
+  const auto latest = checkpoints.latest();
+  if (!latest) throw DataError(source, "has no complete checkpoint", "correct init_from");
+  checkpoints.load(*latest).restore([&](Archive& ar) { session.weights(ar); });
+}
+
+}  // namespace trireme

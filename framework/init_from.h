@@ -1,0 +1,13 @@
+// Weights from elsewhere, at step 0.
+#pragma once
+#include "framework/session.h"
+
+#include <string>
+
+namespace trireme {
+
+// `source`: a run folder (its newest checkpoint) or a .safetensors file. Every parameter must be there with its shape;
+// else DataError naming the first that is not. No collectives.
+void init_from(const std::string& source, Session& session);
+
+}  // namespace trireme

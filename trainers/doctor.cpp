@@ -1,0 +1,57 @@
+#include "trainers/doctor.h"
+
+#include "framework/registry.h"
+#include "framework/recipe.h"
+
+#include <ATen/ATen.h>
+#include <torch/version.h>
+
+#include <hdf5.h>
+#define OMPI_SKIP_MPICXX 1
+#include <mpi.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <sstream>
+#include <thread>
+
+namespace trireme {
+namespace {
+
+bool on_path(const std::string& program) {
+  std::stringstream path(std::getenv("PATH") ? std::getenv("PATH") : "");
+  for (std::string dir; std::getline(path, dir, ':');) {
+    std::error_code ignored;
+    if (std::filesystem::exists(dir + "/" + program, ignored)) return true;
+  }
+  return false;
+}
+
+void row(const char* what, const std::string& value) { std::printf("  %-12s %s\n", what, value.c_str()); }
+
+}  // namespace
+
+int doctor() {
+  std::printf("trireme %s\n", TRIREME_VERSION);
+  row("LibTorch", TORCH_VERSION);
+  char mpi[MPI_MAX_LIBRARY_VERSION_STRING];
+  int length = 0;
+  MPI_Get_library_version(mpi, &length);
+  row("MPI", std::string(mpi, std::string_view(mpi, length).find(',')));
+  row("mpirun", on_path("mpirun") ? "found" : "missing: --ranks needs it (openmpi-bin)");
+  unsigned a = 0, b = 0, c = 0;
+  H5get_libversion(&a, &b, &c);
+  row("HDF5", std::to_string(a) + "." + std::to_string(b) + "." + std::to_string(c));
+  const bool cuda = at::hasCUDA();
+  row("GPU", cuda ? std::to_string(at::detail::getCUDAHooks().deviceCount()) + " found"
+                  : "none in use: needs a GPU and a build with the cuda preset");
+  row("Slurm", on_path("sbatch") ? "found" : "not found (slurm-client), only needed on a cluster");
+  row("cores", std::to_string(std::thread::hardware_concurrency()));
+  std::string names;
+  for (const auto& n : Recipes::names()) names += n + " ";
+  row("recipes", names);
+  return 0;
+}
+
+}  // namespace trireme

@@ -1,0 +1,16 @@
+// `--ranks N`: starts N MPI ranks of this program and speaks for them.
+#pragma once
+#include <string>
+#include <vector>
+
+namespace trireme {
+
+// Ranks this process was launched with by mpirun, srun or another starter; 0 when it was started alone.
+int launched_ranks();
+
+// Runs `arguments` (without the program) on `ranks` ranks through mpirun and returns the job's exit code. SIGTERM and
+// SIGINT become SIGUSR1 to the ranks (mpirun itself would kill them a second later); a second one ends the job with
+// 130. mpirun's banners are hidden; a rank that died is named in one line, exit code 4.
+int launch_ranks(int ranks, const std::vector<std::string>& arguments);
+
+}  // namespace trireme

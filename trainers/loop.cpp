@@ -1,0 +1,304 @@
+#include "trainers/loop.h"
+
+#include "comm/error.h"
+#include "comm/traced.h"
+#include "data/loader.h"
+#include "framework/agree.h"
+#include "framework/checkpoint.h"
+#include "framework/init_from.h"
+#include "framework/metrics.h"
+#include "framework/session.h"
+#include "framework/trace.h"
+#include "trainers/run_folder.h"
+#include "trainers/stop.h"
+
+#include <ATen/Parallel.h>
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <thread>
+
+namespace trireme {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Configuration, recipe and everything a run keeps open, in the order it is made.
+struct Setup {
+  Config config;
+  TrainConfig train;
+  std::unique_ptr<Recipe> recipe;
+  std::function<void(Fields&)> schema;
+
+  explicit Setup(const TrainOptions& o) : config(Config::load(o.file, o.overrides)) {
+    recipe = Recipes::create(config.string_at("recipe"), config.place("recipe"));
+    schema = [this](Fields& f) {
+      train.fields(f);
+      recipe->fields(f);
+    };
+    config.read(schema);
+  }
+};
+
+// What all ranks agree on after a step: one small all-reduce.
+struct Agreed {
+  double loss = 0, stop = 0, skipped = 0;
+};
+
+Agreed agree_on_step(Session& session, Communicator& control) {
+  Agreed a{session.loss_share(), stop_requested() ? 1.0 : 0.0, session.skipped() ? 1.0 : 0.0};
+  control.all_reduce({&a, 3, DType::f64, {}}, Op::sum).wait();
+  return a;
+}
+
+std::string format(double v) {
+  char text[64];
+  std::snprintf(text, sizeof text, "%.6g", v);
+  return text;
+}
+
+// `done:` of a finished run, from its own metrics.
+std::string done_line(const RunFolder& folder, const Recipe& recipe) {
+  double step = 0, loss = std::nan("");
+  std::map<std::string, double> eval;
+  for (const auto& r : read_metrics(folder.file("metrics.jsonl"))) {
+    for (const auto& [key, value] : r.values) {
+      if (key == "loss" && std::isfinite(value)) loss = value, step = double(r.step);
+      if (key.starts_with("eval/")) eval[key.substr(5)] = value;
+    }
+  }
+  std::string line = "done: step=" + format(step) + " loss=" + format(loss);
+  for (const auto& key : recipe.headline_metrics())
+    if (eval.contains(key)) line += " " + key + "=" + format(eval[key]);
+  std::error_code failed;
+  const auto relative = fs::relative(folder.dir, fs::current_path(), failed);
+  return line + " run=" + (failed ? folder.dir : relative.string());
+}
+
+double peak_memory_gib() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return double(usage.ru_maxrss) / 1048576;
+}
+
+class Loop {
+ public:
+  Loop(const TrainOptions& options, Setup& setup, Communicator& world, int threads)
+      : setup_(setup), config_(setup.train), world_(world),
+        folder_(open_run_folder(run_dir_of(options), options.fresh, setup.config, setup.schema, world)),
+        checkpoints_(folder_.file("ckpt"), int(config_.checkpoint.keep), world),
+        session_(world, config_, *setup.recipe),
+        loader_(setup.recipe->train_data(), setup.recipe->train_ids(), config_.batch_size, world.rank(), world.size(),
+                std::uint64_t(config_.seed), {.prefetch = config_.prefetch ? 2 : 0}) {
+    session_.context().steps_per_epoch = loader_.steps_per_epoch();
+    if (const auto latest = checkpoints_.latest()) {
+      const Snapshot snapshot = checkpoints_.load(*latest);
+      agree(world, attempt([&] { snapshot.restore([this](Archive& ar) { state(ar); }); }));
+    } else if (!config_.init_from.empty()) {
+      agree(world, attempt([&] { init_from(config_.init_from, session_); }));
+    }
+    saved_at_ = step_;
+    if (world.rank() != 0) return;
+    std::ofstream(folder_.file("env.json")) << describe_environment(world.size(), threads, setup.recipe->describe());
+    const bool terminal = isatty(STDERR_FILENO) || std::getenv("TRIREME_TERMINAL");
+    metrics_ = Metrics(folder_.dir, step_, config_.steps, terminal, setup.recipe->unit());
+    session_.context().on_message = [this](std::string_view line) { metrics_.message(line); };
+    if (step_ > 0 && step_ < config_.steps) metrics_.message("resumed at step " + std::to_string(step_) + " of " + std::to_string(config_.steps));
+  }
+
+  int run() {
+    if (step_ == config_.steps) {
+      if (world_.rank() == 0) std::cout << "the run is complete (--fresh starts over)\n" << done_line(folder_, *setup_.recipe) << std::endl;
+      return int(ExitCode::ok);
+    }
+    while (step_ < config_.steps) {
+      const auto begin = Trace::now_ns();
+      session_.context().now.step = step_;
+      Batch batch = loader_.next();
+      session_.context().now.epoch = batch.epoch;
+      const auto loaded = Trace::now_ns();
+      const StepTimes times = session_.step(batch);
+      ++step_;
+      // The host reads the device only where it must; on a CPU reading is free.
+      const bool read = session_.context().device().is_cpu() || due(config_.log_every) || step_ == config_.steps;
+      const Agreed agreed = read ? agree_on_step(session_, session_.context().comm("control")) : Agreed{};
+      if (read) judge(agreed);
+      account(begin, loaded, times, agreed.loss);
+      if (due(config_.eval_every) || step_ == config_.steps) evaluate();
+      const bool stop = agreed.stop > 0 && step_ < config_.steps;
+      if (due(config_.checkpoint.every) || step_ == config_.steps || stop) save(stop);
+      if (stop) {
+        session_.context().message("stopped at step " + std::to_string(step_) + " after a checkpoint; the same command resumes");
+        return int(ExitCode::stopped);
+      }
+    }
+    finish();
+    return int(ExitCode::ok);
+  }
+
+ private:
+  bool due(std::int64_t every) const { return every > 0 && step_ % every == 0; }
+
+  void state(Archive& ar) {
+    ar.value("step", step_);
+    ar.value("best", best_);
+    session_.state(ar);
+    Archive::Group g(ar, "loader");
+    loader_.state(ar);
+  }
+
+  // A step whose loss or gradient is not finite changed no weight. `stop` ends here: the last checkpoint is good.
+  void judge(const Agreed& a) {
+    const bool bad = a.skipped > 0 || !std::isfinite(a.loss);
+    skipped_in_row_ = bad ? skipped_in_row_ + 1 : 0;
+    if (!bad || config_.precision == "fp16") return;
+    if (config_.nonfinite == "skip" && skipped_in_row_ <= 10) {
+      session_.context().message("step " + std::to_string(step_) + ": loss or gradient not finite, skipped");
+      return;
+    }
+    throw Error(ExitCode::nonfinite, "step " + std::to_string(step_),
+                "loss " + format(a.loss) + ", gradient norm " + format(session_.gradient_norm()) + ": not finite" +
+                    (config_.nonfinite == "skip" ? " for 11 steps in a row" : ""),
+                "lower optimizer.lr or set optimizer.clip_norm; the last checkpoint is kept");
+  }
+
+  // Times are means since the last logged step.
+  void account(std::int64_t begin, std::int64_t loaded, const StepTimes& t, double loss) {
+    const auto end = Trace::now_ns();
+    sums_["step_ms"] += double(end - begin) * 1e-6;
+    sums_["data_ms"] += double(loaded - begin) * 1e-6;
+    sums_["forward_ms"] += t.forward;
+    sums_["backward_ms"] += t.backward;
+    sums_["comm_exposed_ms"] += t.exposed;
+    sums_["optimizer_ms"] += t.optimizer;
+    ++summed_;
+    metrics_.progress(step_, loss);
+    if (!due(config_.log_every) && step_ != config_.steps) return;
+    Record r;
+    r.step = step_;
+    for (const auto& [key, sum] : sums_) r.values[key] = sum / double(summed_);
+    r.values["samples_per_s"] = 1e3 * double(config_.batch_size) / r.values["step_ms"];
+    r.values["loss"] = loss;
+    r.values["lr"] = session_.context().now.lr;
+    r.values["epoch"] = double(session_.context().now.epoch);
+    r.values["gradient_norm"] = session_.gradient_norm();
+    r.values["memory_gib"] = peak_memory_gib();
+    const auto [sent, uncompressed] = bytes_since_last_log();
+    r.values["bytes_sent"] = sent / double(summed_);
+    r.values["bytes_uncompressed"] = uncompressed / double(summed_);
+    r.values["mfu"] = std::nan("");  // no peak is known for a host
+    for (const auto& [key, value] : session_.take_logged()) r.values[key] = value;
+    metrics_.log(r);
+    sums_.clear();
+    summed_ = 0;
+  }
+
+  std::pair<double, double> bytes_since_last_log() {
+    double total = 0;
+    for (const std::string_view name : {"world", "grad", "control"})
+      if (const auto* traced = dynamic_cast<const Traced*>(&session_.context().comm(name))) total += double(traced->stats().bytes);
+    const double since = total - std::exchange(bytes_logged_, total);
+    return {since, since};
+  }
+
+  void evaluate() {
+    Trace::Span span(Trace::Track::step, "evaluate");
+    const auto values = session_.evaluate();
+    if (values.empty()) return;
+    Record r;
+    r.step = step_;
+    for (const auto& [key, value] : values) r.values["eval/" + key] = value;
+    metrics_.log(r);
+    const auto found = values.find(setup_.recipe->best_metric());
+    is_best_ = found != values.end() && found->second > best_;
+    if (is_best_) best_ = found->second;
+  }
+
+  void save(bool now) {
+    Trace::Span span(Trace::Track::step, "checkpoint");
+    if (saved_at_ == step_) return;
+    saved_at_ = step_;
+    metrics_.flush();
+    Snapshot snapshot = Snapshot::take([this](Archive& ar) { state(ar); }, world_.rank());
+    checkpoints_.save(step_, std::move(snapshot), "{}", config_.checkpoint.best && std::exchange(is_best_, false));
+    if (now || !config_.checkpoint.async || step_ == config_.steps) checkpoints_.finish();
+  }
+
+  void finish() {
+    checkpoints_.finish();
+    metrics_.flush();
+    // Rank 0 merges what the others wrote.
+    if (Trace::enabled() && world_.rank() != 0) Trace::write(folder_.file("trace.json"));
+    world_.barrier().wait();
+    if (world_.rank() != 0) return;
+    if (Trace::enabled()) Trace::write(folder_.file("trace.json"));
+    write_report({folder_.dir}, folder_.file("report.html"));
+    metrics_.message("report: " + folder_.file("report.html"));
+    metrics_ = Metrics();
+    std::cout << done_line(folder_, *setup_.recipe) << std::endl;
+  }
+
+  Setup& setup_;
+  const TrainConfig& config_;
+  Communicator& world_;
+  RunFolder folder_;
+  Checkpoints checkpoints_;
+  Session session_;
+  Loader loader_;
+  Metrics metrics_;
+  std::int64_t step_ = 0, saved_at_ = 0, skipped_in_row_ = 0, summed_ = 0;
+  std::map<std::string, double> sums_;
+  double best_ = -std::numeric_limits<double>::infinity(), bytes_logged_ = 0;
+  bool is_best_ = false;
+};
+
+void dry_run(Setup& setup, Communicator& world) {
+  Session session(world, setup.train, *setup.recipe);
+  std::cout << setup.config.print(setup.schema, true) << "\n";
+  for (const auto& p : session.parameters())
+    std::cout << "  " << p.name << " " << p.value.sizes() << " " << p.group
+              << (p.value.requires_grad() ? "" : " frozen") << "\n";
+  const auto samples = std::int64_t(setup.recipe->train_ids().size());
+  const double weights = double(session.parameter_count()) * (setup.train.precision == "f64" ? 8 : 4);
+  std::cout << "parameters " << session.parameter_count() << ", weights + gradients + optimizer "
+            << format(weights * 4 / 1048576) << " MiB a rank, reduced " << format(double(session.reduced_bytes()) / 1048576)
+            << " MiB a step\ntraining samples " << samples << ", steps an epoch " << samples / setup.train.batch_size
+            << ", epochs " << format(double(setup.train.steps * setup.train.batch_size) / double(samples)) << std::endl;
+}
+
+}  // namespace
+
+std::string run_dir_of(const TrainOptions& o) {
+  return o.out.empty() ? "runs/" + fs::path(o.file).stem().string() : o.out;
+}
+
+void check_config(const TrainOptions& o) { const Setup setup(o); }
+
+void print_config(const TrainOptions& o) {
+  const Setup setup(o);
+  std::cout << setup.config.print(setup.schema, true) << std::flush;
+}
+
+int train(const TrainOptions& options, Communicator& world, int local_ranks) {
+  Setup setup(options);
+  const int cores = int(std::thread::hardware_concurrency());
+  const int threads = setup.train.threads ? int(setup.train.threads) : std::max(1, cores / std::max(1, local_ranks));
+  at::set_num_threads(threads);
+  if (setup.train.batch_size % world.size() != 0)
+    throw UsageError(setup.config.place("batch_size"), std::to_string(setup.train.batch_size) + " is not divisible by " +
+                                                           std::to_string(world.size()) + " ranks");
+  if (options.dry_run) {
+    dry_run(setup, world);
+    return int(ExitCode::ok);
+  }
+  if (setup.train.trace) Trace::enable(world.rank());
+  Loop loop(options, setup, world, threads);
+  return loop.run();
+}
+
+}  // namespace trireme

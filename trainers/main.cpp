@@ -1,0 +1,153 @@
+// The program `trireme`: command line, one catch, exit codes.
+#include "comm/error.h"
+#include "comm/mpi.h"
+#include "comm/self.h"
+#include "framework/metrics.h"
+#include "trainers/data_command.h"
+#include "trainers/doctor.h"
+#include "trainers/launch.h"
+#include "trainers/loop.h"
+#include "trainers/stop.h"
+
+#include <CLI/CLI.hpp>
+#include <c10/util/Exception.h>
+
+#include <malloc.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <iostream>
+#include <new>
+#include <optional>
+#include <thread>
+
+namespace trireme {
+namespace {
+
+struct Failed {
+  int code;
+  std::string why;
+};
+
+// Any exception as an exit code and one line.
+Failed describe(std::exception_ptr e) {
+  try {
+    std::rethrow_exception(e);
+  } catch (const Error& x) {
+    return {int(x.code()), x.what()};
+  } catch (const std::bad_alloc&) {
+    return {int(ExitCode::memory), "out of memory; use a smaller batch or model, or raise accumulate"};
+  } catch (const c10::OutOfMemoryError& x) {
+    return {int(ExitCode::memory), std::string("out of device memory: ") + x.what_without_backtrace()};
+  } catch (const c10::Error& x) {
+    const std::string text = x.what_without_backtrace();
+    if (text.find("can't allocate memory") != std::string::npos)
+      return {int(ExitCode::memory), "out of memory; use a smaller batch or model, or raise accumulate"};
+    return {int(ExitCode::bug), "bug: " + text.substr(0, text.find('\n'))};
+  } catch (const std::exception& x) {
+    return {int(ExitCode::bug), std::string("bug: ") + x.what()};
+  } catch (...) {
+    return {int(ExitCode::bug), "bug: unknown exception"};
+  }
+}
+
+int print_failure(const Failed& f) {
+  std::cerr << "trireme: error: " << f.why << std::endl;
+  return f.code;
+}
+
+// `trireme train`, on this process or as the parent of its ranks.
+int train_command(const TrainOptions& options, const std::vector<std::string>& arguments) {
+  const int found = launched_ranks();
+  if (options.print_config) {
+    print_config(options);
+    return 0;
+  }
+  if (found && options.ranks && options.ranks != found)
+    throw UsageError("--ranks " + std::to_string(options.ranks), "this job was started with " + std::to_string(found) + " ranks",
+                     "leave --ranks out under mpirun and srun");
+  if (!found && options.ranks > 1 && !options.dry_run) {
+    check_config(options);  // a mistake is told once, before any rank starts
+    return launch_ranks(options.ranks, arguments);
+  }
+  catch_stop_signals();
+  if (!found) {
+    const auto self = make_self();
+    return train(options, *self, 1);
+  }
+  MpiWorld mpi;
+  int code = 0;
+  try {
+    code = train(options, mpi.world(), mpi.node_size());
+  } catch (...) {
+    const Failed f = describe(std::current_exception());
+    // An error that all ranks share is told by rank 0; another rank's own error by that rank.
+    if (mpi.world().rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    mpi.abort(f.code, f.why);
+  }
+  mpi.finalize();
+  return code;
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{"Trireme: distributed training on MPI"};
+  app.set_version_flag("--version", "trireme " TRIREME_VERSION);
+  app.require_subcommand(1);
+  app.failure_message(CLI::FailureMessage::simple);
+
+  TrainOptions train_options;
+  auto* train = app.add_subcommand("train", "train a recipe; the same command again resumes");
+  train->add_option("file", train_options.file, "experiment, a YAML file")->required();
+  train->add_option("overrides", train_options.overrides, "key=value, over the file's values");
+  train->add_option("--ranks", train_options.ranks, "start this many MPI ranks")->check(CLI::Range(1, 100000));
+  train->add_option("--out", train_options.out, "run folder (default runs/<yaml stem>)");
+  train->add_flag("--dry-run", train_options.dry_run, "build everything, print what would run");
+  train->add_flag("--print-config", train_options.print_config, "print the configuration and where each value came from");
+  train->add_flag("--fresh", train_options.fresh, "rename an existing run folder and start over");
+
+  DataOptions data_options;
+  auto* data = app.add_subcommand("data", "prepare a data set");
+  data->add_option("name", data_options.name, "openclipart, emoji or folder")->required();
+  data->add_option("--out", data_options.out, "prepared file");
+  data->add_option("--size", data_options.size, "pixels a side")->check(CLI::Range(8, 4096));
+  data->add_option("--from", data_options.from, "folder: your images, or a CSV of filepath,title");
+  data->add_flag("--force", data_options.force, "prepare again");
+
+  std::vector<std::string> runs;
+  std::string report_out = "report.html";
+  auto* report = app.add_subcommand("report", "one HTML page for one or more runs");
+  report->add_option("runs", runs, "run folders")->required();
+  report->add_option("--out", report_out, "file to write");
+
+  auto* doctor_command = app.add_subcommand("doctor", "what was found, what is missing and how to get it");
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    if (e.get_exit_code() == 0) return app.exit(e);
+    throw UsageError("command line", e.what(), "see trireme --help");
+  }
+  if (*train) return train_command(train_options, {argv + 1, argv + argc});
+  if (*data) return data_command(data_options);
+  if (*report) {
+    write_report(runs, report_out);
+    std::cout << "report: " << report_out << std::endl;
+    return 0;
+  }
+  if (*doctor_command) return doctor();
+  return 0;
+}
+
+}  // namespace
+}  // namespace trireme
+
+int main(int argc, char** argv) {
+  // Activations are freed and taken again every step: returning them to the system would cost a page fault each.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  try {
+    return trireme::run(argc, argv);
+  } catch (...) {
+    return trireme::print_failure(trireme::describe(std::current_exception()));
+  }
+}
