@@ -2,16 +2,27 @@
 # Arrows: comm <- framework <- trainers <- recipes, and data <- framework.
 add_library(trireme_options INTERFACE)
 target_include_directories(trireme_options INTERFACE ${CMAKE_SOURCE_DIR})
-target_compile_options(trireme_options INTERFACE -Wall -Wextra -Wno-unused-parameter -ffp-contract=off)
+target_compile_options(trireme_options INTERFACE -Wall -Wextra -Wno-unused-parameter -Wno-restrict -ffp-contract=off)
 target_compile_definitions(trireme_options INTERFACE TRIREME_VERSION="${PROJECT_VERSION}")
 if(TRIREME_SANITIZE)
   target_compile_options(trireme_options INTERFACE -fsanitize=${TRIREME_SANITIZE} -fno-omit-frame-pointer -O1)
   target_link_options(trireme_options INTERFACE -fsanitize=${TRIREME_SANITIZE})
 endif()
 
+# Loading the precompiled torch headers costs 3 s: files that name nothing of torch go without.
+function(trireme_skip_pch)
+  foreach(file ${ARGN})
+    file(STRINGS ${file} uses REGEX "at::|torch::|c10::|TORCH_" LIMIT_COUNT 1)
+    if(NOT uses)
+      set_source_files_properties(${file} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
+    endif()
+  endforeach()
+endfunction()
+
 function(trireme_library name)
   cmake_parse_arguments(arg "TORCH" "" "GLOB;LINK" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS ${arg_GLOB})
+  trireme_skip_pch(${sources})
   add_library(${name} OBJECT ${sources})
   target_link_libraries(${name} PUBLIC trireme_options ${arg_LINK})
   if(arg_TORCH)
@@ -26,6 +37,12 @@ trireme_library(trireme_comm GLOB comm/*.cpp LINK MPI::MPI_C Threads::Threads)
 trireme_library(trireme_framework TORCH GLOB framework/*.cpp framework/nn/*.cpp framework/formats/*.cpp framework/kernels/*.cpp
   LINK MPI::MPI_C Threads::Threads trireme::hdf5 trireme::yaml nlohmann_json::nlohmann_json Eigen3::Eigen)
 target_precompile_headers(trireme_framework PRIVATE framework/torch_pch.h)
+# Kernels are built for this machine's vector units (-DTRIREME_MARCH=x86-64-v3 for a mixed cluster), and may fuse
+# multiply-adds: they are compared with references by tolerance, never bit by bit across machines.
+set(TRIREME_MARCH native CACHE STRING "-march of the CPU kernels")
+file(GLOB kernels CONFIGURE_DEPENDS framework/kernels/*.cpp)
+set_source_files_properties(${kernels} PROPERTIES SKIP_PRECOMPILE_HEADERS ON
+  COMPILE_OPTIONS "-march=${TRIREME_MARCH};-ffp-contract=fast;-fno-math-errno;-fno-trapping-math;-fopenmp")
 trireme_library(trireme_data TORCH GLOB data/*.cpp
   LINK Threads::Threads trireme::hdf5 nlohmann_json::nlohmann_json)
 foreach(lib PNG TURBOJPEG FREETYPE PCRE2 ZLIB)
