@@ -11,15 +11,20 @@
 #include <poll.h>
 
 #include <cerrno>
+#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <set>
+#include <utility>
 
 namespace trireme {
 namespace {
+
+constexpr std::string_view ready_line = "trireme: ready\n";
+constexpr const char* launched_by_us = "TRIREME_LAUNCHED";
 
 volatile std::sig_atomic_t stop_requests = 0;
 void on_stop(int) { stop_requests = stop_requests + 1; }
@@ -51,13 +56,14 @@ class BannerFilter {
   int lost_rank() const { return lost_rank_; }
   const std::string& lost_why() const { return lost_why_; }
   bool error_seen() const { return !errors_.empty(); }
+  int ready_ranks() const { return ready_; }
   const std::string& first_banner_line() const { return banner_; }
 
  private:
   // Could the unfinished line be mpirun's, or an error of ours that another rank repeats?
   bool suspicious() const {
-    return line_.starts_with('-') || line_.starts_with('[') || line_.starts_with("trireme: error") ||
-           std::string_view("trireme: error").starts_with(line_) || line_.starts_with("mpirun") ||
+    return line_.starts_with('-') || line_.starts_with('[') || line_.starts_with("trireme: ") ||
+           std::string_view("trireme: ").starts_with(line_) || line_.starts_with("mpirun") ||
            std::string_view("mpirun").starts_with(line_);
   }
 
@@ -70,6 +76,9 @@ class BannerFilter {
       read_banner();
       line_.clear();
     } else if (line_.starts_with('[') && line_.find("] ") != std::string::npos && is_runtime_message()) {
+      line_.clear();
+    } else if (line_ == ready_line) {
+      ++ready_;
       line_.clear();
     } else if (line_.starts_with("trireme: error")) {
       if (errors_.insert(line_).second) pass();
@@ -104,14 +113,13 @@ class BannerFilter {
   std::string line_, banner_, lost_why_ = "it ended without finishing";
   std::set<std::string> errors_;
   bool in_banner_ = false;
-  int lost_rank_ = -1;
+  int lost_rank_ = -1, ready_ = 0;
 };
 
 std::string self_path() { return std::filesystem::read_symlink("/proc/self/exe").string(); }
 
 [[noreturn]] void run_mpirun(int ranks, const std::vector<std::string>& arguments) {
-  std::vector<std::string> words{"mpirun", "--oversubscribe", "--bind-to", "none", "-n", std::to_string(ranks), self_path()};
-  words.insert(words.end(), arguments.begin(), arguments.end());
+  std::vector<std::string> words = mpirun_command(ranks, arguments);
   std::vector<char*> argv;
   for (auto& w : words) argv.push_back(w.data());
   argv.push_back(nullptr);
@@ -134,6 +142,22 @@ int launched_ranks() {
   return 0;
 }
 
+int launched_rank() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"})
+    if (const char* value = std::getenv(name); value && launched_ranks()) return std::max(0, std::atoi(value));
+  return 0;
+}
+
+void announce_ready() {
+  if (std::getenv(launched_by_us)) write_all(STDERR_FILENO, ready_line);
+}
+
+std::vector<std::string> mpirun_command(int ranks, const std::vector<std::string>& arguments) {
+  std::vector<std::string> words{"mpirun", "--oversubscribe", "--bind-to", "none", "-n", std::to_string(ranks), self_path()};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  return words;
+}
+
 int launch_ranks(int ranks, const std::vector<std::string>& arguments) {
   int out[2], err[2];
   if (pipe(out) != 0 || pipe(err) != 0) throw CommError("--ranks", std::string("no pipe: ") + std::strerror(errno));
@@ -147,6 +171,7 @@ int launch_ranks(int ranks, const std::vector<std::string>& arguments) {
   if (child < 0) throw CommError("--ranks", std::string("cannot start a process: ") + std::strerror(errno));
   if (child == 0) {
     if (!terminal) unsetenv("TRIREME_TERMINAL");
+    setenv(launched_by_us, "1", 1);
     // The size of the terminal is read before stderr becomes a pipe.
     winsize size{};
     if (terminal && ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0)
@@ -163,13 +188,17 @@ int launch_ranks(int ranks, const std::vector<std::string>& arguments) {
 
   BannerFilter filter;
   pollfd fds[2] = {{out[0], POLLIN, 0}, {err[0], POLLIN, 0}};
-  int open_ends = 2, handled = 0;
+  int open_ends = 2;
+  bool asked = false, ended = false;
+  std::chrono::steady_clock::time_point requested;
   char text[65536];
   while (open_ends > 0) {
-    if (stop_requests > handled) {
-      ++handled;
-      kill(child, handled == 1 ? SIGUSR1 : SIGTERM);
-    }
+    const auto now = std::chrono::steady_clock::now();
+    if (stop_requests > 0 && requested == std::chrono::steady_clock::time_point()) requested = now;
+    // SIGUSR1 would kill a rank that does not catch it yet. (Ranks on other nodes may not be heard.)
+    const bool heard = filter.ready_ranks() >= ranks || now - requested > std::chrono::seconds(10);
+    if (stop_requests > 0 && heard && !std::exchange(asked, true)) kill(child, SIGUSR1);
+    if (stop_requests > 1 && !std::exchange(ended, true)) kill(child, SIGTERM);
     if (poll(fds, 2, 200) <= 0) continue;
     for (auto& p : fds) {
       if (p.fd < 0 || !(p.revents & (POLLIN | POLLHUP | POLLERR))) continue;
@@ -190,12 +219,15 @@ int launch_ranks(int ranks, const std::vector<std::string>& arguments) {
   while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
   const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  if (handled > 1) return int(ExitCode::killed);
+  if (ended) return int(ExitCode::killed);
   if (code == 0 || code == int(ExitCode::stopped) || filter.error_seen()) return code;
   if (code == 127 && filter.lost_rank() < 0 && filter.first_banner_line().empty())
     throw CommError("--ranks", "mpirun is not installed or not on PATH", "install openmpi-bin, or start the ranks yourself");
   if (filter.lost_rank() >= 0)
     throw CommError("rank " + std::to_string(filter.lost_rank()), "was lost: " + filter.lost_why(),
+                    "the same command resumes from the last checkpoint");
+  if (WIFSIGNALED(status))
+    throw CommError("mpirun", std::string("was killed: ") + strsignal(WTERMSIG(status)),
                     "the same command resumes from the last checkpoint");
   throw CommError("mpirun", "failed with code " + std::to_string(code) + ": " + filter.first_banner_line());
 }

@@ -7,6 +7,13 @@ namespace trireme {
 
 // Ranks this process was launched with by mpirun, srun or another starter; 0 when it was started alone.
 int launched_ranks();
+// This process's rank among them, known before MPI is; 0 when it was started alone.
+int launched_rank();
+// Tells the parent, if launch_ranks() is that, that this rank now catches its signals.
+void announce_ready();
+
+// The command line that starts `arguments` (without the program) on `ranks` ranks of this program.
+std::vector<std::string> mpirun_command(int ranks, const std::vector<std::string>& arguments);
 
 // Runs `arguments` (without the program) on `ranks` ranks through mpirun and returns the job's exit code. SIGTERM and
 // SIGINT become SIGUSR1 to the ranks (mpirun itself would kill them a second later); a second one ends the job with

@@ -3,6 +3,7 @@
 #include "comm/mpi.h"
 #include "comm/self.h"
 #include "framework/metrics.h"
+#include "trainers/bench_command.h"
 #include "trainers/data_command.h"
 #include "trainers/doctor.h"
 #include "trainers/launch.h"
@@ -16,6 +17,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <functional>
 #include <iostream>
 #include <new>
 #include <optional>
@@ -52,8 +54,32 @@ Failed describe(std::exception_ptr e) {
 }
 
 int print_failure(const Failed& f) {
+  // Started by mpirun, all ranks see this mistake: rank 0 tells it, and its exit ends the others.
+  if (launched_rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
   std::cerr << "trireme: error: " << f.why << std::endl;
   return f.code;
+}
+
+// `work(world, ranks on this node)` on this process alone or as one rank of the job that it was started in.
+int on_ranks(const std::function<int(Communicator&, int)>& work) {
+  catch_stop_signals();
+  announce_ready();
+  if (!launched_ranks()) {
+    const auto self = make_self();
+    return work(*self, 1);
+  }
+  MpiWorld mpi;
+  int code = 0;
+  try {
+    code = work(mpi.world(), mpi.node_size());
+  } catch (...) {
+    const Failed f = describe(std::current_exception());
+    // An error that all ranks share is told by rank 0; another rank's own error by that rank.
+    if (mpi.world().rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    mpi.abort(f.code, f.why);
+  }
+  mpi.finalize();
+  return code;
 }
 
 // `trireme train`, on this process or as the parent of its ranks.
@@ -70,23 +96,7 @@ int train_command(const TrainOptions& options, const std::vector<std::string>& a
     check_config(options);  // a mistake is told once, before any rank starts
     return launch_ranks(options.ranks, arguments);
   }
-  catch_stop_signals();
-  if (!found) {
-    const auto self = make_self();
-    return train(options, *self, 1);
-  }
-  MpiWorld mpi;
-  int code = 0;
-  try {
-    code = train(options, mpi.world(), mpi.node_size());
-  } catch (...) {
-    const Failed f = describe(std::current_exception());
-    // An error that all ranks share is told by rank 0; another rank's own error by that rank.
-    if (mpi.world().rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    mpi.abort(f.code, f.why);
-  }
-  mpi.finalize();
-  return code;
+  return on_ranks([&](Communicator& world, int local) { return train(options, world, local); });
 }
 
 int run(int argc, char** argv) {
@@ -113,6 +123,15 @@ int run(int argc, char** argv) {
   data->add_option("--from", data_options.from, "folder: your images, or a CSV of filepath,title");
   data->add_flag("--force", data_options.force, "prepare again");
 
+  bench::Options bench_options;
+  auto* bench = app.add_subcommand("bench", "one benchmark with its peer arm");
+  bench->add_option("name", bench_options.name, "which; a wrong name lists them")->required();
+  bench->add_flag("--json", bench_options.json, "one JSON object on stdout");
+  bench->add_option("--blocks", bench_options.blocks, "timed blocks of each arm")->check(CLI::Range(1, 1000));
+  bench->add_option("--serve", bench_options.serve)->group("");  // of the processes that a benchmark starts
+  bench->add_option("--arm", bench_options.arm)->group("");
+  bench->add_option("--problem", bench_options.problem)->group("");
+
   std::vector<std::string> runs;
   std::string report_out = "report.html";
   auto* report = app.add_subcommand("report", "one HTML page for one or more runs");
@@ -129,6 +148,10 @@ int run(int argc, char** argv) {
   }
   if (*train) return train_command(train_options, {argv + 1, argv + argc});
   if (*data) return data_command(data_options);
+  if (*bench) {
+    if (bench_options.serve.empty()) return bench_command(bench_options);
+    return on_ranks([&](Communicator& world, int) { return bench_serve(bench_options, world); });
+  }
   if (*report) {
     write_report(runs, report_out);
     std::cout << "report: " << report_out << std::endl;

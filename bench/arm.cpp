@@ -1,0 +1,213 @@
+#include "bench/arm.h"
+
+#include "comm/error.h"
+
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <fcntl.h>
+#include <poll.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <thread>
+
+namespace trireme::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+int open_pipe(const std::string& path, int flags) {
+  const int fd = open(path.c_str(), flags | O_CLOEXEC);
+  if (fd < 0) throw DataError(path, std::string("cannot be opened: ") + std::strerror(errno));
+  return fd;
+}
+
+void send_line(int fd, const std::string& text) {
+  const std::string line = text + "\n";
+  if (write(fd, line.data(), line.size()) != ssize_t(line.size()))
+    throw DataError("benchmark pipe", std::string("cannot be written: ") + std::strerror(errno));
+}
+
+// The last words of an arm that failed.
+std::string last_line(const std::string& file) {
+  std::ifstream in(file);
+  std::string line, last = "it ended without a word";
+  while (std::getline(in, line))
+    if (line.find_first_not_of(" \t\r-") != std::string::npos) last = line;
+  return last.substr(0, 300);
+}
+
+double quantile(std::vector<double> v, double q) {
+  if (v.empty()) return 0;
+  std::sort(v.begin(), v.end());
+  const double at = q * double(v.size() - 1);
+  const auto i = std::size_t(at);
+  const double next = i + 1 < v.size() ? v[i + 1] : v[i];
+  return v[i] + (at - double(i)) * (next - v[i]);
+}
+
+}  // namespace
+
+Arm::Arm(std::string name, const std::vector<std::string>& command, int ranks, std::string folder)
+    : name_(std::move(name)), folder_(std::move(folder)) {
+  std::filesystem::create_directories(folder_);
+  // Read and write: opening waits for nobody, and a dead arm never raises SIGPIPE.
+  const auto make = [&](const std::string& file) {
+    const std::string path = folder_ + "/" + file;
+    if (mkfifo(path.c_str(), 0600) != 0) throw DataError(path, std::string("no pipe: ") + std::strerror(errno));
+    return open_pipe(path, O_RDWR);
+  };
+  for (int r = 0; r < ranks; ++r) commands_.push_back(make("command." + std::to_string(r)));
+  reply_ = make("reply");
+
+  std::vector<char*> argv;
+  for (const auto& w : command) argv.push_back(const_cast<char*>(w.c_str()));
+  argv.push_back(nullptr);
+  pid_ = fork();
+  if (pid_ < 0) throw CommError("benchmark", std::string("cannot start a process: ") + std::strerror(errno));
+  if (pid_ > 0) return;
+  setpgid(0, 0);
+  prctl(PR_SET_PDEATHSIG, SIGTERM);
+  const int log = open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600), null = open("/dev/null", O_RDONLY);
+  dup2(null, STDIN_FILENO);
+  dup2(log, STDOUT_FILENO);
+  dup2(log, STDERR_FILENO);
+  if (geteuid() == 0) {
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+  }
+  execvp(argv[0], argv.data());
+  _exit(127);
+}
+
+Arm::~Arm() { end(); }
+
+void Arm::end() {
+  if (pid_ > 0) {
+    for (const int fd : commands_) (void)!write(fd, "0\n", 2);
+    int status = 0;
+    bool gone = false;
+    for (int i = 0; i < 300 && !gone; ++i) {
+      gone = waitpid(pid_, &status, WNOHANG) != 0;
+      if (!gone) {
+        if (i == 100) kill(-pid_, SIGTERM);
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      }
+    }
+    if (!gone) {
+      kill(-pid_, SIGKILL);
+      waitpid(pid_, &status, 0);
+    }
+    pid_ = -1;
+  }
+  for (const int fd : commands_) close(fd);
+  commands_.clear();
+  if (reply_ >= 0) close(reply_);
+  reply_ = -1;
+}
+
+void Arm::skip(std::string why) {
+  skipped_ = std::move(why);
+  end();
+}
+
+// None: the arm ended, or the time is over.
+std::optional<nlohmann::json> Arm::reply(std::chrono::seconds patience) {
+  const auto deadline = Clock::now() + patience;
+  while (true) {
+    if (const auto at = unread_.find('\n'); at != std::string::npos) {
+      const std::string line = unread_.substr(0, at);
+      unread_.erase(0, at + 1);
+      return nlohmann::json::parse(line);
+    }
+    pollfd p{reply_, POLLIN, 0};
+    if (poll(&p, 1, 100) > 0) {
+      char text[65536];
+      const ssize_t n = read(reply_, text, sizeof text);
+      if (n > 0) unread_.append(text, std::size_t(n));
+      continue;
+    }
+    int status = 0;
+    if (waitpid(pid_, &status, WNOHANG) != 0) {
+      pid_ = -1;
+      return {};
+    }
+    if (Clock::now() > deadline) return {};
+  }
+}
+
+bool Arm::ready(std::chrono::seconds patience) {
+  if (!skipped_.empty()) return false;
+  if (reply(patience)) return true;
+  skip(pid_ < 0 ? last_line(folder_ + "/log") : "not ready after " + std::to_string(patience.count()) + " s");
+  return false;
+}
+
+void Arm::block(int n, bool discard) {
+  if (!skipped_.empty()) return;
+  for (const int fd : commands_) send_line(fd, std::to_string(n));
+  const auto r = reply(std::chrono::seconds(600));
+  if (!r) {
+    skip(pid_ < 0 ? last_line(folder_ + "/log") : "a block took longer than 600 s");
+    return;
+  }
+  last_ms_ = r->at("ms").get<double>() / n;
+  if (!discard) ms_.push_back(last_ms_);
+  for (const auto& loss : r->at("losses")) losses_.push_back(loss.get<double>());
+}
+
+double Arm::median_ms() const { return quantile(ms_, 0.5); }
+
+nlohmann::json Arm::row() const {
+  if (!skipped_.empty()) return {{"arm", name_}, {"skipped", skipped_}};
+  std::vector<double> first(losses_.begin(), losses_.begin() + std::ptrdiff_t(std::min<std::size_t>(4, losses_.size())));
+  nlohmann::json row{{"arm", name_}, {"step_ms", median_ms()}, {"low_ms", quantile(ms_, 0.25)},
+                     {"high_ms", quantile(ms_, 0.75)}, {"blocks", ms_.size()}, {"losses", first}};
+  if (!losses_.empty()) row["last_loss"] = losses_.back();
+  row["steps"] = losses_.size();
+  return row;
+}
+
+void alternate(const std::vector<Arm*>& arms, int steps, int blocks) {
+  for (int b = 0; b <= blocks; ++b)
+    for (auto* arm : arms) arm->block(steps, b == 0);
+}
+
+Server::Server(const std::string& folder, int rank) : rank_(rank) {
+  command_ = open_pipe(folder + "/command." + std::to_string(rank), O_RDWR);
+  if (rank == 0) reply_ = open_pipe(folder + "/reply", O_RDWR);
+}
+
+std::optional<int> Server::next() {
+  if (!std::exchange(ready_, true) && rank_ == 0) send_line(reply_, R"({"ready":true})");
+  std::string line;
+  for (char c = 0; c != '\n';) {
+    const ssize_t n = read(command_, &c, 1);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return {};
+    line += c;
+  }
+  const int steps = std::atoi(line.c_str());
+  return steps > 0 ? std::optional(steps) : std::nullopt;
+}
+
+void Server::reply(double total_ms, const std::vector<double>& losses) {
+  if (rank_ == 0) send_line(reply_, nlohmann::json{{"ms", total_ms}, {"losses", losses}}.dump());
+}
+
+void Server::run(const std::function<double()>& step) {
+  while (const auto n = next()) {
+    std::vector<double> losses;
+    const auto begin = Clock::now();
+    for (int i = 0; i < *n; ++i) losses.push_back(step());
+    reply(std::chrono::duration<double, std::milli>(Clock::now() - begin).count(), losses);
+  }
+}
+
+}  // namespace trireme::bench

@@ -1,0 +1,70 @@
+// The two ends of one arm of a benchmark: the process that measures, and the one that is told when to.
+// A folder holds a pipe `command.R` for each rank and one pipe `reply`; what the arm prints goes to `log` there.
+#pragma once
+#include <nlohmann/json.hpp>
+
+#include <chrono>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <sys/types.h>
+
+namespace trireme::bench {
+
+class Arm {
+ public:
+  // Starts `command` (searched on PATH). `folder` is made.
+  Arm(std::string name, const std::vector<std::string>& command, int ranks, std::string folder);
+  ~Arm();  // asks it to end, then makes it
+  Arm(const Arm&) = delete;
+  Arm& operator=(const Arm&) = delete;
+
+  // Waits until it can step. False, with skipped() saying why, when it ended or took longer than `patience`.
+  bool ready(std::chrono::seconds patience);
+  // Takes `n` steps. Adds their mean to the blocks unless `discard`.
+  void block(int n, bool discard);
+  // Leaves this arm out of all that follows.
+  void skip(std::string why);
+
+  const std::string& name() const { return name_; }
+  const std::string& skipped() const { return skipped_; }
+  double last_ms() const { return last_ms_; }  // of a step in the newest block, also a discarded one
+  double median_ms() const;
+  // {arm, step_ms, low_ms, high_ms (quartiles), blocks, first_loss, losses}, or {arm, skipped}.
+  nlohmann::json row() const;
+
+ private:
+  std::optional<nlohmann::json> reply(std::chrono::seconds patience);
+  void end();
+
+  std::string name_, folder_, skipped_, unread_;
+  std::vector<int> commands_;
+  int reply_ = -1;
+  pid_t pid_ = -1;
+  double last_ms_ = 0;
+  std::vector<double> ms_, losses_;
+};
+
+// Starts nothing more. Alternates blocks of `steps` steps over all arms that are not skipped: one discarded, then
+// `blocks` timed ones.
+void alternate(const std::vector<Arm*>& arms, int steps, int blocks);
+
+// The arm's end, on each rank.
+class Server {
+ public:
+  Server(const std::string& folder, int rank);
+  // The first call says that this rank is ready. Steps to take now; none: the benchmark is over.
+  std::optional<int> next();
+  // Rank 0, after a block: its time and the loss of each step.
+  void reply(double total_ms, const std::vector<double>& losses);
+  // Runs `step`, which returns the global loss, on command until the end.
+  void run(const std::function<double()>& step);
+
+ private:
+  int rank_, command_ = -1, reply_ = -1;
+  bool ready_ = false;
+};
+
+}  // namespace trireme::bench

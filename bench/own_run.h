@@ -1,0 +1,35 @@
+// One of our arms in memory: a recipe with its configuration, its session, and a few fixed batches that the peer gets
+// too.
+#pragma once
+#include "bench/bench.h"
+#include "framework/session.h"
+
+namespace trireme::bench {
+
+// Configuration text -> recipe and settings; outlives the Session made from it.
+struct OwnRun {
+  Config config;
+  TrainConfig train;
+  std::unique_ptr<Recipe> recipe;
+
+  explicit OwnRun(const std::string& yaml);
+};
+
+class OwnSession {
+ public:
+  // Collective. Reads `batches` global batches of consecutive training samples.
+  OwnSession(OwnRun& run, Communicator& world, int batches);
+  // Rank 0 writes initial weights and all global batches for the peer: tensors by name, and `batch.K.COLUMN`.
+  void write(const std::string& file, const std::map<std::string, std::string>& metadata = {});
+  // Collective: one training step on the next batch, as the loop takes it. -> the global loss.
+  double step();
+
+ private:
+  OwnRun& run_;
+  Communicator& world_;
+  Session session_;
+  std::vector<Batch> global_, mine_;
+  std::int64_t step_ = 0;
+};
+
+}  // namespace trireme::bench

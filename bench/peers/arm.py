@@ -1,0 +1,39 @@
+"""The peer's end of one arm (see bench/arm.h): waits for commands, steps, replies."""
+import json
+import os
+import time
+
+
+class Server:
+    def __init__(self, folder, rank=0):
+        self.command = open(os.open(f"{folder}/command.{rank}", os.O_RDWR), "rb", buffering=0)
+        self.reply = os.open(f"{folder}/reply", os.O_RDWR) if rank == 0 else None
+
+    def _send(self, message):
+        if self.reply is not None:
+            os.write(self.reply, (json.dumps(message) + "\n").encode())
+
+    def run(self, step):
+        """step() takes one training step and returns the global loss."""
+        self._send({"ready": True})
+        while n := int(self.command.readline() or 0):
+            begin = time.perf_counter()
+            losses = [step() for _ in range(n)]
+            self._send({"ms": 1e3 * (time.perf_counter() - begin), "losses": losses})
+
+
+def read_safetensors(path):
+    """(tensors by name, metadata), without the safetensors package."""
+    import struct
+    import torch
+    types = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64}
+    data = bytearray(open(path, "rb").read())
+    (n,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8:8 + n])
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    for name, t in header.items():
+        begin, end = t["data_offsets"]
+        raw = data[8 + n + begin:8 + n + end]
+        tensors[name] = torch.frombuffer(raw, dtype=types[t["dtype"]]).reshape(t["shape"]).clone()
+    return tensors, metadata

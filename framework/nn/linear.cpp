@@ -1,0 +1,47 @@
+#include "framework/nn/linear.h"
+
+#include "framework/reducer.h"
+
+namespace trireme::nn {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct Linear : torch::autograd::Function<Linear> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& w, const at::Tensor& b,
+                            bool relu) {
+    at::Tensor y = at::addmm(b, x, w.t());
+    if (relu) y.relu_();
+    ctx->saved_data["relu"] = relu;
+    // The sign of y tells where the gradient passes.
+    ctx->save_for_backward({x, w, b, relu ? y : at::Tensor()});
+    return y;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list dy) {
+    const auto s = ctx->get_saved_variables();
+    const at::Tensor &x = s[0], &w = s[1], &b = s[2];
+    at::Tensor dz = dy[0];
+    if (ctx->saved_data["relu"].toBool()) dz = at::threshold_backward(dz, s[3], 0);
+    at::Tensor dx, dw, db;
+    if (ctx->needs_input_grad(1)) {
+      dw = gradient_destination(w);
+      dw.defined() ? void(at::mm_out(dw, dz.t(), x)) : void(dw = at::mm(dz.t(), x));
+    }
+    if (ctx->needs_input_grad(2)) {
+      db = gradient_destination(b);
+      db.defined() ? void(at::sum_out(db, dz, {0})) : void(db = dz.sum(0));
+    }
+    if (ctx->needs_input_grad(0)) dx = at::mm(dz, w);
+    return {dx, dw, db, {}};
+  }
+};
+
+}  // namespace
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, bool relu) {
+  return Linear::apply(x, w, b, relu);
+}
+
+}  // namespace trireme::nn

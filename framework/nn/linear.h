@@ -1,0 +1,11 @@
+// y = activation(x w^T + b) as one autograd node; the weights' gradients are written straight into the reducer's
+// buckets.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+namespace trireme::nn {
+
+// x [n, in], w [out, in], b [out], of one floating type and device -> [n, out]. With `relu`, max(0, .).
+at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, bool relu);
+
+}  // namespace trireme::nn
