@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <charconv>
 #include <chrono>
 #include <cstdio>
@@ -93,7 +94,7 @@ void read_rank_file(FileIo& io, const std::string& folder, const Manifest& m, in
                     const std::function<void(const Manifest::Tensor&, std::vector<std::byte>)>& take) {
   const auto& expected = m.files[std::size_t(rank)];
   const std::string path = folder + "/" + expected.name;
-  const std::string cure = "use an older checkpoint";
+  const std::string cure = "move " + folder + " away to resume from the checkpoint before it";
   auto bytes = read_whole(io, path, expected.size);
   if (bytes.size() != expected.size)
     throw DataError(
@@ -167,6 +168,7 @@ struct Checkpoints::Impl {
     std::string extra;
     std::string folder;  // temporary
     std::thread thread;
+    std::atomic<bool> done = false;
     std::string part;  // of the manifest; valid after the join
     std::optional<Failure> failure;
   };
@@ -330,14 +332,17 @@ void Checkpoints::save(std::int64_t step, Snapshot snapshot, const std::string& 
   comm.broadcast({suffix.data(), suffix.size(), DType::u8}, 0).wait();
 
   const std::string folder = impl_->final_folder(step) + suffix.data();
-  impl_->write.reset(new Impl::Write{step, best, manifest_extra_json, folder, {}, {}, {}});
+  impl_->write.reset(new Impl::Write{step, best, manifest_extra_json, folder, {}, {}, {}, {}});
   auto work = [write = impl_->write.get(), &io = impl_->io, rank = comm.rank(),
                snapshot = std::move(snapshot)]() mutable {
     write->failure =
         attempt([&] { write->part = write_rank_file(io, write->folder, rank, std::move(snapshot)); });
+    write->done = true;
   };
   impl_->write->thread = std::thread(std::move(work));
 }
+
+bool Checkpoints::written() const { return impl_->write && impl_->write->done; }
 
 void Checkpoints::finish() {
   if (!impl_->write) return;

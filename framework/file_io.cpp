@@ -116,8 +116,13 @@ void write_durably(FileIo& io, const std::string& path, std::string_view text) {
 
 void replace_durably(FileIo& io, const std::string& path, std::string_view text) {
   const std::string temporary = path + ".tmp-" + std::to_string(getpid());
-  write_durably(io, temporary, text);
-  rename_path(io, temporary, path);
+  try {
+    write_durably(io, temporary, text);
+    rename_path(io, temporary, path);
+  } catch (...) {
+    io.unlink(temporary);  // a full disk needs the room
+    throw;
+  }
   const auto slash = path.find_last_of('/');
   sync_folder(io, slash == path.npos ? "." : path.substr(0, slash + 1));
 }

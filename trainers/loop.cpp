@@ -5,6 +5,7 @@
 #include "data/loader.h"
 #include "framework/agree.h"
 #include "framework/checkpoint.h"
+#include "framework/file_io.h"
 #include "framework/init_from.h"
 #include "framework/metrics.h"
 #include "framework/session.h"
@@ -19,7 +20,6 @@
 
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 #include <thread>
 
@@ -47,12 +47,13 @@ struct Setup {
 
 // What all ranks agree on after a step: one small all-reduce.
 struct Agreed {
-  double loss = 0, stop = 0, skipped = 0;
+  double loss = 0, stop = 0, skipped = 0, written = 0;
 };
 
-Agreed agree_on_step(Session& session, Communicator& control) {
-  Agreed a{session.loss_share(), stop_requested() ? 1.0 : 0.0, session.skipped() ? 1.0 : 0.0};
-  control.all_reduce({&a, 3, DType::f64, {}}, Op::sum).wait();
+Agreed agree_on_step(Session& session, const Checkpoints& checkpoints, Communicator& control) {
+  Agreed a{session.loss_share(), stop_requested() ? 1.0 : 0.0, session.skipped() ? 1.0 : 0.0,
+           checkpoints.written() ? 1.0 : 0.0};
+  control.all_reduce({&a, 4, DType::f64, {}}, Op::sum).wait();
   return a;
 }
 
@@ -90,11 +91,11 @@ class Loop {
  public:
   Loop(const TrainOptions& options, Setup& setup, Communicator& world, int threads)
       : setup_(setup), config_(setup.train), world_(world),
-        folder_(open_run_folder(run_dir_of(options), options.fresh, setup.config, setup.schema, world)),
-        checkpoints_(folder_.file("ckpt"), int(config_.checkpoint.keep), world),
         session_(world, config_, *setup.recipe),
         loader_(setup.recipe->train_data(), setup.recipe->train_ids(), config_.batch_size, world.rank(), world.size(),
-                std::uint64_t(config_.seed), {.prefetch = config_.prefetch ? 2 : 0}) {
+                std::uint64_t(config_.seed), {.prefetch = config_.prefetch ? 2 : 0}),
+        folder_(open_run_folder(run_dir_of(options), options.fresh, setup.config, setup.schema, world)),
+        checkpoints_(folder_.file("ckpt"), int(config_.checkpoint.keep), world) {
     session_.context().steps_per_epoch = loader_.steps_per_epoch();
     if (const auto latest = checkpoints_.latest()) {
       const Snapshot snapshot = checkpoints_.load(*latest);
@@ -104,7 +105,8 @@ class Loop {
     }
     saved_at_ = step_;
     if (world.rank() != 0) return;
-    std::ofstream(folder_.file("env.json")) << describe_environment(world.size(), threads, setup.recipe->describe());
+    replace_durably(system_io(), folder_.file("env.json"),
+                    describe_environment(world.size(), threads, setup.recipe->describe()));
     const bool terminal = isatty(STDERR_FILENO) || std::getenv("TRIREME_TERMINAL");
     metrics_ = Metrics(folder_.dir, step_, config_.steps, terminal, setup.recipe->unit());
     session_.context().on_message = [this](std::string_view line) { metrics_.message(line); };
@@ -126,8 +128,9 @@ class Loop {
       ++step_;
       // The host reads the device only where it must; on a CPU reading is free.
       const bool read = session_.context().device().is_cpu() || due(config_.log_every) || step_ == config_.steps;
-      const Agreed agreed = read ? agree_on_step(session_, session_.context().comm("control")) : Agreed{};
+      const Agreed agreed = read ? agree_on_step(session_, checkpoints_, session_.context().comm("control")) : Agreed{};
       if (read) judge(agreed);
+      if (agreed.written == world_.size()) checkpoints_.finish();
       account(begin, loaded, times, agreed.loss);
       if (due(config_.eval_every) || step_ == config_.steps) evaluate();
       const bool stop = agreed.stop > 0 && step_ < config_.steps;
@@ -161,10 +164,11 @@ class Loop {
       session_.context().message("step " + std::to_string(step_) + ": loss or gradient not finite, skipped");
       return;
     }
+    checkpoints_.finish();
     throw Error(ExitCode::nonfinite, "step " + std::to_string(step_),
                 "loss " + format(a.loss) + ", gradient norm " + format(session_.gradient_norm()) + ": not finite" +
                     (config_.nonfinite == "skip" ? " for 11 steps in a row" : ""),
-                "lower optimizer.lr or set optimizer.clip_norm; the last checkpoint is kept");
+                "start over with a lower optimizer.lr or with optimizer.clip_norm set; the last checkpoint is kept");
   }
 
   // Times are means since the last logged step.
@@ -246,10 +250,11 @@ class Loop {
   Setup& setup_;
   const TrainConfig& config_;
   Communicator& world_;
-  RunFolder folder_;
-  Checkpoints checkpoints_;
+  // A mistake that setting up finds leaves the run folder as it was.
   Session session_;
   Loader loader_;
+  RunFolder folder_;
+  Checkpoints checkpoints_;
   Metrics metrics_;
   std::int64_t step_ = 0, saved_at_ = 0, skipped_in_row_ = 0, summed_ = 0;
   std::map<std::string, double> sums_;
@@ -291,7 +296,9 @@ int train(const TrainOptions& options, Communicator& world, int local_ranks) {
   at::set_num_threads(threads);
   if (setup.train.batch_size % world.size() != 0)
     throw UsageError(setup.config.place("batch_size"), std::to_string(setup.train.batch_size) + " is not divisible by " +
-                                                           std::to_string(world.size()) + " ranks");
+                                                           std::to_string(world.size()) + " ranks",
+                     "choose a multiple of the number of ranks");
+  check_same_config(setup.config, setup.schema, world);
   if (options.dry_run) {
     dry_run(setup, world);
     return int(ExitCode::ok);

@@ -2,14 +2,13 @@
 
 #include "comm/error.h"
 #include "framework/agree.h"
+#include "framework/file_io.h"
 
 #include <nlohmann/json.hpp>
 
 #include <sys/utsname.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
@@ -19,18 +18,6 @@ namespace trireme {
 namespace {
 
 namespace fs = std::filesystem;
-
-void write_file(const std::string& path, const std::string& text) {
-  const std::string temporary = path + ".tmp";
-  {
-    std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
-    out << text;
-    out.flush();
-    if (!out) throw DataError(path, std::string("cannot be written: ") + std::strerror(errno), "free space or choose another --out");
-  }
-  if (std::rename(temporary.c_str(), path.c_str()) != 0)
-    throw DataError(path, std::string("cannot be written: ") + std::strerror(errno), "choose another --out");
-}
 
 void move_away(const std::string& dir) {
   for (int n = 1;; ++n) {
@@ -50,7 +37,7 @@ void check_visible(const std::string& dir, Communicator& world) {
   agree(world, attempt([&] {
     if (world.rank() != 0) return;
     token = std::int64_t(getpid()) << 32 ^ std::int64_t(std::time(nullptr));
-    write_file(probe, std::to_string(token));
+    replace_durably(system_io(), probe, std::to_string(token));
   }));
   world.broadcast({&token, 1, DType::i64, {}}, 0).wait();
   const auto seen = attempt([&] {
@@ -64,9 +51,19 @@ void check_visible(const std::string& dir, Communicator& world) {
   if (world.rank() == 0) unlink(probe.c_str());
 }
 
-void check_same_config(std::uint64_t hash, Communicator& world) {
+// Has training left anything here that another configuration could not take up?
+bool holds_checkpoint(const std::string& dir) {
+  std::error_code failed;
+  for (const auto& entry : fs::directory_iterator(dir + "/ckpt", failed))
+    if (fs::exists(entry.path() / "manifest.json", failed)) return true;
+  return false;
+}
+
+}  // namespace
+
+void check_same_config(const Config& config, const std::function<void(Fields&)>& schema, Communicator& world) {
   std::vector<std::int64_t> all(world.size());
-  std::int64_t mine = std::int64_t(hash);
+  const auto mine = std::int64_t(config_hash(config, schema));
   world.all_gather({&mine, 1, DType::i64, {}}, {all.data(), all.size(), DType::i64, {}}).wait();
   for (std::size_t r = 0; r < all.size(); ++r)
     if (all[r] != all[0])
@@ -74,22 +71,17 @@ void check_same_config(std::uint64_t hash, Communicator& world) {
                        "start all ranks with the same file and the same key=value words");
 }
 
-}  // namespace
-
 RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& config,
                           const std::function<void(Fields&)>& schema, Communicator& world) {
-  check_same_config(config_hash(config, schema), world);
-  RunFolder folder{dir, false};
-  const std::string saved = folder.file("config.resolved.yaml");
-  std::int64_t resumed = 0;
+  const RunFolder folder{dir};
   agree(world, attempt([&] {
     if (world.rank() != 0) return;
     std::error_code failed;
     if (fresh && fs::exists(dir)) move_away(dir);
     fs::create_directories(dir + "/ckpt", failed);
     if (failed) throw DataError(dir, "cannot be made: " + failed.message(), "choose another --out");
-    if (fs::exists(saved)) {
-      resumed = 1;
+    const std::string saved = folder.file("config.resolved.yaml");
+    if (holds_checkpoint(dir) && fs::exists(saved)) {
       const auto keys = differing_keys(Config::load(saved), config, schema);
       if (!keys.empty()) {
         std::string list;
@@ -98,10 +90,8 @@ RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& conf
                          "use the old values, another --out, or --fresh to start over");
       }
     }
-    write_file(saved, config.print(schema, false));
+    replace_durably(system_io(), saved, config.print(schema, false));
   }));
-  world.broadcast({&resumed, 1, DType::i64, {}}, 0).wait();
-  folder.resumed = resumed != 0;
   check_visible(dir, world);
   return folder;
 }

@@ -10,13 +10,16 @@ namespace trireme {
 
 struct RunFolder {
   std::string dir;
-  bool resumed = false;  // it was there already, with the same configuration
 
   std::string file(std::string_view name) const { return dir + "/" + std::string(name); }
 };
 
-// Collective. Makes the folder or takes up an existing one: all ranks must see it, and a configuration that differs in
-// more than cadence, threads and output is refused (exit 2, naming the keys). fresh: an old folder is renamed DIR.old-N.
+// Collective. Throws UsageError on all ranks unless they were all started with the same configuration.
+void check_same_config(const Config& config, const std::function<void(Fields&)>& schema, Communicator& world);
+
+// Collective. Makes the folder or takes up an existing one: all ranks must see it. Once it holds a checkpoint, a
+// configuration that differs in more than cadence, threads and output is refused (exit 2, naming the keys). fresh: an
+// old folder is renamed DIR.old-N.
 RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& config,
                           const std::function<void(Fields&)>& schema, Communicator& world);
 

@@ -1,0 +1,257 @@
+// links: comm
+// Interrupted and killed trainings on 2 ranks: the same command again ends in the state of the uninterrupted run, bit
+// for bit. Where a signal falls is not left to luck: rank 1 is frozen (SIGSTOP) once the phase has begun, so that rank 0
+// waits for it within that phase; then the signal is sent, and rank 1 thawed.
+#include "tests/fault/experiment.h"
+
+namespace trireme::test {
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::seconds;
+
+constexpr int steps = 30, steps_an_epoch = 5, eval_every = 12;
+
+const Words train_words{"train", "e.yaml", "--ranks", "2", "--out"};
+
+class Interrupt : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    folder_ = new TempFolder;
+    prepare_pairs(dir());
+    write_text(dir() / "e.yaml", experiment(steps, 96, 2, "eval_every: 12\ncheckpoint: {every: 8, keep: 3, best: true}\n"));
+    const Outcome o = run_program(train("whole"), {dir()});
+    ASSERT_EQ(o.code, 0) << o;
+    ASSERT_EQ(last_step(dir() / "whole"), steps);
+    ASSERT_EQ(logged(dir() / "whole", "epoch")[steps_an_epoch - 1].second, 0) << "an epoch is shorter than assumed";
+    ASSERT_EQ(logged(dir() / "whole", "epoch")[steps_an_epoch].second, 1) << "an epoch is longer than assumed";
+  }
+  static void TearDownTestSuite() { delete std::exchange(folder_, nullptr); }
+
+  static fs::path dir() { return folder_->path; }
+  static Words train(const std::string& out, const Words& more = {}) {
+    Words words = train_words;
+    words.push_back(out);
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  }
+
+  // Runs the command until it is done, and compares with the uninterrupted run.
+  static void expect_resumes_to_the_same_end(const std::string& out, const Words& more = {}) {
+    const auto from = checkpoint_steps(dir() / out);
+    Program p(train(out, more), {dir()});
+    const Outcome o = p.wait();
+    ASSERT_EQ(o.code, 0) << o;
+    EXPECT_TRUE(o.errors().empty()) << o;
+    EXPECT_TRUE(p.none_left());
+    const std::string resumed = "resumed at step " + (from.empty() ? "" : std::to_string(from.back()) + " of");
+    EXPECT_EQ(o.out.find(resumed) != std::string::npos, !from.empty()) << resumed << "\n" << o;
+    EXPECT_NE(o.out.find("\ndone: step=30 loss="), std::string::npos) << o;
+    EXPECT_EQ(final_state(dir() / out), final_state(dir() / "whole"));
+    EXPECT_GT(final_state(dir() / out).size(), 50u);
+    EXPECT_EQ(logged(dir() / out), logged(dir() / "whole"));
+    EXPECT_EQ(logged(dir() / out, "eval/image_to_text_r1"), logged(dir() / "whole", "eval/image_to_text_r1"));
+    for (const auto& [name, unused] : listing(dir() / out)) EXPECT_EQ(name.find(".tmp"), std::string::npos) << name;
+  }
+
+  // Starts a run and freezes rank 1 once `begun` holds; null (and the run folder removed) if `still` does not hold
+  // then: the phase was over before it was frozen.
+  static std::unique_ptr<Program> freeze_in(const std::string& out, const std::function<bool()>& begun,
+                                            const std::function<bool()>& still, const Words& more = {}) {
+    auto p = std::make_unique<Program>(train(out, more), Program::Options{dir()});
+    pid_t rank1 = 0;
+    EXPECT_TRUE(wait_until([&] { return (rank1 = p->rank(1)) != 0 || p->ended(); }, seconds(30)));
+    EXPECT_TRUE(wait_until([&] { return begun() || p->ended(); }, seconds(30)));
+    kill(rank1, SIGSTOP);
+    std::this_thread::sleep_for(milliseconds(150));  // rank 0 goes on to where it needs rank 1
+    if (still() && !p->ended()) return p;
+    kill(rank1, SIGCONT);
+    p.reset();
+    fs::remove_all(dir() / out);
+    return nullptr;
+  }
+
+  // SIGTERM within a phase: exit code 85 after a checkpoint, whose step is returned; 0 if the phase was never hit.
+  static std::int64_t stop_in(const std::string& out, const std::function<bool()>& begun,
+                              const std::function<bool()>& still, const Words& more = {}) {
+    for (int attempt = 0; attempt < 6; ++attempt) {
+      const auto p = freeze_in(out, begun, still, more);
+      if (!p) continue;
+      p->signal(SIGTERM);
+      std::this_thread::sleep_for(milliseconds(300));  // to the parent, mpirun, and rank 0
+      EXPECT_TRUE(still()) << "the phase ended although rank 1 was frozen";
+      kill(p->rank(1), SIGCONT);
+      const Outcome o = p->wait();
+      EXPECT_EQ(o.code, 85) << o;
+      EXPECT_TRUE(o.errors().empty()) << o;
+      EXPECT_EQ(o.err, "") << o;
+      EXPECT_TRUE(p->none_left());
+      EXPECT_LT(p->seconds_from_signal, 5) << o;
+      std::cout << "SIGTERM to exit: " << p->seconds_from_signal << " s\n";
+      const auto saved = checkpoint_steps(dir() / out);
+      EXPECT_FALSE(saved.empty()) << o;
+      EXPECT_EQ(saved.empty() ? -1 : saved.back(), last_step(dir() / out)) << "a step after the checkpoint is in the log";
+      EXPECT_NE(o.out.find("stopped at step " + std::to_string(saved.back())), std::string::npos) << o;
+      return saved.back();
+    }
+    ADD_FAILURE() << "the phase was over too early in every attempt";
+    return 0;
+  }
+
+  // A folder ckpt/step_S.tmp-* is there, and no ckpt/step_S yet.
+  static bool writing(const std::string& out, const std::string& step) {
+    std::error_code none;
+    bool begun = false;
+    for (const auto& entry : fs::directory_iterator(dir() / out / "ckpt", none))
+      begun |= entry.path().filename().string().starts_with("step_" + step + ".tmp-");
+    return begun && !fs::exists(dir() / out / "ckpt" / ("step_" + step));
+  }
+
+ private:
+  static TempFolder* folder_;
+};
+
+TempFolder* Interrupt::folder_ = nullptr;
+
+TEST_F(Interrupt, MidEpoch) {
+  const auto at = [](std::int64_t s) { return [s] { return last_step(dir() / "mid") == s; }; };
+  EXPECT_EQ(stop_in("mid", at(11), at(11)), 12);
+  expect_resumes_to_the_same_end("mid");
+}
+
+TEST_F(Interrupt, LastStepOfAnEpoch) {
+  const auto at = [](std::int64_t s) { return [s] { return last_step(dir() / "epoch") == s; }; };
+  EXPECT_EQ(stop_in("epoch", at(19), at(19)) % steps_an_epoch, 0);
+  expect_resumes_to_the_same_end("epoch");
+}
+
+TEST_F(Interrupt, DuringEvaluation) {
+  const auto evaluating = [] {
+    const fs::path run = dir() / "eval";
+    return last_step(run) == eval_every && logged(run, "eval/image_to_text_r1").empty();
+  };
+  EXPECT_EQ(stop_in("eval", evaluating, evaluating), eval_every + 1);
+  expect_resumes_to_the_same_end("eval");
+}
+
+TEST_F(Interrupt, DuringACheckpointWrite) {
+  const auto write = [] { return writing("write", "00000016"); };
+  EXPECT_GT(stop_in("write", write, write), 16);
+  EXPECT_TRUE(fs::exists(dir() / "write/ckpt/step_00000016")) << "the write in flight was given up";
+  expect_resumes_to_the_same_end("write");
+}
+
+TEST_F(Interrupt, BeforeTheFirstCheckpointAndAgain) {
+  const Words never{"checkpoint.every=0"};
+  const auto at = [](std::int64_t s) { return [s] { return last_step(dir() / "first") == s; }; };
+  EXPECT_EQ(stop_in("first", at(2), at(2), never), 3);
+  EXPECT_EQ(stop_in("first", at(4), at(4), never), 5) << "a resumed run is stopped as well";
+  expect_resumes_to_the_same_end("first", never);
+}
+
+// The ranks do not catch signals yet when this one comes: it must wait for them, and neither kill them nor be lost.
+TEST_F(Interrupt, WhileTheRanksStart) {
+  Program p(train("start"), {dir()});
+  ASSERT_TRUE(wait_until([&] { return p.processes().size() > 1; }, seconds(10)));
+  p.signal(SIGTERM);
+  const Outcome o = p.wait();
+  EXPECT_EQ(o.code, 85) << o;
+  EXPECT_TRUE(p.none_left());
+  EXPECT_EQ(checkpoint_steps(dir() / "start"), std::vector<std::int64_t>{1});
+  expect_resumes_to_the_same_end("start");
+}
+
+TEST_F(Interrupt, SecondSignalEndsAtOnce) {
+  for (const int s : {SIGTERM, SIGINT}) {
+    const std::string out = "second" + std::to_string(s);
+    const auto at = [&] { return last_step(dir() / out) >= 10; };
+    const auto p = freeze_in(out, at, at);
+    ASSERT_TRUE(p);
+    p->signal(s);  // not answered: rank 1 is frozen
+    std::this_thread::sleep_for(milliseconds(300));
+    EXPECT_FALSE(p->ended());
+    p->signal(s);
+    const Outcome o = p->wait(seconds(15));
+    EXPECT_EQ(o.code, 130) << o;
+    EXPECT_TRUE(o.errors().empty()) << o;
+    EXPECT_TRUE(p->none_left()) << "processes are left";
+    EXPECT_LT(p->seconds_from_signal, 5);
+    std::cout << "second signal to exit: " << p->seconds_from_signal << " s\n";
+    EXPECT_EQ(checkpoint_steps(dir() / out), std::vector<std::int64_t>{8}) << "checkpoints before it stay";
+    if (s == SIGTERM) expect_resumes_to_the_same_end(out);
+  }
+}
+
+// Under mpirun, as batch systems do it.
+TEST_F(Interrupt, UserSignalUnderMpirun) {
+  const Words launcher{"mpirun", "--oversubscribe", "--bind-to", "none", "-n", "2"};
+  Program p({"train", "e.yaml", "--out", "mpirun"}, {dir(), {}, launcher});
+  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "mpirun") >= 3 || p.ended(); }, seconds(30)));
+  p.signal(SIGUSR1);
+  const Outcome o = p.wait();
+  EXPECT_EQ(o.code, 85) << o;
+  EXPECT_TRUE(o.errors().empty()) << o;
+  EXPECT_TRUE(p.none_left());
+  expect_resumes_to_the_same_end("mpirun");
+}
+
+TEST_F(Interrupt, KilledRank) {
+  struct Case {
+    std::string out;
+    int rank;
+    std::function<bool()> when;
+    std::vector<std::int64_t> kept;
+  };
+  const std::vector<Case> cases{
+      {"kill1", 1, [] { return last_step(dir() / "kill1") >= 13; }, {8}},
+      {"kill0", 0, [] { return last_step(dir() / "kill0") >= 4; }, {}},
+      {"killw", 1, [] { return writing("killw", "00000016"); }, {8}},
+  };
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.out);
+    // The other rank is frozen meanwhile: what was on disk when the rank died is known.
+    const auto p = freeze_in(c.out, c.when, c.when);
+    ASSERT_TRUE(p);
+    const pid_t victim = p->rank(c.rank), other = p->rank(1);
+    const auto begin = std::chrono::steady_clock::now();
+    kill(victim, SIGKILL);
+    if (other != victim) kill(other, SIGCONT);
+    const Outcome o = p->wait(seconds(20));
+    const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    std::cout << "SIGKILL of a rank to the end: " << took << " s\n";
+    EXPECT_LT(took, 5);
+    EXPECT_EQ(o.code, 4) << o;
+    ASSERT_EQ(lines_of(o.err).size(), 1u) << o;
+    EXPECT_TRUE(o.err.starts_with("trireme: error: rank " + std::to_string(c.rank) + ": ")) << o;
+    EXPECT_NE(o.err.find("signal 9"), std::string::npos) << o;
+    EXPECT_NE(o.err.find("the same command resumes"), std::string::npos) << o;
+    EXPECT_TRUE(p->none_left());
+    EXPECT_EQ(checkpoint_steps(dir() / c.out), c.kept);
+    expect_resumes_to_the_same_end(c.out);
+  }
+}
+
+TEST_F(Interrupt, KilledParentTakesItsRanksAlong) {
+  Program p(train("parent"), {dir()});
+  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "parent") >= 9 || p.ended(); }, seconds(30)));
+  p.signal(SIGKILL);
+  EXPECT_EQ(p.wait().code, 128 + SIGKILL);
+  EXPECT_TRUE(p.none_left());
+  expect_resumes_to_the_same_end("parent");
+}
+
+TEST_F(Interrupt, CompleteRunSaysSo) {
+  const auto before = listing(dir() / "whole/ckpt");
+  const std::string metrics = read_text(dir() / "whole/metrics.jsonl");
+  const Outcome o = run_program(train("whole"), {dir()});
+  EXPECT_EQ(o.code, 0) << o;
+  EXPECT_LT(o.seconds, 10);
+  EXPECT_NE(o.out.find("the run is complete"), std::string::npos) << o;
+  EXPECT_NE(o.out.find("\ndone: step=30 loss="), std::string::npos) << o;
+  EXPECT_NE(o.out.find(" run=whole\n"), std::string::npos) << o;
+  EXPECT_EQ(listing(dir() / "whole/ckpt"), before);
+  EXPECT_EQ(read_text(dir() / "whole/metrics.jsonl"), metrics);
+}
+
+}  // namespace
+}  // namespace trireme::test
