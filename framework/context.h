@@ -37,6 +37,8 @@ class Context {
   void backward(std::span<const at::Tensor> roots, std::span<const at::Tensor> grads = {}, bool last = true);
   void step_optimizers(const Step& s);
 
+  // Is a metrics line due after this step? Reading the device for a metric is worth it only then.
+  bool logs_now() const { return (now.step + 1) % config_.log_every == 0 || now.step + 1 == config_.steps; }
   // A metric of this step for the next log line: a scalar equal on all ranks.
   void log(std::string_view name, double value) { logged_[std::string(name)] = value; }
   // A line for the user, from rank 0.

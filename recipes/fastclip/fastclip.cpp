@@ -141,9 +141,15 @@ class FastClip : public Recipe {
       r = global_loss(c.comm(), image, text, model_->log_scale(), batch.global_ids, gamma, *table_,
                       {loss_config_.name == "rgclg", loss_config_.rho, loss_config_.eps,
                        loss_config_.tau_gradient == "paper"});
-      c.log("gamma", gamma);
+      if (c.logs_now()) {
+        // The objective itself: the loss above is a surrogate whose value says little.
+        const double tau = std::exp(-model_->log_scale().item<double>()), rho = loss_config_.name == "rgclg" ? loss_config_.rho : 0;
+        c.log("gamma", gamma);
+        c.log("objective", 2 * tau * (r.mean_log_u.item<double>() + rho));
+        c.log("u_mean", std::exp(r.mean_log_u.item<double>()));
+      }
     }
-    if (c.device().is_cpu()) c.log("tau", std::exp(-model_->log_scale().item<double>()));
+    if (c.logs_now()) c.log("tau", std::exp(-model_->log_scale().item<double>()));
     // Per-worker quantities of the papers are averaged over workers; ours are summed.
     const double share = 1.0 / c.size();
     return {r.loss * share, r.d_image * share, r.d_text * share, r.d_log_scale * share, r.mean_log_u};

@@ -139,13 +139,14 @@ LossResult global_loss(Communicator& comm, const at::Tensor& image, const at::Te
   const at::Tensor c = o.multiply_tau ? at::full({}, 1 / (2 * pairs), image.options()) : scale / (2 * pairs);
 
   LossResult result;
-  result.mean_log_u = 0.5 * (sides[0].log_u + sides[1].log_u).mean();
+  result.mean_log_u = log_u.mean();
+  const at::Tensor local_log_u = 0.5 * (sides[0].log_u + sides[1].log_u).mean();
   result.d_image = c * (at::matmul(weights[0], all.text) - r * text);
   result.d_text = c * (at::matmul(weights[1], all.image) - r * image);
   const at::Tensor d = moment / (2 * pairs), mean = total / (2 * pairs);
   if (o.multiply_tau) {
-    result.loss = tau * (mean + o.rho + result.mean_log_u);
-    result.d_log_scale = (o.exact_tau_gradient ? 0.5 * d : d) - tau * (o.rho + result.mean_log_u);
+    result.loss = tau * (mean + o.rho + local_log_u);
+    result.d_log_scale = (o.exact_tau_gradient ? 0.5 * d : d) - tau * (o.rho + local_log_u);
   } else {
     result.loss = mean;
     result.d_log_scale = scale * d;

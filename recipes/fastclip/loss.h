@@ -30,7 +30,7 @@ struct LossResult {
   at::Tensor loss;               // scalar
   at::Tensor d_image, d_text;    // [b, d]: gradients of the local feature rows
   at::Tensor d_log_scale;        // scalar: dL/dt, t = log(1/tau)
-  at::Tensor mean_log_u;         // scalar: mean over local rows and both sides (global losses only)
+  at::Tensor mean_log_u;         // scalar, over all B rows and both sides, equal on all ranks (global losses only)
 };
 
 // gamma of an epoch: 1 in epoch 0, then cosine from 1 to gamma_min at `decay_epochs`, or gamma_min for "constant".
