@@ -57,7 +57,7 @@ class SharedRegion {
 
 class ShmChannel {
  public:
-  static constexpr int ring = 5;  // staging buffers a rank: see StagedOperation
+  static constexpr int ring = 5;  // staging buffers a rank: shm_operation.h says why
   static std::size_t segment_bytes(int size, std::size_t chunk_limit);
   ShmChannel(SharedSegment segment, Member me, std::size_t chunk_limit);
 
