@@ -51,14 +51,13 @@ setup_torch() {
     || fail "pip install torch==2.11.0 failed; install it into $cache/venv by hand"
 }
 
-# setup_build PRESET TARGET. The release build has CUDA where a GPU and nvcc are.
+# setup_build PRESET TARGET
 setup_build() {
-  local preset=$1 target=$2 options=
-  [ "$preset" = release ] && nvidia-smi -L >/dev/null 2>&1 && command -v nvcc >/dev/null && options=-DTRIREME_CUDA=ON
+  local preset=$1 target=$2
   if [ ! -e "build/$preset/build.ninja" ]; then
     say "configuring ($preset)"
     local log; log=$(mktemp)
-    cmake --preset "$preset" $options >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; fail "cmake failed"; }
+    cmake --preset "$preset" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; fail "cmake failed"; }
     sed -n 's/^-- \(Trireme .*\|  [A-Za-z0-9]* .*\)/\1/p' "$log" >&2
     rm -f "$log"
   fi

@@ -14,13 +14,11 @@
 namespace trireme {
 namespace {
 
-at::Device pick_device(const std::string& wanted, int rank) {
-  const bool cuda = at::hasCUDA() && at::globalContext().hasCUDA();
-  if (wanted == "cuda" && !cuda)
-    throw UsageError("device", "cuda is asked for but there is no usable GPU or this build has no CUDA",
-                     "use device=cpu, or build with the cuda preset");
-  if (wanted == "cpu" || !cuda) return at::Device(at::kCPU);
-  return at::Device(at::kCUDA, c10::DeviceIndex(rank % at::detail::getCUDAHooks().deviceCount()));
+// Collectives move host memory until the NCCL communicator is there, so every rank computes on the host.
+at::Device pick_device(const std::string& wanted) {
+  if (wanted == "cuda")
+    throw UsageError("device", "cuda needs the NCCL communicator, which this version does not have", "use device=cpu");
+  return at::Device(at::kCPU);
 }
 
 // Spans of one track may not overlap: a collective that waited for the one before it begins where that ended.
@@ -52,7 +50,7 @@ Communicator& Context::comm(std::string_view name) {
   return *found->second;
 }
 
-at::Device Context::device() const { return pick_device(config_.device, world_.rank()); }
+at::Device Context::device() const { return pick_device(config_.device); }
 at::ScalarType Context::param_type() const { return config_.precision == "f64" ? at::kDouble : at::kFloat; }
 bool Context::autocast() const { return config_.precision == "bf16" || config_.precision == "fp16"; }
 

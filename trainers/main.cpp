@@ -16,7 +16,9 @@
 #include <malloc.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <functional>
 #include <iostream>
 #include <new>
@@ -53,9 +55,16 @@ Failed describe(std::exception_ptr e) {
   }
 }
 
+// An error that all ranks share is told by rank 0, whose end lets mpirun end the others meanwhile (it takes a second);
+// another rank's own error by that rank, later.
+void let_rank_0_speak() {
+  if (launched_rank() == 0) return;
+  std::signal(SIGTERM, SIG_DFL);
+  std::this_thread::sleep_for(std::chrono::milliseconds(2500));
+}
+
 int print_failure(const Failed& f) {
-  // Started by mpirun, all ranks see this mistake: rank 0 tells it, and its exit ends the others.
-  if (launched_rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  let_rank_0_speak();
   std::cerr << "trireme: error: " << f.why << std::endl;
   return f.code;
 }
@@ -74,8 +83,7 @@ int on_ranks(const std::function<int(Communicator&, int)>& work) {
     code = work(mpi.world(), mpi.node_size());
   } catch (...) {
     const Failed f = describe(std::current_exception());
-    // An error that all ranks share is told by rank 0; another rank's own error by that rank.
-    if (mpi.world().rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    let_rank_0_speak();
     mpi.abort(f.code, f.why);
   }
   mpi.finalize();
@@ -140,6 +148,13 @@ int run(int argc, char** argv) {
 
   auto* doctor_command = app.add_subcommand("doctor", "what was found, what is missing and how to get it");
 
+  std::vector<std::string> known;
+  for (const auto* command : app.get_subcommands({})) known.push_back(command->get_name());
+  if (argc > 1 && argv[1][0] != '-' && std::find(known.begin(), known.end(), argv[1]) == known.end()) {
+    const std::string near = nearest(argv[1], known);
+    throw UsageError("command line", "unknown command '" + std::string(argv[1]) + "'",
+                     (near.empty() ? "" : "did you mean " + near + "? ") + "see trireme --help");
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
@@ -168,9 +183,18 @@ int main(int argc, char** argv) {
   // Activations are freed and taken again every step: returning them to the system would cost a page fault each.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  int code = 0;
   try {
-    return trireme::run(argc, argv);
+    code = trireme::run(argc, argv);
   } catch (...) {
-    return trireme::print_failure(trireme::describe(std::current_exception()));
+    code = trireme::print_failure(trireme::describe(std::current_exception()));
   }
+#ifdef __SANITIZE_ADDRESS__
+  return code;  // leaks are looked for at a normal exit
+#else
+  // Destructors of torch's global objects have crashed after a good run (torch_cuda linked): skip them.
+  std::cout.flush();
+  std::fflush(nullptr);
+  _exit(code);
+#endif
 }
