@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstring>
+#include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -158,17 +159,21 @@ void Arm::block(int n, bool discard) {
     return;
   }
   last_ms_ = r->at("ms").get<double>() / n;
-  if (!discard) ms_.push_back(last_ms_);
+  if (!discard) {
+    ms_.push_back(last_ms_);
+    cpu_ms_.push_back(r->at("cpu_ms").get<double>() / n);
+  }
   for (const auto& loss : r->at("losses")) losses_.push_back(loss.get<double>());
 }
 
 double Arm::median_ms() const { return quantile(ms_, 0.5); }
+double Arm::median_cpu_ms() const { return quantile(cpu_ms_, 0.5); }
 
 nlohmann::json Arm::row() const {
   if (!skipped_.empty()) return {{"arm", name_}, {"skipped", skipped_}};
   std::vector<double> first(losses_.begin(), losses_.begin() + std::ptrdiff_t(std::min<std::size_t>(4, losses_.size())));
   nlohmann::json row{{"arm", name_}, {"step_ms", median_ms()}, {"low_ms", quantile(ms_, 0.25)},
-                     {"high_ms", quantile(ms_, 0.75)}, {"blocks", ms_.size()}, {"losses", first}};
+                     {"high_ms", quantile(ms_, 0.75)}, {"cpu_ms", median_cpu_ms()}, {"blocks", ms_.size()}, {"losses", first}};
   if (!losses_.empty()) row["last_loss"] = losses_.back();
   row["steps"] = losses_.size();
   return row;
@@ -177,6 +182,12 @@ nlohmann::json Arm::row() const {
 void alternate(const std::vector<Arm*>& arms, int steps, int blocks) {
   for (int b = 0; b <= blocks; ++b)
     for (auto* arm : arms) arm->block(steps, b == 0);
+}
+
+double thread_cpu_ms() {
+  timespec t{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return 1e3 * double(t.tv_sec) + 1e-6 * double(t.tv_nsec);
 }
 
 Server::Server(const std::string& folder, int rank) : rank_(rank) {
@@ -197,16 +208,17 @@ std::optional<int> Server::next() {
   return steps > 0 ? std::optional(steps) : std::nullopt;
 }
 
-void Server::reply(double total_ms, const std::vector<double>& losses) {
-  if (rank_ == 0) send_line(reply_, nlohmann::json{{"ms", total_ms}, {"losses", losses}}.dump());
+void Server::reply(double total_ms, double cpu_ms, const std::vector<double>& losses) {
+  if (rank_ == 0) send_line(reply_, nlohmann::json{{"ms", total_ms}, {"cpu_ms", cpu_ms}, {"losses", losses}}.dump());
 }
 
 void Server::run(const std::function<double()>& step) {
   while (const auto n = next()) {
     std::vector<double> losses;
     const auto begin = Clock::now();
+    const double cpu = thread_cpu_ms();
     for (int i = 0; i < *n; ++i) losses.push_back(step());
-    reply(std::chrono::duration<double, std::milli>(Clock::now() - begin).count(), losses);
+    reply(std::chrono::duration<double, std::milli>(Clock::now() - begin).count(), thread_cpu_ms() - cpu, losses);
   }
 }
 

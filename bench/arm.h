@@ -32,7 +32,9 @@ class Arm {
   const std::string& skipped() const { return skipped_; }
   double last_ms() const { return last_ms_; }  // of a step in the newest block, also a discarded one
   double median_ms() const;
-  // {arm, step_ms, low_ms, high_ms (quartiles), blocks, first_loss, losses}, or {arm, skipped}.
+  double median_cpu_ms() const;
+  // {arm, step_ms, low_ms, high_ms (quartiles), cpu_ms, blocks, losses (of the first 4 steps), last_loss, steps}, or
+  // {arm, skipped}.
   nlohmann::json row() const;
 
  private:
@@ -44,12 +46,15 @@ class Arm {
   int reply_ = -1;
   pid_t pid_ = -1;
   double last_ms_ = 0;
-  std::vector<double> ms_, losses_;
+  std::vector<double> ms_, cpu_ms_, losses_;
 };
 
 // Starts nothing more. Alternates blocks of `steps` steps over all arms that are not skipped: one discarded, then
 // `blocks` timed ones.
 void alternate(const std::vector<Arm*>& arms, int steps, int blocks);
+
+// CPU time of the calling thread.
+double thread_cpu_ms();
 
 // The arm's end, on each rank.
 class Server {
@@ -57,8 +62,9 @@ class Server {
   Server(const std::string& folder, int rank);
   // The first call says that this rank is ready. Steps to take now; none: the benchmark is over.
   std::optional<int> next();
-  // Rank 0, after a block: its time and the loss of each step.
-  void reply(double total_ms, const std::vector<double>& losses);
+  // Rank 0, after a block: its time and the loss of each step. cpu_ms: of the stepping thread alone, which other
+  // programs on the machine hardly change.
+  void reply(double total_ms, double cpu_ms, const std::vector<double>& losses);
   // Runs `step`, which returns the global loss, on command until the end.
   void run(const std::function<double()>& step);
 

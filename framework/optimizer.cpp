@@ -8,16 +8,16 @@ Optimizer::Optimizer(std::vector<Param> params, const OptimizerConfig& config)
     : params_(std::move(params)), config_(config) {
   if (params_.empty()) return;
   at::NoGradGuard no_grad;
-  const bool adam = config.name == "adamw";
+  const bool adam = config.name == "adamw", moment = adam || config.momentum != 0;  // plain sgd keeps nothing
   count_ = at::zeros({}, params_[0].value.options().dtype(at::kFloat).requires_grad(false));
   for (const auto& p : params_) {
     const auto options = p.value.options().requires_grad(false);
-    first_.push_back(at::zeros(p.value.sizes(), options));
+    if (moment) first_.push_back(at::zeros(p.value.sizes(), options));
     if (adam) second_.push_back(at::zeros(p.value.sizes(), options));
     auto g = std::find_if(groups_.begin(), groups_.end(), [&](const Group& x) { return x.name == p.group; });
     if (g == groups_.end()) g = groups_.insert(groups_.end(), Group{p.group, {}, {}, {}, {}});
     g->values.push_back(p.value);
-    g->first.push_back(first_.back());
+    if (moment) g->first.push_back(first_.back());
     if (adam) g->second.push_back(second_.back());
     g->steps.push_back(count_);
   }
@@ -50,7 +50,7 @@ void Optimizer::state(Archive& ar) {
   if (params_.empty()) return;
   archive(ar, "count", count_);
   for (std::size_t i = 0; i < params_.size(); ++i) {
-    archive(ar, "first/" + params_[i].name, first_[i]);
+    if (!first_.empty()) archive(ar, "first/" + params_[i].name, first_[i]);
     if (!second_.empty()) archive(ar, "second/" + params_[i].name, second_[i]);
   }
 }

@@ -28,7 +28,7 @@ class Optimizer {
   std::vector<Param> params_;
   OptimizerConfig config_;
   std::vector<Group> groups_;
-  std::vector<at::Tensor> first_, second_;  // moments, by parameter; second_ only for adamw
+  std::vector<at::Tensor> first_, second_;  // moments, by parameter, where the rule has them
   at::Tensor count_;                        // f32 scalar: updates done (shared by all parameters)
 };
 

@@ -36,7 +36,7 @@ class Reducer {
   // Then every param's grad() is the sum over its replicas.
   void finish();
 
-  // After finish(), collective where some param has `replicas` of its own: norm over all gradients, each value once.
+  // After finish(), collective: norm over all gradients, each value once. An f64 scalar.
   at::Tensor gradient_norm() const;
   std::size_t bytes_per_step() const;  // of all buckets that are reduced
   void state(Archive& ar);             // the bucket order

@@ -17,9 +17,10 @@ class Server:
         """step() takes one training step and returns the global loss."""
         self._send({"ready": True})
         while n := int(self.command.readline() or 0):
-            begin = time.perf_counter()
+            begin, cpu = time.perf_counter(), time.thread_time()
             losses = [step() for _ in range(n)]
-            self._send({"ms": 1e3 * (time.perf_counter() - begin), "losses": losses})
+            self._send({"ms": 1e3 * (time.perf_counter() - begin), "cpu_ms": 1e3 * (time.thread_time() - cpu),
+                        "losses": losses})
 
 
 def read_safetensors(path):
