@@ -65,7 +65,11 @@ std::vector<T> read_all(const Hdf5File& file, const std::string& what, std::int6
 Hdf5File open_prepared(const std::string& path) {
   std::error_code error;
   if (!std::filesystem::exists(path, error)) throw DataError(path, "no such file", cure_for(path));
-  return Hdf5File::open(path);
+  try {
+    return Hdf5File::open(path);
+  } catch (const DataError& e) {
+    throw DataError("", e.what(), cure_for(path));
+  }
 }
 
 }  // namespace
@@ -113,7 +117,11 @@ ImageTextData::ImageTextData(const std::string& path, std::int64_t cache_bytes)
   const std::int64_t total = n_ * 3 * size_ * size_;
   if (total <= cache_bytes) {
     pixels_.resize(total);
-    file_.read_rows("images", 0, n_, pixels_.data());
+    try {
+      file_.read_rows("images", 0, n_, pixels_.data());
+    } catch (const DataError& e) {
+      throw DataError("", e.what(), cure_for(path_));
+    }
   }
 }
 

@@ -94,27 +94,25 @@ void read_rank_file(FileIo& io, const std::string& folder, const Manifest& m, in
                     const std::function<void(const Manifest::Tensor&, std::vector<std::byte>)>& take) {
   const auto& expected = m.files[std::size_t(rank)];
   const std::string path = folder + "/" + expected.name;
-  const std::string cure = "move " + folder + " away to resume from the checkpoint before it";
   auto bytes = read_whole(io, path, expected.size);
   if (bytes.size() != expected.size)
     throw DataError(
-        path, std::to_string(bytes.size()) + " bytes, " + std::to_string(expected.size) + " were written",
-        cure);
+        path, std::to_string(bytes.size()) + " bytes, " + std::to_string(expected.size) + " were written");
   if (crc32c(bytes.data(), bytes.size()) != expected.crc32c)
-    throw DataError(path, "the checksum is wrong: the file is damaged", cure);
+    throw DataError(path, "the checksum is wrong: the file is damaged");
   const auto file = Hdf5File::open_image(path, bytes);
   std::vector<std::byte>().swap(bytes);
   for (const auto& t : m.tensors) {
     if (t.rank != rank || !wanted(t)) continue;
     const auto array = file.array(t.name);
     if (array.dtype != t.dtype || array.shape != t.shape)
-      throw DataError(path + ": " + t.name, "not the dtype and shape of the manifest", cure);
+      throw DataError(path + ": " + t.name, "not the dtype and shape of the manifest");
     if (bytes_of(t.dtype, t.shape) > expected.size)
-      throw DataError(path + ": " + t.name, "larger than its file", cure);
+      throw DataError(path + ": " + t.name, "larger than its file");
     std::vector<std::byte> data(bytes_of(t.dtype, t.shape));
     file.read_rows(t.name, 0, rows_of(t.shape), data.data());
     if (crc32c(data.data(), data.size()) != t.crc32c)
-      throw DataError(path + ": " + t.name, "the checksum is wrong: the file is damaged", cure);
+      throw DataError(path + ": " + t.name, "the checksum is wrong: the file is damaged");
     take(t, std::move(data));
   }
 }
@@ -285,8 +283,8 @@ std::optional<std::int64_t> Checkpoints::latest() {
 
 Snapshot Checkpoints::load(std::int64_t step) {
   Snapshot snapshot;
-  const auto failure = attempt([&] {
-    const std::string folder = impl_->final_folder(step);
+  const std::string folder = impl_->final_folder(step);
+  const auto read = [&] {
     const Manifest m = read_manifest(impl_->io, folder);
     if (m.step != step)
       throw DataError(folder + "/manifest.json", "belongs to step " + std::to_string(m.step));
@@ -309,6 +307,13 @@ Snapshot Checkpoints::load(std::int64_t step) {
                       [&](const auto& t) { return t.rank == r && wanted(t); }))
         read_rank_file(impl_->io, folder, m, r, wanted, take);
     assembly.finish(snapshot, folder);
+  };
+  const auto failure = attempt([&] {
+    try {
+      read();
+    } catch (const DataError& e) {
+      throw DataError("", e.what(), "move " + folder + " away to resume from the checkpoint before it");
+    }
   });
   agree(impl_->comm, failure);
   return snapshot;

@@ -56,7 +56,8 @@ class Checkpoints {
   // Begins writing in the background, after finish() of the previous write. manifest_extra_json: an object
   // ("{}").
   void save(std::int64_t step, Snapshot snapshot, const std::string& manifest_extra_json, bool best = false);
-  // Is this rank's part of a write in flight on disk, so that finish() would not wait? Not collective: ask all ranks.
+  // Is this rank's part of a write in flight on disk, so that finish() would not wait? Not collective: ask
+  // all ranks.
   bool written() const;
   // Waits for the write in flight and commits it. Errors (disk full, read-only) are thrown here; they leave
   // the checkpoints before this one untouched, and none under this step's name.

@@ -16,7 +16,9 @@ void init_from(const std::string& source, Session& session) {
     for (const auto& p : session.parameters()) {
       const at::Tensor t = file.tensor(p.name);
       if (t.sizes() != p.value.sizes())
-        throw DataError(source, p.name + " has shape " + c10::str(t.sizes()) + ", the model " + c10::str(p.value.sizes()));
+        throw DataError(
+            source, p.name + " has shape " + c10::str(t.sizes()) + ", the model " + c10::str(p.value.sizes()),
+            "init_from needs a model of the same shape");
       p.value.detach().copy_(t);
     }
     return;
@@ -27,7 +29,12 @@ void init_from(const std::string& source, Session& session) {
   Checkpoints checkpoints(source + "/ckpt", 1 << 20, *self);
   const auto latest = checkpoints.latest();
   if (!latest) throw DataError(source, "has no complete checkpoint", "correct init_from");
-  checkpoints.load(*latest).restore([&](Archive& ar) { session.weights(ar); });
+  try {
+    checkpoints.load(*latest).restore([&](Archive& ar) { session.weights(ar); });
+  } catch (const DataError& e) {
+    throw DataError("init_from " + source, e.what(),
+                    "init_from needs a sound run of a model of the same shape");
+  }
 }
 
 }  // namespace trireme

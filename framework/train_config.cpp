@@ -50,8 +50,8 @@ void TrainConfig::fields(Fields& f) {
   f("trace", trace, "write trace.json (Chrome trace)");
   f("checked", checked, "compare every collective over all ranks before it runs (slow, for debugging)");
   f.resume_may_change(false);
-  f.require(batch_size % accumulate == 0, "accumulate", "does not divide batch_size");
-  f.require(optimizer.min_lr <= optimizer.lr, "optimizer.min_lr", "is above optimizer.lr");
+  f.require(batch_size % accumulate == 0, "accumulate", "does not divide batch_size", "choose a divisor of it");
+  f.require(optimizer.min_lr <= optimizer.lr, "optimizer.min_lr", "is above optimizer.lr", "lower it");
 }
 
 }  // namespace trireme

@@ -105,10 +105,10 @@ class Loop {
     }
     saved_at_ = step_;
     if (world.rank() != 0) return;
-    replace_durably(system_io(), folder_.file("env.json"),
-                    describe_environment(world.size(), threads, setup.recipe->describe()));
     const bool terminal = isatty(STDERR_FILENO) || std::getenv("TRIREME_TERMINAL");
     metrics_ = Metrics(folder_.dir, step_, config_.steps, terminal, setup.recipe->unit());
+    replace_durably(system_io(), folder_.file("env.json"),
+                    describe_environment(world.size(), threads, setup.recipe->describe()));
     session_.context().on_message = [this](std::string_view line) { metrics_.message(line); };
     if (step_ > 0 && step_ < config_.steps) metrics_.message("resumed at step " + std::to_string(step_) + " of " + std::to_string(config_.steps));
   }

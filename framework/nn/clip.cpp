@@ -31,9 +31,9 @@ void ClipConfig::fields(Fields& f) {
   f("text_layers", text_layers, "blocks of the text tower", {.min = 1, .max = 1000});
   f("text_heads", text_heads, "attention heads of the text tower", {.min = 1, .max = 1024});
   f("quick_gelu", quick_gelu, "x * sigmoid(1.702 x), as OpenAI's weights need, in place of gelu");
-  f.require(image_size % patch_size == 0, "patch_size", "does not divide image_size");
-  f.require(vision_width % vision_heads == 0, "vision_heads", "does not divide vision_width");
-  f.require(text_width % text_heads == 0, "text_heads", "does not divide text_width");
+  f.require(image_size % patch_size == 0, "patch_size", "does not divide image_size", "choose a divisor of it");
+  f.require(vision_width % vision_heads == 0, "vision_heads", "does not divide vision_width", "choose a divisor of it");
+  f.require(text_width % text_heads == 0, "text_heads", "does not divide text_width", "choose a divisor of it");
 }
 
 Clip::Clip(const ClipConfig& c, double init_log_scale, Parameters& params) : config_(c) {

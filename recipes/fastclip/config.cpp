@@ -29,7 +29,7 @@ void LossConfig::fields(Fields& f) {
   f("lr_tau", lr_tau, "learning rate of log(1/tau); negative: as the model's", {.max = 100});
   f.choice("lr_tau_schedule", lr_tau_schedule, {"step_thresh", "const", "cosine"},
            "step_thresh: a third of lr_tau while tau <= 0.03; no warm-up; cosine: as the model's");
-  f.require(tau_min <= tau && tau <= tau_max, "tau", "lies outside [tau_min, tau_max]");
+  f.require(tau_min <= tau && tau <= tau_max, "tau", "lies outside [tau_min, tau_max]", "change one of the three");
 }
 
 }  // namespace trireme::fastclip

@@ -1,4 +1,5 @@
-// A training of seconds that needs nothing from outside: pictures drawn here, prepared by `trireme data folder`.
+// A training of seconds that needs nothing from outside: pictures drawn here, prepared by `trireme data
+// folder`.
 #pragma once
 #include "tests/fault/program.h"
 
@@ -55,8 +56,10 @@ inline void draw_pictures(const fs::path& folder, int first, int count) {
 
 // FOLDER/pairs.h5 from 90 pictures of three classes: 82 or so for training, 5 batches of 16 an epoch.
 inline void prepare_pairs(const fs::path& folder) {
-  for (int k = 0; k < 3; ++k) draw_pictures(folder / "pictures" / ("class " + std::to_string(k)), 1 + 30 * k, 30);
-  const Outcome o = run_program({"data", "folder", "--from", "pictures", "--size", "16", "--out", "pairs.h5"}, {folder});
+  for (int k = 0; k < 3; ++k)
+    draw_pictures(folder / "pictures" / ("class " + std::to_string(k)), 1 + 30 * k, 30);
+  const Outcome o =
+      run_program({"data", "folder", "--from", "pictures", "--size", "16", "--out", "pairs.h5"}, {folder});
   if (o.code != 0) throw std::runtime_error("cannot prepare the pairs: " + o.err);
 }
 
@@ -64,9 +67,11 @@ inline void prepare_pairs(const fs::path& folder) {
 inline std::string experiment(int steps, int width, int patch, const std::string& more = "") {
   const std::string w = std::to_string(width);
   return "recipe: fastclip\nbatch_size: 16\nthreads: 1\nlog_every: 1\nsteps: " + std::to_string(steps) +
-         "\ndata: {file: pairs.h5}\noptimizer: {lr: 1.0e-3}\nmodel: {embed_dim: 32, image_size: 16, patch_size: " +
-         std::to_string(patch) + ", vision_width: " + w + ", vision_layers: 2, vision_heads: 2, context: 12, " +
-         "vocab: 600, text_width: " + w + ", text_layers: 1, text_heads: 2}\n" + more;
+         "\ndata: {file: pairs.h5}\noptimizer: {lr: 1.0e-3}\nmodel: {embed_dim: 32, image_size: 16, "
+         "patch_size: " +
+         std::to_string(patch) + ", vision_width: " + w +
+         ", vision_layers: 2, vision_heads: 2, context: 12, " + "vocab: 600, text_width: " + w +
+         ", text_layers: 1, text_heads: 2}\n" + more;
 }
 
 // The steps that have a complete checkpoint, oldest first.
@@ -75,7 +80,8 @@ inline std::vector<std::int64_t> checkpoint_steps(const fs::path& run) {
   std::error_code none;
   for (const auto& entry : fs::directory_iterator(run / "ckpt", none)) {
     const std::string name = entry.path().filename().string();
-    if (name.find('.') == name.npos && fs::exists(entry.path() / "manifest.json")) steps.push_back(std::stoll(name.substr(5)));
+    if (name.find('.') == name.npos && fs::exists(entry.path() / "manifest.json"))
+      steps.push_back(std::stoll(name.substr(5)));
   }
   std::sort(steps.begin(), steps.end());
   return steps;
@@ -95,7 +101,8 @@ inline std::map<std::string, std::string> final_state(const fs::path& run) {
 }
 
 // Complete lines of metrics.jsonl with `key`, in file order: step and value.
-inline std::vector<std::pair<std::int64_t, double>> logged(const fs::path& run, const std::string& key = "loss") {
+inline std::vector<std::pair<std::int64_t, double>> logged(const fs::path& run,
+                                                           const std::string& key = "loss") {
   std::vector<std::pair<std::int64_t, double>> found;
   for (const auto& line : lines_of(read_text(run / "metrics.jsonl"))) {
     const auto j = nlohmann::json::parse(line, nullptr, false);

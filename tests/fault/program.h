@@ -106,8 +106,9 @@ class Program {
     for (auto& w : words) argv.push_back(w.data());
     argv.push_back(nullptr);
     Words environment = options.environment;
-    environment.insert(environment.end(), {mark_, "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
-                                           "OMP_NUM_THREADS=1", "ASAN_OPTIONS=detect_leaks=0"});
+    environment.insert(environment.end(),
+                       {mark_, "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+                        "OMP_NUM_THREADS=1", "ASAN_OPTIONS=detect_leaks=0"});
     out_ = memfd_create("out", MFD_CLOEXEC);
     err_ = memfd_create("err", MFD_CLOEXEC);
     pid_ = fork();
@@ -144,7 +145,9 @@ class Program {
       const pid_t p = std::atoi(entry.path().filename().c_str());
       if (p <= 0) continue;
       const std::string environment = '\0' + read_text(entry.path() / "environ");
-      const auto has = [&](const std::string& e) { return environment.find('\0' + e + '\0') != std::string::npos; };
+      const auto has = [&](const std::string& e) {
+        return environment.find('\0' + e + '\0') != std::string::npos;
+      };
       if (has(mark_) && (pair.empty() || has(pair))) found.push_back(p);
     }
     return found;
