@@ -162,6 +162,7 @@ void hand_quickstart(const Options& o) {
     if (p.group != "temperature") (p.group == "decay" ? with_decay : without).push_back(p.value);
   AdamW groups[] = {{with_decay, 0.2, 5e-4}, {without, 0, 5e-4}, {{model.log_scale()}, 0, 1e-3}};
   const Dataset& data = run.recipe->train_data();
+  const at::Tensor never = at::zeros({}, at::kFloat);
   fastclip::NormalizerTable table(data.size(), at::TensorOptions(at::kFloat));
   Loader loader(data, run.recipe->train_ids(), 64, 0, 1, std::uint64_t(run.train.seed));
   Server(o.serve, 0).run([&] {
@@ -172,6 +173,7 @@ void hand_quickstart(const Options& o) {
                                               {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, true);
     const auto r = fastclip::global_loss(*self, image.detach(), text.detach(), model.log_scale(), batch.global_ids,
                                          batch.epoch ? 0.8 : 1.0, table, {true, 1.0, 1e-14, false});
+    table.write(batch.global_ids, r.log_u, never);
     torch::autograd::backward({image, text, model.log_scale()}, {r.d_image, r.d_text, r.d_log_scale});
     for (auto& g : groups) g.step();
     at::NoGradGuard no_grad;

@@ -21,7 +21,6 @@ endif()
 find_package(Eigen3 REQUIRED NO_MODULE)
 find_package(CLI11 REQUIRED)
 find_package(nlohmann_json REQUIRED)
-find_package(spdlog REQUIRED)
 
 # Image decoders: data sets of images need them, training from a prepared file does not.
 pkg_check_modules(PNG IMPORTED_TARGET libpng)

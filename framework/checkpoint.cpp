@@ -268,6 +268,11 @@ Checkpoints::~Checkpoints() {
   if (impl_->write && impl_->write->thread.joinable()) impl_->write->thread.join();
 }
 
+std::optional<std::int64_t> Checkpoints::newest() const {
+  const auto steps = impl_->complete_steps();
+  return steps.empty() ? std::nullopt : std::optional(steps.back());
+}
+
 std::optional<std::int64_t> Checkpoints::latest() {
   std::int64_t step = -1;
   const auto failure = attempt([&] {

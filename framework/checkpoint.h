@@ -48,6 +48,8 @@ class Checkpoints {
   Checkpoints(std::string dir, int keep, Communicator& comm, FileIo& io);  // for tests
   ~Checkpoints();                                                          // waits for a write in flight
 
+  // The newest complete checkpoint's step as this rank sees it. Not collective; touches nothing.
+  std::optional<std::int64_t> newest() const;
   // The newest complete checkpoint's step; removes leftovers of interrupted writes (rank 0).
   std::optional<std::int64_t> latest();
   // Verifies sizes and CRCs; throws DataError naming the file. Another world size is legal: `replicated`

@@ -36,6 +36,8 @@ class Context {
   // fp16. Buckets are launched only in the call with `last`.
   void backward(std::span<const at::Tensor> roots, std::span<const at::Tensor> grads = {}, bool last = true);
   void step_optimizers(const Step& s);
+  // f32 scalar on the device, in update(): 1 = loss or gradient was not finite, change nothing.
+  const at::Tensor& skip() const { return skip_; }
 
   // Is a metrics line due after this step? Reading the device for a metric is worth it only then.
   bool logs_now() const { return (now.step + 1) % config_.log_every == 0 || now.step + 1 == config_.steps; }

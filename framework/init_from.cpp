@@ -26,8 +26,9 @@ void init_from(const std::string& source, Session& session) {
   if (!std::filesystem::exists(source + "/ckpt"))
     throw DataError(source, "is neither a run folder nor a .safetensors file", "correct init_from");
   const auto self = make_self();
+  // Read only: the source may be a run that is writing right now.
   Checkpoints checkpoints(source + "/ckpt", 1 << 20, *self);
-  const auto latest = checkpoints.latest();
+  const auto latest = checkpoints.newest();
   if (!latest) throw DataError(source, "has no complete checkpoint", "correct init_from");
   try {
     checkpoints.load(*latest).restore([&](Archive& ar) { session.weights(ar); });

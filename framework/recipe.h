@@ -55,6 +55,8 @@ class Recipe {
   virtual at::Tensor loss(const Batch&, Context&);
   // Computes gradients by Context::backward and returns the (detached) share. Closed forms override this.
   virtual at::Tensor backward(const Batch&, Context&);
+  // Communicators of its own besides "world" (Context::comm): duplicates of the world, made in sorted order.
+  virtual std::vector<std::string> communicators() const { return {}; }
   // True: backward() gets all rows of the step and honours Context::accumulate() itself (contrastive losses).
   virtual bool whole_batch() const { return false; }
 
@@ -68,7 +70,8 @@ class Recipe {
   virtual std::string best_metric() const { return {}; }
   virtual std::vector<std::string> headline_metrics() const { return {}; }
 
-  // State besides parameters and optimizer that changes the next step.
+  // State besides parameters and optimizer that changes the next step. Written in update() only, under
+  // Context::skip(), so that a skipped step changes nothing.
   virtual void state(Archive&) {}
   // What samples_per_s counts, for the console.
   virtual std::string unit() const { return "samples"; }

@@ -57,7 +57,7 @@ double ms(std::int64_t ns) { return double(ns) * 1e-6; }
 }  // namespace
 
 Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
-    : config_(config), recipe_(recipe), context_(world, config) {
+    : config_(config), recipe_(recipe), context_(world, config, recipe.communicators()) {
   context_.recipe_ = &recipe;
   recipe.setup(context_);
   all_ = recipe.parameters();
@@ -131,7 +131,9 @@ StepTimes Session::step(const Batch& batch) {
 // Sets what masks and scales the update: a non-finite gradient or loss, the norm limit, the loss scale.
 void Session::guard_update() {
   norm_ = reducer_->gradient_norm().to(at::kFloat);
-  context_.skip_ = at::logical_not(at::isfinite(norm_)).to(at::kFloat);
+  loss_ = loss_.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true).contiguous();
+  context_.comm("control").all_reduce(buffer_of(loss_), Op::sum).wait();
+  context_.skip_ = at::logical_not(at::isfinite(norm_).logical_and(at::isfinite(loss_))).to(at::kFloat);
   context_.scale_total_ = context_.scale_;
   if (config_.optimizer.clip_norm > 0) {
     const at::Tensor true_norm = context_.scale_.defined() ? norm_ / context_.scale_ : norm_;
@@ -147,7 +149,7 @@ void Session::guard_update() {
   }
 }
 
-double Session::loss_share() const { return loss_.item<double>(); }
+double Session::loss() const { return loss_.item<double>(); }
 bool Session::skipped() const { return context_.skip_.defined() && context_.skip_.item<float>() != 0; }
 double Session::gradient_norm() const { return norm_.item<double>(); }
 std::size_t Session::reduced_bytes() const { return reducer_->bytes_per_step(); }

@@ -17,8 +17,8 @@ class Session {
 
   // Collective: gradients, reduction, update. Does not read the device.
   StepTimes step(const Batch& batch);
-  // Host reads; on a GPU they wait for the step.
-  double loss_share() const;
+  // Host reads, equal on all ranks; on a GPU they wait for the step. loss: the sum of the ranks' shares.
+  double loss() const;
   bool skipped() const;
   double gradient_norm() const;
 
@@ -44,7 +44,7 @@ class Session {
   std::unique_ptr<Reducer> reducer_;
   std::unique_ptr<Optimizer> optimizer_;
   std::vector<at::Tensor> average_;  // EMA of the trained parameters
-  at::Tensor loss_, norm_, growth_;  // of the last step; growth_: good steps since the loss scale changed
+  at::Tensor loss_, norm_, growth_;  // global ones of the last step; growth_: good steps since the loss scale changed
 };
 
 }  // namespace trireme

@@ -37,18 +37,18 @@ void TrainConfig::fields(Fields& f) {
   f("freeze", freeze, "parameters not trained; patterns with *");
   f("ema", ema, "decay of the running average of the weights used in evaluation; 0 = off", {.min = 0, .max = 1});
   f.choice("nonfinite", nonfinite, {"stop", "skip"}, "a non-finite loss or gradient: stop (exit 5), or skip the step");
-  f.resume_may_change(true);
-  f("threads", threads, "threads of a rank; 0 = cores / local ranks", {.min = 0, .max = 1024});
-  f.group("checkpoint", checkpoint, "when and what is saved");
-  f("log_every", log_every, "steps between metric lines", {.min = 1});
-  f("eval_every", eval_every, "steps between evaluations; 0 = at the end only", {.min = 0});
   f("bucket_mib", bucket_mib, "size of a gradient bucket", {.min = 0.001, .max = 4096});
   f("first_bucket_mib", first_bucket_mib, "size of the first bucket, so that it leaves early",
     {.min = 0.001, .max = 4096});
   f("overlap", overlap, "reduce gradients while backward still runs");
   f("prefetch", prefetch, "read the next batch on another thread");
-  f("trace", trace, "write trace.json (Chrome trace)");
   f("checked", checked, "compare every collective over all ranks before it runs (slow, for debugging)");
+  f.resume_may_change(true);
+  f("threads", threads, "threads of a rank; 0 = cores / local ranks", {.min = 0, .max = 1024});
+  f.group("checkpoint", checkpoint, "when and what is saved");
+  f("log_every", log_every, "steps between metric lines", {.min = 1});
+  f("eval_every", eval_every, "steps between evaluations; 0 = at the end only", {.min = 0});
+  f("trace", trace, "write trace.json (Chrome trace)");
   f.resume_may_change(false);
   f.require(batch_size % accumulate == 0, "accumulate", "does not divide batch_size", "choose a divisor of it");
   f.require(optimizer.min_lr <= optimizer.lr, "optimizer.min_lr", "is above optimizer.lr", "lower it");

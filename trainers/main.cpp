@@ -80,6 +80,10 @@ int on_ranks(const std::function<int(Communicator&, int)>& work) {
   MpiWorld mpi;
   int code = 0;
   try {
+    if (mpi.world().size() != launched_ranks())
+      throw UsageError("launch", "this is one of " + std::to_string(launched_ranks()) + " tasks but MPI finds " +
+                                     std::to_string(mpi.world().size()) + " ranks: each task would train alone",
+                       "use srun --mpi=pmix, or mpirun");
     code = work(mpi.world(), mpi.node_size());
   } catch (...) {
     const Failed f = describe(std::current_exception());

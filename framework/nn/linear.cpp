@@ -2,6 +2,8 @@
 
 #include "framework/reducer.h"
 
+#include <ATen/autocast_mode.h>
+
 namespace trireme::nn {
 namespace {
 
@@ -41,6 +43,11 @@ struct Linear : torch::autograd::Function<Linear> {
 }  // namespace
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, bool relu) {
+  // Under autocast the product's type is not the parameter's: ATen's own operators cast.
+  if (at::autocast::is_autocast_enabled(x.device().type())) {
+    const at::Tensor y = at::linear(x, w, b);
+    return relu ? at::relu(y) : y;
+  }
   return Linear::apply(x, w, b, relu);
 }
 

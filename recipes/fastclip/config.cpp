@@ -20,7 +20,7 @@ void LossConfig::fields(Fields& f) {
            "rgclg: as the authors' code weighs it, or the exact derivative of the objective");
   f("tau", tau, "initial temperature", {.min = 1e-4, .max = 100});
   f("tau_min", tau_min, "temperature is clamped to this after every step", {.min = 1e-4, .max = 100});
-  f("tau_max", tau_max, "", {.min = 1e-4, .max = 100});
+  f("tau_max", tau_max, "upper end of that clamp", {.min = 1e-4, .max = 100});
   f("rho", rho, "rgclg: weight of the temperature's penalty", {.min = 0});
   f("eps", eps, "added to the normaliser u", {.min = 1e-300});
   f.choice("gamma_schedule", gamma_schedule, {"cosine", "constant"}, "weight of the new estimate of u, by epoch");

@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 
 #include <cmath>
+#include <utility>
 #include <optional>
 
 namespace trireme::fastclip {
@@ -82,6 +83,7 @@ class FastClip : public Recipe {
 
   void update(const Step& s, Context& c) override {
     c.step_optimizers(s);
+    if (log_u_.defined()) table_->write(step_ids_, std::exchange(log_u_, {}), c.skip());
     if (loss_config_.temperature == "const") return;
     model_->log_scale().detach().clamp_(std::log(1 / loss_config_.tau_max), std::log(1 / loss_config_.tau_min));
     // step_thresh looks at tau on the host; on a GPU that waits for the step, so only as often as metrics do.
@@ -103,8 +105,11 @@ class FastClip : public Recipe {
     archive(ar, "log_u_image", table_->image);
     archive(ar, "log_u_text", table_->text);
     ar.value("tau", tau_);
-    std::string merges = tokenizer_->text();
+    std::string merges = tokenizer_->text(), meta = pairs_->meta();
     ar.text("tokenizer", merges);
+    ar.text("data", meta);
+    if (ar.loading() && (merges != tokenizer_->text() || meta != pairs_->meta()))
+      throw DataError(pairs_->path(), "is not the data this run was started with", "put it back, or use --fresh to start over");
   }
 
   std::string describe() const override {
@@ -141,6 +146,8 @@ class FastClip : public Recipe {
       r = global_loss(c.comm(), image, text, model_->log_scale(), batch.global_ids, gamma, *table_,
                       {loss_config_.name == "rgclg", loss_config_.rho, loss_config_.eps,
                        loss_config_.tau_gradient == "paper"});
+      log_u_ = r.log_u;
+      step_ids_ = batch.global_ids;
       if (c.logs_now()) {
         // The objective itself: the loss above is a surrogate whose value says little.
         const double tau = std::exp(-model_->log_scale().item<double>()), rho = loss_config_.name == "rgclg" ? loss_config_.rho : 0;
@@ -152,7 +159,7 @@ class FastClip : public Recipe {
     if (c.logs_now()) c.log("tau", std::exp(-model_->log_scale().item<double>()));
     // Per-worker quantities of the papers are averaged over workers; ours are summed.
     const double share = 1.0 / c.size();
-    return {r.loss * share, r.d_image * share, r.d_text * share, r.d_log_scale * share, r.mean_log_u};
+    return {r.loss * share, r.d_image * share, r.d_text * share, r.d_log_scale * share, r.log_u, r.mean_log_u};
   }
 
   void backward_through(const Features& f, const at::Tensor& d_image, const at::Tensor& d_text,
@@ -221,7 +228,8 @@ class FastClip : public Recipe {
   std::optional<nn::Clip> model_;
   std::optional<NormalizerTable> table_;
   std::vector<Param> params_;
-  std::vector<std::int64_t> train_, held_out_;
+  std::vector<std::int64_t> train_, held_out_, step_ids_;
+  at::Tensor log_u_;  // of this step, written to the table in update()
   std::int64_t epochs_ = 1;
   double tau_ = 1;
   bool fused_ = false;

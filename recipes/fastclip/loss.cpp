@@ -91,6 +91,16 @@ Side make_side(const at::Tensor& mine, const at::Tensor& partners, const at::Ten
 NormalizerTable::NormalizerTable(std::int64_t n, at::TensorOptions options)
     : image(at::full({n}, -infinity, options)), text(at::full({n}, -infinity, options)) {}
 
+void NormalizerTable::write(std::span<const std::int64_t> ids, const at::Tensor& log_u, const at::Tensor& skip) {
+  at::NoGradGuard no_grad;
+  const TableRows rows = last_rows(ids, image.numel(), image.device());
+  const auto put = [&](at::Tensor& table, const at::Tensor& values) {
+    table.index_copy_(0, rows.ids, at::where(skip > 0, table.index_select(0, rows.ids), values.index_select(0, rows.rows)));
+  };
+  put(image, log_u[0]);
+  put(text, log_u[1]);
+}
+
 double gamma_at(std::string_view schedule, double gamma_min, std::int64_t decay_epochs, std::int64_t epoch) {
   if (epoch == 0) return 1;
   if (schedule == "constant" || epoch >= decay_epochs) return gamma_min;
@@ -98,7 +108,7 @@ double gamma_at(std::string_view schedule, double gamma_min, std::int64_t decay_
 }
 
 LossResult global_loss(Communicator& comm, const at::Tensor& image, const at::Tensor& text, const at::Tensor& log_scale,
-                       std::span<const std::int64_t> global_ids, double gamma, NormalizerTable& table,
+                       std::span<const std::int64_t> global_ids, double gamma, const NormalizerTable& table,
                        const GlobalLossOptions& o) {
   at::NoGradGuard no_grad;
   const auto b = image.size(0), global = b * comm.size(), first = b * comm.rank();
@@ -115,9 +125,6 @@ LossResult global_loss(Communicator& comm, const at::Tensor& image, const at::Te
   sides[0].log_u = moving_average(table.image.index_select(0, local_ids), sides[0].log_g, gamma);
   sides[1].log_u = moving_average(table.text.index_select(0, local_ids), sides[1].log_g, gamma);
   const at::Tensor log_u = gather_scalars(comm, sides[0].log_u, sides[1].log_u);
-  const TableRows rows = last_rows(global_ids, table.image.numel(), image.device());
-  table.image.index_copy_(0, rows.ids, log_u[0].index_select(0, rows.rows));
-  table.text.index_copy_(0, rows.ids, log_u[1].index_select(0, rows.rows));
 
   // P_ij = X_ij / (u_i + eps) by rows for local anchors, and by columns for all anchors of the other side.
   const at::Tensor log_u_eps = at::logaddexp(log_u, at::full({}, std::log(o.eps), log_u.options()));
@@ -139,6 +146,7 @@ LossResult global_loss(Communicator& comm, const at::Tensor& image, const at::Te
   const at::Tensor c = o.multiply_tau ? at::full({}, 1 / (2 * pairs), image.options()) : scale / (2 * pairs);
 
   LossResult result;
+  result.log_u = log_u;
   result.mean_log_u = log_u.mean();
   const at::Tensor local_log_u = 0.5 * (sides[0].log_u + sides[1].log_u).mean();
   result.d_image = c * (at::matmul(weights[0], all.text) - r * text);

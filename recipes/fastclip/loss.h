@@ -18,6 +18,8 @@ namespace trireme::fastclip {
 struct NormalizerTable {
   at::Tensor image, text;  // [n], f32 or f64
   NormalizerTable(std::int64_t n, at::TensorOptions options);
+  // log_u [2, B] for the samples `ids` [B]; of equal ids the highest row wins. skip: f32 scalar, 1 = write nothing.
+  void write(std::span<const std::int64_t> ids, const at::Tensor& log_u, const at::Tensor& skip);
 };
 
 struct GlobalLossOptions {
@@ -30,6 +32,7 @@ struct LossResult {
   at::Tensor loss;               // scalar
   at::Tensor d_image, d_text;    // [b, d]: gradients of the local feature rows
   at::Tensor d_log_scale;        // scalar: dL/dt, t = log(1/tau)
+  at::Tensor log_u;              // [2, B]: new table entries of all rows, equal on all ranks (global losses only)
   at::Tensor mean_log_u;         // scalar, over all B rows and both sides, equal on all ranks (global losses only)
 };
 
@@ -37,9 +40,9 @@ struct LossResult {
 double gamma_at(std::string_view schedule, double gamma_min, std::int64_t decay_epochs, std::int64_t epoch);
 
 // image, text [b, d]: this rank's unit-length rows, detached; rank k's rows are rows [k*b, (k+1)*b) of the global batch
-// whose sample numbers are `global_ids` [B]. The table is updated; of equal ids the highest row wins.
+// whose sample numbers are `global_ids` [B]. The table is read only: write() the result's log_u when the step counts.
 LossResult global_loss(Communicator& comm, const at::Tensor& image, const at::Tensor& text, const at::Tensor& log_scale,
-                       std::span<const std::int64_t> global_ids, double gamma, NormalizerTable& table,
+                       std::span<const std::int64_t> global_ids, double gamma, const NormalizerTable& table,
                        const GlobalLossOptions& options);
 
 // Symmetric softmax cross-entropy over the global batch. d_image and d_text include what flows back from other ranks.

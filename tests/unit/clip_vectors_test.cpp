@@ -90,6 +90,7 @@ class ClipVectors : public testing::TestWithParam<Case> {
           const auto ids = in["idx"].get<std::vector<std::int64_t>>();
           r = global_loss(comm, image, text, t, ids, gamma, table,
                           {settings.value("mt", false), settings["rho"], settings["eps"], false});
+          table.write(ids, r.log_u, at::zeros({}, at::kFloat));
         }
         std::lock_guard lock(mutex);
         auto& a = outputs[step].arrays;

@@ -30,7 +30,8 @@ struct Rows : Dataset {
 
 // Two layers; the share of a rank is its sum over the global batch size. One parameter is never used.
 struct Regression : Recipe {
-  double poison = 0;  // added to the loss: NaN makes every gradient NaN
+  double poison = 0;  // times a sum of weights, added to the loss: NaN makes gradients NaN
+  double offset = 0;  // added to the loss: no gradient
   std::vector<Param> params;
   Rows rows;
   std::int64_t batch = 1;
@@ -53,7 +54,7 @@ struct Regression : Recipe {
     const at::Tensor x = b.columns.at("x").to(c.param_type());
     const at::Tensor h = at::tanh(at::linear(x, params[0].value, params[1].value));
     const at::Tensor y = at::matmul(h, params[2].value.to(h.scalar_type())), target = at::sin(x.sum(1));
-    return (y.to(x.scalar_type()) - target).square().sum() / double(batch) + poison * params[2].value.sum();
+    return (y.to(x.scalar_type()) - target).square().sum() / double(batch) + poison * params[2].value.sum() + offset;
   }
 };
 
@@ -86,7 +87,7 @@ Result train(const TrainConfig& config, int ranks, const std::function<void(Sess
       if (each) each(session, recipe, s);
       session.step(recipe.rows.read(ids, 0));
       std::lock_guard lock(mutex);
-      result.losses[s] += session.loss_share();
+      if (world.rank() == 0) result.losses[s] = session.loss();
     }
     std::lock_guard lock(mutex);
     if (world.rank() == 0)
@@ -134,6 +135,7 @@ TEST(Session, ClippingBoundsTheStep) {
   c.optimizer.momentum = c.optimizer.weight_decay = 0;
   c.optimizer.lr = 1;
   c.optimizer.clip_norm = 1e-3;
+  c.optimizer.schedule = "const";
   std::vector<at::Tensor> before;
   train(c, 2, [&](Session& s, Regression&, std::int64_t) {
     if (s.context().rank() != 0) return;
@@ -161,6 +163,20 @@ TEST(Session, NonFiniteGradientsChangeNothing) {
     }
   });
   EXPECT_TRUE(skipped);
+}
+
+// A loss that is not finite on one rank, whatever the gradients say: no rank moves.
+TEST(Session, NonFiniteLossOfOneRankStopsAll) {
+  std::vector<at::Tensor> before;
+  train(small(), 2, [&](Session& s, Regression& r, std::int64_t step) {
+    r.offset = step == 5 && s.context().rank() == 1 ? INFINITY : 0;
+    if (step == 6) EXPECT_TRUE(s.skipped());
+    if (s.context().rank() != 0) return;
+    if (step == 5)
+      for (const auto& p : s.parameters()) before.push_back(p.value.detach().clone());
+    if (step == 6)
+      for (std::size_t i = 0; i < before.size(); ++i) EXPECT_TRUE(at::equal(before[i], s.parameters()[i].value.detach()));
+  });
 }
 
 TEST(Session, LowPrecisionFollowsF32) {

@@ -1,6 +1,7 @@
 // The fused CPU block against the same tower out of ATen operators with autograd.
 #include "framework/nn/clip.h"
 
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 namespace trireme::nn {
