@@ -101,6 +101,7 @@ struct Loader::Reader {
     }
     Batch batch = std::move(ready.front());
     ready.pop_front();
+    lock.unlock();  // or the reading thread would wake up only to wait for it
     changed.notify_all();
     return batch;
   }

@@ -24,8 +24,13 @@ Optimizer::Optimizer(std::vector<Param> params, const OptimizerConfig& config)
 }
 
 void Optimizer::step(const std::function<GroupSettings(std::string_view)>& settings, const at::Tensor& scale,
-                     const at::Tensor& skip) {
+                     const at::Tensor& masked) {
   if (params_.empty()) return;
+  at::Tensor skip = masked;
+  if (skip.defined() && skip.is_cpu()) {  // the host knows already
+    if (*skip.const_data_ptr<float>() != 0) return;
+    skip.reset();
+  }
   at::NoGradGuard no_grad;
   count_.add_(1);
   const auto optional = [](const at::Tensor& t) { return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt; };

@@ -142,7 +142,9 @@ TEST(Session, ClippingBoundsTheStep) {
     double moved = 0;
     for (std::size_t i = 0; i < before.size(); ++i)
       moved += (s.parameters()[i].value.detach() - before[i]).square().sum().item<double>();
-    if (!before.empty()) EXPECT_NEAR(std::sqrt(moved), 1e-3, 1e-8);
+    if (!before.empty()) {
+      EXPECT_NEAR(std::sqrt(moved), 1e-3, 1e-8);
+    }
     before.clear();
     for (const auto& p : s.parameters()) before.push_back(p.value.detach().clone());
   });
@@ -170,7 +172,9 @@ TEST(Session, NonFiniteLossOfOneRankStopsAll) {
   std::vector<at::Tensor> before;
   train(small(), 2, [&](Session& s, Regression& r, std::int64_t step) {
     r.offset = step == 5 && s.context().rank() == 1 ? INFINITY : 0;
-    if (step == 6) EXPECT_TRUE(s.skipped());
+    if (step == 6) {
+      EXPECT_TRUE(s.skipped());
+    }
     if (s.context().rank() != 0) return;
     if (step == 5)
       for (const auto& p : s.parameters()) before.push_back(p.value.detach().clone());
