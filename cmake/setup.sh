@@ -51,13 +51,13 @@ setup_torch() {
     || fail "pip install torch==2.11.0 failed; install it into $cache/venv by hand"
 }
 
-# setup_build PRESET TARGET
+# setup_build PRESET TARGET TESTS(ON|OFF). A build without tests needs no GoogleTest; one that has them keeps them.
 setup_build() {
-  local preset=$1 target=$2
-  if [ ! -e "build/$preset/build.ninja" ]; then
+  local preset=$1 target=$2 tests=$3
+  if [ "$tests" = ON ] || [ ! -e "build/$preset/build.ninja" ]; then
     say "configuring ($preset)"
     local log; log=$(mktemp)
-    cmake --preset "$preset" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; fail "cmake failed"; }
+    cmake --preset "$preset" -DTRIREME_TESTS="$tests" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; fail "cmake failed"; }
     sed -n 's/^-- \(Trireme .*\|  [A-Za-z0-9]* .*\)/\1/p' "$log" >&2
     rm -f "$log"
   fi
