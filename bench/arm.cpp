@@ -191,6 +191,8 @@ double thread_cpu_ms() {
 }
 
 Server::Server(const std::string& folder, int rank) : rank_(rank) {
+  // It ends with its parent: `train`'s handlers would only note the signal and go on waiting for a command.
+  for (const int s : {SIGTERM, SIGINT}) std::signal(s, SIG_DFL);
   command_ = open_pipe(folder + "/command." + std::to_string(rank), O_RDWR);
   if (rank == 0) reply_ = open_pipe(folder + "/reply", O_RDWR);
 }
