@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <csignal>
+#include <cstdio>
 #include <cstring>
 #include <ctime>
 #include <filesystem>
@@ -144,18 +145,20 @@ std::optional<nlohmann::json> Arm::reply(std::chrono::seconds patience) {
 }
 
 bool Arm::ready(std::chrono::seconds patience) {
-  if (!skipped_.empty()) return false;
-  if (reply(patience)) return true;
+  if (ready_ || !skipped_.empty()) return ready_ && skipped_.empty();
+  if (reply(patience)) return ready_ = true;
   skip(pid_ < 0 ? last_line(folder_ + "/log") : "not ready after " + std::to_string(patience.count()) + " s");
   return false;
 }
 
-void Arm::block(int n, bool discard) {
+void Arm::block(int n, bool discard, std::chrono::seconds patience) {
   if (!skipped_.empty()) return;
   for (const int fd : commands_) send_line(fd, std::to_string(n));
-  const auto r = reply(std::chrono::seconds(600));
+  const auto r = reply(patience);
   if (!r) {
-    skip(pid_ < 0 ? last_line(folder_ + "/log") : "a block took longer than 600 s");
+    skip(pid_ < 0 ? last_line(folder_ + "/log")
+                  : (n == 1 ? "a step" : std::to_string(n) + " steps") + std::string(" took longer than ") +
+                        std::to_string(patience.count()) + " s");
     return;
   }
   last_ms_ = r->at("ms").get<double>() / n;
@@ -180,8 +183,13 @@ nlohmann::json Arm::row() const {
 }
 
 void alternate(const std::vector<Arm*>& arms, int steps, int blocks) {
-  for (int b = 0; b <= blocks; ++b)
+  for (int b = 0; b <= blocks; ++b) {
     for (auto* arm : arms) arm->block(steps, b == 0);
+    std::fprintf(stderr, "block %d of %d:", b, blocks);
+    for (const auto* arm : arms)
+      if (arm->skipped().empty()) std::fprintf(stderr, "  %s %.2f ms", arm->name().c_str(), arm->last_ms());
+    std::fprintf(stderr, "\n");
+  }
 }
 
 double thread_cpu_ms() {

@@ -23,8 +23,8 @@ class Arm {
 
   // Waits until it can step. False, with skipped() saying why, when it ended or took longer than `patience`.
   bool ready(std::chrono::seconds patience);
-  // Takes `n` steps. Adds their mean to the blocks unless `discard`.
-  void block(int n, bool discard);
+  // Takes `n` steps. Adds their mean to the blocks unless `discard`. Skips the arm if that takes longer than `patience`.
+  void block(int n, bool discard, std::chrono::seconds patience = std::chrono::seconds(600));
   // Leaves this arm out of all that follows.
   void skip(std::string why);
 
@@ -45,12 +45,13 @@ class Arm {
   std::vector<int> commands_;
   int reply_ = -1;
   pid_t pid_ = -1;
+  bool ready_ = false;
   double last_ms_ = 0;
   std::vector<double> ms_, cpu_ms_, losses_;
 };
 
-// Starts nothing more. Alternates blocks of `steps` steps over all arms that are not skipped: one discarded, then
-// `blocks` timed ones.
+// Alternates blocks of `steps` steps over all arms that are not skipped: one discarded, then
+// `blocks` timed ones. Tells how far it is on stderr.
 void alternate(const std::vector<Arm*>& arms, int steps, int blocks);
 
 // CPU time of the calling thread.

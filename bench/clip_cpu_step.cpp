@@ -5,6 +5,7 @@
 
 #include <ATen/Parallel.h>
 
+#include <cstdio>
 #include <filesystem>
 
 namespace trireme::bench {
@@ -67,24 +68,21 @@ nlohmann::json run_problem(const Options& o, const Problem& p) {
   arms.push_back(ours("2x1", 2));
   for (const char* arm : {"eager", "trimmed", "compile", "bf16", "bf16_compile"}) arms.push_back(peer(arm));
 
-  // Two steps each: the first compiles what is to be compiled, the second tells how slow the arm is. bf16 without
-  // hardware for it can take a minute a step, so it gets one, and is compiled only if that was no disaster.
-  const auto too_slow = [&](const Arm& arm) { return arm.skipped().empty() && arm.last_ms() > 5 * arms[0]->last_ms(); };
+  // Two steps each: the first compiles what is to be compiled. bf16 without hardware for it can take a minute a step:
+  // it has five times our time (and some for the start), and is not tried compiled after that.
   bool bf16_hopeless = false;
   for (auto& arm : arms) {
     const bool bf16 = arm->name().find("bf16") != std::string::npos, compiled = arm->name().find("compile") != std::string::npos;
-    if (bf16 && compiled && bf16_hopeless) arm->skip("bf16 is slow here without compilation: see the other arm");
+    if (bf16 && bf16_hopeless) arm->skip("bf16 has no hardware here: see the arm that is not compiled");
     if (!arm->ready(std::chrono::seconds(120))) continue;
-    for (int i = 0; i < 2 && arm->skipped().empty(); ++i) {
-      arm->block(1, true);
-      if (!bf16 || (compiled && i == 0) || !too_slow(*arm)) continue;
-      arm->skip("a step takes " + std::to_string(std::int64_t(arm->last_ms())) + " ms, more than 5 times ours");
-      bf16_hopeless = true;
-    }
+    const std::chrono::seconds patience(bf16 && !compiled ? 3 + int(5e-3 * arms[0]->last_ms()) : 600);
+    for (int i = 0; i < 2; ++i) arm->block(1, true, patience);
+    bf16_hopeless |= bf16 && !arm->skipped().empty();
+    std::fprintf(stderr, "%s %s: %s\n", p.name, arm->name().c_str(), arm->skipped().empty() ? "ready" : arm->skipped().c_str());
   }
   std::vector<Arm*> stepping;
   for (auto& arm : arms) stepping.push_back(arm.get());
-  alternate(stepping, p.batch > 64 ? 2 : 5, o.blocks);
+  alternate(stepping, p.batch > 64 ? 1 : 5, o.blocks);
 
   nlohmann::json rows = nlohmann::json::array();
   for (auto& arm : arms) {
@@ -102,7 +100,8 @@ nlohmann::json run_problem(const Options& o, const Problem& p) {
 nlohmann::json run(const Options& o) {
   nlohmann::json rows = nlohmann::json::array();
   for (const auto& p : problems)
-    for (auto& row : run_problem(o, p)) rows.push_back(row);
+    if (o.problem.empty() || o.problem == p.name)
+      for (auto& row : run_problem(o, p)) rows.push_back(row);
   return rows;
 }
 

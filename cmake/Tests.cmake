@@ -12,6 +12,10 @@ set(test_environment OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_A
   LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp
   TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:halt_on_error=1)
 
+set(seconds 300)
+if(TRIREME_SANITIZE)
+  set(seconds 900)  # a test takes up to ten times as long
+endif()
 add_custom_target(sanitized_tests)
 foreach(label unit contract mpi golden fault net slurm gpu)
   file(GLOB files CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/${label}/*_test.cpp)
@@ -49,7 +53,7 @@ foreach(label unit contract mpi golden fault net slurm gpu)
       list(APPEND labels sanitized)
       add_dependencies(sanitized_tests ${name})
     endif()
-    set_tests_properties(${label}.${name} PROPERTIES LABELS "${labels}" TIMEOUT 300 ENVIRONMENT "${test_environment}")
+    set_tests_properties(${label}.${name} PROPERTIES LABELS "${labels}" TIMEOUT ${seconds} ENVIRONMENT "${test_environment}")
     if(label MATCHES "mpi|fault|golden|net|slurm")
       set_tests_properties(${label}.${name} PROPERTIES RUN_SERIAL TRUE)
       add_dependencies(${name} trireme)
