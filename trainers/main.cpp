@@ -131,7 +131,7 @@ int run(int argc, char** argv) {
   auto* data = app.add_subcommand("data", "prepare a data set");
   data->add_option("name", data_options.name, "openclipart, emoji or folder")->required();
   data->add_option("--out", data_options.out, "prepared file");
-  data->add_option("--size", data_options.size, "pixels a side")->check(CLI::Range(8, 4096));
+  data->add_option("--size", data_options.size, "pixels a side")->check(CLI::Range(8, 1024));
   data->add_option("--from", data_options.from, "folder: your images, or a CSV of filepath,title");
   data->add_flag("--force", data_options.force, "prepare again");
 

@@ -1,0 +1,81 @@
+// The fused linear layer against ATen's with autograd, and the norm kernel against a plain f64 sum.
+#include "framework/kernels/sum_of_squares.h"
+#include "framework/nn/linear.h"
+
+#include <ATen/autocast_mode.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+namespace trireme {
+namespace {
+
+double relative(const at::Tensor& a, const at::Tensor& b) {
+  return ((a - b).abs().max() / b.abs().max()).item<double>();
+}
+
+struct Outcome {
+  at::Tensor y;
+  std::vector<at::Tensor> grads;
+};
+
+Outcome run(at::ScalarType type, bool relu, bool fused) {
+  at::manual_seed(4);
+  std::vector<at::Tensor> leaves;
+  for (const auto& shape : std::vector<std::vector<std::int64_t>>{{9, 7}, {5, 7}, {5}})
+    leaves.push_back(at::randn(shape, at::kDouble).to(type).requires_grad_());
+  const at::Tensor weight = at::randn({9, 5}, at::kDouble).to(type);
+  at::Tensor y;
+  if (fused) {
+    y = nn::linear(leaves[0], leaves[1], leaves[2], relu);
+  } else {
+    y = at::linear(leaves[0], leaves[1], leaves[2]);
+    if (relu) y = at::relu(y);
+  }
+  torch::autograd::backward({(y * weight).sum()}, {});
+  Outcome o{y.detach(), {}};
+  for (const auto& leaf : leaves) o.grads.push_back(leaf.grad());
+  return o;
+}
+
+TEST(Linear, EqualsAutograd) {
+  for (const bool relu : {false, true})
+    for (const auto& [type, tolerance] : {std::pair{at::kDouble, 1e-12}, std::pair{at::kFloat, 1e-5}}) {
+      const Outcome fused = run(type, relu, true), plain = run(type, relu, false);
+      EXPECT_LE(relative(fused.y, plain.y), tolerance);
+      for (std::size_t i = 0; i < 3; ++i) EXPECT_LE(relative(fused.grads[i], plain.grads[i]), tolerance) << i;
+    }
+}
+
+// The product's type is bf16, the gradients stay in the parameters' type.
+TEST(Linear, WorksUnderAutocast) {
+  at::autocast::set_autocast_enabled(at::kCPU, true);
+  at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+  const at::Tensor w = at::randn({5, 7}).requires_grad_(), b = at::zeros({5}).requires_grad_();
+  const at::Tensor y = nn::linear(at::randn({9, 7}), w, b, true);
+  at::autocast::set_autocast_enabled(at::kCPU, false);
+  at::autocast::clear_cache();
+  EXPECT_EQ(y.scalar_type(), at::kBFloat16);
+  torch::autograd::backward({y.sum()}, {});
+  EXPECT_EQ(w.grad().scalar_type(), at::kFloat);
+}
+
+// Lengths around the vector width and a length at which one f32 sum has lost four digits.
+TEST(SumOfSquares, EqualsAPlainF64Sum) {
+  for (const std::int64_t n : {0, 1, 7, 8, 31, 33, 1000, 3000001}) {
+    std::vector<float> x(n);
+    long double want = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      x[i] = float(std::sin(double(i)) + 1);
+      want += static_cast<long double>(x[i]) * x[i];
+    }
+    EXPECT_NEAR(kernels::sum_of_squares(x.data(), n), double(want), 1e-12 * (1 + double(want))) << n;
+  }
+  const float bad[] = {1, NAN, 2}, huge[] = {INFINITY, 1};
+  EXPECT_TRUE(std::isnan(kernels::sum_of_squares(bad, 3)));
+  EXPECT_TRUE(std::isinf(kernels::sum_of_squares(huge, 2)));
+}
+
+}  // namespace
+}  // namespace trireme
