@@ -1,5 +1,5 @@
 # One OBJECT library a folder (a STATIC one would drop self-registering recipes, codecs and communicators).
-# Arrows: comm <- framework <- trainers <- recipes, and data <- framework.
+# Arrows: comm <- compression <- framework <- trainers <- recipes, and data <- framework.
 add_library(trireme_options INTERFACE)
 target_include_directories(trireme_options INTERFACE ${CMAKE_SOURCE_DIR})
 target_compile_options(trireme_options INTERFACE -Wall -Wextra -Wno-unused-parameter -Wno-restrict -ffp-contract=off)
@@ -34,7 +34,8 @@ function(trireme_library name)
 endfunction()
 
 trireme_library(trireme_comm GLOB comm/*.cpp LINK MPI::MPI_C Threads::Threads)
-trireme_library(trireme_framework TORCH GLOB framework/*.cpp framework/nn/*.cpp framework/formats/*.cpp framework/kernels/*.cpp
+trireme_library(trireme_compression GLOB compression/*.cpp LINK Threads::Threads)
+trireme_library(trireme_framework TORCH GLOB framework/*.cpp framework/hooks/*.cpp framework/nn/*.cpp framework/formats/*.cpp framework/kernels/*.cpp
   LINK MPI::MPI_C Threads::Threads trireme::hdf5 trireme::yaml nlohmann_json::nlohmann_json Eigen3::Eigen)
 target_precompile_headers(trireme_framework PRIVATE framework/torch_pch.h)
 # Kernels are built for this machine's vector units (-DTRIREME_MARCH=x86-64-v3 for a mixed cluster), and may fuse
@@ -59,7 +60,7 @@ if(TRIREME_RECIPES)
 endif()
 trireme_library(trireme_recipes TORCH GLOB ${recipe_globs} LINK MPI::MPI_C nlohmann_json::nlohmann_json)
 
-set(trireme_parts trireme_comm trireme_data trireme_framework trireme_trainers trireme_recipes)
+set(trireme_parts trireme_comm trireme_compression trireme_data trireme_framework trireme_trainers trireme_recipes)
 set(trireme_objects "")
 foreach(part ${trireme_parts})
   list(APPEND trireme_objects $<TARGET_OBJECTS:${part}>)

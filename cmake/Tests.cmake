@@ -1,10 +1,10 @@
 # tests/<label>/<name>_test.cpp is one executable and one ctest entry with that label and a timeout.
-# Tests that include no torch link only what they name: `// links: comm` in the first line picks the comm objects alone.
+# Tests that include no torch link only what they name: `// links: comm` in the first line picks the torch-free objects (comm and compression).
 find_package(GTest REQUIRED)
 
 add_library(trireme_all SHARED ${trireme_objects})
 target_link_libraries(trireme_all PUBLIC ${trireme_parts})
-add_library(trireme_comm_only SHARED $<TARGET_OBJECTS:trireme_comm>)
+add_library(trireme_comm_only SHARED $<TARGET_OBJECTS:trireme_comm> $<TARGET_OBJECTS:trireme_compression>)
 target_link_libraries(trireme_comm_only PUBLIC trireme_comm)
 
 set(test_environment OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1

@@ -6,12 +6,16 @@
 #include "framework/train_config.h"
 
 #include <functional>
+#include <span>
 
 namespace trireme {
 
 class Optimizer {
  public:
   Optimizer(std::vector<Param> params, const OptimizerConfig& config);
+
+  // ZeRO-1: this rank updates these parts alone, and keeps moments of them only. Before the first step.
+  void own(std::span<const Slice> slices);
 
   // Uses each param's grad(). `scale`: gradients are divided by it (undefined = 1). `skip`: f32 scalar on the device,
   // 1 = change nothing (undefined = 0).
@@ -21,15 +25,20 @@ class Optimizer {
   const std::vector<Param>& params() const { return params_; }
 
  private:
-  struct Group {
-    std::string name;
-    std::vector<at::Tensor> values, first, second, steps;
+  // A parameter, or this rank's slice of one, and its moments where the rule has them.
+  struct Part {
+    Slice slice;
+    at::Tensor value, first, second;
   };
+  void build(std::span<const Slice> slices);
+  at::Tensor part_of(const at::Tensor& whole, const Slice& slice) const;
+  void archive_moment(Archive& ar, std::string_view name, const Part& part, at::Tensor& moment) const;
+
   std::vector<Param> params_;
   OptimizerConfig config_;
-  std::vector<Group> groups_;
-  std::vector<at::Tensor> first_, second_;  // moments, by parameter, where the rule has them
-  at::Tensor count_;                        // f32 scalar: updates done (shared by all parameters)
+  bool sharded_ = false;
+  std::map<std::string, std::vector<Part>> groups_;  // by Param::group
+  at::Tensor count_;                                 // f32 scalar: updates done (shared by all parameters)
 };
 
 }  // namespace trireme

@@ -26,6 +26,12 @@ struct Param {
   std::string group = "decay";        // "decay", "no_decay", or a name of the recipe's own
 };
 
+// Elements [begin, end) of a parameter, flattened.
+struct Slice {
+  std::size_t param;
+  std::int64_t begin, end;
+};
+
 struct Step {
   std::int64_t step = 0;   // optimizer steps finished before this one
   std::int64_t epoch = 0;

@@ -7,6 +7,7 @@
 
 #include <torch/csrc/autograd/function_hook.h>
 
+#include <algorithm>
 #include <mutex>
 #include <numeric>
 #include <unordered_map>
@@ -40,10 +41,11 @@ at::Tensor gradient_destination(const at::Tensor& param) {
 }
 
 struct Reducer::Impl {
-  struct Bucket {
-    Communicator* comm;  // null: never reduced
-    at::Tensor flat;
+  struct Part : Bucket {
+    Communicator* comm = nullptr;  // null: never reduced
     std::vector<std::size_t> params;
+    at::Tensor weights;  // with `shard`: flat, as `flat`
+    std::unique_ptr<GradientHook> hook;
     std::size_t missing = 0;  // gradients not there yet
     Work work;
   };
@@ -54,13 +56,15 @@ struct Reducer::Impl {
   Options options;
   std::vector<std::int64_t> order;     // params in the order buckets are filled
   std::vector<std::int64_t> observed;  // order of readiness in this step
-  std::vector<Bucket> buckets;
+  std::vector<Part> buckets;
   std::vector<std::size_t> bucket_of;
   std::vector<bool> ready;
   std::size_t next_launch = 0;
+  std::int64_t step = 0;
   bool last = false, order_known = false;
 
-  Impl(const std::vector<Param>& p, Communicator& g, Options o) : params(p), slots_of(p.size()), grad(g), options(o) {
+  Impl(const std::vector<Param>& p, Communicator& g, Options o)
+      : params(p), slots_of(p.size()), grad(g), options(std::move(o)) {
     order.resize(params.size());
     std::iota(order.rbegin(), order.rend(), 0);
     build();
@@ -86,14 +90,13 @@ struct Reducer::Impl {
     }
   }
 
-  Communicator* comm_of(const Param& p) {
+  Communicator* comm_of(const Param& p) const {
     Communicator* c = p.replicas ? p.replicas : &grad;
     return c->size() > 1 ? c : nullptr;
   }
 
   // Cuts `order` into buckets: a new one when full, or when communicator, type or device change.
   void build() {
-    for (auto& p : params) p.value.mutable_grad().reset();
     buckets.clear();
     bucket_of.assign(params.size(), 0);
     std::size_t filled = 0;
@@ -103,7 +106,7 @@ struct Reducer::Impl {
       const bool fits = !buckets.empty() && filled < limit && buckets.back().comm == comm_of(params[i]) &&
                         params[buckets.back().params[0]].value.options().type_equal(v.options());
       if (!fits) {
-        buckets.push_back({comm_of(params[i]), {}, {}, 0, {}});
+        buckets.emplace_back().comm = comm_of(params[i]);
         filled = 0;
       }
       buckets.back().params.push_back(i);
@@ -113,7 +116,14 @@ struct Reducer::Impl {
     for (auto& b : buckets) allocate(b);
   }
 
-  void allocate(Bucket& b) {
+  // Zeros that the communicator moves fastest.
+  static at::Tensor flat_memory(Communicator* comm, std::int64_t count, const at::TensorOptions& options) {
+    if (!comm || !options.device().is_cpu()) return at::zeros({count}, options);
+    auto memory = comm->allocate(std::size_t(count) * options.dtype().itemsize());
+    return at::from_blob(memory.get(), {count}, [memory](void*) {}, options);
+  }
+
+  void allocate(Part& b) {
     constexpr std::int64_t align = 64;  // elements between parameters: views start on cache lines
     std::int64_t total = 0;
     std::vector<std::int64_t> offsets;
@@ -121,21 +131,41 @@ struct Reducer::Impl {
       offsets.push_back(total);
       total += (params[i].value.numel() + align - 1) / align * align;
     }
-    const auto& first = params[b.params[0]].value;
-    if (b.comm && first.is_cpu()) {
-      auto memory = b.comm->allocate(std::size_t(total) * first.element_size());
-      b.flat = at::from_blob(memory.get(), {total}, [memory](void*) {}, first.options().requires_grad(false));
-    } else {
-      b.flat = at::zeros({total}, first.options().requires_grad(false));
-    }
+    const std::int64_t shards = align * (b.comm ? b.comm->size() : 1);  // every rank's shard is as long
+    total = (total + shards - 1) / shards * shards;
+    const auto options = params[b.params[0]].value.options().requires_grad(false);
+    b.flat = flat_memory(b.comm, total, options);
     for (std::size_t k = 0; k < b.params.size(); ++k) {
-      const auto& v = params[b.params[k]].value;
-      slots_of[b.params[k]].view = b.flat.narrow(0, offsets[k], v.numel()).view(v.sizes());
+      const auto& p = params[b.params[k]];
+      b.gradients.push_back(b.flat.narrow(0, offsets[k], p.value.numel()).view(p.value.sizes()));
+      b.parameters.push_back(p.name);
+      slots_of[b.params[k]].view = b.gradients.back();
     }
   }
 
-  void begin_step() {
-    if (!order_known && !observed.empty()) adopt_observed_order();
+  // The layout is final: what depends on it is made now.
+  void settle() {
+    order_known = true;
+    for (auto& b : buckets) {
+      if (!b.comm) continue;
+      if (options.hook.name != "none") b.hook = make_hook(options.hook, b, *b.comm);
+      if (options.shard) home_weights(b);
+    }
+  }
+
+  void home_weights(Part& b) {
+    at::NoGradGuard no_grad;
+    b.weights = flat_memory(b.comm, b.flat.numel(), b.flat.options());
+    for (std::size_t k = 0; k < b.params.size(); ++k) {
+      at::Tensor value = params[b.params[k]].value;
+      const at::Tensor home = b.weights.narrow(0, b.gradients[k].storage_offset(), value.numel()).view(value.sizes());
+      home.copy_(value);
+      value.set_data(home);
+    }
+  }
+
+  void begin_step(std::int64_t now) {
+    step = now;
     for (std::size_t i = 0; i < params.size(); ++i) {
       params[i].value.mutable_grad().reset();
       slots_of[i].taken = false;
@@ -151,13 +181,20 @@ struct Reducer::Impl {
   }
 
   // Rank 0's order of readiness, for all ranks: the same parameters may become ready in another order elsewhere.
+  // The gradients of this step move along.
   void adopt_observed_order() {
-    order_known = true;
     std::vector<std::int64_t> agreed = observed;
     grad.broadcast({agreed.data(), agreed.size(), DType::i64, {}}, 0).wait();
-    if (agreed == order) return;
-    order = agreed;
-    build();
+    if (agreed != order) {
+      order = agreed;
+      build();
+      for (std::size_t i = 0; i < params.size(); ++i) {
+        at::Tensor& g = params[i].value.mutable_grad();
+        slots_of[i].view.copy_(g);
+        g = slots_of[i].view;
+      }
+    }
+    settle();
   }
 
   // A gradient is complete for this backward: move it into its bucket, and launch what is full.
@@ -182,11 +219,24 @@ struct Reducer::Impl {
     if (options.overlap) launch_full();
   }
 
+  bool hook_works(const Part& b, std::int64_t in_step) const { return b.hook && in_step >= options.hook.start; }
+
   void launch_full() {
     for (; next_launch < buckets.size() && buckets[next_launch].missing == 0; ++next_launch) {
       auto& b = buckets[next_launch];
-      if (b.comm) b.work = b.comm->all_reduce(buffer_of(b.flat), Op::sum);
+      if (!b.comm) continue;
+      if (hook_works(b, step))
+        b.work = b.hook->reduce(b, *b.comm);
+      else if (b.weights.defined())
+        b.work = b.comm->reduce_scatter(buffer_of(b.flat), buffer_of(shard_of(b, b.flat)), Op::sum);
+      else
+        b.work = b.comm->all_reduce(buffer_of(b.flat), Op::sum);
     }
+  }
+
+  static at::Tensor shard_of(const Part& b, const at::Tensor& flat) {
+    const std::int64_t n = flat.numel() / b.comm->size();
+    return flat.narrow(0, n * b.comm->rank(), n);
   }
 
   void finish() {
@@ -203,15 +253,77 @@ struct Reducer::Impl {
     }
     launch_full();
     for (auto& b : buckets) b.work.wait();
+    if (!order_known) adopt_observed_order();
+  }
+
+  void gather_weights() {
+    for (auto& b : buckets)
+      if (b.weights.defined()) b.work = b.comm->all_gather(buffer_of(shard_of(b, b.weights)), buffer_of(b.weights));
+    for (auto& b : buckets)
+      if (b.weights.defined()) b.work.wait();
+  }
+
+  std::vector<Slice> owned() const {
+    std::vector<Slice> slices;
+    for (const auto& b : buckets) {
+      for (std::size_t k = 0; k < b.params.size(); ++k) {
+        const std::int64_t at = b.gradients[k].storage_offset(), n = b.gradients[k].numel();
+        std::int64_t begin = 0, end = n;
+        if (b.weights.defined()) {
+          const std::int64_t shard = b.flat.numel() / b.comm->size(), first = shard * b.comm->rank();
+          begin = std::clamp<std::int64_t>(first - at, 0, n);
+          end = std::clamp<std::int64_t>(first + shard - at, 0, n);
+        }
+        slices.push_back({b.params[k], begin, end});
+      }
+    }
+    std::sort(slices.begin(), slices.end(), [](const Slice& a, const Slice& b) { return a.param < b.param; });
+    return slices;
+  }
+
+  std::size_t wire_bytes(std::int64_t in_step) const {
+    std::size_t bytes = 0;
+    for (const auto& b : buckets) {
+      if (!b.comm) continue;
+      const auto n = std::size_t(b.comm->size());
+      const std::size_t once = 2 * (n - 1) * b.flat.nbytes() / n;
+      bytes += hook_works(b, in_step) ? b.hook->bytes(b, *b.comm) : once;
+      if (hook_works(b, in_step) && b.weights.defined()) bytes += once / 2;  // the weights
+    }
+    return bytes;
+  }
+
+  void state(Archive& ar) {
+    std::vector<std::int64_t> saved = order;
+    std::int64_t known = order_known;
+    const std::int64_t n = std::int64_t(order.size());
+    ar.array("order", DType::i64, {&n, 1}, saved.data());
+    ar.value("order_known", known);
+    if (ar.loading() && known) {
+      for (auto& p : params) p.value.mutable_grad().reset();
+      order = saved;
+      build();
+      settle();
+    }
+    for (std::size_t k = 0; k < buckets.size(); ++k) {
+      if (!buckets[k].hook) continue;
+      Archive::Group g(ar, "hook/" + std::to_string(k));
+      buckets[k].hook->state(ar);
+    }
   }
 };
 
 Reducer::Reducer(const std::vector<Param>& params, Communicator& grad, Options options)
     : impl_(std::make_unique<Impl>(params, grad, options)) {}
 Reducer::~Reducer() = default;
-void Reducer::begin_step() { impl_->begin_step(); }
+void Reducer::begin_step(std::int64_t step) { impl_->begin_step(step); }
 void Reducer::arm(bool last) { impl_->last = last; }
 void Reducer::finish() { impl_->finish(); }
+bool Reducer::settled() const { return impl_->order_known; }
+std::vector<Slice> Reducer::owned() const { return impl_->owned(); }
+void Reducer::gather_weights() { impl_->gather_weights(); }
+std::size_t Reducer::wire_bytes(std::int64_t step) const { return impl_->wire_bytes(step); }
+void Reducer::state(Archive& ar) { impl_->state(ar); }
 
 namespace {
 
@@ -233,7 +345,7 @@ at::Tensor Reducer::gradient_norm() const {
   for (const auto& b : impl_->buckets) {
     const Communicator* holders = impl_->params[b.params[0]].replicas;
     if (!holders) holders = &impl_->grad;
-    const std::int64_t n = b.flat.numel(), k = holders->size(), r = holders->rank();
+    const std::int64_t n = b.flat.numel(), k = holders->size(), r = holders->rank();  // with `shard`, what it owns
     const std::int64_t first = n * r / k, last = n * (r + 1) / k;
     const at::Tensor part = k == 1 ? b.flat : b.flat.narrow(0, first, last - first);
     const at::Tensor square = sum_of_squares(part);
@@ -251,25 +363,6 @@ std::size_t Reducer::bytes_per_step() const {
   for (const auto& b : impl_->buckets)
     if (b.comm) bytes += b.flat.nbytes();
   return bytes;
-}
-
-void Reducer::state(Archive& ar) {
-  auto order = impl_->order;
-  std::int64_t known = impl_->order_known || !impl_->observed.empty();
-  // What the next step would use: the order observed in the first step is adopted before it is saved.
-  if (!ar.loading() && known && !impl_->order_known) {
-    impl_->adopt_observed_order();
-    order = impl_->order;
-  }
-  const std::int64_t n = std::int64_t(order.size());
-  ar.array("order", DType::i64, {&n, 1}, order.data());
-  ar.value("order_known", known);
-  if (!ar.loading()) return;
-  impl_->order_known = known != 0;
-  if (order != impl_->order) {
-    impl_->order = order;
-    impl_->build();
-  }
 }
 
 }  // namespace trireme

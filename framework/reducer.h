@@ -1,11 +1,16 @@
 // Bucketed gradient reduction that overlaps with backward.
 //
-// Gradients live in flat buckets, filled in the order backward produces them (reverse of registration at first, the
-// observed order of rank 0 after the first step). A full bucket is all-reduced (sum) at once, in the same order on
-// every rank. Communicators sum in rank order element by element, so neither bucket sizes nor overlap change a bit.
+// Gradients live in flat buckets, filled in the order backward produces them (reverse of registration in the first
+// step, from then on the order that rank 0 observed in it). A full bucket is summed over ranks at once, in the same
+// order on every rank. Communicators sum in rank order element by element, so neither bucket sizes nor overlap change
+// a bit. Hooks (compression) work from the second step on, when the layout is final.
+//
+// ZeRO-1 (Rajbhandari et al., SC'20), `shard`: a rank gets the sum of its own shard of every bucket only
+// (reduce_scatter), updates that part of the weights, and gather_weights() hands them round.
 #pragma once
 #include "comm/archive.h"
 #include "comm/communicator.h"
+#include "framework/hooks/gradient_hook.h"
 
 #include <ATen/core/Tensor.h>
 
@@ -15,12 +20,14 @@
 namespace trireme {
 
 struct Param;
+struct Slice;
 
 class Reducer {
  public:
   struct Options {
     double bucket_mib = 25, first_bucket_mib = 1;
-    bool overlap = true;
+    bool overlap = true, shard = false;
+    HookConfig hook = {};
   };
 
   // `params`: the trained leaves; hooks are put on them until destruction. `grad`: used for params whose `replicas`
@@ -28,18 +35,26 @@ class Reducer {
   Reducer(const std::vector<Param>& params, Communicator& grad, Options options);
   ~Reducer();
 
-  // Forgets the gradients of the last step.
-  void begin_step();
+  // Forgets the gradients of the last step. `step`: optimizer steps finished.
+  void begin_step(std::int64_t step);
   // Before each backward of a step: buckets are launched only while the last one runs.
   void arm(bool last);
   // After the last backward: reduces what is left (parameters without a gradient get zeros) and waits for all.
-  // Then every param's grad() is the sum over its replicas.
+  // Then every param's grad() is the sum over its replicas, with `shard` only in the elements this rank owns.
   void finish();
+
+  // Is the bucket layout final? From the first finish(), or a loaded state, on.
+  bool settled() const;
+  // What this rank updates once it is; whole parameters unless `shard`.
+  std::vector<Slice> owned() const;
+  // With `shard`, after the update, collective: every rank gets the weights that others updated.
+  void gather_weights();
 
   // After finish(), collective: norm over all gradients, each value once. An f64 scalar.
   at::Tensor gradient_norm() const;
-  std::size_t bytes_per_step() const;  // of all buckets that are reduced
-  void state(Archive& ar);             // the bucket order
+  std::size_t bytes_per_step() const;         // of all buckets that are reduced
+  std::size_t wire_bytes(std::int64_t step) const;  // that this rank sends for gradients in that step, by formula
+  void state(Archive& ar);                    // the bucket order and what hooks keep
 
  private:
   struct Impl;

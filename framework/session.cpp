@@ -75,7 +75,8 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
   }
   if (trained.empty()) throw UsageError("freeze", "every parameter is frozen", "free at least one");
   reducer_ = std::make_unique<Reducer>(trained, context_.comm("grad"),
-                                       Reducer::Options{config.bucket_mib, config.first_bucket_mib, config.overlap});
+                                       Reducer::Options{config.bucket_mib, config.first_bucket_mib, config.overlap,
+                                                        config.zero == 1, config.hook});
   optimizer_ = std::make_unique<Optimizer>(trained, config.optimizer);
   context_.reducer_ = reducer_.get();
   context_.optimizer_ = optimizer_.get();
@@ -95,7 +96,7 @@ StepTimes Session::step(const Batch& batch) {
   context_.forward_end_ns_ = context_.backward_ns_ = 0;
   context_.now.lr = learning_rate(config_.optimizer.schedule, config_.optimizer.lr, config_.optimizer.min_lr,
                                   config_.optimizer.warmup, config_.steps, context_.now.step);
-  reducer_->begin_step();
+  reducer_->begin_step(context_.now.step);
   {
     Trace::Span span(Trace::Track::step, "forward + backward");
     Autocast autocast(context_.autocast(), context_.device(), config_.precision);
@@ -112,6 +113,7 @@ StepTimes Session::step(const Batch& batch) {
   {
     Trace::Span span(Trace::Track::step, "reduce");
     reducer_->finish();
+    own_shards();
   }
   const auto reduced = Trace::now_ns();
   {
@@ -119,6 +121,7 @@ StepTimes Session::step(const Batch& batch) {
     at::NoGradGuard no_grad;
     guard_update();
     recipe_.update(context_.now, context_);
+    reducer_->gather_weights();
     if (!average_.empty()) {
       std::vector<at::Tensor> values;
       for (const auto& p : optimizer_->params()) values.push_back(p.value);
@@ -128,6 +131,12 @@ StepTimes Session::step(const Batch& batch) {
   const auto end = Trace::now_ns();
   return {ms(computed - begin - context_.backward_ns_), ms(context_.backward_ns_), ms(reduced - computed),
           ms(end - reduced)};
+}
+
+// ZeRO-1: what this rank updates is known once the bucket layout is final.
+void Session::own_shards() {
+  if (config_.zero == 0 || std::exchange(shards_owned_, reducer_->settled())) return;
+  if (shards_owned_) optimizer_->own(reducer_->owned());
 }
 
 // Sets what masks and scales the update: a non-finite gradient or loss, the norm limit, the loss scale.
@@ -194,12 +203,13 @@ void Session::weights(Archive& ar) {
 void Session::state(Archive& ar) {
   weights(ar);
   {
-    Archive::Group g(ar, "optimizer");
-    optimizer_->state(ar);
-  }
-  {
     Archive::Group g(ar, "reducer");
     reducer_->state(ar);
+  }
+  own_shards();
+  {
+    Archive::Group g(ar, "optimizer");
+    optimizer_->state(ar);
   }
   if (context_.scale_.defined()) {
     archive(ar, "loss_scale/scale", context_.scale_);

@@ -36,6 +36,7 @@ class Session {
 
  private:
   void guard_update();
+  void own_shards();
 
   const TrainConfig& config_;
   Recipe& recipe_;
@@ -43,6 +44,7 @@ class Session {
   std::vector<Param> all_;  // frozen ones included
   std::unique_ptr<Reducer> reducer_;
   std::unique_ptr<Optimizer> optimizer_;
+  bool shards_owned_ = false;
   std::vector<at::Tensor> average_;  // EMA of the trained parameters
   at::Tensor loss_, norm_, growth_;  // global ones of the last step; growth_: good steps since the loss scale changed
 };

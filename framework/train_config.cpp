@@ -41,6 +41,9 @@ void TrainConfig::fields(Fields& f) {
   f("first_bucket_mib", first_bucket_mib, "size of the first bucket, so that it leaves early",
     {.min = 0.001, .max = 4096});
   f("overlap", overlap, "reduce gradients while backward still runs");
+  f.group("hook", hook, "compression of gradients on their way");
+  f("zero", zero, "ZeRO stage: 1 = each rank keeps the optimizer state of, and updates, its share of the weights",
+    {.min = 0, .max = 1});
   f("prefetch", prefetch, "read the next batch on another thread");
   f("checked", checked, "compare every collective over all ranks before it runs (slow, for debugging)");
   f.resume_may_change(true);
@@ -51,6 +54,8 @@ void TrainConfig::fields(Fields& f) {
   f("trace", trace, "write trace.json (Chrome trace)");
   f.resume_may_change(false);
   f.require(batch_size % accumulate == 0, "accumulate", "does not divide batch_size", "choose a divisor of it");
+  f.require(hook.name == "none" || precision != "f64", "hook.name", "compresses f32 gradients, and precision is f64",
+            "use hook.name=none or precision=f32");
   f.require(optimizer.min_lr <= optimizer.lr, "optimizer.min_lr", "is above optimizer.lr", "lower it");
 }
 

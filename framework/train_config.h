@@ -1,6 +1,7 @@
 // The keys every recipe has. A recipe adds its own groups next to these.
 #pragma once
 #include "framework/config.h"
+#include "framework/hooks/gradient_hook.h"
 
 namespace trireme {
 
@@ -31,6 +32,8 @@ struct TrainConfig {
   double ema = 0;
   std::string nonfinite = "stop";
   double bucket_mib = 25, first_bucket_mib = 1;
+  HookConfig hook;
+  std::int64_t zero = 0;
   bool overlap = true, prefetch = true, trace = false, checked = false;
   void fields(Fields& f);
 };

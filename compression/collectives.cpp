@@ -1,0 +1,256 @@
+#include "compression/collectives.h"
+
+#include "comm/error.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+namespace trireme {
+namespace {
+
+using Bytes = std::unique_ptr<std::uint8_t[]>;
+
+Bytes uninitialized(std::size_t n) { return std::make_unique_for_overwrite<std::uint8_t[]>(n); }
+
+Buffer bytes_of(const Bytes& b, std::size_t n) { return {b.get(), n, DType::u8}; }
+
+template <class T>
+Buffer words_of(std::vector<T>& v) {
+  static_assert(sizeof(T) == sizeof(std::int64_t));
+  return {v.data(), v.size(), DType::i64};
+}
+
+float* floats(const Buffer& b, std::size_t first) { return static_cast<float*>(b.data) + first; }
+
+// Lets the sizes that other ranks announce never ask for more memory than honest ones could.
+void check_sizes(const Compressor& codec, std::span<const std::uint64_t> sizes, std::span<const std::size_t> counts) {
+  for (std::size_t r = 0; r < sizes.size(); ++r)
+    if (sizes[r] > codec.max_bytes(counts[r]))
+      throw CommError("compressed collective", "rank " + std::to_string(r) + " announces " + std::to_string(sizes[r]) +
+                          " bytes for " + std::to_string(counts[r]) + " values",
+                      "do all ranks run the same program and configuration?");
+}
+
+// One exchange: what this rank encoded for each, what it gets from each.
+struct Exchange {
+  Compressor& codec;
+  std::vector<std::size_t> recv_counts;
+  std::vector<std::uint64_t> send_sizes, recv_sizes;
+  Bytes encoded, received;
+  std::size_t encoded_bytes = 0, received_bytes = 0;
+};
+
+Work send_codes(Communicator& comm, const std::shared_ptr<Exchange>& x) {
+  check_sizes(x->codec, x->recv_sizes, x->recv_counts);
+  x->received_bytes = std::accumulate(x->recv_sizes.begin(), x->recv_sizes.end(), std::size_t{0});
+  x->received = uninitialized(x->received_bytes);
+  const std::vector<std::size_t> send(x->send_sizes.begin(), x->send_sizes.end());
+  const std::vector<std::size_t> recv(x->recv_sizes.begin(), x->recv_sizes.end());
+  return comm.all_to_all(bytes_of(x->encoded, x->encoded_bytes), send, bytes_of(x->received, x->received_bytes), recv);
+}
+
+// Encodes and exchanges; `x->received` holds the codes once the Work is complete.
+Work exchange(Communicator& comm, const std::shared_ptr<Exchange>& x, std::span<const Chunk> chunks) {
+  std::size_t room = 0;
+  for (const auto& c : chunks) room += x->codec.max_bytes(c.in.count);
+  x->encoded = uninitialized(room);
+  x->send_sizes.resize(chunks.size());
+  x->codec.encode(chunks, bytes_of(x->encoded, room), words_of(x->send_sizes));
+  x->encoded_bytes = std::accumulate(x->send_sizes.begin(), x->send_sizes.end(), std::size_t{0});
+  x->recv_sizes.resize(chunks.size());
+  if (x->codec.fixed_size()) {
+    std::transform(x->recv_counts.begin(), x->recv_counts.end(), x->recv_sizes.begin(),
+                   [&](std::size_t n) { return x->codec.max_bytes(n); });
+    return send_codes(comm, x);
+  }
+  const std::vector<std::size_t> one(chunks.size(), 1);
+  return comm.all_to_all(words_of(x->send_sizes), one, words_of(x->recv_sizes), one).then([&comm, x] {
+    return send_codes(comm, x);
+  });
+}
+
+std::size_t part_of_shard(std::size_t count, std::size_t shard, int rank) {
+  const std::size_t first = std::min(count, shard * static_cast<std::size_t>(rank));
+  return std::min(shard, count - first);
+}
+
+void add(float* to, const float* from, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) to[i] += from[i];
+}
+// What was lost. Of a value that is not finite nothing is kept: the step is skipped, and must not poison the next one.
+void subtract_into(float* error, const float* value, const float* decoded, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const float e = value[i] - decoded[i];
+    error[i] = e - e == 0 ? e : 0;
+  }
+}
+
+// ---- all_reduce of a codec that is not summable ----
+
+struct Reduction {
+  Communicator& comm;
+  Compressor& codec;
+  Buffer inout;
+  double bound;
+  std::optional<ErrorFeedback> feedback;
+  std::size_t shard;
+  std::vector<std::uint64_t> sizes;  // of every rank's sums
+  std::vector<float> sum;            // of this rank's shard
+  Bytes encoded, gathered;
+  std::size_t slot = 0;  // bytes between two ranks' sums in `gathered`
+
+  std::size_t part(int rank) const { return part_of_shard(inout.count, shard, rank); }
+  std::size_t mine() const { return part(comm.rank()); }
+};
+
+// What the codes say, into `scratch`; what they lost, into `error`.
+void keep_loss(const Compressor& codec, const std::uint8_t* codes, std::uint64_t size, const float* value, float* error,
+               std::size_t count) {
+  std::vector<float> decoded(count);
+  const Buffer out{decoded.data(), count, DType::f32};
+  codec.decode({codes, static_cast<std::size_t>(size), DType::u8}, {&size, 1}, {&out, 1});
+  subtract_into(error, value, decoded.data(), count);
+}
+
+Work decode_sums(const std::shared_ptr<Reduction>& r) {
+  for (int from = 0; from < r->comm.size(); ++from) {
+    const Buffer out{floats(r->inout, std::min(r->inout.count, r->shard * static_cast<std::size_t>(from))), r->part(from), DType::f32};
+    const std::uint64_t size = r->sizes[static_cast<std::size_t>(from)];
+    const auto* codes = r->gathered.get() + r->slot * static_cast<std::size_t>(from);
+    r->codec.decode({codes, static_cast<std::size_t>(size), DType::u8}, {&size, 1}, {&out, 1});
+  }
+  return {};
+}
+
+Work gather_sums(const std::shared_ptr<Reduction>& r) {
+  std::vector<std::size_t> counts;
+  for (int k = 0; k < r->comm.size(); ++k) counts.push_back(r->part(k));
+  check_sizes(r->codec, r->sizes, counts);
+  r->slot = static_cast<std::size_t>(*std::max_element(r->sizes.begin(), r->sizes.end()));
+  r->gathered = uninitialized(r->slot * static_cast<std::size_t>(r->comm.size()));
+  return r->comm
+      .all_gather(bytes_of(r->encoded, r->slot), bytes_of(r->gathered, r->slot * static_cast<std::size_t>(r->comm.size())))
+      .then([r] { return decode_sums(r); });
+}
+
+// The codes of all ranks for this rank's shard have arrived.
+Work sum_shard(const std::shared_ptr<Reduction>& r, const Exchange& x) {
+  const std::size_t n = r->mine();
+  r->sum.assign(n, 0);
+  if (r->feedback) std::copy_n(floats(r->feedback->owned, 0), n, r->sum.begin());
+  std::vector<float> decoded(n);
+  const Buffer out{decoded.data(), n, DType::f32};
+  const std::uint8_t* codes = x.received.get();
+  for (const std::uint64_t size : x.recv_sizes) {  // in rank order
+    r->codec.decode({codes, static_cast<std::size_t>(size), DType::u8}, {&size, 1}, {&out, 1});
+    add(r->sum.data(), decoded.data(), n);
+    codes += size;
+  }
+  // Room for any rank's code: all_gather sends as many bytes as the longest has.
+  const std::size_t room = r->codec.max_bytes(r->shard);
+  r->encoded = uninitialized(room);
+  std::fill_n(r->encoded.get(), room, std::uint8_t{0});
+  const Chunk chunk{{r->sum.data(), n, DType::f32}, r->bound};
+  std::uint64_t size = 0;
+  r->codec.encode({&chunk, 1}, bytes_of(r->encoded, room), {&size, 1, DType::i64});
+  if (r->feedback) keep_loss(r->codec, r->encoded.get(), size, r->sum.data(), floats(r->feedback->owned, 0), n);
+  r->sizes.resize(static_cast<std::size_t>(r->comm.size()));
+  if (r->codec.fixed_size()) {
+    for (int k = 0; k < r->comm.size(); ++k) r->sizes[static_cast<std::size_t>(k)] = r->codec.max_bytes(r->part(k));
+    return gather_sums(r);
+  }
+  r->sizes[static_cast<std::size_t>(r->comm.rank())] = size;
+  return r->comm
+      .all_gather({&r->sizes[static_cast<std::size_t>(r->comm.rank())], 1, DType::i64}, words_of(r->sizes))
+      .then([r] { return gather_sums(r); });
+}
+
+Work reduce_by_shards(Communicator& comm, Compressor& codec, Buffer inout, double bound, const ErrorFeedback* feedback) {
+  auto r = std::make_shared<Reduction>(comm, codec, inout, bound, std::nullopt, shard_size(inout.count, comm.size()));
+  if (feedback) {
+    r->feedback = *feedback;
+    add(floats(inout, 0), floats(feedback->sent, 0), inout.count);
+  }
+  auto x = std::make_shared<Exchange>(codec);
+  std::vector<Chunk> chunks;
+  for (int k = 0; k < comm.size(); ++k)
+    chunks.push_back({{floats(inout, std::min(inout.count, r->shard * static_cast<std::size_t>(k))), r->part(k), DType::f32}, bound});
+  x->recv_counts.assign(chunks.size(), r->mine());
+  Work sent = exchange(comm, x, chunks);
+  if (feedback) {
+    std::vector<float> decoded(inout.count);
+    std::vector<Buffer> out;
+    std::size_t first = 0;
+    for (const auto& c : chunks) {
+      out.push_back({decoded.data() + first, c.in.count, DType::f32});
+      first += c.in.count;
+    }
+    codec.decode(bytes_of(x->encoded, x->encoded_bytes), x->send_sizes, out);
+    subtract_into(floats(feedback->sent, 0), floats(inout, 0), decoded.data(), inout.count);
+  }
+  return sent.then([r, x] { return sum_shard(r, *x); });
+}
+
+// ---- all_reduce of a summable codec ----
+
+Work reduce_codes(Communicator& comm, Compressor& codec, Buffer inout) {
+  const std::size_t bytes = codec.max_bytes(inout.count);
+  std::shared_ptr<std::uint8_t[]> codes = std::make_shared_for_overwrite<std::uint8_t[]>(bytes);
+  const Chunk chunk{inout, 0};
+  std::uint64_t size = 0;
+  codec.encode({&chunk, 1}, {codes.get(), bytes, DType::u8}, {&size, 1, DType::i64});
+  return comm.all_reduce({codes.get(), inout.count, *codec.sum_type()}, Op::sum).then([&codec, inout, codes, bytes] {
+    const std::uint64_t all = bytes;
+    codec.decode({codes.get(), bytes, DType::u8}, {&all, 1}, {&inout, 1});
+    return Work();
+  });
+}
+
+}  // namespace
+
+std::size_t shard_size(std::size_t count, int ranks) {
+  constexpr std::size_t align = 256;
+  const auto n = static_cast<std::size_t>(ranks);
+  return ((count + n - 1) / n + align - 1) / align * align;
+}
+
+Work all_to_all(Communicator& comm, Compressor& codec, ConstBuffer in, std::span<const std::size_t> send,
+                std::span<const double> bounds, Buffer out, std::span<const std::size_t> recv) {
+  auto x = std::make_shared<Exchange>(codec);
+  x->recv_counts.assign(recv.begin(), recv.end());
+  std::vector<Chunk> chunks;
+  const auto* from = static_cast<const float*>(in.data);
+  for (std::size_t r = 0; r < send.size(); ++r) {
+    chunks.push_back({{from, send[r], in.dtype, in.place}, bounds[r]});
+    from += send[r];
+  }
+  return exchange(comm, x, chunks).then([x, out] {
+    std::vector<Buffer> parts;
+    std::size_t first = 0;
+    for (const std::size_t n : x->recv_counts) {
+      parts.push_back({floats(out, first), n, out.dtype, out.place});
+      first += n;
+    }
+    x->codec.decode(bytes_of(x->received, x->received_bytes), x->recv_sizes, parts);
+    return Work();
+  });
+}
+
+Work all_reduce(Communicator& comm, Compressor& codec, Buffer inout, double bound, const ErrorFeedback* feedback) {
+  if (comm.size() == 1 || inout.count == 0) return {};
+  return codec.summable() ? reduce_codes(comm, codec, inout)
+                          : reduce_by_shards(comm, codec, inout, bound, feedback);
+}
+
+std::size_t all_reduce_bytes(const Compressor& codec, std::size_t count, int rank, int ranks) {
+  const auto n = static_cast<std::size_t>(ranks);
+  if (codec.summable()) return 2 * (n - 1) * codec.max_bytes(count) / n;
+  const std::size_t shard = shard_size(count, ranks);
+  std::size_t bytes = (n - 1) * codec.max_bytes(std::min(shard, count));  // the sums: rank 0's shard is the longest
+  for (int r = 0; r < ranks; ++r)
+    if (r != rank) bytes += codec.max_bytes(part_of_shard(count, shard, r));
+  return bytes;
+}
+
+}  // namespace trireme

@@ -1,0 +1,59 @@
+// The seam of lossy compression: flat typed host buffers to bytes and back.
+//
+// Rules for every implementation (tests/contract runs each registered one):
+// - encode writes the chunks one after another into `out` and each chunk's size into `sizes`; decode reverses it.
+// - A chunk with bound > 0 given to a `bounded()` codec decodes with |x - y| <= bound in every element; a codec that
+//   is not bounded ignores it.
+// - Non-finite values never become finite ones: a chunk, or the block of it that holds one, decodes non-finite.
+// - decode checks what it reads (it came from another rank): bad bytes throw CommError, nothing is written outside
+//   `out`.
+// - One thread at a time may call encode; decode may run on several threads.
+#pragma once
+#include "comm/archive.h"
+#include "comm/buffer.h"
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace trireme {
+
+struct Chunk {
+  ConstBuffer in;    // f32
+  double bound = 0;  // largest absolute error; 0: the codec's own precision
+};
+
+class Compressor {
+ public:
+  virtual ~Compressor() = default;
+
+  // Set when the encoded form of n values is n elements of this type whose sum is the code of the sum: it can be
+  // all-reduced as it is.
+  virtual std::optional<DType> sum_type() const { return {}; }
+  bool summable() const { return sum_type().has_value(); }
+  virtual bool bounded() const { return false; }
+  // Is every code of `count` values max_bytes(count) long? Then sizes need not travel.
+  virtual bool fixed_size() const { return false; }
+  virtual std::size_t max_bytes(std::size_t count) const = 0;
+
+  // out: u8, at least the sum of max_bytes; sizes: u64, one per chunk.
+  virtual void encode(std::span<const Chunk> chunks, Buffer out, Buffer sizes) = 0;
+  virtual void decode(ConstBuffer in, std::span<const std::uint64_t> sizes, std::span<const Buffer> out) const = 0;
+
+  virtual void state(Archive&) {}  // what changes the next encode
+};
+
+// By name, in the order of their names; a codec registers itself in its own file.
+std::vector<std::string> compressors();
+// Throws UsageError naming the nearest known one.
+std::unique_ptr<Compressor> make_compressor(std::string_view name, std::string_view where = {});
+
+struct RegisterCompressor {
+  RegisterCompressor(std::string name, std::function<std::unique_ptr<Compressor>()> make);
+};
+
+}  // namespace trireme

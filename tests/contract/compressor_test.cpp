@@ -1,0 +1,288 @@
+// links: comm
+// What compressor.h and collectives.h promise, for every registered codec.
+#include "comm/error.h"
+#include "comm/loopback.h"
+#include "comm/traced.h"
+#include "compression/collectives.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <mutex>
+#include <numeric>
+#include <random>
+
+#include <gtest/gtest.h>
+
+namespace trireme {
+namespace {
+
+using Values = std::vector<float>;
+
+Values normal(std::size_t n, float scale, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> d(0, scale);
+  Values v(n);
+  for (auto& x : v) x = d(random);
+  return v;
+}
+
+// Gradients as they are met, and as they should not be.
+std::vector<Values> inputs(std::size_t n) {
+  std::vector<Values> all = {normal(n, 1e-3f, 1), normal(n, 30, 2), Values(n, 0), Values(n, -7.25f)};
+  Values heavy = normal(n, 1, 3);
+  for (std::size_t i = 0; i < n; ++i) heavy[i] = std::copysign(std::exp(4 * heavy[i]), heavy[i]);
+  all.push_back(heavy);
+  Values tiny = normal(n, 1e-41f, 4), huge = normal(n, 1e37f, 5);
+  all.push_back(tiny);
+  all.push_back(huge);
+  return all;
+}
+
+struct Code {
+  std::vector<std::uint8_t> bytes;
+  std::vector<std::uint64_t> sizes;
+};
+
+Code encode(Compressor& c, const std::vector<Values>& chunks, double bound) {
+  std::vector<Chunk> in;
+  std::size_t room = 0;
+  for (const auto& v : chunks) {
+    in.push_back({{v.data(), v.size(), DType::f32}, bound});
+    room += c.max_bytes(v.size());
+  }
+  Code code{std::vector<std::uint8_t>(room), std::vector<std::uint64_t>(chunks.size())};
+  c.encode(in, {code.bytes.data(), room, DType::u8}, {code.sizes.data(), code.sizes.size(), DType::i64});
+  const auto used = std::accumulate(code.sizes.begin(), code.sizes.end(), std::size_t{0});
+  EXPECT_LE(used, room);
+  code.bytes.resize(used);
+  return code;
+}
+
+std::vector<Values> decode(const Compressor& c, const Code& code, const std::vector<std::size_t>& counts) {
+  std::vector<Values> out;
+  for (const auto n : counts) out.emplace_back(n, -1.0f);
+  std::vector<Buffer> buffers;
+  for (auto& v : out) buffers.push_back({v.data(), v.size(), DType::f32});
+  c.decode({code.bytes.data(), code.bytes.size(), DType::u8}, code.sizes, buffers);
+  return out;
+}
+
+class CompressorContract : public testing::TestWithParam<std::string> {
+ protected:
+  std::unique_ptr<Compressor> codec = make_compressor(GetParam());
+};
+
+TEST_P(CompressorContract, SizesAndChunks) {
+  for (const std::size_t n : {0u, 1u, 31u, 32u, 33u, 255u, 256u, 257u, 5000u}) {
+    const std::vector<Values> chunks = {normal(n, 1, 1), normal(3, 1, 2), {}, normal(n + 1, 5, 3)};
+    const Code all = encode(*codec, chunks, 1e-3);
+    std::size_t first = 0;
+    for (std::size_t k = 0; k < chunks.size(); ++k) {
+      if (codec->fixed_size()) {
+        EXPECT_EQ(all.sizes[k], codec->max_bytes(chunks[k].size()));
+      }
+      const Code alone = encode(*codec, {chunks[k]}, 1e-3);  // a chunk's code does not depend on its neighbours
+      ASSERT_EQ(alone.sizes[0], all.sizes[k]);
+      EXPECT_TRUE(std::equal(alone.bytes.begin(), alone.bytes.end(), all.bytes.begin() + std::ptrdiff_t(first)));
+      first += all.sizes[k];
+    }
+    const auto back = decode(*codec, all, {n, 3, 0, n + 1});
+    for (std::size_t k = 0; k < chunks.size(); ++k)
+      EXPECT_EQ(decode(*codec, encode(*codec, {chunks[k]}, 1e-3), {chunks[k].size()})[0], back[k]);
+  }
+}
+
+TEST_P(CompressorContract, TheBoundHolds) {
+  if (!codec->bounded()) GTEST_SKIP() << "makes no promise";
+  for (const double bound : {1e-7, 1e-4, 0.05, 3.0})
+    for (const auto& in : inputs(4099)) {
+      const Values out = decode(*codec, encode(*codec, {in}, bound), {in.size()})[0];
+      for (std::size_t i = 0; i < in.size(); ++i)
+        ASSERT_LE(std::abs(double(in[i]) - double(out[i])), bound) << in[i] << " became " << out[i];
+    }
+}
+
+TEST_P(CompressorContract, BoundZeroOfABoundedCodecIsExact) {
+  if (!codec->bounded()) GTEST_SKIP() << "makes no promise";
+  for (const auto& in : inputs(1000)) EXPECT_EQ(decode(*codec, encode(*codec, {in}, 0), {in.size()})[0], in);
+}
+
+TEST_P(CompressorContract, RelativeErrorIsSmallInTheBlock) {
+  const Values in = normal(256, 0.01f, 7);
+  const float largest = std::abs(*std::max_element(in.begin(), in.end(), [](float a, float b) { return std::abs(a) < std::abs(b); }));
+  const Values out = decode(*codec, encode(*codec, {in}, largest / 254), {in.size()})[0];
+  for (std::size_t i = 0; i < in.size(); ++i) EXPECT_NEAR(out[i], in[i], largest / 253);
+}
+
+TEST_P(CompressorContract, NonFiniteStaysNonFinite) {
+  for (const float bad : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    Values in = normal(700, 1, 8);
+    in[300] = bad;
+    const Values out = decode(*codec, encode(*codec, {in}, 0.1), {in.size()})[0];
+    EXPECT_FALSE(std::isfinite(out[300])) << bad;
+  }
+}
+
+// Bytes come from another rank: whatever they are, nothing outside the output is written, and nothing else than
+// CommError thrown.
+TEST_P(CompressorContract, GarbageIsRefusedOrDecoded) {
+  std::mt19937 random(11);
+  const std::size_t n = 333, guard = 64;
+  const Code good = encode(*codec, {normal(n, 1, 9)}, 1e-3);
+  int refused = 0;
+  for (int trial = 0; trial < 3000; ++trial) {
+    Code bad = good;
+    if (trial % 3 == 0) {
+      for (auto& b : bad.bytes) b = std::uint8_t(random());
+    } else if (trial % 3 == 1) {
+      for (int k = 0; k < 8; ++k) bad.bytes[random() % bad.bytes.size()] ^= std::uint8_t(1u << (random() % 8));
+    } else {
+      bad.sizes[0] = random() % 2 ? random() % (bad.bytes.size() + 1) : (std::uint64_t(random()) << 32 | random());
+      if (bad.sizes[0] < bad.bytes.size()) bad.bytes.resize(bad.sizes[0]);
+    }
+    Values out(n + guard, 42.0f);
+    const Buffer b{out.data(), n, DType::f32};
+    try {
+      codec->decode({bad.bytes.data(), bad.bytes.size(), DType::u8}, bad.sizes, {&b, 1});
+    } catch (const CommError&) {
+      ++refused;
+    }
+    for (std::size_t i = n; i < out.size(); ++i) ASSERT_EQ(out[i], 42.0f);
+  }
+  EXPECT_GT(refused, 500);  // at least those whose size is a lie
+}
+
+TEST_P(CompressorContract, ASummableCodeAddsUp) {
+  if (!codec->summable()) GTEST_SKIP() << "is not summable";
+  const Values a = normal(1000, 1, 1), b = normal(1000, 1, 2);
+  Values sum(1000);
+  run_loopback(2, [&](Communicator& comm) {
+    const auto mine = make_compressor(GetParam());
+    Values v = comm.rank() ? b : a;
+    all_reduce(comm, *mine, {v.data(), v.size(), DType::f32}, 0, nullptr).wait();
+    if (comm.rank() == 0) sum = v;
+  });
+  for (std::size_t i = 0; i < sum.size(); ++i) EXPECT_NEAR(sum[i], a[i] + b[i], 0.02 * (std::abs(a[i]) + std::abs(b[i])) + 1e-6);
+}
+
+struct Summed {
+  std::vector<Values> of;  // by rank
+  std::vector<std::uint64_t> bytes, formula;
+};
+
+Summed sum_over(const std::string& name, int ranks, std::size_t n, double bound) {
+  Summed s{std::vector<Values>(std::size_t(ranks)), std::vector<std::uint64_t>(std::size_t(ranks)),
+           std::vector<std::uint64_t>(std::size_t(ranks))};
+  run_loopback(ranks, [&](Communicator& inner) {
+    Traced comm(inner);
+    const auto codec = make_compressor(name);
+    const auto r = std::size_t(comm.rank());
+    s.of[r] = normal(n, 1, 100 + unsigned(r));
+    all_reduce(comm, *codec, {s.of[r].data(), n, DType::f32}, bound, nullptr).wait();
+    s.bytes[r] = comm.stats().bytes;
+    if (codec->fixed_size()) s.formula[r] = all_reduce_bytes(*codec, n, comm.rank(), comm.size());
+  });
+  return s;
+}
+
+TEST_P(CompressorContract, AllReduceIsEqualOnAllRanksAndNearTheSum) {
+  const double bound = 1e-3;
+  for (const int ranks : {1, 2, 3, 5})
+    for (const std::size_t n : {0u, 1u, 300u, 513u, 20000u}) {
+      const Summed s = sum_over(GetParam(), ranks, n, bound);
+      std::vector<double> exact(n), size(n);
+      for (int r = 0; r < ranks; ++r) {
+        const Values v = normal(n, 1, 100 + unsigned(r));
+        for (std::size_t i = 0; i < n; ++i) exact[i] += v[i], size[i] += std::abs(v[i]);
+      }
+      for (const auto& v : s.of) EXPECT_EQ(v, s.of[0]);
+      for (std::size_t i = 0; i < n; ++i)
+        ASSERT_NEAR(s.of[0][i], exact[i], codec->bounded() ? (ranks + 1) * bound + 1e-6 * size[i] : 0.04 * (ranks + 1))
+            << ranks << " ranks, element " << i << " of " << n;
+      if (codec->fixed_size()) {
+        EXPECT_EQ(s.bytes, s.formula) << ranks << " ranks, " << n;
+      }
+    }
+}
+
+// With error feedback what one call loses comes with the next: over T calls the sums drift by no more than the loss of
+// a few calls, where without it the loss would add up.
+TEST_P(CompressorContract, ErrorFeedbackLosesNothing) {
+  if (codec->summable()) GTEST_SKIP() << "takes no error feedback";
+  const std::size_t n = 1000;
+  const int ranks = 3, calls = 200;
+  std::vector<double> drift(n);
+  run_loopback(ranks, [&](Communicator& comm) {
+    const auto mine = make_compressor(GetParam());
+    const Values v = normal(n, 1, unsigned(comm.rank()));
+    Values sent(n), owned(shard_size(n, ranks));
+    const ErrorFeedback feedback{{sent.data(), n, DType::f32}, {owned.data(), owned.size(), DType::f32}};
+    std::vector<double> total(n);
+    for (int t = 0; t < calls; ++t) {
+      Values work = v;
+      all_reduce(comm, *mine, {work.data(), n, DType::f32}, 0.05, &feedback).wait();
+      for (std::size_t i = 0; i < n; ++i) total[i] += work[i];
+    }
+    if (comm.rank() != 0) return;
+    for (std::size_t i = 0; i < n; ++i) {
+      drift[i] = total[i];
+      for (int r = 0; r < ranks; ++r) drift[i] -= double(calls) * normal(n, 1, unsigned(r))[i];
+    }
+  });
+  for (const double d : drift) EXPECT_LT(std::abs(d), 0.05 * 10);
+}
+
+TEST_P(CompressorContract, AllToAllKeepsEachBound) {
+  if (!codec->bounded()) GTEST_SKIP() << "makes no promise";
+  run_loopback(3, [&](Communicator& comm) {
+    const auto mine = make_compressor(GetParam());
+    const auto count = [](int from, int to) { return std::size_t((from * 3 + to * 7) % 5 * 100 + (from == to ? 0 : 1)); };
+    std::vector<std::size_t> send, recv;
+    std::vector<double> bounds;
+    Values in;
+    for (int r = 0; r < 3; ++r) {
+      send.push_back(count(comm.rank(), r));
+      recv.push_back(count(r, comm.rank()));
+      bounds.push_back(r == 0 ? 0 : std::pow(10.0, -r));
+      const Values part = normal(send.back(), 1, unsigned(comm.rank() * 3 + r));
+      in.insert(in.end(), part.begin(), part.end());
+    }
+    Values out(std::accumulate(recv.begin(), recv.end(), std::size_t{0}));
+    all_to_all(comm, *mine, {in.data(), in.size(), DType::f32}, send, bounds, {out.data(), out.size(), DType::f32}, recv).wait();
+    std::size_t at = 0;
+    for (int r = 0; r < 3; ++r) {
+      const double bound = comm.rank() == 0 ? 0 : std::pow(10.0, -comm.rank());
+      for (const float x : normal(recv[std::size_t(r)], 1, unsigned(r * 3 + comm.rank()))) EXPECT_LE(std::abs(double(x) - out[at++]), bound);
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Every, CompressorContract, testing::ValuesIn(compressors()),
+                         [](const auto& info) { return info.param; });
+
+TEST(Compressors, AnUnknownNameIsToldWithTheKnownOnes) {
+  try {
+    make_compressor("int9", "a.yaml:3:5");
+    FAIL();
+  } catch (const UsageError& e) {
+    EXPECT_NE(std::string(e.what()).find("int8"), std::string::npos);
+  }
+}
+
+TEST(Int8, IsTheFormula) {
+  const auto codec = make_compressor("int8");
+  Values v = normal(300, 2, 5);
+  const Values out = decode(*codec, encode(*codec, {v}, 0), {v.size()})[0];
+  for (const auto& [first, last] : {std::pair{0, 256}, std::pair{256, 300}}) {
+    float largest = 0;
+    for (int i = first; i < last; ++i) largest = std::max(largest, std::abs(v[std::size_t(i)]));
+    for (int i = first; i < last; ++i) {
+      const double scale = double(largest) / 127, q = std::nearbyint(v[std::size_t(i)] / scale);
+      EXPECT_NEAR(out[std::size_t(i)], q * scale, scale * 1e-5 + (std::abs(v[std::size_t(i)] / scale - q) > 0.499 ? scale : 0));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace trireme
