@@ -11,6 +11,19 @@
 #include <thread>
 
 namespace trireme {
+namespace {
+
+// How far to read ahead. Threads wake each other only when this is used up by half: a wake-up costs as much as a
+// small step.
+constexpr std::size_t least_ahead = 2, most_ahead = 16, ahead_bytes = 64 << 20;
+
+std::size_t bytes_of(const Batch& batch) {
+  std::size_t bytes = 0;
+  for (const auto& [name, column] : batch.columns) bytes += column.nbytes();
+  return bytes;
+}
+
+}  // namespace
 
 struct Cursor {
   std::int64_t epoch = 0, batch = 0;
@@ -32,6 +45,7 @@ struct Loader::Reader {
   std::mutex mutex;
   std::condition_variable_any changed;
   std::deque<Batch> ready;
+  std::size_t refill_below = 0;  // the reading thread sleeps until fewer are ready; 0: it is at work
   std::exception_ptr error;
   std::jthread thread;  // last: it stops before the rest goes
 
@@ -67,10 +81,12 @@ struct Loader::Reader {
         Batch batch = read(c);
         advance(c);
         std::unique_lock lock(mutex);
-        changed.wait(lock, stop, [&] { return std::int64_t(ready.size()) < options.prefetch; });
-        if (stop.stop_requested()) return;
         ready.push_back(std::move(batch));
-        changed.notify_all();
+        if (ready.size() == 1) changed.notify_all();
+        const std::size_t n = ready.size();
+        if (n < least_ahead || (n < most_ahead && (n + 1) * bytes_of(ready.back()) <= ahead_bytes)) continue;
+        refill_below = std::max(least_ahead, (n + 1) / 2);
+        changed.wait(lock, stop, [&] { return refill_below == 0; });
       }
     } catch (...) {
       std::lock_guard lock(mutex);
@@ -84,12 +100,13 @@ struct Loader::Reader {
     thread.request_stop();
     thread.join();
     ready.clear();
+    refill_below = 0;
     error = nullptr;
     order_epoch = -1;
   }
 
   Batch take() {
-    if (options.prefetch <= 0) return read(next);
+    if (!options.prefetch) return read(next);
     if (!thread.joinable()) thread = std::jthread([this, c = next](std::stop_token s) { run(s, c); });
     std::unique_lock lock(mutex);
     changed.wait(lock, [&] { return !ready.empty() || error; });
@@ -101,8 +118,10 @@ struct Loader::Reader {
     }
     Batch batch = std::move(ready.front());
     ready.pop_front();
+    const bool refill = ready.size() < refill_below;
+    if (refill) refill_below = 0;
     lock.unlock();  // or the reading thread would wake up only to wait for it
-    changed.notify_all();
+    if (refill) changed.notify_all();
     return batch;
   }
 };
@@ -127,7 +146,7 @@ Loader::Loader(const Dataset& data, std::vector<std::int64_t> ids, std::int64_t 
       throw DataError("loader", "sample " + std::to_string(id) + " of the split is not among the " +
                                     std::to_string(data.size()) + " of the data set");
   reader_.reset(new Reader{
-      data, std::move(ids), global_batch, rank, size, seed, options, {}, -1, {}, {}, {}, {}, {}, {}});
+      data, std::move(ids), global_batch, rank, size, seed, options, {}, -1, {}, {}, {}, {}, {}, {}, {}});
 }
 
 Loader::~Loader() = default;

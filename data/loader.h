@@ -10,8 +10,8 @@
 namespace trireme {
 
 struct LoaderOptions {
-  int prefetch = 2;     // batches read ahead by one thread; 0: read in next()
-  bool shuffle = true;  // false: the split's own order, for evaluation
+  bool prefetch = true;  // one thread reads ahead: 2 batches, up to 16 where they fit into 64 MiB
+  bool shuffle = true;   // false: the split's own order, for evaluation
 };
 
 // One thread uses a Loader; the data set must outlive it.

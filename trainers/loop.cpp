@@ -92,7 +92,7 @@ class Loop {
       : setup_(setup), config_(setup.train), world_(world),
         session_(world, config_, *setup.recipe),
         loader_(setup.recipe->train_data(), setup.recipe->train_ids(), config_.batch_size, world.rank(), world.size(),
-                std::uint64_t(config_.seed), {.prefetch = config_.prefetch ? 2 : 0}),
+                std::uint64_t(config_.seed), {.prefetch = config_.prefetch}),
         folder_(open_run_folder(run_dir_of(options), options.fresh, setup.config, setup.schema, world)),
         checkpoints_(folder_.file("ckpt"), int(config_.checkpoint.keep), world) {
     session_.context().steps_per_epoch = loader_.steps_per_epoch();

@@ -75,7 +75,7 @@ std::vector<std::int64_t> values(const Batch& b) {
 
 TEST(Loader, RanksShareOneGlobalBatch) {
   const Numbers data(103);
-  for (int prefetch : {0, 2}) {
+  for (bool prefetch : {false, true}) {
     Loader whole(data, iota(103), 12, 0, 1, 7, {.prefetch = prefetch});
     EXPECT_EQ(whole.steps_per_epoch(), 8);
     std::vector<Batch> reference;
@@ -142,7 +142,7 @@ TEST(Loader, ResumesMidEpochOnAnyWorldSize) {
   std::vector<std::vector<std::int64_t>> expected;
   for (int i = 0; i < 20; ++i) expected.push_back(straight.next().global_ids);
   for (int stop : {0, 1, 5, 6, 7, 13})  // 6 batches an epoch: also at its end
-    for (int prefetch : {0, 2})
+    for (bool prefetch : {false, true})
       for (int size : {1, 2}) {
         MemoryArchive archive;
         {
@@ -173,7 +173,7 @@ TEST(Loader, OrderDependsOnSeedAlone) {
 
 TEST(Loader, ReadErrorsSurfaceInNext) {
   const Numbers data(20, 13);
-  for (int prefetch : {0, 1, 3}) {
+  for (bool prefetch : {false, true}) {
     Loader loader(data, iota(20), 2, 0, 1, 0, {.prefetch = prefetch, .shuffle = false});
     for (int i = 0; i < 6; ++i) EXPECT_EQ(loader.next().ids[0], 2 * i);
     for (int again = 0; again < 2; ++again) {
@@ -188,13 +188,34 @@ TEST(Loader, ReadErrorsSurfaceInNext) {
   }
 }
 
-TEST(Loader, ReadsAheadNoFurtherThanAsked) {
+TEST(Loader, ReadsAheadNoFurtherThanPromised) {
   const Numbers data(1000);
-  Loader loader(data, iota(1000), 10, 0, 1, 0, {.prefetch = 2});
+  Loader loader(data, iota(1000), 10, 0, 1, 0);
   loader.next();
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  EXPECT_GE(data.reads, 3);
-  EXPECT_LE(data.reads, 4);  // one taken, two ready, one in hand
+  EXPECT_GE(data.reads, 16);
+  EXPECT_LE(data.reads, 17);  // one taken, sixteen ready
+}
+
+// 40 MiB a sample that nobody touches.
+struct Large : Dataset {
+  mutable std::atomic<int> reads{0};
+  std::int64_t size() const override { return 100; }
+  Batch read(std::span<const std::int64_t> ids, std::int64_t) const override {
+    ++reads;
+    Batch b;
+    b.ids.assign(ids.begin(), ids.end());
+    b.columns["x"] = at::empty({40 << 20}, at::kByte);
+    return b;
+  }
+};
+
+TEST(Loader, LargeBatchesAreNotHoarded) {
+  const Large data;
+  Loader loader(data, iota(100), 1, 0, 1, 0);
+  for (int i = 0; i < 3; ++i) loader.next();
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_LE(data.reads, 5);  // three taken, two ready
 }
 
 TEST(Loader, Mistakes) {
