@@ -45,15 +45,6 @@ std::string last_line(const std::string& file) {
   return last.substr(0, 300);
 }
 
-double quantile(std::vector<double> v, double q) {
-  if (v.empty()) return 0;
-  std::sort(v.begin(), v.end());
-  const double at = q * double(v.size() - 1);
-  const auto i = std::size_t(at);
-  const double next = i + 1 < v.size() ? v[i + 1] : v[i];
-  return v[i] + (at - double(i)) * (next - v[i]);
-}
-
 }  // namespace
 
 Arm::Arm(std::string name, const std::vector<std::string>& command, int ranks, std::string folder)
@@ -151,16 +142,19 @@ bool Arm::ready(std::chrono::seconds patience) {
   return false;
 }
 
-void Arm::block(int n, bool discard, std::chrono::seconds patience) {
-  if (!skipped_.empty()) return;
-  for (const int fd : commands_) send_line(fd, std::to_string(n));
-  const auto r = reply(patience);
-  if (!r) {
+std::optional<nlohmann::json> Arm::ask(const std::string& command, std::chrono::seconds patience) {
+  if (!skipped_.empty()) return {};
+  for (const int fd : commands_) send_line(fd, command);
+  auto r = reply(patience);
+  if (!r)
     skip(pid_ < 0 ? last_line(folder_ + "/log")
-                  : (n == 1 ? "a step" : std::to_string(n) + " steps") + std::string(" took longer than ") +
-                        std::to_string(patience.count()) + " s");
-    return;
-  }
+                  : "'" + command + "' took longer than " + std::to_string(patience.count()) + " s");
+  return r;
+}
+
+void Arm::block(int n, bool discard, std::chrono::seconds patience) {
+  const auto r = ask(std::to_string(n) + (n == 1 ? " step" : " steps"), patience);
+  if (!r) return;
   last_ms_ = r->at("ms").get<double>() / n;
   if (!discard) {
     ms_.push_back(last_ms_);
@@ -192,6 +186,15 @@ void alternate(const std::vector<Arm*>& arms, int steps, int blocks) {
   }
 }
 
+double quantile(std::vector<double> v, double q) {
+  if (v.empty()) return 0;
+  std::sort(v.begin(), v.end());
+  const double at = q * double(v.size() - 1);
+  const auto i = std::size_t(at);
+  const double next = i + 1 < v.size() ? v[i + 1] : v[i];
+  return v[i] + (at - double(i)) * (next - v[i]);
+}
+
 double thread_cpu_ms() {
   timespec t{};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
@@ -205,8 +208,8 @@ Server::Server(const std::string& folder, int rank) : rank_(rank) {
   if (rank == 0) reply_ = open_pipe(folder + "/reply", O_RDWR);
 }
 
-std::optional<int> Server::next() {
-  if (!std::exchange(ready_, true) && rank_ == 0) send_line(reply_, R"({"ready":true})");
+std::optional<std::string> Server::command() {
+  if (!std::exchange(ready_, true)) reply({{"ready", true}});
   std::string line;
   for (char c = 0; c != '\n';) {
     const ssize_t n = read(command_, &c, 1);
@@ -214,12 +217,22 @@ std::optional<int> Server::next() {
     if (n <= 0) return {};
     line += c;
   }
-  const int steps = std::atoi(line.c_str());
-  return steps > 0 ? std::optional(steps) : std::nullopt;
+  if (line.starts_with('0')) return {};
+  line.pop_back();
+  return line;
+}
+
+std::optional<int> Server::next() {
+  const auto line = command();
+  return line ? std::optional(std::atoi(line->c_str())) : std::nullopt;
+}
+
+void Server::reply(const nlohmann::json& answer) {
+  if (rank_ == 0) send_line(reply_, answer.dump());
 }
 
 void Server::reply(double total_ms, double cpu_ms, const std::vector<double>& losses) {
-  if (rank_ == 0) send_line(reply_, nlohmann::json{{"ms", total_ms}, {"cpu_ms", cpu_ms}, {"losses", losses}}.dump());
+  reply({{"ms", total_ms}, {"cpu_ms", cpu_ms}, {"losses", losses}});
 }
 
 void Server::run(const std::function<double()>& step) {

@@ -25,6 +25,9 @@ class Arm {
   bool ready(std::chrono::seconds patience);
   // Takes `n` steps. Adds their mean to the blocks unless `discard`. Skips the arm if that takes longer than `patience`.
   void block(int n, bool discard, std::chrono::seconds patience = std::chrono::seconds(600));
+  // Sends a command of the benchmark's own to every rank and returns rank 0's reply; none, and the arm is skipped, if
+  // it ends or takes longer than `patience`. A command must not begin with "0".
+  std::optional<nlohmann::json> ask(const std::string& command, std::chrono::seconds patience = std::chrono::seconds(600));
   // Leaves this arm out of all that follows.
   void skip(std::string why);
 
@@ -56,15 +59,19 @@ void alternate(const std::vector<Arm*>& arms, int steps, int blocks);
 
 // CPU time of the calling thread.
 double thread_cpu_ms();
+// Of sorted or unsorted values, linear between neighbours; 0 if there are none.
+double quantile(std::vector<double> values, double q);
 
 // The arm's end, on each rank.
 class Server {
  public:
   Server(const std::string& folder, int rank);
-  // The first call says that this rank is ready. Steps to take now; none: the benchmark is over.
+  // The first call says that this rank is ready. The next command, or the steps to take now; none: the benchmark is over.
+  std::optional<std::string> command();
   std::optional<int> next();
-  // Rank 0, after a block: its time and the loss of each step. cpu_ms: of the stepping thread alone, which other
-  // programs on the machine hardly change.
+  // Rank 0: the answer to a command, and that to a block of steps: its time and the loss of each step. cpu_ms: of the
+  // stepping thread alone, which other programs on the machine hardly change.
+  void reply(const nlohmann::json& answer);
   void reply(double total_ms, double cpu_ms, const std::vector<double>& losses);
   // Runs `step`, which returns the global loss, on command until the end.
   void run(const std::function<double()>& step);

@@ -51,8 +51,9 @@ std::vector<std::string> own_arm(const Options& o, const std::string& arm, const
 }
 
 std::vector<std::string> peer_arm(const std::string& script, const std::vector<std::string>& arguments,
-                                  const std::string& folder) {
-  std::vector<std::string> command{python(), peer_script(script), "--serve", folder};
+                                  const std::string& folder, int ranks) {
+  std::vector<std::string> command = ranks > 0 ? mpirun_prefix(ranks) : std::vector<std::string>();
+  command.insert(command.end(), {python(), peer_script(script), "--serve", folder});
   command.insert(command.end(), arguments.begin(), arguments.end());
   return command;
 }

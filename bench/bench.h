@@ -14,8 +14,11 @@ struct Options {
   std::string name;
   bool json = false;
   int blocks = 9;  // timed blocks of each arm, after one that is discarded
-  // Set in the processes that `run` starts: which arm this is, of which case, and the folder of its pipes.
-  std::string serve, arm, problem;
+  int ranks = 2;  // of benchmarks that say so
+  // Part of the benchmark only, in its own words ("all_reduce"). In the processes that `run` starts: their case.
+  std::string problem;
+  // Set in the processes that `run` starts: which arm this is, and the folder of its pipes.
+  std::string serve, arm;
 };
 
 struct Benchmark {
@@ -34,8 +37,9 @@ const std::vector<Benchmark>& all();
 // One of our own arms on `ranks` ranks (1: no mpirun), and a peer: bench/peers/`script` with the Python that has torch.
 std::vector<std::string> own_arm(const Options& o, const std::string& arm, const std::string& problem, int ranks,
                                  const std::string& folder);
+// `ranks` > 0: as that many processes under mpirun, for peers that find their rank in its environment.
 std::vector<std::string> peer_arm(const std::string& script, const std::vector<std::string>& arguments,
-                                  const std::string& folder);
+                                  const std::string& folder, int ranks = 0);
 
 // A folder that is removed with everything in it.
 class Scratch {

@@ -152,8 +152,13 @@ void announce_ready() {
   if (std::getenv(launched_by_us)) write_all(STDERR_FILENO, ready_line);
 }
 
+std::vector<std::string> mpirun_prefix(int ranks) {
+  return {"mpirun", "--oversubscribe", "--bind-to", "none", "-n", std::to_string(ranks)};
+}
+
 std::vector<std::string> mpirun_command(int ranks, const std::vector<std::string>& arguments) {
-  std::vector<std::string> words{"mpirun", "--oversubscribe", "--bind-to", "none", "-n", std::to_string(ranks), self_path()};
+  std::vector<std::string> words = mpirun_prefix(ranks);
+  words.push_back(self_path());
   words.insert(words.end(), arguments.begin(), arguments.end());
   return words;
 }

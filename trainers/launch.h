@@ -12,6 +12,8 @@ int launched_rank();
 // Tells the parent, if launch_ranks() is that, that this rank now catches its signals.
 void announce_ready();
 
+// mpirun and its options, to be followed by a program.
+std::vector<std::string> mpirun_prefix(int ranks);
 // The command line that starts `arguments` (without the program) on `ranks` ranks of this program.
 std::vector<std::string> mpirun_command(int ranks, const std::vector<std::string>& arguments);
 

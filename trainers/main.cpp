@@ -140,9 +140,10 @@ int run(int argc, char** argv) {
   bench->add_option("name", bench_options.name, "which; a wrong name lists them")->required();
   bench->add_flag("--json", bench_options.json, "one JSON object on stdout");
   bench->add_option("--blocks", bench_options.blocks, "timed blocks of each arm")->check(CLI::Range(1, 1000));
+  bench->add_option("--ranks", bench_options.ranks, "ranks of an arm (comm)")->check(CLI::Range(2, 1024));
+  bench->add_option("--problem", bench_options.problem, "a part of it, e.g. all_reduce:1048576 of comm");
   bench->add_option("--serve", bench_options.serve)->group("");  // of the processes that a benchmark starts
   bench->add_option("--arm", bench_options.arm)->group("");
-  bench->add_option("--problem", bench_options.problem)->group("");
 
   std::vector<std::string> runs;
   std::string report_out = "report.html";

@@ -13,10 +13,19 @@ class Server:
         if self.reply is not None:
             os.write(self.reply, (json.dumps(message) + "\n").encode())
 
+    def commands(self):
+        """The benchmark's own commands, until the end."""
+        self._send({"ready": True})
+        while (line := self.command.readline()) and not line.startswith(b"0"):
+            yield line.decode().split()
+
+    def answer(self, message):
+        self._send(message)
+
     def run(self, step):
         """step() takes one training step and returns the global loss."""
         self._send({"ready": True})
-        while n := int(self.command.readline() or 0):
+        while n := int((self.command.readline() or b"0").split()[0]):
             begin, cpu = time.perf_counter(), time.thread_time()
             losses = [step() for _ in range(n)]
             self._send({"ms": 1e3 * (time.perf_counter() - begin), "cpu_ms": 1e3 * (time.thread_time() - cpu),
