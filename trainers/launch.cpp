@@ -116,6 +116,12 @@ class BannerFilter {
   int lost_rank_ = -1, ready_ = 0;
 };
 
+// Tasks of the srun step that this process is in.
+int step_tasks() {
+  const char* value = std::getenv("SLURM_STEP_NUM_TASKS");
+  return value ? std::atoi(value) : 0;
+}
+
 std::string self_path() { return std::filesystem::read_symlink("/proc/self/exe").string(); }
 
 [[noreturn]] void run_mpirun(int ranks, const std::vector<std::string>& arguments) {
@@ -137,9 +143,18 @@ std::string self_path() { return std::filesystem::read_symlink("/proc/self/exe")
 }  // namespace
 
 int launched_ranks() {
-  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"})
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
     if (const char* value = std::getenv(name)) return std::max(1, std::atoi(value));
-  return 0;
+  // A step of one task is a shell or a batch system's wrapper as often as a job of one rank.
+  const int tasks = step_tasks();
+  return tasks > 1 ? tasks : 0;
+}
+
+int tasks_alone() {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
+    if (std::getenv(name)) return 0;
+  const int tasks = step_tasks();
+  return tasks > 1 ? tasks : 0;
 }
 
 int launched_rank() {

@@ -7,6 +7,9 @@ namespace trireme {
 
 // Ranks this process was launched with by mpirun, srun or another starter; 0 when it was started alone.
 int launched_ranks();
+// Tasks of an srun step in which nothing connects them (srun without --mpi=pmix); 0 in every other case. Some MPI
+// libraries make each of them a world of one rank without a word.
+int tasks_alone();
 // This process's rank among them, known before MPI is; 0 when it was started alone.
 int launched_rank();
 // Tells the parent, if launch_ranks() is that, that this rank now catches its signals.

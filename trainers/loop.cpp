@@ -45,6 +45,13 @@ struct Setup {
   }
 };
 
+void check_divisible(const Setup& setup, int ranks) {
+  if (setup.train.batch_size % ranks == 0) return;
+  throw UsageError(setup.config.place("batch_size"),
+                   std::to_string(setup.train.batch_size) + " is not divisible by " + std::to_string(ranks) + " ranks",
+                   "choose a multiple of the number of ranks");
+}
+
 // How many ranks were asked to stop, and have their part of a checkpoint on disk: one small all-reduce after a step.
 struct Agreed {
   double stop = 0, written = 0;
@@ -284,7 +291,10 @@ std::string run_dir_of(const TrainOptions& o) {
   return o.out.empty() ? "runs/" + fs::path(o.file).stem().string() : o.out;
 }
 
-void check_config(const TrainOptions& o) { const Setup setup(o); }
+void check_config(const TrainOptions& o) {
+  const Setup setup(o);
+  check_divisible(setup, std::max(1, o.ranks));
+}
 
 void print_config(const TrainOptions& o) {
   const Setup setup(o);
@@ -296,10 +306,7 @@ int train(const TrainOptions& options, Communicator& world, int local_ranks) {
   const int cores = int(std::thread::hardware_concurrency());
   const int threads = setup.train.threads ? int(setup.train.threads) : std::max(1, cores / std::max(1, local_ranks));
   at::set_num_threads(threads);
-  if (setup.train.batch_size % world.size() != 0)
-    throw UsageError(setup.config.place("batch_size"), std::to_string(setup.train.batch_size) + " is not divisible by " +
-                                                           std::to_string(world.size()) + " ranks",
-                     "choose a multiple of the number of ranks");
+  check_divisible(setup, world.size());
   check_same_config(setup.config, setup.schema, world);
   if (options.dry_run) {
     dry_run(setup, world);

@@ -20,7 +20,7 @@ std::string run_dir_of(const TrainOptions& options);
 // Collective: the whole of `trireme train` on one rank. Returns the exit code (0 or 85); failures are thrown.
 int train(const TrainOptions& options, Communicator& world, int local_ranks);
 
-// Reads and checks the configuration, nothing else.
+// Reads and checks the configuration (for `ranks` ranks, where that is known), nothing else.
 void check_config(const TrainOptions& options);
 // Prints the resolved configuration with the origin of every value.
 void print_config(const TrainOptions& options);

@@ -9,6 +9,7 @@
 #include "trainers/launch.h"
 #include "trainers/loop.h"
 #include "trainers/stop.h"
+#include "trainers/submit.h"
 
 #include <CLI/CLI.hpp>
 #include <c10/util/Exception.h>
@@ -71,6 +72,12 @@ int print_failure(const Failed& f) {
 
 // `work(world, ranks on this node)` on this process alone or as one rank of the job that it was started in.
 int on_ranks(const std::function<int(Communicator&, int)>& work) {
+  if (const int tasks = tasks_alone()) {
+    if (launched_rank() != 0) return int(ExitCode::usage);  // one of them says it
+    throw UsageError("launch", "srun started " + std::to_string(tasks) +
+                                   " tasks that MPI cannot connect: each would train alone",
+                     "use srun --mpi=pmix, or mpirun");
+  }
   catch_stop_signals();
   announce_ready();
   if (!launched_ranks()) {
@@ -145,6 +152,18 @@ int run(int argc, char** argv) {
   bench->add_option("--serve", bench_options.serve)->group("");  // of the processes that a benchmark starts
   bench->add_option("--arm", bench_options.arm)->group("");
 
+  SubmitOptions submit_options;
+  auto* submit = app.add_subcommand("submit", "train as a Slurm job; key=a,b,c makes a job array; options of sbatch go after --");
+  submit->add_option("file", submit_options.file, "experiment, a YAML file")->required();
+  submit->add_option("overrides", submit_options.overrides, "key=value, or key=a,b,c");
+  submit->add_option("--nodes", submit_options.nodes, "nodes")->check(CLI::Range(1, 100000));
+  submit->add_option("--ranks-per-node", submit_options.ranks_per_node, "ranks on each node")->check(CLI::Range(1, 10000));
+  submit->add_option("--time", submit_options.time, "time limit, such as 30 (minutes) or 1-12:00:00");
+  submit->add_option("--partition", submit_options.partition, "partition of the cluster");
+  submit->add_option("--out", submit_options.out, "run folder (default runs/<yaml stem>); of a sweep's task K: OUT.K");
+  submit->add_option("--requeues", submit_options.requeues, "how often it may queue itself again")->check(CLI::Range(0, 1000000));
+  submit->add_flag("--print", submit_options.print, "show the batch script, submit nothing");
+
   std::vector<std::string> runs;
   std::string report_out = "report.html";
   auto* report = app.add_subcommand("report", "one HTML page for one or more runs");
@@ -161,13 +180,17 @@ int run(int argc, char** argv) {
                      (near.empty() ? "" : "did you mean " + near + "? ") + "see trireme --help");
   }
   try {
-    app.parse(argc, argv);
+    // The words after `submit ... --` are sbatch's.
+    const auto end = argc > 1 && argv[1] == std::string_view("submit") ? std::find(argv, argv + argc, std::string_view("--")) : argv + argc;
+    if (end != argv + argc) submit_options.sbatch.assign(end + 1, argv + argc);
+    app.parse(int(end - argv), argv);
   } catch (const CLI::ParseError& e) {
     if (e.get_exit_code() == 0) return app.exit(e);
     throw UsageError("command line", e.what(), "see trireme --help");
   }
   if (*train) return train_command(train_options, {argv + 1, argv + argc});
   if (*data) return data_command(data_options);
+  if (*submit) return submit_command(submit_options);
   if (*bench) {
     if (bench_options.serve.empty()) return bench_command(bench_options);
     return on_ranks([&](Communicator& world, int) { return bench_serve(bench_options, world); });
