@@ -3,6 +3,10 @@
 #include "comm/error.h"
 #include "trainers/launch.h"
 
+#include <arpa/inet.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <cstdlib>
 #include <filesystem>
 
@@ -67,6 +71,18 @@ Scratch::Scratch() {
 Scratch::~Scratch() {
   std::error_code ignored;
   fs::remove_all(dir_, ignored);
+}
+
+int free_port() {
+  const int s = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  socklen_t length = sizeof address;
+  const bool ok = bind(s, reinterpret_cast<sockaddr*>(&address), length) == 0 &&
+                  getsockname(s, reinterpret_cast<sockaddr*>(&address), &length) == 0;
+  close(s);
+  if (!ok) throw CommError("bench", "no free TCP port");
+  return ntohs(address.sin_port);
 }
 
 }  // namespace trireme::bench

@@ -41,6 +41,9 @@ std::vector<std::string> own_arm(const Options& o, const std::string& arm, const
 std::vector<std::string> peer_arm(const std::string& script, const std::vector<std::string>& arguments,
                                   const std::string& folder, int ranks = 0);
 
+// For peers that meet at one.
+int free_port();
+
 // A folder that is removed with everything in it.
 class Scratch {
  public:

@@ -7,9 +7,7 @@
 #include "comm/mpi.h"
 #include "trainers/launch.h"
 
-#include <arpa/inet.h>
 #include <malloc.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -221,18 +219,6 @@ struct Result {
   }
   double time() const { return quantile(medians, 0.5); }
 };
-
-int free_port() {
-  const int s = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  socklen_t length = sizeof address;
-  const bool ok = bind(s, reinterpret_cast<sockaddr*>(&address), length) == 0 &&
-                  getsockname(s, reinterpret_cast<sockaddr*>(&address), &length) == 0;
-  close(s);
-  if (!ok) throw CommError("bench comm", "no free TCP port");
-  return ntohs(address.sin_port);
-}
 
 // "OP", "OP:BYTES" or "OP:FROM-TO"; all operations and sizes if empty.
 struct Selection {

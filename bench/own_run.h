@@ -23,6 +23,7 @@ class OwnSession {
   void write(const std::string& file, const std::map<std::string, std::string>& metadata = {});
   // Collective: one training step on the next batch, as the loop takes it. -> the global loss.
   double step();
+  std::size_t reduced_bytes() const { return session_.reduced_bytes(); }
 
  private:
   OwnRun& run_;

@@ -219,13 +219,11 @@ struct Reducer::Impl {
     if (options.overlap) launch_full();
   }
 
-  bool hook_works(const Part& b, std::int64_t in_step) const { return b.hook && in_step >= options.hook.start; }
-
   void launch_full() {
     for (; next_launch < buckets.size() && buckets[next_launch].missing == 0; ++next_launch) {
       auto& b = buckets[next_launch];
       if (!b.comm) continue;
-      if (hook_works(b, step))
+      if (b.hook && step >= options.hook.start)
         b.work = b.hook->reduce(b, *b.comm);
       else if (b.weights.defined())
         b.work = b.comm->reduce_scatter(buffer_of(b.flat), buffer_of(shard_of(b, b.flat)), Op::sum);
@@ -281,14 +279,12 @@ struct Reducer::Impl {
     return slices;
   }
 
-  std::size_t wire_bytes(std::int64_t in_step) const {
-    std::size_t bytes = 0;
+  std::size_t plain_bytes() const {
+    const auto all = std::size_t(grad.size());
+    std::size_t bytes = 2 * (all - 1) * sizeof(double) / all;  // their norm
     for (const auto& b : buckets) {
-      if (!b.comm) continue;
-      const auto n = std::size_t(b.comm->size());
-      const std::size_t once = 2 * (n - 1) * b.flat.nbytes() / n;
-      bytes += hook_works(b, in_step) ? b.hook->bytes(b, *b.comm) : once;
-      if (hook_works(b, in_step) && b.weights.defined()) bytes += once / 2;  // the weights
+      const auto n = std::size_t(b.comm ? b.comm->size() : 1);
+      bytes += 2 * (n - 1) * b.flat.nbytes() / n;
     }
     return bytes;
   }
@@ -322,7 +318,7 @@ void Reducer::finish() { impl_->finish(); }
 bool Reducer::settled() const { return impl_->order_known; }
 std::vector<Slice> Reducer::owned() const { return impl_->owned(); }
 void Reducer::gather_weights() { impl_->gather_weights(); }
-std::size_t Reducer::wire_bytes(std::int64_t step) const { return impl_->wire_bytes(step); }
+std::size_t Reducer::plain_bytes() const { return impl_->plain_bytes(); }
 void Reducer::state(Archive& ar) { impl_->state(ar); }
 
 namespace {

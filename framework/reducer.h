@@ -53,7 +53,7 @@ class Reducer {
   // After finish(), collective: norm over all gradients, each value once. An f64 scalar.
   at::Tensor gradient_norm() const;
   std::size_t bytes_per_step() const;         // of all buckets that are reduced
-  std::size_t wire_bytes(std::int64_t step) const;  // that this rank sends for gradients in that step, by formula
+  std::size_t plain_bytes() const;            // that a rank would send for gradients without hooks
   void state(Archive& ar);                    // the bucket order and what hooks keep
 
  private:

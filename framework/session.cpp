@@ -169,6 +169,7 @@ double Session::loss() const { return loss_.item<double>(); }
 bool Session::skipped() const { return context_.skip_.defined() && context_.skip_.item<float>() != 0; }
 double Session::gradient_norm() const { return norm_.item<double>(); }
 std::size_t Session::reduced_bytes() const { return reducer_->bytes_per_step(); }
+std::size_t Session::plain_bytes() const { return reducer_->plain_bytes(); }
 
 std::int64_t Session::parameter_count() const {
   std::int64_t n = 0;

@@ -28,6 +28,7 @@ class Session {
   Context& context() { return context_; }
   const std::vector<Param>& parameters() const { return all_; }
   std::size_t reduced_bytes() const;
+  std::size_t plain_bytes() const;  // Reducer::plain_bytes
   std::int64_t parameter_count() const;
 
   // Weights only, and all state.

@@ -211,12 +211,15 @@ class Loop {
     summed_ = 0;
   }
 
+  // Sent, and what it would have been without gradient hooks.
   std::pair<double, double> bytes_since_last_log() {
-    double total = 0;
+    double gradients = 0, others = 0;
     for (const std::string_view name : {"world", "grad", "control"})
-      if (const auto* traced = dynamic_cast<const Traced*>(&session_.context().comm(name))) total += double(traced->stats().bytes);
-    const double since = total - std::exchange(bytes_logged_, total);
-    return {since, since};
+      if (const auto* traced = dynamic_cast<const Traced*>(&session_.context().comm(name)))
+        (name == "grad" ? gradients : others) += double(traced->stats().bytes);
+    const double sent = gradients + others - std::exchange(bytes_logged_, gradients + others);
+    const double since = others - std::exchange(others_logged_, others);
+    return {sent, since + double(session_.plain_bytes()) * double(summed_)};
   }
 
   void evaluate() {
@@ -267,7 +270,7 @@ class Loop {
   Metrics metrics_;
   std::int64_t step_ = 0, saved_at_ = 0, skipped_in_row_ = 0, summed_ = 0;
   std::map<std::string, double> sums_;
-  double best_ = -std::numeric_limits<double>::infinity(), bytes_logged_ = 0;
+  double best_ = -std::numeric_limits<double>::infinity(), bytes_logged_ = 0, others_logged_ = 0;
   bool is_best_ = false;
 };
 

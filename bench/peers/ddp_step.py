@@ -1,68 +1,81 @@
-"""Peer arm of bench ddp_step: the same MLP under DistributedDataParallel over gloo, 2 processes of one thread."""
+"""Peer arms of the MLP benchmarks: DistributedDataParallel over gloo, one thread a process. Started by mpirun, which
+only tells each process its rank."""
 import argparse
 import os
-import socket
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.distributed.algorithms.ddp_comm_hooks.default_hooks as default_hooks
+import torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook as powersgd
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from arm import Server, read_safetensors
 
-RANKS = 2
+parser = argparse.ArgumentParser()
+parser.add_argument("--serve")
+parser.add_argument("--file")
+parser.add_argument("--port")
+parser.add_argument("--arm", choices=["copy", "view", "powersgd", "bf16", "compute", "comm"])
+args = parser.parse_args()
+rank, size = int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
+torch.set_num_threads(1)
+os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+os.environ["MASTER_PORT"] = args.port
+dist.init_process_group("gloo", rank=rank, world_size=size)
 
-
-def main(rank, a, port):
-    torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=RANKS)
-    tensors, meta = read_safetensors(a.file)
-    layers = []
-    while f"layers.{len(layers)}.weight" in tensors:
-        out, inputs = tensors[f"layers.{len(layers)}.weight"].shape
-        layers.append(nn.Linear(inputs, out))
-    modules = []
-    for i, layer in enumerate(layers):
-        layer.weight.data.copy_(tensors[f"layers.{i}.weight"])
-        layer.bias.data.copy_(tensors[f"layers.{i}.bias"])
-        modules += [layer] + ([nn.ReLU(inplace=True)] if i + 1 < len(layers) else [])
+tensors, meta = read_safetensors(args.file)
+layers = []
+while f"layers.{len(layers)}.weight" in tensors:
+    out, inputs = tensors[f"layers.{len(layers)}.weight"].shape
+    layers.append(nn.Linear(inputs, out))
+modules = []
+for i, layer in enumerate(layers):
+    layer.weight.data.copy_(tensors[f"layers.{i}.weight"])
+    layer.bias.data.copy_(tensors[f"layers.{i}.bias"])
+    modules += [layer] + ([nn.ReLU(inplace=True)] if i + 1 < len(layers) else [])
+model = nn.Sequential(*modules)
+if args.arm not in ("compute", "comm"):
     # DDP's own defaults are the same: 25 MiB buckets, a first one of 1 MiB, rebuilt in the observed order.
-    model = DistributedDataParallel(nn.Sequential(*modules), bucket_cap_mb=25, gradient_as_bucket_view=a.arm == "view")
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=True)
-    batches = []
-    for k in range(int(meta["batches"])):
-        x, label = tensors[f"batch.{k}.x"], tensors[f"batch.{k}.label"]
-        rows = slice(rank * len(x) // RANKS, (rank + 1) * len(x) // RANKS)
-        batches.append((x[rows].clone(), label[rows].clone()))
-    taken = 0
-
-    def step():
-        nonlocal taken
-        x, label = batches[taken % len(batches)]
-        taken += 1
-        optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(model(x), label)
-        loss.backward()
-        optimizer.step()
-        total = loss.detach() / RANKS
-        dist.all_reduce(total)
-        return total.item()
-
-    Server(a.serve, rank).run(step)
-    dist.destroy_process_group()
+    model = DistributedDataParallel(model, bucket_cap_mb=25, gradient_as_bucket_view=args.arm != "copy")
+if args.arm == "powersgd":  # rank 4, from the second step on: it may not start before buckets are rebuilt
+    model.register_comm_hook(powersgd.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2),
+                             powersgd.powerSGD_hook)
+if args.arm == "bf16":
+    model.register_comm_hook(None, default_hooks.bf16_compress_hook)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=True)
+batches = []
+for k in range(int(meta["batches"])):
+    x, label = tensors[f"batch.{k}.x"], tensors[f"batch.{k}.label"]
+    rows = slice(rank * len(x) // size, (rank + 1) * len(x) // size)
+    batches.append((x[rows].clone(), label[rows].clone()))
+taken = 0
 
 
-if __name__ == "__main__":
-    p = argparse.ArgumentParser()
-    p.add_argument("--serve")
-    p.add_argument("--file")
-    p.add_argument("--arm", choices=["copy", "view"])
-    args = p.parse_args()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        free = s.getsockname()[1]
-    os.environ["OMP_NUM_THREADS"] = "1"
-    mp.spawn(main, (args, free), nprocs=RANKS)
+def step():
+    global taken
+    x, label = batches[taken % len(batches)]
+    taken += 1
+    optimizer.zero_grad(set_to_none=True)
+    loss = F.cross_entropy(model(x), label)
+    loss.backward()
+    optimizer.step()
+    if args.arm == "compute":
+        return loss.item()
+    total = loss.detach() / size
+    dist.all_reduce(total)
+    return total.item()
+
+
+pieces = torch.zeros(sum(p.numel() for p in model.parameters())).split((25 << 20) // 4)
+
+
+def comm():
+    for work in [dist.all_reduce(p, async_op=True) for p in pieces]:
+        work.wait()
+    return 0.0
+
+
+Server(args.serve, rank).run(comm if args.arm == "comm" else step)
+dist.destroy_process_group()

@@ -1,0 +1,38 @@
+// How much of the communication hides behind backward: 1 - (step - compute alone) / communication alone, ours and DDP's.
+// Meant for the network lab, whose bandwidth sets how long communication takes.
+#include "bench/mlp_step.h"
+
+#include "comm/error.h"
+
+namespace trireme::bench {
+namespace {
+
+nlohmann::json run(const Options& o) {
+  MlpArms arms(o, o.problem.empty() ? 64 : std::stoi(o.problem));
+  Arm& step = arms.ours("trireme");
+  Arm& compute = arms.ours("compute");
+  Arm& comm = arms.ours("comm");
+  Arm& off = arms.ours("no overlap");
+  Arm& ddp_step = arms.ddp("view");
+  Arm& ddp_compute = arms.ddp("compute");
+  Arm& ddp_comm = arms.ddp("comm");
+  arms.measure(5);
+  auto rows = arms.rows({});
+  const auto add = [&](const char* name, Arm& s, Arm& c, Arm& t) {
+    nlohmann::json row{{"arm", name}};
+    if (s.skipped().empty() && c.skipped().empty() && t.skipped().empty()) {
+      row["overlap"] = 1 - (s.median_ms() - c.median_ms()) / t.median_ms();
+      row["comm_to_compute"] = t.median_ms() / c.median_ms();
+    }
+    rows.push_back(row);
+  };
+  add("trireme overlap", step, compute, comm);
+  add("trireme without overlap", off, compute, comm);
+  add("ddp overlap", ddp_step, ddp_compute, ddp_comm);
+  return rows;
+}
+
+const Benchmark::Entry entry({"overlap", "part of communication that backward hides, against DDP (--problem SAMPLES a rank)", run, serve_mlp_step});
+
+}  // namespace
+}  // namespace trireme::bench
