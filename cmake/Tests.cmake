@@ -58,5 +58,8 @@ foreach(label unit contract mpi golden fault net slurm gpu)
       set_tests_properties(${label}.${name} PROPERTIES RUN_SERIAL TRUE)
       add_dependencies(${name} trireme)
     endif()
+    if(label STREQUAL "net")
+      add_dependencies(${name} communicator_test)  # runs it on the hosts
+    endif()
   endforeach()
 endforeach()

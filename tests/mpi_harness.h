@@ -55,12 +55,22 @@ inline std::string without_banner(const std::string& text) {
   return out;
 }
 
-inline Outcome launch(const Launch& l) {
+inline std::string self_path() {
   char self[4096] = {};
-  if (readlink("/proc/self/exe", self, sizeof self - 1) < 0) return {1, "cannot read /proc/self/exe", 0};
+  return readlink("/proc/self/exe", self, sizeof self - 1) < 0 ? std::string() : self;
+}
+
+// The command line of a launch.
+inline std::vector<std::string> words_of(const Launch& l) {
   std::vector<std::string> words;
   if (l.ranks > 0) words = {"mpirun", "--oversubscribe", "--bind-to", "none", "-n", std::to_string(l.ranks)};
-  words.insert(words.end(), {self, "--gtest_filter=" + l.filter, "--gtest_brief=1", "--gtest_color=no"});
+  words.insert(words.end(), {self_path(), "--gtest_filter=" + l.filter, "--gtest_brief=1", "--gtest_color=no"});
+  return words;
+}
+
+// Runs `words` with the environment of a test's ranks.
+inline Outcome run_words(std::vector<std::string> words, const std::vector<std::string>& environment,
+                         std::chrono::seconds timeout) {
   std::vector<char*> arguments;
   for (auto& word : words) arguments.push_back(word.data());
   arguments.push_back(nullptr);
@@ -78,7 +88,7 @@ inline Outcome launch(const Launch& l) {
          {"TRIREME_TEST_RANK=1", "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
           "OMP_NUM_THREADS=1", "ASAN_OPTIONS=detect_leaks=0"})
       putenv(const_cast<char*>(pair));
-    for (const auto& pair : l.environment) putenv(const_cast<char*>(pair.c_str()));
+    for (const auto& pair : environment) putenv(const_cast<char*>(pair.c_str()));
     execvp(arguments[0], arguments.data());
     _exit(127);
   }
@@ -93,7 +103,7 @@ inline Outcome launch(const Launch& l) {
       const ssize_t got = read(ends[0], buffer, sizeof buffer);
       if (got <= 0) break;
       outcome.output.append(buffer, static_cast<std::size_t>(got));
-    } else if (elapsed() > l.timeout) {
+    } else if (elapsed() > timeout) {
       late = true;
       kill(-child, SIGKILL);  // ranks that survive it lose their mpirun and end by themselves
       break;
@@ -107,6 +117,8 @@ inline Outcome launch(const Launch& l) {
   outcome.seconds = std::chrono::duration<double>(elapsed()).count();
   return outcome;
 }
+
+inline Outcome launch(const Launch& l) { return run_words(words_of(l), l.environment, l.timeout); }
 
 // Runs `body` on this rank with the world, and ends the job if it fails: other ranks may wait for this one.
 inline void run_rank(void (*body)(Communicator&)) {

@@ -1,0 +1,123 @@
+// links: comm
+// The hosts of tests/net/lab are apart, collectives hold what they promise across them and send no byte too many, and
+// nothing of the lab stays.
+#include "tests/net/lab.h"
+
+#include <filesystem>
+#include <fstream>
+#include <numeric>
+#include <set>
+
+namespace trireme::test {
+namespace {
+
+// Bytes this host has put on its link.
+std::uint64_t bytes_out() {
+  std::ifstream in("/proc/net/dev");
+  for (std::string line; std::getline(in, line);) {
+    std::istringstream words(line);
+    std::string name;
+    std::uint64_t value = 0;
+    words >> name;
+    if (name != "eth0:") continue;
+    for (int i = 0; i < 9; ++i) words >> value;  // eight of reception, then bytes sent
+    return value;
+  }
+  return 0;
+}
+
+NET_TEST(Lab, HostsShareNoMemory, {2, 4}) {
+  EXPECT_EQ(mpi_transport(comm), "messages");
+  char name[64] = {};
+  gethostname(name, sizeof name - 1);
+  std::vector<char> all(sizeof name * static_cast<std::size_t>(comm.size()));
+  comm.all_gather({name, sizeof name, DType::u8}, {all.data(), all.size(), DType::u8}).wait();
+  std::set<std::string> names;
+  for (std::size_t at = 0; at < all.size(); at += sizeof name) names.insert(all.data() + at);
+  EXPECT_EQ(names.size(), static_cast<std::size_t>(comm.size()));
+}
+
+// What a rank sends is what the formula says, and 6 % for the headers of Ethernet, IP and TCP and for acknowledgements.
+NET_TEST(Lab, SendsWhatTheFormulaSays, {2, 4}) {
+  const std::size_t n = static_cast<std::size_t>(comm.size()), bytes = 12u << 20;
+  std::vector<float> v(bytes / sizeof(float)), out(v.size());
+  std::iota(v.begin(), v.end(), 0.f);
+  const std::vector<std::size_t> even(n, v.size() / n);
+  const Buffer whole{v.data(), v.size(), DType::f32}, result{out.data(), v.size(), DType::f32};
+  const Buffer part{out.data(), v.size() / n, DType::f32};
+  const auto expect = [&](const char* what, double formula, const std::function<Work()>& call) {
+    comm.barrier().wait();
+    const std::uint64_t before = bytes_out();
+    call().wait();
+    comm.barrier().wait();
+    const double sent = static_cast<double>(bytes_out() - before);
+    EXPECT_GE(sent, formula) << what;
+    EXPECT_LE(sent, formula * 1.06 + 20000) << what;
+  };
+  const double b = static_cast<double>(bytes), others = static_cast<double>(n - 1) / static_cast<double>(n);
+  expect("all_reduce", 2 * others * b, [&] { return comm.all_reduce(whole, Op::sum); });
+  expect("reduce_scatter", others * b, [&] { return comm.reduce_scatter(whole, part, Op::sum); });
+  expect("all_gather", others * b, [&] { return comm.all_gather(part, whole); });
+  expect("all_to_all", others * b, [&] { return comm.all_to_all(whole, even, result, even); });
+}
+
+// All that tests/contract asks for, one rank a host.
+TEST(Lab, KeepsTheContract) {
+  for (const int n : {2, 4}) {
+    const std::string program = std::filesystem::path(self_path()).replace_filename("communicator_test");
+    const Outcome outcome = in_lab({n}, {"env", "-u", "TRIREME_TEST_RANK", program, "--gtest_brief=1", "--gtest_color=no",
+                                         "--gtest_filter=*/mpi_on_" + std::to_string(n)}, std::chrono::seconds(200));
+    if (outcome.code == 77) GTEST_SKIP() << outcome.output;
+    EXPECT_EQ(outcome.code, 0) << outcome.output;
+    EXPECT_NE(outcome.output.find("1 test"), std::string::npos) << outcome.output;
+  }
+}
+
+// Processes whose network is another one than ours, and the lab's folders.
+std::set<std::string> traces_of_labs() {
+  std::set<std::string> found;
+  std::error_code ignored;
+  const auto own = std::filesystem::read_symlink("/proc/self/ns/net", ignored);
+  for (const auto& entry : std::filesystem::directory_iterator("/proc", ignored)) {
+    const auto network = std::filesystem::read_symlink(entry.path() / "ns" / "net", ignored);
+    if (!network.empty() && network != own) found.insert(entry.path().filename().string());
+  }
+  for (const auto& entry : std::filesystem::directory_iterator("/tmp", ignored))
+    if (entry.path().filename().string().starts_with("trireme-lab-")) found.insert(entry.path().string());
+  return found;
+}
+
+TEST(Lab, LeavesNothingAndPassesTheCodeOn) {
+  const auto before = traces_of_labs();
+  const Outcome outcome = in_lab({3, 100}, {"sh", "-c", "sleep 1000 & exit 7"});
+  if (outcome.code == 77) GTEST_SKIP() << outcome.output;
+  EXPECT_EQ(outcome.code, 7) << outcome.output;
+  EXPECT_EQ(traces_of_labs(), before);
+}
+
+// ^C, and a death that runs no handler.
+TEST(Lab, LeavesNothingWhenItIsStopped) {
+  const auto before = traces_of_labs();
+  for (const char* signal : {"INT", "KILL"}) {
+    const std::string lab = std::string(std::getenv("TRIREME_SOURCE")) + "/tests/net/lab";
+    const Outcome outcome = run_words(
+        {"sh", "-c", lab + " --hosts 3 -- mpirun --oversubscribe -n 3 sh -c 'echo up; exec sleep 1000' & lab=$!; sleep 3; "
+                     "kill -" + signal + " $lab; wait $lab; sleep 2"},
+        {}, std::chrono::seconds(60));
+    if (outcome.output.find("lab: no") != std::string::npos) GTEST_SKIP() << outcome.output;
+    EXPECT_NE(outcome.output.find("up"), std::string::npos) << outcome.output;
+    EXPECT_EQ(traces_of_labs(), before) << signal << ": " << outcome.output;
+  }
+}
+
+TEST(Lab, RefusesNonsense) {
+  for (const auto& words : std::vector<std::vector<std::string>>{{"--hosts", "1"}, {"--hosts", "9"}, {"--mbit", "0"}, {"--mbit", "x"}}) {
+    std::vector<std::string> all{std::string(std::getenv("TRIREME_SOURCE")) + "/tests/net/lab"};
+    all.insert(all.end(), words.begin(), words.end());
+    all.insert(all.end(), {"--", "true"});
+    EXPECT_EQ(run_words(all, {}, std::chrono::seconds(20)).code, 2);
+  }
+}
+
+}  // namespace
+}  // namespace trireme::test
