@@ -5,6 +5,8 @@
 #include "framework/recipe.h"
 #include "framework/tensor.h"
 
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/function_hook.h>
 
 #include <mutex>
@@ -46,6 +48,7 @@ struct Reducer::Impl {
     std::vector<std::size_t> params;
     std::size_t missing = 0;  // gradients not there yet
     Work work;
+    std::vector<c10::Stream> producers;  // streams its gradients came on, and it was launched on
   };
 
   std::vector<Param> params;
@@ -103,7 +106,7 @@ struct Reducer::Impl {
       const bool fits = !buckets.empty() && filled < limit && buckets.back().comm == comm_of(params[i]) &&
                         params[buckets.back().params[0]].value.options().type_equal(v.options());
       if (!fits) {
-        buckets.push_back({comm_of(params[i]), {}, {}, 0, {}});
+        buckets.push_back({comm_of(params[i]), {}, {}, 0, {}, {}});
         filled = 0;
       }
       buckets.back().params.push_back(i);
@@ -143,6 +146,7 @@ struct Reducer::Impl {
     for (auto& b : buckets) {
       b.missing = b.params.size();
       b.work = {};
+      b.producers.clear();
     }
     ready.assign(params.size(), false);
     observed.clear();
@@ -179,13 +183,33 @@ struct Reducer::Impl {
     ready[i] = true;
     observed.push_back(std::int64_t(i));
     --buckets[bucket_of[i]].missing;
+    note_stream(buckets[bucket_of[i]]);
     if (options.overlap) launch_full();
+  }
+
+  static c10::Stream current_stream(const at::Tensor& t) {
+    return c10::impl::VirtualGuardImpl(t.device().type()).getStream(t.device());
+  }
+  static void order(c10::Stream first, c10::Stream then) {
+    if (first == then) return;
+    c10::Event event(first.device_type());
+    event.record(first);
+    event.block(then);
+  }
+  // On a GPU gradients may come on several streams, and be used on another one.
+  static void note_stream(Bucket& b) {
+    if (b.flat.is_cpu()) return;
+    const c10::Stream s = current_stream(b.flat);
+    if (std::find(b.producers.begin(), b.producers.end(), s) == b.producers.end()) b.producers.push_back(s);
   }
 
   void launch_full() {
     for (; next_launch < buckets.size() && buckets[next_launch].missing == 0; ++next_launch) {
       auto& b = buckets[next_launch];
-      if (b.comm) b.work = b.comm->all_reduce(buffer_of(b.flat), Op::sum);
+      if (!b.comm) continue;
+      for (const auto& s : b.producers) order(s, current_stream(b.flat));
+      b.work = b.comm->all_reduce(buffer_of(b.flat), Op::sum);
+      if (!b.flat.is_cpu()) b.producers.insert(b.producers.begin(), current_stream(b.flat));
     }
   }
 
@@ -202,7 +226,10 @@ struct Reducer::Impl {
       mark_ready(i);
     }
     launch_full();
-    for (auto& b : buckets) b.work.wait();
+    for (auto& b : buckets) {
+      b.work.wait();
+      for (const auto& s : b.producers) order(s, current_stream(b.flat));
+    }
   }
 };
 
