@@ -507,7 +507,7 @@ TEST_P(Contract, Holds) {
   }
   const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
   const std::string filter = std::string(info->test_suite_name()) + "." + info->name();
-  const Outcome outcome = launch({n, filter, {}, std::chrono::seconds(entry.device ? 180 : 60)});
+  const Outcome outcome = launch({n, filter, {}, std::chrono::seconds(entry.device ? 90 : 60)});
   EXPECT_EQ(outcome.code, 0) << outcome.output;
   // The same with every message and every shared-memory piece cut small.
   if (n == 3) {
