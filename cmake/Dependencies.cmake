@@ -30,5 +30,3 @@ pkg_check_modules(FREETYPE IMPORTED_TARGET freetype2)
 pkg_check_modules(ZLIB IMPORTED_TARGET zlib)
 # Unicode classes of the CLIP tokenizer.
 pkg_check_modules(PCRE2 IMPORTED_TARGET libpcre2-8)
-
-find_program(TRIREME_NVCC nvcc HINTS /usr/local/cuda/bin $ENV{CUDA_HOME}/bin)

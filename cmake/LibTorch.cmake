@@ -33,6 +33,3 @@ target_include_directories(trireme::torch SYSTEM INTERFACE ${_torch}/include ${_
 target_link_libraries(trireme::torch INTERFACE -L${_torch}/lib -ltorch_cpu -lc10)
 # The wheel's CUDA libraries lie in sibling packages, which its own rpath finds at run time but ld does not.
 target_link_options(trireme::torch INTERFACE -Wl,--allow-shlib-undefined -Wl,-rpath,${_torch}/lib)
-if(TRIREME_CUDA)
-  target_link_libraries(trireme::torch INTERFACE -Wl,--no-as-needed -ltorch_cuda -lc10_cuda -Wl,--as-needed)
-endif()

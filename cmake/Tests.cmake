@@ -4,8 +4,10 @@ find_package(GTest REQUIRED)
 
 add_library(trireme_all SHARED ${trireme_objects})
 target_link_libraries(trireme_all PUBLIC ${trireme_parts})
-add_library(trireme_comm_only SHARED $<TARGET_OBJECTS:trireme_comm> $<TARGET_OBJECTS:trireme_compression>)
-target_link_libraries(trireme_comm_only PUBLIC trireme_comm)
+set(objects ${trireme_comm_parts} trireme_compression)
+list(TRANSFORM objects REPLACE "(.+)" "$<TARGET_OBJECTS:\\1>")
+add_library(trireme_comm_only SHARED ${objects})
+target_link_libraries(trireme_comm_only PUBLIC ${trireme_comm_parts} trireme_compression)
 
 set(test_environment OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
   TRIREME_BINARY=$<TARGET_FILE:trireme> TRIREME_SOURCE=${CMAKE_SOURCE_DIR}

@@ -12,8 +12,11 @@ namespace {
 }
 
 void check_buffer(Member me, Collective c, const char* which, const ConstBuffer& b) {
-  if (!b.place.host())
-    refuse(me, c, std::string(which) + " is on a device", "this backend moves host memory: copy it first");
+  if (b.place.device != me.device) {
+    const auto where = [](int d) { return d < 0 ? "in host memory" : "on device " + std::to_string(d); };
+    refuse(me, c, std::string(which) + " is " + where(b.place.device) + ", not " + where(me.device),
+           "copy it there first");
+  }
   if (b.count > 0 && !b.data)
     refuse(me, c, std::string(which) + " is null but has " + std::to_string(b.count) + " elements");
 }

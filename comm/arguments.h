@@ -8,6 +8,7 @@ namespace trireme {
 
 struct Member {
   int rank = 0, size = 1;
+  int device = -1;  // where its buffers must be; -1: host memory
 };
 
 // The operation of a collective and what all ranks must agree on.
@@ -41,5 +42,12 @@ inline const std::byte* at(const void* p, std::size_t bytes) {
   return static_cast<const std::byte*>(p) + bytes;
 }
 inline std::byte* at(void* p, std::size_t bytes) { return static_cast<std::byte*>(p) + bytes; }
+
+// Does `out` lie in `in` otherwise than as block `rank` of it (or the reverse)?
+inline bool misplaced(const void* whole, std::size_t whole_bytes, const void* block, std::size_t block_bytes,
+                      int rank) {
+  return overlap(whole, whole_bytes, block, block_bytes) &&
+         block != at(whole, static_cast<std::size_t>(rank) * block_bytes);
+}
 
 }  // namespace trireme

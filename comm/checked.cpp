@@ -114,6 +114,16 @@ Work Checked::compare(const Fingerprint& f, std::span<const std::size_t> send,
   // On the side communicator's queue, so that posting never blocks and the order stays the same on all ranks.
   Work gathered = side_->all_gather({exchange->mine.data(), exchange->mine.size(), DType::i64},
                                     {exchange->all.data(), exchange->all.size(), DType::i64});
+  if (inner_.capturable()) {
+    // NCCL wants one order over all communicators: the caller's, not the one in which comparisons end.
+    gathered.wait();
+    {
+      std::lock_guard lock(gate_->mutex);
+      exchange->sequence = ++gate_->sequence;
+      exchange->verify();
+    }
+    return next();
+  }
   Work compared = gathered.then([exchange, next = std::move(next), gate = gate_] {
     std::lock_guard lock(gate->mutex);
     if (!gate->open)

@@ -10,6 +10,7 @@
 // - Errors throw CommError; after an error the group is unusable and the caller ends the job (`abort`).
 #pragma once
 #include "comm/buffer.h"
+#include "comm/op.h"
 #include "comm/work.h"
 
 #include <memory>
@@ -18,10 +19,6 @@
 #include <string_view>
 
 namespace trireme {
-
-enum class Op : std::uint8_t { sum, min, max };
-
-std::string_view name(Op op);
 
 class Communicator {
  public:

@@ -280,15 +280,13 @@ std::string_view mpi_transport(const Communicator& communicator) {
   return mpi ? mpi->transport() : "none";
 }
 
-namespace {
-
-void run_mpi(MpiOptions options, int n, const std::function<void(Communicator&)>& rank_main) {
+void run_mpi(const MpiOptions& options, int n, const std::function<void(Communicator&, int)>& rank_main) {
   MpiWorld mpi(options);
   try {
     if (mpi.world().size() != n)
       throw UsageError(
           "mpi", "started with " + std::to_string(mpi.world().size()) + " ranks, not " + std::to_string(n));
-    rank_main(mpi.world());
+    rank_main(mpi.world(), mpi.node_rank());
     mpi.finalize();
   } catch (const Error& e) {
     mpi.abort(static_cast<int>(e.code()), e.what());
@@ -297,14 +295,17 @@ void run_mpi(MpiOptions options, int n, const std::function<void(Communicator&)>
   }
 }
 
+namespace {
+
 const RegisterCommunicator mpi_entry({"mpi", Ranks::processes, [](int n, const auto& rank_main) {
-                                        run_mpi(MpiOptions::from_environment(), n, rank_main);
+                                        run_mpi(MpiOptions::from_environment(), n,
+                                                [&](Communicator& world, int) { rank_main(world); });
                                       }});
 const RegisterCommunicator messages_entry({"mpi-messages", Ranks::processes,
                                            [](int n, const auto& rank_main) {
                                              MpiOptions options = MpiOptions::from_environment();
                                              options.shared_memory = false;
-                                             run_mpi(options, n, rank_main);
+                                             run_mpi(options, n, [&](Communicator& world, int) { rank_main(world); });
                                            }});
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "comm/communicator.h"
 
 #include <climits>
+#include <functional>
 
 namespace trireme {
 
@@ -43,6 +44,10 @@ class MpiWorld {
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+// Runs `rank_main(world, rank on this node)` for this process of `n` that a launcher started, and ends the job if it
+// throws. Once a process.
+void run_mpi(const MpiOptions& options, int n, const std::function<void(Communicator&, int)>& rank_main);
 
 // How a communicator of this backend moves data: "shared memory" or "messages" (others: "none").
 std::string_view mpi_transport(const Communicator& communicator);

@@ -53,11 +53,4 @@ class InputCopy {
   std::vector<std::byte> copy_;
 };
 
-// Does `out` lie in `in` otherwise than as block `rank` of it (or the reverse)?
-inline bool misplaced(const void* whole, std::size_t whole_bytes, const void* block, std::size_t block_bytes,
-                      int rank) {
-  return overlap(whole, whole_bytes, block, block_bytes) &&
-         block != at(whole, static_cast<std::size_t>(rank) * block_bytes);
-}
-
 }  // namespace trireme

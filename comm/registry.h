@@ -19,6 +19,8 @@ struct CommunicatorEntry {
   Ranks ranks;
   // Calls `rank_main` for every rank of a group of n (threads), or for this process's (processes).
   std::function<void(int n, const std::function<void(Communicator&)>& rank_main)> run;
+  std::string (*missing)(int n) = nullptr;  // why a group of n cannot run here; null or "": it can
+  bool device = false;                      // moves memory of the device that is current in rank_main
 };
 
 // In the order of their names.

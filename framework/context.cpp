@@ -1,6 +1,7 @@
 #include "framework/context.h"
 
 #include "comm/checked.h"
+#include "comm/device.h"
 #include "comm/error.h"
 #include "comm/traced.h"
 #include "framework/optimizer.h"
@@ -8,18 +9,12 @@
 #include "framework/trace.h"
 
 #include <ATen/autocast_mode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <set>
 
 namespace trireme {
 namespace {
-
-// Collectives move host memory until the NCCL communicator is there, so every rank computes on the host.
-at::Device pick_device(const std::string& wanted) {
-  if (wanted == "cuda")
-    throw UsageError("device", "cuda needs the NCCL communicator, which this version does not have", "use device=cpu");
-  return at::Device(at::kCPU);
-}
 
 // Spans of one track may not overlap: a collective that waited for the one before it begins where that ended.
 void trace_collective(const char* name, std::int64_t begin, std::int64_t end, std::uint64_t bytes) {
@@ -28,18 +23,32 @@ void trace_collective(const char* name, std::int64_t begin, std::int64_t end, st
   if (from < end) Trace::add(Trace::Track::communication, name, from, end, std::int64_t(bytes));
 }
 
-std::unique_ptr<Communicator> wrap(std::unique_ptr<Communicator> c, bool checked) {
+std::unique_ptr<Communicator> wrap(std::unique_ptr<Communicator> c, const Placement& placement, bool checked) {
+  Traced::Sink sink = Trace::enabled() ? trace_collective : Traced::Sink();
+  // On a GPU the communicator knows the times; the host only enqueues.
+  if (placement.device.is_cuda()) c = for_device(std::move(c), placement, std::exchange(sink, nullptr));
   if (checked) c = std::make_unique<Checked>(std::move(c));
-  return std::make_unique<Traced>(std::move(c), Trace::enabled() ? trace_collective : Traced::Sink());
+  return std::make_unique<Traced>(std::move(c), std::move(sink));
+}
+
+std::unique_ptr<StreamTimer> make_timer(at::Device device) {
+  if (!Trace::enabled() || !device.is_cuda()) return nullptr;
+  const Place place{device.index(), c10::impl::VirtualGuardImpl(at::kCUDA).getStream(device).native_handle()};
+  return device_runtime()->timer(place, [](const char* name, std::int64_t begin, std::int64_t end, std::uint64_t) {
+    Trace::add(Trace::Track::device, name, begin, end);
+  });
 }
 
 }  // namespace
 
 Context::Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names)
-    : world_(world), config_(config) {
+    : world_(world), config_(config), placement_(place_rank(world, config)) {
   std::set<std::string> sorted(names.begin(), names.end());
   sorted.insert({"control", "grad", "world"});
-  for (const auto& name : sorted) comms_[name] = wrap(world.split(0, world.rank()), config.checked);
+  // "control" carries what the host decides by: host memory only.
+  for (const auto& name : sorted)
+    comms_[name] = wrap(world.split(0, world.rank()), name == "control" ? Placement() : placement_, config.checked);
+  timer_ = make_timer(placement_.device);
 }
 
 Context::~Context() = default;
@@ -50,7 +59,6 @@ Communicator& Context::comm(std::string_view name) {
   return *found->second;
 }
 
-at::Device Context::device() const { return pick_device(config_.device); }
 at::ScalarType Context::param_type() const { return config_.precision == "f64" ? at::kDouble : at::kFloat; }
 bool Context::autocast() const { return config_.precision == "bf16" || config_.precision == "fp16"; }
 
@@ -70,7 +78,9 @@ void Context::backward(std::span<const at::Tensor> roots, std::span<const at::Te
   const auto type = device().type();
   const bool was = at::autocast::is_autocast_enabled(type);
   at::autocast::set_autocast_enabled(type, false);
+  if (timer_) timer_->end("forward", 0), timer_->begin();
   torch::autograd::backward(r, g);
+  if (timer_) timer_->end("backward", 0), timer_->begin();
   at::autocast::set_autocast_enabled(type, was);
   backward_ns_ += Trace::now_ns() - begin;
 }

@@ -1,5 +1,6 @@
 // What a recipe sees of the run while it trains. One per rank, used from the training thread.
 #pragma once
+#include "framework/placement.h"
 #include "framework/recipe.h"
 #include "framework/train_config.h"
 
@@ -11,6 +12,7 @@ namespace trireme {
 
 class Reducer;
 class Optimizer;
+class StreamTimer;
 
 class Context {
  public:
@@ -22,7 +24,7 @@ class Context {
   int rank() const { return world_.rank(); }
   int size() const { return world_.size(); }
   const TrainConfig& config() const { return config_; }
-  at::Device device() const;
+  at::Device device() const { return placement_.device; }
   at::ScalarType param_type() const;  // f64 when precision is f64, else f32
   // bf16 or fp16 compute: forward runs under autocast, and fused f32/f64 kernels must not be used.
   bool autocast() const;
@@ -51,6 +53,7 @@ class Context {
   friend class Session;
   Communicator& world_;
   const TrainConfig& config_;
+  const Placement placement_;
   std::map<std::string, std::unique_ptr<Communicator>, std::less<>> comms_;
   std::map<std::string, double> logged_;
   const Recipe* recipe_ = nullptr;
@@ -61,6 +64,7 @@ class Context {
   at::Tensor skip_;         // f32 scalar: 1 = skip this update
   bool last_micro_batch_ = true;
   std::int64_t forward_end_ns_ = 0, backward_ns_ = 0;
+  std::unique_ptr<StreamTimer> timer_;  // traced runs on a GPU
 };
 
 }  // namespace trireme

@@ -5,6 +5,8 @@
 #include "framework/recipe.h"
 #include "framework/tensor.h"
 
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/function_hook.h>
 
 #include <algorithm>
@@ -48,6 +50,7 @@ struct Reducer::Impl {
     std::unique_ptr<GradientHook> hook;
     std::size_t missing = 0;  // gradients not there yet
     Work work;
+    std::vector<c10::Stream> producers;  // streams its gradients came on, and it was launched on
   };
 
   std::vector<Param> params;
@@ -173,6 +176,7 @@ struct Reducer::Impl {
     for (auto& b : buckets) {
       b.missing = b.params.size();
       b.work = {};
+      b.producers.clear();
     }
     ready.assign(params.size(), false);
     observed.clear();
@@ -216,19 +220,38 @@ struct Reducer::Impl {
     ready[i] = true;
     observed.push_back(std::int64_t(i));
     --buckets[bucket_of[i]].missing;
+    note_stream(buckets[bucket_of[i]]);
     if (options.overlap) launch_full();
+  }
+
+  static c10::Stream current_stream(const at::Tensor& t) {
+    return c10::impl::VirtualGuardImpl(t.device().type()).getStream(t.device());
+  }
+  static void chain(c10::Stream first, c10::Stream then) {
+    if (first == then) return;
+    c10::Event event(first.device_type());
+    event.record(first);
+    event.block(then);
+  }
+  // On a GPU gradients may come on several streams, and be used on another one.
+  static void note_stream(Part& b) {
+    if (b.flat.is_cpu()) return;
+    const c10::Stream s = current_stream(b.flat);
+    if (std::find(b.producers.begin(), b.producers.end(), s) == b.producers.end()) b.producers.push_back(s);
   }
 
   void launch_full() {
     for (; next_launch < buckets.size() && buckets[next_launch].missing == 0; ++next_launch) {
       auto& b = buckets[next_launch];
       if (!b.comm) continue;
+      for (const auto& s : b.producers) chain(s, current_stream(b.flat));
       if (b.hook && step >= options.hook.start)
         b.work = b.hook->reduce(b, *b.comm);
       else if (b.weights.defined())
         b.work = b.comm->reduce_scatter(buffer_of(b.flat), buffer_of(shard_of(b, b.flat)), Op::sum);
       else
         b.work = b.comm->all_reduce(buffer_of(b.flat), Op::sum);
+      if (!b.flat.is_cpu()) b.producers.insert(b.producers.begin(), current_stream(b.flat));
     }
   }
 
@@ -250,7 +273,10 @@ struct Reducer::Impl {
       mark_ready(i);
     }
     launch_full();
-    for (auto& b : buckets) b.work.wait();
+    for (auto& b : buckets) {
+      b.work.wait();
+      for (const auto& s : b.producers) chain(s, current_stream(b.flat));
+    }
     if (!order_known) adopt_observed_order();
   }
 

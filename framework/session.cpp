@@ -1,5 +1,6 @@
 #include "framework/session.h"
 
+#include "comm/device.h"
 #include "comm/error.h"
 #include "framework/optimizer.h"
 #include "framework/reducer.h"
@@ -97,6 +98,7 @@ StepTimes Session::step(const Batch& batch) {
   context_.now.lr = learning_rate(config_.optimizer.schedule, config_.optimizer.lr, config_.optimizer.min_lr,
                                   config_.optimizer.warmup, config_.steps, context_.now.step);
   reducer_->begin_step(context_.now.step);
+  if (context_.timer_) context_.timer_->begin();
   {
     Trace::Span span(Trace::Track::step, "forward + backward");
     Autocast autocast(context_.autocast(), context_.device(), config_.precision);
@@ -114,6 +116,7 @@ StepTimes Session::step(const Batch& batch) {
     Trace::Span span(Trace::Track::step, "reduce");
     reducer_->finish();
     own_shards();
+    if (context_.timer_) context_.timer_->end("wait for gradients", 0), context_.timer_->begin();
   }
   const auto reduced = Trace::now_ns();
   {
@@ -128,6 +131,7 @@ StepTimes Session::step(const Batch& batch) {
       at::_foreach_lerp_(average_, values, 1 - config_.ema);
     }
   }
+  if (context_.timer_) context_.timer_->end("update", 0);
   const auto end = Trace::now_ns();
   return {ms(computed - begin - context_.backward_ns_), ms(context_.backward_ns_), ms(reduced - computed),
           ms(end - reduced)};
@@ -143,7 +147,7 @@ void Session::own_shards() {
 void Session::guard_update() {
   norm_ = reducer_->gradient_norm().to(at::kFloat);
   loss_ = loss_.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true).contiguous();
-  context_.comm("control").all_reduce(buffer_of(loss_), Op::sum).wait();
+  context_.comm(loss_.is_cuda() ? "grad" : "control").all_reduce(buffer_of(loss_), Op::sum).wait();
   if (norm_.is_cpu()) {  // the same by hand: a dozen small operators less
     const bool finite = std::isfinite(*norm_.const_data_ptr<float>()) && std::isfinite(*loss_.const_data_ptr<double>());
     context_.skip_ = at::scalar_tensor(finite ? 0 : 1, at::kFloat);

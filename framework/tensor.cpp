@@ -2,6 +2,8 @@
 
 #include "comm/error.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
+
 namespace trireme {
 
 DType dtype_of(const at::Tensor& t) {
@@ -33,8 +35,13 @@ at::ScalarType scalar_type(DType t) {
 Buffer buffer_of(const at::Tensor& t) {
   TORCH_CHECK(t.is_contiguous(), "buffer_of: the tensor is not contiguous");
   Buffer b{t.data_ptr(), std::size_t(t.numel()), dtype_of(t), {}};
-  if (t.is_cuda()) b.place.device = t.get_device();
+  if (t.is_cuda())
+    b.place = {t.get_device(), c10::impl::VirtualGuardImpl(at::kCUDA).getStream(t.device()).native_handle()};
   return b;
+}
+
+at::Tensor to_device(const at::Tensor& host, at::Device device) {
+  return device.is_cuda() ? host.pin_memory().to(device, /*non_blocking=*/true) : host.to(device);
 }
 
 void archive(Archive& ar, std::string_view name, at::Tensor& t, Sharing sharing) {

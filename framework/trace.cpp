@@ -21,7 +21,7 @@ namespace trireme {
 namespace {
 
 constexpr std::size_t max_spans = 2'000'000;
-constexpr std::array track_names = {"step", "communication", "data"};
+constexpr std::array track_names = {"step", "communication", "data", "device"};
 constexpr int lanes_a_track = 100;
 
 struct SpanRecord {

@@ -10,8 +10,9 @@ namespace trireme {
 
 class Trace {
  public:
-  // Tracks nest by themselves: one for the training thread, one for communication, one for data.
-  enum class Track : std::uint8_t { step, communication, data };
+  // Tracks nest by themselves: one for the training thread, one for communication, one for data, one for what the GPU
+  // computes.
+  enum class Track : std::uint8_t { step, communication, data, device };
   static void enable(int rank);
   static bool enabled() { return on_.load(std::memory_order_relaxed); }
   static std::int64_t now_ns();  // steady clock

@@ -30,7 +30,9 @@ void TrainConfig::fields(Fields& f) {
   f("steps", steps, "optimizer steps in all", {.min = 1});
   f("batch_size", batch_size, "samples of one optimizer step, over all ranks", {.min = 1});
   f("accumulate", accumulate, "micro-batches a step is computed in", {.min = 1});
-  f.choice("device", device, {"auto", "cpu", "cuda"}, "where a rank computes");
+  f.choice("device", device, {"auto", "cpu", "cuda"}, "where a rank computes; auto: on a GPU if every rank has one");
+  f.choice("communicator", communicator, {"auto", "mpi", "nccl"},
+           "what GPU memory travels over; auto: nccl if every rank has a GPU of its own");
   f.choice("precision", precision, {"f32", "f64", "bf16", "fp16"}, "compute type; bf16 and fp16 keep f32 masters");
   f.group("optimizer", optimizer, "optimizer and learning rate");
   f("init_from", init_from, "run folder or safetensors file whose weights are loaded at step 0");

@@ -23,7 +23,7 @@ struct CheckpointConfig {
 struct TrainConfig {
   std::string recipe;
   std::int64_t seed = 2024, threads = 0, steps = 100, batch_size = 128, accumulate = 1;
-  std::string device = "auto", precision = "f32";
+  std::string device = "auto", communicator = "auto", precision = "f32";
   OptimizerConfig optimizer;
   CheckpointConfig checkpoint;
   std::int64_t log_every = 10, eval_every = 0;

@@ -1,5 +1,6 @@
 #include "trainers/doctor.h"
 
+#include "comm/device.h"
 #include "framework/registry.h"
 #include "framework/recipe.h"
 
@@ -43,9 +44,12 @@ int doctor() {
   unsigned a = 0, b = 0, c = 0;
   H5get_libversion(&a, &b, &c);
   row("HDF5", std::to_string(a) + "." + std::to_string(b) + "." + std::to_string(c));
-  const bool cuda = at::hasCUDA();
-  row("GPU", cuda ? std::to_string(at::detail::getCUDAHooks().deviceCount()) + " found"
-                  : "none in use: needs a GPU and a build with the cuda preset");
+  const DeviceRuntime* cuda = device_runtime();
+  row("GPU", !cuda                ? "not in this build: needs a CUDA toolkit and the preset cuda"
+             : cuda->count() == 0 ? "none found (nvidia-smi tells what the driver sees)"
+                                  : std::to_string(cuda->count()) + " found");
+  const std::string nccl = cuda ? cuda->nccl_version() : "";
+  row("NCCL", !nccl.empty() ? nccl : cuda ? "missing: libnccl.so.2 (libnccl2)" : "not in this build");
   row("Slurm", on_path("sbatch") ? "found" : "not found (slurm-client), only needed on a cluster");
   row("cores", std::to_string(std::thread::hardware_concurrency()));
   std::string names;

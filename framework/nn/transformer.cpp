@@ -1,6 +1,7 @@
 #include "framework/nn/transformer.h"
 
 #include "framework/nn/fused_block.h"
+#include "framework/tensor.h"
 
 #include <cmath>
 
@@ -54,7 +55,7 @@ at::Tensor Transformer::pooled(const at::Tensor& x, std::span<const std::int64_t
   if (!fused) {
     at::Tensor y = x;
     for (const auto& p : blocks_) y = plain_block(y, p, shape_);
-    return y.index({at::arange(b, x.options().dtype(at::kLong).requires_grad(false)), host_i64(pool).to(x.device())});
+    return y.index({at::arange(b, x.options().dtype(at::kLong).requires_grad(false)), to_device(host_i64(pool), x.device())});
   }
   // Pack: a causal tower needs the rows up to the pooled one, others need all t.
   std::vector<std::int64_t> offsets{0}, rows, pooled_rows;

@@ -128,8 +128,8 @@ class FastClip : public Recipe {
 
   Features encode(const Batch& batch, Context& c) const {
     const at::Tensor end = batch.columns.at("end");
-    return {model_->encode_image(batch.columns.at("image").to(c.device(), c.param_type()), fused_),
-            model_->encode_text(batch.columns.at("ids").to(c.device()),
+    return {model_->encode_image(to_device(batch.columns.at("image").to(c.param_type()), c.device()), fused_),
+            model_->encode_text(to_device(batch.columns.at("ids"), c.device()),
                                 {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, fused_)};
   }
 

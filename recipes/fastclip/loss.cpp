@@ -67,7 +67,7 @@ TableRows last_rows(std::span<const std::int64_t> ids, std::int64_t n, at::Devic
       at_ids.push_back(ids[i]);
       rows.push_back(std::int64_t(i));
     }
-  return {at::tensor(at_ids, at::kLong).to(device), at::tensor(rows, at::kLong).to(device)};
+  return {to_device(at::tensor(at_ids, at::kLong), device), to_device(at::tensor(rows, at::kLong), device)};
 }
 
 // One side of the global loss on this rank. `similarity` [b, B]: local anchors against all partners; it also holds,
@@ -121,7 +121,8 @@ LossResult global_loss(Communicator& comm, const at::Tensor& image, const at::Te
 
   Side sides[2] = {make_side(image, all.text, own_diagonal, scale, own, global),
                    make_side(text, all.image, own_diagonal, scale, own, global)};
-  const at::Tensor local_ids = at::tensor(at::ArrayRef<std::int64_t>(global_ids.data() + first, b), at::kLong).to(image.device());
+  const at::Tensor local_ids =
+      to_device(at::tensor(at::ArrayRef<std::int64_t>(global_ids.data() + first, b), at::kLong), image.device());
   sides[0].log_u = moving_average(table.image.index_select(0, local_ids), sides[0].log_g, gamma);
   sides[1].log_u = moving_average(table.text.index_select(0, local_ids), sides[1].log_g, gamma);
   const at::Tensor log_u = gather_scalars(comm, sides[0].log_u, sides[1].log_u);

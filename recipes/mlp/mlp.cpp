@@ -63,8 +63,8 @@ class Mlp : public Recipe {
 
   // The rank's share: shares of all ranks sum to the mean over the global batch.
   at::Tensor loss(const Batch& batch, Context& c) override {
-    const at::Tensor label = batch.columns.at("label").to(c.device());
-    return at::cross_entropy_loss(logits(batch.columns.at("x").to(c.device())), label) / double(c.size());
+    const at::Tensor label = to_device(batch.columns.at("label"), c.device());
+    return at::cross_entropy_loss(logits(to_device(batch.columns.at("x"), c.device())), label) / double(c.size());
   }
 
   std::map<std::string, double> evaluate(Context& c) override {
