@@ -2,13 +2,13 @@
 
 #include "comm/checked.h"
 #include "comm/error.h"
-#include "comm/traced.h"
 #include "framework/optimizer.h"
 #include "framework/reducer.h"
 #include "framework/trace.h"
 
 #include <ATen/autocast_mode.h>
 
+#include <optional>
 #include <set>
 
 namespace trireme {
@@ -28,18 +28,25 @@ void trace_collective(const char* name, std::int64_t begin, std::int64_t end, st
   if (from < end) Trace::add(Trace::Track::communication, name, from, end, std::int64_t(bytes));
 }
 
-std::unique_ptr<Communicator> wrap(std::unique_ptr<Communicator> c, bool checked) {
-  if (checked) c = std::make_unique<Checked>(std::move(c));
-  return std::make_unique<Traced>(std::move(c), Trace::enabled() ? trace_collective : Traced::Sink());
-}
-
 }  // namespace
+
+Traced::Sink trace_sink() { return Trace::enabled() ? trace_collective : Traced::Sink(); }
 
 Context::Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names)
     : world_(world), config_(config) {
   std::set<std::string> sorted(names.begin(), names.end());
   sorted.insert({"control", "grad", "world"});
-  for (const auto& name : sorted) comms_[name] = wrap(world.split(0, world.rank()), config.checked);
+  // What is derived from a world that is traced already is recorded, and watched, together with it.
+  std::optional<Traced> own;
+  auto* traced = dynamic_cast<Traced*>(&world);
+  if (!traced) traced = &own.emplace(world, trace_sink());
+  for (const auto& name : sorted) {
+    const CallSite here("setup: communicators");
+    comms_[name] = traced->derive(name, [&](Communicator& inner) {
+      std::unique_ptr<Communicator> c = inner.split(0, inner.rank());
+      return config.checked ? std::make_unique<Checked>(std::move(c)) : std::move(c);
+    });
+  }
 }
 
 Context::~Context() = default;

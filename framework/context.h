@@ -1,5 +1,6 @@
 // What a recipe sees of the run while it trains. One per rank, used from the training thread.
 #pragma once
+#include "comm/traced.h"
 #include "framework/recipe.h"
 #include "framework/train_config.h"
 
@@ -12,9 +13,13 @@ namespace trireme {
 class Reducer;
 class Optimizer;
 
+// Puts collectives into the Chrome trace, if there is one.
+Traced::Sink trace_sink();
+
 class Context {
  public:
-  // Collective: makes the named communicators "control", "grad" and `names` in sorted order.
+  // Collective: makes the named communicators "control", "grad", "world" and `names` in sorted order. A Traced
+  // world hands them its flight recorder.
   Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names = {});
   ~Context();
 
