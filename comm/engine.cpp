@@ -47,7 +47,7 @@ class Continuation final : public Operation {
     inner_ = next();
     return Step::complete;
   }
-  bool settled() override { return Operation::settled() && (error_ || inner_.done()); }
+  bool settled() override { return Operation::settled() && (error_ || inner_.settled()); }
   bool done() override { return Operation::done() && inner_.done(); }
   bool wait_host(std::chrono::milliseconds timeout) override {
     const auto end = Clock::now() + timeout;

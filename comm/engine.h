@@ -30,8 +30,7 @@ class Operation : public Work::State, public std::enable_shared_from_this<Operat
   void wait() override { wait_until(std::nullopt); }
   bool wait_host(std::chrono::milliseconds timeout) override;
   std::shared_ptr<State> then(std::function<Work()> next) final;
-  // Has everything this stands for finished? No progress is made.
-  virtual bool settled() { return finished_.load(std::memory_order_acquire); }
+  bool settled() override { return finished_.load(std::memory_order_acquire); }
 
   using Deadline = std::optional<std::chrono::steady_clock::time_point>;
 

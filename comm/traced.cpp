@@ -1,154 +1,171 @@
 #include "comm/traced.h"
 
-#include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <mutex>
-
 namespace trireme {
 namespace {
 
-std::int64_t now() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
-
-}  // namespace
-
-struct Traced::Book {
-  static constexpr std::size_t ring_size = 256;
-  explicit Book(Sink s) : sink(std::move(s)) {}
-
-  std::uint64_t begin(const char* name, std::uint64_t bytes, std::int64_t time) {
-    std::lock_guard lock(mutex);
-    ++totals.calls;
-    totals.bytes += bytes;
-    ring[totals.calls % ring_size] = {totals.calls, name, bytes, time, 0};
-    return totals.calls;
+// The host's time inside a wait, and that it is there.
+class Waiting {
+ public:
+  Waiting(CommLog& log, std::uint64_t sequence) : log_(log), begin_(steady_now_ns()) {
+    log_.wait_begins(sequence);
   }
-  void end(const CommCall& call) {
-    std::lock_guard lock(mutex);
-    CommCall& entry = ring[call.sequence % ring_size];
-    if (entry.sequence == call.sequence) entry.end_ns = call.end_ns;
-    if (sink) sink(call.name, call.begin_ns, call.end_ns, call.bytes);
-  }
-  void blocked(std::int64_t ns) {
-    std::lock_guard lock(mutex);
-    totals.blocked_ns += static_cast<std::uint64_t>(ns);
-  }
+  ~Waiting() { log_.wait_ends(steady_now_ns() - begin_); }
 
-  mutable std::mutex mutex;
-  CommStats totals;
-  std::array<CommCall, ring_size> ring;
-  const Sink sink;
+ private:
+  CommLog& log_;
+  const std::int64_t begin_;
 };
-
-namespace {
 
 class TracedState final : public Work::State {
  public:
-  TracedState(Work inner, std::shared_ptr<Traced::Book> book, CommCall call)
-      : inner_(std::move(inner)), book_(std::move(book)), call_(call) {}
+  TracedState(Work inner, std::shared_ptr<CommLog> log, std::shared_ptr<Traced::Sink> sink, const CommCall& call)
+      : inner_(std::move(inner)), log_(std::move(log)), sink_(std::move(sink)), call_(call) {}
 
   bool done() override {
     if (!inner_.done()) return false;
     complete();
     return true;
   }
+  bool settled() override { return inner_.settled(); }
   void wait() override {
-    const Blocked timer{*book_};
+    const Waiting here(*log_, call_.sequence);
     inner_.wait();
     complete();
   }
   bool wait_host(std::chrono::milliseconds timeout) override {
-    const Blocked timer{*book_};
+    const Waiting here(*log_, call_.sequence);
     if (inner_.state() && !inner_.state()->wait_host(timeout)) return false;
     complete();
     return true;
   }
   // What `next` posts is counted by whatever it posts on.
   std::shared_ptr<State> then(std::function<Work()> next) override {
-    CommCall continuation = call_;
-    continuation.sequence = 0;
-    return std::make_shared<TracedState>(inner_.then(std::move(next)), book_, continuation);
+    auto continuation = std::make_shared<TracedState>(inner_.then(std::move(next)), log_, sink_, call_);
+    continuation->completed_ = true;
+    return continuation;
   }
 
  private:
-  struct Blocked {
-    Traced::Book& book;
-    std::int64_t begin = now();
-    ~Blocked() { book.blocked(now() - begin); }
-  };
   void complete() {
-    if (call_.sequence == 0 || completed_.exchange(true)) return;
-    call_.end_ns = now();
-    book_->end(call_);
+    if (completed_.exchange(true)) return;
+    call_.end_ns = steady_now_ns();
+    log_->end(call_);
+    if (sink_) (*sink_)(call_.name, call_.begin_ns, call_.end_ns, call_.bytes);
   }
 
   Work inner_;
-  std::shared_ptr<Traced::Book> book_;
+  std::shared_ptr<CommLog> log_;
+  std::shared_ptr<Traced::Sink> sink_;
   CommCall call_;
-  std::atomic<bool> completed_{false};
+  std::atomic<bool> completed_{false};  // and told
 };
+
+std::shared_ptr<Traced::Sink> shared(Traced::Sink sink) {
+  return sink ? std::make_shared<Traced::Sink>(std::move(sink)) : nullptr;
+}
 
 }  // namespace
 
-Traced::Traced(Communicator& inner, Sink sink)
-    : inner_(inner), book_(std::make_shared<Book>(std::move(sink))) {}
-Traced::Traced(std::unique_ptr<Communicator> inner, Sink sink)
-    : owned_(std::move(inner)), inner_(*owned_), book_(std::make_shared<Book>(std::move(sink))) {}
-
-CommStats Traced::stats() const {
-  std::lock_guard lock(book_->mutex);
-  return book_->totals;
+Traced::Traced(Communicator& inner, Sink sink, std::string name)
+    : inner_(inner),
+      sink_(shared(std::move(sink))),
+      recorder_(std::make_shared<FlightRecorder>()),
+      log_(std::make_shared<CommLog>(std::move(name), inner.rank(), inner.size())) {
+  recorder_->add(log_);
 }
 
-std::vector<CommCall> Traced::recent() const {
-  std::lock_guard lock(book_->mutex);
-  std::vector<CommCall> calls;
-  const std::uint64_t last = book_->totals.calls;
-  for (std::uint64_t s = last - std::min<std::uint64_t>(last, Book::ring_size) + 1; s <= last; ++s)
-    calls.push_back(book_->ring[s % Book::ring_size]);
-  return calls;
+Traced::Traced(std::unique_ptr<Communicator> inner, Sink sink, std::string name)
+    : Traced(*inner, std::move(sink), std::move(name)) {
+  owned_ = std::move(inner);
 }
 
-Work Traced::count(const char* name, std::uint64_t bytes, const std::function<Work()>& call) {
-  const std::int64_t begin = now();
-  Work inner = call();  // a refused call is not counted
-  const std::uint64_t sequence = book_->begin(name, bytes, begin);
-  return Work(
-      std::make_shared<TracedState>(std::move(inner), book_, CommCall{sequence, name, bytes, begin, 0}));
+Traced::Traced(std::unique_ptr<Communicator> inner, const Traced& parent, std::string name, Sink sink)
+    : owned_(std::move(inner)),
+      inner_(*owned_),
+      sink_(std::move(sink)),
+      recorder_(parent.recorder_),
+      log_(std::make_shared<CommLog>(std::move(name), inner_.rank(), inner_.size())) {
+  recorder_->add(log_);
+}
+
+template <class Post>
+Work Traced::record(const char* name, const ConstBuffer& same, std::uint64_t bytes, Post&& post) {
+  CommCall call;
+  call.name = name;
+  call.bytes = bytes;
+  call.begin_ns = steady_now_ns();
+  call.count = same.count;
+  call.dtype = same.dtype;
+  call.site = CallSite::here();
+  call.sequence = log_->begin(call);
+  Work inner;
+  try {
+    inner = post();
+  } catch (...) {
+    log_->refused(call.sequence);
+    throw;
+  }
+  log_->posted(call.sequence, inner.state());
+  return Work(std::make_shared<TracedState>(std::move(inner), log_, sink_, call));
 }
 
 Work Traced::all_reduce(Buffer inout, Op op) {
   const std::uint64_t n = static_cast<std::uint64_t>(size());
-  return count("all_reduce", 2 * (n - 1) * inout.bytes() / n, [&] { return inner_.all_reduce(inout, op); });
+  return record("all_reduce", inout, 2 * (n - 1) * inout.bytes() / n, [&] { return inner_.all_reduce(inout, op); });
 }
 Work Traced::reduce_scatter(ConstBuffer in, Buffer out, Op op) {
   const std::uint64_t n = static_cast<std::uint64_t>(size());
-  return count("reduce_scatter", (n - 1) * out.bytes(), [&] { return inner_.reduce_scatter(in, out, op); });
+  return record("reduce_scatter", out, (n - 1) * out.bytes(), [&] { return inner_.reduce_scatter(in, out, op); });
 }
 Work Traced::all_gather(ConstBuffer in, Buffer out) {
   const std::uint64_t n = static_cast<std::uint64_t>(size());
-  return count("all_gather", (n - 1) * in.bytes(), [&] { return inner_.all_gather(in, out); });
+  return record("all_gather", in, (n - 1) * in.bytes(), [&] { return inner_.all_gather(in, out); });
 }
 Work Traced::all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
                         std::span<const std::size_t> recv) {
   std::uint64_t elements = 0;
   for (std::size_t r = 0; r < send.size(); ++r)
     if (r != static_cast<std::size_t>(rank())) elements += send[r];
-  return count("all_to_all", elements * size_of(in.dtype),
-               [&] { return inner_.all_to_all(in, send, out, recv); });
+  return record("all_to_all", in, elements * size_of(in.dtype),
+                [&] { return inner_.all_to_all(in, send, out, recv); });
 }
 Work Traced::broadcast(Buffer inout, int root) {
-  return count("broadcast", size() > 1 ? inout.bytes() : 0, [&] { return inner_.broadcast(inout, root); });
+  return record("broadcast", inout, size() > 1 ? inout.bytes() : 0, [&] { return inner_.broadcast(inout, root); });
 }
 Work Traced::barrier() {
-  return count("barrier", 0, [&] { return inner_.barrier(); });
+  return record("barrier", ConstBuffer{}, 0, [&] { return inner_.barrier(); });
+}
+
+template <class Step>
+auto Traced::record_blocking(const char* name, std::size_t bytes, Step&& step) {
+  CommCall call;
+  call.name = name;
+  call.begin_ns = steady_now_ns();
+  call.count = bytes;
+  call.site = CallSite::here();
+  call.sequence = log_->begin(call);
+  try {
+    const Waiting here(*log_, call.sequence);
+    auto made = step();
+    call.end_ns = steady_now_ns();
+    log_->end(call);
+    return made;
+  } catch (...) {
+    log_->refused(call.sequence);
+    throw;
+  }
+}
+
+std::unique_ptr<Traced> Traced::derive(std::string name, const Make& make, Sink sink) {
+  const auto step = [&] { return make(inner_); };
+  return std::unique_ptr<Traced>(new Traced(record_blocking("split", 0, step), *this, std::move(name), std::move(sink)));
 }
 std::unique_ptr<Communicator> Traced::split(int color, int key) {
-  return std::make_unique<Traced>(inner_.split(color, key), book_->sink);
+  const std::string name = log_->name + "/" + std::to_string(++splits_) + "." + std::to_string(color);
+  return derive(name, [&](Communicator& inner) { return inner.split(color, key); }, sink_);
+}
+std::shared_ptr<void> Traced::allocate(std::size_t bytes) {
+  return record_blocking("allocate", bytes, [&] { return inner_.allocate(bytes); });
 }
 
 }  // namespace trireme

@@ -1,29 +1,12 @@
 // A communicator that counts: calls, bytes on the wire by formula, time the host was blocked.
 #pragma once
 #include "comm/communicator.h"
+#include "comm/flight_recorder.h"
 
-#include <array>
-#include <cstdint>
 #include <functional>
 #include <vector>
 
 namespace trireme {
-
-// Totals of one rank. Bytes a rank sends, by formula for n ranks and a buffer of B bytes: all_reduce 2(n-1)/n
-// B, reduce_scatter and all_gather (n-1)/n of the whole buffer, all_to_all what goes to others, broadcast B.
-struct CommStats {
-  std::uint64_t calls = 0;
-  std::uint64_t bytes = 0;
-  std::uint64_t blocked_ns = 0;  // host time inside wait(): communication that computation did not hide
-};
-
-// One call. Times are of the steady clock; end_ns is 0 until the end was seen by wait() or done().
-struct CommCall {
-  std::uint64_t sequence = 0;  // from 1
-  const char* name = "";
-  std::uint64_t bytes = 0;
-  std::int64_t begin_ns = 0, end_ns = 0;
-};
 
 class Traced final : public Communicator {
  public:
@@ -31,14 +14,20 @@ class Traced final : public Communicator {
   using Sink =
       std::function<void(const char* name, std::int64_t begin_ns, std::int64_t end_ns, std::uint64_t bytes)>;
 
-  // `inner` must outlive this in the first form. The sink may be called by any thread that waits, one at a
-  // time.
-  explicit Traced(Communicator& inner, Sink sink = {});
-  explicit Traced(std::unique_ptr<Communicator> inner, Sink sink = {});
+  // `inner` must outlive this in the first form. The sink may be called by any thread that waits.
+  explicit Traced(Communicator& inner, Sink sink = {}, std::string name = "world");
+  explicit Traced(std::unique_ptr<Communicator> inner, Sink sink = {}, std::string name = "world");
 
-  // Any thread may read; groups made by split() count for themselves.
-  CommStats stats() const;
-  std::vector<CommCall> recent() const;  // the last 256 calls, oldest first
+  // Collective: a communicator that `make` makes out of this one's inner one. The making is a call of this
+  // communicator; the new one counts for itself, under `name`, which is the same on all its ranks, and tells `sink`.
+  using Make = std::function<std::unique_ptr<Communicator>(Communicator& inner)>;
+  std::unique_ptr<Traced> derive(std::string name, const Make& make, Sink sink);
+
+  // Any thread may read; groups made by split() and derive() count for themselves.
+  CommStats stats() const { return log_->stats(); }
+  std::vector<CommCall> recent() const { return log_->recent(); }  // the last 256 calls, oldest first
+  // The logs of this, of what it was derived from and of all that was derived from those.
+  const std::shared_ptr<FlightRecorder>& recorder() const { return recorder_; }
 
   int rank() const override { return inner_.rank(); }
   int size() const override { return inner_.size(); }
@@ -50,19 +39,24 @@ class Traced final : public Communicator {
   Work broadcast(Buffer inout, int root) override;
   Work barrier() override;
   std::unique_ptr<Communicator> split(int color, int key) override;
-  std::shared_ptr<void> allocate(std::size_t bytes) override { return inner_.allocate(bytes); }
+  std::shared_ptr<void> allocate(std::size_t bytes) override;
   bool capturable() const override { return inner_.capturable(); }
   void abort(int code, std::string_view why) noexcept override { inner_.abort(code, why); }
   std::string_view backend() const override { return inner_.backend(); }
 
-  struct Book;  // outlives this through the Work handles
-
  private:
-  Work count(const char* name, std::uint64_t bytes, const std::function<Work()>& call);
+  Traced(std::unique_ptr<Communicator> inner, const Traced& parent, std::string name, Sink sink);
+  template <class Post>
+  Work record(const char* name, const ConstBuffer& same, std::uint64_t bytes, Post&& post);
+  template <class Step>
+  auto record_blocking(const char* name, std::size_t bytes, Step&& step);
 
   std::unique_ptr<Communicator> owned_;
   Communicator& inner_;
-  std::shared_ptr<Book> book_;
+  const std::shared_ptr<Sink> sink_;  // null: none
+  std::shared_ptr<FlightRecorder> recorder_;
+  std::shared_ptr<CommLog> log_;  // outlives this through the Work handles
+  int splits_ = 0;
 };
 
 }  // namespace trireme

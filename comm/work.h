@@ -14,6 +14,8 @@ class Work {
    public:
     virtual ~State() = default;
     virtual bool done() = 0;  // may make progress; never blocks
+    // Has it completed or failed? Makes no progress, never throws, any thread.
+    virtual bool settled() = 0;
     virtual void wait() = 0;  // host memory: blocks the caller; device memory: the caller's stream waits
     // Blocks the host until complete; false on timeout. Errors of the operation are thrown from here and from
     // wait().
@@ -26,6 +28,7 @@ class Work {
   explicit Work(std::shared_ptr<State> state) : state_(std::move(state)) {}
 
   bool done() { return !state_ || state_->done(); }
+  bool settled() { return !state_ || state_->settled(); }
   void wait() {
     if (state_) state_->wait();
   }
@@ -33,7 +36,7 @@ class Work {
   // `next` may post on the same communicator (that keeps its place in the order) and must neither wait nor
   // hold locks that a waiting thread holds; the returned Work completes when the Work from `next` does.
   Work then(std::function<Work()> next);
-  State* state() const { return state_.get(); }
+  const std::shared_ptr<State>& state() const { return state_; }
 
  private:
   std::shared_ptr<State> state_;

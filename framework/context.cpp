@@ -3,7 +3,6 @@
 #include "comm/checked.h"
 #include "comm/device.h"
 #include "comm/error.h"
-#include "comm/traced.h"
 #include "framework/optimizer.h"
 #include "framework/reducer.h"
 #include "framework/trace.h"
@@ -11,6 +10,7 @@
 #include <ATen/autocast_mode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <optional>
 #include <set>
 
 namespace trireme {
@@ -23,14 +23,6 @@ void trace_collective(const char* name, std::int64_t begin, std::int64_t end, st
   if (from < end) Trace::add(Trace::Track::communication, name, from, end, std::int64_t(bytes));
 }
 
-std::unique_ptr<Communicator> wrap(std::unique_ptr<Communicator> c, const Placement& placement, bool checked) {
-  Traced::Sink sink = Trace::enabled() ? trace_collective : Traced::Sink();
-  // On a GPU the communicator knows the times; the host only enqueues.
-  if (placement.device.is_cuda()) c = for_device(std::move(c), placement, std::exchange(sink, nullptr));
-  if (checked) c = std::make_unique<Checked>(std::move(c));
-  return std::make_unique<Traced>(std::move(c), std::move(sink));
-}
-
 std::unique_ptr<StreamTimer> make_timer(at::Device device) {
   if (!Trace::enabled() || !device.is_cuda()) return nullptr;
   const Place place{device.index(), c10::impl::VirtualGuardImpl(at::kCUDA).getStream(device).native_handle()};
@@ -41,13 +33,28 @@ std::unique_ptr<StreamTimer> make_timer(at::Device device) {
 
 }  // namespace
 
+Traced::Sink trace_sink() { return Trace::enabled() ? trace_collective : Traced::Sink(); }
+
 Context::Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names)
     : world_(world), config_(config), placement_(place_rank(world, config)) {
   std::set<std::string> sorted(names.begin(), names.end());
   sorted.insert({"control", "grad", "world"});
-  // "control" carries what the host decides by: host memory only.
-  for (const auto& name : sorted)
-    comms_[name] = wrap(world.split(0, world.rank()), name == "control" ? Placement() : placement_, config.checked);
+  // What is derived from a world that is traced already is recorded, and watched, together with it.
+  std::optional<Traced> own;
+  auto* traced = dynamic_cast<Traced*>(&world);
+  if (!traced) traced = &own.emplace(world, trace_sink());
+  for (const auto& name : sorted) {
+    const CallSite here("setup: communicators");
+    // "control" carries what the host decides by: host memory only.
+    const bool on_device = placement_.device.is_cuda() && name != "control";
+    const auto make = [&](Communicator& inner) {
+      std::unique_ptr<Communicator> c = inner.split(0, inner.rank());
+      if (on_device) c = for_device(std::move(c), placement_, trace_sink());
+      return config.checked ? std::make_unique<Checked>(std::move(c)) : std::move(c);
+    };
+    // On a GPU the communicator knows the times; the host only enqueues.
+    comms_[name] = traced->derive(name, make, on_device ? Traced::Sink() : trace_sink());
+  }
   timer_ = make_timer(placement_.device);
 }
 

@@ -1,5 +1,6 @@
 // What a recipe sees of the run while it trains. One per rank, used from the training thread.
 #pragma once
+#include "comm/traced.h"
 #include "framework/placement.h"
 #include "framework/recipe.h"
 #include "framework/train_config.h"
@@ -14,9 +15,13 @@ class Reducer;
 class Optimizer;
 class StreamTimer;
 
+// Puts collectives into the Chrome trace, if there is one.
+Traced::Sink trace_sink();
+
 class Context {
  public:
-  // Collective: makes the named communicators "control", "grad" and `names` in sorted order.
+  // Collective: makes the named communicators "control", "grad", "world" and `names` in sorted order. A Traced
+  // world hands them its flight recorder.
   Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names = {});
   ~Context();
 

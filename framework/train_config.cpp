@@ -24,6 +24,13 @@ void CheckpointConfig::fields(Fields& f) {
   f("async", async, "write in the background while training goes on");
 }
 
+void WatchdogConfig::fields(Fields& f) {
+  f.resume_may_change(true);
+  f("first", first, "seconds that a collective may take until the first step is done; 0 = no limit", {.min = 0});
+  f("later", later, "the same after it", {.min = 0});
+  f("warn", warn, "seconds after which a line says who is waited for; 0 = never", {.min = 0});
+}
+
 void TrainConfig::fields(Fields& f) {
   f("recipe", recipe, "which recipe trains");
   f("seed", seed, "key of all randomness", {.min = 0});
@@ -51,6 +58,7 @@ void TrainConfig::fields(Fields& f) {
   f.resume_may_change(true);
   f("threads", threads, "threads of a rank; 0 = cores / local ranks", {.min = 0, .max = 1024});
   f.group("checkpoint", checkpoint, "when and what is saved");
+  f.group("watchdog", watchdog, "a job that hangs ends with exit code 4 and a line that says where");
   f("log_every", log_every, "steps between metric lines", {.min = 1});
   f("eval_every", eval_every, "steps between evaluations; 0 = at the end only", {.min = 0});
   f("trace", trace, "write trace.json (Chrome trace)");

@@ -20,12 +20,18 @@ struct CheckpointConfig {
   void fields(Fields& f);
 };
 
+struct WatchdogConfig {
+  double first = 1800, later = 600, warn = 60;  // seconds
+  void fields(Fields& f);
+};
+
 struct TrainConfig {
   std::string recipe;
   std::int64_t seed = 2024, threads = 0, steps = 100, batch_size = 128, accumulate = 1;
   std::string device = "auto", communicator = "auto", precision = "f32";
   OptimizerConfig optimizer;
   CheckpointConfig checkpoint;
+  WatchdogConfig watchdog;
   std::int64_t log_every = 10, eval_every = 0;
   std::string init_from;
   std::vector<std::string> freeze;

@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "comm/traced.h"
+#include "comm/watchdog.h"
 #include "data/loader.h"
 #include "framework/agree.h"
 #include "framework/checkpoint.h"
@@ -10,8 +11,10 @@
 #include "framework/metrics.h"
 #include "framework/session.h"
 #include "framework/trace.h"
+#include "trainers/launch.h"
 #include "trainers/run_folder.h"
 #include "trainers/stop.h"
+#include "trainers/straggler.h"
 
 #include <ATen/Parallel.h>
 
@@ -21,6 +24,7 @@
 #include <cmath>
 #include <filesystem>
 #include <iostream>
+#include <numeric>
 #include <thread>
 
 namespace trireme {
@@ -58,6 +62,7 @@ struct Agreed {
 };
 
 Agreed agree_on_step(const Checkpoints& checkpoints, Communicator& control) {
+  const CallSite here("loop: stop request and finished checkpoint");
   Agreed a{stop_requested() ? 1.0 : 0.0, checkpoints.written() ? 1.0 : 0.0};
   control.all_reduce({&a, 2, DType::f64, {}}, Op::sum).wait();
   return a;
@@ -95,13 +100,13 @@ double peak_memory_gib() {
 
 class Loop {
  public:
-  Loop(const TrainOptions& options, Setup& setup, Communicator& world, int threads)
-      : setup_(setup), config_(setup.train), world_(world),
+  Loop(const TrainOptions& options, Setup& setup, Traced& world, Watchdog& watchdog, int threads)
+      : setup_(setup), config_(setup.train), world_(world), watchdog_(watchdog),
         session_(world, config_, *setup.recipe),
         loader_(setup.recipe->train_data(), setup.recipe->train_ids(), config_.batch_size, world.rank(), world.size(),
                 std::uint64_t(config_.seed), {.prefetch = config_.prefetch}),
         folder_(open_run_folder(run_dir_of(options), options.fresh, setup.config, setup.schema, world)),
-        checkpoints_(folder_.file("ckpt"), int(config_.checkpoint.keep), world) {
+        checkpoints_(folder_.file("ckpt"), int(config_.checkpoint.keep), world), stragglers_(world.size()) {
     session_.context().steps_per_epoch = loader_.steps_per_epoch();
     if (const auto latest = checkpoints_.latest()) {
       const Snapshot snapshot = checkpoints_.load(*latest);
@@ -126,12 +131,15 @@ class Loop {
     }
     while (step_ < config_.steps) {
       const auto begin = Trace::now_ns();
+      blocked_before_ = world_.recorder()->blocked_ns();
+      watchdog_.phase("the loader");
       session_.context().now.step = step_;
       Batch batch = loader_.next();
       session_.context().now.epoch = batch.epoch;
       const auto loaded = Trace::now_ns();
+      watchdog_.phase("the step");
       const StepTimes times = session_.step(batch);
-      ++step_;
+      watchdog_.finished(++step_);
       // The host reads the device only where it must; on a CPU reading is free.
       const bool read = session_.context().device().is_cpu() || due(config_.log_every) || step_ == config_.steps;
       const Agreed agreed = read ? agree_on_step(checkpoints_, session_.context().comm("control")) : Agreed{};
@@ -189,12 +197,14 @@ class Loop {
     sums_["backward_ms"] += t.backward;
     sums_["comm_exposed_ms"] += t.exposed;
     sums_["optimizer_ms"] += t.optimizer;
+    const double blocked = double(std::int64_t(world_.recorder()->blocked_ns() - blocked_before_)) * 1e-6;
+    sums_["own_ms"] += std::max(0.0, double(end - begin) * 1e-6 - std::max(0.0, blocked));
     ++summed_;
     metrics_.progress(step_, loss);
     if (!due(config_.log_every) && step_ != config_.steps) return;
     Record r;
     r.step = step_;
-    for (const auto& [key, sum] : sums_) r.values[key] = sum / double(summed_);
+    gather_times(r);
     r.values["samples_per_s"] = 1e3 * double(config_.batch_size) / r.values["step_ms"];
     r.values["loss"] = loss;
     r.values["lr"] = session_.context().now.lr;
@@ -211,6 +221,36 @@ class Loop {
     summed_ = 0;
   }
 
+  // Mean times a step of all ranks: their mean, least and largest; who is slow is named.
+  void gather_times(Record& r) {
+    const CallSite here("loop: times of all ranks");
+    const std::size_t n = std::size_t(world_.size()), width = sums_.size();
+    std::vector<double> mine, all(n * width);
+    for (const auto& [key, sum] : sums_) mine.push_back(sum / double(summed_));
+    session_.context().comm("control").all_gather({mine.data(), width, DType::f64}, {all.data(), all.size(), DType::f64}).wait();
+    std::size_t k = 0;
+    for (const auto& [key, unused] : sums_) {
+      std::vector<double> of_ranks;
+      for (std::size_t rank = 0; rank < n; ++rank) of_ranks.push_back(all[rank * width + k]);
+      ++k;
+      r.values[key] = std::accumulate(of_ranks.begin(), of_ranks.end(), 0.0) / double(n);
+      if (n == 1) continue;
+      const auto [least, most] = std::minmax_element(of_ranks.begin(), of_ranks.end());
+      r.values[key + "_min"] = *least;
+      r.values[key + "_max"] = *most;
+      if (key == "own_ms") name_stragglers(r, of_ranks);
+    }
+  }
+
+  void name_stragglers(Record& r, const std::vector<double>& own_ms) {
+    for (const int rank : stragglers_.look(own_ms, summed_)) {
+      session_.context().message("rank " + std::to_string(rank) + " is slow: its own work takes " +
+                                 format(own_ms[std::size_t(rank)]) + " ms a step, that of the median rank " +
+                                 format(StragglerReport::median(own_ms)) + " ms; the others wait for it");
+      r.values["straggler"] = rank;
+    }
+  }
+
   // Sent, and what it would have been without gradient hooks.
   std::pair<double, double> bytes_since_last_log() {
     double gradients = 0, others = 0;
@@ -224,6 +264,8 @@ class Loop {
 
   void evaluate() {
     Trace::Span span(Trace::Track::step, "evaluate");
+    const CallSite here("evaluation");
+    watchdog_.phase("the evaluation");
     const auto values = session_.evaluate();
     if (values.empty()) return;
     Record r;
@@ -237,6 +279,8 @@ class Loop {
 
   void save(bool now) {
     Trace::Span span(Trace::Track::step, "checkpoint");
+    const CallSite here("checkpoint");
+    watchdog_.phase("a checkpoint");
     if (saved_at_ == step_) return;
     saved_at_ = step_;
     metrics_.flush();
@@ -246,6 +290,8 @@ class Loop {
   }
 
   void finish() {
+    const CallSite here("the end");
+    watchdog_.phase("the end");
     checkpoints_.finish();
     metrics_.flush();
     // Rank 0 merges what the others wrote.
@@ -261,16 +307,19 @@ class Loop {
 
   Setup& setup_;
   const TrainConfig& config_;
-  Communicator& world_;
+  Traced& world_;
+  Watchdog& watchdog_;
   // A mistake that setting up finds leaves the run folder as it was.
   Session session_;
   Loader loader_;
   RunFolder folder_;
   Checkpoints checkpoints_;
   Metrics metrics_;
+  StragglerReport stragglers_;
   std::int64_t step_ = 0, saved_at_ = 0, skipped_in_row_ = 0, summed_ = 0;
   std::map<std::string, double> sums_;
   double best_ = -std::numeric_limits<double>::infinity(), bytes_logged_ = 0, others_logged_ = 0;
+  std::uint64_t blocked_before_ = 0;
   bool is_best_ = false;
 };
 
@@ -310,13 +359,17 @@ int train(const TrainOptions& options, Communicator& world, int local_ranks) {
   const int threads = setup.train.threads ? int(setup.train.threads) : std::max(1, cores / std::max(1, local_ranks));
   at::set_num_threads(threads);
   check_divisible(setup, world.size());
-  check_same_config(setup.config, setup.schema, world);
+  if (setup.train.trace && !options.dry_run) Trace::enable(world.rank());
+  // Everything that talks to other ranks from here on is recorded and watched.
+  Traced job(world, trace_sink(), "job");
+  const WatchdogConfig& limits = setup.train.watchdog;
+  Watchdog watchdog(job, {limits.warn, limits.first, limits.later, run_dir_of(options), launched_ranks() > 0});
+  check_same_config(setup.config, setup.schema, job);
   if (options.dry_run) {
-    dry_run(setup, world);
+    dry_run(setup, job);
     return int(ExitCode::ok);
   }
-  if (setup.train.trace) Trace::enable(world.rank());
-  Loop loop(options, setup, world, threads);
+  Loop loop(options, setup, job, watchdog, threads);
   return loop.run();
 }
 
