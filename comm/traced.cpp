@@ -82,7 +82,7 @@ Traced::Traced(std::unique_ptr<Communicator> inner, Sink sink, std::string name)
 Traced::Traced(std::unique_ptr<Communicator> inner, const Traced& parent, std::string name, Sink sink)
     : owned_(std::move(inner)),
       inner_(*owned_),
-      sink_(std::move(sink)),
+      sink_(shared(std::move(sink))),
       recorder_(parent.recorder_),
       log_(std::make_shared<CommLog>(std::move(name), inner_.rank(), inner_.size())) {
   recorder_->add(log_);
@@ -162,7 +162,7 @@ std::unique_ptr<Traced> Traced::derive(std::string name, const Make& make, Sink 
 }
 std::unique_ptr<Communicator> Traced::split(int color, int key) {
   const std::string name = log_->name + "/" + std::to_string(++splits_) + "." + std::to_string(color);
-  return derive(name, [&](Communicator& inner) { return inner.split(color, key); }, sink_);
+  return derive(name, [&](Communicator& inner) { return inner.split(color, key); }, sink_ ? *sink_ : Sink());
 }
 std::shared_ptr<void> Traced::allocate(std::size_t bytes) {
   return record_blocking("allocate", bytes, [&] { return inner_.allocate(bytes); });
