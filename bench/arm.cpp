@@ -37,11 +37,14 @@ void send_line(int fd, const std::string& text) {
 }
 
 // The last words of an arm that failed.
-std::string last_line(const std::string& file) {
+// Our own error, which mpirun buries under its banner, or else the last line.
+std::string last_words(const std::string& file) {
   std::ifstream in(file);
   std::string line, last = "it ended without a word";
-  while (std::getline(in, line))
+  while (std::getline(in, line)) {
+    if (line.starts_with("trireme: error: ")) return line.substr(16, 300);
     if (line.find_first_not_of(" \t\r-") != std::string::npos) last = line;
+  }
   return last.substr(0, 300);
 }
 
@@ -138,7 +141,7 @@ std::optional<nlohmann::json> Arm::reply(std::chrono::seconds patience) {
 bool Arm::ready(std::chrono::seconds patience) {
   if (ready_ || !skipped_.empty()) return ready_ && skipped_.empty();
   if (reply(patience)) return ready_ = true;
-  skip(pid_ < 0 ? last_line(folder_ + "/log") : "not ready after " + std::to_string(patience.count()) + " s");
+  skip(pid_ < 0 ? last_words(folder_ + "/log") : "not ready after " + std::to_string(patience.count()) + " s");
   return false;
 }
 
@@ -147,7 +150,7 @@ std::optional<nlohmann::json> Arm::ask(const std::string& command, std::chrono::
   for (const int fd : commands_) send_line(fd, command);
   auto r = reply(patience);
   if (!r)
-    skip(pid_ < 0 ? last_line(folder_ + "/log")
+    skip(pid_ < 0 ? last_words(folder_ + "/log")
                   : "'" + command + "' took longer than " + std::to_string(patience.count()) + " s");
   return r;
 }

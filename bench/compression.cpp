@@ -10,7 +10,7 @@ nlohmann::json run(const Options& o) {
   arms.ours("trireme");
   for (const char* hook : {"bf16", "int8", "top_k", "powersgd"}) arms.ours(hook);
   for (const char* peer : {"view", "bf16", "powersgd"}) arms.ddp(peer);
-  arms.measure(5);
+  arms.measure(3);
   return arms.rows({});
 }
 

@@ -16,7 +16,7 @@ nlohmann::json run(const Options& o) {
   Arm& ddp_step = arms.ddp("view");
   Arm& ddp_compute = arms.ddp("compute");
   Arm& ddp_comm = arms.ddp("comm");
-  arms.measure(5);
+  arms.measure(3);
   auto rows = arms.rows({});
   const auto add = [&](const char* name, Arm& s, Arm& c, Arm& t) {
     nlohmann::json row{{"arm", name}};
