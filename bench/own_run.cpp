@@ -4,7 +4,7 @@
 
 namespace trireme::bench {
 
-OwnRun::OwnRun(const std::string& yaml) : config(Config::parse(yaml, "benchmark")) {
+OwnRun::OwnRun(Config c) : config(std::move(c)) {
   recipe = Recipes::create(config.string_at("recipe"), config.place("recipe"));
   config.read([this](Fields& f) {
     train.fields(f);

@@ -12,7 +12,8 @@ struct OwnRun {
   TrainConfig train;
   std::unique_ptr<Recipe> recipe;
 
-  explicit OwnRun(const std::string& yaml);
+  explicit OwnRun(Config c);
+  explicit OwnRun(const std::string& yaml) : OwnRun(Config::parse(yaml, "benchmark")) {}
 };
 
 class OwnSession {

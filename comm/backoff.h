@@ -11,13 +11,18 @@ namespace trireme {
 class Backoff {
  public:
   // `crowded`: somebody else probably wants this core.
-  explicit Backoff(bool crowded) : spins_(crowded ? 20 : 2000), yields_(crowded ? 50 : 400) {}
+  explicit Backoff(bool crowded) : spin_(crowded ? 1 : 30), yields_(crowded ? 50 : 400) {}
 
   void reset() { spun_ = rested_ = 0; }
-  // False once it is time to rest.
+  // False once it is time to rest. Time counts, not turns: what the caller polls may be a word in memory or the kernel.
   bool spin() {
-    if (spun_ >= spins_) return false;
-    ++spun_;
+    constexpr int turns_a_look = 16;
+    if (spun_ < 0) return false;
+    if (spun_++ == 0) begin_ = Clock::now();
+    if (spun_ % turns_a_look == 0 && Clock::now() - begin_ >= spin_) {
+      spun_ = -1;
+      return false;
+    }
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
@@ -33,8 +38,11 @@ class Backoff {
   }
 
  private:
-  const int spins_, yields_;
-  int spun_ = 0, rested_ = 0;
+  using Clock = std::chrono::steady_clock;
+  const std::chrono::microseconds spin_;
+  const int yields_;
+  int spun_ = 0, rested_ = 0;  // spun_ < 0: long enough
+  Clock::time_point begin_;
 };
 
 }  // namespace trireme

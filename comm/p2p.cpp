@@ -9,10 +9,11 @@
 namespace trireme::p2p {
 namespace {
 
-// Up to here an all-reduce sends everything to everybody: one message time instead of two.
-constexpr std::size_t one_phase_bytes = 2048;
-// A reduction works on windows with slices of this size, which bounds its temporary memory.
-constexpr std::size_t slice_bytes = 4u << 20;
+// Up to here an all-reduce sends everything to everybody: one message time instead of two. Between two ranks that is
+// not a byte more.
+constexpr std::size_t one_phase_bytes(int ranks) { return ranks == 2 ? 64u << 10 : 2048; }
+// A reduction works on windows with slices of this size, which bounds its temporary memory; two windows are under way.
+constexpr std::size_t slice_bytes = 1u << 20;
 constexpr std::size_t broadcast_piece = 1u << 20;
 
 void check(int code, const MpiGroup& g) {
@@ -64,19 +65,20 @@ class Messages {
   std::vector<int> indices_;
 };
 
-// An operation is a list of stages; a stage runs when the messages of the one before have completed.
+// An operation is a list of stages; a stage runs once it is ready: when the messages of the one before have completed.
 class MessageOperation : public Operation {
  public:
   explicit MessageOperation(MpiGroup& group) : g(group), messages(group) {}
   Step progress() final {
-    if (!messages.complete()) return Step::blocked;
+    if (!ready()) return Step::blocked;
     for (;;) {
       if (!stage()) return Step::complete;
-      if (!messages.complete()) return Step::advanced;
+      if (!ready()) return Step::advanced;
     }
   }
 
  protected:
+  virtual bool ready() { return messages.complete(); }
   virtual bool stage() = 0;  // false: nothing left to do
   int rank() const { return g.me.rank; }
   int size() const { return g.me.size; }
@@ -117,54 +119,74 @@ class Gathered {
   std::vector<const void*> in_;
 };
 
+// Large ones: reduce-scatter and all-gather, window by window, so that a rank sends 2(n-1)/n of the buffer. While a
+// window is reduced, the contributions to the next one and the results of the one before are on their way.
 class AllReduce final : public MessageOperation {
  public:
-  AllReduce(MpiGroup& group, Buffer b, Op op) : MessageOperation(group), b_(b), op_(op) {}
+  AllReduce(MpiGroup& group, Buffer b, Op op)
+      : MessageOperation(group), b_(b), op_(op), scattered_{Messages(group), Messages(group)} {
+    const std::size_t n = static_cast<std::size_t>(size());
+    slice_ = std::max<std::size_t>(std::min(slice_limit(b.dtype), (b.count + n - 1) / n), 1);
+  }
 
  private:
+  bool ready() override { return messages.complete() && scattered_[current_ % 2].complete(); }
   bool stage() override {
-    return b_.bytes() <= std::min(one_phase_bytes, g.link->options.chunk_limit) ? one_phase() : two_phases();
+    return b_.bytes() <= std::min(one_phase_bytes(size()), g.link->options.chunk_limit) ? one_phase()
+                                                                                        : two_phases();
   }
   bool one_phase() {
-    if (phase_ == 0 && b_.count > 0) {
-      gathered_.receive(messages, g.me, b_.data, b_.bytes());
+    if (!started_ && b_.count > 0) {
+      started_ = true;
+      gathered_[0].receive(messages, g.me, b_.data, b_.bytes());
       peers([&](int to) { messages.send(to, b_.data, b_.bytes()); });
-      phase_ = 1;
       return true;
     }
-    if (b_.count > 0) gathered_.reduce_to(b_.data, op_, b_.dtype, b_.count);
+    if (b_.count > 0) gathered_[0].reduce_to(b_.data, op_, b_.dtype, b_.count);
     return false;
   }
   bool two_phases() {
-    if (phase_ == 0) {
-      if (begin_ == b_.count) return false;
-      const std::size_t n = static_cast<std::size_t>(size());
-      const std::size_t left = b_.count - begin_;
-      slice_ = std::min(slice_limit(b_.dtype), (left + n - 1) / n);
-      window_ = std::min(left, slice_ * n);
-      gathered_.receive(messages, g.me, slice(rank()), slice_bytes_of(rank()));
-      peers([&](int to) { messages.send(to, slice(to), slice_bytes_of(to)); });
-      phase_ = 1;
-    } else {
-      gathered_.reduce_to(slice(rank()), op_, b_.dtype, slice_bytes_of(rank()) / size_of(b_.dtype));
-      peers([&](int from) { messages.recv(from, slice(from), slice_bytes_of(from)); });
-      peers([&](int to) { messages.send(to, slice(rank()), slice_bytes_of(rank())); });
-      begin_ += window_;
-      phase_ = 0;
+    if (!started_) {
+      started_ = true;
+      scatter(0);
+      scatter(1);
+      return true;
     }
+    const std::size_t k = current_;
+    if (window(k) == b_.count) return false;
+    gathered_[k % 2].reduce_to(slice(k, rank()), op_, b_.dtype, bytes_of(k, rank()) / size_of(b_.dtype));
+    peers([&](int from) { messages.recv(from, slice(k, from), bytes_of(k, from)); });
+    peers([&](int to) { messages.send(to, slice(k, rank()), bytes_of(k, rank())); });
+    scatter(k + 2);
+    ++current_;
     return true;
   }
-  std::size_t slice_begin(int r) const { return std::min(window_, slice_ * static_cast<std::size_t>(r)); }
-  std::byte* slice(int r) const { return at(b_.data, (begin_ + slice_begin(r)) * size_of(b_.dtype)); }
-  std::size_t slice_bytes_of(int r) const {
-    return (slice_begin(r + 1) - slice_begin(r)) * size_of(b_.dtype);
+  // Sends each peer its slice of window k.
+  void scatter(std::size_t k) {
+    if (window(k) == b_.count) return;
+    Messages& m = scattered_[k % 2];
+    gathered_[k % 2].receive(m, g.me, slice(k, rank()), bytes_of(k, rank()));
+    peers([&](int to) { m.send(to, slice(k, to), bytes_of(k, to)); });
+  }
+  // Elements before window k, and before slice r of it.
+  std::size_t window(std::size_t k) const {
+    return std::min(b_.count, k * slice_ * static_cast<std::size_t>(size()));
+  }
+  std::size_t begin(std::size_t k, int r) const {
+    return std::min(b_.count, window(k) + slice_ * static_cast<std::size_t>(r));
+  }
+  std::byte* slice(std::size_t k, int r) const { return at(b_.data, begin(k, r) * size_of(b_.dtype)); }
+  std::size_t bytes_of(std::size_t k, int r) const {
+    return (begin(k, r + 1) - begin(k, r)) * size_of(b_.dtype);
   }
 
   const Buffer b_;
   const Op op_;
-  int phase_ = 0;
-  std::size_t begin_ = 0, window_ = 0, slice_ = 0;  // elements
-  Gathered gathered_;
+  std::size_t slice_ = 1;  // elements
+  std::size_t current_ = 0;
+  bool started_ = false;
+  Messages scattered_[2];
+  Gathered gathered_[2];
 };
 
 class ReduceScatter final : public MessageOperation {

@@ -124,8 +124,7 @@ int step_tasks() {
 
 std::string self_path() { return std::filesystem::read_symlink("/proc/self/exe").string(); }
 
-[[noreturn]] void run_mpirun(int ranks, const std::vector<std::string>& arguments) {
-  std::vector<std::string> words = mpirun_command(ranks, arguments);
+[[noreturn]] void run_starter(std::vector<std::string>& words) {
   std::vector<char*> argv;
   for (auto& w : words) argv.push_back(w.data());
   argv.push_back(nullptr);
@@ -179,6 +178,10 @@ std::vector<std::string> mpirun_command(int ranks, const std::vector<std::string
 }
 
 int launch_ranks(int ranks, const std::vector<std::string>& arguments) {
+  return launch_command(ranks, mpirun_command(ranks, arguments));
+}
+
+int launch_command(int ranks, std::vector<std::string> command) {
   int out[2], err[2];
   if (pipe(out) != 0 || pipe(err) != 0) throw CommError("--ranks", std::string("no pipe: ") + std::strerror(errno));
   struct sigaction action {};
@@ -201,7 +204,7 @@ int launch_ranks(int ranks, const std::vector<std::string>& arguments) {
     const int null = open("/dev/null", O_RDONLY);
     dup2(null, STDIN_FILENO);
     for (const int fd : {out[0], out[1], err[0], err[1], null}) close(fd);
-    run_mpirun(ranks, arguments);
+    run_starter(command);
   }
   close(out[1]);
   close(err[1]);
@@ -242,7 +245,7 @@ int launch_ranks(int ranks, const std::vector<std::string>& arguments) {
   if (ended) return int(ExitCode::killed);
   if (code == 0 || code == int(ExitCode::stopped) || filter.error_seen()) return code;
   if (code == 127 && filter.lost_rank() < 0 && filter.first_banner_line().empty())
-    throw CommError("--ranks", "mpirun is not installed or not on PATH", "install openmpi-bin, or start the ranks yourself");
+    throw CommError("--ranks", command[0] + " is not installed or not on PATH", "install openmpi-bin, or start the ranks yourself");
   if (filter.lost_rank() >= 0)
     throw CommError("rank " + std::to_string(filter.lost_rank()), "was lost: " + filter.lost_why(),
                     "the same command resumes from the last checkpoint");

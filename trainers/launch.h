@@ -24,5 +24,7 @@ std::vector<std::string> mpirun_command(int ranks, const std::vector<std::string
 // SIGINT become SIGUSR1 to the ranks (mpirun itself would kill them a second later); a second one ends the job with
 // 130. mpirun's banners are hidden; a rank that died is named in one line, exit code 4.
 int launch_ranks(int ranks, const std::vector<std::string>& arguments);
+// The same with a command line of its own, which must start `ranks` ranks.
+int launch_command(int ranks, std::vector<std::string> command);
 
 }  // namespace trireme

@@ -8,6 +8,7 @@
 #include "trainers/doctor.h"
 #include "trainers/launch.h"
 #include "trainers/loop.h"
+#include "trainers/scale.h"
 #include "trainers/stop.h"
 #include "trainers/submit.h"
 
@@ -164,6 +165,17 @@ int run(int argc, char** argv) {
   submit->add_option("--requeues", submit_options.requeues, "how often it may queue itself again")->check(CLI::Range(0, 1000000));
   submit->add_flag("--print", submit_options.print, "show the batch script, submit nothing");
 
+  ScaleOptions scale_options;
+  auto* scale = app.add_subcommand("scale", "scaling study: one experiment on several numbers of ranks, and a model of it");
+  scale->add_option("file", scale_options.file, "experiment, a YAML file")->required();
+  scale->add_option("overrides", scale_options.overrides, "key=value, over the file's values");
+  scale->add_option("--ranks", scale_options.ranks, "numbers of ranks, e.g. 1,2,4")->delimiter(',')->required()->check(CLI::Range(1, 100000));
+  scale->add_flag("--weak", scale_options.weak, "batch_size is that of a rank, not of all");
+  scale->add_option("--steps", scale_options.steps, "timed steps")->check(CLI::Range(1, 1000000));
+  scale->add_option("--out", scale_options.out, "folder (default runs/scale-<yaml stem>)");
+  scale->add_option("--launcher", scale_options.launcher, "what starts {ranks} ranks (default mpirun), e.g. 'srun --mpi=pmix -n {ranks}'");
+  scale->add_option("--measure", scale_options.measure)->group("");  // of the ranks that it starts
+
   std::vector<std::string> runs;
   std::string report_out = "report.html";
   auto* report = app.add_subcommand("report", "one HTML page for one or more runs");
@@ -194,6 +206,10 @@ int run(int argc, char** argv) {
   if (*bench) {
     if (bench_options.serve.empty()) return bench_command(bench_options);
     return on_ranks([&](Communicator& world, int) { return bench_serve(bench_options, world); });
+  }
+  if (*scale) {
+    if (scale_options.measure.empty()) return scale_command(scale_options);
+    return on_ranks([&](Communicator& world, int local) { return scale_measure(scale_options, world, local); });
   }
   if (*report) {
     write_report(runs, report_out);

@@ -11,12 +11,15 @@ struct LabOptions {
   double mbit = 1000;
 };
 
+inline std::string lab_path() {
+  const char* source = std::getenv("TRIREME_SOURCE");
+  return std::string(source ? source : ".") + "/tests/net/lab";
+}
+
 // Runs `words` on the first host. Code 77: no lab here, and the reason is the output.
 inline Outcome in_lab(const LabOptions& o, const std::vector<std::string>& words,
                       std::chrono::seconds timeout = std::chrono::seconds(120)) {
-  const char* source = std::getenv("TRIREME_SOURCE");
-  std::vector<std::string> all{std::string(source ? source : ".") + "/tests/net/lab", "--hosts",
-                               std::to_string(o.hosts), "--mbit", std::to_string(o.mbit), "--"};
+  std::vector<std::string> all{lab_path(), "--hosts", std::to_string(o.hosts), "--mbit", std::to_string(o.mbit), "--"};
   all.insert(all.end(), words.begin(), words.end());
   return run_words(all, {}, timeout);
 }

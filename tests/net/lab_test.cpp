@@ -99,9 +99,8 @@ TEST(Lab, LeavesNothingAndPassesTheCodeOn) {
 TEST(Lab, LeavesNothingWhenItIsStopped) {
   const auto before = traces_of_labs();
   for (const char* signal : {"INT", "KILL"}) {
-    const std::string lab = std::string(std::getenv("TRIREME_SOURCE")) + "/tests/net/lab";
     const Outcome outcome = run_words(
-        {"sh", "-c", lab + " --hosts 3 -- mpirun --oversubscribe -n 3 sh -c 'echo up; exec sleep 1000' & lab=$!; sleep 3; "
+        {"sh", "-c", lab_path() + " --hosts 3 -- mpirun --oversubscribe -n 3 sh -c 'echo up; exec sleep 1000' & lab=$!; sleep 3; "
                      "kill -" + signal + " $lab; wait $lab; sleep 2"},
         {}, std::chrono::seconds(60));
     if (outcome.output.find("lab: no") != std::string::npos) GTEST_SKIP() << outcome.output;
@@ -112,7 +111,7 @@ TEST(Lab, LeavesNothingWhenItIsStopped) {
 
 TEST(Lab, RefusesNonsense) {
   for (const auto& words : std::vector<std::vector<std::string>>{{"--hosts", "1"}, {"--hosts", "9"}, {"--mbit", "0"}, {"--mbit", "x"}}) {
-    std::vector<std::string> all{std::string(std::getenv("TRIREME_SOURCE")) + "/tests/net/lab"};
+    std::vector<std::string> all{lab_path()};
     all.insert(all.end(), words.begin(), words.end());
     all.insert(all.end(), {"--", "true"});
     EXPECT_EQ(run_words(all, {}, std::chrono::seconds(20)).code, 2);
