@@ -40,11 +40,15 @@ Context::Context(Communicator& world, const TrainConfig& config, std::vector<std
   std::optional<Traced> own;
   auto* traced = dynamic_cast<Traced*>(&world);
   if (!traced) traced = &own.emplace(world, trace_sink());
+  std::shared_ptr<Parley> parley;
   for (const auto& name : sorted) {
     const CallSite here("setup: communicators");
-    comms_[name] = traced->derive(name, [&](Communicator& inner) {
+    comms_[name] = traced->derive(name, [&](Communicator& inner) -> std::unique_ptr<Communicator> {
       std::unique_ptr<Communicator> c = inner.split(0, inner.rank());
-      return config.checked ? std::make_unique<Checked>(std::move(c)) : std::move(c);
+      if (!config.checked) return c;
+      auto checked = std::make_unique<Checked>(std::move(c), name, parley);
+      parley = checked->parley();
+      return checked;
     });
   }
 }
