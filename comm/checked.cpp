@@ -74,21 +74,79 @@ struct Checked::Exchange {
 // more.
 struct Checked::Gate {
   std::mutex mutex;
-  bool open = true;
-  std::uint64_t sequence = 0;  // of the last collective compared, the same on all ranks
+  bool open = true, stuck = false;
+  std::uint64_t posted = 0, sequence = 0;  // of the last collective posted and compared, the same on all ranks
   Work last;
 };
 
-Checked::Checked(Communicator& inner)
-    : inner_(inner), side_(inner.split(0, inner.rank())), gate_(std::make_shared<Gate>()) {}
-Checked::Checked(std::unique_ptr<Communicator> inner)
-    : owned_(std::move(inner)),
-      inner_(*owned_),
-      side_(inner_.split(0, inner_.rank())),
+// A collective that is compared first. While another rank has not come to it, waiting for it is told.
+class Checked::State final : public Work::State {
+ public:
+  State(Work gathered, Work compared, std::shared_ptr<Gate> gate, std::shared_ptr<Parley> parley,
+        const Parley::Spot& spot)
+      : gathered_(std::move(gathered)),
+        compared_(std::move(compared)),
+        gate_(std::move(gate)),
+        parley_(std::move(parley)),
+        spot_(spot) {}
+
+  bool done() override { return compared_.done(); }
+  bool settled() override { return compared_.settled(); }
+  void wait() override {
+    met(Clock::time_point::max());
+    compared_.wait();
+  }
+  bool wait_host(std::chrono::milliseconds timeout) override {
+    const auto end = Clock::now() + timeout;
+    if (!met(end)) return false;
+    const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now());
+    return !compared_.state() || compared_.state()->wait_host(std::max(left, std::chrono::milliseconds(0)));
+  }
+  std::shared_ptr<Work::State> then(std::function<Work()> next) override {
+    return std::make_shared<State>(gathered_, compared_.then(std::move(next)), gate_, parley_, spot_);
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::milliseconds patience{1000}, slice{100};
+
+  // Waits until every rank has come; false when it is `end`.
+  bool met(Clock::time_point end) {
+    const auto begin = Clock::now();
+    for (auto now = begin;; now = Clock::now()) {
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(std::min(end - now, Clock::duration(slice)));
+      if (gathered_.state()->wait_host(std::max(left, std::chrono::milliseconds(0)))) return true;
+      if (Clock::now() >= end) return false;
+      if (Clock::now() - begin < patience) continue;
+      try {
+        parley_->waits(spot_);
+      } catch (...) {
+        std::lock_guard lock(gate_->mutex);
+        gate_->stuck = true;
+        throw;
+      }
+    }
+  }
+
+  Work gathered_, compared_;
+  std::shared_ptr<Gate> gate_;
+  std::shared_ptr<Parley> parley_;
+  const Parley::Spot spot_;
+};
+
+Checked::Checked(Communicator& inner, std::string name, std::shared_ptr<Parley> parley)
+    : inner_(inner),
+      name_(std::move(name)),
+      parley_(parley ? std::move(parley) : std::make_shared<Parley>(inner.split(0, inner.rank()))),
+      side_(inner.split(0, inner.rank())),
       gate_(std::make_shared<Gate>()) {}
+Checked::Checked(std::unique_ptr<Communicator> inner, std::string name, std::shared_ptr<Parley> parley)
+    : Checked(*inner, std::move(name), std::move(parley)) {
+  owned_ = std::move(inner);
+}
 
 Checked::~Checked() {
-  if (std::uncaught_exceptions() == 0) {
+  if (std::uncaught_exceptions() == 0 && !gate_->stuck) {
     try {
       gate_->last.then([] { return Work(); }).wait();  // behind all comparisons
     } catch (...) {                                    // the caller had it from its own Work
@@ -132,9 +190,16 @@ Work Checked::compare(const Fingerprint& f, std::span<const std::size_t> send,
     exchange->verify();
     return next();
   });
+  Parley::Spot spot;
+  name_.copy(spot.communicator, sizeof spot.communicator - 1);
+  spot.operation = f.operation;
+  spot.dtype = f.dtype;
+  spot.count = f.count;
   std::lock_guard lock(gate_->mutex);
+  spot.sequence = static_cast<std::int64_t>(++gate_->posted);
   gate_->last = compared;
-  return compared;
+  if (!gathered.state()) return compared;
+  return Work(std::make_shared<State>(gathered, compared, gate_, parley_, spot));
 }
 
 namespace {
@@ -173,7 +238,8 @@ Work Checked::barrier() {
 }
 std::unique_ptr<Communicator> Checked::split(int color, int key) {
   compare({number(Collective::split), 0, 0, 0, 0}, {}, {}, [] { return Work(); }).wait();
-  return std::make_unique<Checked>(inner_.split(color, key));
+  const std::string child = name_ + "/" + std::to_string(++splits_) + "." + std::to_string(color);
+  return std::make_unique<Checked>(inner_.split(color, key), child, parley_);
 }
 std::shared_ptr<void> Checked::allocate(std::size_t bytes) {
   compare({number(Collective::allocate), 0, number(bytes), 0, 0}, {}, {}, [] { return Work(); }).wait();

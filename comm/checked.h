@@ -1,17 +1,24 @@
 // A communicator that first compares what every rank is about to do. Ranks that disagree get a CommError
-// which names both ranks and the field that differs, instead of a hang or of wrong data.
+// which names both ranks and the field that differs, instead of a hang or of wrong data. That ranks call on
+// different communicators is seen while they wait for each other, about a second later (comm/parley.h).
 #pragma once
 #include "comm/communicator.h"
+#include "comm/parley.h"
 
 namespace trireme {
 
 class Checked final : public Communicator {
  public:
   // Collective: fingerprints travel over a duplicate of `inner`, which must outlive this in the first form.
-  explicit Checked(Communicator& inner);
-  explicit Checked(std::unique_ptr<Communicator> inner);
-  // Pending operations are waited for, unless an exception is on its way.
+  // Communicators that are to be told from each other have different names and share a parley, made on all their
+  // ranks; none: one of its own. Groups made by split() share it.
+  explicit Checked(Communicator& inner, std::string name = "world", std::shared_ptr<Parley> parley = {});
+  explicit Checked(std::unique_ptr<Communicator> inner, std::string name = "world",
+                   std::shared_ptr<Parley> parley = {});
+  // Pending operations are waited for, unless an exception is on its way or ranks were found to wait for each other.
   ~Checked() override;
+
+  const std::shared_ptr<Parley>& parley() const { return parley_; }
 
   int rank() const override { return inner_.rank(); }
   int size() const override { return inner_.size(); }
@@ -31,13 +38,17 @@ class Checked final : public Communicator {
  private:
   struct Fingerprint;
   struct Exchange;
+  struct Gate;
+  class State;
   Work compare(const Fingerprint& mine, std::span<const std::size_t> send, std::span<const std::size_t> recv,
                std::function<Work()> next);
 
   std::unique_ptr<Communicator> owned_;
   Communicator& inner_;
+  const std::string name_;
+  std::shared_ptr<Parley> parley_;
   std::unique_ptr<Communicator> side_;  // carries the fingerprints
-  struct Gate;
+  int splits_ = 0;
   std::shared_ptr<Gate> gate_;
 };
 

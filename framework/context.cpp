@@ -43,14 +43,18 @@ Context::Context(Communicator& world, const TrainConfig& config, std::vector<std
   std::optional<Traced> own;
   auto* traced = dynamic_cast<Traced*>(&world);
   if (!traced) traced = &own.emplace(world, trace_sink());
+  std::shared_ptr<Parley> parley;
   for (const auto& name : sorted) {
     const CallSite here("setup: communicators");
     // "control" carries what the host decides by: host memory only.
     const bool on_device = placement_.device.is_cuda() && name != "control";
-    const auto make = [&](Communicator& inner) {
+    const auto make = [&](Communicator& inner) -> std::unique_ptr<Communicator> {
       std::unique_ptr<Communicator> c = inner.split(0, inner.rank());
       if (on_device) c = for_device(std::move(c), placement_, trace_sink());
-      return config.checked ? std::make_unique<Checked>(std::move(c)) : std::move(c);
+      if (!config.checked) return c;
+      auto checked = std::make_unique<Checked>(std::move(c), name, parley);
+      parley = checked->parley();
+      return checked;
     };
     // On a GPU the communicator knows the times; the host only enqueues.
     comms_[name] = traced->derive(name, make, on_device ? Traced::Sink() : trace_sink());

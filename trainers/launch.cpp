@@ -17,7 +17,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <set>
+#include <thread>
 #include <utility>
 
 namespace trireme {
@@ -25,6 +27,8 @@ namespace {
 
 constexpr std::string_view ready_line = "trireme: ready\n";
 constexpr const char* launched_by_us = "TRIREME_LAUNCHED";
+// From the first error of a rank, or a second signal, to the end of mpirun.
+constexpr std::chrono::milliseconds mpirun_patience{3000};
 
 volatile std::sig_atomic_t stop_requests = 0;
 void on_stop(int) { stop_requests = stop_requests + 1; }
@@ -122,6 +126,19 @@ int step_tasks() {
   return value ? std::atoi(value) : 0;
 }
 
+// What is left of the job when mpirun is gone: its ranks are then children of this process (a subreaper).
+void end_leftovers() {
+  for (int round = 0; round < 100; ++round) {
+    std::ifstream children("/proc/self/task/" + std::to_string(gettid()) + "/children");
+    bool any = false;
+    for (pid_t p = 0; children >> p; any = true) kill(p, SIGKILL);
+    while (waitpid(-1, nullptr, WNOHANG) > 0) {
+    }
+    if (!any) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+}
+
 std::string self_path() { return std::filesystem::read_symlink("/proc/self/exe").string(); }
 
 [[noreturn]] void run_starter(std::vector<std::string>& words) {
@@ -189,6 +206,7 @@ int launch_command(int ranks, std::vector<std::string> command) {
   sigemptyset(&action.sa_mask);
   for (const int s : {SIGTERM, SIGINT}) sigaction(s, &action, nullptr);
 
+  prctl(PR_SET_CHILD_SUBREAPER, 1);
   const bool terminal = isatty(STDERR_FILENO);
   const pid_t child = fork();
   if (child < 0) throw CommError("--ranks", std::string("cannot start a process: ") + std::strerror(errno));
@@ -213,10 +231,21 @@ int launch_command(int ranks, std::vector<std::string> command) {
   pollfd fds[2] = {{out[0], POLLIN, 0}, {err[0], POLLIN, 0}};
   int open_ends = 2;
   bool asked = false, ended = false;
-  std::chrono::steady_clock::time_point requested;
+  std::chrono::steady_clock::time_point requested, overdue;
+  int status = 0;
+  bool gone = false;
   char text[65536];
   while (open_ends > 0) {
     const auto now = std::chrono::steady_clock::now();
+    // mpirun takes ranks that do not answer along after a while; if not, it is not waited for. What it leaves behind
+    // holds the pipes open.
+    if (!gone && (ended || filter.error_seen()) && overdue == std::chrono::steady_clock::time_point())
+      overdue = now + mpirun_patience;
+    if (!gone && overdue != std::chrono::steady_clock::time_point() && now > overdue) kill(child, SIGKILL);
+    if (!gone && waitpid(child, &status, WNOHANG) == child) {
+      gone = true;
+      end_leftovers();
+    }
     if (stop_requests > 0 && requested == std::chrono::steady_clock::time_point()) requested = now;
     // SIGUSR1 would kill a rank that does not catch it yet. (Ranks on other nodes may not be heard.)
     const bool heard = filter.ready_ranks() >= ranks || now - requested > std::chrono::seconds(10);
@@ -238,11 +267,12 @@ int launch_command(int ranks, std::vector<std::string> command) {
     }
   }
   filter.finish();
-  int status = 0;
-  while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  while (!gone && waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
+  if (!gone) end_leftovers();
   const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   if (ended) return int(ExitCode::killed);
+  if (filter.error_seen() && WIFSIGNALED(status)) return int(ExitCode::communication);
   if (code == 0 || code == int(ExitCode::stopped) || filter.error_seen()) return code;
   if (code == 127 && filter.lost_rank() < 0 && filter.first_banner_line().empty())
     throw CommError("--ranks", command[0] + " is not installed or not on PATH", "install openmpi-bin, or start the ranks yourself");
