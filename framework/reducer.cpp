@@ -190,7 +190,7 @@ struct Reducer::Impl {
   static c10::Stream current_stream(const at::Tensor& t) {
     return c10::impl::VirtualGuardImpl(t.device().type()).getStream(t.device());
   }
-  static void order(c10::Stream first, c10::Stream then) {
+  static void in_order(c10::Stream first, c10::Stream then) {
     if (first == then) return;
     c10::Event event(first.device_type());
     event.record(first);
@@ -207,7 +207,7 @@ struct Reducer::Impl {
     for (; next_launch < buckets.size() && buckets[next_launch].missing == 0; ++next_launch) {
       auto& b = buckets[next_launch];
       if (!b.comm) continue;
-      for (const auto& s : b.producers) order(s, current_stream(b.flat));
+      for (const auto& s : b.producers) in_order(s, current_stream(b.flat));
       b.work = b.comm->all_reduce(buffer_of(b.flat), Op::sum);
       if (!b.flat.is_cpu()) b.producers.insert(b.producers.begin(), current_stream(b.flat));
     }
@@ -228,7 +228,7 @@ struct Reducer::Impl {
     launch_full();
     for (auto& b : buckets) {
       b.work.wait();
-      for (const auto& s : b.producers) order(s, current_stream(b.flat));
+      for (const auto& s : b.producers) in_order(s, current_stream(b.flat));
     }
   }
 };
