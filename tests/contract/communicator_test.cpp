@@ -36,6 +36,17 @@ void for_all_dtypes(F&& f) {
   f(U8{});
 }
 
+// What wrappers go around, and how their group is then called: a device communicator itself, with device buffers.
+Communicator& unwrapped(Communicator& comm) {
+  auto* device = dynamic_cast<ThroughDevice*>(&comm);
+  return device ? device->inner() : comm;
+}
+void call_through(Communicator& comm, Communicator& wrapper, const std::function<void(Communicator&)>& f) {
+  if (&unwrapped(comm) == &comm) return f(wrapper);
+  ThroughDevice device(wrapper);
+  f(device);
+}
+
 void all_reduce(Communicator& comm) {
   for_all_dtypes([&]<class E>(E) {
     for (Op op : {Op::sum, Op::min, Op::max})
@@ -347,6 +358,8 @@ void waits_no_longer_than_told(Communicator& comm) {
 
 void no_wait_inside_then(Communicator& comm) {
   if (comm.size() == 1) return;
+  // There host buffers travel over another communicator, which may be waited for.
+  if (comm.backend() == "nccl" && &unwrapped(comm) == &comm) return;
   auto own = comm.split(0, comm.rank());
   auto v = elements<F32>(comm.rank(), 10);
   Work work = own->barrier().then([&] {
@@ -354,17 +367,6 @@ void no_wait_inside_then(Communicator& comm) {
     return Work();
   });
   EXPECT_THROW(work.wait(), CommError);
-}
-
-// What wrappers go around, and how their group is then called: a device communicator itself, with device buffers.
-Communicator& unwrapped(Communicator& comm) {
-  auto* device = dynamic_cast<ThroughDevice*>(&comm);
-  return device ? device->inner() : comm;
-}
-void call_through(Communicator& comm, Communicator& wrapper, const std::function<void(Communicator&)>& f) {
-  if (&unwrapped(comm) == &comm) return f(wrapper);
-  ThroughDevice device(wrapper);
-  f(device);
 }
 
 void checked_names_what_differs(Communicator& comm) {

@@ -175,13 +175,15 @@ class ThroughDevice final : public Communicator {
     }
     std::shared_ptr<Work::State> then(std::function<Work()> next) override {
       // In the communicator's order, so the results are there: on its stream.
-      Work after = inner.then([c = call, next = std::move(next)] {
+      auto both = std::make_shared<Call>();
+      both->before = {call};
+      Work after = inner.then([c = call, both, next = std::move(next)] {
         c->copy_back();
-        return next();
+        Work work = next();
+        if (auto* state = dynamic_cast<State*>(work.state())) both->before.push_back(state->call);
+        return work;
       });
-      auto nothing = std::make_shared<Call>();
-      nothing->before = {call};
-      return std::make_shared<State>(std::move(after), nothing);
+      return std::make_shared<State>(std::move(after), both);
     }
     Work inner;
     std::shared_ptr<Call> call;

@@ -122,7 +122,7 @@ TEST_F(Gpu, LossesOfOneRankOverNccl) {
 
 // Adds up, rank by rank, the time of reductions inside the backward kernels of the same rank.
 struct Overlap {
-  double reduction_ms = 0, inside_ms = 0;
+  double reduction_ms = 0, backward_ms = 0, inside_ms = 0;
 };
 std::map<int, Overlap> overlap_of(const fs::path& trace) {
   std::map<std::pair<int, int>, std::string> track;
@@ -139,6 +139,8 @@ std::map<int, Overlap> overlap_of(const fs::path& trace) {
     if (row.starts_with("communication") && name == "all_reduce" && e["args"]["bytes"] > 1000) reduction[e["pid"]].push_back(span);
   }
   std::map<int, Overlap> found;
+  for (const auto& [rank, spans] : backward)
+    for (const auto& [b, e] : spans) found[rank].backward_ms += (e - b) / 1000;
   for (const auto& [rank, spans] : reduction)
     for (const auto& [b, e] : spans) {
       found[rank].reduction_ms += (e - b) / 1000;
@@ -159,9 +161,9 @@ TEST_F(Gpu, ReducesBesideBackward) {
     const auto found = overlap_of(folder.path / kind / "trace.json");
     EXPECT_EQ(found.size(), 4u) << kind;
     for (const auto& [rank, x] : found) {
-      EXPECT_GT(x.inside_ms, 0.1 * x.reduction_ms) << kind << " rank " << rank;
-      std::printf("%s rank %d: %.1f ms of reductions in 20 steps, %.0f %% of it during the backward kernels of this rank\n",
-                  kind.c_str(), rank, x.reduction_ms, 100 * x.inside_ms / x.reduction_ms);
+      EXPECT_GT(x.inside_ms, 0.1 * x.backward_ms) << kind << " rank " << rank;
+      std::printf("%s rank %d, 20 steps: backward %.0f ms on the device, %.0f ms of it (%.0f %%) beside reductions, which took %.0f ms\n",
+                  kind.c_str(), rank, x.backward_ms, x.inside_ms, 100 * x.inside_ms / x.backward_ms, x.reduction_ms);
     }
     if (const char* out = std::getenv("TRIREME_TEST_KEEP"))
       fs::copy_file(folder.path / kind / "trace.json", fs::path(out) / (kind + "-trace.json"), fs::copy_options::overwrite_existing);
