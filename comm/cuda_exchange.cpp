@@ -97,7 +97,8 @@ bool can_share_memory(HostDriven& g) {
   mine.memory = export_memory(word);
   TRIREME_CUDA_CHECK(cudaMemcpy(word, &mine.memory.process, sizeof(std::uint64_t), cudaMemcpyHostToDevice));
   std::vector<Record> all(ranks(g));
-  g.host->all_gather({&mine, sizeof mine, DType::u8, {}}, {all.data(), all.size() * sizeof mine, DType::u8, {}})
+  g.host
+      ->all_gather({&mine, sizeof mine, DType::u8, {}}, {all.data(), all.size() * sizeof mine, DType::u8, {}})
       .wait();
   std::int32_t possible = !(wanted && std::string_view(wanted) == "staged") && all.size() <= most_inputs;
   for (const auto& other : all) {

@@ -36,7 +36,8 @@ void for_all_dtypes(F&& f) {
   f(U8{});
 }
 
-// What wrappers go around, and how their group is then called: a device communicator itself, with device buffers.
+// What wrappers go around, and how their group is then called: a device communicator itself, with device
+// buffers.
 Communicator& unwrapped(Communicator& comm) {
   auto* device = dynamic_cast<ThroughDevice*>(&comm);
   return device ? device->inner() : comm;
@@ -76,7 +77,8 @@ void rounding_of(Communicator& comm, double epsilon) {
   comm.all_reduce(buffer(v), Op::sum).wait();
   double worst = 0;  // of the bound
   for (std::size_t i = 0; i < count; ++i)
-    worst = std::max(worst, std::fabs(static_cast<double>(v[i].wide()) - exact[i]) / (comm.size() * epsilon * size[i]));
+    worst = std::max(
+        worst, std::fabs(static_cast<double>(v[i].wide()) - exact[i]) / (comm.size() * epsilon * size[i]));
   EXPECT_LE(worst, 1) << name(E::dtype);
 }
 

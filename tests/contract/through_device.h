@@ -1,5 +1,5 @@
-// Runs checks that know host buffers on device memory: every collective gets copies of its buffers on the device,
-// overlapping where they overlap, and results are copied back when the Work is waited for.
+// Runs checks that know host buffers on device memory: every collective gets copies of its buffers on the
+// device, overlapping where they overlap, and results are copied back when the Work is waited for.
 #pragma once
 #include "comm/arguments.h"
 #include "comm/device.h"
@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <mutex>
+
 #include <gtest/gtest.h>
 
 namespace trireme::test {
@@ -53,7 +54,9 @@ class ThroughDevice final : public Communicator {
     }();
     static_cast<void>(once);
   }
-  explicit ThroughDevice(std::unique_ptr<Communicator> inner) : ThroughDevice(*inner) { owned_ = std::move(inner); }
+  explicit ThroughDevice(std::unique_ptr<Communicator> inner) : ThroughDevice(*inner) {
+    owned_ = std::move(inner);
+  }
 
   Communicator& inner() { return inner_; }
   int rank() const override { return inner_.rank(); }
@@ -120,7 +123,8 @@ class ThroughDevice final : public Communicator {
     B on(B buffer) const {
       if (buffer.place.host()) buffer.place = here();
       for (std::size_t i = 0; i < host.size(); ++i)
-        if (buffer.data >= host[i].data && (buffer.data == host[i].data || buffer.data < at(host[i].data, host[i].bytes))) {
+        if (buffer.data >= host[i].data &&
+            (buffer.data == host[i].data || buffer.data < at(host[i].data, host[i].bytes))) {
           buffer.data = device[i].get() + (static_cast<const std::byte*>(buffer.data) - at(host[i].data, 0));
           break;
         }

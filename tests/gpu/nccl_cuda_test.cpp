@@ -1,6 +1,6 @@
 // links: comm
-// What the contract tests cannot see of the CUDA part: kernels against their CPU twins, CUDA graphs, the end of a job,
-// and what a call costs the host.
+// What the contract tests cannot see of the CUDA part: kernels against their CPU twins, CUDA graphs, the end
+// of a job, and what a call costs the host.
 #include "comm/cuda_reduce.h"
 #include "comm/cuda_runtime.h"
 #include "comm/nccl.h"
@@ -55,7 +55,8 @@ TEST(CudaReduce, EqualsItsTwin) {
           std::vector<const void*> here, there;
           for (std::size_t r = 0; r < host.size(); ++r) {
             auto* words = reinterpret_cast<std::uint64_t*>(host[r].data());
-            for (std::size_t i = 0; i < host[r].size() / 8; ++i) words[i] = random();  // any bits: infinities, subnormals, NaN
+            for (std::size_t i = 0; i < host[r].size() / 8; ++i)
+              words[i] = random();  // any bits: infinities, subnormals, NaN
             here.push_back(host[r].data());
             auto* place = static_cast<std::byte*>(memory.get()) + room * r + skip;
             device_runtime()->copy(place, host[r].data(), bytes, {0, stream.get()});
@@ -102,7 +103,8 @@ void captures(Communicator& world) {
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
   TRIREME_CUDA_CHECK(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal));
-  TRIREME_CUDA_CHECK(cudaMemcpyAsync(memory.get(), source.get(), count * 4, cudaMemcpyDeviceToDevice, stream.get()));
+  TRIREME_CUDA_CHECK(
+      cudaMemcpyAsync(memory.get(), source.get(), count * 4, cudaMemcpyDeviceToDevice, stream.get()));
   comm->all_reduce(buffer, Op::sum).then([&] { return comm->all_reduce(buffer, Op::max); }).wait();
   TRIREME_CUDA_CHECK(cudaStreamEndCapture(stream.get(), &graph));
   TRIREME_CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
@@ -154,8 +156,8 @@ TEST(Nccl, AbortEndsTheJob) {
   EXPECT_LT(o.seconds, 20);
 }
 
-// Host time of a call and its wait, against the same on bare NCCL with a stream of its own: events so that both
-// streams wait for each other. Only enqueued: the device is idle at the start of every block.
+// Host time of a call and its wait, against the same on bare NCCL with a stream of its own: events so that
+// both streams wait for each other. Only enqueued: the device is idle at the start of every block.
 void overhead(Communicator& world) {
   const int device = pick_device(world);
   const auto comm = make_nccl(world.split(0, world.rank()), device);
@@ -206,7 +208,8 @@ void overhead(Communicator& world) {
   const double more = median[0] - median[1];
   if (world.rank() == 0)
     std::printf(
-        "host time of an all-reduce call and its wait, us (median, quartiles): ours %.2f [%.2f %.2f], NCCL with the "
+        "host time of an all-reduce call and its wait, us (median, quartiles): ours %.2f [%.2f %.2f], NCCL "
+        "with the "
         "same events %.2f [%.2f %.2f], ncclAllReduce alone %.2f [%.2f %.2f]; our layer %.2f\n",
         median[0], low[0], high[0], median[1], low[1], high[1], median[2], low[2], high[2], more);
   EXPECT_LE(more, 2);

@@ -17,7 +17,8 @@ namespace {
 void prepare_blots(const fs::path& file) {
   static const char* colors[] = {"red", "green", "blue", "yellow", "purple", "white"};
   static const char* places[] = {"left", "right", "top", "bottom", "middle"};
-  static const int rgb[][3] = {{220, 30, 30}, {30, 200, 40}, {40, 60, 220}, {230, 220, 40}, {160, 40, 190}, {250, 250, 250}};
+  static const int rgb[][3] = {{220, 30, 30},  {30, 200, 40},  {40, 60, 220},
+                               {230, 220, 40}, {160, 40, 190}, {250, 250, 250}};
   static const int center[][2] = {{6, 16}, {26, 16}, {16, 6}, {16, 26}, {16, 16}};
   PrepareSpec spec;
   spec.name = spec.source = "blots";
@@ -25,8 +26,8 @@ void prepare_blots(const fs::path& file) {
   spec.size = 32;
   for (int i = 0; i < 1200; ++i)
     spec.items.push_back({std::to_string(i),
-                          std::string("a ") + colors[i % 6] + " blot on the " + places[i / 6 % 5] + " number " +
-                              std::to_string(i / 30),
+                          std::string("a ") + colors[i % 6] + " blot on the " + places[i / 6 % 5] +
+                              " number " + std::to_string(i / 30),
                           colors[i % 6]});
   spec.decode = [](std::size_t i) {
     Image image{32, 32, std::vector<std::uint8_t>(32 * 32 * 3)};
@@ -36,7 +37,8 @@ void prepare_blots(const fs::path& file) {
       for (int x = 0; x < 32; ++x) {
         const bool inside = std::hypot(x - center[i / 6 % 5][0], y - center[i / 6 % 5][1]) < radius;
         for (int c = 0; c < 3; ++c)
-          image.rgb[std::size_t((y * 32 + x) * 3 + c)] = std::uint8_t((inside ? rgb[i % 6][c] : 90) * (0.7 + 0.3 * rng.uniform()));
+          image.rgb[std::size_t((y * 32 + x) * 3 + c)] =
+              std::uint8_t((inside ? rgb[i % 6][c] : 90) * (0.7 + 0.3 * rng.uniform()));
       }
     return image;
   };
@@ -44,9 +46,12 @@ void prepare_blots(const fs::path& file) {
 }
 
 const std::string experiment =
-    "recipe: fastclip\nbatch_size: 64\nsteps: 50\nlog_every: 1\nthreads: 2\nprecision: f32\ndevice: cuda\nbucket_mib: 0.5\n"
-    "first_bucket_mib: 0.2\ncheckpoint: {every: 0}\ndata: {file: ./blots.h5}\noptimizer: {lr: 5.0e-4, warmup: 10}\n"
-    "model: {embed_dim: 128, image_size: 32, patch_size: 8, vision_width: 192, vision_layers: 4, vision_heads: 3, "
+    "recipe: fastclip\nbatch_size: 64\nsteps: 50\nlog_every: 1\nthreads: 2\nprecision: f32\ndevice: "
+    "cuda\nbucket_mib: 0.5\n"
+    "first_bucket_mib: 0.2\ncheckpoint: {every: 0}\ndata: {file: ./blots.h5}\noptimizer: {lr: 5.0e-4, "
+    "warmup: 10}\n"
+    "model: {embed_dim: 128, image_size: 32, patch_size: 8, vision_width: 192, vision_layers: 4, "
+    "vision_heads: 3, "
     "context: 16, vocab: 700, text_width: 192, text_layers: 2, text_heads: 3}\n"
     "loss: {name: rgclg, tau: 0.05, rho: 1.0, lr_tau: 1.5e-3, gamma_min: 0.2}\n";
 
@@ -71,7 +76,8 @@ class Gpu : public ::testing::Test {
   // Empty: that number of ranks can use NCCL here.
   static std::string no_nccl(int ranks) {
     if (device_runtime()->nccl_version().empty()) return "no libnccl.so.2";
-    if (ranks > device_runtime()->count() && !std::getenv("NCCL_MULTI_RANK_GPU_ENABLE")) return "NCCL wants a GPU a rank";
+    if (ranks > device_runtime()->count() && !std::getenv("NCCL_MULTI_RANK_GPU_ENABLE"))
+      return "NCCL wants a GPU a rank";
     return "";
   }
   Outcome train(const std::string& out, int ranks, Words more = {}, Words environment = {}) {
@@ -79,7 +85,8 @@ class Gpu : public ::testing::Test {
     words.insert(words.end(), more.begin(), more.end());
     return run_program(words, {folder.path, environment});
   }
-  void expect_losses_of_one(const std::string& name, int ranks, const Words& more, const Words& environment = {}) {
+  void expect_losses_of_one(const std::string& name, int ranks, const Words& more,
+                            const Words& environment = {}) {
     if (one.empty()) {
       const Outcome o = train("one", 1);
       ASSERT_EQ(o.code, 0) << o;
@@ -92,9 +99,11 @@ class Gpu : public ::testing::Test {
     double worst = 0;
     const auto many = losses(folder.path / name);
     ASSERT_EQ(many.size(), one.size());
-    for (const auto& [step, loss] : one) worst = std::max(worst, std::fabs(many.at(step) - loss) / std::fabs(loss));
+    for (const auto& [step, loss] : one)
+      worst = std::max(worst, std::fabs(many.at(step) - loss) / std::fabs(loss));
     EXPECT_LE(worst, 1e-5) << name;
-    std::printf("%-18s worst relative difference of a loss in 50 steps to 1 rank: %.1e\n", name.c_str(), worst);
+    std::printf("%-18s worst relative difference of a loss in 50 steps to 1 rank: %.1e\n", name.c_str(),
+                worst);
   }
 
   TempFolder folder;
@@ -104,11 +113,14 @@ class Gpu : public ::testing::Test {
 TEST_F(Gpu, LossesOfOneRankOverMpi) {
   for (int n : {2, 4}) {
     expect_losses_of_one("ipc" + std::to_string(n), n, {"communicator=mpi"});
-    expect_losses_of_one("staged" + std::to_string(n), n, {"communicator=mpi"}, {"TRIREME_CUDA_TRANSPORT=staged"});
+    expect_losses_of_one("staged" + std::to_string(n), n, {"communicator=mpi"},
+                         {"TRIREME_CUDA_TRANSPORT=staged"});
     expect_losses_of_one("no overlap" + std::to_string(n), n, {"communicator=mpi", "overlap=false"});
-    EXPECT_EQ(losses(folder.path / ("ipc" + std::to_string(n))), losses(folder.path / ("staged" + std::to_string(n))))
+    EXPECT_EQ(losses(folder.path / ("ipc" + std::to_string(n))),
+              losses(folder.path / ("staged" + std::to_string(n))))
         << "both sum in rank order";
-    EXPECT_EQ(losses(folder.path / ("ipc" + std::to_string(n))), losses(folder.path / ("no overlap" + std::to_string(n))));
+    EXPECT_EQ(losses(folder.path / ("ipc" + std::to_string(n))),
+              losses(folder.path / ("no overlap" + std::to_string(n))));
   }
 }
 
@@ -136,7 +148,8 @@ std::map<int, Overlap> overlap_of(const fs::path& trace) {
     const std::pair<double, double> span{e["ts"], e["ts"].get<double>() + e["dur"].get<double>()};
     if (row.starts_with("device") && name == "backward") backward[e["pid"]].push_back(span);
     // The gradient norm and the loss are all-reduces of one value.
-    if (row.starts_with("communication") && name == "all_reduce" && e["args"]["bytes"] > 1000) reduction[e["pid"]].push_back(span);
+    if (row.starts_with("communication") && name == "all_reduce" && e["args"]["bytes"] > 1000)
+      reduction[e["pid"]].push_back(span);
   }
   std::map<int, Overlap> found;
   for (const auto& [rank, spans] : backward)
@@ -155,18 +168,22 @@ TEST_F(Gpu, ReducesBesideBackward) {
   Words kinds{"mpi"};
   if (no_nccl(ranks).empty()) kinds.push_back("nccl");
   for (const auto& kind : kinds) {
-    const Outcome o = train(kind, ranks, {"communicator=" + kind, "trace=true", "steps=20", "bucket_mib=0.25",
-                                          "model.vision_width=384", "model.vision_layers=8", "model.vision_heads=6"});
+    const Outcome o = train(kind, ranks,
+                            {"communicator=" + kind, "trace=true", "steps=20", "bucket_mib=0.25",
+                             "model.vision_width=384", "model.vision_layers=8", "model.vision_heads=6"});
     ASSERT_EQ(o.code, 0) << o;
     const auto found = overlap_of(folder.path / kind / "trace.json");
     EXPECT_EQ(found.size(), 4u) << kind;
     for (const auto& [rank, x] : found) {
       EXPECT_GT(x.inside_ms, 0.1 * x.backward_ms) << kind << " rank " << rank;
-      std::printf("%s rank %d, 20 steps: backward %.0f ms on the device, %.0f ms of it (%.0f %%) beside reductions, which took %.0f ms\n",
-                  kind.c_str(), rank, x.backward_ms, x.inside_ms, 100 * x.inside_ms / x.backward_ms, x.reduction_ms);
+      std::printf(
+          "%s rank %d, 20 steps: backward %.0f ms on the device, %.0f ms of it (%.0f %%) beside reductions, "
+          "which took %.0f ms\n",
+          kind.c_str(), rank, x.backward_ms, x.inside_ms, 100 * x.inside_ms / x.backward_ms, x.reduction_ms);
     }
     if (const char* out = std::getenv("TRIREME_TEST_KEEP"))
-      fs::copy_file(folder.path / kind / "trace.json", fs::path(out) / (kind + "-trace.json"), fs::copy_options::overwrite_existing);
+      fs::copy_file(folder.path / kind / "trace.json", fs::path(out) / (kind + "-trace.json"),
+                    fs::copy_options::overwrite_existing);
   }
 }
 
