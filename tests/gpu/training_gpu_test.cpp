@@ -1,9 +1,7 @@
 // Training on a GPU through the program: several ranks give the losses of one, over NCCL, CUDA IPC and pinned
 // staging, and a trace shows reduction beside backward. Data is drawn here, so that nothing has to be there.
 #include "comm/device.h"
-#include "data/prepared.h"
-#include "data/rng.h"
-#include "tests/fault/program.h"
+#include "tests/gpu/blots.h"
 
 #include <cmath>
 #include <map>
@@ -12,48 +10,6 @@
 
 namespace trireme::test {
 namespace {
-
-// Blots whose colour and place the caption names.
-void prepare_blots(const fs::path& file) {
-  static const char* colors[] = {"red", "green", "blue", "yellow", "purple", "white"};
-  static const char* places[] = {"left", "right", "top", "bottom", "middle"};
-  static const int rgb[][3] = {{220, 30, 30},  {30, 200, 40},  {40, 60, 220},
-                               {230, 220, 40}, {160, 40, 190}, {250, 250, 250}};
-  static const int center[][2] = {{6, 16}, {26, 16}, {16, 6}, {16, 26}, {16, 16}};
-  PrepareSpec spec;
-  spec.name = spec.source = "blots";
-  spec.out = file.string();
-  spec.size = 32;
-  for (int i = 0; i < 1200; ++i)
-    spec.items.push_back({std::to_string(i),
-                          std::string("a ") + colors[i % 6] + " blot on the " + places[i / 6 % 5] +
-                              " number " + std::to_string(i / 30),
-                          colors[i % 6]});
-  spec.decode = [](std::size_t i) {
-    Image image{32, 32, std::vector<std::uint8_t>(32 * 32 * 3)};
-    Rng rng(5, "blots", i);
-    const double radius = 3 + 5 * rng.uniform();
-    for (int y = 0; y < 32; ++y)
-      for (int x = 0; x < 32; ++x) {
-        const bool inside = std::hypot(x - center[i / 6 % 5][0], y - center[i / 6 % 5][1]) < radius;
-        for (int c = 0; c < 3; ++c)
-          image.rgb[std::size_t((y * 32 + x) * 3 + c)] =
-              std::uint8_t((inside ? rgb[i % 6][c] : 90) * (0.7 + 0.3 * rng.uniform()));
-      }
-    return image;
-  };
-  prepare_images(spec);
-}
-
-const std::string experiment =
-    "recipe: fastclip\nbatch_size: 64\nsteps: 50\nlog_every: 1\nthreads: 2\nprecision: f32\ndevice: "
-    "cuda\nbucket_mib: 0.5\n"
-    "first_bucket_mib: 0.2\ncheckpoint: {every: 0}\ndata: {file: ./blots.h5}\noptimizer: {lr: 5.0e-4, "
-    "warmup: 10}\n"
-    "model: {embed_dim: 128, image_size: 32, patch_size: 8, vision_width: 192, vision_layers: 4, "
-    "vision_heads: 3, "
-    "context: 16, vocab: 700, text_width: 192, text_layers: 2, text_heads: 3}\n"
-    "loss: {name: rgclg, tau: 0.05, rho: 1.0, lr_tau: 1.5e-3, gamma_min: 0.2}\n";
 
 std::map<int, double> losses(const fs::path& run) {
   std::map<int, double> found;
@@ -71,7 +27,7 @@ class Gpu : public ::testing::Test {
     if (!device_runtime()) GTEST_SKIP() << "built without CUDA";
     if (device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
     prepare_blots(folder.path / "blots.h5");
-    std::ofstream(folder.path / "blots.yaml") << experiment;
+    std::ofstream(folder.path / "blots.yaml") << blots_experiment;
   }
   // Empty: that number of ranks can use NCCL here.
   static std::string no_nccl(int ranks) {
@@ -130,6 +86,20 @@ TEST_F(Gpu, LossesOfOneRankOverNccl) {
     expect_losses_of_one("nccl" + std::to_string(n), n, {"communicator=nccl"});
   }
   expect_losses_of_one("checked", 2, {"communicator=nccl", "checked=true"});
+}
+
+TEST_F(Gpu, TrainsInHalfPrecision) {
+  const Outcome o = train("one", 1);
+  ASSERT_EQ(o.code, 0) << o;
+  const auto exact = losses(folder.path / "one");
+  for (const std::string precision : {"bf16", "fp16"}) {
+    const Outcome half = train(precision, 2, {"precision=" + precision, "optimizer.clip_norm=1"});
+    ASSERT_EQ(half.code, 0) << half;
+    const auto found = losses(folder.path / precision);
+    // (fp16 may skip steps while its loss scale comes down.)
+    EXPECT_NEAR(found.at(1), exact.at(1), 0.01 * std::fabs(exact.at(1))) << precision;
+    EXPECT_LT(found.at(50), 0.95 * found.at(1)) << precision;
+  }
 }
 
 // Adds up, rank by rank, the time of reductions inside the backward kernels of the same rank.
