@@ -1,4 +1,5 @@
-// The backends on device memory, as the contract tests start them: rank r of a node on GPU r modulo their number.
+// The backends on device memory, as the contract tests start them: rank r of a node on GPU r modulo their
+// number.
 #include "comm/cuda_runtime.h"
 #include "comm/error.h"
 #include "comm/mpi.h"
@@ -37,16 +38,18 @@ void run(Make make, int n, const std::function<void(Communicator&)>& rank_main) 
   });
 }
 
-const RegisterCommunicator over_host_entry(
-    {"mpi-cuda", Ranks::processes, [](int n, const auto& f) { run(over_host, n, f); }, missing, true});
+const RegisterCommunicator over_host_entry({"mpi-cuda", Ranks::processes,
+                                            [](int n, const auto& f) { run(over_host, n, f); }, missing,
+                                            true});
 const RegisterCommunicator staged_entry({"mpi-cuda-staged", Ranks::processes,
                                          [](int n, const auto& f) {
                                            setenv("TRIREME_CUDA_TRANSPORT", "staged", 1);
                                            run(over_host, n, f);
                                          },
                                          missing, true});
-const RegisterCommunicator nccl_entry(
-    {"nccl", Ranks::processes, [](int n, const auto& f) { run(make_nccl, n, f); }, nccl_missing, true});
+const RegisterCommunicator nccl_entry({"nccl", Ranks::processes,
+                                       [](int n, const auto& f) { run(make_nccl, n, f); }, nccl_missing,
+                                       true});
 
 }  // namespace
 }  // namespace trireme

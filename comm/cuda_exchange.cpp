@@ -14,6 +14,7 @@ namespace {
 struct Record {
   Exported memory;
   std::uint64_t machine = 0;
+  std::int64_t device = 0;  // in its process
 };
 
 struct Call {
@@ -92,17 +93,21 @@ bool can_share_memory(HostDriven& g) {
   const OnDevice on(g.me.device);
   Record mine;
   mine.machine = this_machine();
+  mine.device = g.me.device;
   void* word = nullptr;  // never freed: others may have it mapped
   TRIREME_CUDA_CHECK(cudaMalloc(&word, sizeof(std::uint64_t)));
   mine.memory = export_memory(word);
   TRIREME_CUDA_CHECK(cudaMemcpy(word, &mine.memory.process, sizeof(std::uint64_t), cudaMemcpyHostToDevice));
   std::vector<Record> all(ranks(g));
-  g.host->all_gather({&mine, sizeof mine, DType::u8, {}}, {all.data(), all.size() * sizeof mine, DType::u8, {}})
+  g.host
+      ->all_gather({&mine, sizeof mine, DType::u8, {}}, {all.data(), all.size() * sizeof mine, DType::u8, {}})
       .wait();
   std::int32_t possible = !(wanted && std::string_view(wanted) == "staged") && all.size() <= most_inputs;
   for (const auto& other : all) {
     if (!possible) break;
     possible = other.machine == mine.machine && other.memory.usable;
+    // Two devices of one process: peer access would have to be switched on, IPC does that by itself.
+    if (other.memory.process == mine.memory.process && other.device != mine.device) possible = 0;
     try {
       std::uint64_t found = 0;
       if (possible)

@@ -12,15 +12,15 @@ struct Peers {
 };
 
 struct Shared {
-  const void* memory = nullptr;     // what this rank lets the others use
-  std::vector<std::size_t> counts;  // and tells them
-  Pieces pieces;                    // what to do where memory cannot be opened
-  std::size_t piece = 0;            // > 0: pieces.count follows from the largest count of any rank
+  const void* memory = nullptr;               // what this rank lets the others use
+  std::vector<std::size_t> counts;            // and tells them
+  Pieces pieces;                              // what to do where memory cannot be opened
+  std::size_t piece = 0;                      // > 0: pieces.count follows from the largest count of any rank
   std::function<void(const Peers&)> kernels;  // enqueues this rank's part
 };
 
-// Adds the stages: all ranks tell each other where their memory is, run their kernels and wait for everybody's; or
-// go through the pieces.
+// Adds the stages: all ranks tell each other where their memory is, run their kernels and wait for
+// everybody's; or go through the pieces.
 void exchange(HostDriven& group, Script& script, Shared call);
 
 // Collective. Can every rank use every rank's device memory? Tried, and agreed by all.

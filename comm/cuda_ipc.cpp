@@ -40,8 +40,8 @@ const void* allocation_of(const void* p) {
   return reinterpret_cast<const void*>(base);
 }
 
-// Opening a handle takes a tenth of a millisecond or more: every allocation is opened once. Never destroyed: the
-// driver may be gone by then.
+// Opening a handle takes a tenth of a millisecond or more: every allocation is opened once. Never destroyed:
+// the driver may be gone by then.
 struct Mappings {
   std::mutex mutex;
   std::map<std::string, std::shared_ptr<void>> open;  // device and handle -> start of the allocation here

@@ -9,11 +9,11 @@ namespace trireme::cuda {
 
 // How another process of this node finds a piece of this one's device memory. Plain bytes: it travels.
 struct Exported {
-  cudaIpcMemHandle_t handle;   // of the whole allocation
-  std::uint64_t offset = 0;    // of the piece in it, bytes
-  std::uint64_t address = 0;   // in the exporting process
-  std::uint64_t process = 0;   // a number that no other process has
-  std::uint64_t usable = 0;    // 0: this memory cannot be exported
+  cudaIpcMemHandle_t handle;  // of the whole allocation
+  std::uint64_t offset = 0;   // of the piece in it, bytes
+  std::uint64_t address = 0;  // in the exporting process
+  std::uint64_t process = 0;  // a number that no other process has
+  std::uint64_t usable = 0;   // 0: this memory cannot be exported
 };
 
 // `p` may be null: usable, and never to be mapped. The current device must be the memory's.

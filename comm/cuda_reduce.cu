@@ -55,7 +55,8 @@ __global__ void reduce_kernel(Pointers p, std::size_t count) {
   using T = typename E::Stored;
   constexpr int per = sizeof(V) / sizeof(T);
   const std::size_t step = static_cast<std::size_t>(gridDim.x) * blockDim.x;
-  for (std::size_t i = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+  for (std::size_t i = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += step) {
     typename E::Wide sum[per];
     V packed = static_cast<const V*>(p.in[0])[i];
 #pragma unroll
@@ -105,8 +106,8 @@ void run(Op op, const Pointers& p, std::size_t count, cudaStream_t stream) {
 
 }  // namespace
 
-void reduce(Op op, DType dtype, void* const* outs, std::size_t n_outs, const void* const* ins, std::size_t n_ins,
-            std::size_t count, cudaStream_t stream) {
+void reduce(Op op, DType dtype, void* const* outs, std::size_t n_outs, const void* const* ins,
+            std::size_t n_ins, std::size_t count, cudaStream_t stream) {
   if (count == 0) return;
   Pointers p;
   p.ins = static_cast<int>(n_ins);
@@ -114,13 +115,20 @@ void reduce(Op op, DType dtype, void* const* outs, std::size_t n_outs, const voi
   for (std::size_t r = 0; r < n_ins; ++r) p.in[r] = ins[r];
   for (std::size_t r = 0; r < n_outs; ++r) p.out[r] = outs[r];
   switch (dtype) {
-    case DType::f64: return run<Plain<double>>(op, p, count, stream);
-    case DType::f32: return run<Plain<float>>(op, p, count, stream);
-    case DType::f16: return run<Half>(op, p, count, stream);
-    case DType::bf16: return run<Brain>(op, p, count, stream);
-    case DType::i64: return run<Plain<long long>>(op, p, count, stream);
-    case DType::i32: return run<Plain<int>>(op, p, count, stream);
-    case DType::u8: return run<Plain<unsigned char>>(op, p, count, stream);
+    case DType::f64:
+      return run<Plain<double>>(op, p, count, stream);
+    case DType::f32:
+      return run<Plain<float>>(op, p, count, stream);
+    case DType::f16:
+      return run<Half>(op, p, count, stream);
+    case DType::bf16:
+      return run<Brain>(op, p, count, stream);
+    case DType::i64:
+      return run<Plain<long long>>(op, p, count, stream);
+    case DType::i32:
+      return run<Plain<int>>(op, p, count, stream);
+    case DType::u8:
+      return run<Plain<unsigned char>>(op, p, count, stream);
   }
 }
 

@@ -39,7 +39,7 @@ class Event {
   // The current device must be the stream's.
   void record(int device, cudaStream_t stream);
   explicit operator bool() const { return event_ != nullptr; }
-  bool complete() const;  // an empty one is
+  bool complete() const;                  // an empty one is
   void block(cudaStream_t stream) const;  // the stream waits for it
   // Polls; false if that took longer than until `end`. `alive` may throw.
   bool wait(std::chrono::steady_clock::time_point end, const std::function<void()>& alive) const;

@@ -11,8 +11,8 @@ namespace trireme::cuda {
 
 class Script;
 
-// What one communicator and its operations share. Operations of the queue use `host` one after the other, which
-// is why host buffers go through the queue too.
+// What one communicator and its operations share. Operations of the queue use `host` one after the other,
+// which is why host buffers go through the queue too.
 class HostDriven final : public Queue {
  public:
   HostDriven(std::shared_ptr<Engine> engine, std::unique_ptr<Communicator> h, int device, DeviceSink s);
@@ -67,11 +67,11 @@ class Script final : public Operation {
   std::deque<Stage> stages_;
 };
 
-// Through pinned memory: for piece k of `count`, down() enqueues copies to the host, move() is the collective, up()
-// enqueues copies to the device. Pieces k and k+1 use different slots.
+// Through pinned memory: for piece k of `count`, down() enqueues copies to the host, move() is the
+// collective, up() enqueues copies to the device. Pieces k and k+1 use different slots.
 struct Pieces {
   std::size_t count = 0, slot_bytes = 0;
-  std::function<void(std::size_t k, std::byte* slot)> down, up;
+  std::function<void(std::size_t k, std::byte*slot)> down, up;
   std::function<Work(std::size_t k, std::byte* slot)> move;
 };
 // The stages of that, result and end event included.
@@ -79,7 +79,7 @@ std::deque<Script::Stage> staged(HostDriven& group, Script& script, Pieces piece
 
 // A Work of this communicator: the host's part is an operation, the device's part ends with an event.
 // `place` host: waiting blocks until both are complete.
-std::shared_ptr<Work::State> make_device_work(std::shared_ptr<HostDriven> group, std::shared_ptr<Script> script,
-                                              Place place);
+std::shared_ptr<Work::State> make_device_work(std::shared_ptr<HostDriven> group,
+                                              std::shared_ptr<Script> script, Place place);
 
 }  // namespace trireme::cuda

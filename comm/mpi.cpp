@@ -308,7 +308,8 @@ const RegisterCommunicator messages_entry({"mpi-messages", Ranks::processes,
                                            [](int n, const auto& rank_main) {
                                              MpiOptions options = MpiOptions::from_environment();
                                              options.shared_memory = false;
-                                             run_mpi(options, n, [&](Communicator& world, int) { rank_main(world); });
+                                             run_mpi(options, n,
+                                                     [&](Communicator& world, int) { rank_main(world); });
                                            }});
 
 }  // namespace

@@ -1,6 +1,7 @@
-// CUDA buffers over a host communicator (mpi). Between ranks of one node that can open each other's memory (CUDA
-// IPC) a kernel of each rank reads all ranks' buffers where they are; otherwise data goes through pinned host
-// memory in pieces, and the host communicator moves it. Both sum in rank order: bits as for host buffers.
+// CUDA buffers over a host communicator (mpi). Between ranks of one node that can open each other's memory
+// (CUDA IPC) a kernel of each rank reads all ranks' buffers where they are; otherwise data goes through
+// pinned host memory in pieces, and the host communicator moves it. Both sum in rank order: bits as for host
+// buffers.
 //
 // The host drives every transfer, on a thread of its own: wait() blocks the caller until the last copy is
 // enqueued (IPC: until all ranks are done), so collectives cannot be captured into a CUDA graph.

@@ -14,7 +14,7 @@ std::optional<NcclLibrary> load() {
   void* library = dlopen("libnccl.so.2", RTLD_NOW | RTLD_GLOBAL);
   if (!library) return {};
   NcclLibrary table;
-#define TRIREME_NCCL_LOAD(f)                                                       \
+#define TRIREME_NCCL_LOAD(f)                                                 \
   table.f = reinterpret_cast<decltype(&nccl##f)>(dlsym(library, "nccl" #f)); \
   if (!table.f) return {};
   TRIREME_NCCL_FUNCTIONS(TRIREME_NCCL_LOAD)

@@ -3,24 +3,25 @@
 #include "comm/communicator.h"
 #include "framework/train_config.h"
 
-#include <c10/core/Device.h>
-
 #include <functional>
 #include <memory>
+
+#include <c10/core/Device.h>
 
 namespace trireme {
 
 struct Placement {
   at::Device device = at::kCPU;
-  bool nccl = false;  // device memory travels over NCCL, else over the host communicator (CUDA IPC or staging)
+  bool nccl = false;  // device memory travels over NCCL; else over the host communicator, by CUDA IPC or staging
 };
 
-// Collective, unless `device: cpu` or a program without CUDA makes it plain. Rank r of a machine gets GPU r modulo
-// their number, and it becomes the calling thread's current device. Throws UsageError on all ranks for what cannot
-// be had on one.
+// Collective, unless `device: cpu` or a program without CUDA makes it plain. Rank r of a machine gets GPU r
+// modulo their number, and it becomes the calling thread's current device. Throws UsageError on all ranks for
+// what cannot be had on one.
 Placement place_rank(Communicator& world, const TrainConfig& config);
 
-// `host` for device memory too; unchanged on a CPU. Collective. `sink`: times of its collectives, see comm/device.h.
+// `host` for device memory too; unchanged on a CPU. Collective. `sink`: times of its collectives, see
+// comm/device.h.
 std::unique_ptr<Communicator> for_device(
     std::unique_ptr<Communicator> host, const Placement& placement,
     std::function<void(const char* name, std::int64_t begin, std::int64_t end, std::uint64_t bytes)> sink);

@@ -227,7 +227,7 @@ struct Reducer::Impl {
   static c10::Stream current_stream(const at::Tensor& t) {
     return c10::impl::VirtualGuardImpl(t.device().type()).getStream(t.device());
   }
-  static void chain(c10::Stream first, c10::Stream then) {
+  static void in_order(c10::Stream first, c10::Stream then) {
     if (first == then) return;
     c10::Event event(first.device_type());
     event.record(first);
@@ -244,7 +244,7 @@ struct Reducer::Impl {
     for (; next_launch < buckets.size() && buckets[next_launch].missing == 0; ++next_launch) {
       auto& b = buckets[next_launch];
       if (!b.comm) continue;
-      for (const auto& s : b.producers) chain(s, current_stream(b.flat));
+      for (const auto& s : b.producers) in_order(s, current_stream(b.flat));
       if (b.hook && step >= options.hook.start)
         b.work = b.hook->reduce(b, *b.comm);
       else if (b.weights.defined())
@@ -275,7 +275,7 @@ struct Reducer::Impl {
     launch_full();
     for (auto& b : buckets) {
       b.work.wait();
-      for (const auto& s : b.producers) chain(s, current_stream(b.flat));
+      for (const auto& s : b.producers) in_order(s, current_stream(b.flat));
     }
     if (!order_known) adopt_observed_order();
   }

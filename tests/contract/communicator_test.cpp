@@ -36,6 +36,18 @@ void for_all_dtypes(F&& f) {
   f(U8{});
 }
 
+// What wrappers go around, and how their group is then called: a device communicator itself, with device
+// buffers.
+Communicator& unwrapped(Communicator& comm) {
+  auto* device = dynamic_cast<ThroughDevice*>(&comm);
+  return device ? device->inner() : comm;
+}
+void call_through(Communicator& comm, Communicator& wrapper, const std::function<void(Communicator&)>& f) {
+  if (&unwrapped(comm) == &comm) return f(wrapper);
+  ThroughDevice device(wrapper);
+  f(device);
+}
+
 void all_reduce(Communicator& comm) {
   for_all_dtypes([&]<class E>(E) {
     for (Op op : {Op::sum, Op::min, Op::max})
@@ -65,7 +77,8 @@ void rounding_of(Communicator& comm, double epsilon) {
   comm.all_reduce(buffer(v), Op::sum).wait();
   double worst = 0;  // of the bound
   for (std::size_t i = 0; i < count; ++i)
-    worst = std::max(worst, std::fabs(static_cast<double>(v[i].wide()) - exact[i]) / (comm.size() * epsilon * size[i]));
+    worst = std::max(
+        worst, std::fabs(static_cast<double>(v[i].wide()) - exact[i]) / (comm.size() * epsilon * size[i]));
   EXPECT_LE(worst, 1) << name(E::dtype);
 }
 
@@ -329,7 +342,7 @@ void refuses_bad_arguments(Communicator& comm) {
   EXPECT_THROW(comm.broadcast(buffer(v), comm.size()), CommError);
   EXPECT_THROW(comm.broadcast(buffer(v), -1), CommError);
   EXPECT_THROW(comm.all_reduce({nullptr, 3, DType::f32}, Op::sum), CommError);
-  EXPECT_THROW(comm.all_reduce({v.data(), 3, DType::f32, {0, nullptr}}, Op::sum), CommError);
+  EXPECT_THROW(comm.all_reduce({v.data(), 3, DType::f32, {99, nullptr}}, Op::sum), CommError);
   comm.barrier().wait();  // nothing was posted
 }
 
@@ -347,6 +360,8 @@ void waits_no_longer_than_told(Communicator& comm) {
 
 void no_wait_inside_then(Communicator& comm) {
   if (comm.size() == 1) return;
+  // There host buffers travel over another communicator, which may be waited for.
+  if (comm.backend() == "nccl" && &unwrapped(comm) == &comm) return;
   auto own = comm.split(0, comm.rank());
   auto v = elements<F32>(comm.rank(), 10);
   Work work = own->barrier().then([&] {
@@ -354,17 +369,6 @@ void no_wait_inside_then(Communicator& comm) {
     return Work();
   });
   EXPECT_THROW(work.wait(), CommError);
-}
-
-// What wrappers go around, and how their group is then called: a device communicator itself, with device buffers.
-Communicator& unwrapped(Communicator& comm) {
-  auto* device = dynamic_cast<ThroughDevice*>(&comm);
-  return device ? device->inner() : comm;
-}
-void call_through(Communicator& comm, Communicator& wrapper, const std::function<void(Communicator&)>& f) {
-  if (&unwrapped(comm) == &comm) return f(wrapper);
-  ThroughDevice device(wrapper);
-  f(device);
 }
 
 void checked_names_what_differs(Communicator& comm) {

@@ -1,5 +1,5 @@
-// Runs checks that know host buffers on device memory: every collective gets copies of its buffers on the device,
-// overlapping where they overlap, and results are copied back when the Work is waited for.
+// Runs checks that know host buffers on device memory: every collective gets copies of its buffers on the
+// device, overlapping where they overlap, and results are copied back when the Work is waited for.
 #pragma once
 #include "comm/arguments.h"
 #include "comm/device.h"
@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <mutex>
+
 #include <gtest/gtest.h>
 
 namespace trireme::test {
@@ -53,7 +54,9 @@ class ThroughDevice final : public Communicator {
     }();
     static_cast<void>(once);
   }
-  explicit ThroughDevice(std::unique_ptr<Communicator> inner) : ThroughDevice(*inner) { owned_ = std::move(inner); }
+  explicit ThroughDevice(std::unique_ptr<Communicator> inner) : ThroughDevice(*inner) {
+    owned_ = std::move(inner);
+  }
 
   Communicator& inner() { return inner_; }
   int rank() const override { return inner_.rank(); }
@@ -118,10 +121,10 @@ class ThroughDevice final : public Communicator {
 
     template <class B>
     B on(B buffer) const {
-      if (!buffer.place.host()) throw CommError("test", "not a host buffer");
-      buffer.place = here();
+      if (buffer.place.host()) buffer.place = here();
       for (std::size_t i = 0; i < host.size(); ++i)
-        if (buffer.data >= host[i].data && (buffer.data == host[i].data || buffer.data < at(host[i].data, host[i].bytes))) {
+        if (buffer.data >= host[i].data &&
+            (buffer.data == host[i].data || buffer.data < at(host[i].data, host[i].bytes))) {
           buffer.data = device[i].get() + (static_cast<const std::byte*>(buffer.data) - at(host[i].data, 0));
           break;
         }
@@ -176,13 +179,15 @@ class ThroughDevice final : public Communicator {
     }
     std::shared_ptr<Work::State> then(std::function<Work()> next) override {
       // In the communicator's order, so the results are there: on its stream.
-      Work after = inner.then([c = call, next = std::move(next)] {
+      auto both = std::make_shared<Call>();
+      both->before = {call};
+      Work after = inner.then([c = call, both, next = std::move(next)] {
         c->copy_back();
-        return next();
+        Work work = next();
+        if (auto* state = dynamic_cast<State*>(work.state())) both->before.push_back(state->call);
+        return work;
       });
-      auto nothing = std::make_shared<Call>();
-      nothing->before = {call};
-      return std::make_shared<State>(std::move(after), nothing);
+      return std::make_shared<State>(std::move(after), both);
     }
     Work inner;
     std::shared_ptr<Call> call;

@@ -64,6 +64,7 @@ inline TrainConfig small() {
   c.batch_size = 24;
   c.steps = 12;
   c.precision = "f64";
+  c.device = "cpu";
   c.optimizer.lr = 0.01;
   return c;
 }

@@ -1,0 +1,64 @@
+// No host synchronisation inside a step on a GPU: torch reports every one as an error while steps are taken.
+#include "comm/device.h"
+#include "comm/self.h"
+#include "data/loader.h"
+#include "framework/config.h"
+#include "framework/session.h"
+#include "tests/gpu/blots.h"
+
+#include <c10/cuda/CUDAFunctions.h>
+
+namespace trireme::test {
+namespace {
+
+void steps_without_waiting(const std::string& experiment, const std::string& precision) {
+  if (device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
+  TempFolder folder;
+  const std::string data = (folder.path / "blots.h5").string(), file = (folder.path / "run.yaml").string();
+  prepare_blots(data);
+  std::ofstream(file) << experiment;
+  std::vector<std::string> overrides{"precision=" + precision, "log_every=1000", "steps=1000",
+                                     "optimizer.clip_norm=1"};
+  if (experiment.find("fastclip") != std::string::npos) overrides.push_back("data.file=" + data);
+  Config config = Config::load(file, overrides);
+  TrainConfig train;
+  auto recipe = Recipes::create(config.string_at("recipe"), config.place("recipe"));
+  config.read([&](Fields& f) {
+    train.fields(f);
+    recipe->fields(f);
+  });
+  const auto world = make_self();
+  Session session(*world, train, *recipe);
+  ASSERT_TRUE(session.context().device().is_cuda());
+  Loader loader(recipe->train_data(), recipe->train_ids(), train.batch_size, 0, 1, 1);
+  const auto step = [&](std::int64_t k) {
+    session.context().now.step = k;
+    const Batch batch = loader.next();
+    session.context().now.epoch = batch.epoch;
+    session.step(batch);
+  };
+  for (std::int64_t k = 0; k < 3; ++k) step(k);  // libraries start, the bucket order is adopted
+  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_ERROR);
+  for (std::int64_t k = 3; k < 8; ++k) {
+    try {
+      step(k);
+    } catch (const std::exception& e) {
+      ADD_FAILURE() << precision << ", step " << k << ": " << e.what();
+      break;
+    }
+  }
+  c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_DISABLED);
+  EXPECT_TRUE(std::isfinite(session.loss()));
+  EXPECT_FALSE(session.skipped());
+}
+
+TEST(Gpu, FastClipNeverWaits) {
+  for (const char* precision : {"f32", "bf16", "fp16"}) steps_without_waiting(blots_experiment, precision);
+}
+TEST(Gpu, MlpNeverWaits) {
+  steps_without_waiting("recipe: mlp\nbatch_size: 64\ndevice: cuda\nsizes: [32, 64, 10]\nsamples: 2000\n",
+                        "f32");
+}
+
+}  // namespace
+}  // namespace trireme::test

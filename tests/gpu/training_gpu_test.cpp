@@ -1,0 +1,172 @@
+// Training on a GPU through the program: several ranks give the losses of one, over NCCL, CUDA IPC and pinned
+// staging, and a trace shows reduction beside backward. Data is drawn here, so that nothing has to be there.
+#include "comm/device.h"
+#include "tests/gpu/blots.h"
+
+#include <cmath>
+#include <map>
+
+#include <nlohmann/json.hpp>
+
+namespace trireme::test {
+namespace {
+
+std::map<int, double> losses(const fs::path& run) {
+  std::map<int, double> found;
+  std::ifstream in(run / "metrics.jsonl");
+  for (std::string line; std::getline(in, line);) {
+    const auto j = nlohmann::json::parse(line, nullptr, false);
+    if (j.contains("loss") && j["loss"].is_number()) found[j["step"]] = j["loss"];
+  }
+  return found;
+}
+
+class Gpu : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!device_runtime()) GTEST_SKIP() << "built without CUDA";
+    if (device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
+    prepare_blots(folder.path / "blots.h5");
+    std::ofstream(folder.path / "blots.yaml") << blots_experiment;
+  }
+  // Empty: that number of ranks can use NCCL here.
+  static std::string no_nccl(int ranks) {
+    if (device_runtime()->nccl_version().empty()) return "no libnccl.so.2";
+    if (ranks > device_runtime()->count() && !std::getenv("NCCL_MULTI_RANK_GPU_ENABLE"))
+      return "NCCL wants a GPU a rank";
+    return "";
+  }
+  Outcome train(const std::string& out, int ranks, Words more = {}, Words environment = {}) {
+    Words words{"train", "blots.yaml", "--out", out, "--ranks", std::to_string(ranks)};
+    words.insert(words.end(), more.begin(), more.end());
+    return run_program(words, {folder.path, environment});
+  }
+  void expect_losses_of_one(const std::string& name, int ranks, const Words& more,
+                            const Words& environment = {}) {
+    if (one.empty()) {
+      const Outcome o = train("one", 1);
+      ASSERT_EQ(o.code, 0) << o;
+      one = losses(folder.path / "one");
+      ASSERT_EQ(one.size(), 50u);
+      EXPECT_LT(one[50], 0.9 * one[1]) << "it does not learn";
+    }
+    const Outcome o = train(name, ranks, more, environment);
+    ASSERT_EQ(o.code, 0) << name << "\n" << o;
+    double worst = 0;
+    const auto many = losses(folder.path / name);
+    ASSERT_EQ(many.size(), one.size());
+    for (const auto& [step, loss] : one)
+      worst = std::max(worst, std::fabs(many.at(step) - loss) / std::fabs(loss));
+    EXPECT_LE(worst, 1e-5) << name;
+    std::printf("%-18s worst relative difference of a loss in 50 steps to 1 rank: %.1e\n", name.c_str(),
+                worst);
+  }
+
+  TempFolder folder;
+  std::map<int, double> one;
+};
+
+TEST_F(Gpu, LossesOfOneRankOverMpi) {
+  for (int n : {2, 4}) {
+    expect_losses_of_one("ipc" + std::to_string(n), n, {"communicator=mpi"});
+    expect_losses_of_one("staged" + std::to_string(n), n, {"communicator=mpi"},
+                         {"TRIREME_CUDA_TRANSPORT=staged"});
+    expect_losses_of_one("no overlap" + std::to_string(n), n, {"communicator=mpi", "overlap=false"});
+    EXPECT_EQ(losses(folder.path / ("ipc" + std::to_string(n))),
+              losses(folder.path / ("staged" + std::to_string(n))))
+        << "both sum in rank order";
+    EXPECT_EQ(losses(folder.path / ("ipc" + std::to_string(n))),
+              losses(folder.path / ("no overlap" + std::to_string(n))));
+  }
+}
+
+TEST_F(Gpu, LossesOfOneRankOverNccl) {
+  for (int n : {2, 4}) {
+    if (const auto why = no_nccl(n); !why.empty()) GTEST_SKIP() << why;
+    expect_losses_of_one("nccl" + std::to_string(n), n, {"communicator=nccl"});
+  }
+  expect_losses_of_one("checked", 2, {"communicator=nccl", "checked=true"});
+}
+
+TEST_F(Gpu, TrainsInHalfPrecision) {
+  const Outcome o = train("one", 1);
+  ASSERT_EQ(o.code, 0) << o;
+  const auto exact = losses(folder.path / "one");
+  for (const std::string precision : {"bf16", "fp16"}) {
+    const Outcome half = train(precision, 2, {"precision=" + precision, "optimizer.clip_norm=1"});
+    ASSERT_EQ(half.code, 0) << half;
+    const auto found = losses(folder.path / precision);
+    // (fp16 may skip steps while its loss scale comes down.)
+    EXPECT_NEAR(found.at(1), exact.at(1), 0.01 * std::fabs(exact.at(1))) << precision;
+    EXPECT_LT(found.at(50), 0.95 * found.at(1)) << precision;
+  }
+}
+
+// Adds up, rank by rank, the time of reductions inside the backward kernels of the same rank.
+struct Overlap {
+  double reduction_ms = 0, backward_ms = 0, inside_ms = 0;
+};
+std::map<int, Overlap> overlap_of(const fs::path& trace) {
+  std::map<std::pair<int, int>, std::string> track;
+  std::map<int, std::vector<std::pair<double, double>>> backward, reduction;
+  const auto events = nlohmann::json::parse(std::ifstream(trace))["traceEvents"];
+  for (const auto& e : events)
+    if (e["ph"] == "M" && e["name"] == "thread_name") track[{e["pid"], e["tid"]}] = e["args"]["name"];
+  for (const auto& e : events) {
+    if (e["ph"] != "X") continue;
+    const std::string row = track[{e["pid"], e["tid"]}], name = e["name"];
+    const std::pair<double, double> span{e["ts"], e["ts"].get<double>() + e["dur"].get<double>()};
+    if (row.starts_with("device") && name == "backward") backward[e["pid"]].push_back(span);
+    // The gradient norm and the loss are all-reduces of one value.
+    if (row.starts_with("communication") && name == "all_reduce" && e["args"]["bytes"] > 1000)
+      reduction[e["pid"]].push_back(span);
+  }
+  std::map<int, Overlap> found;
+  for (const auto& [rank, spans] : backward)
+    for (const auto& [b, e] : spans) found[rank].backward_ms += (e - b) / 1000;
+  for (const auto& [rank, spans] : reduction)
+    for (const auto& [b, e] : spans) {
+      found[rank].reduction_ms += (e - b) / 1000;
+      for (const auto& [from, to] : backward[rank])
+        found[rank].inside_ms += std::max(0.0, std::min(e, to) - std::max(b, from)) / 1000;
+    }
+  return found;
+}
+
+TEST_F(Gpu, ReducesBesideBackward) {
+  const int ranks = 4;
+  Words kinds{"mpi"};
+  if (no_nccl(ranks).empty()) kinds.push_back("nccl");
+  for (const auto& kind : kinds) {
+    const Outcome o = train(kind, ranks,
+                            {"communicator=" + kind, "trace=true", "steps=20", "bucket_mib=0.25",
+                             "model.vision_width=384", "model.vision_layers=8", "model.vision_heads=6"});
+    ASSERT_EQ(o.code, 0) << o;
+    const auto found = overlap_of(folder.path / kind / "trace.json");
+    EXPECT_EQ(found.size(), 4u) << kind;
+    for (const auto& [rank, x] : found) {
+      EXPECT_GT(x.inside_ms, 0.1 * x.backward_ms) << kind << " rank " << rank;
+      std::printf(
+          "%s rank %d, 20 steps: backward %.0f ms on the device, %.0f ms of it (%.0f %%) beside reductions, "
+          "which took %.0f ms\n",
+          kind.c_str(), rank, x.backward_ms, x.inside_ms, 100 * x.inside_ms / x.backward_ms, x.reduction_ms);
+    }
+    if (const char* out = std::getenv("TRIREME_TEST_KEEP"))
+      fs::copy_file(folder.path / kind / "trace.json", fs::path(out) / (kind + "-trace.json"),
+                    fs::copy_options::overwrite_existing);
+  }
+}
+
+// A checkpoint of a GPU run, taken up again: the last steps have the same losses.
+TEST_F(Gpu, ResumesFromItsCheckpoint) {
+  const Words settings{"communicator=mpi", "steps=20", "checkpoint.every=10"};
+  ASSERT_EQ(train("run", 2, settings).code, 0);
+  const auto whole = losses(folder.path / "run");
+  fs::remove_all(folder.path / "run/ckpt/step_00000020");
+  const Outcome again = train("run", 2, settings);
+  ASSERT_EQ(again.code, 0) << again;
+  EXPECT_EQ(losses(folder.path / "run"), whole);
+}
+
+}  // namespace
+}  // namespace trireme::test
