@@ -32,6 +32,8 @@ constexpr std::size_t wake_bytes = 512 * 1024;
 // After its last work the communication thread looks for new work this often, for so long; then it sleeps.
 constexpr std::chrono::microseconds tick{500};
 constexpr int ticks_before_sleep = 100;
+// So often a waiter of Source::posts polls although nothing was posted.
+constexpr std::chrono::milliseconds look_again{2};
 
 class Continuation final : public Operation {
  public:
@@ -280,11 +282,11 @@ bool Engine::wait_for_post(Operation& operation, Operation::Deadline deadline) {
     const auto changed = [&] {
       return operation.finished_.load(std::memory_order_acquire) || posts_.load() != seen || failed_.load();
     };
-    if (!deadline) {
-      changed_.wait(lock, changed);
-    } else if (!changed_.wait_until(lock, *deadline, changed)) {
+    // A continuation may wait for a Work that completes by time alone (a modelled link): look again now and then.
+    const auto look = Clock::now() + look_again;
+    if (!changed_.wait_until(lock, deadline ? std::min(look, *deadline) : look, changed) && deadline &&
+        Clock::now() >= *deadline)
       return false;
-    }
   }
 }
 

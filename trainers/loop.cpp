@@ -11,6 +11,7 @@
 #include "framework/metrics.h"
 #include "framework/session.h"
 #include "framework/trace.h"
+#include "trainers/dry_run.h"
 #include "trainers/launch.h"
 #include "trainers/run_folder.h"
 #include "trainers/stop.h"
@@ -61,9 +62,9 @@ struct Agreed {
   double stop = 0, written = 0;
 };
 
-Agreed agree_on_step(const Checkpoints& checkpoints, Communicator& control) {
+Agreed agree_on_step(bool stop, bool written, Communicator& control) {
   const CallSite here("loop: stop request and finished checkpoint");
-  Agreed a{stop_requested() ? 1.0 : 0.0, checkpoints.written() ? 1.0 : 0.0};
+  Agreed a{stop ? 1.0 : 0.0, written ? 1.0 : 0.0};
   control.all_reduce({&a, 2, DType::f64, {}}, Op::sum).wait();
   return a;
 }
@@ -142,7 +143,7 @@ class Loop {
       watchdog_.finished(++step_);
       // The host reads the device only where it must; on a CPU reading is free.
       const bool read = session_.context().device().is_cpu() || due(config_.log_every) || step_ == config_.steps;
-      const Agreed agreed = read ? agree_on_step(checkpoints_, session_.context().comm("control")) : Agreed{};
+      const Agreed agreed = read ? agree_on_step(stop_requested(), checkpoints_.written(), session_.context().comm("control")) : Agreed{};
       const double loss = read ? session_.loss() : std::nan("");
       if (read) judge(loss);
       if (agreed.written == world_.size()) checkpoints_.finish();
@@ -323,20 +324,6 @@ class Loop {
   bool is_best_ = false;
 };
 
-void dry_run(Setup& setup, Communicator& world) {
-  Session session(world, setup.train, *setup.recipe);
-  std::cout << setup.config.print(setup.schema, true) << "\n";
-  for (const auto& p : session.parameters())
-    std::cout << "  " << p.name << " " << p.value.sizes() << " " << p.group
-              << (p.value.requires_grad() ? "" : " frozen") << "\n";
-  const auto samples = std::int64_t(setup.recipe->train_ids().size());
-  const double weights = double(session.parameter_count()) * (setup.train.precision == "f64" ? 8 : 4);
-  std::cout << "parameters " << session.parameter_count() << ", weights + gradients + optimizer "
-            << format(weights * 4 / 1048576) << " MiB a rank, reduced " << format(double(session.reduced_bytes()) / 1048576)
-            << " MiB a step\ntraining samples " << samples << ", steps an epoch " << samples / setup.train.batch_size
-            << ", epochs " << format(double(setup.train.steps * setup.train.batch_size) / double(samples)) << std::endl;
-}
-
 }  // namespace
 
 std::string run_dir_of(const TrainOptions& o) {
@@ -359,16 +346,17 @@ int train(const TrainOptions& options, Communicator& world, int local_ranks) {
   const int threads = setup.train.threads ? int(setup.train.threads) : std::max(1, cores / std::max(1, local_ranks));
   at::set_num_threads(threads);
   check_divisible(setup, world.size());
-  if (setup.train.trace && !options.dry_run) Trace::enable(world.rank());
+  check_same_config(setup.config, setup.schema, world);
+  if (options.dry_run) {
+    dry_run(setup.config, setup.schema, setup.train, *setup.recipe, world,
+            [](Session& session) { agree_on_step(false, false, session.context().comm("control")); });
+    return int(ExitCode::ok);
+  }
+  if (setup.train.trace) Trace::enable(world.rank());
   // Everything that talks to other ranks from here on is recorded and watched.
   Traced job(world, trace_sink(), "job");
   const WatchdogConfig& limits = setup.train.watchdog;
   Watchdog watchdog(job, {limits.warn, limits.first, limits.later, run_dir_of(options), launched_ranks() > 0});
-  check_same_config(setup.config, setup.schema, job);
-  if (options.dry_run) {
-    dry_run(setup, job);
-    return int(ExitCode::ok);
-  }
   Loop loop(options, setup, job, watchdog, threads);
   return loop.run();
 }

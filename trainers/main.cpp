@@ -1,5 +1,6 @@
 // The program `trireme`: command line, one catch, exit codes.
 #include "comm/error.h"
+#include "comm/fake.h"
 #include "comm/mpi.h"
 #include "comm/self.h"
 #include "framework/metrics.h"
@@ -112,7 +113,8 @@ int train_command(const TrainOptions& options, const std::vector<std::string>& a
   if (found && options.ranks && options.ranks != found)
     throw UsageError("--ranks " + std::to_string(options.ranks), "this job was started with " + std::to_string(found) + " ranks",
                      "leave --ranks out under mpirun and srun");
-  if (!found && options.ranks > 1 && !options.dry_run) {
+  if (!found && options.ranks > 1 && options.dry_run) return train(options, *make_fake(0, options.ranks), 1);
+  if (!found && options.ranks > 1) {
     check_config(options);  // a mistake is told once, before any rank starts
     return launch_ranks(options.ranks, arguments);
   }
@@ -131,7 +133,7 @@ int run(int argc, char** argv) {
   train->add_option("overrides", train_options.overrides, "key=value, over the file's values");
   train->add_option("--ranks", train_options.ranks, "start this many MPI ranks")->check(CLI::Range(1, 100000));
   train->add_option("--out", train_options.out, "run folder (default runs/<yaml stem>)");
-  train->add_flag("--dry-run", train_options.dry_run, "build everything, print what would run");
+  train->add_flag("--dry-run", train_options.dry_run, "build everything for one of --ranks ranks, print memory, bytes and collectives");
   train->add_flag("--print-config", train_options.print_config, "print the configuration and where each value came from");
   train->add_flag("--fresh", train_options.fresh, "rename an existing run folder and start over");
 

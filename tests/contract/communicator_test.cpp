@@ -2,7 +2,9 @@
 // What communicator.h promises, on every registered backend and on several numbers of ranks.
 #include "comm/checked.h"
 #include "comm/device.h"
+#include "comm/loopback.h"
 #include "comm/registry.h"
+#include "comm/shaped.h"
 #include "comm/traced.h"
 #include "tests/contract/communicator_reference.h"
 #include "tests/contract/through_device.h"
@@ -519,6 +521,14 @@ TEST_P(Contract, Holds) {
     EXPECT_EQ(cut.code, 0) << cut.output;
   }
 }
+
+// The modelled link must not change what a communicator does.
+const RegisterCommunicator shaped_entry({"loopback-shaped", Ranks::threads, [](int n, const auto& rank_main) {
+  run_loopback(n, [&](Communicator& comm) {
+    Shaped shaped(comm, {2e-6, 2e9});
+    rank_main(shaped);
+  });
+}});
 
 INSTANTIATE_TEST_SUITE_P(Backends, Contract,
                          ::testing::Combine(::testing::ValuesIn(communicators()),
