@@ -33,6 +33,11 @@ class DeviceWork final : public Work::State {
         place_(place) {}
 
   bool done() override { return operation_->done() && end().complete(); }
+  bool settled() override try {
+    return operation_->settled() && end().complete();
+  } catch (const Error&) {
+    return true;  // failed
+  }
   void wait() override {
     operation_->wait();
     const OnDevice on(g_->me.device);

@@ -109,6 +109,11 @@ class NcclWork final : public Work::State, public std::enable_shared_from_this<N
     }
     return inner.done();
   }
+  bool settled() override try {
+    return error || (end.complete() && inner.settled());
+  } catch (const Error&) {
+    return true;  // failed
+  }
   void wait() override {
     if (inside_then)
       throw CommError(place(g_->me), "wait() on a collective inside then()",
@@ -156,7 +161,7 @@ class NcclWork final : public Work::State, public std::enable_shared_from_this<N
   // `stream` waits for `work` and for what its continuation posted, perhaps elsewhere.
   static void order(NcclWork& work, cudaStream_t stream) {
     work.end.block(stream);
-    if (auto* next = dynamic_cast<NcclWork*>(work.inner.state())) {
+    if (auto* next = dynamic_cast<NcclWork*>(work.inner.state().get())) {
       order(*next, stream);
     } else {
       work.inner.wait();

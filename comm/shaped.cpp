@@ -16,6 +16,7 @@ class ShapedState final : public Work::State {
   ShapedState(Work inner, Clock::time_point due) : inner_(std::move(inner)), due_(due) {}
 
   bool done() override { return inner_.done() && Clock::now() >= due_; }
+  bool settled() override { return inner_.settled() && Clock::now() >= due_; }
   void wait() override {
     inner_.wait();
     std::this_thread::sleep_until(due_);

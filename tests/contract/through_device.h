@@ -168,6 +168,7 @@ class ThroughDevice final : public Communicator {
       call->copy_back();
       return true;
     }
+    bool settled() override { return inner.settled(); }
     void wait() override {
       inner.wait();
       call->copy_back();
@@ -184,7 +185,7 @@ class ThroughDevice final : public Communicator {
       Work after = inner.then([c = call, both, next = std::move(next)] {
         c->copy_back();
         Work work = next();
-        if (auto* state = dynamic_cast<State*>(work.state())) both->before.push_back(state->call);
+        if (auto* state = dynamic_cast<State*>(work.state().get())) both->before.push_back(state->call);
         return work;
       });
       return std::make_shared<State>(std::move(after), both);
