@@ -153,7 +153,7 @@ void unchecked(Communicator& comm) {
   }
   Watchdog watchdog(job, options);
   const auto same = [](Communicator& inner) { return inner.split(0, inner.rank()); };
-  auto grad = job.derive("grad", same), control = job.derive("control", same);
+  auto grad = job.derive("grad", same, {}), control = job.derive("control", same, {});
   const CallSite here("test", 7);
   grad->barrier().wait();
   (comm.rank() == 1 ? *control : *grad).all_reduce(floats(8), Op::sum).wait();
