@@ -44,6 +44,7 @@ class SideChannel {
   // Waits up to `timeout` for something to happen and handles it.
   void pump(std::chrono::milliseconds timeout);
   void wake();  // ends a pump(), any thread
+  std::uint16_t port() const { return port_; }  // where this rank listens; 0: nowhere
 
  private:
   using Clock = std::chrono::steady_clock;

@@ -96,7 +96,7 @@ class Watchdog::Thread {
   // Everybody is asked, lower ranks first: one of them may be the one to speak.
   struct Inquiry {
     char question = look;
-    Clock::time_point begin, others_begin;
+    Clock::time_point begin, round_begin;
     int next_lower = 0, next_higher = 0;
     bool others = false;     // higher ranks are being asked
     bool about_gap = false;  // only: is the job still there?
@@ -230,7 +230,7 @@ class Watchdog::Thread {
     }
     if (!q.others && (settled || now - q.begin > lower_patience)) {
       q.others = true;
-      q.others_begin = now;
+      q.round_begin = q.begin;
     }
     if (!q.others) return;
     while (q.next_higher < size_ && channel_.pending() < most_questions)
@@ -238,10 +238,10 @@ class Watchdog::Thread {
     bool all = q.next_higher == size_ && q.next_lower == rank_;
     for (int r = 0; r < size_; ++r)
       all &= r == rank_ || channel_.answer(r) != Answer::pending;
-    if (!all && now - q.others_begin > reply_patience) {
+    if (!all && now - q.round_begin > reply_patience) {
       for (int r = 0; r < size_; ++r) channel_.give_up(r);
       all = q.next_higher == size_ && q.next_lower == rank_;
-      q.others_begin = now;  // for those who found no place among the questions yet
+      q.round_begin = now;  // for those who found no place among the questions yet
     }
     if (all) conclude(q);
   }
