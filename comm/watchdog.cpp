@@ -20,25 +20,28 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 using Answer = SideChannel::Answer;
 
-constexpr milliseconds look_every{200};     // between looks at the open calls
-constexpr milliseconds busy_tick{20};       // while an inquiry runs
+constexpr milliseconds look_every{200};  // between looks at the open calls
+constexpr milliseconds busy_tick{20};    // while an inquiry runs
 constexpr milliseconds reply_patience{1500};
-constexpr milliseconds lower_patience{300};  // then a rank asks the others, although a lower one may still answer
-constexpr milliseconds grace{300};           // in which a rank that has printed still answers
+constexpr milliseconds lower_patience{
+    300};                           // then a rank asks the others, although a lower one may still answer
+constexpr milliseconds grace{300};  // in which a rank that has printed still answers
 constexpr milliseconds follow_patience{6000};
 constexpr milliseconds file_patience{1000};
 constexpr milliseconds probe_pause{3000};
-constexpr std::size_t most_questions = 64;   // under way at once
-constexpr std::size_t calls_told = 16;       // of each communicator
+constexpr std::size_t most_questions = 64;  // under way at once
+constexpr std::size_t calls_told = 16;      // of each communicator
 // A look that comes this much late: the process was stopped, or the machine was.
 constexpr double gap_seconds = 2;
 
-// Questions. look: tell your state. join: a hang was seen, are you there? collect: as look, and wait for my end.
+// Questions. look: tell your state. join: a hang was seen, are you there? collect: as look, and wait for my
+// end.
 constexpr char look = 'L', join = 'J', collect = 'C';
 
 void print_line(std::string_view line) {
   std::string text(line);
-  std::replace_if(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
   text += '\n';
   if (write(STDERR_FILENO, text.data(), text.size()) < 0) std::fputs(text.c_str(), stderr);
 }
@@ -203,7 +206,8 @@ class Watchdog::Thread {
     } else {
       written_->store(true);
     }
-    // Continued after the others have given it up, a process hears their old questions: its word would be late.
+    // Continued after the others have given it up, a process hears their old questions: its word would be
+    // late.
     late_ = !gaps_.empty() && steady_now_ns() - gaps_.back().first < 1'000'000'000;
     if (late_)
       inquiry_.reset();
@@ -222,7 +226,8 @@ class Watchdog::Thread {
 
   void advance(Inquiry& q) {
     const auto now = Clock::now();
-    while (q.next_lower < rank_ && channel_.pending() < most_questions) channel_.ask(q.next_lower++, q.question);
+    while (q.next_lower < rank_ && channel_.pending() < most_questions)
+      channel_.ask(q.next_lower++, q.question);
     bool settled = q.next_lower == rank_;
     for (int r = 0; r < q.next_lower; ++r) {
       if (!q.about_gap && speaks(r, q.question)) return follow();
@@ -236,8 +241,7 @@ class Watchdog::Thread {
     while (q.next_higher < size_ && channel_.pending() < most_questions)
       channel_.ask(q.next_higher++, q.question == join ? collect : q.question);
     bool all = q.next_higher == size_ && q.next_lower == rank_;
-    for (int r = 0; r < size_; ++r)
-      all &= r == rank_ || channel_.answer(r) != Answer::pending;
+    for (int r = 0; r < size_; ++r) all &= r == rank_ || channel_.answer(r) != Answer::pending;
     if (!all && now - q.round_begin > reply_patience) {
       for (int r = 0; r < size_; ++r) channel_.give_up(r);
       all = q.next_higher == size_ && q.next_lower == rank_;
@@ -277,7 +281,9 @@ class Watchdog::Thread {
       options_.print("trireme: warning: " + text);
       return;
     }
-    const std::string files = options_.folder.empty() ? "" : "; the last calls of every rank are in " + options_.folder + "/hang.rank*.json";
+    const std::string files = options_.folder.empty() ? ""
+                                                      : "; the last calls of every rank are in " +
+                                                            options_.folder + "/hang.rank*.json";
     options_.print("trireme: error: " + text + files);
     for (int r = 0; r < size_; ++r) channel_.end(r);
     inquiry_.reset();

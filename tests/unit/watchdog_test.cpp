@@ -1,6 +1,7 @@
 // links: comm
 // The flight recorder, the watchdogs of ranks that are threads, their side channel and their words.
 #include "comm/watchdog.h"
+
 #include "comm/error.h"
 #include "comm/hang_report.h"
 #include "comm/loopback.h"
@@ -98,30 +99,35 @@ TEST(Watchdog, NamesTheRankThatDidNotEnter) {
   for (const int culprit : {0, 2}) {
     Ended ended;
     const auto begin = Clock::now();
-    EXPECT_THROW(run_loopback(4,
-                              [&](Communicator& comm) {
-                                Traced job(comm, {}, "job");
-                                Watchdog watchdog(job, ended.options(comm, {.warn = 0, .first = 60, .later = 1, .folder = folder.string()}));
-                                float v[6] = {};
-                                const CallSite here("reducer: bucket", 1);
-                                job.all_reduce({v, 6, DType::f32}, Op::sum).wait();
-                                watchdog.finished(7);
-                                watchdog.phase("the loader");
-                                if (comm.rank() == culprit)
-                                  while (true) {
-                                    std::lock_guard lock(ended.mutex);
-                                    if (ended.ends == comm.size()) throw CommError("", "was hung");
-                                  }
-                                watchdog.phase("the step");
-                                job.all_reduce({v, 6, DType::f32}, Op::sum).wait();
-                              }),
-                 Error);
+    EXPECT_THROW(
+        run_loopback(4,
+                     [&](Communicator& comm) {
+                       Traced job(comm, {}, "job");
+                       Watchdog watchdog(
+                           job, ended.options(
+                                    comm, {.warn = 0, .first = 60, .later = 1, .folder = folder.string()}));
+                       float v[6] = {};
+                       const CallSite here("reducer: bucket", 1);
+                       job.all_reduce({v, 6, DType::f32}, Op::sum).wait();
+                       watchdog.finished(7);
+                       watchdog.phase("the loader");
+                       if (comm.rank() == culprit)
+                         while (true) {
+                           std::lock_guard lock(ended.mutex);
+                           if (ended.ends == comm.size()) throw CommError("", "was hung");
+                         }
+                       watchdog.phase("the step");
+                       job.all_reduce({v, 6, DType::f32}, Op::sum).wait();
+                     }),
+        Error);
     EXPECT_LT(Clock::now() - begin, std::chrono::seconds(6));
     ASSERT_EQ(ended.lines.size(), 1u) << ended.lines.back();
     const std::string& line = ended.lines[0];
-    const std::string others = culprit == 0 ? "ranks 1-3 wait" : "ranks 0,1,3 wait", who = "rank " + std::to_string(culprit);
+    const std::string others = culprit == 0 ? "ranks 1-3 wait" : "ranks 0,1,3 wait",
+                      who = "rank " + std::to_string(culprit);
     for (const std::string& word :
-         {std::string("trireme: error: collective "), std::string(" of \"job\" (all_reduce of 6 f32, 24 bytes, at reducer: bucket 1)"),
+         {std::string("trireme: error: collective "),
+          std::string(" of \"job\" (all_reduce of 6 f32, 24 bytes, at reducer: bucket 1)"),
           who + " did not enter it, " + others, who + ": in the loader after step 7, last collective "})
       EXPECT_NE(line.find(word), std::string::npos) << word << "\n" << line;
     for (int r = 0; r < 4; ++r) {
@@ -165,7 +171,8 @@ TEST(SideChannel, AnswersItsOwnAndDropsStrangers) {
     const int next = (comm.rank() + 1) % 3;
     channel.ask(next, 'b');
     const auto end = Clock::now() + std::chrono::seconds(10);
-    while ((channel.answer(next) == SideChannel::Answer::pending || asked < 1) && Clock::now() < end) channel.pump(milliseconds(5));
+    while ((channel.answer(next) == SideChannel::Answer::pending || asked < 1) && Clock::now() < end)
+      channel.pump(milliseconds(5));
     ASSERT_EQ(channel.answer(next), SideChannel::Answer::reply);
     EXPECT_EQ(channel.reply(next), std::string(100000, char('a' + next)));
     comm.barrier().wait();
@@ -194,7 +201,13 @@ TEST(SideChannel, AnswersItsOwnAndDropsStrangers) {
 
 RankState sample() {
   RankState s{"the step", 12, 3.5, 601, {}};
-  s.logs.push_back({"grad", 1, 2, 57, 57, {{56, "all_reduce", "f32", "reducer: bucket 2", 100, 400, true, 602}, {57, "all_reduce", "f32", "", 8, 32, false, 601}}});
+  s.logs.push_back({"grad",
+                    1,
+                    2,
+                    57,
+                    57,
+                    {{56, "all_reduce", "f32", "reducer: bucket 2", 100, 400, true, 602},
+                     {57, "all_reduce", "f32", "", 8, 32, false, 601}}});
   s.logs.push_back({"control", 1, 2, 9, 0, {}});
   return s;
 }
@@ -205,7 +218,8 @@ TEST(HangReport, StatesSurviveTheWireAndNonsenseDoesNot) {
   ASSERT_TRUE(back);
   EXPECT_EQ(encode(*back), bytes);
   EXPECT_EQ(back->logs[0].calls[0].site, "reducer: bucket 2");
-  for (std::size_t n = 0; n < bytes.size(); ++n) EXPECT_FALSE(decode(std::string_view(bytes).substr(0, n))) << n;
+  for (std::size_t n = 0; n < bytes.size(); ++n)
+    EXPECT_FALSE(decode(std::string_view(bytes).substr(0, n))) << n;
   EXPECT_FALSE(decode(bytes + "x"));
   std::mt19937 random(3);
   for (int i = 0; i < 20000; ++i) {
@@ -219,13 +233,16 @@ TEST(HangReport, NamesCallsThatDiffer) {
   RankState a = sample(), b = sample();
   b.logs[0].calls[1].operation = "broadcast";
   b.logs[0].calls[1].site = "recipe";
-  EXPECT_EQ(describe_hang({{a, ""}, {b, ""}}),
-            "collective 57 of \"grad\": rank 0 and rank 1 make different calls: all_reduce of 8 f32, 32 bytes and "
-            "broadcast of 8 f32, 32 bytes at recipe");
+  EXPECT_EQ(
+      describe_hang({{a, ""}, {b, ""}}),
+      "collective 57 of \"grad\": rank 0 and rank 1 make different calls: all_reduce of 8 f32, 32 bytes and "
+      "broadcast of 8 f32, 32 bytes at recipe");
 }
 
 TEST(HangReport, AllEnteredPointsAtTheNetwork) {
-  EXPECT_NE(describe_hang({{sample(), ""}, {sample(), ""}}).find("all its ranks entered it, so the network or MPI is stuck"), std::string::npos);
+  EXPECT_NE(describe_hang({{sample(), ""}, {sample(), ""}})
+                .find("all its ranks entered it, so the network or MPI is stuck"),
+            std::string::npos);
 }
 
 TEST(HangReport, RankLists) {
