@@ -9,8 +9,15 @@ list(TRANSFORM objects REPLACE "(.+)" "$<TARGET_OBJECTS:\\1>")
 add_library(trireme_comm_only SHARED ${objects})
 target_link_libraries(trireme_comm_only PUBLIC ${trireme_comm_parts} trireme_compression)
 
+# The program with a recipe that goes wrong on purpose.
+add_executable(trireme_faulty ${main_file} tests/fault/recipe/faulty.cpp)
+target_link_libraries(trireme_faulty PRIVATE ${trireme_parts})
+set_target_properties(trireme_faulty PROPERTIES POSITION_INDEPENDENT_CODE OFF)  # as the precompiled header is
+target_compile_options(trireme_faulty PRIVATE -fPIC)
+target_precompile_headers(trireme_faulty REUSE_FROM trireme_framework)
+
 set(test_environment OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-  TRIREME_BINARY=$<TARGET_FILE:trireme> TRIREME_SOURCE=${CMAKE_SOURCE_DIR}
+  TRIREME_BINARY=$<TARGET_FILE:trireme> TRIREME_FAULTY=$<TARGET_FILE:trireme_faulty> TRIREME_SOURCE=${CMAKE_SOURCE_DIR}
   LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/lsan.supp
   TSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/tsan.supp:halt_on_error=1)
 
@@ -65,6 +72,9 @@ foreach(label unit contract mpi golden fault net slurm gpu)
     if(label MATCHES "mpi|fault|golden|net|slurm|gpu")
       set_tests_properties(${label}.${name} PROPERTIES RUN_SERIAL TRUE)
       add_dependencies(${name} trireme)
+      if(label STREQUAL "fault")
+        add_dependencies(${name} trireme_faulty)
+      endif()
     endif()
     if(label STREQUAL "net")
       add_dependencies(${name} communicator_test)  # runs it on the hosts

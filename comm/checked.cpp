@@ -75,7 +75,8 @@ struct Checked::Exchange {
 struct Checked::Gate {
   std::mutex mutex;
   bool open = true, stuck = false;
-  std::uint64_t posted = 0, sequence = 0;  // of the last collective posted and compared, the same on all ranks
+  std::uint64_t posted = 0,
+                sequence = 0;  // of the last collective posted and compared, the same on all ranks
   Work last;
 };
 
@@ -114,7 +115,8 @@ class Checked::State final : public Work::State {
   bool met(Clock::time_point end) {
     const auto begin = Clock::now();
     for (auto now = begin;; now = Clock::now()) {
-      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(std::min(end - now, Clock::duration(slice)));
+      const auto left =
+          std::chrono::duration_cast<std::chrono::milliseconds>(std::min(end - now, Clock::duration(slice)));
       if (gathered_.state()->wait_host(std::max(left, std::chrono::milliseconds(0)))) return true;
       if (Clock::now() >= end) return false;
       if (Clock::now() - begin < patience) continue;

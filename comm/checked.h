@@ -10,12 +10,13 @@ namespace trireme {
 class Checked final : public Communicator {
  public:
   // Collective: fingerprints travel over a duplicate of `inner`, which must outlive this in the first form.
-  // Communicators that are to be told from each other have different names and share a parley, made on all their
-  // ranks; none: one of its own. Groups made by split() share it.
+  // Communicators that are to be told from each other have different names and share a parley, made on all
+  // their ranks; none: one of its own. Groups made by split() share it.
   explicit Checked(Communicator& inner, std::string name = "world", std::shared_ptr<Parley> parley = {});
   explicit Checked(std::unique_ptr<Communicator> inner, std::string name = "world",
                    std::shared_ptr<Parley> parley = {});
-  // Pending operations are waited for, unless an exception is on its way or ranks were found to wait for each other.
+  // Pending operations are waited for, unless an exception is on its way or ranks were found to wait for each
+  // other.
   ~Checked() override;
 
   const std::shared_ptr<Parley>& parley() const { return parley_; }

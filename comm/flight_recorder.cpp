@@ -84,7 +84,8 @@ CommCall CommLog::oldest_open() const {
   std::lock_guard lock(mutex_);
   const std::uint64_t last = totals_.calls;
   for (std::uint64_t s = last - std::min<std::uint64_t>(last, ring_size) + 1; s <= last; ++s)
-    if (const Entry& entry = ring_[s % ring_size]; entry.call.sequence == s && !entry.complete()) return entry.call;
+    if (const Entry& entry = ring_[s % ring_size]; entry.call.sequence == s && !entry.complete())
+      return entry.call;
   return {};
 }
 

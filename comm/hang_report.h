@@ -19,9 +19,9 @@ struct CallState {
 
 struct LogState {
   std::string name;
-  int rank = 0, size = 1;      // in this communicator
-  std::uint64_t entered = 0;   // sequence of the last call
-  std::uint64_t waiting = 0;   // the host waits in this call; 0: it does not
+  int rank = 0, size = 1;        // in this communicator
+  std::uint64_t entered = 0;     // sequence of the last call
+  std::uint64_t waiting = 0;     // the host waits in this call; 0: it does not
   std::vector<CallState> calls;  // the last ones, oldest first
 };
 

@@ -1,10 +1,10 @@
-// Proves that ranks wait for each other on different communicators, which no comparison within one communicator
-// can see: there, each waits for a call that the other never makes.
+// Proves that ranks wait for each other on different communicators, which no comparison within one
+// communicator can see: there, each waits for a call that the other never makes.
 //
-// A rank that has waited for a while posts where it waits; the k-th posts of all ranks make round k. Each rank
-// posts round k + 1 only when round k is complete, so if two successive rounds are equal, all ranks were in these
-// waits at one moment, and none of them can make the call that another one waits for. (This takes the thread that
-// waits for the only one that posts.)
+// A rank that has waited for a while posts where it waits; the k-th posts of all ranks make round k. Each
+// rank posts round k + 1 only when round k is complete, so if two successive rounds are equal, all ranks were
+// in these waits at one moment, and none of them can make the call that another one waits for. (This takes
+// the thread that waits for the only one that posts.)
 #pragma once
 #include "comm/communicator.h"
 

@@ -95,9 +95,7 @@ SideChannel::SideChannel(Communicator& world) : rank_(world.rank()) {
   mine.loopback = loopback_identity();
   std::vector<Card> cards(n);
   const auto exchange = [&] {
-    world
-        .all_gather({&mine, sizeof mine, DType::u8}, {cards.data(), sizeof mine * n, DType::u8})
-        .wait();
+    world.all_gather({&mine, sizeof mine, DType::u8}, {cards.data(), sizeof mine * n, DType::u8}).wait();
   };
   exchange();
   const bool one_loopback = std::all_of(cards.begin(), cards.end(), [&](const Card& c) {
@@ -261,7 +259,8 @@ void SideChannel::step(int rank, Question& q, Attempt& a, short events) {
   a.in.append(text, static_cast<std::size_t>(got));
   if (a.in.size() < header_bytes) return;
   const std::size_t length = number_at(a.in, 8);
-  if (!a.in.starts_with(magic) || number_at(a.in, 4) != static_cast<std::uint32_t>(rank) || length > reply_limit)
+  if (!a.in.starts_with(magic) || number_at(a.in, 4) != static_cast<std::uint32_t>(rank) ||
+      length > reply_limit)
     return give_up();
   if (a.in.size() < header_bytes + length) return;
   q.reply = a.in.substr(header_bytes, length);
@@ -274,9 +273,11 @@ void SideChannel::accept_all() {
   for (;;) {
     const int fd = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) return;
-    const auto strangers = std::count_if(incoming_.begin(), incoming_.end(), [](auto& c) { return c.rank < 0; });
+    const auto strangers =
+        std::count_if(incoming_.begin(), incoming_.end(), [](auto& c) { return c.rank < 0; });
     if (static_cast<std::size_t>(strangers) >= most_strangers) {
-      const auto oldest = std::find_if(incoming_.begin(), incoming_.end(), [](auto& c) { return c.rank < 0; });
+      const auto oldest =
+          std::find_if(incoming_.begin(), incoming_.end(), [](auto& c) { return c.rank < 0; });
       close(oldest->fd);
       incoming_.erase(oldest);
     }
@@ -320,9 +321,11 @@ bool SideChannel::serve(Incoming& c, short events) {
 
 void SideChannel::pump(std::chrono::milliseconds timeout) {
   std::vector<pollfd> fds{{wake_, POLLIN, 0}, {listener_, POLLIN, 0}};  // a negative one is passed over
-  for (const auto& c : incoming_) fds.push_back({c.fd, static_cast<short>(c.out.empty() ? POLLIN : POLLIN | POLLOUT), 0});
+  for (const auto& c : incoming_)
+    fds.push_back({c.fd, static_cast<short>(c.out.empty() ? POLLIN : POLLIN | POLLOUT), 0});
   for (const auto& [rank, q] : questions_)
-    for (const auto& a : q.attempts) fds.push_back({a.fd, static_cast<short>(a.connected ? POLLIN : POLLOUT), 0});
+    for (const auto& a : q.attempts)
+      fds.push_back({a.fd, static_cast<short>(a.connected ? POLLIN : POLLOUT), 0});
   poll(fds.data(), fds.size(), static_cast<int>(timeout.count()));
   std::uint64_t count = 0;
   if (fds[0].revents && read(wake_, &count, sizeof count) < 0) count = 0;

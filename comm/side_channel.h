@@ -35,15 +35,16 @@ class SideChannel {
   std::function<void(int rank)> on_end;
 
   void ask(int rank, char question);  // again: starts over
-  Answer answer(int rank) const;  // pending also where nothing was asked
-  void give_up(int rank);         // waits no longer: a pending answer becomes what it looks like so far
+  Answer answer(int rank) const;      // pending also where nothing was asked
+  void give_up(int rank);             // waits no longer: a pending answer becomes what it looks like so far
   const std::string& reply(int rank) const;
   void forget(int rank);        // closes the connection
   void end(int rank);           // tells a rank that replied that the asker is finished
   std::size_t pending() const;  // questions under way
   // Waits up to `timeout` for something to happen and handles it.
   void pump(std::chrono::milliseconds timeout);
-  void wake();  // ends a pump(), any thread
+  void wake();                                  // ends a pump(), any thread
+  std::uint16_t port() const { return port_; }  // where this rank listens; 0: nowhere
 
  private:
   using Clock = std::chrono::steady_clock;

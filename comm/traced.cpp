@@ -18,7 +18,8 @@ class Waiting {
 
 class TracedState final : public Work::State {
  public:
-  TracedState(Work inner, std::shared_ptr<CommLog> log, std::shared_ptr<Traced::Sink> sink, const CommCall& call)
+  TracedState(Work inner, std::shared_ptr<CommLog> log, std::shared_ptr<Traced::Sink> sink,
+              const CommCall& call)
       : inner_(std::move(inner)), log_(std::move(log)), sink_(std::move(sink)), call_(call) {}
 
   bool done() override {
@@ -111,11 +112,13 @@ Work Traced::record(const char* name, const ConstBuffer& same, std::uint64_t byt
 
 Work Traced::all_reduce(Buffer inout, Op op) {
   const std::uint64_t n = static_cast<std::uint64_t>(size());
-  return record("all_reduce", inout, 2 * (n - 1) * inout.bytes() / n, [&] { return inner_.all_reduce(inout, op); });
+  return record("all_reduce", inout, 2 * (n - 1) * inout.bytes() / n,
+                [&] { return inner_.all_reduce(inout, op); });
 }
 Work Traced::reduce_scatter(ConstBuffer in, Buffer out, Op op) {
   const std::uint64_t n = static_cast<std::uint64_t>(size());
-  return record("reduce_scatter", out, (n - 1) * out.bytes(), [&] { return inner_.reduce_scatter(in, out, op); });
+  return record("reduce_scatter", out, (n - 1) * out.bytes(),
+                [&] { return inner_.reduce_scatter(in, out, op); });
 }
 Work Traced::all_gather(ConstBuffer in, Buffer out) {
   const std::uint64_t n = static_cast<std::uint64_t>(size());
@@ -130,7 +133,8 @@ Work Traced::all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffe
                 [&] { return inner_.all_to_all(in, send, out, recv); });
 }
 Work Traced::broadcast(Buffer inout, int root) {
-  return record("broadcast", inout, size() > 1 ? inout.bytes() : 0, [&] { return inner_.broadcast(inout, root); });
+  return record("broadcast", inout, size() > 1 ? inout.bytes() : 0,
+                [&] { return inner_.broadcast(inout, root); });
 }
 Work Traced::barrier() {
   return record("barrier", ConstBuffer{}, 0, [&] { return inner_.barrier(); });

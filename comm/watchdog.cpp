@@ -20,25 +20,28 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 using Answer = SideChannel::Answer;
 
-constexpr milliseconds look_every{200};     // between looks at the open calls
-constexpr milliseconds busy_tick{20};       // while an inquiry runs
+constexpr milliseconds look_every{200};  // between looks at the open calls
+constexpr milliseconds busy_tick{20};    // while an inquiry runs
 constexpr milliseconds reply_patience{1500};
-constexpr milliseconds lower_patience{300};  // then a rank asks the others, although a lower one may still answer
-constexpr milliseconds grace{300};           // in which a rank that has printed still answers
+constexpr milliseconds lower_patience{
+    300};                           // then a rank asks the others, although a lower one may still answer
+constexpr milliseconds grace{300};  // in which a rank that has printed still answers
 constexpr milliseconds follow_patience{6000};
 constexpr milliseconds file_patience{1000};
 constexpr milliseconds probe_pause{3000};
-constexpr std::size_t most_questions = 64;   // under way at once
-constexpr std::size_t calls_told = 16;       // of each communicator
+constexpr std::size_t most_questions = 64;  // under way at once
+constexpr std::size_t calls_told = 16;      // of each communicator
 // A look that comes this much late: the process was stopped, or the machine was.
 constexpr double gap_seconds = 2;
 
-// Questions. look: tell your state. join: a hang was seen, are you there? collect: as look, and wait for my end.
+// Questions. look: tell your state. join: a hang was seen, are you there? collect: as look, and wait for my
+// end.
 constexpr char look = 'L', join = 'J', collect = 'C';
 
 void print_line(std::string_view line) {
   std::string text(line);
-  std::replace_if(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
   text += '\n';
   if (write(STDERR_FILENO, text.data(), text.size()) < 0) std::fputs(text.c_str(), stderr);
 }
@@ -96,7 +99,7 @@ class Watchdog::Thread {
   // Everybody is asked, lower ranks first: one of them may be the one to speak.
   struct Inquiry {
     char question = look;
-    Clock::time_point begin, others_begin;
+    Clock::time_point begin, round_begin;
     int next_lower = 0, next_higher = 0;
     bool others = false;     // higher ranks are being asked
     bool about_gap = false;  // only: is the job still there?
@@ -203,7 +206,8 @@ class Watchdog::Thread {
     } else {
       written_->store(true);
     }
-    // Continued after the others have given it up, a process hears their old questions: its word would be late.
+    // Continued after the others have given it up, a process hears their old questions: its word would be
+    // late.
     late_ = !gaps_.empty() && steady_now_ns() - gaps_.back().first < 1'000'000'000;
     if (late_)
       inquiry_.reset();
@@ -222,7 +226,8 @@ class Watchdog::Thread {
 
   void advance(Inquiry& q) {
     const auto now = Clock::now();
-    while (q.next_lower < rank_ && channel_.pending() < most_questions) channel_.ask(q.next_lower++, q.question);
+    while (q.next_lower < rank_ && channel_.pending() < most_questions)
+      channel_.ask(q.next_lower++, q.question);
     bool settled = q.next_lower == rank_;
     for (int r = 0; r < q.next_lower; ++r) {
       if (!q.about_gap && speaks(r, q.question)) return follow();
@@ -230,18 +235,17 @@ class Watchdog::Thread {
     }
     if (!q.others && (settled || now - q.begin > lower_patience)) {
       q.others = true;
-      q.others_begin = now;
+      q.round_begin = q.begin;
     }
     if (!q.others) return;
     while (q.next_higher < size_ && channel_.pending() < most_questions)
       channel_.ask(q.next_higher++, q.question == join ? collect : q.question);
     bool all = q.next_higher == size_ && q.next_lower == rank_;
-    for (int r = 0; r < size_; ++r)
-      all &= r == rank_ || channel_.answer(r) != Answer::pending;
-    if (!all && now - q.others_begin > reply_patience) {
+    for (int r = 0; r < size_; ++r) all &= r == rank_ || channel_.answer(r) != Answer::pending;
+    if (!all && now - q.round_begin > reply_patience) {
       for (int r = 0; r < size_; ++r) channel_.give_up(r);
       all = q.next_higher == size_ && q.next_lower == rank_;
-      q.others_begin = now;  // for those who found no place among the questions yet
+      q.round_begin = now;  // for those who found no place among the questions yet
     }
     if (all) conclude(q);
   }
@@ -277,7 +281,9 @@ class Watchdog::Thread {
       options_.print("trireme: warning: " + text);
       return;
     }
-    const std::string files = options_.folder.empty() ? "" : "; the last calls of every rank are in " + options_.folder + "/hang.rank*.json";
+    const std::string files = options_.folder.empty() ? ""
+                                                      : "; the last calls of every rank are in " +
+                                                            options_.folder + "/hang.rank*.json";
     options_.print("trireme: error: " + text + files);
     for (int r = 0; r < size_; ++r) channel_.end(r);
     inquiry_.reset();

@@ -17,8 +17,8 @@ namespace trireme {
 class Watchdog {
  public:
   struct Options {
-    // Seconds that a collective may stay open; 0: no limit. warn: a line is printed. first: until finished() is
-    // called for the first time, later: from then on.
+    // Seconds that a collective may stay open; 0: no limit. warn: a line is printed. first: until finished()
+    // is called for the first time, later: from then on.
     double warn = 60, first = 1800, later = 600;
     std::string folder = {};  // for hang.rankR.json; empty: none is written
     // The process that started this rank must not be outlived: a rank whose parent ends, ends too.

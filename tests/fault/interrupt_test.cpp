@@ -4,6 +4,10 @@
 // begun, so that rank 0 waits for it within that phase; then the signal is sent, and rank 1 thawed.
 #include "tests/fault/experiment.h"
 
+#include <algorithm>
+#include <iostream>
+#include <random>
+
 namespace trireme::test {
 namespace {
 
@@ -256,6 +260,48 @@ TEST_F(Interrupt, KilledRank) {
     EXPECT_EQ(checkpoint_steps(dir() / c.out), c.kept);
     expect_resumes_to_the_same_end(c.out);
   }
+}
+
+// SIGKILL at any moment, of any process of the job, again and again until the run is through. TRIREME_LONG=1: a
+// hundred times.
+TEST_F(Interrupt, KilledAtRandomMoments) {
+  const int kills = std::getenv("TRIREME_LONG") ? 100 : 3;
+  std::mt19937 random(20);
+  std::vector<double> took;
+  int complete = 0;
+  for (int killed = 0; killed < kills && !HasFailure();) {
+    Program p(train("random"), {dir()});
+    // A run takes 2 s and more; a second of it is the start.
+    const auto moment = std::chrono::steady_clock::now() + milliseconds(random() % 3000);
+    wait_until([&] { return p.ended() || std::chrono::steady_clock::now() > moment; }, seconds(60));
+    const unsigned who = random() % 4;
+    pid_t victim = who < 2 ? p.rank(int(who)) : 0;  // or mpirun, or the parent
+    if (who == 2)
+      for (const pid_t q : p.processes())
+        if (read_text("/proc/" + std::to_string(q) + "/comm") == "mpirun\n") victim = q;
+    if (victim == 0) victim = p.pid();
+    if (p.ended()) {
+      ++complete;
+      expect_resumes_to_the_same_end("random");
+      fs::remove_all(dir() / "random");
+      continue;
+    }
+    SCOPED_TRACE("kill " + std::to_string(killed) + " of " + (who < 2 ? "a rank" : who == 2 ? "mpirun" : "the parent"));
+    ++killed;
+    const auto begin = std::chrono::steady_clock::now();
+    kill(victim, SIGKILL);
+    const Outcome o = p.wait(seconds(20));
+    EXPECT_TRUE(wait_until([&] { return p.processes().empty(); }, seconds(10)));
+    took.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    EXPECT_LT(took.back(), 5) << o;
+    const int expected = victim == p.pid() ? 128 + SIGKILL : 4;
+    EXPECT_TRUE(o.code == 0 || o.code == expected) << o;
+    EXPECT_LE(o.errors().size(), 1u) << o;
+  }
+  expect_resumes_to_the_same_end("random");
+  std::sort(took.begin(), took.end());
+  std::cout << took.size() << " SIGKILLs, " << complete << " runs completed in between; kill to the end of all processes: median "
+            << took[took.size() / 2] << " s, largest " << took.back() << " s\n";
 }
 
 TEST_F(Interrupt, KilledParentTakesItsRanksAlong) {

@@ -94,13 +94,14 @@ class Program {
     fs::path folder = ".";
     Words environment = {};  // NAME=value
     Words launcher = {};     // words before the program
+    std::string program = program_path();
   };
 
   Program(const Words& arguments, const Options& options) : begin_(std::chrono::steady_clock::now()) {
     static int started = 0;
     mark_ = "TRIREME_TEST_MARK=" + std::to_string(getpid()) + "." + std::to_string(++started);
     Words words = options.launcher;
-    words.push_back(program_path());
+    words.push_back(options.program);
     words.insert(words.end(), arguments.begin(), arguments.end());
     std::vector<char*> argv;
     for (auto& w : words) argv.push_back(w.data());
