@@ -1,5 +1,6 @@
 #include "framework/reducer.h"
 
+#include "comm/call_site.h"
 #include "comm/error.h"
 #include "framework/kernels/sum_of_squares.h"
 #include "framework/recipe.h"
@@ -187,6 +188,7 @@ struct Reducer::Impl {
   // Rank 0's order of readiness, for all ranks: the same parameters may become ready in another order elsewhere.
   // The gradients of this step move along.
   void adopt_observed_order() {
+    const CallSite here("reducer: bucket order");
     std::vector<std::int64_t> agreed = observed;
     grad.broadcast({agreed.data(), agreed.size(), DType::i64, {}}, 0).wait();
     if (agreed != order) {
@@ -244,6 +246,7 @@ struct Reducer::Impl {
     for (; next_launch < buckets.size() && buckets[next_launch].missing == 0; ++next_launch) {
       auto& b = buckets[next_launch];
       if (!b.comm) continue;
+      const CallSite here("reducer: bucket", int(next_launch));
       for (const auto& s : b.producers) in_order(s, current_stream(b.flat));
       if (b.hook && step >= options.hook.start)
         b.work = b.hook->reduce(b, *b.comm);
@@ -281,6 +284,7 @@ struct Reducer::Impl {
   }
 
   void gather_weights() {
+    const CallSite here("reducer: weights");
     for (auto& b : buckets)
       if (b.weights.defined()) b.work = b.comm->all_gather(buffer_of(shard_of(b, b.weights)), buffer_of(b.weights));
     for (auto& b : buckets)
@@ -362,6 +366,7 @@ at::Tensor sum_of_squares(const at::Tensor& flat) {
 
 at::Tensor Reducer::gradient_norm() const {
   at::NoGradGuard no_grad;
+  const CallSite here("reducer: gradient norm");
   // The ranks that hold the same gradients share the work: each squares its part, and every value counts once.
   at::Tensor sum;
   for (const auto& b : impl_->buckets) {

@@ -1,6 +1,7 @@
 #include "framework/session.h"
 
 #include "comm/device.h"
+#include "comm/call_site.h"
 #include "comm/error.h"
 #include "framework/optimizer.h"
 #include "framework/reducer.h"
@@ -104,6 +105,7 @@ StepTimes Session::step(const Batch& batch) {
     Autocast autocast(context_.autocast(), context_.device(), config_.precision);
     const std::int64_t n = recipe_.whole_batch() ? 1 : config_.accumulate;
     loss_ = at::Tensor();
+    const CallSite here("recipe: loss and backward");
     for (std::int64_t k = 0; k < n; ++k) {
       context_.last_micro_batch_ = k == n - 1;
       at::Tensor share = recipe_.backward(n == 1 ? batch : micro_batch(batch, k, n), context_);
@@ -147,6 +149,7 @@ void Session::own_shards() {
 void Session::guard_update() {
   norm_ = reducer_->gradient_norm().to(at::kFloat);
   loss_ = loss_.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true).contiguous();
+  const CallSite here("session: loss");
   context_.comm(loss_.is_cuda() ? "grad" : "control").all_reduce(buffer_of(loss_), Op::sum).wait();
   if (norm_.is_cpu()) {  // the same by hand: a dozen small operators less
     const bool finite = std::isfinite(*norm_.const_data_ptr<float>()) && std::isfinite(*loss_.const_data_ptr<double>());
