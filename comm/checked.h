@@ -32,7 +32,7 @@ class Checked final : public Communicator {
   struct Fingerprint;
   struct Exchange;
   Work compare(const Fingerprint& mine, std::span<const std::size_t> send, std::span<const std::size_t> recv,
-               std::function<Work()> next);
+               std::function<Work()> next, bool on_device = false);
 
   std::unique_ptr<Communicator> owned_;
   Communicator& inner_;
