@@ -161,7 +161,7 @@ Checked::~Checked() {
 }
 
 Work Checked::compare(const Fingerprint& f, std::span<const std::size_t> send,
-                      std::span<const std::size_t> recv, std::function<Work()> next) {
+                      std::span<const std::size_t> recv, std::function<Work()> next, bool on_device) {
   auto exchange = std::make_shared<Exchange>();
   exchange->me = {rank(), size()};
   // The width must not depend on what is compared: room for the counts always, zero if unused.
@@ -174,7 +174,7 @@ Work Checked::compare(const Fingerprint& f, std::span<const std::size_t> send,
   // On the side communicator's queue, so that posting never blocks and the order stays the same on all ranks.
   Work gathered = side_->all_gather({exchange->mine.data(), exchange->mine.size(), DType::i64},
                                     {exchange->all.data(), exchange->all.size(), DType::i64});
-  if (inner_.capturable()) {
+  if (on_device && inner_.capturable()) {
     // NCCL wants one order over all communicators: the caller's, not the one in which comparisons end.
     gathered.wait();
     {
@@ -212,16 +212,19 @@ std::int64_t number(std::size_t n) { return static_cast<std::int64_t>(n); }
 }  // namespace
 
 Work Checked::all_reduce(Buffer inout, Op op) {
-  return compare({number(Collective::all_reduce), number(inout.dtype), number(inout.count), number(op), 0},
-                 {}, {}, [this, inout, op] { return inner_.all_reduce(inout, op); });
+  return compare(
+      {number(Collective::all_reduce), number(inout.dtype), number(inout.count), number(op), 0}, {}, {},
+      [this, inout, op] { return inner_.all_reduce(inout, op); }, !inout.place.host());
 }
 Work Checked::reduce_scatter(ConstBuffer in, Buffer out, Op op) {
-  return compare({number(Collective::reduce_scatter), number(out.dtype), number(out.count), number(op), 0},
-                 {}, {}, [this, in, out, op] { return inner_.reduce_scatter(in, out, op); });
+  return compare(
+      {number(Collective::reduce_scatter), number(out.dtype), number(out.count), number(op), 0}, {}, {},
+      [this, in, out, op] { return inner_.reduce_scatter(in, out, op); }, !out.place.host());
 }
 Work Checked::all_gather(ConstBuffer in, Buffer out) {
-  return compare({number(Collective::all_gather), number(in.dtype), number(in.count), 0, 0}, {}, {},
-                 [this, in, out] { return inner_.all_gather(in, out); });
+  return compare(
+      {number(Collective::all_gather), number(in.dtype), number(in.count), 0, 0}, {}, {},
+      [this, in, out] { return inner_.all_gather(in, out); }, !out.place.host());
 }
 Work Checked::all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
                          std::span<const std::size_t> recv) {
@@ -229,14 +232,17 @@ Work Checked::all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buff
   std::vector<std::size_t> s(send.begin(), send.end()), r(recv.begin(), recv.end());
   return compare(
       {number(Collective::all_to_all), number(in.dtype), 0, 0, 0}, send, recv,
-      [this, in, out, s = std::move(s), r = std::move(r)] { return inner_.all_to_all(in, s, out, r); });
+      [this, in, out, s = std::move(s), r = std::move(r)] { return inner_.all_to_all(in, s, out, r); },
+      !out.place.host());
 }
 Work Checked::broadcast(Buffer inout, int root) {
-  return compare({number(Collective::broadcast), number(inout.dtype), number(inout.count), 0, root}, {}, {},
-                 [this, inout, root] { return inner_.broadcast(inout, root); });
+  return compare(
+      {number(Collective::broadcast), number(inout.dtype), number(inout.count), 0, root}, {}, {},
+      [this, inout, root] { return inner_.broadcast(inout, root); }, !inout.place.host());
 }
 Work Checked::barrier() {
-  return compare({number(Collective::barrier), 0, 0, 0, 0}, {}, {}, [this] { return inner_.barrier(); });
+  return compare(
+      {number(Collective::barrier), 0, 0, 0, 0}, {}, {}, [this] { return inner_.barrier(); }, true);
 }
 std::unique_ptr<Communicator> Checked::split(int color, int key) {
   compare({number(Collective::split), 0, 0, 0, 0}, {}, {}, [] { return Work(); }).wait();

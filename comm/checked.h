@@ -42,7 +42,7 @@ class Checked final : public Communicator {
   struct Gate;
   class State;
   Work compare(const Fingerprint& mine, std::span<const std::size_t> send, std::span<const std::size_t> recv,
-               std::function<Work()> next);
+               std::function<Work()> next, bool on_device = false);
 
   std::unique_ptr<Communicator> owned_;
   Communicator& inner_;

@@ -86,7 +86,7 @@ inline Outcome run_words(std::vector<std::string> words, const std::vector<std::
     dup2(ends[1], STDERR_FILENO);
     for (const char* pair :
          {"TRIREME_TEST_RANK=1", "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
-          "OMP_NUM_THREADS=1", "ASAN_OPTIONS=detect_leaks=0"})
+          "OMP_NUM_THREADS=1", "ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0"})
       putenv(const_cast<char*>(pair));
     for (const auto& pair : environment) putenv(const_cast<char*>(pair.c_str()));
     execvp(arguments[0], arguments.data());
