@@ -16,6 +16,11 @@ namespace {
 
 class LoopbackOp;
 
+std::int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
 // What the ranks of one group share. Touched only under the engine's progress lock, except `closed`.
 struct Hub {
   Hub(std::shared_ptr<Engine> e, int n) : engine(std::move(e)), posted(n, nullptr), queues(n), closed(n) {
@@ -28,7 +33,7 @@ struct Hub {
   std::shared_ptr<Engine> engine;
   std::vector<LoopbackOp*> posted;  // the head of each rank's queue, once it runs
   std::vector<std::shared_ptr<Queue>> queues;
-  std::vector<std::atomic<bool>> closed;  // the rank's communicator is gone
+  std::vector<std::atomic<std::int64_t>> closed;  // since when the rank's communicator is gone, ns; 0: it is there
   int arrived = 0;
 };
 
@@ -102,7 +107,8 @@ Step LoopbackOp::progress() {
 // A rank that has left can never arrive: better an error than waiting for ever.
 void LoopbackOp::check_closed() const {
   for (int r = 0; r < hub_->size(); ++r)
-    if (hub_->closed[r].load() && !hub_->posted[r] && hub_->queues[r]->empty())
+    if (const std::int64_t since = hub_->closed[r].load();
+        since != 0 && since <= now_ns() && !hub_->posted[r] && hub_->queues[r]->empty())
       throw CommError(
           place({rank_, hub_->size()}),
           "waits in " + std::string(name(kind_)) + " but rank " + std::to_string(r) + " has ended",
@@ -221,7 +227,9 @@ class Loopback final : public Communicator {
     hub_->engine->add(hub_->queues[rank_]);
   }
   ~Loopback() override {
-    hub_->closed[rank_].store(true);
+    // While an exception unwinds this rank, its own error is about to be told: that one is to be the first.
+    constexpr std::int64_t grace = 200'000'000;
+    hub_->closed[rank_].store(now_ns() + (std::uncaught_exceptions() > 0 ? grace : 0));
     hub_->engine->retire(*hub_->queues[rank_]);
     hub_->engine->changed();
   }

@@ -6,7 +6,7 @@
 #include <functional>
 #include <memory>
 
-#include <c10/core/Device.h>
+#include <ATen/core/Tensor.h>
 
 namespace trireme {
 

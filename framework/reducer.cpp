@@ -135,8 +135,10 @@ struct Reducer::Impl {
       offsets.push_back(total);
       total += (params[i].value.numel() + align - 1) / align * align;
     }
-    const std::int64_t shards = align * (b.comm ? b.comm->size() : 1);  // every rank's shard is as long
-    total = (total + shards - 1) / shards * shards;
+    if (options.shard && b.comm) {  // every rank's shard is as long, and whole cache lines
+      const std::int64_t shards = 16 * b.comm->size();
+      total = (total + shards - 1) / shards * shards;
+    }
     const auto options = params[b.params[0]].value.options().requires_grad(false);
     b.flat = flat_memory(b.comm, total, options);
     for (std::size_t k = 0; k < b.params.size(); ++k) {

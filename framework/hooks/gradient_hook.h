@@ -26,7 +26,7 @@ struct HookConfig {
 };
 
 struct Bucket {
-  at::Tensor flat;                      // contiguous; a multiple of 64 * ranks elements, zeros between parameters
+  at::Tensor flat;                      // contiguous, zeros between parameters
   std::vector<at::Tensor> gradients;    // views of it, shaped as the parameters
   std::vector<std::string> parameters;  // their names
 };

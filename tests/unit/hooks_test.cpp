@@ -289,7 +289,7 @@ TEST(Zero, BytesAreThoseOfAnAllReduce) {
       if (world.rank() == 0) bytes.push_back(grad.stats().bytes - before);
     });
   }
-  EXPECT_EQ(bytes[0], bytes[1]);
+  EXPECT_NEAR(double(bytes[0]), double(bytes[1]), 2 * 16 * 3 * sizeof(double));  // shards are padded to cache lines
 }
 
 }  // namespace
