@@ -11,15 +11,15 @@ namespace trireme {
 class Backoff {
  public:
   // `crowded`: somebody else probably wants this core.
-  explicit Backoff(bool crowded) : spin_(crowded ? 1 : 30), yields_(crowded ? 50 : 400) {}
+  explicit Backoff(bool crowded) : spin_(crowded ? 0 : 30), look_(crowded ? 2 : 16), yields_(crowded ? 50 : 400) {}
 
   void reset() { spun_ = rested_ = 0; }
+  int rested() const { return rested_; }  // since the last reset
   // False once it is time to rest. Time counts, not turns: what the caller polls may be a word in memory or the kernel.
   bool spin() {
-    constexpr int turns_a_look = 16;
     if (spun_ < 0) return false;
     if (spun_++ == 0) begin_ = Clock::now();
-    if (spun_ % turns_a_look == 0 && Clock::now() - begin_ >= spin_) {
+    if (spun_ % look_ == 0 && Clock::now() - begin_ >= spin_) {
       spun_ = -1;
       return false;
     }
@@ -40,6 +40,7 @@ class Backoff {
  private:
   using Clock = std::chrono::steady_clock;
   const std::chrono::microseconds spin_;
+  const int look_;  // turns from one look at the clock to the next
   const int yields_;
   int spun_ = 0, rested_ = 0;  // spun_ < 0: long enough
   Clock::time_point begin_;

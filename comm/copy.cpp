@@ -4,6 +4,10 @@
 
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
 namespace trireme {
 namespace {
 
@@ -40,6 +44,31 @@ void copy_bytes(void* to, const void* from, std::size_t bytes) {
   const std::size_t lines = (bytes - head) / sizeof(Lines), done = lines * sizeof(Lines);
   copy_lines(out, in, lines);
   std::memcpy(out + done, in + done, bytes - head - done);
+}
+
+void copy_result(void* to, const void* from, std::size_t bytes, std::size_t whole) {
+  constexpr std::size_t beyond_caches = 8u << 20;
+#if defined(__x86_64__)
+  if (whole >= beyond_caches && bytes >= 4096) {
+    const std::size_t head = -reinterpret_cast<std::size_t>(to) % 64;
+    std::memcpy(to, from, head);
+    __m128i* out = reinterpret_cast<__m128i*>(static_cast<char*>(to) + head);
+    const __m128i* in = reinterpret_cast<const __m128i*>(static_cast<const char*>(from) + head);
+    const std::size_t lines = (bytes - head) / 64, done = head + lines * 64;
+    for (std::size_t i = 0; i < lines; ++i, in += 4, out += 4) {
+      const __m128i a = _mm_loadu_si128(in), b = _mm_loadu_si128(in + 1), c = _mm_loadu_si128(in + 2),
+                    d = _mm_loadu_si128(in + 3);
+      _mm_stream_si128(out, a);
+      _mm_stream_si128(out + 1, b);
+      _mm_stream_si128(out + 2, c);
+      _mm_stream_si128(out + 3, d);
+    }
+    _mm_sfence();  // what follows may tell another rank that it is there
+    std::memcpy(static_cast<char*>(to) + done, static_cast<const char*>(from) + done, bytes - done);
+    return;
+  }
+#endif
+  copy_bytes(to, from, bytes);
 }
 
 }  // namespace trireme

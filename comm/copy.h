@@ -9,4 +9,8 @@ namespace trireme {
 // EPYC, glibc 2.36].
 void copy_bytes(void* to, const void* from, std::size_t bytes);
 
+// The same for a part of a result of `whole` bytes. A result larger than the caches is stored past them: its lines need
+// not be read first, and it does not drive out what the ranks are working on.
+void copy_result(void* to, const void* from, std::size_t bytes, std::size_t whole);
+
 }  // namespace trireme

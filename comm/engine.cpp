@@ -293,13 +293,17 @@ bool Engine::wait_for_post(Operation& operation, Operation::Deadline deadline) {
 bool Engine::wait_for_peers(Operation& operation, Operation::Deadline deadline) {
   const auto finished = [&] { return operation.finished_.load(std::memory_order_acquire); };
   waiters_.fetch_add(1);
-  Backoff backoff(crowded_);
+  // The scheduler may put two ranks on one core: then the peer goes on only once this thread yields.
+  const bool brief = crowded_ || shares_core_.load(std::memory_order_relaxed);
+  Backoff backoff(brief);
   bool in_time = true;
+  int rested = 0;
   while (!finished() && in_time) {
     if (progress_.try_lock()) {
       std::lock_guard lock(progress_, std::adopt_lock);
       while (!finished()) {
         if (poll()) {
+          rested = backoff.rested();
           backoff.reset();
         } else if (!backoff.spin()) {
           break;
@@ -310,6 +314,7 @@ bool Engine::wait_for_peers(Operation& operation, Operation::Deadline deadline) 
     if (deadline && Clock::now() >= *deadline) in_time = false;
     if (in_time) backoff.rest();
   }
+  if (rested > 0 || !brief) shares_core_.store(rested == 1 || rested == 2, std::memory_order_relaxed);
   if (waiters_.fetch_sub(1) == 1 && pending_.load(std::memory_order_acquire) > 0) wake();
   return in_time;
 }

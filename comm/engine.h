@@ -118,6 +118,7 @@ class Engine {
   std::atomic<std::size_t> pending_{0};
   std::atomic<int> waiters_{0};
   std::atomic<bool> failed_{false};
+  std::atomic<bool> shares_core_{false};  // the last wait ended when this thread gave its core away
 
   std::mutex sleep_;
   std::condition_variable wake_;

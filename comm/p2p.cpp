@@ -12,8 +12,9 @@ namespace {
 // Up to here an all-reduce sends everything to everybody: one message time instead of two. Between two ranks that is
 // not a byte more.
 constexpr std::size_t one_phase_bytes(int ranks) { return ranks == 2 ? 64u << 10 : 2048; }
-// A reduction works on windows with slices of this size, which bounds its temporary memory; two windows are under way.
-constexpr std::size_t slice_bytes = 1u << 20;
+// A reduction works on windows with slices of this size, which bounds its temporary memory. An all-reduce has two
+// windows under way and is cut into four at least, unless the slices became too small: the link never runs empty.
+constexpr std::size_t slice_bytes = 1u << 20, small_slice_bytes = 32u << 10, windows_wanted = 4;
 constexpr std::size_t broadcast_piece = 1u << 20;
 
 void check(int code, const MpiGroup& g) {
@@ -126,7 +127,8 @@ class AllReduce final : public MessageOperation {
   AllReduce(MpiGroup& group, Buffer b, Op op)
       : MessageOperation(group), b_(b), op_(op), scattered_{Messages(group), Messages(group)} {
     const std::size_t n = static_cast<std::size_t>(size());
-    slice_ = std::max<std::size_t>(std::min(slice_limit(b.dtype), (b.count + n - 1) / n), 1);
+    const std::size_t cut = std::max(b.count / (n * windows_wanted), small_slice_bytes / size_of(b.dtype));
+    slice_ = std::max<std::size_t>(std::min({slice_limit(b.dtype), cut, (b.count + n - 1) / n}), 1);
   }
 
  private:

@@ -96,10 +96,14 @@ class AllReduce final : public ShmOperation {
   }
   void combine(std::uint64_t k) override {
     const Slice own = slice(k, rank());
-    for (int r = 0; r < size(); ++r) in_[index(r)] = staged(r, rank(), k);
-    in_[index(rank())] = own.data;
-    reduce(op_, b_.dtype, own.data, in_, own.bytes / size_of(b_.dtype));
-    copy_bytes(staged(rank(), rank(), k), own.data, own.bytes);
+    constexpr std::size_t block = 8u << 10;  // the copy finds the sum in the first-level cache
+    for (std::size_t done = 0; done < own.bytes; done += block) {
+      const std::size_t n = std::min(block, own.bytes - done);
+      std::byte* sum = own.data + done;
+      for (int r = 0; r < size(); ++r) in_[index(r)] = r == rank() ? sum : staged(r, rank(), k) + done;
+      reduce(op_, b_.dtype, sum, in_, n / size_of(b_.dtype));
+      copy_bytes(staged(rank(), rank(), k) + done, sum, n);
+    }
   }
   void copy_out(std::uint64_t k) override {
     peers([&](int r) {
@@ -210,10 +214,12 @@ class AllGather final : public ShmOperation {
   void copy_in(std::uint64_t k) override {
     const std::byte* own = at(in_.data, k * c.staging_bytes());
     copy_bytes(c.staging(rank(), k), own, piece_bytes(k));
-    copy_bytes(block(rank()) + k * c.staging_bytes(), own, piece_bytes(k));
+    copy_result(block(rank()) + k * c.staging_bytes(), own, piece_bytes(k), out_.bytes());
   }
   void combine(std::uint64_t k) override {
-    peers([&](int r) { copy_bytes(block(r) + k * c.staging_bytes(), c.staging(r, k), piece_bytes(k)); });
+    peers([&](int r) {
+      copy_result(block(r) + k * c.staging_bytes(), c.staging(r, k), piece_bytes(k), out_.bytes());
+    });
   }
 
   ConstBuffer in_;
@@ -303,12 +309,12 @@ class AllToAll final : public ShmOperation {
       if (bytes > 0)
         copy_bytes(staged(rank(), r, k), at(in_.data, send_[index(r)] + k * c.part_bytes()), bytes);
     });
-    if (k == 0) copy_bytes(to(rank()), at(in_.data, send_[index(rank())]), recv_bytes(rank()));
+    if (k == 0) copy_result(to(rank()), at(in_.data, send_[index(rank())]), recv_bytes(rank()), recv_.back());
   }
   void combine(std::uint64_t k) override {
     peers([&](int r) {
       const std::size_t bytes = piece_bytes(recv_bytes(r), k);
-      copy_bytes(to(r) + k * c.part_bytes(), staged(r, rank(), k), bytes);
+      copy_result(to(r) + k * c.part_bytes(), staged(r, rank(), k), bytes, recv_.back());
     });
   }
 
@@ -361,7 +367,8 @@ class Broadcast final : public ShmOperation {
     if (rank() == root_) copy_bytes(c.staging(rank(), k), at(b_.data, k * c.staging_bytes()), piece_bytes(k));
   }
   void combine(std::uint64_t k) override {
-    if (rank() != root_) copy_bytes(at(b_.data, k * c.staging_bytes()), c.staging(root_, k), piece_bytes(k));
+    if (rank() != root_)
+      copy_result(at(b_.data, k * c.staging_bytes()), c.staging(root_, k), piece_bytes(k), b_.bytes());
   }
 
   const Buffer b_;

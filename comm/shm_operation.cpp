@@ -142,7 +142,7 @@ void CopyList::step() {
   while (left > 0 && !empty()) {
     Copy& copy = copies_[next_];
     const std::size_t n = std::min(left, copy.bytes);
-    copy_bytes(copy.to, copy.from, n);
+    copy_result(copy.to, copy.from, n, whole_);
     copy.to += n;
     copy.from += n;
     copy.bytes -= n;

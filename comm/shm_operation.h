@@ -82,6 +82,7 @@ class CopyList {
  public:
   void add(void* to, const void* from, std::size_t bytes) {
     if (bytes > 0 && to != from) copies_.push_back({at(to, 0), at(from, 0), bytes});
+    whole_ += bytes;
   }
   bool empty() const { return next_ == copies_.size(); }
   void step();
@@ -93,7 +94,7 @@ class CopyList {
     std::size_t bytes;
   };
   std::vector<Copy> copies_;
-  std::size_t next_ = 0;
+  std::size_t next_ = 0, whole_ = 0;
 };
 
 }  // namespace trireme
