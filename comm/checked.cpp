@@ -228,7 +228,7 @@ Work Checked::all_gather(ConstBuffer in, Buffer out) {
 }
 Work Checked::all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
                          std::span<const std::size_t> recv) {
-  check_all_to_all({rank(), size()}, in, send, out, recv);
+  check_all_to_all({rank(), size(), out.place.device}, in, send, out, recv);
   std::vector<std::size_t> s(send.begin(), send.end()), r(recv.begin(), recv.end());
   return compare(
       {number(Collective::all_to_all), number(in.dtype), 0, 0, 0}, send, recv,

@@ -41,6 +41,8 @@ class DeviceWork final : public Work::State {
   void wait() override {
     operation_->wait();
     const OnDevice on(g_->me.device);
+    // The continuation's own collectives end on this stream, behind the event of its kernels.
+    if (tail_) tail_->end.record(g_->me.device, g_->stream.get());
     if (place_.host()) {
       end().wait(Clock::time_point::max(), {});
     } else {

@@ -119,7 +119,12 @@ class NcclWork final : public Work::State, public std::enable_shared_from_this<N
       throw CommError(place(g_->me), "wait() on a collective inside then()",
                       "return its Work from the function instead");
     rethrow();
-    inner.wait();
+    if (inner.state()) {
+      // What it waits for is in order on the communicator's stream, perhaps behind `end`.
+      inner.wait();
+      const OnDevice on(g_->me.device);
+      end.record(g_->me.device, g_->stream.get());
+    }
     if (place_.host()) {
       end.wait(Clock::time_point::max(), [this] { g_->check_alive(); });
     } else {

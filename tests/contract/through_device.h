@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <optional>
 
 #include <gtest/gtest.h>
 
@@ -46,9 +47,11 @@ class ThroughDevice final : public Communicator {
   explicit ThroughDevice(Communicator& inner) : inner_(inner) {
     static const bool once = [] {
       set_stream_scope([](Place place, const std::function<void()>& f) {
-        void* before = std::exchange(current_stream(), place.stream);
+        struct Restore {
+          void* before;
+          ~Restore() { current_stream() = before; }
+        } restore{std::exchange(current_stream(), place.stream)};
         f();
-        current_stream() = before;
       });
       return true;
     }();
@@ -116,6 +119,7 @@ class ThroughDevice final : public Communicator {
     std::vector<Range> host;
     std::vector<std::shared_ptr<std::byte>> device;
     Buffer result;
+    Place place = here();  // whose stream a wait() makes wait
     bool copied = false;
     std::vector<std::shared_ptr<Call>> before;
 
@@ -130,11 +134,12 @@ class ThroughDevice final : public Communicator {
         }
       return buffer;
     }
-    void copy_back() {
-      for (auto& call : before) call->copy_back();
+    // In a then() the communicator's stream is the one in order.
+    void copy_back(std::optional<Place> where = {}) {
+      for (auto& call : before) call->copy_back(where);
       before.clear();
       if (std::exchange(copied, true) || result.bytes() == 0) return;
-      device_runtime()->copy(result.data, on(result).data, result.bytes(), here());
+      device_runtime()->copy(result.data, on(result).data, result.bytes(), where.value_or(place));
       device.clear();
     }
   };
@@ -183,7 +188,7 @@ class ThroughDevice final : public Communicator {
       auto both = std::make_shared<Call>();
       both->before = {call};
       Work after = inner.then([c = call, both, next = std::move(next)] {
-        c->copy_back();
+        c->copy_back(here());
         Work work = next();
         if (auto* state = dynamic_cast<State*>(work.state().get())) both->before.push_back(state->call);
         return work;
