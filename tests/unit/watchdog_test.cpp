@@ -65,7 +65,7 @@ TEST(CommLog, KnowsWhatIsOpenWithoutWaiting) {
 TEST(CommLog, GroupsAreNamed) {
   run_loopback(3, [](Communicator& comm) {
     Traced job(comm, {}, "job");
-    auto grad = job.derive("grad", [](Communicator& inner) { return inner.split(0, inner.rank()); });
+    auto grad = job.derive("grad", [](Communicator& inner) { return inner.split(0, inner.rank()); }, {});
     auto part = grad->split(comm.rank() % 2, 0);
     std::vector<std::string> names;
     for (const auto& log : job.recorder()->logs()) names.push_back(log->name);
