@@ -73,7 +73,7 @@ using I32 = Number<std::int32_t, DType::i32>;
 using U8 = Number<std::uint8_t, DType::u8>;
 
 // A backend that sums in an order of its own gets values whose sum is exact in any order, in every type.
-inline bool any_order = false;
+inline thread_local bool any_order = false;
 
 template <class E>
 E element(int rank, std::size_t i, std::uint64_t salt = 0) {
