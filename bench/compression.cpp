@@ -11,7 +11,7 @@ nlohmann::json run(const Options& o) {
   for (const char* hook : {"bf16", "int8", "top_k", "powersgd"}) arms.ours(hook);
   for (const char* peer : {"view", "bf16", "powersgd"}) arms.ddp(peer);
   arms.measure(3);
-  return arms.rows({});
+  return arms.rows();
 }
 
 const Benchmark::Entry entry({"compression", "gradient hooks against none and against DDP's (--problem SAMPLES a rank)", run, serve_mlp_step});

@@ -11,7 +11,7 @@ nlohmann::json run(const Options& o) {
     arms.ours("trireme");
     for (const char* peer : {"copy", "view"}) arms.ddp(peer);
     arms.measure(10);
-    for (const auto& row : arms.rows({})) rows.push_back(row);
+    for (const auto& row : arms.rows()) rows.push_back(row);
   }
   return rows;
 }

@@ -80,11 +80,10 @@ Arm& MlpArms::ddp(const std::string& arm) {
              folder);
 }
 
-nlohmann::json MlpArms::rows(const nlohmann::json& extra) const {
+nlohmann::json MlpArms::rows() const {
   nlohmann::json rows = nlohmann::json::array();
   for (const Arm* arm : arms_) {
     auto row = arm->row();
-    row.update(extra);
     row["problem"] = "batch " + std::to_string(batch_) + " a rank, " + std::to_string(o_.ranks) + " ranks";
     if (const char* lab = std::getenv("TRIREME_LAB")) row["lab"] = lab;
     if (arm->skipped().empty()) row["ratio"] = arm->median_ms() / arms_.front()->median_ms();

@@ -18,8 +18,8 @@ class MlpArms {
   // ddp_step.py's: copy, view (gradients as bucket views), powersgd, bf16, compute, comm.
   Arm& ddp(const std::string& arm);
   void measure(int steps) { alternate(arms_, steps, o_.blocks); }
-  // A row for each arm, with ratio = its time / that of the first arm, and `extra` in all of them.
-  nlohmann::json rows(const nlohmann::json& extra) const;
+  // A row for each arm, with ratio = its time / that of the first arm.
+  nlohmann::json rows() const;
 
  private:
   Arm& add(const std::string& name, const std::vector<std::string>& command, const std::string& folder);

@@ -17,7 +17,7 @@ nlohmann::json run(const Options& o) {
   Arm& ddp_compute = arms.ddp("compute");
   Arm& ddp_comm = arms.ddp("comm");
   arms.measure(3);
-  auto rows = arms.rows({});
+  auto rows = arms.rows();
   const auto add = [&](const char* name, Arm& s, Arm& c, Arm& t) {
     nlohmann::json row{{"arm", name}};
     if (s.skipped().empty() && c.skipped().empty() && t.skipped().empty()) {
