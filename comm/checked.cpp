@@ -137,7 +137,7 @@ class Checked::State final : public Work::State {
 };
 
 Checked::Checked(Communicator& inner, std::string name, std::shared_ptr<Parley> parley)
-    : inner_(inner),
+    : Wrapper(inner),
       name_(std::move(name)),
       parley_(parley ? std::move(parley) : std::make_shared<Parley>(inner.split(0, inner.rank()))),
       side_(inner.split(0, inner.rank())),

@@ -2,12 +2,12 @@
 // which names both ranks and the field that differs, instead of a hang or of wrong data. That ranks call on
 // different communicators is seen while they wait for each other, about a second later (comm/parley.h).
 #pragma once
-#include "comm/communicator.h"
 #include "comm/parley.h"
+#include "comm/wrapper.h"
 
 namespace trireme {
 
-class Checked final : public Communicator {
+class Checked final : public Wrapper {
  public:
   // Collective: fingerprints travel over a duplicate of `inner`, which must outlive this in the first form.
   // Communicators that are to be told from each other have different names and share a parley, made on all
@@ -21,8 +21,6 @@ class Checked final : public Communicator {
 
   const std::shared_ptr<Parley>& parley() const { return parley_; }
 
-  int rank() const override { return inner_.rank(); }
-  int size() const override { return inner_.size(); }
   Work all_reduce(Buffer inout, Op op) override;
   Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override;
   Work all_gather(ConstBuffer in, Buffer out) override;
@@ -33,8 +31,6 @@ class Checked final : public Communicator {
   std::unique_ptr<Communicator> split(int color, int key) override;
   std::shared_ptr<void> allocate(std::size_t bytes) override;
   bool capturable() const override { return false; }
-  void abort(int code, std::string_view why) noexcept override { inner_.abort(code, why); }
-  std::string_view backend() const override { return inner_.backend(); }
 
  private:
   struct Fingerprint;
@@ -44,8 +40,6 @@ class Checked final : public Communicator {
   Work compare(const Fingerprint& mine, std::span<const std::size_t> send, std::span<const std::size_t> recv,
                std::function<Work()> next, bool on_device = false);
 
-  std::unique_ptr<Communicator> owned_;
-  Communicator& inner_;
   const std::string name_;
   std::shared_ptr<Parley> parley_;
   std::unique_ptr<Communicator> side_;  // carries the fingerprints

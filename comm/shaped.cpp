@@ -50,13 +50,13 @@ class ShapedState final : public Work::State {
 }  // namespace
 
 Shaped::Shaped(Communicator& inner, LinkModel model)
-    : inner_(inner), link_(std::make_shared<Link>(model)), backend_(std::string(inner.backend()) + ", modelled link") {
+    : Wrapper(inner), link_(std::make_shared<Link>(model)), backend_(std::string(inner.backend()) + ", modelled link") {
   if (!(model.alpha >= 0) || !(model.beta > 0))
     throw UsageError("shaped", "alpha must be 0 or more and beta above 0", "alpha in seconds, beta in bytes a second");
 }
 
 Shaped::Shaped(std::unique_ptr<Communicator> inner, std::shared_ptr<Link> link)
-    : owned_(std::move(inner)), inner_(*owned_), link_(std::move(link)),
+    : Wrapper(std::move(inner)), link_(std::move(link)),
       backend_(std::string(inner_.backend()) + ", modelled link") {}
 
 Work Shaped::shape(Work inner, double steps, double bytes) {

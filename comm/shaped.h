@@ -9,7 +9,7 @@
 // A collective is on the link from when this rank posts it, or from the end of the one posted before it on the same
 // link if that is later.
 #pragma once
-#include "comm/communicator.h"
+#include "comm/wrapper.h"
 
 #include <atomic>
 #include <chrono>
@@ -22,13 +22,11 @@ struct LinkModel {
   double beta = 1e9;           // bytes a second, > 0
 };
 
-class Shaped final : public Communicator {
+class Shaped final : public Wrapper {
  public:
   // `inner` must outlive this. The groups that split() makes share the link.
   Shaped(Communicator& inner, LinkModel model);
 
-  int rank() const override { return inner_.rank(); }
-  int size() const override { return inner_.size(); }
   Work all_reduce(Buffer inout, Op op) override;
   Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override;
   Work all_gather(ConstBuffer in, Buffer out) override;
@@ -37,8 +35,7 @@ class Shaped final : public Communicator {
   Work broadcast(Buffer inout, int root) override;
   Work barrier() override;
   std::unique_ptr<Communicator> split(int color, int key) override;
-  std::shared_ptr<void> allocate(std::size_t bytes) override { return inner_.allocate(bytes); }
-  void abort(int code, std::string_view why) noexcept override { inner_.abort(code, why); }
+  bool capturable() const override { return false; }
   std::string_view backend() const override { return backend_; }  // ends in "modelled link"
 
   using Clock = std::chrono::steady_clock;
@@ -52,8 +49,6 @@ class Shaped final : public Communicator {
   Shaped(std::unique_ptr<Communicator> inner, std::shared_ptr<Link> link);
   Work shape(Work inner, double steps, double bytes);
 
-  std::unique_ptr<Communicator> owned_;
-  Communicator& inner_;
   std::shared_ptr<Link> link_;
   std::string backend_;
 };

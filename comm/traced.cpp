@@ -68,7 +68,7 @@ std::shared_ptr<Traced::Sink> shared(Traced::Sink sink) {
 }  // namespace
 
 Traced::Traced(Communicator& inner, Sink sink, std::string name)
-    : inner_(inner),
+    : Wrapper(inner),
       sink_(shared(std::move(sink))),
       recorder_(std::make_shared<FlightRecorder>()),
       log_(std::make_shared<CommLog>(std::move(name), inner.rank(), inner.size())) {
@@ -81,8 +81,7 @@ Traced::Traced(std::unique_ptr<Communicator> inner, Sink sink, std::string name)
 }
 
 Traced::Traced(std::unique_ptr<Communicator> inner, const Traced& parent, std::string name, Sink sink)
-    : owned_(std::move(inner)),
-      inner_(*owned_),
+    : Wrapper(std::move(inner)),
       sink_(shared(std::move(sink))),
       recorder_(parent.recorder_),
       log_(std::make_shared<CommLog>(std::move(name), inner_.rank(), inner_.size())) {

@@ -1,14 +1,14 @@
 // A communicator that counts: calls, bytes on the wire by formula, time the host was blocked.
 #pragma once
-#include "comm/communicator.h"
 #include "comm/flight_recorder.h"
+#include "comm/wrapper.h"
 
 #include <functional>
 #include <vector>
 
 namespace trireme {
 
-class Traced final : public Communicator {
+class Traced final : public Wrapper {
  public:
   // `name` is a collective's; begin is when it was posted, end when the caller saw that it was complete.
   using Sink =
@@ -29,8 +29,6 @@ class Traced final : public Communicator {
   // The logs of this, of what it was derived from and of all that was derived from those.
   const std::shared_ptr<FlightRecorder>& recorder() const { return recorder_; }
 
-  int rank() const override { return inner_.rank(); }
-  int size() const override { return inner_.size(); }
   Work all_reduce(Buffer inout, Op op) override;
   Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override;
   Work all_gather(ConstBuffer in, Buffer out) override;
@@ -40,9 +38,6 @@ class Traced final : public Communicator {
   Work barrier() override;
   std::unique_ptr<Communicator> split(int color, int key) override;
   std::shared_ptr<void> allocate(std::size_t bytes) override;
-  bool capturable() const override { return inner_.capturable(); }
-  void abort(int code, std::string_view why) noexcept override { inner_.abort(code, why); }
-  std::string_view backend() const override { return inner_.backend(); }
 
  private:
   Traced(std::unique_ptr<Communicator> inner, const Traced& parent, std::string name, Sink sink);
@@ -51,8 +46,6 @@ class Traced final : public Communicator {
   template <class Step>
   auto record_blocking(const char* name, std::size_t bytes, Step&& step);
 
-  std::unique_ptr<Communicator> owned_;
-  Communicator& inner_;
   const std::shared_ptr<Sink> sink_;  // null: none
   std::shared_ptr<FlightRecorder> recorder_;
   std::shared_ptr<CommLog> log_;  // outlives this through the Work handles
