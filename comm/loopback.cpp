@@ -3,6 +3,7 @@
 #include "comm/arguments.h"
 #include "comm/engine.h"
 #include "comm/error.h"
+#include "comm/flight_recorder.h"
 #include "comm/reduce.h"
 #include "comm/registry.h"
 
@@ -15,11 +16,6 @@ namespace trireme {
 namespace {
 
 class LoopbackOp;
-
-std::int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 // What the ranks of one group share. Touched only under the engine's progress lock, except `closed`.
 struct Hub {
@@ -108,7 +104,7 @@ Step LoopbackOp::progress() {
 void LoopbackOp::check_closed() const {
   for (int r = 0; r < hub_->size(); ++r)
     if (const std::int64_t since = hub_->closed[r].load();
-        since != 0 && since <= now_ns() && !hub_->posted[r] && hub_->queues[r]->empty())
+        since != 0 && since <= steady_now_ns() && !hub_->posted[r] && hub_->queues[r]->empty())
       throw CommError(
           place({rank_, hub_->size()}),
           "waits in " + std::string(name(kind_)) + " but rank " + std::to_string(r) + " has ended",
@@ -229,7 +225,7 @@ class Loopback final : public Communicator {
   ~Loopback() override {
     // While an exception unwinds this rank, its own error is about to be told: that one is to be the first.
     constexpr std::int64_t grace = 200'000'000;
-    hub_->closed[rank_].store(now_ns() + (std::uncaught_exceptions() > 0 ? grace : 0));
+    hub_->closed[rank_].store(steady_now_ns() + (std::uncaught_exceptions() > 0 ? grace : 0));
     hub_->engine->retire(*hub_->queues[rank_]);
     hub_->engine->changed();
   }
