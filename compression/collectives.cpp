@@ -12,6 +12,7 @@ namespace {
 using Bytes = std::unique_ptr<std::uint8_t[]>;
 
 Bytes uninitialized(std::size_t n) { return std::make_unique_for_overwrite<std::uint8_t[]>(n); }
+std::unique_ptr<float[]> uninitialized_floats(std::size_t n) { return std::make_unique_for_overwrite<float[]>(n); }
 
 Buffer bytes_of(const Bytes& b, std::size_t n) { return {b.get(), n, DType::u8}; }
 
@@ -104,13 +105,13 @@ struct Reduction {
   std::size_t mine() const { return part(comm.rank()); }
 };
 
-// What the codes say, into `scratch`; what they lost, into `error`.
+// What the codes lost, into `error`.
 void keep_loss(const Compressor& codec, const std::uint8_t* codes, std::uint64_t size, const float* value, float* error,
                std::size_t count) {
-  std::vector<float> decoded(count);
-  const Buffer out{decoded.data(), count, DType::f32};
+  const auto decoded = uninitialized_floats(count);
+  const Buffer out{decoded.get(), count, DType::f32};
   codec.decode({codes, static_cast<std::size_t>(size), DType::u8}, {&size, 1}, {&out, 1});
-  subtract_into(error, value, decoded.data(), count);
+  subtract_into(error, value, decoded.get(), count);
 }
 
 Work decode_sums(const std::shared_ptr<Reduction>& r) {
@@ -139,12 +140,12 @@ Work sum_shard(const std::shared_ptr<Reduction>& r, const Exchange& x) {
   const std::size_t n = r->mine();
   r->sum.assign(n, 0);
   if (r->feedback) std::copy_n(floats(r->feedback->owned, 0), n, r->sum.begin());
-  std::vector<float> decoded(n);
-  const Buffer out{decoded.data(), n, DType::f32};
+  const auto decoded = uninitialized_floats(n);
+  const Buffer out{decoded.get(), n, DType::f32};
   const std::uint8_t* codes = x.received.get();
   for (const std::uint64_t size : x.recv_sizes) {  // in rank order
     r->codec.decode({codes, static_cast<std::size_t>(size), DType::u8}, {&size, 1}, {&out, 1});
-    add(r->sum.data(), decoded.data(), n);
+    add(r->sum.data(), decoded.get(), n);
     codes += size;
   }
   // Room for any rank's code: all_gather sends as many bytes as the longest has.
@@ -179,15 +180,15 @@ Work reduce_by_shards(Communicator& comm, Compressor& codec, Buffer inout, doubl
   x->recv_counts.assign(chunks.size(), r->mine());
   Work sent = exchange(comm, x, chunks);
   if (feedback) {
-    std::vector<float> decoded(inout.count);
+    const auto decoded = uninitialized_floats(inout.count);
     std::vector<Buffer> out;
     std::size_t first = 0;
     for (const auto& c : chunks) {
-      out.push_back({decoded.data() + first, c.in.count, DType::f32});
+      out.push_back({decoded.get() + first, c.in.count, DType::f32});
       first += c.in.count;
     }
     codec.decode(bytes_of(x->encoded, x->encoded_bytes), x->send_sizes, out);
-    subtract_into(floats(feedback->sent, 0), floats(inout, 0), decoded.data(), inout.count);
+    subtract_into(floats(feedback->sent, 0), floats(inout, 0), decoded.get(), inout.count);
   }
   return sent.then([r, x] { return sum_shard(r, *x); });
 }

@@ -132,6 +132,7 @@ class PowerSgd final : public GradientHook {
 
   void finish(Bucket& bucket) {
     at::NoGradGuard no_grad;
+    bool finite = true;
     for (auto& x : matrices_) {
       x.error.addmm_(x.p.t(), x.own_q, 1, -1);
       at::Tensor sum = bucket.gradients[x.gradient].view({x.m, x.n});
@@ -140,10 +141,11 @@ class PowerSgd final : public GradientHook {
       const at::Tensor lengths = x.q.square().sum(1);
       for (std::int64_t row = 0; row < x.r; ++row) {
         const float length = lengths.const_data_ptr<float>()[row];
+        finite = finite && std::isfinite(length);
         if (!(length > 0 && std::isfinite(length))) draw(x, row);
       }
     }
-    if (!std::isfinite(error_.sum().item<float>())) error_.zero_();  // the step is skipped; the next one starts clean
+    if (!finite) error_.zero_();  // the step is skipped; the next one starts clean
     std::int64_t at = 0;
     for (const auto i : plain_) {
       auto& g = bucket.gradients[i];
