@@ -9,6 +9,7 @@
 #include "comm/error.h"
 #include "comm/mpi.h"
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -147,6 +148,13 @@ inline void run_mpi_test(const std::vector<int>& sizes, void (*body)(Communicato
     EXPECT_EQ(outcome.code, 0) << "on " << n << " ranks after " << outcome.seconds << " s:\n"
                                << outcome.output;
   }
+}
+
+// A test case's name: gtest takes letters, digits and underscores.
+inline std::string case_name(std::string_view backend, int ranks) {
+  std::string label(backend);
+  std::replace(label.begin(), label.end(), '-', '_');
+  return label + "_on_" + std::to_string(ranks);
 }
 
 }  // namespace trireme::test

@@ -121,6 +121,13 @@ int train_command(const TrainOptions& options, const std::vector<std::string>& a
   return on_ranks([&](Communicator& world, int local) { return train(options, world, local); });
 }
 
+// The experiment that a subcommand works on. submit also takes key=a,b,c.
+template <class Options>
+void add_experiment(CLI::App* command, Options& o) {
+  command->add_option("file", o.file, "experiment, a YAML file")->required();
+  command->add_option("overrides", o.overrides, "key=value, over the file's values");
+}
+
 int run(int argc, char** argv) {
   CLI::App app{"Trireme: distributed training on MPI"};
   app.set_version_flag("--version", "trireme " TRIREME_VERSION);
@@ -129,8 +136,7 @@ int run(int argc, char** argv) {
 
   TrainOptions train_options;
   auto* train = app.add_subcommand("train", "train a recipe; the same command again resumes");
-  train->add_option("file", train_options.file, "experiment, a YAML file")->required();
-  train->add_option("overrides", train_options.overrides, "key=value, over the file's values");
+  add_experiment(train, train_options);
   train->add_option("--ranks", train_options.ranks, "start this many MPI ranks")->check(CLI::Range(1, 100000));
   train->add_option("--out", train_options.out, "run folder (default runs/<yaml stem>)");
   train->add_flag("--dry-run", train_options.dry_run, "build everything for one of --ranks ranks, print memory, bytes and collectives");
@@ -157,8 +163,7 @@ int run(int argc, char** argv) {
 
   SubmitOptions submit_options;
   auto* submit = app.add_subcommand("submit", "train as a Slurm job; key=a,b,c makes a job array; options of sbatch go after --");
-  submit->add_option("file", submit_options.file, "experiment, a YAML file")->required();
-  submit->add_option("overrides", submit_options.overrides, "key=value, or key=a,b,c");
+  add_experiment(submit, submit_options);
   submit->add_option("--nodes", submit_options.nodes, "nodes")->check(CLI::Range(1, 100000));
   submit->add_option("--ranks-per-node", submit_options.ranks_per_node, "ranks on each node")->check(CLI::Range(1, 10000));
   submit->add_option("--time", submit_options.time, "time limit, such as 30 (minutes) or 1-12:00:00");
@@ -169,8 +174,7 @@ int run(int argc, char** argv) {
 
   ScaleOptions scale_options;
   auto* scale = app.add_subcommand("scale", "scaling study: one experiment on several numbers of ranks, and a model of it");
-  scale->add_option("file", scale_options.file, "experiment, a YAML file")->required();
-  scale->add_option("overrides", scale_options.overrides, "key=value, over the file's values");
+  add_experiment(scale, scale_options);
   scale->add_option("--ranks", scale_options.ranks, "numbers of ranks, e.g. 1,2,4")->delimiter(',')->required()->check(CLI::Range(1, 100000));
   scale->add_flag("--weak", scale_options.weak, "batch_size is that of a rank, not of all");
   scale->add_option("--steps", scale_options.steps, "timed steps")->check(CLI::Range(1, 1000000));

@@ -47,3 +47,15 @@ def read_safetensors(path):
         raw = data[8 + n + begin:8 + n + end]
         tensors[name] = torch.frombuffer(raw, dtype=types[t["dtype"]]).reshape(t["shape"]).clone()
     return tensors, metadata
+
+
+def join_gloo(port):
+    """(rank, size) of this process, one thread each: mpirun only tells each its rank."""
+    import torch
+    import torch.distributed as dist
+    rank, size = int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
+    torch.set_num_threads(1)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ["MASTER_PORT"] = port
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    return rank, size

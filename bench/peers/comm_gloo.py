@@ -1,22 +1,17 @@
 """Peer arm of bench comm: torch.distributed over gloo. Started by mpirun, which only tells each process its rank."""
 import argparse
-import os
 import time
 
 import torch
 import torch.distributed as dist
 
-from arm import Server
+from arm import Server, join_gloo
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--serve")
 parser.add_argument("--port")
 args = parser.parse_args()
-rank, size = int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
-torch.set_num_threads(1)
-os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-os.environ["MASTER_PORT"] = args.port
-dist.init_process_group("gloo", rank=rank, world_size=size)
+rank, size = join_gloo(args.port)
 
 
 def values(r, count):

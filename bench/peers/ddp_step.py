@@ -1,7 +1,6 @@
 """Peer arms of the MLP benchmarks: DistributedDataParallel over gloo, one thread a process. Started by mpirun, which
 only tells each process its rank."""
 import argparse
-import os
 
 import torch
 import torch.distributed as dist
@@ -11,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from arm import Server, read_safetensors
+from arm import Server, join_gloo, read_safetensors
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--serve")
@@ -19,11 +18,7 @@ parser.add_argument("--file")
 parser.add_argument("--port")
 parser.add_argument("--arm", choices=["copy", "view", "powersgd", "bf16", "compute", "comm"])
 args = parser.parse_args()
-rank, size = int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
-torch.set_num_threads(1)
-os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-os.environ["MASTER_PORT"] = args.port
-dist.init_process_group("gloo", rank=rank, world_size=size)
+rank, size = join_gloo(args.port)
 
 tensors, meta = read_safetensors(args.file)
 layers = []

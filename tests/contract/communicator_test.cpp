@@ -534,9 +534,7 @@ INSTANTIATE_TEST_SUITE_P(Backends, Contract,
                          ::testing::Combine(::testing::ValuesIn(communicators()),
                                             ::testing::Values(1, 2, 3, 4, 5)),
                          [](const auto& info) {
-                           std::string label(std::get<0>(info.param).name);
-                           std::replace(label.begin(), label.end(), '-', '_');
-                           return label + "_on_" + std::to_string(std::get<1>(info.param));
+                           return case_name(std::get<0>(info.param).name, std::get<1>(info.param));
                          });
 
 }  // namespace

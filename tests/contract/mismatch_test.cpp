@@ -130,9 +130,7 @@ INSTANTIATE_TEST_SUITE_P(Backends, Mismatch,
                          ::testing::Combine(::testing::ValuesIn(communicators()), ::testing::Values(2, 4),
                                             ::testing::Range<std::size_t>(0, std::size(cases))),
                          [](const auto& info) {
-                           std::string label(std::get<0>(info.param).name);
-                           std::replace(label.begin(), label.end(), '-', '_');
-                           return label + "_on_" + std::to_string(std::get<1>(info.param)) + "_" +
+                           return case_name(std::get<0>(info.param).name, std::get<1>(info.param)) + "_" +
                                   cases[std::get<2>(info.param)].field;
                          });
 
@@ -181,9 +179,7 @@ TEST_P(Unchecked, OtherCommunicatorIsNamedByTheWatchdog) {
 INSTANTIATE_TEST_SUITE_P(Backends, Unchecked,
                          ::testing::Combine(::testing::ValuesIn(communicators()), ::testing::Values(2, 4)),
                          [](const auto& info) {
-                           std::string label(std::get<0>(info.param).name);
-                           std::replace(label.begin(), label.end(), '-', '_');
-                           return label + "_on_" + std::to_string(std::get<1>(info.param));
+                           return case_name(std::get<0>(info.param).name, std::get<1>(info.param));
                          });
 
 }  // namespace
