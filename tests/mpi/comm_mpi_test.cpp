@@ -101,9 +101,8 @@ MPI_TEST(MpiOverlap, ALargeCollectiveProgressesWhileTheCallerComputes, {2}) {
   const auto end = Clock::now() + std::chrono::milliseconds(1500);
   while (Clock::now() < end)
     for (int i = 0; i < 1000; ++i) x = std::sqrt(x + i);
-  const auto begin = Clock::now();
+  EXPECT_TRUE(work.done()) << "it had not finished in the meantime";
   work.wait();
-  EXPECT_LT(Clock::now() - begin, std::chrono::milliseconds(1)) << "it had not finished in the meantime";
   EXPECT_EQ(v[12345], 2.0f);
 }
 

@@ -49,10 +49,11 @@ TEST(Shaped, TakesWhatTheFormulaSays) {
       std::vector<float> a(n, 1), b(n);
       const auto posted = Clock::now();
       Work work = test.post(comm, a, b);
-      EXPECT_FALSE(work.done()) << test.name;
+      const bool done = work.done();
+      EXPECT_FALSE(done && seconds_since(posted) < test.expected) << test.name;
       work.wait();
       EXPECT_GE(seconds_since(posted), test.expected) << test.name;
-      EXPECT_LT(seconds_since(begin), test.expected + 1) << test.name;
+      EXPECT_LT(seconds_since(begin), test.expected + 5) << test.name;
     });
   }
 }
@@ -98,23 +99,23 @@ TEST(Shaped, ThenWaitsForTheLinkAndKeepsOrder) {
 }
 
 TEST(Shaped, WaitsNoLongerThanTold) {
-  on_three({0.2, 1e12}, [](Communicator& comm, Clock::time_point) {
+  on_three({0.5, 1e12}, [](Communicator& comm, Clock::time_point) {  // 2 s
     Work work = comm.barrier();
     const auto begin = Clock::now();
     EXPECT_THROW(work.wait_host(std::chrono::milliseconds(30)), CommError);
-    EXPECT_LT(seconds_since(begin), 0.2);
-    work.wait_host(std::chrono::milliseconds(5000));
+    EXPECT_LT(seconds_since(begin), 1.5);
+    work.wait_host(std::chrono::milliseconds(30000));
     EXPECT_TRUE(work.done());
   });
 }
 
 TEST(Shaped, SaysThatItIsModelled) {
   run_loopback(1, [](Communicator& comm) {
-    Shaped shaped(comm, {1, 1});
+    Shaped shaped(comm, {10, 1});
     EXPECT_EQ(shaped.backend(), "loopback, modelled link");
     const auto begin = Clock::now();
     shaped.barrier().wait();  // nothing crosses a link in a group of one
-    EXPECT_LT(seconds_since(begin), 0.5);
+    EXPECT_LT(seconds_since(begin), 5);
     EXPECT_THROW(Shaped(comm, {-1, 1}), UsageError);
     EXPECT_THROW(Shaped(comm, {0, 0}), UsageError);
   });

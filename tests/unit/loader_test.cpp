@@ -192,6 +192,9 @@ TEST(Loader, ReadsAheadNoFurtherThanPromised) {
   const Numbers data(1000);
   Loader loader(data, iota(1000), 10, 0, 1, 0);
   loader.next();
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (data.reads < 16 && std::chrono::steady_clock::now() < end)
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
   std::this_thread::sleep_for(std::chrono::milliseconds(50));
   EXPECT_GE(data.reads, 16);
   EXPECT_LE(data.reads, 17);  // one taken, sixteen ready
