@@ -2,14 +2,6 @@
 
 #include "comm/error.h"
 
-#include <sys/prctl.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <fcntl.h>
-#include <poll.h>
-
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
@@ -18,6 +10,13 @@
 #include <filesystem>
 #include <fstream>
 #include <thread>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 namespace trireme::bench {
 namespace {
@@ -70,7 +69,8 @@ Arm::Arm(std::string name, const std::vector<std::string>& command, int ranks, s
   if (pid_ > 0) return;
   setpgid(0, 0);
   prctl(PR_SET_PDEATHSIG, SIGTERM);
-  const int log = open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600), null = open("/dev/null", O_RDONLY);
+  const int log = open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600),
+            null = open("/dev/null", O_RDONLY);
   dup2(null, STDIN_FILENO);
   dup2(log, STDOUT_FILENO);
   dup2(log, STDERR_FILENO);
@@ -171,9 +171,15 @@ double Arm::median_cpu_ms() const { return quantile(cpu_ms_, 0.5); }
 
 nlohmann::json Arm::row() const {
   if (!skipped_.empty()) return {{"arm", name_}, {"skipped", skipped_}};
-  std::vector<double> first(losses_.begin(), losses_.begin() + std::ptrdiff_t(std::min<std::size_t>(4, losses_.size())));
-  nlohmann::json row{{"arm", name_}, {"step_ms", median_ms()}, {"low_ms", quantile(ms_, 0.25)},
-                     {"high_ms", quantile(ms_, 0.75)}, {"cpu_ms", median_cpu_ms()}, {"blocks", ms_.size()}, {"losses", first}};
+  std::vector<double> first(losses_.begin(),
+                            losses_.begin() + std::ptrdiff_t(std::min<std::size_t>(4, losses_.size())));
+  nlohmann::json row{{"arm", name_},
+                     {"step_ms", median_ms()},
+                     {"low_ms", quantile(ms_, 0.25)},
+                     {"high_ms", quantile(ms_, 0.75)},
+                     {"cpu_ms", median_cpu_ms()},
+                     {"blocks", ms_.size()},
+                     {"losses", first}};
   if (!losses_.empty()) row["last_loss"] = losses_.back();
   row["steps"] = losses_.size();
   return row;

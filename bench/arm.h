@@ -1,13 +1,13 @@
 // The two ends of one arm of a benchmark: the process that measures, and the one that is told when to.
 // A folder holds a pipe `command.R` for each rank and one pipe `reply`; what the arm prints goes to `log` there.
 #pragma once
-#include <nlohmann/json.hpp>
-
 #include <chrono>
 #include <functional>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include <nlohmann/json.hpp>
 
 #include <sys/types.h>
 
@@ -23,11 +23,13 @@ class Arm {
 
   // Waits until it can step. False, with skipped() saying why, when it ended or took longer than `patience`.
   bool ready(std::chrono::seconds patience);
-  // Takes `n` steps. Adds their mean to the blocks unless `discard`. Skips the arm if that takes longer than `patience`.
+  // Takes `n` steps. Adds their mean to the blocks unless `discard`. Skips the arm if that takes longer than
+  // `patience`.
   void block(int n, bool discard, std::chrono::seconds patience = std::chrono::seconds(600));
   // Sends a command of the benchmark's own to every rank and returns rank 0's reply; none, and the arm is skipped, if
   // it ends or takes longer than `patience`. A command must not begin with "0".
-  std::optional<nlohmann::json> ask(const std::string& command, std::chrono::seconds patience = std::chrono::seconds(600));
+  std::optional<nlohmann::json> ask(const std::string& command,
+                                    std::chrono::seconds patience = std::chrono::seconds(600));
   // Leaves this arm out of all that follows.
   void skip(std::string why);
 
@@ -66,7 +68,8 @@ double quantile(std::vector<double> values, double q);
 class Server {
  public:
   Server(const std::string& folder, int rank);
-  // The first call says that this rank is ready. The next command, or the steps to take now; none: the benchmark is over.
+  // The first call says that this rank is ready. The next command, or the steps to take now; none: the benchmark is
+  // over.
   std::optional<std::string> command();
   std::optional<int> next();
   // Rank 0: the answer to a command, and that to a block of steps: its time and the loss of each step. cpu_ms: of the

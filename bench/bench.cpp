@@ -3,12 +3,12 @@
 #include "comm/error.h"
 #include "trainers/launch.h"
 
+#include <cstdlib>
+#include <filesystem>
+
 #include <arpa/inet.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#include <cstdlib>
-#include <filesystem>
 
 namespace trireme::bench {
 namespace {
@@ -30,13 +30,15 @@ std::string peer_script(const std::string& name) {
       if (fs::exists(script)) return script.string();
       if (p == p.parent_path()) break;
     }
-  throw UsageError("bench/peers/" + name, "not found", "run this inside the source tree: the peers are Python files there");
+  throw UsageError("bench/peers/" + name, "not found",
+                   "run this inside the source tree: the peers are Python files there");
 }
 
 std::string python() {
   if (const char* own = std::getenv("TRIREME_PYTHON")) return own;
   const char *cache = std::getenv("XDG_CACHE_HOME"), *home = std::getenv("HOME");
-  const fs::path venv = (cache && *cache ? fs::path(cache) : fs::path(home ? home : "") / ".cache") / "trireme/venv/bin/python3";
+  const fs::path venv =
+      (cache && *cache ? fs::path(cache) : fs::path(home ? home : "") / ".cache") / "trireme/venv/bin/python3";
   return fs::exists(venv) ? venv.string() : "python3";
 }
 

@@ -14,7 +14,7 @@ struct Options {
   std::string name;
   bool json = false;
   int blocks = 9;  // timed blocks of each arm, after one that is discarded
-  int ranks = 2;  // of benchmarks that say so
+  int ranks = 2;   // of benchmarks that say so
   // Part of the benchmark only, in its own words ("all_reduce"). In the processes that `run` starts: their case.
   std::string problem;
   // Set in the processes that `run` starts: which arm this is, and the folder of its pipes.
@@ -23,7 +23,7 @@ struct Options {
 
 struct Benchmark {
   std::string name, description;
-  std::function<nlohmann::json(const Options&)> run;                 // the rows
+  std::function<nlohmann::json(const Options&)> run;               // the rows
   std::function<void(const Options&, Communicator& world)> serve;  // one of our arms, on each of its ranks
 
   // Registers itself before main.

@@ -3,10 +3,10 @@
 #include "bench/own_run.h"
 #include "comm/error.h"
 
-#include <ATen/Parallel.h>
-
 #include <cstdio>
 #include <filesystem>
+
+#include <ATen/Parallel.h>
 
 namespace trireme::bench {
 namespace {
@@ -16,10 +16,14 @@ struct Problem {
   int batch;
 };
 constexpr Problem problems[] = {
-    {"64px", "{embed_dim: 192, image_size: 64, patch_size: 8, vision_width: 192, vision_layers: 6, vision_heads: 3, "
-             "context: 32, vocab: 4096, text_width: 192, text_layers: 3, text_heads: 3}", 128},
-    {"32px", "{embed_dim: 192, image_size: 32, patch_size: 8, vision_width: 192, vision_layers: 4, vision_heads: 3, "
-             "context: 20, vocab: 4096, text_width: 192, text_layers: 2, text_heads: 3}", 64},
+    {"64px",
+     "{embed_dim: 192, image_size: 64, patch_size: 8, vision_width: 192, vision_layers: 6, vision_heads: 3, "
+     "context: 32, vocab: 4096, text_width: 192, text_layers: 3, text_heads: 3}",
+     128},
+    {"32px",
+     "{embed_dim: 192, image_size: 32, patch_size: 8, vision_width: 192, vision_layers: 4, vision_heads: 3, "
+     "context: 20, vocab: 4096, text_width: 192, text_layers: 2, text_heads: 3}",
+     64},
 };
 constexpr int batches = 4;
 
@@ -32,7 +36,8 @@ const Problem& problem_of(const std::string& name) {
 std::string yaml(const Problem& p) {
   return "recipe: fastclip\nsteps: 1000000\nbatch_size: " + std::to_string(p.batch) +
          "\noptimizer: {lr: 5.0e-4, beta2: 0.98, eps: 1.0e-8, weight_decay: 0.2, schedule: const}\n"
-         "data: {file: openclipart}\nmodel: " + p.model +
+         "data: {file: openclipart}\nmodel: " +
+         p.model +
          "\nloss: {name: rgclg, tau: 0.05, rho: 6.5, lr_tau: 1.0e-3, lr_tau_schedule: const, gamma_schedule: constant, "
          "gamma_min: 0.8}\n";
 }
@@ -47,7 +52,8 @@ void serve(const Options& o, Communicator& world) {
   const Problem& p = problem_of(o.problem);
   OwnRun run(yaml(p));
   OwnSession session(run, world, batches);
-  if (world.size() == 1) session.write(shared_file(o.serve), {{"heads", "3"}, {"patch", "8"}, {"batches", std::to_string(batches)}});
+  if (world.size() == 1)
+    session.write(shared_file(o.serve), {{"heads", "3"}, {"patch", "8"}, {"batches", std::to_string(batches)}});
   Server(o.serve, world.rank()).run([&] { return session.step(); });
 }
 
@@ -58,9 +64,10 @@ nlohmann::json run_problem(const Options& o, const Problem& p) {
     return std::make_unique<Arm>("trireme " + arm, own_arm(o, arm, p.name, ranks, folder(arm)), ranks, folder(arm));
   };
   const auto peer = [&](const std::string& arm) {
-    return std::make_unique<Arm>("pytorch " + arm,
-                                 peer_arm("clip_step.py", {"--file", scratch.path("start.safetensors"), "--arm", arm}, folder(arm)),
-                                 1, folder(arm));
+    return std::make_unique<Arm>(
+        "pytorch " + arm,
+        peer_arm("clip_step.py", {"--file", scratch.path("start.safetensors"), "--arm", arm}, folder(arm)), 1,
+        folder(arm));
   };
   std::vector<std::unique_ptr<Arm>> arms;
   arms.push_back(ours("1x2", 1));
@@ -74,7 +81,8 @@ nlohmann::json run_problem(const Options& o, const Problem& p) {
   // it has five times our time (and some for the start), and is not tried compiled after that.
   bool bf16_hopeless = false;
   for (auto& arm : arms) {
-    const bool bf16 = arm->name().find("bf16") != std::string::npos, compiled = arm->name().find("compile") != std::string::npos;
+    const bool bf16 = arm->name().find("bf16") != std::string::npos,
+               compiled = arm->name().find("compile") != std::string::npos;
     const double ours = std::min(arms[0]->last_ms(), arms[1]->last_ms());
     if (bf16 && bf16_hopeless) arm->skip("bf16 has no hardware here: see the arm that is not compiled");
     const std::chrono::seconds patience(bf16 && !compiled ? 3 + int(5e-3 * ours) : 240);

@@ -1,14 +1,12 @@
 // Collectives on ranks of this machine (or of the hosts that mpirun is told of): ours on memory as a user has it and on
 // memory from Communicator::allocate, raw MPI on a duplicate communicator, and torch.distributed over gloo.
-// `size` follows nccl-tests: the bytes a rank passes in (all_gather: gets out), so all_to_all sends size / ranks to each.
-// Each call's time is the slowest rank's; `time` is the median over blocks of a block's median, p99 is over all calls.
+// `size` follows nccl-tests: the bytes a rank passes in (all_gather: gets out), so all_to_all sends size / ranks to
+// each. Each call's time is the slowest rank's; `time` is the median over blocks of a block's median, p99 is over all
+// calls.
 #include "bench/bench.h"
 #include "comm/error.h"
 #include "comm/mpi.h"
 #include "trainers/launch.h"
-
-#include <malloc.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -16,6 +14,9 @@
 #include <cstring>
 #include <numeric>
 #include <sstream>
+
+#include <malloc.h>
+#include <unistd.h>
 
 #define OMPI_SKIP_MPICXX 1
 #define MPICH_SKIP_MPICXX 1
@@ -241,7 +242,8 @@ struct Selection {
     if (found != 1 && found != 2) wrong("the size is BYTES or FROM-TO");
     from = a;
     to = found == 2 ? b : a;
-    if (from < smallest || to > largest || from > to || !std::has_single_bit(from)) wrong("sizes are powers of two from 8 to 67108864");
+    if (from < smallest || to > largest || from > to || !std::has_single_bit(from))
+      wrong("sizes are powers of two from 8 to 67108864");
   }
 };
 
@@ -253,9 +255,16 @@ nlohmann::json row(const Result& r, const Result& ours, const std::string& op, s
     return row;
   }
   const double us = r.time(), gbps = us > 0 ? double(bytes) / us * 1e-3 : 0;
-  row.update({{"time", us}, {"p99", quantile(r.us, 0.99)}, {"low", quantile(r.medians, 0.25)}, {"high", quantile(r.medians, 0.75)},
-              {"algbw", gbps}, {"busbw", gbps * bus_factor(op, n)}, {"wrong", r.wrong}, {"blocks", r.medians.size()},
-              {"calls", r.us.size()}, {"transport", r.transport}});
+  row.update({{"time", us},
+              {"p99", quantile(r.us, 0.99)},
+              {"low", quantile(r.medians, 0.25)},
+              {"high", quantile(r.medians, 0.75)},
+              {"algbw", gbps},
+              {"busbw", gbps * bus_factor(op, n)},
+              {"wrong", r.wrong},
+              {"blocks", r.medians.size()},
+              {"calls", r.us.size()},
+              {"transport", r.transport}});
   if (&r != &ours && ours.time() > 0) row["ratio"] = us / ours.time();
   return row;
 }
@@ -271,24 +280,30 @@ nlohmann::json run(const Options& o) {
   for (const auto& word : own_arm(o, "mpi", "", o.ranks, scratch.path("mpi"))) raw.push_back(word);
   Arm mpi("mpi", raw, o.ranks, scratch.path("mpi"));
   mpi.ready(patience);
-  Arm gloo("gloo", peer_arm("comm_gloo.py", {"--port", std::to_string(free_port())}, scratch.path("gloo"), o.ranks), o.ranks,
-           scratch.path("gloo"));
+  Arm gloo("gloo", peer_arm("comm_gloo.py", {"--port", std::to_string(free_port())}, scratch.path("gloo"), o.ranks),
+           o.ranks, scratch.path("gloo"));
   gloo.ready(patience);
 
   nlohmann::json rows = nlohmann::json::array();
   for (const auto& op : selection.chosen) {
     const bool barrier = op == "barrier";
-    for (std::size_t bytes = barrier ? 0 : selection.from; bytes <= (barrier ? 0 : selection.to); bytes = bytes ? 2 * bytes : 1) {
+    for (std::size_t bytes = barrier ? 0 : selection.from; bytes <= (barrier ? 0 : selection.to);
+         bytes = bytes ? 2 * bytes : 1) {
       if (!barrier && in_count(op, bytes, o.ranks) == 0) continue;  // less than an element a rank
       std::vector<Result> results;
-      for (auto& [arm, memory, process] : std::initializer_list<std::tuple<const char*, const char*, Arm*>>{
-               {"trireme", "private", &ours}, {"trireme-symmetric", "symmetric", &ours}, {"mpi", "private", &mpi}, {"gloo", "private", &gloo}})
+      for (auto& [arm, memory, process] :
+           std::initializer_list<std::tuple<const char*, const char*, Arm*>>{{"trireme", "private", &ours},
+                                                                             {"trireme-symmetric", "symmetric", &ours},
+                                                                             {"mpi", "private", &mpi},
+                                                                             {"gloo", "private", &gloo}})
         results.push_back({arm, memory, "", "", process, {}, {}, 0});
       if (barrier) std::erase_if(results, [](const Result& r) { return r.memory == "symmetric"; });
-      const int calls = int(std::clamp<std::size_t>(largest / std::max<std::size_t>(bytes, 1), 4, std::size_t(most_calls(o.ranks) - 2)));
+      const int calls = int(
+          std::clamp<std::size_t>(largest / std::max<std::size_t>(bytes, 1), 4, std::size_t(most_calls(o.ranks) - 2)));
       for (int b = 0; b <= o.blocks; ++b)
         for (auto& r : results)
-          if (const auto answer = r.process->ask(std::to_string(calls) + " " + op + " " + std::to_string(bytes) + " " + r.memory))
+          if (const auto answer =
+                  r.process->ask(std::to_string(calls) + " " + op + " " + std::to_string(bytes) + " " + r.memory))
             r.take(*answer, b == 0);
       std::fprintf(stderr, "%s %zu:", op.c_str(), bytes);
       for (const auto& r : results) {
@@ -301,7 +316,9 @@ nlohmann::json run(const Options& o) {
   return rows;
 }
 
-const Benchmark::Entry entry({"comm", "collectives on 2 ranks (--ranks N) against raw MPI and torch.distributed over gloo", run, serve});
+const Benchmark::Entry entry({"comm",
+                              "collectives on 2 ranks (--ranks N) against raw MPI and torch.distributed over gloo", run,
+                              serve});
 
 }  // namespace
 }  // namespace trireme::bench

@@ -9,10 +9,10 @@
 #include "recipes/fastclip/loss.h"
 #include "trainers/loop.h"
 
-#include <ATen/Parallel.h>
-
 #include <cmath>
 #include <fstream>
+
+#include <ATen/Parallel.h>
 
 #include <unistd.h>
 
@@ -58,13 +58,17 @@ class Paced : public Recipe {
   std::vector<std::int64_t> train_ids() override { return inner_->train_ids(); }
   bool whole_batch() const override { return inner_->whole_batch(); }
   void update(const Step& s, Context& c) override { inner_->update(s, c); }
-  GroupSettings group(std::string_view n, const Step& s, const Context& c) const override { return inner_->group(n, s, c); }
+  GroupSettings group(std::string_view n, const Step& s, const Context& c) const override {
+    return inner_->group(n, s, c);
+  }
   void state(Archive& ar) override { inner_->state(ar); }
   std::string describe() const override { return inner_->describe(); }
 
   at::Tensor backward(const Batch& batch, Context& c) override {
     if (left_ == 0) {
-      if (!losses_.empty()) server_.reply(std::chrono::duration<double, std::milli>(Clock::now() - begin_).count(), thread_cpu_ms() - cpu_, losses_);
+      if (!losses_.empty())
+        server_.reply(std::chrono::duration<double, std::milli>(Clock::now() - begin_).count(), thread_cpu_ms() - cpu_,
+                      losses_);
       const auto n = server_.next();
       if (!n) _exit(0);  // the loop has no other end
       left_ = *n;
@@ -101,7 +105,8 @@ struct AdamW {
   std::vector<at::Tensor> values, first, second, steps;
   double decay, lr;
 
-  AdamW(std::vector<at::Tensor> v, double weight_decay, double rate) : values(std::move(v)), decay(weight_decay), lr(rate) {
+  AdamW(std::vector<at::Tensor> v, double weight_decay, double rate)
+      : values(std::move(v)), decay(weight_decay), lr(rate) {
     for (const auto& p : values) {
       first.push_back(at::zeros_like(p));
       second.push_back(at::zeros_like(p));
@@ -134,7 +139,8 @@ void hand_mlp(const Options& o) {
   Server(o.serve, 0).run([&] {
     const std::int64_t k = taken % steps;
     if (k == 0) {  // the same samples in the same order as the loop
-      std::vector<std::int64_t> order = permutation(n, Rng(std::uint64_t(run.train.seed), "order", std::uint64_t(taken / steps)));
+      std::vector<std::int64_t> order =
+          permutation(n, Rng(std::uint64_t(run.train.seed), "order", std::uint64_t(taken / steps)));
       for (auto& i : order) i = ids[std::size_t(i)];
       epoch = run.recipe->train_data().read(order, 0);
     }
@@ -209,7 +215,8 @@ nlohmann::json run(const Options& o) {
   return rows;
 }
 
-const Benchmark::Entry entry({"loop_overhead", "`trireme train` on one rank against a LibTorch loop by hand", run, serve});
+const Benchmark::Entry entry({"loop_overhead", "`trireme train` on one rank against a LibTorch loop by hand", run,
+                              serve});
 
 }  // namespace
 }  // namespace trireme::bench

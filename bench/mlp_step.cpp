@@ -4,9 +4,9 @@
 #include "comm/error.h"
 #include "comm/self.h"
 
-#include <ATen/Parallel.h>
-
 #include <filesystem>
+
+#include <ATen/Parallel.h>
 
 namespace trireme::bench {
 namespace {
@@ -17,7 +17,8 @@ constexpr std::size_t bucket_bytes = 25 << 20;
 std::string yaml(int batch_a_rank, int ranks, const std::string& more) {
   return "recipe: mlp\nsteps: 1000000\nbatch_size: " + std::to_string(batch_a_rank * ranks) +
          "\noptimizer: {name: sgd, lr: 0.01, momentum: 0, weight_decay: 0, schedule: const}\n"
-         "bucket_mib: 25\nfirst_bucket_mib: 1\nsamples: 8000\nsizes: [1024, 2048, 2048, 2048, 10]\n" + more;
+         "bucket_mib: 25\nfirst_bucket_mib: 1\nsamples: 8000\nsizes: [1024, 2048, 2048, 2048, 10]\n" +
+         more;
 }
 
 std::string start_file(const std::string& folder) {
@@ -37,7 +38,8 @@ void serve_comm(const Options& o, Communicator& world, std::size_t bytes) {
   }
   Server(o.serve, world.rank()).run([&] {
     std::vector<Work> work;
-    for (auto& p : pieces) work.push_back(world.all_reduce({p.memory.get(), p.bytes / sizeof(float), DType::f32}, Op::sum));
+    for (auto& p : pieces)
+      work.push_back(world.all_reduce({p.memory.get(), p.bytes / sizeof(float), DType::f32}, Op::sum));
     for (auto& w : work) w.wait();
     return 0.0;
   });
@@ -68,16 +70,19 @@ Arm& MlpArms::add(const std::string& name, const std::vector<std::string>& comma
 
 Arm& MlpArms::ours(const std::string& arm) {
   const std::string folder = scratch_.path("ours " + arm);
-  Arm& a = add(arm == "trireme" ? arm : "trireme " + arm, own_arm(o_, arm, std::to_string(batch_), o_.ranks, folder), folder);
+  Arm& a = add(arm == "trireme" ? arm : "trireme " + arm, own_arm(o_, arm, std::to_string(batch_), o_.ranks, folder),
+               folder);
   if (arms_.size() == 1 && !a.skipped().empty()) throw DataError("bench " + o_.name, a.skipped());
   return a;
 }
 
 Arm& MlpArms::ddp(const std::string& arm) {
   const std::string folder = scratch_.path("ddp " + arm);
-  return add("ddp gloo" + (arm == "copy" ? std::string() : " " + arm),
-             peer_arm("ddp_step.py", {"--file", start_file(folder), "--arm", arm, "--port", std::to_string(free_port())}, folder, o_.ranks),
-             folder);
+  return add(
+      "ddp gloo" + (arm == "copy" ? std::string() : " " + arm),
+      peer_arm("ddp_step.py", {"--file", start_file(folder), "--arm", arm, "--port", std::to_string(free_port())},
+               folder, o_.ranks),
+      folder);
 }
 
 nlohmann::json MlpArms::rows() const {

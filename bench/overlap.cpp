@@ -1,7 +1,6 @@
-// How much of the communication hides behind backward: 1 - (step - compute alone) / communication alone, ours and DDP's.
-// Meant for the network lab, whose bandwidth sets how long communication takes.
+// How much of the communication hides behind backward: 1 - (step - compute alone) / communication alone, ours and
+// DDP's. Meant for the network lab, whose bandwidth sets how long communication takes.
 #include "bench/mlp_step.h"
-
 #include "comm/error.h"
 
 namespace trireme::bench {
@@ -32,7 +31,9 @@ nlohmann::json run(const Options& o) {
   return rows;
 }
 
-const Benchmark::Entry entry({"overlap", "part of communication that backward hides, against DDP (--problem SAMPLES a rank)", run, serve_mlp_step});
+const Benchmark::Entry entry({"overlap",
+                              "part of communication that backward hides, against DDP (--problem SAMPLES a rank)", run,
+                              serve_mlp_step});
 
 }  // namespace
 }  // namespace trireme::bench

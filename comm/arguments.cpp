@@ -28,8 +28,7 @@ void check_pair(Member me, Collective c, const ConstBuffer& in, const Buffer& ou
     refuse(me, c, "in is " + std::string(name(in.dtype)) + " but out is " + std::string(name(out.dtype)));
 }
 
-void check_blocks(Member me, Collective c, const char* large, std::size_t whole, const char* small,
-                  std::size_t block) {
+void check_blocks(Member me, Collective c, const char* large, std::size_t whole, const char* small, std::size_t block) {
   const std::size_t n = static_cast<std::size_t>(me.size);
   if (whole % n != 0 || whole / n != block)
     refuse(me, c,
@@ -63,9 +62,7 @@ std::string_view name(Collective c) {
 
 std::string place(Member me) { return "rank " + std::to_string(me.rank) + " of " + std::to_string(me.size); }
 
-void check_all_reduce(Member me, const Buffer& inout) {
-  check_buffer(me, Collective::all_reduce, "inout", inout);
-}
+void check_all_reduce(Member me, const Buffer& inout) { check_buffer(me, Collective::all_reduce, "inout", inout); }
 
 void check_reduce_scatter(Member me, const ConstBuffer& in, const Buffer& out) {
   check_pair(me, Collective::reduce_scatter, in, out);
@@ -90,8 +87,7 @@ void check_all_to_all(Member me, const ConstBuffer& in, std::span<const std::siz
     std::size_t left = limit;
     for (std::size_t count : counts) {
       if (count > left)
-        refuse(me, c,
-               std::string(what) + " counts exceed the buffer of " + std::to_string(limit) + " elements");
+        refuse(me, c, std::string(what) + " counts exceed the buffer of " + std::to_string(limit) + " elements");
       left -= count;
     }
   };
@@ -100,14 +96,12 @@ void check_all_to_all(Member me, const ConstBuffer& in, std::span<const std::siz
   const std::size_t self = static_cast<std::size_t>(me.rank);
   if (send[self] != recv[self])
     refuse(me, c,
-           "sends " + std::to_string(send[self]) + " elements to itself but receives " +
-               std::to_string(recv[self]));
+           "sends " + std::to_string(send[self]) + " elements to itself but receives " + std::to_string(recv[self]));
 }
 
 void check_broadcast(Member me, const Buffer& inout, int root) {
   check_buffer(me, Collective::broadcast, "inout", inout);
-  if (root < 0 || root >= me.size)
-    refuse(me, Collective::broadcast, "root " + std::to_string(root) + " is not a rank");
+  if (root < 0 || root >= me.size) refuse(me, Collective::broadcast, "root " + std::to_string(root) + " is not a rank");
 }
 
 bool overlap(const void* a, std::size_t a_bytes, const void* b, std::size_t b_bytes) {

@@ -38,9 +38,7 @@ bool overlap(const void* a, std::size_t a_bytes, const void* b, std::size_t b_by
 // offsets[r] = bytes before rank r's part; one more entry holds the total.
 std::vector<std::size_t> byte_offsets(std::span<const std::size_t> counts, DType dtype);
 
-inline const std::byte* at(const void* p, std::size_t bytes) {
-  return static_cast<const std::byte*>(p) + bytes;
-}
+inline const std::byte* at(const void* p, std::size_t bytes) { return static_cast<const std::byte*>(p) + bytes; }
 inline std::byte* at(void* p, std::size_t bytes) { return static_cast<std::byte*>(p) + bytes; }
 
 // Does `out` lie in `in` otherwise than as block `rank` of it (or the reverse)?

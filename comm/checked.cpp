@@ -52,19 +52,18 @@ struct Checked::Exchange {
     if (static_cast<Collective>(mine[0]) != Collective::all_to_all) return;
     for (std::size_t from = 0; from < n; ++from)
       for (std::size_t to = 0; to < n; ++to) {
-        const std::int64_t sent = all[from * width + fields + to],
-                           expected = all[to * width + fields + n + from];
+        const std::int64_t sent = all[from * width + fields + to], expected = all[to * width + fields + n + from];
         if (sent != expected)
           fail(from, to,
-               "in the count: rank " + std::to_string(from) + " sends " + std::to_string(sent) +
-                   " elements to rank " + std::to_string(to) + ", which expects " + std::to_string(expected));
+               "in the count: rank " + std::to_string(from) + " sends " + std::to_string(sent) + " elements to rank " +
+                   std::to_string(to) + ", which expects " + std::to_string(expected));
       }
   }
   [[noreturn]] void fail(std::size_t a, std::size_t b, const std::string& what) const {
     throw CommError(place(me),
                     "collective " + std::to_string(sequence) + " (" +
-                        std::string(name(static_cast<Collective>(mine[0]))) + " here): rank " +
-                        std::to_string(a) + " and rank " + std::to_string(b) + " differ " + what,
+                        std::string(name(static_cast<Collective>(mine[0]))) + " here): rank " + std::to_string(a) +
+                        " and rank " + std::to_string(b) + " differ " + what,
                     "every rank must make the same calls");
   }
 };
@@ -160,8 +159,8 @@ Checked::~Checked() {
   std::swap(last, gate_->last);
 }
 
-Work Checked::compare(const Fingerprint& f, std::span<const std::size_t> send,
-                      std::span<const std::size_t> recv, std::function<Work()> next, bool on_device) {
+Work Checked::compare(const Fingerprint& f, std::span<const std::size_t> send, std::span<const std::size_t> recv,
+                      std::function<Work()> next, bool on_device) {
   auto exchange = std::make_shared<Exchange>();
   exchange->me = {rank(), size()};
   // The width must not depend on what is compared: room for the counts always, zero if unused.
@@ -186,8 +185,7 @@ Work Checked::compare(const Fingerprint& f, std::span<const std::size_t> send,
   }
   Work compared = gathered.then([exchange, next = std::move(next), gate = gate_] {
     std::lock_guard lock(gate->mutex);
-    if (!gate->open)
-      throw CommError(place(exchange->me), "a collective was still pending when its communicator ended");
+    if (!gate->open) throw CommError(place(exchange->me), "a collective was still pending when its communicator ended");
     exchange->sequence = ++gate->sequence;
     exchange->verify();
     return next();

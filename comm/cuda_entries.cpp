@@ -39,17 +39,15 @@ void run(Make make, int n, const std::function<void(Communicator&)>& rank_main) 
 }
 
 const RegisterCommunicator over_host_entry({"mpi-cuda", Ranks::processes,
-                                            [](int n, const auto& f) { run(over_host, n, f); }, missing,
-                                            true});
+                                            [](int n, const auto& f) { run(over_host, n, f); }, missing, true});
 const RegisterCommunicator staged_entry({"mpi-cuda-staged", Ranks::processes,
                                          [](int n, const auto& f) {
                                            setenv("TRIREME_CUDA_TRANSPORT", "staged", 1);
                                            run(over_host, n, f);
                                          },
                                          missing, true});
-const RegisterCommunicator nccl_entry({"nccl", Ranks::processes,
-                                       [](int n, const auto& f) { run(make_nccl, n, f); }, nccl_missing,
-                                       true});
+const RegisterCommunicator nccl_entry({"nccl", Ranks::processes, [](int n, const auto& f) { run(make_nccl, n, f); },
+                                       nccl_missing, true});
 
 }  // namespace
 }  // namespace trireme

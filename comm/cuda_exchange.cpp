@@ -57,8 +57,7 @@ void exchange(HostDriven& g, Script& s, Shared shared) {
     c->mine.resize(sizeof record + counts.size() * sizeof counts[0]);
     c->all.resize(ranks(g) * c->mine.size());
     std::memcpy(c->mine.data(), &record, sizeof record);
-    if (!counts.empty())
-      std::memcpy(c->mine.data() + sizeof record, counts.data(), counts.size() * sizeof counts[0]);
+    if (!counts.empty()) std::memcpy(c->mine.data() + sizeof record, counts.data(), counts.size() * sizeof counts[0]);
     s.host = g.host->all_gather({c->mine.data(), c->mine.size(), DType::u8, {}},
                                 {c->all.data(), c->all.size(), DType::u8, {}});
     return true;
@@ -99,9 +98,7 @@ bool can_share_memory(HostDriven& g) {
   mine.memory = export_memory(word);
   TRIREME_CUDA_CHECK(cudaMemcpy(word, &mine.memory.process, sizeof(std::uint64_t), cudaMemcpyHostToDevice));
   std::vector<Record> all(ranks(g));
-  g.host
-      ->all_gather({&mine, sizeof mine, DType::u8, {}}, {all.data(), all.size() * sizeof mine, DType::u8, {}})
-      .wait();
+  g.host->all_gather({&mine, sizeof mine, DType::u8, {}}, {all.data(), all.size() * sizeof mine, DType::u8, {}}).wait();
   std::int32_t possible = !(wanted && std::string_view(wanted) == "staged") && all.size() <= most_inputs;
   for (const auto& other : all) {
     if (!possible) break;
@@ -111,8 +108,7 @@ bool can_share_memory(HostDriven& g) {
     try {
       std::uint64_t found = 0;
       if (possible)
-        TRIREME_CUDA_CHECK(
-            cudaMemcpy(&found, import_memory(other.memory).data, sizeof found, cudaMemcpyDeviceToHost));
+        TRIREME_CUDA_CHECK(cudaMemcpy(&found, import_memory(other.memory).data, sizeof found, cudaMemcpyDeviceToHost));
       possible = possible && found == other.memory.process;
     } catch (const Error&) {  // an answer
       possible = 0;

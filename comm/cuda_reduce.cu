@@ -55,8 +55,7 @@ __global__ void reduce_kernel(Pointers p, std::size_t count) {
   using T = typename E::Stored;
   constexpr int per = sizeof(V) / sizeof(T);
   const std::size_t step = static_cast<std::size_t>(gridDim.x) * blockDim.x;
-  for (std::size_t i = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-       i += step) {
+  for (std::size_t i = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
     typename E::Wide sum[per];
     V packed = static_cast<const V*>(p.in[0])[i];
 #pragma unroll
@@ -106,8 +105,8 @@ void run(Op op, const Pointers& p, std::size_t count, cudaStream_t stream) {
 
 }  // namespace
 
-void reduce(Op op, DType dtype, void* const* outs, std::size_t n_outs, const void* const* ins,
-            std::size_t n_ins, std::size_t count, cudaStream_t stream) {
+void reduce(Op op, DType dtype, void* const* outs, std::size_t n_outs, const void* const* ins, std::size_t n_ins,
+            std::size_t count, cudaStream_t stream) {
   if (count == 0) return;
   Pointers p;
   p.ins = static_cast<int>(n_ins);

@@ -10,8 +10,7 @@ namespace trireme::cuda {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr std::size_t staging_bytes =
-    4u << 20;  // large enough for full speed over the bus, small enough to overlap
+constexpr std::size_t staging_bytes = 4u << 20;  // large enough for full speed over the bus, small enough to overlap
 
 std::int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
@@ -33,9 +32,7 @@ class DeviceWork final : public Work::State {
         place_(place) {}
 
   bool done() override { return operation_->done() && end().complete(); }
-  bool settled() override try {
-    return operation_->settled() && end().complete();
-  } catch (const Error&) {
+  bool settled() override try { return operation_->settled() && end().complete(); } catch (const Error&) {
     return true;  // failed
   }
   void wait() override {
@@ -78,8 +75,7 @@ class DeviceWork final : public Work::State {
 
 }  // namespace
 
-HostDriven::HostDriven(std::shared_ptr<Engine> engine, std::unique_ptr<Communicator> h, int device,
-                       DeviceSink s)
+HostDriven::HostDriven(std::shared_ptr<Engine> engine, std::unique_ptr<Communicator> h, int device, DeviceSink s)
     : Queue(std::move(engine)),
       host(std::move(h)),
       me{host->rank(), host->size(), device},
@@ -95,8 +91,7 @@ HostDriven::~HostDriven() {
 std::byte* HostDriven::pinned(int which, std::size_t bytes) {
   Pinned& p = pinned_[which];
   if (p.bytes < bytes) {
-    TRIREME_CUDA_CHECK(
-        cudaStreamSynchronize(stream.get()));  // copies of an earlier operation may still use it
+    TRIREME_CUDA_CHECK(cudaStreamSynchronize(stream.get()));  // copies of an earlier operation may still use it
     if (p.data) TRIREME_CUDA_CHECK(cudaFreeHost(std::exchange(p.data, nullptr)));
     p.bytes = 0;
     TRIREME_CUDA_CHECK(cudaMallocHost(&p.data, bytes));
@@ -106,8 +101,7 @@ std::byte* HostDriven::pinned(int which, std::size_t bytes) {
 }
 
 void HostDriven::copy(void* to, const void* from, std::size_t bytes) const {
-  if (to != from && bytes > 0)
-    TRIREME_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream.get()));
+  if (to != from && bytes > 0) TRIREME_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream.get()));
 }
 
 std::function<void*()> HostDriven::result_of(Script& script, const Buffer& out, bool apart) {
@@ -169,8 +163,7 @@ std::deque<Script::Stage> staged(HostDriven& g, Script& script, Pieces pieces) {
   };
   return {[&g, p, down] {
             if (p->pieces.count == 0) return true;
-            for (int i = 0; i < (p->pieces.count > 1 ? 2 : 1); ++i)
-              p->slot[i] = g.pinned(i, p->pieces.slot_bytes);
+            for (int i = 0; i < (p->pieces.count > 1 ? 2 : 1); ++i) p->slot[i] = g.pinned(i, p->pieces.slot_bytes);
             down(0);
             return true;
           },
@@ -201,8 +194,8 @@ std::deque<Script::Stage> staged(HostDriven& g, Script& script, Pieces pieces) {
           }};
 }
 
-std::shared_ptr<Work::State> make_device_work(std::shared_ptr<HostDriven> group,
-                                              std::shared_ptr<Script> script, Place place) {
+std::shared_ptr<Work::State> make_device_work(std::shared_ptr<HostDriven> group, std::shared_ptr<Script> script,
+                                              Place place) {
   return std::make_shared<DeviceWork>(std::move(group), script, script, nullptr, place);
 }
 

@@ -79,7 +79,7 @@ std::deque<Script::Stage> staged(HostDriven& group, Script& script, Pieces piece
 
 // A Work of this communicator: the host's part is an operation, the device's part ends with an event.
 // `place` host: waiting blocks until both are complete.
-std::shared_ptr<Work::State> make_device_work(std::shared_ptr<HostDriven> group,
-                                              std::shared_ptr<Script> script, Place place);
+std::shared_ptr<Work::State> make_device_work(std::shared_ptr<HostDriven> group, std::shared_ptr<Script> script,
+                                              Place place);
 
 }  // namespace trireme::cuda

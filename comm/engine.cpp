@@ -75,8 +75,7 @@ void Operation::rethrow() const {
 }
 
 bool Operation::done() {
-  if (!finished_.load(std::memory_order_acquire) && !queue_->engine_->polling_here())
-    queue_->engine_->try_progress();
+  if (!finished_.load(std::memory_order_acquire) && !queue_->engine_->polling_here()) queue_->engine_->try_progress();
   if (!finished_.load(std::memory_order_acquire)) return false;
   rethrow();
   return true;
@@ -356,8 +355,7 @@ void Engine::run_thread() {
         while (waiters_.load(std::memory_order_relaxed) == 0 && poll()) moved = true;
       }
       if (moved) backoff.reset();
-      if (waiters_.load() == 0 && pending_.load(std::memory_order_acquire) > 0 && !backoff.spin())
-        backoff.rest();
+      if (waiters_.load() == 0 && pending_.load(std::memory_order_acquire) > 0 && !backoff.spin()) backoff.rest();
       continue;
     }
     // Nothing to do, or a waiter does it.

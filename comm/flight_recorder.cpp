@@ -6,8 +6,7 @@
 namespace trireme {
 
 std::int64_t steady_now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
       .count();
 }
 
@@ -84,8 +83,7 @@ CommCall CommLog::oldest_open() const {
   std::lock_guard lock(mutex_);
   const std::uint64_t last = totals_.calls;
   for (std::uint64_t s = last - std::min<std::uint64_t>(last, ring_size) + 1; s <= last; ++s)
-    if (const Entry& entry = ring_[s % ring_size]; entry.call.sequence == s && !entry.complete())
-      return entry.call;
+    if (const Entry& entry = ring_[s % ring_size]; entry.call.sequence == s && !entry.complete()) return entry.call;
   return {};
 }
 

@@ -51,10 +51,8 @@ class CommLog {
   void wait_ends(std::int64_t ns);
 
   CommStats stats() const;
-  std::uint64_t waiting() const {
-    return waiting_.load(std::memory_order_relaxed);
-  }                                                                  // in which call; 0: none
-  std::vector<CommCall> recent(std::size_t most = ring_size) const;  // oldest first
+  std::uint64_t waiting() const { return waiting_.load(std::memory_order_relaxed); }  // in which call; 0: none
+  std::vector<CommCall> recent(std::size_t most = ring_size) const;                   // oldest first
   // The oldest call that was entered and is not complete; sequence 0: there is none.
   CommCall oldest_open() const;
 

@@ -142,9 +142,7 @@ std::string content(const CallState& c) {
   return c.operation + " of " + std::to_string(c.count) + " " + c.dtype + ", " + bytes_text(c.bytes);
 }
 
-std::string with_site(const CallState& c) {
-  return " (" + content(c) + (c.site.empty() ? "" : ", at " + c.site) + ")";
-}
+std::string with_site(const CallState& c) { return " (" + content(c) + (c.site.empty() ? "" : ", at " + c.site) + ")"; }
 
 std::string collective(const std::string& communicator, std::uint64_t sequence) {
   return "collective " + std::to_string(sequence) + " of \"" + communicator + "\"";
@@ -188,8 +186,7 @@ struct Group {
 std::vector<LogState> log_states(const FlightRecorder& recorder, std::size_t calls, std::int64_t now_ns) {
   std::vector<LogState> states;
   auto logs = recorder.logs();
-  std::stable_partition(logs.begin(), logs.end(),
-                        [](const auto& log) { return log->oldest_open().sequence != 0; });
+  std::stable_partition(logs.begin(), logs.end(), [](const auto& log) { return log->oldest_open().sequence != 0; });
   for (const auto& log : logs) {
     if (states.size() == most_logs) break;
     LogState s{log->name, log->rank, log->size, log->stats().calls, log->waiting(), {}};
@@ -250,8 +247,8 @@ std::string describe_hang(const std::vector<RankView>& ranks) {
         const CallState& other = *found->second.call;
         const bool same_size = c.operation == "all_to_all" || c.count == other.count;
         if (!fresh && (c.operation != other.operation || c.dtype != other.dtype || !same_size))
-          return collective(name, c.sequence) + ": rank " + std::to_string(found->second.rank) +
-                 " and rank " + std::to_string(rank) + " make different calls: " + content(other) +
+          return collective(name, c.sequence) + ": rank " + std::to_string(found->second.rank) + " and rank " +
+                 std::to_string(rank) + " make different calls: " + content(other) +
                  (other.site.empty() ? "" : " at " + other.site) + " and " + content(c) +
                  (c.site.empty() ? "" : " at " + c.site);
       }
@@ -267,9 +264,8 @@ std::string describe_hang(const std::vector<RankView>& ranks) {
       for (const auto& c : log->calls) {
         if (c.complete) continue;
         const bool all_heard = static_cast<int>(group.members.size()) == group.size;
-        const bool missing =
-            !all_heard || std::any_of(group.members.begin(), group.members.end(),
-                                      [&](const auto& m) { return m.second->entered < c.sequence; });
+        const bool missing = !all_heard || std::any_of(group.members.begin(), group.members.end(),
+                                                       [&](const auto& m) { return m.second->entered < c.sequence; });
         if (chosen && (missing < best_missing || (missing == best_missing && c.age <= chosen->age))) continue;
         chosen = &c, its_group = &group, its_name = name, best_missing = missing;
       }
@@ -299,8 +295,7 @@ std::string describe_hang(const std::vector<RankView>& ranks) {
                                                  : " did not enter it or did not answer");
     else
       text += "all its ranks entered it, so the network or MPI is stuck";
-    if (!inside.empty() && !absent.empty())
-      text += ", " + label(inside) + (inside.size() == 1 ? " waits" : " wait");
+    if (!inside.empty() && !absent.empty()) text += ", " + label(inside) + (inside.size() == 1 ? " waits" : " wait");
     for (const int r : outside) tell(activity(*ranks[static_cast<std::size_t>(r)].state), r);
     for (const int r : absent)
       if (!ranks[static_cast<std::size_t>(r)].state) tell(ranks[static_cast<std::size_t>(r)].silent, r);
@@ -346,8 +341,7 @@ std::string number(double v) {
 
 std::string flight_record(int rank, const RankState& state, const FlightRecorder& recorder) {
   const std::int64_t now = steady_now_ns();
-  const double wall =
-      std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+  const double wall = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
   char host[256] = "";
   gethostname(host, sizeof host - 1);
   std::string out = "{\"rank\": " + std::to_string(rank) + ", \"host\": " + quoted(host) +
@@ -359,8 +353,8 @@ std::string flight_record(int rank, const RankState& state, const FlightRecorder
     out += first_log ? "\n" : ",\n";
     first_log = false;
     out += "  {\"name\": " + quoted(log->name) + ", \"rank\": " + std::to_string(log->rank) +
-           ", \"size\": " + std::to_string(log->size) +
-           ", \"waiting_in\": " + std::to_string(log->waiting()) + ", \"calls\": [";
+           ", \"size\": " + std::to_string(log->size) + ", \"waiting_in\": " + std::to_string(log->waiting()) +
+           ", \"calls\": [";
     bool first_call = true;
     for (const CommCall& c : log->recent()) {
       const CallState s = call_state(c, now);

@@ -38,8 +38,7 @@ std::unique_ptr<Communicator> make_member(std::shared_ptr<Hub> hub, int rank);
 // One rank's part of a collective. The last rank to arrive carries it out for all of them.
 class LoopbackOp final : public Operation {
  public:
-  LoopbackOp(std::shared_ptr<Hub> hub, int rank, Collective kind)
-      : hub_(std::move(hub)), rank_(rank), kind_(kind) {}
+  LoopbackOp(std::shared_ptr<Hub> hub, int rank, Collective kind) : hub_(std::move(hub)), rank_(rank), kind_(kind) {}
 
   Step progress() override;
 
@@ -105,10 +104,9 @@ void LoopbackOp::check_closed() const {
   for (int r = 0; r < hub_->size(); ++r)
     if (const std::int64_t since = hub_->closed[r].load();
         since != 0 && since <= steady_now_ns() && !hub_->posted[r] && hub_->queues[r]->empty())
-      throw CommError(
-          place({rank_, hub_->size()}),
-          "waits in " + std::string(name(kind_)) + " but rank " + std::to_string(r) + " has ended",
-          "every rank must make the same calls");
+      throw CommError(place({rank_, hub_->size()}),
+                      "waits in " + std::string(name(kind_)) + " but rank " + std::to_string(r) + " has ended",
+                      "every rank must make the same calls");
 }
 
 void LoopbackOp::compare(const LoopbackOp& first) const {
@@ -119,8 +117,7 @@ void LoopbackOp::compare(const LoopbackOp& first) const {
                     "every rank must make the same calls");
   };
   if (kind_ != first.kind_) differ("operation", std::string(name(first.kind_)), std::string(name(kind_)));
-  if (out.dtype != first.out.dtype)
-    differ("dtype", std::string(name(first.out.dtype)), std::string(name(out.dtype)));
+  if (out.dtype != first.out.dtype) differ("dtype", std::string(name(first.out.dtype)), std::string(name(out.dtype)));
   if (kind_ != Collective::all_to_all && out.count != first.out.count)
     differ("count", std::to_string(first.out.count), std::to_string(out.count));
   if (op != first.op) differ("reduction", std::string(name(first.op)), std::string(name(op)));
@@ -170,16 +167,14 @@ void LoopbackOp::reduce_scatter(std::vector<LoopbackOp*>& ranks) {
     for (LoopbackOp* r : ranks) in.push_back(at(r->in.data, block * bytes));
     reduce(op, out.dtype, result.data() + block * bytes, in, out.count);
   }
-  for (std::size_t r = 0; r < ranks.size(); ++r)
-    std::memcpy(ranks[r]->out.data, result.data() + r * bytes, bytes);
+  for (std::size_t r = 0; r < ranks.size(); ++r) std::memcpy(ranks[r]->out.data, result.data() + r * bytes, bytes);
 }
 
 void LoopbackOp::all_gather(std::vector<LoopbackOp*>& ranks) {
   const std::size_t bytes = in.bytes();
   if (bytes == 0) return;
   std::vector<std::byte> result(bytes * ranks.size());
-  for (std::size_t r = 0; r < ranks.size(); ++r)
-    std::memcpy(result.data() + r * bytes, ranks[r]->in.data, bytes);
+  for (std::size_t r = 0; r < ranks.size(); ++r) std::memcpy(result.data() + r * bytes, ranks[r]->in.data, bytes);
   for (LoopbackOp* to : ranks) std::memcpy(to->out.data, result.data(), result.size());
 }
 
@@ -192,9 +187,9 @@ void LoopbackOp::all_to_all(std::vector<LoopbackOp*>& ranks) {
     for (LoopbackOp* from : ranks) {
       const std::size_t count = from->send[to->rank_];
       if (count != to->recv[from->rank_])
-        throw CommError("", "all_to_all: rank " + std::to_string(from->rank_) + " sends " +
-                                std::to_string(count) + " elements to rank " + std::to_string(to->rank_) +
-                                ", which expects " + std::to_string(to->recv[from->rank_]));
+        throw CommError("", "all_to_all: rank " + std::to_string(from->rank_) + " sends " + std::to_string(count) +
+                                " elements to rank " + std::to_string(to->rank_) + ", which expects " +
+                                std::to_string(to->recv[from->rank_]));
       if (count == 0) continue;
       const std::byte* begin = at(from->in.data, offsets[from->rank_][to->rank_]);
       result.insert(result.end(), begin, begin + count * size_of(from->in.dtype));
@@ -294,12 +289,8 @@ class Loopback final : public Communicator {
 
  private:
   Member me() const { return {rank_, hub_->size()}; }
-  std::shared_ptr<LoopbackOp> make(Collective kind) {
-    return std::make_shared<LoopbackOp>(hub_, rank_, kind);
-  }
-  Work push(std::shared_ptr<LoopbackOp> operation) {
-    return hub_->queues[rank_]->push(std::move(operation), 0);
-  }
+  std::shared_ptr<LoopbackOp> make(Collective kind) { return std::make_shared<LoopbackOp>(hub_, rank_, kind); }
+  Work push(std::shared_ptr<LoopbackOp> operation) { return hub_->queues[rank_]->push(std::move(operation), 0); }
 
   std::shared_ptr<Hub> hub_;
   const int rank_;

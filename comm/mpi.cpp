@@ -30,22 +30,19 @@ namespace {
   std::_Exit(code);
 }
 
-std::unique_ptr<Communicator> make_communicator(const std::shared_ptr<MpiLink>& link, std::vector<int> ranks,
-                                                int rank, int tag);
+std::unique_ptr<Communicator> make_communicator(const std::shared_ptr<MpiLink>& link, std::vector<int> ranks, int rank,
+                                                int tag);
 
 class MpiCommunicator final : public Communicator {
  public:
-  explicit MpiCommunicator(std::shared_ptr<MpiGroup> group) : g_(std::move(group)) {
-    g_->link->engine->add(g_);
-  }
+  explicit MpiCommunicator(std::shared_ptr<MpiGroup> group) : g_(std::move(group)) { g_->link->engine->add(g_); }
   ~MpiCommunicator() override { g_->link->engine->retire(*g_); }
 
   int rank() const override { return g_->me.rank; }
   int size() const override { return g_->me.size; }
   Work all_reduce(Buffer inout, Op op) override {
     check_all_reduce(g_->me, inout);
-    return g_->push(g_->shm ? shm::all_reduce(*g_, inout, op) : p2p::all_reduce(*g_, inout, op),
-                    inout.bytes());
+    return g_->push(g_->shm ? shm::all_reduce(*g_, inout, op) : p2p::all_reduce(*g_, inout, op), inout.bytes());
   }
   Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override {
     check_reduce_scatter(g_->me, in, out);
@@ -59,14 +56,12 @@ class MpiCommunicator final : public Communicator {
   Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
                   std::span<const std::size_t> recv) override {
     check_all_to_all(g_->me, in, send, out, recv);
-    return g_->push(
-        g_->shm ? shm::all_to_all(*g_, in, send, out, recv) : p2p::all_to_all(*g_, in, send, out, recv),
-        in.bytes());
+    return g_->push(g_->shm ? shm::all_to_all(*g_, in, send, out, recv) : p2p::all_to_all(*g_, in, send, out, recv),
+                    in.bytes());
   }
   Work broadcast(Buffer inout, int root) override {
     check_broadcast(g_->me, inout, root);
-    return g_->push(g_->shm ? shm::broadcast(*g_, inout, root) : p2p::broadcast(*g_, inout, root),
-                    inout.bytes());
+    return g_->push(g_->shm ? shm::broadcast(*g_, inout, root) : p2p::broadcast(*g_, inout, root), inout.bytes());
   }
   Work barrier() override { return g_->push(g_->shm ? shm::barrier(*g_) : p2p::barrier(*g_), 0); }
 
@@ -176,12 +171,11 @@ std::shared_ptr<void> MpiCommunicator::allocate(std::size_t bytes) {
   return {region, region->part(rank())};
 }
 
-std::unique_ptr<Communicator> make_communicator(const std::shared_ptr<MpiLink>& link, std::vector<int> ranks,
-                                                int rank, int tag) {
+std::unique_ptr<Communicator> make_communicator(const std::shared_ptr<MpiLink>& link, std::vector<int> ranks, int rank,
+                                                int tag) {
   if (ranks.size() == 1)
     return make_self("mpi", [link](int code, std::string_view why) { abort_job(link.get(), code, why); });
-  auto communicator =
-      std::make_unique<MpiCommunicator>(std::make_shared<MpiGroup>(link, std::move(ranks), rank, tag));
+  auto communicator = std::make_unique<MpiCommunicator>(std::make_shared<MpiGroup>(link, std::move(ranks), rank, tag));
   communicator->connect();
   return communicator;
 }
@@ -206,8 +200,7 @@ MpiOptions MpiOptions::from_environment() {
     std::size_t value = 0;
     const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
     if (error != std::errc() || end != text.data() + text.size() || value < 1 || value > INT_MAX)
-      throw UsageError("TRIREME_MPI_CHUNK",
-                       "'" + std::string(text) + "' is not a number of bytes from 1 to INT_MAX");
+      throw UsageError("TRIREME_MPI_CHUNK", "'" + std::string(text) + "' is not a number of bytes from 1 to INT_MAX");
     options.chunk_limit = value;
   }
   return options;
@@ -287,8 +280,8 @@ void run_mpi(const MpiOptions& options, int n, const std::function<void(Communic
   MpiWorld mpi(options);
   try {
     if (mpi.world().size() != n)
-      throw UsageError(
-          "mpi", "started with " + std::to_string(mpi.world().size()) + " ranks, not " + std::to_string(n));
+      throw UsageError("mpi",
+                       "started with " + std::to_string(mpi.world().size()) + " ranks, not " + std::to_string(n));
     rank_main(mpi.world(), mpi.node_rank());
     mpi.finalize();
   } catch (const Error& e) {
@@ -304,12 +297,10 @@ const RegisterCommunicator mpi_entry({"mpi", Ranks::processes, [](int n, const a
                                         run_mpi(MpiOptions::from_environment(), n,
                                                 [&](Communicator& world, int) { rank_main(world); });
                                       }});
-const RegisterCommunicator messages_entry({"mpi-messages", Ranks::processes,
-                                           [](int n, const auto& rank_main) {
+const RegisterCommunicator messages_entry({"mpi-messages", Ranks::processes, [](int n, const auto& rank_main) {
                                              MpiOptions options = MpiOptions::from_environment();
                                              options.shared_memory = false;
-                                             run_mpi(options, n,
-                                                     [&](Communicator& world, int) { rank_main(world); });
+                                             run_mpi(options, n, [&](Communicator& world, int) { rank_main(world); });
                                            }});
 
 }  // namespace

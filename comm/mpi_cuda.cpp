@@ -19,8 +19,8 @@ std::size_t divide_up(std::size_t a, std::size_t b) { return (a + b - 1) / b; }
 // Polls CUDA events and the host communicators' operations; one a process. Never ended: communicators of any
 // lifetime use it.
 std::shared_ptr<Engine> shared_engine(int ranks) {
-  static const auto* engine = new std::shared_ptr<Engine>(std::make_shared<Engine>(
-      Engine::Source::peers, ranks > static_cast<int>(std::thread::hardware_concurrency())));
+  static const auto* engine = new std::shared_ptr<Engine>(
+      std::make_shared<Engine>(Engine::Source::peers, ranks > static_cast<int>(std::thread::hardware_concurrency())));
   return *engine;
 }
 
@@ -42,33 +42,28 @@ class OverHost final : public Communicator {
     if (inout.place.host()) return on_host([=](Communicator& h) { return h.all_reduce(inout, op); });
     if (size() == 1 || inout.count == 0) return {};
     HostDriven* const g = g_.get();  // which outlives its operations; this object may not
-    auto s =
-        script("all_reduce", 2 * inout.bytes() * index(size() - 1) / index(size()), inout.place, inout.place);
+    auto s = script("all_reduce", 2 * inout.bytes() * index(size() - 1) / index(size()), inout.place, inout.place);
     const std::size_t width = size_of(inout.dtype), piece = std::max<std::size_t>(g_->piece_bytes / width, 1);
     const auto part = [=](std::size_t k, void* base) {
       return Buffer{at(base, k * piece * width), std::min(piece, inout.count - k * piece), inout.dtype};
     };
-    const Pieces pieces{divide_up(inout.count, piece), piece * width,
-                        [=](std::size_t k, std::byte* slot) {
-                          g->copy(slot, part(k, inout.data).data, part(k, inout.data).bytes());
-                        },
-                        [=](std::size_t k, std::byte* slot) {
-                          g->copy(part(k, inout.data).data, slot, part(k, inout.data).bytes());
-                        },
-                        [=](std::size_t k, std::byte* slot) {
-                          return g->host->all_reduce({slot, part(k, inout.data).count, inout.dtype}, op);
-                        }};
+    const Pieces pieces{
+        divide_up(inout.count, piece), piece * width,
+        [=](std::size_t k, std::byte* slot) { g->copy(slot, part(k, inout.data).data, part(k, inout.data).bytes()); },
+        [=](std::size_t k, std::byte* slot) { g->copy(part(k, inout.data).data, slot, part(k, inout.data).bytes()); },
+        [=](std::size_t k, std::byte* slot) {
+          return g->host->all_reduce({slot, part(k, inout.data).count, inout.dtype}, op);
+        }};
     // Each rank reduces its slice and writes it to all.
     exchange(*g, *s, {inout.data, {}, pieces, 0, [=](const Peers& peers) {
                         const std::size_t self = index(g->me.rank);
-                        const std::size_t per =
-                            divide_up(divide_up(inout.count, peers.memory.size()), 64) * 64;
+                        const std::size_t per = divide_up(divide_up(inout.count, peers.memory.size()), 64) * 64;
                         const std::size_t begin = std::min(inout.count, self * per),
                                           end = std::min(inout.count, begin + per);
                         std::vector<void*> all;
                         for (const auto& m : peers.memory) all.push_back(at(m.data, begin * width));
-                        cuda::reduce(op, inout.dtype, all.data(), all.size(), all.data(), all.size(),
-                                     end - begin, g->stream.get());
+                        cuda::reduce(op, inout.dtype, all.data(), all.size(), all.data(), all.size(), end - begin,
+                                     g->stream.get());
                       }});
     return post(s, inout.bytes(), inout.place);
   }
@@ -87,12 +82,11 @@ class OverHost final : public Communicator {
     const Pieces pieces{divide_up(out.count, piece), piece * width * (n + 1),
                         [=](std::size_t k, std::byte* slot) {
                           for (std::size_t r = 0; r < n; ++r)
-                            g->copy(slot + r * count(k) * width,
-                                    at(in.data, (r * out.count + k * piece) * width), count(k) * width);
+                            g->copy(slot + r * count(k) * width, at(in.data, (r * out.count + k * piece) * width),
+                                    count(k) * width);
                         },
                         [=](std::size_t k, std::byte* slot) {
-                          g->copy(at(result(), k * piece * width), slot + n * piece * width,
-                                  count(k) * width);
+                          g->copy(at(result(), k * piece * width), slot + n * piece * width, count(k) * width);
                         },
                         [=](std::size_t k, std::byte* slot) {
                           return g->host->reduce_scatter({slot, n * count(k), in.dtype},
@@ -100,11 +94,9 @@ class OverHost final : public Communicator {
                         }};
     exchange(*g, *s, {in.data, {}, pieces, 0, [=](const Peers& peers) {
                         std::vector<const void*> ins;
-                        for (const auto& m : peers.memory)
-                          ins.push_back(at(m.data, index(g->me.rank) * out.bytes()));
+                        for (const auto& m : peers.memory) ins.push_back(at(m.data, index(g->me.rank) * out.bytes()));
                         void* to = result();
-                        cuda::reduce(op, out.dtype, &to, 1, ins.data(), ins.size(), out.count,
-                                     g->stream.get());
+                        cuda::reduce(op, out.dtype, &to, 1, ins.data(), ins.size(), out.count, g->stream.get());
                       }});
     return post(s, in.bytes(), out.place);
   }
@@ -120,19 +112,18 @@ class OverHost final : public Communicator {
     const std::size_t width = size_of(in.dtype), n = index(size());
     const std::size_t piece = std::max<std::size_t>(g_->piece_bytes / width / n, 1);
     const auto count = [=](std::size_t k) { return std::min(piece, in.count - k * piece); };
-    const Pieces pieces{divide_up(in.count, piece), piece * width * (n + 1),
-                        [=](std::size_t k, std::byte* slot) {
-                          g->copy(slot + n * piece * width, at(in.data, k * piece * width), count(k) * width);
-                        },
-                        [=](std::size_t k, std::byte* slot) {
-                          for (std::size_t r = 0; r < n; ++r)
-                            g->copy(at(result(), (r * in.count + k * piece) * width),
-                                    slot + r * count(k) * width, count(k) * width);
-                        },
-                        [=](std::size_t k, std::byte* slot) {
-                          return g->host->all_gather({slot + n * piece * width, count(k), in.dtype},
-                                                     {slot, n * count(k), in.dtype});
-                        }};
+    const Pieces pieces{
+        divide_up(in.count, piece), piece * width * (n + 1),
+        [=](std::size_t k, std::byte* slot) {
+          g->copy(slot + n * piece * width, at(in.data, k * piece * width), count(k) * width);
+        },
+        [=](std::size_t k, std::byte* slot) {
+          for (std::size_t r = 0; r < n; ++r)
+            g->copy(at(result(), (r * in.count + k * piece) * width), slot + r * count(k) * width, count(k) * width);
+        },
+        [=](std::size_t k, std::byte* slot) {
+          return g->host->all_gather({slot + n * piece * width, count(k), in.dtype}, {slot, n * count(k), in.dtype});
+        }};
     exchange(*g, *s, {in.data, {}, pieces, 0, [=](const Peers& peers) {
                         for (std::size_t r = 0; r < n; ++r)
                           g->copy(at(result(), r * in.bytes()), peers.memory[r].data, in.bytes());
@@ -144,8 +135,7 @@ class OverHost final : public Communicator {
                   std::span<const std::size_t> recv) override {
     check_all_to_all(member(out.place), in, send, out, recv);
     const std::vector<std::size_t> sent(send.begin(), send.end()), expected(recv.begin(), recv.end());
-    if (out.place.host())
-      return on_host([=](Communicator& h) { return h.all_to_all(in, sent, out, expected); });
+    if (out.place.host()) return on_host([=](Communicator& h) { return h.all_to_all(in, sent, out, expected); });
     const auto from = byte_offsets(send, in.dtype), to = byte_offsets(recv, in.dtype);
     if (size() == 1) {
       in.count = send[0];
@@ -187,21 +177,20 @@ class OverHost final : public Communicator {
                                                      {slot + n * piece * width, n * piece, in.dtype},
                                                      parts(expected, k));
                         }};
-    exchange(
-        *g, *s,
-        {in.count ? in.data : nullptr, sent, pieces, piece, [=](const Peers& peers) {
-           for (std::size_t r = 0; r < n; ++r) {
-             const auto* counts = &peers.counts[r * n];
-             if (counts[self] != expected[r])
-               throw CommError(place(g->me), "all_to_all: rank " + std::to_string(r) + " sends " +
-                                                 std::to_string(counts[self]) + " elements here, not " +
-                                                 std::to_string(expected[r]));
-             if (expected[r] == 0) continue;
-             g->copy(at(result(), to[r]),
-                     at(peers.memory[r].data, std::accumulate(counts, counts + self, std::size_t{0}) * width),
-                     expected[r] * width);
-           }
-         }});
+    exchange(*g, *s, {in.count ? in.data : nullptr, sent, pieces, piece, [=](const Peers& peers) {
+                        for (std::size_t r = 0; r < n; ++r) {
+                          const auto* counts = &peers.counts[r * n];
+                          if (counts[self] != expected[r])
+                            throw CommError(place(g->me), "all_to_all: rank " + std::to_string(r) + " sends " +
+                                                              std::to_string(counts[self]) + " elements here, not " +
+                                                              std::to_string(expected[r]));
+                          if (expected[r] == 0) continue;
+                          g->copy(
+                              at(result(), to[r]),
+                              at(peers.memory[r].data, std::accumulate(counts, counts + self, std::size_t{0}) * width),
+                              expected[r] * width);
+                        }
+                      }});
     return post(s, in.bytes(), out.place);
   }
 
@@ -224,8 +213,7 @@ class OverHost final : public Communicator {
                           return g->host->broadcast({slot, bytes(k), DType::u8}, root);
                         }};
     exchange(*g, *s, {inout.data, {}, pieces, 0, [=](const Peers& peers) {
-                        if (g->me.rank != root)
-                          g->copy(inout.data, peers.memory[index(root)].data, inout.bytes());
+                        if (g->me.rank != root) g->copy(inout.data, peers.memory[index(root)].data, inout.bytes());
                       }});
     return post(s, inout.bytes(), inout.place);
   }
@@ -263,8 +251,7 @@ class OverHost final : public Communicator {
   Work copy_alone(const ConstBuffer& in, const Buffer& out) {
     if (in.count == 0 || in.data == out.data) return {};
     const OnDevice on(g_->me.device);
-    TRIREME_CUDA_CHECK(
-        cudaMemcpyAsync(out.data, in.data, in.bytes(), cudaMemcpyDeviceToDevice, stream_of(out.place)));
+    TRIREME_CUDA_CHECK(cudaMemcpyAsync(out.data, in.data, in.bytes(), cudaMemcpyDeviceToDevice, stream_of(out.place)));
     return {};
   }
 

@@ -109,9 +109,7 @@ class NcclWork final : public Work::State, public std::enable_shared_from_this<N
     }
     return inner.done();
   }
-  bool settled() override try {
-    return error || (end.complete() && inner.settled());
-  } catch (const Error&) {
+  bool settled() override try { return error || (end.complete() && inner.settled()); } catch (const Error&) {
     return true;  // failed
   }
   void wait() override {
@@ -189,11 +187,10 @@ class Nccl final : public Communicator {
     if (inout.place.host()) return g_->host->all_reduce(inout, op);
     check_all_reduce(g_->me, inout);
     if (size() == 1 || inout.count == 0) return {};
-    return enqueue("all_reduce", 2 * inout.bytes() * others() / ranks(), inout.place, inout.place,
-                   [&](auto&) {
-                     return nccl().AllReduce(inout.data, inout.data, inout.count, nccl_type(inout.dtype),
-                                             nccl_op(op), g_->comm, stream());
-                   });
+    return enqueue("all_reduce", 2 * inout.bytes() * others() / ranks(), inout.place, inout.place, [&](auto&) {
+      return nccl().AllReduce(inout.data, inout.data, inout.count, nccl_type(inout.dtype), nccl_op(op), g_->comm,
+                              stream());
+    });
   }
 
   Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override {
@@ -202,10 +199,8 @@ class Nccl final : public Communicator {
     if (size() == 1) return copy(in, out);
     if (out.count == 0) return {};
     return enqueue("reduce_scatter", out.bytes() * others(), in.place, out.place, [&](NcclWork& work) {
-      const void* from =
-          misplaced(in.data, in.bytes(), out.data, out.bytes(), rank()) ? separate(work, in) : in.data;
-      return nccl().ReduceScatter(from, out.data, out.count, nccl_type(out.dtype), nccl_op(op), g_->comm,
-                                  stream());
+      const void* from = misplaced(in.data, in.bytes(), out.data, out.bytes(), rank()) ? separate(work, in) : in.data;
+      return nccl().ReduceScatter(from, out.data, out.count, nccl_type(out.dtype), nccl_op(op), g_->comm, stream());
     });
   }
 
@@ -215,8 +210,7 @@ class Nccl final : public Communicator {
     if (size() == 1) return copy(in, out);
     if (in.count == 0) return {};
     return enqueue("all_gather", in.bytes() * others(), in.place, out.place, [&](NcclWork& work) {
-      const void* from =
-          misplaced(out.data, out.bytes(), in.data, in.bytes(), rank()) ? separate(work, in) : in.data;
+      const void* from = misplaced(out.data, out.bytes(), in.data, in.bytes(), rank()) ? separate(work, in) : in.data;
       return nccl().AllGather(from, out.data, in.count, nccl_type(in.dtype), g_->comm, stream());
     });
   }
@@ -231,8 +225,8 @@ class Nccl final : public Communicator {
     return enqueue("all_to_all", sent, in.place, out.place, [&](NcclWork& work) {
       const void* source = overlap(in.data, in.bytes(), out.data, out.bytes()) ? separate(work, in) : in.data;
       if (send[self] > 0)
-        TRIREME_CUDA_CHECK(cudaMemcpyAsync(at(out.data, to[self]), at(source, from[self]),
-                                           from[self + 1] - from[self], cudaMemcpyDeviceToDevice, stream()));
+        TRIREME_CUDA_CHECK(cudaMemcpyAsync(at(out.data, to[self]), at(source, from[self]), from[self + 1] - from[self],
+                                           cudaMemcpyDeviceToDevice, stream()));
       ncclResult_t result = nccl().GroupStart();
       const auto keep_first = [&](ncclResult_t r) { result = result == ncclSuccess ? r : result; };
       for (int r = 0; r < size(); ++r) {
@@ -253,8 +247,7 @@ class Nccl final : public Communicator {
     check_broadcast(g_->me, inout, root);
     if (size() == 1 || inout.count == 0) return {};
     return enqueue("broadcast", inout.bytes(), inout.place, inout.place, [&](auto&) {
-      return nccl().Broadcast(inout.data, inout.data, inout.count, nccl_type(inout.dtype), root, g_->comm,
-                              stream());
+      return nccl().Broadcast(inout.data, inout.data, inout.count, nccl_type(inout.dtype), root, g_->comm, stream());
     });
   }
 
@@ -317,15 +310,13 @@ class Nccl final : public Communicator {
   // A copy of `in`, for results that would overwrite what is still to be sent.
   const void* separate(NcclWork& work, const ConstBuffer& in) {
     work.scratch = Scratch(in.bytes(), stream());
-    TRIREME_CUDA_CHECK(
-        cudaMemcpyAsync(work.scratch.data(), in.data, in.bytes(), cudaMemcpyDeviceToDevice, stream()));
+    TRIREME_CUDA_CHECK(cudaMemcpyAsync(work.scratch.data(), in.data, in.bytes(), cudaMemcpyDeviceToDevice, stream()));
     return work.scratch.data();
   }
   Work copy(const ConstBuffer& in, const Buffer& out) {
     if (in.count == 0 || in.data == out.data) return {};
     const OnDevice on(g_->me.device);
-    TRIREME_CUDA_CHECK(
-        cudaMemcpyAsync(out.data, in.data, in.bytes(), cudaMemcpyDeviceToDevice, stream_of(out.place)));
+    TRIREME_CUDA_CHECK(cudaMemcpyAsync(out.data, in.data, in.bytes(), cudaMemcpyDeviceToDevice, stream_of(out.place)));
     return {};
   }
 

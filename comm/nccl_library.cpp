@@ -31,8 +31,7 @@ const NcclLibrary* find_nccl() {
 
 const NcclLibrary& nccl() {
   const NcclLibrary* table = find_nccl();
-  if (!table)
-    throw UsageError("nccl", "libnccl.so.2 cannot be loaded", "install NCCL, or use communicator=mpi");
+  if (!table) throw UsageError("nccl", "libnccl.so.2 cannot be loaded", "install NCCL, or use communicator=mpi");
   return *table;
 }
 

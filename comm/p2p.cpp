@@ -45,8 +45,7 @@ class Messages {
     if (requests_.empty()) return true;
     int n = 0;
     indices_.resize(requests_.size());
-    check(MPI_Testsome(static_cast<int>(requests_.size()), requests_.data(), &n, indices_.data(),
-                       MPI_STATUSES_IGNORE),
+    check(MPI_Testsome(static_cast<int>(requests_.size()), requests_.data(), &n, indices_.data(), MPI_STATUSES_IGNORE),
           g_);
     if (n > 0) std::erase(requests_, MPI_REQUEST_NULL);
     return requests_.empty();
@@ -111,9 +110,7 @@ class Gathered {
       messages.recv(from, to, bytes);
     }
   }
-  void reduce_to(void* out, Op op, DType dtype, std::size_t count) const {
-    reduce(op, dtype, out, in_, count);
-  }
+  void reduce_to(void* out, Op op, DType dtype, std::size_t count) const { reduce(op, dtype, out, in_, count); }
 
  private:
   std::vector<std::byte> memory_;
@@ -134,8 +131,7 @@ class AllReduce final : public MessageOperation {
  private:
   bool ready() override { return messages.complete() && scattered_[current_ % 2].complete(); }
   bool stage() override {
-    return b_.bytes() <= std::min(one_phase_bytes(size()), g.link->options.chunk_limit) ? one_phase()
-                                                                                        : two_phases();
+    return b_.bytes() <= std::min(one_phase_bytes(size()), g.link->options.chunk_limit) ? one_phase() : two_phases();
   }
   bool one_phase() {
     if (!started_ && b_.count > 0) {
@@ -171,16 +167,12 @@ class AllReduce final : public MessageOperation {
     peers([&](int to) { m.send(to, slice(k, to), bytes_of(k, to)); });
   }
   // Elements before window k, and before slice r of it.
-  std::size_t window(std::size_t k) const {
-    return std::min(b_.count, k * slice_ * static_cast<std::size_t>(size()));
-  }
+  std::size_t window(std::size_t k) const { return std::min(b_.count, k * slice_ * static_cast<std::size_t>(size())); }
   std::size_t begin(std::size_t k, int r) const {
     return std::min(b_.count, window(k) + slice_ * static_cast<std::size_t>(r));
   }
   std::byte* slice(std::size_t k, int r) const { return at(b_.data, begin(k, r) * size_of(b_.dtype)); }
-  std::size_t bytes_of(std::size_t k, int r) const {
-    return (begin(k, r + 1) - begin(k, r)) * size_of(b_.dtype);
-  }
+  std::size_t bytes_of(std::size_t k, int r) const { return (begin(k, r + 1) - begin(k, r)) * size_of(b_.dtype); }
 
   const Buffer b_;
   const Op op_;
@@ -345,8 +337,8 @@ std::shared_ptr<Operation> reduce_scatter(MpiGroup& g, ConstBuffer in, Buffer ou
 std::shared_ptr<Operation> all_gather(MpiGroup& g, ConstBuffer in, Buffer out) {
   return std::make_shared<AllGather>(g, in, out);
 }
-std::shared_ptr<Operation> all_to_all(MpiGroup& g, ConstBuffer in, std::span<const std::size_t> send,
-                                      Buffer out, std::span<const std::size_t> recv) {
+std::shared_ptr<Operation> all_to_all(MpiGroup& g, ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                                      std::span<const std::size_t> recv) {
   return std::make_shared<AllToAll>(g, in, send, out, recv);
 }
 std::shared_ptr<Operation> broadcast(MpiGroup& g, Buffer inout, int root) {

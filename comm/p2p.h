@@ -9,8 +9,8 @@ namespace trireme::p2p {
 std::shared_ptr<Operation> all_reduce(MpiGroup& group, Buffer inout, Op op);
 std::shared_ptr<Operation> reduce_scatter(MpiGroup& group, ConstBuffer in, Buffer out, Op op);
 std::shared_ptr<Operation> all_gather(MpiGroup& group, ConstBuffer in, Buffer out);
-std::shared_ptr<Operation> all_to_all(MpiGroup& group, ConstBuffer in, std::span<const std::size_t> send,
-                                      Buffer out, std::span<const std::size_t> recv);
+std::shared_ptr<Operation> all_to_all(MpiGroup& group, ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                                      std::span<const std::size_t> recv);
 std::shared_ptr<Operation> broadcast(MpiGroup& group, Buffer inout, int root);
 std::shared_ptr<Operation> barrier(MpiGroup& group);
 

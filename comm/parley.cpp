@@ -11,8 +11,7 @@ namespace {
 
 std::string text(const Parley::Spot& s) {
   std::string call(name(static_cast<Collective>(s.operation)));
-  if (s.count > 0)
-    call += " of " + std::to_string(s.count) + " " + std::string(name(static_cast<DType>(s.dtype)));
+  if (s.count > 0) call += " of " + std::to_string(s.count) + " " + std::string(name(static_cast<DType>(s.dtype)));
   return call + " as collective " + std::to_string(s.sequence) + " of \"" + s.communicator + "\"";
 }
 
@@ -65,11 +64,10 @@ void Parley::prove(const std::vector<Spot>& all) {
   proved_ = true;
   const auto other = [&](const Spot& s) { return std::string_view(s.communicator) != all[0].communicator; };
   auto found = std::find_if(all.begin(), all.end(), other);
-  if (found == all.end())
-    found = std::find_if(all.begin(), all.end(), [&](const Spot& s) { return s != all[0]; });
+  if (found == all.end()) found = std::find_if(all.begin(), all.end(), [&](const Spot& s) { return s != all[0]; });
   throw CommError(place({channel_->rank(), channel_->size()}),
-                  "rank 0 and rank " + std::to_string(found - all.begin()) + " differ in the communicator: " +
-                      text(all[0]) + " and " + text(*found) + ", and both wait",
+                  "rank 0 and rank " + std::to_string(found - all.begin()) +
+                      " differ in the communicator: " + text(all[0]) + " and " + text(*found) + ", and both wait",
                   "every rank must make the same calls");
 }
 

@@ -31,17 +31,14 @@ TRIREME_INLINE std::uint16_t narrow_f16(float f) {
   const std::uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   // Adding 0.5 leaves the subnormal's bits, correctly rounded, at the end of the mantissa.
   const std::uint32_t tiny =
-      std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + std::bit_cast<float>(126u << 23)) -
-      (126u << 23);
+      std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + std::bit_cast<float>(126u << 23)) - (126u << 23);
   std::uint32_t half = magnitude < (113u << 23) ? tiny : normal;
   half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // 65520 and above round to infinity
   half = magnitude > 0x7f800000u ? 0x7e00u : half;
   return static_cast<std::uint16_t>(half | sign);
 }
 
-TRIREME_INLINE float widen_bf16(std::uint16_t h) {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(h) << 16);
-}
+TRIREME_INLINE float widen_bf16(std::uint16_t h) { return std::bit_cast<float>(static_cast<std::uint32_t>(h) << 16); }
 
 TRIREME_INLINE std::uint16_t narrow_bf16(float f) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(f);
@@ -156,9 +153,8 @@ TRIREME_KERNELS(i32, Plain<std::int32_t>)
 TRIREME_KERNELS(u8, Plain<std::uint8_t>)
 
 Kernel pick(Op op, DType dtype) {
-  static constexpr Kernel table[][3] = {TRIREME_ROW(f64),  TRIREME_ROW(f32), TRIREME_ROW(f16),
-                                        TRIREME_ROW(bf16), TRIREME_ROW(i64), TRIREME_ROW(i32),
-                                        TRIREME_ROW(u8)};
+  static constexpr Kernel table[][3] = {TRIREME_ROW(f64), TRIREME_ROW(f32), TRIREME_ROW(f16), TRIREME_ROW(bf16),
+                                        TRIREME_ROW(i64), TRIREME_ROW(i32), TRIREME_ROW(u8)};
   return table[static_cast<int>(dtype)][static_cast<int>(op)];
 }
 

@@ -56,8 +56,7 @@ Shaped::Shaped(Communicator& inner, LinkModel model)
 }
 
 Shaped::Shaped(std::unique_ptr<Communicator> inner, std::shared_ptr<Link> link)
-    : Wrapper(std::move(inner)), link_(std::move(link)),
-      backend_(std::string(inner_.backend()) + ", modelled link") {}
+    : Wrapper(std::move(inner)), link_(std::move(link)), backend_(std::string(inner_.backend()) + ", modelled link") {}
 
 Work Shaped::shape(Work inner, double steps, double bytes) {
   if (size() == 1) return inner;  // no link is crossed

@@ -18,8 +18,8 @@
 namespace trireme {
 
 struct LinkModel {
-  double alpha = 0;            // seconds a step
-  double beta = 1e9;           // bytes a second, > 0
+  double alpha = 0;   // seconds a step
+  double beta = 1e9;  // bytes a second, > 0
 };
 
 class Shaped final : public Wrapper {

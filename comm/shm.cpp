@@ -47,8 +47,7 @@ class AllReduce final : public ShmOperation {
     const std::size_t slice = divide_up(divide_up(b_.bytes(), n), 64) * 64;
     while (victim_ < size()) {
       const int s = (rank() + victim_) % size();
-      const std::size_t begin = std::min(b_.bytes(), index(s) * slice),
-                        end = std::min(b_.bytes(), begin + slice);
+      const std::size_t begin = std::min(b_.bytes(), index(s) * slice), end = std::min(b_.bytes(), begin + slice);
       const auto chunks = static_cast<std::uint32_t>(divide_up(end - begin, chunk));
       const std::uint32_t taken = c.claims(s).take(tag(), chunks);
       if (taken == chunks) {
@@ -122,10 +121,7 @@ class AllReduce final : public ShmOperation {
 class ReduceScatter final : public ShmOperation {
  public:
   ReduceScatter(MpiGroup& group, ConstBuffer in, Buffer out, Op op)
-      : ShmOperation(group, Collective::reduce_scatter, out.dtype, op, 0, out.count),
-        in_(in),
-        out_(out),
-        op_(op) {
+      : ShmOperation(group, Collective::reduce_scatter, out.dtype, op, 0, out.count), in_(in), out_(out), op_(op) {
     if (misplaced(in.data, in.bytes(), out.data, out.bytes(), rank())) in_ = copy_.separate(in);
     if (!small()) share(in_.data, in_.bytes());
   }
@@ -136,8 +132,7 @@ class ReduceScatter final : public ShmOperation {
     if (small()) copy_bytes(mine.payload(), in_.data, in_.bytes());
   }
   void finish_small() override {
-    const auto in =
-        payloads([&](int r) -> Arrival& { return arrival(r); }, size(), index(rank()) * out_.bytes());
+    const auto in = payloads([&](int r) -> Arrival& { return arrival(r); }, size(), index(rank()) * out_.bytes());
     reduce(op_, out_.dtype, out_.data, in, out_.count);
   }
   Step direct() override {
@@ -154,9 +149,7 @@ class ReduceScatter final : public ShmOperation {
     return all_finished() ? Step::complete : Step::blocked;
   }
   std::uint64_t round_count() const override { return divide_up(out_.bytes(), c.part_bytes()); }
-  std::size_t piece_bytes(std::uint64_t k) const {
-    return std::min(c.part_bytes(), out_.bytes() - k * c.part_bytes());
-  }
+  std::size_t piece_bytes(std::uint64_t k) const { return std::min(c.part_bytes(), out_.bytes() - k * c.part_bytes()); }
   const std::byte* piece(int r, std::uint64_t k) const {
     return at(in_.data, index(r) * out_.bytes() + k * c.part_bytes());
   }
@@ -217,9 +210,7 @@ class AllGather final : public ShmOperation {
     copy_result(block(rank()) + k * c.staging_bytes(), own, piece_bytes(k), out_.bytes());
   }
   void combine(std::uint64_t k) override {
-    peers([&](int r) {
-      copy_result(block(r) + k * c.staging_bytes(), c.staging(r, k), piece_bytes(k), out_.bytes());
-    });
+    peers([&](int r) { copy_result(block(r) + k * c.staging_bytes(), c.staging(r, k), piece_bytes(k), out_.bytes()); });
   }
 
   ConstBuffer in_;
@@ -254,8 +245,7 @@ class AllToAll final : public ShmOperation {
     std::size_t longest = 0;
     for (int r = 0; r < size(); ++r)
       if (r != rank()) longest = std::max(longest, send_[index(r) + 1] - send_[index(r)]);
-    mine.rounds =
-        static_cast<std::uint32_t>(std::min<std::size_t>(divide_up(longest, c.part_bytes()), fits - 1));
+    mine.rounds = static_cast<std::uint32_t>(std::min<std::size_t>(divide_up(longest, c.part_bytes()), fits - 1));
     if (fits_here()) {
       mine.rounds |= fits;
       copy_bytes(mine.payload() + table_bytes(), in_.data, send_.back());
@@ -306,8 +296,7 @@ class AllToAll final : public ShmOperation {
   void copy_in(std::uint64_t k) override {
     peers([&](int r) {
       const std::size_t whole = send_[index(r) + 1] - send_[index(r)], bytes = piece_bytes(whole, k);
-      if (bytes > 0)
-        copy_bytes(staged(rank(), r, k), at(in_.data, send_[index(r)] + k * c.part_bytes()), bytes);
+      if (bytes > 0) copy_bytes(staged(rank(), r, k), at(in_.data, send_[index(r)] + k * c.part_bytes()), bytes);
     });
     if (k == 0) copy_result(to(rank()), at(in_.data, send_[index(rank())]), recv_bytes(rank()), recv_.back());
   }
@@ -403,8 +392,8 @@ std::shared_ptr<Operation> reduce_scatter(MpiGroup& g, ConstBuffer in, Buffer ou
 std::shared_ptr<Operation> all_gather(MpiGroup& g, ConstBuffer in, Buffer out) {
   return std::make_shared<AllGather>(g, in, out);
 }
-std::shared_ptr<Operation> all_to_all(MpiGroup& g, ConstBuffer in, std::span<const std::size_t> send,
-                                      Buffer out, std::span<const std::size_t> recv) {
+std::shared_ptr<Operation> all_to_all(MpiGroup& g, ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                                      std::span<const std::size_t> recv) {
   return std::make_shared<AllToAll>(g, in, send, out, recv);
 }
 std::shared_ptr<Operation> broadcast(MpiGroup& g, Buffer inout, int root) {

@@ -21,8 +21,7 @@ struct Layout {
     const std::size_t n = static_cast<std::size_t>(size);
     // all_to_all puts its offsets into the payload
     small = std::max(std::min(small_limit, chunk_limit), round_up((n + 1) * sizeof(std::uint64_t), line));
-    part =
-        std::max(std::min(std::max(round_bytes, n * (round_bytes / 8)), chunk_limit) / n / line * line, line);
+    part = std::max(std::min(std::max(round_bytes, n * (round_bytes / 8)), chunk_limit) / n / line * line, line);
     slot = round_up(sizeof(Arrival) + small, line);
     control = round_up(2 * slot + 5 * line, page);  // slots, three progress counters, claims, done
     block = round_up(control + static_cast<std::size_t>(ShmChannel::ring) * part * n, page);
@@ -58,9 +57,7 @@ ShmChannel::ShmChannel(SharedSegment segment, Member me, std::size_t chunk_limit
   block_ = layout.block;
 }
 
-std::byte* ShmChannel::block(int rank) const {
-  return segment_.base() + static_cast<std::size_t>(rank) * block_;
-}
+std::byte* ShmChannel::block(int rank) const { return segment_.base() + static_cast<std::size_t>(rank) * block_; }
 
 Arrival& ShmChannel::arrival(int rank, std::uint64_t seq) const {
   return *reinterpret_cast<Arrival*>(block(rank) + (seq & 1) * round_up(sizeof(Arrival) + small_, line));
@@ -72,13 +69,11 @@ std::atomic<std::uint64_t>& ShmChannel::progress(int rank, Progress which) const
 }
 
 TaggedCounter& ShmChannel::claims(int slice) const {
-  return *reinterpret_cast<TaggedCounter*>(block(slice) + 2 * round_up(sizeof(Arrival) + small_, line) +
-                                           3 * line);
+  return *reinterpret_cast<TaggedCounter*>(block(slice) + 2 * round_up(sizeof(Arrival) + small_, line) + 3 * line);
 }
 
 TaggedCounter& ShmChannel::done() const {
-  return *reinterpret_cast<TaggedCounter*>(block(0) + 2 * round_up(sizeof(Arrival) + small_, line) +
-                                           4 * line);
+  return *reinterpret_cast<TaggedCounter*>(block(0) + 2 * round_up(sizeof(Arrival) + small_, line) + 4 * line);
 }
 
 std::byte* ShmChannel::staging(int rank, std::uint64_t round) const {

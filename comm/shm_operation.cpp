@@ -10,16 +10,12 @@ namespace {
 
 std::uint64_t pack(Collective kind, DType dtype, Op op, int root) {
   return static_cast<std::uint64_t>(kind) | static_cast<std::uint64_t>(dtype) << 8 |
-         static_cast<std::uint64_t>(op) << 16 |
-         static_cast<std::uint64_t>(static_cast<std::uint32_t>(root)) << 32;
+         static_cast<std::uint64_t>(op) << 16 | static_cast<std::uint64_t>(static_cast<std::uint32_t>(root)) << 32;
 }
 
 std::string describe(std::uint64_t signature, std::uint64_t count) {
   std::string text(name(static_cast<Collective>(signature & 0xff)));
-  text.append(" of ")
-      .append(std::to_string(count))
-      .append(" ")
-      .append(name(static_cast<DType>(signature >> 8 & 0xff)));
+  text.append(" of ").append(std::to_string(count)).append(" ").append(name(static_cast<DType>(signature >> 8 & 0xff)));
   text.append(", ").append(name(static_cast<Op>(signature >> 16 & 0xff)));
   return text.append(", root ").append(std::to_string(signature >> 32));
 }
@@ -27,12 +23,7 @@ std::string describe(std::uint64_t signature, std::uint64_t count) {
 }  // namespace
 
 ShmOperation::ShmOperation(MpiGroup& group, Collective kind, DType dtype, Op op, int root, std::size_t count)
-    : g(group),
-      c(*group.shm),
-      kind_(kind),
-      dtype_(dtype),
-      signature_(pack(kind, dtype, op, root)),
-      count_(count) {}
+    : g(group), c(*group.shm), kind_(kind), dtype_(dtype), signature_(pack(kind, dtype, op, root)), count_(count) {}
 
 void ShmOperation::share(const void* data, std::size_t bytes) {
   region_ = c.find(data, bytes);
@@ -54,9 +45,8 @@ void ShmOperation::arrive() {
 void ShmOperation::compare(const Arrival& theirs, int r) const {
   if (theirs.signature == signature_ && theirs.count == count_) return;
   throw CommError(place(g.me),
-                  "collective " + std::to_string(seq_) + " is " + describe(signature_, count_) +
-                      " here but " + describe(theirs.signature, theirs.count) + " on rank " +
-                      std::to_string(r),
+                  "collective " + std::to_string(seq_) + " is " + describe(signature_, count_) + " here but " +
+                      describe(theirs.signature, theirs.count) + " on rank " + std::to_string(r),
                   "every rank must make the same calls");
 }
 

@@ -98,9 +98,8 @@ SideChannel::SideChannel(Communicator& world) : rank_(world.rank()) {
     world.all_gather({&mine, sizeof mine, DType::u8}, {cards.data(), sizeof mine * n, DType::u8}).wait();
   };
   exchange();
-  const bool one_loopback = std::all_of(cards.begin(), cards.end(), [&](const Card& c) {
-    return c.loopback != 0 && c.loopback == cards[0].loopback;
-  });
+  const bool one_loopback = std::all_of(
+      cards.begin(), cards.end(), [&](const Card& c) { return c.loopback != 0 && c.loopback == cards[0].loopback; });
   wake_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (!key_.empty() && listen(one_loopback)) mine.port = port_;
   if (!one_loopback) own_addresses(mine);
@@ -220,9 +219,8 @@ void SideChannel::give_up(int rank) {
 const std::string& SideChannel::reply(int rank) const { return questions_.at(rank).reply; }
 
 std::size_t SideChannel::pending() const {
-  return static_cast<std::size_t>(std::count_if(questions_.begin(), questions_.end(), [](const auto& q) {
-    return q.second.answer == Answer::pending;
-  }));
+  return static_cast<std::size_t>(std::count_if(questions_.begin(), questions_.end(),
+                                                [](const auto& q) { return q.second.answer == Answer::pending; }));
 }
 
 // With no way left to an answer.
@@ -247,8 +245,7 @@ void SideChannel::step(int rank, Question& q, Attempt& a, short events) {
     put(request, static_cast<std::uint32_t>(rank_));
     put(request, static_cast<std::uint32_t>(rank));
     request += q.what;
-    if (send(a.fd, request.data(), request.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(request.size()))
-      give_up();
+    if (send(a.fd, request.data(), request.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(request.size())) give_up();
     return;
   }
   char text[65536];
@@ -259,8 +256,7 @@ void SideChannel::step(int rank, Question& q, Attempt& a, short events) {
   a.in.append(text, static_cast<std::size_t>(got));
   if (a.in.size() < header_bytes) return;
   const std::size_t length = number_at(a.in, 8);
-  if (!a.in.starts_with(magic) || number_at(a.in, 4) != static_cast<std::uint32_t>(rank) ||
-      length > reply_limit)
+  if (!a.in.starts_with(magic) || number_at(a.in, 4) != static_cast<std::uint32_t>(rank) || length > reply_limit)
     return give_up();
   if (a.in.size() < header_bytes + length) return;
   q.reply = a.in.substr(header_bytes, length);
@@ -273,11 +269,9 @@ void SideChannel::accept_all() {
   for (;;) {
     const int fd = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) return;
-    const auto strangers =
-        std::count_if(incoming_.begin(), incoming_.end(), [](auto& c) { return c.rank < 0; });
+    const auto strangers = std::count_if(incoming_.begin(), incoming_.end(), [](auto& c) { return c.rank < 0; });
     if (static_cast<std::size_t>(strangers) >= most_strangers) {
-      const auto oldest =
-          std::find_if(incoming_.begin(), incoming_.end(), [](auto& c) { return c.rank < 0; });
+      const auto oldest = std::find_if(incoming_.begin(), incoming_.end(), [](auto& c) { return c.rank < 0; });
       close(oldest->fd);
       incoming_.erase(oldest);
     }
@@ -324,8 +318,7 @@ void SideChannel::pump(std::chrono::milliseconds timeout) {
   for (const auto& c : incoming_)
     fds.push_back({c.fd, static_cast<short>(c.out.empty() ? POLLIN : POLLIN | POLLOUT), 0});
   for (const auto& [rank, q] : questions_)
-    for (const auto& a : q.attempts)
-      fds.push_back({a.fd, static_cast<short>(a.connected ? POLLIN : POLLOUT), 0});
+    for (const auto& a : q.attempts) fds.push_back({a.fd, static_cast<short>(a.connected ? POLLIN : POLLOUT), 0});
   poll(fds.data(), fds.size(), static_cast<int>(timeout.count()));
   std::uint64_t count = 0;
   if (fds[0].revents && read(wake_, &count, sizeof count) < 0) count = 0;

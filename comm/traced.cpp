@@ -6,9 +6,7 @@ namespace {
 // The host's time inside a wait, and that it is there.
 class Waiting {
  public:
-  Waiting(CommLog& log, std::uint64_t sequence) : log_(log), begin_(steady_now_ns()) {
-    log_.wait_begins(sequence);
-  }
+  Waiting(CommLog& log, std::uint64_t sequence) : log_(log), begin_(steady_now_ns()) { log_.wait_begins(sequence); }
   ~Waiting() { log_.wait_ends(steady_now_ns() - begin_); }
 
  private:
@@ -18,8 +16,7 @@ class Waiting {
 
 class TracedState final : public Work::State {
  public:
-  TracedState(Work inner, std::shared_ptr<CommLog> log, std::shared_ptr<Traced::Sink> sink,
-              const CommCall& call)
+  TracedState(Work inner, std::shared_ptr<CommLog> log, std::shared_ptr<Traced::Sink> sink, const CommCall& call)
       : inner_(std::move(inner)), log_(std::move(log)), sink_(std::move(sink)), call_(call) {}
 
   bool done() override {
@@ -111,13 +108,11 @@ Work Traced::record(const char* name, const ConstBuffer& same, std::uint64_t byt
 
 Work Traced::all_reduce(Buffer inout, Op op) {
   const std::uint64_t n = static_cast<std::uint64_t>(size());
-  return record("all_reduce", inout, 2 * (n - 1) * inout.bytes() / n,
-                [&] { return inner_.all_reduce(inout, op); });
+  return record("all_reduce", inout, 2 * (n - 1) * inout.bytes() / n, [&] { return inner_.all_reduce(inout, op); });
 }
 Work Traced::reduce_scatter(ConstBuffer in, Buffer out, Op op) {
   const std::uint64_t n = static_cast<std::uint64_t>(size());
-  return record("reduce_scatter", out, (n - 1) * out.bytes(),
-                [&] { return inner_.reduce_scatter(in, out, op); });
+  return record("reduce_scatter", out, (n - 1) * out.bytes(), [&] { return inner_.reduce_scatter(in, out, op); });
 }
 Work Traced::all_gather(ConstBuffer in, Buffer out) {
   const std::uint64_t n = static_cast<std::uint64_t>(size());
@@ -128,12 +123,10 @@ Work Traced::all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffe
   std::uint64_t elements = 0;
   for (std::size_t r = 0; r < send.size(); ++r)
     if (r != static_cast<std::size_t>(rank())) elements += send[r];
-  return record("all_to_all", in, elements * size_of(in.dtype),
-                [&] { return inner_.all_to_all(in, send, out, recv); });
+  return record("all_to_all", in, elements * size_of(in.dtype), [&] { return inner_.all_to_all(in, send, out, recv); });
 }
 Work Traced::broadcast(Buffer inout, int root) {
-  return record("broadcast", inout, size() > 1 ? inout.bytes() : 0,
-                [&] { return inner_.broadcast(inout, root); });
+  return record("broadcast", inout, size() > 1 ? inout.bytes() : 0, [&] { return inner_.broadcast(inout, root); });
 }
 Work Traced::barrier() {
   return record("barrier", ConstBuffer{}, 0, [&] { return inner_.barrier(); });
@@ -161,11 +154,13 @@ auto Traced::record_blocking(const char* name, std::size_t bytes, Step&& step) {
 
 std::unique_ptr<Traced> Traced::derive(std::string name, const Make& make, Sink sink) {
   const auto step = [&] { return make(inner_); };
-  return std::unique_ptr<Traced>(new Traced(record_blocking("split", 0, step), *this, std::move(name), std::move(sink)));
+  return std::unique_ptr<Traced>(
+      new Traced(record_blocking("split", 0, step), *this, std::move(name), std::move(sink)));
 }
 std::unique_ptr<Communicator> Traced::split(int color, int key) {
   const std::string name = log_->name + "/" + std::to_string(++splits_) + "." + std::to_string(color);
-  return derive(name, [&](Communicator& inner) { return inner.split(color, key); }, sink_ ? *sink_ : Sink());
+  return derive(
+      name, [&](Communicator& inner) { return inner.split(color, key); }, sink_ ? *sink_ : Sink());
 }
 std::shared_ptr<void> Traced::allocate(std::size_t bytes) {
   return record_blocking("allocate", bytes, [&] { return inner_.allocate(bytes); });

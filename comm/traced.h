@@ -11,8 +11,7 @@ namespace trireme {
 class Traced final : public Wrapper {
  public:
   // `name` is a collective's; begin is when it was posted, end when the caller saw that it was complete.
-  using Sink =
-      std::function<void(const char* name, std::int64_t begin_ns, std::int64_t end_ns, std::uint64_t bytes)>;
+  using Sink = std::function<void(const char* name, std::int64_t begin_ns, std::int64_t end_ns, std::uint64_t bytes)>;
 
   // `inner` must outlive this in the first form. The sink may be called by any thread that waits.
   explicit Traced(Communicator& inner, Sink sink = {}, std::string name = "world");

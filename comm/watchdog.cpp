@@ -23,9 +23,8 @@ using Answer = SideChannel::Answer;
 constexpr milliseconds look_every{200};  // between looks at the open calls
 constexpr milliseconds busy_tick{20};    // while an inquiry runs
 constexpr milliseconds reply_patience{1500};
-constexpr milliseconds lower_patience{
-    300};                           // then a rank asks the others, although a lower one may still answer
-constexpr milliseconds grace{300};  // in which a rank that has printed still answers
+constexpr milliseconds lower_patience{300};  // then a rank asks the others, although a lower one may still answer
+constexpr milliseconds grace{300};           // in which a rank that has printed still answers
 constexpr milliseconds follow_patience{6000};
 constexpr milliseconds file_patience{1000};
 constexpr milliseconds probe_pause{3000};
@@ -226,8 +225,7 @@ class Watchdog::Thread {
 
   void advance(Inquiry& q) {
     const auto now = Clock::now();
-    while (q.next_lower < rank_ && channel_.pending() < most_questions)
-      channel_.ask(q.next_lower++, q.question);
+    while (q.next_lower < rank_ && channel_.pending() < most_questions) channel_.ask(q.next_lower++, q.question);
     bool settled = q.next_lower == rank_;
     for (int r = 0; r < q.next_lower; ++r) {
       if (!q.about_gap && speaks(r, q.question)) return follow();
@@ -281,9 +279,8 @@ class Watchdog::Thread {
       options_.print("trireme: warning: " + text);
       return;
     }
-    const std::string files = options_.folder.empty() ? ""
-                                                      : "; the last calls of every rank are in " +
-                                                            options_.folder + "/hang.rank*.json";
+    const std::string files =
+        options_.folder.empty() ? "" : "; the last calls of every rank are in " + options_.folder + "/hang.rank*.json";
     options_.print("trireme: error: " + text + files);
     for (int r = 0; r < size_; ++r) channel_.end(r);
     inquiry_.reset();

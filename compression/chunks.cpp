@@ -29,7 +29,8 @@ void check_decode(const Compressor& codec, std::string_view name, const ConstBuf
       throw Error(ExitCode::bug, "decode", "codecs give f32 values in host memory");
     const std::size_t most = codec.max_bytes(out[k].count);
     if (sizes[k] > left || sizes[k] > most || (codec.fixed_size() && sizes[k] != most))
-      bad_code(name, "a part of " + std::to_string(out[k].count) + " values cannot have " + std::to_string(sizes[k]) + " bytes");
+      bad_code(name, "a part of " + std::to_string(out[k].count) + " values cannot have " + std::to_string(sizes[k]) +
+                         " bytes");
     left -= sizes[k];
   }
 }

@@ -26,8 +26,8 @@ void encode_each(const Compressor& codec, std::span<const Chunk> chunks, Buffer 
 
 // `one(from, bytes, values, count)`.
 template <class F>
-void decode_each(const Compressor& codec, std::string_view name, ConstBuffer in,
-                 std::span<const std::uint64_t> sizes, std::span<const Buffer> out, F one) {
+void decode_each(const Compressor& codec, std::string_view name, ConstBuffer in, std::span<const std::uint64_t> sizes,
+                 std::span<const Buffer> out, F one) {
   check_decode(codec, name, in, sizes, out);
   const auto* from = static_cast<const std::uint8_t*>(in.data);
   for (std::size_t k = 0; k < out.size(); ++k) {

@@ -28,8 +28,9 @@ float* floats(const Buffer& b, std::size_t first) { return static_cast<float*>(b
 void check_sizes(const Compressor& codec, std::span<const std::uint64_t> sizes, std::span<const std::size_t> counts) {
   for (std::size_t r = 0; r < sizes.size(); ++r)
     if (sizes[r] > codec.max_bytes(counts[r]))
-      throw CommError("compressed collective", "rank " + std::to_string(r) + " announces " + std::to_string(sizes[r]) +
-                          " bytes for " + std::to_string(counts[r]) + " values",
+      throw CommError("compressed collective",
+                      "rank " + std::to_string(r) + " announces " + std::to_string(sizes[r]) + " bytes for " +
+                          std::to_string(counts[r]) + " values",
                       "do all ranks run the same program and configuration?");
 }
 
@@ -116,7 +117,8 @@ void keep_loss(const Compressor& codec, const std::uint8_t* codes, std::uint64_t
 
 Work decode_sums(const std::shared_ptr<Reduction>& r) {
   for (int from = 0; from < r->comm.size(); ++from) {
-    const Buffer out{floats(r->inout, std::min(r->inout.count, r->shard * static_cast<std::size_t>(from))), r->part(from), DType::f32};
+    const Buffer out{floats(r->inout, std::min(r->inout.count, r->shard * static_cast<std::size_t>(from))),
+                     r->part(from), DType::f32};
     const std::uint64_t size = r->sizes[static_cast<std::size_t>(from)];
     const auto* codes = r->gathered.get() + r->slot * static_cast<std::size_t>(from);
     r->codec.decode({codes, static_cast<std::size_t>(size), DType::u8}, {&size, 1}, {&out, 1});
@@ -131,7 +133,8 @@ Work gather_sums(const std::shared_ptr<Reduction>& r) {
   r->slot = static_cast<std::size_t>(*std::max_element(r->sizes.begin(), r->sizes.end()));
   r->gathered = uninitialized(r->slot * static_cast<std::size_t>(r->comm.size()));
   return r->comm
-      .all_gather(bytes_of(r->encoded, r->slot), bytes_of(r->gathered, r->slot * static_cast<std::size_t>(r->comm.size())))
+      .all_gather(bytes_of(r->encoded, r->slot),
+                  bytes_of(r->gathered, r->slot * static_cast<std::size_t>(r->comm.size())))
       .then([r] { return decode_sums(r); });
 }
 
@@ -162,12 +165,12 @@ Work sum_shard(const std::shared_ptr<Reduction>& r, const Exchange& x) {
     return gather_sums(r);
   }
   r->sizes[static_cast<std::size_t>(r->comm.rank())] = size;
-  return r->comm
-      .all_gather({&r->sizes[static_cast<std::size_t>(r->comm.rank())], 1, DType::i64}, words_of(r->sizes))
+  return r->comm.all_gather({&r->sizes[static_cast<std::size_t>(r->comm.rank())], 1, DType::i64}, words_of(r->sizes))
       .then([r] { return gather_sums(r); });
 }
 
-Work reduce_by_shards(Communicator& comm, Compressor& codec, Buffer inout, double bound, const ErrorFeedback* feedback) {
+Work reduce_by_shards(Communicator& comm, Compressor& codec, Buffer inout, double bound,
+                      const ErrorFeedback* feedback) {
   auto r = std::make_shared<Reduction>(comm, codec, inout, bound, std::nullopt, shard_size(inout.count, comm.size()));
   if (feedback) {
     r->feedback = *feedback;
@@ -176,7 +179,9 @@ Work reduce_by_shards(Communicator& comm, Compressor& codec, Buffer inout, doubl
   auto x = std::make_shared<Exchange>(codec);
   std::vector<Chunk> chunks;
   for (int k = 0; k < comm.size(); ++k)
-    chunks.push_back({{floats(inout, std::min(inout.count, r->shard * static_cast<std::size_t>(k))), r->part(k), DType::f32}, bound});
+    chunks.push_back(
+        {{floats(inout, std::min(inout.count, r->shard * static_cast<std::size_t>(k))), r->part(k), DType::f32},
+         bound});
   x->recv_counts.assign(chunks.size(), r->mine());
   Work sent = exchange(comm, x, chunks);
   if (feedback) {
@@ -240,8 +245,7 @@ Work all_to_all(Communicator& comm, Compressor& codec, ConstBuffer in, std::span
 
 Work all_reduce(Communicator& comm, Compressor& codec, Buffer inout, double bound, const ErrorFeedback* feedback) {
   if (comm.size() == 1 || inout.count == 0) return {};
-  return codec.summable() ? reduce_codes(comm, codec, inout)
-                          : reduce_by_shards(comm, codec, inout, bound, feedback);
+  return codec.summable() ? reduce_codes(comm, codec, inout) : reduce_by_shards(comm, codec, inout, bound, feedback);
 }
 
 std::size_t all_reduce_bytes(const Compressor& codec, std::size_t count, int rank, int ranks) {

@@ -20,7 +20,9 @@ constexpr std::string_view codec = "fixed_length";
 
 std::size_t blocks_of(std::size_t count) { return (count + block - 1) / block; }
 
-std::uint32_t zigzag(std::int32_t q) { return (static_cast<std::uint32_t>(q) << 1) ^ static_cast<std::uint32_t>(q >> 31); }
+std::uint32_t zigzag(std::int32_t q) {
+  return (static_cast<std::uint32_t>(q) << 1) ^ static_cast<std::uint32_t>(q >> 31);
+}
 std::int32_t unzigzag(std::uint32_t z) { return static_cast<std::int32_t>(z >> 1) ^ -static_cast<std::int32_t>(z & 1); }
 
 float value_of(std::int32_t q, double step) { return static_cast<float>(q * step); }

@@ -64,7 +64,8 @@ class Int8 final : public Compressor {
     // A denormal scale has no finite inverse; a NaN one must not reach the conversion: codes are then all zero.
     const float inverse = scale >= std::numeric_limits<float>::min() ? 1 / scale : 0;
     for (std::size_t i = 0; i < n; ++i)
-      codes[i] = static_cast<std::int8_t>(static_cast<std::int32_t>(inverse == 0 ? 0.0f : std::nearbyint(v[i] * inverse)));
+      codes[i] =
+          static_cast<std::int8_t>(static_cast<std::int32_t>(inverse == 0 ? 0.0f : std::nearbyint(v[i] * inverse)));
   }
 };
 

@@ -23,8 +23,7 @@ std::string base_form(std::string w) {
   if (w.size() > 4 && w.ends_with("ies")) return w.substr(0, w.size() - 3) + "y";
   for (const char* singular : {"us", "as", "is", "ss"})
     if (w.ends_with(singular)) return w;
-  if (w.size() > 4 &&
-      (w.ends_with("sses") || w.ends_with("xes") || w.ends_with("shes") || w.ends_with("ches")))
+  if (w.size() > 4 && (w.ends_with("sses") || w.ends_with("xes") || w.ends_with("shes") || w.ends_with("ches")))
     return w.substr(0, w.size() - 2);
   if (w.size() > 3 && w.ends_with("s")) w.pop_back();
   return w;
@@ -130,8 +129,7 @@ Words agent_words(const CaptionSource& s) {
     for (const std::string& text : {agent, html_unescape(agent)}) {
       for (auto& w : caption_words(text)) out.push_back(w);
       std::string flat;  // the letters of an address are often the file name's author
-      for (char c : fold_latin(text))
-        flat += std::isalnum(static_cast<unsigned char>(c)) ? char(std::tolower(c)) : ' ';
+      for (char c : fold_latin(text)) flat += std::isalnum(static_cast<unsigned char>(c)) ? char(std::tolower(c)) : ' ';
       for (auto& w : caption_words(flat)) out.push_back(w);
     }
   static const std::set<std::string> common = {"the",    "of",     "open",    "clip", "art", "library",
@@ -152,8 +150,8 @@ void drop_author_tail(Words& words, const Words& agents) {
   };
   auto serial = [](const std::string& w) {
     return is_number(w) ||
-           (w.size() <= 3 && w[0] == '0' && std::isdigit(static_cast<unsigned char>(w[w.size() / 2]))) ||
-           w == "01r" || w == "r";
+           (w.size() <= 3 && w[0] == '0' && std::isdigit(static_cast<unsigned char>(w[w.size() / 2]))) || w == "01r" ||
+           w == "r";
   };
   while (words.size() > 1 && serial(words.back())) words.pop_back();
   while (words.size() > 1 && author(words.back())) words.pop_back();
@@ -180,8 +178,7 @@ Words title_words(const CaptionSource& s, const Words& agents) {
   const auto by = std::find(words.begin(), words.end(), "by");
   if (by != words.end() && (by == words.begin() || (by + 1 != words.end() && is_agent(*(by + 1), agents))))
     words.erase(by, words.end());
-  if (std::all_of(words.begin(), words.end(),
-                  [&](const auto& w) { return is_agent(w, agents) || is_number(w); }))
+  if (std::all_of(words.begin(), words.end(), [&](const auto& w) { return is_agent(w, agents) || is_number(w); }))
     words.clear();
   std::size_t keep = words.size();
   while (keep > 0 && words[keep - 1].size() > 3 && is_agent(words[keep - 1], agents)) --keep;
@@ -199,8 +196,7 @@ bool in_folder(const CaptionSource& s, std::string_view name) {
 Words card_words(const Words& stem) {
   static const std::map<std::string, std::string> suits = {
       {"c", "clubs"}, {"d", "diamonds"}, {"h", "hearts"}, {"s", "spades"}};
-  static const std::map<std::string, std::string> ranks = {
-      {"a", "ace"}, {"j", "jack"}, {"q", "queen"}, {"k", "king"}};
+  static const std::map<std::string, std::string> ranks = {{"a", "ace"}, {"j", "jack"}, {"q", "queen"}, {"k", "king"}};
   if (stem.size() != 3 || !suits.contains(stem[1])) return {};
   const auto rank = ranks.find(stem[2]);
   return {rank == ranks.end() ? stem[2] : rank->second, "of", suits.at(stem[1])};
@@ -215,14 +211,13 @@ Words stem_words(const CaptionSource& s, const Words& agents) {
   for (const auto& w : words)
     for (std::size_t i = 0; i < w.size();) {
       const bool digits = std::isdigit(static_cast<unsigned char>(w[i]));
-      const auto end = std::min(
-          digits ? w.find_first_not_of("0123456789", i) : w.find_first_of("0123456789", i), w.size());
+      const auto end =
+          std::min(digits ? w.find_first_not_of("0123456789", i) : w.find_first_of("0123456789", i), w.size());
       if (!digits && end - i > 1) parts.push_back(w.substr(i, end - i));
       i = end;
     }
   words = std::move(parts);
-  std::erase_if(words,
-                [](const auto& w) { return w == "fs" || w == "etiquette" || w == "pt" || w == "step"; });
+  std::erase_if(words, [](const auto& w) { return w == "fs" || w == "etiquette" || w == "pt" || w == "step"; });
   drop_noise(words);
   return respell(words);
 }
@@ -231,8 +226,7 @@ Words keyword_words(const std::string& raw, const Words& agents) {
   Words words = respell(caption_words(raw));
   if (words.size() > 3 || words.empty()) return {};
   if (std::all_of(words.begin(), words.end(), [&](const auto& w) {
-        return noise().contains(w) || is_number(w) || w.size() < 2 || w.starts_with("hash") ||
-               is_agent(w, agents);
+        return noise().contains(w) || is_number(w) || w.size() < 2 || w.starts_with("hash") || is_agent(w, agents);
       }))
     return {};
   words.back() = base_form(words.back());  // "animals" and "animal" are one keyword
@@ -315,8 +309,8 @@ std::string CaptionMaker::operator()(const CaptionSource& s) const {
   for (const auto& w : head) used.insert(base_form(w));
   std::string caption = join(head);
   auto add = [&](const Words& phrase) {
-    const bool adds = std::any_of(phrase.begin(), phrase.end(),
-                                  [&](const auto& w) { return !used.contains(base_form(w)); });
+    const bool adds =
+        std::any_of(phrase.begin(), phrase.end(), [&](const auto& w) { return !used.contains(base_form(w)); });
     if (!adds || phrase.empty()) return false;
     for (const auto& w : phrase) used.insert(base_form(w));
     caption += (caption.empty() ? "" : ", ") + join(phrase);

@@ -100,8 +100,7 @@ std::map<std::string, Annotation> read_annotations(std::string_view xml) {
     const auto tag_end = xml.find('>', at), close = xml.find("</annotation>", at);
     if (tag_end == xml.npos || close == xml.npos || close < tag_end) break;
     const std::string_view tag = xml.substr(at, tag_end - at);
-    const std::string text = html_unescape(xml.substr(tag_end + 1, close - tag_end - 1)),
-                      cp = attribute(tag, "cp");
+    const std::string text = html_unescape(xml.substr(tag_end + 1, close - tag_end - 1)), cp = attribute(tag, "cp");
     at = close;
     if (cp.empty()) continue;
     Annotation& a = out[cp];
@@ -157,10 +156,8 @@ PrepareSpec emoji(const std::string& font_path, const std::string& annotation_pa
       const std::string phrase = join(words);
       if (phrase.empty()) continue;
       const int count = widespread[phrase];
-      if (count > most || (count == most && category != "other" && phrase < category))
-        most = count, category = phrase;
-      if (added == 4 ||
-          std::all_of(words.begin(), words.end(), [&](const auto& w) { return used.contains(w); }))
+      if (count > most || (count == most && category != "other" && phrase < category)) most = count, category = phrase;
+      if (added == 4 || std::all_of(words.begin(), words.end(), [&](const auto& w) { return used.contains(w); }))
         continue;
       used.insert(words.begin(), words.end());
       caption += ", " + phrase;

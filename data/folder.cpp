@@ -56,8 +56,7 @@ fs::path inside(const fs::path& root, const fs::path& p, const std::string& plac
   std::error_code error;
   const fs::path real = fs::weakly_canonical(full, error);
   if (error || !below(root, real))
-    throw DataError(place, "`" + p.string() + "` leads out of " + root.string(),
-                    "copy the picture into the folder");
+    throw DataError(place, "`" + p.string() + "` leads out of " + root.string(), "copy the picture into the folder");
   return real;
 }
 
@@ -81,8 +80,7 @@ struct Builder {
 
 PrepareSpec from_folder(const fs::path& root) {
   std::vector<fs::path> pictures;
-  for (const auto& entry :
-       fs::recursive_directory_iterator(root, fs::directory_options::skip_permission_denied))
+  for (const auto& entry : fs::recursive_directory_iterator(root, fs::directory_options::skip_permission_denied))
     if (is_picture(entry.path()) && !entry.is_directory()) pictures.push_back(entry.path());
   std::sort(pictures.begin(), pictures.end());
   Builder b;
@@ -100,8 +98,7 @@ PrepareSpec from_folder(const fs::path& root) {
     b.add(real.string(), std::move(caption), category == "." ? "" : category);
   }
   if (b.files->empty() && b.spec.skipped.empty())
-    throw DataError(root.string(), "no PNG or JPEG pictures",
-                    "put pictures there, each with a .txt caption beside it");
+    throw DataError(root.string(), "no PNG or JPEG pictures", "put pictures there, each with a .txt caption beside it");
   return b.finish();
 }
 
@@ -131,8 +128,7 @@ PrepareSpec from_table(const fs::path& file) {
     const std::string place = file.string() + ":" + std::to_string(lines[r]);
     if (rows[r].size() <= std::max(path_column, title_column))
       throw DataError(
-          place,
-          "has " + std::to_string(rows[r].size()) + " columns, the header " + std::to_string(rows[0].size()),
+          place, "has " + std::to_string(rows[r].size()) + " columns, the header " + std::to_string(rows[0].size()),
           "quote fields that hold the separator");
     const std::string& path = rows[r][path_column];
     if (path.empty() || path.find('\0') != path.npos)
@@ -147,8 +143,8 @@ PrepareSpec from_table(const fs::path& file) {
 
 }  // namespace
 
-std::vector<std::vector<std::string>> parse_table(std::string_view text, char separator,
-                                                  const std::string& name, std::vector<std::int64_t>* lines) {
+std::vector<std::vector<std::string>> parse_table(std::string_view text, char separator, const std::string& name,
+                                                  std::vector<std::int64_t>* lines) {
   std::vector<std::vector<std::string>> rows;
   std::int64_t line = 1;
   for (std::size_t i = 0; i < text.size();) {

@@ -14,8 +14,7 @@ PrepareSpec folder_data(const std::string& from);
 
 // Rows of a separated table; quoted fields may hold separators, doubled quotes and line breaks. Throws
 // DataError on an open quote. `lines` (may be null): the line each row starts on.
-std::vector<std::vector<std::string>> parse_table(std::string_view text, char separator,
-                                                  const std::string& name,
+std::vector<std::vector<std::string>> parse_table(std::string_view text, char separator, const std::string& name,
                                                   std::vector<std::int64_t>* lines = nullptr);
 
 }  // namespace trireme

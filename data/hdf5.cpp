@@ -25,19 +25,15 @@ herr_t transfer_rows(hid_t set, const std::vector<hsize_t>& dims, hsize_t first,
   start[0] = first;
   extent[0] = count;
   Id file(H5Dget_space(set), H5Sclose);
-  if (file < 0 ||
-      H5Sselect_hyperslab(file, H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr) < 0)
+  if (file < 0 || H5Sselect_hyperslab(file, H5S_SELECT_SET, start.data(), nullptr, extent.data(), nullptr) < 0)
     return -1;
   Id memory(H5Screate_simple(int(extent.size()), extent.data(), nullptr), H5Sclose);
   return memory < 0 ? -1 : transfer(memory, file);
 }
 
-bool any_zero(const std::vector<hsize_t>& dims) {
-  return std::find(dims.begin(), dims.end(), 0) != dims.end();
-}
+bool any_zero(const std::vector<hsize_t>& dims) { return std::find(dims.begin(), dims.end(), 0) != dims.end(); }
 
-void check_rows(const std::string& where, const std::vector<hsize_t>& dims, std::int64_t first,
-                std::int64_t count) {
+void check_rows(const std::string& where, const std::vector<hsize_t>& dims, std::int64_t first, std::int64_t count) {
   const auto rows = dims.empty() ? std::int64_t{1} : std::int64_t(dims[0]);
   if (first < 0 || count < 0 || first > rows || count > rows - first)
     throw DataError(where, "rows " + std::to_string(first) + " to " + std::to_string(first + count) +
@@ -147,8 +143,7 @@ std::vector<std::byte> Hdf5File::image() {
   close();
   if (!memory_ || !*memory_) throw DataError(path_, "not a file in memory");
   const auto* begin = static_cast<const std::byte*>(*memory_);
-  std::uint64_t
-      size;  // the buffer is longer; the superblock's end-of-file address (little endian) is at byte 28
+  std::uint64_t size;  // the buffer is longer; the superblock's end-of-file address (little endian) is at byte 28
   std::memcpy(&size, begin + 28, 8);
   return {begin, begin + size};
 }
@@ -208,8 +203,7 @@ void Hdf5File::create_array(const std::string& name, DType dtype, std::span<cons
   for (std::int64_t n : shape)
     if (n < 0) throw DataError(place(path_, name), "a dimension is negative");
   const std::vector<hsize_t> dims(shape.begin(), shape.end());
-  Id space(dims.empty() ? H5Screate(H5S_SCALAR) : H5Screate_simple(int(dims.size()), dims.data(), nullptr),
-           H5Sclose);
+  Id space(dims.empty() ? H5Screate(H5S_SCALAR) : H5Screate_simple(int(dims.size()), dims.data(), nullptr), H5Sclose);
   Id list(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
   herr_t status = H5Pset_obj_track_times(list, false);
   if (!dims.empty() && !any_zero(dims)) {
@@ -275,8 +269,7 @@ void Hdf5File::read_rows(const std::string& name, std::span<const std::int64_t> 
   // call.
   std::vector<std::size_t> order(rows.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(),
-                   [&](std::size_t x, std::size_t y) { return rows[x] < rows[y]; });
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t x, std::size_t y) { return rows[x] < rows[y]; });
   for (std::size_t i = 0; i < order.size();) {
     if (i > 0 && rows[order[i]] == rows[order[i - 1]]) {
       std::memcpy(to + order[i] * row_bytes, to + order[i - 1] * row_bytes, row_bytes);
@@ -305,8 +298,7 @@ void Hdf5File::write_text(const std::string& name, const std::string& value) {
 std::string Hdf5File::read_text(const std::string& name) const {
   auto lock = lock_library();
   const Array a = array(name);
-  if (a.dtype != DType::u8 || a.shape.size() != 1)
-    throw DataError(place(path_, name), "the array is not a text");
+  if (a.dtype != DType::u8 || a.shape.size() != 1) throw DataError(place(path_, name), "the array is not a text");
   std::string value(std::size_t(a.shape[0]), '\0');
   read_rows(name, 0, a.shape[0], value.data());
   return value;

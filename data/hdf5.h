@@ -21,7 +21,7 @@ class Hdf5File {
   };
 
   static Hdf5File create(const std::string& path);  // truncates; throws DataError with the system's reason
-  static Hdf5File open(const std::string& path);  // read only; missing, cut or foreign files throw DataError
+  static Hdf5File open(const std::string& path);    // read only; missing, cut or foreign files throw DataError
   // The same in memory, for callers that do their own file I/O; `label` names the file in errors.
   static Hdf5File create_in_memory(const std::string& label);
   static Hdf5File open_image(const std::string& label, std::span<const std::byte> image);  // copies `image`

@@ -33,8 +33,7 @@ std::string reason() {
       &text);
   H5Eclear2(H5E_DEFAULT);
   if (text.empty()) return "unknown HDF5 error";
-  if (text == "unable to locate file signature" || text == "file signature not found")
-    return "not an HDF5 file";
+  if (text == "unable to locate file signature" || text == "file signature not found") return "not an HDF5 file";
   return text;
 }
 

@@ -2,10 +2,10 @@
 
 #include "data/rng.h"
 
-#include <ATen/ATen.h>
-
 #include <array>
 #include <cmath>
+
+#include <ATen/ATen.h>
 
 namespace trireme {
 namespace {
@@ -92,10 +92,10 @@ Batch ImageTextDataset::read(std::span<const std::int64_t> ids, std::int64_t epo
     const auto write = [&](auto* out) { sample(in + i * 3 * s * s, s, crop, out + i * 3 * s * s); };
     options_.type == at::kDouble ? write(image.data_ptr<double>()) : write(image.data_ptr<float>());
     const std::string caption = data_.caption(ids[i]);
-    texts.push_back(options_.keyword_dropout > 0
-                        ? drop_keywords(caption, options_.keyword_dropout,
-                                        Rng(options_.seed, "keywords", std::uint64_t(epoch), id))
-                        : caption);
+    texts.push_back(
+        options_.keyword_dropout > 0
+            ? drop_keywords(caption, options_.keyword_dropout, Rng(options_.seed, "keywords", std::uint64_t(epoch), id))
+            : caption);
   }
   Batch batch;
   batch.ids.assign(ids.begin(), ids.end());

@@ -83,8 +83,7 @@ bool png_pixels(PngReader& r) {
   png_set_add_alpha(r.png, 0xff, PNG_FILLER_AFTER);
   png_set_interlace_handling(r.png);
   png_read_update_info(r.png, r.info);
-  if (png_get_rowbytes(r.png, r.info) != std::size_t(r.width) * 4)
-    png_error(r.png, "unexpected pixel format");
+  if (png_get_rowbytes(r.png, r.info) != std::size_t(r.width) * 4) png_error(r.png, "unexpected pixel format");
   png_read_image(r.png, r.rows.data());
   png_read_end(r.png, nullptr);
   return true;
@@ -107,13 +106,10 @@ Image decode_png(std::span<const std::uint8_t> bytes, std::string_view name, con
 #endif
 
 #ifdef TRIREME_HAS_TURBOJPEG
-Image decode_jpeg(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits,
-                  int at_least) {
+Image decode_jpeg(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits, int at_least) {
   std::unique_ptr<void, int (*)(tjhandle)> tj(tjInitDecompress(), tjDestroy);
   if (!tj) throw std::bad_alloc();
-  auto failed = [&] {
-    return DataError(name, std::string("corrupt JPEG: ") + tjGetErrorStr2(tj.get()), cure);
-  };
+  auto failed = [&] { return DataError(name, std::string("corrupt JPEG: ") + tjGetErrorStr2(tj.get()), cure); };
   int width = 0, height = 0, subsampling = 0, space = 0;
   if (tjDecompressHeader3(tj.get(), bytes.data(), bytes.size(), &width, &height, &subsampling, &space) != 0)
     throw failed();
@@ -133,14 +129,13 @@ Image decode_jpeg(std::span<const std::uint8_t> bytes, std::string_view name, co
   flags |= TJFLAG_LIMITSCANS;
 #endif
   Image out{w, h, std::vector<std::uint8_t>(std::size_t(w) * h * (cmyk ? 4 : 3))};
-  if (tjDecompress2(tj.get(), bytes.data(), bytes.size(), out.rgb.data(), w, 0, h,
-                    cmyk ? TJPF_CMYK : TJPF_RGB, flags) != 0)
+  if (tjDecompress2(tj.get(), bytes.data(), bytes.size(), out.rgb.data(), w, 0, h, cmyk ? TJPF_CMYK : TJPF_RGB,
+                    flags) != 0)
     throw failed();
   if (cmyk) {  // stored inverted by every writer in use
     std::vector<std::uint8_t> rgb(std::size_t(w) * h * 3);
     for (std::size_t i = 0; i < std::size_t(w) * h; ++i)
-      for (int c = 0; c < 3; ++c)
-        rgb[3 * i + c] = std::uint8_t(out.rgb[4 * i + c] * out.rgb[4 * i + 3] / 255);
+      for (int c = 0; c < 3; ++c) rgb[3 * i + c] = std::uint8_t(out.rgb[4 * i + c] * out.rgb[4 * i + 3] / 255);
     out.rgb = std::move(rgb);
   }
   return out;
@@ -211,14 +206,13 @@ Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, c
 std::vector<std::uint8_t> read_file(const std::string& path, std::int64_t max_bytes) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error))
-    throw DataError(path, std::filesystem::exists(path, error) ? "not a plain file" : "no such file",
-                    "check the path");
+    throw DataError(path, std::filesystem::exists(path, error) ? "not a plain file" : "no such file", "check the path");
   const auto size = std::filesystem::file_size(path, error);
   if (error) throw DataError(path, "cannot be read: " + error.message(), "check its permissions");
   if (std::int64_t(size) > max_bytes)
-    throw DataError(
-        path, "file of " + std::to_string(size) + " bytes is above the limit of " + std::to_string(max_bytes),
-        "make it smaller");
+    throw DataError(path,
+                    "file of " + std::to_string(size) + " bytes is above the limit of " + std::to_string(max_bytes),
+                    "make it smaller");
   std::vector<std::uint8_t> bytes(size);
   std::ifstream in(path, std::ios::binary);
   if (!in || !in.read(reinterpret_cast<char*>(bytes.data()), std::streamsize(size)))

@@ -126,8 +126,8 @@ struct Loader::Reader {
   }
 };
 
-Loader::Loader(const Dataset& data, std::vector<std::int64_t> ids, std::int64_t global_batch, int rank,
-               int size, std::uint64_t seed, LoaderOptions options) {
+Loader::Loader(const Dataset& data, std::vector<std::int64_t> ids, std::int64_t global_batch, int rank, int size,
+               std::uint64_t seed, LoaderOptions options) {
   const auto n = std::int64_t(ids.size());
   if (global_batch <= 0)
     throw UsageError("loader", "global batch of " + std::to_string(global_batch), "make it at least 1");
@@ -138,15 +138,14 @@ Loader::Loader(const Dataset& data, std::vector<std::int64_t> ids, std::int64_t 
                      "choose a multiple of the number of ranks");
   if (n < global_batch)
     throw DataError(
-        "loader",
-        "a split of " + std::to_string(n) + " samples has no whole batch of " + std::to_string(global_batch),
+        "loader", "a split of " + std::to_string(n) + " samples has no whole batch of " + std::to_string(global_batch),
         "lower the batch or prepare more data");
   for (auto id : ids)
     if (id < 0 || id >= data.size())
       throw DataError("loader", "sample " + std::to_string(id) + " of the split is not among the " +
                                     std::to_string(data.size()) + " of the data set");
-  reader_.reset(new Reader{
-      data, std::move(ids), global_batch, rank, size, seed, options, {}, -1, {}, {}, {}, {}, {}, {}, {}});
+  reader_.reset(
+      new Reader{data, std::move(ids), global_batch, rank, size, seed, options, {}, -1, {}, {}, {}, {}, {}, {}, {}});
 }
 
 Loader::~Loader() = default;

@@ -50,8 +50,7 @@ std::vector<Source> list(const fs::path& root) {
   }
   // Of equal pictures the first stays: sorted folders before `unsorted`.
   std::sort(sources.begin(), sources.end(), [](const Source& a, const Source& b) {
-    return std::tuple(a.folder.starts_with("unsorted"), a.file) <
-           std::tuple(b.folder.starts_with("unsorted"), b.file);
+    return std::tuple(a.folder.starts_with("unsorted"), a.file) < std::tuple(b.folder.starts_with("unsorted"), b.file);
   });
   return sources;
 }
@@ -61,8 +60,7 @@ std::vector<Source> list(const fs::path& root) {
 PrepareSpec openclipart(const std::string& root) {
   for (const char* part : {"png", "svg"})
     if (!fs::is_directory(fs::path(root) / part))
-      throw DataError(root + "/" + part, "folder not found",
-                      "apt-get install openclipart-png openclipart-svg");
+      throw DataError(root + "/" + part, "folder not found", "apt-get install openclipart-png openclipart-svg");
   std::vector<Source> sources = list(root);
   std::vector<CaptionSource> captions;
   for (const auto& s : sources) captions.push_back(s.caption);

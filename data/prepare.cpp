@@ -13,8 +13,9 @@
 #include <thread>
 #include <unordered_set>
 
-#include <fcntl.h>
 #include <nlohmann/json.hpp>
+
+#include <fcntl.h>
 #include <unistd.h>
 
 namespace trireme {
@@ -107,9 +108,7 @@ void sync_path(const std::string& path) {
   const bool ok = fd >= 0 && fsync(fd) == 0;
   const int error = errno;
   if (fd >= 0) ::close(fd);
-  if (!ok)
-    throw DataError(path, std::string("cannot be flushed to disk: ") + std::strerror(error),
-                    "check the disk");
+  if (!ok) throw DataError(path, std::string("cannot be flushed to disk: ") + std::strerror(error), "check the disk");
 }
 
 template <class T>

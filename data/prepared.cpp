@@ -21,8 +21,7 @@ std::string cure_for(const std::string& path) {
                      stem.find_first_not_of("0123456789", underscore + 1) == stem.npos;
   const std::string name = sized ? stem.substr(0, underscore) : "";
   const bool known = name == "openclipart" || name == "emoji" || name == "folder";
-  return "prepare it: trireme data " + (known ? name + " --size " + stem.substr(underscore + 1) : "NAME") +
-         " --force";
+  return "prepare it: trireme data " + (known ? name + " --size " + stem.substr(underscore + 1) : "NAME") + " --force";
 }
 
 std::string shape_text(const std::vector<std::int64_t>& shape) {
@@ -108,8 +107,7 @@ ImageTextData::ImageTextData(const std::string& path, std::int64_t cache_bytes)
   class_ids_ = read_all<std::int64_t>(file_, "class_id", n_);
   held_out_ = read_all<std::uint8_t>(file_, "held_out", n_);
   for (std::int64_t i = 0; i < n_; ++i) {
-    if (caption_ids_[i] < 0 || caption_ids_[i] >= n_)
-      throw wrong("row " + std::to_string(i) + " has a bad caption_id");
+    if (caption_ids_[i] < 0 || caption_ids_[i] >= n_) throw wrong("row " + std::to_string(i) + " has a bad caption_id");
     if (class_ids_[i] < 0 || class_ids_[i] >= std::int64_t(classes_.size()))
       throw wrong("row " + std::to_string(i) + " has a bad class_id");
     if (held_out_[i] > 1) throw wrong("row " + std::to_string(i) + " has a bad held_out flag");
@@ -128,8 +126,7 @@ ImageTextData::ImageTextData(const std::string& path, std::int64_t cache_bytes)
 at::Tensor ImageTextData::images(std::span<const std::int64_t> ids) const {
   for (auto id : ids)
     if (id < 0 || id >= n_)
-      throw DataError(path_,
-                      "has no row " + std::to_string(id) + " (rows 0 to " + std::to_string(n_ - 1) + ")",
+      throw DataError(path_, "has no row " + std::to_string(id) + " (rows 0 to " + std::to_string(n_ - 1) + ")",
                       "was the file prepared anew during the run?");
   at::Tensor out = at::empty({std::int64_t(ids.size()), 3, size_, size_}, at::kByte);
   auto* p = static_cast<std::uint8_t*>(out.mutable_data_ptr());

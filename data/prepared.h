@@ -65,9 +65,7 @@ class ImageTextData {
   std::int64_t class_id(std::int64_t id) const { return class_ids_.at(id); }
   const std::vector<std::string>& classes() const { return classes_; }
   // Ascending ids. max_per_caption > 0 keeps that many images of a caption, spread evenly over its images.
-  std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const {
-    return split(false, max_per_caption);
-  }
+  std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const { return split(false, max_per_caption); }
   std::vector<std::int64_t> held_out_ids(std::int64_t max_per_caption = 0) const {
     return split(true, max_per_caption);
   }

@@ -89,13 +89,11 @@ class Scanner {
     if (name == "metadata") done_ = true;
   }
 
-  bool within(std::string_view name) const {
-    return std::find(stack_.begin(), stack_.end(), name) != stack_.end();
-  }
+  bool within(std::string_view name) const { return std::find(stack_.begin(), stack_.end(), name) != stack_.end(); }
 
   void take(std::string_view name) {
-    const bool agent = within("Agent") || within("creator") || within("publisher") || within("rights") ||
-                       within("contributor");
+    const bool agent =
+        within("Agent") || within("creator") || within("publisher") || within("rights") || within("contributor");
     std::string value = html_unescape(utf8_or_latin1(text_));
     const auto first = value.find_first_not_of(" \t\r\n");
     if (first == value.npos) return;

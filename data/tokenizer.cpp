@@ -106,12 +106,10 @@ std::string gunzip([[maybe_unused]] const std::vector<std::uint8_t>& in, const s
     if (rc == Z_BUF_ERROR || (rc == Z_OK && z.avail_in == 0 && z.avail_out != 0)) break;
   }
   inflateEnd(&z);
-  if (rc != Z_STREAM_END)
-    throw DataError(path, "corrupt, truncated or oversized gzip file", "fetch the file again");
+  if (rc != Z_STREAM_END) throw DataError(path, "corrupt, truncated or oversized gzip file", "fetch the file again");
   return out;
 #else
-  throw DataError(path, "this build reads no gzip",
-                  "unpack it with gunzip, or install zlib1g-dev and build again");
+  throw DataError(path, "this build reads no gzip", "unpack it with gunzip, or install zlib1g-dev and build again");
 #endif
 }
 
@@ -214,8 +212,7 @@ std::string clean_text(std::string_view text) {
 
 Tokenizer Tokenizer::from_text(std::string_view text, const std::string& name) {
   auto wrong = [&](std::int64_t line, const std::string& what) {
-    return DataError(name + ":" + std::to_string(line), what,
-                     "use a merges file of CLIP's form, or train a tokenizer");
+    return DataError(name + ":" + std::to_string(line), what, "use a merges file of CLIP's form, or train a tokenizer");
   };
   auto impl = std::make_shared<Impl>();
   std::unordered_map<std::string, Id> symbols;
@@ -227,8 +224,7 @@ Tokenizer Tokenizer::from_text(std::string_view text, const std::string& name) {
     at = end + 1;
     if (row.ends_with('\r')) row.remove_suffix(1);
     if (++line == 1) {
-      if (row.find("#version") == row.npos)
-        throw wrong(1, "is no BPE merges file: its first line names no #version");
+      if (row.find("#version") == row.npos) throw wrong(1, "is no BPE merges file: its first line names no #version");
       continue;
     }
     if (row.empty()) continue;
@@ -236,15 +232,13 @@ Tokenizer Tokenizer::from_text(std::string_view text, const std::string& name) {
     if (space == row.npos || row.find(' ', space + 1) != row.npos) throw wrong(line, "expected two symbols");
     const auto a = symbols.find(std::string(row.substr(0, space))),
                b = symbols.find(std::string(row.substr(space + 1)));
-    if (a == symbols.end() || b == symbols.end())
-      throw wrong(line, "a symbol is not made by the lines before");
+    if (a == symbols.end() || b == symbols.end()) throw wrong(line, "a symbol is not made by the lines before");
     if (bool ends = false; impl->spell(a->second, ends), ends)
       throw wrong(line, "the first symbol of a pair cannot end a word");
     if (impl->rank.contains(pair_key(a->second, b->second))) throw wrong(line, "the pair appears twice");
     const Id joined = Id(2 * bytes) + Id(impl->merges.size());
     impl->add(a->second, b->second);
-    if (!symbols.emplace(impl->symbol(joined), joined).second)
-      throw wrong(line, "the joined symbol appears twice");
+    if (!symbols.emplace(impl->symbol(joined), joined).second) throw wrong(line, "the joined symbol appears twice");
   }
   if (line == 0) throw wrong(1, "empty file");
   return Tokenizer(std::move(impl));
@@ -309,8 +303,7 @@ Tokenizer Tokenizer::train(std::span<const std::string> captions, std::int64_t v
   }
   auto impl = std::make_shared<Impl>();
   std::set<std::string> symbols;
-  while (base + std::int64_t(impl->merges.size()) < vocab_size && !order.empty() &&
-         order.begin()->first <= -2) {
+  while (base + std::int64_t(impl->merges.size()) < vocab_size && !order.empty() && order.begin()->first <= -2) {
     const auto pair = order.begin()->second;
     const Id joined = Id(2 * bytes) + Id(impl->merges.size());
     impl->add(pair.first, pair.second);
@@ -348,8 +341,8 @@ std::string Tokenizer::decode(std::span<const std::int64_t> ids) const {
   std::string out;
   for (auto id : ids) {
     if (id < 0 || id >= vocab_size())
-      throw DataError("tokenizer", "id " + std::to_string(id) + " is outside a vocabulary of " +
-                                       std::to_string(vocab_size()));
+      throw DataError("tokenizer",
+                      "id " + std::to_string(id) + " is outside a vocabulary of " + std::to_string(vocab_size()));
     if (id >= sot()) {
       out += mark_names[id - sot()];
       continue;
@@ -363,8 +356,7 @@ std::string Tokenizer::decode(std::span<const std::int64_t> ids) const {
 
 at::Tensor Tokenizer::encode_batch(std::span<const std::string> texts, std::int64_t context,
                                    at::Tensor* lengths) const {
-  if (context < 2)
-    throw UsageError("tokenizer", "context of " + std::to_string(context), "make it at least 2");
+  if (context < 2) throw UsageError("tokenizer", "context of " + std::to_string(context), "make it at least 2");
   const auto b = std::int64_t(texts.size());
   at::Tensor out = at::zeros({b, context}, at::kLong), length = at::empty({b}, at::kLong);
   auto* rows = static_cast<std::int64_t*>(out.mutable_data_ptr());

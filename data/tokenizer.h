@@ -34,9 +34,8 @@ class Tokenizer {
   std::int64_t eot() const { return vocab_size() - 1; }
   std::int64_t pad() const { return 0; }
 
-  std::vector<std::int64_t> encode(
-      std::string_view text) const;  // without marks; malformed UTF-8 becomes U+FFFD
-  std::string decode(std::span<const std::int64_t> ids) const;  // words end in a space; marks appear by name
+  std::vector<std::int64_t> encode(std::string_view text) const;  // without marks; malformed UTF-8 becomes U+FFFD
+  std::string decode(std::span<const std::int64_t> ids) const;    // words end in a space; marks appear by name
 
   // i64 [b, context]: sot, ids, eot, then pad; a long text is cut and still ends in eot. `lengths` (may be
   // null): i64 [b], position of eot plus one. context >= 2.

@@ -34,14 +34,13 @@ struct Form {
 
 template <class T, std::size_t N>
 const T* find_range(const T (&table)[N], char32_t c) {
-  const T* it = std::lower_bound(std::begin(table), std::end(table), c,
-                                 [](const T& r, char32_t x) { return r.last < x; });
+  const T* it =
+      std::lower_bound(std::begin(table), std::end(table), c, [](const T& r, char32_t x) { return r.last < x; });
   return it != std::end(table) && it->first <= c ? it : nullptr;
 }
 template <class T, std::size_t N>
 const T* find_char(const T (&table)[N], char32_t c) {
-  const T* it =
-      std::lower_bound(std::begin(table), std::end(table), c, [](const T& r, char32_t x) { return r.c < x; });
+  const T* it = std::lower_bound(std::begin(table), std::end(table), c, [](const T& r, char32_t x) { return r.c < x; });
   return it != std::end(table) && it->c == c ? it : nullptr;
 }
 
@@ -51,8 +50,8 @@ int combining_order(char32_t c) {
 }
 
 // Hangul syllables are composed by arithmetic.
-constexpr char32_t s_base = 0xAC00, l_base = 0x1100, v_base = 0x1161, t_base = 0x11A7, v_count = 21,
-                   t_count = 28, s_count = 19 * v_count * t_count;
+constexpr char32_t s_base = 0xAC00, l_base = 0x1100, v_base = 0x1161, t_base = 0x11A7, v_count = 21, t_count = 28,
+                   s_count = 19 * v_count * t_count;
 
 void decompose(std::u32string& out, char32_t c) {
   if (c < 0xC0) return out.push_back(c);
@@ -72,8 +71,7 @@ void decompose(std::u32string& out, char32_t c) {
 char32_t compose(char32_t a, char32_t b) {
   if (a >= l_base && a < l_base + 19 && b >= v_base && b < v_base + v_count)
     return s_base + ((a - l_base) * v_count + (b - v_base)) * t_count;
-  if (a >= s_base && a < s_base + s_count && (a - s_base) % t_count == 0 && b > t_base &&
-      b < t_base + t_count)
+  if (a >= s_base && a < s_base + s_count && (a - s_base) % t_count == 0 && b > t_base && b < t_base + t_count)
     return a + (b - t_base);
   static const auto pairs = [] {
     std::map<std::pair<char32_t, char32_t>, char32_t> m;
@@ -101,8 +99,8 @@ bool final_sigma(std::u32string_view text, std::size_t at) {
 }
 
 bool control(char32_t c) {
-  return c <= 0x08 || c == 0x0B || (c >= 0x0E && c < 0x20) || c == 0x7F || (c >= 0x206A && c < 0x2070) ||
-         c == 0xFEFF || (c >= 0xFFF9 && c < 0xFFFD);
+  return c <= 0x08 || c == 0x0B || (c >= 0x0E && c < 0x20) || c == 0x7F || (c >= 0x206A && c < 0x2070) || c == 0xFEFF ||
+         (c >= 0xFFF9 && c < 0xFFFD);
 }
 
 // "&name;" and "&#123;" only: shorter forms are left to html_unescape.
@@ -125,8 +123,7 @@ std::u32string unescape_strict(std::u32string_view text) {
           std::string small = name;
           for (char& c : small)
             if (c >= 'A' && c <= 'Z') c = char(c + 32);
-          const bool capitals =
-              std::none_of(name.begin(), name.end(), [](char c) { return c >= 'a' && c <= 'z'; });
+          const bool capitals = std::none_of(name.begin(), name.end(), [](char c) { return c >= 'a' && c <= 'z'; });
           if (capitals) value = html_unescape(small);
           if (value == "ß") value = "ss";
         }
@@ -197,8 +194,7 @@ std::u32string lower(std::u32string_view text) {
 }
 
 std::u32string nfc(std::u32string_view text) {
-  if (std::all_of(text.begin(), text.end(), [](char32_t c) { return c < 0x300; }))
-    return std::u32string(text);
+  if (std::all_of(text.begin(), text.end(), [](char32_t c) { return c < 0x300; })) return std::u32string(text);
   std::u32string d;
   for (char32_t c : text) decompose(d, c);
   for (std::size_t i = 0; i < d.size();) {  // marks into canonical order
@@ -231,8 +227,7 @@ std::u32string nfc(std::u32string_view text) {
 
 bool is_space(char32_t c) {
   return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
-         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F ||
-         c == 0x3000;
+         (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 std::u32string repair_text(std::u32string_view text) {

@@ -23,12 +23,9 @@ const pcre2_code* compiled() {
   static const std::unique_ptr<pcre2_code, decltype(&pcre2_code_free_8)> code = [] {
     int error = 0;
     PCRE2_SIZE at = 0;
-    pcre2_code* c =
-        pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
-                      PCRE2_UTF | PCRE2_UCP | PCRE2_CASELESS | PCRE2_NO_UTF_CHECK, &error, &at, nullptr);
-    if (!c)
-      throw Error(ExitCode::bug, "tokenizer",
-                  "PCRE2 refused the word pattern: error " + std::to_string(error));
+    pcre2_code* c = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(pattern.data()), pattern.size(),
+                                  PCRE2_UTF | PCRE2_UCP | PCRE2_CASELESS | PCRE2_NO_UTF_CHECK, &error, &at, nullptr);
+    if (!c) throw Error(ExitCode::bug, "tokenizer", "PCRE2 refused the word pattern: error " + std::to_string(error));
     pcre2_jit_compile(c, PCRE2_JIT_COMPLETE);  // only faster: its failure changes nothing
     return std::unique_ptr<pcre2_code, decltype(&pcre2_code_free_8)>(c, &pcre2_code_free_8);
   }();
@@ -43,11 +40,10 @@ void split_words(std::string_view text, const std::function<void(std::string_vie
       pcre2_match_data_create_from_pattern(code, nullptr), &pcre2_match_data_free_8);
   if (!match) throw std::bad_alloc();
   for (std::size_t at = 0; at < text.size();) {
-    const int found = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at,
-                                  PCRE2_NO_UTF_CHECK, match.get(), nullptr);
+    const int found = pcre2_match(code, reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), at, PCRE2_NO_UTF_CHECK,
+                                  match.get(), nullptr);
     if (found == PCRE2_ERROR_NOMATCH) return;
-    if (found < 0)
-      throw Error(ExitCode::bug, "tokenizer", "PCRE2 failed with error " + std::to_string(found));
+    if (found < 0) throw Error(ExitCode::bug, "tokenizer", "PCRE2 failed with error " + std::to_string(found));
     const PCRE2_SIZE* span = pcre2_get_ovector_pointer(match.get());
     word(text.substr(span[0], span[1] - span[0]));
     at = span[1];

@@ -57,8 +57,7 @@ std::string gather_text(Communicator& comm, const std::string& mine) {
   send[0] = line.size();
   if (comm.rank() == 0) recv.assign(sizes.begin(), sizes.end());
   std::string all(std::accumulate(recv.begin(), recv.end(), std::size_t{0}), '\0');
-  comm.all_to_all({line.data(), line.size(), DType::u8}, send, {all.data(), all.size(), DType::u8}, recv)
-      .wait();
+  comm.all_to_all({line.data(), line.size(), DType::u8}, send, {all.data(), all.size(), DType::u8}, recv).wait();
   return all;
 }
 

@@ -18,6 +18,7 @@
 #include <thread>
 
 #include <nlohmann/json.hpp>
+
 #include <unistd.h>
 
 namespace trireme {
@@ -96,8 +97,7 @@ void read_rank_file(FileIo& io, const std::string& folder, const Manifest& m, in
   const std::string path = folder + "/" + expected.name;
   auto bytes = read_whole(io, path, expected.size);
   if (bytes.size() != expected.size)
-    throw DataError(
-        path, std::to_string(bytes.size()) + " bytes, " + std::to_string(expected.size) + " were written");
+    throw DataError(path, std::to_string(bytes.size()) + " bytes, " + std::to_string(expected.size) + " were written");
   if (crc32c(bytes.data(), bytes.size()) != expected.crc32c)
     throw DataError(path, "the checksum is wrong: the file is damaged");
   const auto file = Hdf5File::open_image(path, bytes);
@@ -107,8 +107,7 @@ void read_rank_file(FileIo& io, const std::string& folder, const Manifest& m, in
     const auto array = file.array(t.name);
     if (array.dtype != t.dtype || array.shape != t.shape)
       throw DataError(path + ": " + t.name, "not the dtype and shape of the manifest");
-    if (bytes_of(t.dtype, t.shape) > expected.size)
-      throw DataError(path + ": " + t.name, "larger than its file");
+    if (bytes_of(t.dtype, t.shape) > expected.size) throw DataError(path + ": " + t.name, "larger than its file");
     std::vector<std::byte> data(bytes_of(t.dtype, t.shape));
     file.read_rows(t.name, 0, rows_of(t.shape), data.data());
     if (crc32c(data.data(), data.size()) != t.crc32c)
@@ -202,8 +201,7 @@ void Checkpoints::Impl::remove_leftovers() {
     if (write && write->folder == path) continue;
     // A displaced checkpoint is the good one until its successor has the name.
     if (const auto step = step_of(name, ".old-"))
-      if (is_complete(io, path) && !is_complete(io, final_folder(*step)) &&
-          io.rename(path, final_folder(*step)) >= 0)
+      if (is_complete(io, path) && !is_complete(io, final_folder(*step)) && io.rename(path, final_folder(*step)) >= 0)
         continue;
     if (step_of(name, ".tmp-") || step_of(name, ".old-")) remove_folder(io, path);
   }
@@ -232,8 +230,7 @@ void Checkpoints::Impl::commit(const Manifest& m, const std::string& folder) {
 void Checkpoints::Impl::prune(std::int64_t newest) noexcept try {
   auto steps = complete_steps();
   std::set<std::int64_t> kept = {newest};
-  for (auto it = steps.rbegin(); it != steps.rend() && kept.size() < std::size_t(keep); ++it)
-    kept.insert(*it);
+  for (auto it = steps.rbegin(); it != steps.rend() && kept.size() < std::size_t(keep); ++it) kept.insert(*it);
   for (auto it = steps.rbegin(); it != steps.rend(); ++it) {
     const auto known = best.find(*it);
     if (known == best.end()) {
@@ -291,8 +288,7 @@ Snapshot Checkpoints::load(std::int64_t step) {
   const std::string folder = impl_->final_folder(step);
   const auto read = [&] {
     const Manifest m = read_manifest(impl_->io, folder);
-    if (m.step != step)
-      throw DataError(folder + "/manifest.json", "belongs to step " + std::to_string(m.step));
+    if (m.step != step) throw DataError(folder + "/manifest.json", "belongs to step " + std::to_string(m.step));
     const int rank = impl_->comm.rank();
     const bool same = m.world_size == impl_->comm.size();
     Assembly assembly;
@@ -308,8 +304,7 @@ Snapshot Checkpoints::load(std::int64_t step) {
     };
     for (int r = 0; r < m.world_size; ++r)
       if (r == 0 || (same && r == rank) ||
-          std::any_of(m.tensors.begin(), m.tensors.end(),
-                      [&](const auto& t) { return t.rank == r && wanted(t); }))
+          std::any_of(m.tensors.begin(), m.tensors.end(), [&](const auto& t) { return t.rank == r && wanted(t); }))
         read_rank_file(impl_->io, folder, m, r, wanted, take);
     assembly.finish(snapshot, folder);
   };
@@ -324,8 +319,7 @@ Snapshot Checkpoints::load(std::int64_t step) {
   return snapshot;
 }
 
-void Checkpoints::save(std::int64_t step, Snapshot snapshot, const std::string& manifest_extra_json,
-                       bool best) {
+void Checkpoints::save(std::int64_t step, Snapshot snapshot, const std::string& manifest_extra_json, bool best) {
   finish();
   auto& comm = impl_->comm;
   std::array<char, 128> suffix = {};
@@ -345,8 +339,7 @@ void Checkpoints::save(std::int64_t step, Snapshot snapshot, const std::string& 
   impl_->write.reset(new Impl::Write{step, best, manifest_extra_json, folder, {}, {}, {}, {}});
   auto work = [write = impl_->write.get(), &io = impl_->io, rank = comm.rank(),
                snapshot = std::move(snapshot)]() mutable {
-    write->failure =
-        attempt([&] { write->part = write_rank_file(io, write->folder, rank, std::move(snapshot)); });
+    write->failure = attempt([&] { write->part = write_rank_file(io, write->folder, rank, std::move(snapshot)); });
     write->done = true;
   };
   impl_->write->thread = std::thread(std::move(work));

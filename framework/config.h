@@ -29,8 +29,7 @@ class Fields {
  public:
   virtual ~Fields() = default;
   virtual void operator()(std::string_view key, bool& v, std::string_view doc) = 0;
-  virtual void operator()(std::string_view key, std::int64_t& v, std::string_view doc,
-                          Range<std::int64_t> r = {}) = 0;
+  virtual void operator()(std::string_view key, std::int64_t& v, std::string_view doc, Range<std::int64_t> r = {}) = 0;
   // Doubles must be finite.
   virtual void operator()(std::string_view key, double& v, std::string_view doc, Range<double> r = {}) = 0;
   virtual void operator()(std::string_view key, std::string& v, std::string_view doc) = 0;
@@ -55,8 +54,7 @@ class Fields {
   // output).
   virtual void resume_may_change(bool on) = 0;
   // A check over several keys, run after all are read: `ok` false is an error at `key`, with this message.
-  virtual void require(bool ok, std::string_view key, std::string_view message,
-                       std::string_view cure = {}) = 0;
+  virtual void require(bool ok, std::string_view key, std::string_view message, std::string_view cure = {}) = 0;
 
  protected:
   virtual void begin(std::string_view key, std::string_view doc) = 0;
@@ -71,8 +69,7 @@ class Config {
   // 100,000 nodes, nesting deeper than 64, files over 1 MiB. `extends: other.yaml` (or a list) is relative to
   // the file.
   static Config load(const std::string& path, const std::vector<std::string>& overrides = {});
-  static Config parse(std::string_view yaml, const std::string& file,
-                      const std::vector<std::string>& overrides = {});
+  static Config parse(std::string_view yaml, const std::string& file, const std::vector<std::string>& overrides = {});
   Config(Config&&) noexcept;
   Config& operator=(Config&&) noexcept;
   ~Config();
@@ -92,8 +89,7 @@ class Config {
  private:
   struct Impl;
   explicit Config(std::unique_ptr<Impl>);
-  friend std::vector<std::string> differing_keys(const Config&, const Config&,
-                                                 const std::function<void(Fields&)>&);
+  friend std::vector<std::string> differing_keys(const Config&, const Config&, const std::function<void(Fields&)>&);
   friend std::uint64_t config_hash(const Config&, const std::function<void(Fields&)>&);
   std::unique_ptr<Impl> impl_;
 };
@@ -101,8 +97,7 @@ class Config {
 // Dotted keys whose values differ between two resolved configs, those marked resume_may_change left out.
 // A key absent from both is compared by the value its variable holds, so let `visit` show a fresh schema.
 // Like print, config_hash and document, this puts the variables back as they were.
-std::vector<std::string> differing_keys(const Config& a, const Config& b,
-                                        const std::function<void(Fields&)>& visit);
+std::vector<std::string> differing_keys(const Config& a, const Config& b, const std::function<void(Fields&)>& visit);
 // 64-bit hash of all values that may not change on resume; equal on all ranks of a sane job.
 std::uint64_t config_hash(const Config& c, const std::function<void(Fields&)>& visit);
 // Markdown table of the schema: key, type, default, range, meaning.

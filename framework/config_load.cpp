@@ -27,19 +27,16 @@ std::string read_file(const std::string& path, const std::string& where, const s
   const auto status = fs::status(path, ec);
   if (!fs::exists(status)) {
     std::vector<std::string> names;
-    for (fs::directory_iterator
-             i(fs::path(path).parent_path().empty() ? "." : fs::path(path).parent_path(), ec),
-         end;
+    for (fs::directory_iterator i(fs::path(path).parent_path().empty() ? "." : fs::path(path).parent_path(), ec), end;
          !ec && i != end && names.size() < 1000; i.increment(ec))
       names.push_back(i->path().filename().string());
     const std::string near = nearest(fs::path(path).filename().string(), names);
-    throw UsageError(where, what + "no such file",
-                     near.empty() ? "check the path"
-                                  : "did you mean " + (fs::path(path).parent_path() / near).string() + "?");
+    throw UsageError(
+        where, what + "no such file",
+        near.empty() ? "check the path" : "did you mean " + (fs::path(path).parent_path() / near).string() + "?");
   }
   if (fs::is_directory(status)) throw UsageError(where, what + "is a directory", "name a YAML file in it");
-  if (!fs::is_regular_file(status))
-    throw UsageError(where, what + "is not a regular file", "name a YAML file");
+  if (!fs::is_regular_file(status)) throw UsageError(where, what + "is not a regular file", "name a YAML file");
   std::ifstream in(path, std::ios::binary);
   if (!in) throw UsageError(where, what + "cannot be read", "check its permissions");
   std::string text(kMaxFileBytes + 1, '\0');
@@ -47,8 +44,7 @@ std::string read_file(const std::string& path, const std::string& where, const s
   if (in.bad()) throw UsageError(where, what + "cannot be read", "check the file system");
   text.resize(static_cast<std::size_t>(in.gcount()));
   if (text.size() > kMaxFileBytes)
-    throw UsageError(where, what + "is larger than 1 MiB",
-                     "a config is a short text: is this another kind of file?");
+    throw UsageError(where, what + "is larger than 1 MiB", "a config is a short text: is this another kind of file?");
   return text;
 }
 
@@ -57,8 +53,7 @@ Node read_extending(const std::string& text, const std::string& file, Loader& lo
 Node read_extended(const Node& name, const std::string& file, Loader& loader) {
   const std::string where = name.origin.place();
   if (name.kind != Node::Kind::text || name.text.empty())
-    throw UsageError(where, "extends: not a file name",
-                     "write extends: base.yaml or extends: [a.yaml, b.yaml]");
+    throw UsageError(where, "extends: not a file name", "write extends: base.yaml or extends: [a.yaml, b.yaml]");
   const std::string path = (fs::path(file).parent_path() / name.text).lexically_normal().string();
   const std::string what = "extends: " + show(path) + ": ";
   const std::string text = read_file(path, where, what);
@@ -77,8 +72,7 @@ Node read_extended(const Node& name, const std::string& file, Loader& loader) {
 // One file with everything it extends below it.
 Node read_extending(const std::string& text, const std::string& file, Loader& loader) {
   Node own = parse_yaml(text, file, true, loader.budget);
-  if (own.kind == Node::Kind::null)
-    throw UsageError(file, "the file is empty", "write at least one key: value");
+  if (own.kind == Node::Kind::null) throw UsageError(file, "the file is empty", "write at least one key: value");
   if (own.kind != Node::Kind::mapping)
     throw UsageError(own.origin.place(), "the file is not a mapping of keys to values",
                      "write key: value, with a space after the colon");
@@ -103,22 +97,19 @@ Node read_extending(const std::string& text, const std::string& file, Loader& lo
 Node parse_override(const std::string& text, Loader& loader) {
   const std::string source = "command line (" + brief(text) + ")";
   const auto equals = text.find('=');
-  if (equals == std::string::npos)
-    throw UsageError(source, "not an override", "write key=value, such as lr=1e-3");
+  if (equals == std::string::npos) throw UsageError(source, "not an override", "write key=value, such as lr=1e-3");
   std::vector<std::string> keys;
   std::stringstream path(text.substr(0, equals) + ".");
   for (std::string key; std::getline(path, key, '.');) {
     const bool word = !key.empty() && std::all_of(key.begin(), key.end(), [](unsigned char c) {
       return std::isalnum(c) || c == '_' || c == '-';
     });
-    if (!word)
-      throw UsageError(source, show(text.substr(0, equals)) + " is not a key", "write it as group.key=value");
+    if (!word) throw UsageError(source, show(text.substr(0, equals)) + " is not a key", "write it as group.key=value");
     keys.push_back(key);
   }
   if (keys.size() >= kMaxDepth) throw UsageError(source, "nested too deeply", "write it as group.key=value");
   if (keys.front() == "extends")
-    throw UsageError(source, "extends: only a file can extend another",
-                     "write extends: in a file of your own");
+    throw UsageError(source, "extends: only a file can extend another", "write extends: in a file of your own");
   Node node = parse_yaml(std::string_view(text).substr(equals + 1), source, false, loader.budget);
   if (node.kind == Node::Kind::text && !node.quoted && node.text.find(',') != std::string::npos)
     throw UsageError(source, brief(text.substr(0, equals)) + ": a comma list is a sweep: use trireme submit",
@@ -146,12 +137,11 @@ void merge(Node& base, Node over, const std::string& path) {
   const bool empty = base.kind == Node::Kind::null || over.kind == Node::Kind::null;
   if (either && !mappings && !empty) {
     const bool group = base.kind == Node::Kind::mapping;
-    throw UsageError(over.origin.place(),
-                     path +
-                         (group ? ": one value cannot replace the mapping of "
-                                : ": a mapping cannot replace the value of ") +
-                         base.origin.place(),
-                     group ? "set its keys: " + brief(path) + ".KEY" : "set one value");
+    throw UsageError(
+        over.origin.place(),
+        path + (group ? ": one value cannot replace the mapping of " : ": a mapping cannot replace the value of ") +
+            base.origin.place(),
+        group ? "set its keys: " + brief(path) + ".KEY" : "set one value");
   }
   if (!mappings) {
     base = std::move(over);

@@ -33,17 +33,15 @@ std::string format(double v) {
 // Plain where every YAML reader sees the same text, single quotes where they are enough, else double with
 // escapes.
 std::string format(const std::string& v) {
-  static constexpr std::string_view kReserved[] = {"null", "true", "false", "yes", "no",
-                                                   "on",   "off",  "y",     "n"};
+  static constexpr std::string_view kReserved[] = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"};
   const auto word = [](unsigned char c) { return std::isalnum(c) || c == '_'; };
   const auto plain = [&](unsigned char c) {
     return word(c) || std::string_view("/.+-=@%").find(c) != std::string_view::npos;
   };
   std::string lower = v;
   for (char& c : lower) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  const bool starts =
-      v.starts_with("./") || v.starts_with("../") ||
-      (!v.empty() && (std::isalpha(static_cast<unsigned char>(v[0])) || v[0] == '_' || v[0] == '/'));
+  const bool starts = v.starts_with("./") || v.starts_with("../") ||
+                      (!v.empty() && (std::isalpha(static_cast<unsigned char>(v[0])) || v[0] == '_' || v[0] == '/'));
   if (starts && std::all_of(v.begin(), v.end(), plain) &&
       std::find(std::begin(kReserved), std::end(kReserved), lower) == std::end(kReserved))
     return v;
@@ -93,8 +91,7 @@ Config Config::load(const std::string& path, const std::vector<std::string>& ove
   return Config(std::make_unique<Impl>(Impl{path, config::load_tree(path, overrides)}));
 }
 
-Config Config::parse(std::string_view yaml, const std::string& file,
-                     const std::vector<std::string>& overrides) {
+Config Config::parse(std::string_view yaml, const std::string& file, const std::vector<std::string>& overrides) {
   return Config(std::make_unique<Impl>(Impl{file, config::parse_tree(yaml, file, overrides)}));
 }
 
@@ -148,8 +145,7 @@ std::string Config::print(const std::function<void(Fields&)>& visit, bool origin
   return text.empty() ? "{}\n" : text;
 }
 
-std::vector<std::string> differing_keys(const Config& a, const Config& b,
-                                        const std::function<void(Fields&)>& visit) {
+std::vector<std::string> differing_keys(const Config& a, const Config& b, const std::function<void(Fields&)>& visit) {
   std::map<std::string, std::string> values;
   std::vector<std::string> keys;
   for (const auto& item : config::list_items(a.impl_->root, a.impl_->file, visit))

@@ -9,8 +9,7 @@
 namespace trireme::config {
 namespace {
 
-[[noreturn]] void bad(const Node& node, const std::string& path, std::string_view what,
-                      std::string_view cure) {
+[[noreturn]] void bad(const Node& node, const std::string& path, std::string_view what, std::string_view cure) {
   throw UsageError(node.origin.place(), path + ": " + std::string(what), cure);
 }
 
@@ -83,8 +82,7 @@ double to_double(const Node& node, const std::string& path, const std::string& a
 }
 
 template <class T>
-void check_range(T v, const Range<T>& r, const Node& node, const std::string& path,
-                 const std::string& allowed) {
+void check_range(T v, const Range<T>& r, const Node& node, const std::string& path, const std::string& allowed) {
   if (v < r.min || v > r.max) bad(node, path, show(node.text) + " is out of range", "allowed: " + allowed);
 }
 
@@ -92,13 +90,10 @@ template <class T, class Convert>
 std::vector<T> to_list(const Node& node, const std::string& path, std::string_view what, Convert convert) {
   if (node.kind == Node::Kind::null) bad(node, path, "has no value", "write [] for an empty list");
   if (node.kind == Node::Kind::text)
-    bad(node, path, show(node.text) + " is not a list",
-        "write " + std::string(what) + ": [" + brief(node.text) + "]");
-  if (node.kind == Node::Kind::mapping)
-    bad(node, path, "is a mapping", "write " + std::string(what) + ": [a, b]");
+    bad(node, path, show(node.text) + " is not a list", "write " + std::string(what) + ": [" + brief(node.text) + "]");
+  if (node.kind == Node::Kind::mapping) bad(node, path, "is a mapping", "write " + std::string(what) + ": [a, b]");
   std::vector<T> list;
-  for (const Node& item : node.items)
-    list.push_back(convert(item, path + "[" + std::to_string(list.size()) + "]"));
+  for (const Node& item : node.items) list.push_back(convert(item, path + "[" + std::to_string(list.size()) + "]"));
   return list;
 }
 
@@ -135,16 +130,13 @@ class Restorer : public Fields {
  public:
   explicit Restorer(const std::map<std::string, Value>& values) : values_(values) {}
   void operator()(std::string_view k, bool& v, std::string_view) override { put(k, v); }
-  void operator()(std::string_view k, std::int64_t& v, std::string_view, Range<std::int64_t>) override {
-    put(k, v);
-  }
+  void operator()(std::string_view k, std::int64_t& v, std::string_view, Range<std::int64_t>) override { put(k, v); }
   void operator()(std::string_view k, double& v, std::string_view, Range<double>) override { put(k, v); }
   void operator()(std::string_view k, std::string& v, std::string_view) override { put(k, v); }
   void operator()(std::string_view k, std::vector<std::string>& v, std::string_view) override { put(k, v); }
   void operator()(std::string_view k, std::vector<std::int64_t>& v, std::string_view) override { put(k, v); }
   void operator()(std::string_view k, std::vector<double>& v, std::string_view) override { put(k, v); }
-  void choice(std::string_view k, std::string& v, std::span<const std::string_view>,
-              std::string_view) override {
+  void choice(std::string_view k, std::string& v, std::span<const std::string_view>, std::string_view) override {
     put(k, v);
   }
   void resume_may_change(bool) override {}
@@ -183,8 +175,7 @@ std::string Reader::enter(std::string_view key) {
 }
 
 template <class T, class Convert>
-void Reader::take(std::string_view key, T& v, std::string_view doc, const std::string& allowed,
-                  Convert convert) {
+void Reader::take(std::string_view key, T& v, std::string_view doc, const std::string& allowed, Convert convert) {
   const std::string path = enter(key);
   const Level& level = levels_.back();
   const Node* node = level.node ? level.node->find(key) : nullptr;
@@ -228,9 +219,8 @@ void Reader::operator()(std::string_view key, double& v, std::string_view doc, R
 }
 
 void Reader::operator()(std::string_view key, std::string& v, std::string_view doc) {
-  take(key, v, doc, "a text", [](const Node& node, const std::string& path) {
-    return text_of(node, path, "a text ('' for an empty one)");
-  });
+  take(key, v, doc, "a text",
+       [](const Node& node, const std::string& path) { return text_of(node, path, "a text ('' for an empty one)"); });
 }
 
 void Reader::operator()(std::string_view key, std::vector<std::string>& v, std::string_view doc) {
@@ -242,8 +232,8 @@ void Reader::operator()(std::string_view key, std::vector<std::string>& v, std::
 
 void Reader::operator()(std::string_view key, std::vector<std::int64_t>& v, std::string_view doc) {
   take(key, v, doc, "a list of integers", [&](const Node& node, const std::string& path) {
-    return to_list<std::int64_t>(
-        node, path, key, [](const Node& n, const std::string& p) { return to_integer(n, p, "an integer"); });
+    return to_list<std::int64_t>(node, path, key,
+                                 [](const Node& n, const std::string& p) { return to_integer(n, p, "an integer"); });
   });
 }
 
@@ -273,8 +263,7 @@ void Reader::begin(std::string_view key, std::string_view doc) {
   if (node && node->kind == Node::Kind::null)
     bad(*node, path, "has no keys", "indent its keys below it, or remove the line");
   if (node && node->kind != Node::Kind::mapping)
-    bad(*node, path,
-        (node->kind == Node::Kind::list ? std::string("a list") : show(node->text)) + " is not a mapping",
+    bad(*node, path, (node->kind == Node::Kind::list ? std::string("a list") : show(node->text)) + " is not a mapping",
         "indent its keys below it");
   items_.push_back({path, std::string(key), levels_.size() - 1, true, level.may_change, "",
                     node ? &node->origin : nullptr, "", std::string(doc)});
@@ -290,8 +279,8 @@ void Reader::require(bool ok, std::string_view key, std::string_view message, st
     node = node->find(name);
     rest.remove_prefix(std::min(rest.size(), name.size() + 1));
   }
-  failure_ = Failure{node ? node->origin.place() : file_,
-                     join(levels_.back().path, key) + ": " + std::string(message), std::string(cure)};
+  failure_ = Failure{node ? node->origin.place() : file_, join(levels_.back().path, key) + ": " + std::string(message),
+                     std::string(cure)};
 }
 
 void Reader::unknown(const Entry& entry, const std::string& path) const {
@@ -324,8 +313,7 @@ void Reader::finish() const {
   if (failure_) throw UsageError(failure_->where, failure_->what, failure_->cure);
 }
 
-std::vector<Item> list_items(const Node& root, const std::string& file,
-                             const std::function<void(Fields&)>& visit) {
+std::vector<Item> list_items(const Node& root, const std::string& file, const std::function<void(Fields&)>& visit) {
   Reader reader(root, file);
   const auto restore = [&] {
     Restorer restorer(reader.before());

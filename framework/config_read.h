@@ -23,16 +23,15 @@ struct Item {
   std::string allowed, doc;
 };
 
-using Value = std::variant<bool, std::int64_t, double, std::string, std::vector<std::string>,
-                           std::vector<std::int64_t>, std::vector<double>>;
+using Value = std::variant<bool, std::int64_t, double, std::string, std::vector<std::string>, std::vector<std::int64_t>,
+                           std::vector<double>>;
 
 class Reader : public Fields {
  public:
   // `root` outlives the reader; `file` is the place of errors that no line of a file causes.
   Reader(const Node& root, std::string file);
   void operator()(std::string_view key, bool& v, std::string_view doc) override;
-  void operator()(std::string_view key, std::int64_t& v, std::string_view doc,
-                  Range<std::int64_t> r) override;
+  void operator()(std::string_view key, std::int64_t& v, std::string_view doc, Range<std::int64_t> r) override;
   void operator()(std::string_view key, double& v, std::string_view doc, Range<double> r) override;
   void operator()(std::string_view key, std::string& v, std::string_view doc) override;
   void operator()(std::string_view key, std::vector<std::string>& v, std::string_view doc) override;
@@ -77,7 +76,6 @@ class Reader : public Fields {
 };
 
 // Visits the schema with a Reader, finishes it, and puts the variables back as they were.
-std::vector<Item> list_items(const Node& root, const std::string& file,
-                             const std::function<void(Fields&)>& visit);
+std::vector<Item> list_items(const Node& root, const std::string& file, const std::function<void(Fields&)>& visit);
 
 }  // namespace trireme::config

@@ -62,8 +62,7 @@ class Builder : public YAML::EventHandler {
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                 const std::string& value) override {
     refuse_tag(mark, tag);
-    if (value.find('\0') != std::string::npos)
-      fail(mark, "a text with a NUL character", "remove the \\0 escape");
+    if (value.find('\0') != std::string::npos) fail(mark, "a text with a NUL character", "remove the \\0 escape");
     if (at_key()) return set_key(mark, value);
     Node node = make(Node::Kind::text, mark);
     node.text = value;
@@ -125,8 +124,7 @@ class Builder : public YAML::EventHandler {
   }
   void spend(const Origin& at, std::size_t nodes, std::size_t bytes) {
     constexpr std::string_view kCure = "remove the aliases that multiply it, or shorten the config";
-    if (nodes > budget_.nodes)
-      fail(at, "more than " + std::to_string(kMaxNodes) + " values, aliases expanded", kCure);
+    if (nodes > budget_.nodes) fail(at, "more than " + std::to_string(kMaxNodes) + " values, aliases expanded", kCure);
     if (bytes > budget_.bytes) fail(at, "more than 16 MiB of text, aliases expanded", kCure);
     budget_.nodes -= nodes;
     budget_.bytes -= bytes;
@@ -153,8 +151,7 @@ class Builder : public YAML::EventHandler {
   void set_key(const YAML::Mark& mark, const std::string& key) {
     Frame& frame = frames_.back();
     if (key.empty()) fail(mark, "an empty key", "write key: value");
-    if (key == "<<")
-      fail(mark, "merge keys (<<) are not supported", "use extends: FILE, or an alias as a value");
+    if (key == "<<") fail(mark, "merge keys (<<) are not supported", "use extends: FILE, or an alias as a value");
     const auto [seen, fresh] = frame.lines.emplace(key, mark.line + 1);
     if (!fresh) {
       const std::string first = line_numbers_ ? "; the first is on line " + std::to_string(seen->second) : "";
@@ -224,8 +221,7 @@ constexpr Rewrite kRewrites[] = {
     {"alias not found", "a * without a name", "quote a text that starts with *"},
     {"anchor not found", "a & without a name", "quote a text that starts with &"},
     {"unknown token", "a character that cannot start a value", "quote the text"},
-    {"unknown escape", "an unknown escape in a double-quoted text",
-     "use single quotes, or write \\\\ for a backslash"},
+    {"unknown escape", "an unknown escape in a double-quoted text", "use single quotes, or write \\\\ for a backslash"},
     {"illegal map key", "a key where none can stand", "check the indentation"},
 };
 
@@ -258,8 +254,8 @@ std::string_view line_of(std::string_view text, int line) {
   return text.substr(0, text.find('\n'));
 }
 
-[[noreturn]] void rewrite(const YAML::Exception& e, std::string_view text, const std::string& source,
-                          bool line_numbers, const Builder& builder) {
+[[noreturn]] void rewrite(const YAML::Exception& e, std::string_view text, const std::string& source, bool line_numbers,
+                          const Builder& builder) {
   int line = std::max(e.mark.line, 0), column = std::max(e.mark.column, 0);
   std::string what = e.msg.empty() ? "not valid YAML" : e.msg;
   std::string cure = "check the YAML around this place";
@@ -285,9 +281,7 @@ std::string_view line_of(std::string_view text, int line) {
 }  // namespace
 
 std::string Origin::place() const { return at(*source, line, column); }
-std::string Origin::comment() const {
-  return line > 0 ? *source + ":" + std::to_string(line) : "command line";
-}
+std::string Origin::comment() const { return line > 0 ? *source + ":" + std::to_string(line) : "command line"; }
 
 const Node* Node::find(std::string_view key) const {
   for (const Entry& e : entries)
@@ -305,8 +299,7 @@ std::string brief(std::string_view text) {
   constexpr std::size_t kMost = 80;
   if (text.size() <= kMost) return std::string(text);
   std::size_t cut = kMost;
-  while (cut > 0 && (static_cast<unsigned char>(text[cut]) & 0xc0) == 0x80)
-    --cut;  // keep UTF-8 characters whole
+  while (cut > 0 && (static_cast<unsigned char>(text[cut]) & 0xc0) == 0x80) --cut;  // keep UTF-8 characters whole
   return std::string(text.substr(0, cut)) + "...";
 }
 

@@ -7,11 +7,11 @@
 #include "framework/reducer.h"
 #include "framework/trace.h"
 
-#include <ATen/autocast_mode.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
-
 #include <optional>
 #include <set>
+
+#include <ATen/autocast_mode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace trireme {
 namespace {

@@ -133,12 +133,10 @@ std::vector<std::byte> read_whole(FileIo& io, const std::string& path, std::size
   std::vector<std::byte> bytes;
   std::size_t have = 0;
   while (true) {
-    if (have > max_bytes)
-      throw DataError(path, "larger than the " + std::to_string(max_bytes) + " bytes expected");
+    if (have > max_bytes) throw DataError(path, "larger than the " + std::to_string(max_bytes) + " bytes expected");
     // One byte more than expected: the end of a file of the right size is seen without growing again.
     if (have == bytes.size()) bytes.resize(std::min(std::max<std::size_t>(2 * have, 1 << 16), max_bytes + 1));
-    const ssize_t n =
-        again_if_interrupted([&] { return io.read(file.fd, bytes.data() + have, bytes.size() - have); });
+    const ssize_t n = again_if_interrupted([&] { return io.read(file.fd, bytes.data() + have, bytes.size() - have); });
     if (n < 0) fail(path, "read", int(-n));
     if (n == 0) break;
     have += std::size_t(n);
@@ -191,9 +189,7 @@ AppendFile::~AppendFile() {
   if (fd_ >= 0) system_io().close(fd_);
 }
 
-void AppendFile::write(std::string_view text) {
-  write_all(system_io(), fd_, path_, std::as_bytes(std::span(text)));
-}
+void AppendFile::write(std::string_view text) { write_all(system_io(), fd_, path_, std::as_bytes(std::span(text))); }
 
 void AppendFile::sync() {
   const int status = again_if_interrupted([&] { return system_io().fsync(fd_); });

@@ -16,9 +16,9 @@ void init_from(const std::string& source, Session& session) {
     for (const auto& p : session.parameters()) {
       const at::Tensor t = file.tensor(p.name);
       if (t.sizes() != p.value.sizes())
-        throw DataError(
-            source, p.name + " has shape " + c10::str(t.sizes()) + ", the model " + c10::str(p.value.sizes()),
-            "init_from needs a model of the same shape");
+        throw DataError(source,
+                        p.name + " has shape " + c10::str(t.sizes()) + ", the model " + c10::str(p.value.sizes()),
+                        "init_from needs a model of the same shape");
       p.value.detach().copy_(t);
     }
     return;
@@ -33,8 +33,7 @@ void init_from(const std::string& source, Session& session) {
   try {
     checkpoints.load(*latest).restore([&](Archive& ar) { session.weights(ar); });
   } catch (const DataError& e) {
-    throw DataError("init_from " + source, e.what(),
-                    "init_from needs a sound run of a model of the same shape");
+    throw DataError("init_from " + source, e.what(), "init_from needs a sound run of a model of the same shape");
   }
 }
 

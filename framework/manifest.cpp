@@ -61,8 +61,7 @@ class Reader {
   }
   std::uint64_t integer(const char* key, std::uint64_t max) const { return integer(at(key), key, max); }
   std::uint64_t integer(const Json& v, const char* key, std::uint64_t max) const {
-    if (!v.is_number_unsigned() || v.get<std::uint64_t>() > max)
-      refuse(key, "is not a whole number in range");
+    if (!v.is_number_unsigned() || v.get<std::uint64_t>() > max) refuse(key, "is not a whole number in range");
     return v.get<std::uint64_t>();
   }
   std::string text(const char* key) const {
@@ -79,8 +78,7 @@ class Reader {
   }
   std::uint32_t crc() const {
     const std::string t = text("crc32c");
-    if (t.size() != 8 || t.find_first_not_of("0123456789abcdef") != t.npos)
-      refuse("crc32c", "is not a checksum");
+    if (t.size() != 8 || t.find_first_not_of("0123456789abcdef") != t.npos) refuse("crc32c", "is not a checksum");
     return std::uint32_t(std::stoul(t, nullptr, 16));
   }
   [[noreturn]] void refuse(const char* key, const char* why) const {
@@ -103,9 +101,7 @@ Json json_of(const Manifest::Tensor& t) {
   return j;
 }
 
-Json json_of(const Manifest::File& f) {
-  return {{"name", f.name}, {"size", f.size}, {"crc32c", hex(f.crc32c)}};
-}
+Json json_of(const Manifest::File& f) { return {{"name", f.name}, {"size", f.size}, {"crc32c", hex(f.crc32c)}}; }
 
 Manifest::File file_of(const Json& json, const std::string& place) {
   const Reader r(json, place);
@@ -139,8 +135,7 @@ Manifest::Tensor tensor_of(const Json& json, const std::string& place) {
   const std::string sharing = r.text("sharing");
   if (sharing == kinds[Sharing::per_rank]) t.sharing.kind = Sharing::per_rank;
   if (sharing == kinds[Sharing::rows]) {
-    t.sharing = {Sharing::rows, std::int64_t(r.integer("first_row", max)),
-                 std::int64_t(r.integer("total_rows", max))};
+    t.sharing = {Sharing::rows, std::int64_t(r.integer("first_row", max)), std::int64_t(r.integer("total_rows", max))};
     if (t.shape.empty() || t.sharing.first_row + t.shape[0] > t.sharing.total_rows)
       r.refuse("first_row", "and the shape do not fit the total rows");
   }
@@ -158,10 +153,9 @@ std::string rank_file(int rank) {
 
 std::string Manifest::print() const {
   // One tensor a line: a human can read and diff it.
-  std::string s =
-      "{\n \"format_version\": " + std::to_string(version) + ",\n \"step\": " + std::to_string(step) +
-      ",\n \"world_size\": " + std::to_string(world_size) + ",\n \"best\": " + (best ? "true" : "false") +
-      ",\n \"extra\": " + (extra.empty() ? "{}" : extra) + ",\n \"files\": [";
+  std::string s = "{\n \"format_version\": " + std::to_string(version) + ",\n \"step\": " + std::to_string(step) +
+                  ",\n \"world_size\": " + std::to_string(world_size) + ",\n \"best\": " + (best ? "true" : "false") +
+                  ",\n \"extra\": " + (extra.empty() ? "{}" : extra) + ",\n \"files\": [";
   const char* gap = "\n  ";
   for (const auto& f : files) s += std::exchange(gap, ",\n  ") + json_of(f).dump();
   s += "],\n \"tensors\": [";
@@ -188,8 +182,7 @@ Manifest Manifest::parse(std::string_view text, const std::string& place) {
   if (!r.at("extra").is_object()) r.refuse("extra", "is not an object");
   m.extra = r.at("extra").dump();
   for (const auto& f : r.list("files")) m.files.push_back(file_of(f, place));
-  if (m.world_size < 1 || m.files.size() != std::size_t(m.world_size))
-    r.refuse("files", "are not one a rank");
+  if (m.world_size < 1 || m.files.size() != std::size_t(m.world_size)) r.refuse("files", "are not one a rank");
   for (int i = 0; i < m.world_size; ++i)
     if (m.files[std::size_t(i)].name != rank_file(i)) r.refuse("files", "have other names than they should");
   std::set<std::pair<std::string, int>> seen;

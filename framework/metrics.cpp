@@ -21,12 +21,11 @@ namespace trireme {
 namespace {
 
 // Every line has these, in this order; others follow by name, evaluations last.
-constexpr std::array<std::string_view, 14> standard_keys = {
-    "epoch",         "loss",        "lr",
-    "samples_per_s", "step_ms",     "data_ms",
-    "forward_ms",    "backward_ms", "comm_exposed_ms",
-    "optimizer_ms",  "bytes_sent",  "bytes_uncompressed",
-    "mfu",           "memory_gib"};
+constexpr std::array<std::string_view, 14> standard_keys = {"epoch",         "loss",        "lr",
+                                                            "samples_per_s", "step_ms",     "data_ms",
+                                                            "forward_ms",    "backward_ms", "comm_exposed_ms",
+                                                            "optimizer_ms",  "bytes_sent",  "bytes_uncompressed",
+                                                            "mfu",           "memory_gib"};
 
 void append_number(std::string& s, double v) {
   if (!std::isfinite(v)) {
@@ -83,10 +82,8 @@ std::vector<Line> read_lines(const std::string& file) {
     Line line{text + "\n", {step->get<std::int64_t>(), {}}};
     for (const auto& [key, value] : json.items()) {
       if (key == "step") continue;
-      if (!value.is_number() && !value.is_null())
-        throw DataError(where, "'" + key + "' is not a number or null");
-      line.record.values[key] =
-          value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>();
+      if (!value.is_number() && !value.is_null()) throw DataError(where, "'" + key + "' is not a number or null");
+      line.record.values[key] = value.is_null() ? std::numeric_limits<double>::quiet_NaN() : value.get<double>();
     }
     lines.push_back(std::move(line));
   }

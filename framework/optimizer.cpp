@@ -62,8 +62,7 @@ void Optimizer::step(const std::function<GroupSettings(std::string_view)>& setti
                         config_.eps, /*amsgrad=*/false, /*maximize=*/false, optional(scale), optional(skip));
     else
       at::_fused_sgd_(values, grads, first, s.weight_decay, config_.momentum, s.lr, /*dampening=*/0,
-                      /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false, optional(scale),
-                      optional(skip));
+                      /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false, optional(scale), optional(skip));
   }
   if (skip.defined()) count_.sub_(skip);
 }

@@ -18,8 +18,7 @@ using Row = std::array<std::int64_t, 2>;
 
 std::vector<Row> gather(Communicator& world, Row mine) {
   std::vector<Row> all(std::size_t(world.size()));
-  world.all_gather({mine.data(), mine.size(), DType::i64}, {all.data(), all.size() * mine.size(), DType::i64})
-      .wait();
+  world.all_gather({mine.data(), mine.size(), DType::i64}, {all.data(), all.size() * mine.size(), DType::i64}).wait();
   return all;
 }
 
@@ -44,15 +43,14 @@ Placement place_rank(Communicator& world, const TrainConfig& config) {
   const auto without = std::find_if(ranks.begin(), ranks.end(), [](const Row& r) { return r[1] == 0; });
   if (without != ranks.end()) {
     if (asked)
-      throw UsageError("device",
-                       "cuda, but rank " + std::to_string(without - ranks.begin()) + " finds no GPU",
+      throw UsageError("device", "cuda, but rank " + std::to_string(without - ranks.begin()) + " finds no GPU",
                        "check nvidia-smi there, or use device=cpu");
     if (config.communicator == "nccl") no_nccl("it moves GPU memory only, and there is no GPU on every rank");
     return placement;
   }
   const Row& mine = ranks[std::size_t(world.rank())];
-  const auto local = std::count_if(ranks.begin(), ranks.begin() + world.rank(),
-                                   [&](const Row& r) { return r[0] == mine[0]; });
+  const auto local =
+      std::count_if(ranks.begin(), ranks.begin() + world.rank(), [&](const Row& r) { return r[0] == mine[0]; });
   placement.device = at::Device(at::kCUDA, c10::DeviceIndex(local % mine[1]));
   c10::impl::VirtualGuardImpl(at::kCUDA).setDevice(placement.device);
 

@@ -95,17 +95,15 @@ std::string progress_bar(const ProgressState& p, int columns, bool utf8) {
   // What matters less is left out first when the window is narrow.
   std::string tail = " " + step_text(p);
   const int room = columns - 1 - int(head.size());
-  const std::string pieces[] = {
-      print("  loss %.4f", p.loss), "  eta " + format_eta(p.eta),
-      std::isnan(p.per_second) ? "" : "  " + format_rate(p.per_second) + " " + p.unit + "/s"};
+  const std::string pieces[] = {print("  loss %.4f", p.loss), "  eta " + format_eta(p.eta),
+                                std::isnan(p.per_second) ? "" : "  " + format_rate(p.per_second) + " " + p.unit + "/s"};
   for (const auto& piece : pieces)
     if (int(tail.size() + piece.size()) <= room) tail += piece;
   if (int(tail.size()) > room) tail.resize(std::size_t(std::max(room, 0)));
   const int width = std::min(40, room - int(tail.size()));
   std::string bar;
   if (width >= 5)
-    for (int i = 0; i < width; ++i)
-      bar += i < int(std::lround(part * width)) ? (utf8 ? "━" : "#") : (utf8 ? "╌" : "-");
+    for (int i = 0; i < width; ++i) bar += i < int(std::lround(part * width)) ? (utf8 ? "━" : "#") : (utf8 ? "╌" : "-");
   return head + bar + tail;
 }
 

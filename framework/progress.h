@@ -24,7 +24,7 @@ class StepRate {
   double seconds_ = 0, weight_ = 0;
 };
 
-std::string format_eta(double seconds);  // "01:12", "3:04:05", "2d 03h"; "--:--" if negative or not finite
+std::string format_eta(double seconds);      // "01:12", "3:04:05", "2d 03h"; "--:--" if negative or not finite
 std::string format_rate(double per_second);  // "152", "15.2", "1.52", "15.2k"
 
 struct ProgressState {

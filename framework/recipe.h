@@ -21,9 +21,9 @@ class Context;
 
 struct Param {
   std::string name;
-  at::Tensor value;                   // leaf; the master copy (f32 or f64)
-  Communicator* replicas = nullptr;   // ranks that hold this same value; null = world. Size 1 = never reduced.
-  std::string group = "decay";        // "decay", "no_decay", or a name of the recipe's own
+  at::Tensor value;                  // leaf; the master copy (f32 or f64)
+  Communicator* replicas = nullptr;  // ranks that hold this same value; null = world. Size 1 = never reduced.
+  std::string group = "decay";       // "decay", "no_decay", or a name of the recipe's own
 };
 
 // Elements [begin, end) of a parameter, flattened.
@@ -33,9 +33,9 @@ struct Slice {
 };
 
 struct Step {
-  std::int64_t step = 0;   // optimizer steps finished before this one
+  std::int64_t step = 0;  // optimizer steps finished before this one
   std::int64_t epoch = 0;
-  double lr = 0;           // of the schedule
+  double lr = 0;  // of the schedule
 };
 
 // Hyper-parameters of one parameter group for one step.

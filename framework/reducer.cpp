@@ -6,14 +6,14 @@
 #include "framework/recipe.h"
 #include "framework/tensor.h"
 
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
-#include <torch/csrc/autograd/function_hook.h>
-
 #include <algorithm>
 #include <mutex>
 #include <numeric>
 #include <unordered_map>
+
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/autograd/function_hook.h>
 
 namespace trireme {
 namespace {
@@ -73,7 +73,8 @@ struct Reducer::Impl {
     std::iota(order.rbegin(), order.rend(), 0);
     build();
     for (std::size_t i = 0; i < params.size(); ++i) {
-      torch::autograd::impl::set_post_acc_grad_hooks(params[i].value, std::make_unique<Hook>([this, i] { on_grad(i); }));
+      torch::autograd::impl::set_post_acc_grad_hooks(params[i].value,
+                                                     std::make_unique<Hook>([this, i] { on_grad(i); }));
       std::lock_guard lock(slots_mutex);
       slots[params[i].value.unsafeGetTensorImpl()] = &slots_of[i];
     }
@@ -106,7 +107,8 @@ struct Reducer::Impl {
     std::size_t filled = 0;
     for (const auto i : order) {
       const auto& v = params[i].value;
-      const std::size_t limit = std::size_t((buckets.size() <= 1 ? options.first_bucket_mib : options.bucket_mib) * 1048576);
+      const std::size_t limit =
+          std::size_t((buckets.size() <= 1 ? options.first_bucket_mib : options.bucket_mib) * 1048576);
       const bool fits = !buckets.empty() && filled < limit && buckets.back().comm == comm_of(params[i]) &&
                         params[buckets.back().params[0]].value.options().type_equal(v.options());
       if (!fits) {
@@ -124,7 +126,8 @@ struct Reducer::Impl {
   static at::Tensor flat_memory(Communicator* comm, std::int64_t count, const at::TensorOptions& options) {
     if (!comm || !options.device().is_cpu()) return at::zeros({count}, options);
     auto memory = comm->allocate(std::size_t(count) * options.dtype().itemsize());
-    return at::from_blob(memory.get(), {count}, [memory](void*) {}, options);
+    return at::from_blob(
+        memory.get(), {count}, [memory](void*) {}, options);
   }
 
   void allocate(Part& b) {

@@ -12,10 +12,10 @@
 #include "comm/communicator.h"
 #include "framework/hooks/gradient_hook.h"
 
-#include <ATen/core/Tensor.h>
-
 #include <memory>
 #include <vector>
+
+#include <ATen/core/Tensor.h>
 
 namespace trireme {
 
@@ -52,9 +52,9 @@ class Reducer {
 
   // After finish(), collective: norm over all gradients, each value once. An f64 scalar.
   at::Tensor gradient_norm() const;
-  std::size_t bytes_per_step() const;         // of all buckets that are reduced
-  std::size_t plain_bytes() const;            // that a rank would send for gradients without hooks
-  void state(Archive& ar);                    // the bucket order and what hooks keep
+  std::size_t bytes_per_step() const;  // of all buckets that are reduced
+  std::size_t plain_bytes() const;     // that a rank would send for gradients without hooks
+  void state(Archive& ar);             // the bucket order and what hooks keep
 
  private:
   struct Impl;

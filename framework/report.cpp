@@ -97,8 +97,7 @@ std::string cards(const Run& run) {
     const Unit unit = unit_of({run}, key);
     std::string below;
     if (const auto chance = chance_key(run, key); !chance.empty() && *run.last(chance) > 0)
-      below = "chance " + format_value(*run.last(chance), unit) + ", " +
-              times(*run.last(key) / *run.last(chance));
+      below = "chance " + format_value(*run.last(chance), unit) + ", " + times(*run.last(key) / *run.last(chance));
     s += card(pretty(key), format_value(*run.last(key), unit), below);
   }
   if (const auto rate = run.median("samples_per_s")) {
@@ -110,9 +109,8 @@ std::string cards(const Run& run) {
     s += card("model FLOPs utilisation", format_value(*mfu, Unit::percent), "median");
   const auto sent = run.median("bytes_sent"), whole = run.median("bytes_uncompressed");
   if (sent && *sent > 0)
-    s += card(
-        "sent per step", bytes_text(*sent),
-        whole && *whole > *sent * 1.001 ? times(*whole / *sent) + " less than uncompressed" : "uncompressed");
+    s += card("sent per step", bytes_text(*sent),
+              whole && *whole > *sent * 1.001 ? times(*whole / *sent) + " less than uncompressed" : "uncompressed");
   const Curve ms = run.curve("step_ms");
   if (!ms.empty() && !loss.empty()) {
     double total = 0;
@@ -130,8 +128,7 @@ Scale scale_of(const std::vector<Run>& runs, const std::string& key) {
 }
 
 std::string loss_chart(const std::vector<Run>& runs) {
-  Chart c{
-      .title = "Loss", .unit_text = "", .scale = scale_of(runs, "loss"), .values_at_end = true, .series = {}};
+  Chart c{.title = "Loss", .unit_text = "", .scale = scale_of(runs, "loss"), .values_at_end = true, .series = {}};
   for (std::size_t i = 0; i < runs.size(); ++i) {
     const Curve raw = runs[i].curve("loss");
     if (raw.empty()) continue;
@@ -193,21 +190,18 @@ std::string eval_charts(const std::vector<Run>& runs) {
     std::set<std::string> chances;
     for (const auto& key : members) {
       c.series.push_back({pretty(key), color("c", i++), runs[0].curve(key), Series::line, true});
-      if (const auto k = chance_key(runs[0], key); !k.empty() && chances.insert(k).second)
-        add_chance(c, runs, key);
+      if (const auto k = chance_key(runs[0], key); !k.empty() && chances.insert(k).second) add_chance(c, runs, key);
     }
-    s += figure(wide ? "full" : "half", title, c.unit == Unit::percent ? "higher is better" : "",
-                line_chart(c));
+    s += figure(wide ? "full" : "half", title, c.unit == Unit::percent ? "higher is better" : "", line_chart(c));
   }
   return s + "</div>\n";
 }
 
-constexpr std::array<std::pair<const char*, const char*>, 5> phases = {
-    {{"data_ms", "data"},
-     {"forward_ms", "forward"},
-     {"backward_ms", "backward"},
-     {"comm_exposed_ms", "exposed communication"},
-     {"optimizer_ms", "optimizer"}}};
+constexpr std::array<std::pair<const char*, const char*>, 5> phases = {{{"data_ms", "data"},
+                                                                        {"forward_ms", "forward"},
+                                                                        {"backward_ms", "backward"},
+                                                                        {"comm_exposed_ms", "exposed communication"},
+                                                                        {"optimizer_ms", "optimizer"}}};
 
 std::string phase_charts(const std::vector<Run>& runs) {
   std::vector<std::pair<std::string, std::string>> legend;
@@ -226,8 +220,7 @@ std::string phase_charts(const std::vector<Run>& runs) {
   }
   const std::string bar = bar_chart(bars, legend, "ms", 1000);
   if (bar.empty()) return {};
-  std::string s =
-      "<h2>Where a step's time goes</h2><div class=\"grid\">" + figure("full", "Median step", "ms", bar);
+  std::string s = "<h2>Where a step's time goes</h2><div class=\"grid\">" + figure("full", "Median step", "ms", bar);
   if (runs.size() == 1) {
     Chart c{.title = "Phases over the run", .unit_text = "ms", .width = 1000, .height = 240, .series = {}};
     // Every phase at the steps where all are known, smoothed: single steps are noise.
@@ -245,18 +238,17 @@ std::string phase_charts(const std::vector<Run>& runs) {
 }
 
 std::string small_charts(const std::vector<Run>& runs) {
-  constexpr std::array<std::array<const char*, 3>, 11> wanted = {
-      {{"samples_per_s", "Throughput", "samples/s"},
-       {"step_ms", "Step time", "ms"},
-       {"lr", "Learning rate", ""},
-       {"tau", "Temperature τ", ""},
-       {"gamma", "Inner rate γ", ""},
-       {"objective", "Objective", ""},
-       {"u_mean", "Mean of u", ""},
-       {"grad_norm", "Gradient norm", ""},
-       {"bytes_sent", "Bytes sent", "a step"},
-       {"mfu", "Model FLOPs utilisation", ""},
-       {"memory_gib", "Memory", "GiB"}}};
+  constexpr std::array<std::array<const char*, 3>, 11> wanted = {{{"samples_per_s", "Throughput", "samples/s"},
+                                                                  {"step_ms", "Step time", "ms"},
+                                                                  {"lr", "Learning rate", ""},
+                                                                  {"tau", "Temperature τ", ""},
+                                                                  {"gamma", "Inner rate γ", ""},
+                                                                  {"objective", "Objective", ""},
+                                                                  {"u_mean", "Mean of u", ""},
+                                                                  {"grad_norm", "Gradient norm", ""},
+                                                                  {"bytes_sent", "Bytes sent", "a step"},
+                                                                  {"mfu", "Model FLOPs utilisation", ""},
+                                                                  {"memory_gib", "Memory", "GiB"}}};
   std::string s;
   for (const auto& [key, title, unit] : wanted) {
     const bool from_zero = *unit || std::string(key) == "lr";
@@ -287,17 +279,14 @@ std::string run_legend(const std::vector<Run>& runs) {
   return s + "</div>\n";
 }
 
-std::string head_cell(const std::string& name) {
-  return "<th class=\"number\">" + escape_html(name) + "</th>";
-}
+std::string head_cell(const std::string& name) { return "<th class=\"number\">" + escape_html(name) + "</th>"; }
 
 std::string comparison(const std::vector<Run>& runs) {
   const auto evals = eval_keys(runs);
   std::string s =
       "<h2>Comparison</h2><figure class=\"full\"><div class=\"scroll\"><table "
       "class=\"compare\"><tr><th>run</th>";
-  for (const char* name : {"steps", "final loss", "samples/s", "ms a step", "sent a step"})
-    s += head_cell(name);
+  for (const char* name : {"steps", "final loss", "samples/s", "ms a step", "sent a step"}) s += head_cell(name);
   for (const auto& key : evals) s += head_cell(pretty(key));
   s += "</tr>";
   for (std::size_t i = 0; i < runs.size(); ++i) {
@@ -328,8 +317,7 @@ std::string comparison(const std::vector<Run>& runs) {
     std::set<std::string> values;
     std::string row = "<tr><td>" + escape_html(key) + "</td>";
     for (const auto& run : runs) {
-      const auto it =
-          std::find_if(run.config.begin(), run.config.end(), [&](const auto& e) { return e.first == key; });
+      const auto it = std::find_if(run.config.begin(), run.config.end(), [&](const auto& e) { return e.first == key; });
       const std::string value = it == run.config.end() ? "–" : it->second;
       values.insert(value);
       row += "<td>" + escape_html(value) + "</td>";
@@ -392,10 +380,8 @@ void write_report(const std::vector<std::string>& run_dirs, const std::string& o
   page += "<h2>Setting</h2>";
   for (const auto& run : runs) {
     const std::string suffix = runs.size() > 1 ? " of " + run.name : "";
-    if (!run.config.empty())
-      page += details("Configuration" + suffix, html_table(run.config, "key", "value"));
-    if (!run.environment.empty())
-      page += details("Environment" + suffix, html_table(run.environment, "what", "found"));
+    if (!run.config.empty()) page += details("Configuration" + suffix, html_table(run.config, "key", "value"));
+    if (!run.environment.empty()) page += details("Environment" + suffix, html_table(run.environment, "what", "found"));
   }
   page += page_end();
   replace_durably(system_io(), out_file, page);

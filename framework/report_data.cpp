@@ -47,8 +47,7 @@ Table flatten_yaml(const std::string& text) {
       table.emplace_back(path, trimmed(line));
       continue;
     }
-    const std::string key = trimmed(line.substr(indent, colon - indent)),
-                      value = trimmed(line.substr(colon + 1));
+    const std::string key = trimmed(line.substr(indent, colon - indent)), value = trimmed(line.substr(colon + 1));
     if (value.empty())
       parents.emplace_back(indent, key);
     else
@@ -69,9 +68,9 @@ void flatten_json(const nlohmann::json& json, const std::string& path, int depth
     std::string list;
     for (const auto& v : json)
       if (!v.is_structured())
-        list += (list.empty() ? "" : ", ") +
-                (v.is_string() ? v.get<std::string>()
-                               : v.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+        list +=
+            (list.empty() ? "" : ", ") +
+            (v.is_string() ? v.get<std::string>() : v.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
     out.emplace_back(path, list);
     return;
   }
@@ -87,8 +86,7 @@ Run read_run(const std::string& dir) {
   Run run;
   auto path = std::filesystem::path(dir).lexically_normal();
   if (path.filename().empty()) path = path.parent_path();
-  run.name =
-      path.filename() == "." ? std::filesystem::absolute(path).parent_path().filename() : path.filename();
+  run.name = path.filename() == "." ? std::filesystem::absolute(path).parent_path().filename() : path.filename();
   const auto tolerate = [&](const auto& read) {
     try {
       read();

@@ -90,13 +90,11 @@ std::string page_end() {
 std::string figure(const std::string& size, const std::string& title, const std::string& unit,
                    const std::string& body) {
   return "<figure class=\"" + size + "\"><figcaption>" + escape_html(title) +
-         (unit.empty() ? "" : "<span>" + escape_html(unit) + "</span>") + "</figcaption>" + body +
-         "</figure>\n";
+         (unit.empty() ? "" : "<span>" + escape_html(unit) + "</span>") + "</figcaption>" + body + "</figure>\n";
 }
 
 std::string html_table(const Table& rows, const std::string& key_head, const std::string& value_head) {
-  std::string s =
-      "<table><tr><th>" + escape_html(key_head) + "</th><th>" + escape_html(value_head) + "</th></tr>";
+  std::string s = "<table><tr><th>" + escape_html(key_head) + "</th><th>" + escape_html(value_head) + "</th></tr>";
   for (const auto& [key, value] : rows)
     s += "<tr><td>" + escape_html(key) + "</td><td>" + escape_html(value) + "</td></tr>";
   return s + "</table>";

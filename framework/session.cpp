@@ -1,7 +1,7 @@
 #include "framework/session.h"
 
-#include "comm/device.h"
 #include "comm/call_site.h"
+#include "comm/device.h"
 #include "comm/error.h"
 #include "framework/optimizer.h"
 #include "framework/reducer.h"
@@ -9,11 +9,11 @@
 #include "framework/tensor.h"
 #include "framework/trace.h"
 
+#include <cmath>
+
 #include <ATen/autocast_mode.h>
 
 #include <fnmatch.h>
-
-#include <cmath>
 
 namespace trireme {
 namespace {
@@ -42,7 +42,8 @@ class Autocast {
 Batch micro_batch(const Batch& batch, std::int64_t k, std::int64_t n) {
   const std::int64_t b = std::int64_t(batch.ids.size()), m = b / n;
   if (b % n != 0)
-    throw UsageError("accumulate", std::to_string(n) + " does not divide the " + std::to_string(b) + " samples of a rank",
+    throw UsageError("accumulate",
+                     std::to_string(n) + " does not divide the " + std::to_string(b) + " samples of a rank",
                      "choose a divisor of it");
   Batch part = batch;
   part.ids.assign(batch.ids.begin() + k * m, batch.ids.begin() + (k + 1) * m);
@@ -67,8 +68,10 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
   all_ = recipe.parameters();
   std::vector<Param> trained;
   for (const auto& pattern : config.freeze) {
-    const bool used = std::any_of(all_.begin(), all_.end(), [&](const Param& p) { return matches_any({pattern}, p.name); });
-    if (!used) throw UsageError("freeze", "the pattern '" + pattern + "' matches no parameter", "see --dry-run for the names");
+    const bool used =
+        std::any_of(all_.begin(), all_.end(), [&](const Param& p) { return matches_any({pattern}, p.name); });
+    if (!used)
+      throw UsageError("freeze", "the pattern '" + pattern + "' matches no parameter", "see --dry-run for the names");
   }
   for (auto& p : all_) {
     const bool frozen = matches_any(config.freeze, p.name);
@@ -76,9 +79,9 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
     if (!frozen) trained.push_back(p);
   }
   if (trained.empty()) throw UsageError("freeze", "every parameter is frozen", "free at least one");
-  reducer_ = std::make_unique<Reducer>(trained, context_.comm("grad"),
-                                       Reducer::Options{config.bucket_mib, config.first_bucket_mib, config.overlap,
-                                                        config.zero == 1, config.hook});
+  reducer_ = std::make_unique<Reducer>(
+      trained, context_.comm("grad"),
+      Reducer::Options{config.bucket_mib, config.first_bucket_mib, config.overlap, config.zero == 1, config.hook});
   optimizer_ = std::make_unique<Optimizer>(trained, config.optimizer);
   context_.reducer_ = reducer_.get();
   context_.optimizer_ = optimizer_.get();

@@ -70,8 +70,8 @@ class Loader final : public Archive {
                                         " rows in all, this run " + std::to_string(sharing.total_rows));
       const std::int64_t first = sharing.first_row - e.sharing.first_row;
       if (first < 0 || first + shape[0] > held[0])
-        throw DataError(full(name), "the checkpoint does not hold rows " + std::to_string(sharing.first_row) +
-                                        " to " + std::to_string(sharing.first_row + shape[0]));
+        throw DataError(full(name), "the checkpoint does not hold rows " + std::to_string(sharing.first_row) + " to " +
+                                        std::to_string(sharing.first_row + shape[0]));
       held[0] = 1;
       skip = std::size_t(first) * bytes_of(e.dtype, held);
       held[0] = shape[0];
@@ -92,8 +92,7 @@ class Loader final : public Archive {
     if (it == from_.entries.end())
       throw DataError(full(name), "not in the checkpoint", "it was written by another recipe or version");
     if (it->second.is_text != text)
-      throw DataError(full(name),
-                      text ? "an array in the checkpoint, a text here" : "a text in the checkpoint");
+      throw DataError(full(name), text ? "an array in the checkpoint, a text here" : "a text in the checkpoint");
     return it->second;
   }
 

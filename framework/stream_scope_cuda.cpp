@@ -9,8 +9,7 @@ namespace {
 const bool registered = [] {
   set_stream_scope([](Place place, const std::function<void()>& f) {
     const auto stream = static_cast<cudaStream_t>(place.stream);
-    const c10::cuda::CUDAStreamGuard guard(
-        c10::cuda::getStreamFromExternal(stream, c10::DeviceIndex(place.device)));
+    const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromExternal(stream, c10::DeviceIndex(place.device)));
     f();
   });
   return true;

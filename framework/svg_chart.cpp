@@ -32,16 +32,15 @@ struct Frame {
   Scale scale = Scale::linear;
   double px(double x) const { return left + (x - x0) / (x1 - x0) * (right - left); }
   double py(double y) const {
-    const double t = scale == Scale::log ? (std::log(y) - std::log(y0)) / (std::log(y1) - std::log(y0))
-                                         : (y - y0) / (y1 - y0);
+    const double t =
+        scale == Scale::log ? (std::log(y) - std::log(y0)) / (std::log(y1) - std::log(y0)) : (y - y0) / (y1 - y0);
     return bottom - std::clamp(t, -0.02, 1.02) * (bottom - top);
   }
 };
 
 std::string path_of(const Curve& c, const Frame& f) {
   std::string d;
-  for (std::size_t i = 0; i < c.x.size(); ++i)
-    d += print("%c%.1f %.1f", i ? 'L' : 'M', f.px(c.x[i]), f.py(c.y[i]));
+  for (std::size_t i = 0; i < c.x.size(); ++i) d += print("%c%.1f %.1f", i ? 'L' : 'M', f.px(c.x[i]), f.py(c.y[i]));
   return d;
 }
 
@@ -54,8 +53,7 @@ std::string axes(const Frame& f, const std::vector<double>& ticks, Unit unit) {
     const double y = f.py(t);
     std::string label = format_value(t, unit);
     const double shown = unit == Unit::percent ? t * 100 : t;
-    if (f.scale == Scale::linear && std::abs(shown) < 9999 && gap >= 1e-3 &&
-        (gap < 1 || std::abs(shown) < 1000))
+    if (f.scale == Scale::linear && std::abs(shown) < 9999 && gap >= 1e-3 && (gap < 1 || std::abs(shown) < 1000))
       label = print("%.*f%s", std::max(0, int(-std::floor(std::log10(gap) + 1e-9))), shown,
                     unit == Unit::percent ? "%" : "");
     s += print("<path class=\"grid\" d=\"M%.1f %.1fH%.1f\"/>", f.left, y, f.right);
@@ -66,12 +64,11 @@ std::string axes(const Frame& f, const std::vector<double>& ticks, Unit unit) {
   for (double t : nice_ticks(f.x0, f.x1, count)) {
     if (t < f.x0 || t > f.x1 || t != std::floor(t)) continue;
     s += print("<path class=\"axis\" d=\"M%.1f %.1fv4\"/>", f.px(t), f.bottom);
-    s += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>", f.px(t),
-               f.bottom + 18, format_value(t).c_str());
+    s += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>", f.px(t), f.bottom + 18,
+               format_value(t).c_str());
   }
   s += print("<path class=\"axis\" d=\"M%.1f %.1fH%.1f\"/>", f.left, f.bottom, f.right);
-  s += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">step</text>", f.left - 8,
-             f.bottom + 18);
+  s += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">step</text>", f.left - 8, f.bottom + 18);
   return s;
 }
 
@@ -82,8 +79,7 @@ struct EndLabel {
 
 // Labels at the line ends, moved apart where they would touch.
 std::string end_labels(std::vector<EndLabel> labels, const Frame& f) {
-  std::stable_sort(labels.begin(), labels.end(),
-                   [](const EndLabel& a, const EndLabel& b) { return a.y < b.y; });
+  std::stable_sort(labels.begin(), labels.end(), [](const EndLabel& a, const EndLabel& b) { return a.y < b.y; });
   constexpr double distance = 15;
   for (int round = 0; round < 50; ++round)
     for (std::size_t i = 1; i < labels.size(); ++i)
@@ -98,21 +94,19 @@ std::string end_labels(std::vector<EndLabel> labels, const Frame& f) {
     labels[i].y = std::min(labels[i].y, i + 1 < labels.size() ? labels[i + 1].y - distance : f.bottom);
   std::string s;
   for (const auto& l : labels)
-    s += print("<text class=\"label\" x=\"%.1f\" y=\"%.1f\" style=\"fill:%s\">", f.right + 8, l.y + 4,
-               l.color.c_str()) +
-         escape_html(l.text) + "</text>";
+    s +=
+        print("<text class=\"label\" x=\"%.1f\" y=\"%.1f\" style=\"fill:%s\">", f.right + 8, l.y + 4, l.color.c_str()) +
+        escape_html(l.text) + "</text>";
   return s;
 }
 
 std::string open_svg(const std::string& title, int width, int height) {
-  return print("<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"", width, height) + escape_html(title) +
-         "\">";
+  return print("<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"", width, height) + escape_html(title) + "\">";
 }
 
 std::string nothing(const Chart& c) {
   return open_svg(c.title, c.width, 60) +
-         print("<text class=\"tick\" x=\"%d\" y=\"34\" text-anchor=\"middle\">no data</text></svg>",
-               c.width / 2);
+         print("<text class=\"tick\" x=\"%d\" y=\"34\" text-anchor=\"middle\">no data</text></svg>", c.width / 2);
 }
 
 // Margins by what must fit: tick numbers at the left, the longest label at the right.
@@ -214,8 +208,7 @@ std::string line_chart(const Chart& c) {
       for (double m : {1.0, 2.0, 5.0})
         if (const double t = m * std::pow(10, p); t > 0 && t >= y0 / 2.1 && t <= y1 * 2.1) ticks.push_back(t);
     if (ticks.size() > 9)
-      std::erase_if(ticks,
-                    [](double t) { return std::abs(std::log10(t) - std::round(std::log10(t))) > 1e-9; });
+      std::erase_if(ticks, [](double t) { return std::abs(std::log10(t) - std::round(std::log10(t))) > 1e-9; });
     f.y0 = std::min(ticks.front(), y0);
     f.y1 = std::max(ticks.back(), y1);
     if (!(f.y1 > f.y0)) f.y1 = f.y0 * 10;
@@ -243,15 +236,15 @@ std::string line_chart(const Chart& c) {
       curve.x.push_back(f.x1);
       curve.y.push_back(curve.y.back());
     }
-    svg += "<path class=\"" + std::string(kind) + "\" style=\"stroke:" + s.color + "\" d=\"" +
-           path_of(curve, f) + "\"/>";
+    svg +=
+        "<path class=\"" + std::string(kind) + "\" style=\"stroke:" + s.color + "\" d=\"" + path_of(curve, f) + "\"/>";
     if (s.markers && s.curve.x.size() <= 60)
       for (std::size_t i = 0; i < s.curve.x.size(); ++i)
-        svg += print("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" style=\"fill:%s\"><title>", f.px(s.curve.x[i]),
-                     f.py(s.curve.y[i]), s.color.c_str()) +
-               escape_html(s.label + " step " + format_value(s.curve.x[i]) + ": " +
-                           format_value(s.curve.y[i], c.unit)) +
-               "</title></circle>";
+        svg +=
+            print("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" style=\"fill:%s\"><title>", f.px(s.curve.x[i]),
+                  f.py(s.curve.y[i]), s.color.c_str()) +
+            escape_html(s.label + " step " + format_value(s.curve.x[i]) + ": " + format_value(s.curve.y[i], c.unit)) +
+            "</title></circle>";
     if (!s.label.empty()) labels.push_back({f.py(s.curve.y.back()), end_text(c, s), s.color});
   }
   return svg + end_labels(std::move(labels), f) + "</svg>";
@@ -264,8 +257,7 @@ std::string stacked_chart(const Chart& c) {
   std::vector<double> top(x.size(), 0);
   for (const auto& s : c.series) {
     longest = std::max(longest, length(s.label));
-    for (std::size_t i = 0; i < top.size() && i < s.curve.y.size(); ++i)
-      top[i] += std::max(s.curve.y[i], 0.0);
+    for (std::size_t i = 0; i < top.size() && i < s.curve.y.size(); ++i) top[i] += std::max(s.curve.y[i], 0.0);
   }
   // A few slow steps (the first, an evaluation) must not flatten the rest.
   auto sorted = top;
@@ -288,8 +280,7 @@ std::string stacked_chart(const Chart& c) {
       next[i] += i < s.curve.y.size() ? std::max(s.curve.y[i], 0.0) : 0;
       d += print("%c%.1f %.1f", i ? 'L' : 'M', f.px(x[i]), f.py(std::min(next[i], f.y1)));
     }
-    for (std::size_t i = x.size(); i-- > 0;)
-      d += print("L%.1f %.1f", f.px(x[i]), f.py(std::min(base[i], f.y1)));
+    for (std::size_t i = x.size(); i-- > 0;) d += print("L%.1f %.1f", f.px(x[i]), f.py(std::min(base[i], f.y1)));
     svg += "<path class=\"area\" style=\"fill:" + s.color + "\" d=\"" + d + "Z\"/>";
     labels.push_back({f.py(std::min((base.back() + next.back()) / 2, f.y1)), s.label, s.color});
     base = next;
@@ -297,8 +288,7 @@ std::string stacked_chart(const Chart& c) {
   return svg + end_labels(std::move(labels), f) + "</svg>";
 }
 
-std::string bar_chart(const std::vector<Bar>& bars,
-                      const std::vector<std::pair<std::string, std::string>>& legend,
+std::string bar_chart(const std::vector<Bar>& bars, const std::vector<std::pair<std::string, std::string>>& legend,
                       const std::string& unit_text, int width) {
   double high = 0;
   std::size_t longest = 0;
@@ -333,8 +323,8 @@ std::string bar_chart(const std::vector<Bar>& bars,
                      left + at / high * room + w / 2, y + 16.5, text.c_str());
       at += part;
     }
-    svg += print("<text class=\"label\" x=\"%.1f\" y=\"%.1f\">%s %s</text>", left + at / high * room + 8,
-                 y + 17, format_value(std::round(at * 10) / 10).c_str(), escape_html(unit_text).c_str());
+    svg += print("<text class=\"label\" x=\"%.1f\" y=\"%.1f\">%s %s</text>", left + at / high * room + 8, y + 17,
+                 format_value(std::round(at * 10) / 10).c_str(), escape_html(unit_text).c_str());
   }
   svg += "</svg><div class=\"legend\">";
   for (const auto& [name, color] : legend)

@@ -45,8 +45,7 @@ struct Bar {
   std::vector<double> parts;  // in the order of the legend
 };
 // Horizontal stacked bars with their totals.
-std::string bar_chart(const std::vector<Bar>& bars,
-                      const std::vector<std::pair<std::string, std::string>>& legend,
+std::string bar_chart(const std::vector<Bar>& bars, const std::vector<std::pair<std::string, std::string>>& legend,
                       const std::string& unit_text, int width);
 
 }  // namespace trireme

@@ -57,9 +57,7 @@ std::string event_head(double wall_time) {
   return s;
 }
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count(); }
 
 std::string host_name() {
   std::array<char, 256> name = {};
@@ -70,8 +68,7 @@ std::string host_name() {
 }
 
 AppendFile create(const std::string& folder) {
-  const std::string stem =
-      folder + "/events.out.tfevents." + std::to_string(std::int64_t(now())) + "." + host_name();
+  const std::string stem = folder + "/events.out.tfevents." + std::to_string(std::int64_t(now())) + "." + host_name();
   // A resume within the second must not write into the earlier file.
   for (int n = 0;; ++n) {
     const std::string path = n ? stem + "." + std::to_string(n) : stem;

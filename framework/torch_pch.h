@@ -1,11 +1,5 @@
 // Precompiled: the torch headers that implementation files need (13 s to compile once).
 #pragma once
-#include <ATen/ATen.h>
-#include <c10/core/GradMode.h>
-#include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/variable.h>
-
 #include <algorithm>
 #include <functional>
 #include <map>
@@ -13,3 +7,9 @@
 #include <span>
 #include <string>
 #include <vector>
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/variable.h>

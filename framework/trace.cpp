@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <nlohmann/json.hpp>
+
 #include <unistd.h>
 
 namespace trireme {
@@ -56,8 +57,8 @@ std::string microseconds(std::int64_t ns) {
 }
 
 std::string metadata(int rank, int tid, const char* kind, const std::string& args) {
-  return "{\"ph\":\"M\",\"pid\":" + std::to_string(rank) + ",\"tid\":" + std::to_string(tid) +
-         ",\"name\":\"" + kind + "\",\"args\":{" + args + "}}";
+  return "{\"ph\":\"M\",\"pid\":" + std::to_string(rank) + ",\"tid\":" + std::to_string(tid) + ",\"name\":\"" + kind +
+         "\",\"args\":{" + args + "}}";
 }
 
 // Viewers want the spans of one row nested. Spans that overlap otherwise (several collectives at once) get
@@ -93,13 +94,11 @@ void write_part(State& s, const std::string& path) {
   std::array<char, 256> host = {};
   gethostname(host.data(), host.size() - 1);
   const std::string rank = std::to_string(s.rank);
-  out << metadata(s.rank, 0, "process_name",
-                  "\"name\":" + json_text("rank " + rank + " (" + host.data() + ")"))
+  out << metadata(s.rank, 0, "process_name", "\"name\":" + json_text("rank " + rank + " (" + host.data() + ")"))
       << "\n";
   out << metadata(s.rank, 0, "process_sort_index", "\"sort_index\":" + rank) << "\n";
   if (s.dropped)
-    out << metadata(s.rank, 0, "process_labels",
-                    "\"labels\":\"" + std::to_string(s.dropped) + " later spans dropped\"")
+    out << metadata(s.rank, 0, "process_labels", "\"labels\":\"" + std::to_string(s.dropped) + " later spans dropped\"")
         << "\n";
   std::sort(s.spans.begin(), s.spans.end(), [](const SpanRecord& a, const SpanRecord& b) {
     return a.begin != b.begin ? a.begin < b.begin : a.end > b.end;
@@ -108,8 +107,7 @@ void write_part(State& s, const std::string& path) {
   for (const auto& span : s.spans) {
     const auto track = std::size_t(span.track);
     const int tid = int(track + 1) * lanes_a_track + lanes[track].place(span.begin, span.end);
-    out << "{\"ph\":\"X\",\"pid\":" << rank << ",\"tid\":" << tid
-        << ",\"name\":" << json_text(s.names[span.name])
+    out << "{\"ph\":\"X\",\"pid\":" << rank << ",\"tid\":" << tid << ",\"name\":" << json_text(s.names[span.name])
         << ",\"ts\":" << microseconds(span.begin - s.steady_origin)
         << ",\"dur\":" << microseconds(span.end - span.begin);
     if (span.bytes >= 0) out << ",\"args\":{\"bytes\":" << span.bytes << "}";
@@ -141,8 +139,7 @@ void shift(std::string& line, std::int64_t offset_ns) {
   const auto begin = at + key.size();
   const auto end = line.find(',', begin);
   const auto dot = line.find('.', begin);
-  const auto ns =
-      std::stoll(line.substr(begin, dot - begin)) * 1000 + std::stoll(line.substr(dot + 1, end - dot - 1));
+  const auto ns = std::stoll(line.substr(begin, dot - begin)) * 1000 + std::stoll(line.substr(dot + 1, end - dot - 1));
   line.replace(begin, end - begin, microseconds(ns + offset_ns));
 }
 
@@ -184,8 +181,7 @@ void merge(const std::string& file) {
 std::atomic<bool> Trace::on_ = false;
 
 std::int64_t Trace::now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
       .count();
 }
 
@@ -196,14 +192,12 @@ void Trace::enable(int rank) {
   s.spans.clear();
   s.dropped = 0;
   s.steady_origin = now_ns();
-  s.system_origin = std::chrono::duration_cast<std::chrono::nanoseconds>(
-                        std::chrono::system_clock::now().time_since_epoch())
-                        .count();
+  s.system_origin =
+      std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
   on_ = true;
 }
 
-void Trace::add(Track track, std::string_view name, std::int64_t begin_ns, std::int64_t end_ns,
-                std::int64_t bytes) {
+void Trace::add(Track track, std::string_view name, std::int64_t begin_ns, std::int64_t end_ns, std::int64_t bytes) {
   if (!enabled()) return;
   auto& s = state();
   std::lock_guard lock(s.mutex);

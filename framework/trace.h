@@ -17,8 +17,7 @@ class Trace {
   static bool enabled() { return on_.load(std::memory_order_relaxed); }
   static std::int64_t now_ns();  // steady clock
   // Thread safe. `name` is copied. At most 2 million spans are kept; later ones are counted and dropped.
-  static void add(Track, std::string_view name, std::int64_t begin_ns, std::int64_t end_ns,
-                  std::int64_t bytes = -1);
+  static void add(Track, std::string_view name, std::int64_t begin_ns, std::int64_t end_ns, std::int64_t bytes = -1);
   // Writes this rank's part, `file`.rank_%05d; rank 0 then merges the parts of all ranks it finds into `file`
   // and removes them, so it calls this after a barrier that the others reach after theirs. Throws DataError.
   static void write(const std::string& file);

@@ -17,8 +17,9 @@
 #include <string>
 #include <vector>
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
+
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -85,9 +86,8 @@ inline Outcome run_words(std::vector<std::string> words, const std::vector<std::
     setpgid(0, 0);
     dup2(ends[1], STDOUT_FILENO);
     dup2(ends[1], STDERR_FILENO);
-    for (const char* pair :
-         {"TRIREME_TEST_RANK=1", "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
-          "OMP_NUM_THREADS=1", "ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0"})
+    for (const char* pair : {"TRIREME_TEST_RANK=1", "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+                             "OMP_NUM_THREADS=1", "ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0"})
       putenv(const_cast<char*>(pair));
     for (const auto& pair : environment) putenv(const_cast<char*>(pair.c_str()));
     execvp(arguments[0], arguments.data());
@@ -126,8 +126,7 @@ inline void run_rank(void (*body)(Communicator&)) {
   MpiWorld mpi;
   try {
     body(mpi.world());
-    if (::testing::Test::HasFailure())
-      throw Error(ExitCode::bug, "test", "an expectation failed on this rank");
+    if (::testing::Test::HasFailure()) throw Error(ExitCode::bug, "test", "an expectation failed on this rank");
     mpi.finalize();
   } catch (const Error& e) {
     std::fflush(stdout);
@@ -145,8 +144,7 @@ inline void run_mpi_test(const std::vector<int>& sizes, void (*body)(Communicato
   const std::string filter = std::string(info->test_suite_name()) + "." + info->name();
   for (int n : sizes) {
     const Outcome outcome = launch({n, filter, environment});
-    EXPECT_EQ(outcome.code, 0) << "on " << n << " ranks after " << outcome.seconds << " s:\n"
-                               << outcome.output;
+    EXPECT_EQ(outcome.code, 0) << "on " << n << " ranks after " << outcome.seconds << " s:\n" << outcome.output;
   }
 }
 

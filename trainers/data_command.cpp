@@ -22,8 +22,7 @@ PrepareSpec spec_for(const DataOptions& o) {
   if (o.name == "openclipart") return o.from.empty() ? openclipart() : openclipart(o.from);
   if (o.name == "emoji") return o.from.empty() ? emoji() : emoji(o.from);
   if (o.name == "folder") {
-    if (o.from.empty())
-      throw UsageError("trireme data folder", "--from is missing", "name a folder or a CSV table");
+    if (o.from.empty()) throw UsageError("trireme data folder", "--from is missing", "name a folder or a CSV table");
     return folder_data(o.from);
   }
   throw UsageError("trireme data", "unknown data set `" + o.name + "`", "known: openclipart, emoji, folder");
@@ -44,11 +43,10 @@ bool keep_existing(const DataOptions& o, const std::string& path) {
     const ImageTextData data(path, 0);
     if (data.image_size() != o.size)
       throw DataError(
-          path,
-          "holds pictures of " + std::to_string(data.image_size()) + " pixels, not " + std::to_string(o.size),
+          path, "holds pictures of " + std::to_string(data.image_size()) + " pixels, not " + std::to_string(o.size),
           "give another --out, or --force to replace it");
-    std::printf("already prepared: %lld images in %s (--force prepares again)\n",
-                static_cast<long long>(data.size()), path.c_str());
+    std::printf("already prepared: %lld images in %s (--force prepares again)\n", static_cast<long long>(data.size()),
+                path.c_str());
     return true;
   } catch (const DataError& e) {
     if (!o.out.empty()) throw;
@@ -62,8 +60,7 @@ void show_progress(std::size_t done, std::size_t total) {
   const int percent = int(100 * done / total);
   if (terminal) {
     std::fprintf(stderr, "\rdecoding %zu / %zu (%d %%)%s", done, total, percent, done == total ? "\n" : "");
-  } else if (done == total ||
-             percent / 20 != int(100 * (done - std::min<std::size_t>(done, 256)) / total) / 20) {
+  } else if (done == total || percent / 20 != int(100 * (done - std::min<std::size_t>(done, 256)) / total) / 20) {
     std::fprintf(stderr, "decoding %zu / %zu\n", done, total);
   }
 }
@@ -98,8 +95,8 @@ int data_command(const DataOptions& o) {
               static_cast<long long>(r.classes));
   std::printf("held out: %lld captions with %lld images\n", static_cast<long long>(r.held_out_captions),
               static_cast<long long>(r.held_out_images));
-  std::printf("not used: %lld with the same pixels as another, %zu skipped\n",
-              static_cast<long long>(r.duplicates), r.skipped.size());
+  std::printf("not used: %lld with the same pixels as another, %zu skipped\n", static_cast<long long>(r.duplicates),
+              r.skipped.size());
   for (std::size_t i = 0; i < r.skipped.size() && i < 10; ++i) std::printf("  %s\n", r.skipped[i].c_str());
   if (r.skipped.size() > 10) std::printf("  and %zu more\n", r.skipped.size() - 10);
   for (const auto& note : spec.notes) std::printf("%s\n", note.c_str());

@@ -1,21 +1,21 @@
 #include "trainers/doctor.h"
 
 #include "comm/device.h"
-#include "framework/registry.h"
 #include "framework/recipe.h"
+#include "framework/registry.h"
 
 #include <ATen/ATen.h>
 #include <torch/version.h>
 
 #include <hdf5.h>
 #define OMPI_SKIP_MPICXX 1
-#include <mpi.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <sstream>
 #include <thread>
+
+#include <mpi.h>
 
 namespace trireme {
 namespace {

@@ -5,15 +5,15 @@
 #include "data/loader.h"
 #include "framework/session.h"
 
-#include <ATen/ATen.h>
-
-#include <sys/resource.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <iostream>
 #include <map>
 #include <set>
+
+#include <ATen/ATen.h>
+
+#include <sys/resource.h>
 
 namespace trireme {
 namespace {
@@ -77,10 +77,10 @@ void print_memory(Session& session) {
     if (p.value.grad().defined()) gradients += p.value.grad().nbytes();
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  std::cout << "memory a rank: weights " << mib(double(sizes.of("model"))) << ", gradients (buckets) " << mib(double(gradients))
-            << ", optimizer " << mib(double(sizes.of("optimizer"))) << ", other state "
-            << mib(double(sizes.total() - sizes.of("model") - sizes.of("optimizer"))) << "; peak of this process, activations and data in it, "
-            << mib(1024.0 * double(usage.ru_maxrss)) << "\n";
+  std::cout << "memory a rank: weights " << mib(double(sizes.of("model"))) << ", gradients (buckets) "
+            << mib(double(gradients)) << ", optimizer " << mib(double(sizes.of("optimizer"))) << ", other state "
+            << mib(double(sizes.total() - sizes.of("model") - sizes.of("optimizer")))
+            << "; peak of this process, activations and data in it, " << mib(1024.0 * double(usage.ru_maxrss)) << "\n";
 }
 
 void print_schedule(const std::vector<Watched>& watched) {
@@ -97,19 +97,22 @@ void print_schedule(const std::vector<Watched>& watched) {
     for (const auto& call : w.traced->recent())
       if (call.sequence > w.calls) lines.push_back({w.name, call});
   }
-  std::stable_sort(lines.begin(), lines.end(), [](const Line& a, const Line& b) { return a.call.begin_ns < b.call.begin_ns; });
+  std::stable_sort(lines.begin(), lines.end(),
+                   [](const Line& a, const Line& b) { return a.call.begin_ns < b.call.begin_ns; });
   for (const auto& l : lines) {
     auto& [calls, bytes] = by_collective[l.call.name];
     ++calls, bytes += double(l.call.bytes), total += double(l.call.bytes);
   }
   std::cout << "sent a step by a rank: " << mib(total);
-  for (const auto& [name, sum] : by_collective) std::cout << ", " << name << " " << mib(sum.second) << " in " << sum.first;
+  for (const auto& [name, sum] : by_collective)
+    std::cout << ", " << name << " " << mib(sum.second) << " in " << sum.first;
   std::cout << "\ncollectives of a step, in order:\n";
   std::printf("  %4s  %-14s  %-14s  %14s\n", "", "communicator", "collective", "bytes sent");
   for (std::size_t i = 0; i < lines.size(); ++i)
     std::printf("  %4zu  %-14s  %-14s  %14llu\n", i + 1, lines[i].on.c_str(), lines[i].call.name,
                 static_cast<unsigned long long>(lines[i].call.bytes));
-  if (lines.size() < made) std::printf("  (and %zu earlier ones: the last 256 of a communicator are kept)\n", made - lines.size());
+  if (lines.size() < made)
+    std::printf("  (and %zu earlier ones: the last 256 of a communicator are kept)\n", made - lines.size());
   std::fflush(stdout);
 }
 
@@ -134,10 +137,11 @@ void dry_run(const Config& config, const std::function<void(Fields&)>& schema, c
   if (world.rank() != 0) return;
   std::cout << config.print(schema, true) << "\n";
   for (const auto& p : session.parameters())
-    std::cout << "  " << p.name << " " << p.value.sizes() << " " << p.group << (p.value.requires_grad() ? "" : " frozen") << "\n";
+    std::cout << "  " << p.name << " " << p.value.sizes() << " " << p.group
+              << (p.value.requires_grad() ? "" : " frozen") << "\n";
   std::cout << "parameters " << session.parameter_count() << ", training samples " << ids.size() << ", steps an epoch "
-            << loader.steps_per_epoch() << ", epochs "
-            << double(train.steps) / double(loader.steps_per_epoch()) << "\nrank 0 of " << world.size()
+            << loader.steps_per_epoch() << ", epochs " << double(train.steps) / double(loader.steps_per_epoch())
+            << "\nrank 0 of " << world.size()
             << (world.backend() == "fake" ? ", alone in a fake world: counts are real, results are not\n" : "\n");
   print_memory(session);
   std::cout << std::flush;

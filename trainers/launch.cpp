@@ -2,14 +2,6 @@
 
 #include "comm/error.h"
 
-#include <sys/ioctl.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <fcntl.h>
-#include <poll.h>
-
 #include <cerrno>
 #include <chrono>
 #include <csignal>
@@ -21,6 +13,13 @@
 #include <set>
 #include <thread>
 #include <utility>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 namespace trireme {
 namespace {
@@ -99,7 +98,8 @@ class BannerFilter {
   }
 
   void read_banner() {
-    if (banner_.empty() && line_.find_first_not_of(" \r\n") != std::string::npos) banner_ = line_.substr(0, line_.size() - 1);
+    if (banner_.empty() && line_.find_first_not_of(" \r\n") != std::string::npos)
+      banner_ = line_.substr(0, line_.size() - 1);
     int rank = -1, signal = 0;
     const auto at = line_.find("process rank ");
     if (at == std::string::npos || std::sscanf(line_.c_str() + at, "process rank %d", &rank) != 1) return;
@@ -275,7 +275,8 @@ int launch_command(int ranks, std::vector<std::string> command) {
   if (filter.error_seen() && WIFSIGNALED(status)) return int(ExitCode::communication);
   if (code == 0 || code == int(ExitCode::stopped) || filter.error_seen()) return code;
   if (code == 127 && filter.lost_rank() < 0 && filter.first_banner_line().empty())
-    throw CommError("--ranks", command[0] + " is not installed or not on PATH", "install openmpi-bin, or start the ranks yourself");
+    throw CommError("--ranks", command[0] + " is not installed or not on PATH",
+                    "install openmpi-bin, or start the ranks yourself");
   if (filter.lost_rank() >= 0)
     throw CommError("rank " + std::to_string(filter.lost_rank()), "was lost: " + filter.lost_why(),
                     "the same command resumes from the last checkpoint");

@@ -17,16 +17,16 @@
 #include "trainers/stop.h"
 #include "trainers/straggler.h"
 
-#include <ATen/Parallel.h>
-
-#include <sys/resource.h>
-#include <unistd.h>
-
 #include <cmath>
 #include <filesystem>
 #include <iostream>
 #include <numeric>
 #include <thread>
+
+#include <ATen/Parallel.h>
+
+#include <sys/resource.h>
+#include <unistd.h>
 
 namespace trireme {
 namespace {
@@ -102,12 +102,16 @@ double peak_memory_gib() {
 class Loop {
  public:
   Loop(const TrainOptions& options, Setup& setup, Traced& world, Watchdog& watchdog, int threads)
-      : setup_(setup), config_(setup.train), world_(world), watchdog_(watchdog),
+      : setup_(setup),
+        config_(setup.train),
+        world_(world),
+        watchdog_(watchdog),
         session_(world, config_, *setup.recipe),
         loader_(setup.recipe->train_data(), setup.recipe->train_ids(), config_.batch_size, world.rank(), world.size(),
                 std::uint64_t(config_.seed), {.prefetch = config_.prefetch}),
         folder_(open_run_folder(run_dir_of(options), options.fresh, setup.config, setup.schema, world)),
-        checkpoints_(folder_.file("ckpt"), int(config_.checkpoint.keep), world), stragglers_(world.size()) {
+        checkpoints_(folder_.file("ckpt"), int(config_.checkpoint.keep), world),
+        stragglers_(world.size()) {
     session_.context().steps_per_epoch = loader_.steps_per_epoch();
     if (const auto latest = checkpoints_.latest()) {
       const Snapshot snapshot = checkpoints_.load(*latest);
@@ -122,12 +126,14 @@ class Loop {
     replace_durably(system_io(), folder_.file("env.json"),
                     describe_environment(world.size(), threads, setup.recipe->describe()));
     session_.context().on_message = [this](std::string_view line) { metrics_.message(line); };
-    if (step_ > 0 && step_ < config_.steps) metrics_.message("resumed at step " + std::to_string(step_) + " of " + std::to_string(config_.steps));
+    if (step_ > 0 && step_ < config_.steps)
+      metrics_.message("resumed at step " + std::to_string(step_) + " of " + std::to_string(config_.steps));
   }
 
   int run() {
     if (step_ == config_.steps) {
-      if (world_.rank() == 0) std::cout << "the run is complete (--fresh starts over)\n" << done_line(folder_, *setup_.recipe) << std::endl;
+      if (world_.rank() == 0)
+        std::cout << "the run is complete (--fresh starts over)\n" << done_line(folder_, *setup_.recipe) << std::endl;
       return int(ExitCode::ok);
     }
     while (step_ < config_.steps) {
@@ -143,7 +149,8 @@ class Loop {
       watchdog_.finished(++step_);
       // The host reads the device only where it must; on a CPU reading is free.
       const bool read = session_.context().device().is_cpu() || due(config_.log_every) || step_ == config_.steps;
-      const Agreed agreed = read ? agree_on_step(stop_requested(), checkpoints_.written(), session_.context().comm("control")) : Agreed{};
+      const Agreed agreed =
+          read ? agree_on_step(stop_requested(), checkpoints_.written(), session_.context().comm("control")) : Agreed{};
       const double loss = read ? session_.loss() : std::nan("");
       if (read) judge(loss);
       if (agreed.written == world_.size()) checkpoints_.finish();
@@ -152,7 +159,8 @@ class Loop {
       const bool stop = agreed.stop > 0 && step_ < config_.steps;
       if (due(config_.checkpoint.every) || step_ == config_.steps || stop) save(stop);
       if (stop) {
-        session_.context().message("stopped at step " + std::to_string(step_) + " after a checkpoint; the same command resumes");
+        session_.context().message("stopped at step " + std::to_string(step_) +
+                                   " after a checkpoint; the same command resumes");
         return int(ExitCode::stopped);
       }
     }
@@ -228,7 +236,10 @@ class Loop {
     const std::size_t n = std::size_t(world_.size()), width = sums_.size();
     std::vector<double> mine, all(n * width);
     for (const auto& [key, sum] : sums_) mine.push_back(sum / double(summed_));
-    session_.context().comm("control").all_gather({mine.data(), width, DType::f64}, {all.data(), all.size(), DType::f64}).wait();
+    session_.context()
+        .comm("control")
+        .all_gather({mine.data(), width, DType::f64}, {all.data(), all.size(), DType::f64})
+        .wait();
     std::size_t k = 0;
     for (const auto& [key, unused] : sums_) {
       std::vector<double> of_ranks;

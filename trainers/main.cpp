@@ -13,12 +13,6 @@
 #include "trainers/stop.h"
 #include "trainers/submit.h"
 
-#include <CLI/CLI.hpp>
-#include <c10/util/Exception.h>
-
-#include <malloc.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -27,6 +21,12 @@
 #include <new>
 #include <optional>
 #include <thread>
+
+#include <CLI/CLI.hpp>
+#include <c10/util/Exception.h>
+
+#include <malloc.h>
+#include <unistd.h>
 
 namespace trireme {
 namespace {
@@ -76,8 +76,8 @@ int print_failure(const Failed& f) {
 int on_ranks(const std::function<int(Communicator&, int)>& work) {
   if (const int tasks = tasks_alone()) {
     if (launched_rank() != 0) return int(ExitCode::usage);  // one of them says it
-    throw UsageError("launch", "srun started " + std::to_string(tasks) +
-                                   " tasks that MPI cannot connect: each would train alone",
+    throw UsageError("launch",
+                     "srun started " + std::to_string(tasks) + " tasks that MPI cannot connect: each would train alone",
                      "use srun --mpi=pmix, or mpirun");
   }
   catch_stop_signals();
@@ -90,8 +90,9 @@ int on_ranks(const std::function<int(Communicator&, int)>& work) {
   int code = 0;
   try {
     if (mpi.world().size() != launched_ranks())
-      throw UsageError("launch", "this is one of " + std::to_string(launched_ranks()) + " tasks but MPI finds " +
-                                     std::to_string(mpi.world().size()) + " ranks: each task would train alone",
+      throw UsageError("launch",
+                       "this is one of " + std::to_string(launched_ranks()) + " tasks but MPI finds " +
+                           std::to_string(mpi.world().size()) + " ranks: each task would train alone",
                        "use srun --mpi=pmix, or mpirun");
     code = work(mpi.world(), mpi.node_size());
   } catch (...) {
@@ -111,7 +112,8 @@ int train_command(const TrainOptions& options, const std::vector<std::string>& a
     return 0;
   }
   if (found && options.ranks && options.ranks != found)
-    throw UsageError("--ranks " + std::to_string(options.ranks), "this job was started with " + std::to_string(found) + " ranks",
+    throw UsageError("--ranks " + std::to_string(options.ranks),
+                     "this job was started with " + std::to_string(found) + " ranks",
                      "leave --ranks out under mpirun and srun");
   if (!found && options.ranks > 1 && options.dry_run) return train(options, *make_fake(0, options.ranks), 1);
   if (!found && options.ranks > 1) {
@@ -139,8 +141,10 @@ int run(int argc, char** argv) {
   add_experiment(train, train_options);
   train->add_option("--ranks", train_options.ranks, "start this many MPI ranks")->check(CLI::Range(1, 100000));
   train->add_option("--out", train_options.out, "run folder (default runs/<yaml stem>)");
-  train->add_flag("--dry-run", train_options.dry_run, "build everything for one of --ranks ranks, print memory, bytes and collectives");
-  train->add_flag("--print-config", train_options.print_config, "print the configuration and where each value came from");
+  train->add_flag("--dry-run", train_options.dry_run,
+                  "build everything for one of --ranks ranks, print memory, bytes and collectives");
+  train->add_flag("--print-config", train_options.print_config,
+                  "print the configuration and where each value came from");
   train->add_flag("--fresh", train_options.fresh, "rename an existing run folder and start over");
 
   DataOptions data_options;
@@ -162,24 +166,32 @@ int run(int argc, char** argv) {
   bench->add_option("--arm", bench_options.arm)->group("");
 
   SubmitOptions submit_options;
-  auto* submit = app.add_subcommand("submit", "train as a Slurm job; key=a,b,c makes a job array; options of sbatch go after --");
+  auto* submit =
+      app.add_subcommand("submit", "train as a Slurm job; key=a,b,c makes a job array; options of sbatch go after --");
   add_experiment(submit, submit_options);
   submit->add_option("--nodes", submit_options.nodes, "nodes")->check(CLI::Range(1, 100000));
-  submit->add_option("--ranks-per-node", submit_options.ranks_per_node, "ranks on each node")->check(CLI::Range(1, 10000));
+  submit->add_option("--ranks-per-node", submit_options.ranks_per_node, "ranks on each node")
+      ->check(CLI::Range(1, 10000));
   submit->add_option("--time", submit_options.time, "time limit, such as 30 (minutes) or 1-12:00:00");
   submit->add_option("--partition", submit_options.partition, "partition of the cluster");
   submit->add_option("--out", submit_options.out, "run folder (default runs/<yaml stem>); of a sweep's task K: OUT.K");
-  submit->add_option("--requeues", submit_options.requeues, "how often it may queue itself again")->check(CLI::Range(0, 1000000));
+  submit->add_option("--requeues", submit_options.requeues, "how often it may queue itself again")
+      ->check(CLI::Range(0, 1000000));
   submit->add_flag("--print", submit_options.print, "show the batch script, submit nothing");
 
   ScaleOptions scale_options;
-  auto* scale = app.add_subcommand("scale", "scaling study: one experiment on several numbers of ranks, and a model of it");
+  auto* scale =
+      app.add_subcommand("scale", "scaling study: one experiment on several numbers of ranks, and a model of it");
   add_experiment(scale, scale_options);
-  scale->add_option("--ranks", scale_options.ranks, "numbers of ranks, e.g. 1,2,4")->delimiter(',')->required()->check(CLI::Range(1, 100000));
+  scale->add_option("--ranks", scale_options.ranks, "numbers of ranks, e.g. 1,2,4")
+      ->delimiter(',')
+      ->required()
+      ->check(CLI::Range(1, 100000));
   scale->add_flag("--weak", scale_options.weak, "batch_size is that of a rank, not of all");
   scale->add_option("--steps", scale_options.steps, "timed steps")->check(CLI::Range(1, 1000000));
   scale->add_option("--out", scale_options.out, "folder (default runs/scale-<yaml stem>)");
-  scale->add_option("--launcher", scale_options.launcher, "what starts {ranks} ranks (default mpirun), e.g. 'srun --mpi=pmix -n {ranks}'");
+  scale->add_option("--launcher", scale_options.launcher,
+                    "what starts {ranks} ranks (default mpirun), e.g. 'srun --mpi=pmix -n {ranks}'");
   scale->add_option("--measure", scale_options.measure)->group("");  // of the ranks that it starts
 
   std::vector<std::string> runs;
@@ -199,7 +211,9 @@ int run(int argc, char** argv) {
   }
   try {
     // The words after `submit ... --` are sbatch's.
-    const auto end = argc > 1 && argv[1] == std::string_view("submit") ? std::find(argv, argv + argc, std::string_view("--")) : argv + argc;
+    const auto end = argc > 1 && argv[1] == std::string_view("submit")
+                         ? std::find(argv, argv + argc, std::string_view("--"))
+                         : argv + argc;
     if (end != argv + argc) submit_options.sbatch.assign(end + 1, argv + argc);
     app.parse(int(end - argv), argv);
   } catch (const CLI::ParseError& e) {

@@ -4,15 +4,15 @@
 #include "framework/agree.h"
 #include "framework/file_io.h"
 
-#include <nlohmann/json.hpp>
-
-#include <sys/utsname.h>
-#include <unistd.h>
-
 #include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <thread>
+
+#include <nlohmann/json.hpp>
+
+#include <sys/utsname.h>
+#include <unistd.h>
 
 namespace trireme {
 namespace {
@@ -35,10 +35,10 @@ void check_visible(const std::string& dir, Communicator& world) {
   std::int64_t token = 0;
   const std::string probe = dir + "/.visible";
   agree(world, attempt([&] {
-    if (world.rank() != 0) return;
-    token = std::int64_t(getpid()) << 32 ^ std::int64_t(std::time(nullptr));
-    replace_durably(system_io(), probe, std::to_string(token));
-  }));
+          if (world.rank() != 0) return;
+          token = std::int64_t(getpid()) << 32 ^ std::int64_t(std::time(nullptr));
+          replace_durably(system_io(), probe, std::to_string(token));
+        }));
   world.broadcast({&token, 1, DType::i64, {}}, 0).wait();
   const auto seen = attempt([&] {
     std::string text;
@@ -75,23 +75,23 @@ RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& conf
                           const std::function<void(Fields&)>& schema, Communicator& world) {
   const RunFolder folder{dir};
   agree(world, attempt([&] {
-    if (world.rank() != 0) return;
-    std::error_code failed;
-    if (fresh && fs::exists(dir)) move_away(dir);
-    fs::create_directories(dir + "/ckpt", failed);
-    if (failed) throw DataError(dir, "cannot be made: " + failed.message(), "choose another --out");
-    const std::string saved = folder.file("config.resolved.yaml");
-    if (holds_checkpoint(dir) && fs::exists(saved)) {
-      const auto keys = differing_keys(Config::load(saved), config, schema);
-      if (!keys.empty()) {
-        std::string list;
-        for (const auto& k : keys) list += (list.empty() ? "" : ", ") + k;
-        throw UsageError(dir, "holds a run with other values of " + list,
-                         "use the old values, another --out, or --fresh to start over");
-      }
-    }
-    replace_durably(system_io(), saved, config.print(schema, false));
-  }));
+          if (world.rank() != 0) return;
+          std::error_code failed;
+          if (fresh && fs::exists(dir)) move_away(dir);
+          fs::create_directories(dir + "/ckpt", failed);
+          if (failed) throw DataError(dir, "cannot be made: " + failed.message(), "choose another --out");
+          const std::string saved = folder.file("config.resolved.yaml");
+          if (holds_checkpoint(dir) && fs::exists(saved)) {
+            const auto keys = differing_keys(Config::load(saved), config, schema);
+            if (!keys.empty()) {
+              std::string list;
+              for (const auto& k : keys) list += (list.empty() ? "" : ", ") + k;
+              throw UsageError(dir, "holds a run with other values of " + list,
+                               "use the old values, another --out, or --fresh to start over");
+            }
+          }
+          replace_durably(system_io(), saved, config.print(schema, false));
+        }));
   check_visible(dir, world);
   return folder;
 }
@@ -111,9 +111,14 @@ std::string describe_environment(int ranks, int threads, const std::string& reci
       break;
     }
   const nlohmann::json recipe = nlohmann::json::parse(recipe_json, nullptr, false);
-  nlohmann::json j{{"trireme", TRIREME_VERSION}, {"date", date},         {"host", host},
-                   {"cpu", cpu},                 {"cores", std::thread::hardware_concurrency()},
-                   {"kernel", name.release},     {"ranks", ranks},       {"threads_per_rank", threads}};
+  nlohmann::json j{{"trireme", TRIREME_VERSION},
+                   {"date", date},
+                   {"host", host},
+                   {"cpu", cpu},
+                   {"cores", std::thread::hardware_concurrency()},
+                   {"kernel", name.release},
+                   {"ranks", ranks},
+                   {"threads_per_rank", threads}};
   if (!recipe.is_discarded()) j["recipe"] = recipe;
   return j.dump(2) + "\n";
 }

@@ -7,9 +7,6 @@
 #include "framework/file_io.h"
 #include "trainers/launch.h"
 
-#include <ATen/Parallel.h>
-#include <nlohmann/json.hpp>
-
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
@@ -17,6 +14,9 @@
 #include <iostream>
 #include <sstream>
 #include <thread>
+
+#include <ATen/Parallel.h>
+#include <nlohmann/json.hpp>
 
 namespace trireme {
 namespace {
@@ -34,7 +34,9 @@ constexpr double tolerance = 0.15;
 constexpr int farthest = 1024;
 
 double median(std::vector<double> v) { return bench::quantile(std::move(v), 0.5); }
-double ms_since(Clock::time_point begin) { return std::chrono::duration<double, std::milli>(Clock::now() - begin).count(); }
+double ms_since(Clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+}
 
 // Collective calls and bytes sent by this rank so far.
 std::pair<double, double> traffic(Context& context) {
@@ -76,66 +78,105 @@ Spread spread_of(const json& j) { return {j.at("min"), j.at("mean"), j.at("max")
 json to_json(const Measured& m) {
   json exchanges = json::array();
   for (const auto& e : m.exchanges)
-    exchanges.push_back({{"buffer_bytes", e.buffer_bytes}, {"messages", e.messages}, {"bytes_sent", e.bytes}, {"seconds", e.seconds}});
-  return {{"ranks", m.ranks}, {"batch_size", m.batch}, {"step_ms", m.step_ms}, {"data_ms", to_json(m.data)},
-          {"forward_ms", to_json(m.forward)}, {"backward_ms", to_json(m.backward)}, {"comm_exposed_ms", to_json(m.exposed)},
-          {"optimizer_ms", to_json(m.optimizer)}, {"collectives", m.calls}, {"bytes_sent", m.bytes}, {"all_reduce", exchanges}};
+    exchanges.push_back(
+        {{"buffer_bytes", e.buffer_bytes}, {"messages", e.messages}, {"bytes_sent", e.bytes}, {"seconds", e.seconds}});
+  return {{"ranks", m.ranks},
+          {"batch_size", m.batch},
+          {"step_ms", m.step_ms},
+          {"data_ms", to_json(m.data)},
+          {"forward_ms", to_json(m.forward)},
+          {"backward_ms", to_json(m.backward)},
+          {"comm_exposed_ms", to_json(m.exposed)},
+          {"optimizer_ms", to_json(m.optimizer)},
+          {"collectives", m.calls},
+          {"bytes_sent", m.bytes},
+          {"all_reduce", exchanges}};
 }
 
 Measured measured_of(const json& j) {
-  Measured m{j.at("ranks"), j.at("batch_size"), j.at("step_ms"), spread_of(j.at("data_ms")), spread_of(j.at("forward_ms")),
-             spread_of(j.at("backward_ms")), spread_of(j.at("comm_exposed_ms")), spread_of(j.at("optimizer_ms")),
-             j.at("collectives"), j.at("bytes_sent"), {}};
+  Measured m{j.at("ranks"),
+             j.at("batch_size"),
+             j.at("step_ms"),
+             spread_of(j.at("data_ms")),
+             spread_of(j.at("forward_ms")),
+             spread_of(j.at("backward_ms")),
+             spread_of(j.at("comm_exposed_ms")),
+             spread_of(j.at("optimizer_ms")),
+             j.at("collectives"),
+             j.at("bytes_sent"),
+             {}};
   for (const auto& e : j.at("all_reduce"))
     m.exchanges.push_back({m.ranks, e.at("buffer_bytes"), e.at("messages"), e.at("bytes_sent"), e.at("seconds")});
   return m;
 }
 
 json to_json(const scale::Study& s) {
-  json study{{"experiment", s.title}, {"scaling", s.mode}, {"setting", s.setting}, {"measured", json::array()}, {"fitted_on", s.fitted_on}};
+  json study{{"experiment", s.title},
+             {"scaling", s.mode},
+             {"setting", s.setting},
+             {"measured", json::array()},
+             {"fitted_on", s.fitted_on}};
   for (const auto& m : s.measured) study["measured"].push_back(to_json(m));
-  if (s.link) study["model"] = {{"alpha_us", 1e6 * s.link->alpha}, {"beta_gbps", 1e-9 * s.link->beta}, {"hidden_share_of_backward", s.hidden}};
+  if (s.link)
+    study["model"] = {
+        {"alpha_us", 1e6 * s.link->alpha}, {"beta_gbps", 1e-9 * s.link->beta}, {"hidden_share_of_backward", s.hidden}};
   if (s.check)
-    study["check"] = {{"ranks", s.check->ranks}, {"step_error", s.check->step_error}, {"comm_error", s.check->comm_error},
-                      {"within", tolerance}, {"good", s.check->good()}};
+    study["check"] = {{"ranks", s.check->ranks},
+                      {"step_error", s.check->step_error},
+                      {"comm_error", s.check->comm_error},
+                      {"within", tolerance},
+                      {"good", s.check->good()}};
   study["modelled"] = json::array();
   for (std::size_t i = 0; i < s.modelled.size(); ++i) {
     const auto& p = s.modelled[i];
-    study["modelled"].push_back({{"ranks", p.ranks}, {"batch_size", s.batches[i]}, {"local_ms", p.local_ms}, {"comm_ms", p.comm_ms},
-                                 {"comm_exposed_ms", p.exposed_ms}, {"step_ms", p.step_ms()},
-                                 {"efficiency", scale::efficiency(s.measured.front(), p.ranks, s.batches[i], p.step_ms())},
-                                 {"kind", p.ranks > s.measured.back().ranks ? "modelled, extrapolated" : "modelled"}});
+    study["modelled"].push_back(
+        {{"ranks", p.ranks},
+         {"batch_size", s.batches[i]},
+         {"local_ms", p.local_ms},
+         {"comm_ms", p.comm_ms},
+         {"comm_exposed_ms", p.exposed_ms},
+         {"step_ms", p.step_ms()},
+         {"efficiency", scale::efficiency(s.measured.front(), p.ranks, s.batches[i], p.step_ms())},
+         {"kind", p.ranks > s.measured.back().ranks ? "modelled, extrapolated" : "modelled"}});
   }
   return study;
 }
 
 void print_table(const scale::Study& s) {
-  const auto line = [](const char* kind, int ranks, double batch, double step, double local, double exposed, double mib, double efficiency) {
-    std::printf("%-22s %6d %8.0f %10.2f %10.2f %10.2f %10.3f %9.1f %%\n", kind, ranks, batch, step, local, exposed, mib, 100 * efficiency);
+  const auto line = [](const char* kind, int ranks, double batch, double step, double local, double exposed, double mib,
+                       double efficiency) {
+    std::printf("%-22s %6d %8.0f %10.2f %10.2f %10.2f %10.3f %9.1f %%\n", kind, ranks, batch, step, local, exposed, mib,
+                100 * efficiency);
   };
   std::printf("%s scaling of %s\n%s\n", s.mode.c_str(), s.title.c_str(), s.setting.c_str());
-  std::printf("%-22s %6s %8s %10s %10s %10s %10s %11s\n", "", "ranks", "batch", "step ms", "local ms", "exposed ms", "MiB sent", "efficiency");
+  std::printf("%-22s %6s %8s %10s %10s %10s %10s %11s\n", "", "ranks", "batch", "step ms", "local ms", "exposed ms",
+              "MiB sent", "efficiency");
   for (const auto& m : s.measured)
     line("measured", m.ranks, m.batch, m.step_ms, m.local_ms(), m.exposed.mean, m.bytes / 1048576,
          scale::efficiency(s.measured.front(), m.ranks, m.batch, m.step_ms));
   for (std::size_t i = 0; i < s.modelled.size(); ++i) {
     const auto& p = s.modelled[i];
-    line(p.ranks > s.measured.back().ranks ? "modelled, extrapolated" : "modelled", p.ranks, s.batches[i], p.step_ms(), p.local_ms,
-         p.exposed_ms, std::nan(""), scale::efficiency(s.measured.front(), p.ranks, s.batches[i], p.step_ms()));
+    line(p.ranks > s.measured.back().ranks ? "modelled, extrapolated" : "modelled", p.ranks, s.batches[i], p.step_ms(),
+         p.local_ms, p.exposed_ms, std::nan(""),
+         scale::efficiency(s.measured.front(), p.ranks, s.batches[i], p.step_ms()));
   }
-  if (s.link) std::printf("model: alpha = %.1f us a message, beta = %.4g MB/s, fitted on", 1e6 * s.link->alpha, 1e-6 * s.link->beta);
+  if (s.link)
+    std::printf("model: alpha = %.1f us a message, beta = %.4g MB/s, fitted on", 1e6 * s.link->alpha,
+                1e-6 * s.link->beta);
   for (const int n : s.fitted_on) std::printf(" %d", n);
   std::printf(s.fitted_on.empty() ? "no model: it takes two numbers of ranks above 1\n" : " ranks\n");
   if (s.check)
-    std::printf("check on %d ranks: step %+.1f %%, all-reduce %+.1f %% from the measurement: %s\n", s.check->ranks, 100 * s.check->step_error,
-                100 * s.check->comm_error, s.check->good() ? "good enough to extrapolate" : "not good enough to extrapolate");
+    std::printf("check on %d ranks: step %+.1f %%, all-reduce %+.1f %% from the measurement: %s\n", s.check->ranks,
+                100 * s.check->step_error, 100 * s.check->comm_error,
+                s.check->good() ? "good enough to extrapolate" : "not good enough to extrapolate");
 }
 
 std::vector<std::string> launcher_words(const std::string& launcher, int ranks) {
   std::istringstream in(launcher);
   std::vector<std::string> words;
   for (std::string word; in >> word;) {
-    for (auto at = word.find("{ranks}"); at != std::string::npos; at = word.find("{ranks}")) word.replace(at, 7, std::to_string(ranks));
+    for (auto at = word.find("{ranks}"); at != std::string::npos; at = word.find("{ranks}"))
+      word.replace(at, 7, std::to_string(ranks));
     words.push_back(word);
   }
   return words;
@@ -180,7 +221,9 @@ scale::Study scale::make_study(std::vector<Measured> measured, bool weak) {
 int scale_measure(const ScaleOptions& o, Communicator& world, int local_ranks) {
   bench::OwnRun run(Config::load(o.file, o.overrides));
   const TrainConfig& config = run.train;
-  at::set_num_threads(config.threads ? int(config.threads) : std::max(1, int(std::thread::hardware_concurrency()) / std::max(1, local_ranks)));
+  at::set_num_threads(config.threads
+                          ? int(config.threads)
+                          : std::max(1, int(std::thread::hardware_concurrency()) / std::max(1, local_ranks)));
   Session session(world, config, *run.recipe);
   Loader loader(run.recipe->train_data(), run.recipe->train_ids(), config.batch_size, world.rank(), world.size(),
                 std::uint64_t(config.seed), {.prefetch = config.prefetch ? 2 : 0});
@@ -203,7 +246,8 @@ int scale_measure(const ScaleOptions& o, Communicator& world, int local_ranks) {
     double agreed[2] = {0, 0};
     context.comm("control").all_reduce({agreed, 2, DType::f64}, Op::sum).wait();
     const double loss = session.loss();
-    if (!std::isfinite(loss)) throw Error(ExitCode::nonfinite, "step " + std::to_string(s), "the loss is not finite", "lower optimizer.lr");
+    if (!std::isfinite(loss))
+      throw Error(ExitCode::nonfinite, "step " + std::to_string(s), "the loss is not finite", "lower optimizer.lr");
     if (s < warm_up) continue;
     steps.push_back(ms_since(begin));
     const double phases[] = {data, t.forward, t.backward, t.exposed, t.optimizer};
@@ -221,8 +265,17 @@ int scale_measure(const ScaleOptions& o, Communicator& world, int local_ranks) {
     }
     return s;
   };
-  Measured m{world.size(), double(config.batch_size), median(steps), spread(0), spread(1), spread(2), spread(3), spread(4),
-             (after.first - before.first) / o.steps, (after.second - before.second) / o.steps, {}};
+  Measured m{world.size(),
+             double(config.batch_size),
+             median(steps),
+             spread(0),
+             spread(1),
+             spread(2),
+             spread(3),
+             spread(4),
+             (after.first - before.first) / o.steps,
+             (after.second - before.second) / o.steps,
+             {}};
   if (world.size() > 1) m.exchanges = time_exchanges(world, session.reduced_bytes());
   if (world.rank() != 0) return 0;
   write_file(o.measure + "/measured.json", to_json(m).dump(1) + "\n");
@@ -244,7 +297,8 @@ int scale_command(const ScaleOptions& o) {
   for (const int n : counts) {
     const auto batch = run.train.batch_size * (o.weak ? n : 1);
     if (batch % n != 0)
-      throw UsageError(run.config.place("batch_size"), std::to_string(batch) + " is not divisible by " + std::to_string(n) + " ranks",
+      throw UsageError(run.config.place("batch_size"),
+                       std::to_string(batch) + " is not divisible by " + std::to_string(n) + " ranks",
                        "choose a multiple of every number of ranks, or --weak");
     const std::string folder = out + "/ranks_" + std::to_string(n);
     std::error_code failed;
@@ -262,17 +316,21 @@ int scale_command(const ScaleOptions& o) {
     if (const int code = launch_command(n, std::move(command))) return code;
     std::ifstream in(folder + "/measured.json");
     const json found = json::parse(in, nullptr, false);
-    if (found.is_discarded()) throw DataError(folder + "/measured.json", "was not written by rank 0", "the folder must be visible to all nodes");
+    if (found.is_discarded())
+      throw DataError(folder + "/measured.json", "was not written by rank 0",
+                      "the folder must be visible to all nodes");
     measured.push_back(measured_of(found));
     if (measured.back().ranks != n)
-      throw CommError("scale", "the launcher started " + std::to_string(measured.back().ranks) + " ranks, not " + std::to_string(n),
-                      "--launcher needs {ranks}");
+      throw CommError(
+          "scale", "the launcher started " + std::to_string(measured.back().ranks) + " ranks, not " + std::to_string(n),
+          "--launcher needs {ranks}");
   }
   scale::Study study = scale::make_study(std::move(measured), o.weak);
   study.title = o.file;
   for (const auto& text : o.overrides) study.title += " " + text;
   const char* lab = std::getenv("TRIREME_LAB");
-  study.setting = lab ? lab : std::to_string(std::thread::hardware_concurrency()) + " cores on the node that started it";
+  study.setting =
+      lab ? lab : std::to_string(std::thread::hardware_concurrency()) + " cores on the node that started it";
   print_table(study);
   write_file(out + "/scale.json", to_json(study).dump(1) + "\n");
   write_file(out + "/scale.html", scale::page(study));

@@ -1,8 +1,8 @@
-// `trireme scale`: one experiment on several numbers of ranks; what a step's time is made of on each, and a model of it.
-// Strong scaling keeps the batch of a step, weak scaling the batch of a rank. The model is fitted without the largest
-// number of ranks, which then judges it; only a model within 15 % is carried on to 1,024 ranks. Files in the folder:
-// ranks_N/{measured.json, config.resolved.yaml}, scale.json, scale.html. What was timed is labelled measured, what the
-// model says modelled, and beyond the largest measured number of ranks also extrapolated.
+// `trireme scale`: one experiment on several numbers of ranks; what a step's time is made of on each, and a model of
+// it. Strong scaling keeps the batch of a step, weak scaling the batch of a rank. The model is fitted without the
+// largest number of ranks, which then judges it; only a model within 15 % is carried on to 1,024 ranks. Files in the
+// folder: ranks_N/{measured.json, config.resolved.yaml}, scale.json, scale.html. What was timed is labelled measured,
+// what the model says modelled, and beyond the largest measured number of ranks also extrapolated.
 #pragma once
 #include "comm/communicator.h"
 #include "trainers/scale_model.h"

@@ -32,10 +32,10 @@ struct Spread {
 // What was measured on one number of ranks.
 struct Measured {
   int ranks = 0;
-  double batch = 0;         // samples of all ranks in a step
-  double step_ms = 0;       // median over steps of the slowest rank's time
+  double batch = 0;                                    // samples of all ranks in a step
+  double step_ms = 0;                                  // median over steps of the slowest rank's time
   Spread data, forward, backward, exposed, optimizer;  // exposed: communication that backward did not hide
-  double calls = 0, bytes = 0;  // collectives, and bytes that a rank sends, in a step
+  double calls = 0, bytes = 0;                         // collectives, and bytes that a rank sends, in a step
   std::vector<Exchange> exchanges;
 
   // Time of a step that is not waiting for other ranks.
@@ -60,9 +60,9 @@ class Model {
  private:
   bool weak_;
   Link link_;
-  double batch_ = 0;                      // of one rank (weak) or of all (strong)
-  double local_ = 0, local_slope_ = 0;    // ms, ms a sample of a rank
-  double whole_ = 0, whole_slope_ = 0;    // bytes sent over (n-1)/n, and its growth a rank
+  double batch_ = 0;                    // of one rank (weak) or of all (strong)
+  double local_ = 0, local_slope_ = 0;  // ms, ms a sample of a rank
+  double whole_ = 0, whole_slope_ = 0;  // bytes sent over (n-1)/n, and its growth a rank
   double calls_ = 0, hidden_ = 0, backward_share_ = 0;
 };
 

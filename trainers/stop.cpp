@@ -2,9 +2,9 @@
 
 #include "comm/error.h"
 
-#include <unistd.h>
-
 #include <csignal>
+
+#include <unistd.h>
 
 namespace trireme {
 namespace {

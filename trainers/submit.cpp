@@ -4,9 +4,6 @@
 #include "framework/file_io.h"
 #include "trainers/loop.h"
 
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include <array>
 #include <cerrno>
 #include <cstring>
@@ -15,6 +12,9 @@
 #include <map>
 #include <sstream>
 #include <utility>
+
+#include <sys/wait.h>
+#include <unistd.h>
 
 namespace trireme {
 namespace {
@@ -27,7 +27,8 @@ constexpr std::size_t most_tasks = 10000;
 void refuse_control(std::string_view where, std::string_view value) {
   for (const unsigned char c : value)
     if (c < 0x20 || c == 0x7f)
-      throw UsageError(where, "has a newline or another control character in it", "values for a batch script are plain text");
+      throw UsageError(where, "has a newline or another control character in it",
+                       "values for a batch script are plain text");
 }
 
 // `value` with `before` in front of every one of `special`.
@@ -117,7 +118,8 @@ std::string read_all(int fd) {
 // sbatch writes a line or two: neither pipe fills while the other is read.
 Answer run_sbatch(const std::string& script) {
   int out[2], err[2];
-  if (pipe(out) != 0 || pipe(err) != 0) throw Error(ExitCode::bug, "sbatch", std::string("no pipe: ") + std::strerror(errno));
+  if (pipe(out) != 0 || pipe(err) != 0)
+    throw Error(ExitCode::bug, "sbatch", std::string("no pipe: ") + std::strerror(errno));
   const pid_t child = fork();
   if (child < 0) throw Error(ExitCode::memory, "sbatch", std::string("cannot be started: ") + std::strerror(errno));
   if (child == 0) {
@@ -159,7 +161,8 @@ std::vector<std::vector<std::string>> sweep(const std::vector<std::string>& over
     const std::string key = equals == o.npos ? "" : o.substr(0, equals + 1);
     const auto values = items(std::string_view(o).substr(key.size()));
     if (tasks.size() * values.size() > most_tasks)
-      throw UsageError("trireme submit", "the sweep has more than " + std::to_string(most_tasks) + " combinations", "split it");
+      throw UsageError("trireme submit", "the sweep has more than " + std::to_string(most_tasks) + " combinations",
+                       "split it");
     std::vector<std::vector<std::string>> longer;
     for (const auto& task : tasks) {
       for (const auto& v : values) {
@@ -178,11 +181,11 @@ std::string sbatch_script(const SubmitOptions& o, const std::vector<std::vector<
                           const std::string& program, const std::string& folder) {
   const std::string out = run_dir(o);
   const bool array = tasks.size() > 1;
-  std::map<std::string, std::string> settings{
-      {"job-name", job_name(o.file)},
-      {"nodes", std::to_string(o.nodes)},
-      {"ntasks-per-node", std::to_string(o.ranks_per_node)},
-      {"output", escaped((fs::path(folder) / out).string(), "%", "%") + (array ? ".slurm-%A_%a.out" : ".slurm-%j.out")}};
+  std::map<std::string, std::string> settings{{"job-name", job_name(o.file)},
+                                              {"nodes", std::to_string(o.nodes)},
+                                              {"ntasks-per-node", std::to_string(o.ranks_per_node)},
+                                              {"output", escaped((fs::path(folder) / out).string(), "%", "%") +
+                                                             (array ? ".slurm-%A_%a.out" : ".slurm-%j.out")}};
   if (!o.time.empty()) settings["time"] = o.time;
   if (!o.partition.empty()) settings["partition"] = o.partition;
   if (array) settings["array"] = "0-" + std::to_string(tasks.size() - 1);
@@ -222,7 +225,8 @@ std::string sbatch_script(const SubmitOptions& o, const std::vector<std::vector<
 
 int submit_command(const SubmitOptions& o) {
   for (const auto& word : o.sbatch)
-    if (!word.starts_with('-')) throw UsageError("command line", word + " after --: not an option of sbatch", "write --name=value");
+    if (!word.starts_with('-'))
+      throw UsageError("command line", word + " after --: not an option of sbatch", "write --name=value");
   const auto tasks = sweep(o.overrides);
   for (const auto& task : tasks) {
     TrainOptions train;
@@ -246,8 +250,9 @@ int submit_command(const SubmitOptions& o) {
 
   const Answer answer = run_sbatch(file);
   if (answer.code == 127 && answer.out.empty() && answer.err.empty())
-    throw UsageError("sbatch", "is not installed or not on PATH",
-                     "submit where the cluster's Slurm commands are (Debian: slurm-client), or copy " + file + " there");
+    throw UsageError(
+        "sbatch", "is not installed or not on PATH",
+        "submit where the cluster's Slurm commands are (Debian: slurm-client), or copy " + file + " there");
   if (answer.code != 0)
     throw UsageError("sbatch", "refused " + file + ": " + reasons(answer.err),
                      "sinfo lists partitions and limits; further options of sbatch go after --");

@@ -9,7 +9,7 @@ struct SubmitOptions {
   std::string file;
   std::vector<std::string> overrides;  // key=value as in `train`, where key=a,b,c is a sweep
   std::vector<std::string> sbatch;     // further options of sbatch, such as --account=NAME: what follows `--`
-  std::string out;  // run folder; empty: runs/<yaml stem>. Of task K of a sweep: OUT.K
+  std::string out;                     // run folder; empty: runs/<yaml stem>. Of task K of a sweep: OUT.K
   int nodes = 1, ranks_per_node = 1;
   std::string time, partition;  // empty: the cluster's default
   int requeues = 20;            // how often the job may queue itself again after code 85

@@ -11,8 +11,9 @@
 #include <system_error>
 
 #include <ATen/ATen.h>
-#include <fcntl.h>
 #include <nlohmann/json.hpp>
+
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -25,10 +26,9 @@ struct Type {
   at::ScalarType scalar;
 };
 // In the order of upstream's enumeration: its writer puts the last first, which aligns every tensor.
-constexpr Type types[] = {{"BOOL", at::kBool}, {"U8", at::kByte},   {"I8", at::kChar},
-                          {"I16", at::kShort}, {"F16", at::kHalf},  {"BF16", at::kBFloat16},
-                          {"I32", at::kInt},   {"F32", at::kFloat}, {"F64", at::kDouble},
-                          {"I64", at::kLong}};
+constexpr Type types[] = {{"BOOL", at::kBool},  {"U8", at::kByte},       {"I8", at::kChar}, {"I16", at::kShort},
+                          {"F16", at::kHalf},   {"BF16", at::kBFloat16}, {"I32", at::kInt}, {"F32", at::kFloat},
+                          {"F64", at::kDouble}, {"I64", at::kLong}};
 constexpr std::size_t max_dims = 64;  // torch's operators take no more
 
 [[noreturn]] void fail(const std::string& path, const char* doing, int error) {
@@ -73,8 +73,7 @@ class Mapping {
 std::vector<std::int64_t> torch_shape(const std::vector<std::uint64_t>& shape, const std::string& path,
                                       const std::string& place) {
   if (shape.size() > max_dims)
-    throw DataError(
-        path, place + std::to_string(shape.size()) + " dimensions; at most " + std::to_string(max_dims));
+    throw DataError(path, place + std::to_string(shape.size()) + " dimensions; at most " + std::to_string(max_dims));
   std::int64_t elements = 8;  // the widest element: bytes must fit too
   for (const std::uint64_t n : shape)
     if (__builtin_mul_overflow(elements, std::max<std::uint64_t>(n, 1), &elements))
@@ -108,8 +107,7 @@ std::vector<Item> in_file_order(std::span<const NamedTensor> tensors, const std:
   for (const auto& t : tensors) names.push_back(t.name);
   std::sort(names.begin(), names.end());
   const auto twice = std::adjacent_find(names.begin(), names.end());
-  if (twice != names.end())
-    throw DataError(path, "the name " + safetensors_quoted(*twice) + " is there twice");
+  if (twice != names.end()) throw DataError(path, "the name " + safetensors_quoted(*twice) + " is there twice");
   if (std::binary_search(names.begin(), names.end(), "__metadata__"))
     throw DataError(path, "no tensor may have the name __metadata__");
   return items;
@@ -138,16 +136,14 @@ std::string header_of(const std::vector<Item>& items, const std::map<std::string
   text += '}';
   text.resize((text.size() + 7) / 8 * 8, ' ');
   const std::uint64_t length = text.size();
-  if (length > safetensors_max_header)
-    throw DataError(path, "too many names: the header would exceed 100 MB");
+  if (length > safetensors_max_header) throw DataError(path, "too many names: the header would exceed 100 MB");
   return std::string(reinterpret_cast<const char*>(&length), sizeof length) + text;
 }
 
 }  // namespace
 
 struct Safetensors::File {
-  explicit File(const std::string& p)
-      : path(p), mapping(p), header(parse_safetensors_header(p, mapping.bytes())) {}
+  explicit File(const std::string& p) : path(p), mapping(p), header(parse_safetensors_header(p, mapping.bytes())) {}
   std::string path;
   Mapping mapping;
   SafetensorsHeader header;
@@ -167,22 +163,19 @@ const std::map<std::string, std::string>& Safetensors::metadata() const { return
 
 at::Tensor Safetensors::tensor(const std::string& name) const {
   const auto it = file_->header.tensors.find(name);
-  if (it == file_->header.tensors.end())
-    throw DataError(file_->path, "has no tensor " + safetensors_quoted(name));
+  if (it == file_->header.tensors.end()) throw DataError(file_->path, "has no tensor " + safetensors_quoted(name));
   const auto& entry = it->second;
   const std::string place = "tensor " + safetensors_quoted(name) + ": ";
   const auto type =
       std::find_if(std::begin(types), std::end(types), [&](const Type& t) { return t.name == entry.dtype; });
   if (type == std::end(types))
-    throw DataError(file_->path, place + "cannot read dtype " + entry.dtype,
-                    "convert it to F32 or BF16 first");
+    throw DataError(file_->path, place + "cannot read dtype " + entry.dtype, "convert it to F32 or BF16 first");
   const auto shape = torch_shape(entry.shape, file_->path, place);
 
   std::byte* data = file_->mapping.data() + entry.begin;
   const std::size_t bytes = entry.end - entry.begin;
   // A C++ bool with another value is undefined behaviour in every kernel that reads it.
-  if (type->scalar == at::kBool &&
-      std::any_of(data, data + bytes, [](std::byte b) { return b > std::byte{1}; }))
+  if (type->scalar == at::kBool && std::any_of(data, data + bytes, [](std::byte b) { return b > std::byte{1}; }))
     throw DataError(file_->path, place + "BOOL bytes other than 0 and 1");
   const auto options = at::TensorOptions().dtype(type->scalar).device(at::kCPU);
   const bool aligned = reinterpret_cast<std::uintptr_t>(data) % c10::elementSize(type->scalar) == 0;

@@ -165,8 +165,8 @@ void check_layout(Header& header, std::string_view path, std::uint64_t data_star
     const std::string offsets = "[" + std::to_string(t->begin) + ", " + std::to_string(t->end) + "]";
     if (t->end < t->begin) throw DataError(path, place + "data_offsets " + offsets + " run backwards");
     if (t->begin != at)
-      throw DataError(path, place + "data_offsets " + offsets +
-                                " leave a hole or overlap: the bytes before end at " + std::to_string(at));
+      throw DataError(path, place + "data_offsets " + offsets + " leave a hole or overlap: the bytes before end at " +
+                                std::to_string(at));
     const std::uint64_t bytes = bytes_of(*t, path, place);
     if (t->end - t->begin != bytes)
       throw DataError(path, place + "data_offsets " + offsets + " do not span the " + std::to_string(bytes) +
@@ -174,10 +174,10 @@ void check_layout(Header& header, std::string_view path, std::uint64_t data_star
     at = t->end;
   }
   if (at != data_bytes)
-    throw DataError(path,
-                    "the file holds " + std::to_string(data_bytes) + " bytes of data, its header describes " +
-                        std::to_string(at),
-                    at > data_bytes ? "the file is cut short: copy it again" : "");
+    throw DataError(
+        path,
+        "the file holds " + std::to_string(data_bytes) + " bytes of data, its header describes " + std::to_string(at),
+        at > data_bytes ? "the file is cut short: copy it again" : "");
   // Ends at most data_bytes, so nothing overflows.
   for (const auto& [name, t] : order) t->begin += data_start, t->end += data_start;
 }
@@ -192,15 +192,12 @@ std::string safetensors_quoted(std::string_view text) {
 }
 
 SafetensorsHeader parse_safetensors_header(std::string_view path, std::span<const std::byte> file) {
-  const auto refuse = [&](const std::string& why) {
-    throw DataError(path, "not a valid safetensors file: " + why);
-  };
+  const auto refuse = [&](const std::string& why) { throw DataError(path, "not a valid safetensors file: " + why); };
   std::uint64_t length = 0;
   if (file.size() < sizeof length) refuse("shorter than the 8 bytes of the header's length");
   std::memcpy(&length, file.data(), sizeof length);
   if (length > safetensors_max_header)
-    refuse("a header of " + std::to_string(length) + " bytes; at most " +
-           std::to_string(safetensors_max_header));
+    refuse("a header of " + std::to_string(length) + " bytes; at most " + std::to_string(safetensors_max_header));
   const std::uint64_t rest = file.size() - sizeof length;
   if (length > rest)
     refuse("a header of " + std::to_string(length) + " bytes in a file of " + std::to_string(file.size()));

@@ -11,7 +11,8 @@ class CodecHook final : public GradientHook {
   CodecHook(const HookConfig& config, const Bucket& bucket, const Communicator& comm)
       : codec_(make_compressor(config.name, "hook.name")), bound_(config.bound) {
     if (codec_->bounded() && bound_ <= 0)
-      throw UsageError("hook.bound", config.name + " needs an error bound", "set hook.bound to a fraction of a typical gradient");
+      throw UsageError("hook.bound", config.name + " needs an error bound",
+                       "set hook.bound to a fraction of a typical gradient");
     if (!config.error_feedback || codec_->summable()) return;
     const auto options = bucket.flat.options();
     const auto count = std::size_t(bucket.flat.numel());
@@ -45,7 +46,8 @@ class CodecHook final : public GradientHook {
 
 }  // namespace
 
-std::unique_ptr<GradientHook> make_codec_hook(const HookConfig& config, const Bucket& bucket, const Communicator& comm) {
+std::unique_ptr<GradientHook> make_codec_hook(const HookConfig& config, const Bucket& bucket,
+                                              const Communicator& comm) {
   return std::make_unique<CodecHook>(config, bucket, comm);
 }
 

@@ -13,7 +13,8 @@ void HookConfig::fields(Fields& f) {
   const std::vector<std::string_view> words(known.begin(), known.end());
   f.choice("name", name, words, "how gradients travel: none = as they are");
   f("error_feedback", error_feedback, "add what compression lost to the next step (none for bf16 and fp16)");
-  f("bound", bound, "largest absolute error of an error-bounded codec, for each rank's share and for the sum", {.min = 0});
+  f("bound", bound, "largest absolute error of an error-bounded codec, for each rank's share and for the sum",
+    {.min = 0});
   f("density", density, "top_k: part of the values that travels", {.min = 1e-6, .max = 1});
   f("rank", rank, "powersgd: rank of the approximation", {.min = 1, .max = 128});
   f("start", start, "steps without compression at the beginning", {.min = 0});

@@ -9,11 +9,11 @@
 #include "framework/config.h"
 #include "framework/registry.h"
 
-#include <ATen/core/Tensor.h>
-
 #include <memory>
 #include <string>
 #include <vector>
+
+#include <ATen/core/Tensor.h>
 
 namespace trireme {
 

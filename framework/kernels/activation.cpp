@@ -30,8 +30,7 @@ inline void normal(float x, float& cdf, float& pdf) {
   const float e = exp_simd(-0.5f * x * x), a = std::fabs(x) * 0.70710678f;
   const float t = 1.0f / (1.0f + 0.3275911f * a);
   const float tail =
-      0.5f * e * t *
-      (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+      0.5f * e * t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
   cdf = x < 0 ? tail : 1.0f - tail;
   pdf = 0.39894228f * e;
 }
@@ -122,10 +121,10 @@ void column_sums(const T* x, T* sums, std::int64_t rows, std::int64_t width) {
   });
 }
 
-#define TRIREME_ACTIVATION(T)                                                                     \
-  template void bias_activation(Activation, T*, const T*, T*, std::int64_t, std::int64_t);        \
+#define TRIREME_ACTIVATION(T)                                                                      \
+  template void bias_activation(Activation, T*, const T*, T*, std::int64_t, std::int64_t);         \
   template void activation_backward(Activation, const T*, T*, T*, T*, std::int64_t, std::int64_t); \
-  template void bias_residual(const T*, const T*, T*, std::int64_t, std::int64_t);                \
+  template void bias_residual(const T*, const T*, T*, std::int64_t, std::int64_t);                 \
   template void column_sums(const T*, T*, std::int64_t, std::int64_t);
 TRIREME_ACTIVATION(float)
 TRIREME_ACTIVATION(double)

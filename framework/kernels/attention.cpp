@@ -1,9 +1,9 @@
 #define EIGEN_DONT_PARALLELIZE
 #include "framework/kernels/attention.h"
 
-#include <Eigen/Core>
-
 #include <cmath>
+
+#include <Eigen/Core>
 
 namespace trireme::kernels {
 namespace {
@@ -61,8 +61,8 @@ void attention(const AttentionShape& s, Rows<const T> q, Rows<const T> k, Rows<c
 }
 
 template <class T>
-void attention_backward(const AttentionShape& s, Rows<const T> q, Rows<const T> k, Rows<const T> v,
-                        Rows<const T> dout, Rows<T> dq, Rows<T> dk, Rows<T> dv) {
+void attention_backward(const AttentionShape& s, Rows<const T> q, Rows<const T> k, Rows<const T> v, Rows<const T> dout,
+                        Rows<T> dq, Rows<T> dk, Rows<T> dv) {
   const T scale = T(1) / std::sqrt(T(s.head_dim));
   for_each_head(s, [&](std::int64_t seq, std::int64_t h) {
     const std::int64_t q0 = s.q_offsets[seq], n = s.q_offsets[seq + 1] - q0;
@@ -83,10 +83,10 @@ void attention_backward(const AttentionShape& s, Rows<const T> q, Rows<const T> 
   });
 }
 
-#define TRIREME_ATTENTION(T)                                                                                     \
-  template void attention(const AttentionShape&, Rows<const T>, Rows<const T>, Rows<const T>, Rows<T>);          \
-  template void attention_backward(const AttentionShape&, Rows<const T>, Rows<const T>, Rows<const T>,           \
-                                   Rows<const T>, Rows<T>, Rows<T>, Rows<T>);
+#define TRIREME_ATTENTION(T)                                                                                          \
+  template void attention(const AttentionShape&, Rows<const T>, Rows<const T>, Rows<const T>, Rows<T>);               \
+  template void attention_backward(const AttentionShape&, Rows<const T>, Rows<const T>, Rows<const T>, Rows<const T>, \
+                                   Rows<T>, Rows<T>, Rows<T>);
 TRIREME_ATTENTION(float)
 TRIREME_ATTENTION(double)
 

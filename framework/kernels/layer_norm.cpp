@@ -63,8 +63,7 @@ void layer_norm_backward(const T* dy, const T* x, const T* gamma, const T* mean,
       if (residual) {
         const T* rr = residual + r * width;
 #pragma omp simd
-        for (std::int64_t c = 0; c < width; ++c)
-          dxr[c] = rr[c] + s * (dyr[c] * gamma[c] - a - (xr[c] - m) * s * b);
+        for (std::int64_t c = 0; c < width; ++c) dxr[c] = rr[c] + s * (dyr[c] * gamma[c] - a - (xr[c] - m) * s * b);
       } else {
 #pragma omp simd
         for (std::int64_t c = 0; c < width; ++c) dxr[c] = s * (dyr[c] * gamma[c] - a - (xr[c] - m) * s * b);
@@ -77,10 +76,10 @@ void layer_norm_backward(const T* dy, const T* x, const T* gamma, const T* mean,
   }
 }
 
-#define TRIREME_LAYER_NORM(T)                                                                                        \
-  template void layer_norm(const T*, const T*, const T*, double, T*, T*, T*, std::int64_t, std::int64_t);            \
-  template void layer_norm_again(const T*, const T*, const T*, const T*, const T*, T*, std::int64_t, std::int64_t);  \
-  template void layer_norm_backward(const T*, const T*, const T*, const T*, const T*, const T*, T*, T*, T*,          \
+#define TRIREME_LAYER_NORM(T)                                                                                       \
+  template void layer_norm(const T*, const T*, const T*, double, T*, T*, T*, std::int64_t, std::int64_t);           \
+  template void layer_norm_again(const T*, const T*, const T*, const T*, const T*, T*, std::int64_t, std::int64_t); \
+  template void layer_norm_backward(const T*, const T*, const T*, const T*, const T*, const T*, T*, T*, T*,         \
                                     std::int64_t, std::int64_t);
 TRIREME_LAYER_NORM(float)
 TRIREME_LAYER_NORM(double)

@@ -7,7 +7,8 @@
 namespace trireme::nn {
 
 struct ClipConfig {
-  std::int64_t embed_dim = 192, image_size = 64, patch_size = 8, vision_width = 192, vision_layers = 6, vision_heads = 3;
+  std::int64_t embed_dim = 192, image_size = 64, patch_size = 8, vision_width = 192, vision_layers = 6,
+               vision_heads = 3;
   std::int64_t context = 32, vocab = 4096, text_width = 192, text_layers = 3, text_heads = 3;
   bool quick_gelu = false;
   void fields(Fields& f);

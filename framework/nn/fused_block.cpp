@@ -47,8 +47,8 @@ struct Norm {
     return y;
   }
   // In place of dy; adds `residual` when it is there.
-  at::Tensor backward(at::Tensor dy, const at::Tensor& x, const at::Tensor& w, const at::Tensor& residual, at::Tensor& dw,
-                      at::Tensor& db) const {
+  at::Tensor backward(at::Tensor dy, const at::Tensor& x, const at::Tensor& w, const at::Tensor& residual,
+                      at::Tensor& dw, at::Tensor& db) const {
     kernels::layer_norm_backward<T>(ptr(dy), ptr(x), ptr(w), ptr(mean), ptr(rstd),
                                     residual.defined() ? ptr(residual) : nullptr, out(dy), out(dw), out(db), x.size(0),
                                     x.size(1));
@@ -135,7 +135,8 @@ struct Block : torch::autograd::Function<Block> {
     kernels::attention<T>(a.shape, a.qr, a.kr, a.vr, {mixed.mutable_data_ptr<T>(), w});
 
     at::Tensor y = at::mm(mixed, p.out_w.t());
-    kernels::bias_residual<T>(residual.const_data_ptr<T>(), p.out_b.const_data_ptr<T>(), y.mutable_data_ptr<T>(), rows, w);
+    kernels::bias_residual<T>(residual.const_data_ptr<T>(), p.out_b.const_data_ptr<T>(), y.mutable_data_ptr<T>(), rows,
+                              w);
     at::Tensor z = at::mm(ln2.forward(y, p.ln2_w, p.ln2_b), p.fc_w.t());
     at::Tensor act = at::empty_like(z);
     kernels::bias_activation<T>(Activation(ctx->saved_data["activation"].toInt()), z.mutable_data_ptr<T>(),
@@ -143,8 +144,9 @@ struct Block : torch::autograd::Function<Block> {
     at::Tensor out = at::mm(act, p.proj_w.t());
     kernels::bias_residual<T>(y.const_data_ptr<T>(), p.proj_b.const_data_ptr<T>(), out.mutable_data_ptr<T>(), rows, w);
 
-    ctx->save_for_backward({x, p.ln1_w, p.ln1_b, p.qkv_w, p.qkv_b, p.out_w, p.out_b, p.ln2_w, p.ln2_b, p.fc_w, p.fc_b,
-                            p.proj_w, p.proj_b, offsets, pool, ln1.mean, ln1.rstd, ln2.mean, ln2.rstd, q, kv, mixed, y, z});
+    ctx->save_for_backward({x,        p.ln1_w,  p.ln1_b,  p.qkv_w,  p.qkv_b,  p.out_w, p.out_b, p.ln2_w,
+                            p.ln2_b,  p.fc_w,   p.fc_b,   p.proj_w, p.proj_b, offsets, pool,    ln1.mean,
+                            ln1.rstd, ln2.mean, ln2.rstd, q,        kv,       mixed,   y,       z});
     return out;
   }
 
@@ -213,8 +215,8 @@ struct Block : torch::autograd::Function<Block> {
     d.ln1_b = vector_like(p.ln1_b);
     at::Tensor dx = ln1.backward(dh, x, p.ln1_w, residual, d.ln1_w, d.ln1_b);
     if (pooled) dx.index_add_(0, pool, dy);
-    return {dx,     d.ln1_w, d.ln1_b, d.qkv_w,  d.qkv_b,  d.out_w, d.out_b, d.ln2_w, d.ln2_b,
-            d.fc_w, d.fc_b,  d.proj_w, d.proj_b, {},       {},      {},      {},      {}};
+    return {dx,     d.ln1_w, d.ln1_b,  d.qkv_w,  d.qkv_b, d.out_w, d.out_b, d.ln2_w, d.ln2_b,
+            d.fc_w, d.fc_b,  d.proj_w, d.proj_b, {},      {},      {},      {},      {}};
   }
 };
 

@@ -8,7 +8,7 @@ namespace trireme::nn {
 
 // x [n, w]: packed rows of sequences with the given offsets [s + 1] (i64, host). -> [n, w].
 // With `pool` [s] (i64, host: one row of each sequence; empty: none): -> [s, w], only those rows of the output.
-at::Tensor fused_block(const at::Tensor& x, const BlockParameters& p, const at::Tensor& offsets,
-                       const at::Tensor& pool, const Transformer::Shape& shape);
+at::Tensor fused_block(const at::Tensor& x, const BlockParameters& p, const at::Tensor& offsets, const at::Tensor& pool,
+                       const Transformer::Shape& shape);
 
 }  // namespace trireme::nn

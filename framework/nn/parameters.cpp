@@ -26,7 +26,8 @@ at::Tensor Parameters::uniform(const std::string& name, at::IntArrayRef shape, d
   return add(name, t, group);
 }
 
-at::Tensor Parameters::constant(const std::string& name, at::IntArrayRef shape, double value, const std::string& group) {
+at::Tensor Parameters::constant(const std::string& name, at::IntArrayRef shape, double value,
+                                const std::string& group) {
   return add(name, at::full(shape, value, at::kDouble), group);
 }
 

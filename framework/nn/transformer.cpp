@@ -14,7 +14,8 @@ constexpr double eps = 1e-5;
 at::Tensor plain_block(const at::Tensor& x, const BlockParameters& p, const Transformer::Shape& s) {
   const auto b = x.size(0), t = x.size(1), w = x.size(2);
   const at::Tensor h = at::layer_norm(x, {w}, p.ln1_w, p.ln1_b, eps);
-  const auto qkv = at::linear(h, p.qkv_w, p.qkv_b).view({b, t, 3, s.heads, w / s.heads}).permute({2, 0, 3, 1, 4}).unbind(0);
+  const auto qkv =
+      at::linear(h, p.qkv_w, p.qkv_b).view({b, t, 3, s.heads, w / s.heads}).permute({2, 0, 3, 1, 4}).unbind(0);
   const at::Tensor a = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], {}, 0.0, s.causal);
   const at::Tensor y = x + at::linear(a.transpose(1, 2).reshape({b, t, w}), p.out_w, p.out_b);
   const at::Tensor z = at::linear(at::layer_norm(y, {w}, p.ln2_w, p.ln2_b, eps), p.fc_w, p.fc_b);
@@ -30,7 +31,8 @@ at::Tensor host_i64(std::span<const std::int64_t> v) {
 
 Transformer::Transformer(const Shape& shape, const std::string& prefix, Parameters& params) : shape_(shape) {
   const auto w = shape.width;
-  const double attention_std = std::pow(double(w), -0.5), residual_std = attention_std * std::pow(2.0 * shape.layers, -0.5);
+  const double attention_std = std::pow(double(w), -0.5),
+               residual_std = attention_std * std::pow(2.0 * shape.layers, -0.5);
   for (std::int64_t i = 0; i < shape.layers; ++i) {
     const std::string n = prefix + "resblocks." + std::to_string(i) + ".";
     BlockParameters p;
@@ -55,7 +57,8 @@ at::Tensor Transformer::pooled(const at::Tensor& x, std::span<const std::int64_t
   if (!fused) {
     at::Tensor y = x;
     for (const auto& p : blocks_) y = plain_block(y, p, shape_);
-    return y.index({at::arange(b, x.options().dtype(at::kLong).requires_grad(false)), to_device(host_i64(pool), x.device())});
+    return y.index(
+        {at::arange(b, x.options().dtype(at::kLong).requires_grad(false)), to_device(host_i64(pool), x.device())});
   }
   // Pack: a causal tower needs the rows up to the pooled one, others need all t.
   std::vector<std::int64_t> offsets{0}, rows, pooled_rows;

@@ -6,7 +6,8 @@ void DataConfig::fields(Fields& f) {
   f("file", file, "prepared file, or a name that `trireme data NAME` prepares at the model's image size");
   f("tokenizer", tokenizer, "CLIP merges file; empty: a BPE of model.vocab ids is learnt from the training captions");
   f("max_per_caption", max_per_caption, "training images kept of one caption; 0 = all", {.min = 0});
-  f("crop_scale", crop_scale, "random crops keep at least this share of the area; 1 = no crops", {.min = 0.01, .max = 1});
+  f("crop_scale", crop_scale, "random crops keep at least this share of the area; 1 = no crops",
+    {.min = 0.01, .max = 1});
   f("flip", flip, "chance of a mirror image", {.min = 0, .max = 1});
   f("keyword_dropout", keyword_dropout, "chance that a comma-separated part of a caption is left out",
     {.min = 0, .max = 1});

@@ -60,7 +60,8 @@ std::map<std::string, double> evaluate_clip(Communicator& comm, const nn::Clip& 
     if (new_class) prompts.push_back("a picture of " + (cls < 0 ? "something" : data.classes().at(cls)));
     label.push_back(f->second);
   }
-  const std::int64_t n = std::int64_t(ids.size()), m = std::int64_t(captions.size()), classes = std::int64_t(prompts.size());
+  const std::int64_t n = std::int64_t(ids.size()), m = std::int64_t(captions.size()),
+                     classes = std::int64_t(prompts.size());
 
   const at::Tensor t = model.log_scale();
   const auto type = t.scalar_type();
@@ -94,7 +95,8 @@ std::map<std::string, double> evaluate_clip(Communicator& comm, const nn::Clip& 
     metrics["text_to_image_chance" + r] = sum / double(m);
   }
   const at::Tensor predicted = at::matmul(images, classifier.t()).argmax(1);
-  metrics["zero_shot_top1"] = (predicted == at::tensor(label, at::kLong).to(device)).to(at::kDouble).mean().item<double>();
+  metrics["zero_shot_top1"] =
+      (predicted == at::tensor(label, at::kLong).to(device)).to(at::kDouble).mean().item<double>();
   metrics["zero_shot_chance"] = 1 / double(classes);
   return metrics;
 }

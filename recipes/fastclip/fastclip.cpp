@@ -1,17 +1,17 @@
 // FastCLIP (arXiv 2407.01445): CLIP training on global contrastive losses with per-sample normaliser estimates.
 #include "comm/error.h"
-#include "trainers/data_command.h"
 #include "framework/context.h"
 #include "framework/tensor.h"
 #include "recipes/fastclip/config.h"
 #include "recipes/fastclip/evaluate.h"
 #include "recipes/fastclip/loss.h"
-
-#include <nlohmann/json.hpp>
+#include "trainers/data_command.h"
 
 #include <cmath>
-#include <utility>
 #include <optional>
+#include <utility>
+
+#include <nlohmann/json.hpp>
 
 namespace trireme::fastclip {
 namespace {
@@ -26,11 +26,13 @@ class FastClip : public Recipe {
 
   void setup(Context& c) override {
     const bool is_file = data_config_.file.find('/') != std::string::npos || data_config_.file.ends_with(".h5");
-    const std::string path = is_file ? data_config_.file : prepared_path(data_config_.file, int(model_config_.image_size));
+    const std::string path =
+        is_file ? data_config_.file : prepared_path(data_config_.file, int(model_config_.image_size));
     pairs_.emplace(path);
     if (pairs_->image_size() != model_config_.image_size)
-      throw UsageError("model.image_size", "is " + std::to_string(model_config_.image_size) + " but " + path + " holds " +
-                                               std::to_string(pairs_->image_size()) + " pixels",
+      throw UsageError("model.image_size",
+                       "is " + std::to_string(model_config_.image_size) + " but " + path + " holds " +
+                           std::to_string(pairs_->image_size()) + " pixels",
                        "prepare the data at the model's size");
     train_ = pairs_->train_ids(data_config_.max_per_caption);
     held_out_ = pairs_->held_out_ids();
@@ -57,8 +59,8 @@ class FastClip : public Recipe {
     // Hand-written kernels serve host memory in f32 and f64; everything else runs on ATen operators.
     fused_ = c.device().is_cpu() && !c.autocast();
     tau_ = loss_config_.tau;
-    epochs_ = std::max<std::int64_t>(1, (c.config().steps * c.config().batch_size + std::int64_t(train_.size()) - 1) /
-                                            std::int64_t(train_.size()));
+    epochs_ = std::max<std::int64_t>(
+        1, (c.config().steps * c.config().batch_size + std::int64_t(train_.size()) - 1) / std::int64_t(train_.size()));
   }
 
   std::vector<Param> parameters() override { return params_; }
@@ -109,7 +111,8 @@ class FastClip : public Recipe {
     ar.text("tokenizer", merges);
     ar.text("data", meta);
     if (ar.loading() && (merges != tokenizer_->text() || meta != pairs_->meta()))
-      throw DataError(pairs_->path(), "is not the data this run was started with", "put it back, or use --fresh to start over");
+      throw DataError(pairs_->path(), "is not the data this run was started with",
+                      "put it back, or use --fresh to start over");
   }
 
   std::string describe() const override {
@@ -140,17 +143,18 @@ class FastClip : public Recipe {
     if (loss_config_.name == "mbcl") {
       r = mini_batch_loss(c.comm(), image, text, model_->log_scale());
     } else {
-      const std::int64_t decay = loss_config_.gamma_decay_epochs ? loss_config_.gamma_decay_epochs
-                                                                 : std::max<std::int64_t>(1, epochs_ / 2);
+      const std::int64_t decay =
+          loss_config_.gamma_decay_epochs ? loss_config_.gamma_decay_epochs : std::max<std::int64_t>(1, epochs_ / 2);
       const double gamma = gamma_at(loss_config_.gamma_schedule, loss_config_.gamma_min, decay, batch.epoch);
-      r = global_loss(c.comm(), image, text, model_->log_scale(), batch.global_ids, gamma, *table_,
-                      {loss_config_.name == "rgclg", loss_config_.rho, loss_config_.eps,
-                       loss_config_.tau_gradient == "paper"});
+      r = global_loss(
+          c.comm(), image, text, model_->log_scale(), batch.global_ids, gamma, *table_,
+          {loss_config_.name == "rgclg", loss_config_.rho, loss_config_.eps, loss_config_.tau_gradient == "paper"});
       log_u_ = r.log_u;
       step_ids_ = batch.global_ids;
       if (c.logs_now()) {
         // The objective itself: the loss above is a surrogate whose value says little.
-        const double tau = std::exp(-model_->log_scale().item<double>()), rho = loss_config_.name == "rgclg" ? loss_config_.rho : 0;
+        const double tau = std::exp(-model_->log_scale().item<double>()),
+                     rho = loss_config_.name == "rgclg" ? loss_config_.rho : 0;
         c.log("gamma", gamma);
         c.log("objective", 2 * tau * (r.mean_log_u.item<double>() + rho));
         c.log("u_mean", std::exp(r.mean_log_u.item<double>()));
@@ -164,7 +168,8 @@ class FastClip : public Recipe {
 
   void backward_through(const Features& f, const at::Tensor& d_image, const at::Tensor& d_text,
                         const at::Tensor& d_log_scale, bool last, Context& c) {
-    std::vector<at::Tensor> roots{f.image, f.text}, grads{d_image.to(f.image.scalar_type()), d_text.to(f.text.scalar_type())};
+    std::vector<at::Tensor> roots{f.image, f.text},
+        grads{d_image.to(f.image.scalar_type()), d_text.to(f.text.scalar_type())};
     const at::Tensor t = model_->log_scale();
     if (d_log_scale.defined() && t.requires_grad() && loss_config_.temperature != "const") {
       roots.push_back(t);
@@ -185,7 +190,8 @@ class FastClip : public Recipe {
   at::Tensor by_chunks(const Batch& batch, Context& c) {
     const std::int64_t n = c.accumulate(), b = std::int64_t(batch.ids.size());
     if (b % n != 0)
-      throw UsageError("accumulate", std::to_string(n) + " does not divide the " + std::to_string(b) + " pairs of a rank");
+      throw UsageError("accumulate",
+                       std::to_string(n) + " does not divide the " + std::to_string(b) + " pairs of a rank");
     const std::int64_t m = b / n;
     const auto chunk = [&](std::int64_t k) {
       Batch part = batch;

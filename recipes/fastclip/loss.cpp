@@ -95,7 +95,8 @@ void NormalizerTable::write(std::span<const std::int64_t> ids, const at::Tensor&
   at::NoGradGuard no_grad;
   const TableRows rows = last_rows(ids, image.numel(), image.device());
   const auto put = [&](at::Tensor& table, const at::Tensor& values) {
-    table.index_copy_(0, rows.ids, at::where(skip > 0, table.index_select(0, rows.ids), values.index_select(0, rows.rows)));
+    table.index_copy_(0, rows.ids,
+                      at::where(skip > 0, table.index_select(0, rows.ids), values.index_select(0, rows.rows)));
   };
   put(image, log_u[0]);
   put(text, log_u[1]);

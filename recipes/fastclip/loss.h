@@ -7,10 +7,10 @@
 #pragma once
 #include "comm/communicator.h"
 
-#include <ATen/core/Tensor.h>
-
 #include <span>
 #include <vector>
+
+#include <ATen/core/Tensor.h>
 
 namespace trireme::fastclip {
 
@@ -23,17 +23,18 @@ struct NormalizerTable {
 };
 
 struct GlobalLossOptions {
-  bool multiply_tau = true;   // v3 (rgclg); off: v0 and v1 (gcl)
+  bool multiply_tau = true;  // v3 (rgclg); off: v0 and v1 (gcl)
   double rho = 6.5, eps = 1e-14;
-  bool exact_tau_gradient = false;  // the derivative of RGCL-g itself; off: the authors' code, which weighs one term twice
+  bool exact_tau_gradient =
+      false;  // the derivative of RGCL-g itself; off: the authors' code, which weighs one term twice
 };
 
 struct LossResult {
-  at::Tensor loss;               // scalar
-  at::Tensor d_image, d_text;    // [b, d]: gradients of the local feature rows
-  at::Tensor d_log_scale;        // scalar: dL/dt, t = log(1/tau)
-  at::Tensor log_u;              // [2, B]: new table entries of all rows, equal on all ranks (global losses only)
-  at::Tensor mean_log_u;         // scalar, over all B rows and both sides, equal on all ranks (global losses only)
+  at::Tensor loss;             // scalar
+  at::Tensor d_image, d_text;  // [b, d]: gradients of the local feature rows
+  at::Tensor d_log_scale;      // scalar: dL/dt, t = log(1/tau)
+  at::Tensor log_u;            // [2, B]: new table entries of all rows, equal on all ranks (global losses only)
+  at::Tensor mean_log_u;       // scalar, over all B rows and both sides, equal on all ranks (global losses only)
 };
 
 // gamma of an epoch: 1 in epoch 0, then cosine from 1 to gamma_min at `decay_epochs`, or gamma_min for "constant".

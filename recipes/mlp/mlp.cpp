@@ -47,11 +47,13 @@ class Mlp : public Recipe {
   }
 
   void setup(Context& c) override {
-    data_ = std::make_unique<Planted>(samples_, sizes_.front(), sizes_.back(), std::uint64_t(c.config().seed), c.param_type());
+    data_ = std::make_unique<Planted>(samples_, sizes_.front(), sizes_.back(), std::uint64_t(c.config().seed),
+                                      c.param_type());
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     for (std::size_t i = 0; i + 1 < sizes_.size(); ++i) {
       const std::string name = "layers." + std::to_string(i);
-      weights_.push_back(params.normal(name + ".weight", {sizes_[i + 1], sizes_[i]}, std::sqrt(2.0 / double(sizes_[i]))));
+      weights_.push_back(
+          params.normal(name + ".weight", {sizes_[i + 1], sizes_[i]}, std::sqrt(2.0 / double(sizes_[i]))));
       biases_.push_back(params.constant(name + ".bias", {sizes_[i + 1]}, 0));
     }
     params_ = params.all();
@@ -71,7 +73,8 @@ class Mlp : public Recipe {
     at::NoGradGuard no_grad;
     const auto held_out = range(0, samples_ / 10);
     const Batch batch = data_->read(held_out, 0);
-    const at::Tensor hit = logits(batch.columns.at("x").to(c.device())).argmax(1) == batch.columns.at("label").to(c.device());
+    const at::Tensor hit =
+        logits(batch.columns.at("x").to(c.device())).argmax(1) == batch.columns.at("label").to(c.device());
     return {{"accuracy", hit.to(at::kDouble).mean().item<double>()}};
   }
   std::string best_metric() const override { return "accuracy"; }
@@ -85,7 +88,8 @@ class Mlp : public Recipe {
   }
 
   at::Tensor logits(at::Tensor x) const {
-    for (std::size_t i = 0; i < weights_.size(); ++i) x = nn::linear(x, weights_[i], biases_[i], i + 1 < weights_.size());
+    for (std::size_t i = 0; i < weights_.size(); ++i)
+      x = nn::linear(x, weights_[i], biases_[i], i + 1 < weights_.size());
     return x;
   }
 

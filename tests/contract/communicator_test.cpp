@@ -79,8 +79,7 @@ void rounding_of(Communicator& comm, double epsilon) {
   comm.all_reduce(buffer(v), Op::sum).wait();
   double worst = 0;  // of the bound
   for (std::size_t i = 0; i < count; ++i)
-    worst = std::max(
-        worst, std::fabs(static_cast<double>(v[i].wide()) - exact[i]) / (comm.size() * epsilon * size[i]));
+    worst = std::max(worst, std::fabs(static_cast<double>(v[i].wide()) - exact[i]) / (comm.size() * epsilon * size[i]));
   EXPECT_LE(worst, 1) << name(E::dtype);
 }
 
@@ -182,15 +181,13 @@ void barrier(Communicator& comm) {
   const std::int64_t left = Clock::now().time_since_epoch().count();
   std::vector<std::int64_t> all(at(comm.size()));
   comm.all_gather({&entered, 1, DType::i64}, {all.data(), all.size(), DType::i64}).wait();
-  EXPECT_GE(left, *std::max_element(all.begin(), all.end()))
-      << "a rank left the barrier before another entered";
+  EXPECT_GE(left, *std::max_element(all.begin(), all.end())) << "a rank left the barrier before another entered";
 }
 
 void several_in_flight(Communicator& comm) {
   std::vector<std::vector<F32>> v;
   std::vector<Work> works;
-  for (std::size_t i = 0; i < 12; ++i)
-    v.push_back(elements<F32>(comm.rank(), i % 3 == 0 ? 60000 : 10 + i, i));
+  for (std::size_t i = 0; i < 12; ++i) v.push_back(elements<F32>(comm.rank(), i % 3 == 0 ? 60000 : 10 + i, i));
   for (auto& b : v) works.push_back(comm.all_reduce(buffer(b), Op::sum));
   for (std::size_t i = works.size(); i-- > 0;) works[i].wait();
   for (std::size_t i = 0; i < v.size(); ++i)
@@ -262,13 +259,11 @@ void allocated_memory(Communicator& comm) {
                          [](F32 a, F32 b) { return a.bits == b.bits; }));
   fill(count, base + me * count);
   comm.all_gather(buffer(base + me * count, count), buffer(base, count * n)).wait();
-  for (std::size_t r = 0; r < n; ++r)
-    EXPECT_TRUE(same(base + r * count, elements<F32>(static_cast<int>(r), count)));
+  for (std::size_t r = 0; r < n; ++r) EXPECT_TRUE(same(base + r * count, elements<F32>(static_cast<int>(r), count)));
   std::vector<std::size_t> even(n, count);
   std::vector<F32> received(count * n);
   comm.all_to_all(buffer(base, count * n), even, buffer(received), even).wait();
-  for (std::size_t r = 0; r < n; ++r)
-    EXPECT_TRUE(same(received.data() + r * count, elements<F32>(comm.rank(), count)));
+  for (std::size_t r = 0; r < n; ++r) EXPECT_TRUE(same(received.data() + r * count, elements<F32>(comm.rank(), count)));
   comm.broadcast(buffer(base, count), comm.size() - 1).wait();
   EXPECT_TRUE(same(base, elements<F32>(0, count)));
   // Freed on some ranks earlier than on others; a second region takes its place.
@@ -395,19 +390,13 @@ void checked_names_what_differs(Communicator& comm) {
   const bool odd = comm.rank() == 1;
   std::vector<float> v(200);
   const std::size_t n = at(comm.size());
-  expect("count", [&](Communicator& c) {
-    return c.all_reduce({v.data(), odd ? 100u : 101u, DType::f32}, Op::sum);
-  });
-  expect("dtype", [&](Communicator& c) {
-    return c.all_reduce({v.data(), 8, odd ? DType::f32 : DType::i32}, Op::sum);
-  });
+  expect("count", [&](Communicator& c) { return c.all_reduce({v.data(), odd ? 100u : 101u, DType::f32}, Op::sum); });
+  expect("dtype", [&](Communicator& c) { return c.all_reduce({v.data(), 8, odd ? DType::f32 : DType::i32}, Op::sum); });
   expect("reduction", [&](Communicator& c) {
     return c.all_reduce({v.data(), 8, DType::f32}, odd ? Op::min : Op::sum);
   });
   expect("root", [&](Communicator& c) { return c.broadcast({v.data(), 8, DType::f32}, odd ? 1 : 0); });
-  expect("operation", [&](Communicator& c) {
-    return odd ? c.barrier() : c.broadcast({v.data(), 8, DType::f32}, 0);
-  });
+  expect("operation", [&](Communicator& c) { return odd ? c.barrier() : c.broadcast({v.data(), 8, DType::f32}, 0); });
   std::vector<std::size_t> some(n, 2), more(n, 2);
   if (comm.rank() == 0) more[1] = 3;  // rank 1 expects 2
   expect("sends 3", [&](Communicator& c) {
@@ -524,15 +513,14 @@ TEST_P(Contract, Holds) {
 
 // The modelled link must not change what a communicator does.
 const RegisterCommunicator shaped_entry({"loopback-shaped", Ranks::threads, [](int n, const auto& rank_main) {
-  run_loopback(n, [&](Communicator& comm) {
-    Shaped shaped(comm, {2e-6, 2e9});
-    rank_main(shaped);
-  });
-}});
+                                           run_loopback(n, [&](Communicator& comm) {
+                                             Shaped shaped(comm, {2e-6, 2e9});
+                                             rank_main(shaped);
+                                           });
+                                         }});
 
 INSTANTIATE_TEST_SUITE_P(Backends, Contract,
-                         ::testing::Combine(::testing::ValuesIn(communicators()),
-                                            ::testing::Values(1, 2, 3, 4, 5)),
+                         ::testing::Combine(::testing::ValuesIn(communicators()), ::testing::Values(1, 2, 3, 4, 5)),
                          [](const auto& info) {
                            return case_name(std::get<0>(info.param).name, std::get<1>(info.param));
                          });

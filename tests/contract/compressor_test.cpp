@@ -110,13 +110,15 @@ TEST_P(CompressorContract, BoundZeroOfABoundedCodecIsExact) {
 
 TEST_P(CompressorContract, RelativeErrorIsSmallInTheBlock) {
   const Values in = normal(256, 0.01f, 7);
-  const float largest = std::abs(*std::max_element(in.begin(), in.end(), [](float a, float b) { return std::abs(a) < std::abs(b); }));
+  const float largest =
+      std::abs(*std::max_element(in.begin(), in.end(), [](float a, float b) { return std::abs(a) < std::abs(b); }));
   const Values out = decode(*codec, encode(*codec, {in}, largest / 254), {in.size()})[0];
   for (std::size_t i = 0; i < in.size(); ++i) EXPECT_NEAR(out[i], in[i], largest / 253);
 }
 
 TEST_P(CompressorContract, NonFiniteStaysNonFinite) {
-  for (const float bad : {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(), std::nanf("")}) {
+  for (const float bad :
+       {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(), std::nanf("")}) {
     Values in = normal(700, 1, 8);
     in[300] = bad;
     const Values out = decode(*codec, encode(*codec, {in}, 0.1), {in.size()})[0];
@@ -163,7 +165,8 @@ TEST_P(CompressorContract, ASummableCodeAddsUp) {
     all_reduce(comm, *mine, {v.data(), v.size(), DType::f32}, 0, nullptr).wait();
     if (comm.rank() == 0) sum = v;
   });
-  for (std::size_t i = 0; i < sum.size(); ++i) EXPECT_NEAR(sum[i], a[i] + b[i], 0.02 * (std::abs(a[i]) + std::abs(b[i])) + 1e-6);
+  for (std::size_t i = 0; i < sum.size(); ++i)
+    EXPECT_NEAR(sum[i], a[i] + b[i], 0.02 * (std::abs(a[i]) + std::abs(b[i])) + 1e-6);
 }
 
 struct Summed {
@@ -237,7 +240,9 @@ TEST_P(CompressorContract, AllToAllKeepsEachBound) {
   if (!codec->bounded()) GTEST_SKIP() << "makes no promise";
   run_loopback(3, [&](Communicator& comm) {
     const auto mine = make_compressor(GetParam());
-    const auto count = [](int from, int to) { return std::size_t((from * 3 + to * 7) % 5 * 100 + (from == to ? 0 : 1)); };
+    const auto count = [](int from, int to) {
+      return std::size_t((from * 3 + to * 7) % 5 * 100 + (from == to ? 0 : 1));
+    };
     std::vector<std::size_t> send, recv;
     std::vector<double> bounds;
     Values in;
@@ -249,11 +254,14 @@ TEST_P(CompressorContract, AllToAllKeepsEachBound) {
       in.insert(in.end(), part.begin(), part.end());
     }
     Values out(std::accumulate(recv.begin(), recv.end(), std::size_t{0}));
-    all_to_all(comm, *mine, {in.data(), in.size(), DType::f32}, send, bounds, {out.data(), out.size(), DType::f32}, recv).wait();
+    all_to_all(comm, *mine, {in.data(), in.size(), DType::f32}, send, bounds, {out.data(), out.size(), DType::f32},
+               recv)
+        .wait();
     std::size_t at = 0;
     for (int r = 0; r < 3; ++r) {
       const double bound = comm.rank() == 0 ? 0 : std::pow(10.0, -comm.rank());
-      for (const float x : normal(recv[std::size_t(r)], 1, unsigned(r * 3 + comm.rank()))) EXPECT_LE(std::abs(double(x) - out[at++]), bound);
+      for (const float x : normal(recv[std::size_t(r)], 1, unsigned(r * 3 + comm.rank())))
+        EXPECT_LE(std::abs(double(x) - out[at++]), bound);
     }
   });
 }
@@ -279,7 +287,8 @@ TEST(Int8, IsTheFormula) {
     for (int i = first; i < last; ++i) largest = std::max(largest, std::abs(v[std::size_t(i)]));
     for (int i = first; i < last; ++i) {
       const double scale = double(largest) / 127, q = std::nearbyint(v[std::size_t(i)] / scale);
-      EXPECT_NEAR(out[std::size_t(i)], q * scale, scale * 1e-5 + (std::abs(v[std::size_t(i)] / scale - q) > 0.499 ? scale : 0));
+      EXPECT_NEAR(out[std::size_t(i)], q * scale,
+                  scale * 1e-5 + (std::abs(v[std::size_t(i)] / scale - q) > 0.499 ? scale : 0));
     }
   }
 }

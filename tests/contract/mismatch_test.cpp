@@ -167,11 +167,9 @@ TEST_P(Unchecked, OtherCommunicatorIsNamedByTheWatchdog) {
   EXPECT_EQ(said.code, 4) << said.text;
   EXPECT_LT(said.seconds, 10);
   const bool on_grad =
-      said.text.find("collective 2 of \"grad\" (all_reduce of 8 f32, 32 bytes, at test 7)") !=
-      std::string::npos;
+      said.text.find("collective 2 of \"grad\" (all_reduce of 8 f32, 32 bytes, at test 7)") != std::string::npos;
   const bool on_control =
-      said.text.find("collective 1 of \"control\" (all_reduce of 8 f32, 32 bytes, at test 7)") !=
-      std::string::npos;
+      said.text.find("collective 1 of \"control\" (all_reduce of 8 f32, 32 bytes, at test 7)") != std::string::npos;
   EXPECT_TRUE(on_grad && on_control) << said.text;
   EXPECT_NE(said.text.find("did not enter it"), std::string::npos) << said.text;
 }

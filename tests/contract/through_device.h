@@ -57,9 +57,7 @@ class ThroughDevice final : public Communicator {
     }();
     static_cast<void>(once);
   }
-  explicit ThroughDevice(std::unique_ptr<Communicator> inner) : ThroughDevice(*inner) {
-    owned_ = std::move(inner);
-  }
+  explicit ThroughDevice(std::unique_ptr<Communicator> inner) : ThroughDevice(*inner) { owned_ = std::move(inner); }
 
   Communicator& inner() { return inner_; }
   int rank() const override { return inner_.rank(); }

@@ -139,10 +139,7 @@ TEST_F(BadInput, CommandLine) {
       {"unknown choice", train({"precision=f31"}), 2, {"precision", "did you mean f32"}},
       {"unknown recipe", train({"recipe=fastclap"}), 2, {"recipe=fastclap", "did you mean fastclip"}},
       {"report of nothing", {"report", "nope"}, 3, {"nope", "trireme train"}},
-      {"report into nowhere",
-       {"report", "good", "--out", "no/such/r.html"},
-       3,
-       {"no/such/r.html", "check the path"}},
+      {"report into nowhere", {"report", "good", "--out", "no/such/r.html"}, 3, {"no/such/r.html", "check the path"}},
       {"unknown data set", {"data", "clipart"}, 2, {"clipart", "openclipart", "folder"}},
       {"data without --from", {"data", "folder"}, 2, {"--from"}},
       {"data size", {"data", "folder", "--from", "pictures", "--size", "4"}, 2, {"--size", "8"}},
@@ -156,10 +153,7 @@ TEST_F(BadInput, ExperimentFile) {
     return Words{"train", name, "--out", "good"};
   };
   expect_told({
-      {"typo",
-       file("typo.yaml", base + "log_evry: 1\n"),
-       2,
-       {"typo.yaml:9:1", "log_evry", "did you mean log_every"}},
+      {"typo", file("typo.yaml", base + "log_evry: 1\n"), 2, {"typo.yaml:9:1", "log_evry", "did you mean log_every"}},
       {"type", file("type.yaml", base + "seed: [1]\n"), 2, {"type.yaml:9:7", "seed"}},
       {"twice", file("twice.yaml", base + "seed: 1\nseed: 2\n"), 2, {"twice.yaml:10:1", "seed"}},
       {"syntax", file("syntax.yaml", base + "loss: {name: rgclg\n"), 2, {"syntax.yaml:"}},
@@ -168,10 +162,7 @@ TEST_F(BadInput, ExperimentFile) {
       {"no recipe", file("plain.yaml", "steps: 3\n"), 2, {"plain.yaml", "recipe"}},
       {"extends nothing", file("orphan.yaml", "extends: none.yaml\n"), 2, {"orphan.yaml:1", "none.yaml"}},
       {"extends itself", file("self.yaml", "extends: self.yaml\n"), 2, {"self.yaml", "extends"}},
-      {"accumulate",
-       train({"accumulate=3"}),
-       2,
-       {"accumulate", "does not divide batch_size", "choose a divisor"}},
+      {"accumulate", train({"accumulate=3"}), 2, {"accumulate", "does not divide batch_size", "choose a divisor"}},
       {"patch",
        train({"model.patch_size=7"}),
        2,
@@ -195,10 +186,7 @@ TEST_F(BadInput, ExperimentFile) {
        {"out of memory", "smaller"},
        {},
        {"sh", "-c", "ulimit -v 8000000; exec \"$@\"", "sh"}},
-      {"init from nothing",
-       {"train", "e.yaml", "init_from=nope", "--out", "fresh1"},
-       3,
-       {"nope", "init_from"}},
+      {"init from nothing", {"train", "e.yaml", "init_from=nope", "--out", "fresh1"}, 3, {"nope", "init_from"}},
       {"init of another shape",
        {"train", "e.yaml", "init_from=good", "model.vision_width=64", "--out", "fresh2"},
        3,
@@ -245,8 +233,7 @@ TEST_F(BadInput, Pictures) {
   for (int i = 1; i <= 3; ++i) fs::remove(dir() / "silent" / (std::to_string(i) + ".txt"));
   fs::create_directories(dir() / "empty");
   draw_pictures(dir() / "broken", 1, 2);
-  for (int i = 1; i <= 2; ++i)
-    write_text(dir() / "broken" / (std::to_string(i) + ".png"), png(i).substr(0, 100));
+  for (int i = 1; i <= 2; ++i) write_text(dir() / "broken" / (std::to_string(i) + ".png"), png(i).substr(0, 100));
   write_text(dir() / "table.csv", "file,caption\n1.png,one\n");
   const auto prepare = [](const std::string& from) {
     return Words{"data", "folder", "--from", from, "--size", "16", "--out", "made.h5"};
@@ -285,20 +272,17 @@ TEST_F(BadInput, Resume) {
   // Damage to the newest checkpoint; each in a copy of the run, restored after it.
   const fs::path ckpt = dir() / "good/ckpt/step_00000004";
   const std::string state = read_text(ckpt / "rank_00000.h5"), manifest = read_text(ckpt / "manifest.json");
-  const auto with = [&](const std::string& name, const std::string& file, const std::string& bytes,
-                        const Words& said) {
+  const auto with = [&](const std::string& name, const std::string& file, const std::string& bytes, const Words& said) {
     write_text(ckpt / file, bytes);
     expect_told({name, train({}), 3, said});
   };
   std::string flipped = state;
   flipped[flipped.size() / 2] ^= 0x10;
-  with("a byte flipped", "rank_00000.h5", flipped,
-       {"step_00000004/rank_00000.h5", "checksum", "step_00000004 away"});
+  with("a byte flipped", "rank_00000.h5", flipped, {"step_00000004/rank_00000.h5", "checksum", "step_00000004 away"});
   with("cut", "rank_00000.h5", state.substr(0, 1000),
        {"step_00000004/rank_00000.h5", "1000 bytes", "step_00000004 away"});
   fs::remove(ckpt / "rank_00000.h5");
-  expect_told(
-      {"a file missing", train({}), 3, {"step_00000004/rank_00000.h5", "cannot open", "step_00000004 away"}});
+  expect_told({"a file missing", train({}), 3, {"step_00000004/rank_00000.h5", "cannot open", "step_00000004 away"}});
   write_text(ckpt / "rank_00000.h5", state);
   with("manifest cut", "manifest.json", manifest.substr(0, manifest.size() / 2),
        {"step_00000004/manifest.json", "step_00000004 away"});
@@ -321,8 +305,7 @@ TEST_F(BadInput, Resume) {
 }
 
 TEST_F(BadInput, NonFiniteLoss) {
-  const Words words{"train", "e.yaml", "optimizer.lr=1e30", "optimizer.warmup=3", "checkpoint.every=1",
-                    "--out", "nan"};
+  const Words words{"train", "e.yaml", "optimizer.lr=1e30", "optimizer.warmup=3", "checkpoint.every=1", "--out", "nan"};
   const Outcome o = run(words);
   EXPECT_EQ(o.code, 5) << o;
   ASSERT_EQ(o.errors().size(), 1u) << o;
@@ -358,12 +341,7 @@ TEST_F(BadInput, Launch) {
        {"none/such.yaml: no such file", "check the path"},
        {},
        unlike(train({}))},
-      {"ranks under mpirun",
-       train({"--ranks", "3"}),
-       2,
-       {"--ranks 3", "2 ranks", "leave --ranks out"},
-       {},
-       two_ranks},
+      {"ranks under mpirun", train({"--ranks", "3"}), 2, {"--ranks 3", "2 ranks", "leave --ranks out"}, {}, two_ranks},
       {"wrong config under mpirun", train({"batchsize=3"}), 2, {"batchsize", "did you mean"}, {}, two_ranks},
       {"batch under mpirun", train({"batch_size=15"}), 2, {"15", "2 ranks", "multiple"}, {}, two_ranks},
       {"data under mpirun", train({"data.file=nope.h5"}), 3, {"nope.h5", "trireme data"}, {}, two_ranks},
@@ -380,8 +358,7 @@ TEST_F(BadInput, Launch) {
 // File systems of their own; only where mounting is allowed.
 class Mounted : public BadInput {
  protected:
-  bool mount_at(const fs::path& at, const char* source, const char* type, unsigned long flags,
-                const char* options) {
+  bool mount_at(const fs::path& at, const char* source, const char* type, unsigned long flags, const char* options) {
     fs::create_directories(at);
     if (mount(source, at.c_str(), type, flags, options) != 0) return false;
     mounted_.push_back(at);
@@ -397,8 +374,7 @@ TEST_F(Mounted, FullDiskAtStart) {
   if (!mount_at(dir() / "tiny", "none", "tmpfs", 0, "size=64k"))
     GTEST_SKIP() << "mounting a tmpfs is not allowed here: " << std::strerror(errno);
   write_text(dir() / "tiny/ballast", std::string(1 << 16, 'x'));
-  expect_told(
-      {"full at start", {"train", "e.yaml", "--out", "tiny/run"}, 3, {"tiny/run", "No space left", "free"}});
+  expect_told({"full at start", {"train", "e.yaml", "--out", "tiny/run"}, 3, {"tiny/run", "No space left", "free"}});
 }
 
 TEST_F(Mounted, FullDiskAtALaterCheckpoint) {
@@ -411,8 +387,7 @@ TEST_F(Mounted, FullDiskAtALaterCheckpoint) {
     const Outcome o = run(words);
     EXPECT_EQ(o.code, 3) << o;
     ASSERT_EQ(o.errors().size(), 1u) << o;
-    for (const char* part :
-         {"small/run/", "No space left", "free some space and start the same command again"})
+    for (const char* part : {"small/run/", "No space left", "free some space and start the same command again"})
       EXPECT_NE(o.errors()[0].find(part), std::string::npos) << part << "\n" << o;
     const auto steps = checkpoint_steps(dir() / "small/run");
     EXPECT_FALSE(steps.empty()) << "earlier checkpoints are lost";
@@ -420,8 +395,7 @@ TEST_F(Mounted, FullDiskAtALaterCheckpoint) {
     ASSERT_EQ(mount("none", (dir() / "small").c_str(), nullptr, MS_REMOUNT, "size=32m"), 0);
     const Outcome again = run(words);
     EXPECT_EQ(again.code, 0) << again;
-    EXPECT_NE(again.out.find("resumed at step " + std::to_string(steps.back()) + " of 12"), std::string::npos)
-        << again;
+    EXPECT_NE(again.out.find("resumed at step " + std::to_string(steps.back()) + " of 12"), std::string::npos) << again;
     fs::remove_all(dir() / "small/run");
     ASSERT_EQ(mount("none", (dir() / "small").c_str(), nullptr, MS_REMOUNT, "size=3m"), 0);
   }
@@ -434,10 +408,7 @@ TEST_F(Mounted, ReadOnlyRunFolder) {
     GTEST_SKIP() << "bind mounts are not allowed here: " << std::strerror(errno);
   const auto before = listing(dir() / "locked");
   expect_told({
-      {"read-only run",
-       {"train", "e.yaml", "--out", "locked"},
-       3,
-       {"locked/", "Read-only file system", "--out"}},
+      {"read-only run", {"train", "e.yaml", "--out", "locked"}, 3, {"locked/", "Read-only file system", "--out"}},
       {"read-only parent",
        {"train", "e.yaml", "--out", "locked/new"},
        3,

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include <gtest/gtest.h>
+
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -86,8 +87,8 @@ TEST(CheckpointIo, EveryFailedCallOfASaveLeavesAGoodCheckpoint) {
             });
           });
           fired = bad.fired();
-          const std::string where = "victim " + std::to_string(victim) + " call " + std::to_string(n) +
-                                    " kind " + std::to_string(kind) + ": " + errors[0];
+          const std::string where = "victim " + std::to_string(victim) + " call " + std::to_string(n) + " kind " +
+                                    std::to_string(kind) + ": " + errors[0];
           EXPECT_EQ(errors[0], errors[1]) << where;
           if (!errors[0].empty()) {
             ++failures;
@@ -171,8 +172,7 @@ TEST(CheckpointIo, PowerCutBeforeEveryCallKeepsWhatWasCommitted) {
   });
   ASSERT_GT(cuts.size(), 50u);
   for (auto& [step, io] : cuts) {
-    for (bool power :
-         {false, true}) {  // a killed process keeps what was written; a power cut only what was synced
+    for (bool power : {false, true}) {  // a killed process keeps what was written; a power cut only what was synced
       auto after = io->copy();
       if (power) after->power_cut();
       run_loopback(ranks, [&](Communicator& comm) {
@@ -211,8 +211,7 @@ TEST(CheckpointIo, KilledWhileWritingItResumesFromAWholeOne) {
     close(pipe_ends[1]);
     // Mostly after the first save of this life, however slow the machine; sometimes at its very start.
     std::int64_t reported;
-    if (kill_number % 4 != 0 && read(pipe_ends[0], &reported, sizeof reported) == sizeof reported)
-      last = reported;
+    if (kill_number % 4 != 0 && read(pipe_ends[0], &reported, sizeof reported) == sizeof reported) last = reported;
     std::this_thread::sleep_for(std::chrono::microseconds(random() % 20000));
     kill(child, SIGKILL);
     waitpid(child, nullptr, 0);

@@ -31,14 +31,16 @@ std::uint64_t bytes(const std::vector<Call>& calls, const std::string& on = "") 
 
 TEST(DryRun, CountsWhatARunSends) {
   TempFolder folder;
-  write_text(folder.path / "mlp.yaml", "recipe: mlp\nsteps: 6\nbatch_size: 16\neval_every: 0\nfirst_bucket_mib: 0.01\n"
-                                       "bucket_mib: 0.02\nsizes: [64, 128, 64, 10]\n");
+  write_text(folder.path / "mlp.yaml",
+             "recipe: mlp\nsteps: 6\nbatch_size: 16\neval_every: 0\nfirst_bucket_mib: 0.01\n"
+             "bucket_mib: 0.02\nsizes: [64, 128, 64, 10]\n");
   prepare_pairs(folder.path);
   write_text(folder.path / "clip.yaml", experiment(6, 32, 8));
   const double for_the_log = 64;  // bytes a step by which ranks tell each other their times, when they log
   for (const std::string name : {"mlp", "clip"}) {
     SCOPED_TRACE(name);
-    const Outcome dry = run_program({"train", name + ".yaml", "log_every=3", "--dry-run", "--ranks", "2"}, {folder.path});
+    const Outcome dry =
+        run_program({"train", name + ".yaml", "log_every=3", "--dry-run", "--ranks", "2"}, {folder.path});
     ASSERT_EQ(dry.code, 0) << dry;
     EXPECT_FALSE(fs::exists(folder.path / "runs")) << "a dry run leaves nothing behind";
     const Outcome run = run_program({"train", name + ".yaml", "log_every=3", "--ranks", "2"}, {folder.path});

@@ -11,9 +11,7 @@
 
 namespace trireme::test {
 
-inline std::string big_endian(std::uint32_t v) {
-  return {char(v >> 24), char(v >> 16), char(v >> 8), char(v)};
-}
+inline std::string big_endian(std::uint32_t v) { return {char(v >> 24), char(v >> 16), char(v >> 8), char(v)}; }
 
 inline std::string png_chunk(const std::string& type_and_data) {
   std::uint32_t crc = ~0u;
@@ -56,8 +54,7 @@ inline void draw_pictures(const fs::path& folder, int first, int count) {
 
 // FOLDER/pairs.h5 from 90 pictures of three classes: 82 or so for training, 5 batches of 16 an epoch.
 inline void prepare_pairs(const fs::path& folder) {
-  for (int k = 0; k < 3; ++k)
-    draw_pictures(folder / "pictures" / ("class " + std::to_string(k)), 1 + 30 * k, 30);
+  for (int k = 0; k < 3; ++k) draw_pictures(folder / "pictures" / ("class " + std::to_string(k)), 1 + 30 * k, 30);
   const Outcome o =
       run_program({"data", "folder", "--from", "pictures", "--size", "16", "--out", "pairs.h5"}, {folder});
   if (o.code != 0) throw std::runtime_error("cannot prepare the pairs: " + o.err);
@@ -69,9 +66,8 @@ inline std::string experiment(int steps, int width, int patch, const std::string
   return "recipe: fastclip\nbatch_size: 16\nthreads: 1\nlog_every: 1\nsteps: " + std::to_string(steps) +
          "\ndata: {file: pairs.h5}\noptimizer: {lr: 1.0e-3}\nmodel: {embed_dim: 32, image_size: 16, "
          "patch_size: " +
-         std::to_string(patch) + ", vision_width: " + w +
-         ", vision_layers: 2, vision_heads: 2, context: 12, " + "vocab: 600, text_width: " + w +
-         ", text_layers: 1, text_heads: 2}\n" + more;
+         std::to_string(patch) + ", vision_width: " + w + ", vision_layers: 2, vision_heads: 2, context: 12, " +
+         "vocab: 600, text_width: " + w + ", text_layers: 1, text_heads: 2}\n" + more;
 }
 
 // The steps that have a complete checkpoint, oldest first.
@@ -101,8 +97,7 @@ inline std::map<std::string, std::string> final_state(const fs::path& run) {
 }
 
 // Complete lines of metrics.jsonl with `key`, in file order: step and value.
-inline std::vector<std::pair<std::int64_t, double>> logged(const fs::path& run,
-                                                           const std::string& key = "loss") {
+inline std::vector<std::pair<std::int64_t, double>> logged(const fs::path& run, const std::string& key = "loss") {
   std::vector<std::pair<std::int64_t, double>> found;
   for (const auto& line : lines_of(read_text(run / "metrics.jsonl"))) {
     const auto j = nlohmann::json::parse(line, nullptr, false);

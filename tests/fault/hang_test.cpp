@@ -58,8 +58,7 @@ class Hang : public ::testing::Test {
   }
 
   // Seconds from the fault to the end of the job. Checks what is said and what is left.
-  static double expect_named(const Fault& f, const Words& words, const Words& more = {},
-                             const Words& launcher = {}) {
+  static double expect_named(const Fault& f, const Words& words, const Words& more = {}, const Words& launcher = {}) {
     SCOPED_TRACE(f.kind + " on rank " + std::to_string(f.rank) + " of " + std::to_string(f.ranks) + " at " +
                  std::to_string(f.at) + (f.messages ? ", messages" : ""));
     TempFolder folder;
@@ -70,8 +69,7 @@ class Hang : public ::testing::Test {
     if (!launcher.empty()) arguments.erase(arguments.begin() + 4, arguments.begin() + 6);  // --ranks N
     Program p(arguments, o);
     const Outcome out = p.wait(seconds(60));
-    const double now =
-        std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+    const double now = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
     const double took = now - std::atof(read_text(folder.path / "fault.time").c_str());
     EXPECT_EQ(out.code, 4) << out;
     EXPECT_TRUE(p.none_left());
@@ -95,9 +93,8 @@ class Hang : public ::testing::Test {
 
   static void report(const std::string& what, std::vector<double> seconds) {
     std::sort(seconds.begin(), seconds.end());
-    std::cout << what << ": " << seconds.size() << " hangs with a limit of " << limit
-              << " s, fault to end: median " << seconds[seconds.size() / 2] << " s, largest "
-              << seconds.back() << " s" << std::endl;
+    std::cout << what << ": " << seconds.size() << " hangs with a limit of " << limit << " s, fault to end: median "
+              << seconds[seconds.size() / 2] << " s, largest " << seconds.back() << " s" << std::endl;
   }
 
   // `few` or ten of a kind, on 2 to 4 ranks and at different steps.
@@ -107,8 +104,7 @@ class Hang : public ::testing::Test {
     std::vector<double> took;
     for (int i = 0; i < n && !HasFailure(); ++i) {
       const int ranks = 2 + i % 3;
-      took.push_back(
-          expect_named({kind, last_rank ? ranks - 1 : 0, ranks, 1 + int(random() % 40), i % 2 == 1}, words));
+      took.push_back(expect_named({kind, last_rank ? ranks - 1 : 0, ranks, 1 + int(random() % 40), i % 2 == 1}, words));
     }
     report(kind + (last_rank ? " of the last rank" : " of rank 0"), took);
   }
@@ -123,10 +119,8 @@ TEST_F(Hang, StoppedInACollective) {
 }
 TEST_F(Hang, StoppedInTheLoader) { campaign("stop_in_loader", true, {stopped}, 1); }
 TEST_F(Hang, SpinningInUserCode) {
-  campaign(
-      "spin", true,
-      {"did not enter it", "in the step after step", "all_reduce of 1048576 f32, 4096 KiB, at faulty: loss"},
-      1);
+  campaign("spin", true,
+           {"did not enter it", "in the step after step", "all_reduce of 1048576 f32, 4096 KiB, at faulty: loss"}, 1);
 }
 TEST_F(Hang, BlockedInTheLoader) {
   campaign("block_in_loader", false, {"did not enter it", "in the loader after step"}, 1);
@@ -145,16 +139,15 @@ TEST_F(Hang, InTheFirstStepItsOwnLimitHolds) {
 }
 
 TEST_F(Hang, UnderMpirun) {
-  expect_named({"stop", 0, 3, 4}, {stopped}, {},
-               {"mpirun", "--oversubscribe", "--bind-to", "none", "-n", "3"});
+  expect_named({"stop", 0, 3, 4}, {stopped}, {}, {"mpirun", "--oversubscribe", "--bind-to", "none", "-n", "3"});
 }
 
 TEST_F(Hang, WarnsOnceAndGoesOn) {
   TempFolder folder;
   write_experiment(folder.path);
   Program p(train({"none", 0, 3, 0}, {"watchdog.warn=1", "watchdog.later=60"}), options(folder.path, {}));
-  ASSERT_TRUE(wait_until(
-      [&] { return read_text(folder.path / "run/metrics.jsonl").size() > 2000 || p.ended(); }, seconds(30)));
+  ASSERT_TRUE(
+      wait_until([&] { return read_text(folder.path / "run/metrics.jsonl").size() > 2000 || p.ended(); }, seconds(30)));
   const pid_t rank1 = p.rank(1);
   kill(rank1, SIGSTOP);
   std::this_thread::sleep_for(seconds(4));
@@ -165,9 +158,9 @@ TEST_F(Hang, WarnsOnceAndGoesOn) {
   const Outcome o = p.wait();
   EXPECT_EQ(o.code, 85) << o;
   const Words lines = lines_of(o.err);
-  EXPECT_EQ(std::count_if(lines.begin(), lines.end(),
-                          [](auto& l) { return l.starts_with("trireme: warning: collective "); }),
-            1)
+  EXPECT_EQ(
+      std::count_if(lines.begin(), lines.end(), [](auto& l) { return l.starts_with("trireme: warning: collective "); }),
+      1)
       << o;
   EXPECT_TRUE(o.errors().empty()) << o;
 }
@@ -180,8 +173,7 @@ TEST_F(Hang, NoRankOutlivesMpirun) {
     auto o = options(folder.path, {});
     o.launcher = {"mpirun", "--oversubscribe", "--bind-to", "none", "-n", "3"};
     Program p({"train", "e.yaml", "--out", "run", "watchdog.later=1000"}, o);
-    ASSERT_TRUE(
-        wait_until([&] { return fs::exists(folder.path / "run/metrics.jsonl") || p.ended(); }, seconds(30)));
+    ASSERT_TRUE(wait_until([&] { return fs::exists(folder.path / "run/metrics.jsonl") || p.ended(); }, seconds(30)));
     std::this_thread::sleep_for(seconds(1));
     if (stop) kill(p.rank(1), SIGSTOP);
     p.signal(SIGKILL);

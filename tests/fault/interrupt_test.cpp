@@ -28,10 +28,8 @@ class Interrupt : public ::testing::Test {
     const Outcome o = run_program(train("whole"), {dir()});
     ASSERT_EQ(o.code, 0) << o;
     ASSERT_EQ(last_step(dir() / "whole"), steps);
-    ASSERT_EQ(logged(dir() / "whole", "epoch")[steps_an_epoch - 1].second, 0)
-        << "an epoch is shorter than assumed";
-    ASSERT_EQ(logged(dir() / "whole", "epoch")[steps_an_epoch].second, 1)
-        << "an epoch is longer than assumed";
+    ASSERT_EQ(logged(dir() / "whole", "epoch")[steps_an_epoch - 1].second, 0) << "an epoch is shorter than assumed";
+    ASSERT_EQ(logged(dir() / "whole", "epoch")[steps_an_epoch].second, 1) << "an epoch is longer than assumed";
   }
   static void TearDownTestSuite() { delete std::exchange(folder_, nullptr); }
 
@@ -62,8 +60,7 @@ class Interrupt : public ::testing::Test {
     EXPECT_GT(final_state(dir() / out).size(), 50u);
     EXPECT_EQ(logged(dir() / out), logged(dir() / "whole"));
     EXPECT_EQ(logged(dir() / out, "eval/image_to_text_r1"), logged(dir() / "whole", "eval/image_to_text_r1"));
-    for (const auto& [name, unused] : listing(dir() / out))
-      EXPECT_EQ(name.find(".tmp"), std::string::npos) << name;
+    for (const auto& [name, unused] : listing(dir() / out)) EXPECT_EQ(name.find(".tmp"), std::string::npos) << name;
   }
 
   // Starts a run and freezes rank 1 once `begun` holds; null (and the run folder removed) if `still` does not
@@ -300,8 +297,9 @@ TEST_F(Interrupt, KilledAtRandomMoments) {
   }
   expect_resumes_to_the_same_end("random");
   std::sort(took.begin(), took.end());
-  std::cout << took.size() << " SIGKILLs, " << complete << " runs completed in between; kill to the end of all processes: median "
-            << took[took.size() / 2] << " s, largest " << took.back() << " s\n";
+  std::cout << took.size() << " SIGKILLs, " << complete
+            << " runs completed in between; kill to the end of all processes: median " << took[took.size() / 2]
+            << " s, largest " << took.back() << " s\n";
 }
 
 TEST_F(Interrupt, KilledParentTakesItsRanksAlong) {

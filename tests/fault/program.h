@@ -12,8 +12,9 @@
 #include <thread>
 #include <vector>
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
+
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -34,9 +35,7 @@ inline std::string read_text(const fs::path& file) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-inline void write_text(const fs::path& file, std::string_view text) {
-  std::ofstream(file, std::ios::binary) << text;
-}
+inline void write_text(const fs::path& file, std::string_view text) { std::ofstream(file, std::ios::binary) << text; }
 
 inline Words lines_of(const std::string& text) {
   std::istringstream in(text);
@@ -107,9 +106,8 @@ class Program {
     for (auto& w : words) argv.push_back(w.data());
     argv.push_back(nullptr);
     Words environment = options.environment;
-    environment.insert(environment.end(),
-                       {mark_, "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
-                        "OMP_NUM_THREADS=1", "ASAN_OPTIONS=detect_leaks=0"});
+    environment.insert(environment.end(), {mark_, "OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1",
+                                           "OMP_NUM_THREADS=1", "ASAN_OPTIONS=detect_leaks=0"});
     out_ = memfd_create("out", MFD_CLOEXEC);
     err_ = memfd_create("err", MFD_CLOEXEC);
     pid_ = fork();
@@ -146,9 +144,7 @@ class Program {
       const pid_t p = std::atoi(entry.path().filename().c_str());
       if (p <= 0) continue;
       const std::string environment = '\0' + read_text(entry.path() / "environ");
-      const auto has = [&](const std::string& e) {
-        return environment.find('\0' + e + '\0') != std::string::npos;
-      };
+      const auto has = [&](const std::string& e) { return environment.find('\0' + e + '\0') != std::string::npos; };
       if (has(mark_) && (pair.empty() || has(pair))) found.push_back(p);
     }
     return found;

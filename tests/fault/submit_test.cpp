@@ -10,8 +10,9 @@ class Submit : public ::testing::Test {
  protected:
   void SetUp() override {
     fs::create_directories(dir() / "bin");
-    tool("srun", "[ \"$1\" = --mpi=list ] && { echo pmix; exit; }\nprintf '%s\\0' \"$@\" >ran\n"
-                 "exit ${CODE:-0}\n");
+    tool("srun",
+         "[ \"$1\" = --mpi=list ] && { echo pmix; exit; }\nprintf '%s\\0' \"$@\" >ran\n"
+         "exit ${CODE:-0}\n");
     tool("scontrol", "echo \"$@\" >requeued\n");
     write_text(dir() / "e.yaml", "recipe: mlp\nsteps: 10\nbatch_size: 8\n");
   }
@@ -57,12 +58,13 @@ TEST_F(Submit, EveryValueArrivesAsItWas) {
   const std::string evil = "a b'c\"d$(touch pwned)`touch pwned`;touch pwned\\#%j*é!~";
   fs::create_directories(dir() / evil);
   fs::copy_file(dir() / "e.yaml", dir() / evil / "e.yaml");
-  const std::string text = script({evil + "/e.yaml", "init_from='" + evil.substr(0, 3) + "$(touch pwned)'", "--out", evil + "/run/",
-                                   "--nodes", "2", "--ranks-per-node", "4", "--time", "1-0", "--partition", "$(touch pwned)"});
+  const std::string text =
+      script({evil + "/e.yaml", "init_from='" + evil.substr(0, 3) + "$(touch pwned)'", "--out", evil + "/run/",
+              "--nodes", "2", "--ranks-per-node", "4", "--time", "1-0", "--partition", "$(touch pwned)"});
   EXPECT_EQ(run(text), 0) << read_text(dir() / "said");
-  EXPECT_EQ(words(), (Words{"--mpi=pmix", program_path(), "train", evil + "/e.yaml", "init_from='a b$(touch pwned)'", "--out", evil + "/run"}));
-  for (const auto& entry : fs::recursive_directory_iterator(dir()))
-    EXPECT_NE(entry.path().filename(), "pwned");
+  EXPECT_EQ(words(), (Words{"--mpi=pmix", program_path(), "train", evil + "/e.yaml", "init_from='a b$(touch pwned)'",
+                            "--out", evil + "/run"}));
+  for (const auto& entry : fs::recursive_directory_iterator(dir())) EXPECT_NE(entry.path().filename(), "pwned");
   EXPECT_NE(text.find("\n#SBATCH --nodes=\"2\"\n"), std::string::npos) << text;
   EXPECT_NE(text.find("\n#SBATCH --ntasks-per-node=\"4\"\n"), std::string::npos) << text;
   EXPECT_NE(text.find("\n#SBATCH --time=\"1-0\"\n"), std::string::npos) << text;
@@ -70,8 +72,11 @@ TEST_F(Submit, EveryValueArrivesAsItWas) {
 }
 
 TEST_F(Submit, NewlinesAreRefused) {
-  const std::vector<Words> cases{{"e.yaml", "init_from='a\nb'"}, {"e.yaml", "--out", "a\nb"}, {"e.yaml", "--partition", "p\n#SBATCH x"},
-                                 {"e.yaml", "--time", "1\r"}, {"e.yaml", "--", "--account=a\nb"}};
+  const std::vector<Words> cases{{"e.yaml", "init_from='a\nb'"},
+                                 {"e.yaml", "--out", "a\nb"},
+                                 {"e.yaml", "--partition", "p\n#SBATCH x"},
+                                 {"e.yaml", "--time", "1\r"},
+                                 {"e.yaml", "--", "--account=a\nb"}};
   for (auto words : cases) {
     const auto at = std::find(words.begin(), words.end(), "--");
     words.insert(at, "--print");
@@ -87,10 +92,14 @@ TEST_F(Submit, ListsBecomeAnArray) {
   const std::string text = script({"e.yaml", "seed=1,2", "sizes=[64,10],[64,8,10]", "steps=5"});
   EXPECT_NE(text.find("\n#SBATCH --array=\"0-3\"\n"), std::string::npos) << text;
   EXPECT_NE(text.find("/runs/e.slurm-%A_%a.out\"\n"), std::string::npos) << text;
-  const std::vector<Words> expected{{"seed=1", "sizes=[64,10]"}, {"seed=1", "sizes=[64,8,10]"}, {"seed=2", "sizes=[64,10]"}, {"seed=2", "sizes=[64,8,10]"}};
+  const std::vector<Words> expected{{"seed=1", "sizes=[64,10]"},
+                                    {"seed=1", "sizes=[64,8,10]"},
+                                    {"seed=2", "sizes=[64,10]"},
+                                    {"seed=2", "sizes=[64,8,10]"}};
   for (int k = 0; k < 4; ++k) {
     EXPECT_EQ(run(text, "SLURM_ARRAY_TASK_ID=" + std::to_string(k)), 0);
-    EXPECT_EQ(words(), (Words{"--mpi=pmix", program_path(), "train", "e.yaml", expected[k][0], expected[k][1], "steps=5", "--out", "runs/e." + std::to_string(k)}));
+    EXPECT_EQ(words(), (Words{"--mpi=pmix", program_path(), "train", "e.yaml", expected[k][0], expected[k][1],
+                              "steps=5", "--out", "runs/e." + std::to_string(k)}));
   }
   EXPECT_EQ(run(text, "SLURM_ARRAY_TASK_ID=4"), 2);
   EXPECT_TRUE(words().empty());
@@ -99,7 +108,8 @@ TEST_F(Submit, ListsBecomeAnArray) {
 TEST_F(Submit, OptionsOfSbatchGoAfterTheDashes) {
   const Outcome o = submit({"e.yaml", "--print", "--", "--account=a b", "-x", "--output=mine"});
   ASSERT_EQ(o.code, 0) << o;
-  EXPECT_NE(o.out.find("\n#SBATCH \"--account=a b\"\n#SBATCH \"-x\"\n#SBATCH \"--output=mine\"\n"), std::string::npos) << o;
+  EXPECT_NE(o.out.find("\n#SBATCH \"--account=a b\"\n#SBATCH \"-x\"\n#SBATCH \"--output=mine\"\n"), std::string::npos)
+      << o;
   EXPECT_EQ(submit({"e.yaml", "--print", "--", "steps=5"}).code, 2);
 }
 
@@ -146,7 +156,8 @@ TEST_F(Submit, OnlyCode85IsQueuedAgain) {
 TEST_F(Submit, TheTemplateTakesItsArguments) {
   const std::string text = read_text(std::string(std::getenv("TRIREME_SOURCE")) + "/slurm/launch.sbatch");
   write_text(dir() / "job.sh", text);
-  const std::string command = "cd " + dir().string() + " && PATH=bin:$PATH SLURM_CPUS_PER_TASK=3 bash job.sh e.yaml 'a=b c' >/dev/null";
+  const std::string command =
+      "cd " + dir().string() + " && PATH=bin:$PATH SLURM_CPUS_PER_TASK=3 bash job.sh e.yaml 'a=b c' >/dev/null";
   EXPECT_EQ(std::system(command.c_str()), 0);
   EXPECT_EQ(words(), (Words{"--mpi=pmix", "--cpus-per-task=3", "trireme", "train", "e.yaml", "a=b c"}));
 }

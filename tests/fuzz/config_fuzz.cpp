@@ -59,8 +59,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const std::string printed = config.print(visit, true);
     const auto again = trireme::Config::parse(printed, "t.yaml");
     check(trireme::differing_keys(config, again, visit).empty(), "the printed config differs", printed);
-    check(trireme::config_hash(config, visit) == trireme::config_hash(again, visit), "the hash differs",
-          printed);
+    check(trireme::config_hash(config, visit) == trireme::config_hash(again, visit), "the hash differs", printed);
   } catch (const trireme::Error& e) {
     const std::string what = e.what();
     check(e.code() == trireme::ExitCode::usage, "not a usage error", what);

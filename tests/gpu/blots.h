@@ -20,10 +20,10 @@ inline void prepare_blots(const fs::path& file) {
   spec.out = file.string();
   spec.size = 32;
   for (int i = 0; i < 1200; ++i)
-    spec.items.push_back({std::to_string(i),
-                          std::string("a ") + colors[i % 6] + " blot on the " + places[i / 6 % 5] +
-                              " number " + std::to_string(i / 30),
-                          colors[i % 6]});
+    spec.items.push_back(
+        {std::to_string(i),
+         std::string("a ") + colors[i % 6] + " blot on the " + places[i / 6 % 5] + " number " + std::to_string(i / 30),
+         colors[i % 6]});
   spec.decode = [](std::size_t i) {
     Image image{32, 32, std::vector<std::uint8_t>(32 * 32 * 3)};
     Rng rng(5, "blots", i);

@@ -103,8 +103,7 @@ void captures(Communicator& world) {
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
   TRIREME_CUDA_CHECK(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal));
-  TRIREME_CUDA_CHECK(
-      cudaMemcpyAsync(memory.get(), source.get(), count * 4, cudaMemcpyDeviceToDevice, stream.get()));
+  TRIREME_CUDA_CHECK(cudaMemcpyAsync(memory.get(), source.get(), count * 4, cudaMemcpyDeviceToDevice, stream.get()));
   comm->all_reduce(buffer, Op::sum).then([&] { return comm->all_reduce(buffer, Op::max); }).wait();
   TRIREME_CUDA_CHECK(cudaStreamEndCapture(stream.get(), &graph));
   TRIREME_CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));

@@ -17,8 +17,7 @@ void steps_without_waiting(const std::string& experiment, const std::string& pre
   const std::string data = (folder.path / "blots.h5").string(), file = (folder.path / "run.yaml").string();
   prepare_blots(data);
   std::ofstream(file) << experiment;
-  std::vector<std::string> overrides{"precision=" + precision, "log_every=1000", "steps=1000",
-                                     "optimizer.clip_norm=1"};
+  std::vector<std::string> overrides{"precision=" + precision, "log_every=1000", "steps=1000", "optimizer.clip_norm=1"};
   if (experiment.find("fastclip") != std::string::npos) overrides.push_back("data.file=" + data);
   Config config = Config::load(file, overrides);
   TrainConfig train;
@@ -56,8 +55,7 @@ TEST(Gpu, FastClipNeverWaits) {
   for (const char* precision : {"f32", "bf16", "fp16"}) steps_without_waiting(blots_experiment, precision);
 }
 TEST(Gpu, MlpNeverWaits) {
-  steps_without_waiting("recipe: mlp\nbatch_size: 64\ndevice: cuda\nsizes: [32, 64, 10]\nsamples: 2000\n",
-                        "f32");
+  steps_without_waiting("recipe: mlp\nbatch_size: 64\ndevice: cuda\nsizes: [32, 64, 10]\nsamples: 2000\n", "f32");
 }
 
 }  // namespace

@@ -41,8 +41,7 @@ class Gpu : public ::testing::Test {
     words.insert(words.end(), more.begin(), more.end());
     return run_program(words, {folder.path, environment});
   }
-  void expect_losses_of_one(const std::string& name, int ranks, const Words& more,
-                            const Words& environment = {}) {
+  void expect_losses_of_one(const std::string& name, int ranks, const Words& more, const Words& environment = {}) {
     if (one.empty()) {
       const Outcome o = train("one", 1);
       ASSERT_EQ(o.code, 0) << o;
@@ -55,11 +54,9 @@ class Gpu : public ::testing::Test {
     double worst = 0;
     const auto many = losses(folder.path / name);
     ASSERT_EQ(many.size(), one.size());
-    for (const auto& [step, loss] : one)
-      worst = std::max(worst, std::fabs(many.at(step) - loss) / std::fabs(loss));
+    for (const auto& [step, loss] : one) worst = std::max(worst, std::fabs(many.at(step) - loss) / std::fabs(loss));
     EXPECT_LE(worst, 1e-5) << name;
-    std::printf("%-18s worst relative difference of a loss in 50 steps to 1 rank: %.1e\n", name.c_str(),
-                worst);
+    std::printf("%-18s worst relative difference of a loss in 50 steps to 1 rank: %.1e\n", name.c_str(), worst);
   }
 
   TempFolder folder;
@@ -69,11 +66,9 @@ class Gpu : public ::testing::Test {
 TEST_F(Gpu, LossesOfOneRankOverMpi) {
   for (int n : {2, 4}) {
     expect_losses_of_one("ipc" + std::to_string(n), n, {"communicator=mpi"});
-    expect_losses_of_one("staged" + std::to_string(n), n, {"communicator=mpi"},
-                         {"TRIREME_CUDA_TRANSPORT=staged"});
+    expect_losses_of_one("staged" + std::to_string(n), n, {"communicator=mpi"}, {"TRIREME_CUDA_TRANSPORT=staged"});
     expect_losses_of_one("no overlap" + std::to_string(n), n, {"communicator=mpi", "overlap=false"});
-    EXPECT_EQ(losses(folder.path / ("ipc" + std::to_string(n))),
-              losses(folder.path / ("staged" + std::to_string(n))))
+    EXPECT_EQ(losses(folder.path / ("ipc" + std::to_string(n))), losses(folder.path / ("staged" + std::to_string(n))))
         << "both sum in rank order";
     EXPECT_EQ(losses(folder.path / ("ipc" + std::to_string(n))),
               losses(folder.path / ("no overlap" + std::to_string(n))));

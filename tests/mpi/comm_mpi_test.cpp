@@ -26,8 +26,7 @@ TEST(MpiEnd, AnExceptionInOneRankEndsAllWithItsCode) {
   const Outcome outcome = ended(3);
   EXPECT_EQ(outcome.code, 3) << outcome.output;
   EXPECT_LT(outcome.seconds, 10);
-  EXPECT_NE(outcome.output.find("trireme: error: shard 3: is truncated\n"), std::string::npos)
-      << outcome.output;
+  EXPECT_NE(outcome.output.find("trireme: error: shard 3: is truncated\n"), std::string::npos) << outcome.output;
 }
 
 TEST(MpiEnd, AbortKeepsItsCode) {
@@ -61,11 +60,7 @@ MPI_TEST(MpiEnd, DroppedWorkCompletesBeforeFinalize, {1, 3}) {
   });
   comm.all_reduce({v.data(), v.size(), DType::f32}, Op::sum);
   auto other = comm.split(0, comm.rank());
-  other->barrier()
-      .then([c = other.get()] {
-        return c->all_reduce({w.data(), w.size(), DType::f32}, Op::sum);
-      })
-      .wait();
+  other->barrier().then([c = other.get()] { return c->all_reduce({w.data(), w.size(), DType::f32}, Op::sum); }).wait();
 }
 
 TEST(MpiStart, WithoutMpirunThereIsOneRank) {
@@ -144,8 +139,7 @@ MPI_TEST(MpiStress, RandomCallsOnThreeCommunicators, {4}) {
         p.work = c.all_reduce({p.data, p.count, DType::i32}, Op::sum);
       }
     }
-    for (std::size_t i = 0; i < posted.size(); ++i)
-      posted[(i + static_cast<std::size_t>(comm.rank())) % 6].work.wait();
+    for (std::size_t i = 0; i < posted.size(); ++i) posted[(i + static_cast<std::size_t>(comm.rank())) % 6].work.wait();
     for (const auto& p : posted)
       for (std::size_t i = 0; i < p.count; ++i) ASSERT_EQ(p.data[i], p.expected) << "round " << round;
   }

@@ -65,8 +65,10 @@ NET_TEST(Lab, SendsWhatTheFormulaSays, {2, 4}) {
 TEST(Lab, KeepsTheContract) {
   for (const int n : {2, 4}) {
     const std::string program = std::filesystem::path(self_path()).replace_filename("communicator_test");
-    const Outcome outcome = in_lab({n}, {"env", "-u", "TRIREME_TEST_RANK", program, "--gtest_brief=1", "--gtest_color=no",
-                                         "--gtest_filter=*/mpi_on_" + std::to_string(n)}, std::chrono::seconds(200));
+    const Outcome outcome = in_lab({n},
+                                   {"env", "-u", "TRIREME_TEST_RANK", program, "--gtest_brief=1", "--gtest_color=no",
+                                    "--gtest_filter=*/mpi_on_" + std::to_string(n)},
+                                   std::chrono::seconds(200));
     if (outcome.code == 77) GTEST_SKIP() << outcome.output;
     EXPECT_EQ(outcome.code, 0) << outcome.output;
     EXPECT_NE(outcome.output.find("1 test"), std::string::npos) << outcome.output;
@@ -99,10 +101,13 @@ TEST(Lab, LeavesNothingAndPassesTheCodeOn) {
 TEST(Lab, LeavesNothingWhenItIsStopped) {
   const auto before = traces_of_labs();
   for (const char* signal : {"INT", "KILL"}) {
-    const Outcome outcome = run_words(
-        {"sh", "-c", lab_path() + " --hosts 3 -- mpirun --oversubscribe -n 3 sh -c 'echo up; exec sleep 1000' & lab=$!; sleep 3; "
-                     "kill -" + signal + " $lab; wait $lab; sleep 2"},
-        {}, std::chrono::seconds(60));
+    const Outcome outcome =
+        run_words({"sh", "-c",
+                   lab_path() +
+                       " --hosts 3 -- mpirun --oversubscribe -n 3 sh -c 'echo up; exec sleep 1000' & lab=$!; sleep 3; "
+                       "kill -" +
+                       signal + " $lab; wait $lab; sleep 2"},
+                  {}, std::chrono::seconds(60));
     if (outcome.output.find("lab: no") != std::string::npos) GTEST_SKIP() << outcome.output;
     EXPECT_NE(outcome.output.find("up"), std::string::npos) << outcome.output;
     EXPECT_EQ(traces_of_labs(), before) << signal << ": " << outcome.output;
@@ -110,7 +115,8 @@ TEST(Lab, LeavesNothingWhenItIsStopped) {
 }
 
 TEST(Lab, RefusesNonsense) {
-  for (const auto& words : std::vector<std::vector<std::string>>{{"--hosts", "1"}, {"--hosts", "9"}, {"--mbit", "0"}, {"--mbit", "x"}}) {
+  for (const auto& words :
+       std::vector<std::vector<std::string>>{{"--hosts", "1"}, {"--hosts", "9"}, {"--mbit", "0"}, {"--mbit", "x"}}) {
     std::vector<std::string> all{lab_path()};
     all.insert(all.end(), words.begin(), words.end());
     all.insert(all.end(), {"--", "true"});

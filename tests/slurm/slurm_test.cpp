@@ -27,8 +27,7 @@ std::string missing() {
   if (geteuid() != 0) return "needs root to start a Slurm cluster of its own";
   for (const char* program : {"slurmctld", "slurmd", "sbatch", "munged"})
     if (system(("PATH=$PATH:/usr/sbin:/sbin command -v " + std::string(program) + " >/dev/null").c_str()) != 0)
-      return std::string(program) +
-             " is not installed: apt-get install --no-install-recommends slurm-wlm munge";
+      return std::string(program) + " is not installed: apt-get install --no-install-recommends slurm-wlm munge";
   return "";
 }
 
@@ -87,12 +86,13 @@ class Slurm : public ::testing::Test {
   }
   static bool ends_as(const std::string& job, const std::string& state, seconds limit = seconds(60)) {
     return wait_until(
-        [&] {
-          std::this_thread::sleep_for(std::chrono::milliseconds(50));
-          const std::string now = field(job, "JobState");
-          return now == state || (now != "PENDING" && now != "RUNNING" && now != "COMPLETING");
-        },
-        limit) && field(job, "JobState") == state;
+               [&] {
+                 std::this_thread::sleep_for(std::chrono::milliseconds(50));
+                 const std::string now = field(job, "JobState");
+                 return now == state || (now != "PENDING" && now != "RUNNING" && now != "COMPLETING");
+               },
+               limit) &&
+           field(job, "JobState") == state;
   }
   static bool reaches_step(const std::string& run, std::int64_t step) {
     return wait_until([&] { return last_step(dir() / run) >= step; }, seconds(40));
@@ -218,8 +218,10 @@ TEST_F(Slurm, TasksThatNothingConnectsAreRefused) {
 TEST_F(Slurm, FallsBackToMpirun) {
   const std::string real = capture("command -v srun"), path = (dir() / "bin").string();
   fs::create_directories(path);
-  write_text(path + "/srun", "#!/bin/sh\n[ \"$1\" = --mpi=list ] && { echo none; exit; }\n"
-                             "case \" $* \" in *pmix*) exit 9;; esac\nexec " + real.substr(0, real.size() - 1) + " \"$@\"\n");
+  write_text(path + "/srun",
+             "#!/bin/sh\n[ \"$1\" = --mpi=list ] && { echo none; exit; }\n"
+             "case \" $* \" in *pmix*) exit 9;; esac\nexec " +
+                 real.substr(0, real.size() - 1) + " \"$@\"\n");
   fs::permissions(path + "/srun", fs::perms::owner_all);
   expect_stop_on_warning("mpirun", {"PATH=" + path + ":" + std::getenv("PATH")});
 }

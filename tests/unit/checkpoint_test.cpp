@@ -144,8 +144,7 @@ TEST(Checkpoint, KeepsTheNewestAndTheBest) {
     Checkpoints c("ckpt", 2, comm, io);
     for (int step = 1; step <= 6; ++step) save(c, comm, step, step == 1 || step == 2);
   });
-  EXPECT_EQ(listed(io, "ckpt"),
-            (std::vector<std::string>{"step_00000002", "step_00000005", "step_00000006"}));
+  EXPECT_EQ(listed(io, "ckpt"), (std::vector<std::string>{"step_00000002", "step_00000005", "step_00000006"}));
   // A new process still knows which is the best.
   run_loopback(2, [&](Communicator& comm) {
     Checkpoints c("ckpt", 1, comm, io);
@@ -220,8 +219,7 @@ TEST(Checkpoint, RemovingAnyNameMakesLoadingFail) {
       auto cut = whole;
       cut.entries.erase(name);
       State s(0, 1);
-      EXPECT_NE(error_of([&] { cut.restore(s.visit()); }).find(name + ": not in the checkpoint"),
-                std::string::npos);
+      EXPECT_NE(error_of([&] { cut.restore(s.visit()); }).find(name + ": not in the checkpoint"), std::string::npos);
     }
     State s(0, 1);
     s.total = 11;
@@ -314,8 +312,7 @@ TEST(Checkpoint, HostileManifestsAreRefused) {
     EXPECT_NE(at, body.npos) << from;
     body.replace(at, from.size(), to);
     char seal[64];
-    std::snprintf(seal, sizeof seal, ",\n \"manifest_crc32c\": \"%08x\"\n}\n",
-                  crc32c(body.data(), body.size()));
+    std::snprintf(seal, sizeof seal, ",\n \"manifest_crc32c\": \"%08x\"\n}\n", crc32c(body.data(), body.size()));
     return body + seal;
   };
   const std::pair<const char*, std::string> changes[] = {

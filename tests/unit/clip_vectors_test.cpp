@@ -3,13 +3,13 @@
 #include "comm/loopback.h"
 #include "recipes/fastclip/loss.h"
 
-#include <gtest/gtest.h>
-#include <nlohmann/json.hpp>
-
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
 #include <mutex>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 namespace trireme::fastclip {
 namespace {
@@ -69,7 +69,8 @@ class ClipVectors : public testing::TestWithParam<Case> {
     const auto& [name, k] = GetParam();
     const json& settings = vectors()["cases"][name];
     const std::string cls = settings["cls"];
-    if (cls == "i" || cls == "s") GTEST_SKIP() << name << ": individual temperatures and reference models come with their recipe";
+    if (cls == "i" || cls == "s")
+      GTEST_SKIP() << name << ": individual temperatures and reference models come with their recipe";
     const json& expected = vectors()["outputs"][name]["K" + std::to_string(k)];
     const std::int64_t b = vectors()["meta"]["B"].get<std::int64_t>() / k;
     std::vector<Output> outputs(expected.size());
@@ -86,7 +87,8 @@ class ClipVectors : public testing::TestWithParam<Case> {
         if (cls == "o") {
           r = mini_batch_loss(comm, image, text, t);
         } else {
-          gamma = gamma_at(settings.value("sched", "cosine"), settings["gmin"], settings["E"], settings["epochs"][step]);
+          gamma =
+              gamma_at(settings.value("sched", "cosine"), settings["gmin"], settings["E"], settings["epochs"][step]);
           const auto ids = in["idx"].get<std::vector<std::int64_t>>();
           r = global_loss(comm, image, text, t, ids, gamma, table,
                           {settings.value("mt", false), settings["rho"], settings["eps"], false});

@@ -1,12 +1,11 @@
 // links: comm
-#include "comm/fake.h"
-
 #include "comm/error.h"
-
-#include <gtest/gtest.h>
+#include "comm/fake.h"
 
 #include <numeric>
 #include <vector>
+
+#include <gtest/gtest.h>
 
 namespace trireme {
 namespace {
@@ -66,10 +65,10 @@ TEST(Fake, AllToAllRepeatsWhatIsForItself) {
 TEST(Fake, SplitOrdersByKey) {
   const auto world = make_fake(2, 5);
   EXPECT_EQ(world->split(0, 2)->rank(), 2);
-  EXPECT_EQ(world->split(7, 0)->rank(), 1);   // behind rank 0, which has the same key and comes first
+  EXPECT_EQ(world->split(7, 0)->rank(), 1);  // behind rank 0, which has the same key and comes first
   EXPECT_EQ(world->split(0, -1)->rank(), 0);
   EXPECT_EQ(world->split(0, 100)->rank(), 4);
-  EXPECT_EQ(world->split(0, 3)->rank(), 2);   // before rank 3
+  EXPECT_EQ(world->split(0, 3)->rank(), 2);  // before rank 3
   EXPECT_EQ(world->split(0, 4)->rank(), 3);
   EXPECT_EQ(world->split(0, 2)->size(), 5);
 }

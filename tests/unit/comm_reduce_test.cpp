@@ -30,8 +30,7 @@ float hardware(std::uint16_t bits) {
 
 TEST(Half, EveryValueWidensAsTheCompilerDoes) {
   for (std::uint32_t b = 0; b <= 0xffff; ++b) {
-    const float ours = f16_to_f32(static_cast<std::uint16_t>(b)),
-                theirs = hardware(static_cast<std::uint16_t>(b));
+    const float ours = f16_to_f32(static_cast<std::uint16_t>(b)), theirs = hardware(static_cast<std::uint16_t>(b));
     if (std::isnan(theirs)) {
       EXPECT_TRUE(std::isnan(ours)) << b;
     } else {
@@ -80,8 +79,8 @@ TEST(Reduce, AddsInTheGivenOrder) {
     std::vector<std::vector<float>> in(inputs, std::vector<float>(3001));
     for (std::size_t r = 0; r < inputs; ++r)
       for (std::size_t i = 0; i < 3001; ++i)
-        in[r][i] = std::ldexp(static_cast<float>((i * 37 + r * 101) % 997) - 498.0f,
-                              static_cast<int>((i + r * 5) % 30));
+        in[r][i] =
+            std::ldexp(static_cast<float>((i * 37 + r * 101) % 997) - 498.0f, static_cast<int>((i + r * 5) % 30));
     const auto out = reduced(Op::sum, DType::f32, in);
     for (std::size_t i = 0; i < 3001; ++i) {
       float sum = in[0][i];
@@ -96,8 +95,7 @@ TEST(Reduce, OutputMayBeAnyInput) {
     for (std::size_t alias = 0; alias < inputs; ++alias) {
       std::vector<std::vector<double>> in(inputs, std::vector<double>(2500));
       for (std::size_t r = 0; r < inputs; ++r)
-        for (std::size_t i = 0; i < 2500; ++i)
-          in[r][i] = static_cast<double>(i % 113) / 7.0 + static_cast<double>(r);
+        for (std::size_t i = 0; i < 2500; ++i) in[r][i] = static_cast<double>(i % 113) / 7.0 + static_cast<double>(r);
       const auto expected = reduced(Op::sum, DType::f64, in);
       std::vector<const void*> pointers;
       for (auto& v : in) pointers.push_back(v.data());
@@ -134,8 +132,7 @@ TEST(Copy, EveryAlignmentAndLength) {
       for (std::size_t b : {0, 5, 64}) {
         std::fill(to.begin(), to.end(), 0xee);
         copy_bytes(to.data() + a + 1, from.data() + b, length);
-        ASSERT_EQ(std::memcmp(to.data() + a + 1, from.data() + b, length), 0)
-            << length << " " << a << " " << b;
+        ASSERT_EQ(std::memcmp(to.data() + a + 1, from.data() + b, length), 0) << length << " " << a << " " << b;
         ASSERT_EQ(to[a], 0xee);
         ASSERT_EQ(to[a + 1 + length], 0xee);
       }

@@ -1,13 +1,12 @@
 // links: comm
 // The times of a modelled link. That collectives still give what they must: tests/contract, loopback-shaped.
-#include "comm/shaped.h"
-
 #include "comm/error.h"
 #include "comm/loopback.h"
-
-#include <gtest/gtest.h>
+#include "comm/shaped.h"
 
 #include <vector>
+
+#include <gtest/gtest.h>
 
 namespace trireme {
 namespace {
@@ -33,17 +32,27 @@ TEST(Shaped, TakesWhatTheFormulaSays) {
   };
   constexpr std::size_t n = 300000;  // floats of the whole buffer: 1.2 MB
   const std::vector<std::size_t> third(3, n / 3);
-  const Case cases[] = {
-      {"all_reduce", 4 * 2e-3 + 4.0 / 3 * 1.2e6 / 1e8,
-       [](auto& c, auto& a, auto&) { return c.all_reduce({a.data(), n, DType::f32}, Op::sum); }},
-      {"reduce_scatter", 2 * 2e-3 + 2.0 / 3 * 1.2e6 / 1e8,
-       [](auto& c, auto& a, auto& b) { return c.reduce_scatter({a.data(), n, DType::f32}, {b.data(), n / 3, DType::f32}, Op::sum); }},
-      {"all_gather", 2 * 2e-3 + 2.0 / 3 * 1.2e6 / 1e8,
-       [](auto& c, auto& a, auto& b) { return c.all_gather({a.data(), n / 3, DType::f32}, {b.data(), n, DType::f32}); }},
-      {"all_to_all", 2 * 2e-3 + 2.0 / 3 * 1.2e6 / 1e8,
-       [&](auto& c, auto& a, auto& b) { return c.all_to_all({a.data(), n, DType::f32}, third, {b.data(), n, DType::f32}, third); }},
-      {"broadcast", 2 * 2e-3 + 1.2e6 / 1e8, [](auto& c, auto& a, auto&) { return c.broadcast({a.data(), n, DType::f32}, 1); }},
-      {"barrier", 4 * 2e-3, [](auto& c, auto&, auto&) { return c.barrier(); }}};
+  const Case cases[] = {{"all_reduce", 4 * 2e-3 + 4.0 / 3 * 1.2e6 / 1e8,
+                         [](auto& c, auto& a, auto&) {
+                           return c.all_reduce({a.data(), n, DType::f32}, Op::sum);
+                         }},
+                        {"reduce_scatter", 2 * 2e-3 + 2.0 / 3 * 1.2e6 / 1e8,
+                         [](auto& c, auto& a, auto& b) {
+                           return c.reduce_scatter({a.data(), n, DType::f32}, {b.data(), n / 3, DType::f32}, Op::sum);
+                         }},
+                        {"all_gather", 2 * 2e-3 + 2.0 / 3 * 1.2e6 / 1e8,
+                         [](auto& c, auto& a, auto& b) {
+                           return c.all_gather({a.data(), n / 3, DType::f32}, {b.data(), n, DType::f32});
+                         }},
+                        {"all_to_all", 2 * 2e-3 + 2.0 / 3 * 1.2e6 / 1e8,
+                         [&](auto& c, auto& a, auto& b) {
+                           return c.all_to_all({a.data(), n, DType::f32}, third, {b.data(), n, DType::f32}, third);
+                         }},
+                        {"broadcast", 2 * 2e-3 + 1.2e6 / 1e8,
+                         [](auto& c, auto& a, auto&) {
+                           return c.broadcast({a.data(), n, DType::f32}, 1);
+                         }},
+                        {"barrier", 4 * 2e-3, [](auto& c, auto&, auto&) { return c.barrier(); }}};
   for (const auto& test : cases) {
     on_three(model, [&](Communicator& comm, Clock::time_point begin) {
       std::vector<float> a(n, 1), b(n);
@@ -63,7 +72,8 @@ TEST(Shaped, CallsQueueOnOneLinkAlsoThoseOfSplitGroups) {
     const auto other = comm.split(0, comm.rank());
     const auto posted = Clock::now();
     double a = 1, b = 1;
-    Work first = comm.all_reduce({&a, 1, DType::f64}, Op::sum), second = other->all_reduce({&b, 1, DType::f64}, Op::sum);
+    Work first = comm.all_reduce({&a, 1, DType::f64}, Op::sum),
+         second = other->all_reduce({&b, 1, DType::f64}, Op::sum);
     first.wait();
     const double one = seconds_since(posted);
     second.wait();

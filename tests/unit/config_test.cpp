@@ -156,8 +156,7 @@ TEST(Config, StringAtAndPlace) {
   EXPECT_EQ(c.place("output.dir"), "t.yaml:3:8: output.dir");
   EXPECT_EQ(c.place("seed"), "command line (seed=3): seed");
   EXPECT_EQ(c.place("model.width"), "t.yaml: model.width");
-  EXPECT_EQ(error_of([&] { c.string_at("precision"); }),
-            "t.yaml: precision: this key is missing; add precision: NAME");
+  EXPECT_EQ(error_of([&] { c.string_at("precision"); }), "t.yaml: precision: this key is missing; add precision: NAME");
   EXPECT_EQ(error_of([&] { c.string_at("tags"); }), "t.yaml:4:7: tags: is not a text; write tags: NAME");
 }
 
@@ -172,12 +171,9 @@ const Mistake kMistakes[] = {
     {"Steps: 3\n", "t.yaml:1:1: Steps: unknown key; did you mean steps?"},
     {"log-every: 3\n", "t.yaml:1:1: log-every: unknown key; did you mean log_every?"},
     {"width: 64\n", "t.yaml:1:1: width: unknown key; did you mean model.width?"},
-    {"model.width: 64\n",
-     "t.yaml:1:1: model.width: unknown key; did you mean model.width, nested as a mapping?"},
-    {"model:\n  elephant: 64\n",
-     "t.yaml:2:3: model.elephant: unknown key; known keys: width, dropout, activation"},
-    {"model: {width: 8, 3: 4}\n",
-     "t.yaml:1:19: model.3: unknown key; known keys: width, dropout, activation"},
+    {"model.width: 64\n", "t.yaml:1:1: model.width: unknown key; did you mean model.width, nested as a mapping?"},
+    {"model:\n  elephant: 64\n", "t.yaml:2:3: model.elephant: unknown key; known keys: width, dropout, activation"},
+    {"model: {width: 8, 3: 4}\n", "t.yaml:1:19: model.3: unknown key; known keys: width, dropout, activation"},
     // Types.
     {"steps: ten\n",
      "t.yaml:1:8: steps: 'ten' is not an integer; write an integer, 1 or more (digits only: no exponent, "
@@ -193,17 +189,13 @@ const Mistake kMistakes[] = {
     {"seed: 2.0\n",
      "t.yaml:1:7: seed: '2.0' is not an integer; write an integer (digits only: no exponent, point or "
      "underscore)"},
-    {"seed: 010\n",
-     "t.yaml:1:7: seed: '010' starts with a zero, which some tools read as octal; remove the zero"},
+    {"seed: 010\n", "t.yaml:1:7: seed: '010' starts with a zero, which some tools read as octal; remove the zero"},
     {"seed: '3'\n", "t.yaml:1:7: seed: '3' in quotes is a text, not an integer; remove the quotes"},
-    {"seed: 9223372036854775808\n",
-     "t.yaml:1:7: seed: '9223372036854775808' does not fit 64 bits; write an integer"},
+    {"seed: 9223372036854775808\n", "t.yaml:1:7: seed: '9223372036854775808' does not fit 64 bits; write an integer"},
     {"optimizer:\n  lr: zero\n",
      "t.yaml:2:7: optimizer.lr: 'zero' is not a number; write a number, 0.0 or more, such as 0.1 or 1e-3"},
-    {"optimizer: {lr: .inf}\n",
-     "t.yaml:1:17: optimizer.lr: '.inf' is not finite; write a number, 0.0 or more"},
-    {"optimizer: {weight_decay: nan}\n",
-     "t.yaml:1:27: optimizer.weight_decay: 'nan' is not finite; write a number"},
+    {"optimizer: {lr: .inf}\n", "t.yaml:1:17: optimizer.lr: '.inf' is not finite; write a number, 0.0 or more"},
+    {"optimizer: {weight_decay: nan}\n", "t.yaml:1:27: optimizer.weight_decay: 'nan' is not finite; write a number"},
     {"optimizer: {weight_decay: 1e999}\n",
      "t.yaml:1:27: optimizer.weight_decay: '1e999' does not fit a 64-bit float; write a number"},
     {"optimizer: {lr: \"0.1\"}\n",
@@ -217,8 +209,7 @@ const Mistake kMistakes[] = {
      "underscore)"},
     {"optimizer:\n  betas: [0.9, [1]]\n", "t.yaml:2:16: optimizer.betas[1]: is a list; write a number"},
     {"note: [a]\n", "t.yaml:1:7: note: is a list; write a text ('' for an empty one)"},
-    {"steps:\n",
-     "t.yaml:1:1: steps: has no value; write an integer, 1 or more, or remove the key to get the default"},
+    {"steps:\n", "t.yaml:1:1: steps: has no value; write an integer, 1 or more, or remove the key to get the default"},
     {"note: ~\n",
      "t.yaml:1:7: note: has no value; write a text ('' for an empty one), or remove the key to get the "
      "default"},
@@ -227,10 +218,8 @@ const Mistake kMistakes[] = {
     {"model: [1]\n", "t.yaml:1:8: model: a list is not a mapping; indent its keys below it"},
     // Ranges, choices, requirements.
     {"steps: 0\n", "t.yaml:1:8: steps: '0' is out of range; allowed: an integer, 1 or more"},
-    {"model:\n  width: 70000\n",
-     "t.yaml:2:10: model.width: '70000' is out of range; allowed: an integer, 1 to 65536"},
-    {"model: {dropout: 1.5}\n",
-     "t.yaml:1:18: model.dropout: '1.5' is out of range; allowed: a number, 0.0 to 1.0"},
+    {"model:\n  width: 70000\n", "t.yaml:2:10: model.width: '70000' is out of range; allowed: an integer, 1 to 65536"},
+    {"model: {dropout: 1.5}\n", "t.yaml:1:18: model.dropout: '1.5' is out of range; allowed: a number, 0.0 to 1.0"},
     {"model: {activation: quickgelu}\n",
      "t.yaml:1:21: model.activation: 'quickgelu' is not a choice; did you mean quick_gelu? allowed: gelu, "
      "quick_gelu, relu"},
@@ -238,8 +227,7 @@ const Mistake kMistakes[] = {
      "t.yaml:1:21: model.activation: 'swish' is not a choice; allowed: gelu, quick_gelu, relu"},
     {"model: {width: 63}\n", "t.yaml:1:16: model.width: not a multiple of 8 heads; use 192 or 256"},
     // Structure.
-    {"steps: 3\nseed: 1\nsteps: 4\n",
-     "t.yaml:3:1: steps: key given twice; the first is on line 1; keep one of them"},
+    {"steps: 3\nseed: 1\nsteps: 4\n", "t.yaml:3:1: steps: key given twice; the first is on line 1; keep one of them"},
     {"model:\n  width: 8\n  'width': 16\n",
      "t.yaml:3:3: model.width: key given twice; the first is on line 2; keep one of them"},
     {"", "t.yaml: the file is empty; write at least one key: value"},
@@ -258,8 +246,7 @@ const Mistake kMistakes[] = {
     {"'': 4\n", "t.yaml:1:1: an empty key; write key: value"},
     {"steps: 3\n: 4\n", "t.yaml:2:1: a key is missing before the colon; write key: value"},
     {"model: &m {width: 8}\n*m : 3\n", "t.yaml:2:1: an alias as a key; write the key as text"},
-    {"steps: !!int 3\n",
-     "t.yaml:1:8: steps: the tag 'tag:yaml.org,2002:int' is not used in configs; remove the tag"},
+    {"steps: !!int 3\n", "t.yaml:1:8: steps: the tag 'tag:yaml.org,2002:int' is not used in configs; remove the tag"},
     {"model:\n  <<: {width: 8}\n",
      "t.yaml:2:3: model: merge keys (<<) are not supported; use extends: FILE, or an alias as a value"},
     {"tags: &x\n  - *x\n",
@@ -267,20 +254,17 @@ const Mistake kMistakes[] = {
     {"note: \"a\\0b\"\n", "t.yaml:1:7: note: a text with a NUL character; remove the \\0 escape"},
     // Syntax.
     {"model:\n\twidth: 3\n", "t.yaml:2:1: a tab in the indentation; indent with spaces"},
-    {"model:\n  width: 8\n\tdropout: 0\n",
-     "t.yaml:3:1: model.width: a tab in the indentation; indent with spaces"},
+    {"model:\n  width: 8\n\tdropout: 0\n", "t.yaml:3:1: model.width: a tab in the indentation; indent with spaces"},
     {"steps: 3\ntags: [a,\n  b\n", "t.yaml:2:7: tags: the list opened here has no closing ]; close it"},
     {"model: {width: 8\n", "t.yaml:1:8: model: the mapping opened here has no closing }; close it"},
-    {"note: *.png\n",
-     "t.yaml:1:7: note: an alias (*name) without its anchor (&name); quote a text that starts with *"},
+    {"note: *.png\n", "t.yaml:1:7: note: an alias (*name) without its anchor (&name); quote a text that starts with *"},
     {"note: @home\n", "t.yaml:1:7: note: a character that cannot start a value; quote the text"},
     {"note: a: b\n",
      "t.yaml:1:8: a colon where no key can stand; check the indentation, a missing space after an "
      "earlier "
      "colon, or quote a text that holds ': '"},
     {"steps: 3\n\xff\xfe\n", "t.yaml:2:1: a byte that is not UTF-8; save the file as UTF-8"},
-    {"steps: 3\nnote: a\x04\n",
-     "t.yaml:2:8: a control character; a config is text: is this another kind of file?"},
+    {"steps: 3\nnote: a\x04\n", "t.yaml:2:8: a control character; a config is text: is this another kind of file?"},
 };
 
 TEST(Config, EveryPlantedMistakeNamesPlaceKeyAndCure) {
@@ -288,9 +272,9 @@ TEST(Config, EveryPlantedMistakeNamesPlaceKeyAndCure) {
 }
 
 TEST(Config, Overrides) {
-  const Settings r = resolve("model: {width: 8}\nsteps: 3\n",
-                             {"model.width=16", "optimizer.lr=1e-5", "tags=[a,b]", "note='a,b'", "steps=4",
-                              "steps=5", "model={dropout: 0.5}", "recipe=a=b"});
+  const Settings r =
+      resolve("model: {width: 8}\nsteps: 3\n", {"model.width=16", "optimizer.lr=1e-5", "tags=[a,b]", "note='a,b'",
+                                                "steps=4", "steps=5", "model={dropout: 0.5}", "recipe=a=b"});
   EXPECT_EQ(r.model.width, 16);
   EXPECT_EQ(r.model.dropout, 0.5);
   EXPECT_EQ(r.optimizer.lr, 1e-5);
@@ -302,35 +286,29 @@ TEST(Config, Overrides) {
 
 TEST(Config, WrongOverridesNameThemselves) {
   const auto with = [](const std::string& o) { return refused("steps: 3\nmodel: {width: 8}\n", {o}); };
-  EXPECT_EQ(
-      with("optimizer.lr=1,2"),
-      "command line (optimizer.lr=1,2): optimizer.lr: a comma list is a sweep: use trireme submit; a list is "
-      "written [a,b], a text with a comma '\"a,b\"'");
+  EXPECT_EQ(with("optimizer.lr=1,2"),
+            "command line (optimizer.lr=1,2): optimizer.lr: a comma list is a sweep: use trireme submit; a list is "
+            "written [a,b], a text with a comma '\"a,b\"'");
   EXPECT_EQ(with("steps"), "command line (steps): not an override; write key=value, such as lr=1e-3");
   EXPECT_EQ(with("a..b=1"), "command line (a..b=1): 'a..b' is not a key; write it as group.key=value");
   EXPECT_EQ(with("=1"), "command line (=1): '' is not a key; write it as group.key=value");
   EXPECT_EQ(with("steps ="), "command line (steps =): 'steps ' is not a key; write it as group.key=value");
   EXPECT_EQ(with("stepz=1"), "command line (stepz=1): stepz: unknown key; did you mean steps?");
-  EXPECT_EQ(with("steps=0"),
-            "command line (steps=0): steps: '0' is out of range; allowed: an integer, 1 or more");
-  EXPECT_EQ(
-      with("steps="),
-      "command line (steps=): steps: has no value; write an integer, 1 or more, or remove the key to get the "
-      "default");
-  EXPECT_EQ(
-      with("model=3"),
-      "command line (model=3): model: one value cannot replace the mapping of t.yaml:2:8; set its keys: "
-      "model.KEY");
-  EXPECT_EQ(
-      with("steps.a=3"),
-      "command line (steps.a=3): steps: a mapping cannot replace the value of t.yaml:1:8; set one value");
+  EXPECT_EQ(with("steps=0"), "command line (steps=0): steps: '0' is out of range; allowed: an integer, 1 or more");
+  EXPECT_EQ(with("steps="),
+            "command line (steps=): steps: has no value; write an integer, 1 or more, or remove the key to get the "
+            "default");
+  EXPECT_EQ(with("model=3"),
+            "command line (model=3): model: one value cannot replace the mapping of t.yaml:2:8; set its keys: "
+            "model.KEY");
+  EXPECT_EQ(with("steps.a=3"),
+            "command line (steps.a=3): steps: a mapping cannot replace the value of t.yaml:1:8; set one value");
   EXPECT_EQ(with("tags=[a"),
             "command line (tags=[a): a list or mapping as a key; close every [ and {, or quote the text: "
             "keys are plain text");
-  EXPECT_EQ(
-      with("extends=b.yaml"),
-      "command line (extends=b.yaml): extends: only a file can extend another; write extends: in a file of "
-      "your own");
+  EXPECT_EQ(with("extends=b.yaml"),
+            "command line (extends=b.yaml): extends: only a file can extend another; write extends: in a file of "
+            "your own");
   EXPECT_EQ(with("model={width: 8, width: 9}"),
             "command line (model={width: 8, width: 9}): width: key given twice; keep one of them");
   std::string deep = "a";
@@ -342,8 +320,8 @@ TEST(Config, ExtendsMergesMappingsAndReplacesLists) {
   const Folder dir;
   dir.write("base/common.yaml", "steps: 9\nsizes: [1, 2, 3]\nmodel:\n  width: 64\n  dropout: 0.5\n");
   dir.write("base/fast.yaml", "steps: 8\noptimizer: {lr: 2.5}\n");
-  const std::string file = dir.write(
-      "run.yaml", "model:\n  width: 128\nextends: [base/common.yaml, ./base/fast.yaml]\nsizes: [7]\n");
+  const std::string file =
+      dir.write("run.yaml", "model:\n  width: 128\nextends: [base/common.yaml, ./base/fast.yaml]\nsizes: [7]\n");
   const Config c = Config::load(file, {"model.activation=relu"});
   const Settings r = resolve(c);
   EXPECT_EQ(r.steps, 8);
@@ -363,22 +341,18 @@ TEST(Config, ExtendsMergesMappingsAndReplacesLists) {
 
 TEST(Config, WrongFilesAndExtends) {
   const Folder dir;
-  const auto load = [&](const std::string& name) {
-    return error_of([&] { resolve(Config::load(dir / name)); });
-  };
+  const auto load = [&](const std::string& name) { return error_of([&] { resolve(Config::load(dir / name)); }); };
   dir.write("quickstart.yaml", "steps: 3\n");
-  EXPECT_EQ(load("quikstart.yaml"),
-            (dir / "quikstart.yaml: no such file; did you mean ") + (dir / "quickstart.yaml?"));
+  EXPECT_EQ(load("quikstart.yaml"), (dir / "quikstart.yaml: no such file; did you mean ") + (dir / "quickstart.yaml?"));
   EXPECT_EQ(load(""), (dir / ": is a directory; name a YAML file in it"));
   EXPECT_EQ(load("no/such"), (dir / "no/such: no such file; check the path"));
   dir.write("a.yaml", "extends: b.yaml\n");
   dir.write("b.yaml", "steps: 2\nextends: ./c.yaml\n");
   dir.write("c.yaml", "extends: [a.yaml]\n");
-  EXPECT_EQ(load("a.yaml"), (dir / "c.yaml:1:11: extends: '") +
-                                (dir / "a.yaml': extends itself in a circle; remove ") +
+  EXPECT_EQ(load("a.yaml"), (dir / "c.yaml:1:11: extends: '") + (dir / "a.yaml': extends itself in a circle; remove ") +
                                 "one of the extends");
-  dir.write("self.yaml", "extends: ../" + std::filesystem::path(dir / "").parent_path().filename().string() +
-                             "/self.yaml\n");
+  dir.write("self.yaml",
+            "extends: ../" + std::filesystem::path(dir / "").parent_path().filename().string() + "/self.yaml\n");
   EXPECT_NE(load("self.yaml").find("circle"), std::string::npos);
   dir.write("gone.yaml", "steps: 3\nextends: quikstart.yaml\n");
   EXPECT_EQ(load("gone.yaml"), (dir / "gone.yaml:2:10: extends: '") +
@@ -396,9 +370,8 @@ TEST(Config, WrongFilesAndExtends) {
   dir.write("n40.yaml", "steps: 3\n");
   EXPECT_NE(load("n0.yaml").find("more than 64 files"), std::string::npos);
   dir.write("big.yaml", "note: " + std::string(2 << 20, 'x') + "\n");
-  EXPECT_EQ(
-      load("big.yaml"),
-      (dir / "big.yaml: is larger than 1 MiB; a config is a short text: is this another kind of file?"));
+  EXPECT_EQ(load("big.yaml"),
+            (dir / "big.yaml: is larger than 1 MiB; a config is a short text: is this another kind of file?"));
 }
 
 TEST(Config, BombsAndDepthEndQuickly) {
@@ -410,8 +383,7 @@ TEST(Config, BombsAndDepthEndQuickly) {
     for (int k = 1; k < 10; ++k) bomb += ", " + alias;
     bomb += "]\n";
   }
-  EXPECT_NE(refused(bomb).find("more than 100000 values, aliases expanded"), std::string::npos)
-      << refused(bomb);
+  EXPECT_NE(refused(bomb).find("more than 100000 values, aliases expanded"), std::string::npos) << refused(bomb);
   std::string text_bomb = "a: &a " + std::string(1 << 19, 'x') + "\nb: [*a";
   for (int k = 0; k < 1000; ++k) text_bomb += ", *a";
   EXPECT_NE(refused(text_bomb + "]\n").find("more than 16 MiB of text"), std::string::npos);
@@ -431,8 +403,7 @@ TEST(Config, DepthIsLimited) {
   // The mapping of the file is the first level.
   EXPECT_EQ(nested(63, true), "t.yaml:1:8: tags[0]: is a list; write a text");
   for (const int lists : {64, 400, 5000, 100'000})
-    EXPECT_EQ(nested(lists, true), "t.yaml:1:70: tags: nested deeper than 64 levels; flatten the config")
-        << lists;
+    EXPECT_EQ(nested(lists, true), "t.yaml:1:70: tags: nested deeper than 64 levels; flatten the config") << lists;
   for (const int lists : {64, 400, 100'000}) EXPECT_NE(nested(lists, false), "");
   for (const char* open : {"{a: ", "- ", "? ", "- - ? [", "&a [", "!x [", "'", "*"}) {
     std::string text = "tags: ";
@@ -443,8 +414,7 @@ TEST(Config, DepthIsLimited) {
 }
 
 TEST(Config, PrintShowsWhereValuesComeFrom) {
-  const Config c =
-      Config::parse("steps: 7\nmodel:\n  width: 64\ntags: [a, '1']\n", "q.yaml", {"optimizer.lr=3e-5"});
+  const Config c = Config::parse("steps: 7\nmodel:\n  width: 64\ntags: [a, '1']\n", "q.yaml", {"optimizer.lr=3e-5"});
   EXPECT_EQ(c.print(kFresh, true),
             "recipe: fastclip      # default\n"
             "note: ''              # default\n"
@@ -581,8 +551,7 @@ TEST(Config, PrintThenParseIsTheIdentity) {
     ASSERT_EQ(s.seed, r.seed);
     ASSERT_EQ(s.output.dir, r.output.dir);
     for (std::size_t k = 0; k < r.optimizer.betas.size(); ++k)
-      ASSERT_EQ(std::bit_cast<std::uint64_t>(s.optimizer.betas[k]),
-                std::bit_cast<std::uint64_t>(r.optimizer.betas[k]));
+      ASSERT_EQ(std::bit_cast<std::uint64_t>(s.optimizer.betas[k]), std::bit_cast<std::uint64_t>(r.optimizer.betas[k]));
   }
 }
 
@@ -592,9 +561,8 @@ TEST(Config, HashChangesExactlyWithValues) {
   };
   const std::uint64_t base = hash("{}");
   // The same values, written otherwise.
-  for (const char* same :
-       {"steps: 100\n", "optimizer: {lr: 0.001}\n", "optimizer: {lr: 1e-3}\n", "note: ''\n",
-        "sizes:\n- 1\n- 2\n", "log_every: 3\n", "output: {dir: elsewhere}\n"})
+  for (const char* same : {"steps: 100\n", "optimizer: {lr: 0.001}\n", "optimizer: {lr: 1e-3}\n", "note: ''\n",
+                           "sizes:\n- 1\n- 2\n", "log_every: 3\n", "output: {dir: elsewhere}\n"})
     EXPECT_EQ(hash(same), base) << same;
   std::set<std::uint64_t> seen = {base};
   const std::vector<std::string> changes = {"steps=101",
@@ -623,8 +591,7 @@ TEST(Config, HashChangesExactlyWithValues) {
     Settings a = random_run(rng), b = random_run(rng);
     b.log_every = a.log_every + 1;
     const Config empty = Config::parse("{}", "t.yaml");
-    EXPECT_NE(config_hash(empty, [&](Fields& f) { a.fields(f); }),
-              config_hash(empty, [&](Fields& f) { b.fields(f); }));
+    EXPECT_NE(config_hash(empty, [&](Fields& f) { a.fields(f); }), config_hash(empty, [&](Fields& f) { b.fields(f); }));
   }
 }
 
@@ -634,17 +601,15 @@ TEST(Config, DifferingKeysLeavesOutWhatMayChangeOnResume) {
       Config::parse("steps: 3\noutput: {dir: x}\nlog_every: 2\noptimizer: {lr: 0.001}\nseed: 4\n", "b.yaml");
   EXPECT_EQ(differing_keys(a, b, kFresh), (std::vector<std::string>{"seed", "model.width"}));
   EXPECT_EQ(differing_keys(a, a, kFresh), std::vector<std::string>{});
-  EXPECT_EQ(differing_keys(a, Config::parse(a.print(kFresh, true), "a.yaml"), kFresh),
-            std::vector<std::string>{});
+  EXPECT_EQ(differing_keys(a, Config::parse(a.print(kFresh, true), "a.yaml"), kFresh), std::vector<std::string>{});
 }
 
 TEST(Config, RequirementsWaitForUnknownKeys) {
   EXPECT_EQ(refused("model: {width: 63}\nstepz: 1\n"), "t.yaml:2:1: stepz: unknown key; did you mean steps?");
   // A default has no line.
   const Config empty = Config::parse("{}", "t.yaml");
-  EXPECT_EQ(
-      error_of([&] { empty.read([](Fields& f) { f.require(false, "data.path", "is needed", "set it"); }); }),
-      "t.yaml: data.path: is needed; set it");
+  EXPECT_EQ(error_of([&] { empty.read([](Fields& f) { f.require(false, "data.path", "is needed", "set it"); }); }),
+            "t.yaml: data.path: is needed; set it");
 }
 
 TEST(Config, SchemaMistakesAreBugs) {

@@ -195,12 +195,10 @@ TEST_F(DataTest, BrokenFiles) {
   };
   auto build = [&](const Spoil& spoil, const std::string& meta) {
     Hdf5File file = Hdf5File::create(path("b_8.h5"));
-    const std::vector<Spoil> arrays = {{"images", DType::u8, {2, 3, 8, 8}, {}, ""},
-                                       {"caption_bytes", DType::u8, {4}, {97, 98, 99, 100}, ""},
-                                       {"caption_offsets", DType::i64, {3}, {0, 2, 4}, ""},
-                                       {"caption_id", DType::i64, {2}, {0, 1}, ""},
-                                       {"class_id", DType::i64, {2}, {0, 0}, ""},
-                                       {"held_out", DType::u8, {2}, {0, 1}, ""}};
+    const std::vector<Spoil> arrays = {
+        {"images", DType::u8, {2, 3, 8, 8}, {}, ""},         {"caption_bytes", DType::u8, {4}, {97, 98, 99, 100}, ""},
+        {"caption_offsets", DType::i64, {3}, {0, 2, 4}, ""}, {"caption_id", DType::i64, {2}, {0, 1}, ""},
+        {"class_id", DType::i64, {2}, {0, 0}, ""},           {"held_out", DType::u8, {2}, {0, 1}, ""}};
     for (const auto& normal : arrays) {
       const Spoil& a = normal.array == spoil.array ? spoil : normal;
       if (a.shape.empty()) continue;  // leave it out
@@ -224,19 +222,18 @@ TEST_F(DataTest, BrokenFiles) {
   const std::string good = R"({"format_version":1,"name":"b"})";
   build({}, good);
   EXPECT_EQ(ImageTextData(path("b_8.h5")).caption(1), "cd");
-  const std::vector<Spoil> spoils = {
-      {"images", DType::u8, {}, {}, "no array `images`"},
-      {"images", DType::f32, {2, 3, 8, 8}, {}, "`images` is f32"},
-      {"images", DType::u8, {2, 3, 8, 4}, {}, "square"},
-      {"images", DType::u8, {2, 1, 8, 8}, {}, "[2,1,8,8]"},
-      {"caption_bytes", DType::u8, {0}, {}, "caption"},
-      {"caption_offsets", DType::i64, {2}, {0, 4}, "`caption_offsets` is i64 [2]"},
-      {"caption_offsets", DType::i64, {3}, {0, 9, 4}, "does not cut up"},
-      {"caption_offsets", DType::i64, {3}, {0, 2, 5}, "does not cut up"},
-      {"caption_id", DType::i64, {2}, {0, -1}, "row 1 has a bad caption_id"},
-      {"class_id", DType::i64, {2}, {0, 1}, "row 1 has a bad class_id"},
-      {"held_out", DType::i64, {2}, {0, 0}, "`held_out` is i64"},
-      {"held_out", DType::u8, {2}, {0, 2}, "bad held_out"}};
+  const std::vector<Spoil> spoils = {{"images", DType::u8, {}, {}, "no array `images`"},
+                                     {"images", DType::f32, {2, 3, 8, 8}, {}, "`images` is f32"},
+                                     {"images", DType::u8, {2, 3, 8, 4}, {}, "square"},
+                                     {"images", DType::u8, {2, 1, 8, 8}, {}, "[2,1,8,8]"},
+                                     {"caption_bytes", DType::u8, {0}, {}, "caption"},
+                                     {"caption_offsets", DType::i64, {2}, {0, 4}, "`caption_offsets` is i64 [2]"},
+                                     {"caption_offsets", DType::i64, {3}, {0, 9, 4}, "does not cut up"},
+                                     {"caption_offsets", DType::i64, {3}, {0, 2, 5}, "does not cut up"},
+                                     {"caption_id", DType::i64, {2}, {0, -1}, "row 1 has a bad caption_id"},
+                                     {"class_id", DType::i64, {2}, {0, 1}, "row 1 has a bad class_id"},
+                                     {"held_out", DType::i64, {2}, {0, 0}, "`held_out` is i64"},
+                                     {"held_out", DType::u8, {2}, {0, 2}, "bad held_out"}};
   for (const auto& s : spoils) {
     build(s, good);
     EXPECT_SAYS(ImageTextData(path("b_8.h5")), s.says);
@@ -299,8 +296,7 @@ TEST_F(DataTest, FolderRefusesEscapes) {
 TEST_F(DataTest, Tables) {
   write_png("in/x/a.png", 10);
   write_png("in/b.png", 20);
-  write("in/tab.csv",
-        "title\tfilepath\r\na \"quoted\" cat\tx/a.png\r\n\"two\tparts\"\t" + path("in/b.png") + "\r\n");
+  write("in/tab.csv", "title\tfilepath\r\na \"quoted\" cat\tx/a.png\r\n\"two\tparts\"\t" + path("in/b.png") + "\r\n");
   PrepareSpec s = folder_data(path("in/tab.csv"));
   ASSERT_EQ(s.items.size(), 2u);
   EXPECT_EQ(s.items[0].caption, "a \"quoted\" cat");

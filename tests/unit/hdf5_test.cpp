@@ -10,6 +10,7 @@
 #include <thread>
 
 #include <gtest/gtest.h>
+
 #include <sys/resource.h>
 
 namespace trireme {
@@ -33,9 +34,7 @@ std::string bytes_of(const std::string& file) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
-void write_bytes(const std::string& file, const std::string& bytes) {
-  std::ofstream(file, std::ios::binary) << bytes;
-}
+void write_bytes(const std::string& file, const std::string& bytes) { std::ofstream(file, std::ios::binary) << bytes; }
 
 template <class F>
 std::string error_of(F f) {
@@ -162,8 +161,7 @@ TEST_F(Hdf5, MissingForeignAndTruncatedFilesAreNamed) {
   EXPECT_NE(foreign.find("foreign.h5: cannot open: not an HDF5 file"), std::string::npos) << foreign;
   write_bytes(path("empty.h5"), "");
   EXPECT_NE(error_of([&] { Hdf5File::open(path("empty.h5")); }), "no error");
-  EXPECT_NE(error_of([&] { Hdf5File::create(path("no/such/dir.h5")); }).find("No such file"),
-            std::string::npos);
+  EXPECT_NE(error_of([&] { Hdf5File::create(path("no/such/dir.h5")); }).find("No such file"), std::string::npos);
 }
 
 // Damage anywhere is either refused or harmless: no crash, and no wrong value passes for a right one.

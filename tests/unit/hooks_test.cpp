@@ -56,7 +56,8 @@ TEST(Hooks, BytesAreTheFormula) {
         const auto hook = make_hook(config, one.bucket, comm);
         hook->reduce(one.bucket, comm).wait();
         EXPECT_EQ(comm.stats().bytes, hook->bytes(one.bucket, comm)) << name << " on " << ranks;
-        EXPECT_LT(comm.stats().bytes, 2 * std::size_t(ranks - 1) * one.bucket.flat.nbytes() / std::size_t(ranks)) << name;
+        EXPECT_LT(comm.stats().bytes, 2 * std::size_t(ranks - 1) * one.bucket.flat.nbytes() / std::size_t(ranks))
+            << name;
       });
     }
 }
@@ -89,7 +90,8 @@ TEST(Hooks, WhatIsLostComesLater) {
     });
     for (const auto& t : totals) EXPECT_TRUE(at::equal(t, totals[0])) << name;
     const double error = ((totals[0] / steps - exact).norm() / exact.norm()).item<double>();
-    // What still waits is some steps' worth of gradients: 1/density of them for top_k, the lost directions for powersgd.
+    // What still waits is some steps' worth of gradients: 1/density of them for top_k, the lost directions for
+    // powersgd.
     EXPECT_LT(error, name == "int8" || name == "fixed_length" ? 0.005 : 0.25) << name;
   }
 }
@@ -98,7 +100,8 @@ TEST(PowerSgd, AMatrixOfItsRankIsExact) {
   run_loopback(2, [](Communicator& comm) {
     OneBucket one(2);
     one.fill(0);
-    const at::Tensor u = one.bucket.gradients[0].narrow(1, 0, 2).clone(), v = one.bucket.gradients[0].narrow(0, 0, 2).clone();
+    const at::Tensor u = one.bucket.gradients[0].narrow(1, 0, 2).clone(),
+                     v = one.bucket.gradients[0].narrow(0, 0, 2).clone();
     const at::Tensor m = at::mm(u, v);  // rank 2
     HookConfig config = with_hook("powersgd").hook;
     config.rank = 2;
@@ -196,7 +199,8 @@ TEST(Hooks, OverlapDoesNotChangeABit) {
   }
 }
 
-// Runs `ranks` sessions for `steps`, from `from` (one snapshot a rank) if it is given; returns the snapshots at the end.
+// Runs `ranks` sessions for `steps`, from `from` (one snapshot a rank) if it is given; returns the snapshots at the
+// end.
 std::vector<Snapshot> run(const TrainConfig& config, int ranks, std::int64_t first, std::int64_t last,
                           std::vector<Snapshot>* from, Result& result) {
   std::vector<Snapshot> snapshots{std::size_t(ranks)};

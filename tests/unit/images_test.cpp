@@ -99,8 +99,7 @@ TEST(Images, MutatedFilesNeverCrash) {
     } else {
       for (int flips = 1 + int(rng.below(6)); flips > 0; --flips)
         file[rng.below(file.size())] ^= std::uint8_t(1 << rng.below(8));
-      if (round % 3 == 2 &&
-          file[0] == 0x89) {  // repair the header's checksum, so that the damage goes deeper
+      if (round % 3 == 2 && file[0] == 0x89) {  // repair the header's checksum, so that the damage goes deeper
         const std::uint32_t crc = trireme::testing::crc32(file.data() + 12, 17);
         for (int i = 0; i < 4; ++i) file[29 + i] = std::uint8_t(crc >> (24 - 8 * i));
       }
@@ -124,8 +123,7 @@ TEST(Images, Mistakes) {
   EXPECT_THROW(load_image("/no/such/file.png"), DataError);
   EXPECT_THROW(load_image(fs::temp_directory_path().string()), DataError);
   const auto path = fs::temp_directory_path() / ("trireme_image_" + std::to_string(getpid()) + ".png");
-  std::ofstream(path, std::ios::binary)
-      .write(reinterpret_cast<const char*>(png.data()), std::streamsize(png.size()));
+  std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(png.data()), std::streamsize(png.size()));
   EXPECT_EQ(load_image(path.string()).width, 23);
   EXPECT_THROW(load_image(path.string(), {.max_file_bytes = 10}), DataError);
   fs::remove(path);

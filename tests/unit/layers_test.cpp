@@ -51,8 +51,7 @@ std::vector<std::string> broken_arrows(const std::string& file, const std::strin
       why = "is a public header: only ATen/core/Tensor.h of torch";
     else if ((arrows.contains(top) || top == "tests") && !arrows.at(folder).contains(top))
       why = "may not include " + top + "/";
-    else if (folder == "recipes" && top == "recipes" &&
-             fs::path(target).parent_path() != fs::path(file).parent_path())
+    else if (folder == "recipes" && top == "recipes" && fs::path(target).parent_path() != fs::path(file).parent_path())
       why = "is a recipe of its own";
     if (!why.empty()) broken.push_back(file + " includes " + target + ", but it " + why);
   }
@@ -71,8 +70,7 @@ TEST(Layers, IncludesFollowTheArrows) {
       std::stringstream text;
       text << std::ifstream(entry.path()).rdbuf();
       ++files;
-      for (const auto& line :
-           broken_arrows(entry.path().lexically_relative(root).generic_string(), text.str()))
+      for (const auto& line : broken_arrows(entry.path().lexically_relative(root).generic_string(), text.str()))
         ADD_FAILURE() << line;
     }
   }
@@ -80,20 +78,17 @@ TEST(Layers, IncludesFollowTheArrows) {
 }
 
 TEST(Layers, PlantedIncludesAreFound) {
-  const auto count = [](const std::string& file, const std::string& text) {
-    return broken_arrows(file, text).size();
-  };
+  const auto count = [](const std::string& file, const std::string& text) { return broken_arrows(file, text).size(); };
   EXPECT_EQ(count("comm/a.cpp", "#include <ATen/core/Tensor.h>\n"), 1u);
-  EXPECT_EQ(count("comm/a.cpp",
-                  "#include <torch/torch.h>\n# include \"data/hdf5.h\"\n#include \"framework/config.h\"\n"),
-            3u);
+  EXPECT_EQ(
+      count("comm/a.cpp", "#include <torch/torch.h>\n# include \"data/hdf5.h\"\n#include \"framework/config.h\"\n"),
+      3u);
   EXPECT_EQ(count("data/a.h", "  #include \"framework/config.h\"\n"), 1u);
   EXPECT_EQ(count("framework/a.cpp", "#include \"trainers/loop.h\"\n#include \"recipes/mlp/a.h\"\n"), 2u);
   EXPECT_EQ(count("framework/nn/a.h", "#include <torch/torch.h>\n#include <ATen/core/Tensor.h>\n"), 1u);
   EXPECT_EQ(count("framework/a.cpp", "#include <torch/torch.h>\n#include \"data/rng.h\"\n"), 0u);
   EXPECT_EQ(count("recipes/b/b.cpp", "#include \"recipes/a/loss.h\"\n#include \"recipes/b/loss.h\"\n"), 1u);
-  EXPECT_EQ(count("trainers/a.cpp", "#include \"tests/mpi_harness.h\"\n// #include \"recipes/b/loss.h\"\n"),
-            1u);
+  EXPECT_EQ(count("trainers/a.cpp", "#include \"tests/mpi_harness.h\"\n// #include \"recipes/b/loss.h\"\n"), 1u);
 }
 
 }  // namespace

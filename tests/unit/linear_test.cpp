@@ -1,12 +1,13 @@
 // The fused linear layer against ATen's with autograd, and the norm kernel against a plain f64 sum.
-#include "framework/kernels/sum_of_squares.h"
 #include "framework/nn/linear.h"
 
-#include <ATen/autocast_mode.h>
-#include <gtest/gtest.h>
+#include "framework/kernels/sum_of_squares.h"
 
 #include <cmath>
 #include <vector>
+
+#include <ATen/autocast_mode.h>
+#include <gtest/gtest.h>
 
 namespace trireme {
 namespace {

@@ -28,8 +28,7 @@ class Numbers : public Dataset {
     at::Tensor x = at::empty({std::int64_t(ids.size())}, at::kLong);
     auto* p = static_cast<std::int64_t*>(x.mutable_data_ptr());
     for (std::size_t i = 0; i < ids.size(); ++i) {
-      if (ids[i] == bad_)
-        throw DataError("numbers.h5", "row " + std::to_string(bad_) + " is corrupt", "prepare again");
+      if (ids[i] == bad_) throw DataError("numbers.h5", "row " + std::to_string(bad_) + " is corrupt", "prepare again");
       p[i] = ids[i] + 1000 * epoch;
     }
     b.columns["x"] = x;
@@ -45,8 +44,7 @@ class Numbers : public Dataset {
 class MemoryArchive : public Archive {
  public:
   bool loading() const override { return load; }
-  void array(std::string_view name, DType dtype, std::span<const std::int64_t> shape, void* data,
-             Sharing) override {
+  void array(std::string_view name, DType dtype, std::span<const std::int64_t> shape, void* data, Sharing) override {
     std::size_t bytes = size_of(dtype);
     for (auto s : shape) bytes *= std::size_t(s);
     auto& stored = values[full(name)];
@@ -83,8 +81,7 @@ TEST(Loader, RanksShareOneGlobalBatch) {
     for (int size : {2, 4}) {
       std::vector<std::unique_ptr<Loader>> ranks;
       for (int r = 0; r < size; ++r)
-        ranks.push_back(
-            std::make_unique<Loader>(data, iota(103), 12, r, size, 7, LoaderOptions{.prefetch = prefetch}));
+        ranks.push_back(std::make_unique<Loader>(data, iota(103), 12, r, size, 7, LoaderOptions{.prefetch = prefetch}));
       for (const Batch& expected : reference) {
         std::vector<std::int64_t> joined, ids;
         for (auto& loader : ranks) {
@@ -155,8 +152,7 @@ TEST(Loader, ResumesMidEpochOnAnyWorldSize) {
         Loader after(data, iota(50), 8, size - 1, size, 11, {.prefetch = prefetch});
         after.next();  // loading replaces a position already under way
         after.state(archive);
-        for (int i = stop; i < 20; ++i)
-          EXPECT_EQ(after.next().global_ids, expected[i]) << stop << " " << prefetch;
+        for (int i = stop; i < 20; ++i) EXPECT_EQ(after.next().global_ids, expected[i]) << stop << " " << prefetch;
       }
 }
 

@@ -78,8 +78,7 @@ TEST_F(MetricsTest, ALineHasTheKeysInOrderAndNullsForWhatIsUnknown) {
 }
 
 TEST_F(MetricsTest, NumbersComeBackExactly) {
-  const std::vector<double> values = {
-      0.1, 1.0 / 3, 5e-324, 1.7976931348623157e308, -0.0, 123456789012345678.0};
+  const std::vector<double> values = {0.1, 1.0 / 3, 5e-324, 1.7976931348623157e308, -0.0, 123456789012345678.0};
   console([&] {
     Metrics m(dir.string(), 0, 10, false);
     for (std::size_t i = 0; i < values.size(); ++i)
@@ -89,8 +88,7 @@ TEST_F(MetricsTest, NumbersComeBackExactly) {
   ASSERT_EQ(back.size(), values.size());
   for (std::size_t i = 0; i < values.size(); ++i) {
     EXPECT_EQ(back[i].step, std::int64_t(i + 1));
-    EXPECT_EQ(std::bit_cast<std::uint64_t>(back[i].values.at("loss")),
-              std::bit_cast<std::uint64_t>(values[i]));
+    EXPECT_EQ(std::bit_cast<std::uint64_t>(back[i].values.at("loss")), std::bit_cast<std::uint64_t>(values[i]));
     EXPECT_TRUE(std::isnan(back[i].values.at("x \"\n")));
   }
 }
@@ -130,8 +128,7 @@ TEST_F(MetricsTest, BadLinesAreNamed) {
     }
     return std::string("no error");
   };
-  EXPECT_NE(error("{\"step\": 1}\nnonsense\n{\"step\": 2}\n").find("metrics.jsonl:2: not a JSON"),
-            std::string::npos);
+  EXPECT_NE(error("{\"step\": 1}\nnonsense\n{\"step\": 2}\n").find("metrics.jsonl:2: not a JSON"), std::string::npos);
   EXPECT_NE(error("{\"step\": -1}\n").find("metrics.jsonl:1: "), std::string::npos);
   EXPECT_NE(error("{\"loss\": 1}\n").find("metrics.jsonl:1: "), std::string::npos);
   EXPECT_NE(error("[1]\n").find("metrics.jsonl:1: "), std::string::npos);
@@ -175,9 +172,8 @@ TEST(Progress, BarsFitTheirWidth) {
       EXPECT_LT(shown, columns) << bar;
       EXPECT_EQ(bar.substr(0, 5), " 30% ");
     }
-  EXPECT_EQ(
-      progress_bar(p, 100, false),
-      " 30% ############---------------------------- step 120/400  loss 3.2104  eta 01:12  152 pairs/s");
+  EXPECT_EQ(progress_bar(p, 100, false),
+            " 30% ############---------------------------- step 120/400  loss 3.2104  eta 01:12  152 pairs/s");
   EXPECT_EQ(progress_line(p), "step 120/400  loss 3.2104  lr 5.0e-04    152 pairs/s  eta 01:12");
 }
 
@@ -242,8 +238,8 @@ TEST_F(MetricsTest, TensorBoardItselfReadsTheEvents) {
       m.flush();
     }
   });
-  const std::string command = std::string(python) + " " + source + "/tests/reference/read_events.py " +
-                              dir.string() + " 2>/dev/null > " + (dir / "out.txt").string();
+  const std::string command = std::string(python) + " " + source + "/tests/reference/read_events.py " + dir.string() +
+                              " 2>/dev/null > " + (dir / "out.txt").string();
   ASSERT_EQ(std::system(command.c_str()), 0);
   std::ifstream in(dir / "out.txt");
   int step = 0, count = 0;

@@ -64,8 +64,7 @@ TEST(Captions, Words) {
   EXPECT_EQ(caption_words("Baseball_Cap (B and W)"), (Strings{"baseball", "cap", "b", "and", "w"}));
   EXPECT_EQ(caption_words("redHotPepper"), (Strings{"red", "hot", "pepper"}));
   EXPECT_EQ(caption_words("Valentine's caf\xc3\xa9"), (Strings{"valentines", "cafe"}));
-  EXPECT_EQ(caption_words("Route 66 by jo@example.org http://a.b/c hash(0x8a07724)"),
-            (Strings{"route", "66", "by"}));
+  EXPECT_EQ(caption_words("Route 66 by jo@example.org http://a.b/c hash(0x8a07724)"), (Strings{"route", "66", "by"}));
   EXPECT_TRUE(caption_words(" -_- \xff\xfe").empty());
 }
 
@@ -79,23 +78,21 @@ TEST(Captions, SaysWhatIsSeen) {
   for (int i = 0; i < 2; ++i) all.push_back(source("", {"animal", "bird"}, {}, "x", {}));
   for (int i = 0; i < 2; ++i) all.push_back(source("", {"animals"}, {}, "x", {}));
   for (int i = 0; i < 20; ++i)
-    all.push_back(source("My Star Collection", {"stars"}, {"Jo Doe"}, "star_" + std::to_string(i) + "pt3step",
-                         {"shapes"}));
+    all.push_back(
+        source("My Star Collection", {"stars"}, {"Jo Doe"}, "star_" + std::to_string(i) + "pt3step", {"shapes"}));
   const CaptionMaker make(all);
   // Keywords: the broadest, then from the rarest on; those that repeat the title or were seen once or twice
   // are left out.
-  EXPECT_EQ(make(source("Crow", {"silhouette", "Crows", "unheard", "bird", "animal"}, {}, "crow_01",
-                        {"animals", "birds"})),
-            "crow, animal, silhouette, bird");
+  EXPECT_EQ(
+      make(source("Crow", {"silhouette", "Crows", "unheard", "bird", "animal"}, {}, "crow_01", {"animals", "birds"})),
+      "crow, animal, silhouette, bird");
   // Authors: in the title, in keywords, at the end of the file name.
   EXPECT_EQ(make(source("Owl by Anna Example", {}, {"Anna Example"}, "owl", {})), "owl");
-  EXPECT_EQ(make(source("Anna Example", {}, {"Anna Example"}, "crazy_monkey_anna_exa_01", {})),
-            "crazy monkey");
+  EXPECT_EQ(make(source("Anna Example", {}, {"Anna Example"}, "crazy_monkey_anna_exa_01", {})), "crazy monkey");
   EXPECT_EQ(make(source("Clipart by Anna Example - cup", {}, {"Anna Example"}, "table03", {})), "table");
   // Titles that say nothing give way to the file name.
   EXPECT_EQ(make(source("unsorted", {}, {}, "green_bottle2", {"unsorted"})), "green bottle");
-  EXPECT_EQ(make(source("My Star Collection", {}, {"Jo Doe"}, "star_92pt15step", {"special"})),
-            "star, my star");
+  EXPECT_EQ(make(source("My Star Collection", {}, {"Jo Doe"}, "star_92pt15step", {"special"})), "star, my star");
   EXPECT_EQ(make(source("hash(0x85caca8)", {"HASH(0x1)"}, {}, "tree", {})), "tree");
   EXPECT_EQ(make(source("", {}, {}, "gnome-fs-home", {})), "home");
   // Numbers of a series go, meaning stays.
@@ -119,8 +116,7 @@ TEST(Openclipart, ReadsAFolderPair) {
     std::ofstream((root / "png" / name).string() + ".png", std::ios::binary)
         .write(reinterpret_cast<const char*>(png.data()), std::streamsize(png.size()));
     if (!title.empty())
-      std::ofstream((root / "svg" / name).string() + ".svg")
-          << "<metadata><title>" << title << "</title></metadata>";
+      std::ofstream((root / "svg" / name).string() + ".svg") << "<metadata><title>" << title << "</title></metadata>";
   };
   add("unsorted/crow_01", 10, "Crow");
   add("animals/birds/crow_01", 10, "Crow");

@@ -1,17 +1,18 @@
 // Update rules and schedules against plain f64 formulas, and against the recorded ones when TRIREME_CLIP_VECTORS names
 // their folder.
+#include "framework/optimizer.h"
+
 #include "comm/self.h"
 #include "data/rng.h"
-#include "framework/optimizer.h"
 #include "framework/schedule.h"
 #include "recipes/fastclip/loss.h"
-
-#include <gtest/gtest.h>
-#include <nlohmann/json.hpp>
 
 #include <cmath>
 #include <cstdlib>
 #include <fstream>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 namespace trireme {
 namespace {
@@ -101,7 +102,8 @@ TEST(Recorded, OptimizersAndSchedules) {
     c.eps = s["eps"];
     at::Tensor W = tensor(j["inputs"]["W0"]).requires_grad_(), b = tensor(j["inputs"]["b0"]).requires_grad_();
     at::Tensor t = at::full({}, j["inputs"]["t0"].get<double>(), at::kDouble).requires_grad_();
-    Optimizer optimizer({{"W", W, nullptr, "decay"}, {"b", b, nullptr, "no_decay"}, {"t", t, nullptr, "temperature"}}, c);
+    Optimizer optimizer({{"W", W, nullptr, "decay"}, {"b", b, nullptr, "no_decay"}, {"t", t, nullptr, "temperature"}},
+                        c);
     const auto settings = [&](std::string_view g) {
       return g == "decay" ? GroupSettings{s["lr"], s.value("wd_W", 0.1)}
                           : GroupSettings{g == "temperature" ? s["lr_t"] : s["lr"], 0};
@@ -129,7 +131,8 @@ TEST(Recorded, OptimizersAndSchedules) {
             << key;
     if (kind == "gamma")
       for (std::size_t e = 0; e < want.size(); ++e, ++checked)
-        EXPECT_NEAR(fastclip::gamma_at("cosine", s["gmin"], s["E"], std::int64_t(e)), want[e].get<double>(), 1e-12) << key;
+        EXPECT_NEAR(fastclip::gamma_at("cosine", s["gmin"], s["E"], std::int64_t(e)), want[e].get<double>(), 1e-12)
+            << key;
   }
   EXPECT_GT(checked, 10);
 }

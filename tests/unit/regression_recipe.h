@@ -69,7 +69,8 @@ inline TrainConfig small() {
   return c;
 }
 
-inline Result train(const TrainConfig& config, int ranks, const std::function<void(Session&, Regression&, std::int64_t)>& each = {}) {
+inline Result train(const TrainConfig& config, int ranks,
+                    const std::function<void(Session&, Regression&, std::int64_t)>& each = {}) {
   Result result;
   result.losses.resize(config.steps);
   std::mutex mutex;
@@ -96,7 +97,8 @@ inline Result train(const TrainConfig& config, int ranks, const std::function<vo
 inline double distance(const Result& a, const Result& b) {
   double worst = 0;
   for (std::size_t i = 0; i < a.weights.size(); ++i)
-    worst = std::max(worst, ((a.weights[i] - b.weights[i]).abs().max() / b.weights[i].abs().max().clamp_min(1e-30)).item<double>());
+    worst = std::max(
+        worst, ((a.weights[i] - b.weights[i]).abs().max() / b.weights[i].abs().max().clamp_min(1e-30)).item<double>());
   for (std::size_t i = 0; i < a.losses.size(); ++i)
     worst = std::max(worst, std::abs(a.losses[i] - b.losses[i]) / std::abs(b.losses[i]));
   return worst;

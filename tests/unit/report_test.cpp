@@ -42,11 +42,10 @@ class ReportTest : public testing::Test {
   std::string full_run(const std::string& name, int steps = 40) const {
     std::string lines;
     for (int s = 1; s <= steps; ++s) {
-      lines +=
-          "{\"step\": " + std::to_string(s) + ", \"loss\": " + std::to_string(3.0 / s) +
-          ", \"lr\": 5e-4, \"samples_per_s\": 150, \"step_ms\": 800, \"data_ms\": 20, \"forward_ms\": 250, "
-          "\"backward_ms\": 400, \"comm_exposed_ms\": 60, \"optimizer_ms\": 30, \"bytes_sent\": 1e6, "
-          "\"bytes_uncompressed\": 4e6, \"mfu\": null, \"tau\": 0.07";
+      lines += "{\"step\": " + std::to_string(s) + ", \"loss\": " + std::to_string(3.0 / s) +
+               ", \"lr\": 5e-4, \"samples_per_s\": 150, \"step_ms\": 800, \"data_ms\": 20, \"forward_ms\": 250, "
+               "\"backward_ms\": 400, \"comm_exposed_ms\": 60, \"optimizer_ms\": 30, \"bytes_sent\": 1e6, "
+               "\"bytes_uncompressed\": 4e6, \"mfu\": null, \"tau\": 0.07";
       if (s % 10 == 0)
         lines +=
             ", \"eval/image_to_text_r10\": 0.5, \"eval/chance_r10\": 0.1, \"eval/zero_shot_top1\": 0.25, "
@@ -54,8 +53,7 @@ class ReportTest : public testing::Test {
       lines += "}\n";
     }
     write(name + "/metrics.jsonl", lines);
-    write(name + "/config.resolved.yaml",
-          "recipe: fastclip  # a.yaml:1\noptimizer:\n  lr: 5e-4\n  name: adamw\n");
+    write(name + "/config.resolved.yaml", "recipe: fastclip  # a.yaml:1\noptimizer:\n  lr: 5e-4\n  name: adamw\n");
     write(name + "/env.json", "{\"ranks\": 4, \"versions\": {\"torch\": \"2.11.0\"}}");
     return folder(name);
   }
@@ -93,9 +91,9 @@ TEST_F(ReportTest, OneRunShowsItsNumbers) {
   const auto html = page({full_run("run-a")});
   expect_balanced(html);
   for (const char* text :
-       {"<h1>run-a</h1>", "recipe <b>fastclip</b>", "ranks <b>4</b>", "LibTorch <b>2.11.0</b>",
-        "image → text R@10", "50.0 %", "chance 10.0 %, 5×", "zero-shot top-1", "4× less than uncompressed",
-        "exposed communication", "Temperature τ", "optimizer.lr", "<td>5e-4</td>", "versions.torch"})
+       {"<h1>run-a</h1>", "recipe <b>fastclip</b>", "ranks <b>4</b>", "LibTorch <b>2.11.0</b>", "image → text R@10",
+        "50.0 %", "chance 10.0 %, 5×", "zero-shot top-1", "4× less than uncompressed", "exposed communication",
+        "Temperature τ", "optimizer.lr", "<td>5e-4</td>", "versions.torch"})
     EXPECT_NE(html.find(text), std::string::npos) << text;
   EXPECT_EQ(html.find("a.yaml:1"), std::string::npos);  // origins are no values
   EXPECT_EQ(html.find("nan"), std::string::npos);
@@ -153,8 +151,8 @@ TEST_F(ReportTest, OddValuesDoNotBreakCharts) {
     std::string lines;
     for (int s = 1; s <= 3; ++s) {
       lines += "{\"step\": " + std::to_string(s);
-      for (const char* key : {"loss", "lr", "samples_per_s", "step_ms", "data_ms", "forward_ms", "bytes_sent",
-                              "eval/x", "eval/chance_x", "mfu"})
+      for (const char* key : {"loss", "lr", "samples_per_s", "step_ms", "data_ms", "forward_ms", "bytes_sent", "eval/x",
+                              "eval/chance_x", "mfu"})
         lines += std::string(", \"") + key + "\": " + (s == 2 ? "0.5" : values);
       lines += "}\n";
     }
@@ -185,8 +183,7 @@ TEST(SvgChart, TicksAreRoundAndCoverTheRange) {
     EXPECT_GE(t.back(), high - step * 1e-6);
     EXPECT_LE(t.size(), std::size_t(wanted) + 2);
     const double mantissa = step / std::pow(10, std::floor(std::log10(step) + 1e-6));
-    EXPECT_TRUE(std::abs(mantissa - 1) < 1e-3 || std::abs(mantissa - 2) < 1e-3 ||
-                std::abs(mantissa - 5) < 1e-3)
+    EXPECT_TRUE(std::abs(mantissa - 1) < 1e-3 || std::abs(mantissa - 2) < 1e-3 || std::abs(mantissa - 5) < 1e-3)
         << mantissa;
   }
 }

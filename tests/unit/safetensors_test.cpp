@@ -14,6 +14,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -72,9 +73,8 @@ std::string file_of(const std::string& header, std::size_t data_bytes) {
 // A file with one tensor of these fields.
 std::string one(const std::string& dtype, const std::string& shape, const std::string& offsets,
                 std::size_t data_bytes) {
-  return file_of(
-      R"({"t":{"dtype":")" + dtype + R"(","shape":)" + shape + R"(,"data_offsets":)" + offsets + "}}",
-      data_bytes);
+  return file_of(R"({"t":{"dtype":")" + dtype + R"(","shape":)" + shape + R"(,"data_offsets":)" + offsets + "}}",
+                 data_bytes);
 }
 std::string entry(const std::string& name, int elements, int begin, int end) {
   return "\"" + name + R"(":{"dtype":"F32","shape":[)" + std::to_string(elements) + R"(],"data_offsets":[)" +
@@ -82,9 +82,7 @@ std::string entry(const std::string& name, int elements, int begin, int end) {
 }
 
 // For comparisons in which NaN equals itself.
-std::string_view bytes_of(const at::Tensor& t) {
-  return {static_cast<const char*>(t.const_data_ptr()), t.nbytes()};
-}
+std::string_view bytes_of(const at::Tensor& t) { return {static_cast<const char*>(t.const_data_ptr()), t.nbytes()}; }
 
 void expect_same(const at::Tensor& a, const at::Tensor& b) {
   EXPECT_EQ(a.scalar_type(), b.scalar_type());
@@ -95,8 +93,8 @@ void expect_same(const at::Tensor& a, const at::Tensor& b) {
 std::vector<NamedTensor> every_dtype() {
   const auto values = at::tensor({1.0, 0.0, -3.0}, at::kDouble);
   std::vector<NamedTensor> all;
-  for (const auto type : {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort,
-                          at::kChar, at::kBool})
+  for (const auto type :
+       {at::kDouble, at::kFloat, at::kHalf, at::kBFloat16, at::kLong, at::kInt, at::kShort, at::kChar, at::kBool})
     all.push_back({c10::toString(type), values.to(type)});
   all.push_back({"Byte", at::arange(256, at::kByte)});
   all.push_back({"scalar", at::scalar_tensor(2.5)});
@@ -122,10 +120,8 @@ TEST_F(SafetensorsTest, RoundTripOfEveryDtypeAndShape) {
 
 TEST_F(SafetensorsTest, StridedAndSharedTensorsAreWrittenAsTheyLook) {
   const auto base = at::arange(12, at::kFloat).view({3, 4});
-  const std::vector<NamedTensor> views = {{"t", base.t()},
-                                          {"column", base.select(1, 2)},
-                                          {"expanded", base.select(0, 1).expand({2, 4})},
-                                          {"base", base}};
+  const std::vector<NamedTensor> views = {
+      {"t", base.t()}, {"column", base.select(1, 2)}, {"expanded", base.select(0, 1).expand({2, 4})}, {"base", base}};
   write_safetensors(path(), views);
   const Safetensors file(path());
   for (const auto& [name, tensor] : views) expect_same(file.tensor(name), tensor);
@@ -168,8 +164,7 @@ TEST_F(SafetensorsTest, BytesAreThoseOfUpstreamsWriter) {
 
 TEST_F(SafetensorsTest, WriterRefusesWhatNoReaderCouldRead) {
   const auto t = at::zeros({2});
-  const auto refused = [&](std::vector<NamedTensor> tensors,
-                           std::map<std::string, std::string> metadata = {}) {
+  const auto refused = [&](std::vector<NamedTensor> tensors, std::map<std::string, std::string> metadata = {}) {
     try {
       write_safetensors(path(), tensors, metadata);
       return std::string("written");
@@ -216,9 +211,8 @@ TEST_F(SafetensorsTest, ShapeOverflowIsRefused) {
 
 // Historic bug 2 (mlx 3364): data_offsets believed without a look.
 TEST_F(SafetensorsTest, OffsetsBeyondTheFileOrThatDisagreeWithTheShapeAreRefused) {
-  for (const auto& offsets :
-       {"[0,8]", "[4,8]", "[1048576,1048580]", "[18446744073709551612,18446744073709551615]", "[0,3]",
-        "[0,5]", "[0,0]", "[0,18446744073709551615]"})
+  for (const auto& offsets : {"[0,8]", "[4,8]", "[1048576,1048580]", "[18446744073709551612,18446744073709551615]",
+                              "[0,3]", "[0,5]", "[0,0]", "[0,18446744073709551615]"})
     EXPECT_NE(refusal(one("F32", "[1]", offsets, 4)), "") << offsets;
   EXPECT_NE(refusal(one("F32", "[1000000]", "[0,4000000]", 4)).find("cut short"), std::string::npos);
 }
@@ -276,9 +270,8 @@ TEST_F(SafetensorsTest, TextOfTheHeader) {
   EXPECT_NE(refusal(file_of("{" + entry("\xff", 1, 0, 4) + "}", 4)).find("not JSON"), std::string::npos);
   EXPECT_NE(refusal(file_of("{" + entry("\\ud800", 1, 0, 4) + "}", 4)).find("not JSON"), std::string::npos);
   EXPECT_NE(refusal(file_of("{" + t + "," + t + "}", 4)).find("twice"), std::string::npos);
-  EXPECT_NE(
-      refusal(file_of("{" + entry("é", 1, 0, 4) + "," + entry("\\u00e9", 1, 0, 4) + "}", 4)).find("twice"),
-      std::string::npos);
+  EXPECT_NE(refusal(file_of("{" + entry("é", 1, 0, 4) + "," + entry("\\u00e9", 1, 0, 4) + "}", 4)).find("twice"),
+            std::string::npos);
   EXPECT_NE(refusal(file_of("{\"" + std::string(100'000, 'x'), 0)).find("not JSON"), std::string::npos);
 }
 
@@ -299,14 +292,11 @@ TEST_F(SafetensorsTest, FieldsOfATensor) {
     EXPECT_NE(refusal(one("F32", shape, "[0,4]", 4)), "") << shape;
   for (const char* offsets : {"[]", "[0]", "[0,4,4]", "[0,4.0]", "[[0,4]]", "{}", "null", "[0,\"4\"]"})
     EXPECT_NE(refusal(one("F32", "[1]", offsets, 4)), "") << offsets;
-  for (const char* dtype : {"f32", "", "F128", "F32 "})
-    EXPECT_NE(refusal(one(dtype, "[1]", "[0,4]", 4)), "") << dtype;
-  EXPECT_NE(refusal(file_of(R"({"t":{"shape":[1],"data_offsets":[0,4]}})", 4)).find("has no dtype"),
-            std::string::npos);
+  for (const char* dtype : {"f32", "", "F128", "F32 "}) EXPECT_NE(refusal(one(dtype, "[1]", "[0,4]", 4)), "") << dtype;
+  EXPECT_NE(refusal(file_of(R"({"t":{"shape":[1],"data_offsets":[0,4]}})", 4)).find("has no dtype"), std::string::npos);
   EXPECT_NE(refusal(file_of(R"({"t":{"dtype":"F32","data_offsets":[0,4]}})", 4)).find("has no shape"),
             std::string::npos);
-  EXPECT_NE(refusal(file_of(R"({"t":{"dtype":"F32","shape":[1]}})", 4)).find("has no data_offsets"),
-            std::string::npos);
+  EXPECT_NE(refusal(file_of(R"({"t":{"dtype":"F32","shape":[1]}})", 4)).find("has no data_offsets"), std::string::npos);
   EXPECT_NE(refusal(file_of(R"({"t":["F32",[1],[0,4]]})", 4)).find("not an object"), std::string::npos);
   EXPECT_NE(refusal(one("F4", "[3]", "[0,1]", 1)).find("whole bytes"), std::string::npos);
 }
@@ -318,8 +308,8 @@ TEST_F(SafetensorsTest, Metadata) {
   EXPECT_EQ(refusal(with(R"({"a":"b","c":""})")), "");
   EXPECT_EQ(Safetensors(path()).metadata(), (std::map<std::string, std::string>{{"a", "b"}, {"c", ""}}));
   EXPECT_EQ(Safetensors(path()).names(), std::vector<std::string>{"t"});
-  for (const char* m : {R"({"a":1})", R"({"a":null})", R"({"a":{}})", R"({"a":["b"]})", "[]", "null", "\"a\"",
-                        R"({"a":"b","a":"b"})"})
+  for (const char* m :
+       {R"({"a":1})", R"({"a":null})", R"({"a":{}})", R"({"a":["b"]})", "[]", "null", "\"a\"", R"({"a":"b","a":"b"})"})
     EXPECT_NE(refusal(with(m)), "") << m;
 }
 
@@ -450,11 +440,9 @@ TEST_F(SafetensorsTest, MutatedFilesAreRefusedOrValid) {
 // ours.
 TEST_F(SafetensorsTest, VerdictsAreUpstreams) {
   const char* cases = std::getenv("TRIREME_SAFETENSORS_CASES");
-  if (!cases)
-    GTEST_SKIP() << "set TRIREME_SAFETENSORS_CASES to the output of tests/reference/safetensors_cases.py";
-  const std::array<std::string, 5> stricter = {"does not begin with '{'", "is there twice",
-                                               "is not an object", "dtype is not a text",
-                                               "nested deeper than 4"};
+  if (!cases) GTEST_SKIP() << "set TRIREME_SAFETENSORS_CASES to the output of tests/reference/safetensors_cases.py";
+  const std::array<std::string, 5> stricter = {"does not begin with '{'", "is there twice", "is not an object",
+                                               "dtype is not a text", "nested deeper than 4"};
   std::map<std::string, int> count;
   std::ifstream in(cases);
   int line_number = 0;

@@ -3,10 +3,10 @@
 #include "framework/checkpoint.h"
 #include "tests/unit/regression_recipe.h"
 
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <mutex>
+
+#include <gtest/gtest.h>
 
 namespace trireme {
 namespace {
@@ -69,7 +69,8 @@ TEST(Session, NonFiniteGradientsChangeNothing) {
       for (const auto& p : s.parameters()) before.push_back(p.value.detach().clone());
     if (step == 6) {
       skipped = s.skipped();
-      for (std::size_t i = 0; i < before.size(); ++i) EXPECT_TRUE(at::equal(before[i], s.parameters()[i].value.detach()));
+      for (std::size_t i = 0; i < before.size(); ++i)
+        EXPECT_TRUE(at::equal(before[i], s.parameters()[i].value.detach()));
     }
   });
   EXPECT_TRUE(skipped);
@@ -87,7 +88,8 @@ TEST(Session, NonFiniteLossOfOneRankStopsAll) {
     if (step == 5)
       for (const auto& p : s.parameters()) before.push_back(p.value.detach().clone());
     if (step == 6)
-      for (std::size_t i = 0; i < before.size(); ++i) EXPECT_TRUE(at::equal(before[i], s.parameters()[i].value.detach()));
+      for (std::size_t i = 0; i < before.size(); ++i)
+        EXPECT_TRUE(at::equal(before[i], s.parameters()[i].value.detach()));
   });
 }
 

@@ -38,8 +38,7 @@ TEST(Straggler, NoFalseAlarmInNoise) {
   StragglerReport report(4);
   for (int line = 0; line < 1000; ++line) {
     std::vector<double> ms;
-    for (int r = 0; r < 4; ++r)
-      ms.push_back(10 + double(random() % 300) / 100 + (random() % 10 == 0 ? 20 : 0));
+    for (int r = 0; r < 4; ++r) ms.push_back(10 + double(random() % 300) / 100 + (random() % 10 == 0 ? 20 : 0));
     EXPECT_TRUE(report.look(ms, 1).empty()) << line;
   }
 }

@@ -2,11 +2,11 @@
 #include "comm/self.h"
 #include "recipes/fastclip/loss.h"
 
-#include <ATen/ATen.h>
-#include <gtest/gtest.h>
-
 #include <cmath>
 #include <numeric>
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
 
 namespace trireme::fastclip {
 namespace {

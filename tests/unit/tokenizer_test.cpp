@@ -27,8 +27,7 @@ const std::vector<std::string> captions = {"crow, animal, silhouette, bird",
                                            "naïve café, 3 cups, food"};
 
 std::string temporary(const std::string& name) {
-  return (fs::temp_directory_path() / ("trireme_tokenizer_" + std::to_string(getpid()) + "_" + name))
-      .string();
+  return (fs::temp_directory_path() / ("trireme_tokenizer_" + std::to_string(getpid()) + "_" + name)).string();
 }
 
 // Compares with open_clip on every case of the file; returns the number compared.
@@ -48,8 +47,7 @@ int compare(const Tokenizer& tokenizer, std::istream& in) {
 
 TEST(Tokenizer, EqualsOpenClip) {
   const char* path = std::getenv("TRIREME_TOKENIZER_CASES");
-  if (!path)
-    GTEST_SKIP() << "TRIREME_TOKENIZER_CASES names no file; tests/reference/tokenizer_cases.py writes one";
+  if (!path) GTEST_SKIP() << "TRIREME_TOKENIZER_CASES names no file; tests/reference/tokenizer_cases.py writes one";
   std::ifstream in(path);
   std::string first;
   ASSERT_TRUE(std::getline(in, first)) << path;
@@ -114,8 +112,7 @@ TEST(Tokenizer, TrainingEqualsRecounting) {
       i = end + 1;
     }
   std::map<std::string, int> id;  // ids of the first 512 follow the byte, then the byte as a word's end
-  for (char c : {'a', 'b', 'c', 'd'})
-    id[std::string(1, c)] = c - '!', id[std::string(1, c) + "</w>"] = 256 + c - '!';
+  for (char c : {'a', 'b', 'c', 'd'}) id[std::string(1, c)] = c - '!', id[std::string(1, c) + "</w>"] = 256 + c - '!';
   std::string expected;
   for (int m = 0; m < 12; ++m) {
     std::map<std::pair<int, int>, int> count;
@@ -153,8 +150,7 @@ TEST(Tokenizer, BatchesAreCutAndPadded) {
   ASSERT_EQ(ids.sizes(), (std::vector<std::int64_t>{3, 6}));
   const auto a = ids.accessor<std::int64_t, 2>();
   const std::int64_t s = t.sot(), e = t.eot(), A = 'a' - '!', B = 'b' - '!';
-  const std::int64_t expected[3][6] = {
-      {s, A, 256 + B, e, 0, 0}, {s, A, A + 1, A + 2, A + 3, e}, {s, e, 0, 0, 0, 0}};
+  const std::int64_t expected[3][6] = {{s, A, 256 + B, e, 0, 0}, {s, A, A + 1, A + 2, A + 3, e}, {s, e, 0, 0, 0, 0}};
   for (int i = 0; i < 3; ++i)
     for (int k = 0; k < 6; ++k) EXPECT_EQ(a[i][k], expected[i][k]) << i << " " << k;
   const auto length = lengths.accessor<std::int64_t, 1>();
@@ -208,8 +204,7 @@ TEST(Unicode, ComposesAndLowers) {
 }
 
 TEST(Text, UnescapesOnce) {
-  EXPECT_EQ(html_unescape(
-                "&lt;&amp;lt;&#65;&#x42;&eacute &eacuteX &notit; &bogus; & &#; &#x; &#0; &#128; &#55296;"),
+  EXPECT_EQ(html_unescape("&lt;&amp;lt;&#65;&#x42;&eacute &eacuteX &notit; &bogus; & &#; &#x; &#0; &#128; &#55296;"),
             "<&lt;ABé éX ¬it; &bogus; & &#; &#x; \xEF\xBF\xBD € \xEF\xBF\xBD");
   EXPECT_EQ(html_unescape("&#99999999999999999999;"), "\xEF\xBF\xBD");
   EXPECT_EQ(fold_latin("Éß\u0142ó日"), "Esslo ");

@@ -66,8 +66,7 @@ TEST_F(TraceTest, RanksAreMergedOnTheirTracks) {
   for (const auto& e : all) {
     if (e.at("ph") == "X") ++count[e.at("name")];
     if (e.at("name") == "thread_name") tracks.insert(e.at("args").at("name"));
-    if (e.at("name") == "process_name")
-      processes.insert(e.at("args").at("name").get<std::string>().substr(0, 6));
+    if (e.at("name") == "process_name") processes.insert(e.at("args").at("name").get<std::string>().substr(0, 6));
     if (e.at("name") == "all_reduce") {
       EXPECT_EQ(e.at("args").at("bytes"), 4096);
       EXPECT_EQ(e.at("dur"), 3.0);
@@ -76,8 +75,7 @@ TEST_F(TraceTest, RanksAreMergedOnTheirTracks) {
       EXPECT_GE(e.at("ts"), 0);
     }
   }
-  EXPECT_EQ(count,
-            (std::map<std::string, int>{{"step", 3}, {"forward", 3}, {"all_reduce", 3}, {"all_gather", 3}}));
+  EXPECT_EQ(count, (std::map<std::string, int>{{"step", 3}, {"forward", 3}, {"all_reduce", 3}, {"all_gather", 3}}));
   EXPECT_EQ(tracks, (std::set<std::string>{"step", "communication", "communication 2"}));
   EXPECT_EQ(processes, (std::set<std::string>{"rank 0", "rank 1", "rank 2"}));
   expect_nested(all);

@@ -13,8 +13,9 @@
 #include <mutex>
 #include <random>
 
-#include <arpa/inet.h>
 #include <gtest/gtest.h>
+
+#include <arpa/inet.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -104,8 +105,7 @@ TEST(Watchdog, NamesTheRankThatDidNotEnter) {
                      [&](Communicator& comm) {
                        Traced job(comm, {}, "job");
                        Watchdog watchdog(
-                           job, ended.options(
-                                    comm, {.warn = 0, .first = 60, .later = 1, .folder = folder.string()}));
+                           job, ended.options(comm, {.warn = 0, .first = 60, .later = 1, .folder = folder.string()}));
                        float v[6] = {};
                        const CallSite here("reducer: bucket", 1);
                        job.all_reduce({v, 6, DType::f32}, Op::sum).wait();
@@ -218,8 +218,7 @@ TEST(HangReport, StatesSurviveTheWireAndNonsenseDoesNot) {
   ASSERT_TRUE(back);
   EXPECT_EQ(encode(*back), bytes);
   EXPECT_EQ(back->logs[0].calls[0].site, "reducer: bucket 2");
-  for (std::size_t n = 0; n < bytes.size(); ++n)
-    EXPECT_FALSE(decode(std::string_view(bytes).substr(0, n))) << n;
+  for (std::size_t n = 0; n < bytes.size(); ++n) EXPECT_FALSE(decode(std::string_view(bytes).substr(0, n))) << n;
   EXPECT_FALSE(decode(bytes + "x"));
   std::mt19937 random(3);
   for (int i = 0; i < 20000; ++i) {
@@ -233,16 +232,15 @@ TEST(HangReport, NamesCallsThatDiffer) {
   RankState a = sample(), b = sample();
   b.logs[0].calls[1].operation = "broadcast";
   b.logs[0].calls[1].site = "recipe";
-  EXPECT_EQ(
-      describe_hang({{a, ""}, {b, ""}}),
-      "collective 57 of \"grad\": rank 0 and rank 1 make different calls: all_reduce of 8 f32, 32 bytes and "
-      "broadcast of 8 f32, 32 bytes at recipe");
+  EXPECT_EQ(describe_hang({{a, ""}, {b, ""}}),
+            "collective 57 of \"grad\": rank 0 and rank 1 make different calls: all_reduce of 8 f32, 32 bytes and "
+            "broadcast of 8 f32, 32 bytes at recipe");
 }
 
 TEST(HangReport, AllEnteredPointsAtTheNetwork) {
-  EXPECT_NE(describe_hang({{sample(), ""}, {sample(), ""}})
-                .find("all its ranks entered it, so the network or MPI is stuck"),
-            std::string::npos);
+  EXPECT_NE(
+      describe_hang({{sample(), ""}, {sample(), ""}}).find("all its ranks entered it, so the network or MPI is stuck"),
+      std::string::npos);
 }
 
 TEST(HangReport, RankLists) {

@@ -21,7 +21,9 @@ struct Fault {
   double ms = 0;
 
   void fields(Fields& f) {
-    f.choice("kind", kind, {"none", "stop", "stop_in_collective", "stop_in_loader", "block_in_loader", "spin", "other_communicator", "slow"},
+    f.choice("kind", kind,
+             {"none", "stop", "stop_in_collective", "stop_in_loader", "block_in_loader", "spin", "other_communicator",
+              "slow"},
              "what goes wrong");
     f("rank", rank, "where", {.min = 0});
     f("at", at, "in which step, or at which read, from 0", {.min = 0});
@@ -29,8 +31,8 @@ struct Fault {
   }
   // Now, which the test reads to know how long it took to be noticed.
   static void mark() {
-    std::ofstream("fault.time") << std::fixed
-                                << std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+    std::ofstream("fault.time")
+        << std::fixed << std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
   }
 };
 
@@ -47,7 +49,8 @@ class Numbers : public Dataset {
     }
     Batch batch;
     batch.ids.assign(ids.begin(), ids.end());
-    batch.columns["x"] = at::tensor(at::ArrayRef<std::int64_t>(ids.data(), ids.size()), at::kLong).to(at::kFloat).div_(4096);
+    batch.columns["x"] =
+        at::tensor(at::ArrayRef<std::int64_t>(ids.data(), ids.size()), at::kLong).to(at::kFloat).div_(4096);
     return batch;
   }
 
