@@ -12,12 +12,15 @@ namespace trireme::bench {
 namespace {
 
 constexpr int batches = 4;
-constexpr std::size_t bucket_bytes = 25 << 20;
 
-std::string yaml(int batch_a_rank, int ranks, const std::string& more) {
-  return "recipe: mlp\nsteps: 1000000\nbatch_size: " + std::to_string(batch_a_rank * ranks) +
+// DDP's default; what is to hide behind backward must begin before its end.
+std::size_t bucket_mib(const Options& o) { return o.name == "overlap" ? 4 : 25; }
+
+std::string yaml(const Options& o, int ranks, const std::string& more) {
+  return "recipe: mlp\nsteps: 1000000\nbatch_size: " + std::to_string(std::stoi(o.problem) * ranks) +
          "\noptimizer: {name: sgd, lr: 0.01, momentum: 0, weight_decay: 0, schedule: const}\n"
-         "bucket_mib: 25\nfirst_bucket_mib: 1\nsamples: 8000\nsizes: [1024, 2048, 2048, 2048, 10]\n" +
+         "bucket_mib: " +
+         std::to_string(bucket_mib(o)) + "\nfirst_bucket_mib: 1\nsamples: 8000\nsizes: [1024, 2048, 2048, 2048, 10]\n" +
          more;
 }
 
@@ -33,7 +36,7 @@ void serve_comm(const Options& o, Communicator& world, std::size_t bytes) {
   };
   std::vector<Piece> pieces;
   for (std::size_t left = bytes; left > 0; left -= pieces.back().bytes) {
-    const std::size_t n = std::min(left, bucket_bytes);
+    const std::size_t n = std::min(left, bucket_mib(o) << 20);
     pieces.push_back({world.allocate(n), n});
   }
   Server(o.serve, world.rank()).run([&] {
@@ -54,7 +57,7 @@ void serve_mlp_step(const Options& o, Communicator& world) {
   Communicator& group = alone ? *self : world;
   const bool plain = alone || o.arm == "trireme" || o.arm == "comm";
   const std::string more = o.arm == "no overlap" ? "overlap: false\n" : plain ? "" : "hook: {name: " + o.arm + "}\n";
-  OwnRun run(yaml(std::stoi(o.problem), group.size(), more));
+  OwnRun run(yaml(o, group.size(), more));
   OwnSession session(run, group, batches);
   if (o.arm == "comm") return serve_comm(o, world, session.reduced_bytes());
   if (o.arm == "trireme") session.write(start_file(o.serve), {{"batches", std::to_string(batches)}});
@@ -78,11 +81,12 @@ Arm& MlpArms::ours(const std::string& arm) {
 
 Arm& MlpArms::ddp(const std::string& arm) {
   const std::string folder = scratch_.path("ddp " + arm);
-  return add(
-      "ddp gloo" + (arm == "copy" ? std::string() : " " + arm),
-      peer_arm("ddp_step.py", {"--file", start_file(folder), "--arm", arm, "--port", std::to_string(free_port())},
-               folder, o_.ranks),
-      folder);
+  return add("ddp gloo" + (arm == "copy" ? std::string() : " " + arm),
+             peer_arm("ddp_step.py",
+                      {"--file", start_file(folder), "--arm", arm, "--port", std::to_string(free_port()),
+                       "--bucket-mib", std::to_string(bucket_mib(o_))},
+                      folder, o_.ranks),
+             folder);
 }
 
 nlohmann::json MlpArms::rows() const {

@@ -129,17 +129,14 @@ struct Loader::Reader {
 Loader::Loader(const Dataset& data, std::vector<std::int64_t> ids, std::int64_t global_batch, int rank, int size,
                std::uint64_t seed, LoaderOptions options) {
   const auto n = std::int64_t(ids.size());
-  if (global_batch <= 0)
-    throw UsageError("loader", "global batch of " + std::to_string(global_batch), "make it at least 1");
+  const std::string batch = "a global batch of " + std::to_string(global_batch);
+  if (global_batch <= 0) throw UsageError("batch_size", batch, "make it at least 1");
   if (size <= 0 || rank < 0 || rank >= size || global_batch % size != 0)
-    throw UsageError("loader",
-                     "a global batch of " + std::to_string(global_batch) + " does not divide over " +
-                         std::to_string(size) + " ranks",
+    throw UsageError("batch_size", batch + " does not divide over " + std::to_string(size) + " ranks",
                      "choose a multiple of the number of ranks");
   if (n < global_batch)
-    throw DataError(
-        "loader", "a split of " + std::to_string(n) + " samples has no whole batch of " + std::to_string(global_batch),
-        "lower the batch or prepare more data");
+    throw UsageError("batch_size", batch + " is more than the " + std::to_string(n) + " samples of the split",
+                     "lower it or prepare more data");
   for (auto id : ids)
     if (id < 0 || id >= data.size())
       throw DataError("loader", "sample " + std::to_string(id) + " of the split is not among the " +

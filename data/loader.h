@@ -1,6 +1,5 @@
-// Global batches in a reproducible order: epoch e visits the split in the order permutation(n, Rng(seed,
-// "order", e)), cut into batches of B; the last partial batch is dropped. Rank k reads rows [k*b, (k+1)*b), b
-// = B / size.
+// Global batches in a reproducible order: epoch e visits the split in the order permutation(n, Rng(seed, "order", e)),
+// cut into batches of B; the last partial batch is dropped. Rank k reads rows [k*b, (k+1)*b), b = B / size.
 #pragma once
 #include "comm/archive.h"
 #include "data/dataset.h"
@@ -17,8 +16,7 @@ struct LoaderOptions {
 // One thread uses a Loader; the data set must outlive it.
 class Loader {
  public:
-  // Throws DataError when the split has fewer than global_batch samples, UsageError when size does not divide
-  // it.
+  // Throws UsageError, which names batch_size, when the split has fewer samples or size does not divide it.
   Loader(const Dataset& data, std::vector<std::int64_t> ids, std::int64_t global_batch, int rank, int size,
          std::uint64_t seed, LoaderOptions options = {});
   ~Loader();

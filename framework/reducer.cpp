@@ -21,7 +21,11 @@ namespace {
 // Where fused backwards find the bucket view of a parameter. Shared by all reducers of the process (loopback ranks).
 struct Slot {
   at::Tensor view;
-  bool taken = false;
+  bool taken = false;  // somebody has a gradient of this step there
+  bool lent = false;   // a fused backward has
+  // What was lent was all of the gradient, in the last backward that lent it: the parameter has one use.
+  bool alone = false;
+  std::function<void()> written;
 };
 std::mutex slots_mutex;
 std::unordered_map<const c10::TensorImpl*, Slot*> slots;
@@ -39,8 +43,18 @@ at::Tensor gradient_destination(const at::Tensor& param) {
   const auto found = slots.find(param.unsafeGetTensorImpl());
   if (found == slots.end() || found->second->taken || !found->second->view.defined() || param.grad().defined())
     return {};
-  found->second->taken = true;
+  found->second->taken = found->second->lent = true;
   return found->second->view.view(param.sizes());
+}
+
+void gradient_written(const at::Tensor& param) {
+  Slot* slot = nullptr;
+  {
+    std::lock_guard lock(slots_mutex);
+    if (const auto found = slots.find(param.unsafeGetTensorImpl()); found != slots.end() && found->second->lent)
+      slot = found->second;
+  }
+  if (slot) slot->written();
 }
 
 struct Reducer::Impl {
@@ -62,7 +76,7 @@ struct Reducer::Impl {
   std::vector<std::int64_t> observed;  // order of readiness in this step
   std::vector<Part> buckets;
   std::vector<std::size_t> bucket_of;
-  std::vector<bool> ready;
+  std::vector<bool> ready, seen;  // seen: is in `observed`
   std::size_t next_launch = 0;
   std::int64_t step = 0;
   bool last = false, order_known = false;
@@ -75,6 +89,7 @@ struct Reducer::Impl {
     for (std::size_t i = 0; i < params.size(); ++i) {
       torch::autograd::impl::set_post_acc_grad_hooks(params[i].value,
                                                      std::make_unique<Hook>([this, i] { on_grad(i); }));
+      slots_of[i].written = [this, i] { on_written(i); };
       std::lock_guard lock(slots_mutex);
       slots[params[i].value.unsafeGetTensorImpl()] = &slots_of[i];
     }
@@ -177,7 +192,7 @@ struct Reducer::Impl {
     step = now;
     for (std::size_t i = 0; i < params.size(); ++i) {
       params[i].value.mutable_grad().reset();
-      slots_of[i].taken = false;
+      slots_of[i].taken = slots_of[i].lent = false;
     }
     for (auto& b : buckets) {
       b.missing = b.params.size();
@@ -185,6 +200,7 @@ struct Reducer::Impl {
       b.producers.clear();
     }
     ready.assign(params.size(), false);
+    seen.assign(params.size(), false);
     observed.clear();
     next_launch = 0;
     last = false;
@@ -208,24 +224,44 @@ struct Reducer::Impl {
     settle();
   }
 
+  // A fused backward has written a gradient where the reducer wants it. If that is all of it, it is on its way while
+  // the backward of the same layer goes on.
+  void on_written(std::size_t i) {
+    if (!last) return;
+    if (slots_of[i].alone)
+      mark_ready(i);
+    else
+      observe(i);
+  }
+
   // A gradient is complete for this backward: move it into its bucket, and launch what is full.
   void on_grad(std::size_t i) {
     auto& param = params[i].value;
     auto& g = param.mutable_grad();
-    const at::Tensor& view = slots_of[i].view;
-    if (g.data_ptr() != view.data_ptr()) {
+    Slot& slot = slots_of[i];
+    const bool in_place = g.data_ptr() == slot.view.data_ptr();
+    if (!in_place) {
+      if (ready[i])
+        throw UsageError(params[i].name, "has one use in some steps and several in others",
+                         "use it as often in every step, or set overlap: false");
       at::NoGradGuard no_grad;
-      view.copy_(g);
-      g = view;
+      slot.view.copy_(g);
+      g = slot.view;
     }
-    slots_of[i].taken = true;
+    slot.alone = slot.lent && in_place;
+    slot.taken = true;
     if (last) mark_ready(i);
+  }
+
+  void observe(std::size_t i) {
+    if (!seen[i]) observed.push_back(std::int64_t(i));
+    seen[i] = true;
   }
 
   void mark_ready(std::size_t i) {
     if (ready[i]) return;
     ready[i] = true;
-    observed.push_back(std::int64_t(i));
+    observe(i);
     --buckets[bucket_of[i]].missing;
     note_stream(buckets[bucket_of[i]]);
     if (options.overlap) launch_full();

@@ -64,5 +64,7 @@ class Reducer {
 // For fused backwards: memory that the reducer wants this parameter's gradient in, so that it is written once and
 // never copied. A fresh view each time, or undefined when there is none or it is already taken in this step.
 at::Tensor gradient_destination(const at::Tensor& param);
+// It is written there: it may be reduced before the rest of this backward is computed. Read it no more.
+void gradient_written(const at::Tensor& param);
 
 }  // namespace trireme

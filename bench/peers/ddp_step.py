@@ -17,6 +17,7 @@ parser.add_argument("--serve")
 parser.add_argument("--file")
 parser.add_argument("--port")
 parser.add_argument("--arm", choices=["copy", "view", "powersgd", "bf16", "compute", "comm"])
+parser.add_argument("--bucket-mib", type=int)
 args = parser.parse_args()
 rank, size = join_gloo(args.port)
 
@@ -32,8 +33,8 @@ for i, layer in enumerate(layers):
     modules += [layer] + ([nn.ReLU(inplace=True)] if i + 1 < len(layers) else [])
 model = nn.Sequential(*modules)
 if args.arm not in ("compute", "comm"):
-    # DDP's own defaults are the same: 25 MiB buckets, a first one of 1 MiB, rebuilt in the observed order.
-    model = DistributedDataParallel(model, bucket_cap_mb=25, gradient_as_bucket_view=args.arm != "copy")
+    # As ours: a first bucket of 1 MiB, rebuilt in the observed order.
+    model = DistributedDataParallel(model, bucket_cap_mb=args.bucket_mib, gradient_as_bucket_view=args.arm != "copy")
 if args.arm == "powersgd":  # rank 4, from the second step on: it may not start before buckets are rebuilt
     model.register_comm_hook(powersgd.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2),
                              powersgd.powerSGD_hook)
@@ -63,7 +64,7 @@ def step():
     return total.item()
 
 
-pieces = torch.zeros(sum(p.numel() for p in model.parameters())).split((25 << 20) // 4)
+pieces = torch.zeros(sum(p.numel() for p in model.parameters())).split((args.bucket_mib << 20) // 4)
 
 
 def comm():

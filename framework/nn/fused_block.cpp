@@ -21,6 +21,7 @@ at::Tensor weight_gradient(const at::Tensor& weight, const at::Tensor& dy, const
   at::Tensor dw = gradient_destination(weight);
   if (!dw.defined()) return at::mm(dy.t(), x);
   at::mm_out(dw, dy.t(), x);
+  gradient_written(weight);
   return dw;
 }
 
@@ -167,18 +168,23 @@ struct Block : torch::autograd::Function<Block> {
     kernels::activation_backward<T>(Activation(ctx->saved_data["activation"].toInt()), z.const_data_ptr<T>(),
                                     dz.mutable_data_ptr<T>(), act.mutable_data_ptr<T>(), d.fc_b.mutable_data_ptr<T>(),
                                     rows, z.size(1));
+    gradient_written(p.fc_b);
     d.proj_w = weight_gradient(p.proj_w, dout, act);
     d.proj_b = vector_like(p.proj_b);
     kernels::column_sums<T>(dout.const_data_ptr<T>(), d.proj_b.mutable_data_ptr<T>(), rows, w);
+    gradient_written(p.proj_b);
     d.fc_w = weight_gradient(p.fc_w, dz, ln2.again(y, p.ln2_w, p.ln2_b));
     d.ln2_w = vector_like(p.ln2_w);
     d.ln2_b = vector_like(p.ln2_b);
     const at::Tensor dy = ln2.backward(at::mm(dz, p.fc_w), y, p.ln2_w, dout, d.ln2_w, d.ln2_b);
+    gradient_written(p.ln2_w);
+    gradient_written(p.ln2_b);
 
     // Attention.
     d.out_w = weight_gradient(p.out_w, dy, mixed);
     d.out_b = vector_like(p.out_b);
     kernels::column_sums<T>(dy.const_data_ptr<T>(), d.out_b.mutable_data_ptr<T>(), rows, w);
+    gradient_written(p.out_b);
     const at::Tensor dmixed = at::mm(dy, p.out_w);
     const auto a = attention_of<T>(ctx, q, kv, offsets, pooled, w);
     at::Tensor dq = at::empty_like(q), dkv = pooled ? at::empty_like(kv) : at::Tensor();
@@ -198,16 +204,19 @@ struct Block : torch::autograd::Function<Block> {
     if (pooled) {
       kernels::column_sums<T>(dqp, dqkv_b, rows, w);
       kernels::column_sums<T>(dkvp, dqkv_b + w, x.size(0), 2 * w);
+      gradient_written(p.qkv_b);
       d.qkv_w = gradient_destination(p.qkv_w);
       if (!d.qkv_w.defined()) d.qkv_w = at::empty_like(p.qkv_w);
       at::Tensor dwq = d.qkv_w.narrow(0, 0, w), dwkv = d.qkv_w.narrow(0, w, 2 * w);
       at::mm_out(dwq, dq.t(), h.index_select(0, pool));
       at::mm_out(dwkv, dkv.t(), h);
+      gradient_written(p.qkv_w);
       dh = at::mm(dkv, p.qkv_w.narrow(0, w, 2 * w));
       dh.index_add_(0, pool, at::mm(dq, p.qkv_w.narrow(0, 0, w)));
       residual = at::Tensor();
     } else {
       kernels::column_sums<T>(dqp, dqkv_b, rows, 3 * w);
+      gradient_written(p.qkv_b);
       d.qkv_w = weight_gradient(p.qkv_w, dq, h);
       dh = at::mm(dq, p.qkv_w);
     }

@@ -30,10 +30,12 @@ struct Linear : torch::autograd::Function<Linear> {
     if (ctx->needs_input_grad(1)) {
       dw = gradient_destination(w);
       dw.defined() ? void(at::mm_out(dw, dz.t(), x)) : void(dw = at::mm(dz.t(), x));
+      gradient_written(w);
     }
     if (ctx->needs_input_grad(2)) {
       db = gradient_destination(b);
       db.defined() ? void(at::sum_out(db, dz, {0})) : void(db = dz.sum(0));
+      gradient_written(b);
     }
     if (ctx->needs_input_grad(0)) dx = at::mm(dz, w);
     return {dx, dw, db, {}};

@@ -219,8 +219,8 @@ TEST(Loader, LargeBatchesAreNotHoarded) {
 
 TEST(Loader, Mistakes) {
   const Numbers data(10);
-  EXPECT_THROW(Loader(data, iota(10), 11, 0, 1, 0), DataError);
-  EXPECT_THROW(Loader(data, {}, 1, 0, 1, 0), DataError);
+  EXPECT_THROW(Loader(data, iota(10), 11, 0, 1, 0), UsageError);
+  EXPECT_THROW(Loader(data, {}, 1, 0, 1, 0), UsageError);
   EXPECT_THROW(Loader(data, iota(11), 2, 0, 1, 0), DataError);
   EXPECT_THROW(Loader(data, iota(10), 5, 0, 2, 0), UsageError);
   EXPECT_THROW(Loader(data, iota(10), 0, 0, 1, 0), UsageError);
