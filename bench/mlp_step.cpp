@@ -17,11 +17,12 @@ constexpr int batches = 4;
 std::size_t bucket_mib(const Options& o) { return o.name == "overlap" ? 4 : 25; }
 
 std::string yaml(const Options& o, int ranks, const std::string& more) {
-  return "recipe: mlp\nsteps: 1000000\nbatch_size: " + std::to_string(std::stoi(o.problem) * ranks) +
+  const int batch = std::stoi(o.problem) * ranks, samples = std::max(8000, (batches + 1) * batch);
+  return "recipe: mlp\nsteps: 1000000\nbatch_size: " + std::to_string(batch) +
          "\noptimizer: {name: sgd, lr: 0.01, momentum: 0, weight_decay: 0, schedule: const}\n"
          "bucket_mib: " +
-         std::to_string(bucket_mib(o)) + "\nfirst_bucket_mib: 1\nsamples: 8000\nsizes: [1024, 2048, 2048, 2048, 10]\n" +
-         more;
+         std::to_string(bucket_mib(o)) + "\nfirst_bucket_mib: 1\nsamples: " + std::to_string(samples) +
+         "\nsizes: [1024, 2048, 2048, 2048, 10]\n" + more;
 }
 
 std::string start_file(const std::string& folder) {

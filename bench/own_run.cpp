@@ -1,5 +1,6 @@
 #include "bench/own_run.h"
 
+#include "comm/error.h"
 #include "framework/formats/safetensors.h"
 
 namespace trireme::bench {
@@ -17,6 +18,11 @@ OwnSession::OwnSession(OwnRun& run, Communicator& world, int batches)
   const auto ids = run.recipe->train_ids();
   const auto total = run.train.batch_size, rows = total / world.size();
   session_.context().steps_per_epoch = std::int64_t(ids.size()) / total;
+  if (session_.context().steps_per_epoch < batches)
+    throw UsageError("bench",
+                     std::to_string(batches) + " batches of " + std::to_string(total) + " are more than the " +
+                         std::to_string(ids.size()) + " samples",
+                     "lower --problem");
   for (int k = 0; k < batches; ++k) {
     const std::span<const std::int64_t> global(ids.data() + k * total, std::size_t(total));
     const auto read = [&](std::span<const std::int64_t> part) {
