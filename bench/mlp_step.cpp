@@ -57,7 +57,9 @@ void serve_mlp_step(const Options& o, Communicator& world) {
   const auto self = make_self();
   Communicator& group = alone ? *self : world;
   const bool plain = alone || o.arm == "trireme" || o.arm == "comm";
-  const std::string more = o.arm == "no overlap" ? "overlap: false\n" : plain ? "" : "hook: {name: " + o.arm + "}\n";
+  std::string hook = o.arm;
+  if (hook == "powersgd") hook += ", rank: 32, start: 2";  // the rank that trains as well as no hook
+  const std::string more = o.arm == "no overlap" ? "overlap: false\n" : plain ? "" : "hook: {name: " + hook + "}\n";
   OwnRun run(yaml(o, group.size(), more));
   OwnSession session(run, group, batches);
   if (o.arm == "comm") return serve_comm(o, world, session.reduced_bytes());

@@ -34,8 +34,6 @@ constexpr std::chrono::microseconds tick{500};
 constexpr int ticks_before_sleep = 100;
 // So often a waiter of Source::posts polls although nothing was posted.
 constexpr std::chrono::milliseconds look_again{2};
-// So often a waiter that yields at once, because a peer seems to share its core, finds out whether that is still so.
-constexpr unsigned try_to_spin = 64;
 
 class Continuation final : public Operation {
  public:
@@ -263,7 +261,8 @@ void Engine::posted(std::size_t bytes, bool behind_others) {
     poll();
     if (pending_.load(std::memory_order_acquire) == 0) return;
   }
-  if (bytes >= wake_bytes || behind_others || asleep_.load()) wake();
+  // Woken once: until the thread gets a core, further posts must not pay for waking it as well.
+  if (bytes >= wake_bytes || behind_others || (asleep_.load() && asleep_.exchange(false))) wake();
 }
 
 bool Engine::wait(Operation& operation, Operation::Deadline deadline) {
@@ -295,8 +294,7 @@ bool Engine::wait_for_peers(Operation& operation, Operation::Deadline deadline) 
   const auto finished = [&] { return operation.finished_.load(std::memory_order_acquire); };
   waiters_.fetch_add(1);
   // The scheduler may put two ranks on one core: then the peer goes on only once this thread yields.
-  const bool brief = crowded_ || (shares_core_.load(std::memory_order_relaxed) &&
-                                  brief_waits_.fetch_add(1, std::memory_order_relaxed) % try_to_spin != 0);
+  const bool brief = crowded_ || shares_core_.load(std::memory_order_relaxed);
   Backoff backoff(brief);
   bool in_time = true;
   int rested = 0;

@@ -19,7 +19,7 @@ parser.add_argument("--port")
 parser.add_argument("--arm", choices=["copy", "view", "powersgd", "bf16", "compute", "comm"])
 parser.add_argument("--bucket-mib", type=int)
 args = parser.parse_args()
-rank, size = join_gloo(args.port)
+rank, size = join_gloo(args.port, 8 if args.arm == "powersgd" else None)
 
 tensors, meta = read_safetensors(args.file)
 layers = []
@@ -35,8 +35,8 @@ model = nn.Sequential(*modules)
 if args.arm not in ("compute", "comm"):
     # As ours: a first bucket of 1 MiB, rebuilt in the observed order.
     model = DistributedDataParallel(model, bucket_cap_mb=args.bucket_mib, gradient_as_bucket_view=args.arm != "copy")
-if args.arm == "powersgd":  # rank 4, from the second step on: it may not start before buckets are rebuilt
-    model.register_comm_hook(powersgd.PowerSGDState(None, matrix_approximation_rank=4, start_powerSGD_iter=2),
+if args.arm == "powersgd":  # rank as ours, from the third step on: it may not start before buckets are rebuilt
+    model.register_comm_hook(powersgd.PowerSGDState(None, matrix_approximation_rank=32, start_powerSGD_iter=2),
                              powersgd.powerSGD_hook)
 if args.arm == "bf16":
     model.register_comm_hook(None, default_hooks.bf16_compress_hook)

@@ -1,0 +1,129 @@
+// When gradients of fused backwards are reduced: at once, and only if they are whole.
+#include "framework/reducer.h"
+
+#include "comm/error.h"
+#include "comm/loopback.h"
+#include "comm/wrapper.h"
+#include "framework/nn/linear.h"
+#include "framework/recipe.h"
+
+#include <functional>
+#include <vector>
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+namespace trireme {
+namespace {
+
+// Calls `seen` when an all-reduce is posted.
+class Watched final : public Wrapper {
+ public:
+  Watched(Communicator& inner, std::function<void()> seen) : Wrapper(inner), seen_(std::move(seen)) {}
+  Work all_reduce(Buffer inout, Op op) override {
+    seen_();
+    return inner_.all_reduce(inout, op);
+  }
+  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
+  Work all_gather(ConstBuffer in, Buffer out) override { return inner_.all_gather(in, out); }
+  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                  std::span<const std::size_t> recv) override {
+    return inner_.all_to_all(in, send, out, recv);
+  }
+  Work broadcast(Buffer inout, int root) override { return inner_.broadcast(inout, root); }
+  Work barrier() override { return inner_.barrier(); }
+  std::unique_ptr<Communicator> split(int color, int key) override { return inner_.split(color, key); }
+
+ private:
+  std::function<void()> seen_;
+};
+
+struct Layers {
+  std::vector<Param> params;
+  Layers() {
+    at::manual_seed(5);
+    for (const auto& [name, shape] : std::vector<std::pair<std::string, std::vector<std::int64_t>>>{
+             {"w1", {6, 6}}, {"b1", {6}}, {"w2", {6, 6}}, {"b2", {6}}})
+      params.push_back({name, at::randn(shape, at::kDouble).requires_grad_()});
+  }
+  at::Tensor layer(std::size_t i, const at::Tensor& x) const {
+    return nn::linear(x, params[2 * i].value, params[2 * i + 1].value, true);
+  }
+};
+
+at::Tensor input(int rank, std::int64_t step) {
+  at::manual_seed(std::uint64_t(100 * step + rank));
+  return at::randn({4, 6}, at::kDouble);
+}
+
+using Net = std::function<at::Tensor(const Layers&, const at::Tensor&)>;
+
+// The sum over the ranks without a reducer.
+std::vector<at::Tensor> reference(const Net& net, int ranks, std::int64_t step) {
+  Layers layers;
+  for (int r = 0; r < ranks; ++r) torch::autograd::backward({net(layers, input(r, step)).sum()}, {});
+  std::vector<at::Tensor> grads;
+  for (const auto& p : layers.params)
+    grads.push_back(p.value.grad().defined() ? p.value.grad() : at::zeros_like(p.value));
+  return grads;
+}
+
+// Three steps on two ranks; how often an all-reduce began before autograd had handed over w2's gradient.
+int early_launches(const Net& net) {
+  std::atomic<int> early{0};
+  std::mutex one;  // the generator belongs to the process
+  run_loopback(2, [&](Communicator& comm) {
+    std::unique_lock lock(one);
+    Layers layers;
+    lock.unlock();
+    Watched watched(comm, [&] { early += !layers.params[2].value.grad().defined(); });
+    Reducer reducer(layers.params, watched, {.bucket_mib = 1e-6, .first_bucket_mib = 1e-6});
+    for (std::int64_t step = 0; step < 3; ++step) {
+      lock.lock();
+      const at::Tensor x = input(comm.rank(), step);
+      const auto want = reference(net, 2, step);
+      lock.unlock();
+      reducer.begin_step(step);
+      reducer.arm(true);
+      torch::autograd::backward({net(layers, x).sum()}, {});
+      reducer.finish();
+      for (std::size_t i = 0; i < want.size(); ++i)
+        EXPECT_LE((layers.params[i].value.grad() - want[i]).abs().max().item<double>(), 1e-12) << step << " " << i;
+    }
+  });
+  return early;
+}
+
+TEST(Reducer, AFusedGradientIsOnItsWayBeforeTheLayersBackwardEnds) {
+  // Not in the first step, in which the reducer learns that each parameter has one use. Both gradients of layer 2.
+  EXPECT_EQ(early_launches([](const Layers& l, const at::Tensor& x) { return l.layer(1, l.layer(0, x)); }), 2 * 2 * 2);
+}
+
+TEST(Reducer, AParameterWithTwoUsesWaitsForBoth) {
+  EXPECT_EQ(early_launches([](const Layers& l, const at::Tensor& x) { return l.layer(1, l.layer(1, x)); }), 0);
+  // One of the uses is not fused.
+  early_launches([](const Layers& l, const at::Tensor& x) {
+    return at::addmm(l.params[3].value, l.layer(1, l.layer(0, x)), l.params[2].value.t());
+  });
+}
+
+TEST(Reducer, UsesThatChangeAreRefused) {
+  EXPECT_THROW(run_loopback(2,
+                            [](Communicator& comm) {
+                              Layers layers;
+                              Reducer reducer(layers.params, comm, {.bucket_mib = 1e-6, .first_bucket_mib = 1e-6});
+                              for (std::int64_t step = 0; step < 2; ++step) {
+                                reducer.begin_step(step);
+                                reducer.arm(true);
+                                at::Tensor y = layers.layer(1, layers.layer(0, at::ones({4, 6}, at::kDouble)));
+                                if (step == 1) y = layers.layer(1, y);
+                                torch::autograd::backward({y.sum()}, {});
+                                reducer.finish();
+                              }
+                            }),
+               UsageError);
+}
+
+}  // namespace
+}  // namespace trireme
