@@ -182,6 +182,17 @@ TEST_F(Slurm, SweepIsAnArray) {
   EXPECT_EQ(final_state(dir() / "sweep.2"), final_state(dir() / "one"));
 }
 
+// The scaling study in one allocation: a job step of each size.
+TEST_F(Slurm, ScalingStudy) {
+  const std::string source = std::getenv("TRIREME_SOURCE");
+  const std::string said = capture("cd " + dir().string() + " && TRIREME=" + program_path() +
+                                   " sbatch --parsable --nodes=2 --ntasks-per-node=1 --output=scale.out " + source +
+                                   "/slurm/scale.sbatch e.yaml --weak --steps 5 --out study");
+  const std::string number = said.substr(0, said.find_first_not_of("0123456789"));
+  EXPECT_TRUE(ends_as(number, "COMPLETED")) << read_text(dir() / "scale.out");
+  EXPECT_FALSE(listing(dir() / "study").empty()) << read_text(dir() / "scale.out");
+}
+
 // Nothing of a value is run or expanded, by the shell or by Slurm.
 TEST_F(Slurm, HostileValues) {
   const std::string evil = "it's $(touch pwned) `touch pwned` \"; touch pwned; #%j %A {a,b} *";
