@@ -34,6 +34,8 @@ constexpr std::chrono::microseconds tick{500};
 constexpr int ticks_before_sleep = 100;
 // So often a waiter of Source::posts polls although nothing was posted.
 constexpr std::chrono::milliseconds look_again{2};
+// So often a waiter that yields at once, because a peer seems to share its core, finds out whether that is still so.
+constexpr unsigned try_to_spin = 16;
 
 class Continuation final : public Operation {
  public:
@@ -294,7 +296,8 @@ bool Engine::wait_for_peers(Operation& operation, Operation::Deadline deadline) 
   const auto finished = [&] { return operation.finished_.load(std::memory_order_acquire); };
   waiters_.fetch_add(1);
   // The scheduler may put two ranks on one core: then the peer goes on only once this thread yields.
-  const bool brief = crowded_ || shares_core_.load(std::memory_order_relaxed);
+  const bool brief = crowded_ || (shares_core_.load(std::memory_order_relaxed) &&
+                                  brief_waits_.fetch_add(1, std::memory_order_relaxed) % try_to_spin != 0);
   Backoff backoff(brief);
   bool in_time = true;
   int rested = 0;

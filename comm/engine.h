@@ -119,6 +119,7 @@ class Engine {
   std::atomic<int> waiters_{0};
   std::atomic<bool> failed_{false};
   std::atomic<bool> shares_core_{false};  // the last wait ended when this thread gave its core away
+  std::atomic<unsigned> brief_waits_{0};
 
   std::mutex sleep_;
   std::condition_variable wake_;
