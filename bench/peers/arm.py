@@ -49,21 +49,13 @@ def read_safetensors(path):
     return tensors, metadata
 
 
-def join_gloo(port, threads=None):
-    """(rank, size) of this process, one thread each: mpirun only tells each its rank. `threads` are gloo's own: a
-    collective that waits for another one within its callback blocks one of its two."""
+def join_gloo(port):
+    """(rank, size) of this process, one thread each: mpirun only tells each its rank."""
     import torch
     import torch.distributed as dist
     rank, size = int(os.environ["OMPI_COMM_WORLD_RANK"]), int(os.environ["OMPI_COMM_WORLD_SIZE"])
     torch.set_num_threads(1)
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ["MASTER_PORT"] = port
-    options = None
-    if threads:
-        options = dist.ProcessGroupGloo._Options()
-        interface = os.environ.get("GLOO_SOCKET_IFNAME")
-        options._devices = [dist.ProcessGroupGloo.create_device(interface=interface) if interface
-                            else dist.ProcessGroupGloo.create_default_device()]
-        options._threads = threads
-    dist.init_process_group("gloo", rank=rank, world_size=size, pg_options=options)
+    dist.init_process_group("gloo", rank=rank, world_size=size)
     return rank, size

@@ -19,7 +19,7 @@ parser.add_argument("--port")
 parser.add_argument("--arm", choices=["copy", "view", "powersgd", "bf16", "compute", "comm"])
 parser.add_argument("--bucket-mib", type=int)
 args = parser.parse_args()
-rank, size = join_gloo(args.port, 8 if args.arm == "powersgd" else None)
+rank, size = join_gloo(args.port)
 
 tensors, meta = read_safetensors(args.file)
 layers = []
@@ -32,6 +32,11 @@ for i, layer in enumerate(layers):
     layer.bias.data.copy_(tensors[f"layers.{i}.bias"])
     modules += [layer] + ([nn.ReLU(inplace=True)] if i + 1 < len(layers) else [])
 model = nn.Sequential(*modules)
+if args.arm == "powersgd":
+    # Over gloo this hook's callbacks start collectives in an order of their own on each rank: with two buckets on their
+    # way, ranks soon mix them up and abort. One bucket.
+    args.bucket_mib = 1000
+    dist._DEFAULT_FIRST_BUCKET_BYTES = 1000 << 20
 if args.arm not in ("compute", "comm"):
     # As ours: a first bucket of 1 MiB, rebuilt in the observed order.
     model = DistributedDataParallel(model, bucket_cap_mb=args.bucket_mib, gradient_as_bucket_view=args.arm != "copy")
