@@ -22,7 +22,7 @@ namespace {
 struct Slot {
   at::Tensor view;
   bool taken = false;  // somebody has a gradient of this step there
-  bool lent = false;   // a fused backward has
+  bool lent = false;   // a fused backward of this pass has
   // What was lent was all of the gradient, in the last backward that lent it: the parameter has one use.
   bool alone = false;
   std::function<void()> written;
@@ -248,7 +248,8 @@ struct Reducer::Impl {
       slot.view.copy_(g);
       g = slot.view;
     }
-    slot.alone = slot.lent && in_place;
+    if (slot.lent) slot.alone = in_place;
+    slot.lent = false;  // a later backward of this step adds to it
     slot.taken = true;
     if (last) mark_ready(i);
   }

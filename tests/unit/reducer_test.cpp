@@ -108,6 +108,32 @@ TEST(Reducer, AParameterWithTwoUsesWaitsForBoth) {
   });
 }
 
+// What the first backward of a step left there is not the whole gradient.
+TEST(Reducer, AccumulatedGradientsWaitForTheLastBackward) {
+  std::mutex one;
+  run_loopback(2, [&](Communicator& comm) {
+    std::unique_lock lock(one);
+    Layers layers;
+    lock.unlock();
+    const Net net = [](const Layers& l, const at::Tensor& x) { return l.layer(1, l.layer(0, x)); };
+    Reducer reducer(layers.params, comm, {.bucket_mib = 1e-6, .first_bucket_mib = 1e-6});
+    for (std::int64_t step = 0; step < 4; ++step) {
+      lock.lock();
+      const at::Tensor x = input(comm.rank(), step);
+      const auto want = reference(net, 2, step);
+      lock.unlock();
+      reducer.begin_step(step);
+      for (const bool last : {false, true}) {
+        reducer.arm(last);
+        torch::autograd::backward({net(layers, x.narrow(0, last ? 2 : 0, 2)).sum()}, {});
+      }
+      reducer.finish();
+      for (std::size_t i = 0; i < want.size(); ++i)
+        EXPECT_LE((layers.params[i].value.grad() - want[i]).abs().max().item<double>(), 1e-12) << step << " " << i;
+    }
+  });
+}
+
 TEST(Reducer, UsesThatChangeAreRefused) {
   EXPECT_THROW(run_loopback(2,
                             [](Communicator& comm) {
