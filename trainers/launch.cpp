@@ -152,6 +152,7 @@ std::string self_path() { return std::filesystem::read_symlink("/proc/self/exe")
     setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
     setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
   }
+  setenv("HWLOC_HIDE_ERRORS", "2", 0);  // where /sys is not mounted mpirun would complain; it works without
   execvp(argv[0], argv.data());
   _exit(127);
 }
