@@ -15,14 +15,16 @@ std::vector<int> StragglerReport::look(std::span<const double> own_ms, std::int6
   const double limit = ratio * median(own_ms);
   std::vector<int> named;
   for (std::size_t r = 0; r < own_ms.size(); ++r) {
+    Slow& slow = slow_[r];
     if (own_ms[r] < limit) {
-      slow_lines_[r] = slow_steps_[r] = 0;
+      slow = {};
       continue;
     }
-    const bool before = slow_lines_[r] >= lines && slow_steps_[r] >= least_steps;
-    ++slow_lines_[r];
-    slow_steps_[r] += steps;
-    if (!before && slow_lines_[r] >= lines && slow_steps_[r] >= least_steps) named.push_back(int(r));
+    const bool before = slow.enough();
+    ++slow.lines;
+    slow.steps += steps;
+    slow.ms += own_ms[r] * double(steps);
+    if (!before && slow.enough()) named.push_back(int(r));
   }
   return named;
 }

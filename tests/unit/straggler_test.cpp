@@ -15,7 +15,7 @@ TEST(Straggler, TheMedianOfTwoIsTheFaster) {
 
 TEST(Straggler, IsNamedOnceWhenItStaysSlow) {
   StragglerReport report(3);
-  const std::vector<double> slow{1, 1.8, 1.1}, even{1, 1.2, 1.1};
+  const std::vector<double> slow{100, 180, 110}, even{100, 120, 110};
   EXPECT_TRUE(report.look(slow, 5).empty());
   EXPECT_TRUE(report.look(slow, 5).empty());
   EXPECT_EQ(report.look(slow, 5), std::vector<int>{1});
@@ -27,9 +27,16 @@ TEST(Straggler, IsNamedOnceWhenItStaysSlow) {
 
 TEST(Straggler, AFewStepsAreNotEnough) {
   StragglerReport report(2);
-  const std::vector<double> slow{9, 1};
+  const std::vector<double> slow{90, 10};
   for (int line = 1; line < 10; ++line) EXPECT_TRUE(report.look(slow, 1).empty()) << line;
   EXPECT_EQ(report.look(slow, 1), std::vector<int>{0});
+}
+
+TEST(Straggler, ShortStepsMustStaySlowForAWhile) {
+  StragglerReport report(2);
+  const std::vector<double> slow{1, 4};
+  for (int line = 1; line < 125; ++line) EXPECT_TRUE(report.look(slow, 1).empty()) << line;
+  EXPECT_EQ(report.look(slow, 1), std::vector<int>{1});
 }
 
 // Single steps three times as long as the others, one in ten: noise, not a slow rank.
