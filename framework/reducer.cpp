@@ -228,7 +228,7 @@ struct Reducer::Impl {
   // the backward of the same layer goes on.
   void on_written(std::size_t i) {
     if (!last) return;
-    if (slots_of[i].alone)
+    if (slots_of[i].alone && options.overlap)
       mark_ready(i);
     else
       observe(i);

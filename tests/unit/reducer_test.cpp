@@ -69,8 +69,12 @@ std::vector<at::Tensor> reference(const Net& net, int ranks, std::int64_t step) 
   return grads;
 }
 
-// Three steps on two ranks; how often an all-reduce began before autograd had handed over w2's gradient.
-int early_launches(const Net& net) {
+using Backward = std::function<void(Reducer&, const Layers&, const at::Tensor& x, std::int64_t step)>;
+
+// `steps` on two ranks: gradients equal the sum over the ranks of a plain backward of `net`. Returns how often an
+// all-reduce began before autograd had handed over w2's gradient.
+int early_launches(int steps, bool overlap, const std::function<Net(std::int64_t step)>& net,
+                   const Backward& backward) {
   std::atomic<int> early{0};
   std::mutex one;  // the generator belongs to the process
   run_loopback(2, [&](Communicator& comm) {
@@ -78,15 +82,14 @@ int early_launches(const Net& net) {
     Layers layers;
     lock.unlock();
     Watched watched(comm, [&] { early += !layers.params[2].value.grad().defined(); });
-    Reducer reducer(layers.params, watched, {.bucket_mib = 1e-6, .first_bucket_mib = 1e-6});
-    for (std::int64_t step = 0; step < 3; ++step) {
+    Reducer reducer(layers.params, watched, {.bucket_mib = 1e-6, .first_bucket_mib = 1e-6, .overlap = overlap});
+    for (std::int64_t step = 0; step < steps; ++step) {
       lock.lock();
       const at::Tensor x = input(comm.rank(), step);
-      const auto want = reference(net, 2, step);
+      const auto want = reference(net(step), 2, step);
       lock.unlock();
       reducer.begin_step(step);
-      reducer.arm(true);
-      torch::autograd::backward({net(layers, x).sum()}, {});
+      backward(reducer, layers, x, step);
       reducer.finish();
       for (std::size_t i = 0; i < want.size(); ++i)
         EXPECT_LE((layers.params[i].value.grad() - want[i]).abs().max().item<double>(), 1e-12) << step << " " << i;
@@ -95,60 +98,48 @@ int early_launches(const Net& net) {
   return early;
 }
 
+int early_launches(int steps, bool overlap, const std::function<Net(std::int64_t step)>& net) {
+  return early_launches(steps, overlap, net,
+                        [&](Reducer& reducer, const Layers& layers, const at::Tensor& x, std::int64_t step) {
+                          reducer.arm(true);
+                          torch::autograd::backward({net(step)(layers, x).sum()}, {});
+                        });
+}
+
+at::Tensor once(const Layers& l, const at::Tensor& x) { return l.layer(1, l.layer(0, x)); }
+at::Tensor twice(const Layers& l, const at::Tensor& x) { return l.layer(1, once(l, x)); }
+Net always_once(std::int64_t) { return once; }
+Net twice_from_step_1(std::int64_t step) { return step == 0 ? once : twice; }
+
 TEST(Reducer, AFusedGradientIsOnItsWayBeforeTheLayersBackwardEnds) {
   // Not in the first step, in which the reducer learns that each parameter has one use. Both gradients of layer 2.
-  EXPECT_EQ(early_launches([](const Layers& l, const at::Tensor& x) { return l.layer(1, l.layer(0, x)); }), 2 * 2 * 2);
+  EXPECT_EQ(early_launches(3, true, always_once), 2 * 2 * 2);
+  EXPECT_EQ(early_launches(3, false, always_once), 0);
 }
 
 TEST(Reducer, AParameterWithTwoUsesWaitsForBoth) {
-  EXPECT_EQ(early_launches([](const Layers& l, const at::Tensor& x) { return l.layer(1, l.layer(1, x)); }), 0);
+  EXPECT_EQ(early_launches(3, true, [](std::int64_t) -> Net { return twice; }), 0);
   // One of the uses is not fused.
-  early_launches([](const Layers& l, const at::Tensor& x) {
-    return at::addmm(l.params[3].value, l.layer(1, l.layer(0, x)), l.params[2].value.t());
+  early_launches(3, true, [](std::int64_t) -> Net {
+    return [](const Layers& l, const at::Tensor& x) {
+      return at::addmm(l.params[3].value, once(l, x), l.params[2].value.t());
+    };
   });
 }
 
 // What the first backward of a step left there is not the whole gradient.
 TEST(Reducer, AccumulatedGradientsWaitForTheLastBackward) {
-  std::mutex one;
-  run_loopback(2, [&](Communicator& comm) {
-    std::unique_lock lock(one);
-    Layers layers;
-    lock.unlock();
-    const Net net = [](const Layers& l, const at::Tensor& x) { return l.layer(1, l.layer(0, x)); };
-    Reducer reducer(layers.params, comm, {.bucket_mib = 1e-6, .first_bucket_mib = 1e-6});
-    for (std::int64_t step = 0; step < 4; ++step) {
-      lock.lock();
-      const at::Tensor x = input(comm.rank(), step);
-      const auto want = reference(net, 2, step);
-      lock.unlock();
-      reducer.begin_step(step);
-      for (const bool last : {false, true}) {
-        reducer.arm(last);
-        torch::autograd::backward({net(layers, x.narrow(0, last ? 2 : 0, 2)).sum()}, {});
-      }
-      reducer.finish();
-      for (std::size_t i = 0; i < want.size(); ++i)
-        EXPECT_LE((layers.params[i].value.grad() - want[i]).abs().max().item<double>(), 1e-12) << step << " " << i;
+  early_launches(4, true, always_once, [](Reducer& reducer, const Layers& layers, const at::Tensor& x, std::int64_t) {
+    for (const bool last : {false, true}) {
+      reducer.arm(last);
+      torch::autograd::backward({once(layers, x.narrow(0, last ? 2 : 0, 2)).sum()}, {});
     }
   });
 }
 
-TEST(Reducer, UsesThatChangeAreRefused) {
-  EXPECT_THROW(run_loopback(2,
-                            [](Communicator& comm) {
-                              Layers layers;
-                              Reducer reducer(layers.params, comm, {.bucket_mib = 1e-6, .first_bucket_mib = 1e-6});
-                              for (std::int64_t step = 0; step < 2; ++step) {
-                                reducer.begin_step(step);
-                                reducer.arm(true);
-                                at::Tensor y = layers.layer(1, layers.layer(0, at::ones({4, 6}, at::kDouble)));
-                                if (step == 1) y = layers.layer(1, y);
-                                torch::autograd::backward({y.sum()}, {});
-                                reducer.finish();
-                              }
-                            }),
-               UsageError);
+TEST(Reducer, UsesThatChangeAreRefusedUnlessNothingOverlaps) {
+  EXPECT_THROW(early_launches(2, true, twice_from_step_1), UsageError);
+  EXPECT_EQ(early_launches(3, false, twice_from_step_1), 0);
 }
 
 }  // namespace
