@@ -3,12 +3,9 @@
 #include "comm/arguments.h"
 #include "comm/error.h"
 
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
-
-#include <sys/mman.h>
 
 namespace trireme {
 namespace {
@@ -77,14 +74,11 @@ std::unique_ptr<Communicator> make_self(std::string_view backend, AbortFunction 
 }
 
 std::shared_ptr<void> allocate_private(std::size_t bytes) {
-  constexpr std::size_t huge_page = 2u << 20;
-  const std::size_t align = bytes >= 2 * huge_page ? huge_page : 64;
-  const std::size_t rounded = std::max<std::size_t>(bytes + align - 1, align) / align * align;
-  void* p = std::aligned_alloc(align, rounded);
+  const std::size_t rounded = (bytes + 63) / 64 * 64;
+  void* p = std::aligned_alloc(64, rounded ? rounded : 64);
   if (!p)
     throw Error(ExitCode::memory, "allocate", std::to_string(bytes) + " bytes are not available",
                 "use fewer ranks on this machine or a smaller model");
-  if (align == huge_page) madvise(p, rounded, MADV_HUGEPAGE);  // only a wish: matrix products walk it by columns
   std::memset(p, 0, rounded);
   return {p, std::free};
 }
