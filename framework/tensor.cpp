@@ -2,49 +2,30 @@
 
 #include "comm/error.h"
 
+#include <utility>
+
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace trireme {
 
+namespace {
+
+constexpr std::pair<at::ScalarType, DType> types[] = {
+    {at::kDouble, DType::f64}, {at::kFloat, DType::f32}, {at::kHalf, DType::f16}, {at::kBFloat16, DType::bf16},
+    {at::kLong, DType::i64},   {at::kInt, DType::i32},   {at::kByte, DType::u8}};
+
+}  // namespace
+
 DType dtype_of(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kDouble:
-      return DType::f64;
-    case at::kFloat:
-      return DType::f32;
-    case at::kHalf:
-      return DType::f16;
-    case at::kBFloat16:
-      return DType::bf16;
-    case at::kLong:
-      return DType::i64;
-    case at::kInt:
-      return DType::i32;
-    case at::kByte:
-      return DType::u8;
-    default:
-      throw Error(ExitCode::bug, "tensor", std::string("no buffer type for ") + c10::toString(t.scalar_type()));
-  }
+  for (const auto& [scalar, dtype] : types)
+    if (scalar == t.scalar_type()) return dtype;
+  throw Error(ExitCode::bug, "tensor", std::string("no buffer type for ") + c10::toString(t.scalar_type()));
 }
 
 at::ScalarType scalar_type(DType t) {
-  switch (t) {
-    case DType::f64:
-      return at::kDouble;
-    case DType::f32:
-      return at::kFloat;
-    case DType::f16:
-      return at::kHalf;
-    case DType::bf16:
-      return at::kBFloat16;
-    case DType::i64:
-      return at::kLong;
-    case DType::i32:
-      return at::kInt;
-    case DType::u8:
-      return at::kByte;
-  }
-  return at::kFloat;
+  for (const auto& [scalar, dtype] : types)
+    if (dtype == t) return scalar;
+  throw Error(ExitCode::bug, "tensor", "no tensor type for this buffer type");
 }
 
 Buffer buffer_of(const at::Tensor& t) {
