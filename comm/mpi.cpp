@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <thread>
 
 #include <sched.h>
 #include <unistd.h>
@@ -24,6 +25,10 @@ namespace {
   std::replace(text.begin(), text.end() - 1, '\n', ' ');
   // One write, so that the lines of several ranks do not mix.
   if (::write(STDERR_FILENO, text.data(), text.size()) < 0) std::fputs(text.c_str(), stderr);
+#ifndef OPEN_MPI
+  // MPICH's mpiexec ends without reading what is left in its ranks' pipes.
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+#endif
   // MPI must not be entered by two threads; but a stuck one must not keep the job alive either.
   const auto end = [code] { MPI_Abort(MPI_COMM_WORLD, code); };
   if (!link || !link->engine || !link->engine->exclusively(std::chrono::milliseconds(500), end)) end();

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <type_traits>
 
 #define TRIREME_INLINE __attribute__((always_inline)) inline
@@ -152,6 +153,26 @@ TRIREME_KERNELS(i64, Plain<std::int64_t>)
 TRIREME_KERNELS(i32, Plain<std::int32_t>)
 TRIREME_KERNELS(u8, Plain<std::uint8_t>)
 
+template <class E>
+TRIREME_INLINE void narrow_all(const float* in, void* out, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint16_t h = E::narrow(in[i]);
+    std::memcpy(static_cast<char*>(out) + 2 * i, &h, sizeof h);
+  }
+}
+template <class E>
+TRIREME_INLINE void widen_all(const void* in, float* out, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) {
+    std::uint16_t h;
+    std::memcpy(&h, static_cast<const char*>(in) + 2 * i, sizeof h);
+    out[i] = E::widen(h);
+  }
+}
+TRIREME_CLONES void narrow_all_f16(const float* in, void* out, std::size_t n) { narrow_all<Half>(in, out, n); }
+TRIREME_CLONES void narrow_all_bf16(const float* in, void* out, std::size_t n) { narrow_all<Brain>(in, out, n); }
+TRIREME_CLONES void widen_all_f16(const void* in, float* out, std::size_t n) { widen_all<Half>(in, out, n); }
+TRIREME_CLONES void widen_all_bf16(const void* in, float* out, std::size_t n) { widen_all<Brain>(in, out, n); }
+
 Kernel pick(Op op, DType dtype) {
   static constexpr Kernel table[][3] = {TRIREME_ROW(f64), TRIREME_ROW(f32), TRIREME_ROW(f16), TRIREME_ROW(bf16),
                                         TRIREME_ROW(i64), TRIREME_ROW(i32), TRIREME_ROW(u8)};
@@ -169,9 +190,11 @@ void reduce(Op op, DType dtype, void* out, std::span<const void* const> in, std:
   pick(op, dtype)(out, in.data(), in.size(), count);
 }
 
-float f16_to_f32(std::uint16_t h) { return widen_f16(h); }
-std::uint16_t f32_to_f16(float f) { return narrow_f16(f); }
-float bf16_to_f32(std::uint16_t h) { return widen_bf16(h); }
-std::uint16_t f32_to_bf16(float f) { return narrow_bf16(f); }
+void narrow(DType to, const float* in, void* out, std::size_t count) {
+  to == DType::f16 ? narrow_all_f16(in, out, count) : narrow_all_bf16(in, out, count);
+}
+void widen(DType from, const void* in, float* out, std::size_t count) {
+  from == DType::f16 ? widen_all_f16(in, out, count) : widen_all_bf16(in, out, count);
+}
 
 }  // namespace trireme

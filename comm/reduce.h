@@ -12,9 +12,9 @@ namespace trireme {
 // max propagate NaN. At least one input.
 void reduce(Op op, DType dtype, void* out, std::span<const void* const> in, std::size_t count);
 
-float f16_to_f32(std::uint16_t h);
-std::uint16_t f32_to_f16(float f);  // nearest even; overflow gives infinity
-float bf16_to_f32(std::uint16_t h);
-std::uint16_t f32_to_bf16(float f);  // nearest even
+// f32 to and from f16 or bf16, element by element: to nearest even; f16 overflows to infinity; a NaN stays one. The
+// 16-bit side may be unaligned.
+void narrow(DType to, const float* in, void* out, std::size_t count);
+void widen(DType from, const void* in, float* out, std::size_t count);
 
 }  // namespace trireme

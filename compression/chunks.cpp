@@ -35,4 +35,22 @@ void check_decode(const Compressor& codec, std::string_view name, const ConstBuf
   }
 }
 
+Compensated::Compensated(const Chunk& chunk) : chunk_(chunk) {
+  if (!chunk.error) return;
+  sum_ = std::make_unique_for_overwrite<float[]>(chunk.in.count);
+  const auto* in = static_cast<const float*>(chunk.in.data);
+  for (std::size_t i = 0; i < chunk.in.count; ++i) sum_[i] = in[i] + chunk.error[i];
+}
+
+void Compensated::keep_loss(const Compressor& codec, const std::uint8_t* code, std::size_t bytes) const {
+  if (!sum_) return;
+  const Buffer decoded{chunk_.error, chunk_.in.count, DType::f32};
+  const std::uint64_t size = bytes;
+  codec.decode({code, bytes, DType::u8}, {&size, 1}, {&decoded, 1});
+  for (std::size_t i = 0; i < chunk_.in.count; ++i) {
+    const float lost = sum_[i] - chunk_.error[i];
+    chunk_.error[i] = lost - lost == 0 ? lost : 0;  // a value that is not finite must not poison the next step
+  }
+}
+
 }  // namespace trireme

@@ -11,14 +11,27 @@ void check_decode(const Compressor& codec, std::string_view name, const ConstBuf
                   std::span<const std::uint64_t> sizes, std::span<const Buffer> out);
 [[noreturn]] void bad_code(std::string_view codec, std::string_view what);
 
+// The values of a chunk with its error added. What their code then loses becomes the error of the next time.
+class Compensated {
+ public:
+  explicit Compensated(const Chunk& chunk);
+  const float* values() const { return sum_ ? sum_.get() : static_cast<const float*>(chunk_.in.data); }
+  void keep_loss(const Compressor& codec, const std::uint8_t* code, std::size_t bytes) const;
+
+ private:
+  const Chunk& chunk_;
+  std::unique_ptr<float[]> sum_;
+};
+
 // `one(values, count, bound, to)` returns the bytes it wrote.
 template <class F>
 void encode_each(const Compressor& codec, std::span<const Chunk> chunks, Buffer out, Buffer sizes, F one) {
   check_encode(codec, chunks, out, sizes);
   auto* to = static_cast<std::uint8_t*>(out.data);
   for (std::size_t k = 0; k < chunks.size(); ++k) {
-    const std::size_t bytes =
-        one(static_cast<const float*>(chunks[k].in.data), chunks[k].in.count, chunks[k].bound, to);
+    const Compensated in(chunks[k]);
+    const std::size_t bytes = one(in.values(), chunks[k].in.count, chunks[k].bound, to);
+    in.keep_loss(codec, to, bytes);
     static_cast<std::uint64_t*>(sizes.data)[k] = bytes;
     to += bytes;
   }

@@ -77,17 +77,6 @@ std::size_t part_of_shard(std::size_t count, std::size_t shard, int rank) {
   return std::min(shard, count - first);
 }
 
-void add(float* to, const float* from, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) to[i] += from[i];
-}
-// What was lost. Of a value that is not finite nothing is kept: the step is skipped, and must not poison the next one.
-void subtract_into(float* error, const float* value, const float* decoded, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) {
-    const float e = value[i] - decoded[i];
-    error[i] = e - e == 0 ? e : 0;
-  }
-}
-
 // ---- all_reduce of a codec that is not summable ----
 
 struct Reduction {
@@ -98,22 +87,12 @@ struct Reduction {
   std::optional<ErrorFeedback> feedback;
   std::size_t shard;
   std::vector<std::uint64_t> sizes;  // of every rank's sums
-  std::vector<float> sum;            // of this rank's shard
   Bytes encoded, gathered;
   std::size_t slot = 0;  // bytes between two ranks' sums in `gathered`
 
   std::size_t part(int rank) const { return part_of_shard(inout.count, shard, rank); }
   std::size_t mine() const { return part(comm.rank()); }
 };
-
-// What the codes lost, into `error`.
-void keep_loss(const Compressor& codec, const std::uint8_t* codes, std::uint64_t size, const float* value, float* error,
-               std::size_t count) {
-  const auto decoded = uninitialized_floats(count);
-  const Buffer out{decoded.get(), count, DType::f32};
-  codec.decode({codes, static_cast<std::size_t>(size), DType::u8}, {&size, 1}, {&out, 1});
-  subtract_into(error, value, decoded.get(), count);
-}
 
 Work decode_sums(const std::shared_ptr<Reduction>& r) {
   for (int from = 0; from < r->comm.size(); ++from) {
@@ -141,24 +120,21 @@ Work gather_sums(const std::shared_ptr<Reduction>& r) {
 // The codes of all ranks for this rank's shard have arrived.
 Work sum_shard(const std::shared_ptr<Reduction>& r, const Exchange& x) {
   const std::size_t n = r->mine();
-  r->sum.assign(n, 0);
-  if (r->feedback) std::copy_n(floats(r->feedback->owned, 0), n, r->sum.begin());
-  const auto decoded = uninitialized_floats(n);
-  const Buffer out{decoded.get(), n, DType::f32};
-  const std::uint8_t* codes = x.received.get();
-  for (const std::uint64_t size : x.recv_sizes) {  // in rank order
-    r->codec.decode({codes, static_cast<std::size_t>(size), DType::u8}, {&size, 1}, {&out, 1});
-    add(r->sum.data(), decoded.get(), n);
-    codes += size;
+  std::vector<ConstBuffer> codes;  // in rank order
+  const std::uint8_t* from = x.received.get();
+  for (const std::uint64_t size : x.recv_sizes) {
+    codes.push_back({from, static_cast<std::size_t>(size), DType::u8});
+    from += size;
   }
+  const auto sum = uninitialized_floats(n);
+  r->codec.decode_sum(codes, {sum.get(), n, DType::f32});
   // Room for any rank's code: all_gather sends as many bytes as the longest has.
   const std::size_t room = r->codec.max_bytes(r->shard);
   r->encoded = uninitialized(room);
-  std::fill_n(r->encoded.get(), room, std::uint8_t{0});
-  const Chunk chunk{{r->sum.data(), n, DType::f32}, r->bound};
+  const Chunk chunk{{sum.get(), n, DType::f32}, r->bound, r->feedback ? floats(r->feedback->owned, 0) : nullptr};
   std::uint64_t size = 0;
   r->codec.encode({&chunk, 1}, bytes_of(r->encoded, room), {&size, 1, DType::i64});
-  if (r->feedback) keep_loss(r->codec, r->encoded.get(), size, r->sum.data(), floats(r->feedback->owned, 0), n);
+  std::fill(r->encoded.get() + size, r->encoded.get() + room, std::uint8_t{0});
   r->sizes.resize(static_cast<std::size_t>(r->comm.size()));
   if (r->codec.fixed_size()) {
     for (int k = 0; k < r->comm.size(); ++k) r->sizes[static_cast<std::size_t>(k)] = r->codec.max_bytes(r->part(k));
@@ -172,30 +148,16 @@ Work sum_shard(const std::shared_ptr<Reduction>& r, const Exchange& x) {
 Work reduce_by_shards(Communicator& comm, Compressor& codec, Buffer inout, double bound,
                       const ErrorFeedback* feedback) {
   auto r = std::make_shared<Reduction>(comm, codec, inout, bound, std::nullopt, shard_size(inout.count, comm.size()));
-  if (feedback) {
-    r->feedback = *feedback;
-    add(floats(inout, 0), floats(feedback->sent, 0), inout.count);
-  }
+  if (feedback) r->feedback = *feedback;
   auto x = std::make_shared<Exchange>(codec);
   std::vector<Chunk> chunks;
-  for (int k = 0; k < comm.size(); ++k)
+  for (int k = 0; k < comm.size(); ++k) {
+    const std::size_t first = std::min(inout.count, r->shard * static_cast<std::size_t>(k));
     chunks.push_back(
-        {{floats(inout, std::min(inout.count, r->shard * static_cast<std::size_t>(k))), r->part(k), DType::f32},
-         bound});
-  x->recv_counts.assign(chunks.size(), r->mine());
-  Work sent = exchange(comm, x, chunks);
-  if (feedback) {
-    const auto decoded = uninitialized_floats(inout.count);
-    std::vector<Buffer> out;
-    std::size_t first = 0;
-    for (const auto& c : chunks) {
-      out.push_back({decoded.get() + first, c.in.count, DType::f32});
-      first += c.in.count;
-    }
-    codec.decode(bytes_of(x->encoded, x->encoded_bytes), x->send_sizes, out);
-    subtract_into(floats(feedback->sent, 0), floats(inout, 0), decoded.get(), inout.count);
+        {{floats(inout, first), r->part(k), DType::f32}, bound, feedback ? floats(feedback->sent, first) : nullptr});
   }
-  return sent.then([r, x] { return sum_shard(r, *x); });
+  x->recv_counts.assign(chunks.size(), r->mine());
+  return exchange(comm, x, chunks).then([r, x] { return sum_shard(r, *x); });
 }
 
 // ---- all_reduce of a summable codec ----

@@ -25,6 +25,9 @@ namespace trireme {
 struct Chunk {
   ConstBuffer in;    // f32
   double bound = 0;  // largest absolute error; 0: the codec's own precision
+  // Error feedback (Karimireddy et al., ICML'19), one value per element: in + error is encoded, and error then holds
+  // what the code lost of it, 0 where that is not finite.
+  float* error = nullptr;
 };
 
 class Compressor {
@@ -43,6 +46,9 @@ class Compressor {
   // out: u8, at least the sum of max_bytes; sizes: u64, one per chunk.
   virtual void encode(std::span<const Chunk> chunks, Buffer out, Buffer sizes) = 0;
   virtual void decode(ConstBuffer in, std::span<const std::uint64_t> sizes, std::span<const Buffer> out) const = 0;
+
+  // out: f32, the values of all codes (one chunk of out.count values each) summed in their order. At least one code.
+  virtual void decode_sum(std::span<const ConstBuffer> codes, Buffer out) const;
 
   virtual void state(Archive&) {}  // what changes the next encode
 };

@@ -2,55 +2,37 @@
 #include "comm/reduce.h"
 #include "compression/chunks.h"
 
-#include <cstring>
-
 namespace trireme {
 namespace {
 
-struct Bf16 {
-  static constexpr std::string_view name = "bf16";
-  static constexpr DType dtype = DType::bf16;
-  static std::uint16_t pack(float f) { return f32_to_bf16(f); }
-  static float unpack(std::uint16_t h) { return bf16_to_f32(h); }
-};
-
-struct Fp16 {
-  static constexpr std::string_view name = "fp16";
-  static constexpr DType dtype = DType::f16;
-  static std::uint16_t pack(float f) { return f32_to_f16(f); }
-  static float unpack(std::uint16_t h) { return f16_to_f32(h); }
-};
-
-template <class Format>
 class LowPrecision final : public Compressor {
  public:
-  std::optional<DType> sum_type() const override { return Format::dtype; }
+  LowPrecision(std::string_view name, DType dtype) : name_(name), dtype_(dtype) {}
+
+  std::optional<DType> sum_type() const override { return dtype_; }
   bool fixed_size() const override { return true; }
   std::size_t max_bytes(std::size_t count) const override { return 2 * count; }
 
   void encode(std::span<const Chunk> chunks, Buffer out, Buffer sizes) override {
-    encode_each(*this, chunks, out, sizes, [](const float* in, std::size_t count, double, std::uint8_t* to) {
-      for (std::size_t i = 0; i < count; ++i) {
-        const std::uint16_t h = Format::pack(in[i]);
-        std::memcpy(to + 2 * i, &h, 2);
-      }
+    encode_each(*this, chunks, out, sizes, [this](const float* in, std::size_t count, double, std::uint8_t* to) {
+      narrow(dtype_, in, to, count);
       return 2 * count;
     });
   }
   void decode(ConstBuffer in, std::span<const std::uint64_t> sizes, std::span<const Buffer> out) const override {
-    decode_each(*this, Format::name, in, sizes, out,
-                [](const std::uint8_t* from, std::size_t, float* values, std::size_t count) {
-                  for (std::size_t i = 0; i < count; ++i) {
-                    std::uint16_t h;
-                    std::memcpy(&h, from + 2 * i, 2);
-                    values[i] = Format::unpack(h);
-                  }
+    decode_each(*this, name_, in, sizes, out,
+                [this](const std::uint8_t* from, std::size_t, float* values, std::size_t count) {
+                  widen(dtype_, from, values, count);
                 });
   }
+
+ private:
+  const std::string_view name_;
+  const DType dtype_;
 };
 
-const RegisterCompressor bf16("bf16", [] { return std::make_unique<LowPrecision<Bf16>>(); });
-const RegisterCompressor fp16("fp16", [] { return std::make_unique<LowPrecision<Fp16>>(); });
+const RegisterCompressor bf16("bf16", [] { return std::make_unique<LowPrecision>("bf16", DType::bf16); });
+const RegisterCompressor fp16("fp16", [] { return std::make_unique<LowPrecision>("fp16", DType::f16); });
 
 }  // namespace
 }  // namespace trireme

@@ -126,6 +126,48 @@ TEST_P(CompressorContract, NonFiniteStaysNonFinite) {
   }
 }
 
+TEST_P(CompressorContract, ErrorIsWhatTheCodeLost) {
+  for (Values in : inputs(700)) {
+    in[300] = std::nanf("");
+    Values error = normal(in.size(), 1e-3f, 12);
+    const std::size_t room = codec->max_bytes(in.size());
+    std::vector<std::uint8_t> bytes(room), plain(room);
+    std::uint64_t size = 0, plain_size = 0;
+    Values whole(in);
+    for (std::size_t i = 0; i < in.size(); ++i) whole[i] += error[i];
+    const Chunk with{{in.data(), in.size(), DType::f32}, 0.05, error.data()},
+        without{{whole.data(), in.size(), DType::f32}, 0.05};
+    codec->encode({&with, 1}, {bytes.data(), room, DType::u8}, {&size, 1, DType::i64});
+    codec->encode({&without, 1}, {plain.data(), room, DType::u8}, {&plain_size, 1, DType::i64});
+    EXPECT_EQ(size, plain_size);
+    EXPECT_EQ(bytes, plain);
+    const Values out = decode(*codec, {bytes, {size}}, {in.size()})[0];
+    for (std::size_t i = 0; i < in.size(); ++i) {
+      const float lost = whole[i] - out[i];
+      ASSERT_EQ(error[i], std::isfinite(lost) ? lost : 0) << i << ": " << in[i];
+    }
+  }
+}
+
+TEST_P(CompressorContract, DecodeSumIsTheSumInOrder) {
+  for (const std::size_t n : {0u, 1u, 257u, 1000u}) {
+    std::vector<Code> codes;
+    std::vector<ConstBuffer> buffers;
+    for (unsigned k = 0; k < 4; ++k) codes.push_back(encode(*codec, {normal(n, 1, 20 + k)}, 0.01));
+    for (const auto& c : codes) buffers.push_back({c.bytes.data(), c.bytes.size(), DType::u8});
+    Values expected(n), sum(n, 99.0f);
+    for (std::size_t k = 0; k < codes.size(); ++k) {
+      const Values one = decode(*codec, codes[k], {n})[0];
+      for (std::size_t i = 0; i < n; ++i) expected[i] = k == 0 ? one[i] : expected[i] + one[i];
+    }
+    codec->decode_sum(buffers, {sum.data(), n, DType::f32});
+    EXPECT_EQ(sum, expected);
+    if (n == 0) continue;
+    buffers[2].count -= 1;  // a code that ends too early
+    EXPECT_THROW(codec->decode_sum(buffers, {sum.data(), n, DType::f32}), CommError);
+  }
+}
+
 // Bytes come from another rank: whatever they are, nothing outside the output is written, and nothing else than
 // CommError thrown.
 TEST_P(CompressorContract, GarbageIsRefusedOrDecoded) {

@@ -71,17 +71,11 @@ const Case cases[] = {
      }},
 };
 
-// What the run said, and whether it ended at all.
-struct Said {
-  int code = 0;
-  std::string text;
-  double seconds = 0;
-};
-
-Said run(const CommunicatorEntry& entry, int n, void (*body)(Communicator&)) {
+// What the run said, and how it ended.
+Outcome run(const CommunicatorEntry& entry, int n, void (*body)(Communicator&)) {
   if (entry.ranks == Ranks::threads || is_rank()) {
     const auto begin = std::chrono::steady_clock::now();
-    Said said;
+    Outcome said;
     try {
       entry.run(n, body);
     } catch (const Error& e) {
@@ -91,8 +85,7 @@ Said run(const CommunicatorEntry& entry, int n, void (*body)(Communicator&)) {
     return said;
   }
   const auto* info = ::testing::UnitTest::GetInstance()->current_test_info();
-  const Outcome o = launch({n, std::string(info->test_suite_name()) + "." + info->name()});
-  return {o.code, o.output, o.seconds};
+  return launch({n, std::string(info->test_suite_name()) + "." + info->name()});
 }
 
 template <std::size_t k>
@@ -117,13 +110,13 @@ class Mismatch : public ::testing::TestWithParam<std::tuple<CommunicatorEntry, i
 
 TEST_P(Mismatch, IsNamedByChecked) {
   const auto& [entry, n, k] = GetParam();
-  const Said said = run(entry, n, bodies[k]);
+  const Outcome said = run(entry, n, bodies[k]);
   if (is_rank()) return;
-  EXPECT_EQ(said.code, 4) << said.text;
+  expect_code(4, said);
   EXPECT_LT(said.seconds, 15);
-  EXPECT_NE(said.text.find("rank 0 and rank 1"), std::string::npos) << said.text;
+  EXPECT_NE(said.output.find("rank 0 and rank 1"), std::string::npos) << said.output;
   for (const char* word : cases[k].words)
-    EXPECT_NE(said.text.find(word), std::string::npos) << word << ":\n" << said.text;
+    EXPECT_NE(said.output.find(word), std::string::npos) << word << ":\n" << said.output;
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Mismatch,
@@ -162,16 +155,16 @@ class Unchecked : public ::testing::TestWithParam<std::tuple<CommunicatorEntry, 
 
 TEST_P(Unchecked, OtherCommunicatorIsNamedByTheWatchdog) {
   const auto& [entry, n] = GetParam();
-  const Said said = run(entry, n, unchecked);
+  const Outcome said = run(entry, n, unchecked);
   if (is_rank()) return;
-  EXPECT_EQ(said.code, 4) << said.text;
+  expect_code(4, said);
   EXPECT_LT(said.seconds, 10);
   const bool on_grad =
-      said.text.find("collective 2 of \"grad\" (all_reduce of 8 f32, 32 bytes, at test 7)") != std::string::npos;
+      said.output.find("collective 2 of \"grad\" (all_reduce of 8 f32, 32 bytes, at test 7)") != std::string::npos;
   const bool on_control =
-      said.text.find("collective 1 of \"control\" (all_reduce of 8 f32, 32 bytes, at test 7)") != std::string::npos;
-  EXPECT_TRUE(on_grad && on_control) << said.text;
-  EXPECT_NE(said.text.find("did not enter it"), std::string::npos) << said.text;
+      said.output.find("collective 1 of \"control\" (all_reduce of 8 f32, 32 bytes, at test 7)") != std::string::npos;
+  EXPECT_TRUE(on_grad && on_control) << said.output;
+  EXPECT_NE(said.output.find("did not enter it"), std::string::npos) << said.output;
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Unchecked,

@@ -24,7 +24,7 @@ TEST(MpiEnd, AnExceptionInOneRankEndsAllWithItsCode) {
       comm.all_reduce({&v, 1, DType::f32}, Op::sum).wait();
     });
   const Outcome outcome = ended(3);
-  EXPECT_EQ(outcome.code, 3) << outcome.output;
+  expect_code(3, outcome);
   EXPECT_LT(outcome.seconds, 10);
   EXPECT_NE(outcome.output.find("trireme: error: shard 3: is truncated\n"), std::string::npos) << outcome.output;
 }
@@ -36,7 +36,7 @@ TEST(MpiEnd, AbortKeepsItsCode) {
       comm.barrier().wait();
     });
   const Outcome outcome = ended(2);
-  EXPECT_EQ(outcome.code, 6) << outcome.output;
+  expect_code(6, outcome);
   EXPECT_NE(outcome.output.find("trireme: error: out of memory\n"), std::string::npos) << outcome.output;
 }
 
@@ -47,7 +47,7 @@ TEST(MpiEnd, DifferentCallsAreAnErrorNotAHang) {
       comm.all_reduce({v.data(), comm.rank() == 0 ? v.size() : v.size() / 2, DType::f32}, Op::sum).wait();
     });
   const Outcome outcome = ended(2);
-  EXPECT_EQ(outcome.code, 4) << outcome.output;
+  expect_code(4, outcome);
   EXPECT_NE(outcome.output.find("all_reduce of 50000 f32"), std::string::npos) << outcome.output;
 }
 

@@ -22,6 +22,21 @@ std::vector<T> reduced(Op op, DType dtype, std::vector<std::vector<T>> in) {
   return out;
 }
 
+template <DType dtype>
+std::uint16_t narrowed(float f) {
+  std::uint16_t h;
+  narrow(dtype, &f, &h, 1);
+  return h;
+}
+template <DType dtype>
+float widened(std::uint16_t h) {
+  float f;
+  widen(dtype, &h, &f, 1);
+  return f;
+}
+constexpr auto f32_to_f16 = narrowed<DType::f16>, f32_to_bf16 = narrowed<DType::bf16>;
+constexpr auto f16_to_f32 = widened<DType::f16>, bf16_to_f32 = widened<DType::bf16>;
+
 float hardware(std::uint16_t bits) {
   _Float16 h;
   std::memcpy(&h, &bits, 2);
