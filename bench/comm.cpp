@@ -48,7 +48,7 @@ std::size_t out_count(const std::string& op, std::size_t bytes, int n) {
 float value(int r, std::size_t i) {
   std::uint64_t x = (std::uint64_t(r) << 40 | i) * 0x9E3779B97F4A7C15u;
   x = (x ^ x >> 29) * 0xBF58476D1CE4E5B9u;
-  return std::bit_cast<float>(std::uint32_t(x >> 41) & 0x007fffffu | 27u << 23) * (x & 1 ? 1.f : -1.f);
+  return std::bit_cast<float>(std::uint32_t((x >> 41) & 0x007fffffu) | 27u << 23) * (x & 1 ? 1.f : -1.f);
 }
 // In-place sums grow by `ranks` a call; they start at 2^-100.
 int most_calls(int ranks) { return int(180 / std::log2(double(ranks))); }

@@ -1,6 +1,7 @@
 // How a thread waits for another process: spin for a few microseconds, then give the core away, then sleep,
 // so that a late peer never costs a core for long.
 #pragma once
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
@@ -10,8 +11,15 @@ namespace trireme {
 
 class Backoff {
  public:
-  // `crowded`: somebody else probably wants this core.
-  explicit Backoff(bool crowded) : spin_(crowded ? 0 : 30), look_(crowded ? 2 : 16), yields_(crowded ? 50 : 400) {}
+  // `crowded`: somebody else probably wants this core. `far`: the other process is on another node: a message is longer
+  // on its way than yielding helps, and each look at the network costs system calls.
+  explicit Backoff(bool crowded, bool far = false)
+      : spin_(crowded ? 0 : 30),
+        look_(crowded ? 2 : 16),
+        yields_(far       ? 0
+                : crowded ? 50
+                          : 400),
+        longest_sleep_(far ? 200 : 50) {}
 
   void reset() { spun_ = rested_ = 0; }
   int rested() const { return rested_; }  // since the last reset
@@ -33,7 +41,9 @@ class Backoff {
       ++rested_;
       sched_yield();
     } else {
-      std::this_thread::sleep_for(std::chrono::microseconds(50));
+      // A part of the time waited: what the sleep adds to it stays small.
+      const auto waited = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin_);
+      std::this_thread::sleep_for(std::clamp(waited / 8, shortest_sleep, longest_sleep_));
     }
   }
 
@@ -42,6 +52,8 @@ class Backoff {
   const std::chrono::microseconds spin_;
   const int look_;  // turns from one look at the clock to the next
   const int yields_;
+  const std::chrono::microseconds longest_sleep_;
+  static constexpr std::chrono::microseconds shortest_sleep{50};
   int spun_ = 0, rested_ = 0;  // spun_ < 0: long enough
   Clock::time_point begin_;
 };

@@ -149,7 +149,7 @@ bool Queue::advance() {
   return step != Step::blocked;
 }
 
-Engine::Engine(Source source, bool crowded) : source_(source), crowded_(crowded) {
+Engine::Engine(Source source, bool crowded, bool far) : source_(source), crowded_(crowded), far_(far) {
   if (source_ == Source::peers) thread_ = std::thread([this] { run_thread(); });
 }
 
@@ -298,7 +298,7 @@ bool Engine::wait_for_peers(Operation& operation, Operation::Deadline deadline) 
   // The scheduler may put two ranks on one core: then the peer goes on only once this thread yields.
   const bool brief = crowded_ || (shares_core_.load(std::memory_order_relaxed) &&
                                   brief_waits_.fetch_add(1, std::memory_order_relaxed) % try_to_spin != 0);
-  Backoff backoff(brief);
+  Backoff backoff(brief, far_);
   bool in_time = true;
   int rested = 0;
   while (!finished() && in_time) {
@@ -348,7 +348,7 @@ void Engine::wake() {
 
 void Engine::run_thread() {
   int idle_ticks = 0;
-  Backoff backoff(true);
+  Backoff backoff(true, far_);
   while (!stop_.load()) {
     const bool work = pending_.load(std::memory_order_acquire) > 0;
     if (work && waiters_.load() == 0) {

@@ -78,8 +78,9 @@ class Engine {
   // posts: operations can only advance when this process posts one (loopback): waiters sleep.
   // peers: other processes advance them: waiters poll, and a communication thread polls while nobody waits.
   enum class Source : std::uint8_t { posts, peers };
-  // `crowded`: more ranks than cores on this node; waiting then gives up its core sooner.
-  explicit Engine(Source source, bool crowded = false);
+  // `crowded`: more ranks than cores on this node; waiting then gives up its core sooner. `far`: some are on other
+  // nodes; waiting then sleeps sooner.
+  explicit Engine(Source source, bool crowded = false, bool far = false);
   ~Engine();
 
   void add(std::shared_ptr<Queue> queue);
@@ -109,7 +110,7 @@ class Engine {
   void wake();
 
   const Source source_;
-  const bool crowded_;
+  const bool crowded_, far_;
   std::mutex progress_;  // held by the thread that polls
   std::vector<std::shared_ptr<Queue>> queues_;
   std::exception_ptr failure_;

@@ -250,7 +250,7 @@ MpiWorld::MpiWorld(const MpiOptions& options) : impl_(std::make_unique<Impl>()) 
   int found = 0;
   MPI_Comm_get_attr(link->comm, MPI_TAG_UB, &limit, &found);
   link->tag_limit = found ? *static_cast<int*>(limit) : 32767;
-  link->engine = std::make_shared<Engine>(Engine::Source::peers, crowded);
+  link->engine = std::make_shared<Engine>(Engine::Source::peers, crowded, impl_->node_size < size);
   impl_->link = link;
   std::vector<int> ranks(static_cast<std::size_t>(size));
   for (int r = 0; r < size; ++r) ranks[static_cast<std::size_t>(r)] = r;

@@ -12,9 +12,10 @@ namespace {
 // Up to here an all-reduce sends everything to everybody: one message time instead of two. Between two ranks that is
 // not a byte more.
 constexpr std::size_t one_phase_bytes(int ranks) { return ranks == 2 ? 64u << 10 : 2048; }
-// A reduction works on windows with slices of this size, which bounds its temporary memory. An all-reduce has two
-// windows under way and is cut into four at least, unless the slices became too small: the link never runs empty.
-constexpr std::size_t slice_bytes = 1u << 20, small_slice_bytes = 32u << 10, windows_wanted = 4;
+// A reduction works on windows with slices of at most this size, which bounds its temporary memory. Two windows are
+// under way, and there are 16 at least unless the slices became too small: the link never runs empty, and the last
+// window, beside which nothing travels, is short.
+constexpr std::size_t slice_bytes = 256u << 10, small_slice_bytes = 32u << 10, windows_wanted = 16, under_way = 2;
 constexpr std::size_t broadcast_piece = 1u << 20;
 
 void check(int code, const MpiGroup& g) {
@@ -82,10 +83,15 @@ class MessageOperation : public Operation {
   virtual bool stage() = 0;  // false: nothing left to do
   int rank() const { return g.me.rank; }
   int size() const { return g.me.size; }
-  // Other ranks, starting behind this one, so that not everybody sends to the same rank first.
+  // Other ranks: to send to, starting behind this one, so that not everybody sends to the same rank first; to receive
+  // from, in the order in which they send.
   template <class F>
   void peers(F&& f) const {
     for (int i = 1; i < size(); ++i) f((rank() + i) % size());
+  }
+  template <class F>
+  void senders(F&& f) const {
+    for (int i = 1; i < size(); ++i) f((rank() + size() - i) % size());
   }
   std::size_t slice_limit(DType dtype) const {
     return std::max<std::size_t>(std::min(slice_bytes, g.link->options.chunk_limit) / size_of(dtype), 1);
@@ -122,22 +128,25 @@ class Gathered {
 class AllReduce final : public MessageOperation {
  public:
   AllReduce(MpiGroup& group, Buffer b, Op op)
-      : MessageOperation(group), b_(b), op_(op), scattered_{Messages(group), Messages(group)} {
+      : MessageOperation(group), b_(b), op_(op), scattered_(under_way, Messages(group)) {
     const std::size_t n = static_cast<std::size_t>(size());
     const std::size_t cut = std::max(b.count / (n * windows_wanted), small_slice_bytes / size_of(b.dtype));
     slice_ = std::max<std::size_t>(std::min({slice_limit(b.dtype), cut, (b.count + n - 1) / n}), 1);
   }
 
  private:
-  bool ready() override { return messages.complete() && scattered_[current_ % 2].complete(); }
+  // A window needs only its contributions; the results, which `messages` carries, have time until the end.
+  bool ready() override {
+    return window(current_) == b_.count ? messages.complete() : scattered_[current_ % under_way].complete();
+  }
   bool stage() override {
     return b_.bytes() <= std::min(one_phase_bytes(size()), g.link->options.chunk_limit) ? one_phase() : two_phases();
   }
   bool one_phase() {
     if (!started_ && b_.count > 0) {
       started_ = true;
-      gathered_[0].receive(messages, g.me, b_.data, b_.bytes());
-      peers([&](int to) { messages.send(to, b_.data, b_.bytes()); });
+      gathered_[0].receive(scattered_[0], g.me, b_.data, b_.bytes());
+      peers([&](int to) { scattered_[0].send(to, b_.data, b_.bytes()); });
       return true;
     }
     if (b_.count > 0) gathered_[0].reduce_to(b_.data, op_, b_.dtype, b_.count);
@@ -146,24 +155,23 @@ class AllReduce final : public MessageOperation {
   bool two_phases() {
     if (!started_) {
       started_ = true;
-      scatter(0);
-      scatter(1);
+      for (std::size_t k = 0; k < under_way; ++k) scatter(k);
       return true;
     }
     const std::size_t k = current_;
     if (window(k) == b_.count) return false;
-    gathered_[k % 2].reduce_to(slice(k, rank()), op_, b_.dtype, bytes_of(k, rank()) / size_of(b_.dtype));
-    peers([&](int from) { messages.recv(from, slice(k, from), bytes_of(k, from)); });
+    gathered_[k % under_way].reduce_to(slice(k, rank()), op_, b_.dtype, bytes_of(k, rank()) / size_of(b_.dtype));
+    senders([&](int from) { messages.recv(from, slice(k, from), bytes_of(k, from)); });
     peers([&](int to) { messages.send(to, slice(k, rank()), bytes_of(k, rank())); });
-    scatter(k + 2);
+    scatter(k + under_way);
     ++current_;
     return true;
   }
   // Sends each peer its slice of window k.
   void scatter(std::size_t k) {
     if (window(k) == b_.count) return;
-    Messages& m = scattered_[k % 2];
-    gathered_[k % 2].receive(m, g.me, slice(k, rank()), bytes_of(k, rank()));
+    Messages& m = scattered_[k % under_way];
+    gathered_[k % under_way].receive(m, g.me, slice(k, rank()), bytes_of(k, rank()));
     peers([&](int to) { m.send(to, slice(k, to), bytes_of(k, to)); });
   }
   // Elements before window k, and before slice r of it.
@@ -179,40 +187,57 @@ class AllReduce final : public MessageOperation {
   std::size_t slice_ = 1;  // elements
   std::size_t current_ = 0;
   bool started_ = false;
-  Messages scattered_[2];
-  Gathered gathered_[2];
+  std::vector<Messages> scattered_;
+  Gathered gathered_[under_way];
 };
 
 class ReduceScatter final : public MessageOperation {
  public:
   ReduceScatter(MpiGroup& group, ConstBuffer in, Buffer out, Op op)
-      : MessageOperation(group), in_(in), out_(out), op_(op) {
+      : MessageOperation(group), in_(in), out_(out), op_(op), scattered_(under_way, Messages(group)) {
     if (misplaced(in.data, in.bytes(), out.data, out.bytes(), rank())) in_ = copy_.separate(in);
+    slice_ = std::max<std::size_t>(
+        std::min(slice_limit(out.dtype), std::max(out.count / windows_wanted, small_slice_bytes / size_of(out.dtype))),
+        1);
   }
 
  private:
+  bool ready() override { return scattered_[current_ % under_way].complete(); }
   bool stage() override {
-    if (posted_ > 0) {
-      gathered_.reduce_to(at(out_.data, begin_ * size_of(out_.dtype)), op_, out_.dtype, posted_);
-      begin_ += posted_;
+    if (!started_) {
+      started_ = true;
+      for (std::size_t k = 0; k < under_way; ++k) scatter(k);
+      return true;
     }
-    posted_ = std::min(slice_limit(out_.dtype), out_.count - begin_);
-    if (posted_ == 0) return false;
-    const std::size_t bytes = posted_ * size_of(out_.dtype);
-    gathered_.receive(messages, g.me, piece(rank()), bytes);
-    peers([&](int to) { messages.send(to, piece(to), bytes); });
+    const std::size_t k = current_++;
+    if (window(k) == out_.count) return false;
+    gathered_[k % under_way].reduce_to(at(out_.data, window(k) * size_of(out_.dtype)), op_, out_.dtype,
+                                       window(k + 1) - window(k));
+    scatter(k + under_way);
     return true;
   }
-  const std::byte* piece(int r) const {
-    return at(in_.data, (static_cast<std::size_t>(r) * out_.count + begin_) * size_of(in_.dtype));
+  // Sends each peer window k of its part.
+  void scatter(std::size_t k) {
+    const std::size_t bytes = (window(k + 1) - window(k)) * size_of(in_.dtype);
+    if (bytes == 0) return;
+    Messages& m = scattered_[k % under_way];
+    gathered_[k % under_way].receive(m, g.me, piece(rank(), k), bytes);
+    peers([&](int to) { m.send(to, piece(to, k), bytes); });
+  }
+  std::size_t window(std::size_t k) const { return std::min(out_.count, k * slice_); }  // elements before it
+  const std::byte* piece(int r, std::size_t k) const {
+    return at(in_.data, (static_cast<std::size_t>(r) * out_.count + window(k)) * size_of(in_.dtype));
   }
 
   ConstBuffer in_;
   const Buffer out_;
   const Op op_;
   InputCopy copy_;
-  std::size_t begin_ = 0, posted_ = 0;  // elements
-  Gathered gathered_;
+  std::size_t slice_ = 1;  // elements
+  std::size_t current_ = 0;
+  bool started_ = false;
+  std::vector<Messages> scattered_;
+  Gathered gathered_[under_way];
 };
 
 class AllToAll final : public MessageOperation {
@@ -231,7 +256,7 @@ class AllToAll final : public MessageOperation {
   bool stage() override {
     if (posted_) return false;
     posted_ = true;
-    peers([&](int from) { messages.recv(from, at(out_.data, recv_[from]), recv_[from + 1] - recv_[from]); });
+    senders([&](int from) { messages.recv(from, at(out_.data, recv_[from]), recv_[from + 1] - recv_[from]); });
     peers([&](int to) { messages.send(to, at(in_.data, send_[to]), send_[to + 1] - send_[to]); });
     const std::size_t own = send_[rank() + 1] - send_[rank()];
     if (own > 0) std::memcpy(at(out_.data, recv_[rank()]), at(in_.data, send_[rank()]), own);
@@ -255,7 +280,7 @@ class AllGather final : public MessageOperation {
   bool stage() override {
     if (posted_) return false;
     posted_ = true;
-    peers([&](int from) { messages.recv(from, block(from), in_.bytes()); });
+    senders([&](int from) { messages.recv(from, block(from), in_.bytes()); });
     peers([&](int to) { messages.send(to, in_.data, in_.bytes()); });
     if (in_.count > 0 && block(rank()) != in_.data) std::memcpy(block(rank()), in_.data, in_.bytes());
     return true;

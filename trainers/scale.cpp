@@ -226,7 +226,7 @@ int scale_measure(const ScaleOptions& o, Communicator& world, int local_ranks) {
                           : std::max(1, int(std::thread::hardware_concurrency()) / std::max(1, local_ranks)));
   Session session(world, config, *run.recipe);
   Loader loader(run.recipe->train_data(), run.recipe->train_ids(), config.batch_size, world.rank(), world.size(),
-                std::uint64_t(config.seed), {.prefetch = config.prefetch ? 2 : 0});
+                std::uint64_t(config.seed), {.prefetch = config.prefetch});
   Context& context = session.context();
   context.steps_per_epoch = loader.steps_per_epoch();
   std::vector<double> steps, sums(5, 0.0);

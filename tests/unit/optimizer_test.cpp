@@ -123,16 +123,17 @@ TEST(Recorded, OptimizersAndSchedules) {
   for (const auto& [key, s] : j["schedule_settings"].items()) {
     const std::string kind = s["kind"];
     const json& want = j["schedules"][key];
-    if (kind == "cosine" || kind == "const")
+    if (kind == "cosine" || kind == "const") {
       for (std::size_t i = 0; i < want.size(); ++i, ++checked)
         EXPECT_NEAR(learning_rate(kind, s["base"], s.value("lr_min", 0.0), s.value("warmup", 0), s.value("total", 1),
                                   j["schedules"]["steps"][i]),
                     want[i].get<double>(), 1e-12)
             << key;
-    if (kind == "gamma")
+    } else if (kind == "gamma") {
       for (std::size_t e = 0; e < want.size(); ++e, ++checked)
         EXPECT_NEAR(fastclip::gamma_at("cosine", s["gmin"], s["E"], std::int64_t(e)), want[e].get<double>(), 1e-12)
             << key;
+    }
   }
   EXPECT_GT(checked, 10);
 }

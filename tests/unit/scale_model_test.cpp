@@ -60,7 +60,9 @@ TEST(ScaleModel, PredictsRanksItHasNotSeen) {
     EXPECT_EQ(s.modelled.back().ranks, weak ? 1024 : 256) << "a rank needs a sample";
     const Measured far = machine(64, weak ? 32 * 64 : 256, 50e-6, 10e6);
     for (const auto& p : s.modelled)
-      if (p.ranks == 64) EXPECT_NEAR(p.step_ms(), far.step_ms, 1e-6 * far.step_ms);
+      if (p.ranks == 64) {
+        EXPECT_NEAR(p.step_ms(), far.step_ms, 1e-6 * far.step_ms);
+      }
   }
 }
 

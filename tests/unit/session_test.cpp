@@ -87,9 +87,10 @@ TEST(Session, NonFiniteLossOfOneRankStopsAll) {
     if (s.context().rank() != 0) return;
     if (step == 5)
       for (const auto& p : s.parameters()) before.push_back(p.value.detach().clone());
-    if (step == 6)
+    if (step == 6) {
       for (std::size_t i = 0; i < before.size(); ++i)
         EXPECT_TRUE(at::equal(before[i], s.parameters()[i].value.detach()));
+    }
   });
 }
 
