@@ -19,7 +19,10 @@ class Backoff {
         yields_(far       ? 0
                 : crowded ? 50
                           : 400),
-        longest_sleep_(far ? 200 : 50) {}
+        sleeps_(crowded ? 4 : 8),
+        longest_sleep_(!far      ? 50
+                       : crowded ? 1000
+                                 : 200) {}
 
   void reset() { spun_ = rested_ = 0; }
   int rested() const { return rested_; }  // since the last reset
@@ -43,7 +46,7 @@ class Backoff {
     } else {
       // A part of the time waited: what the sleep adds to it stays small.
       const auto waited = std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - begin_);
-      std::this_thread::sleep_for(std::clamp(waited / 8, shortest_sleep, longest_sleep_));
+      std::this_thread::sleep_for(std::clamp(waited / sleeps_, shortest_sleep, longest_sleep_));
     }
   }
 
@@ -52,6 +55,7 @@ class Backoff {
   const std::chrono::microseconds spin_;
   const int look_;  // turns from one look at the clock to the next
   const int yields_;
+  const int sleeps_;  // in the time waited so far
   const std::chrono::microseconds longest_sleep_;
   static constexpr std::chrono::microseconds shortest_sleep{50};
   int spun_ = 0, rested_ = 0;  // spun_ < 0: long enough

@@ -12,10 +12,10 @@ namespace {
 // Up to here an all-reduce sends everything to everybody: one message time instead of two. Between two ranks that is
 // not a byte more.
 constexpr std::size_t one_phase_bytes(int ranks) { return ranks == 2 ? 64u << 10 : 2048; }
-// A reduction works on windows with slices of at most this size, which bounds its temporary memory. Two windows are
-// under way, and there are 16 at least unless the slices became too small: the link never runs empty, and the last
-// window, beside which nothing travels, is short.
-constexpr std::size_t slice_bytes = 256u << 10, small_slice_bytes = 32u << 10, windows_wanted = 16, under_way = 2;
+// A reduction works on windows with slices of at most this size, which bounds its temporary memory. Four windows are
+// under way, and there are 16 at least unless the slices became too small: the link never runs empty even if the
+// communication thread gets a core late, and the last window, beside which nothing travels, is short.
+constexpr std::size_t slice_bytes = 256u << 10, small_slice_bytes = 32u << 10, windows_wanted = 16, under_way = 4;
 constexpr std::size_t broadcast_piece = 1u << 20;
 
 void check(int code, const MpiGroup& g) {
