@@ -40,6 +40,10 @@ class Backoff {
     return true;
   }
   void rest() {
+    if (spun_ == 0) {  // it could not even look
+      spun_ = 1;
+      begin_ = Clock::now();
+    }
     if (rested_ < yields_) {
       ++rested_;
       sched_yield();

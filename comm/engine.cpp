@@ -373,6 +373,7 @@ void Engine::run_thread() {
       wake_.wait_for(lock, tick, [&] { return woken_ || stop_.load(); });
     }
     woken_ = false;
+    backoff.reset();
   }
 }
 
