@@ -2,10 +2,8 @@
 # Arrows: comm <- compression <- framework <- trainers <- recipes, and data <- framework.
 add_library(trireme_options INTERFACE)
 target_include_directories(trireme_options INTERFACE ${CMAKE_SOURCE_DIR})
-# What GCC 12 says of its own headers.
-set(gcc_12 -Wno-restrict -Wno-stringop-overflow -Wno-maybe-uninitialized)
 target_compile_options(trireme_options INTERFACE
-  $<$<NOT:$<COMPILE_LANGUAGE:CUDA>>:-Wall;-Wextra;-Wno-unused-parameter;${gcc_12};-ffp-contract=off>)
+  $<$<NOT:$<COMPILE_LANGUAGE:CUDA>>:-Wall;-Wextra;-Wno-unused-parameter;-Wno-restrict;-ffp-contract=off>)
 target_compile_definitions(trireme_options INTERFACE TRIREME_VERSION="${PROJECT_VERSION}")
 if(TRIREME_SANITIZE)
   target_compile_options(trireme_options INTERFACE -fsanitize=${TRIREME_SANITIZE} -fno-omit-frame-pointer -O1)
@@ -68,7 +66,7 @@ target_precompile_headers(trireme_framework PRIVATE framework/torch_pch.h)
 set(TRIREME_MARCH native CACHE STRING "-march of the CPU kernels")
 file(GLOB kernels CONFIGURE_DEPENDS framework/kernels/*.cpp)
 set_source_files_properties(${kernels} PROPERTIES SKIP_PRECOMPILE_HEADERS ON
-  COMPILE_OPTIONS "-march=${TRIREME_MARCH};-ffp-contract=fast;-fno-math-errno;-fno-trapping-math;-fopenmp;-Wno-uninitialized")
+  COMPILE_OPTIONS "-march=${TRIREME_MARCH};-ffp-contract=fast;-fno-math-errno;-fno-trapping-math;-fopenmp;-Wno-uninitialized;-Wno-maybe-uninitialized")
 trireme_library(trireme_data TORCH GLOB data/*.cpp
   LINK Threads::Threads trireme::hdf5 nlohmann_json::nlohmann_json)
 foreach(lib PNG TURBOJPEG FREETYPE PCRE2 ZLIB)

@@ -14,15 +14,15 @@ class Backoff {
   // `crowded`: somebody else probably wants this core. `far`: the other process is on another node: a message is longer
   // on its way than yielding helps, and each look at the network costs system calls.
   explicit Backoff(bool crowded, bool far = false)
-      : spin_(crowded ? 0 : 30),
-        look_(crowded ? 2 : 16),
-        yields_(far       ? 0
-                : crowded ? 50
-                          : 400),
-        sleeps_(crowded ? 4 : 8),
-        longest_sleep_(!far      ? 50
-                       : crowded ? 1000
-                                 : 200) {}
+      : spin_(crowded ? 0 : 30), look_(crowded ? 2 : 16), sleeps_(crowded ? 4 : 8) {
+    if (far) {
+      yields_ = 0;
+      longest_sleep_ = std::chrono::microseconds(crowded ? 1000 : 200);
+    } else {
+      yields_ = crowded ? 50 : 400;
+      longest_sleep_ = shortest_sleep;
+    }
+  }
 
   void reset() { spun_ = rested_ = 0; }
   int rested() const { return rested_; }  // since the last reset
@@ -57,11 +57,11 @@ class Backoff {
  private:
   using Clock = std::chrono::steady_clock;
   const std::chrono::microseconds spin_;
-  const int look_;  // turns from one look at the clock to the next
-  const int yields_;
+  const int look_;    // turns from one look at the clock to the next
   const int sleeps_;  // in the time waited so far
-  const std::chrono::microseconds longest_sleep_;
   static constexpr std::chrono::microseconds shortest_sleep{50};
+  int yields_;
+  std::chrono::microseconds longest_sleep_;
   int spun_ = 0, rested_ = 0;  // spun_ < 0: long enough
   Clock::time_point begin_;
 };

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace trireme::p2p {
 namespace {
@@ -93,9 +94,6 @@ class MessageOperation : public Operation {
   void senders(F&& f) const {
     for (int i = 1; i < size(); ++i) f((rank() + size() - i) % size());
   }
-  std::size_t slice_limit(DType dtype) const {
-    return std::max<std::size_t>(std::min(slice_bytes, g.link->options.chunk_limit) / size_of(dtype), 1);
-  }
 
   MpiGroup& g;
   Messages messages;
@@ -123,44 +121,70 @@ class Gathered {
   std::vector<const void*> in_;
 };
 
+// A reduction of which every rank does a part, window by window, with contributions to several windows on their way.
+class WindowedOperation : public MessageOperation {
+ public:
+  // `part`: elements that a rank reduces.
+  WindowedOperation(MpiGroup& group, std::size_t part, DType dtype)
+      : MessageOperation(group), scattered_(under_way, Messages(group)), gathered_(under_way) {
+    const std::size_t most = std::min(slice_bytes, g.link->options.chunk_limit) / size_of(dtype);
+    const std::size_t wanted = std::max(part / windows_wanted, small_slice_bytes / size_of(dtype));
+    slice_ = std::max<std::size_t>(std::min({most, wanted, part}), 1);
+  }
+
+ protected:
+  // Posts the contributions to window k, if there is one.
+  virtual void scatter(std::size_t k) = 0;
+  // False if that was done before.
+  bool start() {
+    if (std::exchange(started_, true)) return false;
+    for (std::size_t k = 0; k < under_way; ++k) scatter(k);
+    return true;
+  }
+  Messages& scattered(std::size_t k) { return scattered_[k % under_way]; }
+  Gathered& gathered(std::size_t k) { return gathered_[k % under_way]; }
+
+  std::size_t slice_;  // elements of a window that one rank reduces
+  std::size_t current_ = 0;
+
+ private:
+  bool started_ = false;
+  std::vector<Messages> scattered_;
+  std::vector<Gathered> gathered_;
+};
+
 // Large ones: reduce-scatter and all-gather, window by window, so that a rank sends 2(n-1)/n of the buffer. While a
 // window is reduced, the contributions to the next one and the results of the one before are on their way.
-class AllReduce final : public MessageOperation {
+class AllReduce final : public WindowedOperation {
  public:
   AllReduce(MpiGroup& group, Buffer b, Op op)
-      : MessageOperation(group), b_(b), op_(op), scattered_(under_way, Messages(group)) {
-    const std::size_t n = static_cast<std::size_t>(size());
-    const std::size_t cut = std::max(b.count / (n * windows_wanted), small_slice_bytes / size_of(b.dtype));
-    slice_ = std::max<std::size_t>(std::min({slice_limit(b.dtype), cut, (b.count + n - 1) / n}), 1);
-  }
+      : WindowedOperation(
+            group, (b.count + static_cast<std::size_t>(group.me.size) - 1) / static_cast<std::size_t>(group.me.size),
+            b.dtype),
+        b_(b),
+        op_(op) {}
 
  private:
   // A window needs only its contributions; the results, which `messages` carries, have time until the end.
-  bool ready() override {
-    return window(current_) == b_.count ? messages.complete() : scattered_[current_ % under_way].complete();
-  }
+  bool ready() override { return window(current_) == b_.count ? messages.complete() : scattered(current_).complete(); }
   bool stage() override {
     return b_.bytes() <= std::min(one_phase_bytes(size()), g.link->options.chunk_limit) ? one_phase() : two_phases();
   }
   bool one_phase() {
-    if (!started_ && b_.count > 0) {
-      started_ = true;
-      gathered_[0].receive(scattered_[0], g.me, b_.data, b_.bytes());
-      peers([&](int to) { scattered_[0].send(to, b_.data, b_.bytes()); });
+    if (!sent_ && b_.count > 0) {
+      sent_ = true;
+      gathered(0).receive(scattered(0), g.me, b_.data, b_.bytes());
+      peers([&](int to) { scattered(0).send(to, b_.data, b_.bytes()); });
       return true;
     }
-    if (b_.count > 0) gathered_[0].reduce_to(b_.data, op_, b_.dtype, b_.count);
+    if (b_.count > 0) gathered(0).reduce_to(b_.data, op_, b_.dtype, b_.count);
     return false;
   }
   bool two_phases() {
-    if (!started_) {
-      started_ = true;
-      for (std::size_t k = 0; k < under_way; ++k) scatter(k);
-      return true;
-    }
+    if (start()) return true;
     const std::size_t k = current_;
     if (window(k) == b_.count) return false;
-    gathered_[k % under_way].reduce_to(slice(k, rank()), op_, b_.dtype, bytes_of(k, rank()) / size_of(b_.dtype));
+    gathered(k).reduce_to(slice(k, rank()), op_, b_.dtype, bytes_of(k, rank()) / size_of(b_.dtype));
     senders([&](int from) { messages.recv(from, slice(k, from), bytes_of(k, from)); });
     peers([&](int to) { messages.send(to, slice(k, rank()), bytes_of(k, rank())); });
     scatter(k + under_way);
@@ -168,10 +192,10 @@ class AllReduce final : public MessageOperation {
     return true;
   }
   // Sends each peer its slice of window k.
-  void scatter(std::size_t k) {
+  void scatter(std::size_t k) override {
     if (window(k) == b_.count) return;
-    Messages& m = scattered_[k % under_way];
-    gathered_[k % under_way].receive(m, g.me, slice(k, rank()), bytes_of(k, rank()));
+    Messages& m = scattered(k);
+    gathered(k).receive(m, g.me, slice(k, rank()), bytes_of(k, rank()));
     peers([&](int to) { m.send(to, slice(k, to), bytes_of(k, to)); });
   }
   // Elements before window k, and before slice r of it.
@@ -184,44 +208,32 @@ class AllReduce final : public MessageOperation {
 
   const Buffer b_;
   const Op op_;
-  std::size_t slice_ = 1;  // elements
-  std::size_t current_ = 0;
-  bool started_ = false;
-  std::vector<Messages> scattered_;
-  Gathered gathered_[under_way];
+  bool sent_ = false;  // in one phase
 };
 
-class ReduceScatter final : public MessageOperation {
+class ReduceScatter final : public WindowedOperation {
  public:
   ReduceScatter(MpiGroup& group, ConstBuffer in, Buffer out, Op op)
-      : MessageOperation(group), in_(in), out_(out), op_(op), scattered_(under_way, Messages(group)) {
+      : WindowedOperation(group, out.count, out.dtype), in_(in), out_(out), op_(op) {
     if (misplaced(in.data, in.bytes(), out.data, out.bytes(), rank())) in_ = copy_.separate(in);
-    slice_ = std::max<std::size_t>(
-        std::min(slice_limit(out.dtype), std::max(out.count / windows_wanted, small_slice_bytes / size_of(out.dtype))),
-        1);
   }
 
  private:
-  bool ready() override { return scattered_[current_ % under_way].complete(); }
+  bool ready() override { return scattered(current_).complete(); }
   bool stage() override {
-    if (!started_) {
-      started_ = true;
-      for (std::size_t k = 0; k < under_way; ++k) scatter(k);
-      return true;
-    }
+    if (start()) return true;
     const std::size_t k = current_++;
     if (window(k) == out_.count) return false;
-    gathered_[k % under_way].reduce_to(at(out_.data, window(k) * size_of(out_.dtype)), op_, out_.dtype,
-                                       window(k + 1) - window(k));
+    gathered(k).reduce_to(at(out_.data, window(k) * size_of(out_.dtype)), op_, out_.dtype, window(k + 1) - window(k));
     scatter(k + under_way);
     return true;
   }
   // Sends each peer window k of its part.
-  void scatter(std::size_t k) {
+  void scatter(std::size_t k) override {
     const std::size_t bytes = (window(k + 1) - window(k)) * size_of(in_.dtype);
     if (bytes == 0) return;
-    Messages& m = scattered_[k % under_way];
-    gathered_[k % under_way].receive(m, g.me, piece(rank(), k), bytes);
+    Messages& m = scattered(k);
+    gathered(k).receive(m, g.me, piece(rank(), k), bytes);
     peers([&](int to) { m.send(to, piece(to, k), bytes); });
   }
   std::size_t window(std::size_t k) const { return std::min(out_.count, k * slice_); }  // elements before it
@@ -233,11 +245,6 @@ class ReduceScatter final : public MessageOperation {
   const Buffer out_;
   const Op op_;
   InputCopy copy_;
-  std::size_t slice_ = 1;  // elements
-  std::size_t current_ = 0;
-  bool started_ = false;
-  std::vector<Messages> scattered_;
-  Gathered gathered_[under_way];
 };
 
 class AllToAll final : public MessageOperation {

@@ -84,7 +84,8 @@ class Int8 final : public Compressor {
     auto* size = static_cast<std::uint64_t*>(sizes.data);
     for (const Chunk& c : chunks) {
       encode_blocks(static_cast<const float*>(c.in.data), c.error, c.in.count, to);
-      to += * size++ = bytes_of(c.in.count);
+      *size = bytes_of(c.in.count);
+      to += *size++;
     }
   }
   void decode(ConstBuffer in, std::span<const std::uint64_t> sizes, std::span<const Buffer> out) const override {
