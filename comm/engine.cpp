@@ -29,9 +29,9 @@ struct Running {
 
 // From this size on, the few microseconds to wake the communication thread do not matter.
 constexpr std::size_t wake_bytes = 512 * 1024;
-// After its last work the communication thread looks for new work this often, for so long; then it sleeps.
-constexpr std::chrono::microseconds tick{500};
-constexpr int ticks_before_sleep = 100;
+// After its last work the communication thread naps twice as long each time, then sleeps until woken. In the first nap
+// it need not be woken for small work.
+constexpr std::chrono::microseconds first_nap{500}, last_nap{16000};
 // So often a waiter of Source::posts polls although nothing was posted.
 constexpr std::chrono::milliseconds look_again{2};
 // So often a waiter that yields at once, because a peer seems to share its core, finds out whether that is still so.
@@ -84,6 +84,7 @@ bool Operation::done() {
 }
 
 bool Operation::wait_until(Deadline deadline) {
+  queue_->prompt_waits_.waits();
   if (!finished_.load(std::memory_order_acquire) && !queue_->engine_->wait(*this, deadline)) return false;
   rethrow();
   return true;
@@ -109,7 +110,7 @@ Work Queue::push(std::shared_ptr<Operation> operation, std::size_t bytes) {
       std::lock_guard lock(inbox_mutex_);
       inbox_.push_back(std::move(operation));
     }
-    engine_->posted(bytes, behind_others);
+    engine_->posted(bytes, behind_others, prompt_waits_);
   }
   return work;
 }
@@ -201,7 +202,11 @@ void Engine::close() {
   for (auto& queue : last) queue->active_.clear();
 }
 
-void Engine::changed() { posted(0, false); }
+void Engine::changed() {
+  posts_.fetch_add(1);
+  if (polling_here()) return;  // this thread's poll sees it
+  source_ == Source::posts ? poll_posts() : wake();
+}
 
 bool Engine::exclusively(std::chrono::milliseconds patience, const std::function<void()>& f) {
   if (polling_here()) {
@@ -245,26 +250,31 @@ bool Engine::try_progress() {
   return moved;
 }
 
-void Engine::posted(std::size_t bytes, bool behind_others) {
+void Engine::poll_posts() {
+  {
+    std::lock_guard lock(progress_);
+    while (poll()) {
+    }
+  }
+  changed_.notify_all();
+}
+
+void Engine::posted(std::size_t bytes, bool behind_others, PromptWaits& waits) {
   posts_.fetch_add(1);
   if (polling_here()) return;  // this thread's poll sees it
-  if (source_ == Source::posts) {
-    {
-      std::lock_guard lock(progress_);
-      while (poll()) {
-      }
-    }
-    changed_.notify_all();
-    return;
-  }
-  // Small and alone: start it here (its data travels at once); wait() or the next tick finishes it.
-  if (!behind_others && bytes < wake_bytes && progress_.try_lock()) {
+  if (source_ == Source::posts) return poll_posts();
+  const bool small = !behind_others && bytes < wake_bytes;
+  // Small and alone: start it here (its data travels at once); wait() or the communication thread finishes it.
+  if (small && progress_.try_lock()) {
     std::lock_guard lock(progress_, std::adopt_lock);
     poll();
     if (pending_.load(std::memory_order_acquire) == 0) return;
   }
-  // Woken once: until the thread gets a core, further posts must not pay for waking it as well.
-  if (bytes >= wake_bytes || behind_others || (asleep_.load() && asleep_.exchange(false))) wake();
+  waits.posted();
+  const Sleep asleep = asleep_.load();
+  if (waits.expected() && asleep != Sleep::deep) return;
+  // For small work it is woken once: until the thread gets a core, further posts must not pay for that as well.
+  if (!small || (asleep != Sleep::none && asleep_.exchange(Sleep::none) != Sleep::none)) wake();
 }
 
 bool Engine::wait(Operation& operation, Operation::Deadline deadline) {
@@ -347,31 +357,33 @@ void Engine::wake() {
 }
 
 void Engine::run_thread() {
-  int idle_ticks = 0;
+  auto nap = first_nap;
   Backoff backoff(true, far_);
+  const auto due = [&] { return pending_.load() > 0 && waiters_.load() == 0; };
   while (!stop_.load()) {
-    const bool work = pending_.load(std::memory_order_acquire) > 0;
-    if (work && waiters_.load() == 0) {
-      idle_ticks = 0;
+    if (due()) {
+      nap = first_nap;
       bool moved = false;
       if (progress_.try_lock()) {
         std::lock_guard lock(progress_, std::adopt_lock);
         while (waiters_.load(std::memory_order_relaxed) == 0 && poll()) moved = true;
       }
       if (moved) backoff.reset();
-      if (waiters_.load() == 0 && pending_.load(std::memory_order_acquire) > 0 && !backoff.spin()) backoff.rest();
+      if (due() && !backoff.spin()) backoff.rest();
       continue;
     }
     // Nothing to do, or a waiter does it.
     std::unique_lock lock(sleep_);
-    if (!work && ++idle_ticks > ticks_before_sleep) {
-      asleep_ = true;
-      wake_.wait(lock, [&] { return woken_ || stop_.load() || pending_.load() > 0; });
-      asleep_ = false;
-      idle_ticks = 0;
+    const auto end = [&] { return woken_ || stop_.load() || due(); };
+    if (nap > last_nap) {
+      asleep_ = Sleep::deep;
+      wake_.wait(lock, end);
     } else {
-      wake_.wait_for(lock, tick, [&] { return woken_ || stop_.load(); });
+      if (nap > first_nap) asleep_ = Sleep::nap;
+      wake_.wait_for(lock, nap, end);
     }
+    asleep_ = Sleep::none;
+    nap = woken_ ? first_nap : 2 * nap;
     woken_ = false;
     backoff.reset();
   }

@@ -45,13 +45,37 @@ class Operation : public Work::State, public std::enable_shared_from_this<Operat
   std::atomic<bool> finished_{false};
 };
 
+// Whether callers wait at once for what they post, judged by the last posts: then nobody needs to be woken for the
+// next.
+class PromptWaits {
+ public:
+  using Clock = std::chrono::steady_clock;
+  void posted() {
+    if (unwaited_.exchange(true, std::memory_order_relaxed)) row_.store(0, std::memory_order_relaxed);
+    at_.store(Clock::now(), std::memory_order_relaxed);
+  }
+  void waits() {
+    if (!unwaited_.load(std::memory_order_relaxed)) return;
+    unwaited_.store(false, std::memory_order_relaxed);
+    const bool prompt = Clock::now() - at_.load(std::memory_order_relaxed) < std::chrono::microseconds(50);
+    row_.store(prompt ? row_.load(std::memory_order_relaxed) + 1 : 0, std::memory_order_relaxed);
+  }
+  bool expected() const { return row_.load(std::memory_order_relaxed) >= 2; }
+
+ private:
+  std::atomic<bool> unwaited_{false};
+  std::atomic<unsigned> row_{0};
+  std::atomic<Clock::time_point> at_{};
+};
+
 // The operations of one communicator, first in, first out.
 class Queue : public std::enable_shared_from_this<Queue> {
  public:
   explicit Queue(std::shared_ptr<Engine> engine) : engine_(std::move(engine)) {}
   virtual ~Queue() = default;
 
-  // Any thread. `bytes` says how much work it is: a large operation wakes the communication thread at once.
+  // Any thread. `bytes` says how much work it is: a large operation wakes the communication thread at once, unless the
+  // caller is expected to wait for it.
   // Inside a then() of this queue it is placed right behind, so that the order is the same on every rank.
   Work push(std::shared_ptr<Operation> operation, std::size_t bytes);
   bool empty() const { return pending_.load(std::memory_order_acquire) == 0; }
@@ -70,6 +94,7 @@ class Queue : public std::enable_shared_from_this<Queue> {
   std::size_t insert_at_ = 0;                      // where a running then() places what it posts
   std::atomic<std::size_t> pending_{0};
   std::atomic<bool> retired_{false};
+  PromptWaits prompt_waits_;
   std::exception_ptr broken_;
 };
 
@@ -105,7 +130,8 @@ class Engine {
   bool wait(Operation& operation, Operation::Deadline deadline);
   bool wait_for_post(Operation& operation, Operation::Deadline deadline);
   bool wait_for_peers(Operation& operation, Operation::Deadline deadline);
-  void posted(std::size_t bytes, bool behind_others);
+  void posted(std::size_t bytes, bool behind_others, PromptWaits& waits);
+  void poll_posts();
   void run_thread();
   void wake();
 
@@ -124,8 +150,10 @@ class Engine {
 
   std::mutex sleep_;
   std::condition_variable wake_;
-  bool woken_ = false;  // with sleep_
-  std::atomic<bool> asleep_{false}, stop_{false};
+  bool woken_ = false;                                  // with sleep_
+  enum class Sleep : std::uint8_t { none, nap, deep };  // a nap ends by itself
+  std::atomic<Sleep> asleep_{Sleep::none};
+  std::atomic<bool> stop_{false};
   std::thread thread_;
 };
 

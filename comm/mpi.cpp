@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "comm/mpi_group.h"
 #include "comm/p2p.h"
+#include "comm/peer_memory.h"
 #include "comm/registry.h"
 #include "comm/self.h"
 #include "comm/shm.h"
@@ -81,6 +82,7 @@ class MpiCommunicator final : public Communicator {
  private:
   std::vector<std::int64_t> gather(std::span<const std::int64_t> mine);
   SharedSegment share(std::size_t bytes);
+  std::vector<int> readable_processes();
 
   std::shared_ptr<MpiGroup> g_;
 };
@@ -130,7 +132,32 @@ void MpiCommunicator::connect() {
   constexpr int most_ranks = 1024;
   if (!link.options.shared_memory || !one_node || size() > most_ranks) return;
   SharedSegment segment = share(ShmChannel::segment_bytes(size(), link.options.chunk_limit));
-  if (segment) g_->shm = std::make_unique<ShmChannel>(std::move(segment), g_->me, link.options.chunk_limit);
+  if (!segment) return;
+  g_->shm = std::make_unique<ShmChannel>(std::move(segment), g_->me, link.options.chunk_limit);
+  if (link.options.read_peers) g_->shm->processes = readable_processes();
+}
+
+// Of all ranks, if every one could read a number in the memory of every other; else none.
+std::vector<int> MpiCommunicator::readable_processes() {
+  allow_peers_to_read();
+  std::random_device random;
+  const std::int64_t number = std::int64_t{random()} << 31 | random();
+  const std::int64_t mine[] = {getpid(), reinterpret_cast<std::intptr_t>(&number), number};
+  const std::vector<std::int64_t> all = gather(mine);
+  std::vector<int> processes;
+  std::int32_t all_read = 1;
+  for (std::size_t i = 0; i < all.size(); i += 3) {
+    std::int64_t found = 0;
+    processes.push_back(static_cast<int>(all[i]));
+    try {
+      read_peer(&found, {reinterpret_cast<const std::byte*>(all[i + 1]), processes.back()}, sizeof found);
+    } catch (const CommError&) {  // not allowed here
+    }
+    all_read &= found == all[i + 2];
+  }
+  all_reduce({&all_read, 1, DType::i32}, Op::min).wait();
+  if (!all_read) processes.clear();
+  return processes;
 }
 
 std::unique_ptr<Communicator> MpiCommunicator::split(int color, int key) {
@@ -198,8 +225,10 @@ int usable_cores(MPI_Comm node) {
 
 MpiOptions MpiOptions::from_environment() {
   MpiOptions options;
-  if (const char* transport = std::getenv("TRIREME_MPI_TRANSPORT"))
+  if (const char* transport = std::getenv("TRIREME_MPI_TRANSPORT")) {
     options.shared_memory = std::string_view(transport) != "p2p";
+    options.read_peers = std::string_view(transport) != "staged";
+  }
   if (const char* chunk = std::getenv("TRIREME_MPI_CHUNK")) {
     const std::string_view text(chunk);
     std::size_t value = 0;

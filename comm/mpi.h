@@ -3,8 +3,8 @@
 // to loopback.
 //
 // Test hooks (environment; they never change a result):
-//   TRIREME_MPI_TRANSPORT=p2p    messages also within a node
-//   TRIREME_MPI_CHUNK=BYTES      largest message and shared-memory piece (default INT_MAX)
+//   TRIREME_MPI_TRANSPORT=p2p    messages also within a node; =staged: shared memory, but ranks do not read each
+//   other's TRIREME_MPI_CHUNK=BYTES      largest message and shared-memory piece (default INT_MAX)
 #pragma once
 #include "comm/communicator.h"
 
@@ -14,7 +14,7 @@
 namespace trireme {
 
 struct MpiOptions {
-  bool shared_memory = true;
+  bool shared_memory = true, read_peers = true;
   std::size_t chunk_limit = INT_MAX;  // bytes, at most INT_MAX
   static MpiOptions from_environment();
 };

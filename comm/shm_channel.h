@@ -16,14 +16,15 @@ namespace trireme {
 // hence complete s-2.
 struct Arrival {
   std::atomic<std::uint64_t> seq;
-  std::uint64_t signature;  // operation, dtype, reduction, root: equal on all ranks
-  std::uint64_t count;      // elements: equal on all ranks (but for all_to_all)
-  std::uint64_t offset;     // of the rank's buffer in its part of `region`
-  std::uint32_t region;     // 0: private memory
-  std::uint32_t rounds;     // all_to_all only
+  std::uint64_t signature;   // operation, dtype, reduction, root: equal on all ranks
+  std::uint64_t count;       // elements: equal on all ranks (but for all_to_all)
+  std::uint64_t offset;      // of the rank's buffer in its part of `region`
+  const std::byte* address;  // of the rank's buffer in its process
+  std::uint32_t region;      // 0: private memory
+  std::uint32_t rounds;      // all_to_all only
   std::byte* payload() { return reinterpret_cast<std::byte*>(this + 1); }
 };
-static_assert(sizeof(Arrival) == 40 && std::atomic<std::uint64_t>::is_always_lock_free);
+static_assert(sizeof(Arrival) == 48 && std::atomic<std::uint64_t>::is_always_lock_free);
 
 // A number that belongs to one collective: any rank may take the next one. An older tag counts as zero.
 class TaggedCounter {
@@ -72,6 +73,9 @@ class ShmChannel {
   std::size_t part_bytes() const { return part_; }  // staging for one peer in one round; a multiple of 64
   std::byte* staging(int rank, std::uint64_t round) const;
   std::size_t staging_bytes() const { return part_ * static_cast<std::size_t>(me_.size); }
+
+  // The processes of the ranks, once every rank may read the memory of every other; empty: it may not.
+  std::vector<int> processes;
 
   void add(const std::shared_ptr<SharedRegion>& region);
   std::shared_ptr<SharedRegion> find(const void* p, std::size_t bytes);

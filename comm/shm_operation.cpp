@@ -26,6 +26,7 @@ ShmOperation::ShmOperation(MpiGroup& group, Collective kind, DType dtype, Op op,
     : g(group), c(*group.shm), kind_(kind), dtype_(dtype), signature_(pack(kind, dtype, op, root)), count_(count) {}
 
 void ShmOperation::share(const void* data, std::size_t bytes) {
+  address_ = at(data, 0);
   region_ = c.find(data, bytes);
   if (region_) offset_ = static_cast<std::uint64_t>(at(data, 0) - region_->part(rank()));
 }
@@ -37,6 +38,7 @@ void ShmOperation::arrive() {
   mine.count = count_;
   mine.region = region_ ? region_->id() : 0;
   mine.offset = offset_;
+  mine.address = address_;
   mine.rounds = 0;
   publish(mine);
   mine.seq.store(seq_, std::memory_order_release);
@@ -73,10 +75,13 @@ Step ShmOperation::progress() {
         finish_small();
         return Step::complete;
       }
-      bool direct = region_ && can_go_direct();
+      bool direct = region_ != nullptr;
       for (int r = 0; r < size() && direct; ++r) direct = arrival(r).region == region_->id();
       if (direct) {
         for (int r = 0; r < size(); ++r) offsets_.push_back(arrival(r).offset);
+        phase_ = Phase::direct;
+      } else if (can_read() && !c.processes.empty()) {
+        for (int r = 0; r < size(); ++r) addresses_.push_back(arrival(r).address);
         phase_ = Phase::direct;
       } else {
         rounds_ = round_count();
@@ -127,18 +132,33 @@ Step ShmOperation::staged_round() {
 }
 
 void CopyList::step() {
-  constexpr std::size_t budget = 256u << 10;
-  std::size_t left = budget;
+  std::size_t left = 256u << 10;
   while (left > 0 && !empty()) {
     Copy& copy = copies_[next_];
-    const std::size_t n = std::min(left, copy.bytes);
-    copy_result(copy.to, copy.from, n, whole_);
+    std::size_t n = std::min(left, copy.bytes);
+    if (copy.from.process == 0)
+      copy_result(copy.to, copy.from.data, n, whole_);
+    else if ((n = read_peer(copy.to, copy.from, n)) == 0)
+      return;
     copy.to += n;
-    copy.from += n;
+    copy.from.data += n;
     copy.bytes -= n;
     left -= n;
     if (copy.bytes == 0) ++next_;
   }
+}
+
+Step CopyOperation::direct() {
+  if (!listed_) {
+    listed_ = true;
+    list(copies_);
+  } else if (!copies_.empty()) {
+    copies_.step();
+  } else {
+    return !is_read() || all_finished() ? Step::complete : Step::blocked;
+  }
+  if (copies_.empty()) finish();
+  return Step::advanced;
 }
 
 }  // namespace trireme

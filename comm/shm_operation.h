@@ -1,9 +1,11 @@
-// The course of every shared-memory collective: arrive, then one of three ways that all ranks choose alike:
+// The course of every shared-memory collective: arrive, then one of four ways that all ranks choose alike:
 //   small   the data came with the arrivals; the result is computed from there;
 //   direct  every rank's buffer lies in the same SharedRegion: work on the peers' memory;
+//   read    the same for an operation that only copies, with the kernel reading the peers' private memory;
 //   staged  rounds through the staging rings.
 #pragma once
 #include "comm/mpi_group.h"
+#include "comm/peer_memory.h"
 
 namespace trireme {
 
@@ -21,8 +23,8 @@ class ShmOperation : public Operation {
   virtual void arrived() {}  // everybody's arrival is readable, also below
   virtual void finish_small() = 0;
 
-  virtual bool can_go_direct() const { return true; }
-  virtual Step direct() = 0;  // complete when this rank may go on
+  virtual Step direct() = 0;                       // complete when this rank may go on
+  virtual bool can_read() const { return false; }  // equal on all ranks: direct() needs no more than source()
 
   // Staged rounds. copy_in(k) fills this rank's ring; once all have, combine(k) reads the peers' rings. With
   // `two_phases`, combine() leaves results in the ring, and once all have, copy_out(k) reads those.
@@ -41,6 +43,12 @@ class ShmOperation : public Operation {
   std::uint32_t tag() const { return static_cast<std::uint32_t>(seq_); }
   // A peer's shared buffer (direct only).
   std::byte* shared(int r) const { return region_->part(r) + offsets_[static_cast<std::size_t>(r)]; }
+  // A peer's buffer (direct and read).
+  PeerBytes source(int r) const {
+    return addresses_.empty()
+               ? PeerBytes{shared(r)}
+               : PeerBytes{addresses_[static_cast<std::size_t>(r)], c.processes[static_cast<std::size_t>(r)]};
+  }
   // This rank's piece for `to` in its ring, or the piece of `from` for `to`.
   std::byte* staged(int from, int to, std::uint64_t round) const {
     return c.staging(from, round) + static_cast<std::size_t>(to) * c.part_bytes();
@@ -72,7 +80,9 @@ class ShmOperation : public Operation {
   int seen_ = 0;  // ranks already found where all_reached or arrival waits for them
   std::shared_ptr<SharedRegion> region_;
   std::uint64_t offset_ = 0;
-  std::vector<std::uint64_t> offsets_;
+  const std::byte* address_ = nullptr;
+  std::vector<std::uint64_t> offsets_;       // direct
+  std::vector<const std::byte*> addresses_;  // read
   std::uint64_t round_ = 0, rounds_ = 0, base_ = 0;
   enum class Stage { fill, combine, empty } stage_ = Stage::fill;
 };
@@ -80,8 +90,8 @@ class ShmOperation : public Operation {
 // Copies done a bounded piece at a time.
 class CopyList {
  public:
-  void add(void* to, const void* from, std::size_t bytes) {
-    if (bytes > 0 && to != from) copies_.push_back({at(to, 0), at(from, 0), bytes});
+  void add(void* to, PeerBytes from, std::size_t bytes) {
+    if (bytes > 0 && to != from.data) copies_.push_back({at(to, 0), from, bytes});
     whole_ += bytes;
   }
   bool empty() const { return next_ == copies_.size(); }
@@ -90,11 +100,25 @@ class CopyList {
  private:
   struct Copy {
     std::byte* to;
-    const std::byte* from;
+    PeerBytes from;
     std::size_t bytes;
   };
   std::vector<Copy> copies_;
   std::size_t next_ = 0, whole_ = 0;
+};
+
+// An operation whose result is made of pieces of the peers' buffers.
+class CopyOperation : public ShmOperation {
+ protected:
+  using ShmOperation::ShmOperation;
+  virtual void list(CopyList& copies) const = 0;
+  virtual bool is_read() const { return true; }  // peers read this rank's buffer: it waits for them
+
+ private:
+  Step direct() final;
+
+  CopyList copies_;
+  bool listed_ = false;
 };
 
 }  // namespace trireme
