@@ -1,5 +1,7 @@
 #include "comm/traced.h"
 
+#include <algorithm>
+
 namespace trireme {
 namespace {
 
@@ -150,6 +152,29 @@ auto Traced::record_blocking(const char* name, std::size_t bytes, Step&& step) {
     log_->refused(call.sequence);
     throw;
   }
+}
+
+std::vector<std::shared_ptr<CommLog>> Traced::logs() const {
+  auto all = recorder_->logs();
+  std::erase_if(all, [&](const auto& log) { return log != log_ && !log->name.starts_with(log_->name + "/"); });
+  return all;
+}
+CommStats Traced::stats() const {
+  CommStats sum;
+  for (const auto& log : logs()) {
+    const CommStats s = log->stats();
+    sum.calls += s.calls, sum.bytes += s.bytes, sum.blocked_ns += s.blocked_ns;
+  }
+  return sum;
+}
+std::vector<CommCall> Traced::recent() const {
+  std::vector<CommCall> calls;
+  for (const auto& log : logs()) {
+    const auto more = log->recent();
+    calls.insert(calls.end(), more.begin(), more.end());
+  }
+  std::stable_sort(calls.begin(), calls.end(), [](const auto& a, const auto& b) { return a.begin_ns < b.begin_ns; });
+  return calls;
 }
 
 std::unique_ptr<Traced> Traced::derive(std::string name, const Make& make, Sink sink) {

@@ -22,9 +22,10 @@ class Traced final : public Wrapper {
   using Make = std::function<std::unique_ptr<Communicator>(Communicator& inner)>;
   std::unique_ptr<Traced> derive(std::string name, const Make& make, Sink sink);
 
-  // Any thread may read; groups made by split() and derive() count for themselves.
-  CommStats stats() const { return log_->stats(); }
-  std::vector<CommCall> recent() const { return log_->recent(); }  // the last 256 calls, oldest first
+  // Of this and of what split() made of it, while that exists; what derive() made counts for itself. Any thread may
+  // read.
+  CommStats stats() const;
+  std::vector<CommCall> recent() const;  // the last 256 calls of each, oldest first
   // The logs of this, of what it was derived from and of all that was derived from those.
   const std::shared_ptr<FlightRecorder>& recorder() const { return recorder_; }
 
@@ -49,6 +50,8 @@ class Traced final : public Wrapper {
   std::shared_ptr<FlightRecorder> recorder_;
   std::shared_ptr<CommLog> log_;  // outlives this through the Work handles
   int splits_ = 0;
+
+  std::vector<std::shared_ptr<CommLog>> logs() const;
 };
 
 }  // namespace trireme

@@ -7,6 +7,7 @@
 #include "framework/tensor.h"
 
 #include <algorithm>
+#include <map>
 #include <mutex>
 #include <numeric>
 #include <unordered_map>
@@ -63,8 +64,9 @@ struct Reducer::Impl {
     std::vector<std::size_t> params;
     at::Tensor weights;  // with `shard`: flat, as `flat`
     std::unique_ptr<GradientHook> hook;
-    std::size_t missing = 0;  // gradients not there yet
-    Work work;
+    std::vector<Communicator*> lanes;  // of `comm`, for the hook
+    std::size_t missing = 0;           // gradients not there yet
+    std::vector<Work> works;
     std::vector<c10::Stream> producers;  // streams its gradients came on, and it was launched on
   };
 
@@ -74,6 +76,8 @@ struct Reducer::Impl {
   Options options;
   std::vector<std::int64_t> order;     // params in the order buckets are filled
   std::vector<std::int64_t> observed;  // order of readiness in this step
+  static constexpr std::size_t lanes = 4;
+  std::map<Communicator*, std::vector<std::unique_ptr<Communicator>>> copies_of;  // the lanes beside it
   std::vector<Part> buckets;
   std::vector<std::size_t> bucket_of;
   std::vector<bool> ready, seen;  // seen: is in `observed`
@@ -96,10 +100,11 @@ struct Reducer::Impl {
   }
 
   ~Impl() {
-    for (auto& b : buckets) try {
-        b.work.wait();
-      } catch (...) {  // the error was already reported by finish()
-      }
+    for (auto& b : buckets)
+      for (auto& work : b.works) try {
+          work.wait();
+        } catch (...) {  // the error was already reported by finish()
+        }
     for (auto& p : params) {
       {
         std::lock_guard lock(slots_mutex);
@@ -172,9 +177,22 @@ struct Reducer::Impl {
     order_known = true;
     for (auto& b : buckets) {
       if (!b.comm) continue;
-      if (options.hook.name != "none") b.hook = make_hook(options.hook, b, *b.comm);
+      if (options.hook.name != "none") {
+        b.hook = make_hook(options.hook, b, *b.comm);
+        b.lanes = lanes_of(*b.comm);
+        // Each bucket begins with another lane.
+        std::rotate(b.lanes.begin(), b.lanes.begin() + (&b - buckets.data()) % std::ptrdiff_t(lanes), b.lanes.end());
+      }
       if (options.shard) home_weights(b);
     }
+  }
+
+  std::vector<Communicator*> lanes_of(Communicator& comm) {
+    auto& copies = copies_of[&comm];
+    while (copies.size() + 1 < lanes) copies.push_back(comm.split(0, comm.rank()));
+    std::vector<Communicator*> all{&comm};
+    for (auto& copy : copies) all.push_back(copy.get());
+    return all;
   }
 
   void home_weights(Part& b) {
@@ -196,7 +214,7 @@ struct Reducer::Impl {
     }
     for (auto& b : buckets) {
       b.missing = b.params.size();
-      b.work = {};
+      b.works.clear();
       b.producers.clear();
     }
     ready.assign(params.size(), false);
@@ -291,11 +309,11 @@ struct Reducer::Impl {
       const CallSite here("reducer: bucket", int(next_launch));
       for (const auto& s : b.producers) in_order(s, current_stream(b.flat));
       if (b.hook && step >= options.hook.start)
-        b.work = b.hook->reduce(b, *b.comm);
+        b.works = b.hook->reduce(b, b.lanes);
       else if (b.weights.defined())
-        b.work = b.comm->reduce_scatter(buffer_of(b.flat), buffer_of(shard_of(b, b.flat)), Op::sum);
+        b.works = {b.comm->reduce_scatter(buffer_of(b.flat), buffer_of(shard_of(b, b.flat)), Op::sum)};
       else
-        b.work = b.comm->all_reduce(buffer_of(b.flat), Op::sum);
+        b.works = {b.comm->all_reduce(buffer_of(b.flat), Op::sum)};
       if (!b.flat.is_cpu()) b.producers.insert(b.producers.begin(), current_stream(b.flat));
     }
   }
@@ -319,7 +337,7 @@ struct Reducer::Impl {
     }
     launch_full();
     for (auto& b : buckets) {
-      b.work.wait();
+      for (auto& work : b.works) work.wait();
       for (const auto& s : b.producers) in_order(s, current_stream(b.flat));
     }
     if (!order_known) adopt_observed_order();
@@ -328,9 +346,9 @@ struct Reducer::Impl {
   void gather_weights() {
     const CallSite here("reducer: weights");
     for (auto& b : buckets)
-      if (b.weights.defined()) b.work = b.comm->all_gather(buffer_of(shard_of(b, b.weights)), buffer_of(b.weights));
+      if (b.weights.defined()) b.works = {b.comm->all_gather(buffer_of(shard_of(b, b.weights)), buffer_of(b.weights))};
     for (auto& b : buckets)
-      if (b.weights.defined()) b.work.wait();
+      if (b.weights.defined()) b.works.front().wait();
   }
 
   std::vector<Slice> owned() const {

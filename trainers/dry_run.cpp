@@ -57,6 +57,7 @@ struct Watched {
   std::string name;
   const Traced* traced;
   std::uint64_t calls;
+  std::int64_t now_ns;
 };
 
 std::vector<Watched> watch(Session& session, const Recipe& recipe) {
@@ -65,7 +66,7 @@ std::vector<Watched> watch(Session& session, const Recipe& recipe) {
   std::vector<Watched> all;
   for (const auto& n : names)
     if (const auto* traced = dynamic_cast<const Traced*>(&session.context().comm(n)))
-      all.push_back({n, traced, traced->stats().calls});
+      all.push_back({n, traced, traced->stats().calls, steady_now_ns()});
   return all;
 }
 
@@ -95,7 +96,7 @@ void print_schedule(const std::vector<Watched>& watched) {
   for (const auto& w : watched) {
     made += w.traced->stats().calls - w.calls;
     for (const auto& call : w.traced->recent())
-      if (call.sequence > w.calls) lines.push_back({w.name, call});
+      if (call.begin_ns > w.now_ns) lines.push_back({w.name, call});
   }
   std::stable_sort(lines.begin(), lines.end(),
                    [](const Line& a, const Line& b) { return a.call.begin_ns < b.call.begin_ns; });

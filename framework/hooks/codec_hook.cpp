@@ -3,44 +3,79 @@
 #include "compression/collectives.h"
 #include "framework/tensor.h"
 
+#include <algorithm>
+
 namespace trireme {
 namespace {
 
+// Values of a piece for each rank: long enough for the network, short enough that coding one piece hides behind the
+// messages of others.
+constexpr std::size_t piece_shard = 128u << 10;
+
 class CodecHook final : public GradientHook {
  public:
-  CodecHook(const HookConfig& config, const Bucket& bucket, const Communicator& comm)
-      : codec_(make_compressor(config.name, "hook.name")), bound_(config.bound) {
-    if (codec_->bounded() && bound_ <= 0)
+  CodecHook(const HookConfig& config, const Bucket& bucket, const Communicator& comm) : bound_(config.bound) {
+    const std::size_t count = std::size_t(bucket.flat.numel()), most = piece_shard * std::size_t(comm.size());
+    std::size_t owned = 0;
+    for (std::size_t first = 0; first < count; first += most) {
+      const std::size_t n = std::min(most, count - first);
+      pieces_.push_back(
+          {first, n, owned, std::min(n, shard_size(n, comm.size())), make_compressor(config.name, "hook.name")});
+      owned += pieces_.back().owned;
+    }
+    const Compressor& codec = *pieces_.front().codec;
+    if (codec.bounded() && bound_ <= 0)
       throw UsageError("hook.bound", config.name + " needs an error bound",
                        "set hook.bound to a fraction of a typical gradient");
-    if (!config.error_feedback || codec_->summable()) return;
+    if (!config.error_feedback || codec.summable()) return;
     const auto options = bucket.flat.options();
-    const auto count = std::size_t(bucket.flat.numel());
     sent_ = at::zeros({bucket.flat.numel()}, options);
-    owned_ = at::zeros({std::int64_t(std::min(count, shard_size(count, comm.size())))}, options);
+    owned_ = at::zeros({std::int64_t(owned)}, options);
   }
 
-  Work reduce(Bucket& bucket, Communicator& comm) override {
-    const Buffer inout = buffer_of(bucket.flat);
-    if (!sent_.defined()) return all_reduce(comm, *codec_, inout, bound_, nullptr);
-    const ErrorFeedback feedback{buffer_of(sent_), buffer_of(owned_)};
-    return all_reduce(comm, *codec_, inout, bound_, &feedback);
+  std::vector<Work> reduce(Bucket& bucket, Lanes lanes) override {
+    std::vector<Work> works;
+    for (auto& p : pieces_) {
+      Communicator& comm = *lanes[works.size() % lanes.size()];
+      const Buffer inout = part(bucket.flat, p.first, p.count);
+      if (sent_.defined()) {
+        const ErrorFeedback feedback{part(sent_, p.first, p.count), part(owned_, p.first_owned, p.owned)};
+        works.push_back(all_reduce(comm, *p.codec, inout, bound_, &feedback));
+      } else {
+        works.push_back(all_reduce(comm, *p.codec, inout, bound_, nullptr));
+      }
+    }
+    return works;
   }
 
-  std::size_t bytes(const Bucket& bucket, const Communicator& comm) const override {
-    return all_reduce_bytes(*codec_, std::size_t(bucket.flat.numel()), comm.rank(), comm.size());
+  std::size_t bytes(const Bucket&, const Communicator& comm) const override {
+    std::size_t sum = 0;
+    for (const auto& p : pieces_) sum += all_reduce_bytes(*p.codec, p.count, comm.rank(), comm.size());
+    return sum;
   }
 
   void state(Archive& ar) override {
-    codec_->state(ar);
+    for (std::size_t i = 0; i < pieces_.size(); ++i) {
+      Archive::Group group(ar, "piece/" + std::to_string(i));
+      pieces_[i].codec->state(ar);
+    }
     if (!sent_.defined()) return;
     if (ar.has("sent")) archive(ar, "sent", sent_, {Sharing::per_rank});
     if (ar.has("owned")) archive(ar, "owned", owned_, {Sharing::per_rank});
   }
 
  private:
-  std::unique_ptr<Compressor> codec_;
+  struct Piece {
+    std::size_t first, count;        // of the bucket
+    std::size_t first_owned, owned;  // of owned_
+    std::unique_ptr<Compressor> codec;
+  };
+  static Buffer part(const at::Tensor& flat, std::size_t first, std::size_t count) {
+    return {flat.data_ptr<float>() + first, count, DType::f32};
+  }
+
   double bound_;
+  std::vector<Piece> pieces_;
   at::Tensor sent_, owned_;  // error feedback
 };
 

@@ -10,6 +10,7 @@
 #include "framework/registry.h"
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,12 +32,16 @@ struct Bucket {
   std::vector<std::string> parameters;  // their names
 };
 
+// Communicators over the same ranks, at least one. Each has an order of its own, so that what one of them sends hides
+// what is computed for another.
+using Lanes = std::span<Communicator* const>;
+
 class GradientHook {
  public:
   virtual ~GradientHook() = default;
-  // Collective, from the thread that runs backward: starts to replace bucket.flat by its sum over the ranks of
-  // `comm`, equal on all of them to the bit. Both must outlive the Work.
-  virtual Work reduce(Bucket& bucket, Communicator& comm) = 0;
+  // Collective, from the thread that runs backward: starts to replace bucket.flat by its sum over the ranks, equal on
+  // all of them to the bit. It is there once all the Works are complete; bucket and lanes must outlive them.
+  virtual std::vector<Work> reduce(Bucket& bucket, Lanes lanes) = 0;
   // Bytes this rank puts on the wire in one reduce, by formula.
   virtual std::size_t bytes(const Bucket& bucket, const Communicator& comm) const = 0;
   virtual void state(Archive&) {}

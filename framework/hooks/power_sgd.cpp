@@ -69,7 +69,7 @@ class PowerSgd final : public GradientHook {
     rest_ = first_.narrow(0, p, first - p);
   }
 
-  Work reduce(Bucket& bucket, Communicator& comm) override {
+  std::vector<Work> reduce(Bucket& bucket, Lanes lanes) override {
     at::NoGradGuard no_grad;
     if (!feedback_) error_.zero_();
     for (auto& x : matrices_) {
@@ -82,9 +82,9 @@ class PowerSgd final : public GradientHook {
       rest_.narrow(0, at, n).copy_(bucket.gradients[i].view(-1));
       at += n;
     }
-    Communicator* c = &comm;
+    Communicator* c = lanes[0];
     Bucket* b = &bucket;
-    return comm.all_reduce(buffer_of(first_), Op::sum).then([this, c, b] {
+    return {c->all_reduce(buffer_of(first_), Op::sum).then([this, c, b] {
       at::NoGradGuard no_grad;
       for (auto& x : matrices_) {
         orthonormalize(x.p);
@@ -95,7 +95,7 @@ class PowerSgd final : public GradientHook {
         finish(*b);
         return Work();
       });
-    });
+    })};
   }
 
   std::size_t bytes(const Bucket&, const Communicator& comm) const override {

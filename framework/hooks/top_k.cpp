@@ -15,7 +15,8 @@ class TopK final : public GradientHook {
         feedback_(config.error_feedback),
         rest_(at::zeros({bucket.flat.numel()}, bucket.flat.options())) {}
 
-  Work reduce(Bucket& bucket, Communicator& comm) override {
+  std::vector<Work> reduce(Bucket& bucket, Lanes lanes) override {
+    Communicator& comm = *lanes[0];
     at::NoGradGuard no_grad;
     rest_.add_(bucket.flat);
     const at::Tensor index = std::get<1>(rest_.abs().topk(keep_, 0, /*largest=*/true, /*sorted=*/false));
@@ -29,13 +30,13 @@ class TopK final : public GradientHook {
     else
       rest_.index_fill_(0, index, 0);
     const at::Tensor flat = bucket.flat;
-    return comm.all_gather(buffer_of(mine), buffer_of(all)).then([flat, mine, all] {
+    return {comm.all_gather(buffer_of(mine), buffer_of(all)).then([flat, mine, all] {
       at::NoGradGuard no_grad;
       flat.zero_();
       for (std::int64_t r = 0; r < all.size(0); ++r)  // in rank order
         flat.index_add_(0, all[r][0], all[r][1].view(at::kFloat));
       return Work();
-    });
+    })};
   }
 
   std::size_t bytes(const Bucket&, const Communicator& comm) const override {
