@@ -27,7 +27,7 @@ struct Running {
   const Queue* before;
 };
 
-// From this size on, the few microseconds to wake the communication thread do not matter.
+// From this size on the communication thread is woken for one collective alone.
 constexpr std::size_t wake_bytes = 512 * 1024;
 // After its last work the communication thread naps twice as long each time, then sleeps until woken. In the first nap
 // it need not be woken for small work.
@@ -102,7 +102,7 @@ Work Queue::push(std::shared_ptr<Operation> operation, std::size_t bytes) {
   operation->queue_ = shared_from_this();
   Work work(operation);
   const bool behind_others = pending_.fetch_add(1, std::memory_order_acq_rel) > 0;
-  engine_->pending_.fetch_add(1, std::memory_order_acq_rel);
+  engine_->pending_.fetch_add(1);  // in one order with asleep_ and waiters_: nobody sleeps beside work
   if (running_queue == this) {
     active_.insert(active_.begin() + static_cast<std::ptrdiff_t>(insert_at_++), std::move(operation));
   } else {
@@ -316,7 +316,7 @@ bool Engine::wait_for_peers(Operation& operation, Operation::Deadline deadline) 
       std::lock_guard lock(progress_, std::adopt_lock);
       while (!finished()) {
         if (poll()) {
-          rested = backoff.rested();
+          rested = std::max(rested, backoff.rested());
           backoff.reset();
         } else if (!backoff.spin()) {
           break;
@@ -328,7 +328,7 @@ bool Engine::wait_for_peers(Operation& operation, Operation::Deadline deadline) 
     if (in_time) backoff.rest();
   }
   if (rested > 0 || !brief) shares_core_.store(rested == 1 || rested == 2, std::memory_order_relaxed);
-  if (waiters_.fetch_sub(1) == 1 && pending_.load(std::memory_order_acquire) > 0) wake();
+  if (waiters_.fetch_sub(1) == 1 && pending_.load() > 0) wake();
   return in_time;
 }
 

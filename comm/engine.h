@@ -51,8 +51,10 @@ class PromptWaits {
  public:
   using Clock = std::chrono::steady_clock;
   void posted() {
-    if (unwaited_.exchange(true, std::memory_order_relaxed)) row_.store(0, std::memory_order_relaxed);
-    at_.store(Clock::now(), std::memory_order_relaxed);
+    if (unwaited_.exchange(true, std::memory_order_relaxed))
+      row_.store(0, std::memory_order_relaxed);
+    else
+      at_.store(Clock::now(), std::memory_order_relaxed);
   }
   void waits() {
     if (!unwaited_.load(std::memory_order_relaxed)) return;
@@ -60,12 +62,12 @@ class PromptWaits {
     const bool prompt = Clock::now() - at_.load(std::memory_order_relaxed) < std::chrono::microseconds(50);
     row_.store(prompt ? row_.load(std::memory_order_relaxed) + 1 : 0, std::memory_order_relaxed);
   }
-  bool expected() const { return row_.load(std::memory_order_relaxed) >= 2; }
+  bool expected() const { return row_.load(std::memory_order_relaxed) >= 4; }
 
  private:
   std::atomic<bool> unwaited_{false};
   std::atomic<unsigned> row_{0};
-  std::atomic<Clock::time_point> at_{};
+  std::atomic<Clock::time_point> at_{};  // of the oldest post that nobody has waited for
 };
 
 // The operations of one communicator, first in, first out.
@@ -74,8 +76,8 @@ class Queue : public std::enable_shared_from_this<Queue> {
   explicit Queue(std::shared_ptr<Engine> engine) : engine_(std::move(engine)) {}
   virtual ~Queue() = default;
 
-  // Any thread. `bytes` says how much work it is: a large operation wakes the communication thread at once, unless the
-  // caller is expected to wait for it.
+  // Any thread. `bytes` says how much work it is: a large operation wakes the communication thread at once, unless that
+  // naps and the caller is expected to wait.
   // Inside a then() of this queue it is placed right behind, so that the order is the same on every rank.
   Work push(std::shared_ptr<Operation> operation, std::size_t bytes);
   bool empty() const { return pending_.load(std::memory_order_acquire) == 0; }

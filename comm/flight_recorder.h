@@ -31,7 +31,8 @@ struct CommCall {
   std::uint64_t count = 0;  // elements of the buffer that all ranks give alike (all_to_all: that it sends)
   DType dtype = DType::u8;
   CallLabel site = {};
-  bool complete = false;  // also where nobody has looked for the end
+  bool complete = false;   // also where nobody has looked for the end
+  bool continued = false;  // posted by a then(): its place among the other calls may differ between ranks
 };
 
 class CommLog {

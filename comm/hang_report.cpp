@@ -25,7 +25,8 @@ CallState call_state(const CommCall& c, std::int64_t now_ns) {
           c.count,
           c.count * size_of(c.dtype),
           c.complete,
-          static_cast<double>(now_ns - c.begin_ns) * 1e-9};
+          static_cast<double>(now_ns - c.begin_ns) * 1e-9,
+          c.continued};
 }
 
 // Little-endian numbers and counted strings, one after the other.
@@ -114,6 +115,7 @@ void transfer(Io& io, State& s) {
       io.value(c.count);
       io.value(c.bytes);
       io.value(c.complete);
+      io.value(c.continued);
       io.value(c.age);
     }
   }
@@ -238,8 +240,13 @@ std::string describe_hang(const std::vector<RankView>& ranks) {
     return (list.size() == 1 ? "rank " : "ranks ") + rank_list(list);
   };
 
-  // Calls that differ explain all that follows them.
+  // Calls that differ explain all that follows them. Where some were posted by a then(), calls with one number need not
+  // be the same call.
   for (const auto& [name, group] : groups) {
+    if (std::any_of(group.members.begin(), group.members.end(), [](const auto& m) {
+          return std::any_of(m.second->calls.begin(), m.second->calls.end(), [](const auto& c) { return c.continued; });
+        }))
+      continue;
     std::map<std::uint64_t, Seen> first;
     for (const auto& [rank, log] : group.members)
       for (const auto& c : log->calls) {

@@ -14,7 +14,8 @@ struct CallState {
   std::string operation, dtype, site;
   std::uint64_t count = 0, bytes = 0;  // of the buffer
   bool complete = false;
-  double age = 0;  // seconds since it was entered
+  double age = 0;          // seconds since it was entered
+  bool continued = false;  // posted by a then(): other ranks may have numbered it otherwise
 };
 
 struct LogState {

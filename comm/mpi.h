@@ -3,8 +3,9 @@
 // to loopback.
 //
 // Test hooks (environment; they never change a result):
-//   TRIREME_MPI_TRANSPORT=p2p    messages also within a node; =staged: shared memory, but ranks do not read each
-//   other's TRIREME_MPI_CHUNK=BYTES      largest message and shared-memory piece (default INT_MAX)
+//   TRIREME_MPI_TRANSPORT=p2p     messages also within a node
+//   TRIREME_MPI_TRANSPORT=staged  shared memory, but no rank reads another's private memory
+//   TRIREME_MPI_CHUNK=BYTES       largest message and piece staged in shared memory (default INT_MAX)
 #pragma once
 #include "comm/communicator.h"
 

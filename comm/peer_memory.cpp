@@ -17,8 +17,8 @@ std::size_t read_peer(void* to, PeerBytes from, std::size_t bytes) {
   const iovec local{to, bytes}, remote{const_cast<std::byte*>(from.data), bytes};
   const ssize_t n = process_vm_readv(from.process, &local, 1, &remote, 1, 0);
   if (n >= 0) return static_cast<std::size_t>(n);
-  if (errno == ESRCH) return 0;
-  throw CommError("process " + std::to_string(from.process),
+  if (errno == ESRCH || errno == EFAULT) return 0;
+  throw CommError("rank " + std::to_string(from.rank),
                   std::string("its memory cannot be read: ") + std::strerror(errno),
                   "set TRIREME_MPI_TRANSPORT=staged");
 }

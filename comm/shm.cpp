@@ -182,7 +182,7 @@ class AllGather final : public CopyOperation {
   }
 
  private:
-  bool small() const override { return in_.bytes() <= c.small_bytes(); }
+  bool small() const override { return in_.bytes() <= small_bytes(); }
   void publish(Arrival& mine) override {
     if (small()) copy_bytes(mine.payload(), in_.data, in_.bytes());
   }
@@ -230,7 +230,7 @@ class AllToAll final : public CopyOperation {
  private:
   static constexpr std::uint32_t fits = 1u << 31;
   std::size_t table_bytes() const { return send_.size() * sizeof(std::uint64_t); }
-  bool fits_here() const { return table_bytes() + send_.back() <= c.small_bytes(); }
+  bool fits_here() const { return table_bytes() + send_.back() <= small_bytes(); }
   bool small() const override { return small_; }
   // The payload: where each receiver's part begins, then the data if there is room.
   void publish(Arrival& mine) override {
@@ -312,7 +312,7 @@ class Broadcast final : public CopyOperation {
   }
 
  private:
-  bool small() const override { return b_.bytes() <= c.small_bytes(); }
+  bool small() const override { return b_.bytes() <= small_bytes(); }
   void publish(Arrival& mine) override {
     if (small() && rank() == root_) copy_bytes(mine.payload(), b_.data, b_.bytes());
   }

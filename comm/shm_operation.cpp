@@ -131,7 +131,7 @@ Step ShmOperation::staged_round() {
   return round_ == rounds_ + (two_phases ? 1 : 0) ? Step::complete : Step::advanced;
 }
 
-void CopyList::step() {
+bool CopyList::step() {
   std::size_t left = 256u << 10;
   while (left > 0 && !empty()) {
     Copy& copy = copies_[next_];
@@ -139,21 +139,31 @@ void CopyList::step() {
     if (copy.from.process == 0)
       copy_result(copy.to, copy.from.data, n, whole_);
     else if ((n = read_peer(copy.to, copy.from, n)) == 0)
-      return;
+      return false;
     copy.to += n;
     copy.from.data += n;
     copy.bytes -= n;
     left -= n;
     if (copy.bytes == 0) ++next_;
   }
+  return true;
 }
 
 Step CopyOperation::direct() {
+  // A rank that has failed ends the job with its own error; this one waits for that, but not for ever.
+  constexpr std::chrono::seconds patience{5};
   if (!listed_) {
     listed_ = true;
     list(copies_);
   } else if (!copies_.empty()) {
-    copies_.step();
+    if (!copies_.step()) {
+      const auto now = std::chrono::steady_clock::now();
+      if (now - unreadable_.value_or(now) > patience)
+        throw CommError(place(g.me), "the memory of another rank cannot be read",
+                        "has that rank failed? If not, set TRIREME_MPI_TRANSPORT=staged");
+      if (!unreadable_) unreadable_ = now;
+      return Step::blocked;
+    }
   } else {
     return !is_read() || all_finished() ? Step::complete : Step::blocked;
   }

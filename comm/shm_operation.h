@@ -7,6 +7,9 @@
 #include "comm/mpi_group.h"
 #include "comm/peer_memory.h"
 
+#include <algorithm>
+#include <optional>
+
 namespace trireme {
 
 class ShmOperation : public Operation {
@@ -16,7 +19,7 @@ class ShmOperation : public Operation {
  protected:
   ShmOperation(MpiGroup& group, Collective kind, DType dtype, Op op, int root, std::size_t count);
 
-  // The buffer that the direct way needs in shared memory; set by the constructor of the operation.
+  // The buffer that peers work on (direct) or read; set by the constructor of the operation.
   void share(const void* data, std::size_t bytes);
   virtual bool small() const = 0;  // equal on all ranks; before arrival: does this rank publish its payload?
   virtual void publish(Arrival& mine) = 0;
@@ -45,9 +48,8 @@ class ShmOperation : public Operation {
   std::byte* shared(int r) const { return region_->part(r) + offsets_[static_cast<std::size_t>(r)]; }
   // A peer's buffer (direct and read).
   PeerBytes source(int r) const {
-    return addresses_.empty()
-               ? PeerBytes{shared(r)}
-               : PeerBytes{addresses_[static_cast<std::size_t>(r)], c.processes[static_cast<std::size_t>(r)]};
+    const auto i = static_cast<std::size_t>(r);
+    return addresses_.empty() ? PeerBytes{shared(r)} : PeerBytes{addresses_[i], c.processes[i], r};
   }
   // This rank's piece for `to` in its ring, or the piece of `from` for `to`.
   std::byte* staged(int from, int to, std::uint64_t round) const {
@@ -91,11 +93,11 @@ class ShmOperation : public Operation {
 class CopyList {
  public:
   void add(void* to, PeerBytes from, std::size_t bytes) {
-    if (bytes > 0 && to != from.data) copies_.push_back({at(to, 0), from, bytes});
+    if (bytes > 0 && (from.process != 0 || to != from.data)) copies_.push_back({at(to, 0), from, bytes});
     whole_ += bytes;
   }
   bool empty() const { return next_ == copies_.size(); }
-  void step();
+  bool step();  // false: nothing could be copied
 
  private:
   struct Copy {
@@ -112,6 +114,10 @@ class CopyOperation : public ShmOperation {
  protected:
   using ShmOperation::ShmOperation;
   virtual void list(CopyList& copies) const = 0;
+  // What travels with the arrival: less where peers can read the rest themselves.
+  std::size_t small_bytes() const {
+    return c.processes.empty() ? c.small_bytes() : std::min<std::size_t>(c.small_bytes(), 4u << 10);
+  }
   virtual bool is_read() const { return true; }  // peers read this rank's buffer: it waits for them
 
  private:
@@ -119,6 +125,7 @@ class CopyOperation : public ShmOperation {
 
   CopyList copies_;
   bool listed_ = false;
+  std::optional<std::chrono::steady_clock::time_point> unreadable_;  // since when
 };
 
 }  // namespace trireme

@@ -1,6 +1,7 @@
 #include "comm/traced.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace trireme {
 namespace {
@@ -14,6 +15,17 @@ class Waiting {
  private:
   CommLog& log_;
   const std::int64_t begin_;
+};
+
+// While it lives, this thread posts from a then().
+thread_local bool continued = false;
+class Continued {
+ public:
+  Continued() : before_(std::exchange(continued, true)) {}
+  ~Continued() { continued = before_; }
+
+ private:
+  const bool before_;
 };
 
 class TracedState final : public Work::State {
@@ -40,7 +52,11 @@ class TracedState final : public Work::State {
   }
   // What `next` posts is counted by whatever it posts on.
   std::shared_ptr<State> then(std::function<Work()> next) override {
-    auto continuation = std::make_shared<TracedState>(inner_.then(std::move(next)), log_, sink_, call_);
+    auto marked = [next = std::move(next)] {
+      const Continued here;
+      return next();
+    };
+    auto continuation = std::make_shared<TracedState>(inner_.then(std::move(marked)), log_, sink_, call_);
     continuation->completed_ = true;
     return continuation;
   }
@@ -96,6 +112,7 @@ Work Traced::record(const char* name, const ConstBuffer& same, std::uint64_t byt
   call.count = same.count;
   call.dtype = same.dtype;
   call.site = CallSite::here();
+  call.continued = continued;
   call.sequence = log_->begin(call);
   Work inner;
   try {

@@ -309,7 +309,7 @@ struct Reducer::Impl {
       const CallSite here("reducer: bucket", int(next_launch));
       for (const auto& s : b.producers) in_order(s, current_stream(b.flat));
       if (b.hook && step >= options.hook.start)
-        b.works = b.hook->reduce(b, b.lanes);
+        b.hook->reduce(b, b.lanes, b.works);
       else if (b.weights.defined())
         b.works = {b.comm->reduce_scatter(buffer_of(b.flat), buffer_of(shard_of(b, b.flat)), Op::sum)};
       else

@@ -17,7 +17,7 @@ class CodecHook final : public GradientHook {
   CodecHook(const HookConfig& config, const Bucket& bucket, const Communicator& comm) : bound_(config.bound) {
     const std::size_t count = std::size_t(bucket.flat.numel()), most = piece_shard * std::size_t(comm.size());
     std::size_t owned = 0;
-    for (std::size_t first = 0; first < count; first += most) {
+    for (std::size_t first = 0; first < std::max<std::size_t>(count, 1); first += most) {
       const std::size_t n = std::min(most, count - first);
       pieces_.push_back(
           {first, n, owned, std::min(n, shard_size(n, comm.size())), make_compressor(config.name, "hook.name")});
@@ -33,10 +33,10 @@ class CodecHook final : public GradientHook {
     owned_ = at::zeros({std::int64_t(owned)}, options);
   }
 
-  std::vector<Work> reduce(Bucket& bucket, Lanes lanes) override {
-    std::vector<Work> works;
+  void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
+    std::size_t lane = 0;
     for (auto& p : pieces_) {
-      Communicator& comm = *lanes[works.size() % lanes.size()];
+      Communicator& comm = *lanes[lane++ % lanes.size()];
       const Buffer inout = part(bucket.flat, p.first, p.count);
       if (sent_.defined()) {
         const ErrorFeedback feedback{part(sent_, p.first, p.count), part(owned_, p.first_owned, p.owned)};
@@ -45,7 +45,6 @@ class CodecHook final : public GradientHook {
         works.push_back(all_reduce(comm, *p.codec, inout, bound_, nullptr));
       }
     }
-    return works;
   }
 
   std::size_t bytes(const Bucket&, const Communicator& comm) const override {
@@ -61,7 +60,8 @@ class CodecHook final : public GradientHook {
     }
     if (!sent_.defined()) return;
     if (ar.has("sent")) archive(ar, "sent", sent_, {Sharing::per_rank});
-    if (ar.has("owned")) archive(ar, "owned", owned_, {Sharing::per_rank});
+    const std::string owned = "owned/" + std::to_string(piece_shard);  // laid out piece by piece
+    if (ar.has(owned)) archive(ar, owned, owned_, {Sharing::per_rank});
   }
 
  private:

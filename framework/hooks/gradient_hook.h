@@ -40,8 +40,9 @@ class GradientHook {
  public:
   virtual ~GradientHook() = default;
   // Collective, from the thread that runs backward: starts to replace bucket.flat by its sum over the ranks, equal on
-  // all of them to the bit. It is there once all the Works are complete; bucket and lanes must outlive them.
-  virtual std::vector<Work> reduce(Bucket& bucket, Lanes lanes) = 0;
+  // all of them to the bit. It is there once all that was added to `works` is complete, also where this throws; bucket
+  // and lanes must outlive that.
+  virtual void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) = 0;
   // Bytes this rank puts on the wire in one reduce, by formula.
   virtual std::size_t bytes(const Bucket& bucket, const Communicator& comm) const = 0;
   virtual void state(Archive&) {}

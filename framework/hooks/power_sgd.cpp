@@ -69,7 +69,7 @@ class PowerSgd final : public GradientHook {
     rest_ = first_.narrow(0, p, first - p);
   }
 
-  std::vector<Work> reduce(Bucket& bucket, Lanes lanes) override {
+  void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
     at::NoGradGuard no_grad;
     if (!feedback_) error_.zero_();
     for (auto& x : matrices_) {
@@ -84,7 +84,7 @@ class PowerSgd final : public GradientHook {
     }
     Communicator* c = lanes[0];
     Bucket* b = &bucket;
-    return {c->all_reduce(buffer_of(first_), Op::sum).then([this, c, b] {
+    works.push_back(c->all_reduce(buffer_of(first_), Op::sum).then([this, c, b] {
       at::NoGradGuard no_grad;
       for (auto& x : matrices_) {
         orthonormalize(x.p);
@@ -95,7 +95,7 @@ class PowerSgd final : public GradientHook {
         finish(*b);
         return Work();
       });
-    })};
+    }));
   }
 
   std::size_t bytes(const Bucket&, const Communicator& comm) const override {

@@ -15,7 +15,7 @@ class TopK final : public GradientHook {
         feedback_(config.error_feedback),
         rest_(at::zeros({bucket.flat.numel()}, bucket.flat.options())) {}
 
-  std::vector<Work> reduce(Bucket& bucket, Lanes lanes) override {
+  void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
     Communicator& comm = *lanes[0];
     at::NoGradGuard no_grad;
     rest_.add_(bucket.flat);
@@ -30,13 +30,13 @@ class TopK final : public GradientHook {
     else
       rest_.index_fill_(0, index, 0);
     const at::Tensor flat = bucket.flat;
-    return {comm.all_gather(buffer_of(mine), buffer_of(all)).then([flat, mine, all] {
+    works.push_back(comm.all_gather(buffer_of(mine), buffer_of(all)).then([flat, mine, all] {
       at::NoGradGuard no_grad;
       flat.zero_();
       for (std::int64_t r = 0; r < all.size(0); ++r)  // in rank order
         flat.index_add_(0, all[r][0], all[r][1].view(at::kFloat));
       return Work();
-    })};
+    }));
   }
 
   std::size_t bytes(const Bucket&, const Communicator& comm) const override {

@@ -1,9 +1,12 @@
 // links: comm
 // What only real processes show: how a job ends, overlap with computation, starting without mpirun.
+#include "comm/engine.h"
 #include "tests/mpi_harness.h"
 
 #include <cmath>
 #include <thread>
+
+#include <sys/mman.h>
 
 namespace trireme::test {
 namespace {
@@ -103,6 +106,59 @@ void overlaps(Communicator& comm, int calls_waited_for) {
 }
 MPI_TEST(MpiOverlap, ALargeCollectiveProgressesWhileTheCallerComputes, {2}) { overlaps(comm, 0); }
 MPI_TEST(MpiOverlap, AlsoWhereEveryCallBeforeWasWaitedForAtOnce, {2}) { overlaps(comm, 20); }
+
+TEST(PromptWaits, AreExpectedAfterSomeInARowOnly) {
+  PromptWaits waits;
+  for (int i = 0; i < 10; ++i) waits.posted(), waits.waits();
+  EXPECT_TRUE(waits.expected());
+  // Two posts, the first one long before anybody waits: a step with buckets.
+  waits.posted();
+  std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  waits.posted();
+  waits.waits(), waits.waits();
+  EXPECT_FALSE(waits.expected());
+  waits.posted(), waits.waits();  // and its norm
+  EXPECT_FALSE(waits.expected());
+}
+
+// Private buffers may have the same address on every rank.
+MPI_TEST(MpiMemory, EqualAddressesAreDifferentBuffers, {3}) {
+  constexpr std::size_t count = 50000;  // of each rank
+  const auto n = static_cast<std::size_t>(comm.size());
+  void* const place = reinterpret_cast<void*>(0x200000000000);
+  void* const memory = mmap(place, n * count * sizeof(float), PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+  ASSERT_EQ(memory, place);
+  auto* v = static_cast<float*>(memory);
+  std::fill(v, v + count, static_cast<float>(comm.rank()));
+  comm.broadcast({v, count, DType::f32}, 1).wait();
+  EXPECT_EQ(v[count - 1], 1.0f);
+  float* own = v + static_cast<std::size_t>(comm.rank()) * count;
+  std::fill(own, own + count, static_cast<float>(comm.rank()));
+  comm.all_gather({own, count, DType::f32}, {v, n * count, DType::f32}).wait();
+  for (std::size_t r = 0; r < n; ++r) EXPECT_EQ(v[r * count + 7], static_cast<float>(r));
+}
+
+// A rank that is gone is not read for ever: waiting still ends in time.
+TEST(MpiMemory, ARankThatIsGoneDoesNotHoldAWaiter) {
+  if (is_rank())
+    return run_rank([](Communicator& comm) {
+      static std::vector<float> in(2u << 20), out(4u << 20);
+      comm.barrier().wait();
+      Work work = comm.all_gather({in.data(), in.size(), DType::f32}, {out.data(), out.size(), DType::f32});
+      if (comm.rank() == 1) raise(SIGKILL);
+      try {
+        work.wait_host(std::chrono::milliseconds(300));
+      } catch (const CommError&) {
+        std::printf("the wait ended\n");
+        std::fflush(stdout);
+      }
+      work.wait();
+    });
+  const Outcome outcome = ended(2);
+  EXPECT_NE(outcome.code, 0) << outcome.output;
+  EXPECT_LT(outcome.seconds, 10) << outcome.output;
+}
 
 // Random calls on several communicators, many ranks on few cores.
 MPI_TEST(MpiStress, RandomCallsOnThreeCommunicators, {4}) {
