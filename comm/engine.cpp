@@ -202,12 +202,6 @@ void Engine::close() {
   for (auto& queue : last) queue->active_.clear();
 }
 
-void Engine::changed() {
-  posts_.fetch_add(1);
-  if (polling_here()) return;  // this thread's poll sees it
-  source_ == Source::posts ? poll_posts() : wake();
-}
-
 bool Engine::exclusively(std::chrono::milliseconds patience, const std::function<void()>& f) {
   if (polling_here()) {
     f();
@@ -250,7 +244,9 @@ bool Engine::try_progress() {
   return moved;
 }
 
-void Engine::poll_posts() {
+void Engine::changed() {
+  posts_.fetch_add(1);
+  if (polling_here()) return;  // this thread's poll sees it
   {
     std::lock_guard lock(progress_);
     while (poll()) {
@@ -260,9 +256,8 @@ void Engine::poll_posts() {
 }
 
 void Engine::posted(std::size_t bytes, bool behind_others, PromptWaits& waits) {
-  posts_.fetch_add(1);
+  if (source_ == Source::posts) return changed();
   if (polling_here()) return;  // this thread's poll sees it
-  if (source_ == Source::posts) return poll_posts();
   const bool small = !behind_others && bytes < wake_bytes;
   // Small and alone: start it here (its data travels at once); wait() or the communication thread finishes it.
   if (small && progress_.try_lock()) {

@@ -119,7 +119,7 @@ class Engine {
   void fail(std::exception_ptr error);
   void rethrow_failure();
   void close();    // forgets all queues after a last round; nothing may be posted after it
-  void changed();  // something outside the queues changed: waiters look again
+  void changed();  // Source::posts: something changed: waiters look again
   // Runs `f` while no other thread polls; false if that took longer than `patience`.
   bool exclusively(std::chrono::milliseconds patience, const std::function<void()>& f);
 
@@ -133,7 +133,6 @@ class Engine {
   bool wait_for_post(Operation& operation, Operation::Deadline deadline);
   bool wait_for_peers(Operation& operation, Operation::Deadline deadline);
   void posted(std::size_t bytes, bool behind_others, PromptWaits& waits);
-  void poll_posts();
   void run_thread();
   void wake();
 

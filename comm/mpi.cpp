@@ -76,7 +76,9 @@ class MpiCommunicator final : public Communicator {
   void abort(int code, std::string_view why) noexcept override { abort_job(g_->link.get(), code, why); }
   std::string_view backend() const override { return "mpi"; }
 
-  std::string_view transport() const { return g_->shm ? "shared memory" : "messages"; }
+  std::string_view transport() const {
+    return !g_->shm ? "messages" : g_->shm->processes.empty() ? "shared memory" : "shared memory, one copy";
+  }
   void connect();
 
  private:

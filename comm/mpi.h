@@ -50,7 +50,8 @@ class MpiWorld {
 // throws. Once a process.
 void run_mpi(const MpiOptions& options, int n, const std::function<void(Communicator&, int)>& rank_main);
 
-// How a communicator of this backend moves data: "shared memory" or "messages" (others: "none").
+// How a communicator of this backend moves data: "messages", "shared memory", or "shared memory, one copy" where ranks
+// read each other's private memory (others: "none").
 std::string_view mpi_transport(const Communicator& communicator);
 
 }  // namespace trireme

@@ -159,7 +159,7 @@ Step CopyOperation::direct() {
     if (!copies_.step()) {
       const auto now = std::chrono::steady_clock::now();
       if (now - unreadable_.value_or(now) > patience)
-        throw CommError(place(g.me), "the memory of another rank cannot be read",
+        throw CommError(place(g.me), "the memory of rank " + std::to_string(copies_.rank()) + " cannot be read",
                         "has that rank failed? If not, set TRIREME_MPI_TRANSPORT=staged");
       if (!unreadable_) unreadable_ = now;
       return Step::blocked;

@@ -97,7 +97,8 @@ class CopyList {
     whole_ += bytes;
   }
   bool empty() const { return next_ == copies_.size(); }
-  bool step();  // false: nothing could be copied
+  bool step();                                           // false: nothing could be copied
+  int rank() const { return copies_[next_].from.rank; }  // whose bytes are next
 
  private:
   struct Copy {

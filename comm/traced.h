@@ -45,13 +45,12 @@ class Traced final : public Wrapper {
   Work record(const char* name, const ConstBuffer& same, std::uint64_t bytes, Post&& post);
   template <class Step>
   auto record_blocking(const char* name, std::size_t bytes, Step&& step);
+  std::vector<std::shared_ptr<CommLog>> logs() const;  // this one's, and those of what split() made
 
   const std::shared_ptr<Sink> sink_;  // null: none
   std::shared_ptr<FlightRecorder> recorder_;
   std::shared_ptr<CommLog> log_;  // outlives this through the Work handles
   int splits_ = 0;
-
-  std::vector<std::shared_ptr<CommLog>> logs() const;
 };
 
 }  // namespace trireme
