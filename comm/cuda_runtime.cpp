@@ -8,6 +8,7 @@
 #include <deque>
 #include <map>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace trireme::cuda {
@@ -41,21 +42,21 @@ class Timer final : public StreamTimer {
   }
   ~Timer() override {
     try {
-      flush(true);
+      flush(false);  // after an error the stream may never end
     } catch (...) {  // a timeline is not worth an error
     }
   }
 
   void begin() override {
     const OnDevice on(place_.device);
-    begin_ = take();
+    if (!begin_) begin_ = take();
     TRIREME_CUDA_CHECK(cudaEventRecord(begin_, stream_of(place_)));
   }
   void end(const char* name, std::uint64_t bytes) override {
     const OnDevice on(place_.device);
     const cudaEvent_t last = take();
     TRIREME_CUDA_CHECK(cudaEventRecord(last, stream_of(place_)));
-    spans_.push_back({name, bytes, begin_, last});
+    spans_.push_back({name, bytes, std::exchange(begin_, nullptr), last});
     flush(false);
   }
   void flush(bool wait) override {

@@ -1,7 +1,6 @@
 #include "framework/context.h"
 
 #include "comm/checked.h"
-#include "comm/device.h"
 #include "comm/error.h"
 #include "framework/optimizer.h"
 #include "framework/reducer.h"
@@ -11,7 +10,6 @@
 #include <set>
 
 #include <ATen/autocast_mode.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace trireme {
 namespace {
@@ -23,20 +21,12 @@ void trace_collective(const char* name, std::int64_t begin, std::int64_t end, st
   if (from < end) Trace::add(Trace::Track::communication, name, from, end, std::int64_t(bytes));
 }
 
-std::unique_ptr<StreamTimer> make_timer(at::Device device) {
-  if (!Trace::enabled() || !device.is_cuda()) return nullptr;
-  const Place place{device.index(), c10::impl::VirtualGuardImpl(at::kCUDA).getStream(device).native_handle()};
-  return device_runtime()->timer(place, [](const char* name, std::int64_t begin, std::int64_t end, std::uint64_t) {
-    Trace::add(Trace::Track::device, name, begin, end);
-  });
-}
-
 }  // namespace
 
 Traced::Sink trace_sink() { return Trace::enabled() ? trace_collective : Traced::Sink(); }
 
 Context::Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names)
-    : world_(world), config_(config), placement_(place_rank(world, config)) {
+    : world_(world), config_(config), placement_(place_rank(world, config)), clock_(placement_.device) {
   std::set<std::string> sorted(names.begin(), names.end());
   sorted.insert({"control", "grad", "world"});
   // What is derived from a world that is traced already is recorded, and watched, together with it.
@@ -59,7 +49,6 @@ Context::Context(Communicator& world, const TrainConfig& config, std::vector<std
     // On a GPU the communicator knows the times; the host only enqueues.
     comms_[name] = traced->derive(name, make, on_device ? Traced::Sink() : trace_sink());
   }
-  timer_ = make_timer(placement_.device);
 }
 
 Context::~Context() = default;
@@ -74,8 +63,7 @@ at::ScalarType Context::param_type() const { return config_.precision == "f64" ?
 bool Context::autocast() const { return config_.precision == "bf16" || config_.precision == "fp16"; }
 
 void Context::backward(std::span<const at::Tensor> roots, std::span<const at::Tensor> grads, bool last) {
-  forward_end_ns_ = forward_end_ns_ ? forward_end_ns_ : Trace::now_ns();
-  const auto begin = Trace::now_ns();
+  clock_.end(StepClock::Phase::forward);
   std::vector<at::Tensor> r(roots.begin(), roots.end()), g(grads.begin(), grads.end());
   const double share = recipe_ && recipe_->whole_batch() ? 1.0 : 1.0 / double(config_.accumulate);
   if (g.empty())
@@ -89,11 +77,9 @@ void Context::backward(std::span<const at::Tensor> roots, std::span<const at::Te
   const auto type = device().type();
   const bool was = at::autocast::is_autocast_enabled(type);
   at::autocast::set_autocast_enabled(type, false);
-  if (timer_) timer_->end("forward", 0), timer_->begin();
   torch::autograd::backward(r, g);
-  if (timer_) timer_->end("backward", 0), timer_->begin();
   at::autocast::set_autocast_enabled(type, was);
-  backward_ns_ += Trace::now_ns() - begin;
+  clock_.end(StepClock::Phase::backward);
 }
 
 void Context::step_optimizers(const Step& s) {

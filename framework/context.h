@@ -3,6 +3,7 @@
 #include "comm/traced.h"
 #include "framework/placement.h"
 #include "framework/recipe.h"
+#include "framework/step_clock.h"
 #include "framework/train_config.h"
 
 #include <functional>
@@ -13,7 +14,6 @@ namespace trireme {
 
 class Reducer;
 class Optimizer;
-class StreamTimer;
 
 // Puts collectives into the Chrome trace, if there is one.
 Traced::Sink trace_sink();
@@ -68,8 +68,7 @@ class Context {
   at::Tensor scale_total_;  // what gradients are divided by: loss scale and clipping
   at::Tensor skip_;         // f32 scalar: 1 = skip this update
   bool last_micro_batch_ = true;
-  std::int64_t forward_end_ns_ = 0, backward_ns_ = 0;
-  std::unique_ptr<StreamTimer> timer_;  // traced runs on a GPU
+  StepClock clock_;
 };
 
 }  // namespace trireme

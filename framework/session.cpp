@@ -1,7 +1,6 @@
 #include "framework/session.h"
 
 #include "comm/call_site.h"
-#include "comm/device.h"
 #include "comm/error.h"
 #include "framework/optimizer.h"
 #include "framework/reducer.h"
@@ -57,8 +56,6 @@ bool matches_any(const std::vector<std::string>& patterns, const std::string& na
   return false;
 }
 
-double ms(std::int64_t ns) { return double(ns) * 1e-6; }
-
 }  // namespace
 
 Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
@@ -96,13 +93,12 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
 
 Session::~Session() = default;
 
-StepTimes Session::step(const Batch& batch) {
-  const auto begin = Trace::now_ns();
-  context_.forward_end_ns_ = context_.backward_ns_ = 0;
+void Session::step(const Batch& batch) {
+  using Phase = StepClock::Phase;
+  context_.clock_.begin();
   context_.now.lr = learning_rate(config_.optimizer.schedule, config_.optimizer.lr, config_.optimizer.min_lr,
                                   config_.optimizer.warmup, config_.steps, context_.now.step);
   reducer_->begin_step(context_.now.step);
-  if (context_.timer_) context_.timer_->begin();
   {
     Trace::Span span(Trace::Track::step, "forward + backward");
     Autocast autocast(context_.autocast(), context_.device(), config_.precision);
@@ -116,14 +112,13 @@ StepTimes Session::step(const Batch& batch) {
       loss_ = loss_.defined() ? loss_ + share : share;
     }
   }
-  const auto computed = Trace::now_ns();
+  context_.clock_.end(Phase::forward);
   {
     Trace::Span span(Trace::Track::step, "reduce");
     reducer_->finish();
     own_shards();
-    if (context_.timer_) context_.timer_->end("wait for gradients", 0), context_.timer_->begin();
   }
-  const auto reduced = Trace::now_ns();
+  context_.clock_.end(Phase::exposed);
   {
     Trace::Span span(Trace::Track::step, "update");
     at::NoGradGuard no_grad;
@@ -136,10 +131,7 @@ StepTimes Session::step(const Batch& batch) {
       at::_foreach_lerp_(average_, values, 1 - config_.ema);
     }
   }
-  if (context_.timer_) context_.timer_->end("update", 0);
-  const auto end = Trace::now_ns();
-  return {ms(computed - begin - context_.backward_ns_), ms(context_.backward_ns_), ms(reduced - computed),
-          ms(end - reduced)};
+  context_.clock_.end(Phase::optimizer);
 }
 
 // ZeRO-1: what this rank updates is known once the bucket layout is final.

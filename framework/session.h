@@ -5,10 +5,6 @@
 
 namespace trireme {
 
-struct StepTimes {  // ms
-  double forward = 0, backward = 0, exposed = 0, optimizer = 0;
-};
-
 class Session {
  public:
   // Collective. Sets up the recipe and applies `freeze`.
@@ -16,7 +12,9 @@ class Session {
   ~Session();
 
   // Collective: gradients, reduction, update. Does not read the device.
-  StepTimes step(const Batch& batch);
+  void step(const Batch& batch);
+  // Sums over the steps since the last call; on a GPU they are the device's, and the call waits for it.
+  StepTimes take_times() { return context_.clock_.take(); }
   // Host reads, equal on all ranks; on a GPU they wait for the step. loss: the sum of the ranks' shares.
   double loss() const;
   bool skipped() const;

@@ -145,7 +145,7 @@ class Loop {
       session_.context().now.epoch = batch.epoch;
       const auto loaded = Trace::now_ns();
       watchdog_.phase("the step");
-      const StepTimes times = session_.step(batch);
+      session_.step(batch);
       watchdog_.finished(++step_);
       // The host reads the device only where it must; on a CPU reading is free.
       const bool read = session_.context().device().is_cpu() || due(config_.log_every) || step_ == config_.steps;
@@ -154,7 +154,7 @@ class Loop {
       const double loss = read ? session_.loss() : std::nan("");
       if (read) judge(loss);
       if (agreed.written == world_.size()) checkpoints_.finish();
-      account(begin, loaded, times, loss);
+      account(begin, loaded, loss);
       if (due(config_.eval_every) || step_ == config_.steps) evaluate();
       const bool stop = agreed.stop > 0 && step_ < config_.steps;
       if (due(config_.checkpoint.every) || step_ == config_.steps || stop) save(stop);
@@ -198,19 +198,20 @@ class Loop {
   }
 
   // Times are means since the last logged step.
-  void account(std::int64_t begin, std::int64_t loaded, const StepTimes& t, double loss) {
+  void account(std::int64_t begin, std::int64_t loaded, double loss) {
     const auto end = Trace::now_ns();
     sums_["step_ms"] += double(end - begin) * 1e-6;
     sums_["data_ms"] += double(loaded - begin) * 1e-6;
-    sums_["forward_ms"] += t.forward;
-    sums_["backward_ms"] += t.backward;
-    sums_["comm_exposed_ms"] += t.exposed;
-    sums_["optimizer_ms"] += t.optimizer;
     const double blocked = double(std::int64_t(world_.recorder()->blocked_ns() - blocked_before_)) * 1e-6;
     sums_["own_ms"] += std::max(0.0, double(end - begin) * 1e-6 - std::max(0.0, blocked));
     ++summed_;
     metrics_.progress(step_, loss);
     if (!due(config_.log_every) && step_ != config_.steps) return;
+    const StepTimes t = session_.take_times();
+    sums_["forward_ms"] = t.forward;
+    sums_["backward_ms"] = t.backward;
+    sums_["comm_exposed_ms"] = t.exposed;
+    sums_["optimizer_ms"] = t.optimizer;
     Record r;
     r.step = step_;
     gather_times(r);

@@ -5,6 +5,7 @@
 #include "comm/traced.h"
 #include "data/loader.h"
 #include "framework/file_io.h"
+#include "framework/tensor.h"
 #include "trainers/launch.h"
 
 #include <algorithm>
@@ -14,8 +15,10 @@
 #include <iostream>
 #include <sstream>
 #include <thread>
+#include <utility>
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/full.h>
 #include <nlohmann/json.hpp>
 
 namespace trireme {
@@ -49,19 +52,22 @@ std::pair<double, double> traffic(Context& context) {
   return {calls, bytes};
 }
 
-// All-reduces alone: small ones, and as large as the gradient.
-std::vector<Exchange> time_exchanges(Communicator& world, std::size_t gradient_bytes) {
+// All-reduces alone, of the memory and on the communicator that gradients take: small ones, and as large as the
+// gradient.
+std::vector<Exchange> time_exchanges(Context& context, std::size_t gradient_bytes) {
+  Communicator& comm = context.comm("grad");
+  Communicator& world = context.comm("control");
   std::vector<Exchange> found;
   std::vector<std::size_t> sizes{4096, 65536, gradient_bytes / 4, gradient_bytes};
   std::sort(sizes.begin(), sizes.end());
   for (const std::size_t bytes : sizes) {
     const std::size_t count = std::max<std::size_t>(bytes / sizeof(float), 1);
-    std::vector<float> data(count, 1e-30f);
+    const at::Tensor data = at::full({std::int64_t(count)}, 1e-30f, at::device(context.device()).dtype(at::kFloat));
     std::vector<double> ms;
     for (int i = 0; i < 7; ++i) {
       world.barrier().wait();
       const auto begin = Clock::now();
-      world.all_reduce({data.data(), count, DType::f32}, Op::sum).wait();
+      comm.all_reduce(buffer_of(data), Op::sum).wait_host(std::chrono::minutes(10));
       ms.push_back(ms_since(begin));
     }
     world.all_reduce({ms.data(), ms.size(), DType::f64}, Op::max).wait();
@@ -229,30 +235,42 @@ int scale_measure(const ScaleOptions& o, Communicator& world, int local_ranks) {
                 std::uint64_t(config.seed), {.prefetch = config.prefetch});
   Context& context = session.context();
   context.steps_per_epoch = loader.steps_per_epoch();
-  std::vector<double> steps, sums(5, 0.0);
+  std::vector<double> steps;
+  double data = 0;
   std::pair<double, double> before;
-  for (int s = 0; s < warm_up + o.steps; ++s) {
-    if (s == warm_up) {
+  auto timed = Clock::now(), begin = timed;
+  for (int s = -warm_up, unread = 0; s < o.steps; ++s) {
+    if (s == 0) {
+      session.take_times();
       world.barrier().wait();
       before = traffic(context);
+      timed = begin = Clock::now();
+      data = 0, unread = 0;
+      steps.clear();
     }
-    const auto begin = Clock::now();
-    context.now.step = s;
+    const auto loading = Clock::now();
+    context.now.step = s + warm_up;
     const Batch batch = loader.next();
     context.now.epoch = batch.epoch;
-    const double data = ms_since(begin);
-    const StepTimes t = session.step(batch);
-    // What the training loop agrees on after each step.
+    data += ms_since(loading) / o.steps;
+    session.step(batch);
+    ++unread;
+    // The host reads where training does: on a CPU each step, else the device would wait for it.
+    if (context.device().is_cuda() && unread < config.log_every && s + 1 != o.steps) continue;
     double agreed[2] = {0, 0};
     context.comm("control").all_reduce({agreed, 2, DType::f64}, Op::sum).wait();
     const double loss = session.loss();
     if (!std::isfinite(loss))
-      throw Error(ExitCode::nonfinite, "step " + std::to_string(s), "the loss is not finite", "lower optimizer.lr");
-    if (s < warm_up) continue;
-    steps.push_back(ms_since(begin));
-    const double phases[] = {data, t.forward, t.backward, t.exposed, t.optimizer};
-    for (int k = 0; k < 5; ++k) sums[std::size_t(k)] += phases[k] / o.steps;
+      throw Error(ExitCode::nonfinite, "step " + std::to_string(s + warm_up), "the loss is not finite",
+                  "lower optimizer.lr");
+    steps.push_back(ms_since(begin) / std::exchange(unread, 0));
+    begin = Clock::now();
   }
+  const double n = o.steps, mean = ms_since(timed) / n;
+  const StepTimes t = session.take_times();
+  // The host loads while a GPU computes: what counts is how long that has nothing to do between steps.
+  if (context.device().is_cuda()) data = std::max(0.0, mean - (t.forward + t.backward + t.exposed + t.optimizer) / n);
+  const std::vector<double> sums{data, t.forward / n, t.backward / n, t.exposed / n, t.optimizer / n};
   const auto after = traffic(context);
   world.all_reduce({steps.data(), steps.size(), DType::f64}, Op::max).wait();
   std::vector<double> all(sums.size() * std::size_t(world.size()));
@@ -276,9 +294,12 @@ int scale_measure(const ScaleOptions& o, Communicator& world, int local_ranks) {
              (after.first - before.first) / o.steps,
              (after.second - before.second) / o.steps,
              {}};
-  if (world.size() > 1) m.exchanges = time_exchanges(world, session.reduced_bytes());
+  if (world.size() > 1) m.exchanges = time_exchanges(context, session.reduced_bytes());
   if (world.rank() != 0) return 0;
-  write_file(o.measure + "/measured.json", to_json(m).dump(1) + "\n");
+  json found = to_json(m);
+  found["place"] =
+      (context.device().is_cuda() ? "GPUs over " : "CPUs over ") + std::string(context.comm("grad").backend());
+  write_file(o.measure + "/measured.json", found.dump(1) + "\n");
   const auto schema = [&](Fields& f) {
     run.train.fields(f);
     run.recipe->fields(f);
@@ -294,6 +315,7 @@ int scale_command(const ScaleOptions& o) {
   std::sort(counts.begin(), counts.end());
   counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
   std::vector<Measured> measured;
+  std::string place;  // with the largest number of ranks
   for (const int n : counts) {
     const auto batch = run.train.batch_size * (o.weak ? n : 1);
     if (batch % n != 0)
@@ -320,6 +342,7 @@ int scale_command(const ScaleOptions& o) {
       throw DataError(folder + "/measured.json", "was not written by rank 0",
                       "the folder must be visible to all nodes");
     measured.push_back(measured_of(found));
+    place = found.at("place");
     if (measured.back().ranks != n)
       throw CommError(
           "scale", "the launcher started " + std::to_string(measured.back().ranks) + " ranks, not " + std::to_string(n),
@@ -330,7 +353,8 @@ int scale_command(const ScaleOptions& o) {
   for (const auto& text : o.overrides) study.title += " " + text;
   const char* lab = std::getenv("TRIREME_LAB");
   study.setting =
-      lab ? lab : std::to_string(std::thread::hardware_concurrency()) + " cores on the node that started it";
+      place + "; " +
+      (lab ? lab : std::to_string(std::thread::hardware_concurrency()) + " cores on the node that started it");
   print_table(study);
   write_file(out + "/scale.json", to_json(study).dump(1) + "\n");
   write_file(out + "/scale.html", scale::page(study));

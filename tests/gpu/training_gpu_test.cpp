@@ -152,6 +152,39 @@ TEST_F(Gpu, ReducesBesideBackward) {
   }
 }
 
+// The phases of a step are the device's: together they fill it, though the host only enqueues.
+TEST_F(Gpu, PhasesAreTheDevices) {
+  const Outcome o = train("phases", 2, {"communicator=mpi"});
+  ASSERT_EQ(o.code, 0) << o;
+  const auto lines = lines_of(read_text(folder.path / "phases/metrics.jsonl"));
+  for (std::size_t i = 1; i < lines.size(); ++i) {  // the first one has the libraries' start
+    const auto j = nlohmann::json::parse(lines[i]);
+    if (!j["step_ms"].is_number()) continue;  // an evaluation
+    double sum = 0;
+    for (const char* phase : {"forward_ms", "backward_ms", "comm_exposed_ms", "optimizer_ms"}) {
+      EXPECT_GT(j[phase], 0) << phase;
+      sum += j[phase].get<double>();
+    }
+    EXPECT_GT(sum, 0.5 * j["step_ms"].get<double>()) << lines[i];
+    EXPECT_LT(sum, 1.2 * j["step_ms"].get<double>()) << lines[i];
+  }
+}
+
+TEST_F(Gpu, ScaleMeasuresDeviceMemory) {
+  const Outcome o =
+      run_program({"scale", "blots.yaml", "communicator=mpi", "--ranks", "1,2", "--steps", "20", "--out", "study"},
+                  {folder.path, {}});
+  ASSERT_EQ(o.code, 0) << o;
+  const auto study = nlohmann::json::parse(read_text(folder.path / "study/scale.json"));
+  EXPECT_EQ(study["setting"].get<std::string>().find("GPUs over "), 0u) << study["setting"];
+  for (const auto& m : study["measured"]) {
+    double sum = 0;
+    for (const char* phase : {"data_ms", "forward_ms", "backward_ms", "comm_exposed_ms", "optimizer_ms"})
+      sum += m[phase]["mean"].get<double>();
+    EXPECT_NEAR(sum, m["step_ms"].get<double>(), 0.5 * m["step_ms"].get<double>());
+  }
+}
+
 // A checkpoint of a GPU run, taken up again: the last steps have the same losses.
 TEST_F(Gpu, ResumesFromItsCheckpoint) {
   const Words settings{"communicator=mpi", "steps=20", "checkpoint.every=10"};

@@ -1,0 +1,37 @@
+// Where the time of steps goes: on a CPU as the host sees it, on a GPU as the device's stream does, which the host only
+// fills. Used by the training thread.
+#pragma once
+#include "comm/device.h"
+
+#include <array>
+#include <cstdint>
+#include <memory>
+
+#include <c10/core/Device.h>
+
+namespace trireme {
+
+// ms. exposed: waiting for gradients that backward did not hide.
+struct StepTimes {
+  double forward = 0, backward = 0, exposed = 0, optimizer = 0;
+};
+
+class StepClock {
+ public:
+  explicit StepClock(c10::Device device);  // on a GPU: of the current stream, into the trace too
+
+  enum class Phase : std::uint8_t { forward, backward, exposed, optimizer };
+  void begin();           // of a step
+  void end(Phase phase);  // it lasted since begin() or since the last end()
+  // Sums over the steps since the last call; on a GPU it waits for them.
+  StepTimes take();
+
+ private:
+  void add(Phase phase, std::int64_t begin, std::int64_t end);
+
+  std::array<std::int64_t, 4> sums_{};  // ns
+  std::int64_t last_ = 0;
+  std::unique_ptr<StreamTimer> device_;
+};
+
+}  // namespace trireme
