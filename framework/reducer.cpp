@@ -7,6 +7,7 @@
 #include "framework/tensor.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <mutex>
 #include <numeric>
@@ -26,7 +27,8 @@ struct Slot {
   bool lent = false;   // a fused backward of this pass has
   // What was lent was all of the gradient, in the last backward that lent it: the parameter has one use.
   bool alone = false;
-  std::function<void()> written;
+  std::vector<std::int64_t> blocks;  // ends of the rows that are reduced together
+  std::function<void(std::int64_t rows)> written;
 };
 std::mutex slots_mutex;
 std::unordered_map<const c10::TensorImpl*, Slot*> slots;
@@ -48,14 +50,23 @@ at::Tensor gradient_destination(const at::Tensor& param) {
   return found->second->view.view(param.sizes());
 }
 
-void gradient_written(const at::Tensor& param) {
+std::vector<std::int64_t> gradient_blocks(const at::Tensor& param) {
+  std::lock_guard lock(slots_mutex);
+  const auto found = slots.find(param.unsafeGetTensorImpl());
+  if (found == slots.end() || found->second->blocks.empty()) return {param.size(0)};
+  return found->second->blocks;
+}
+
+void gradient_written(const at::Tensor& param) { gradient_written(param, param.size(0)); }
+
+void gradient_written(const at::Tensor& param, std::int64_t rows) {
   Slot* slot = nullptr;
   {
     std::lock_guard lock(slots_mutex);
     if (const auto found = slots.find(param.unsafeGetTensorImpl()); found != slots.end() && found->second->lent)
       slot = found->second;
   }
-  if (slot) slot->written();
+  if (slot) slot->written(rows);
 }
 
 struct Reducer::Impl {
@@ -65,7 +76,8 @@ struct Reducer::Impl {
     at::Tensor weights;  // with `shard`: flat, as `flat`
     std::unique_ptr<GradientHook> hook;
     std::vector<Communicator*> lanes;  // of `comm`, for the hook
-    std::size_t missing = 0;           // gradients not there yet
+    std::vector<std::int64_t> ends;    // of the pieces it is reduced in, in elements
+    std::size_t front = 0, sent = 0;   // first parameter without its gradient; pieces on their way
     std::vector<Work> works;
     std::vector<c10::Stream> producers;  // streams its gradients came on, and it was launched on
   };
@@ -80,7 +92,8 @@ struct Reducer::Impl {
   std::map<Communicator*, std::vector<std::unique_ptr<Communicator>>> copies_of;  // the lanes beside it
   std::vector<Part> buckets;
   std::vector<std::size_t> bucket_of;
-  std::vector<bool> ready, seen;  // seen: is in `observed`
+  std::vector<bool> ready, seen;      // seen: is in `observed`
+  std::vector<std::int64_t> written;  // elements of a gradient that is not ready
   std::size_t next_launch = 0;
   std::int64_t step = 0;
   bool last = false, order_known = false;
@@ -93,7 +106,7 @@ struct Reducer::Impl {
     for (std::size_t i = 0; i < params.size(); ++i) {
       torch::autograd::impl::set_post_acc_grad_hooks(params[i].value,
                                                      std::make_unique<Hook>([this, i] { on_grad(i); }));
-      slots_of[i].written = [this, i] { on_written(i); };
+      slots_of[i].written = [this, i](std::int64_t rows) { on_written(i, rows); };
       std::lock_guard lock(slots_mutex);
       slots[params[i].value.unsafeGetTensorImpl()] = &slots_of[i];
     }
@@ -170,6 +183,29 @@ struct Reducer::Impl {
       b.parameters.push_back(p.name);
       slots_of[b.params[k]].view = b.gradients.back();
     }
+    cut(b);
+  }
+
+  // Into pieces as long as a bucket is meant to be; a hook or a shard wants the whole.
+  void cut(Part& b) {
+    const std::int64_t total = b.flat.numel(), line = 64;
+    const double wanted = std::max(options.bucket_mib * 1048576 / double(b.flat.element_size()), double(line));
+    const bool whole = !b.comm || options.shard || options.hook.name != "none";
+    const std::int64_t pieces = whole ? 1 : std::max<std::int64_t>(1, std::llround(double(total) / wanted));
+    b.ends.clear();
+    for (std::int64_t k = 1; k < pieces; ++k) b.ends.push_back(total * k / pieces / line * line);
+    b.ends.push_back(total);
+    for (std::size_t k = 0; k < b.params.size(); ++k) {
+      const at::Tensor& g = b.gradients[k];
+      auto& blocks = slots_of[b.params[k]].blocks;
+      blocks.clear();
+      if (g.dim() == 0 || g.numel() == 0) continue;
+      const std::int64_t rows = g.size(0), width = g.numel() / rows;
+      for (const std::int64_t end : b.ends) {
+        const std::int64_t block = std::min((end - g.storage_offset() + width - 1) / width, rows);
+        if (block > 0 && (blocks.empty() || block > blocks.back())) blocks.push_back(block);
+      }
+    }
   }
 
   // The layout is final: what depends on it is made now.
@@ -213,12 +249,13 @@ struct Reducer::Impl {
       slots_of[i].taken = slots_of[i].lent = false;
     }
     for (auto& b : buckets) {
-      b.missing = b.params.size();
+      b.front = b.sent = 0;
       b.works.clear();
       b.producers.clear();
     }
     ready.assign(params.size(), false);
     seen.assign(params.size(), false);
+    written.assign(params.size(), 0);
     observed.clear();
     next_launch = 0;
     last = false;
@@ -244,12 +281,19 @@ struct Reducer::Impl {
 
   // A fused backward has written a gradient where the reducer wants it. If that is all of it, it is on its way while
   // the backward of the same layer goes on.
-  void on_written(std::size_t i) {
+  void on_written(std::size_t i, std::int64_t rows) {
     if (!last) return;
-    if (slots_of[i].alone && options.overlap)
+    const at::Tensor& g = slots_of[i].view;
+    const bool all = rows == g.size(0);
+    if (!slots_of[i].alone || !options.overlap) {
+      if (all) observe(i);
+    } else if (all) {
       mark_ready(i);
-    else
-      observe(i);
+    } else {
+      written[i] = rows * (g.numel() / g.size(0));
+      note_stream(buckets[bucket_of[i]]);
+      launch_full();
+    }
   }
 
   // A gradient is complete for this backward: move it into its bucket, and launch what is full.
@@ -281,7 +325,6 @@ struct Reducer::Impl {
     if (ready[i]) return;
     ready[i] = true;
     observe(i);
-    --buckets[bucket_of[i]].missing;
     note_stream(buckets[bucket_of[i]]);
     if (options.overlap) launch_full();
   }
@@ -302,20 +345,35 @@ struct Reducer::Impl {
     if (std::find(b.producers.begin(), b.producers.end(), s) == b.producers.end()) b.producers.push_back(s);
   }
 
+  // Elements at the front of a bucket that are there.
+  std::int64_t filled(Part& b) const {
+    while (b.front < b.params.size() && ready[b.params[b.front]]) ++b.front;
+    if (b.front == b.params.size()) return b.flat.numel();
+    return b.gradients[b.front].storage_offset() + written[b.params[b.front]];
+  }
+
   void launch_full() {
-    for (; next_launch < buckets.size() && buckets[next_launch].missing == 0; ++next_launch) {
+    for (; next_launch < buckets.size(); ++next_launch) {
       auto& b = buckets[next_launch];
-      if (!b.comm) continue;
-      const CallSite here("reducer: bucket", int(next_launch));
-      for (const auto& s : b.producers) in_order(s, current_stream(b.flat));
-      if (b.hook && step >= options.hook.start)
-        b.hook->reduce(b, b.lanes, b.works);
-      else if (b.weights.defined())
-        b.works = {b.comm->reduce_scatter(buffer_of(b.flat), buffer_of(shard_of(b, b.flat)), Op::sum)};
-      else
-        b.works = {b.comm->all_reduce(buffer_of(b.flat), Op::sum)};
-      if (!b.flat.is_cpu()) b.producers.insert(b.producers.begin(), current_stream(b.flat));
+      const std::int64_t there = filled(b);
+      for (; b.sent < b.ends.size() && b.ends[b.sent] <= there; ++b.sent) launch(b);
+      if (b.sent < b.ends.size()) return;
     }
+  }
+
+  void launch(Part& b) {
+    if (!b.comm) return;
+    const CallSite here("reducer: bucket", int(next_launch));
+    for (const auto& s : b.producers) in_order(s, current_stream(b.flat));
+    if (b.hook && step >= options.hook.start) {
+      b.hook->reduce(b, b.lanes, b.works);
+    } else if (b.weights.defined()) {
+      b.works = {b.comm->reduce_scatter(buffer_of(b.flat), buffer_of(shard_of(b, b.flat)), Op::sum)};
+    } else {
+      const std::int64_t begin = b.sent == 0 ? 0 : b.ends[b.sent - 1];
+      b.works.push_back(b.comm->all_reduce(buffer_of(b.flat.narrow(0, begin, b.ends[b.sent] - begin)), Op::sum));
+    }
+    note_stream(b);
   }
 
   static at::Tensor shard_of(const Part& b, const at::Tensor& flat) {

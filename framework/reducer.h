@@ -2,8 +2,9 @@
 //
 // Gradients live in flat buckets, filled in the order backward produces them (reverse of registration in the first
 // step, from then on the order that rank 0 observed in it). A full bucket is summed over ranks at once, in the same
-// order on every rank. Communicators sum in rank order element by element, so neither bucket sizes nor overlap change
-// a bit. Hooks (compression) work from the second step on, when the layout is final.
+// order on every rank; one that a large parameter made much longer than asked goes in pieces, each as soon as the
+// gradients in it are written. Communicators sum in rank order element by element, so neither bucket sizes nor overlap
+// change a bit of a sum. Hooks (compression) work from the second step on, when the layout is final.
 //
 // ZeRO-1 (Rajbhandari et al., SC'20), `shard`: a rank gets the sum of its own shard of every bucket only
 // (reduce_scatter), updates that part of the weights, and gather_weights() hands them round.
@@ -64,7 +65,12 @@ class Reducer {
 // For fused backwards: memory that the reducer wants this parameter's gradient in, so that it is written once and
 // never copied. A fresh view each time, or undefined when there is none or it is already taken in this step.
 at::Tensor gradient_destination(const at::Tensor& param);
-// It is written there: it may be reduced before the rest of this backward is computed. Read it no more.
+// Ends of the blocks of rows to write one after the other, telling of each: a large gradient is reduced in pieces. The
+// last one is param.size(0).
+std::vector<std::int64_t> gradient_blocks(const at::Tensor& param);
+// It is written there, or its first `rows`: they may be reduced before the rest of this backward is computed. Read them
+// no more.
 void gradient_written(const at::Tensor& param);
+void gradient_written(const at::Tensor& param, std::int64_t rows);
 
 }  // namespace trireme

@@ -2,6 +2,7 @@
 
 #include "framework/kernels/attention.h"
 #include "framework/kernels/layer_norm.h"
+#include "framework/nn/weight_gradient.h"
 #include "framework/reducer.h"
 
 namespace trireme::nn {
@@ -14,15 +15,6 @@ constexpr double eps = 1e-5;
 
 std::span<const std::int64_t> i64(const at::Tensor& t) {
   return {t.const_data_ptr<std::int64_t>(), std::size_t(t.numel())};
-}
-
-// dy^T x, into the reducer's memory if it wants it there.
-at::Tensor weight_gradient(const at::Tensor& weight, const at::Tensor& dy, const at::Tensor& x) {
-  at::Tensor dw = gradient_destination(weight);
-  if (!dw.defined()) return at::mm(dy.t(), x);
-  at::mm_out(dw, dy.t(), x);
-  gradient_written(weight);
-  return dw;
 }
 
 at::Tensor vector_like(const at::Tensor& param) {

@@ -1,5 +1,6 @@
 #include "framework/nn/linear.h"
 
+#include "framework/nn/weight_gradient.h"
 #include "framework/reducer.h"
 
 #include <ATen/autocast_mode.h>
@@ -27,11 +28,7 @@ struct Linear : torch::autograd::Function<Linear> {
     at::Tensor dz = dy[0];
     if (ctx->saved_data["relu"].toBool()) dz = at::threshold_backward(dz, s[3], 0);
     at::Tensor dx, dw, db;
-    if (ctx->needs_input_grad(1)) {
-      dw = gradient_destination(w);
-      dw.defined() ? void(at::mm_out(dw, dz.t(), x)) : void(dw = at::mm(dz.t(), x));
-      gradient_written(w);
-    }
+    if (ctx->needs_input_grad(1)) dw = weight_gradient(w, dz, x);
     if (ctx->needs_input_grad(2)) {
       db = gradient_destination(b);
       db.defined() ? void(at::sum_out(db, dz, {0})) : void(db = dz.sum(0));

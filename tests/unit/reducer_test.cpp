@@ -137,6 +137,58 @@ TEST(Reducer, AccumulatedGradientsWaitForTheLastBackward) {
   });
 }
 
+// A gradient four times as long as a bucket is meant to be.
+TEST(Reducer, ALargeGradientLeavesInPieces) {
+  constexpr int ranks = 3;
+  constexpr std::int64_t width = 64, rows = 64;
+  std::mutex one;
+  run_loopback(ranks, [&](Communicator& comm) {
+    std::unique_lock lock(one);
+    // Ready first and in the same bucket, so that no cut is at the end of a row.
+    const at::Tensor scale = at::ones({rows}, at::kDouble).requires_grad_();
+    const at::Tensor w = at::ones({rows, width}, at::kDouble).requires_grad_();
+    lock.unlock();
+    int launched = 0;
+    Watched watched(comm, [&] { ++launched; });
+    Reducer reducer({{"w", w}, {"scale", scale}}, watched, {.bucket_mib = 8.0 / 1024, .first_bucket_mib = 8.0 / 1024});
+    const at::Tensor x = at::full({2, width}, 1.0 + comm.rank(), at::kDouble);
+    const auto train = [&](std::int64_t step) {
+      reducer.begin_step(step);
+      reducer.arm(true);
+      torch::autograd::backward({(nn::linear(x, w, at::zeros({rows}, at::kDouble), false) * scale).sum()}, {});
+      reducer.finish();
+      return std::exchange(launched, 0);
+    };
+    train(0);  // whoever gets ready in which order: the layout is final now
+    const int pieces = train(1);
+    EXPECT_EQ(pieces, 4);
+    EXPECT_TRUE(at::equal(w.grad(), at::full_like(w, 2.0 * (1 + 2 + 3))));
+    EXPECT_TRUE(at::equal(scale.grad(), at::full_like(scale, 2.0 * width * (1 + 2 + 3))));
+
+    // Block by block, with a look between.
+    reducer.begin_step(2);
+    reducer.arm(true);
+    torch::autograd::backward({scale.sum()}, {});
+    at::Tensor d = gradient_destination(w);
+    std::int64_t first = 0;
+    const auto blocks = gradient_blocks(w);
+    EXPECT_EQ(blocks.size(), 4u);
+    EXPECT_EQ(blocks.back(), rows);
+    for (std::size_t k = 0; k < blocks.size(); ++k) {
+      d.narrow(0, first, blocks[k] - first).fill_(double(k) + comm.rank());
+      gradient_written(w, blocks[k]);
+      if (k + 1 < blocks.size()) {
+        EXPECT_EQ(launched, int(k) + 1) << "on its way as soon as it is written";
+      }
+      first = blocks[k];
+    }
+    reducer.finish();
+    first = 0;
+    for (std::size_t k = 0; k < blocks.size(); first = blocks[k++])
+      EXPECT_TRUE((d.narrow(0, first, blocks[k] - first) == double(ranks * k + 0 + 1 + 2)).all().item<bool>()) << k;
+  });
+}
+
 TEST(Reducer, UsesThatChangeAreRefusedUnlessNothingOverlaps) {
   EXPECT_THROW(early_launches(2, true, twice_from_step_1), UsageError);
   EXPECT_EQ(early_launches(3, false, twice_from_step_1), 0);
