@@ -64,7 +64,12 @@ void serve_mlp_step(const Options& o, Communicator& world) {
   OwnSession session(run, group, batches);
   if (o.arm == "comm") return serve_comm(o, world, session.reduced_bytes());
   if (o.arm == "trireme") session.write(start_file(o.serve), {{"batches", std::to_string(batches)}});
-  Server(o.serve, world.rank()).run([&] { return session.step(); });
+  Server(o.serve, world.rank()).run([&] {
+    const double loss = session.step();
+    // As DDP's, which adds up the losses: a step is over when the slowest rank has computed it.
+    if (alone) world.barrier().wait();
+    return loss;
+  });
 }
 
 Arm& MlpArms::add(const std::string& name, const std::vector<std::string>& command, const std::string& folder) {

@@ -1,5 +1,6 @@
 // How much of the communication hides behind backward: 1 - (step - compute alone) / communication alone, ours and
-// DDP's, each from the times of one round of blocks. Meant for the network lab, whose bandwidth sets how long
+// DDP's, each from the times of one round of blocks. The ranks that only compute meet after each step, or the time of
+// one would be compared with that of the slowest. Meant for the network lab, whose bandwidth sets how long
 // communication takes.
 #include "bench/mlp_step.h"
 #include "comm/error.h"
