@@ -10,6 +10,10 @@
 #include <mutex>
 #include <thread>
 
+#include <ATen/Parallel.h>
+
+#include <omp.h>
+
 namespace trireme {
 namespace {
 
@@ -76,6 +80,9 @@ struct Loader::Reader {
   }
 
   void run(std::stop_token stop, Cursor c) {
+    // A second team of threads would spin beside the one that trains.
+    at::get_num_threads();  // torch sets a thread's number at its first question
+    omp_set_num_threads(1);
     try {
       while (!stop.stop_requested()) {
         Batch batch = read(c);

@@ -10,6 +10,7 @@
 
 #include <cmath>
 
+#include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
 
 #include <fnmatch.h>
@@ -89,6 +90,8 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
   }
   if (config.ema > 0)
     for (const auto& p : trained) average_.push_back(p.value.detach().clone());
+  // A GPU's host only fills streams: threads that spin after its small copies would keep it from that.
+  if (context_.device().is_cuda() && config.threads == 0) at::set_num_threads(1);
 }
 
 Session::~Session() = default;

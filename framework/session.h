@@ -7,7 +7,8 @@ namespace trireme {
 
 class Session {
  public:
-  // Collective. Sets up the recipe and applies `freeze`.
+  // Collective. Sets up the recipe and applies `freeze`. On a GPU the host goes on with one thread unless `threads`
+  // says otherwise.
   Session(Communicator& world, const TrainConfig& config, Recipe& recipe);
   ~Session();
 

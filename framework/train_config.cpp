@@ -56,7 +56,7 @@ void TrainConfig::fields(Fields& f) {
   f("prefetch", prefetch, "read the next batch on another thread");
   f("checked", checked, "compare every collective over all ranks before it runs (slow, for debugging)");
   f.resume_may_change(true);
-  f("threads", threads, "threads of a rank; 0 = cores / local ranks", {.min = 0, .max = 1024});
+  f("threads", threads, "threads of a rank; 0 = cores / local ranks, beside a GPU 1", {.min = 0, .max = 1024});
   f.group("checkpoint", checkpoint, "when and what is saved");
   f.group("watchdog", watchdog, "a job that hangs ends with exit code 4 and a line that says where");
   f("log_every", log_every, "steps between metric lines", {.min = 1});

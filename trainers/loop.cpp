@@ -101,7 +101,7 @@ double peak_memory_gib() {
 
 class Loop {
  public:
-  Loop(const TrainOptions& options, Setup& setup, Traced& world, Watchdog& watchdog, int threads)
+  Loop(const TrainOptions& options, Setup& setup, Traced& world, Watchdog& watchdog)
       : setup_(setup),
         config_(setup.train),
         world_(world),
@@ -124,7 +124,7 @@ class Loop {
     const bool terminal = isatty(STDERR_FILENO) || std::getenv("TRIREME_TERMINAL");
     metrics_ = Metrics(folder_.dir, step_, config_.steps, terminal, setup.recipe->unit());
     replace_durably(system_io(), folder_.file("env.json"),
-                    describe_environment(world.size(), threads, setup.recipe->describe()));
+                    describe_environment(world.size(), at::get_num_threads(), setup.recipe->describe()));
     session_.context().on_message = [this](std::string_view line) { metrics_.message(line); };
     if (step_ > 0 && step_ < config_.steps)
       metrics_.message("resumed at step " + std::to_string(step_) + " of " + std::to_string(config_.steps));
@@ -352,11 +352,14 @@ void print_config(const TrainOptions& o) {
   std::cout << setup.config.print(setup.schema, true) << std::flush;
 }
 
+void set_threads(const TrainConfig& config, int local_ranks) {
+  const int cores = int(std::thread::hardware_concurrency());
+  at::set_num_threads(config.threads ? int(config.threads) : std::max(1, cores / std::max(1, local_ranks)));
+}
+
 int train(const TrainOptions& options, Communicator& world, int local_ranks) {
   Setup setup(options);
-  const int cores = int(std::thread::hardware_concurrency());
-  const int threads = setup.train.threads ? int(setup.train.threads) : std::max(1, cores / std::max(1, local_ranks));
-  at::set_num_threads(threads);
+  set_threads(setup.train, local_ranks);
   check_divisible(setup, world.size());
   check_same_config(setup.config, setup.schema, world);
   if (options.dry_run) {
@@ -369,7 +372,7 @@ int train(const TrainOptions& options, Communicator& world, int local_ranks) {
   Traced job(world, trace_sink(), "job");
   const WatchdogConfig& limits = setup.train.watchdog;
   Watchdog watchdog(job, {limits.warn, limits.first, limits.later, run_dir_of(options), launched_ranks() > 0});
-  Loop loop(options, setup, job, watchdog, threads);
+  Loop loop(options, setup, job, watchdog);
   return loop.run();
 }
 

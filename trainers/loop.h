@@ -2,6 +2,7 @@
 #pragma once
 #include "comm/communicator.h"
 #include "framework/config.h"
+#include "framework/train_config.h"
 
 #include <string>
 
@@ -17,6 +18,8 @@ struct TrainOptions {
 
 std::string run_dir_of(const TrainOptions& options);
 
+// Of this process: `threads`, or its share of the machine's cores.
+void set_threads(const TrainConfig& config, int local_ranks);
 // Collective: the whole of `trireme train` on one rank. Returns the exit code (0 or 85); failures are thrown.
 int train(const TrainOptions& options, Communicator& world, int local_ranks);
 

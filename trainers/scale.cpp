@@ -7,6 +7,7 @@
 #include "framework/file_io.h"
 #include "framework/tensor.h"
 #include "trainers/launch.h"
+#include "trainers/loop.h"
 
 #include <algorithm>
 #include <cmath>
@@ -17,7 +18,6 @@
 #include <thread>
 #include <utility>
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/full.h>
 #include <nlohmann/json.hpp>
 
@@ -227,9 +227,7 @@ scale::Study scale::make_study(std::vector<Measured> measured, bool weak) {
 int scale_measure(const ScaleOptions& o, Communicator& world, int local_ranks) {
   bench::OwnRun run(Config::load(o.file, o.overrides));
   const TrainConfig& config = run.train;
-  at::set_num_threads(config.threads
-                          ? int(config.threads)
-                          : std::max(1, int(std::thread::hardware_concurrency()) / std::max(1, local_ranks)));
+  set_threads(config, local_ranks);
   Session session(world, config, *run.recipe);
   Loader loader(run.recipe->train_data(), run.recipe->train_ids(), config.batch_size, world.rank(), world.size(),
                 std::uint64_t(config.seed), {.prefetch = config.prefetch});

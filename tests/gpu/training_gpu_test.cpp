@@ -156,6 +156,7 @@ TEST_F(Gpu, ReducesBesideBackward) {
 TEST_F(Gpu, PhasesAreTheDevices) {
   const Outcome o = train("phases", 2, {"communicator=mpi"});
   ASSERT_EQ(o.code, 0) << o;
+  EXPECT_EQ(nlohmann::json::parse(read_text(folder.path / "phases/env.json"))["threads_per_rank"], 1);
   const auto lines = lines_of(read_text(folder.path / "phases/metrics.jsonl"));
   for (std::size_t i = 1; i < lines.size(); ++i) {  // the first one has the libraries' start
     const auto j = nlohmann::json::parse(lines[i]);

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <thread>
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <gtest/gtest.h>
 
@@ -182,6 +183,25 @@ TEST(Loader, ReadErrorsSurfaceInNext) {
       EXPECT_EQ(loader.batch_in_epoch(), 6);
     }
   }
+}
+
+// Or two teams of threads would share the cores.
+TEST(Loader, ReadsWithOneThreadBesideTraining) {
+  class Asks : public Numbers {
+   public:
+    Asks() : Numbers(20) {}
+    Batch read(std::span<const std::int64_t> ids, std::int64_t epoch) const override {
+      threads = at::get_num_threads();
+      return Numbers::read(ids, epoch);
+    }
+    mutable std::atomic<int> threads{0};
+  } data;
+  const int before = at::get_num_threads();
+  at::set_num_threads(3);
+  Loader(data, iota(20), 2, 0, 1, 0, {.prefetch = true}).next();
+  EXPECT_EQ(data.threads, 1);
+  EXPECT_EQ(at::get_num_threads(), 3) << "the reading thread's number is its own";
+  at::set_num_threads(before);
 }
 
 TEST(Loader, ReadsAheadNoFurtherThanPromised) {
