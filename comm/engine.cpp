@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include <sched.h>
+
 namespace trireme {
 namespace {
 
@@ -36,6 +38,8 @@ constexpr std::chrono::microseconds first_nap{500}, last_nap{16000};
 constexpr std::chrono::milliseconds look_again{2};
 // So often a waiter that yields at once, because a peer seems to share its core, finds out whether that is still so.
 constexpr unsigned try_to_spin = 16;
+// Whoever meets a peer on its core again that soon has not met it by chance.
+constexpr std::chrono::milliseconds stays_home{50};
 
 class Continuation final : public Operation {
  public:
@@ -150,7 +154,8 @@ bool Queue::advance() {
   return step != Step::blocked;
 }
 
-Engine::Engine(Source source, bool crowded, bool far) : source_(source), crowded_(crowded), far_(far) {
+Engine::Engine(Source source, bool crowded, bool far, int home)
+    : source_(source), crowded_(crowded), far_(far), home_(home) {
   if (source_ == Source::peers) thread_ = std::thread([this] { run_thread(); });
 }
 
@@ -322,9 +327,29 @@ bool Engine::wait_for_peers(Operation& operation, Operation::Deadline deadline) 
     if (deadline && Clock::now() >= *deadline) in_time = false;
     if (in_time) backoff.rest();
   }
-  if (rested > 0 || !brief) shares_core_.store(rested == 1 || rested == 2, std::memory_order_relaxed);
+  if (rested > 0 || !brief) {
+    const bool shares = rested == 1 || rested == 2;
+    shares_core_.store(shares && !go_home(), std::memory_order_relaxed);
+  }
   if (waiters_.fetch_sub(1) == 1 && pending_.load() > 0) wake();
   return in_time;
+}
+
+// Ranks that nobody binds may meet on one core while others idle, and a load balancer takes milliseconds to see it.
+// False if that would not help, or did not a moment ago.
+bool Engine::go_home() {
+  if (home_ < 0) return false;
+  const auto now = Clock::now().time_since_epoch();
+  const std::int64_t ns = std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+  const std::int64_t last = went_home_ns_.exchange(ns, std::memory_order_relaxed);
+  if (last != 0 && ns - last < std::chrono::nanoseconds(stays_home).count()) return false;
+  cpu_set_t allowed, home;
+  CPU_ZERO(&home);
+  CPU_SET(home_, &home);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || sched_setaffinity(0, sizeof home, &home) != 0)
+    return false;
+  sched_setaffinity(0, sizeof allowed, &allowed);  // it may leave again
+  return true;
 }
 
 void Engine::drain() {

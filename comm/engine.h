@@ -106,8 +106,9 @@ class Engine {
   // peers: other processes advance them: waiters poll, and a communication thread polls while nobody waits.
   enum class Source : std::uint8_t { posts, peers };
   // `crowded`: more ranks than cores on this node; waiting then gives up its core sooner. `far`: some are on other
-  // nodes; waiting then sleeps sooner.
-  explicit Engine(Source source, bool crowded = false, bool far = false);
+  // nodes; waiting then sleeps sooner. `home`: a core that no other rank of this node has for its home, or -1: where a
+  // thread goes that met a peer on its core.
+  explicit Engine(Source source, bool crowded = false, bool far = false, int home = -1);
   ~Engine();
 
   void add(std::shared_ptr<Queue> queue);
@@ -133,11 +134,13 @@ class Engine {
   bool wait_for_post(Operation& operation, Operation::Deadline deadline);
   bool wait_for_peers(Operation& operation, Operation::Deadline deadline);
   void posted(std::size_t bytes, bool behind_others, PromptWaits& waits);
+  bool go_home();
   void run_thread();
   void wake();
 
   const Source source_;
   const bool crowded_, far_;
+  const int home_;
   std::mutex progress_;  // held by the thread that polls
   std::vector<std::shared_ptr<Queue>> queues_;
   std::exception_ptr failure_;
@@ -148,6 +151,7 @@ class Engine {
   std::atomic<bool> failed_{false};
   std::atomic<bool> shares_core_{false};  // the last wait ended when this thread gave its core away
   std::atomic<unsigned> brief_waits_{0};
+  std::atomic<std::int64_t> went_home_ns_{0};
 
   std::mutex sleep_;
   std::condition_variable wake_;

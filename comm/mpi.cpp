@@ -223,6 +223,19 @@ int usable_cores(MPI_Comm node) {
   return std::max(CPU_COUNT(&set), 1);
 }
 
+// The core of rank `rank` of a node whose `size` ranks may all use the same ones, enough for all; or -1.
+int home_core(MPI_Comm node, int rank, int size) {
+  cpu_set_t any, all;
+  CPU_ZERO(&any);
+  sched_getaffinity(0, sizeof any, &any);
+  MPI_Allreduce(&any, &all, sizeof all, MPI_BYTE, MPI_BAND, node);
+  MPI_Allreduce(MPI_IN_PLACE, &any, sizeof any, MPI_BYTE, MPI_BOR, node);
+  if (!CPU_EQUAL(&any, &all) || CPU_COUNT(&all) < size) return -1;
+  int core = 0;
+  for (int left = rank; !CPU_ISSET(core, &all) || left-- > 0;) ++core;
+  return core;
+}
+
 }  // namespace
 
 MpiOptions MpiOptions::from_environment() {
@@ -273,6 +286,7 @@ MpiWorld::MpiWorld(const MpiOptions& options) : impl_(std::make_unique<Impl>()) 
   int leader = rank;
   MPI_Bcast(&leader, 1, MPI_INT, 0, node);
   const bool crowded = impl_->node_size > usable_cores(node);
+  const int home = home_core(node, impl_->node_rank, impl_->node_size);
   MPI_Comm_free(&node);
   link->node_of.resize(static_cast<std::size_t>(size));
   MPI_Allgather(&leader, 1, MPI_INT, link->node_of.data(), 1, MPI_INT, link->comm);
@@ -281,7 +295,7 @@ MpiWorld::MpiWorld(const MpiOptions& options) : impl_(std::make_unique<Impl>()) 
   int found = 0;
   MPI_Comm_get_attr(link->comm, MPI_TAG_UB, &limit, &found);
   link->tag_limit = found ? *static_cast<int*>(limit) : 32767;
-  link->engine = std::make_shared<Engine>(Engine::Source::peers, crowded, impl_->node_size < size);
+  link->engine = std::make_shared<Engine>(Engine::Source::peers, crowded, impl_->node_size < size, home);
   impl_->link = link;
   std::vector<int> ranks(static_cast<std::size_t>(size));
   for (int r = 0; r < size; ++r) ranks[static_cast<std::size_t>(r)] = r;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <thread>
 
+#include <sched.h>
 #include <sys/mman.h>
 
 namespace trireme::test {
@@ -52,6 +53,34 @@ TEST(MpiEnd, DifferentCallsAreAnErrorNotAHang) {
   const Outcome outcome = ended(2);
   expect_code(4, outcome);
   EXPECT_NE(outcome.output.find("all_reduce of 50000 f32"), std::string::npos) << outcome.output;
+}
+
+// Two ranks on one core, both free to leave it: they part at once, and what they may use stays what it was.
+MPI_TEST(MpiWait, RanksThatMeetOnACorePart, {2}) {
+  cpu_set_t allowed, meeting, after;
+  sched_getaffinity(0, sizeof allowed, &allowed);
+  if (CPU_COUNT(&allowed) < 2) return;
+  int core = 0, parted = 0;
+  while (!CPU_ISSET(core, &allowed)) ++core;
+  CPU_ZERO(&meeting);
+  CPU_SET(core, &meeting);
+  constexpr int rounds = 20;
+  for (int round = 0; round < rounds; ++round) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(60));  // or it is too soon to part again
+    comm.barrier().wait();
+    sched_setaffinity(0, sizeof meeting, &meeting);
+    sched_setaffinity(0, sizeof allowed, &allowed);
+    for (int i = 0; i < 30; ++i) {
+      float v = 1;
+      comm.all_reduce({&v, 1, DType::f32}, Op::sum).wait();
+    }
+    int here = sched_getcpu(), cores[2];
+    comm.all_gather({&here, 1, DType::i32}, {cores, 2, DType::i32}).wait();
+    parted += cores[0] != cores[1];
+  }
+  sched_getaffinity(0, sizeof after, &after);
+  EXPECT_TRUE(CPU_EQUAL(&allowed, &after));
+  EXPECT_GE(parted, rounds / 4) << "the load balancer alone parts none in this time";
 }
 
 // Works whose handles were dropped, also on a communicator that is gone, complete before MPI ends.
