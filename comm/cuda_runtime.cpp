@@ -65,7 +65,9 @@ class Timer final : public StreamTimer {
       const Span& span = spans_.front();
       if (wait) TRIREME_CUDA_CHECK(cudaEventSynchronize(span.end));
       if (cudaEventQuery(span.end) != cudaSuccess) return;
-      sink_(span.name, host_time(span.begin), host_time(span.end), span.bytes);
+      const std::int64_t begin =
+          host_time(span.begin);  // a float of ms: after days good for a position, not for a length
+      sink_(span.name, begin, begin + ns_between(span.begin, span.end), span.bytes);
       idle_.push_back(span.begin);
       idle_.push_back(span.end);
       spans_.pop_front();
@@ -88,11 +90,12 @@ class Timer final : public StreamTimer {
     idle_.pop_back();
     return event;
   }
-  std::int64_t host_time(cudaEvent_t event) const {
+  static std::int64_t ns_between(cudaEvent_t begin, cudaEvent_t end) {
     float ms = 0;
-    TRIREME_CUDA_CHECK(cudaEventElapsedTime(&ms, origin_, event));
-    return origin_ns_ + static_cast<std::int64_t>(static_cast<double>(ms) * 1e6);
+    TRIREME_CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+    return static_cast<std::int64_t>(static_cast<double>(ms) * 1e6);
   }
+  std::int64_t host_time(cudaEvent_t event) const { return origin_ns_ + ns_between(origin_, event); }
 
   const Place place_;
   const DeviceSink sink_;

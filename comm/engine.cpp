@@ -4,6 +4,7 @@
 #include "comm/error.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include <sched.h>
 
@@ -339,16 +340,18 @@ bool Engine::wait_for_peers(Operation& operation, Operation::Deadline deadline) 
 // False if that would not help, or did not a moment ago.
 bool Engine::go_home() {
   if (home_ < 0) return false;
-  const auto now = Clock::now().time_since_epoch();
-  const std::int64_t ns = std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
-  const std::int64_t last = went_home_ns_.exchange(ns, std::memory_order_relaxed);
-  if (last != 0 && ns - last < std::chrono::nanoseconds(stays_home).count()) return false;
+  const auto now = Clock::now();
+  if (now - went_home_.load(std::memory_order_relaxed) < stays_home) return false;
   cpu_set_t allowed, home;
   CPU_ZERO(&home);
   CPU_SET(home_, &home);
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || sched_setaffinity(0, sizeof home, &home) != 0)
-    return false;
-  sched_setaffinity(0, sizeof allowed, &allowed);  // it may leave again
+  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || !CPU_ISSET(home_, &allowed)) return false;
+  if (sched_setaffinity(0, sizeof home, &home) != 0) return false;
+  went_home_.store(now, std::memory_order_relaxed);
+  if (sched_setaffinity(0, sizeof allowed, &allowed) != 0) {  // its cores changed meanwhile: to any that it may use
+    std::memset(&allowed, 0xff, sizeof allowed);
+    sched_setaffinity(0, sizeof allowed, &allowed);
+  }
   return true;
 }
 

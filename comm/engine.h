@@ -151,7 +151,7 @@ class Engine {
   std::atomic<bool> failed_{false};
   std::atomic<bool> shares_core_{false};  // the last wait ended when this thread gave its core away
   std::atomic<unsigned> brief_waits_{0};
-  std::atomic<std::int64_t> went_home_ns_{0};
+  std::atomic<std::chrono::steady_clock::time_point> went_home_{};
 
   std::mutex sleep_;
   std::condition_variable wake_;

@@ -223,7 +223,8 @@ int usable_cores(MPI_Comm node) {
   return std::max(CPU_COUNT(&set), 1);
 }
 
-// The core of rank `rank` of a node whose `size` ranks may all use the same ones, enough for all; or -1.
+// The core of rank `rank` of a node whose `size` ranks may all use the same ones, enough for all; or -1. Spread out:
+// neighbours may be one core in truth.
 int home_core(MPI_Comm node, int rank, int size) {
   cpu_set_t any, all;
   CPU_ZERO(&any);
@@ -232,7 +233,7 @@ int home_core(MPI_Comm node, int rank, int size) {
   MPI_Allreduce(MPI_IN_PLACE, &any, sizeof any, MPI_BYTE, MPI_BOR, node);
   if (!CPU_EQUAL(&any, &all) || CPU_COUNT(&all) < size) return -1;
   int core = 0;
-  for (int left = rank; !CPU_ISSET(core, &all) || left-- > 0;) ++core;
+  for (int left = rank * CPU_COUNT(&all) / size; !CPU_ISSET(core, &all) || left-- > 0;) ++core;
   return core;
 }
 

@@ -117,7 +117,7 @@ class CopyOperation : public ShmOperation {
   virtual void list(CopyList& copies) const = 0;
   // What travels with the arrival: less where peers can read the rest themselves.
   std::size_t small_bytes() const {
-    return c.processes.empty() ? c.small_bytes() : std::min<std::size_t>(c.small_bytes(), 4u << 10);
+    return c.processes.empty() ? c.small_bytes() : std::min<std::size_t>(c.small_bytes(), 8u << 10);
   }
   virtual bool is_read() const { return true; }  // peers read this rank's buffer: it waits for them
 

@@ -39,6 +39,8 @@ struct Hook : torch::autograd::PostAccumulateGradHook {
   std::function<void()> run;
 };
 
+std::int64_t rows_of(const at::Tensor& t) { return t.dim() == 0 ? 1 : t.size(0); }
+
 }  // namespace
 
 at::Tensor gradient_destination(const at::Tensor& param) {
@@ -53,11 +55,11 @@ at::Tensor gradient_destination(const at::Tensor& param) {
 std::vector<std::int64_t> gradient_blocks(const at::Tensor& param) {
   std::lock_guard lock(slots_mutex);
   const auto found = slots.find(param.unsafeGetTensorImpl());
-  if (found == slots.end() || found->second->blocks.empty()) return {param.size(0)};
+  if (found == slots.end() || found->second->blocks.empty()) return {rows_of(param)};
   return found->second->blocks;
 }
 
-void gradient_written(const at::Tensor& param) { gradient_written(param, param.size(0)); }
+void gradient_written(const at::Tensor& param) { gradient_written(param, rows_of(param)); }
 
 void gradient_written(const at::Tensor& param, std::int64_t rows) {
   Slot* slot = nullptr;
@@ -89,6 +91,7 @@ struct Reducer::Impl {
   std::vector<std::int64_t> order;     // params in the order buckets are filled
   std::vector<std::int64_t> observed;  // order of readiness in this step
   static constexpr std::size_t lanes = 4;
+  static constexpr double shortest_piece_mib = 0.25;
   std::map<Communicator*, std::vector<std::unique_ptr<Communicator>>> copies_of;  // the lanes beside it
   std::vector<Part> buckets;
   std::vector<std::size_t> bucket_of;
@@ -189,7 +192,8 @@ struct Reducer::Impl {
   // Into pieces as long as a bucket is meant to be; a hook or a shard wants the whole.
   void cut(Part& b) {
     const std::int64_t total = b.flat.numel(), line = 64;
-    const double wanted = std::max(options.bucket_mib * 1048576 / double(b.flat.element_size()), double(line));
+    const double mib = std::max({options.bucket_mib, options.first_bucket_mib, shortest_piece_mib});
+    const double wanted = mib * 1048576 / double(b.flat.element_size());
     const bool whole = !b.comm || options.shard || options.hook.name != "none";
     const std::int64_t pieces = whole ? 1 : std::max<std::int64_t>(1, std::llround(double(total) / wanted));
     b.ends.clear();
@@ -284,7 +288,7 @@ struct Reducer::Impl {
   void on_written(std::size_t i, std::int64_t rows) {
     if (!last) return;
     const at::Tensor& g = slots_of[i].view;
-    const bool all = rows == g.size(0);
+    const bool all = rows == rows_of(g);
     if (!slots_of[i].alone || !options.overlap) {
       if (all) observe(i);
     } else if (all) {

@@ -19,6 +19,7 @@ struct StepTimes {
 class StepClock {
  public:
   explicit StepClock(c10::Device device);  // on a GPU: of the current stream, into the trace too
+  StepClock(const StepClock&) = delete;
 
   enum class Phase : std::uint8_t { forward, backward, exposed, optimizer };
   void begin();           // of a step
@@ -27,8 +28,6 @@ class StepClock {
   StepTimes take();
 
  private:
-  void add(Phase phase, std::int64_t begin, std::int64_t end);
-
   std::array<std::int64_t, 4> sums_{};  // ns
   std::int64_t last_ = 0;
   std::unique_ptr<StreamTimer> device_;

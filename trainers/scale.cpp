@@ -18,7 +18,8 @@
 #include <thread>
 #include <utility>
 
-#include <ATen/ops/full.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
 #include <nlohmann/json.hpp>
 
 namespace trireme {
@@ -62,7 +63,11 @@ std::vector<Exchange> time_exchanges(Context& context, std::size_t gradient_byte
   std::sort(sizes.begin(), sizes.end());
   for (const std::size_t bytes : sizes) {
     const std::size_t count = std::max<std::size_t>(bytes / sizeof(float), 1);
-    const at::Tensor data = at::full({std::int64_t(count)}, 1e-30f, at::device(context.device()).dtype(at::kFloat));
+    const auto shared = context.device().is_cpu() ? comm.allocate(count * sizeof(float)) : nullptr;
+    const auto options = at::device(context.device()).dtype(at::kFloat);
+    const at::Tensor data = shared ? at::from_blob(shared.get(), {std::int64_t(count)}, options)
+                                   : at::empty({std::int64_t(count)}, options);
+    data.fill_(1e-30f);
     std::vector<double> ms;
     for (int i = 0; i < 7; ++i) {
       world.barrier().wait();

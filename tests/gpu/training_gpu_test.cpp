@@ -154,7 +154,7 @@ TEST_F(Gpu, ReducesBesideBackward) {
 
 // The phases of a step are the device's: together they fill it, though the host only enqueues.
 TEST_F(Gpu, PhasesAreTheDevices) {
-  const Outcome o = train("phases", 2, {"communicator=mpi"});
+  const Outcome o = train("phases", 2, {"communicator=mpi", "threads=0", "log_every=5"});
   ASSERT_EQ(o.code, 0) << o;
   EXPECT_EQ(nlohmann::json::parse(read_text(folder.path / "phases/env.json"))["threads_per_rank"], 1);
   const auto lines = lines_of(read_text(folder.path / "phases/metrics.jsonl"));
@@ -172,9 +172,9 @@ TEST_F(Gpu, PhasesAreTheDevices) {
 }
 
 TEST_F(Gpu, ScaleMeasuresDeviceMemory) {
-  const Outcome o =
-      run_program({"scale", "blots.yaml", "communicator=mpi", "--ranks", "1,2", "--steps", "20", "--out", "study"},
-                  {folder.path, {}});
+  const Outcome o = run_program(
+      {"scale", "blots.yaml", "communicator=mpi", "log_every=8", "--ranks", "1,2", "--steps", "20", "--out", "study"},
+      {folder.path, {}});
   ASSERT_EQ(o.code, 0) << o;
   const auto study = nlohmann::json::parse(read_text(folder.path / "study/scale.json"));
   EXPECT_EQ(study["setting"].get<std::string>().find("GPUs over "), 0u) << study["setting"];

@@ -140,7 +140,7 @@ TEST(Reducer, AccumulatedGradientsWaitForTheLastBackward) {
 // A gradient four times as long as a bucket is meant to be.
 TEST(Reducer, ALargeGradientLeavesInPieces) {
   constexpr int ranks = 3;
-  constexpr std::int64_t width = 64, rows = 64;
+  constexpr std::int64_t width = 256, rows = 512;
   std::mutex one;
   run_loopback(ranks, [&](Communicator& comm) {
     std::unique_lock lock(one);
@@ -150,7 +150,7 @@ TEST(Reducer, ALargeGradientLeavesInPieces) {
     lock.unlock();
     int launched = 0;
     Watched watched(comm, [&] { ++launched; });
-    Reducer reducer({{"w", w}, {"scale", scale}}, watched, {.bucket_mib = 8.0 / 1024, .first_bucket_mib = 8.0 / 1024});
+    Reducer reducer({{"w", w}, {"scale", scale}}, watched, {.bucket_mib = 0.25, .first_bucket_mib = 0.01});
     const at::Tensor x = at::full({2, width}, 1.0 + comm.rank(), at::kDouble);
     const auto train = [&](std::int64_t step) {
       reducer.begin_step(step);
