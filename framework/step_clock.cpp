@@ -13,7 +13,7 @@ constexpr const char* names[] = {"forward", "backward", "wait for gradients", "u
 
 }  // namespace
 
-StepClock::StepClock(c10::Device device) {
+StepClock::StepClock(at::Device device) {
   if (!device.is_cuda()) return;
   const Place place{device.index(), c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle()};
   device_ =

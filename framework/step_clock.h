@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <memory>
 
-#include <c10/core/Device.h>
+#include <ATen/core/Tensor.h>
 
 namespace trireme {
 
@@ -18,7 +18,7 @@ struct StepTimes {
 
 class StepClock {
  public:
-  explicit StepClock(c10::Device device);  // on a GPU: of the current stream, into the trace too
+  explicit StepClock(at::Device device);  // on a GPU: of the current stream, into the trace too
   StepClock(const StepClock&) = delete;
 
   enum class Phase : std::uint8_t { forward, backward, exposed, optimizer };

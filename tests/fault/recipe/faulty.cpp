@@ -95,9 +95,11 @@ class Faulty : public Recipe {
     // What every rank does with its features.
     at::Tensor features = at::ones({1 << 20}, at::kFloat);
     const bool other = now && fault_.kind == "other_communicator";
-    if (other) Fault::mark();
+    // Writing the mark takes long enough for the collective to end: before it.
+    const bool inside = now && fault_.kind == "stop_in_collective";
+    if (other || inside) Fault::mark();
     Work work = c.comm(other ? "control" : "features").all_reduce(buffer_of(features), Op::sum);
-    if (now && fault_.kind == "stop_in_collective") Fault::mark(), raise(SIGSTOP);
+    if (inside) raise(SIGSTOP);
     work.wait();
     return (weight_ - batch.columns.at("x").mean()).square().mean() / double(c.size());
   }
