@@ -2,6 +2,7 @@
 
 #include "comm/call_site.h"
 #include "comm/error.h"
+#include "framework/gradient_slot.h"
 #include "framework/kernels/sum_of_squares.h"
 #include "framework/recipe.h"
 #include "framework/tensor.h"
@@ -9,9 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <mutex>
 #include <numeric>
-#include <unordered_map>
 
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -20,56 +19,13 @@
 namespace trireme {
 namespace {
 
-// Where fused backwards find the bucket view of a parameter. Shared by all reducers of the process (loopback ranks).
-struct Slot {
-  at::Tensor view;
-  bool taken = false;  // somebody has a gradient of this step there
-  bool lent = false;   // a fused backward of this pass has
-  // What was lent was all of the gradient, in the last backward that lent it: the parameter has one use.
-  bool alone = false;
-  std::vector<std::int64_t> blocks;  // ends of the rows that are reduced together
-  std::function<void(std::int64_t rows)> written;
-};
-std::mutex slots_mutex;
-std::unordered_map<const c10::TensorImpl*, Slot*> slots;
-
 struct Hook : torch::autograd::PostAccumulateGradHook {
   explicit Hook(std::function<void()> f) : run(std::move(f)) {}
   void operator()(const at::Tensor&) override { run(); }
   std::function<void()> run;
 };
 
-std::int64_t rows_of(const at::Tensor& t) { return t.dim() == 0 ? 1 : t.size(0); }
-
 }  // namespace
-
-at::Tensor gradient_destination(const at::Tensor& param) {
-  std::lock_guard lock(slots_mutex);
-  const auto found = slots.find(param.unsafeGetTensorImpl());
-  if (found == slots.end() || found->second->taken || !found->second->view.defined() || param.grad().defined())
-    return {};
-  found->second->taken = found->second->lent = true;
-  return found->second->view.view(param.sizes());
-}
-
-std::vector<std::int64_t> gradient_blocks(const at::Tensor& param) {
-  std::lock_guard lock(slots_mutex);
-  const auto found = slots.find(param.unsafeGetTensorImpl());
-  if (found == slots.end() || found->second->blocks.empty()) return {rows_of(param)};
-  return found->second->blocks;
-}
-
-void gradient_written(const at::Tensor& param) { gradient_written(param, rows_of(param)); }
-
-void gradient_written(const at::Tensor& param, std::int64_t rows) {
-  Slot* slot = nullptr;
-  {
-    std::lock_guard lock(slots_mutex);
-    if (const auto found = slots.find(param.unsafeGetTensorImpl()); found != slots.end() && found->second->lent)
-      slot = found->second;
-  }
-  if (slot) slot->written(rows);
-}
 
 struct Reducer::Impl {
   struct Part : Bucket {
@@ -85,7 +41,7 @@ struct Reducer::Impl {
   };
 
   std::vector<Param> params;
-  std::vector<Slot> slots_of;
+  std::vector<GradientSlot> slots_of;
   Communicator& grad;
   Options options;
   std::vector<std::int64_t> order;     // params in the order buckets are filled
@@ -110,8 +66,7 @@ struct Reducer::Impl {
       torch::autograd::impl::set_post_acc_grad_hooks(params[i].value,
                                                      std::make_unique<Hook>([this, i] { on_grad(i); }));
       slots_of[i].written = [this, i](std::int64_t rows) { on_written(i, rows); };
-      std::lock_guard lock(slots_mutex);
-      slots[params[i].value.unsafeGetTensorImpl()] = &slots_of[i];
+      GradientSlot::offer(params[i].value, slots_of[i]);
     }
   }
 
@@ -122,10 +77,7 @@ struct Reducer::Impl {
         } catch (...) {  // the error was already reported by finish()
         }
     for (auto& p : params) {
-      {
-        std::lock_guard lock(slots_mutex);
-        slots.erase(p.value.unsafeGetTensorImpl());
-      }
+      GradientSlot::withdraw(p.value);
       torch::autograd::impl::set_post_acc_grad_hooks(p.value, nullptr);
       p.value.mutable_grad().reset();
     }
@@ -289,7 +241,7 @@ struct Reducer::Impl {
   void on_written(std::size_t i, std::int64_t rows) {
     if (!last) return;
     const at::Tensor& g = slots_of[i].view;
-    const bool all = rows == rows_of(g);
+    const bool all = rows == GradientSlot::rows_of(g);
     if (!slots_of[i].alone || !options.overlap) {
       if (all) observe(i);
     } else if (all) {
@@ -305,7 +257,7 @@ struct Reducer::Impl {
   void on_grad(std::size_t i) {
     auto& param = params[i].value;
     auto& g = param.mutable_grad();
-    Slot& slot = slots_of[i];
+    GradientSlot& slot = slots_of[i];
     const bool in_place = g.data_ptr() == slot.view.data_ptr();
     if (!in_place) {
       if (ready[i])

@@ -63,15 +63,4 @@ class Reducer {
   std::unique_ptr<Impl> impl_;
 };
 
-// For fused backwards: memory that the reducer wants this parameter's gradient in, so that it is written once and
-// never copied. A fresh view each time, or undefined when there is none or it is already taken in this step.
-at::Tensor gradient_destination(const at::Tensor& param);
-// Ends of the blocks of rows to write one after the other, telling of each: a large gradient is reduced in pieces. The
-// last one is param.size(0).
-std::vector<std::int64_t> gradient_blocks(const at::Tensor& param);
-// It is written there, or its first `rows`: they may be reduced before the rest of this backward is computed. Read them
-// no more.
-void gradient_written(const at::Tensor& param);
-void gradient_written(const at::Tensor& param, std::int64_t rows);
-
 }  // namespace trireme

@@ -1,9 +1,9 @@
 #include "framework/nn/fused_block.h"
 
+#include "framework/gradient_slot.h"
 #include "framework/kernels/attention.h"
 #include "framework/kernels/layer_norm.h"
 #include "framework/nn/weight_gradient.h"
-#include "framework/reducer.h"
 
 namespace trireme::nn {
 namespace {

@@ -1,7 +1,7 @@
 #include "framework/nn/linear.h"
 
+#include "framework/gradient_slot.h"
 #include "framework/nn/weight_gradient.h"
-#include "framework/reducer.h"
 
 #include <ATen/autocast_mode.h>
 

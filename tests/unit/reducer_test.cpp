@@ -4,6 +4,7 @@
 #include "comm/error.h"
 #include "comm/loopback.h"
 #include "comm/wrapper.h"
+#include "framework/gradient_slot.h"
 #include "framework/nn/linear.h"
 #include "framework/recipe.h"
 
