@@ -65,8 +65,8 @@ class Timer final : public StreamTimer {
       const Span& span = spans_.front();
       if (wait) TRIREME_CUDA_CHECK(cudaEventSynchronize(span.end));
       if (cudaEventQuery(span.end) != cudaSuccess) return;
-      const std::int64_t begin =
-          host_time(span.begin);  // a float of ms: after days good for a position, not for a length
+      // A float of ms since the start: after days good for a position, not for a length.
+      const std::int64_t begin = host_time(span.begin);
       sink_(span.name, begin, begin + ns_between(span.begin, span.end), span.bytes);
       idle_.push_back(span.begin);
       idle_.push_back(span.end);

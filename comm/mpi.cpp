@@ -214,27 +214,23 @@ std::unique_ptr<Communicator> make_communicator(const std::shared_ptr<MpiLink>& 
   return communicator;
 }
 
-// Cores that the ranks of a node may use together, whether each is bound to its own or not.
-int usable_cores(MPI_Comm node) {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  sched_getaffinity(0, sizeof set, &set);
-  MPI_Allreduce(MPI_IN_PLACE, &set, sizeof set, MPI_BYTE, MPI_BOR, node);
-  return std::max(CPU_COUNT(&set), 1);
-}
+struct NodeCores {
+  int usable = 1;  // by the ranks of a node together, whether each is bound to its own or not
+  int home =
+      -1;  // of this rank, where all may use the same ones and there are enough; spread: neighbours may be one core
+};
 
-// The core of rank `rank` of a node whose `size` ranks may all use the same ones, enough for all; or -1. Spread out:
-// neighbours may be one core in truth.
-int home_core(MPI_Comm node, int rank, int size) {
+NodeCores cores_of(MPI_Comm node, int rank, int size) {
   cpu_set_t any, all;
   CPU_ZERO(&any);
   sched_getaffinity(0, sizeof any, &any);
   MPI_Allreduce(&any, &all, sizeof all, MPI_BYTE, MPI_BAND, node);
   MPI_Allreduce(MPI_IN_PLACE, &any, sizeof any, MPI_BYTE, MPI_BOR, node);
-  if (!CPU_EQUAL(&any, &all) || CPU_COUNT(&all) < size) return -1;
-  int core = 0;
-  for (int left = rank * CPU_COUNT(&all) / size; !CPU_ISSET(core, &all) || left-- > 0;) ++core;
-  return core;
+  NodeCores cores{std::max(CPU_COUNT(&any), 1)};
+  if (!CPU_EQUAL(&any, &all) || CPU_COUNT(&all) < size) return cores;
+  cores.home = 0;
+  for (int left = rank * CPU_COUNT(&all) / size; !CPU_ISSET(cores.home, &all) || left-- > 0;) ++cores.home;
+  return cores;
 }
 
 }  // namespace
@@ -286,8 +282,7 @@ MpiWorld::MpiWorld(const MpiOptions& options) : impl_(std::make_unique<Impl>()) 
   MPI_Comm_size(node, &impl_->node_size);
   int leader = rank;
   MPI_Bcast(&leader, 1, MPI_INT, 0, node);
-  const bool crowded = impl_->node_size > usable_cores(node);
-  const int home = home_core(node, impl_->node_rank, impl_->node_size);
+  const NodeCores cores = cores_of(node, impl_->node_rank, impl_->node_size);
   MPI_Comm_free(&node);
   link->node_of.resize(static_cast<std::size_t>(size));
   MPI_Allgather(&leader, 1, MPI_INT, link->node_of.data(), 1, MPI_INT, link->comm);
@@ -296,7 +291,8 @@ MpiWorld::MpiWorld(const MpiOptions& options) : impl_(std::make_unique<Impl>()) 
   int found = 0;
   MPI_Comm_get_attr(link->comm, MPI_TAG_UB, &limit, &found);
   link->tag_limit = found ? *static_cast<int*>(limit) : 32767;
-  link->engine = std::make_shared<Engine>(Engine::Source::peers, crowded, impl_->node_size < size, home);
+  link->engine = std::make_shared<Engine>(Engine::Source::peers, impl_->node_size > cores.usable,
+                                          impl_->node_size < size, cores.home);
   impl_->link = link;
   std::vector<int> ranks(static_cast<std::size_t>(size));
   for (int r = 0; r < size; ++r) ranks[static_cast<std::size_t>(r)] = r;
