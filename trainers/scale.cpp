@@ -238,39 +238,43 @@ int scale_measure(const ScaleOptions& o, Communicator& world, int local_ranks) {
                 std::uint64_t(config.seed), {.prefetch = config.prefetch});
   Context& context = session.context();
   context.steps_per_epoch = loader.steps_per_epoch();
-  std::vector<double> steps;
   double data = 0;
-  std::pair<double, double> before;
-  auto timed = Clock::now(), begin = timed;
-  for (int s = -warm_up, unread = 0; s < o.steps; ++s) {
-    if (s == 0) {
-      session.take_times();
-      world.barrier().wait();
-      before = traffic(context);
-      timed = begin = Clock::now();
-      data = 0, unread = 0;
-      steps.clear();
-    }
-    const auto loading = Clock::now();
-    context.now.step = s + warm_up;
+  std::int64_t taken = 0;
+  const auto step = [&] {
+    const auto begin = Clock::now();
+    context.now.step = taken++;
     const Batch batch = loader.next();
     context.now.epoch = batch.epoch;
-    data += ms_since(loading) / o.steps;
+    data += ms_since(begin);
     session.step(batch);
-    ++unread;
-    // The host reads where training does: on a CPU each step, else the device would wait for it.
-    if (context.device().is_cuda() && unread < config.log_every && s + 1 != o.steps) continue;
+  };
+  // What the training loop agrees on, and looks at.
+  const auto read = [&] {
     double agreed[2] = {0, 0};
     context.comm("control").all_reduce({agreed, 2, DType::f64}, Op::sum).wait();
-    const double loss = session.loss();
-    if (!std::isfinite(loss))
-      throw Error(ExitCode::nonfinite, "step " + std::to_string(s + warm_up), "the loss is not finite",
+    if (!std::isfinite(session.loss()))
+      throw Error(ExitCode::nonfinite, "step " + std::to_string(taken - 1), "the loss is not finite",
                   "lower optimizer.lr");
-    steps.push_back(ms_since(begin) / std::exchange(unread, 0));
+  };
+  for (int s = 0; s < warm_up; ++s) step(), read();
+  session.take_times();
+  world.barrier().wait();
+  data = 0;
+  const auto before = traffic(context);
+  const auto timed = Clock::now();
+  std::vector<double> steps;
+  auto begin = timed;
+  for (std::int64_t s = 1, unread = 1; s <= o.steps; ++s, ++unread) {
+    step();
+    // Where training does: on a CPU after each step, else the device would wait for the host.
+    if (context.device().is_cuda() && s % config.log_every != 0 && s != o.steps) continue;
+    read();
+    steps.push_back(ms_since(begin) / double(std::exchange(unread, 0)));
     begin = Clock::now();
   }
   const double n = o.steps, mean = ms_since(timed) / n;
   const StepTimes t = session.take_times();
+  data /= n;
   // The host loads while a GPU computes: what counts is how long that has nothing to do between steps.
   if (context.device().is_cuda()) data = std::max(0.0, mean - (t.forward + t.backward + t.exposed + t.optimizer) / n);
   const std::vector<double> sums{data, t.forward / n, t.backward / n, t.exposed / n, t.optimizer / n};

@@ -34,7 +34,8 @@ TEST(Scale, AddsUp) {
       EXPECT_LE(m[phase]["mean"], m[phase]["max"]) << phase;
       sum += m[phase]["mean"].get<double>();
     }
-    EXPECT_GT(sum, 0.2 * m["step_ms"].get<double>()) << "the phases are the step";
+    // On several ranks some of it is waiting for what the loop agrees on.
+    EXPECT_GT(sum, (n == 1 ? 0.5 : 0.2) * m["step_ms"].get<double>()) << "the phases are the step";
     // The norm of the gradient and the loss go too, and what the loop agrees on.
     const double reduced = 2 * gradient * (n - 1) / n;
     EXPECT_GE(m["bytes_sent"], reduced) << n;
