@@ -3,6 +3,7 @@
 #include "framework/checkpoint.h"
 #include "tests/unit/regression_recipe.h"
 
+#include <chrono>
 #include <cmath>
 #include <mutex>
 
@@ -35,6 +36,25 @@ TEST(Session, AccumulationEqualsTheWholeBatch) {
   TrainConfig c = small();
   c.accumulate = 3;
   EXPECT_LE(distance(train(c, 2), whole), 1e-12);
+}
+
+TEST(Session, PhasesFillTheSteps) {
+  TrainConfig c = small();
+  auto begin = std::chrono::steady_clock::now();
+  train(c, 1, [&](Session& s, Regression&, std::int64_t step) {
+    if (step == 1) {  // without setting up
+      s.take_times();
+      begin = std::chrono::steady_clock::now();
+    }
+    if (step + 1 != c.steps) return;
+    const double wall = 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    const StepTimes t = s.take_times(), none = s.take_times();
+    for (const double phase : {t.forward, t.backward, t.optimizer}) EXPECT_GT(phase, 0);
+    const double sum = t.forward + t.backward + t.exposed + t.optimizer;
+    EXPECT_LE(sum, wall);
+    EXPECT_GT(sum, 0.5 * wall);
+    EXPECT_EQ(none.forward + none.backward + none.exposed + none.optimizer, 0) << "taken once";
+  });
 }
 
 TEST(Session, ClippingBoundsTheStep) {
