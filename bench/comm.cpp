@@ -5,7 +5,7 @@
 // calls.
 #include "bench/bench.h"
 #include "comm/error.h"
-#include "comm/mpi.h"
+#include "comm/mpi/mpi.h"
 #include "trainers/launch.h"
 
 #include <algorithm>

@@ -2,11 +2,11 @@
 // against a loop written by hand with LibTorch: forward, loss, backward, fused AdamW and nothing else.
 #include "bench/own_run.h"
 #include "comm/error.h"
-#include "comm/self.h"
+#include "comm/local/self.h"
 #include "data/loader.h"
 #include "data/rng.h"
-#include "framework/nn/clip.h"
-#include "recipes/fastclip/loss.h"
+#include "framework/models/clip.h"
+#include "framework/losses/contrastive.h"
 #include "trainers/loop.h"
 
 #include <cmath>

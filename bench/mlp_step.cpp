@@ -2,7 +2,7 @@
 
 #include "bench/own_run.h"
 #include "comm/error.h"
-#include "comm/self.h"
+#include "comm/local/self.h"
 
 #include <filesystem>
 

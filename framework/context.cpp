@@ -1,10 +1,10 @@
 #include "framework/context.h"
 
-#include "comm/checked.h"
+#include "comm/wrappers/checked.h"
 #include "comm/error.h"
-#include "framework/optimizer.h"
-#include "framework/reducer.h"
-#include "framework/trace.h"
+#include "framework/optim/optimizer.h"
+#include "framework/gradients/reducer.h"
+#include "framework/metrics/trace.h"
 
 #include <optional>
 #include <set>

@@ -1,9 +1,9 @@
 // What a recipe sees of the run while it trains. One per rank, used from the training thread.
 #pragma once
-#include "comm/traced.h"
+#include "comm/wrappers/traced.h"
 #include "framework/placement.h"
 #include "framework/recipe.h"
-#include "framework/step_clock.h"
+#include "framework/metrics/step_clock.h"
 #include "framework/train_config.h"
 
 #include <functional>

@@ -1,8 +1,8 @@
 #include "framework/init_from.h"
 
 #include "comm/error.h"
-#include "comm/self.h"
-#include "framework/checkpoint.h"
+#include "comm/local/self.h"
+#include "framework/io/checkpoint.h"
 #include "framework/formats/safetensors.h"
 
 #include <filesystem>

@@ -2,7 +2,7 @@
 
 #include "comm/error.h"
 #include "framework/context.h"
-#include "framework/schedule.h"
+#include "framework/optim/schedule.h"
 
 namespace trireme {
 

@@ -7,8 +7,8 @@
 #include "comm/archive.h"
 #include "comm/communicator.h"
 #include "data/dataset.h"
-#include "framework/config.h"
-#include "framework/registry.h"
+#include "framework/config/config.h"
+#include "comm/registry.h"
 
 #include <map>
 #include <string>

@@ -2,11 +2,11 @@
 
 #include "comm/call_site.h"
 #include "comm/error.h"
-#include "framework/optimizer.h"
-#include "framework/reducer.h"
-#include "framework/schedule.h"
-#include "framework/tensor.h"
-#include "framework/trace.h"
+#include "framework/optim/optimizer.h"
+#include "framework/gradients/reducer.h"
+#include "framework/optim/schedule.h"
+#include "framework/base/tensor.h"
+#include "framework/metrics/trace.h"
 
 #include <cmath>
 

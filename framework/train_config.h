@@ -1,7 +1,7 @@
 // The keys every recipe has. A recipe adds its own groups next to these.
 #pragma once
-#include "framework/config.h"
-#include "framework/hooks/gradient_hook.h"
+#include "framework/config/config.h"
+#include "framework/gradients/hook.h"
 
 namespace trireme {
 

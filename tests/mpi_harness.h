@@ -8,7 +8,7 @@
 #pragma once
 #include "comm/communicator.h"
 #include "comm/error.h"
-#include "comm/mpi.h"
+#include "comm/mpi/mpi.h"
 
 #include <algorithm>
 #include <chrono>

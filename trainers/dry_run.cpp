@@ -1,7 +1,7 @@
 #include "trainers/dry_run.h"
 
 #include "comm/archive.h"
-#include "comm/traced.h"
+#include "comm/wrappers/traced.h"
 #include "data/loader.h"
 #include "framework/session.h"
 

@@ -1,7 +1,7 @@
 // The training loop, and what `trireme train` does on each rank.
 #pragma once
 #include "comm/communicator.h"
-#include "framework/config.h"
+#include "framework/config/config.h"
 #include "framework/train_config.h"
 
 #include <string>

@@ -1,17 +1,17 @@
 // The program `trireme`: command line, one catch, exit codes.
 #include "comm/error.h"
-#include "comm/fake.h"
-#include "comm/mpi.h"
-#include "comm/self.h"
-#include "framework/metrics.h"
-#include "trainers/bench_command.h"
-#include "trainers/data_command.h"
-#include "trainers/doctor.h"
+#include "comm/local/fake.h"
+#include "comm/mpi/mpi.h"
+#include "comm/local/self.h"
+#include "framework/metrics/metrics.h"
+#include "bench/command.h"
+#include "trainers/commands/data.h"
+#include "trainers/commands/doctor.h"
 #include "trainers/launch.h"
 #include "trainers/loop.h"
-#include "trainers/scale.h"
+#include "trainers/scale/study.h"
 #include "trainers/stop.h"
-#include "trainers/submit.h"
+#include "trainers/commands/submit.h"
 
 #include <algorithm>
 #include <chrono>

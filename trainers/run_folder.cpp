@@ -1,8 +1,8 @@
 #include "trainers/run_folder.h"
 
 #include "comm/error.h"
-#include "framework/agree.h"
-#include "framework/file_io.h"
+#include "framework/base/agree.h"
+#include "framework/io/file_io.h"
 
 #include <ctime>
 #include <filesystem>

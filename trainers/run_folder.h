@@ -1,7 +1,7 @@
 // The folder of one run: config.resolved.yaml, env.json, metrics, checkpoints, report.
 #pragma once
 #include "comm/communicator.h"
-#include "framework/config.h"
+#include "framework/config/config.h"
 
 #include <functional>
 #include <string>

@@ -1,7 +1,7 @@
 #include "framework/formats/safetensors.h"
 
 #include "comm/error.h"
-#include "framework/file_io.h"
+#include "framework/io/file_io.h"
 #include "framework/formats/safetensors_header.h"
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 #include "framework/nn/fused_block.h"
 
-#include "framework/gradient_slot.h"
+#include "framework/gradients/slot.h"
 #include "framework/kernels/attention.h"
 #include "framework/kernels/layer_norm.h"
 #include "framework/nn/weight_gradient.h"

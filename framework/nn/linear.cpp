@@ -1,6 +1,6 @@
 #include "framework/nn/linear.h"
 
-#include "framework/gradient_slot.h"
+#include "framework/gradients/slot.h"
 #include "framework/nn/weight_gradient.h"
 
 #include <ATen/autocast_mode.h>

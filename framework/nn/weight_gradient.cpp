@@ -1,6 +1,6 @@
 #include "framework/nn/weight_gradient.h"
 
-#include "framework/gradient_slot.h"
+#include "framework/gradients/slot.h"
 
 namespace trireme::nn {
 

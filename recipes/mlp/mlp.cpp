@@ -3,7 +3,7 @@
 #include "framework/context.h"
 #include "framework/nn/linear.h"
 #include "framework/nn/parameters.h"
-#include "framework/tensor.h"
+#include "framework/base/tensor.h"
 
 #include <cmath>
 #include <numeric>

@@ -1,11 +1,11 @@
 // links: comm
 // What communicator.h promises, on every registered backend and on several numbers of ranks.
-#include "comm/checked.h"
+#include "comm/wrappers/checked.h"
 #include "comm/device.h"
-#include "comm/loopback.h"
-#include "comm/registry.h"
-#include "comm/shaped.h"
-#include "comm/traced.h"
+#include "comm/local/loopback.h"
+#include "comm/backends.h"
+#include "comm/wrappers/shaped.h"
+#include "comm/wrappers/traced.h"
 #include "tests/contract/communicator_reference.h"
 #include "tests/contract/through_device.h"
 #include "tests/mpi_harness.h"

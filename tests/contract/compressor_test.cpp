@@ -1,8 +1,8 @@
 // links: comm
 // What compressor.h and collectives.h promise, for every registered codec.
 #include "comm/error.h"
-#include "comm/loopback.h"
-#include "comm/traced.h"
+#include "comm/local/loopback.h"
+#include "comm/wrappers/traced.h"
 #include "compression/collectives.h"
 
 #include <cmath>

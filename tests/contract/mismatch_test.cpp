@@ -2,9 +2,9 @@
 // Ranks that make different calls, on every registered backend. With Checked each case is an error that names
 // both ranks and the field; without it, ranks that call on different communicators are named by the watchdog.
 // The table was written before the code's behaviour was known.
-#include "comm/checked.h"
-#include "comm/registry.h"
-#include "comm/watchdog.h"
+#include "comm/wrappers/checked.h"
+#include "comm/backends.h"
+#include "comm/watchdog/watchdog.h"
 #include "tests/mpi_harness.h"
 
 #include <algorithm>

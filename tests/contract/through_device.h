@@ -1,7 +1,7 @@
 // Runs checks that know host buffers on device memory: every collective gets copies of its buffers on the
 // device, overlapping where they overlap, and results are copied back when the Work is waited for.
 #pragma once
-#include "comm/arguments.h"
+#include "comm/engine/arguments.h"
 #include "comm/device.h"
 #include "comm/error.h"
 

@@ -1,7 +1,7 @@
 // Every I/O call of a save and of a load is failed once, in several ways, and power is cut before every call.
 #include "comm/error.h"
-#include "comm/loopback.h"
-#include "framework/checkpoint.h"
+#include "comm/local/loopback.h"
+#include "framework/io/checkpoint.h"
 #include "tests/fault/memory_io.h"
 
 #include <chrono>

@@ -1,7 +1,7 @@
 // A file system in memory that knows what was synced: power_cut() drops everything else, at its most hostile.
 // And a wrapper that fails chosen calls.
 #pragma once
-#include "framework/file_io.h"
+#include "framework/io/file_io.h"
 
 #include <atomic>
 #include <cerrno>

@@ -4,7 +4,7 @@
 // Whatever the bytes: a usage error of one line, or a config whose printed form loads and prints the same.
 // A first line "+key=value" is an override.
 #include "comm/error.h"
-#include "framework/config.h"
+#include "framework/config/config.h"
 
 #include <cstdio>
 #include <cstdlib>

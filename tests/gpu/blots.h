@@ -1,6 +1,6 @@
 // A small FastCLIP training whose data is drawn here: no image library, nothing from outside.
 #pragma once
-#include "data/prepared.h"
+#include "data/image_text/prepared.h"
 #include "data/rng.h"
 #include "tests/fault/program.h"
 

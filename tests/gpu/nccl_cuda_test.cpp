@@ -1,12 +1,12 @@
 // links: comm
 // What the contract tests cannot see of the CUDA part: kernels against their CPU twins, CUDA graphs, the end
 // of a job, and what a call costs the host.
-#include "comm/cuda_reduce.h"
-#include "comm/cuda_runtime.h"
-#include "comm/nccl.h"
-#include "comm/nccl_library.h"
+#include "comm/cuda/reduce.h"
+#include "comm/cuda/runtime.h"
+#include "comm/cuda/nccl.h"
+#include "comm/cuda/nccl_library.h"
 #include "comm/reduce.h"
-#include "comm/registry.h"
+#include "comm/backends.h"
 #include "tests/mpi_harness.h"
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // No host synchronisation inside a step on a GPU: torch reports every one as an error while steps are taken.
 #include "comm/device.h"
-#include "comm/self.h"
+#include "comm/local/self.h"
 #include "data/loader.h"
-#include "framework/config.h"
+#include "framework/config/config.h"
 #include "framework/session.h"
 #include "tests/gpu/blots.h"
 

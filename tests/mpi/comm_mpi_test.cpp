@@ -1,6 +1,6 @@
 // links: comm
 // What only real processes show: how a job ends, overlap with computation, starting without mpirun.
-#include "comm/engine.h"
+#include "comm/engine/engine.h"
 #include "tests/mpi_harness.h"
 
 #include <cmath>

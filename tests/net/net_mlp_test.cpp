@@ -1,6 +1,6 @@
 // Training over the network is training on threads, bit by bit.
 #include "bench/own_run.h"
-#include "comm/loopback.h"
+#include "comm/local/loopback.h"
 #include "tests/net/lab.h"
 
 #include <filesystem>

@@ -1,4 +1,4 @@
-"""Writes data/html_entities.inc: the named character references of the HTML standard, as Python's html module lists them."""
+"""Writes data/text/html_entities.inc: the named character references of the HTML standard, as Python's html module lists them."""
 import html.entities
 import sys
 

@@ -1,4 +1,4 @@
-"""Writes data/unicode_tables.inc from Python's unicodedata: lower-casing, canonical composition, width forms."""
+"""Writes data/text/unicode_tables.inc from Python's unicodedata: lower-casing, canonical composition, width forms."""
 import sys
 import unicodedata as u
 

@@ -1,10 +1,10 @@
-#include "framework/checkpoint.h"
+#include "framework/io/checkpoint.h"
 
 #include "comm/error.h"
-#include "comm/loopback.h"
-#include "framework/crc32c.h"
-#include "framework/file_io.h"
-#include "framework/manifest.h"
+#include "comm/local/loopback.h"
+#include "framework/io/crc32c.h"
+#include "framework/io/file_io.h"
+#include "framework/io/manifest.h"
 #include "tests/fault/memory_io.h"
 
 #include <filesystem>

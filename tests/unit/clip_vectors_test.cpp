@@ -1,7 +1,7 @@
 // Losses of recipes/fastclip against recorded numbers, on K loopback ranks for every K the files name.
 // TRIREME_CLIP_VECTORS names the folder; otherwise the project's own set (PyTorch autograd) is used.
-#include "comm/loopback.h"
-#include "recipes/fastclip/loss.h"
+#include "comm/local/loopback.h"
+#include "framework/losses/contrastive.h"
 
 #include <cmath>
 #include <cstdlib>

@@ -1,6 +1,6 @@
 // links: comm
 #include "comm/error.h"
-#include "comm/fake.h"
+#include "comm/local/fake.h"
 
 #include <numeric>
 #include <vector>

@@ -1,7 +1,7 @@
 // links: comm
 #include "comm/error.h"
-#include "comm/loopback.h"
-#include "comm/traced.h"
+#include "comm/local/loopback.h"
+#include "comm/wrappers/traced.h"
 
 #include <atomic>
 #include <chrono>

@@ -1,8 +1,8 @@
 // links: comm
 // The times of a modelled link. That collectives still give what they must: tests/contract, loopback-shaped.
 #include "comm/error.h"
-#include "comm/loopback.h"
-#include "comm/shaped.h"
+#include "comm/local/loopback.h"
+#include "comm/wrappers/shaped.h"
 
 #include <vector>
 

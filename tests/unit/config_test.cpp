@@ -1,7 +1,7 @@
-#include "framework/config.h"
+#include "framework/config/config.h"
 
 #include "comm/error.h"
-#include "framework/registry.h"
+#include "comm/registry.h"
 
 #include <bit>
 #include <chrono>

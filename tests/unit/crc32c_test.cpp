@@ -1,4 +1,4 @@
-#include "framework/crc32c.h"
+#include "framework/io/crc32c.h"
 
 #include <numeric>
 #include <string>

@@ -1,9 +1,9 @@
 #include "comm/error.h"
-#include "data/emoji.h"
-#include "data/folder.h"
-#include "data/prepared.h"
+#include "data/image_text/emoji.h"
+#include "data/image_text/folder.h"
+#include "data/image_text/prepared.h"
 #include "tests/unit/reference_files.h"
-#include "trainers/data_command.h"
+#include "trainers/commands/data.h"
 
 #include <cstdlib>
 #include <filesystem>

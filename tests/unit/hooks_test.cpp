@@ -1,9 +1,9 @@
 // Gradient hooks and ZeRO-1: bytes by formula, what is lost comes back, resume, and the same weights as without.
-#include "comm/traced.h"
+#include "comm/wrappers/traced.h"
 #include "compression/collectives.h"
-#include "framework/checkpoint.h"
-#include "framework/reducer.h"
-#include "framework/tensor.h"
+#include "framework/io/checkpoint.h"
+#include "framework/gradients/reducer.h"
+#include "framework/base/tensor.h"
 #include "tests/unit/regression_recipe.h"
 
 #include <gtest/gtest.h>

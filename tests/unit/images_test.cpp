@@ -1,4 +1,4 @@
-#include "data/images.h"
+#include "data/image_text/images.h"
 
 #include "comm/error.h"
 #include "data/rng.h"

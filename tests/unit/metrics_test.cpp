@@ -1,9 +1,9 @@
-#include "framework/metrics.h"
+#include "framework/metrics/metrics.h"
 
 #include "comm/error.h"
-#include "framework/crc32c.h"
-#include "framework/progress.h"
-#include "framework/tensorboard.h"
+#include "framework/io/crc32c.h"
+#include "framework/metrics/progress.h"
+#include "framework/metrics/tensorboard.h"
 
 #include <bit>
 #include <cmath>

@@ -1,9 +1,9 @@
-#include "data/openclipart.h"
+#include "data/image_text/openclipart.h"
 
 #include "comm/error.h"
-#include "data/captions.h"
+#include "data/image_text/captions.h"
 #include "data/rng.h"
-#include "data/svg_metadata.h"
+#include "data/image_text/svg_metadata.h"
 #include "tests/unit/reference_files.h"
 
 #include <filesystem>

@@ -1,11 +1,11 @@
 // Update rules and schedules against plain f64 formulas, and against the recorded ones when TRIREME_CLIP_VECTORS names
 // their folder.
-#include "framework/optimizer.h"
+#include "framework/optim/optimizer.h"
 
-#include "comm/self.h"
+#include "comm/local/self.h"
 #include "data/rng.h"
-#include "framework/schedule.h"
-#include "recipes/fastclip/loss.h"
+#include "framework/optim/schedule.h"
+#include "framework/losses/contrastive.h"
 
 #include <cmath>
 #include <cstdlib>

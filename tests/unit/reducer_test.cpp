@@ -1,10 +1,10 @@
 // When gradients of fused backwards are reduced: at once, and only if they are whole.
-#include "framework/reducer.h"
+#include "framework/gradients/reducer.h"
 
 #include "comm/error.h"
-#include "comm/loopback.h"
-#include "comm/wrapper.h"
-#include "framework/gradient_slot.h"
+#include "comm/local/loopback.h"
+#include "comm/wrappers/wrapper.h"
+#include "framework/gradients/slot.h"
 #include "framework/nn/linear.h"
 #include "framework/recipe.h"
 

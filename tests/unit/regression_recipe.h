@@ -1,6 +1,6 @@
 // A small regression as a recipe, trained in memory on loopback ranks.
 #pragma once
-#include "comm/loopback.h"
+#include "comm/local/loopback.h"
 #include "data/rng.h"
 #include "framework/session.h"
 

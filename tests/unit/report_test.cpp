@@ -1,7 +1,7 @@
 #include "comm/error.h"
-#include "framework/metrics.h"
-#include "framework/report_data.h"
-#include "framework/svg_chart.h"
+#include "framework/metrics/metrics.h"
+#include "framework/report/run.h"
+#include "framework/report/chart.h"
 
 #include <algorithm>
 #include <cmath>

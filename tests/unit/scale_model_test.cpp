@@ -1,5 +1,5 @@
 // The model of `trireme scale`: planted latency and bandwidth come back, predictions follow, bad models say so.
-#include "trainers/scale.h"
+#include "trainers/scale/study.h"
 
 #include <gtest/gtest.h>
 

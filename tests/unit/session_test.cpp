@@ -1,6 +1,6 @@
 // Training steps in memory: ranks, buckets, overlap, accumulation, precision, masking. A small regression recipe.
-#include "comm/self.h"
-#include "framework/checkpoint.h"
+#include "comm/local/self.h"
+#include "framework/io/checkpoint.h"
 #include "tests/unit/regression_recipe.h"
 
 #include <chrono>

@@ -1,6 +1,6 @@
 // The temperature's gradient against numerical derivatives, in f64.
-#include "comm/self.h"
-#include "recipes/fastclip/loss.h"
+#include "comm/local/self.h"
+#include "framework/losses/contrastive.h"
 
 #include <cmath>
 #include <numeric>

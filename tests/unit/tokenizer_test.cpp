@@ -1,8 +1,8 @@
-#include "data/tokenizer.h"
+#include "data/text/tokenizer.h"
 
 #include "comm/error.h"
-#include "data/text.h"
-#include "data/unicode.h"
+#include "data/text/text.h"
+#include "data/text/unicode.h"
 #include "tests/unit/reference_files.h"
 
 #include <cstdlib>

@@ -1,4 +1,4 @@
-#include "framework/trace.h"
+#include "framework/metrics/trace.h"
 
 #include "comm/error.h"
 

@@ -1,5 +1,5 @@
 // The fused CPU block against the same tower out of ATen operators with autograd.
-#include "framework/nn/clip.h"
+#include "framework/models/clip.h"
 
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>

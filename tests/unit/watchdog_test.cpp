@@ -1,11 +1,11 @@
 // links: comm
 // The flight recorder, the watchdogs of ranks that are threads, their side channel and their words.
-#include "comm/watchdog.h"
+#include "comm/watchdog/watchdog.h"
 
 #include "comm/error.h"
-#include "comm/hang_report.h"
-#include "comm/loopback.h"
-#include "comm/side_channel.h"
+#include "comm/watchdog/hang_report.h"
+#include "comm/local/loopback.h"
+#include "comm/watchdog/side_channel.h"
 
 #include <cstring>
 #include <filesystem>

@@ -3,7 +3,7 @@
 #include "comm/call_site.h"
 #include "framework/context.h"
 #include "framework/nn/parameters.h"
-#include "framework/tensor.h"
+#include "framework/base/tensor.h"
 
 #include <atomic>
 #include <chrono>

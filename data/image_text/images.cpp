@@ -1,0 +1,271 @@
+#include "data/image_text/images.h"
+
+#include "comm/error.h"
+
+#include <algorithm>
+#include <cmath>
+#include <csetjmp>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+
+#ifdef TRIREME_HAS_PNG
+#include <png.h>
+#endif
+#ifdef TRIREME_HAS_TURBOJPEG
+#include <turbojpeg.h>
+#endif
+
+namespace trireme {
+namespace {
+
+constexpr std::string_view cure = "remove the file or replace it by a readable PNG or JPEG";
+
+void check_size(std::int64_t width, std::int64_t height, std::string_view name, const ImageLimits& limits) {
+  if (width <= 0 || height <= 0) throw DataError(name, "image without pixels", cure);
+  if (width > limits.max_pixels / height)
+    throw DataError(name,
+                    "image of " + std::to_string(width) + " x " + std::to_string(height) +
+                        " pixels is above the limit of " + std::to_string(limits.max_pixels),
+                    "make it smaller");
+}
+
+#ifdef TRIREME_HAS_PNG
+// Everything that libpng's longjmp could skip over lives here, outside the frame that calls setjmp.
+struct PngReader {
+  std::span<const std::uint8_t> bytes;
+  std::size_t used = 0;
+  const ImageLimits* limits = nullptr;
+  png_structp png = nullptr;
+  png_infop info = nullptr;
+  int width = 0, height = 0;
+  std::vector<std::uint8_t> rgba;
+  std::vector<png_bytep> rows;
+  char message[128] = "";
+  bool too_large = false;
+  ~PngReader() { png_destroy_read_struct(&png, &info, nullptr); }
+};
+
+[[noreturn]] void png_failed(png_structp png, png_const_charp message) {
+  auto* r = static_cast<PngReader*>(png_get_error_ptr(png));
+  std::strncpy(r->message, message, sizeof r->message - 1);
+  png_longjmp(png, 1);
+}
+
+void png_warned(png_structp, png_const_charp) {}
+
+void png_pull(png_structp png, png_bytep out, png_size_t n) {
+  auto* r = static_cast<PngReader*>(png_get_io_ptr(png));
+  if (n > r->bytes.size() - r->used) png_error(png, "file ends too early");
+  std::memcpy(out, r->bytes.data() + r->used, n);
+  r->used += n;
+}
+
+// No object with a destructor may be created here: an error jumps back over this frame.
+bool png_header(PngReader& r) {
+  if (setjmp(png_jmpbuf(r.png))) return false;
+  png_set_read_fn(r.png, &r, png_pull);
+  png_set_user_limits(r.png, 1 << 20, 1 << 20);
+  png_set_chunk_malloc_max(r.png, 1 << 24);
+  png_set_chunk_cache_max(r.png, 128);
+  png_read_info(r.png, r.info);
+  r.width = int(png_get_image_width(r.png, r.info));
+  r.height = int(png_get_image_height(r.png, r.info));
+  return true;
+}
+
+bool png_pixels(PngReader& r) {
+  if (setjmp(png_jmpbuf(r.png))) return false;
+  png_set_expand(r.png);  // palette to RGB, grey below 8 bits to 8, tRNS to alpha
+  png_set_scale_16(r.png);
+  png_set_gray_to_rgb(r.png);
+  png_set_add_alpha(r.png, 0xff, PNG_FILLER_AFTER);
+  png_set_interlace_handling(r.png);
+  png_read_update_info(r.png, r.info);
+  if (png_get_rowbytes(r.png, r.info) != std::size_t(r.width) * 4) png_error(r.png, "unexpected pixel format");
+  png_read_image(r.png, r.rows.data());
+  png_read_end(r.png, nullptr);
+  return true;
+}
+
+Image decode_png(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits) {
+  PngReader r;
+  r.bytes = bytes;
+  r.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &r, png_failed, png_warned);
+  if (!r.png) throw std::bad_alloc();
+  r.info = png_create_info_struct(r.png);
+  if (!r.info) throw std::bad_alloc();
+  if (!png_header(r)) throw DataError(name, std::string("corrupt PNG: ") + r.message, cure);
+  check_size(r.width, r.height, name, limits);
+  r.rgba.resize(std::size_t(r.width) * r.height * 4);
+  for (int y = 0; y < r.height; ++y) r.rows.push_back(r.rgba.data() + std::size_t(y) * r.width * 4);
+  if (!png_pixels(r)) throw DataError(name, std::string("corrupt PNG: ") + r.message, cure);
+  return over_white(std::move(r.rgba), r.width, r.height);
+}
+#endif
+
+#ifdef TRIREME_HAS_TURBOJPEG
+Image decode_jpeg(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits, int at_least) {
+  std::unique_ptr<void, int (*)(tjhandle)> tj(tjInitDecompress(), tjDestroy);
+  if (!tj) throw std::bad_alloc();
+  auto failed = [&] { return DataError(name, std::string("corrupt JPEG: ") + tjGetErrorStr2(tj.get()), cure); };
+  int width = 0, height = 0, subsampling = 0, space = 0;
+  if (tjDecompressHeader3(tj.get(), bytes.data(), bytes.size(), &width, &height, &subsampling, &space) != 0)
+    throw failed();
+  check_size(width, height, name, limits);
+
+  int factors = 0;
+  const tjscalingfactor* scale = tjGetScalingFactors(&factors);
+  int w = width, h = height;
+  for (int i = 0; at_least > 0 && i < factors; ++i) {
+    const int sw = TJSCALED(width, scale[i]), sh = TJSCALED(height, scale[i]);
+    if (std::max(sw, sh) >= at_least && sw < w) w = sw, h = sh;
+  }
+
+  const bool cmyk = space == TJCS_CMYK || space == TJCS_YCCK;
+  int flags = TJFLAG_STOPONWARNING;  // a truncated file is only a warning there
+#ifdef TJFLAG_LIMITSCANS
+  flags |= TJFLAG_LIMITSCANS;
+#endif
+  Image out{w, h, std::vector<std::uint8_t>(std::size_t(w) * h * (cmyk ? 4 : 3))};
+  if (tjDecompress2(tj.get(), bytes.data(), bytes.size(), out.rgb.data(), w, 0, h, cmyk ? TJPF_CMYK : TJPF_RGB,
+                    flags) != 0)
+    throw failed();
+  if (cmyk) {  // stored inverted by every writer in use
+    std::vector<std::uint8_t> rgb(std::size_t(w) * h * 3);
+    for (std::size_t i = 0; i < std::size_t(w) * h; ++i)
+      for (int c = 0; c < 3; ++c) rgb[3 * i + c] = std::uint8_t(out.rgb[4 * i + c] * out.rgb[4 * i + 3] / 255);
+    out.rgb = std::move(rgb);
+  }
+  return out;
+}
+#endif
+
+double bicubic(double x) {
+  x = std::abs(x);
+  if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
+  if (x < 2) return ((-0.5 * x + 2.5) * x - 4) * x + 2;
+  return 0;
+}
+
+struct Taps {
+  int first;
+  std::vector<float> weights;
+};
+
+std::vector<Taps> taps(int from, int to) {
+  const double scale = double(from) / to, stretch = std::max(scale, 1.0), support = 2 * stretch;
+  std::vector<Taps> out(to);
+  for (int i = 0; i < to; ++i) {
+    const double center = (i + 0.5) * scale;
+    const int lo = std::max(0, int(center - support + 0.5)), hi = std::min(from, int(center + support + 0.5));
+    out[i].first = lo;
+    double sum = 0;
+    for (int j = lo; j < hi; ++j) {
+      out[i].weights.push_back(float(bicubic((j - center + 0.5) / stretch)));
+      sum += out[i].weights.back();
+    }
+    for (float& w : out[i].weights) w = float(w / sum);
+  }
+  return out;
+}
+
+}  // namespace
+
+Image over_white(std::vector<std::uint8_t> rgba, int width, int height) {
+  std::uint8_t* out = rgba.data();  // packed in place: the write position never passes the read position
+  for (const std::uint8_t* p = rgba.data(); p != rgba.data() + std::size_t(width) * height * 4; p += 4) {
+    const int a = p[3], r = p[0], g = p[1], b = p[2];
+    for (int v : {r, g, b}) *out++ = std::uint8_t((v * a + 255 * (255 - a) + 127) / 255);
+  }
+  rgba.resize(std::size_t(width) * height * 3);
+  return {width, height, std::move(rgba)};
+}
+
+Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits,
+                   int at_least) {
+  static constexpr std::uint8_t png[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
+  if (bytes.size() >= sizeof png && std::equal(png, png + sizeof png, bytes.begin())) {
+#ifdef TRIREME_HAS_PNG
+    return decode_png(bytes, name, limits);
+#else
+    throw DataError(name, "this build reads no PNG", "install libpng-dev and build again");
+#endif
+  }
+  if (bytes.size() >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff) {
+#ifdef TRIREME_HAS_TURBOJPEG
+    return decode_jpeg(bytes, name, limits, at_least);
+#else
+    throw DataError(name, "this build reads no JPEG", "install libturbojpeg0-dev and build again");
+#endif
+  }
+  throw DataError(name, bytes.empty() ? "empty file" : "neither a PNG nor a JPEG", cure);
+}
+
+std::vector<std::uint8_t> read_file(const std::string& path, std::int64_t max_bytes) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error))
+    throw DataError(path, std::filesystem::exists(path, error) ? "not a plain file" : "no such file", "check the path");
+  const auto size = std::filesystem::file_size(path, error);
+  if (error) throw DataError(path, "cannot be read: " + error.message(), "check its permissions");
+  if (std::int64_t(size) > max_bytes)
+    throw DataError(path,
+                    "file of " + std::to_string(size) + " bytes is above the limit of " + std::to_string(max_bytes),
+                    "make it smaller");
+  std::vector<std::uint8_t> bytes(size);
+  std::ifstream in(path, std::ios::binary);
+  if (!in || !in.read(reinterpret_cast<char*>(bytes.data()), std::streamsize(size)))
+    throw DataError(path, "cannot be read", "check its permissions");
+  return bytes;
+}
+
+Image load_image(const std::string& path, const ImageLimits& limits, int at_least) {
+  return decode_image(read_file(path, limits.max_file_bytes), path, limits, at_least);
+}
+
+Image resize(const Image& in, int width, int height) {
+  if (in.width == width && in.height == height) return in;
+  const auto across = taps(in.width, width), down = taps(in.height, height);
+  std::vector<float> half(std::size_t(in.height) * width * 3);
+  for (int y = 0; y < in.height; ++y) {
+    const std::uint8_t* row = in.rgb.data() + std::size_t(y) * in.width * 3;
+    float* out = half.data() + std::size_t(y) * width * 3;
+    for (int x = 0; x < width; ++x) {
+      const Taps& t = across[x];
+      const std::uint8_t* p = row + std::size_t(t.first) * 3;
+      float r = 0, g = 0, b = 0;
+      for (float w : t.weights) r += w * p[0], g += w * p[1], b += w * p[2], p += 3;
+      out[3 * x] = r, out[3 * x + 1] = g, out[3 * x + 2] = b;
+    }
+  }
+  Image out{width, height, std::vector<std::uint8_t>(std::size_t(width) * height * 3)};
+  std::vector<float> sum(std::size_t(width) * 3);
+  for (int y = 0; y < height; ++y) {
+    std::fill(sum.begin(), sum.end(), 0.f);
+    const float* row = half.data() + std::size_t(down[y].first) * width * 3;
+    for (float w : down[y].weights) {
+      for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += w * row[i];
+      row += sum.size();
+    }
+    std::uint8_t* p = out.rgb.data() + std::size_t(y) * width * 3;
+    for (std::size_t i = 0; i < sum.size(); ++i) p[i] = std::uint8_t(std::clamp(sum[i] + 0.5f, 0.f, 255.f));
+  }
+  return out;
+}
+
+std::vector<std::uint8_t> fit_square(const Image& in, int size) {
+  const int longer = std::max(in.width, in.height);
+  auto side = [&](int s) { return std::clamp(int(std::lround(double(s) * size / longer)), 1, size); };
+  const Image small = resize(in, side(in.width), side(in.height));
+  const int left = (size - small.width) / 2, top = (size - small.height) / 2;
+  std::vector<std::uint8_t> planes(std::size_t(3) * size * size, 255);
+  for (int c = 0; c < 3; ++c)
+    for (int y = 0; y < small.height; ++y)
+      for (int x = 0; x < small.width; ++x)
+        planes[(std::size_t(c) * size + top + y) * size + left + x] =
+            small.rgb[(std::size_t(y) * small.width + x) * 3 + c];
+  return planes;
+}
+
+}  // namespace trireme

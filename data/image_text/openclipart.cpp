@@ -1,0 +1,83 @@
+#include "data/image_text/openclipart.h"
+
+#include "comm/error.h"
+#include "data/image_text/captions.h"
+#include "data/image_text/svg_metadata.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <tuple>
+
+namespace trireme {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr std::int64_t max_svg_bytes = 1 << 26;
+
+struct Source {
+  std::string file, folder;  // below png/
+  CaptionSource caption;
+};
+
+std::vector<std::string> split_path(const fs::path& p) {
+  std::vector<std::string> out;
+  for (const auto& part : p) out.push_back(part.string());
+  return out;
+}
+
+std::vector<Source> list(const fs::path& root) {
+  std::vector<Source> sources;
+  for (const auto& entry :
+       fs::recursive_directory_iterator(root / "png", fs::directory_options::skip_permission_denied)) {
+    if (entry.path().extension() != ".png" || !entry.is_regular_file()) continue;
+    const fs::path relative = entry.path().lexically_relative(root / "png");
+    Source s;
+    s.file = entry.path().string();
+    s.folder = relative.parent_path().string();
+    s.caption.stem = relative.stem().string();
+    s.caption.folders = split_path(relative.parent_path());
+    const fs::path svg = (root / "svg" / relative).replace_extension(".svg");
+    std::error_code error;
+    if (fs::is_regular_file(svg, error)) {
+      const auto bytes = read_file(svg.string(), max_svg_bytes);
+      auto meta = read_svg_metadata({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+      s.caption.title = std::move(meta.title);
+      s.caption.keywords = std::move(meta.keywords);
+      s.caption.agents = std::move(meta.agents);
+    }
+    sources.push_back(std::move(s));
+  }
+  // Of equal pictures the first stays: sorted folders before `unsorted`.
+  std::sort(sources.begin(), sources.end(), [](const Source& a, const Source& b) {
+    return std::tuple(a.folder.starts_with("unsorted"), a.file) < std::tuple(b.folder.starts_with("unsorted"), b.file);
+  });
+  return sources;
+}
+
+}  // namespace
+
+PrepareSpec openclipart(const std::string& root) {
+  for (const char* part : {"png", "svg"})
+    if (!fs::is_directory(fs::path(root) / part))
+      throw DataError(root + "/" + part, "folder not found", "apt-get install openclipart-png openclipart-svg");
+  std::vector<Source> sources = list(root);
+  std::vector<CaptionSource> captions;
+  for (const auto& s : sources) captions.push_back(s.caption);
+  const CaptionMaker caption(captions);
+
+  PrepareSpec spec;
+  spec.name = "openclipart";
+  spec.source = root;
+  auto files = std::make_shared<std::vector<std::string>>();
+  for (auto& s : sources) {
+    std::string text = caption(s.caption);
+    if (text.empty()) continue;
+    spec.items.push_back({s.file, std::move(text), s.folder});
+    files->push_back(s.file);
+  }
+  spec.decode = [files](std::size_t i) { return load_image((*files)[i]); };
+  return spec;
+}
+
+}  // namespace trireme

@@ -1,0 +1,163 @@
+#include "data/image_text/prepared.h"
+
+#include "comm/error.h"
+
+#include <algorithm>
+#include <cstring>
+#include <filesystem>
+#include <map>
+
+#include <ATen/ops/empty.h>
+#include <nlohmann/json.hpp>
+
+namespace trireme {
+namespace {
+
+// "openclipart_64.h5" was made by `trireme data openclipart --size 64`.
+std::string cure_for(const std::string& path) {
+  const std::string stem = std::filesystem::path(path).stem().string();
+  const auto underscore = stem.rfind('_');
+  const bool sized = underscore != stem.npos && underscore + 1 < stem.size() &&
+                     stem.find_first_not_of("0123456789", underscore + 1) == stem.npos;
+  const std::string name = sized ? stem.substr(0, underscore) : "";
+  const bool known = name == "openclipart" || name == "emoji" || name == "folder";
+  return "prepare it: trireme data " + (known ? name + " --size " + stem.substr(underscore + 1) : "NAME") + " --force";
+}
+
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  std::string out = "[";
+  for (auto s : shape) out += (out.size() > 1 ? "," : "") + std::to_string(s);
+  return out + "]";
+}
+
+// Throws unless array `what` has this dtype and shape; -1 is any extent.
+std::vector<std::int64_t> check_array(const Hdf5File& file, const std::string& path, const std::string& what,
+                                      DType dtype, const std::vector<std::int64_t>& shape) {
+  if (!file.has(what)) throw DataError(path, "has no array `" + what + "`", cure_for(path));
+  const auto array = file.array(what);
+  bool fits = array.shape.size() == shape.size();
+  for (std::size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || shape[i] == array.shape[i];
+  if (array.dtype != dtype || !fits)
+    throw DataError(path,
+                    "array `" + what + "` is " + std::string(trireme::name(array.dtype)) + " " +
+                        shape_text(array.shape) + ", expected " + std::string(trireme::name(dtype)) + " " +
+                        shape_text(shape),
+                    cure_for(path));
+  return array.shape;
+}
+
+nlohmann::json parse_json(const Hdf5File& file, const std::string& path, const std::string& what) {
+  if (!file.has(what)) throw DataError(path, "has no text `" + what + "`", cure_for(path));
+  const std::string text = file.read_text(what);
+  auto json = nlohmann::json::parse(text, nullptr, false);
+  if (json.is_discarded()) throw DataError(path, "text `" + what + "` is not JSON", cure_for(path));
+  return json;
+}
+
+template <class T>
+std::vector<T> read_all(const Hdf5File& file, const std::string& what, std::int64_t n) {
+  std::vector<T> out(n);
+  if (n > 0) file.read_rows(what, 0, n, out.data());
+  return out;
+}
+
+Hdf5File open_prepared(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) throw DataError(path, "no such file", cure_for(path));
+  try {
+    return Hdf5File::open(path);
+  } catch (const DataError& e) {
+    throw DataError("", e.what(), cure_for(path));
+  }
+}
+
+}  // namespace
+
+ImageTextData::ImageTextData(const std::string& path, std::int64_t cache_bytes)
+    : path_(path), file_(open_prepared(path)) {
+  auto wrong = [&](const std::string& what) { return DataError(path_, what, cure_for(path_)); };
+  const auto meta = parse_json(file_, path, "meta"), classes = parse_json(file_, path, "classes");
+  if (!meta.is_object() || !meta.contains("format_version") || meta["format_version"] != 1)
+    throw wrong("is of another format version than 1");
+  meta_ = meta.dump();
+  if (meta.contains("name") && meta["name"].is_string()) name_ = meta["name"];
+  if (!classes.is_array()) throw wrong("text `classes` is not a list");
+  for (const auto& c : classes) {
+    if (!c.is_string()) throw wrong("text `classes` is not a list of names");
+    classes_.push_back(c);
+  }
+
+  const auto shape = check_array(file_, path, "images", DType::u8, {-1, 3, -1, -1});
+  n_ = shape[0];
+  if (n_ == 0 || shape[2] == 0 || shape[2] != shape[3] || shape[2] > (1 << 14))
+    throw wrong("array `images` is " + shape_text(shape) + ", expected square pictures");
+  size_ = int(shape[2]);
+  const auto bytes = check_array(file_, path, "caption_bytes", DType::u8, {-1});
+  check_array(file_, path, "caption_offsets", DType::i64, {n_ + 1});
+  for (const char* name : {"caption_id", "class_id"}) check_array(file_, path, name, DType::i64, {n_});
+  check_array(file_, path, "held_out", DType::u8, {n_});
+
+  caption_offsets_ = read_all<std::int64_t>(file_, "caption_offsets", n_ + 1);
+  if (caption_offsets_.front() != 0 || caption_offsets_.back() != bytes[0] ||
+      !std::is_sorted(caption_offsets_.begin(), caption_offsets_.end()))
+    throw wrong("array `caption_offsets` does not cut up `caption_bytes`");
+  if (bytes[0] == 0) throw wrong("has no captions");
+  caption_bytes_ = read_all<std::uint8_t>(file_, "caption_bytes", bytes[0]);
+  caption_ids_ = read_all<std::int64_t>(file_, "caption_id", n_);
+  class_ids_ = read_all<std::int64_t>(file_, "class_id", n_);
+  held_out_ = read_all<std::uint8_t>(file_, "held_out", n_);
+  for (std::int64_t i = 0; i < n_; ++i) {
+    if (caption_ids_[i] < 0 || caption_ids_[i] >= n_) throw wrong("row " + std::to_string(i) + " has a bad caption_id");
+    if (class_ids_[i] < 0 || class_ids_[i] >= std::int64_t(classes_.size()))
+      throw wrong("row " + std::to_string(i) + " has a bad class_id");
+    if (held_out_[i] > 1) throw wrong("row " + std::to_string(i) + " has a bad held_out flag");
+  }
+  const std::int64_t total = n_ * 3 * size_ * size_;
+  if (total <= cache_bytes) {
+    pixels_.resize(total);
+    try {
+      file_.read_rows("images", 0, n_, pixels_.data());
+    } catch (const DataError& e) {
+      throw DataError("", e.what(), cure_for(path_));
+    }
+  }
+}
+
+at::Tensor ImageTextData::images(std::span<const std::int64_t> ids) const {
+  for (auto id : ids)
+    if (id < 0 || id >= n_)
+      throw DataError(path_, "has no row " + std::to_string(id) + " (rows 0 to " + std::to_string(n_ - 1) + ")",
+                      "was the file prepared anew during the run?");
+  at::Tensor out = at::empty({std::int64_t(ids.size()), 3, size_, size_}, at::kByte);
+  auto* p = static_cast<std::uint8_t*>(out.mutable_data_ptr());
+  if (ids.empty()) return out;
+  if (pixels_.empty()) {
+    file_.read_rows("images", ids, p);
+    return out;
+  }
+  const std::size_t row = std::size_t(3) * size_ * size_;
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    std::memcpy(p + i * row, pixels_.data() + std::size_t(ids[i]) * row, row);
+  return out;
+}
+
+std::string ImageTextData::caption(std::int64_t id) const {
+  const auto first = caption_offsets_.at(id), last = caption_offsets_.at(id + 1);
+  return {reinterpret_cast<const char*>(caption_bytes_.data()) + first, std::size_t(last - first)};
+}
+
+std::vector<std::int64_t> ImageTextData::split(bool held_out, std::int64_t max_per_caption) const {
+  std::map<std::int64_t, std::vector<std::int64_t>> by_caption;
+  for (std::int64_t i = 0; i < n_; ++i)
+    if (bool(held_out_[i]) == held_out) by_caption[caption_ids_[i]].push_back(i);
+  std::vector<std::int64_t> out;
+  for (const auto& [caption, rows] : by_caption) {
+    const auto count = std::int64_t(rows.size());
+    const auto keep = max_per_caption > 0 ? std::min(count, max_per_caption) : count;
+    for (std::int64_t k = 0; k < keep; ++k) out.push_back(rows[k * count / keep]);
+  }
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+}  // namespace trireme

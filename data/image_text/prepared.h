@@ -1,0 +1,85 @@
+// The one prepared image-text format, an HDF5 file:
+//   images u8 [n,3,S,S]; caption_bytes u8 [total] (UTF-8), caption_offsets i64 [n+1]; caption_id i64 [n]
+//   (equal captions, equal id); class_id i64 [n]; held_out u8 [n]; texts `classes` (JSON list of names) and
+//   `meta` (JSON object).
+// A caption is held out as a whole, chosen by its hash, so that the split stays the same when a set grows.
+#pragma once
+#include "data/hdf5.h"
+#include "data/image_text/images.h"
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace trireme {
+
+struct PrepareItem {
+  std::string name;      // for messages: the file, or the glyph
+  std::string caption;   // UTF-8, not empty
+  std::string category;  // class name, may be ""
+};
+
+struct PrepareSpec {
+  std::string name, source;  // data set name; where it came from, for the record
+  std::string out;           // the finished file appears here by rename, or not at all
+  int size = 64;             // S
+  int threads = 2;
+  std::vector<PrepareItem> items;
+  std::vector<std::string> skipped;  // found unusable before decoding, one line each
+  std::vector<std::string> notes;    // for the summary
+  std::function<Image(std::size_t)>
+      decode;  // called from several threads; DataError = skip the item, counted and named
+  std::function<void(std::size_t done, std::size_t total)> progress;  // may be empty
+};
+
+struct PrepareReport {
+  std::int64_t images = 0, captions = 0, classes = 0, held_out_images = 0, held_out_captions = 0;
+  std::int64_t duplicates = 0;       // same pixels after the resize: the first item is kept
+  std::vector<std::string> skipped;  // one line each: name and reason
+  double seconds = 0;
+};
+
+// Throws DataError when nothing is left or the disk fails; `out` is then as it was before.
+PrepareReport prepare_images(const PrepareSpec& spec);
+
+// 10 % of all captions, by hash. Captions of more than 1 % of the images stay in training: one motif would
+// fill the test.
+bool caption_held_out(const std::string& caption);
+
+// Reader; opening verifies names, shapes, dtypes and ranges, and throws DataError with the cure. Thread safe.
+class ImageTextData {
+ public:
+  // Images up to cache_bytes in all are kept in memory.
+  explicit ImageTextData(const std::string& path, std::int64_t cache_bytes = std::int64_t(1) << 30);
+
+  std::int64_t size() const { return n_; }
+  int image_size() const { return size_; }
+  const std::string& path() const { return path_; }
+  const std::string& name() const { return name_; }
+  const std::string& meta() const { return meta_; }            // JSON
+  at::Tensor images(std::span<const std::int64_t> ids) const;  // u8 [b,3,S,S]
+  std::string caption(std::int64_t id) const;
+  std::int64_t caption_id(std::int64_t id) const { return caption_ids_.at(id); }
+  std::int64_t class_id(std::int64_t id) const { return class_ids_.at(id); }
+  const std::vector<std::string>& classes() const { return classes_; }
+  // Ascending ids. max_per_caption > 0 keeps that many images of a caption, spread evenly over its images.
+  std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const { return split(false, max_per_caption); }
+  std::vector<std::int64_t> held_out_ids(std::int64_t max_per_caption = 0) const {
+    return split(true, max_per_caption);
+  }
+
+ private:
+  std::vector<std::int64_t> split(bool held_out, std::int64_t max_per_caption) const;
+
+  std::string path_, name_, meta_;
+  Hdf5File file_;
+  std::int64_t n_ = 0;
+  int size_ = 0;
+  std::vector<std::uint8_t> caption_bytes_, held_out_, pixels_;  // pixels_ empty: read from the file
+  std::vector<std::int64_t> caption_offsets_, caption_ids_, class_ids_;
+  std::vector<std::string> classes_;
+};
+
+}  // namespace trireme

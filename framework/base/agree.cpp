@@ -1,0 +1,64 @@
+#include "framework/base/agree.h"
+
+#include <array>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <numeric>
+#include <vector>
+
+namespace trireme {
+
+std::optional<Failure> attempt(const std::function<void()>& work) {
+  try {
+    work();
+    return {};
+  } catch (const Error& e) {
+    return Failure{e.code(), e.what()};
+  } catch (const std::bad_alloc&) {
+    return Failure{ExitCode::memory, "out of memory"};
+  } catch (const std::exception& e) {
+    return Failure{ExitCode::bug, e.what()};
+  }
+}
+
+void raise(const Failure& f) {
+  if (f.code == ExitCode::data) throw DataError("", f.what);
+  if (f.code == ExitCode::usage) throw UsageError("", f.what);
+  if (f.code == ExitCode::communication) throw CommError("", f.what);
+  throw Error(f.code, "", f.what);
+}
+
+std::optional<Failure> shared_failure(Communicator& comm, const std::optional<Failure>& mine) {
+  std::int64_t first = mine ? comm.rank() : comm.size();
+  comm.all_reduce({&first, 1, DType::i64}, Op::min).wait();
+  if (first == comm.size()) return {};
+  // Fixed size: one broadcast, and a long path still shows.
+  std::array<char, 2048> message = {};
+  if (mine && first == comm.rank()) {
+    message[0] = char(mine->code);
+    mine->what.copy(message.data() + 1, message.size() - 2);
+  }
+  comm.broadcast({message.data(), message.size(), DType::u8}, int(first)).wait();
+  return Failure{ExitCode(message[0]), message.data() + 1};
+}
+
+void agree(Communicator& comm, const std::optional<Failure>& mine) {
+  if (const auto failure = shared_failure(comm, mine)) raise(*failure);
+}
+
+std::string gather_text(Communicator& comm, const std::string& mine) {
+  const std::string line = mine + "\n";
+  const auto ranks = std::size_t(comm.size());
+  std::vector<std::int64_t> sizes(ranks);
+  const std::int64_t size = std::int64_t(line.size());
+  comm.all_gather({&size, 1, DType::i64}, {sizes.data(), ranks, DType::i64}).wait();
+  std::vector<std::size_t> send(ranks, 0), recv(ranks, 0);
+  send[0] = line.size();
+  if (comm.rank() == 0) recv.assign(sizes.begin(), sizes.end());
+  std::string all(std::accumulate(recv.begin(), recv.end(), std::size_t{0}), '\0');
+  comm.all_to_all({line.data(), line.size(), DType::u8}, send, {all.data(), all.size(), DType::u8}, recv).wait();
+  return all;
+}
+
+}  // namespace trireme

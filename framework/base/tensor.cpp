@@ -1,0 +1,51 @@
+#include "framework/base/tensor.h"
+
+#include "comm/error.h"
+
+#include <utility>
+
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+namespace trireme {
+
+namespace {
+
+constexpr std::pair<at::ScalarType, DType> types[] = {
+    {at::kDouble, DType::f64}, {at::kFloat, DType::f32}, {at::kHalf, DType::f16}, {at::kBFloat16, DType::bf16},
+    {at::kLong, DType::i64},   {at::kInt, DType::i32},   {at::kByte, DType::u8}};
+
+}  // namespace
+
+DType dtype_of(const at::Tensor& t) {
+  for (const auto& [scalar, dtype] : types)
+    if (scalar == t.scalar_type()) return dtype;
+  throw Error(ExitCode::bug, "tensor", std::string("no buffer type for ") + c10::toString(t.scalar_type()));
+}
+
+at::ScalarType scalar_type(DType t) {
+  for (const auto& [scalar, dtype] : types)
+    if (dtype == t) return scalar;
+  throw Error(ExitCode::bug, "tensor", "no tensor type for this buffer type");
+}
+
+Buffer buffer_of(const at::Tensor& t) {
+  TORCH_CHECK(t.is_contiguous(), "buffer_of: the tensor is not contiguous");
+  Buffer b{t.data_ptr(), std::size_t(t.numel()), dtype_of(t), {}};
+  if (t.is_cuda())
+    b.place = {t.get_device(), c10::impl::VirtualGuardImpl(at::kCUDA).getStream(t.device()).native_handle()};
+  return b;
+}
+
+at::Tensor to_device(const at::Tensor& host, at::Device device) {
+  return device.is_cuda() ? host.pin_memory().to(device, /*non_blocking=*/true) : host.to(device);
+}
+
+void archive(Archive& ar, std::string_view name, at::Tensor& t, Sharing sharing) {
+  at::NoGradGuard no_grad;
+  const auto shape = t.sizes().vec();
+  at::Tensor host = t.is_cpu() && t.is_contiguous() ? t.detach() : t.detach().cpu().contiguous();
+  ar.array(name, dtype_of(host), shape, host.data_ptr(), sharing);
+  if (ar.loading() && host.data_ptr() != t.data_ptr()) t.detach().copy_(host);
+}
+
+}  // namespace trireme

@@ -1,0 +1,89 @@
+#include "framework/gradients/codec_hook.h"
+
+#include "compression/collectives.h"
+#include "framework/base/tensor.h"
+
+#include <algorithm>
+
+namespace trireme {
+namespace {
+
+// Values of a piece for each rank: long enough for the network, short enough that coding one piece hides behind the
+// messages of others.
+constexpr std::size_t piece_shard = 128u << 10;
+
+class CodecHook final : public GradientHook {
+ public:
+  CodecHook(const HookConfig& config, const Bucket& bucket, const Communicator& comm) : bound_(config.bound) {
+    const std::size_t count = std::size_t(bucket.flat.numel()), most = piece_shard * std::size_t(comm.size());
+    std::size_t owned = 0;
+    for (std::size_t first = 0; first < std::max<std::size_t>(count, 1); first += most) {
+      const std::size_t n = std::min(most, count - first);
+      pieces_.push_back(
+          {first, n, owned, std::min(n, shard_size(n, comm.size())), make_compressor(config.name, "hook.name")});
+      owned += pieces_.back().owned;
+    }
+    const Compressor& codec = *pieces_.front().codec;
+    if (codec.bounded() && bound_ <= 0)
+      throw UsageError("hook.bound", config.name + " needs an error bound",
+                       "set hook.bound to a fraction of a typical gradient");
+    if (!config.error_feedback || codec.summable()) return;
+    const auto options = bucket.flat.options();
+    sent_ = at::zeros({bucket.flat.numel()}, options);
+    owned_ = at::zeros({std::int64_t(owned)}, options);
+  }
+
+  void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
+    std::size_t lane = 0;
+    for (auto& p : pieces_) {
+      Communicator& comm = *lanes[lane++ % lanes.size()];
+      const Buffer inout = part(bucket.flat, p.first, p.count);
+      if (sent_.defined()) {
+        const ErrorFeedback feedback{part(sent_, p.first, p.count), part(owned_, p.first_owned, p.owned)};
+        works.push_back(all_reduce(comm, *p.codec, inout, bound_, &feedback));
+      } else {
+        works.push_back(all_reduce(comm, *p.codec, inout, bound_, nullptr));
+      }
+    }
+  }
+
+  std::size_t bytes(const Bucket&, const Communicator& comm) const override {
+    std::size_t sum = 0;
+    for (const auto& p : pieces_) sum += all_reduce_bytes(*p.codec, p.count, comm.rank(), comm.size());
+    return sum;
+  }
+
+  void state(Archive& ar) override {
+    for (std::size_t i = 0; i < pieces_.size(); ++i) {
+      Archive::Group group(ar, "piece/" + std::to_string(i));
+      pieces_[i].codec->state(ar);
+    }
+    if (!sent_.defined()) return;
+    if (ar.has("sent")) archive(ar, "sent", sent_, {Sharing::per_rank});
+    const std::string owned = "owned/" + std::to_string(piece_shard);  // laid out piece by piece
+    if (ar.has(owned)) archive(ar, owned, owned_, {Sharing::per_rank});
+  }
+
+ private:
+  struct Piece {
+    std::size_t first, count;        // of the bucket
+    std::size_t first_owned, owned;  // of owned_
+    std::unique_ptr<Compressor> codec;
+  };
+  static Buffer part(const at::Tensor& flat, std::size_t first, std::size_t count) {
+    return {flat.data_ptr<float>() + first, count, DType::f32};
+  }
+
+  double bound_;
+  std::vector<Piece> pieces_;
+  at::Tensor sent_, owned_;  // error feedback
+};
+
+}  // namespace
+
+std::unique_ptr<GradientHook> make_codec_hook(const HookConfig& config, const Bucket& bucket,
+                                              const Communicator& comm) {
+  return std::make_unique<CodecHook>(config, bucket, comm);
+}
+
+}  // namespace trireme

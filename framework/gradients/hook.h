@@ -1,0 +1,56 @@
+// The seam of gradient reduction: how one full bucket becomes its sum over ranks.
+//
+// A hook belongs to one bucket for the life of the bucket's layout, so what it keeps (error feedback, warm starts)
+// is a plain member and part of the checkpoint. Registered by name in its own file; every codec of compression/ is
+// also a hook of its name.
+#pragma once
+#include "comm/archive.h"
+#include "comm/communicator.h"
+#include "framework/config/config.h"
+#include "comm/registry.h"
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace trireme {
+
+struct HookConfig {
+  std::string name = "none";
+  bool error_feedback = true;
+  double bound = 0, density = 0.01;
+  std::int64_t rank = 4, start = 0;
+  void fields(Fields& f);
+};
+
+struct Bucket {
+  at::Tensor flat;                      // contiguous, zeros between parameters
+  std::vector<at::Tensor> gradients;    // views of it, shaped as the parameters
+  std::vector<std::string> parameters;  // their names
+};
+
+// Communicators over the same ranks, at least one. Each has an order of its own, so that what one of them sends hides
+// what is computed for another.
+using Lanes = std::span<Communicator* const>;
+
+class GradientHook {
+ public:
+  virtual ~GradientHook() = default;
+  // Collective, from the thread that runs backward: starts to replace bucket.flat by its sum over the ranks, equal on
+  // all of them to the bit. It is there once all that was added to `works` is complete, also where this throws; bucket
+  // and lanes must outlive that.
+  virtual void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) = 0;
+  // Bytes this rank puts on the wire in one reduce, by formula.
+  virtual std::size_t bytes(const Bucket& bucket, const Communicator& comm) const = 0;
+  virtual void state(Archive&) {}
+};
+
+using GradientHooks = Registry<GradientHook, const HookConfig&, const Bucket&, const Communicator&>;
+
+// Throws UsageError for an unknown name, and for a lossy hook on anything but f32 host gradients.
+std::unique_ptr<GradientHook> make_hook(const HookConfig& config, const Bucket& bucket, const Communicator& comm);
+
+}  // namespace trireme

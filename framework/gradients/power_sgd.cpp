@@ -1,0 +1,169 @@
+// PowerSGD (Vogels, Karimireddy and Jaggi, NeurIPS'19): the sum of the gradients M of a weight matrix [m, n] is
+// approximated by P Q^T of rank r, by one step of power iteration from the last Q. Two small all-reduces replace the
+// large one. Gradients here are shares that sum (not means), so P and Q are sums too; each rank keeps
+// M - P (M^T P)^T, its own projection error, and the errors of all ranks add up to what the step lost.
+// Matrices that P and Q would not make half as small, and everything that is no matrix, travel as they are beside P.
+#include "data/rng.h"
+#include "framework/gradients/hook.h"
+#include "framework/base/tensor.h"
+
+#include <cmath>
+
+namespace trireme {
+namespace {
+
+// Rows of [r, m] orthonormal, by modified Gram-Schmidt in f64. A row that depends on those before it becomes zero.
+void orthonormalize(at::Tensor& rows) {
+  const std::int64_t r = rows.size(0), m = rows.size(1);
+  auto* p = rows.data_ptr<float>();
+  const auto dot = [m](const float* a, const float* b) {
+    double sum = 0;
+    for (std::int64_t i = 0; i < m; ++i) sum += double(a[i]) * double(b[i]);
+    return sum;
+  };
+  for (std::int64_t k = 0; k < r; ++k) {
+    float* row = p + k * m;
+    const double before = std::sqrt(dot(row, row));
+    for (std::int64_t j = 0; j < k; ++j) {
+      const double along = dot(row, p + j * m);
+      for (std::int64_t i = 0; i < m; ++i) row[i] = float(row[i] - along * p[j * m + i]);
+    }
+    const double norm = std::sqrt(dot(row, row));
+    // What is left of a dependent row is rounding error. A NaN row stays NaN: the step is then skipped.
+    const double scale = norm <= 1e-6 * before ? 0 : 1 / norm;
+    for (std::int64_t i = 0; i < m; ++i) row[i] = float(row[i] * scale);
+  }
+}
+
+class PowerSgd final : public GradientHook {
+ public:
+  PowerSgd(const HookConfig& config, const Bucket& bucket) : feedback_(config.error_feedback) {
+    std::int64_t first = 0, second = 0, errors = 0;
+    for (std::size_t i = 0; i < bucket.gradients.size(); ++i) {
+      const auto& g = bucket.gradients[i];
+      const std::int64_t m = g.dim() >= 2 ? g.size(0) : 1, n = g.numel() / m;
+      const std::int64_t r = std::min({config.rank, m, n});
+      if (g.dim() < 2 || 2 * r * (m + n) > m * n) {
+        plain_.push_back(i);
+        first += g.numel();
+      } else {
+        matrices_.push_back({i, m, n, r, {}, {}, {}, {}, {}});
+        first += r * m, second += r * n, errors += m * n;
+      }
+    }
+    const auto options = bucket.flat.options();
+    first_ = at::zeros({first}, options);
+    second_ = at::zeros({second}, options);
+    own_second_ = at::zeros({second}, options);
+    error_ = at::zeros({errors}, options);
+    std::int64_t p = 0, q = 0, e = 0;
+    for (auto& x : matrices_) {
+      x.p = take(first_, p, x.r, x.m);
+      x.q = take(second_, q, x.r, x.n);
+      q -= x.r * x.n;
+      x.own_q = take(own_second_, q, x.r, x.n);
+      x.error = take(error_, e, x.m, x.n);
+      x.name = bucket.parameters[x.gradient];
+      for (std::int64_t k = 0; k < x.r; ++k) draw(x, k);
+    }
+    rest_ = first_.narrow(0, p, first - p);
+  }
+
+  void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
+    at::NoGradGuard no_grad;
+    if (!feedback_) error_.zero_();
+    for (auto& x : matrices_) {
+      x.error.add_(bucket.gradients[x.gradient].view({x.m, x.n}));
+      at::mm_out(x.p, x.q, x.error.t());
+    }
+    std::int64_t at = 0;
+    for (const auto i : plain_) {
+      const std::int64_t n = bucket.gradients[i].numel();
+      rest_.narrow(0, at, n).copy_(bucket.gradients[i].view(-1));
+      at += n;
+    }
+    Communicator* c = lanes[0];
+    Bucket* b = &bucket;
+    works.push_back(c->all_reduce(buffer_of(first_), Op::sum).then([this, c, b] {
+      at::NoGradGuard no_grad;
+      for (auto& x : matrices_) {
+        orthonormalize(x.p);
+        at::mm_out(x.own_q, x.p, x.error);
+      }
+      second_.copy_(own_second_);
+      return c->all_reduce(buffer_of(second_), Op::sum).then([this, b] {
+        finish(*b);
+        return Work();
+      });
+    }));
+  }
+
+  std::size_t bytes(const Bucket&, const Communicator& comm) const override {
+    const auto n = std::size_t(comm.size());
+    return 2 * (n - 1) * first_.nbytes() / n + 2 * (n - 1) * second_.nbytes() / n;
+  }
+
+  void state(Archive& ar) override {
+    if (feedback_ && ar.has("error")) archive(ar, "error", error_, {Sharing::per_rank});
+    archive(ar, "q", second_);
+  }
+
+ private:
+  struct Matrix {
+    std::size_t gradient;
+    std::int64_t m, n, r;
+    std::string name;
+    at::Tensor p, q, own_q;  // [r, m], [r, n], [r, n]: transposed, so that vectors are contiguous
+    at::Tensor error;        // [m, n]: error feedback, during a step M
+  };
+
+  static at::Tensor take(const at::Tensor& flat, std::int64_t& at, std::int64_t rows, std::int64_t columns) {
+    const at::Tensor view = flat.narrow(0, at, rows * columns).view({rows, columns});
+    at += rows * columns;
+    return view;
+  }
+
+  // Equal on all ranks.
+  static void draw(Matrix& x, std::int64_t row) {
+    Rng rng(0, "powersgd/" + x.name, std::uint64_t(row));
+    auto* q = x.q.data_ptr<float>() + row * x.n;
+    for (std::int64_t i = 0; i < x.n; ++i) q[i] = float(rng.normal());
+  }
+
+  void finish(Bucket& bucket) {
+    at::NoGradGuard no_grad;
+    bool finite = true;
+    for (auto& x : matrices_) {
+      x.error.addmm_(x.p.t(), x.own_q, 1, -1);
+      at::Tensor sum = bucket.gradients[x.gradient].view({x.m, x.n});
+      at::mm_out(sum, x.p.t(), x.q);
+      // A direction that is lost (a zero gradient) or not finite would stay so: start it again.
+      const at::Tensor lengths = x.q.square().sum(1);
+      for (std::int64_t row = 0; row < x.r; ++row) {
+        const float length = lengths.const_data_ptr<float>()[row];
+        finite = finite && std::isfinite(length);
+        if (!(length > 0 && std::isfinite(length))) draw(x, row);
+      }
+    }
+    if (!finite) error_.zero_();  // the step is skipped; the next one starts clean
+    std::int64_t at = 0;
+    for (const auto i : plain_) {
+      auto& g = bucket.gradients[i];
+      g.copy_(rest_.narrow(0, at, g.numel()).view(g.sizes()));
+      at += g.numel();
+    }
+  }
+
+  bool feedback_;
+  std::vector<Matrix> matrices_;
+  std::vector<std::size_t> plain_;
+  at::Tensor first_, second_, own_second_, error_;  // [all P, the rest], all Q summed, own share of Q, all errors
+  at::Tensor rest_;                                 // the part of first_ that travels as it is
+};
+
+const GradientHooks::Entry registered("powersgd", [](const HookConfig& c, const Bucket& b, const Communicator&) {
+  return std::make_unique<PowerSgd>(c, b);
+});
+
+}  // namespace
+}  // namespace trireme

@@ -1,0 +1,116 @@
+#include "comm/error.h"
+#include "framework/io/checkpoint.h"
+
+#include <cstring>
+#include <set>
+
+namespace trireme {
+namespace {
+
+std::size_t bytes_of(DType dtype, std::span<const std::int64_t> shape) {
+  std::size_t n = size_of(dtype);
+  for (std::int64_t d : shape) n *= std::size_t(d);
+  return n;
+}
+
+std::string text_of(DType dtype, std::span<const std::int64_t> shape) {
+  std::string s(name(dtype));
+  s += " [";
+  for (std::size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
+  return s + "]";
+}
+
+class Saver final : public Archive {
+ public:
+  Saver(Snapshot& to, int rank) : to_(to), rank_(rank) {}
+  bool loading() const override { return false; }
+  bool has(std::string_view) const override { return true; }
+
+  void array(std::string_view name, DType dtype, std::span<const std::int64_t> shape, void* data,
+             Sharing sharing) override {
+    if (sharing.kind == Sharing::rows &&
+        (shape.empty() || sharing.first_row < 0 || sharing.first_row + shape[0] > sharing.total_rows))
+      throw Error(ExitCode::bug, full(name), "its rows lie outside the whole array");
+    keep(full(name), {dtype, {shape.begin(), shape.end()}, sharing, false, {}}, data);
+  }
+  void text(std::string_view name, std::string& value, bool per_rank) override {
+    const Sharing sharing = {per_rank ? Sharing::per_rank : Sharing::replicated};
+    keep(full(name), {DType::u8, {std::int64_t(value.size())}, sharing, true, {}}, value.data());
+  }
+
+ private:
+  void keep(const std::string& name, Snapshot::Entry entry, const void* data) {
+    if (!names_.insert(name).second) throw Error(ExitCode::bug, name, "saved twice under one name");
+    if (entry.sharing.kind == Sharing::replicated && rank_ != 0) return;
+    const auto* begin = static_cast<const std::byte*>(data);
+    entry.bytes.assign(begin, begin + bytes_of(entry.dtype, entry.shape));
+    to_.entries.emplace(name, std::move(entry));
+  }
+
+  Snapshot& to_;
+  const int rank_;
+  std::set<std::string> names_;
+};
+
+class Loader final : public Archive {
+ public:
+  explicit Loader(const Snapshot& from) : from_(from) {}
+  bool loading() const override { return true; }
+  bool has(std::string_view name) const override { return from_.entries.contains(full(name)); }
+
+  void array(std::string_view name, DType dtype, std::span<const std::int64_t> shape, void* data,
+             Sharing sharing) override {
+    const auto& e = find(name, false);
+    auto held = e.shape;
+    std::size_t skip = 0;
+    if (sharing.kind == Sharing::rows && e.sharing.kind == Sharing::rows && !shape.empty() && !held.empty()) {
+      // The snapshot may hold more rows than this rank wants (it was written by another number of ranks).
+      if (sharing.total_rows != e.sharing.total_rows)
+        throw DataError(full(name), "the checkpoint has " + std::to_string(e.sharing.total_rows) +
+                                        " rows in all, this run " + std::to_string(sharing.total_rows));
+      const std::int64_t first = sharing.first_row - e.sharing.first_row;
+      if (first < 0 || first + shape[0] > held[0])
+        throw DataError(full(name), "the checkpoint does not hold rows " + std::to_string(sharing.first_row) + " to " +
+                                        std::to_string(sharing.first_row + shape[0]));
+      held[0] = 1;
+      skip = std::size_t(first) * bytes_of(e.dtype, held);
+      held[0] = shape[0];
+    }
+    if (e.dtype != dtype || held != std::vector<std::int64_t>(shape.begin(), shape.end()))
+      throw DataError(full(name), "the checkpoint holds " + text_of(e.dtype, e.shape) + ", this run wants " +
+                                      text_of(dtype, shape));
+    if (const auto n = bytes_of(dtype, shape)) std::memcpy(data, e.bytes.data() + skip, n);
+  }
+  void text(std::string_view name, std::string& value, bool) override {
+    const auto& e = find(name, true);
+    value.assign(reinterpret_cast<const char*>(e.bytes.data()), e.bytes.size());
+  }
+
+ private:
+  const Snapshot::Entry& find(std::string_view name, bool text) const {
+    const auto it = from_.entries.find(full(name));
+    if (it == from_.entries.end())
+      throw DataError(full(name), "not in the checkpoint", "it was written by another recipe or version");
+    if (it->second.is_text != text)
+      throw DataError(full(name), text ? "an array in the checkpoint, a text here" : "a text in the checkpoint");
+    return it->second;
+  }
+
+  const Snapshot& from_;
+};
+
+}  // namespace
+
+Snapshot Snapshot::take(const std::function<void(Archive&)>& state, int rank) {
+  Snapshot snapshot;
+  Saver saver(snapshot, rank);
+  state(saver);
+  return snapshot;
+}
+
+void Snapshot::restore(const std::function<void(Archive&)>& state) const {
+  Loader loader(*this);
+  state(loader);
+}
+
+}  // namespace trireme

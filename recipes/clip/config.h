@@ -1,0 +1,26 @@
+// Configuration of the recipe `fastclip`.
+#pragma once
+#include "framework/models/clip.h"
+
+namespace trireme::fastclip {
+
+struct DataConfig {
+  std::string file = "openclipart";
+  std::string tokenizer;
+  std::int64_t max_per_caption = 0;
+  double crop_scale = 0.9, flip = 0, keyword_dropout = 0;
+  void fields(Fields& f);
+};
+
+struct LossConfig {
+  std::string name = "rgclg", temperature = "global", tau_gradient = "repo";
+  double tau = 0.07, tau_min = 0.01, tau_max = 1, rho = 6.5, eps = 1e-14;
+  std::string gamma_schedule = "cosine";
+  double gamma_min = 0.2;
+  std::int64_t gamma_decay_epochs = 0;
+  double lr_tau = 2e-4;
+  std::string lr_tau_schedule = "step_thresh";
+  void fields(Fields& f);
+};
+
+}  // namespace trireme::fastclip

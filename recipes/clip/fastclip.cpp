@@ -1,0 +1,247 @@
+// FastCLIP (arXiv 2407.01445): CLIP training on global contrastive losses with per-sample normaliser estimates.
+#include "comm/error.h"
+#include "framework/context.h"
+#include "framework/base/tensor.h"
+#include "recipes/clip/config.h"
+#include "framework/models/clip_evaluate.h"
+#include "framework/losses/contrastive.h"
+#include "trainers/commands/data.h"
+
+#include <cmath>
+#include <optional>
+#include <utility>
+
+#include <nlohmann/json.hpp>
+
+namespace trireme::fastclip {
+namespace {
+
+class FastClip : public Recipe {
+ public:
+  void fields(Fields& f) override {
+    f.group("data", data_config_, "image-text pairs");
+    f.group("model", model_config_, "the two towers");
+    f.group("loss", loss_config_, "contrastive loss");
+  }
+
+  void setup(Context& c) override {
+    const bool is_file = data_config_.file.find('/') != std::string::npos || data_config_.file.ends_with(".h5");
+    const std::string path =
+        is_file ? data_config_.file : prepared_path(data_config_.file, int(model_config_.image_size));
+    pairs_.emplace(path);
+    if (pairs_->image_size() != model_config_.image_size)
+      throw UsageError("model.image_size",
+                       "is " + std::to_string(model_config_.image_size) + " but " + path + " holds " +
+                           std::to_string(pairs_->image_size()) + " pixels",
+                       "prepare the data at the model's size");
+    train_ = pairs_->train_ids(data_config_.max_per_caption);
+    held_out_ = pairs_->held_out_ids();
+    if (data_config_.tokenizer.empty()) {
+      std::vector<std::string> captions;
+      for (const auto id : train_) captions.push_back(pairs_->caption(id));
+      tokenizer_.emplace(Tokenizer::train(captions, model_config_.vocab));
+    } else {
+      tokenizer_.emplace(Tokenizer::load(data_config_.tokenizer));
+    }
+    if (tokenizer_->vocab_size() > model_config_.vocab)
+      throw UsageError("model.vocab", "is " + std::to_string(model_config_.vocab) + " but the tokenizer has " +
+                                          std::to_string(tokenizer_->vocab_size()) + " ids");
+    dataset_.emplace(*pairs_, *tokenizer_,
+                     ImageTextOptions{model_config_.context, data_config_.crop_scale, data_config_.flip,
+                                      data_config_.keyword_dropout, std::uint64_t(c.config().seed), c.param_type()});
+    nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
+    model_.emplace(model_config_, std::log(1 / loss_config_.tau), params);
+    params_ = params.all();
+    if (loss_config_.temperature == "const")
+      for (auto& p : params_)
+        if (p.group == "temperature") p.group = "constant";
+    table_.emplace(pairs_->size(), at::TensorOptions(c.device()).dtype(c.param_type()));
+    // Hand-written kernels serve host memory in f32 and f64; everything else runs on ATen operators.
+    fused_ = c.device().is_cpu() && !c.autocast();
+    tau_ = loss_config_.tau;
+    epochs_ = std::max<std::int64_t>(
+        1, (c.config().steps * c.config().batch_size + std::int64_t(train_.size()) - 1) / std::int64_t(train_.size()));
+  }
+
+  std::vector<Param> parameters() override { return params_; }
+  const Dataset& train_data() override { return *dataset_; }
+  std::vector<std::int64_t> train_ids() override { return train_; }
+  bool whole_batch() const override { return true; }
+
+  at::Tensor backward(const Batch& batch, Context& c) override {
+    return c.accumulate() == 1 ? one_pass(batch, c) : by_chunks(batch, c);
+  }
+
+  GroupSettings group(std::string_view name, const Step& s, const Context& c) const override {
+    if (name == "constant") return {0, 0};
+    if (name != "temperature") return Recipe::group(name, s, c);
+    if (loss_config_.lr_tau < 0 || loss_config_.lr_tau_schedule == "cosine") {
+      const double peak = c.config().optimizer.lr;
+      return {loss_config_.lr_tau < 0 ? s.lr : loss_config_.lr_tau * (peak > 0 ? s.lr / peak : 1), 0};
+    }
+    const bool low = loss_config_.lr_tau_schedule == "step_thresh" && tau_ <= 0.03;
+    return {low ? loss_config_.lr_tau / 3 : loss_config_.lr_tau, 0};
+  }
+
+  void update(const Step& s, Context& c) override {
+    c.step_optimizers(s);
+    if (log_u_.defined()) table_->write(step_ids_, std::exchange(log_u_, {}), c.skip());
+    if (loss_config_.temperature == "const") return;
+    model_->log_scale().detach().clamp_(std::log(1 / loss_config_.tau_max), std::log(1 / loss_config_.tau_min));
+    // step_thresh looks at tau on the host; on a GPU that waits for the step, so only as often as metrics do.
+    if (c.device().is_cpu() || s.step % c.config().log_every == 0) tau_ = std::exp(-model_->log_scale().item<double>());
+  }
+
+  std::map<std::string, double> evaluate(Context& c) override {
+    return evaluate_clip(c.comm(), *model_, fused_, *pairs_, *dataset_, *tokenizer_, model_config_.context, held_out_,
+                         c.device());
+  }
+  std::string best_metric() const override { return "image_to_text_r10"; }
+  std::vector<std::string> headline_metrics() const override {
+    return {"image_to_text_r1", "image_to_text_r10", "chance_r10", "zero_shot_top1"};
+  }
+
+  std::string unit() const override { return "pairs"; }
+
+  void state(Archive& ar) override {
+    archive(ar, "log_u_image", table_->image);
+    archive(ar, "log_u_text", table_->text);
+    ar.value("tau", tau_);
+    std::string merges = tokenizer_->text(), meta = pairs_->meta();
+    ar.text("tokenizer", merges);
+    ar.text("data", meta);
+    if (ar.loading() && (merges != tokenizer_->text() || meta != pairs_->meta()))
+      throw DataError(pairs_->path(), "is not the data this run was started with",
+                      "put it back, or use --fresh to start over");
+  }
+
+  std::string describe() const override {
+    return nlohmann::json{{"pairs", pairs_->size()},
+                          {"training_pairs", train_.size()},
+                          {"held_out_pairs", held_out_.size()},
+                          {"vocab", tokenizer_->vocab_size()},
+                          {"flops_per_sample", model_->training_flops_per_pair(double(mean_tokens()))}}
+        .dump();
+  }
+
+ private:
+  struct Features {
+    at::Tensor image, text;
+  };
+
+  Features encode(const Batch& batch, Context& c) const {
+    const at::Tensor end = batch.columns.at("end");
+    return {model_->encode_image(to_device(batch.columns.at("image").to(c.param_type()), c.device()), fused_),
+            model_->encode_text(to_device(batch.columns.at("ids"), c.device()),
+                                {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, fused_)};
+  }
+
+  // The closed form on all rows: the share of the loss, and gradients of the features and of log(1/tau).
+  LossResult loss_of(const Features& f, const Batch& batch, Context& c) {
+    const at::Tensor image = f.image.detach().to(c.param_type()), text = f.text.detach().to(c.param_type());
+    LossResult r;
+    if (loss_config_.name == "mbcl") {
+      r = mini_batch_loss(c.comm(), image, text, model_->log_scale());
+    } else {
+      const std::int64_t decay =
+          loss_config_.gamma_decay_epochs ? loss_config_.gamma_decay_epochs : std::max<std::int64_t>(1, epochs_ / 2);
+      const double gamma = gamma_at(loss_config_.gamma_schedule, loss_config_.gamma_min, decay, batch.epoch);
+      r = global_loss(
+          c.comm(), image, text, model_->log_scale(), batch.global_ids, gamma, *table_,
+          {loss_config_.name == "rgclg", loss_config_.rho, loss_config_.eps, loss_config_.tau_gradient == "paper"});
+      log_u_ = r.log_u;
+      step_ids_ = batch.global_ids;
+      if (c.logs_now()) {
+        // The objective itself: the loss above is a surrogate whose value says little.
+        const double tau = std::exp(-model_->log_scale().item<double>()),
+                     rho = loss_config_.name == "rgclg" ? loss_config_.rho : 0;
+        c.log("gamma", gamma);
+        c.log("objective", 2 * tau * (r.mean_log_u.item<double>() + rho));
+        c.log("u_mean", std::exp(r.mean_log_u.item<double>()));
+      }
+    }
+    if (c.logs_now()) c.log("tau", std::exp(-model_->log_scale().item<double>()));
+    // Per-worker quantities of the papers are averaged over workers; ours are summed.
+    const double share = 1.0 / c.size();
+    return {r.loss * share, r.d_image * share, r.d_text * share, r.d_log_scale * share, r.log_u, r.mean_log_u};
+  }
+
+  void backward_through(const Features& f, const at::Tensor& d_image, const at::Tensor& d_text,
+                        const at::Tensor& d_log_scale, bool last, Context& c) {
+    std::vector<at::Tensor> roots{f.image, f.text},
+        grads{d_image.to(f.image.scalar_type()), d_text.to(f.text.scalar_type())};
+    const at::Tensor t = model_->log_scale();
+    if (d_log_scale.defined() && t.requires_grad() && loss_config_.temperature != "const") {
+      roots.push_back(t);
+      grads.push_back(d_log_scale.to(t.scalar_type()));
+    }
+    c.backward(roots, grads, last);
+  }
+
+  at::Tensor one_pass(const Batch& batch, Context& c) {
+    const Features f = encode(batch, c);
+    const LossResult r = loss_of(f, batch, c);
+    backward_through(f, r.d_image, r.d_text, r.d_log_scale, true, c);
+    return r.loss;
+  }
+
+  // Accumulation that is exact for contrastive losses (GradCache, arXiv 2101.06983): features of all chunks without a
+  // graph, the loss over the whole batch, then each chunk again with its features' gradients.
+  at::Tensor by_chunks(const Batch& batch, Context& c) {
+    const std::int64_t n = c.accumulate(), b = std::int64_t(batch.ids.size());
+    if (b % n != 0)
+      throw UsageError("accumulate",
+                       std::to_string(n) + " does not divide the " + std::to_string(b) + " pairs of a rank");
+    const std::int64_t m = b / n;
+    const auto chunk = [&](std::int64_t k) {
+      Batch part = batch;
+      for (auto& [name, column] : part.columns) column = column.narrow(0, k * m, m);
+      return part;
+    };
+    Features all;
+    {
+      at::NoGradGuard no_grad;
+      std::vector<at::Tensor> image, text;
+      for (std::int64_t k = 0; k < n; ++k) {
+        const Features f = encode(chunk(k), c);
+        image.push_back(f.image);
+        text.push_back(f.text);
+      }
+      all = {at::cat(image), at::cat(text)};
+    }
+    const LossResult r = loss_of(all, batch, c);
+    for (std::int64_t k = 0; k < n; ++k)
+      backward_through(encode(chunk(k), c), r.d_image.narrow(0, k * m, m), r.d_text.narrow(0, k * m, m),
+                       k == n - 1 ? r.d_log_scale : at::Tensor(), k == n - 1, c);
+    return r.loss;
+  }
+
+  double mean_tokens() const {
+    double sum = 0;
+    const std::size_t n = std::min<std::size_t>(train_.size(), 512);
+    for (std::size_t i = 0; i < n; ++i)
+      sum += double(std::min<std::int64_t>(std::int64_t(tokenizer_->encode(pairs_->caption(train_[i])).size()) + 2,
+                                           model_config_.context));
+    return n ? sum / double(n) : 0;
+  }
+
+  DataConfig data_config_;
+  nn::ClipConfig model_config_;
+  LossConfig loss_config_;
+  std::optional<ImageTextData> pairs_;
+  std::optional<Tokenizer> tokenizer_;
+  std::optional<ImageTextDataset> dataset_;
+  std::optional<nn::Clip> model_;
+  std::optional<NormalizerTable> table_;
+  std::vector<Param> params_;
+  std::vector<std::int64_t> train_, held_out_, step_ids_;
+  at::Tensor log_u_;  // of this step, written to the table in update()
+  std::int64_t epochs_ = 1;
+  double tau_ = 1;
+  bool fused_ = false;
+};
+
+const Recipes::Entry registered("fastclip", [] { return std::make_unique<FastClip>(); });
+
+}  // namespace
+}  // namespace trireme::fastclip

@@ -1,0 +1,107 @@
+#include "trainers/commands/data.h"
+
+#include "comm/error.h"
+#include "data/image_text/emoji.h"
+#include "data/image_text/folder.h"
+#include "data/image_text/openclipart.h"
+#include "data/image_text/prepared.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+
+#include <unistd.h>
+
+namespace trireme {
+namespace {
+
+namespace fs = std::filesystem;
+
+PrepareSpec spec_for(const DataOptions& o) {
+  if (o.name == "openclipart") return o.from.empty() ? openclipart() : openclipart(o.from);
+  if (o.name == "emoji") return o.from.empty() ? emoji() : emoji(o.from);
+  if (o.name == "folder") {
+    if (o.from.empty()) throw UsageError("trireme data folder", "--from is missing", "name a folder or a CSV table");
+    return folder_data(o.from);
+  }
+  throw UsageError("trireme data", "unknown data set `" + o.name + "`", "known: openclipart, emoji, folder");
+}
+
+std::string default_path(const DataOptions& o) {
+  if (o.name != "folder") return prepared_path(o.name, o.size);
+  std::error_code error;  // one file for each folder
+  const fs::path real = fs::weakly_canonical(o.from, error);
+  return prepared_path("folder-" + real.stem().string(), o.size);
+}
+
+// True when `path` is a sound prepared file that can be used as it is.
+bool keep_existing(const DataOptions& o, const std::string& path) {
+  std::error_code error;
+  if (o.force || !fs::exists(path, error)) return false;
+  try {
+    const ImageTextData data(path, 0);
+    if (data.image_size() != o.size)
+      throw DataError(
+          path, "holds pictures of " + std::to_string(data.image_size()) + " pixels, not " + std::to_string(o.size),
+          "give another --out, or --force to replace it");
+    std::printf("already prepared: %lld images in %s (--force prepares again)\n", static_cast<long long>(data.size()),
+                path.c_str());
+    return true;
+  } catch (const DataError& e) {
+    if (!o.out.empty()) throw;
+    std::fprintf(stderr, "%s\nprepared anew\n", e.what());
+    return false;
+  }
+}
+
+void show_progress(std::size_t done, std::size_t total) {
+  static const bool terminal = isatty(STDERR_FILENO);
+  const int percent = int(100 * done / total);
+  if (terminal) {
+    std::fprintf(stderr, "\rdecoding %zu / %zu (%d %%)%s", done, total, percent, done == total ? "\n" : "");
+  } else if (done == total || percent / 20 != int(100 * (done - std::min<std::size_t>(done, 256)) / total) / 20) {
+    std::fprintf(stderr, "decoding %zu / %zu\n", done, total);
+  }
+}
+
+}  // namespace
+
+std::string prepared_path(const std::string& name, int size) {
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  const char* home = std::getenv("HOME");
+  const fs::path base = cache && *cache ? fs::path(cache) : fs::path(home && *home ? home : ".") / ".cache";
+  return (base / "trireme" / "data" / (name + "_" + std::to_string(size) + ".h5")).string();
+}
+
+int data_command(const DataOptions& o) {
+  if (o.size < 8 || o.size > 1024)
+    throw UsageError("trireme data", "--size " + std::to_string(o.size), "choose 8 to 1024 pixels");
+  if (o.threads < 1 || o.threads > 256)
+    throw UsageError("trireme data", "--threads " + std::to_string(o.threads), "choose 1 to 256");
+  if (o.name == "folder" && o.from.empty()) (void)spec_for(o);  // says what is missing
+  const std::string path = o.out.empty() ? default_path(o) : o.out;
+  if (keep_existing(o, path)) return 0;
+
+  PrepareSpec spec = spec_for(o);
+  spec.out = path;
+  spec.size = o.size;
+  spec.threads = o.threads;
+  spec.progress = show_progress;
+  const PrepareReport r = prepare_images(spec);
+
+  std::printf("%s: %lld images of %d x %d, %lld distinct captions, %lld classes\n", spec.name.c_str(),
+              static_cast<long long>(r.images), o.size, o.size, static_cast<long long>(r.captions),
+              static_cast<long long>(r.classes));
+  std::printf("held out: %lld captions with %lld images\n", static_cast<long long>(r.held_out_captions),
+              static_cast<long long>(r.held_out_images));
+  std::printf("not used: %lld with the same pixels as another, %zu skipped\n", static_cast<long long>(r.duplicates),
+              r.skipped.size());
+  for (std::size_t i = 0; i < r.skipped.size() && i < 10; ++i) std::printf("  %s\n", r.skipped[i].c_str());
+  if (r.skipped.size() > 10) std::printf("  and %zu more\n", r.skipped.size() - 10);
+  for (const auto& note : spec.notes) std::printf("%s\n", note.c_str());
+  std::printf("wrote %s in %.1f s\n", path.c_str(), r.seconds);
+  return 0;
+}
+
+}  // namespace trireme
