@@ -1,6 +1,8 @@
 // The two ends of one arm of a benchmark: the process that measures, and the one that is told when to.
 // A folder holds a pipe `command.R` for each rank and one pipe `reply`; what the arm prints goes to `log` there.
 #pragma once
+#include "framework/base/quantile.h"
+
 #include <chrono>
 #include <functional>
 #include <optional>
@@ -62,8 +64,6 @@ void alternate(const std::vector<Arm*>& arms, int steps, int blocks);
 
 // CPU time of the calling thread.
 double thread_cpu_ms();
-// Of sorted or unsorted values, linear between neighbours; 0 if there are none.
-double quantile(std::vector<double> values, double q);
 
 // The arm's end, on each rank.
 class Server {

@@ -15,11 +15,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::vector<Benchmark>& list() {
-  static std::vector<Benchmark> benchmarks;
-  return benchmarks;
-}
-
 fs::path self() { return fs::read_symlink("/proc/self/exe"); }
 
 // bench/peers of the source tree: above the current folder, or above the program.
@@ -43,9 +38,6 @@ std::string python() {
 }
 
 }  // namespace
-
-Benchmark::Entry::Entry(Benchmark b) { list().push_back(std::move(b)); }
-const std::vector<Benchmark>& all() { return list(); }
 
 std::vector<std::string> own_arm(const Options& o, const std::string& arm, const std::string& problem, int ranks,
                                  const std::string& folder) {

@@ -3,6 +3,7 @@
 #pragma once
 #include "bench/arm.h"
 #include "comm/communicator.h"
+#include "comm/registry.h"
 
 #include <functional>
 #include <string>
@@ -25,14 +26,8 @@ struct Benchmark {
   std::string name, description;
   std::function<nlohmann::json(const Options&)> run;               // the rows
   std::function<void(const Options&, Communicator& world)> serve;  // one of our arms, on each of its ranks
-
-  // Registers itself before main.
-  struct Entry {
-    explicit Entry(Benchmark b);
-  };
 };
-
-const std::vector<Benchmark>& all();
+using Benchmarks = Registry<Benchmark>;
 
 // One of our own arms on `ranks` ranks (1: no mpirun), and a peer: bench/peers/`script` with the Python that has torch.
 std::vector<std::string> own_arm(const Options& o, const std::string& arm, const std::string& problem, int ranks,

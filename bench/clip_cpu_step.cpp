@@ -50,7 +50,7 @@ std::string shared_file(const std::string& folder) {
 void serve(const Options& o, Communicator& world) {
   at::set_num_threads(world.size() > 1 ? 1 : 2);
   const Problem& p = problem_of(o.problem);
-  OwnRun run(yaml(p));
+  Experiment run(Config::parse(yaml(p), "benchmark"));
   OwnSession session(run, world, batches);
   if (world.size() == 1)
     session.write(shared_file(o.serve), {{"heads", "3"}, {"patch", "8"}, {"batches", std::to_string(batches)}});
@@ -118,7 +118,7 @@ nlohmann::json run(const Options& o) {
   return rows;
 }
 
-const Benchmark::Entry entry({"clip_cpu_step", "FastCLIP step on the CPU against PyTorch", run, serve});
+const Benchmarks::Entry entry({"clip_cpu_step", "FastCLIP step on the CPU against PyTorch", run, serve});
 
 }  // namespace
 }  // namespace trireme::bench

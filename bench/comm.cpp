@@ -316,9 +316,9 @@ nlohmann::json run(const Options& o) {
   return rows;
 }
 
-const Benchmark::Entry entry({"comm",
-                              "collectives on 2 ranks (--ranks N) against raw MPI and torch.distributed over gloo", run,
-                              serve});
+const Benchmarks::Entry entry({"comm",
+                               "collectives on 2 ranks (--ranks N) against raw MPI and torch.distributed over gloo",
+                               run, serve});
 
 }  // namespace
 }  // namespace trireme::bench

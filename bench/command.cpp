@@ -1,24 +1,26 @@
-#include "bench/command.h"
+// `trireme bench NAME [--json]`: one benchmark with its peer arm; a table on stdout, or one object {"rows": [...]}
+// alone there. A peer that cannot run here is a row that says why.
+#include "framework/command.h"
 
+#include "bench/bench.h"
 #include "comm/error.h"
-#include "framework/config/config.h"
+#include "trainers/ranks.h"
 
 #include <cstdio>
 #include <cstdlib>
 #include <iostream>
 
+#include <CLI/CLI.hpp>
+
 namespace trireme {
 namespace {
 
+// A wrong name lists them all with what they do.
 const bench::Benchmark& find(const std::string& name) {
-  std::vector<std::string> names;
+  if (bench::Benchmarks::has(name)) return bench::Benchmarks::get(name);
   std::string known;
-  for (const auto& b : bench::all()) {
-    if (b.name == name) return b;
-    names.push_back(b.name);
-    known += "\n  " + b.name + ": " + b.description;
-  }
-  const std::string near = nearest(name, names);
+  for (const auto& b : bench::Benchmarks::values()) known += "\n  " + b.name + ": " + b.description;
+  const std::string near = nearest(name, bench::Benchmarks::names());
   throw UsageError("bench " + name.substr(0, 60), "no such benchmark",
                    (near.empty() ? "" : "did you mean " + near + "? ") + std::string("known:") + known);
 }
@@ -49,8 +51,6 @@ void print_table(const nlohmann::json& rows) {
   std::cout << std::flush;
 }
 
-}  // namespace
-
 int bench_command(const bench::Options& options) {
   const auto& benchmark = find(options.name);
   double before[1] = {0}, after[1] = {0};
@@ -65,9 +65,24 @@ int bench_command(const bench::Options& options) {
   return 0;
 }
 
-int bench_serve(const bench::Options& options, Communicator& world) {
-  find(options.name).serve(options, world);
-  return 0;
-}
+const Commands::Entry registered(
+    {"bench", "one benchmark with its peer arm", [](CLI::App& command) {
+       const auto o = std::make_shared<bench::Options>();
+       command.add_option("name", o->name, "which; a wrong name lists them")->required();
+       command.add_flag("--json", o->json, "one JSON object on stdout");
+       command.add_option("--blocks", o->blocks, "timed blocks of each arm")->check(CLI::Range(1, 1000));
+       command.add_option("--ranks", o->ranks, "ranks of an arm (comm)")->check(CLI::Range(2, 1024));
+       command.add_option("--problem", o->problem, "a part of it, e.g. all_reduce:1048576 of comm");
+       command.add_option("--serve", o->serve)->group("");  // of the processes that a benchmark starts
+       command.add_option("--arm", o->arm)->group("");
+       return [o](const CommandLine&) {
+         if (o->serve.empty()) return bench_command(*o);
+         return on_ranks([&](Communicator& world, int) {
+           find(o->name).serve(*o, world);
+           return 0;
+         });
+       };
+     }});
 
+}  // namespace
 }  // namespace trireme

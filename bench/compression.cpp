@@ -14,8 +14,9 @@ nlohmann::json run(const Options& o) {
   return arms.rows();
 }
 
-const Benchmark::Entry entry({"compression", "gradient hooks against none and against DDP's (--problem SAMPLES a rank)",
-                              run, serve_mlp_step});
+const Benchmarks::Entry entry({"compression",
+                               "gradient hooks against none and against DDP's (--problem SAMPLES a rank)", run,
+                               serve_mlp_step});
 
 }  // namespace
 }  // namespace trireme::bench

@@ -16,8 +16,8 @@ nlohmann::json run(const Options& o) {
   return rows;
 }
 
-const Benchmark::Entry entry({"ddp_step", "data-parallel MLP step (--ranks N) against PyTorch DDP over gloo", run,
-                              serve_mlp_step});
+const Benchmarks::Entry entry({"ddp_step", "data-parallel MLP step (--ranks N) against PyTorch DDP over gloo", run,
+                               serve_mlp_step});
 
 }  // namespace
 }  // namespace trireme::bench

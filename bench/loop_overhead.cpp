@@ -5,8 +5,8 @@
 #include "comm/local/self.h"
 #include "data/loader.h"
 #include "data/rng.h"
-#include "framework/models/clip.h"
 #include "framework/losses/contrastive.h"
+#include "framework/models/clip.h"
 #include "trainers/loop.h"
 
 #include <cmath>
@@ -125,7 +125,7 @@ struct AdamW {
 
 void hand_mlp(const Options& o) {
   // The recipe only makes weights and data.
-  OwnRun run(std::string("recipe: mlp") + mlp);
+  Experiment run(Config::parse(std::string("recipe: mlp") + mlp, "benchmark"));
   const auto self = make_self();
   Context context(*self, run.train);
   run.recipe->setup(context);
@@ -155,7 +155,7 @@ void hand_mlp(const Options& o) {
 }
 
 void hand_quickstart(const Options& o) {
-  OwnRun run(std::string("recipe: fastclip") + quickstart);
+  Experiment run(Config::parse(std::string("recipe: fastclip") + quickstart, "benchmark"));
   const auto self = make_self();
   Context context(*self, run.train);
   run.recipe->setup(context);  // data and tokenizer
@@ -215,8 +215,8 @@ nlohmann::json run(const Options& o) {
   return rows;
 }
 
-const Benchmark::Entry entry({"loop_overhead", "`trireme train` on one rank against a LibTorch loop by hand", run,
-                              serve});
+const Benchmarks::Entry entry({"loop_overhead", "`trireme train` on one rank against a LibTorch loop by hand", run,
+                               serve});
 
 }  // namespace
 }  // namespace trireme::bench

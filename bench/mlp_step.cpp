@@ -60,7 +60,7 @@ void serve_mlp_step(const Options& o, Communicator& world) {
   std::string hook = o.arm;
   if (hook == "powersgd") hook += ", rank: 32, start: 2";  // the rank that trains as well as no hook
   const std::string more = o.arm == "no overlap" ? "overlap: false\n" : plain ? "" : "hook: {name: " + hook + "}\n";
-  OwnRun run(yaml(o, group.size(), more));
+  Experiment run(Config::parse(yaml(o, group.size(), more), "benchmark"));
   OwnSession session(run, group, batches);
   if (o.arm == "comm") return serve_comm(o, world, session.reduced_bytes());
   if (o.arm == "trireme") session.write(start_file(o.serve), {{"batches", std::to_string(batches)}});

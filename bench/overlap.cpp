@@ -38,9 +38,9 @@ nlohmann::json run(const Options& o) {
   return rows;
 }
 
-const Benchmark::Entry entry({"overlap",
-                              "part of communication that backward hides, against DDP (--problem SAMPLES a rank)", run,
-                              serve_mlp_step});
+const Benchmarks::Entry entry({"overlap",
+                               "part of communication that backward hides, against DDP (--problem SAMPLES a rank)", run,
+                               serve_mlp_step});
 
 }  // namespace
 }  // namespace trireme::bench

@@ -5,15 +5,7 @@
 
 namespace trireme::bench {
 
-OwnRun::OwnRun(Config c) : config(std::move(c)) {
-  recipe = Recipes::create(config.string_at("recipe"), config.place("recipe"));
-  config.read([this](Fields& f) {
-    train.fields(f);
-    recipe->fields(f);
-  });
-}
-
-OwnSession::OwnSession(OwnRun& run, Communicator& world, int batches)
+OwnSession::OwnSession(Experiment& run, Communicator& world, int batches)
     : run_(run), world_(world), session_(world, run.train, *run.recipe) {
   const auto ids = run.recipe->train_ids();
   const auto total = run.train.batch_size, rows = total / world.size();

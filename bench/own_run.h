@@ -2,24 +2,15 @@
 // too.
 #pragma once
 #include "bench/bench.h"
+#include "framework/experiment.h"
 #include "framework/session.h"
 
 namespace trireme::bench {
 
-// Configuration text -> recipe and settings; outlives the Session made from it.
-struct OwnRun {
-  Config config;
-  TrainConfig train;
-  std::unique_ptr<Recipe> recipe;
-
-  explicit OwnRun(Config c);
-  explicit OwnRun(const std::string& yaml) : OwnRun(Config::parse(yaml, "benchmark")) {}
-};
-
 class OwnSession {
  public:
   // Collective. Reads `batches` global batches of consecutive training samples.
-  OwnSession(OwnRun& run, Communicator& world, int batches);
+  OwnSession(Experiment& run, Communicator& world, int batches);
   // Rank 0 writes initial weights and all global batches for the peer: tensors by name, and `batch.K.COLUMN`.
   void write(const std::string& file, const std::map<std::string, std::string>& metadata = {});
   // Collective: one training step on the next batch, as the loop takes it. -> the global loss.
@@ -27,7 +18,7 @@ class OwnSession {
   std::size_t reduced_bytes() const { return session_.reduced_bytes(); }
 
  private:
-  OwnRun& run_;
+  Experiment& run_;
   Communicator& world_;
   Session session_;
   std::vector<Batch> global_, mine_;

@@ -2,9 +2,7 @@
 // tests run whatever is registered.
 #pragma once
 #include "comm/communicator.h"
-
-#include <functional>
-#include <vector>
+#include "comm/registry.h"
 
 namespace trireme {
 
@@ -23,11 +21,6 @@ struct CommunicatorEntry {
   bool device = false;                      // moves memory of the device that is current in rank_main
 };
 
-// In the order of their names.
-std::vector<CommunicatorEntry> communicators();
-
-struct RegisterCommunicator {
-  explicit RegisterCommunicator(CommunicatorEntry entry);
-};
+using Communicators = Registry<CommunicatorEntry>;
 
 }  // namespace trireme

@@ -1,5 +1,4 @@
-// "Did you mean": the nearest known word.
-#include "framework/config/config.h"
+#include "comm/nearest.h"
 
 #include <algorithm>
 #include <array>

@@ -11,8 +11,8 @@
 #pragma once
 #include "comm/archive.h"
 #include "comm/buffer.h"
+#include "comm/registry.h"
 
-#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -53,13 +53,6 @@ class Compressor {
   virtual void state(Archive&) {}  // what changes the next encode
 };
 
-// By name, in the order of their names; a codec registers itself in its own file.
-std::vector<std::string> compressors();
-// Throws UsageError naming the nearest known one.
-std::unique_ptr<Compressor> make_compressor(std::string_view name, std::string_view where = {});
-
-struct RegisterCompressor {
-  RegisterCompressor(std::string name, std::function<std::unique_ptr<Compressor>()> make);
-};
+using Compressors = Factories<Compressor>;
 
 }  // namespace trireme

@@ -6,9 +6,10 @@
 #pragma once
 #include "comm/archive.h"
 #include "comm/communicator.h"
-#include "data/dataset.h"
-#include "framework/config/config.h"
 #include "comm/registry.h"
+#include "data/dataset.h"
+#include "framework/base/param.h"
+#include "framework/config/config.h"
 
 #include <map>
 #include <string>
@@ -18,31 +19,6 @@
 namespace trireme {
 
 class Context;
-
-struct Param {
-  std::string name;
-  at::Tensor value;                  // leaf; the master copy (f32 or f64)
-  Communicator* replicas = nullptr;  // ranks that hold this same value; null = world. Size 1 = never reduced.
-  std::string group = "decay";       // "decay", "no_decay", or a name of the recipe's own
-};
-
-// Elements [begin, end) of a parameter, flattened.
-struct Slice {
-  std::size_t param;
-  std::int64_t begin, end;
-};
-
-struct Step {
-  std::int64_t step = 0;  // optimizer steps finished before this one
-  std::int64_t epoch = 0;
-  double lr = 0;  // of the schedule
-};
-
-// Hyper-parameters of one parameter group for one step.
-struct GroupSettings {
-  double lr = 0;
-  double weight_decay = 0;
-};
 
 class Recipe {
  public:
@@ -85,6 +61,6 @@ class Recipe {
   virtual std::string describe() const { return "{}"; }
 };
 
-using Recipes = Registry<Recipe>;
+using Recipes = Factories<Recipe>;
 
 }  // namespace trireme

@@ -2,17 +2,9 @@
 #pragma once
 #include "framework/config/config.h"
 #include "framework/gradients/hook.h"
+#include "framework/optim/config.h"
 
 namespace trireme {
-
-struct OptimizerConfig {
-  std::string name = "adamw";
-  double lr = 5e-4, beta1 = 0.9, beta2 = 0.98, eps = 1e-6, weight_decay = 0.1, momentum = 0.9, clip_norm = 0;
-  std::string schedule = "cosine";
-  std::int64_t warmup = 0;
-  double min_lr = 0;
-  void fields(Fields& f);
-};
 
 struct CheckpointConfig {
   std::int64_t every = 100, keep = 2;

@@ -5,6 +5,7 @@
 #include "comm/watchdog/watchdog.h"
 #include "data/loader.h"
 #include "framework/base/agree.h"
+#include "framework/experiment.h"
 #include "framework/io/checkpoint.h"
 #include "framework/io/file_io.h"
 #include "framework/init_from.h"
@@ -33,24 +34,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// Configuration, recipe and everything a run keeps open, in the order it is made.
-struct Setup {
-  Config config;
-  TrainConfig train;
-  std::unique_ptr<Recipe> recipe;
-  std::function<void(Fields&)> schema;
-
-  explicit Setup(const TrainOptions& o) : config(Config::load(o.file, o.overrides)) {
-    recipe = Recipes::create(config.string_at("recipe"), config.place("recipe"));
-    schema = [this](Fields& f) {
-      train.fields(f);
-      recipe->fields(f);
-    };
-    config.read(schema);
-  }
-};
-
-void check_divisible(const Setup& setup, int ranks) {
+void check_divisible(const Experiment& setup, int ranks) {
   if (setup.train.batch_size % ranks == 0) return;
   throw UsageError(setup.config.place("batch_size"),
                    std::to_string(setup.train.batch_size) + " is not divisible by " + std::to_string(ranks) + " ranks",
@@ -101,7 +85,7 @@ double peak_memory_gib() {
 
 class Loop {
  public:
-  Loop(const TrainOptions& options, Setup& setup, Traced& world, Watchdog& watchdog)
+  Loop(const TrainOptions& options, Experiment& setup, Traced& world, Watchdog& watchdog)
       : setup_(setup),
         config_(setup.train),
         world_(world),
@@ -318,7 +302,7 @@ class Loop {
     std::cout << done_line(folder_, *setup_.recipe) << std::endl;
   }
 
-  Setup& setup_;
+  Experiment& setup_;
   const TrainConfig& config_;
   Traced& world_;
   Watchdog& watchdog_;
@@ -343,12 +327,12 @@ std::string run_dir_of(const TrainOptions& o) {
 }
 
 void check_config(const TrainOptions& o) {
-  const Setup setup(o);
+  const Experiment setup(Config::load(o.file, o.overrides));
   check_divisible(setup, std::max(1, o.ranks));
 }
 
 void print_config(const TrainOptions& o) {
-  const Setup setup(o);
+  const Experiment setup(Config::load(o.file, o.overrides));
   std::cout << setup.config.print(setup.schema, true) << std::flush;
 }
 
@@ -358,7 +342,7 @@ void set_threads(const TrainConfig& config, int local_ranks) {
 }
 
 int train(const TrainOptions& options, Communicator& world, int local_ranks) {
-  Setup setup(options);
+  Experiment setup(Config::load(options.file, options.overrides));
   set_threads(setup.train, local_ranks);
   check_divisible(setup, world.size());
   check_same_config(setup.config, setup.schema, world);

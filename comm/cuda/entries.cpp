@@ -1,11 +1,11 @@
 // The backends on device memory, as the contract tests start them: rank r of a node on GPU r modulo their
 // number.
+#include "comm/backends.h"
+#include "comm/cuda/nccl.h"
+#include "comm/cuda/over_host.h"
 #include "comm/cuda/runtime.h"
 #include "comm/error.h"
 #include "comm/mpi/mpi.h"
-#include "comm/cuda/over_host.h"
-#include "comm/cuda/nccl.h"
-#include "comm/backends.h"
 
 #include <cstdlib>
 
@@ -38,15 +38,15 @@ void run(Make make, int n, const std::function<void(Communicator&)>& rank_main) 
   });
 }
 
-const RegisterCommunicator over_host_entry({"mpi-cuda", Ranks::processes,
+const Communicators::Entry over_host_entry({"mpi-cuda", Ranks::processes,
                                             [](int n, const auto& f) { run(over_host, n, f); }, missing, true});
-const RegisterCommunicator staged_entry({"mpi-cuda-staged", Ranks::processes,
+const Communicators::Entry staged_entry({"mpi-cuda-staged", Ranks::processes,
                                          [](int n, const auto& f) {
                                            setenv("TRIREME_CUDA_TRANSPORT", "staged", 1);
                                            run(over_host, n, f);
                                          },
                                          missing, true});
-const RegisterCommunicator nccl_entry({"nccl", Ranks::processes, [](int n, const auto& f) { run(make_nccl, n, f); },
+const Communicators::Entry nccl_entry({"nccl", Ranks::processes, [](int n, const auto& f) { run(make_nccl, n, f); },
                                        nccl_missing, true});
 
 }  // namespace

@@ -1,11 +1,11 @@
 #include "comm/local/loopback.h"
 
+#include "comm/backends.h"
 #include "comm/engine/arguments.h"
 #include "comm/engine/engine.h"
 #include "comm/error.h"
 #include "comm/flight_recorder.h"
 #include "comm/reduce.h"
-#include "comm/backends.h"
 
 #include <algorithm>
 #include <cstring>
@@ -335,7 +335,7 @@ void run_loopback(int n, const std::function<void(Communicator&)>& rank_main) {
 }
 
 namespace {
-const RegisterCommunicator loopback_entry({"loopback", Ranks::threads, run_loopback});
+const Communicators::Entry loopback_entry({"loopback", Ranks::threads, run_loopback});
 }  // namespace
 
 }  // namespace trireme

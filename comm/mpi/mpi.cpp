@@ -1,11 +1,11 @@
 #include "comm/mpi/mpi.h"
 
+#include "comm/backends.h"
 #include "comm/error.h"
+#include "comm/local/self.h"
 #include "comm/mpi/group.h"
 #include "comm/mpi/messages.h"
 #include "comm/mpi/peer_memory.h"
-#include "comm/backends.h"
-#include "comm/local/self.h"
 #include "comm/mpi/shm.h"
 
 #include <algorithm>
@@ -341,11 +341,11 @@ void run_mpi(const MpiOptions& options, int n, const std::function<void(Communic
 
 namespace {
 
-const RegisterCommunicator mpi_entry({"mpi", Ranks::processes, [](int n, const auto& rank_main) {
+const Communicators::Entry mpi_entry({"mpi", Ranks::processes, [](int n, const auto& rank_main) {
                                         run_mpi(MpiOptions::from_environment(), n,
                                                 [&](Communicator& world, int) { rank_main(world); });
                                       }});
-const RegisterCommunicator messages_entry({"mpi-messages", Ranks::processes, [](int n, const auto& rank_main) {
+const Communicators::Entry messages_entry({"mpi-messages", Ranks::processes, [](int n, const auto& rank_main) {
                                              MpiOptions options = MpiOptions::from_environment();
                                              options.shared_memory = false;
                                              run_mpi(options, n, [&](Communicator& world, int) { rank_main(world); });

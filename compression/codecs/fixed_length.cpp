@@ -137,7 +137,7 @@ class FixedLength final : public Compressor {
   }
 };
 
-const RegisterCompressor registered("fixed_length", [] { return std::make_unique<FixedLength>(); });
+const Compressors::Entry registered("fixed_length", [] { return std::make_unique<FixedLength>(); });
 
 }  // namespace
 }  // namespace trireme

@@ -105,7 +105,7 @@ class Int8 final : public Compressor {
   }
 };
 
-const RegisterCompressor registered("int8", [] { return std::make_unique<Int8>(); });
+const Compressors::Entry registered("int8", [] { return std::make_unique<Int8>(); });
 
 }  // namespace
 }  // namespace trireme

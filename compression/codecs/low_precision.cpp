@@ -31,8 +31,8 @@ class LowPrecision final : public Compressor {
   const DType dtype_;
 };
 
-const RegisterCompressor bf16("bf16", [] { return std::make_unique<LowPrecision>("bf16", DType::bf16); });
-const RegisterCompressor fp16("fp16", [] { return std::make_unique<LowPrecision>("fp16", DType::f16); });
+const Compressors::Entry bf16("bf16", [] { return std::make_unique<LowPrecision>("bf16", DType::bf16); });
+const Compressors::Entry fp16("fp16", [] { return std::make_unique<LowPrecision>("fp16", DType::f16); });
 
 }  // namespace
 }  // namespace trireme

@@ -1,6 +1,7 @@
 #include "data/image_text/emoji.h"
 
 #include "comm/error.h"
+#include "data/file.h"
 #include "data/image_text/captions.h"
 #include "data/text/text.h"
 

@@ -1,6 +1,7 @@
 #include "data/image_text/folder.h"
 
 #include "comm/error.h"
+#include "data/file.h"
 #include "data/text/text.h"
 #include "data/text/unicode.h"
 

@@ -26,9 +26,6 @@ Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, c
                    int at_least = 0);
 Image load_image(const std::string& path, const ImageLimits& limits = {}, int at_least = 0);
 
-// Whole file; throws DataError when it is missing, not a plain file, or longer than max_bytes.
-std::vector<std::uint8_t> read_file(const std::string& path, std::int64_t max_bytes);
-
 // Antialiased bicubic (a = -0.5): the kernel widens with the reduction factor, as in Pillow. Width, height >
 // 0.
 Image resize(const Image& in, int width, int height);

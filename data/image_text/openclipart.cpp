@@ -1,6 +1,7 @@
 #include "data/image_text/openclipart.h"
 
 #include "comm/error.h"
+#include "data/file.h"
 #include "data/image_text/captions.h"
 #include "data/image_text/svg_metadata.h"
 

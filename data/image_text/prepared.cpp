@@ -3,6 +3,7 @@
 #include "comm/error.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -72,6 +73,14 @@ Hdf5File open_prepared(const std::string& path) {
 }
 
 }  // namespace
+
+std::string prepared_path(const std::string& name, int size) {
+  namespace fs = std::filesystem;
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  const char* home = std::getenv("HOME");
+  const fs::path base = cache && *cache ? fs::path(cache) : fs::path(home && *home ? home : ".") / ".cache";
+  return (base / "trireme" / "data" / (name + "_" + std::to_string(size) + ".h5")).string();
+}
 
 ImageTextData::ImageTextData(const std::string& path, std::int64_t cache_bytes)
     : path_(path), file_(open_prepared(path)) {

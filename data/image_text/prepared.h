@@ -41,6 +41,9 @@ struct PrepareReport {
   double seconds = 0;
 };
 
+// ${XDG_CACHE_HOME:-~/.cache}/trireme/data/NAME_SIZE.h5
+std::string prepared_path(const std::string& name, int size);
+
 // Throws DataError when nothing is left or the disk fails; `out` is then as it was before.
 PrepareReport prepare_images(const PrepareSpec& spec);
 

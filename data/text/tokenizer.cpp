@@ -1,7 +1,7 @@
 #include "data/text/tokenizer.h"
 
 #include "comm/error.h"
-#include "data/image_text/images.h"
+#include "data/file.h"
 #include "data/text/text.h"
 #include "data/text/unicode.h"
 #include "data/text/words.h"

@@ -103,7 +103,4 @@ std::uint64_t config_hash(const Config& c, const std::function<void(Fields&)>& v
 // Markdown table of the schema: key, type, default, range, meaning.
 std::string document(const std::function<void(Fields&)>& visit);
 
-// The candidate nearest to `word` by edit distance, or "" if none is near.
-std::string nearest(std::string_view word, std::span<const std::string> candidates);
-
 }  // namespace trireme

@@ -1,5 +1,6 @@
 // From files and the command line to one merged tree.
 #include "comm/error.h"
+#include "comm/nearest.h"
 #include "framework/config/tree.h"
 
 #include <algorithm>

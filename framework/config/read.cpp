@@ -1,6 +1,7 @@
 #include "framework/config/read.h"
 
 #include "comm/error.h"
+#include "comm/nearest.h"
 
 #include <algorithm>
 #include <charconv>

@@ -20,7 +20,7 @@ class CodecHook final : public GradientHook {
     for (std::size_t first = 0; first < std::max<std::size_t>(count, 1); first += most) {
       const std::size_t n = std::min(most, count - first);
       pieces_.push_back(
-          {first, n, owned, std::min(n, shard_size(n, comm.size())), make_compressor(config.name, "hook.name")});
+          {first, n, owned, std::min(n, shard_size(n, comm.size())), Compressors::create(config.name, "hook.name")});
       owned += pieces_.back().owned;
     }
     const Compressor& codec = *pieces_.front().codec;

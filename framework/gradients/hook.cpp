@@ -2,14 +2,12 @@
 
 #include "framework/gradients/codec_hook.h"
 
-#include <algorithm>
-
 namespace trireme {
 
 void HookConfig::fields(Fields& f) {
   std::vector<std::string> known = {"none"};
   for (auto& n : GradientHooks::names()) known.push_back(n);
-  for (auto& n : compressors()) known.push_back(n);
+  for (auto& n : Compressors::names()) known.push_back(n);
   const std::vector<std::string_view> words(known.begin(), known.end());
   f.choice("name", name, words, "how gradients travel: none = as they are");
   f("error_feedback", error_feedback, "add what compression lost to the next step (none for bf16 and fp16)");
@@ -24,9 +22,7 @@ std::unique_ptr<GradientHook> make_hook(const HookConfig& config, const Bucket& 
   if (!bucket.flat.is_cpu() || bucket.flat.scalar_type() != at::kFloat)
     throw UsageError("hook.name", config.name + " compresses f32 gradients in host memory only",
                      "use hook.name=none here, or precision f32 (bf16 and fp16 keep f32 gradients) on a cpu");
-  const auto codecs = compressors();
-  if (std::find(codecs.begin(), codecs.end(), config.name) != codecs.end())
-    return make_codec_hook(config, bucket, comm);
+  if (Compressors::has(config.name)) return make_codec_hook(config, bucket, comm);
   return GradientHooks::create(config.name, config, bucket, comm, "hook.name");
 }
 

@@ -6,8 +6,8 @@
 #pragma once
 #include "comm/archive.h"
 #include "comm/communicator.h"
-#include "framework/config/config.h"
 #include "comm/registry.h"
+#include "framework/config/config.h"
 
 #include <memory>
 #include <span>
@@ -48,7 +48,7 @@ class GradientHook {
   virtual void state(Archive&) {}
 };
 
-using GradientHooks = Registry<GradientHook, const HookConfig&, const Bucket&, const Communicator&>;
+using GradientHooks = Factories<GradientHook, const HookConfig&, const Bucket&, const Communicator&>;
 
 // Throws UsageError for an unknown name, and for a lossy hook on anything but f32 host gradients.
 std::unique_ptr<GradientHook> make_hook(const HookConfig& config, const Bucket& bucket, const Communicator& comm);

@@ -2,10 +2,10 @@
 
 #include "comm/call_site.h"
 #include "comm/error.h"
+#include "framework/base/param.h"
+#include "framework/base/tensor.h"
 #include "framework/gradients/slot.h"
 #include "framework/kernels/sum_of_squares.h"
-#include "framework/recipe.h"
-#include "framework/base/tensor.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,6 +1,6 @@
 // Named leaves of a model, initialised from (seed, name): equal on every rank, whatever the order of creation.
 #pragma once
-#include "framework/recipe.h"
+#include "framework/base/param.h"
 
 namespace trireme::nn {
 

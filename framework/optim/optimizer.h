@@ -2,8 +2,8 @@
 // changes nothing, without the host knowing.
 #pragma once
 #include "comm/archive.h"
-#include "framework/recipe.h"
-#include "framework/train_config.h"
+#include "framework/base/param.h"
+#include "framework/optim/config.h"
 
 #include <functional>
 #include <span>

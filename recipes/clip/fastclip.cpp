@@ -1,11 +1,11 @@
 // FastCLIP (arXiv 2407.01445): CLIP training on global contrastive losses with per-sample normaliser estimates.
 #include "comm/error.h"
-#include "framework/context.h"
+#include "data/image_text/prepared.h"
 #include "framework/base/tensor.h"
-#include "recipes/clip/config.h"
-#include "framework/models/clip_evaluate.h"
+#include "framework/context.h"
 #include "framework/losses/contrastive.h"
-#include "trainers/commands/data.h"
+#include "framework/models/clip_evaluate.h"
+#include "recipes/clip/config.h"
 
 #include <cmath>
 #include <optional>

@@ -1,9 +1,9 @@
 // links: comm
 // What communicator.h promises, on every registered backend and on several numbers of ranks.
-#include "comm/wrappers/checked.h"
+#include "comm/backends.h"
 #include "comm/device.h"
 #include "comm/local/loopback.h"
-#include "comm/backends.h"
+#include "comm/wrappers/checked.h"
 #include "comm/wrappers/shaped.h"
 #include "comm/wrappers/traced.h"
 #include "tests/contract/communicator_reference.h"
@@ -514,7 +514,7 @@ TEST_P(Contract, Holds) {
 }
 
 // The modelled link must not change what a communicator does.
-const RegisterCommunicator shaped_entry({"loopback-shaped", Ranks::threads, [](int n, const auto& rank_main) {
+const Communicators::Entry shaped_entry({"loopback-shaped", Ranks::threads, [](int n, const auto& rank_main) {
                                            run_loopback(n, [&](Communicator& comm) {
                                              Shaped shaped(comm, {2e-6, 2e9});
                                              rank_main(shaped);
@@ -522,7 +522,8 @@ const RegisterCommunicator shaped_entry({"loopback-shaped", Ranks::threads, [](i
                                          }});
 
 INSTANTIATE_TEST_SUITE_P(Backends, Contract,
-                         ::testing::Combine(::testing::ValuesIn(communicators()), ::testing::Values(1, 2, 3, 4, 5)),
+                         ::testing::Combine(::testing::ValuesIn(Communicators::values()),
+                                            ::testing::Values(1, 2, 3, 4, 5)),
                          [](const auto& info) {
                            return case_name(std::get<0>(info.param).name, std::get<1>(info.param));
                          });

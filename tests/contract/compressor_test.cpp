@@ -70,7 +70,7 @@ std::vector<Values> decode(const Compressor& c, const Code& code, const std::vec
 
 class CompressorContract : public testing::TestWithParam<std::string> {
  protected:
-  std::unique_ptr<Compressor> codec = make_compressor(GetParam());
+  std::unique_ptr<Compressor> codec = Compressors::create(GetParam());
 };
 
 TEST_P(CompressorContract, SizesAndChunks) {
@@ -202,7 +202,7 @@ TEST_P(CompressorContract, ASummableCodeAddsUp) {
   const Values a = normal(1000, 1, 1), b = normal(1000, 1, 2);
   Values sum(1000);
   run_loopback(2, [&](Communicator& comm) {
-    const auto mine = make_compressor(GetParam());
+    const auto mine = Compressors::create(GetParam());
     Values v = comm.rank() ? b : a;
     all_reduce(comm, *mine, {v.data(), v.size(), DType::f32}, 0, nullptr).wait();
     if (comm.rank() == 0) sum = v;
@@ -221,7 +221,7 @@ Summed sum_over(const std::string& name, int ranks, std::size_t n, double bound)
            std::vector<std::uint64_t>(std::size_t(ranks))};
   run_loopback(ranks, [&](Communicator& inner) {
     Traced comm(inner);
-    const auto codec = make_compressor(name);
+    const auto codec = Compressors::create(name);
     const auto r = std::size_t(comm.rank());
     s.of[r] = normal(n, 1, 100 + unsigned(r));
     all_reduce(comm, *codec, {s.of[r].data(), n, DType::f32}, bound, nullptr).wait();
@@ -259,7 +259,7 @@ TEST_P(CompressorContract, ErrorFeedbackLosesNothing) {
   const int ranks = 3, calls = 200;
   std::vector<double> drift(n);
   run_loopback(ranks, [&](Communicator& comm) {
-    const auto mine = make_compressor(GetParam());
+    const auto mine = Compressors::create(GetParam());
     const Values v = normal(n, 1, unsigned(comm.rank()));
     Values sent(n), owned(shard_size(n, ranks));
     const ErrorFeedback feedback{{sent.data(), n, DType::f32}, {owned.data(), owned.size(), DType::f32}};
@@ -281,7 +281,7 @@ TEST_P(CompressorContract, ErrorFeedbackLosesNothing) {
 TEST_P(CompressorContract, AllToAllKeepsEachBound) {
   if (!codec->bounded()) GTEST_SKIP() << "makes no promise";
   run_loopback(3, [&](Communicator& comm) {
-    const auto mine = make_compressor(GetParam());
+    const auto mine = Compressors::create(GetParam());
     const auto count = [](int from, int to) {
       return std::size_t((from * 3 + to * 7) % 5 * 100 + (from == to ? 0 : 1));
     };
@@ -308,12 +308,12 @@ TEST_P(CompressorContract, AllToAllKeepsEachBound) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Every, CompressorContract, testing::ValuesIn(compressors()),
+INSTANTIATE_TEST_SUITE_P(Every, CompressorContract, testing::ValuesIn(Compressors::names()),
                          [](const auto& info) { return info.param; });
 
 TEST(Compressors, AnUnknownNameIsToldWithTheKnownOnes) {
   try {
-    make_compressor("int9", "a.yaml:3:5");
+    Compressors::create("int9", "a.yaml:3:5");
     FAIL();
   } catch (const UsageError& e) {
     EXPECT_NE(std::string(e.what()).find("int8"), std::string::npos);
@@ -321,7 +321,7 @@ TEST(Compressors, AnUnknownNameIsToldWithTheKnownOnes) {
 }
 
 TEST(Int8, IsTheFormula) {
-  const auto codec = make_compressor("int8");
+  const auto codec = Compressors::create("int8");
   Values v = normal(300, 2, 5);
   const Values out = decode(*codec, encode(*codec, {v}, 0), {v.size()})[0];
   for (const auto& [first, last] : {std::pair{0, 256}, std::pair{256, 300}}) {

@@ -2,9 +2,9 @@
 // Ranks that make different calls, on every registered backend. With Checked each case is an error that names
 // both ranks and the field; without it, ranks that call on different communicators are named by the watchdog.
 // The table was written before the code's behaviour was known.
-#include "comm/wrappers/checked.h"
 #include "comm/backends.h"
 #include "comm/watchdog/watchdog.h"
+#include "comm/wrappers/checked.h"
 #include "tests/mpi_harness.h"
 
 #include <algorithm>
@@ -120,7 +120,7 @@ TEST_P(Mismatch, IsNamedByChecked) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Mismatch,
-                         ::testing::Combine(::testing::ValuesIn(communicators()), ::testing::Values(2, 4),
+                         ::testing::Combine(::testing::ValuesIn(Communicators::values()), ::testing::Values(2, 4),
                                             ::testing::Range<std::size_t>(0, std::size(cases))),
                          [](const auto& info) {
                            return case_name(std::get<0>(info.param).name, std::get<1>(info.param)) + "_" +
@@ -168,7 +168,7 @@ TEST_P(Unchecked, OtherCommunicatorIsNamedByTheWatchdog) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, Unchecked,
-                         ::testing::Combine(::testing::ValuesIn(communicators()), ::testing::Values(2, 4)),
+                         ::testing::Combine(::testing::ValuesIn(Communicators::values()), ::testing::Values(2, 4)),
                          [](const auto& info) {
                            return case_name(std::get<0>(info.param).name, std::get<1>(info.param));
                          });

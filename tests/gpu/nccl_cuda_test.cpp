@@ -1,12 +1,12 @@
 // links: comm
 // What the contract tests cannot see of the CUDA part: kernels against their CPU twins, CUDA graphs, the end
 // of a job, and what a call costs the host.
-#include "comm/cuda/reduce.h"
-#include "comm/cuda/runtime.h"
+#include "comm/backends.h"
 #include "comm/cuda/nccl.h"
 #include "comm/cuda/nccl_library.h"
+#include "comm/cuda/reduce.h"
+#include "comm/cuda/runtime.h"
 #include "comm/reduce.h"
-#include "comm/backends.h"
 #include "tests/mpi_harness.h"
 
 #include <algorithm>
@@ -21,7 +21,7 @@ using Clock = std::chrono::steady_clock;
 using cuda::Event;
 
 std::string missing(const char* backend, int ranks) {
-  for (const auto& entry : communicators())
+  for (const auto& entry : Communicators::values())
     if (entry.name == backend) return entry.missing(ranks);
   return "built without CUDA";
 }

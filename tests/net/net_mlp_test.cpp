@@ -11,9 +11,8 @@ namespace {
 
 // 20 steps of recipes/mlp; the losses, and the weights in `file` by rank 0.
 std::vector<double> train(Communicator& world, const std::string& file) {
-  bench::OwnRun run(
-      "recipe: mlp\nsteps: 100\nbatch_size: 32\nsizes: [64, 128, 10]\nbucket_mib: 0.01\n"
-      "optimizer: {lr: 3.0e-3, warmup: 10}\n");
+  Experiment run(Config::parse("recipe: mlp\nsteps: 100\nbatch_size: 32\nsizes: [64, 128, 10]\nbucket_mib: 0.01\n"
+      "optimizer: {lr: 3.0e-3, warmup: 10}\n", "benchmark"));
   bench::OwnSession session(run, world, 20);
   std::vector<double> losses;
   for (int step = 0; step < 20; ++step) losses.push_back(session.step());

@@ -1,6 +1,7 @@
 #include "framework/config/config.h"
 
 #include "comm/error.h"
+#include "comm/nearest.h"
 #include "comm/registry.h"
 
 #include <bit>
@@ -712,18 +713,18 @@ struct Star : Shape {
   int corners() const override { return 2 * n; }
   int n;
 };
-const Registry<Shape>::Entry square("square", [] { return std::make_unique<Square>(); });
-const Registry<Shape>::Entry pentagram("pentagram", [] { return std::make_unique<Star>(5); });
-const Registry<Shape, int>::Entry star("star", [](int n) { return std::make_unique<Star>(n); });
+const Factories<Shape>::Entry square("square", [] { return std::make_unique<Square>(); });
+const Factories<Shape>::Entry pentagram("pentagram", [] { return std::make_unique<Star>(5); });
+const Factories<Shape, int>::Entry star("star", [](int n) { return std::make_unique<Star>(n); });
 
 TEST(Registry, CreatesByNameAndHelpsWithUnknownNames) {
-  EXPECT_EQ(Registry<Shape>::names(), (std::vector<std::string>{"pentagram", "square"}));
-  EXPECT_EQ(Registry<Shape>::create("pentagram")->corners(), 10);
-  EXPECT_EQ((Registry<Shape, int>::create("star", 7)->corners()), 14);
-  EXPECT_EQ(error_of([] { Registry<Shape>::create("sqaure", "a.yaml:1:3: shape"); }),
+  EXPECT_EQ(Factories<Shape>::names(), (std::vector<std::string>{"pentagram", "square"}));
+  EXPECT_EQ(Factories<Shape>::create("pentagram")->corners(), 10);
+  EXPECT_EQ((Factories<Shape, int>::create("star", 7)->corners()), 14);
+  EXPECT_EQ(error_of([] { Factories<Shape>::create("sqaure", "a.yaml:1:3: shape"); }),
             "a.yaml:1:3: shape: unknown name 'sqaure'; did you mean square? known: pentagram, square");
-  EXPECT_EQ(error_of([] { Registry<Shape>::create("x"); }), "unknown name 'x'; known: pentagram, square");
-  EXPECT_THROW(Registry<Shape>::add("square", [] { return std::make_unique<Square>(); }), Error);
+  EXPECT_EQ(error_of([] { Factories<Shape>::create("x"); }), "unknown name 'x'; known: pentagram, square");
+  EXPECT_THROW(Factories<Shape>::add("square", [] { return std::make_unique<Square>(); }), Error);
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
 // Gradient hooks and ZeRO-1: bytes by formula, what is lost comes back, resume, and the same weights as without.
 #include "comm/wrappers/traced.h"
 #include "compression/collectives.h"
-#include "framework/io/checkpoint.h"
-#include "framework/gradients/reducer.h"
 #include "framework/base/tensor.h"
+#include "framework/gradients/reducer.h"
+#include "framework/io/checkpoint.h"
 #include "tests/unit/regression_recipe.h"
 
 #include <gtest/gtest.h>
@@ -83,7 +83,7 @@ TEST(Hooks, PiecesOnLanesAreTheWhole) {
       std::vector<std::unique_ptr<Communicator>> copies;
       std::vector<Communicator*> lanes{&comm};
       for (int i = 0; i < 3; ++i) lanes.push_back(copies.emplace_back(comm.split(0, comm.rank())).get());
-      const auto whole = make_compressor(name, "test");
+      const auto whole = Compressors::create(name, "test");
       const at::Tensor sent = at::zeros({count}, at::kFloat);
       const at::Tensor owned = at::zeros({std::int64_t(shard_size(count, 2))}, at::kFloat);
       const ErrorFeedback feedback{buffer_of(sent), buffer_of(owned)};

@@ -1,6 +1,7 @@
 #include "data/image_text/images.h"
 
 #include "comm/error.h"
+#include "data/file.h"
 #include "data/rng.h"
 #include "tests/unit/reference_files.h"
 

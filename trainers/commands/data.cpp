@@ -5,11 +5,14 @@
 #include "data/image_text/folder.h"
 #include "data/image_text/openclipart.h"
 #include "data/image_text/prepared.h"
+#include "framework/command.h"
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+
+#include <CLI/CLI.hpp>
 
 #include <unistd.h>
 
@@ -67,13 +70,6 @@ void show_progress(std::size_t done, std::size_t total) {
 
 }  // namespace
 
-std::string prepared_path(const std::string& name, int size) {
-  const char* cache = std::getenv("XDG_CACHE_HOME");
-  const char* home = std::getenv("HOME");
-  const fs::path base = cache && *cache ? fs::path(cache) : fs::path(home && *home ? home : ".") / ".cache";
-  return (base / "trireme" / "data" / (name + "_" + std::to_string(size) + ".h5")).string();
-}
-
 int data_command(const DataOptions& o) {
   if (o.size < 8 || o.size > 1024)
     throw UsageError("trireme data", "--size " + std::to_string(o.size), "choose 8 to 1024 pixels");
@@ -104,4 +100,18 @@ int data_command(const DataOptions& o) {
   return 0;
 }
 
+namespace {
+
+const Commands::Entry registered({"data", "prepare a data set", [](CLI::App& command) {
+                                    const auto o = std::make_shared<DataOptions>();
+                                    command.add_option("name", o->name, "openclipart, emoji or folder")->required();
+                                    command.add_option("--out", o->out, "prepared file");
+                                    command.add_option("--size", o->size, "pixels a side")->check(CLI::Range(8, 1024));
+                                    command.add_option("--from", o->from,
+                                                       "folder: your images, or a CSV of filepath,title");
+                                    command.add_flag("--force", o->force, "prepare again");
+                                    return [o](const CommandLine&) { return data_command(*o); };
+                                  }});
+
+}  // namespace
 }  // namespace trireme

@@ -13,9 +13,6 @@ struct DataOptions {
   bool force = false;  // prepare again although the file is there
 };
 
-// ${XDG_CACHE_HOME:-~/.cache}/trireme/data/NAME_SIZE.h5
-std::string prepared_path(const std::string& name, int size);
-
 // Summary on stdout, progress on stderr; returns 0. A sound file that is already there is kept (unless
 // `force`), a damaged one in the cache is made anew. Throws UsageError, DataError.
 int data_command(const DataOptions& options);

@@ -1,10 +1,11 @@
-#include "trainers/commands/doctor.h"
+// `trireme doctor`: what was found, what is missing and how to get it.
 
 #include "comm/device.h"
+#include "framework/command.h"
 #include "framework/recipe.h"
-#include "comm/backends.h"
 
 #include <ATen/ATen.h>
+#include <CLI/CLI.hpp>
 #include <torch/version.h>
 
 #include <hdf5.h>
@@ -31,8 +32,6 @@ bool on_path(const std::string& program) {
 
 void row(const char* what, const std::string& value) { std::printf("  %-12s %s\n", what, value.c_str()); }
 
-}  // namespace
-
 int doctor() {
   std::printf("trireme %s\n", TRIREME_VERSION);
   row("LibTorch", TORCH_VERSION);
@@ -58,4 +57,8 @@ int doctor() {
   return 0;
 }
 
+const Commands::Entry registered({"doctor", "what was found, what is missing and how to get it",
+                                  [](CLI::App&) { return [](const CommandLine&) { return doctor(); }; }});
+
+}  // namespace
 }  // namespace trireme

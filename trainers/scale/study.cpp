@@ -1,10 +1,12 @@
 #include "trainers/scale/study.h"
 
-#include "bench/own_run.h"
 #include "comm/error.h"
 #include "comm/wrappers/traced.h"
 #include "data/loader.h"
+#include "framework/experiment.h"
 #include "framework/io/file_io.h"
+#include "framework/session.h"
+#include "framework/base/quantile.h"
 #include "framework/base/tensor.h"
 #include "trainers/launch.h"
 #include "trainers/loop.h"
@@ -37,7 +39,7 @@ constexpr int warm_up = 3;
 constexpr double tolerance = 0.15;
 constexpr int farthest = 1024;
 
-double median(std::vector<double> v) { return bench::quantile(std::move(v), 0.5); }
+double median(std::vector<double> v) { return quantile(std::move(v), 0.5); }
 double ms_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
 }
@@ -230,7 +232,7 @@ scale::Study scale::make_study(std::vector<Measured> measured, bool weak) {
 }
 
 int scale_measure(const ScaleOptions& o, Communicator& world, int local_ranks) {
-  bench::OwnRun run(Config::load(o.file, o.overrides));
+  Experiment run(Config::load(o.file, o.overrides));
   const TrainConfig& config = run.train;
   set_threads(config, local_ranks);
   Session session(world, config, *run.recipe);
@@ -307,16 +309,12 @@ int scale_measure(const ScaleOptions& o, Communicator& world, int local_ranks) {
   found["place"] =
       (context.device().is_cuda() ? "GPUs over " : "CPUs over ") + std::string(context.comm("grad").backend());
   write_file(o.measure + "/measured.json", found.dump(1) + "\n");
-  const auto schema = [&](Fields& f) {
-    run.train.fields(f);
-    run.recipe->fields(f);
-  };
-  write_file(o.measure + "/config.resolved.yaml", run.config.print(schema, false));
+  write_file(o.measure + "/config.resolved.yaml", run.config.print(run.schema, false));
   return 0;
 }
 
 int scale_command(const ScaleOptions& o) {
-  const bench::OwnRun run(Config::load(o.file, o.overrides));  // a mistake is told once, before any rank starts
+  const Experiment run(Config::load(o.file, o.overrides));  // a mistake is told once, before any rank starts
   const std::string out = o.out.empty() ? "runs/scale-" + fs::path(o.file).stem().string() : o.out;
   std::vector<int> counts = o.ranks;
   std::sort(counts.begin(), counts.end());

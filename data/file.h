@@ -1,0 +1,12 @@
+// Reading files that users bring.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace trireme {
+
+// Whole file; throws DataError when it is missing, not a plain file, or longer than max_bytes.
+std::vector<std::uint8_t> read_file(const std::string& path, std::int64_t max_bytes);
+
+}  // namespace trireme

@@ -1,0 +1,36 @@
+// What is trained, and what the reducer and the optimizer know of it.
+#pragma once
+#include "comm/communicator.h"
+
+#include <string>
+
+#include <ATen/core/Tensor.h>
+
+namespace trireme {
+
+struct Param {
+  std::string name;
+  at::Tensor value;                  // leaf; the master copy (f32 or f64)
+  Communicator* replicas = nullptr;  // ranks that hold this same value; null = world. Size 1 = never reduced.
+  std::string group = "decay";       // "decay", "no_decay", or a name of the recipe's own
+};
+
+// Elements [begin, end) of a parameter, flattened.
+struct Slice {
+  std::size_t param;
+  std::int64_t begin, end;
+};
+
+struct Step {
+  std::int64_t step = 0;  // optimizer steps finished before this one
+  std::int64_t epoch = 0;
+  double lr = 0;  // of the schedule
+};
+
+// Hyper-parameters of one parameter group for one step.
+struct GroupSettings {
+  double lr = 0;
+  double weight_decay = 0;
+};
+
+}  // namespace trireme

@@ -1,8 +1,0 @@
-// `trireme doctor`.
-#pragma once
-
-namespace trireme {
-
-int doctor();  // prints a table to stdout; 0
-
-}  // namespace trireme
