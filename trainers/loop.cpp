@@ -1,32 +1,30 @@
 #include "trainers/loop.h"
 
 #include "comm/error.h"
-#include "comm/wrappers/traced.h"
 #include "comm/watchdog/watchdog.h"
+#include "comm/wrappers/traced.h"
 #include "data/loader.h"
 #include "framework/base/agree.h"
 #include "framework/experiment.h"
+#include "framework/init_from.h"
 #include "framework/io/checkpoint.h"
 #include "framework/io/file_io.h"
-#include "framework/init_from.h"
 #include "framework/metrics/metrics.h"
-#include "framework/session.h"
 #include "framework/metrics/trace.h"
+#include "framework/session.h"
 #include "trainers/dry_run.h"
 #include "trainers/launch.h"
 #include "trainers/run_folder.h"
+#include "trainers/step_report.h"
 #include "trainers/stop.h"
-#include "trainers/straggler.h"
 
 #include <cmath>
 #include <filesystem>
 #include <iostream>
-#include <numeric>
 #include <thread>
 
 #include <ATen/Parallel.h>
 
-#include <sys/resource.h>
 #include <unistd.h>
 
 namespace trireme {
@@ -77,12 +75,6 @@ std::string done_line(const RunFolder& folder, const Recipe& recipe) {
   return line + " run=" + (failed ? folder.dir : relative.string());
 }
 
-double peak_memory_gib() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return double(usage.ru_maxrss) / 1048576;
-}
-
 class Loop {
  public:
   Loop(const TrainOptions& options, Experiment& setup, Traced& world, Watchdog& watchdog)
@@ -95,7 +87,7 @@ class Loop {
                 std::uint64_t(config_.seed), {.prefetch = config_.prefetch}),
         folder_(open_run_folder(run_dir_of(options), options.fresh, setup.config, setup.schema, world)),
         checkpoints_(folder_.file("ckpt"), int(config_.checkpoint.keep), world),
-        stragglers_(world.size()) {
+        report_(config_, session_, world) {
     session_.context().steps_per_epoch = loader_.steps_per_epoch();
     if (const auto latest = checkpoints_.latest()) {
       const Snapshot snapshot = checkpoints_.load(*latest);
@@ -121,13 +113,12 @@ class Loop {
       return int(ExitCode::ok);
     }
     while (step_ < config_.steps) {
-      const auto begin = Trace::now_ns();
-      blocked_before_ = world_.recorder()->blocked_ns();
+      report_.begin_step();
       watchdog_.phase("the loader");
       session_.context().now.step = step_;
       Batch batch = loader_.next();
       session_.context().now.epoch = batch.epoch;
-      const auto loaded = Trace::now_ns();
+      report_.loaded();
       watchdog_.phase("the step");
       session_.step(batch);
       watchdog_.finished(++step_);
@@ -138,7 +129,7 @@ class Loop {
       const double loss = read ? session_.loss() : std::nan("");
       if (read) judge(loss);
       if (agreed.written == world_.size()) checkpoints_.finish();
-      account(begin, loaded, loss);
+      account(loss);
       if (due(config_.eval_every) || step_ == config_.steps) evaluate();
       const bool stop = agreed.stop > 0 && step_ < config_.steps;
       if (due(config_.checkpoint.every) || step_ == config_.steps || stop) save(stop);
@@ -181,82 +172,10 @@ class Loop {
                 "start over with a lower optimizer.lr or with optimizer.clip_norm set; the last checkpoint is kept");
   }
 
-  // Times are means since the last logged step.
-  void account(std::int64_t begin, std::int64_t loaded, double loss) {
-    const auto end = Trace::now_ns();
-    sums_["step_ms"] += double(end - begin) * 1e-6;
-    sums_["data_ms"] += double(loaded - begin) * 1e-6;
-    const double blocked = double(std::int64_t(world_.recorder()->blocked_ns() - blocked_before_)) * 1e-6;
-    sums_["own_ms"] += std::max(0.0, double(end - begin) * 1e-6 - std::max(0.0, blocked));
-    ++summed_;
+  void account(double loss) {
+    report_.add_step();
     metrics_.progress(step_, loss);
-    if (!due(config_.log_every) && step_ != config_.steps) return;
-    const StepTimes t = session_.take_times();
-    sums_["forward_ms"] = t.forward;
-    sums_["backward_ms"] = t.backward;
-    sums_["comm_exposed_ms"] = t.exposed;
-    sums_["optimizer_ms"] = t.optimizer;
-    Record r;
-    r.step = step_;
-    gather_times(r);
-    r.values["samples_per_s"] = 1e3 * double(config_.batch_size) / r.values["step_ms"];
-    r.values["loss"] = loss;
-    r.values["lr"] = session_.context().now.lr;
-    r.values["epoch"] = double(session_.context().now.epoch);
-    r.values["gradient_norm"] = session_.gradient_norm();
-    r.values["memory_gib"] = peak_memory_gib();
-    const auto [sent, uncompressed] = bytes_since_last_log();
-    r.values["bytes_sent"] = sent / double(summed_);
-    r.values["bytes_uncompressed"] = uncompressed / double(summed_);
-    r.values["mfu"] = std::nan("");  // no peak is known for a host
-    for (const auto& [key, value] : session_.take_logged()) r.values[key] = value;
-    metrics_.log(r);
-    sums_.clear();
-    summed_ = 0;
-  }
-
-  // Mean times a step of all ranks: their mean, least and largest; who is slow is named.
-  void gather_times(Record& r) {
-    const CallSite here("loop: times of all ranks");
-    const std::size_t n = std::size_t(world_.size()), width = sums_.size();
-    std::vector<double> mine, all(n * width);
-    for (const auto& [key, sum] : sums_) mine.push_back(sum / double(summed_));
-    session_.context()
-        .comm("control")
-        .all_gather({mine.data(), width, DType::f64}, {all.data(), all.size(), DType::f64})
-        .wait();
-    std::size_t k = 0;
-    for (const auto& [key, unused] : sums_) {
-      std::vector<double> of_ranks;
-      for (std::size_t rank = 0; rank < n; ++rank) of_ranks.push_back(all[rank * width + k]);
-      ++k;
-      r.values[key] = std::accumulate(of_ranks.begin(), of_ranks.end(), 0.0) / double(n);
-      if (n == 1) continue;
-      const auto [least, most] = std::minmax_element(of_ranks.begin(), of_ranks.end());
-      r.values[key + "_min"] = *least;
-      r.values[key + "_max"] = *most;
-      if (key == "own_ms") name_stragglers(r, of_ranks);
-    }
-  }
-
-  void name_stragglers(Record& r, const std::vector<double>& own_ms) {
-    for (const int rank : stragglers_.look(own_ms, summed_)) {
-      session_.context().message("rank " + std::to_string(rank) + " is slow: its own work takes " +
-                                 format(own_ms[std::size_t(rank)]) + " ms a step, that of the median rank " +
-                                 format(StragglerReport::median(own_ms)) + " ms; the others wait for it");
-      r.values["straggler"] = rank;
-    }
-  }
-
-  // Sent, and what it would have been without gradient hooks.
-  std::pair<double, double> bytes_since_last_log() {
-    double gradients = 0, others = 0;
-    for (const std::string_view name : {"world", "grad", "control"})
-      if (const auto* traced = dynamic_cast<const Traced*>(&session_.context().comm(name)))
-        (name == "grad" ? gradients : others) += double(traced->stats().bytes);
-    const double sent = gradients + others - std::exchange(bytes_logged_, gradients + others);
-    const double since = others - std::exchange(others_logged_, others);
-    return {sent, since + double(session_.plain_bytes()) * double(summed_)};
+    if (due(config_.log_every) || step_ == config_.steps) metrics_.log(report_.record(step_, loss));
   }
 
   void evaluate() {
@@ -312,11 +231,9 @@ class Loop {
   RunFolder folder_;
   Checkpoints checkpoints_;
   Metrics metrics_;
-  StragglerReport stragglers_;
-  std::int64_t step_ = 0, saved_at_ = 0, skipped_in_row_ = 0, summed_ = 0;
-  std::map<std::string, double> sums_;
-  double best_ = -std::numeric_limits<double>::infinity(), bytes_logged_ = 0, others_logged_ = 0;
-  std::uint64_t blocked_before_ = 0;
+  StepReport report_;
+  std::int64_t step_ = 0, saved_at_ = 0, skipped_in_row_ = 0;
+  double best_ = -std::numeric_limits<double>::infinity();
   bool is_best_ = false;
 };
 
