@@ -8,6 +8,7 @@
 #include "comm/wrappers/traced.h"
 #include "tests/contract/communicator_reference.h"
 #include "tests/contract/through_device.h"
+#include "tests/max_difference.h"
 #include "tests/mpi_harness.h"
 
 #include <algorithm>
@@ -79,7 +80,7 @@ void rounding_of(Communicator& comm, double epsilon) {
   comm.all_reduce(buffer(v), Op::sum).wait();
   double worst = 0;  // of the bound
   for (std::size_t i = 0; i < count; ++i)
-    worst = std::max(worst, std::fabs(static_cast<double>(v[i].wide()) - exact[i]) / (comm.size() * epsilon * size[i]));
+    worst = nan_max(worst, std::fabs(static_cast<double>(v[i].wide()) - exact[i]) / (comm.size() * epsilon * size[i]));
   EXPECT_LE(worst, 1) << name(E::dtype);
 }
 

@@ -4,6 +4,7 @@
 #include "comm/local/loopback.h"
 #include "comm/wrappers/traced.h"
 #include "compression/collectives.h"
+#include "tests/max_difference.h"
 
 #include <cmath>
 #include <cstring>
@@ -325,10 +326,10 @@ TEST(Int8, IsTheFormula) {
   Values v = normal(300, 2, 5);
   const Values out = decode(*codec, encode(*codec, {v}, 0), {v.size()})[0];
   for (const auto& [first, last] : {std::pair{0, 256}, std::pair{256, 300}}) {
-    float largest = 0;
-    for (int i = first; i < last; ++i) largest = std::max(largest, std::abs(v[std::size_t(i)]));
+    double largest = 0;
+    for (int i = first; i < last; ++i) largest = test::nan_max(largest, std::abs(v[std::size_t(i)]));
     for (int i = first; i < last; ++i) {
-      const double scale = double(largest) / 127, q = std::nearbyint(v[std::size_t(i)] / scale);
+      const double scale = largest / 127, q = std::nearbyint(v[std::size_t(i)] / scale);
       EXPECT_NEAR(out[std::size_t(i)], q * scale,
                   scale * 1e-5 + (std::abs(v[std::size_t(i)] / scale - q) > 0.499 ? scale : 0));
     }

@@ -2,6 +2,7 @@
 // TRIREME_CLIP_VECTORS names the folder; otherwise the project's own set (PyTorch autograd) is used.
 #include "comm/local/loopback.h"
 #include "framework/losses/contrastive.h"
+#include "tests/max_difference.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -125,7 +126,7 @@ class ClipVectors : public testing::TestWithParam<Case> {
         ASSERT_EQ(want.size(), a[key].size()) << key;
         double worst = 0;
         for (std::size_t i = 0; i < want.size(); ++i)
-          worst = std::max(worst, std::abs(a[key][i] - want[i]) / (1 + std::abs(want[i])));
+          worst = test::nan_max(worst, std::abs(a[key][i] - want[i]) / (1 + std::abs(want[i])));
         EXPECT_LE(worst, tolerance) << name << " K" << k << " step " << step << " " << key;
       }
     }

@@ -1,6 +1,7 @@
 // links: comm
 #include "comm/copy.h"
 #include "comm/reduce.h"
+#include "tests/max_difference.h"
 
 #include <bit>
 #include <cmath>
@@ -137,6 +138,21 @@ TEST(Reduce, IntegersWrap) {
   EXPECT_EQ(reduced<std::int32_t>(Op::sum, DType::i32, {{std::numeric_limits<std::int32_t>::max()}, {1}})[0],
             std::numeric_limits<std::int32_t>::min());
   EXPECT_EQ(reduced<std::int64_t>(Op::min, DType::i64, {{-5}, {3}, {-7}})[0], -7);
+}
+
+// What the tests judge by: no NaN is dropped, wherever it stands, and a result of nothing else passes no bound.
+TEST(MaxDifference, NanStays) {
+  const double nan = std::nan(""), inf = std::numeric_limits<double>::infinity();
+  const auto worst = [](const std::vector<double>& differences) {
+    double most = 0;
+    for (const double d : differences) most = test::nan_max(most, d);
+    return most;
+  };
+  EXPECT_EQ(worst({1, 3, 2}), 3);
+  EXPECT_EQ(worst({1, inf, 2}), inf);
+  for (const auto& differences :
+       std::vector<std::vector<double>>{{nan, nan, nan}, {nan, 1, 2}, {1, nan, 2}, {1, 2, nan}})
+    EXPECT_FALSE(worst(differences) <= inf);
 }
 
 TEST(Copy, EveryAlignmentAndLength) {

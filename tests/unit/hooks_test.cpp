@@ -52,6 +52,21 @@ void reduce(GradientHook& hook, Bucket& bucket, Communicator& comm) {
   for (auto& work : works) work.wait();
 }
 
+// The judge of this file and of session_test: a run that is all NaN, or that is missing, equals nothing.
+TEST(Distance, NanEqualsNothing) {
+  const Result good = train(small(), 1);
+  EXPECT_EQ(distance(good, good), 0);
+  Result bad = good;
+  for (auto& w : bad.weights) w = at::full_like(w, std::nan(""));
+  EXPECT_FALSE(distance(bad, good) <= 1e300);
+  bad = good;
+  for (auto& l : bad.losses) l = std::nan("");
+  EXPECT_FALSE(distance(bad, good) <= 1e300);
+  bad = good;
+  bad.weights.pop_back();
+  EXPECT_FALSE(distance(bad, good) <= 1e300);
+}
+
 TEST(Hooks, BytesAreTheFormula) {
   for (const int ranks : {2, 3, 4})
     for (const auto& name : lossy()) {

@@ -156,22 +156,40 @@ std::vector<std::string> long_functions(const std::string& text, int most) {
   return found;
 }
 
-// Every source of the program, as (path from the root, text).
-std::vector<std::pair<std::string, std::string>> sources() {
+// Running maxima of differences that drop a NaN: std::max, max or fmax with a call of abs among their arguments. A
+// member .max() is torch's, which keeps NaN.
+int blind_maxima(const std::string& text) {
+  static const std::regex begin(R"((^|[^.\w])(std::)?f?max\s*(<[\w: ]+>\s*)?\()"), difference(R"(\bf?abs\s*\()");
+  const std::string code = code_only(text);
+  int found = 0;
+  for (std::sregex_iterator m(code.begin(), code.end(), begin); m != std::sregex_iterator(); ++m) {
+    const auto first = code.begin() + m->position() + m->length();
+    auto last = first;
+    for (int depth = 1; last != code.end() && depth > 0; ++last) depth += *last == '(' ? 1 : *last == ')' ? -1 : 0;
+    found += std::regex_search(first, last, difference);
+  }
+  return found;
+}
+
+// Every C++ file below `folder`, as (path from the root, text).
+void add_sources(const std::string& folder, std::vector<std::pair<std::string, std::string>>& all) {
   const char* source = std::getenv("TRIREME_SOURCE");
   const fs::path root = source ? source : ".";
-  std::vector<std::pair<std::string, std::string>> all;
-  for (const auto& [folder, allowed] : folders) {
-    if (!fs::exists(root / folder)) continue;
-    for (const auto& entry : fs::recursive_directory_iterator(root / folder)) {
-      const std::string extension = entry.path().extension().string();
-      if (extension != ".h" && extension != ".cpp" && extension != ".cu" && extension != ".cuh") continue;
-      std::stringstream text;
-      text << std::ifstream(entry.path()).rdbuf();
-      all.emplace_back(entry.path().lexically_relative(root).generic_string(), text.str());
-    }
+  if (!fs::exists(root / folder)) return;
+  for (const auto& entry : fs::recursive_directory_iterator(root / folder)) {
+    const std::string extension = entry.path().extension().string();
+    if (extension != ".h" && extension != ".cpp" && extension != ".cu" && extension != ".cuh") continue;
+    std::stringstream text;
+    text << std::ifstream(entry.path()).rdbuf();
+    all.emplace_back(entry.path().lexically_relative(root).generic_string(), text.str());
   }
-  EXPECT_GT(all.size(), 100u) << "the sources were not found below " << root;
+}
+
+// The sources of the program.
+std::vector<std::pair<std::string, std::string>> sources() {
+  std::vector<std::pair<std::string, std::string>> all;
+  for (const auto& [folder, allowed] : folders) add_sources(folder, all);
+  EXPECT_GT(all.size(), 100u) << "the sources were not found: TRIREME_SOURCE or the current folder";
   return all;
 }
 
@@ -186,6 +204,17 @@ TEST(House, FilesAndFunctionsStayShort) {
     EXPECT_LE(lines, file == "trainers/main.cpp" ? 100 : file.ends_with(".h") ? 200 : 400) << file;
     for (const auto& f : long_functions(text, 60)) ADD_FAILURE() << file << ":" << f << " lines in one function";
   }
+}
+
+// std::max(worst, std::abs(a - b)) passes a result that is all NaN: tests/max_difference.h.
+TEST(House, TestsSeeNan) {
+  std::vector<std::pair<std::string, std::string>> all;
+  add_sources("tests", all);
+  EXPECT_GT(all.size(), 30u);
+  for (const auto& [file, text] : all) EXPECT_EQ(blind_maxima(text), 0) << file << ": a maximum that drops NaN";
+  EXPECT_EQ(blind_maxima("w = std::max(w, std::fabs(a -\n b)); w = std::max<double>(w, abs(c)); abs(1);\n"), 2);
+  EXPECT_EQ(blind_maxima("for (double d : all) w = fmax(w, abs(d)); w = nan_max(w, std::abs(d));"), 1);
+  EXPECT_EQ(blind_maxima("e = (a - b).abs().max() / b.abs(); EXPECT_LE(std::max(1, 2), 3) << abs(d);"), 0);
 }
 
 TEST(House, PlantedIncludesAreFound) {

@@ -3,6 +3,7 @@
 #include "comm/local/loopback.h"
 #include "data/rng.h"
 #include "framework/session.h"
+#include "tests/max_difference.h"
 
 #include <cmath>
 #include <mutex>
@@ -94,13 +95,15 @@ inline Result train(const TrainConfig& config, int ranks,
   return result;
 }
 
+// The largest relative difference of weights and losses; NaN if there is one, or if the two are not of one shape.
 inline double distance(const Result& a, const Result& b) {
   double worst = 0;
+  if (a.weights.size() != b.weights.size() || a.losses.size() != b.losses.size()) return std::nan("");
   for (std::size_t i = 0; i < a.weights.size(); ++i)
-    worst = std::max(
+    worst = nan_max(
         worst, ((a.weights[i] - b.weights[i]).abs().max() / b.weights[i].abs().max().clamp_min(1e-30)).item<double>());
   for (std::size_t i = 0; i < a.losses.size(); ++i)
-    worst = std::max(worst, std::abs(a.losses[i] - b.losses[i]) / std::abs(b.losses[i]));
+    worst = nan_max(worst, std::abs(a.losses[i] - b.losses[i]) / std::abs(b.losses[i]));
   return worst;
 }
 
