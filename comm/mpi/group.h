@@ -4,6 +4,7 @@
 #include "comm/engine/engine.h"
 #include "comm/mpi/mpi.h"
 #include "comm/mpi/shm_channel.h"
+#include "comm/mpi/tags.h"
 
 #define OMPI_SKIP_MPICXX 1  // the C++ bindings of old, which do not compile cleanly
 #define MPICH_SKIP_MPICXX 1
@@ -17,12 +18,10 @@ struct MpiLink {
   std::shared_ptr<Engine> engine;
   MpiOptions options;
   std::vector<int> node_of;  // world rank -> lowest world rank of its node
-  int tag_limit = 0;
-  std::atomic<int> next_tag{1};
+  std::unique_ptr<Tags> tags;
 };
 
-// A group of ranks. Its messages carry its own tag, so that no MPI communicator has to be made: two groups
-// that share two ranks never have equal tags.
+// A group of ranks. Its messages carry its own tag (tags.h), so that no MPI communicator has to be made.
 class MpiGroup final : public Queue {
  public:
   MpiGroup(std::shared_ptr<MpiLink> l, std::vector<int> ranks, int rank, int t)
@@ -31,6 +30,7 @@ class MpiGroup final : public Queue {
         me{rank, static_cast<int>(ranks.size())},
         world(std::move(ranks)),
         tag(t) {}
+  ~MpiGroup() override { link->tags->give_back(tag); }
 
   const std::shared_ptr<MpiLink> link;
   const Member me;

@@ -36,6 +36,7 @@ namespace {
   std::_Exit(code);
 }
 
+// The tag, claimed, becomes the communicator's.
 std::unique_ptr<Communicator> make_communicator(const std::shared_ptr<MpiLink>& link, std::vector<int> ranks, int rank,
                                                 int tag);
 
@@ -84,6 +85,7 @@ class MpiCommunicator final : public Communicator {
  private:
   std::vector<std::int64_t> gather(std::span<const std::int64_t> mine);
   SharedSegment share(std::size_t bytes);
+  int draw_tag();
   std::vector<int> readable_processes();
 
   std::shared_ptr<MpiGroup> g_;
@@ -162,27 +164,39 @@ std::vector<int> MpiCommunicator::readable_processes() {
   return processes;
 }
 
+// A tag that is free on all ranks; it is claimed on all of them.
+int MpiCommunicator::draw_tag() {
+  Tags& tags = *g_->link->tags;
+  std::int64_t first = 0;
+  for (int width = 1;; width = std::min(2 * width, Tags::most_width)) {
+    Tags::Block mine;
+    if (rank() == 0) mine = tags.claim_free(g_->world[0], first, width);
+    first = mine.first;
+    broadcast({&first, 1, DType::i64}, 0).wait();
+    if (first < 0)
+      throw CommError(place(g_->me), "more than " + std::to_string(tags.most()) + " communicators at once",
+                      "make communicators once, not in every step");
+    if (rank() != 0) mine = tags.claim(g_->world[0], first, width);
+    const std::int64_t claimed[] = {static_cast<std::int64_t>(mine.claimed)};
+    auto all = ~std::uint64_t{0};
+    for (const std::int64_t theirs : gather(claimed)) all &= static_cast<std::uint64_t>(theirs);
+    if (const int tag = tags.keep(mine, all); tag >= 0) return tag;
+    first += width;
+  }
+}
+
 std::unique_ptr<Communicator> MpiCommunicator::split(int color, int key) {
-  MpiLink& link = *g_->link;
-  const std::int64_t mine[] = {color, key, link.next_tag.load()};
+  const std::int64_t mine[] = {color, key};
   const std::vector<std::int64_t> all = gather(mine);
   std::vector<int> members;
-  std::int64_t tag = 0;
-  for (int r = 0; r < size(); ++r) {
-    const std::int64_t* entry = &all[static_cast<std::size_t>(r) * 3];
-    tag = std::max(tag, entry[2]);
-    if (entry[0] == color) members.push_back(r);
-  }
-  if (tag >= link.tag_limit)
-    throw CommError(place(g_->me), "more than " + std::to_string(link.tag_limit) + " communicators",
-                    "make communicators once, not in every step");
-  link.next_tag.store(static_cast<int>(tag) + 1);
+  for (int r = 0; r < size(); ++r)
+    if (all[static_cast<std::size_t>(r) * 2] == color) members.push_back(r);
   std::stable_sort(members.begin(), members.end(), [&](int a, int b) {
-    return all[static_cast<std::size_t>(a) * 3 + 1] < all[static_cast<std::size_t>(b) * 3 + 1];
+    return all[static_cast<std::size_t>(a) * 2 + 1] < all[static_cast<std::size_t>(b) * 2 + 1];
   });
   const int new_rank = static_cast<int>(std::find(members.begin(), members.end(), rank()) - members.begin());
   for (int& member : members) member = g_->world[static_cast<std::size_t>(member)];
-  return make_communicator(g_->link, std::move(members), new_rank, static_cast<int>(tag));
+  return make_communicator(g_->link, std::move(members), new_rank, draw_tag());
 }
 
 std::shared_ptr<void> MpiCommunicator::allocate(std::size_t bytes) {
@@ -207,8 +221,10 @@ std::shared_ptr<void> MpiCommunicator::allocate(std::size_t bytes) {
 
 std::unique_ptr<Communicator> make_communicator(const std::shared_ptr<MpiLink>& link, std::vector<int> ranks, int rank,
                                                 int tag) {
-  if (ranks.size() == 1)
+  if (ranks.size() == 1) {
+    link->tags->give_back(tag);
     return make_self("mpi", [link](int code, std::string_view why) { abort_job(link.get(), code, why); });
+  }
   auto communicator = std::make_unique<MpiCommunicator>(std::make_shared<MpiGroup>(link, std::move(ranks), rank, tag));
   communicator->connect();
   return communicator;
@@ -235,20 +251,26 @@ NodeCores cores_of(MPI_Comm node, int rank, int size) {
 
 }  // namespace
 
+// From 1 to INT_MAX; `otherwise` where it is not set.
+static int positive_of(const char* name, int otherwise) {
+  const char* set = std::getenv(name);
+  if (!set) return otherwise;
+  const std::string_view text(set);
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 1)
+    throw UsageError(name, "'" + std::string(text) + "' is not a number from 1 to INT_MAX");
+  return value;
+}
+
 MpiOptions MpiOptions::from_environment() {
   MpiOptions options;
   if (const char* transport = std::getenv("TRIREME_MPI_TRANSPORT")) {
     options.shared_memory = std::string_view(transport) != "p2p";
     options.read_peers = std::string_view(transport) != "staged";
   }
-  if (const char* chunk = std::getenv("TRIREME_MPI_CHUNK")) {
-    const std::string_view text(chunk);
-    std::size_t value = 0;
-    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (error != std::errc() || end != text.data() + text.size() || value < 1 || value > INT_MAX)
-      throw UsageError("TRIREME_MPI_CHUNK", "'" + std::string(text) + "' is not a number of bytes from 1 to INT_MAX");
-    options.chunk_limit = value;
-  }
+  options.chunk_limit = static_cast<std::size_t>(positive_of("TRIREME_MPI_CHUNK", INT_MAX));
+  options.highest_tag = positive_of("TRIREME_MPI_TAGS", INT_MAX);
   return options;
 }
 
@@ -290,7 +312,7 @@ MpiWorld::MpiWorld(const MpiOptions& options) : impl_(std::make_unique<Impl>()) 
   void* limit = nullptr;
   int found = 0;
   MPI_Comm_get_attr(link->comm, MPI_TAG_UB, &limit, &found);
-  link->tag_limit = found ? *static_cast<int*>(limit) : 32767;
+  link->tags = std::make_unique<Tags>(std::min(options.highest_tag, found ? *static_cast<int*>(limit) : 32767), size);
   link->engine = std::make_shared<Engine>(Engine::Source::peers, impl_->node_size > cores.usable,
                                           impl_->node_size < size, cores.home);
   impl_->link = link;

@@ -6,6 +6,7 @@
 //   TRIREME_MPI_TRANSPORT=p2p     messages also within a node
 //   TRIREME_MPI_TRANSPORT=staged  shared memory, but no rank reads another's private memory
 //   TRIREME_MPI_CHUNK=BYTES       largest message and piece staged in shared memory (default INT_MAX)
+//   TRIREME_MPI_TAGS=N            highest tag of a message (default and most: what MPI has)
 #pragma once
 #include "comm/communicator.h"
 
@@ -17,6 +18,7 @@ namespace trireme {
 struct MpiOptions {
   bool shared_memory = true, read_peers = true;
   std::size_t chunk_limit = INT_MAX;  // bytes, at most INT_MAX
+  int highest_tag = INT_MAX;
   static MpiOptions from_environment();
 };
 

@@ -4,6 +4,8 @@
 #include "tests/mpi_harness.h"
 
 #include <cmath>
+#include <deque>
+#include <future>
 #include <thread>
 
 #include <sched.h>
@@ -147,6 +149,60 @@ void overlaps(Communicator& comm, int calls_waited_for) {
 }
 MPI_TEST(MpiOverlap, ALargeCollectiveProgressesWhileTheCallerComputes, {2}) { overlaps(comm, 0); }
 MPI_TEST(MpiOverlap, AlsoWhereEveryCallBeforeWasWaitedForAtOnce, {2}) { overlaps(comm, 20); }
+
+// Two threads split two communicators at once, while others of the last rounds still live; with so few tags each is
+// used many times. Odd ranks post in another order: where two groups had one tag, each would get the other's messages.
+void split_from_two_threads(Communicator& comm) {
+  const auto a = comm.split(0, comm.rank()), b = comm.split(0, -comm.rank());
+  const auto n = static_cast<std::size_t>(comm.size());
+  std::deque<std::unique_ptr<Communicator>> live;
+  for (int round = 0; round < 100; ++round) {
+    auto other = std::async(std::launch::async, [&] { return b->split(0, comm.rank()); });
+    live.push_back(a->split(0, comm.rank()));
+    live.push_back(other.get());
+    if (live.size() > 8) live.erase(live.begin(), live.begin() + 2);
+    std::vector<std::vector<int>> got(live.size(), std::vector<int>(n));
+    std::vector<Work> works;
+    for (std::size_t i = 0; i < live.size(); ++i) {
+      const std::size_t k = comm.rank() % 2 == 0 ? i : live.size() - 1 - i;
+      const auto r = static_cast<std::size_t>(comm.rank());
+      got[k][r] = static_cast<int>(100 * k + r);
+      works.push_back(live[k]->all_gather({&got[k][r], 1, DType::i32}, {got[k].data(), n, DType::i32}));
+    }
+    for (auto& work : works) work.wait();
+    for (std::size_t k = 0; k < live.size(); ++k)
+      for (std::size_t r = 0; r < n; ++r) ASSERT_EQ(got[k][r], static_cast<int>(100 * k + r)) << "round " << round;
+  }
+}
+TEST(MpiSplit, TwoThreadsNeverDrawOneTag) {
+  run_mpi_test({2, 3, 4}, split_from_two_threads, {"TRIREME_MPI_TRANSPORT=p2p", "TRIREME_MPI_TAGS=60"});
+}
+TEST(MpiSplit, NorWhereTheyShareMemory) { run_mpi_test({3}, split_from_two_threads, {"TRIREME_MPI_TAGS=60"}); }
+
+// Far more communicators than tags, one after the other, in groups of every form.
+void split_many_times(Communicator& comm) {
+  for (int i = 0; i < 200; ++i) {
+    const auto part = comm.split(comm.rank() % (1 + i % 3), i % 2 ? comm.rank() : -comm.rank());
+    const auto inner = part->split(0, 0);
+    int v = 1;
+    inner->all_reduce({&v, 1, DType::i32}, Op::sum).wait();
+    ASSERT_EQ(v, part->size());
+  }
+}
+TEST(MpiSplit, TagsComeBack) {
+  run_mpi_test({1, 2, 3, 4}, split_many_times, {"TRIREME_MPI_TRANSPORT=p2p", "TRIREME_MPI_TAGS=20"});
+}
+
+TEST(MpiSplit, TooManyAtOnceIsAnError) {
+  if (is_rank())
+    return run_rank([](Communicator& comm) {
+      std::vector<std::unique_ptr<Communicator>> all;
+      for (int i = 0; i < 21; ++i) all.push_back(comm.split(0, comm.rank()));
+    });
+  const Outcome outcome = ended(2, {"TRIREME_MPI_TAGS=20"});
+  expect_code(4, outcome);
+  EXPECT_NE(outcome.output.find("communicators"), std::string::npos) << outcome.output;
+}
 
 TEST(PromptWaits, AreExpectedAfterSomeInARowOnly) {
   PromptWaits waits;
