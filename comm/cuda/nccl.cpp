@@ -1,10 +1,10 @@
 #include "comm/cuda/nccl.h"
 
-#include "comm/engine/arguments.h"
-#include "comm/cuda/runtime.h"
-#include "comm/error.h"
-#include "comm/cuda/nccl_library.h"
 #include "comm/backends.h"
+#include "comm/cuda/nccl_library.h"
+#include "comm/cuda/runtime.h"
+#include "comm/engine/arguments.h"
+#include "comm/error.h"
 
 #include <atomic>
 #include <exception>
@@ -91,6 +91,9 @@ class NcclGroup {
 };
 
 class NcclWork final : public Work::State, public std::enable_shared_from_this<NcclWork> {
+  std::shared_ptr<NcclGroup> g_;  // first, so that it ends last: the memory below goes back to its stream
+  Place place_;
+
  public:
   NcclWork(std::shared_ptr<NcclGroup> group, Place place) : g_(std::move(group)), place_(place) {}
 
@@ -170,9 +173,6 @@ class NcclWork final : public Work::State, public std::enable_shared_from_this<N
       work.inner.wait();
     }
   }
-
-  std::shared_ptr<NcclGroup> g_;
-  Place place_;
 };
 
 class Nccl final : public Communicator {

@@ -129,6 +129,41 @@ TEST(Nccl, CollectivesInACudaGraph) {
   run_mpi_test({2}, captures);
 }
 
+// The copy of an input goes back to the communicator's stream, also where the Work is the last that knows of it.
+void work_outlives_its_communicator(Communicator& world) {
+  const int device = pick_device(world);
+  const cuda::Stream stream(device);
+  const std::size_t count = 100000, n = std::size_t(world.size());
+  const auto memory = device_runtime()->memory(n * count * 4);
+  const Place place{device, stream.get()};
+  cudaMemPool_t pool = nullptr;
+  TRIREME_CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, device));
+  const auto used = [&] {
+    std::uint64_t bytes = 0;
+    TRIREME_CUDA_CHECK(cudaDeviceSynchronize());
+    TRIREME_CUDA_CHECK(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrUsedMemCurrent, &bytes));
+    return bytes;
+  };
+  auto comm = make_nccl(world.split(0, world.rank()), device);
+  const std::uint64_t before = used();
+  {
+    // The input is the next rank's block of the output.
+    void* in = static_cast<std::byte*>(memory.get()) + (std::size_t(world.rank()) + 1) % n * count * 4;
+    Work work = comm->all_gather({in, count, DType::f32, place}, {memory.get(), n * count, DType::f32, place});
+    work.wait();
+    EXPECT_GT(used(), before) << "nothing was copied: this shows nothing";
+    comm.reset();
+  }
+  EXPECT_EQ(cudaGetLastError(), cudaSuccess);
+  EXPECT_EQ(used(), before) << "the copy was not given back";
+}
+
+TEST(Nccl, AWorkMayOutliveItsCommunicator) {
+  if (!is_rank())
+    if (const auto why = missing("nccl", 2); !why.empty()) GTEST_SKIP() << why;
+  run_mpi_test({2}, work_outlives_its_communicator);
+}
+
 void one_rank_aborts(Communicator& world) {
   const int device = pick_device(world);
   const auto comm = make_nccl(world.split(0, world.rank()), device);
