@@ -20,14 +20,12 @@
 namespace trireme {
 namespace {
 
-constexpr std::size_t key_bytes = 16, most_addresses = 8;
-constexpr std::size_t request_bytes = 4 + key_bytes + 4 + 4 + 1;  // magic, key, from, to, question
-constexpr std::size_t header_bytes = 12;                          // magic, rank, length
+constexpr std::size_t most_addresses = 8;
+constexpr std::size_t header_bytes = 12;  // of a reply: magic, rank, length
 constexpr std::size_t reply_limit = 1 << 20;
 constexpr std::size_t most_strangers = 64;
 constexpr std::chrono::seconds stranger_patience{2};
 constexpr char end_word = 'E';
-constexpr std::string_view magic = "trw1";
 
 // What a rank tells the others about itself.
 struct Card {
@@ -77,10 +75,8 @@ void own_addresses(Card& card) {
   freeifaddrs(all);
 }
 
-bool same_key(const char* a, const std::string& b) {
-  unsigned char difference = 0;
-  for (std::size_t i = 0; i < b.size(); ++i) difference |= static_cast<unsigned char>(a[i] ^ b[i]);
-  return difference == 0;
+bool send_whole(int fd, const std::string& s) {
+  return send(fd, s.data(), s.size(), MSG_NOSIGNAL) == static_cast<ssize_t>(s.size());
 }
 
 bool ready_later() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR; }
@@ -89,7 +85,7 @@ bool ready_later() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == 
 
 SideChannel::SideChannel(Communicator& world) : rank_(world.rank()) {
   const std::size_t n = static_cast<std::size_t>(world.size());
-  key_.resize(key_bytes);
+  key_.resize(job_key_bytes);
   if (rank_ == 0 && getrandom(key_.data(), key_.size(), 0) != static_cast<ssize_t>(key_.size())) key_.clear();
   Card mine;
   mine.loopback = loopback_identity();
@@ -104,7 +100,7 @@ SideChannel::SideChannel(Communicator& world) : rank_(world.rank()) {
   if (!key_.empty() && listen(one_loopback)) mine.port = port_;
   if (!one_loopback) own_addresses(mine);
   exchange();
-  key_.resize(key_bytes);  // without randomness rank 0 has no port, and nobody asks it
+  key_.resize(job_key_bytes);  // without randomness rank 0 has no port, and nobody asks it
   world.broadcast({key_.data(), key_.size(), DType::u8}, 0).wait();
   for (const Card& c : cards) {
     Peer peer;
@@ -181,7 +177,7 @@ void SideChannel::ask(int rank, char question) {
     if (peer.port == 0) break;
     const int fd = connect_to(address, peer.port);
     if (fd >= 0)
-      q.attempts.push_back({fd, false, {}});
+      q.attempts.emplace_back().fd = fd;
     else
       q.refused |= errno == ECONNREFUSED;
   }
@@ -229,40 +225,52 @@ void SideChannel::settle(Question& q) {
   q.answer = q.refused || q.connected ? Answer::gone : Answer::unreachable;
 }
 
-void SideChannel::step(int rank, Question& q, Attempt& a, short events) {
-  const auto give_up = [&] { close(std::exchange(a.fd, -1)); };
-  if (!a.connected) {
-    int error = 0;
-    socklen_t size = sizeof error;
-    getsockopt(a.fd, SOL_SOCKET, SO_ERROR, &error, &size);
-    if (error != 0) {
-      q.refused |= error == ECONNREFUSED;
-      return give_up();
-    }
-    a.connected = q.connected = true;
-    std::string request(magic);
-    request += key_;
-    put(request, static_cast<std::uint32_t>(rank_));
-    put(request, static_cast<std::uint32_t>(rank));
-    request += q.what;
-    if (send(a.fd, request.data(), request.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(request.size())) give_up();
-    return;
-  }
-  char text[65536];
-  const ssize_t got = recv(a.fd, text, sizeof text, 0);
-  if (got < 0 && ready_later()) return;
-  if (got <= 0) return give_up();
-  if (q.answer != Answer::pending) return;
-  a.in.append(text, static_cast<std::size_t>(got));
-  if (a.in.size() < header_bytes) return;
+// Connected, or not: says who is asking whom.
+bool SideChannel::greet(int rank, Question& q, Attempt& a) {
+  int error = 0;
+  socklen_t size = sizeof error;
+  getsockopt(a.fd, SOL_SOCKET, SO_ERROR, &error, &size);
+  q.refused |= error == ECONNREFUSED;
+  if (error != 0) return false;
+  a.connected = q.connected = true;
+  const std::string hello = a.handshake.hello(static_cast<std::uint32_t>(rank_), static_cast<std::uint32_t>(rank));
+  return !hello.empty() && send_whole(a.fd, hello);
+}
+
+// Asks, if who answers is of this job.
+bool SideChannel::prove(const Question& q, Attempt& a) {
+  if (a.in.size() < Handshake::challenge_bytes) return true;
+  if (!a.handshake.read_challenge(key_, std::string_view(a.in).substr(0, Handshake::challenge_bytes))) return false;
+  a.in.erase(0, Handshake::challenge_bytes);
+  a.proved = true;
+  return send_whole(a.fd, a.handshake.question(key_, q.what));
+}
+
+bool SideChannel::take_reply(int rank, Question& q, Attempt& a) {
+  if (a.in.size() < header_bytes) return true;
   const std::size_t length = number_at(a.in, 8);
-  if (!a.in.starts_with(magic) || number_at(a.in, 4) != static_cast<std::uint32_t>(rank) || length > reply_limit)
-    return give_up();
-  if (a.in.size() < header_bytes + length) return;
+  if (!a.in.starts_with(wire_magic) || number_at(a.in, 4) != static_cast<std::uint32_t>(rank) || length > reply_limit)
+    return false;
+  if (a.in.size() < header_bytes + length) return true;
   q.reply = a.in.substr(header_bytes, length);
   q.answer = Answer::reply;
   for (auto& other : q.attempts)
     if (&other != &a) close(std::exchange(other.fd, -1));
+  return true;
+}
+
+void SideChannel::step(int rank, Question& q, Attempt& a) {
+  const auto more = [&] {
+    if (!a.connected) return greet(rank, q, a);
+    char text[65536];
+    const ssize_t got = recv(a.fd, text, sizeof text, 0);
+    if (got < 0 && ready_later()) return true;
+    if (got <= 0) return false;
+    if (q.answer != Answer::pending) return true;
+    a.in.append(text, static_cast<std::size_t>(got));
+    return a.proved ? take_reply(rank, q, a) : prove(q, a);
+  };
+  if (!more()) close(std::exchange(a.fd, -1));
 }
 
 void SideChannel::accept_all() {
@@ -275,8 +283,41 @@ void SideChannel::accept_all() {
       close(oldest->fd);
       incoming_.erase(oldest);
     }
-    incoming_.push_back({fd, -1, Clock::now(), {}, {}});
+    Incoming& c = incoming_.emplace_back();
+    c.fd = fd;
+    c.since = Clock::now();
   }
+}
+
+// Its hello is answered with a challenge, its question, with the right proof, with a reply; then one byte may follow.
+bool SideChannel::listen_to(Incoming& c) {
+  if (!c.greeted) {
+    if (c.in.size() < Handshake::hello_bytes) return true;
+    if (c.in.size() > Handshake::hello_bytes || !c.handshake.read_hello(c.in) || c.handshake.from() >= peers_.size() ||
+        c.handshake.to() != static_cast<std::uint32_t>(rank_))
+      return false;
+    c.in.clear();
+    c.greeted = true;
+    c.out = c.handshake.challenge(key_);
+    return !c.out.empty();
+  }
+  if (c.rank < 0) {
+    if (c.in.size() < Handshake::question_bytes) return true;
+    const auto question = c.handshake.read_question(key_, c.in);
+    if (!question) return false;
+    c.in.clear();
+    c.rank = static_cast<int>(c.handshake.from());
+    std::string reply = on_question ? on_question(c.rank, *question) : std::string();
+    reply.resize(std::min(reply.size(), reply_limit));
+    c.out += wire_magic;
+    put(c.out, static_cast<std::uint32_t>(rank_));
+    put(c.out, static_cast<std::uint32_t>(reply.size()));
+    c.out += reply;
+    return true;
+  }
+  if (c.in.empty()) return true;
+  if (c.in == std::string_view(&end_word, 1) && on_end) on_end(c.rank);
+  return false;
 }
 
 bool SideChannel::serve(Incoming& c, short events) {
@@ -286,24 +327,7 @@ bool SideChannel::serve(Incoming& c, short events) {
     const ssize_t got = recv(c.fd, text, sizeof text, 0);
     if (got == 0 || (got < 0 && !ready_later())) return false;
     if (got > 0) c.in.append(text, static_cast<std::size_t>(got));
-    if (c.in.size() > request_bytes + 1) return false;
-    if (c.rank < 0 && c.in.size() >= request_bytes) {
-      const std::uint32_t from = number_at(c.in, 4 + key_bytes), to = number_at(c.in, 8 + key_bytes);
-      if (!c.in.starts_with(magic) || !same_key(c.in.data() + 4, key_) || from >= peers_.size() ||
-          to != static_cast<std::uint32_t>(rank_))
-        return false;
-      c.rank = static_cast<int>(from);
-      std::string reply = on_question ? on_question(c.rank, c.in[request_bytes - 1]) : std::string();
-      reply.resize(std::min(reply.size(), reply_limit));
-      c.out = magic;
-      put(c.out, static_cast<std::uint32_t>(rank_));
-      put(c.out, static_cast<std::uint32_t>(reply.size()));
-      c.out += reply;
-    }
-    if (c.rank >= 0 && c.in.size() == request_bytes + 1) {
-      if (c.in.back() == end_word && on_end) on_end(c.rank);
-      return false;
-    }
+    if (!listen_to(c)) return false;
   }
   if (!c.out.empty()) {
     const ssize_t sent = send(c.fd, c.out.data(), c.out.size(), MSG_NOSIGNAL);
@@ -328,7 +352,7 @@ void SideChannel::pump(std::chrono::milliseconds timeout) {
   std::erase_if(incoming_, [](const auto& c) { return c.fd < 0; });
   for (auto& [rank, q] : questions_) {
     for (auto& a : q.attempts)
-      if (const short events = fds[at++].revents; events && a.fd >= 0) step(rank, q, a, events);
+      if (const short events = fds[at++].revents; events && a.fd >= 0) step(rank, q, a);
     std::erase_if(q.attempts, [](const auto& a) { return a.fd < 0; });
     settle(q);
   }

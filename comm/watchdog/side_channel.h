@@ -1,10 +1,12 @@
 // Questions from process to process beside MPI, for the moment when MPI is stuck. Every rank listens on a TCP
 // socket (on 127.0.0.1 only, if all ranks see the same loopback device); nothing is sent until somebody asks.
-// Who connects must present the job's random 128-bit key, or is dropped; all sizes and times are bounded.
+// Both ends prove that they know the job's random 128-bit key, which is never sent over it (handshake.h), or are
+// dropped; all sizes and times are bounded.
 //
 // Everything but the constructor and wake() belongs to one thread, the one that calls pump().
 #pragma once
 #include "comm/communicator.h"
+#include "comm/watchdog/handshake.h"
 
 #include <chrono>
 #include <map>
@@ -57,8 +59,9 @@ class SideChannel {
   };
   struct Attempt {
     int fd = -1;
-    bool connected = false;
+    bool connected = false, proved = false;  // proved: it is that rank of this job
     std::string in;
+    Handshake handshake;
   };
   struct Question {
     std::vector<Attempt> attempts;
@@ -69,17 +72,23 @@ class SideChannel {
   };
   struct Incoming {
     int fd = -1;
-    int rank = -1;  // known once the key is right
+    int rank = -1;  // known once it has proved that it knows the key
     Clock::time_point since;
     std::string in, out;
+    Handshake handshake;
+    bool greeted = false;
   };
 
   bool listen(bool loopback_only);
   static int connect_to(const Address& address, std::uint16_t port);
-  void step(int rank, Question& q, Attempt& a, short events);
+  void step(int rank, Question& q, Attempt& a);
+  bool greet(int rank, Question& q, Attempt& a);  // the three of an attempt: false: over
+  bool prove(const Question& q, Attempt& a);
+  bool take_reply(int rank, Question& q, Attempt& a);
   void settle(Question& q);
   void accept_all();
   bool serve(Incoming& c, short events);  // false: over
+  bool listen_to(Incoming& c);            // the same
 
   const int rank_;
   std::string key_;

@@ -3,19 +3,22 @@
 #include "comm/watchdog/watchdog.h"
 
 #include "comm/error.h"
-#include "comm/watchdog/hang_report.h"
 #include "comm/local/loopback.h"
+#include "comm/watchdog/hang_report.h"
 #include "comm/watchdog/side_channel.h"
 
+#include <cerrno>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <mutex>
 #include <random>
 
 #include <gtest/gtest.h>
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -185,7 +188,7 @@ TEST(SideChannel, AnswersItsOwnAndDropsStrangers) {
       to.sin_port = htons(channel.port());
       to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
       ASSERT_EQ(connect(fd, reinterpret_cast<sockaddr*>(&to), sizeof to), 0);
-      std::string nonsense("trw1");
+      std::string nonsense(wire_magic);
       for (std::size_t n = random() % 200; n > 0; --n) nonsense += char(random());
       EXPECT_EQ(send(fd, nonsense.data(), nonsense.size(), MSG_NOSIGNAL), ssize_t(nonsense.size()));
       channel.pump(milliseconds(1));
@@ -196,6 +199,180 @@ TEST(SideChannel, AnswersItsOwnAndDropsStrangers) {
     }
     EXPECT_EQ(asked, 1);
     comm.barrier().wait();
+  });
+}
+
+// Keeps what the world broadcasts: the job's key.
+struct Overheard final : Wrapper {
+  std::string key;
+  explicit Overheard(Communicator& inner) : Wrapper(inner) {}
+  Work all_reduce(Buffer b, Op op) override { return inner_.all_reduce(b, op); }
+  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
+  Work all_gather(ConstBuffer in, Buffer out) override { return inner_.all_gather(in, out); }
+  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                  std::span<const std::size_t> recv) override {
+    return inner_.all_to_all(in, send, out, recv);
+  }
+  Work broadcast(Buffer b, int root) override {
+    inner_.broadcast(b, root).wait();
+    key.assign(static_cast<const char*>(b.data), b.bytes());
+    return {};
+  }
+  Work barrier() override { return inner_.barrier(); }
+  std::unique_ptr<Communicator> split(int color, int key) override { return inner_.split(color, key); }
+};
+
+sockaddr_in local(std::uint16_t port) {
+  sockaddr_in a{};
+  a.sin_family = AF_INET;
+  a.sin_port = htons(port);
+  a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  return a;
+}
+
+TEST(SideChannel, SipHashIsTheReference) {
+  std::string key, text;
+  for (char i = 0; i < 16; ++i) key += i;
+  const std::map<std::size_t, std::uint64_t> known{{0, 0x726fdb47dd0e0e31},  {1, 0x74f839c593dc67fd},
+                                                   {7, 0xab0200f58b01d137},  {8, 0x93f5f5799a932462},
+                                                   {15, 0xa129ca6149be45e5}, {63, 0x958a324ceb064572}};
+  for (char i = 0; i < 64; ++i, text += i - 1) {
+    if (known.contains(text.size())) {
+      EXPECT_EQ(siphash(key, text), known.at(text.size())) << text.size();
+    }
+  }
+}
+
+// Somebody who holds the port of a rank that has ended.
+struct PortHolder {
+  int listener = -1, fd = -1;
+  std::string heard;
+  explicit PortHolder(std::uint16_t port) {
+    listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int yes = 1;
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    const sockaddr_in a = local(port);
+    EXPECT_EQ(bind(listener, reinterpret_cast<const sockaddr*>(&a), sizeof a), 0) << strerror(errno);
+    EXPECT_EQ(listen(listener, 5), 0);
+  }
+  ~PortHolder() {
+    for (const int f : {fd, listener})
+      if (f >= 0) close(f);
+  }
+  // What `asker` sends within a while.
+  void hear(SideChannel& asker, std::size_t enough) {
+    for (const auto end = Clock::now() + std::chrono::seconds(5); heard.size() < enough && Clock::now() < end;) {
+      asker.pump(milliseconds(5));
+      if (fd < 0) fd = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+      char text[256];
+      const ssize_t got = fd < 0 ? -1 : recv(fd, text, sizeof text, MSG_DONTWAIT);
+      if (got > 0) heard.append(text, std::size_t(got));
+      if (got == 0) return;
+    }
+  }
+  void say(const std::string& s) { EXPECT_EQ(send(fd, s.data(), s.size(), MSG_NOSIGNAL), ssize_t(s.size())); }
+};
+
+// Rank 1 ends, and `f(channel of rank 0, who holds rank 1's port, key)` runs on rank 0.
+void with_port_of_the_dead(const std::function<void(SideChannel&, PortHolder&, const std::string&)>& f) {
+  run_loopback(2, [&](Communicator& world) {
+    Overheard comm(world);
+    auto channel = std::make_unique<SideChannel>(comm);
+    EXPECT_EQ(comm.key.size(), 16u);
+    std::uint16_t ports[2], mine = channel->port();
+    world.all_gather({&mine, 2, DType::u8}, {ports, 4, DType::u8}).wait();
+    if (world.rank() == 1) channel.reset();
+    world.barrier().wait();
+    if (world.rank() == 1) return;
+    PortHolder holder(ports[1]);
+    fcntl(holder.listener, F_SETFL, O_NONBLOCK);
+    f(*channel, holder, comm.key);
+  });
+}
+
+TEST(SideChannel, WhoOnlyAcceptsNeverSeesTheKey) {
+  with_port_of_the_dead([](SideChannel& channel, PortHolder& holder, const std::string& key) {
+    channel.ask(1, 'L');
+    holder.hear(channel, 28);
+    EXPECT_GE(holder.heard.size(), 28u) << "it was not asked: this shows nothing";
+    EXPECT_EQ(holder.heard.find(key), std::string::npos) << "the job's key, in clear";
+    EXPECT_EQ(channel.answer(1), SideChannel::Answer::pending);
+  });
+}
+
+// Who holds the port and answers, with the right key and with others: only the first is asked and heard.
+TEST(SideChannel, AWrongAnswerIsNotAsked) {
+  for (const std::string wrong : {"", "key", "direction"})
+    with_port_of_the_dead([&](SideChannel& channel, PortHolder& holder, std::string key) {
+      channel.ask(1, 'L');
+      holder.hear(channel, Handshake::hello_bytes);
+      Handshake h;
+      ASSERT_TRUE(h.read_hello(holder.heard));
+      EXPECT_EQ(h.from(), 0u);
+      EXPECT_EQ(h.to(), 1u);
+      if (wrong == "key") key[5] = char(key[5] ^ 1);
+      std::string answer = h.challenge(key);
+      // What only the asker could have made does not serve either.
+      if (wrong == "direction")
+        answer.replace(answer.size() - proof_bytes, proof_bytes, h.question(key, 0), 0, proof_bytes);
+      holder.say(answer);
+      holder.heard.clear();
+      holder.hear(channel, Handshake::question_bytes);
+      if (wrong.empty()) {
+        EXPECT_EQ(h.read_question(key, holder.heard), 'L');
+        EXPECT_EQ(channel.answer(1), SideChannel::Answer::pending);
+        holder.say(std::string(wire_magic) + std::string("\1\0\0\0\2\0\0\0ok", 10));
+      } else {
+        EXPECT_EQ(holder.heard, "") << wrong;
+      }
+      for (int i = 0; i < 200 && channel.answer(1) == SideChannel::Answer::pending; ++i) channel.pump(milliseconds(5));
+      EXPECT_EQ(channel.answer(1), wrong.empty() ? SideChannel::Answer::reply : SideChannel::Answer::gone) << wrong;
+      if (wrong.empty()) {
+        EXPECT_EQ(channel.reply(1), "ok");
+      }
+    });
+}
+
+// Who asks a living rank, with the right key and with others, and with what was right on another connection.
+TEST(SideChannel, AWrongQuestionIsNotAnswered) {
+  with_port_of_the_dead([](SideChannel& channel, PortHolder&, const std::string& key) {
+    int asked = 0;
+    channel.on_question = [&](int from, char what) {
+      ++asked;
+      EXPECT_EQ(from, 1);
+      EXPECT_EQ(what, 'L');
+      return "yes";
+    };
+    std::string last_question;
+    for (const std::string wrong : {"", "key", "what", "replay", "rank", "to"}) {
+      const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+      const sockaddr_in a = local(channel.port());
+      ASSERT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&a), sizeof a), 0);
+      const auto exchange = [&](const std::string& say) {
+        EXPECT_EQ(send(fd, say.data(), say.size(), MSG_NOSIGNAL), ssize_t(say.size()));
+        for (int i = 0; i < 5; ++i) channel.pump(milliseconds(2));
+        char text[256];
+        const ssize_t got = recv(fd, text, sizeof text, MSG_DONTWAIT);
+        return std::string(text, std::size_t(std::max<ssize_t>(got, 0)));
+      };
+      Handshake h;
+      const std::string hello = h.hello(wrong == "rank" ? 2 : 1, wrong == "to" ? 1 : 0), answer = exchange(hello);
+      const int before = asked;
+      if (wrong == "rank" || wrong == "to") {
+        EXPECT_EQ(answer, "") << wrong;
+      } else {
+        EXPECT_TRUE(h.read_challenge(key, answer)) << wrong;
+        std::string question = h.question(wrong == "key" ? std::string(16, 'k') : key, 'L');
+        if (wrong == "what") question.back() = 'C';
+        if (wrong == "replay") question = last_question;
+        if (wrong.empty()) last_question = question;  // right on its connection
+        const std::string reply = exchange(question);
+        EXPECT_EQ(reply.ends_with("yes"), wrong.empty()) << wrong;
+        EXPECT_EQ(reply.empty(), !wrong.empty()) << wrong;
+      }
+      EXPECT_EQ(asked - before, wrong.empty() ? 1 : 0) << wrong;
+      close(fd);
+    }
   });
 }
 
