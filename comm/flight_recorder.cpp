@@ -10,6 +10,40 @@ std::int64_t steady_now_ns() {
       .count();
 }
 
+// With the lock. Held by nobody else, a part has no log any more; its own parts may still have.
+void CommTally::fold() const {
+  std::erase_if(parts_, [&](const std::shared_ptr<CommTally>& part) {
+    if (part.use_count() > 1) return false;
+    std::lock_guard lock(part->mutex_);
+    part->fold();
+    if (!part->parts_.empty()) return false;
+    gone_ += part->own_;
+    gone_ += part->gone_;
+    return true;
+  });
+}
+
+CommStats CommTally::sum() const {
+  std::lock_guard lock(mutex_);
+  fold();
+  CommStats all = own_;
+  all += gone_;
+  for (const auto& part : parts_) all += part->sum();
+  return all;
+}
+
+void CommTally::add(std::shared_ptr<CommTally> part) {
+  std::lock_guard lock(mutex_);
+  fold();
+  parts_.push_back(std::move(part));
+}
+
+bool CommTally::holds(const CommTally& other) const {
+  if (this == &other) return true;
+  std::lock_guard lock(mutex_);
+  return std::any_of(parts_.begin(), parts_.end(), [&](const auto& part) { return part->holds(other); });
+}
+
 bool CommLog::Entry::complete() const {
   if (call.end_ns != 0 || call.complete) return true;
   if (!posted) return false;
@@ -18,9 +52,9 @@ bool CommLog::Entry::complete() const {
 }
 
 std::uint64_t CommLog::begin(CommCall call) {
-  std::lock_guard lock(mutex_);
-  call.sequence = ++totals_.calls;
-  totals_.bytes += call.bytes;
+  std::lock_guard lock(tally_->mutex_);
+  call.sequence = ++tally_->own_.calls;
+  tally_->own_.bytes += call.bytes;
   Entry& entry = ring_[call.sequence % ring_size];
   entry.call = call;
   entry.posted = false;
@@ -28,7 +62,7 @@ std::uint64_t CommLog::begin(CommCall call) {
 }
 
 void CommLog::posted(std::uint64_t sequence, const std::shared_ptr<Work::State>& state) {
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(tally_->mutex_);
   Entry& entry = ring_[sequence % ring_size];
   if (entry.call.sequence != sequence) return;
   entry.state = state;
@@ -37,18 +71,18 @@ void CommLog::posted(std::uint64_t sequence, const std::shared_ptr<Work::State>&
 }
 
 void CommLog::refused(std::uint64_t sequence) {
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(tally_->mutex_);
   Entry& entry = ring_[sequence % ring_size];
   if (entry.call.sequence != sequence) return;
   entry.call.complete = true;
-  if (totals_.calls != sequence) return;  // another thread has posted behind it
-  totals_.bytes -= entry.call.bytes;
-  --totals_.calls;
+  if (tally_->own_.calls != sequence) return;  // another thread has posted behind it
+  tally_->own_.bytes -= entry.call.bytes;
+  --tally_->own_.calls;
   entry = {};
 }
 
 void CommLog::end(const CommCall& call) {
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(tally_->mutex_);
   Entry& entry = ring_[call.sequence % ring_size];
   if (entry.call.sequence != call.sequence) return;
   entry.call.end_ns = call.end_ns;
@@ -57,19 +91,19 @@ void CommLog::end(const CommCall& call) {
 
 void CommLog::wait_ends(std::int64_t ns) {
   waiting_.store(0, std::memory_order_relaxed);
-  std::lock_guard lock(mutex_);
-  totals_.blocked_ns += static_cast<std::uint64_t>(ns);
+  std::lock_guard lock(tally_->mutex_);
+  tally_->own_.blocked_ns += static_cast<std::uint64_t>(ns);
 }
 
 CommStats CommLog::stats() const {
-  std::lock_guard lock(mutex_);
-  return totals_;
+  std::lock_guard lock(tally_->mutex_);
+  return tally_->own_;
 }
 
 std::vector<CommCall> CommLog::recent(std::size_t most) const {
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(tally_->mutex_);
   std::vector<CommCall> calls;
-  const std::uint64_t last = totals_.calls, n = std::min<std::uint64_t>({last, ring_size, most});
+  const std::uint64_t last = tally_->own_.calls, n = std::min<std::uint64_t>({last, ring_size, most});
   for (std::uint64_t s = last - n + 1; s <= last; ++s) {
     const Entry& entry = ring_[s % ring_size];
     if (entry.call.sequence != s) continue;  // its place was taken by a call that was refused
@@ -80,14 +114,24 @@ std::vector<CommCall> CommLog::recent(std::size_t most) const {
 }
 
 CommCall CommLog::oldest_open() const {
-  std::lock_guard lock(mutex_);
-  const std::uint64_t last = totals_.calls;
+  std::lock_guard lock(tally_->mutex_);
+  const std::uint64_t last = tally_->own_.calls;
   for (std::uint64_t s = last - std::min<std::uint64_t>(last, ring_size) + 1; s <= last; ++s)
     if (const Entry& entry = ring_[s % ring_size]; entry.call.sequence == s && !entry.complete()) return entry.call;
   return {};
 }
 
 void FlightRecorder::add(const std::shared_ptr<CommLog>& log) {
+  tally_.add(log->tally());
+  remember(log);
+}
+
+void FlightRecorder::add_part(const std::shared_ptr<CommLog>& log, const CommLog& of) {
+  of.tally()->add(log->tally());
+  remember(log);
+}
+
+void FlightRecorder::remember(const std::shared_ptr<CommLog>& log) {
   std::lock_guard lock(mutex_);
   std::erase_if(logs_, [](const auto& l) { return l.expired(); });
   logs_.push_back(log);
@@ -101,10 +145,6 @@ std::vector<std::shared_ptr<CommLog>> FlightRecorder::logs() const {
   return found;
 }
 
-std::uint64_t FlightRecorder::blocked_ns() const {
-  std::uint64_t sum = 0;
-  for (const auto& log : logs()) sum += log->stats().blocked_ns;
-  return sum;
-}
+std::uint64_t FlightRecorder::blocked_ns() const { return tally_.sum().blocked_ns; }
 
 }  // namespace trireme

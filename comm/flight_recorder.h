@@ -8,6 +8,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -20,6 +21,28 @@ struct CommStats {
   std::uint64_t calls = 0;
   std::uint64_t bytes = 0;
   std::uint64_t blocked_ns = 0;  // host time inside wait(): communication that computation did not hide
+  void operator+=(const CommStats& other) {
+    calls += other.calls;
+    bytes += other.bytes;
+    blocked_ns += other.blocked_ns;
+  }
+};
+
+// What one log counts, and the tallies that are parts of it: a part that has ended stays counted. Any thread.
+class CommTally {
+ public:
+  CommStats sum() const;  // of this and of all parts
+  void add(std::shared_ptr<CommTally> part);
+  bool holds(const CommTally& other) const;  // as itself or among its parts
+
+ private:
+  friend class CommLog;
+  void fold() const;  // what nobody adds to any more becomes a number
+
+  mutable std::mutex mutex_;  // taken before that of a part; also what a log locks
+  CommStats own_;
+  mutable CommStats gone_;
+  mutable std::vector<std::shared_ptr<CommTally>> parts_;
 };
 
 // One call. Times are of the steady clock; end_ns is 0 until the end was seen by wait() or done().
@@ -51,7 +74,8 @@ class CommLog {
   void wait_begins(std::uint64_t sequence) { waiting_.store(sequence, std::memory_order_relaxed); }
   void wait_ends(std::int64_t ns);
 
-  CommStats stats() const;
+  CommStats stats() const;  // of this alone
+  const std::shared_ptr<CommTally>& tally() const { return tally_; }
   std::uint64_t waiting() const { return waiting_.load(std::memory_order_relaxed); }  // in which call; 0: none
   std::vector<CommCall> recent(std::size_t most = ring_size) const;                   // oldest first
   // The oldest call that was entered and is not complete; sequence 0: there is none.
@@ -64,21 +88,23 @@ class CommLog {
     bool posted = false;
     bool complete() const;
   };
-  mutable std::mutex mutex_;
-  CommStats totals_;
+  const std::shared_ptr<CommTally> tally_ = std::make_shared<CommTally>();
   std::array<Entry, ring_size> ring_;
   std::atomic<std::uint64_t> waiting_{0};
 };
 
 class FlightRecorder {
  public:
-  void add(const std::shared_ptr<CommLog>& log);
+  void add(const std::shared_ptr<CommLog>& log);                          // counted here
+  void add_part(const std::shared_ptr<CommLog>& log, const CommLog& of);  // counted as a part of another
   std::vector<std::shared_ptr<CommLog>> logs() const;  // of the communicators that still exist, oldest first
-  std::uint64_t blocked_ns() const;                    // of these together
+  std::uint64_t blocked_ns() const;                    // of these and of those that have ended together
 
  private:
+  void remember(const std::shared_ptr<CommLog>& log);
   mutable std::mutex mutex_;
   std::vector<std::weak_ptr<CommLog>> logs_;
+  CommTally tally_;
 };
 
 std::int64_t steady_now_ns();

@@ -95,12 +95,12 @@ Traced::Traced(std::unique_ptr<Communicator> inner, Sink sink, std::string name)
   owned_ = std::move(inner);
 }
 
-Traced::Traced(std::unique_ptr<Communicator> inner, const Traced& parent, std::string name, Sink sink)
+Traced::Traced(std::unique_ptr<Communicator> inner, const Traced& parent, std::string name, Sink sink, Counts counts)
     : Wrapper(std::move(inner)),
       sink_(shared(std::move(sink))),
       recorder_(parent.recorder_),
       log_(std::make_shared<CommLog>(std::move(name), inner_.rank(), inner_.size())) {
-  recorder_->add(log_);
+  counts == Counts::for_parent ? recorder_->add_part(log_, *parent.log_) : recorder_->add(log_);
 }
 
 template <class Post>
@@ -171,22 +171,11 @@ auto Traced::record_blocking(const char* name, std::size_t bytes, Step&& step) {
   }
 }
 
-std::vector<std::shared_ptr<CommLog>> Traced::logs() const {
-  auto all = recorder_->logs();
-  std::erase_if(all, [&](const auto& log) { return log != log_ && !log->name.starts_with(log_->name + "/"); });
-  return all;
-}
-CommStats Traced::stats() const {
-  CommStats sum;
-  for (const auto& log : logs()) {
-    const CommStats s = log->stats();
-    sum.calls += s.calls, sum.bytes += s.bytes, sum.blocked_ns += s.blocked_ns;
-  }
-  return sum;
-}
+CommStats Traced::stats() const { return log_->tally()->sum(); }
 std::vector<CommCall> Traced::recent() const {
   std::vector<CommCall> calls;
-  for (const auto& log : logs()) {
+  for (const auto& log : recorder_->logs()) {
+    if (!log_->tally()->holds(*log->tally())) continue;
     const auto more = log->recent();
     calls.insert(calls.end(), more.begin(), more.end());
   }
@@ -197,12 +186,13 @@ std::vector<CommCall> Traced::recent() const {
 std::unique_ptr<Traced> Traced::derive(std::string name, const Make& make, Sink sink) {
   const auto step = [&] { return make(inner_); };
   return std::unique_ptr<Traced>(
-      new Traced(record_blocking("split", 0, step), *this, std::move(name), std::move(sink)));
+      new Traced(record_blocking("split", 0, step), *this, std::move(name), std::move(sink), Counts::for_itself));
 }
 std::unique_ptr<Communicator> Traced::split(int color, int key) {
   const std::string name = log_->name + "/" + std::to_string(++splits_) + "." + std::to_string(color);
-  return derive(
-      name, [&](Communicator& inner) { return inner.split(color, key); }, sink_ ? *sink_ : Sink());
+  const auto step = [&] { return inner_.split(color, key); };
+  return std::unique_ptr<Traced>(
+      new Traced(record_blocking("split", 0, step), *this, name, sink_ ? *sink_ : Sink(), Counts::for_parent));
 }
 std::shared_ptr<void> Traced::allocate(std::size_t bytes) {
   return record_blocking("allocate", bytes, [&] { return inner_.allocate(bytes); });

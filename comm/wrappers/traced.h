@@ -22,10 +22,10 @@ class Traced final : public Wrapper {
   using Make = std::function<std::unique_ptr<Communicator>(Communicator& inner)>;
   std::unique_ptr<Traced> derive(std::string name, const Make& make, Sink sink);
 
-  // Of this and of what split() made of it, while that exists; what derive() made counts for itself. Any thread may
+  // Of this and of what split() made of it, also after its end; what derive() made counts for itself. Any thread may
   // read.
   CommStats stats() const;
-  std::vector<CommCall> recent() const;  // the last 256 calls of each, oldest first
+  std::vector<CommCall> recent() const;  // the last 256 calls of each that still exists, oldest first
   // The logs of this, of what it was derived from and of all that was derived from those.
   const std::shared_ptr<FlightRecorder>& recorder() const { return recorder_; }
 
@@ -40,12 +40,12 @@ class Traced final : public Wrapper {
   std::shared_ptr<void> allocate(std::size_t bytes) override;
 
  private:
-  Traced(std::unique_ptr<Communicator> inner, const Traced& parent, std::string name, Sink sink);
+  enum class Counts : std::uint8_t { for_itself, for_parent };
+  Traced(std::unique_ptr<Communicator> inner, const Traced& parent, std::string name, Sink sink, Counts counts);
   template <class Post>
   Work record(const char* name, const ConstBuffer& same, std::uint64_t bytes, Post&& post);
   template <class Step>
   auto record_blocking(const char* name, std::size_t bytes, Step&& step);
-  std::vector<std::shared_ptr<CommLog>> logs() const;  // this one's, and those of what split() made
 
   const std::shared_ptr<Sink> sink_;  // null: none
   std::shared_ptr<FlightRecorder> recorder_;

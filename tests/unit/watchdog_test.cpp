@@ -79,6 +79,36 @@ TEST(CommLog, GroupsAreNamed) {
   });
 }
 
+// What a communicator counted stays counted when it is gone, with what it was split from and in the rank's total.
+TEST(CommLog, WhatHasEndedStillCounts) {
+  run_loopback(2, [](Communicator& comm) {
+    Traced job(comm, {}, "job");
+    const auto duplicate = [](Communicator& inner) { return inner.split(0, inner.rank()); };
+    auto grad = job.derive("grad", duplicate, {}), other = job.derive("grad", duplicate, {});
+    std::vector<double> v(100);
+    const auto reduce = [&](Communicator& c) { c.all_reduce({v.data(), v.size(), DType::f64}, Op::sum).wait(); };
+    auto part = grad->split(0, comm.rank());
+    auto inner = part->split(0, comm.rank());
+    reduce(*part);
+    reduce(*inner);
+    EXPECT_EQ(grad->stats().bytes, 1600u);
+    std::uint64_t blocked = grad->stats().blocked_ns;
+    part.reset();
+    EXPECT_EQ(grad->stats().bytes, 1600u);
+    EXPECT_EQ(grad->stats().calls, 4u) << "two splits and two reductions";
+    reduce(*inner);  // outlives what it was split from
+    inner.reset();
+    EXPECT_EQ(grad->stats().bytes, 2400u);
+    EXPECT_GT(grad->stats().blocked_ns, blocked);
+    EXPECT_EQ(other->stats().bytes, 0u) << "another communicator of the same name";
+    blocked = job.recorder()->blocked_ns();
+    grad.reset();
+    other.reset();
+    EXPECT_GE(job.recorder()->blocked_ns(), blocked);
+    EXPECT_EQ(job.stats().bytes, 0u) << "what was derived counts for itself";
+  });
+}
+
 // One line and one end a rank, in ranks that are threads.
 struct Ended {
   std::mutex mutex;
