@@ -24,6 +24,43 @@ std::shared_ptr<Engine> shared_engine(int ranks) {
   return *engine;
 }
 
+// An all_to_all through pinned memory. Every round moves at most `piece` elements between any two ranks; the number of
+// rounds is agreed in exchange().
+Pieces all_to_all_pieces(HostDriven* g, const ConstBuffer& in, const std::vector<std::size_t>& sent,
+                         const std::vector<std::size_t>& expected, std::size_t piece,
+                         const std::function<void*()>& result) {
+  const std::size_t n = sent.size(), width = size_of(in.dtype);
+  const auto from = byte_offsets(sent, in.dtype), to = byte_offsets(expected, in.dtype);
+  const auto part = [piece](std::size_t whole, std::size_t k) {
+    return std::min(piece, whole - std::min(whole, k * piece));
+  };
+  const auto parts = [part](const std::vector<std::size_t>& whole, std::size_t k) {
+    std::vector<std::size_t> p;
+    for (const std::size_t w : whole) p.push_back(part(w, k));
+    return p;
+  };
+  return {0, 2 * n * piece * width,
+          [=](std::size_t k, std::byte* slot) {
+            for (std::size_t r = 0; r < n; ++r) {
+              const std::size_t bytes = part(sent[r], k) * width;
+              if (bytes) g->copy(slot, at(in.data, from[r] + k * piece * width), bytes);
+              slot += bytes;
+            }
+          },
+          [=](std::size_t k, std::byte* slot) {
+            slot += n * piece * width;
+            for (std::size_t r = 0; r < n; ++r) {
+              const std::size_t bytes = part(expected[r], k) * width;
+              if (bytes) g->copy(at(result(), to[r] + k * piece * width), slot, bytes);
+              slot += bytes;
+            }
+          },
+          [=](std::size_t k, std::byte* slot) {
+            return g->host->all_to_all({slot, n * piece, in.dtype}, parts(sent, k),
+                                       {slot + n * piece * width, n * piece, in.dtype}, parts(expected, k));
+          }};
+}
+
 class OverHost final : public Communicator {
  public:
   OverHost(std::unique_ptr<Communicator> host, int device, DeviceSink sink) {
@@ -145,38 +182,8 @@ class OverHost final : public Communicator {
     HostDriven* const g = g_.get();  // which outlives its operations; this object may not
     auto s = script("all_to_all", from.back() - (from[self + 1] - from[self]), in.place, out.place);
     const auto result = g->result_of(*s, out, overlap(in.data, in.bytes(), out.data, out.bytes()));
-    // Every round moves at most this much between any two ranks; the number of rounds is agreed in
-    // exchange().
     const std::size_t piece = std::max<std::size_t>(g_->piece_bytes / width / n, 1);
-    const auto part = [piece](std::size_t whole, std::size_t k) {
-      return std::min(piece, whole - std::min(whole, k * piece));
-    };
-    const auto parts = [part](const std::vector<std::size_t>& whole, std::size_t k) {
-      std::vector<std::size_t> p;
-      for (const std::size_t w : whole) p.push_back(part(w, k));
-      return p;
-    };
-    const Pieces pieces{0, 2 * n * piece * width,
-                        [=](std::size_t k, std::byte* slot) {
-                          for (std::size_t r = 0; r < n; ++r) {
-                            const std::size_t bytes = part(sent[r], k) * width;
-                            if (bytes) g->copy(slot, at(in.data, from[r] + k * piece * width), bytes);
-                            slot += bytes;
-                          }
-                        },
-                        [=](std::size_t k, std::byte* slot) {
-                          slot += n * piece * width;
-                          for (std::size_t r = 0; r < n; ++r) {
-                            const std::size_t bytes = part(expected[r], k) * width;
-                            if (bytes) g->copy(at(result(), to[r] + k * piece * width), slot, bytes);
-                            slot += bytes;
-                          }
-                        },
-                        [=](std::size_t k, std::byte* slot) {
-                          return g->host->all_to_all({slot, n * piece, in.dtype}, parts(sent, k),
-                                                     {slot + n * piece * width, n * piece, in.dtype},
-                                                     parts(expected, k));
-                        }};
+    const Pieces pieces = all_to_all_pieces(g, in, sent, expected, piece, result);
     exchange(*g, *s, {in.count ? in.data : nullptr, sent, pieces, piece, [=](const Peers& peers) {
                         for (std::size_t r = 0; r < n; ++r) {
                           const auto* counts = &peers.counts[r * n];

@@ -1,12 +1,8 @@
 #include "comm/engine/engine.h"
 
-#include "comm/engine/waiting.h"
 #include "comm/error.h"
 
 #include <algorithm>
-#include <cstring>
-
-#include <sched.h>
 
 namespace trireme {
 namespace {
@@ -32,15 +28,8 @@ struct Running {
 
 // From this size on the communication thread is woken for one collective alone.
 constexpr std::size_t wake_bytes = 512 * 1024;
-// After its last work the communication thread naps twice as long each time, then sleeps until woken. In the first nap
-// it need not be woken for small work.
-constexpr std::chrono::microseconds first_nap{500}, last_nap{16000};
 // So often a waiter of Source::posts polls although nothing was posted.
 constexpr std::chrono::milliseconds look_again{2};
-// So often a waiter that yields at once, because a peer seems to share its core, finds out whether that is still so.
-constexpr unsigned try_to_spin = 16;
-// Whoever meets a peer on its core again that soon has not met it by chance.
-constexpr std::chrono::milliseconds stays_home{50};
 
 class Continuation final : public Operation {
  public:
@@ -157,7 +146,7 @@ bool Queue::advance() {
 }
 
 Engine::Engine(Source source, bool crowded, bool far, int home)
-    : source_(source), crowded_(crowded), far_(far), home_(home) {
+    : source_(source), crowded_(crowded), far_(far), shared_core_(home) {
   if (source_ == Source::peers) thread_ = std::thread([this] { run_thread(); });
 }
 
@@ -165,7 +154,7 @@ Engine::~Engine() { stop(); }
 
 void Engine::stop() {
   stop_ = true;
-  wake();
+  naps_.wake();
   if (thread_.joinable()) thread_.join();
 }
 
@@ -273,10 +262,7 @@ void Engine::posted(std::size_t bytes, bool behind_others, PromptWaits& waits) {
     if (pending_.load(std::memory_order_acquire) == 0) return;
   }
   waits.posted();
-  const Sleep asleep = asleep_.load();
-  if (waits.expected() && asleep != Sleep::deep) return;
-  // For small work it is woken once: until the thread gets a core, further posts must not pay for that as well.
-  if (!small || (asleep != Sleep::none && asleep_.exchange(Sleep::none) != Sleep::none)) wake();
+  naps_.wake_for(small, waits.expected());
 }
 
 bool Engine::wait(Operation& operation, Operation::Deadline deadline) {
@@ -307,9 +293,7 @@ bool Engine::wait_for_post(Operation& operation, Operation::Deadline deadline) {
 bool Engine::wait_for_peers(Operation& operation, Operation::Deadline deadline) {
   const auto finished = [&] { return operation.finished_.load(std::memory_order_acquire); };
   waiters_.fetch_add(1);
-  // The scheduler may put two ranks on one core: then the peer goes on only once this thread yields.
-  const bool brief = crowded_ || (shares_core_.load(std::memory_order_relaxed) &&
-                                  brief_waits_.fetch_add(1, std::memory_order_relaxed) % try_to_spin != 0);
+  const bool brief = crowded_ || shared_core_.yields_at_once();
   Backoff backoff(brief, far_);
   bool in_time = true;
   int rested = 0;
@@ -329,31 +313,9 @@ bool Engine::wait_for_peers(Operation& operation, Operation::Deadline deadline) 
     if (deadline && Clock::now() >= *deadline) in_time = false;
     if (in_time) backoff.rest();
   }
-  if (rested > 0 || !brief) {
-    const bool shares = rested == 1 || rested == 2;
-    shares_core_.store(shares && !go_home(), std::memory_order_relaxed);
-  }
-  if (waiters_.fetch_sub(1) == 1 && pending_.load() > 0) wake();
+  shared_core_.waited(rested, brief);
+  if (waiters_.fetch_sub(1) == 1 && pending_.load() > 0) naps_.wake();
   return in_time;
-}
-
-// Ranks that nobody binds may meet on one core while others idle, and a load balancer takes milliseconds to see it.
-// False if that would not help, or did not a moment ago.
-bool Engine::go_home() {
-  if (home_ < 0) return false;
-  const auto now = Clock::now();
-  if (now - went_home_.load(std::memory_order_relaxed) < stays_home) return false;
-  cpu_set_t allowed, home;
-  CPU_ZERO(&home);
-  CPU_SET(home_, &home);
-  if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || !CPU_ISSET(home_, &allowed)) return false;
-  if (sched_setaffinity(0, sizeof home, &home) != 0) return false;
-  went_home_.store(now, std::memory_order_relaxed);
-  if (sched_setaffinity(0, sizeof allowed, &allowed) != 0) {  // its cores changed meanwhile: to any that it may use
-    std::memset(&allowed, 0xff, sizeof allowed);
-    sched_setaffinity(0, sizeof allowed, &allowed);
-  }
-  return true;
 }
 
 void Engine::drain() {
@@ -372,21 +334,12 @@ void Engine::drain() {
   }
 }
 
-void Engine::wake() {
-  {
-    std::lock_guard lock(sleep_);
-    woken_ = true;
-  }
-  wake_.notify_one();
-}
-
 void Engine::run_thread() {
-  auto nap = first_nap;
   Backoff backoff(true, far_);
   const auto due = [&] { return pending_.load() > 0 && waiters_.load() == 0; };
   while (!stop_.load()) {
     if (due()) {
-      nap = first_nap;
+      naps_.worked();
       bool moved = false;
       if (progress_.try_lock()) {
         std::lock_guard lock(progress_, std::adopt_lock);
@@ -397,18 +350,7 @@ void Engine::run_thread() {
       continue;
     }
     // Nothing to do, or a waiter does it.
-    std::unique_lock lock(sleep_);
-    const auto end = [&] { return woken_ || stop_.load() || due(); };
-    if (nap > last_nap) {
-      asleep_ = Sleep::deep;
-      wake_.wait(lock, end);
-    } else {
-      if (nap > first_nap) asleep_ = Sleep::nap;
-      wake_.wait_for(lock, nap, end);
-    }
-    asleep_ = Sleep::none;
-    nap = woken_ ? first_nap : 2 * nap;
-    woken_ = false;
+    naps_.sleep([&] { return stop_.load() || due(); });
     backoff.reset();
   }
 }

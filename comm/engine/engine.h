@@ -1,7 +1,17 @@
-// Progress of asynchronous collectives. A collective is a small state machine (Operation); a communicator
-// keeps its operations in a Queue and only the head of a queue runs, so order holds within a communicator; an
-// Engine polls the heads of all its queues, so that several communicators progress at once.
+// Progress of asynchronous collectives.
+//
+// A collective is a state machine (Operation) that does one bounded piece of work at a time and never blocks. A
+// communicator keeps its operations in a Queue of which only the head runs, so order holds within a communicator; the
+// Engine polls the heads of all its queues in turn, so several communicators progress at once. One thread polls at a
+// time, whichever holds the lock; it moves everybody's work:
+//   push   an operation that is small and alone gets its first step at once, by the caller;
+//   wait   the waiter polls until its operation is complete, and gives its core away by degrees where nothing moves;
+//   the communication thread polls while there is work and nobody waits, and naps otherwise (waiting.h).
+// Where only posts of this process can move an operation (loopback) there is no such thread: waiters sleep until a
+// post. then(f) is an operation too: it runs f once its parent is settled, and what f posts on its queue is placed
+// right behind, so that the order is the same on every rank. What an operation throws fails all behind it.
 #pragma once
+#include "comm/engine/waiting.h"
 #include "comm/work.h"
 
 #include <atomic>
@@ -42,31 +52,6 @@ class Operation : public Work::State, public std::enable_shared_from_this<Operat
   std::shared_ptr<Queue> queue_;
   std::exception_ptr error_;  // written before finished_
   std::atomic<bool> finished_{false};
-};
-
-// Whether callers wait at once for what they post, judged by the last posts: then nobody needs to be woken for the
-// next.
-class PromptWaits {
- public:
-  using Clock = std::chrono::steady_clock;
-  void posted() {
-    if (unwaited_.exchange(true, std::memory_order_relaxed))
-      row_.store(0, std::memory_order_relaxed);
-    else
-      at_.store(Clock::now(), std::memory_order_relaxed);
-  }
-  void waits() {
-    if (!unwaited_.load(std::memory_order_relaxed)) return;
-    unwaited_.store(false, std::memory_order_relaxed);
-    const bool prompt = Clock::now() - at_.load(std::memory_order_relaxed) < std::chrono::microseconds(50);
-    row_.store(prompt ? row_.load(std::memory_order_relaxed) + 1 : 0, std::memory_order_relaxed);
-  }
-  bool expected() const { return row_.load(std::memory_order_relaxed) >= 4; }
-
- private:
-  std::atomic<bool> unwaited_{false};
-  std::atomic<unsigned> row_{0};
-  std::atomic<Clock::time_point> at_{};  // of the oldest post that nobody has waited for
 };
 
 // The operations of one communicator, first in, first out.
@@ -133,13 +118,10 @@ class Engine {
   bool wait_for_post(Operation& operation, Operation::Deadline deadline);
   bool wait_for_peers(Operation& operation, Operation::Deadline deadline);
   void posted(std::size_t bytes, bool behind_others, PromptWaits& waits);
-  bool go_home();
   void run_thread();
-  void wake();
 
   const Source source_;
   const bool crowded_, far_;
-  const int home_;
   std::mutex progress_;  // held by the thread that polls
   std::vector<std::shared_ptr<Queue>> queues_;
   std::exception_ptr failure_;
@@ -148,15 +130,8 @@ class Engine {
   std::atomic<std::size_t> pending_{0};
   std::atomic<int> waiters_{0};
   std::atomic<bool> failed_{false};
-  std::atomic<bool> shares_core_{false};  // the last wait ended when this thread gave its core away
-  std::atomic<unsigned> brief_waits_{0};
-  std::atomic<std::chrono::steady_clock::time_point> went_home_{};
-
-  std::mutex sleep_;
-  std::condition_variable wake_;
-  bool woken_ = false;                                  // with sleep_
-  enum class Sleep : std::uint8_t { none, nap, deep };  // a nap ends by itself
-  std::atomic<Sleep> asleep_{Sleep::none};
+  SharedCore shared_core_;
+  Naps naps_;
   std::atomic<bool> stop_{false};
   std::thread thread_;
 };

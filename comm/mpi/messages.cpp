@@ -1,3 +1,13 @@
+// Collectives as messages between every two ranks, for groups that span nodes.
+//
+// all_reduce of n ranks: the buffer is cut into windows and a window into n slices; rank r reduces slice r of each.
+//   scatter  every rank sends slice r of the window to rank r, for all r;
+//   reduce   rank r adds up what it got in rank order: the sum does not depend on how a buffer is cut;
+//   gather   rank r sends the sum to all others.
+// A rank so sends 2(n-1)/n of the buffer, as in a ring, in two message times a window instead of 2(n-1). Four windows
+// are under way: while one is reduced, contributions to the next and sums of those before travel. What is small goes
+// whole from everybody to everybody: one message time. reduce_scatter is the first two steps; all_gather and all_to_all
+// send from each to each; broadcast goes piece by piece down a binomial tree; barrier takes log2(n) rounds of signals.
 #include "comm/mpi/messages.h"
 
 #include "comm/error.h"
@@ -153,8 +163,6 @@ class WindowedOperation : public MessageOperation {
   std::vector<Gathered> gathered_;
 };
 
-// Large ones: reduce-scatter and all-gather, window by window, so that a rank sends 2(n-1)/n of the buffer. While a
-// window is reduced, the contributions to the next one and the results of the one before are on their way.
 class AllReduce final : public WindowedOperation {
  public:
   AllReduce(MpiGroup& group, Buffer b, Op op)

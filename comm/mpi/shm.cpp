@@ -1,9 +1,19 @@
+// Collectives through memory that the ranks of a node share. All ranks arrive, each with a word on what it brings, and
+// then go one of the four ways of shm_operation.h. Per collective:
+//   all_reduce      small: everybody adds up all payloads itself. direct: the buffer is cut into chunks; a rank reduces
+//                   those of its own slice, then helps with others', and writes each sum to all. staged: a round is a
+//                   window of a slice a rank: put the others' slices into the ring, reduce the own one, fetch the
+//                   others.
+//   reduce_scatter  each rank reduces its own part: out of the payloads, the peers' buffers, or the ring.
+//   all_gather, all_to_all, broadcast  each rank copies what it is to have: out of the payloads, the peers' memory
+//                   (also private, through the kernel, where that is quicker), or the ring.
+// Sums are taken in rank order whatever the way, so that the result is the same to the bit on all of them.
 #include "comm/mpi/shm.h"
 
 #include "comm/copy.h"
 #include "comm/error.h"
-#include "comm/reduce.h"
 #include "comm/mpi/shm_operation.h"
+#include "comm/reduce.h"
 
 #include <algorithm>
 

@@ -4,7 +4,7 @@
 
 namespace trireme::shm {
 
-// As in p2p.h.
+// As in messages.h.
 std::shared_ptr<Operation> all_reduce(MpiGroup& group, Buffer inout, Op op);
 std::shared_ptr<Operation> reduce_scatter(MpiGroup& group, ConstBuffer in, Buffer out, Op op);
 std::shared_ptr<Operation> all_gather(MpiGroup& group, ConstBuffer in, Buffer out);

@@ -67,8 +67,10 @@ void part_after_meeting(Communicator& comm) {
   CPU_SET(core, &meeting);
   constexpr int rounds = 20;
   for (int round = 0; round < rounds; ++round) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(60));  // or it is too soon to part again
     comm.barrier().wait();
+    // Or it is too soon to part again. After the barrier: in that, too, ranks part that met, and this round would count
+    // it against them, and they would begin the next one together.
+    std::this_thread::sleep_for(std::chrono::milliseconds(60));
     sched_setaffinity(0, sizeof meeting, &meeting);
     sched_setaffinity(0, sizeof allowed, &allowed);
     for (int i = 0; i < 30; ++i) {
