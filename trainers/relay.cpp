@@ -6,9 +6,11 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <span>
 #include <utility>
 
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 namespace trireme {
@@ -25,13 +27,12 @@ bool is_rule(std::string_view line) {
 // How its help texts begin that a job without a mistake of ours may meet (help-orterun, -errmgr, -mpi-api, -plm, -odls,
 // -rmaps, -mpi-btl). One that is not here is shown, rules and all: better than to swallow what a user prints.
 constexpr std::array banner_openings = std::to_array<std::string_view>({
-    "mpirun ",
-    "mpiexec ",
-    "prterun ",
     "Primary job ",
     "MPI_ABORT was invoked",
     "MPI_INIT has failed",
-    "It looks like ",
+    "It looks like MPI_",
+    "It looks like orte_",
+    "It looks like opal_",
     "Open MPI ",
     "Open RTE ",
     "ORTE ",
@@ -40,7 +41,8 @@ constexpr std::array banner_openings = std::to_array<std::string_view>({
     "An ORTE daemon ",
     "An internal error has occurred in ORTE",
     "An MPI communication peer process",
-    "A daemon ",
+    "A daemon died unexpectedly",
+    "A daemon (pid",
     "A process or daemon was unable",
     "A request was made to bind",
     "A system call failed during shared memory",
@@ -55,21 +57,39 @@ constexpr std::array banner_openings = std::to_array<std::string_view>({
     "WARNING: No preset parameters",
     "WARNING: A process refused to die",
     "WARNING: a request was made to bind",
-    "WARNING: mpirun ",
     "By default, for Open MPI",
-    "[[",
 });
 
+// "mpirun noticed that ..."
+constexpr std::array starters =
+    std::to_array<std::string_view>({"mpirun ", "mpiexec ", "prterun ", "WARNING: mpirun "});
+constexpr std::array of_starters = std::to_array<std::string_view>(
+    {"noticed that", "detected that", "has exited", "has detected", "was unable to", "could not", "does not recognize",
+     "failed to receive", "found multiple", "encountered a", "is in the process of"});
+
+bool starts_with_one(std::string_view text, std::span<const std::string_view> openings) {
+  return std::any_of(openings.begin(), openings.end(), [&](auto o) { return text.starts_with(o); });
+}
+
 bool opens_banner(std::string_view line) {
-  return std::any_of(banner_openings.begin(), banner_openings.end(), [&](auto o) { return line.starts_with(o); });
+  for (const std::string_view starter : starters)
+    if (line.starts_with(starter)) return starts_with_one(line.substr(starter.size()), of_starters);
+  const bool of_a_process = line.starts_with("[[") && line.find("]: A high-performance Open MPI") != line.npos;
+  return of_a_process || starts_with_one(line, banner_openings);
 }
 
 // What mpirun says outside of banners.
 bool is_of_mpirun(std::string_view line) {
-  for (const std::string_view o : {"mpirun: Forwarding signal ", "mpirun: killing job", "mpirun: abort is already"})
-    if (line.starts_with(o)) return true;
-  return false;
+  constexpr std::array openings = std::to_array<std::string_view>(
+      {"mpirun: Forwarding signal ", "mpirun: killing job", "mpirun: abort is already"});
+  return starts_with_one(line, openings);
 }
+
+constexpr std::array runtime_openings = std::to_array<std::string_view>(
+    {"*** Process received signal", "*** End of error message", "*** An error occurred", "*** reported by process",
+     "*** on communicator", "*** on a NULL communicator", "*** MPI_", "***    and ", "*** The MPI_",
+     "*** before MPI_INIT", "*** This is disallowed", "*** Your MPI job", "Local abort before MPI_INIT",
+     "Signal: ", "Signal code: ", "Failing at address: ", "PMIX ERROR"});
 
 // "[host:pid] ..." with the words of Open MPI's runtime: a crash report, or an echo of a banner.
 bool is_of_runtime(std::string_view line) {
@@ -77,13 +97,23 @@ bool is_of_runtime(std::string_view line) {
   if (!line.starts_with('[') || close == line.npos || colon == 1 || colon > close || close == colon + 1) return false;
   if (line.find_first_not_of("0123456789", colon + 1) != close) return false;
   const std::string_view text = line.substr(close + 2);
-  for (const std::string_view o : {"*** ", "Signal: ", "Signal code: ", "Failing at address: ", "PMIX ERROR"})
-    if (text.starts_with(o)) return true;
+  if (starts_with_one(text, runtime_openings)) return true;
   for (const std::string_view words : {"ORTE_ERROR_LOG", "OPAL ERROR", "sent help message", "orte_base_help_aggregate"})
     if (text.find(words) != text.npos) return true;
   // Frames of a backtrace, "[ 3] /lib/...".
   return text.size() > 4 && text[0] == '[' && (text[1] == ' ' || std::isdigit(static_cast<unsigned char>(text[1]))) &&
          std::isdigit(static_cast<unsigned char>(text[2])) && text[3] == ']';
+}
+
+// `\r` text `ESC[K` without what the window has no room for: ranks know its size at the start only, and a bar that
+// wraps could not be taken back.
+std::string fitted(const std::string& bar) {
+  winsize window{};
+  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) != 0 || window.ws_col == 0) return bar;
+  int columns = 0;
+  for (std::size_t i = 1; i + bar_end.size() < bar.size(); ++i)
+    if ((bar[i] & 0xc0) != 0x80 && ++columns >= window.ws_col) return bar.substr(0, i) + std::string(bar_end);
+  return bar;
 }
 
 }  // namespace
@@ -174,6 +204,7 @@ void Relay::settle() {
 void Relay::draw() {
   if (!rule_.empty()) show_lines(STDERR_FILENO, std::exchange(rule_, {}));
   const bool clears = line_ == clear_line;
+  line_ = fitted(line_);
   if (!clears || !bar_.empty()) write_all(STDERR_FILENO, line_);
   bar_ = clears ? "" : line_;
   line_.clear();

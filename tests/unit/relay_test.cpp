@@ -1,7 +1,7 @@
 // How a process was started, told from its environment; and what becomes of bytes that ranks print.
-#include "trainers/launch.h"
-
 #include "trainers/relay.h"
+
+#include "trainers/launch.h"
 
 #include <cstdlib>
 #include <fstream>
@@ -154,9 +154,10 @@ TEST(Relay, OnlyWhatMpirunSaysIsKeptBack) {
   for (const std::string& mine :
        {rule + "my table\n" + rule, rule, rule + rule + rule, std::string(80, '-') + "\n", "-----\n" + rule + "x\n",
         std::string("mpirun is what I run\n"), std::string("[12:34] by my clock\n"),
-        std::string("[rank:3] [info] hello\n"), std::string("[n:5] loaded\n"), std::string("[gpu:0] [1] x\n"),
-        std::string("no end"), rule + "no end", std::string("a\r\nb\r\n"), std::string(" 10 %\r 20 %\r\n"),
-        std::string("\r1/3\r2/3\r3/3\n"), std::string("\n\n")}) {
+        std::string("[rank:3] [info] hello\n"), std::string("[n:5] loaded\n"), std::string("[rank:3] *** note ***\n"),
+        rule + "mpirun started me\n" + rule, std::string("[gpu:0] [1] x\n"), std::string("no end"), rule + "no end",
+        std::string("a\r\nb\r\n"), std::string(" 10 %\r 20 %\r\n"), std::string("\r1/3\r2/3\r3/3\n"),
+        std::string("\n\n")}) {
     expect_err(mine, mine);
     if (mine.ends_with("\n")) expect_err(mine + aborted + mine + lost + again + mine, mine + mine + mine);
   }
