@@ -1,6 +1,7 @@
 #include "bench/arm.h"
 
 #include "comm/error.h"
+#include "trainers/stop.h"
 
 #include <algorithm>
 #include <csignal>
@@ -35,8 +36,7 @@ void send_line(int fd, const std::string& text) {
     throw DataError("benchmark pipe", std::string("cannot be written: ") + std::strerror(errno));
 }
 
-// The last words of an arm that failed.
-// Our own error, which mpirun buries under its banner, or else the last line.
+// The last words of an arm that failed: our own error, which mpirun buries under its banner, or else the last line.
 std::string last_words(const std::string& file) {
   std::ifstream in(file);
   std::string line, last = "it ended without a word";
@@ -69,6 +69,7 @@ Arm::Arm(std::string name, const std::vector<std::string>& command, int ranks, s
   if (pid_ > 0) return;
   setpgid(0, 0);
   prctl(PR_SET_PDEATHSIG, SIGTERM);
+  std::signal(SIGPIPE, SIG_DFL);
   const int log = open((folder_ + "/log").c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600),
             null = open("/dev/null", O_RDONLY);
   dup2(null, STDIN_FILENO);
@@ -86,13 +87,14 @@ Arm::~Arm() { end(); }
 
 void Arm::end() {
   if (pid_ > 0) {
+    const bool stopped = stop_requested();  // then a block under way is not waited for
     for (const int fd : commands_) (void)!write(fd, "0\n", 2);
     int status = 0;
     bool gone = false;
     for (int i = 0; i < 300 && !gone; ++i) {
       gone = waitpid(pid_, &status, WNOHANG) != 0;
       if (!gone) {
-        if (i == 100) kill(-pid_, SIGTERM);
+        if (i == (stopped ? 0 : 100)) kill(-pid_, SIGTERM);
         std::this_thread::sleep_for(std::chrono::milliseconds(20));
       }
     }
@@ -117,6 +119,8 @@ void Arm::skip(std::string why) {
 std::optional<nlohmann::json> Arm::reply(std::chrono::seconds patience) {
   const auto deadline = Clock::now() + patience;
   while (true) {
+    if (stop_requested())
+      throw Error(ExitCode::killed, "bench", "stopped by a signal before it was done", "the same command starts over");
     if (const auto at = unread_.find('\n'); at != std::string::npos) {
       const std::string line = unread_.substr(0, at);
       unread_.erase(0, at + 1);
@@ -202,8 +206,7 @@ double thread_cpu_ms() {
 }
 
 Server::Server(const std::string& folder, int rank) : rank_(rank) {
-  // It ends with its parent: `train`'s handlers would only note the signal and go on waiting for a command.
-  for (const int s : {SIGTERM, SIGINT}) std::signal(s, SIG_DFL);
+  end_on_stop_signals();  // it ends with its parent, and has nothing to save
   command_ = open_pipe(folder + "/command." + std::to_string(rank), O_RDWR);
   if (rank == 0) reply_ = open_pipe(folder + "/reply", O_RDWR);
 }

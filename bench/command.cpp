@@ -5,6 +5,7 @@
 #include "bench/bench.h"
 #include "comm/error.h"
 #include "trainers/ranks.h"
+#include "trainers/stop.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -53,6 +54,7 @@ void print_table(const nlohmann::json& rows) {
 
 int bench_command(const bench::Options& options) {
   const auto& benchmark = find(options.name);
+  catch_stop_signals();  // arms look for it (bench/arm.h)
   double before[1] = {0}, after[1] = {0};
   (void)getloadavg(before, 1);
   nlohmann::json rows = benchmark.run(options);

@@ -3,6 +3,7 @@
 #include "comm/archive.h"
 #include "comm/wrappers/traced.h"
 #include "data/loader.h"
+#include "framework/experiment.h"
 #include "framework/session.h"
 
 #include <algorithm>
@@ -119,8 +120,9 @@ void print_schedule(const std::vector<Watched>& watched) {
 
 }  // namespace
 
-void dry_run(const Config& config, const std::function<void(Fields&)>& schema, const TrainConfig& train, Recipe& recipe,
-             Communicator& world, const std::function<void(Session&)>& after_step) {
+void dry_run(Experiment& run, Communicator& world, const std::function<void(Session&)>& after_step) {
+  Recipe& recipe = *run.recipe;
+  const TrainConfig& train = run.train;
   Session session(world, train, recipe);
   const auto ids = recipe.train_ids();
   Loader loader(recipe.train_data(), ids, train.batch_size, world.rank(), world.size(), std::uint64_t(train.seed),
@@ -136,7 +138,7 @@ void dry_run(const Config& config, const std::function<void(Fields&)>& schema, c
     after_step(session);
   }
   if (world.rank() != 0) return;
-  std::cout << config.print(schema, true) << "\n";
+  std::cout << run.config.print(run.schema, true) << "\n";
   for (const auto& p : session.parameters())
     std::cout << "  " << p.name << " " << p.value.sizes() << " " << p.group
               << (p.value.requires_grad() ? "" : " frozen") << "\n";

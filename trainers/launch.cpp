@@ -1,16 +1,17 @@
 #include "trainers/launch.h"
 
 #include "comm/error.h"
+#include "trainers/relay.h"
+#include "trainers/stop.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <set>
 #include <thread>
 #include <utility>
 
@@ -24,106 +25,31 @@
 namespace trireme {
 namespace {
 
-constexpr std::string_view ready_line = "trireme: ready\n";
 constexpr const char* launched_by_us = "TRIREME_LAUNCHED";
-// From the first error of a rank, or a second signal, to the end of mpirun.
+// From the first error of a rank, or the request to end, to the end of mpirun.
 constexpr std::chrono::milliseconds mpirun_patience{3000};
+// SIGUSR1 kills a rank that does not catch it yet: so long it is held back. (Ranks on other nodes may not be heard.)
+constexpr std::chrono::seconds start_patience{10};
 
-volatile std::sig_atomic_t stop_requests = 0;
-void on_stop(int) { stop_requests = stop_requests + 1; }
-
-void write_all(int fd, std::string_view text) {
-  while (!text.empty()) {
-    const ssize_t n = write(fd, text.data(), text.size());
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return;  // the reader is gone: the job itself goes on
-    text.remove_prefix(std::size_t(n));
-  }
-}
-
-// mpirun's stderr: ranks' lines pass, its banners (between dashed lines) are kept back and read for what they say.
-class BannerFilter {
- public:
-  void feed(std::string_view text) {
-    for (const char c : text) {
-      line_ += c;
-      if (c == '\n') end_of_line();
-      // A progress bar redraws a line without ending it.
-      if (c == '\r' && !in_banner_ && !suspicious()) pass();
-    }
-    if (!in_banner_ && !line_.empty() && !suspicious()) pass();
-  }
-  void finish() {
-    if (!line_.empty()) end_of_line();
-  }
-  int lost_rank() const { return lost_rank_; }
-  const std::string& lost_why() const { return lost_why_; }
-  bool error_seen() const { return !errors_.empty(); }
-  int ready_ranks() const { return ready_; }
-  const std::string& first_banner_line() const { return banner_; }
-
- private:
-  // Could the unfinished line be mpirun's, or an error of ours that another rank repeats?
-  bool suspicious() const {
-    return line_.starts_with('-') || line_.starts_with('[') || line_.starts_with("trireme: ") ||
-           std::string_view("trireme: ").starts_with(line_) || line_.starts_with("mpirun") ||
-           std::string_view("mpirun").starts_with(line_);
-  }
-
-  void end_of_line() {
-    const bool dashes = line_.size() > 40 && line_.find_first_not_of("-\r\n") == std::string::npos;
-    if (dashes) {
-      in_banner_ = !in_banner_;
-      line_.clear();
-    } else if (in_banner_ || line_.starts_with("mpirun")) {
-      read_banner();
-      line_.clear();
-    } else if (line_.starts_with('[') && line_.find("] ") != std::string::npos && is_runtime_message()) {
-      line_.clear();
-    } else if (line_ == ready_line) {
-      ++ready_;
-      line_.clear();
-    } else if (line_.starts_with("trireme: error")) {
-      if (errors_.insert(line_).second) pass();
-      line_.clear();
-    } else {
-      pass();
-    }
-  }
-
-  // "[host:pid] ..." lines of the runtime.
-  bool is_runtime_message() const {
-    const auto close = line_.find(']'), colon = line_.find(':');
-    return colon != std::string::npos && colon < close && line_.find_first_not_of("0123456789", colon + 1) >= close;
-  }
-
-  void read_banner() {
-    if (banner_.empty() && line_.find_first_not_of(" \r\n") != std::string::npos)
-      banner_ = line_.substr(0, line_.size() - 1);
-    int rank = -1, signal = 0;
-    const auto at = line_.find("process rank ");
-    if (at == std::string::npos || std::sscanf(line_.c_str() + at, "process rank %d", &rank) != 1) return;
-    lost_rank_ = rank;
-    const auto on = line_.find("exited on signal ");
-    if (on != std::string::npos && std::sscanf(line_.c_str() + on, "exited on signal %d", &signal) == 1)
-      lost_why_ = "killed by signal " + std::to_string(signal) + " (" + strsignal(signal) + ")";
-  }
-
-  void pass() {
-    write_all(STDERR_FILENO, line_);
-    line_.clear();
-  }
-
-  std::string line_, banner_, lost_why_ = "it ended without finishing";
-  std::set<std::string> errors_;
-  bool in_banner_ = false;
-  int lost_rank_ = -1, ready_ = 0;
+// How this process was started: its rank, of how many, and whether anything connects them.
+struct Place {
+  int rank = 0, ranks = 0;  // 0 ranks: alone
+  bool connected = true;
 };
 
-// Tasks of the srun step that this process is in.
-int step_tasks() {
-  const char* value = std::getenv("SLURM_STEP_NUM_TASKS");
-  return value ? std::atoi(value) : 0;
+bool is_set(const char* name) { return std::getenv(name) != nullptr; }
+int number(const char* name) { return is_set(name) ? std::max(0, std::atoi(std::getenv(name))) : 0; }
+
+Place place() {
+  if (is_set("OMPI_COMM_WORLD_SIZE"))
+    return {number("OMPI_COMM_WORLD_RANK"), std::max(1, number("OMPI_COMM_WORLD_SIZE"))};
+  // A step of one task is a shell or a batch system's wrapper as often as a job of one rank, and one rank needs nobody:
+  // such a process is alone. What it hands down says nothing about the tasks of a step that is started from it.
+  if (number("PMI_SIZE") > 1) return {number("PMI_RANK"), number("PMI_SIZE")};
+  const int tasks = number("SLURM_STEP_NUM_TASKS"), task = number("SLURM_PROCID");
+  if (tasks < 2) return {};
+  const bool pmix = is_set("PMIX_RANK") && number("PMIX_RANK") == task;
+  return {task, tasks, pmix || (is_set("PMI_RANK") && !is_set("PMI_SIZE"))};
 }
 
 // What is left of the job when mpirun is gone: its ranks are then children of this process (a subreaper).
@@ -148,6 +74,7 @@ std::string self_path() { return std::filesystem::read_symlink("/proc/self/exe")
   // A terminal's Ctrl-C goes to this parent alone, and mpirun must not outlive it.
   setpgid(0, 0);
   prctl(PR_SET_PDEATHSIG, SIGTERM);
+  std::signal(SIGPIPE, SIG_DFL);
   if (geteuid() == 0) {
     setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
     setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
@@ -157,31 +84,125 @@ std::string self_path() { return std::filesystem::read_symlink("/proc/self/exe")
   _exit(127);
 }
 
+// The started job: its pipes, and how it ends.
+class Job {
+ public:
+  Job(int ranks, std::vector<std::string>& command, OnStop on_stop)
+      : ranks_(ranks), on_stop_(on_stop), relay_(isatty(STDOUT_FILENO), isatty(STDERR_FILENO)) {
+    start(command);
+  }
+
+  // Relays until the pipes are closed and the job is gone.
+  void run() {
+    while (open_ends_ > 0) {
+      look_after_starter();
+      pass_on_signals();
+      if (poll(pipes_, 2, 200) > 0)
+        for (auto& p : pipes_) read_some(p);
+      else
+        relay_.idle();
+    }
+    relay_.finish();
+    while (!gone_ && waitpid(starter_, &status_, 0) < 0 && errno == EINTR) {
+    }
+    if (!gone_) end_leftovers();
+  }
+
+  // After run(): the exit code of the whole, or what became of it as an exception.
+  int outcome(const std::string& program) const {
+    const int code = WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_);
+    if (ended_) return int(ExitCode::killed);
+    if (relay_.error_seen() && WIFSIGNALED(status_)) return int(ExitCode::communication);
+    if (code == 0 || code == int(ExitCode::stopped) || relay_.error_seen()) return code;
+    if (code == 127 && relay_.lost_rank() < 0 && relay_.first_banner_line().empty())
+      throw CommError("--ranks", program + " is not installed or not on PATH",
+                      "install openmpi-bin, or start the ranks yourself");
+    if (relay_.lost_rank() >= 0)
+      throw CommError("rank " + std::to_string(relay_.lost_rank()), "was lost: " + relay_.lost_why(),
+                      "the same command resumes from the last checkpoint");
+    if (WIFSIGNALED(status_))
+      throw CommError("mpirun", std::string("was killed: ") + strsignal(WTERMSIG(status_)),
+                      "the same command resumes from the last checkpoint");
+    throw CommError("mpirun", "failed with code " + std::to_string(code) + ": " + relay_.first_banner_line());
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void start(std::vector<std::string>& command) {
+    int out[2], err[2];
+    if (pipe(out) != 0 || pipe(err) != 0) throw CommError("--ranks", std::string("no pipe: ") + std::strerror(errno));
+    const bool terminal = isatty(STDERR_FILENO);
+    starter_ = fork();
+    if (starter_ < 0) throw CommError("--ranks", std::string("cannot start a process: ") + std::strerror(errno));
+    if (starter_ == 0) {
+      if (!terminal) unsetenv("TRIREME_TERMINAL");
+      setenv(launched_by_us, "1", 1);
+      // The size of the terminal is read before stderr becomes a pipe.
+      winsize size{};
+      if (terminal && ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0)
+        setenv("TRIREME_TERMINAL", std::to_string(size.ws_col ? size.ws_col : 80).c_str(), 1);
+      dup2(out[1], STDOUT_FILENO);
+      dup2(err[1], STDERR_FILENO);
+      const int null = open("/dev/null", O_RDONLY);
+      dup2(null, STDIN_FILENO);
+      for (const int fd : {out[0], out[1], err[0], err[1], null}) close(fd);
+      run_starter(command);
+    }
+    close(out[1]);
+    close(err[1]);
+    pipes_[0] = {out[0], POLLIN, 0};
+    pipes_[1] = {err[0], POLLIN, 0};
+  }
+
+  // mpirun takes ranks that do not answer along after a while; if not, it is not waited for. What it leaves behind
+  // holds the pipes open.
+  void look_after_starter() {
+    if (gone_) return;
+    const auto now = Clock::now();
+    if ((ended_ || relay_.error_seen()) && overdue_ == Clock::time_point()) overdue_ = now + mpirun_patience;
+    if (overdue_ != Clock::time_point() && now > overdue_) kill(starter_, SIGKILL);
+    if (waitpid(starter_, &status_, WNOHANG) != starter_) return;
+    gone_ = true;
+    end_leftovers();
+  }
+
+  void pass_on_signals() {
+    if (!stop_requested() || gone_) return;
+    if (requested_ == Clock::time_point()) requested_ = Clock::now();
+    const bool heard = relay_.ready_ranks() >= ranks_ || Clock::now() - requested_ > start_patience;
+    if (on_stop_ == OnStop::save && heard && !std::exchange(asked_, true)) kill(starter_, SIGUSR1);
+    if ((on_stop_ == OnStop::end || stop_insisted()) && !std::exchange(ended_, true)) kill(starter_, SIGTERM);
+  }
+
+  void read_some(pollfd& p) {
+    if (p.fd < 0 || !(p.revents & (POLLIN | POLLHUP | POLLERR))) return;
+    char text[65536];
+    const ssize_t n = read(p.fd, text, sizeof text);
+    if (n < 0 && errno == EINTR) return;
+    if (n > 0) return &p == pipes_ ? relay_.out({text, std::size_t(n)}) : relay_.err({text, std::size_t(n)});
+    close(std::exchange(p.fd, -1));
+    --open_ends_;
+  }
+
+  const int ranks_;
+  const OnStop on_stop_;
+  Relay relay_;
+  pid_t starter_ = -1;
+  pollfd pipes_[2]{};  // stdout, stderr
+  int open_ends_ = 2, status_ = 0;
+  bool asked_ = false, ended_ = false, gone_ = false;
+  Clock::time_point requested_, overdue_;
+};
+
 }  // namespace
 
-int launched_ranks() {
-  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"})
-    if (const char* value = std::getenv(name)) return std::max(1, std::atoi(value));
-  // A step of one task is a shell or a batch system's wrapper as often as a job of one rank.
-  const int tasks = step_tasks();
-  return tasks > 1 ? tasks : 0;
-}
-
-int tasks_alone() {
-  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"})
-    if (std::getenv(name)) return 0;
-  const int tasks = step_tasks();
-  return tasks > 1 ? tasks : 0;
-}
-
-int launched_rank() {
-  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"})
-    if (const char* value = std::getenv(name); value && launched_ranks()) return std::max(0, std::atoi(value));
-  return 0;
-}
+int launched_ranks() { return place().ranks; }
+int tasks_alone() { return place().connected ? 0 : place().ranks; }
+int launched_rank() { return place().rank; }
 
 void announce_ready() {
-  if (std::getenv(launched_by_us)) write_all(STDERR_FILENO, ready_line);
+  if (is_set(launched_by_us)) (void)!write(STDERR_FILENO, Relay::ready_line.data(), Relay::ready_line.size());
 }
 
 std::vector<std::string> mpirun_prefix(int ranks) {
@@ -199,92 +220,12 @@ int launch_ranks(int ranks, const std::vector<std::string>& arguments) {
   return launch_command(ranks, mpirun_command(ranks, arguments));
 }
 
-int launch_command(int ranks, std::vector<std::string> command) {
-  int out[2], err[2];
-  if (pipe(out) != 0 || pipe(err) != 0) throw CommError("--ranks", std::string("no pipe: ") + std::strerror(errno));
-  struct sigaction action {};
-  action.sa_handler = on_stop;
-  sigemptyset(&action.sa_mask);
-  for (const int s : {SIGTERM, SIGINT}) sigaction(s, &action, nullptr);
-
+int launch_command(int ranks, std::vector<std::string> command, OnStop on_stop) {
+  catch_stop_signals(Insisting::is_noted);
   prctl(PR_SET_CHILD_SUBREAPER, 1);
-  const bool terminal = isatty(STDERR_FILENO);
-  const pid_t child = fork();
-  if (child < 0) throw CommError("--ranks", std::string("cannot start a process: ") + std::strerror(errno));
-  if (child == 0) {
-    if (!terminal) unsetenv("TRIREME_TERMINAL");
-    setenv(launched_by_us, "1", 1);
-    // The size of the terminal is read before stderr becomes a pipe.
-    winsize size{};
-    if (terminal && ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0)
-      setenv("TRIREME_TERMINAL", std::to_string(size.ws_col ? size.ws_col : 80).c_str(), 1);
-    dup2(out[1], STDOUT_FILENO);
-    dup2(err[1], STDERR_FILENO);
-    const int null = open("/dev/null", O_RDONLY);
-    dup2(null, STDIN_FILENO);
-    for (const int fd : {out[0], out[1], err[0], err[1], null}) close(fd);
-    run_starter(command);
-  }
-  close(out[1]);
-  close(err[1]);
-
-  BannerFilter filter;
-  pollfd fds[2] = {{out[0], POLLIN, 0}, {err[0], POLLIN, 0}};
-  int open_ends = 2;
-  bool asked = false, ended = false;
-  std::chrono::steady_clock::time_point requested, overdue;
-  int status = 0;
-  bool gone = false;
-  char text[65536];
-  while (open_ends > 0) {
-    const auto now = std::chrono::steady_clock::now();
-    // mpirun takes ranks that do not answer along after a while; if not, it is not waited for. What it leaves behind
-    // holds the pipes open.
-    if (!gone && (ended || filter.error_seen()) && overdue == std::chrono::steady_clock::time_point())
-      overdue = now + mpirun_patience;
-    if (!gone && overdue != std::chrono::steady_clock::time_point() && now > overdue) kill(child, SIGKILL);
-    if (!gone && waitpid(child, &status, WNOHANG) == child) {
-      gone = true;
-      end_leftovers();
-    }
-    if (stop_requests > 0 && requested == std::chrono::steady_clock::time_point()) requested = now;
-    // SIGUSR1 would kill a rank that does not catch it yet. (Ranks on other nodes may not be heard.)
-    const bool heard = filter.ready_ranks() >= ranks || now - requested > std::chrono::seconds(10);
-    if (stop_requests > 0 && heard && !std::exchange(asked, true)) kill(child, SIGUSR1);
-    if (stop_requests > 1 && !std::exchange(ended, true)) kill(child, SIGTERM);
-    if (poll(fds, 2, 200) <= 0) continue;
-    for (auto& p : fds) {
-      if (p.fd < 0 || !(p.revents & (POLLIN | POLLHUP | POLLERR))) continue;
-      const ssize_t n = read(p.fd, text, sizeof text);
-      if (n < 0 && errno == EINTR) continue;
-      if (n <= 0) {
-        p.fd = -1;
-        --open_ends;
-      } else if (p.fd == out[0]) {
-        write_all(STDOUT_FILENO, {text, std::size_t(n)});
-      } else {
-        filter.feed({text, std::size_t(n)});
-      }
-    }
-  }
-  filter.finish();
-  while (!gone && waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-  if (!gone) end_leftovers();
-  const int code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  if (ended) return int(ExitCode::killed);
-  if (filter.error_seen() && WIFSIGNALED(status)) return int(ExitCode::communication);
-  if (code == 0 || code == int(ExitCode::stopped) || filter.error_seen()) return code;
-  if (code == 127 && filter.lost_rank() < 0 && filter.first_banner_line().empty())
-    throw CommError("--ranks", command[0] + " is not installed or not on PATH",
-                    "install openmpi-bin, or start the ranks yourself");
-  if (filter.lost_rank() >= 0)
-    throw CommError("rank " + std::to_string(filter.lost_rank()), "was lost: " + filter.lost_why(),
-                    "the same command resumes from the last checkpoint");
-  if (WIFSIGNALED(status))
-    throw CommError("mpirun", std::string("was killed: ") + strsignal(WTERMSIG(status)),
-                    "the same command resumes from the last checkpoint");
-  throw CommError("mpirun", "failed with code " + std::to_string(code) + ": " + filter.first_banner_line());
+  Job job(ranks, command, on_stop);
+  job.run();
+  return job.outcome(command[0]);
 }
 
 }  // namespace trireme

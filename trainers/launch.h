@@ -5,7 +5,8 @@
 
 namespace trireme {
 
-// Ranks this process was launched with by mpirun, srun or another starter; 0 when it was started alone.
+// Ranks this process was launched with by mpirun, srun or another starter; 0 when it was started alone, also in a step
+// of one task (an interactive one is a shell).
 int launched_ranks();
 // Tasks of an srun step in which nothing connects them (srun without --mpi=pmix); 0 in every other case. Some MPI
 // libraries make each of them a world of one rank without a word.
@@ -20,11 +21,15 @@ std::vector<std::string> mpirun_prefix(int ranks);
 // The command line that starts `arguments` (without the program) on `ranks` ranks of this program.
 std::vector<std::string> mpirun_command(int ranks, const std::vector<std::string>& arguments);
 
-// Runs `arguments` (without the program) on `ranks` ranks through mpirun and returns the job's exit code. SIGTERM and
-// SIGINT become SIGUSR1 to the ranks (mpirun itself would kill them a second later); a second one ends the job with
-// 130. mpirun's banners are hidden; a rank that died is named in one line, exit code 4.
+// What a stop request (trainers/stop.h) means for ranks: SIGUSR1, so that they save and leave (mpirun itself would kill
+// them a second after SIGTERM), or their end.
+enum class OnStop { save, end };
+
+// Runs `arguments` (without the program) on `ranks` ranks through mpirun and returns the job's exit code. Who insists
+// on a stop, or asks for one with OnStop::end, ends the job: 130. mpirun's banners are hidden; a rank that died is
+// named in one line, exit code 4. Readers of stdout and stderr may go away.
 int launch_ranks(int ranks, const std::vector<std::string>& arguments);
 // The same with a command line of its own, which must start `ranks` ranks.
-int launch_command(int ranks, std::vector<std::string> command);
+int launch_command(int ranks, std::vector<std::string> command, OnStop on_stop = OnStop::save);
 
 }  // namespace trireme

@@ -264,8 +264,7 @@ int train(const TrainOptions& options, Communicator& world, int local_ranks) {
   check_divisible(setup, world.size());
   check_same_config(setup.config, setup.schema, world);
   if (options.dry_run) {
-    dry_run(setup.config, setup.schema, setup.train, *setup.recipe, world,
-            [](Session& session) { agree_on_step(false, false, session.context().comm("control")); });
+    dry_run(setup, world, [](Session& session) { agree_on_step(false, false, session.context().comm("control")); });
     return int(ExitCode::ok);
   }
   if (setup.train.trace) Trace::enable(world.rank());

@@ -4,11 +4,14 @@
 #include "trainers/ranks.h"
 
 #include <algorithm>
+#include <csignal>
+#include <cstdio>
 #include <iostream>
 
 #include <CLI/CLI.hpp>
 
 #include <malloc.h>
+#include <poll.h>
 #include <unistd.h>
 
 namespace trireme {
@@ -41,6 +44,18 @@ int run(int argc, char** argv) {
   return commands.at(app.get_subcommands().front()->get_name())(line);
 }
 
+// What was printed is the result of most commands: one that could not be stored has failed. A training has its folder,
+// and a reader that went away has what it wanted.
+int check_output(int code, bool result_is_stored) {
+  std::cout.flush();
+  if (std::fflush(stdout) == 0 && !std::ferror(stdout) && std::cout) return code;
+  pollfd out{STDOUT_FILENO, POLLOUT, 0};
+  if (poll(&out, 1, 0) == 1 && (out.revents & (POLLERR | POLLHUP | POLLNVAL))) return code;
+  const char* kind = code == 0 && !result_is_stored ? "error" : "warning";
+  std::fprintf(stderr, "trireme: %s: stdout: not all could be written; is the disk full?\n", kind);
+  return code == 0 && !result_is_stored ? int(ExitCode::data) : code;
+}
+
 }  // namespace
 }  // namespace trireme
 
@@ -48,17 +63,18 @@ int main(int argc, char** argv) {
   // Activations are freed and taken again every step: returning them to the system would cost a page fault each.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away ends nothing
   int code = 0;
   try {
     code = trireme::run(argc, argv);
   } catch (...) {
     code = trireme::print_failure(trireme::describe(std::current_exception()));
   }
+  code = trireme::check_output(code, argc > 1 && argv[1] == std::string_view("train"));
 #ifdef __SANITIZE_ADDRESS__
   return code;  // leaks are looked for at a normal exit
 #else
   // Destructors of torch's global objects have crashed after a good run (torch_cuda linked): skip them.
-  std::cout.flush();
   std::fflush(nullptr);
   _exit(code);
 #endif

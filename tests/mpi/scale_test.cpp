@@ -63,5 +63,24 @@ TEST(Scale, TellsWhatCannotBeMeasured) {
   EXPECT_NE(alone.err.find("--launcher needs {ranks}"), std::string::npos) << alone;
 }
 
+// A study has nothing to save: whoever stops it ends it, and its ranks, at once.
+TEST(Scale, CanBeStopped) {
+  for (const int s : {SIGTERM, SIGINT}) {
+    SCOPED_TRACE(strsignal(s));
+    TempFolder folder;
+    write_text(folder.path / "mlp.yaml", "recipe: mlp\nbatch_size: 24\nsizes: [32, 64, 64]\nsamples: 480\n");
+    Program p({"scale", "mlp.yaml", "--steps", "1000000", "--out", "study", "--ranks", "2,1"}, {folder.path, {}});
+    ASSERT_TRUE(wait_until([&] { return p.rank(0) || p.ended(); }, std::chrono::seconds(30)));
+    std::this_thread::sleep_for(std::chrono::milliseconds(s == SIGINT ? 0 : 1500));
+    p.signal(s);
+    const Outcome o = p.wait(std::chrono::seconds(20));
+    EXPECT_EQ(o.code, 130) << o;
+    ASSERT_EQ(o.errors().size(), 1u) << o;
+    EXPECT_NE(o.errors()[0].find("stopped by a signal"), std::string::npos) << o;
+    EXPECT_LT(p.seconds_from_signal, 5) << o;
+    EXPECT_TRUE(p.none_left());
+  }
+}
+
 }  // namespace
 }  // namespace trireme::test

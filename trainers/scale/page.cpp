@@ -1,5 +1,6 @@
 // The page of a scaling study.
 #include "framework/report/page.h"
+
 #include "framework/report/chart.h"
 #include "trainers/scale/study.h"
 

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <csignal>
 #include <fstream>
+#include <iostream>
 #include <numeric>
 #include <thread>
 
@@ -23,7 +24,7 @@ struct Fault {
   void fields(Fields& f) {
     f.choice("kind", kind,
              {"none", "stop", "stop_in_collective", "stop_in_loader", "block_in_loader", "spin", "other_communicator",
-              "slow"},
+              "slow", "talk"},
              "what goes wrong");
     f("rank", rank, "where", {.min = 0});
     f("at", at, "in which step, or at which read, from 0", {.min = 0});
@@ -60,6 +61,12 @@ class Numbers : public Dataset {
   mutable std::int64_t reads_ = 0;
 };
 
+// What people print: rules of dashes as long as mpirun's own, and lines that begin as the runtime's do.
+void talk() {
+  const std::string rule = std::string(74, '-') + "\n";
+  std::cerr << rule + "my table\n" + rule + "mpirun started me\n[12:34] my clock\n" + rule << std::flush;
+}
+
 // One weight that learns a mean.
 class Faulty : public Recipe {
  public:
@@ -86,6 +93,7 @@ class Faulty : public Recipe {
     const CallSite here("faulty: loss");
     const bool mine = c.rank() == fault_.rank, now = mine && c.now.step == fault_.at;
     compute(work_ms_ + (mine && fault_.kind == "slow" ? fault_.ms : 0));
+    if (now && fault_.kind == "talk") talk();
     if (now && fault_.kind == "stop") Fault::mark(), raise(SIGSTOP);
     if (now && fault_.kind == "spin") {
       Fault::mark();
