@@ -118,6 +118,8 @@ void ProgressBar::draw(const ProgressState& p, bool now) {
   if (!now && drawn_ && time - last_ < std::chrono::milliseconds(100)) return;
   last_ = time;
   drawn_ = true;
+  // The window may have become smaller: a bar that wraps could not be taken back.
+  if (const int columns = terminal_columns(); columns > 0) columns_ = columns;
   // One write: a bar in pieces flickers.
   const std::string text = "\r" + progress_bar(p, columns_, utf8_) + "\x1b[K";
   std::fwrite(text.data(), 1, text.size(), stderr);

@@ -77,6 +77,46 @@ TEST_F(MetricsTest, ALineHasTheKeysInOrderAndNullsForWhatIsUnknown) {
   EXPECT_EQ(err, "");
 }
 
+TEST_F(MetricsTest, AnEvaluationIsATable) {
+  const std::vector<MetricChart> charts = {
+      {"Retrieval",
+       {"R@1", "R@5", "R@10"},
+       {{"image to text", {"eval/i1", "eval/i5", "eval/i10"}, {"eval/c1", "eval/c5", "eval/c10"}},
+        {"text to image", {"eval/t1", "eval/t5", "eval/t10"}, {"eval/d1", "eval/d5", "eval/d10"}}},
+       true},
+      {"Classes", {}, {{"zero-shot top-1", {"eval/top1"}, {"eval/top1_chance"}}}, true},
+      {"Temperature", {}, {{"", {"tau"}, {}}}}};
+  Record r{800,
+           {{"loss", 1}, {"tau", 0.07}, {"eval/odd", 3.25}, {"eval/top1", 0.094}, {"eval/top1_chance", 1 / 103.0}}};
+  for (const auto& [key, scale] : {std::pair{"i", 1.0}, {"t", 0.9}, {"c", 0.01}, {"d", 0.01}})
+    for (const auto& [column, value] : {std::pair{"1", 0.103}, {"5", 0.254}, {"10", 0.386}})
+      r.values[std::string("eval/") + key + column] = scale * value;
+  EXPECT_EQ(evaluation_text(r, charts),
+            "eval at step 800      R@1     R@5    R@10\n"
+            "  image to text    10.3 %  25.4 %  38.6 %\n"
+            "  text to image    9.27 %  22.9 %  34.7 %\n"
+            "  chance           0.10 %  0.25 %  0.39 %\n"
+            "  zero-shot top-1  9.40 %  chance 0.97 %\n"
+            "  odd              3.2500");
+  // A part of it, and none.
+  EXPECT_EQ(evaluation_text({5, {{"eval/i5", 0.5}}}, charts),
+            "eval at step 5   R@1     R@5  R@10\n"
+            "  image to text    -  50.0 %     -");
+  EXPECT_EQ(evaluation_text({5, {{"eval/top1", 0.5}}}, charts), "eval at step 5\n  zero-shot top-1  50.0 %");
+  EXPECT_EQ(evaluation_text({5, {{"loss", 0.5}, {"tau", 1}}}, charts), "");
+  // A recipe without charts: a line while it is one, else columns.
+  Record many{7, {}};
+  for (const char* name : {"accuracy", "f1", "a_rather_long_name", "loss", "recall"})
+    many.values[std::string("eval/") + name] = 0.5;
+  EXPECT_EQ(evaluation_text(many, {}),
+            "eval at step 7\n"
+            "  a_rather_long_name  0.5000\n"
+            "  accuracy            0.5000\n"
+            "  f1                  0.5000\n"
+            "  loss                0.5000\n"
+            "  recall              0.5000");
+}
+
 TEST_F(MetricsTest, NumbersComeBackExactly) {
   const std::vector<double> values = {0.1, 1.0 / 3, 5e-324, 1.7976931348623157e308, -0.0, 123456789012345678.0};
   console([&] {
