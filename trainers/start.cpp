@@ -1,9 +1,5 @@
 #include "trainers/start.h"
 
-#include <array>
-#include <cmath>
-#include <cstdio>
-
 #include <ATen/Parallel.h>
 #include <nlohmann/json.hpp>
 
@@ -30,8 +26,9 @@ std::string start_banner(const Experiment& setup, Session& session, const RunFol
   const TrainConfig& config = setup.train;
   Context& c = session.context();
   std::string s = config.recipe + ": " + grouped(session.parameter_count()) + " parameters in " + config.precision +
-                  ", " + counted(c.size(), "rank") + " on " + (c.device().is_cpu() ? "CPU" : "GPU") + " (" +
-                  std::string(c.comm().backend()) + ", " + counted(at::get_num_threads(), "thread") + " each)\n";
+                  ", " + counted(c.size(), "rank") + " on " + (c.device().is_cpu() ? "CPU" : "GPU") + " (";
+  if (c.size() > 1) s += std::string(c.comm().backend()) + ", ";
+  s += counted(at::get_num_threads(), "thread") + (c.size() > 1 ? " each)\n" : ")\n");
   const auto json = described(*setup.recipe);
   const auto data = json.find("data");
   s += "data: " + (data != json.end() && data->is_string() ? data->get<std::string>() + ", " : "") + grouped(samples) +

@@ -160,7 +160,8 @@ void Metrics::log(const Record& r) {
 
 void Metrics::progress(std::int64_t step, double loss) {
   if (!impl_) return;
-  impl_->seen(step, loss);
+  // Not read from the device in this step: the last one that was stays.
+  impl_->seen(step, std::isnan(loss) ? impl_->shown.loss : loss);
   if (impl_->bar) impl_->bar->draw(impl_->shown, step == impl_->shown.total);
 }
 

@@ -32,7 +32,7 @@ class Metrics {
 
   // JSONL, TensorBoard and console line. With the kernel before it returns. Throws DataError (disk full).
   void log(const Record&);
-  // Moves the progress bar; cheap enough for every step (drawn at most 10 times a second).
+  // Moves the progress bar; cheap enough for every step (drawn at most 10 times a second). NaN: not known in this step.
   void progress(std::int64_t step, double loss);
   // A line for the user that does not tear the progress bar.
   void message(std::string_view line);

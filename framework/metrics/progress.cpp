@@ -95,7 +95,7 @@ std::string progress_bar(const ProgressState& p, int columns, bool utf8) {
   // What matters less is left out first when the window is narrow.
   std::string tail = " " + step_text(p);
   const int room = columns - 1 - int(head.size());
-  const std::string pieces[] = {print("  loss %.4f", p.loss), "  eta " + format_eta(p.eta),
+  const std::string pieces[] = {std::isnan(p.loss) ? "" : print("  loss %.4f", p.loss), "  eta " + format_eta(p.eta),
                                 std::isnan(p.per_second) ? "" : "  " + format_rate(p.per_second) + " " + p.unit + "/s"};
   for (const auto& piece : pieces)
     if (int(tail.size() + piece.size()) <= room) tail += piece;

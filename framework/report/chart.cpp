@@ -58,7 +58,7 @@ std::string axes(const Frame& f, const std::vector<double>& ticks, Unit unit) {
                format_value(t).c_str());
   }
   s += print("<path class=\"axis\" d=\"M%.1f %.1fH%.1f\"/>", f.left, f.bottom, f.right);
-  s += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">step</text>", f.left - 8, f.bottom + 18);
+  s += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">step</text>", f.left - 24, f.bottom + 18);
   return s;
 }
 

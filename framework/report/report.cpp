@@ -41,7 +41,7 @@ std::string cards(const Run& run) {
     s += card("final loss", format_value(smoothed(loss).y.back()), "from " + format_value(loss.y.front()));
   int shown = 0;
   for (const auto& e : evaluations({run})) {
-    if (++shown > 6) break;
+    if (!e.last_column || ++shown > 6) continue;
     const double value = *run.last(e.metric);
     const auto chance = e.chance ? run.last(*e.chance) : std::nullopt;
     s += card(e.label, format_value(value, e.unit),

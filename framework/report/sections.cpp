@@ -75,18 +75,22 @@ Scale scale_of(const std::vector<Run>& runs, const std::string& metric) {
 // Those of a chart that the runs have, labelled by row and column.
 std::vector<Evaluation> evaluations_of(const MetricChart& chart, const std::vector<Run>& runs) {
   std::vector<Evaluation> found;
-  for (const auto& row : chart.rows)
+  for (std::size_t r = 0; r < chart.rows.size(); ++r) {
+    const auto& row = chart.rows[r];
     for (std::size_t i = 0; i < row.metrics.size(); ++i) {
       if (!row.metrics[i].starts_with("eval/") || !anywhere(runs, row.metrics[i])) continue;
       const std::string column = chart.columns.empty() ? "" : chart.columns[i];
       Evaluation e{row.metrics[i],
                    row.label + (row.label.empty() || column.empty() ? "" : " ") + column,
                    {},
-                   chart.fractions ? Unit::percent : Unit::plain};
+                   chart.fractions ? Unit::percent : Unit::plain,
+                   r,
+                   i + 1 == row.metrics.size()};
       if (e.label.empty()) e.label = chart.title;
       if (!row.chance.empty() && anywhere(runs, row.chance[i])) e.chance = row.chance[i];
       found.push_back(std::move(e));
     }
+  }
   return found;
 }
 
@@ -97,7 +101,8 @@ std::vector<Evaluation> unnamed_evaluations(const std::vector<Run>& runs) {
     for (const auto& metric : run.keys("eval/"))
       if (!named(charts, metric)) metrics.insert(metric);
   std::vector<Evaluation> found;
-  for (const auto& metric : metrics) found.push_back({metric, pretty(metric), {}, unit_by_values(runs, metric)});
+  for (const auto& metric : metrics)
+    found.push_back({metric, pretty(metric), {}, unit_by_values(runs, metric), 0, true});
   return found;
 }
 
@@ -130,7 +135,7 @@ std::string evaluation_chart(const std::string& title, const std::vector<Evaluat
       const std::string label = runs.size() > 1 ? runs[r].name : line.label;
       const std::string paint = color("c", runs.size() > 1 ? r : i++);
       const auto chance = line.chance ? runs[r].last(*line.chance) : std::nullopt;
-      values.push_back({label, paint, curve.y.back(), chance});
+      values.push_back({label, color("c", runs.size() > 1 ? r : line.row), curve.y.back(), chance});
       longest = std::max(longest, curve.x.size());
       c.series.push_back({label, paint, curve, Series::line, true});
       // Those of the rows of a chart all but lie on each other.

@@ -16,6 +16,8 @@ struct Evaluation {
   std::string metric, label;
   std::optional<std::string> chance;  // metric that says what guessing would score
   Unit unit = Unit::plain;
+  std::size_t row = 0;      // of its chart
+  bool last_column = true;  // of that row
 };
 // Of all runs, in the order of the charts; those that no chart names come last.
 std::vector<Evaluation> evaluations(const std::vector<Run>& runs);

@@ -15,6 +15,9 @@
 
 #include <gtest/gtest.h>
 
+#include <fcntl.h>
+#include <unistd.h>
+
 namespace trireme {
 namespace {
 
@@ -200,6 +203,77 @@ TEST_F(MetricsTest, ABarOnATerminalIsNotTornByMessages) {
   EXPECT_NE(err.find("\r 25% "), std::string::npos) << err;
   EXPECT_NE(err.find("\r\x1b[K"), std::string::npos);
   EXPECT_EQ(err.back(), '\n');
+}
+
+// Before the first step, and on a GPU between logged steps.
+TEST_F(MetricsTest, ALossThatIsNotKnownIsNotNan) {
+  setenv("TRIREME_TERMINAL", "80", 1);
+  console([&] {
+    Metrics m(dir.string(), 0, 4, true, "pairs");
+    m.message("run folder: a");
+    m.progress(3, 2.5);
+    m.progress(4, nan);
+  });
+  unsetenv("TRIREME_TERMINAL");
+  EXPECT_EQ(err.find("nan"), std::string::npos) << err;
+  EXPECT_NE(err.find("step 4/4  loss 2.5"), std::string::npos) << err;
+}
+
+// What a terminal of this width shows after `text`, line by line.
+std::vector<std::string> screen(const std::string& text, std::size_t columns) {
+  std::vector<std::string> lines = {""};
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text.compare(i, 3, "\x1b[K") == 0) {
+      lines.back().resize(std::min(at, lines.back().size()));
+      i += 2;
+    } else if (text[i] == '\r') {
+      at = 0;
+    } else if (text[i] == '\n') {
+      lines.emplace_back();
+      at = 0;
+    } else {
+      if (at == columns) {
+        lines.emplace_back();
+        at = 0;
+      }
+      lines.back().resize(std::max(lines.back().size(), at + 1), ' ');
+      lines.back()[at++] = text[i];
+    }
+  }
+  return lines;
+}
+
+// Both streams on one screen, as a person has them.
+TEST_F(MetricsTest, LinesAndTheBarShareAScreenOfAnyWidth) {
+  setenv("LC_ALL", "C", 1);
+  for (const std::size_t columns : {8, 20, 35, 80}) {
+    setenv("TRIREME_TERMINAL", std::to_string(columns).c_str(), 1);
+    const auto both = (dir / "screen").string();
+    std::fflush(nullptr);
+    const int out = dup(1), err_fd = dup(2), fd = open(both.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0600);
+    dup2(fd, 1), dup2(fd, 2);
+    {
+      Metrics m(dir.string(), 0, 300, true, "pairs");
+      m.message("first\nsecond");
+      for (int step = 1; step <= 300; ++step) {
+        m.progress(step, 1.0 / step);
+        if (step % 100 == 0) m.message("line " + std::to_string(step));
+      }
+    }
+    std::printf("done\n");
+    std::fflush(nullptr);
+    dup2(out, 1), dup2(err_fd, 2);
+    for (const int f : {out, err_fd, fd}) close(f);
+    const auto lines = screen(text(both), columns);
+    ASSERT_EQ(lines.size(), 8u) << columns << " columns: " << text(both);
+    EXPECT_EQ((std::vector<std::string>(lines.begin(), lines.begin() + 5)),
+              (std::vector<std::string>{"first", "second", "line 100", "line 200", "line 300"}));
+    EXPECT_EQ(lines[5].substr(0, 4), "100%") << lines[5];
+    EXPECT_EQ(lines[6], "done");
+  }
+  unsetenv("TRIREME_TERMINAL");
+  unsetenv("LC_ALL");
 }
 
 TEST(Progress, BarsFitTheirWidth) {

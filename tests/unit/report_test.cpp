@@ -169,7 +169,9 @@ TEST_F(ReportTest, WhatWasMeasuredOnceIsSeen) {
 TEST_F(ReportTest, TrainingWritesEveryMetricThatThePageKnows) {
   write("tiny.yaml",
         "recipe: mlp\nsteps: 4\nbatch_size: 8\nlog_every: 2\neval_every: 2\nsamples: 100\nsizes: [4, 3]\n");
-  const TrainOptions options{.file = (dir / "tiny.yaml").string(), .out = (dir / "run").string()};
+  TrainOptions options;
+  options.file = (dir / "tiny.yaml").string();
+  options.out = (dir / "run").string();
   testing::internal::CaptureStdout();
   const int code = train(options, *make_self(), 1);
   const auto out = testing::internal::GetCapturedStdout();
@@ -186,8 +188,9 @@ TEST_F(ReportTest, TrainingWritesEveryMetricThatThePageKnows) {
   // What a person reads before the first step.
   const auto lines = out.substr(0, out.find("step "));
   EXPECT_EQ(count(lines, "\n"), 3u) << out;
-  for (const std::string text : {"mlp: 15 parameters in f32, 1 rank on CPU (self, ",
-                                 "data: 90 samples, batch 8, 11 steps an epoch\n", "run folder: " + options.out + "\n"})
+  for (const std::string& text :
+       std::vector<std::string>{"mlp: 15 parameters in f32, 1 rank on CPU (",
+                                "data: 90 samples, batch 8, 11 steps an epoch\n", "run folder: " + options.out + "\n"})
     EXPECT_NE(lines.find(text), std::string::npos) << out;
   EXPECT_NE(out.find("eval at step 2  accuracy 0."), std::string::npos) << out;
 }
