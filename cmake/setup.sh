@@ -51,7 +51,8 @@ setup_torch() {
     || fail "pip install torch==2.11.0 failed; install it into $cache/venv by hand"
 }
 
-# setup_build PRESET TARGET TESTS(ON|OFF). A build without tests needs no GoogleTest; one that has them keeps them.
+# setup_build PRESET TARGET TESTS(ON|AUTO). AUTO: a build that is there already stays as it is; a new one has tests if
+# GoogleTest is there.
 setup_build() {
   local preset=$1 target=$2 tests=$3
   if [ "$tests" = ON ] || [ ! -e "build/$preset/build.ninja" ]; then

@@ -10,6 +10,7 @@
 #include "data/dataset.h"
 #include "framework/base/param.h"
 #include "framework/config/config.h"
+#include "framework/metrics/charts.h"
 
 #include <map>
 #include <string>
@@ -51,6 +52,8 @@ class Recipe {
   // The metric (higher is better) that picks the best checkpoint; keys printed in the `done:` line.
   virtual std::string best_metric() const { return {}; }
   virtual std::vector<std::string> headline_metrics() const { return {}; }
+  // How its metrics are shown, in this order; what is not named here is shown by its name.
+  virtual std::vector<MetricChart> charts() const { return {}; }
 
   // State besides parameters and optimizer that changes the next step. Written in update() only, under
   // Context::skip(), so that a skipped step changes nothing.

@@ -11,10 +11,12 @@
 #include "framework/io/file_io.h"
 #include "framework/metrics/metrics.h"
 #include "framework/metrics/trace.h"
+#include "framework/report/report.h"
 #include "framework/session.h"
 #include "trainers/dry_run.h"
 #include "trainers/launch.h"
 #include "trainers/run_folder.h"
+#include "trainers/start.h"
 #include "trainers/step_report.h"
 #include "trainers/stop.h"
 
@@ -98,12 +100,12 @@ class Loop {
     saved_at_ = step_;
     if (world.rank() != 0) return;
     const bool terminal = isatty(STDERR_FILENO) || std::getenv("TRIREME_TERMINAL");
-    metrics_ = Metrics(folder_.dir, step_, config_.steps, terminal, setup.recipe->unit());
+    metrics_ = Metrics(folder_.dir, step_, config_.steps, terminal, setup.recipe->unit(), setup.recipe->charts());
     replace_durably(system_io(), folder_.file("env.json"),
-                    describe_environment(world.size(), at::get_num_threads(), setup.recipe->describe()));
+                    describe_environment(world.size(), at::get_num_threads(), recipe_description(*setup.recipe)));
     session_.context().on_message = [this](std::string_view line) { metrics_.message(line); };
-    if (step_ > 0 && step_ < config_.steps)
-      metrics_.message("resumed at step " + std::to_string(step_) + " of " + std::to_string(config_.steps));
+    if (step_ < config_.steps)
+      metrics_.message(start_banner(setup, session_, folder_, std::ssize(setup.recipe->train_ids()), step_));
   }
 
   int run() {

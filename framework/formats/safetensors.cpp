@@ -1,8 +1,8 @@
 #include "framework/formats/safetensors.h"
 
 #include "comm/error.h"
-#include "framework/io/file_io.h"
 #include "framework/formats/safetensors_header.h"
+#include "framework/io/file_io.h"
 
 #include <algorithm>
 #include <atomic>
@@ -125,7 +125,10 @@ std::string header_of(const std::vector<Item>& items, const std::map<std::string
       const auto& t = named->tensor;
       if (text.size() > 1) text += ',';
       text += quoted(named->name) + ":{\"dtype\":\"" + types[type].name + "\",\"shape\":[";
-      for (std::int64_t d = 0; d < t.dim(); ++d) text += (d ? "," : "") + std::to_string(t.size(d));
+      for (std::int64_t d = 0; d < t.dim(); ++d) {
+        if (d > 0) text += ',';
+        text += std::to_string(t.size(d));
+      }
       text += "],\"data_offsets\":[" + std::to_string(at) + ",";
       at += t.nbytes();
       text += std::to_string(at) + "]}";

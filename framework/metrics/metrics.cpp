@@ -104,17 +104,6 @@ AppendFile open_log(const std::string& run_dir, std::int64_t last_step) {
   return AppendFile(file);
 }
 
-std::string eval_line(const Record& r) {
-  std::string s;
-  for (const auto& [key, value] : r.values) {
-    if (!key.starts_with("eval/")) continue;
-    std::array<char, 32> text;
-    std::snprintf(text.data(), text.size(), " %.4f", value);
-    s += "  " + key.substr(5) + text.data();
-  }
-  return s.empty() ? s : "eval at step " + std::to_string(r.step) + s;
-}
-
 }  // namespace
 
 struct Metrics::Impl {
@@ -123,6 +112,7 @@ struct Metrics::Impl {
   std::optional<ProgressBar> bar;
   StepRate rate;
   ProgressState shown;
+  std::vector<MetricChart> charts;
 
   void seen(std::int64_t step, double loss) {
     rate.add(step, StepRate::Clock::now());
@@ -140,8 +130,8 @@ struct Metrics::Impl {
 };
 
 Metrics::Metrics(const std::string& run_dir, std::int64_t last_step, std::int64_t total_steps, bool terminal,
-                 const std::string& unit)
-    : impl_(new Impl{open_log(run_dir, last_step), EventFile(run_dir), {}, {}, {}}) {
+                 const std::string& unit, const std::vector<MetricChart>& charts)
+    : impl_(new Impl{open_log(run_dir, last_step), EventFile(run_dir), {}, {}, {}, charts}) {
   const int columns = terminal ? terminal_columns() : 0;
   if (columns > 0) impl_->bar.emplace(columns);
   constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
@@ -164,13 +154,14 @@ void Metrics::log(const Record& r) {
     impl_->shown.per_second = value_or_nan(r, "samples_per_s");
     if (!impl_->bar) impl_->print(progress_line(impl_->shown));
   }
-  if (const auto line = eval_line(r); !line.empty()) impl_->print(line);
+  if (const auto text = evaluation_text(r, impl_->charts); !text.empty()) impl_->print(text);
   if (impl_->bar) impl_->bar->draw(impl_->shown);
 }
 
 void Metrics::progress(std::int64_t step, double loss) {
   if (!impl_) return;
-  impl_->seen(step, loss);
+  // Not read from the device in this step: the last one that was stays.
+  impl_->seen(step, std::isnan(loss) ? impl_->shown.loss : loss);
   if (impl_->bar) impl_->bar->draw(impl_->shown, step == impl_->shown.total);
 }
 

@@ -1,6 +1,8 @@
 // What a run tells: metrics.jsonl, TensorBoard events, the console line or progress bar, the Chrome trace.
 // Rank 0 only; the other ranks hold a Metrics that does nothing.
 #pragma once
+#include "framework/metrics/charts.h"
+
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -20,9 +22,9 @@ class Metrics {
  public:
   // Opens the run folder for appending; lines with step > last_step (a step that a resumed run will redo) are
   // dropped. total_steps: for the ETA. terminal: progress bar with ETA on stderr, else plain lines on stdout;
-  // evaluations are always a line. unit: what samples_per_s counts ("pairs").
+  // evaluations are always lines, laid out by `charts`. unit: what samples_per_s counts ("pairs").
   Metrics(const std::string& run_dir, std::int64_t last_step, std::int64_t total_steps, bool terminal,
-          const std::string& unit = "samples");
+          const std::string& unit = "samples", const std::vector<MetricChart>& charts = {});
   Metrics();  // does nothing
   ~Metrics();
   Metrics(Metrics&&) noexcept;
@@ -30,7 +32,7 @@ class Metrics {
 
   // JSONL, TensorBoard and console line. With the kernel before it returns. Throws DataError (disk full).
   void log(const Record&);
-  // Moves the progress bar; cheap enough for every step (drawn at most 10 times a second).
+  // Moves the progress bar; cheap enough for every step (drawn at most 10 times a second). NaN: not known in this step.
   void progress(std::int64_t step, double loss);
   // A line for the user that does not tear the progress bar.
   void message(std::string_view line);
@@ -44,9 +46,5 @@ class Metrics {
 
 // Reads metrics.jsonl back; a torn last line is ignored. Throws DataError with file and line.
 std::vector<Record> read_metrics(const std::string& file);
-
-// One self-contained HTML page (inline SVG, no script, opens offline) for one or more run folders:
-// loss, metrics, phase times, throughput, configuration, environment.
-void write_report(const std::vector<std::string>& run_dirs, const std::string& out_file);
 
 }  // namespace trireme

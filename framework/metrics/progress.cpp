@@ -95,7 +95,7 @@ std::string progress_bar(const ProgressState& p, int columns, bool utf8) {
   // What matters less is left out first when the window is narrow.
   std::string tail = " " + step_text(p);
   const int room = columns - 1 - int(head.size());
-  const std::string pieces[] = {print("  loss %.4f", p.loss), "  eta " + format_eta(p.eta),
+  const std::string pieces[] = {std::isnan(p.loss) ? "" : print("  loss %.4f", p.loss), "  eta " + format_eta(p.eta),
                                 std::isnan(p.per_second) ? "" : "  " + format_rate(p.per_second) + " " + p.unit + "/s"};
   for (const auto& piece : pieces)
     if (int(tail.size() + piece.size()) <= room) tail += piece;
@@ -118,6 +118,8 @@ void ProgressBar::draw(const ProgressState& p, bool now) {
   if (!now && drawn_ && time - last_ < std::chrono::milliseconds(100)) return;
   last_ = time;
   drawn_ = true;
+  // The window may have become smaller: a bar that wraps could not be taken back.
+  if (const int columns = terminal_columns(); columns > 0) columns_ = columns;
   // One write: a bar in pieces flickers.
   const std::string text = "\r" + progress_bar(p, columns_, utf8_) + "\x1b[K";
   std::fwrite(text.data(), 1, text.size(), stderr);

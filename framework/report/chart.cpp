@@ -1,30 +1,20 @@
 #include "framework/report/chart.h"
 
+#include "framework/metrics/charts.h"
+#include "framework/report/svg.h"
+
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstdarg>
-#include <cstdio>
 #include <limits>
 
 namespace trireme {
+
+using svg::character;
+using svg::length;
+using svg::open_svg;
+using svg::print;
+
 namespace {
-
-__attribute__((format(printf, 1, 2))) std::string print(const char* format, ...) {
-  std::array<char, 512> text;
-  va_list args;
-  va_start(args, format);
-  std::vsnprintf(text.data(), text.size(), format, args);
-  va_end(args);
-  return text.data();
-}
-
-constexpr double character = 7.5;  // mean width of a bold 12 px letter in the widest of the fonts
-
-// Characters, not bytes.
-std::size_t length(std::string_view s) {
-  return std::size_t(std::count_if(s.begin(), s.end(), [](char c) { return (c & 0xc0) != 0x80; }));
-}
 
 struct Frame {
   double left, right, top, bottom;  // of the plot area
@@ -68,7 +58,7 @@ std::string axes(const Frame& f, const std::vector<double>& ticks, Unit unit) {
                format_value(t).c_str());
   }
   s += print("<path class=\"axis\" d=\"M%.1f %.1fH%.1f\"/>", f.left, f.bottom, f.right);
-  s += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">step</text>", f.left - 8, f.bottom + 18);
+  s += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">step</text>", f.left - 24, f.bottom + 18);
   return s;
 }
 
@@ -100,10 +90,6 @@ std::string end_labels(std::vector<EndLabel> labels, const Frame& f) {
   return s;
 }
 
-std::string open_svg(const std::string& title, int width, int height) {
-  return print("<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"", width, height) + escape_html(title) + "\">";
-}
-
 std::string nothing(const Chart& c) {
   return open_svg(c.title, c.width, 60) +
          print("<text class=\"tick\" x=\"%d\" y=\"34\" text-anchor=\"middle\">no data</text></svg>", c.width / 2);
@@ -124,6 +110,71 @@ std::string end_text(const Chart& c, const Series& s) {
   if (s.label.empty() || !c.values_at_end || s.curve.empty()) return s.label;
   if (c.values_only && s.style != Series::dashed) return format_value(s.curve.y.back(), c.unit);
   return s.label + " " + format_value(s.curve.y.back(), c.unit);
+}
+
+// The range of what can be drawn; false if there is nothing.
+bool find_range(const Chart& c, Frame& f) {
+  constexpr double inf = std::numeric_limits<double>::infinity();
+  f.x0 = f.y0 = inf;
+  f.x1 = f.y1 = -inf;
+  for (const auto& s : c.series) {
+    for (double x : s.curve.x) f.x0 = std::min(f.x0, x), f.x1 = std::max(f.x1, x);
+    for (double y : s.curve.y)
+      if (c.scale == Scale::linear || y > 0) f.y0 = std::min(f.y0, y), f.y1 = std::max(f.y1, y);
+  }
+  if (!(f.x1 >= f.x0) || !(f.y1 >= f.y0)) return false;
+  // A single step stands in the middle.
+  if (f.x1 == f.x0) f.x0 -= 0.5, f.x1 += 0.5;
+  return true;
+}
+
+// Widens the range of y to its ticks and returns them.
+std::vector<double> log_range(Frame& f) {
+  std::vector<double> ticks;
+  for (double p = std::floor(std::log10(f.y0)); p <= std::ceil(std::log10(f.y1)); ++p)
+    for (double m : {1.0, 2.0, 5.0})
+      if (const double t = m * std::pow(10, p); t > 0 && t >= f.y0 / 2.1 && t <= f.y1 * 2.1) ticks.push_back(t);
+  if (ticks.size() > 9)
+    std::erase_if(ticks, [](double t) { return std::abs(std::log10(t) - std::round(std::log10(t))) > 1e-9; });
+  f.y0 = std::min(ticks.front(), f.y0);
+  f.y1 = std::max(ticks.back(), f.y1);
+  if (!(f.y1 > f.y0)) f.y1 = f.y0 * 10;
+  return ticks;
+}
+
+std::vector<double> linear_range(const Chart& c, Frame& f) {
+  if (c.from_zero) f.y0 = std::min(f.y0, 0.0), f.y1 = std::max(f.y1, 0.0);
+  if (!(f.y1 > f.y0)) {
+    const double pad = f.y0 == 0 ? 1 : std::abs(f.y0) / 2;
+    if (!c.from_zero) f.y0 -= pad;
+    f.y1 += pad;
+  }
+  const auto ticks = nice_ticks(f.y0, f.y1, c.height > 240 ? 5 : 3);
+  f.y0 = ticks.front();
+  f.y1 = ticks.back();
+  return ticks;
+}
+
+std::string drawn(const Series& s, const Frame& f, Unit unit) {
+  const char* kind = s.style == Series::faint ? "faint" : s.style == Series::dashed ? "dashed" : "line";
+  Curve curve = thinned(s.curve, 1200);
+  // A constant measured once still shows as a line.
+  if (s.style == Series::dashed) {
+    curve.x.insert(curve.x.begin(), f.x0);
+    curve.y.insert(curve.y.begin(), curve.y.front());
+    curve.x.push_back(f.x1);
+    curve.y.push_back(curve.y.back());
+  }
+  std::string svg =
+      "<path class=\"" + std::string(kind) + "\" style=\"stroke:" + s.color + "\" d=\"" + path_of(curve, f) + "\"/>";
+  // A line of one point is none: it needs its marker to be seen.
+  const bool marked = (s.markers && s.curve.x.size() <= 60) || (s.style != Series::dashed && s.curve.x.size() == 1);
+  for (std::size_t i = 0; marked && i < s.curve.x.size(); ++i)
+    svg += print("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"%d\" style=\"fill:%s\"><title>", f.px(s.curve.x[i]),
+                 f.py(s.curve.y[i]), s.curve.x.size() == 1 ? 4 : 3, s.color.c_str()) +
+           escape_html(s.label + " step " + format_value(s.curve.x[i]) + ": " + format_value(s.curve.y[i], unit)) +
+           "</title></circle>";
+  return svg;
 }
 
 }  // namespace
@@ -165,7 +216,7 @@ std::vector<double> nice_ticks(double low, double high, int count) {
 
 std::string format_value(double v, Unit unit) {
   if (!std::isfinite(v)) return "–";
-  if (unit == Unit::percent) return print(std::abs(v) < 0.0995 ? "%.2f %%" : "%.1f %%", 100 * v);
+  if (unit == Unit::percent) return format_percent(v);
   const double a = std::abs(v);
   if (a == 0) return "0";
   if (a >= 1e15 || a < 1e-3) {  // 5.0e-04 to 5e-4
@@ -189,62 +240,16 @@ std::string format_value(double v, Unit unit) {
 }
 
 std::string line_chart(const Chart& c) {
-  constexpr double inf = std::numeric_limits<double>::infinity();
-  double x0 = inf, x1 = -inf, y0 = inf, y1 = -inf;
   std::size_t longest = 0;
-  for (const auto& s : c.series) {
-    for (double x : s.curve.x) x0 = std::min(x0, x), x1 = std::max(x1, x);
-    for (double y : s.curve.y)
-      if (c.scale == Scale::linear || y > 0) y0 = std::min(y0, y), y1 = std::max(y1, y);
-    longest = std::max(longest, length(end_text(c, s)));
-  }
-  if (!(x1 >= x0) || !(y1 >= y0)) return nothing(c);
+  for (const auto& s : c.series) longest = std::max(longest, length(end_text(c, s)));
   Frame f = frame_of(c, longest);
-  f.x0 = x0;
-  f.x1 = x1 > x0 ? x1 : x0 + 1;
-  std::vector<double> ticks;
-  if (c.scale == Scale::log) {
-    for (double p = std::floor(std::log10(y0)); p <= std::ceil(std::log10(y1)); ++p)
-      for (double m : {1.0, 2.0, 5.0})
-        if (const double t = m * std::pow(10, p); t > 0 && t >= y0 / 2.1 && t <= y1 * 2.1) ticks.push_back(t);
-    if (ticks.size() > 9)
-      std::erase_if(ticks, [](double t) { return std::abs(std::log10(t) - std::round(std::log10(t))) > 1e-9; });
-    f.y0 = std::min(ticks.front(), y0);
-    f.y1 = std::max(ticks.back(), y1);
-    if (!(f.y1 > f.y0)) f.y1 = f.y0 * 10;
-  } else {
-    if (c.from_zero) y0 = std::min(y0, 0.0), y1 = std::max(y1, 0.0);
-    if (!(y1 > y0)) {
-      const double pad = y0 == 0 ? 1 : std::abs(y0) / 2;
-      if (!c.from_zero) y0 -= pad;
-      y1 += pad;
-    }
-    ticks = nice_ticks(y0, y1, c.height > 240 ? 5 : 3);
-    f.y0 = ticks.front();
-    f.y1 = ticks.back();
-  }
+  if (!find_range(c, f)) return nothing(c);
+  const auto ticks = c.scale == Scale::log ? log_range(f) : linear_range(c, f);
   std::string svg = open_svg(c.title, c.width, c.height) + axes(f, ticks, c.unit);
   std::vector<EndLabel> labels;
   for (const auto& s : c.series) {
     if (s.curve.empty()) continue;
-    const char* kind = s.style == Series::faint ? "faint" : s.style == Series::dashed ? "dashed" : "line";
-    Curve curve = thinned(s.curve, 1200);
-    // A constant measured once still shows as a line.
-    if (s.style == Series::dashed) {
-      curve.x.insert(curve.x.begin(), f.x0);
-      curve.y.insert(curve.y.begin(), curve.y.front());
-      curve.x.push_back(f.x1);
-      curve.y.push_back(curve.y.back());
-    }
-    svg +=
-        "<path class=\"" + std::string(kind) + "\" style=\"stroke:" + s.color + "\" d=\"" + path_of(curve, f) + "\"/>";
-    if (s.markers && s.curve.x.size() <= 60)
-      for (std::size_t i = 0; i < s.curve.x.size(); ++i)
-        svg +=
-            print("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\" style=\"fill:%s\"><title>", f.px(s.curve.x[i]),
-                  f.py(s.curve.y[i]), s.color.c_str()) +
-            escape_html(s.label + " step " + format_value(s.curve.x[i]) + ": " + format_value(s.curve.y[i], c.unit)) +
-            "</title></circle>";
+    svg += drawn(s, f, c.unit);
     if (!s.label.empty()) labels.push_back({f.py(s.curve.y.back()), end_text(c, s), s.color});
   }
   return svg + end_labels(std::move(labels), f) + "</svg>";
@@ -286,50 +291,6 @@ std::string stacked_chart(const Chart& c) {
     base = next;
   }
   return svg + end_labels(std::move(labels), f) + "</svg>";
-}
-
-std::string bar_chart(const std::vector<Bar>& bars, const std::vector<std::pair<std::string, std::string>>& legend,
-                      const std::string& unit_text, int width) {
-  double high = 0;
-  std::size_t longest = 0;
-  for (const auto& b : bars) {
-    double sum = 0;
-    for (double p : b.parts) sum += std::max(p, 0.0);
-    high = std::max(high, sum);
-    longest = std::max(longest, std::min<std::size_t>(length(b.label), 28));
-  }
-  if (!(high > 0)) return "";
-  const double left = longest ? 14 + double(longest) * character : 2, room = width - left - 90;
-  constexpr int row = 34;
-  const int height = row * int(bars.size()) + 6;
-  std::string svg = open_svg("time of a step by phase", width, height);
-  for (std::size_t r = 0; r < bars.size(); ++r) {
-    const double y = double(r) * row + 4;
-    double at = 0;
-    std::string label = bars[r].label;
-    if (length(label) > 28) label = label.substr(0, 27) + "…";
-    svg += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">", left - 10, y + 17) +
-           escape_html(label) + "</text>";
-    for (std::size_t i = 0; i < bars[r].parts.size() && i < legend.size(); ++i) {
-      const double part = std::max(bars[r].parts[i], 0.0);
-      const double w = part / high * room;
-      if (w <= 0) continue;
-      svg += print("<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"24\" style=\"fill:%s\"><title>",
-                   left + at / high * room, y, std::max(w - 1.5, 0.5), legend[i].second.c_str()) +
-             escape_html(legend[i].first + " " + format_value(part) + " " + unit_text) + "</title></rect>";
-      const std::string text = format_value(std::round(part * 10) / 10);
-      if (w > 12 + double(text.size()) * character)
-        svg += print("<text class=\"inside\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%s</text>",
-                     left + at / high * room + w / 2, y + 16.5, text.c_str());
-      at += part;
-    }
-    svg += print("<text class=\"label\" x=\"%.1f\" y=\"%.1f\">%s %s</text>", left + at / high * room + 8, y + 17,
-                 format_value(std::round(at * 10) / 10).c_str(), escape_html(unit_text).c_str());
-  }
-  svg += "</svg><div class=\"legend\">";
-  for (const auto& [name, color] : legend)
-    svg += "<span><i style=\"background:" + color + "\"></i>" + escape_html(name) + "</span>";
-  return svg + "</div>";
 }
 
 }  // namespace trireme

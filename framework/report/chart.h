@@ -48,4 +48,12 @@ struct Bar {
 std::string bar_chart(const std::vector<Bar>& bars, const std::vector<std::pair<std::string, std::string>>& legend,
                       const std::string& unit_text, int width);
 
+struct Value {
+  std::string label, color;
+  double value;
+  std::optional<double> chance;  // marked on its bar
+};
+// One bar a value: for what was measured once and makes no line. No values: no data.
+std::string value_chart(const std::string& title, const std::vector<Value>& values, Unit unit, int width);
+
 }  // namespace trireme

@@ -45,8 +45,10 @@ svg .grid { stroke: var(--grid); fill: none; display: inline; } .axis { stroke: 
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
 .faint { fill: none; stroke-width: 1; opacity: .32; stroke-linejoin: round; }
 .dashed { fill: none; stroke-width: 1.5; stroke-dasharray: 5 4; } .area { stroke: var(--card); stroke-width: .6; }
+.chance { stroke: var(--ink); stroke-width: 2; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 8px 0 4px; color: var(--soft); font-size: 13px; }
 .legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 7px; }
+.legend i.mark { width: 2px; height: 14px; border-radius: 0; background: var(--ink); vertical-align: -2px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 13.5px; }
 th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--rule); vertical-align: top;

@@ -1,68 +1,16 @@
+#include "framework/report/report.h"
+
 #include "comm/error.h"
 #include "framework/io/file_io.h"
-#include "framework/metrics/metrics.h"
-#include "framework/report/run.h"
 #include "framework/report/page.h"
-#include "framework/report/chart.h"
+#include "framework/report/sections.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <map>
 #include <set>
 
 namespace trireme {
 namespace {
-
-std::string color(const char* kind, std::size_t i) {
-  return std::string("var(--") + kind + std::to_string(i % 8) + ")";
-}
-
-// "eval/image_to_text_r10" as a person writes it.
-std::string pretty(std::string key) {
-  if (key.starts_with("eval/")) key = key.substr(5);
-  const auto replace = [&](std::string_view from, std::string_view to) {
-    for (auto at = key.find(from); at != key.npos; at = key.find(from, at + to.size()))
-      key.replace(at, from.size(), to);
-  };
-  replace("image_to_text", "image → text");
-  replace("text_to_image", "text → image");
-  replace("zero_shot", "zero-shot");
-  replace("_top", " top-");
-  if (const auto at = key.rfind("_r"); at != key.npos && at + 2 < key.size() && std::isdigit(key[at + 2]))
-    key.replace(at, 2, " R@");
-  replace("_", " ");
-  return key;
-}
-
-// The key that says what guessing would score: eval/chance_r10 for ..._r10, eval/zero_shot_chance for
-// zero_shot_....
-std::string chance_key(const Run& run, const std::string& key) {
-  const auto has = [&](const std::string& k) { return run.last(k).has_value(); };
-  for (auto at = key.find('_'); at != key.npos; at = key.find('_', at + 1)) {
-    if (const std::string k = "eval/chance_" + key.substr(at + 1); has(k)) return k;
-    if (const std::string k = key.substr(0, at) + "_chance"; has(k)) return k;
-  }
-  return {};
-}
-
-bool is_chance(const std::string& key) { return key.find("chance") != key.npos; }
-
-std::vector<std::string> eval_keys(const std::vector<Run>& runs) {
-  std::set<std::string> keys;
-  for (const auto& run : runs)
-    for (const auto& key : run.keys("eval/"))
-      if (!is_chance(key)) keys.insert(key);
-  return {keys.begin(), keys.end()};
-}
-
-// Fractions are shown in percent; anything else (a perplexity) as it is.
-Unit unit_of(const std::vector<Run>& runs, const std::string& key) {
-  for (const auto& run : runs)
-    for (double y : run.curve(key).y)
-      if (y < 0 || y > 1) return Unit::plain;
-  return Unit::percent;
-}
 
 std::string card(const std::string& name, const std::string& value, const std::string& below) {
   return "<div><small>" + escape_html(name) + "</small><strong>" + escape_html(value) + "</strong><small>" +
@@ -92,13 +40,12 @@ std::string cards(const Run& run) {
   if (!loss.empty())
     s += card("final loss", format_value(smoothed(loss).y.back()), "from " + format_value(loss.y.front()));
   int shown = 0;
-  for (const auto& key : run.keys("eval/")) {
-    if (is_chance(key) || ++shown > 6) continue;
-    const Unit unit = unit_of({run}, key);
-    std::string below;
-    if (const auto chance = chance_key(run, key); !chance.empty() && *run.last(chance) > 0)
-      below = "chance " + format_value(*run.last(chance), unit) + ", " + times(*run.last(key) / *run.last(chance));
-    s += card(pretty(key), format_value(*run.last(key), unit), below);
+  for (const auto& e : evaluations({run})) {
+    if (!e.last_column || ++shown > 6) continue;
+    const double value = *run.last(e.metric);
+    const auto chance = e.chance ? run.last(*e.chance) : std::nullopt;
+    s += card(e.label, format_value(value, e.unit),
+              chance && *chance > 0 ? "chance " + format_value(*chance, e.unit) + ", " + times(value / *chance) : "");
   }
   if (const auto rate = run.median("samples_per_s")) {
     const auto ms = run.median("step_ms");
@@ -120,158 +67,6 @@ std::string cards(const Run& run) {
   return s + "</div>\n";
 }
 
-Scale scale_of(const std::vector<Run>& runs, const std::string& key) {
-  double low = HUGE_VAL, high = 0;
-  for (const auto& run : runs)
-    for (double y : run.curve(key).y) low = std::min(low, y), high = std::max(high, y);
-  return low > 1e-300 && high / low > 40 ? Scale::log : Scale::linear;
-}
-
-std::string loss_chart(const std::vector<Run>& runs) {
-  Chart c{.title = "Loss", .unit_text = "", .scale = scale_of(runs, "loss"), .values_at_end = true, .series = {}};
-  for (std::size_t i = 0; i < runs.size(); ++i) {
-    const Curve raw = runs[i].curve("loss");
-    if (raw.empty()) continue;
-    c.series.push_back({"", color("c", i), raw, Series::faint});
-    c.series.push_back({runs.size() > 1 ? runs[i].name : "loss", color("c", i), smoothed(raw), Series::line});
-  }
-  return figure("full", "Loss",
-                c.scale == Scale::log ? "smoothed, raw in the back; log scale" : "smoothed, raw in the back",
-                line_chart(c));
-}
-
-void add_chance(Chart& c, const std::vector<Run>& runs, const std::string& key) {
-  for (const auto& run : runs) {
-    const auto chance = chance_key(run, key);
-    if (chance.empty()) continue;
-    Curve one{{run.curve(chance).x.back()}, {*run.last(chance)}};
-    c.series.push_back({pretty(chance), "var(--muted)", one, Series::dashed});
-    return;
-  }
-}
-
-// One run: one chart a family (retrieval, zero-shot, the rest) with a line a metric. Several: a chart a
-// metric.
-std::string eval_charts(const std::vector<Run>& runs) {
-  const auto keys = eval_keys(runs);
-  if (keys.empty()) return {};
-  std::string s = "<h2>Evaluation</h2><div class=\"grid\">";
-  const auto chart_of = [&](const std::string& title, int width, Unit unit) {
-    return Chart{.title = title,
-                 .unit_text = "",
-                 .width = width,
-                 .height = 260,
-                 .unit = unit,
-                 .from_zero = unit == Unit::percent,
-                 .values_at_end = true,
-                 .series = {}};
-  };
-  if (runs.size() > 1) {
-    for (const auto& key : keys) {
-      Chart c = chart_of(pretty(key), 500, unit_of(runs, key));
-      c.values_only = true;
-      for (std::size_t i = 0; i < runs.size(); ++i)
-        c.series.push_back({runs[i].name, color("c", i), runs[i].curve(key), Series::line, true});
-      add_chance(c, runs, key);
-      s += figure("half", pretty(key), "", line_chart(c));
-    }
-    return s + "</div>\n";
-  }
-  std::map<std::string, std::vector<std::string>> families;
-  for (const auto& key : keys)
-    families[key.find("_to_") != key.npos        ? "Retrieval"
-             : key.find("zero_shot") != key.npos ? "Zero-shot classification"
-                                                 : pretty(key)]
-        .push_back(key);
-  for (const auto& [title, members] : families) {
-    const bool wide = families.size() == 1;
-    Chart c = chart_of(title, wide ? 1000 : 500, unit_of(runs, members.front()));
-    std::size_t i = 0;
-    std::set<std::string> chances;
-    for (const auto& key : members) {
-      c.series.push_back({pretty(key), color("c", i++), runs[0].curve(key), Series::line, true});
-      if (const auto k = chance_key(runs[0], key); !k.empty() && chances.insert(k).second) add_chance(c, runs, key);
-    }
-    s += figure(wide ? "full" : "half", title, c.unit == Unit::percent ? "higher is better" : "", line_chart(c));
-  }
-  return s + "</div>\n";
-}
-
-constexpr std::array<std::pair<const char*, const char*>, 5> phases = {{{"data_ms", "data"},
-                                                                        {"forward_ms", "forward"},
-                                                                        {"backward_ms", "backward"},
-                                                                        {"comm_exposed_ms", "exposed communication"},
-                                                                        {"optimizer_ms", "optimizer"}}};
-
-std::string phase_charts(const std::vector<Run>& runs) {
-  std::vector<std::pair<std::string, std::string>> legend;
-  for (std::size_t p = 0; p < phases.size(); ++p) legend.emplace_back(phases[p].second, color("p", p));
-  legend.emplace_back("other", color("p", phases.size()));
-  std::vector<Bar> bars;
-  for (const auto& run : runs) {
-    Bar bar{runs.size() > 1 ? run.name : "", {}};
-    double sum = 0;
-    for (const auto& [key, name] : phases) {
-      bar.parts.push_back(run.median(key).value_or(0));
-      sum += bar.parts.back();
-    }
-    bar.parts.push_back(std::max(0.0, run.median("step_ms").value_or(0) - sum));
-    bars.push_back(bar);
-  }
-  const std::string bar = bar_chart(bars, legend, "ms", 1000);
-  if (bar.empty()) return {};
-  std::string s = "<h2>Where a step's time goes</h2><div class=\"grid\">" + figure("full", "Median step", "ms", bar);
-  if (runs.size() == 1) {
-    Chart c{.title = "Phases over the run", .unit_text = "ms", .width = 1000, .height = 240, .series = {}};
-    // Every phase at the steps where all are known, smoothed: single steps are noise.
-    Curve total = runs[0].curve("step_ms");
-    for (std::size_t p = 0; p < phases.size(); ++p) {
-      Curve phase = runs[0].curve(phases[p].first);
-      if (phase.empty()) continue;
-      if (!c.series.empty() && phase.x != c.series.front().curve.x) continue;
-      c.series.push_back({phases[p].second, color("p", p), smoothed(phase), Series::line});
-    }
-    if (c.series.size() > 1 && c.series.front().curve.x.size() > 1)
-      s += figure("full", "Over the run", "ms, smoothed", stacked_chart(c));
-  }
-  return s + "</div>\n";
-}
-
-std::string small_charts(const std::vector<Run>& runs) {
-  constexpr std::array<std::array<const char*, 3>, 11> wanted = {{{"samples_per_s", "Throughput", "samples/s"},
-                                                                  {"step_ms", "Step time", "ms"},
-                                                                  {"lr", "Learning rate", ""},
-                                                                  {"tau", "Temperature τ", ""},
-                                                                  {"gamma", "Inner rate γ", ""},
-                                                                  {"objective", "Objective", ""},
-                                                                  {"u_mean", "Mean of u", ""},
-                                                                  {"grad_norm", "Gradient norm", ""},
-                                                                  {"bytes_sent", "Bytes sent", "a step"},
-                                                                  {"mfu", "Model FLOPs utilisation", ""},
-                                                                  {"memory_gib", "Memory", "GiB"}}};
-  std::string s;
-  for (const auto& [key, title, unit] : wanted) {
-    const bool from_zero = *unit || std::string(key) == "lr";
-    Chart c{.title = title,
-            .unit_text = unit,
-            .width = 330,
-            .height = 190,
-            .unit = std::string(key) == "mfu" ? Unit::percent : Unit::plain,
-            .scale = from_zero ? Scale::linear : scale_of(runs, key),
-            .from_zero = from_zero,
-            .series = {}};
-    for (std::size_t i = 0; i < runs.size(); ++i) {
-      const Curve curve = runs[i].curve(key);
-      if (curve.empty()) continue;
-      const bool noisy = std::string(unit) == "samples/s" || std::string(unit) == "ms";
-      if (noisy) c.series.push_back({"", color("c", i), curve, Series::faint});
-      c.series.push_back({"", color("c", i), noisy ? smoothed(curve) : curve, Series::line});
-    }
-    if (!c.series.empty()) s += figure("third", title, unit, line_chart(c));
-  }
-  return s.empty() ? s : "<h2>Over the steps</h2><div class=\"grid\">" + s + "</div>\n";
-}
-
 std::string run_legend(const std::vector<Run>& runs) {
   std::string s = "<div class=\"legend\">";
   for (std::size_t i = 0; i < runs.size(); ++i)
@@ -282,12 +77,12 @@ std::string run_legend(const std::vector<Run>& runs) {
 std::string head_cell(const std::string& name) { return "<th class=\"number\">" + escape_html(name) + "</th>"; }
 
 std::string comparison(const std::vector<Run>& runs) {
-  const auto evals = eval_keys(runs);
+  const auto evals = evaluations(runs);
   std::string s =
       "<h2>Comparison</h2><figure class=\"full\"><div class=\"scroll\"><table "
       "class=\"compare\"><tr><th>run</th>";
   for (const char* name : {"steps", "final loss", "samples/s", "ms a step", "sent a step"}) s += head_cell(name);
-  for (const auto& key : evals) s += head_cell(pretty(key));
+  for (const auto& e : evals) s += head_cell(e.label);
   s += "</tr>";
   for (std::size_t i = 0; i < runs.size(); ++i) {
     const auto text_cell = [&](const std::string& text) { s += "<td class=\"number\">" + text + "</td>"; };
@@ -302,7 +97,7 @@ std::string comparison(const std::vector<Run>& runs) {
     cell(runs[i].median("step_ms"));
     const auto sent = runs[i].median("bytes_sent");
     text_cell(sent ? bytes_text(*sent) : "–");
-    for (const auto& key : evals) cell(runs[i].last(key), unit_of(runs, key));
+    for (const auto& e : evals) cell(runs[i].last(e.metric), e.unit);
     s += "</tr>";
   }
   s += "</table></div></figure>\n";
@@ -375,8 +170,8 @@ void write_report(const std::vector<std::string>& run_dirs, const std::string& o
     for (const auto& note : run.notes) notes += "<p>" + escape_html(note) + "</p>";
   if (!notes.empty()) page += "<div class=\"notes\">" + notes + "</div>\n";
   if (runs.size() > 1) page += comparison(runs);
-  page += "<h2>Training</h2><div class=\"grid\">" + loss_chart(runs) + "</div>\n";
-  page += eval_charts(runs) + phase_charts(runs) + small_charts(runs);
+  page += "<h2>Training</h2><div class=\"grid\">" + loss_section(runs) + "</div>\n";
+  page += evaluation_section(runs) + phase_section(runs) + steps_section(runs);
   page += "<h2>Setting</h2>";
   for (const auto& run : runs) {
     const std::string suffix = runs.size() > 1 ? " of " + run.name : "";

@@ -14,6 +14,7 @@
 namespace trireme {
 namespace {
 
+constexpr const char* chart_key = "charts";
 constexpr std::size_t max_text = 4 << 20;
 
 std::string trimmed(std::string s) {
@@ -60,7 +61,7 @@ void flatten_json(const nlohmann::json& json, const std::string& path, int depth
   const bool nested = json.is_object() || (json.is_array() && !json.empty() && json.front().is_structured());
   if (nested && depth < 8) {
     for (const auto& [key, value] : json.items())
-      flatten_json(value, path.empty() ? key : path + "." + key, depth + 1, out);
+      if (key != chart_key) flatten_json(value, path.empty() ? key : path + "." + key, depth + 1, out);
     return;
   }
   if (nested) return;
@@ -75,6 +76,17 @@ void flatten_json(const nlohmann::json& json, const std::string& path, int depth
     return;
   }
   out.emplace_back(path, json.is_string() ? json.get<std::string>() : json.dump());
+}
+
+// The last that are there: a resumed run may have added to the file.
+std::vector<MetricChart> find_charts(const nlohmann::json& json, int depth = 0) {
+  std::vector<MetricChart> found;
+  if (!json.is_structured() || depth > 8) return found;
+  for (const auto& [key, value] : json.items()) {
+    auto here = key == chart_key ? charts_from_json(value.dump()) : find_charts(value, depth + 1);
+    if (!here.empty()) found = std::move(here);
+  }
+  return found;
 }
 
 std::string read_text(const std::string& path) {
@@ -103,6 +115,7 @@ Run read_run(const std::string& dir) {
   tolerate([&] {
     const auto json = nlohmann::json::parse(read_text(dir + "/env.json"), nullptr, false);
     if (json.is_discarded()) throw DataError(dir + "/env.json", "not JSON");
+    run.charts = find_charts(json);
     flatten_json(json, "", 0, run.environment);
   });
   return run;

@@ -19,7 +19,8 @@ using Table = std::vector<std::pair<std::string, std::string>>;
 struct Run {
   std::string name;  // last part of the folder's path, made unique among the runs shown
   std::vector<Record> records;
-  Table config, environment;  // dotted keys
+  Table config, environment;        // dotted keys
+  std::vector<MetricChart> charts;  // what its recipe wants to see; empty in folders of older versions
   std::vector<std::string> notes;
 
   Curve curve(const std::string& key) const;

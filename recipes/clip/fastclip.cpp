@@ -101,6 +101,25 @@ class FastClip : public Recipe {
     return {"image_to_text_r1", "image_to_text_r10", "chance_r10", "zero_shot_top1"};
   }
 
+  std::vector<MetricChart> charts() const override {
+    const auto recalls = [](const std::string& from) {
+      return std::vector<std::string>{"eval/" + from + "_r1", "eval/" + from + "_r5", "eval/" + from + "_r10"};
+    };
+    return {{"Retrieval",
+             {"R@1", "R@5", "R@10"},
+             {{"image to text", recalls("image_to_text"), recalls("chance")},
+              {"text to image", recalls("text_to_image"), recalls("text_to_image_chance")}},
+             true},
+            {"Zero-shot classification",
+             {},
+             {{"zero-shot top-1", {"eval/zero_shot_top1"}, {"eval/zero_shot_chance"}}},
+             true},
+            {"Temperature τ", {}, {{"", {"tau"}, {}}}},
+            {"Inner rate γ", {}, {{"", {"gamma"}, {}}}},
+            {"Objective", {}, {{"", {"objective"}, {}}}},
+            {"Mean of u", {}, {{"", {"u_mean"}, {}}}}};
+  }
+
   std::string unit() const override { return "pairs"; }
 
   void state(Archive& ar) override {
@@ -116,7 +135,8 @@ class FastClip : public Recipe {
   }
 
   std::string describe() const override {
-    return nlohmann::json{{"pairs", pairs_->size()},
+    return nlohmann::json{{"data", pairs_->path()},
+                          {"pairs", pairs_->size()},
                           {"training_pairs", train_.size()},
                           {"held_out_pairs", held_out_.size()},
                           {"vocab", tokenizer_->vocab_size()},

@@ -15,6 +15,9 @@
 
 #include <gtest/gtest.h>
 
+#include <fcntl.h>
+#include <unistd.h>
+
 namespace trireme {
 namespace {
 
@@ -75,6 +78,46 @@ TEST_F(MetricsTest, ALineHasTheKeysInOrderAndNullsForWhatIsUnknown) {
   EXPECT_EQ(out.substr(0, out.find("  eta")), "step   1/400  loss 3.2104  lr 5.0e-04    152 pairs/s");
   EXPECT_NE(out.find("eval at step 1  chance_r10 0.1000\n"), std::string::npos) << out;
   EXPECT_EQ(err, "");
+}
+
+TEST_F(MetricsTest, AnEvaluationIsATable) {
+  const std::vector<MetricChart> charts = {
+      {"Retrieval",
+       {"R@1", "R@5", "R@10"},
+       {{"image to text", {"eval/i1", "eval/i5", "eval/i10"}, {"eval/c1", "eval/c5", "eval/c10"}},
+        {"text to image", {"eval/t1", "eval/t5", "eval/t10"}, {"eval/d1", "eval/d5", "eval/d10"}}},
+       true},
+      {"Classes", {}, {{"zero-shot top-1", {"eval/top1"}, {"eval/top1_chance"}}}, true},
+      {"Temperature", {}, {{"", {"tau"}, {}}}}};
+  Record r{800,
+           {{"loss", 1}, {"tau", 0.07}, {"eval/odd", 3.25}, {"eval/top1", 0.094}, {"eval/top1_chance", 1 / 103.0}}};
+  for (const auto& [key, scale] : {std::pair{"i", 1.0}, {"t", 0.9}, {"c", 0.01}, {"d", 0.01}})
+    for (const auto& [column, value] : {std::pair{"1", 0.103}, {"5", 0.254}, {"10", 0.386}})
+      r.values[std::string("eval/") + key + column] = scale * value;
+  EXPECT_EQ(evaluation_text(r, charts),
+            "eval at step 800      R@1     R@5    R@10\n"
+            "  image to text    10.3 %  25.4 %  38.6 %\n"
+            "  text to image    9.27 %  22.9 %  34.7 %\n"
+            "  chance           0.10 %  0.25 %  0.39 %\n"
+            "  zero-shot top-1  9.40 %  chance 0.97 %\n"
+            "  odd              3.2500");
+  // A part of it, and none.
+  EXPECT_EQ(evaluation_text({5, {{"eval/i5", 0.5}}}, charts),
+            "eval at step 5   R@1     R@5  R@10\n"
+            "  image to text    -  50.0 %     -");
+  EXPECT_EQ(evaluation_text({5, {{"eval/top1", 0.5}}}, charts), "eval at step 5\n  zero-shot top-1  50.0 %");
+  EXPECT_EQ(evaluation_text({5, {{"loss", 0.5}, {"tau", 1}}}, charts), "");
+  // A recipe without charts: a line while it is one, else columns.
+  Record many{7, {}};
+  for (const char* name : {"accuracy", "f1", "a_rather_long_name", "loss", "recall"})
+    many.values[std::string("eval/") + name] = 0.5;
+  EXPECT_EQ(evaluation_text(many, {}),
+            "eval at step 7\n"
+            "  a_rather_long_name  0.5000\n"
+            "  accuracy            0.5000\n"
+            "  f1                  0.5000\n"
+            "  loss                0.5000\n"
+            "  recall              0.5000");
 }
 
 TEST_F(MetricsTest, NumbersComeBackExactly) {
@@ -160,6 +203,77 @@ TEST_F(MetricsTest, ABarOnATerminalIsNotTornByMessages) {
   EXPECT_NE(err.find("\r 25% "), std::string::npos) << err;
   EXPECT_NE(err.find("\r\x1b[K"), std::string::npos);
   EXPECT_EQ(err.back(), '\n');
+}
+
+// Before the first step, and on a GPU between logged steps.
+TEST_F(MetricsTest, ALossThatIsNotKnownIsNotNan) {
+  setenv("TRIREME_TERMINAL", "80", 1);
+  console([&] {
+    Metrics m(dir.string(), 0, 4, true, "pairs");
+    m.message("run folder: a");
+    m.progress(3, 2.5);
+    m.progress(4, nan);
+  });
+  unsetenv("TRIREME_TERMINAL");
+  EXPECT_EQ(err.find("nan"), std::string::npos) << err;
+  EXPECT_NE(err.find("step 4/4  loss 2.5"), std::string::npos) << err;
+}
+
+// What a terminal of this width shows after `text`, line by line.
+std::vector<std::string> screen(const std::string& text, std::size_t columns) {
+  std::vector<std::string> lines = {""};
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text.compare(i, 3, "\x1b[K") == 0) {
+      lines.back().resize(std::min(at, lines.back().size()));
+      i += 2;
+    } else if (text[i] == '\r') {
+      at = 0;
+    } else if (text[i] == '\n') {
+      lines.emplace_back();
+      at = 0;
+    } else {
+      if (at == columns) {
+        lines.emplace_back();
+        at = 0;
+      }
+      lines.back().resize(std::max(lines.back().size(), at + 1), ' ');
+      lines.back()[at++] = text[i];
+    }
+  }
+  return lines;
+}
+
+// Both streams on one screen, as a person has them.
+TEST_F(MetricsTest, LinesAndTheBarShareAScreenOfAnyWidth) {
+  setenv("LC_ALL", "C", 1);
+  for (const std::size_t columns : {8, 20, 35, 80}) {
+    setenv("TRIREME_TERMINAL", std::to_string(columns).c_str(), 1);
+    const auto both = (dir / "screen").string();
+    std::fflush(nullptr);
+    const int out = dup(1), err_fd = dup(2), fd = open(both.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND, 0600);
+    dup2(fd, 1), dup2(fd, 2);
+    {
+      Metrics m(dir.string(), 0, 300, true, "pairs");
+      m.message("first\nsecond");
+      for (int step = 1; step <= 300; ++step) {
+        m.progress(step, 1.0 / step);
+        if (step % 100 == 0) m.message("line " + std::to_string(step));
+      }
+    }
+    std::printf("done\n");
+    std::fflush(nullptr);
+    dup2(out, 1), dup2(err_fd, 2);
+    for (const int f : {out, err_fd, fd}) close(f);
+    const auto lines = screen(text(both), columns);
+    ASSERT_EQ(lines.size(), 8u) << columns << " columns: " << text(both);
+    EXPECT_EQ((std::vector<std::string>(lines.begin(), lines.begin() + 5)),
+              (std::vector<std::string>{"first", "second", "line 100", "line 200", "line 300"}));
+    EXPECT_EQ(lines[5].substr(0, 4), "100%") << lines[5];
+    EXPECT_EQ(lines[6], "done");
+  }
+  unsetenv("TRIREME_TERMINAL");
+  unsetenv("LC_ALL");
 }
 
 TEST(Progress, BarsFitTheirWidth) {

@@ -1,7 +1,11 @@
+#include "framework/report/report.h"
+
 #include "comm/error.h"
+#include "comm/local/self.h"
 #include "framework/metrics/metrics.h"
-#include "framework/report/run.h"
 #include "framework/report/chart.h"
+#include "framework/report/run.h"
+#include "trainers/loop.h"
 
 #include <algorithm>
 #include <cmath>
@@ -38,6 +42,15 @@ class ReportTest : public testing::Test {
     std::ifstream in(dir / "report.html", std::ios::binary);
     return {std::istreambuf_iterator<char>(in), {}};
   }
+  // What a recipe that ranks pictures for texts might want.
+  static std::vector<MetricChart> charts() {
+    return {{"Retrieval",
+             {"R@1", "R@10"},
+             {{"image to text", {"eval/found_r1", "eval/found_r10"}, {"eval/guess_r1", "eval/guess_r10"}}},
+             true},
+            {"Classes", {}, {{"top-1", {"eval/class_top1"}, {"eval/class_guess"}}}, true},
+            {"Temperature τ", {}, {{"", {"tau"}, {}}}}};
+  }
   // A run with everything the page can show.
   std::string full_run(const std::string& name, int steps = 40) const {
     std::string lines;
@@ -48,13 +61,15 @@ class ReportTest : public testing::Test {
                "\"bytes_uncompressed\": 4e6, \"mfu\": null, \"tau\": 0.07";
       if (s % 10 == 0)
         lines +=
-            ", \"eval/image_to_text_r10\": 0.5, \"eval/chance_r10\": 0.1, \"eval/zero_shot_top1\": 0.25, "
-            "\"eval/zero_shot_chance\": 0.05";
+            ", \"eval/found_r1\": 0.2, \"eval/found_r10\": 0.5, \"eval/guess_r1\": 0.01, \"eval/guess_r10\": 0.1, "
+            "\"eval/class_top1\": 0.25, \"eval/class_guess\": 0.05, \"eval/left_over\": 12.5";
       lines += "}\n";
     }
     write(name + "/metrics.jsonl", lines);
     write(name + "/config.resolved.yaml", "recipe: fastclip  # a.yaml:1\noptimizer:\n  lr: 5e-4\n  name: adamw\n");
-    write(name + "/env.json", "{\"ranks\": 4, \"versions\": {\"torch\": \"2.11.0\"}}");
+    write(name + "/env.json",
+          "{\"ranks\": 4, \"versions\": {\"torch\": \"2.11.0\"}, \"recipe\": {\"pairs\": 7, \"charts\": " +
+              charts_to_json(charts()) + "}}");
     return folder(name);
   }
   fs::path dir;
@@ -91,13 +106,93 @@ TEST_F(ReportTest, OneRunShowsItsNumbers) {
   const auto html = page({full_run("run-a")});
   expect_balanced(html);
   for (const char* text :
-       {"<h1>run-a</h1>", "recipe <b>fastclip</b>", "ranks <b>4</b>", "LibTorch <b>2.11.0</b>", "image → text R@10",
-        "50.0 %", "chance 10.0 %, 5×", "zero-shot top-1", "4× less than uncompressed", "exposed communication",
-        "Temperature τ", "optimizer.lr", "<td>5e-4</td>", "versions.torch"})
+       {"<h1>run-a</h1>", "recipe <b>fastclip</b>", "ranks <b>4</b>", "LibTorch <b>2.11.0</b>", "image to text R@10",
+        "50.0 %", "chance 10.0 %, 5×", "Retrieval", "Classes", ">left over<", "12.5", "4× less than uncompressed",
+        "exposed communication", "Temperature τ", "optimizer.lr", "<td>5e-4</td>", "versions.torch", "recipe.pairs"})
     EXPECT_NE(html.find(text), std::string::npos) << text;
-  EXPECT_EQ(html.find("a.yaml:1"), std::string::npos);  // origins are no values
+  EXPECT_EQ(html.find("a.yaml:1"), std::string::npos);       // origins are no values
+  EXPECT_EQ(html.find("recipe.charts"), std::string::npos);  // how, not what
   EXPECT_EQ(html.find("nan"), std::string::npos);
   EXPECT_EQ(html.find("inf"), std::string::npos);
+}
+
+// Written by versions whose recipes said nothing of charts.
+TEST_F(ReportTest, FoldersWithoutChartsShowWhatIsThereByName) {
+  const auto run = full_run("old");
+  write("old/env.json", "{\"ranks\": 4}");
+  const auto html = page({run});
+  expect_balanced(html);
+  for (const char* text :
+       {"<figcaption>found r10", "<figcaption>class top1", "<figcaption>left over", "<figcaption>tau"})
+    EXPECT_NE(html.find(text), std::string::npos) << text;
+  expect_balanced(page({run, full_run("new")}));
+}
+
+TEST_F(ReportTest, ChartsOfAnotherVersionAreLeftOut) {
+  auto text = charts_to_json(charts());
+  EXPECT_EQ(charts_to_json(charts_from_json(text)), text);
+  for (const char* other : {"", "{}", "[1, {}, {\"title\": 3}]",
+                            "[{\"title\": \"a\", \"columns\": [], \"rows\": [1], \"fractions\": true}]"})
+    EXPECT_TRUE(charts_from_json(other).empty()) << other;
+  // A row that does not fit its columns.
+  const auto rows = charts_from_json(
+      "[{\"title\": \"a\", \"columns\": [\"x\", \"y\"], \"fractions\": false, \"rows\": "
+      "[{\"label\": \"\", \"metrics\": [\"eval/a\"], \"chance\": []}]}]");
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_TRUE(rows[0].rows.empty());
+}
+
+// A line of one point draws nothing: `--quick` evaluates at its end only.
+TEST_F(ReportTest, WhatWasMeasuredOnceIsSeen) {
+  const auto many = page({full_run("many")});
+  EXPECT_EQ(count(many, "class=\"chance\""), 0u);
+  const auto run = full_run("once", 10);  // one evaluation
+  const auto html = page({run});
+  expect_balanced(html);
+  const auto evaluation =
+      html.substr(html.find("<h2>Evaluation"), html.find("<h2>Where") - html.find("<h2>Evaluation"));
+  EXPECT_EQ(count(evaluation, "<rect"), 4u) << evaluation;
+  EXPECT_EQ(count(evaluation, "class=\"chance\""), 3u);
+  EXPECT_EQ(count(evaluation, "class=\"line\""), 0u);
+  for (const char* text : {">20.0 %<", ">50.0 %<", ">25.0 %<", ">12.5<"})
+    EXPECT_NE(evaluation.find(text), std::string::npos) << text;
+
+  write("first/metrics.jsonl", "{\"step\": 5, \"loss\": 2.5, \"lr\": 0.1, \"eval/x\": null}\n");
+  const auto first = page({folder("first")});
+  expect_balanced(first);
+  EXPECT_GE(count(first, "<circle"), 2u);
+  EXPECT_EQ(count(first, ">5<"), 2u);  // the step on both axes, and no other
+  EXPECT_EQ(count(first, ">6<"), 0u);
+}
+
+// What the page looks for is what training writes: `grad_norm` beside `gradient_norm` was an empty chart for long.
+TEST_F(ReportTest, TrainingWritesEveryMetricThatThePageKnows) {
+  write("tiny.yaml",
+        "recipe: mlp\nsteps: 4\nbatch_size: 8\nlog_every: 2\neval_every: 2\nsamples: 100\nsizes: [4, 3]\n");
+  TrainOptions options;
+  options.file = (dir / "tiny.yaml").string();
+  options.out = (dir / "run").string();
+  testing::internal::CaptureStdout();
+  const int code = train(options, *make_self(), 1);
+  const auto out = testing::internal::GetCapturedStdout();
+  ASSERT_EQ(code, 0) << out;
+  std::set<std::string> written;
+  for (const auto& r : read_metrics((dir / "run/metrics.jsonl").string()))
+    for (const auto& [key, value] : r.values) written.insert(key);
+  for (const auto metric : reported_metrics()) EXPECT_TRUE(written.contains(std::string(metric))) << metric;
+  std::ifstream in(dir / "run/report.html");
+  const std::string html{std::istreambuf_iterator<char>(in), {}};
+  for (const char* text : {"<figcaption>Gradient norm", "<figcaption>accuracy", "ranks <b>1</b>"})
+    EXPECT_NE(html.find(text), std::string::npos) << text;
+
+  // What a person reads before the first step.
+  const auto lines = out.substr(0, out.find("step "));
+  EXPECT_EQ(count(lines, "\n"), 3u) << out;
+  for (const std::string& text :
+       std::vector<std::string>{"mlp: 15 parameters in f32, 1 rank on CPU (",
+                                "data: 90 samples, batch 8, 11 steps an epoch\n", "run folder: " + options.out + "\n"})
+    EXPECT_NE(lines.find(text), std::string::npos) << out;
+  EXPECT_NE(out.find("eval at step 2  accuracy 0."), std::string::npos) << out;
 }
 
 TEST_F(ReportTest, ThePageNeedsNothingFromOutside) {

@@ -1,6 +1,6 @@
 // `trireme report RUN...`: one HTML page.
 #include "framework/command.h"
-#include "framework/metrics/metrics.h"
+#include "framework/report/report.h"
 
 #include <iostream>
 
