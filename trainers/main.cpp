@@ -68,7 +68,7 @@ int main(int argc, char** argv) {
   try {
     code = trireme::run(argc, argv);
   } catch (...) {
-    code = trireme::print_failure(trireme::describe(std::current_exception()));
+    code = trireme::print_failure(trireme::failure_of(std::current_exception()));
   }
   code = trireme::check_output(code, argc > 1 && argv[1] == std::string_view("train"));
 #ifdef __SANITIZE_ADDRESS__
