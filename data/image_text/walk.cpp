@@ -1,0 +1,35 @@
+#include "data/image_text/walk.h"
+
+#include <algorithm>
+
+namespace trireme {
+namespace {
+
+namespace fs = std::filesystem;
+
+void visit(const fs::path& folder, std::vector<fs::path>& files, std::vector<std::string>& skipped) {
+  std::error_code error;
+  fs::directory_iterator entry(folder, error);
+  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
+    std::error_code unknown;  // then it is left to whoever opens it
+    const bool link = entry->is_symlink(unknown);
+    if (!entry->is_directory(unknown))
+      files.push_back(entry->path());
+    else if (link)
+      skipped.push_back(entry->path().string() + ": a linked folder is not followed; copy it to this place");
+    else
+      visit(entry->path(), files, skipped);
+  }
+  if (error) skipped.push_back(folder.string() + ": cannot be read: " + error.message());
+}
+
+}  // namespace
+
+std::vector<fs::path> files_below(const fs::path& root, std::vector<std::string>& skipped) {
+  std::vector<fs::path> files;
+  visit(root, files, skipped);
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+}  // namespace trireme
