@@ -10,6 +10,7 @@
 #include <cctype>
 #include <filesystem>
 #include <set>
+#include <unordered_set>
 
 namespace trireme {
 namespace {
@@ -48,31 +49,29 @@ void add_picture(OwnPictures& pictures, const fs::path& picture, const fs::path&
 
 PrepareSpec from_folder(const fs::path& root) {
   OwnPictures pictures(root);
-  std::set<fs::path> texts;
-  std::vector<fs::path> others;
-  bool any = false;
   const auto files = files_below(root, pictures.skipped());
+  std::unordered_set<std::string> texts;
   for (const auto& file : files) {
     const std::string extension = extension_of(file);
-    const fs::path text = fs::path(file).replace_extension(".txt");
     if (!is_picture(extension) && !is_foreign_picture(extension)) continue;
-    any = true;
-    texts.insert(text);
+    const fs::path text = fs::path(file).replace_extension(".txt");
+    texts.insert(text.string());
     if (is_picture(extension))
       add_picture(pictures, file, text);
     else
-      pictures.skip(file.string(), "a picture of another form; convert it to PNG or JPEG");
+      pictures.skip(file, "a picture of another form; convert it to PNG or JPEG");
   }
-  for (const auto& file : files)
-    if (const auto e = extension_of(file); !is_picture(e) && !is_foreign_picture(e) && !texts.contains(file))
-      others.push_back(file);
-  if (!any)
+  if (texts.empty())
     throw DataError(root.string(),
                     "no PNG or JPEG pictures" + (pictures.skipped().empty() ? "" : "; " + pictures.skipped().front()),
                     "put pictures there, each with a .txt caption beside it");
+  std::vector<std::string> others;
+  for (const auto& file : files)
+    if (const auto e = extension_of(file); !is_picture(e) && !is_foreign_picture(e) && !texts.contains(file))
+      others.push_back(file);
   if (!others.empty())
     pictures.note(std::to_string(others.size()) + (others.size() == 1 ? " other file (" : " other files (the first: ") +
-                  others[0].string() + ")");
+                  others[0] + ")");
   return pictures.finish();
 }
 

@@ -45,7 +45,7 @@ void read_svg(const fs::path& svg, CaptionSource& caption, std::vector<std::stri
 
 std::vector<Source> list(const fs::path& root, PrepareSpec& spec) {
   std::vector<Source> sources;
-  for (const auto& path : files_below(root / "png", spec.skipped)) {
+  for (const fs::path path : files_below(root / "png", spec.skipped)) {
     if (path.extension() != ".png") continue;
     const fs::path relative = path.lexically_relative(root / "png");
     Source s;

@@ -46,11 +46,11 @@ OwnPictures::OwnPictures(fs::path root) : root_(std::move(root)) {
 
 fs::path OwnPictures::inside(const fs::path& path, const std::string& place) const {
   const fs::path full = path.is_absolute() ? path : root_ / path;
+  const std::string named = place == path.string() ? "" : "`" + path.string() + "` ";
   std::error_code error;
   const fs::path real = fs::weakly_canonical(full, error);
-  if (error) throw DataError(place, "`" + path.string() + "` leads nowhere: " + error.message(), "check the path");
-  if (!below(root_, real))
-    throw DataError(place, "`" + path.string() + "` leads out of " + root_.string(), "copy it into the folder");
+  if (error) throw DataError(place, named + "leads nowhere: " + error.message(), "check the path");
+  if (!below(root_, real)) throw DataError(place, named + "leads out of " + root_.string(), "copy it into the folder");
   return real;
 }
 

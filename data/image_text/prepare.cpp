@@ -259,8 +259,6 @@ PrepareReport prepare_images(const PrepareSpec& spec) {
   const fs::path target = fs::absolute(spec.out);
   const std::string folder = target.parent_path().string();
   std::error_code error;
-  if (!target.has_filename() || fs::is_directory(target, error))
-    throw UsageError(spec.out, "is a folder, not a file to write", "name a file: --out FILE.h5");
   fs::create_directories(folder, error);
   if (error) throw DataError(folder, "cannot create the folder: " + error.message(), "choose another --out");
 

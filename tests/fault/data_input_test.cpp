@@ -56,7 +56,7 @@ TEST_F(DataInput, OneOddEntryCostsItself) {
     const Outcome o = prepare(name, {"--out", name + ".h5"});
     EXPECT_EQ(o.code, 0) << o;
     EXPECT_TRUE(o.errors().empty()) << o;
-    expect_says(o, {name + ": 1 images", "0 with the same pixels", "1 skipped"});
+    expect_says(o, {"folder: 1 images", "0 with the same pixels", "1 skipped"});
     expect_says(o, said);
   };
   const auto fill = [](const fs::path& file, const std::string& caption) {
@@ -66,7 +66,7 @@ TEST_F(DataInput, OneOddEntryCostsItself) {
   odd("loop", [](const fs::path& d) { fs::create_symlink("b.png", d / "b.png"); },
       {"loop/b.png: ", "Too many levels of symbolic links"});
   odd("dangling", [](const fs::path& d) { fs::create_symlink("gone", d / "b.png"), write_text(d / "b.txt", "b"); },
-      {"b.png", "gone", "no such file"});
+      {"dangling/b.png: no such file"});
   odd("out", [](const fs::path& d) { fs::create_symlink("../loop/a.png", d / "b.png"); },
       {"out/b.png", "leads out of"});
   odd("caption-folder",

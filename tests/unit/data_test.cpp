@@ -4,6 +4,7 @@
 #include "data/image_text/emoji.h"
 #include "data/image_text/folder.h"
 #include "data/image_text/prepared.h"
+#include "data/image_text/walk.h"
 #include "tests/needs.h"
 #include "tests/unit/reference_files.h"
 
@@ -330,6 +331,44 @@ TEST_F(DataTest, FolderOfPicturesAndCaptions) {
   EXPECT_EQ(data.caption(0), "café");
   EXPECT_EQ(data.caption(1), "a black cat on a mat");
   EXPECT_EQ(data.classes(), (std::vector<std::string>{"", "cats"}));
+}
+
+TEST_F(DataTest, FilesVanishAndFoldersAreLocked) {
+  TRIREME_NEEDS("PNG");
+  for (const char* name : {"in/a.png", "in/b.png", "in/locked/c.png"}) {
+    write_png(name, name[3]);
+    write(fs::path(name).replace_extension(".txt").string(), name);
+  }
+  fs::permissions(path("in/locked"), fs::perms::none);
+  const bool root = geteuid() == 0;  // who may read everything
+  if (root) ASSERT_EQ(seteuid(65534), 0);
+  PrepareSpec s = folder_data(path("in"));
+  if (root) ASSERT_EQ(seteuid(0), 0);
+  fs::permissions(path("in/locked"), fs::perms::owner_all);
+  ASSERT_EQ(s.skipped.size(), 1u);
+  EXPECT_NE(s.skipped[0].find("in/locked: cannot be read: Permission denied"), std::string::npos) << s.skipped[0];
+  ASSERT_EQ(s.items.size(), 2u);
+  fs::remove(path("in/a.png"));
+  s.out = path("f_8.h5");
+  s.size = 8;
+  const PrepareReport r = prepare_images(s);
+  EXPECT_EQ(r.images, 1);
+  ASSERT_EQ(r.skipped.size(), 2u);
+  EXPECT_NE(r.skipped[1].find("in/a.png: no such file"), std::string::npos) << r.skipped[1];
+}
+
+// The order of rows, and with it every run's, must not depend on how names are kept.
+TEST_F(DataTest, FilesComeInTheOrderOfPaths) {
+  std::vector<fs::path> sorted;
+  for (const char* name : {"a.x/b", "a b", "a/b!/c", "a/b c", "A/z", "a/b/c/d", "a-/x", "\xe9/q", "z"}) {
+    write(std::string("in/") + name, "x");
+    sorted.push_back(path("in") + "/" + name);
+  }
+  std::sort(sorted.begin(), sorted.end());
+  std::vector<std::string> skipped, names;
+  for (const auto& p : sorted) names.push_back(p.string());
+  EXPECT_EQ(files_below(path("in"), skipped), names);
+  EXPECT_TRUE(skipped.empty());
 }
 
 TEST_F(DataTest, FolderRefusesEscapes) {

@@ -114,6 +114,9 @@ int data_command(const DataOptions& o) {
   if (o.threads < 1 || o.threads > 256)
     throw UsageError("trireme data", "--threads " + std::to_string(o.threads), "choose 1 to 256");
   if (o.name == "folder" && o.from.empty()) (void)spec_for(o);  // says what is missing
+  std::error_code error;
+  if (!o.out.empty() && (o.out.ends_with('/') || fs::is_directory(o.out, error)))
+    throw UsageError("trireme data", "--out " + o.out + " is a folder", "name the file to write");
   const std::string path = o.out.empty() ? default_path(o) : o.out;
   if (keep_existing(o, path)) return 0;
 
