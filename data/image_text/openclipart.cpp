@@ -45,11 +45,12 @@ void read_svg(const fs::path& svg, CaptionSource& caption, std::vector<std::stri
 
 std::vector<Source> list(const fs::path& root, PrepareSpec& spec) {
   std::vector<Source> sources;
-  for (const fs::path path : files_below(root / "png", spec.skipped)) {
+  for (const auto& file : files_below(root / "png", spec.skipped)) {
+    const fs::path path = file;
     if (path.extension() != ".png") continue;
     const fs::path relative = path.lexically_relative(root / "png");
     Source s;
-    s.file = path.string();
+    s.file = file;
     s.folder = relative.parent_path().string();
     s.caption.stem = relative.stem().string();
     s.caption.folders = split_path(relative.parent_path());
