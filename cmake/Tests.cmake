@@ -82,6 +82,11 @@ foreach(label unit contract mpi golden fault net slurm gpu)
   endforeach()
 endforeach()
 
+# Preloaded into the program, it takes file locks away.
+add_library(no_locks MODULE tests/fault/no_locks.c)
+add_dependencies(data_input_test no_locks)
+target_compile_definitions(data_input_test PRIVATE TRIREME_NO_LOCKS="$<TARGET_FILE:no_locks>")
+
 # The communication layer is portable MPI: where MPICH is installed as well, its tests run against that too.
 find_program(TRIREME_MPICH_MPIEXEC mpiexec.mpich)
 pkg_check_modules(MPICH IMPORTED_TARGET mpich)

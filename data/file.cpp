@@ -9,8 +9,10 @@ namespace trireme {
 
 std::vector<std::uint8_t> read_file(const std::string& path, std::int64_t max_bytes) {
   std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error))
-    throw DataError(path, std::filesystem::exists(path, error) ? "not a plain file" : "no such file", "check the path");
+  const auto status = std::filesystem::status(path, error);
+  if (status.type() == std::filesystem::file_type::not_found) throw DataError(path, "no such file", "check the path");
+  if (error) throw DataError(path, "cannot be read: " + error.message(), "check the path");
+  if (status.type() != std::filesystem::file_type::regular) throw DataError(path, "not a plain file", "check the path");
   const auto size = std::filesystem::file_size(path, error);
   if (error) throw DataError(path, "cannot be read: " + error.message(), "check its permissions");
   if (std::int64_t(size) > max_bytes)
@@ -22,6 +24,17 @@ std::vector<std::uint8_t> read_file(const std::string& path, std::int64_t max_by
   if (!in || !in.read(reinterpret_cast<char*>(bytes.data()), std::streamsize(size)))
     throw DataError(path, "cannot be read", "check its permissions");
   return bytes;
+}
+
+std::string real_path(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code error;
+  fs::path typed = fs::absolute(path, error);
+  if (fs::is_directory(typed, error))
+    if (const fs::path real = fs::canonical(typed, error); !error) return real.string();
+  if (!typed.has_filename()) typed = typed.parent_path();
+  const fs::path folder = fs::weakly_canonical(typed.parent_path(), error);
+  return (error ? typed.lexically_normal() : folder / typed.filename()).string();
 }
 
 }  // namespace trireme

@@ -9,4 +9,8 @@ namespace trireme {
 // Whole file; throws DataError when it is missing, not a plain file, or longer than max_bytes.
 std::vector<std::uint8_t> read_file(const std::string& path, std::int64_t max_bytes);
 
+// One spelling for one folder or file: absolute, dots and links resolved (of a file, those of its folder), no trailing
+// slash.
+std::string real_path(const std::string& path);
+
 }  // namespace trireme

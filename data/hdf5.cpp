@@ -63,11 +63,7 @@ Hdf5File Hdf5File::create(const std::string& path) {
 
 Hdf5File Hdf5File::open(const std::string& path) {
   auto lock = lock_library();
-  Id access = access_list();
-#if H5_VERSION_GE(1, 10, 7)
-  H5Pset_file_locking(access, false, true);  // readers need none, and network file systems often lack it
-#endif
-  const hid_t id = H5Fopen(path.c_str(), H5F_ACC_RDONLY, access);
+  const hid_t id = H5Fopen(path.c_str(), H5F_ACC_RDONLY, access_list());
   if (id < 0) fail(path, "", "cannot open");
   return Hdf5File(path, id);
 }

@@ -8,6 +8,12 @@
 #include <cstdlib>
 #include <cstring>
 
+// A file of ours is written under a name of its own and appears by rename, so nobody needs a lock; and many network
+// file systems have none. Releases without this call heed a variable.
+#if H5_VERSION_GE(1, 12, 1) || (H5_VERSION_GE(1, 10, 7) && !H5_VERSION_GE(1, 12, 0))
+#define TRIREME_HDF5_LOCKING
+#endif
+
 namespace trireme::hdf5 {
 namespace {
 
@@ -63,6 +69,10 @@ bool set_attribute(hid_t object, const char* name, const std::string& value) {
 std::unique_lock<std::recursive_mutex> lock_library() {
   static auto* mutex = new std::recursive_mutex;  // outlives every static file
   std::unique_lock lock(*mutex);
+#ifndef TRIREME_HDF5_LOCKING
+  static const int no_locks = setenv("HDF5_USE_FILE_LOCKING", "FALSE", 0);
+  (void)no_locks;
+#endif
   static const bool once = H5dont_atexit() >= 0 && H5open() >= 0;
   (void)once;
   H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);
@@ -147,6 +157,9 @@ Id access_list() {
   H5Pset_libver_bounds(list, H5F_LIBVER_V110, H5F_LIBVER_V110);
   H5Pset_cache(list, 0, 1009, cache_bytes, 0.75);
   H5Pset_fclose_degree(list, H5F_CLOSE_STRONG);
+#ifdef TRIREME_HDF5_LOCKING
+  H5Pset_file_locking(list, false, true);
+#endif
   return list;
 }
 

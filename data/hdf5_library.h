@@ -49,7 +49,7 @@ std::optional<DType> dtype_of(hid_t set);  // none for what we do not write
 bool mark_dtype(hid_t set, DType);
 std::vector<hsize_t> dims_of(hid_t set);
 
-Id access_list();
+Id access_list();  // files are never locked
 Id create_list();
 // Groups on the way to `name`. H5Pset_create_intermediate_group would stamp them with the time.
 bool create_groups(hid_t file, const std::string& name);

@@ -90,16 +90,42 @@ class Font {
   FT_Face face_ = nullptr;
   std::mutex mutex_;
 };
+
+// The name and up to four keywords that add words; the class is the most widespread keyword.
+PrepareItem described(const Annotation& a, const std::map<std::string, int>& widespread) {
+  const auto head = caption_words(a.name);
+  std::set<std::string> used(head.begin(), head.end());
+  std::string caption = join(head), category = "other";
+  int added = 0, most = 7;
+  for (const auto& k : a.keywords) {
+    const auto words = caption_words(k);
+    const std::string phrase = join(words);
+    if (phrase.empty()) continue;
+    const auto known = widespread.find(phrase);
+    const int count = known == widespread.end() ? 0 : known->second;
+    if (count > most || (count == most && category != "other" && phrase < category)) most = count, category = phrase;
+    if (added == 4 || std::all_of(words.begin(), words.end(), [&](const auto& w) { return used.contains(w); }))
+      continue;
+    used.insert(words.begin(), words.end());
+    caption += ", " + phrase;
+    ++added;
+  }
+  return {a.name, caption, category};
+}
 #endif
 
 }  // namespace
 
-std::map<std::string, Annotation> read_annotations(std::string_view xml) {
+std::map<std::string, Annotation> read_annotations(std::string_view xml, bool* whole) {
   std::map<std::string, Annotation> out;
+  bool broken = xml.find("</ldml>") == xml.npos;
   constexpr std::string_view open = "<annotation ";
   for (std::size_t at = xml.find(open); at != xml.npos; at = xml.find(open, at)) {
     const auto tag_end = xml.find('>', at), close = xml.find("</annotation>", at);
-    if (tag_end == xml.npos || close == xml.npos || close < tag_end) break;
+    if (tag_end == xml.npos || close == xml.npos || close < tag_end) {
+      broken = true;
+      break;
+    }
     const std::string_view tag = xml.substr(at, tag_end - at);
     const std::string text = html_unescape(xml.substr(tag_end + 1, close - tag_end - 1)), cp = attribute(tag, "cp");
     at = close;
@@ -116,6 +142,7 @@ std::map<std::string, Annotation> read_annotations(std::string_view xml) {
       i = bar + 1;
     }
   }
+  if (whole) *whole = !broken;
   return out;
 }
 
@@ -124,12 +151,16 @@ PrepareSpec emoji(const std::string& font_path, const std::string& annotation_pa
   for (const auto& path : {font_path, annotation_path})
     if (!std::filesystem::exists(path)) throw DataError(path, "no such file", packages);
   const auto bytes = read_file(annotation_path, 1 << 26);
-  const auto annotations = read_annotations({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  bool whole = true;
+  const auto annotations = read_annotations({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, &whole);
   auto font = std::make_shared<Font>(font_path);
 
   PrepareSpec spec;
   spec.name = "emoji";
-  spec.source = font_path;
+  spec.source = real_path(font_path);
+  if (!whole)
+    spec.notes.push_back(annotation_path + " is broken: only the " + std::to_string(annotations.size()) +
+                         " characters before that place are used");
   auto characters = std::make_shared<std::vector<char32_t>>();
   std::int64_t sequences = 0, without_glyph = 0;
   std::map<std::string, int> widespread;
@@ -147,25 +178,7 @@ PrepareSpec emoji(const std::string& font_path, const std::string& annotation_pa
       for (const auto& k : a.keywords) ++widespread[join(caption_words(k))];
     }
   }
-  for (const Annotation* a : chosen) {
-    const auto head = caption_words(a->name);
-    std::set<std::string> used(head.begin(), head.end());
-    std::string caption = join(head), category = "other";
-    int added = 0, most = 7;
-    for (const auto& k : a->keywords) {
-      const auto words = caption_words(k);
-      const std::string phrase = join(words);
-      if (phrase.empty()) continue;
-      const int count = widespread[phrase];
-      if (count > most || (count == most && category != "other" && phrase < category)) most = count, category = phrase;
-      if (added == 4 || std::all_of(words.begin(), words.end(), [&](const auto& w) { return used.contains(w); }))
-        continue;
-      used.insert(words.begin(), words.end());
-      caption += ", " + phrase;
-      ++added;
-    }
-    spec.items.push_back({a->name, caption, category});
-  }
+  for (const Annotation* a : chosen) spec.items.push_back(described(*a, widespread));
   spec.decode = [font, characters](std::size_t i) {
     const char32_t c = characters->at(i);
     return font->glyph(c, encode_utf8(std::u32string_view(&c, 1)));

@@ -1,5 +1,5 @@
-// The user's own pictures: a folder with a caption file beside each picture (x.jpg, x.txt), or a table in
-// OpenCLIP's form (columns `filepath` and `title`, separated by tabs or commas, RFC 4180 quotes).
+// The user's own pictures: a folder with a caption file beside each picture (x.jpg, x.txt), or a table
+// (data/image_text/table.h).
 #pragma once
 #include "data/image_text/prepared.h"
 
@@ -7,14 +7,10 @@
 
 namespace trireme {
 
-// The class of a picture is the folder it lies in, relative to `from`. Pictures must lie below the folder
-// (below the table's folder): `..`, absolute paths elsewhere and links that lead out throw DataError with the
-// row. Pictures without a caption are skipped and named.
+// The class of a picture is the folder it lies in, relative to `from`. Pictures and captions must lie below the folder
+// (below the table's folder). What cannot be used is skipped and named, one line each: links that lead out or in a
+// circle, linked folders, folders and captions that cannot be read, overlong captions, captions that are no text,
+// pictures without a caption, rows that do not fit the header. DataError: nothing is there, or no picture at all.
 PrepareSpec folder_data(const std::string& from);
-
-// Rows of a separated table; quoted fields may hold separators, doubled quotes and line breaks. Throws
-// DataError on an open quote. `lines` (may be null): the line each row starts on.
-std::vector<std::vector<std::string>> parse_table(std::string_view text, char separator, const std::string& name,
-                                                  std::vector<std::int64_t>* lines = nullptr);
 
 }  // namespace trireme

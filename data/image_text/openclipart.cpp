@@ -4,6 +4,7 @@
 #include "data/file.h"
 #include "data/image_text/captions.h"
 #include "data/image_text/svg_metadata.h"
+#include "data/image_text/walk.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -27,26 +28,33 @@ std::vector<std::string> split_path(const fs::path& p) {
   return out;
 }
 
-std::vector<Source> list(const fs::path& root) {
+// Title, keywords and authors, where there is an SVG of the same name.
+void read_svg(const fs::path& svg, CaptionSource& caption, std::vector<std::string>& notes) {
+  std::error_code error;
+  if (!fs::exists(svg, error)) return;
+  try {
+    const auto bytes = read_file(svg.string(), max_svg_bytes);
+    auto meta = read_svg_metadata({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+    caption.title = std::move(meta.title);
+    caption.keywords = std::move(meta.keywords);
+    caption.agents = std::move(meta.agents);
+  } catch (const DataError& e) {
+    notes.push_back(std::string("captioned from its file name: ") + e.what());
+  }
+}
+
+std::vector<Source> list(const fs::path& root, PrepareSpec& spec) {
   std::vector<Source> sources;
-  for (const auto& entry :
-       fs::recursive_directory_iterator(root / "png", fs::directory_options::skip_permission_denied)) {
-    if (entry.path().extension() != ".png" || !entry.is_regular_file()) continue;
-    const fs::path relative = entry.path().lexically_relative(root / "png");
+  for (const auto& file : files_below(root / "png", spec.skipped)) {
+    const fs::path path = file;
+    if (path.extension() != ".png") continue;
+    const fs::path relative = path.lexically_relative(root / "png");
     Source s;
-    s.file = entry.path().string();
+    s.file = file;
     s.folder = relative.parent_path().string();
     s.caption.stem = relative.stem().string();
     s.caption.folders = split_path(relative.parent_path());
-    const fs::path svg = (root / "svg" / relative).replace_extension(".svg");
-    std::error_code error;
-    if (fs::is_regular_file(svg, error)) {
-      const auto bytes = read_file(svg.string(), max_svg_bytes);
-      auto meta = read_svg_metadata({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
-      s.caption.title = std::move(meta.title);
-      s.caption.keywords = std::move(meta.keywords);
-      s.caption.agents = std::move(meta.agents);
-    }
+    read_svg((root / "svg" / relative).replace_extension(".svg"), s.caption, spec.notes);
     sources.push_back(std::move(s));
   }
   // Of equal pictures the first stays: sorted folders before `unsorted`.
@@ -62,18 +70,21 @@ PrepareSpec openclipart(const std::string& root) {
   for (const char* part : {"png", "svg"})
     if (!fs::is_directory(fs::path(root) / part))
       throw DataError(root + "/" + part, "folder not found", "apt-get install openclipart-png openclipart-svg");
-  std::vector<Source> sources = list(root);
+  PrepareSpec spec;
+  std::vector<Source> sources = list(root, spec);
   std::vector<CaptionSource> captions;
   for (const auto& s : sources) captions.push_back(s.caption);
   const CaptionMaker caption(captions);
 
-  PrepareSpec spec;
   spec.name = "openclipart";
-  spec.source = root;
+  spec.source = real_path(root);
   auto files = std::make_shared<std::vector<std::string>>();
   for (auto& s : sources) {
     std::string text = caption(s.caption);
-    if (text.empty()) continue;
+    if (text.empty()) {
+      spec.skipped.push_back(s.file + ": no caption");
+      continue;
+    }
     spec.items.push_back({s.file, std::move(text), s.folder});
     files->push_back(s.file);
   }

@@ -1,5 +1,7 @@
 #include "comm/error.h"
+#include "data/image_text/content_hash.h"
 #include "data/image_text/prepared.h"
+#include "data/text/text.h"
 
 #include <algorithm>
 #include <atomic>
@@ -22,13 +24,9 @@ namespace trireme {
 namespace {
 
 namespace fs = std::filesystem;
+constexpr std::size_t block = 256;  // images decoded, and written, at a time
 
-std::uint64_t hash_bytes(const void* data, std::size_t n, std::uint64_t h) {
-  const auto* p = static_cast<const std::uint8_t*>(data);
-  for (std::size_t i = 0; i < n; ++i) h = (h ^ p[i]) * 0x100000001b3ull;
-  h ^= h >> 33, h *= 0xff51afd7ed558ccdull, h ^= h >> 33;
-  return h;
-}
+std::size_t row_bytes(const PrepareSpec& spec) { return std::size_t(3) * spec.size * spec.size; }
 
 // Rows of pixels that wait for their final count, in an unnamed file beside the output: the set may exceed
 // memory.
@@ -72,6 +70,7 @@ class Spool {
 
 struct Decoded {
   std::vector<std::uint8_t> planes;
+  ContentHash key;  // of the planes
   std::string problem;
 };
 
@@ -84,7 +83,9 @@ std::vector<Decoded> decode_block(const PrepareSpec& spec, std::size_t first, st
   auto work = [&](std::exception_ptr& error) {
     try {
       for (std::size_t i; (i = next++) < last;) try {
-          out[i - first].planes = fit_square(spec.decode(i), spec.size);
+          Decoded& d = out[i - first];
+          d.planes = fit_square(spec.decode(i), spec.size);
+          d.key.add(d.planes.data(), d.planes.size());
         } catch (const DataError& e) {
           out[i - first].problem = e.what();
         }
@@ -105,7 +106,8 @@ std::vector<Decoded> decode_block(const PrepareSpec& spec, std::size_t first, st
 
 void sync_path(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY);
-  const bool ok = fd >= 0 && fsync(fd) == 0;
+  // Some network file systems flush files but know no flush of a folder: EINVAL.
+  const bool ok = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL || errno == ENOTSUP);
   const int error = errno;
   if (fd >= 0) ::close(fd);
   if (!ok) throw DataError(path, std::string("cannot be flushed to disk: ") + std::strerror(error), "check the disk");
@@ -130,10 +132,126 @@ std::int64_t ids_of(const std::vector<std::string>& values, std::vector<std::int
   return std::int64_t(names.size());
 }
 
+struct Kept {
+  std::vector<std::string> captions, categories;
+  ContentHash pixels;  // of the rows' hashes, in order
+};
+
+// Decodes everything; pixels go to the spool, what is left out to the report.
+Kept decode_all(const PrepareSpec& spec, Spool& spool, PrepareReport& report) {
+  const std::size_t total = spec.items.size();
+  Kept kept;
+  std::unordered_set<std::string> seen;
+  for (std::size_t first = 0; first < total; first += block) {
+    const std::size_t last = std::min(total, first + block);
+    auto decoded = decode_block(spec, first, last);
+    for (std::size_t i = first; i < last; ++i) {
+      Decoded& d = decoded[i - first];
+      if (!d.problem.empty()) {
+        report.skipped.push_back(std::move(d.problem));
+        continue;
+      }
+      if (!seen.insert(d.key.hex()).second) {
+        ++report.duplicates;
+        continue;
+      }
+      spool.append(d.planes.data());
+      kept.pixels.add(d.key);
+      kept.captions.push_back(spec.items[i].caption);
+      kept.categories.push_back(spec.items[i].category);
+    }
+    if (spec.progress) spec.progress(last, total);
+  }
+  report.images = std::int64_t(kept.captions.size());
+  if (report.images == 0) {
+    const std::string why = report.skipped.empty() ? "" : "; the first problem: " + report.skipped.front();
+    throw DataError(spec.source, "no usable image among " + std::to_string(total + spec.skipped.size()) + why,
+                    "check the folder");
+  }
+  return kept;
+}
+
+// What the file holds besides pixels.
+struct Index {
+  std::vector<std::int64_t> caption_ids, class_ids, offsets{0};
+  std::vector<std::string> class_names;
+  std::vector<std::uint8_t> held_out, caption_bytes;
+};
+
+Index make_index(const PrepareSpec& spec, const Kept& kept, PrepareReport& report) {
+  const std::int64_t n = report.images;
+  Index index;
+  std::vector<std::string> caption_names;
+  report.captions = ids_of(kept.captions, index.caption_ids, caption_names);
+  report.classes = ids_of(kept.categories, index.class_ids, index.class_names);
+  std::vector<std::int64_t> uses(caption_names.size());
+  for (auto id : index.caption_ids) ++uses[id];
+  std::vector<std::uint8_t> held_names(caption_names.size());
+  for (std::size_t c = 0; c < held_names.size(); ++c)
+    report.held_out_captions += held_names[c] =
+        caption_held_out(caption_names[c]) && uses[c] <= std::max<std::int64_t>(1, n / 100);
+  for (std::int64_t i = 0; i < n; ++i) {
+    index.held_out.push_back(held_names[index.caption_ids[i]]);
+    report.held_out_images += index.held_out.back();
+    index.caption_bytes.insert(index.caption_bytes.end(), kept.captions[i].begin(), kept.captions[i].end());
+    index.offsets.push_back(std::int64_t(index.caption_bytes.size()));
+  }
+  if (index.caption_bytes.empty()) throw DataError(spec.source, "every caption is empty", "give the images captions");
+  return index;
+}
+
+// Names of files need not be UTF-8; JSON is.
+std::string as_json_text(const nlohmann::json& value) {
+  return value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+void write_file(const std::string& path, const PrepareSpec& spec, const Spool& spool, const Index& index,
+                const nlohmann::json& meta) {
+  const std::int64_t n = std::int64_t(index.held_out.size());
+  const std::size_t row = row_bytes(spec);
+  Hdf5File file = Hdf5File::create(path);
+  const std::int64_t shape[] = {n, 3, spec.size, spec.size};
+  file.create_array("images", DType::u8, shape, std::max<std::int64_t>(1, (1 << 18) / std::int64_t(row)));
+  std::vector<std::uint8_t> rows(block * row);
+  for (std::int64_t i = 0; i < n; i += std::int64_t(block)) {
+    const std::int64_t count = std::min<std::int64_t>(block, n - i);
+    spool.read(i, count, rows.data());
+    file.write_rows("images", i, count, rows.data());
+  }
+  put(file, "caption_bytes", DType::u8, index.caption_bytes);
+  put(file, "caption_offsets", DType::i64, index.offsets);
+  put(file, "caption_id", DType::i64, index.caption_ids);
+  put(file, "class_id", DType::i64, index.class_ids);
+  put(file, "held_out", DType::u8, index.held_out);
+  file.write_text("classes", as_json_text(index.class_names));
+  file.write_text("meta", as_json_text(meta));
+  file.close();
+  sync_path(path);
+}
+
+nlohmann::json meta_of(const PrepareSpec& spec, const PrepareReport& report, const ContentHash& pixels) {
+  return {{"format_version", 1},
+          {"name", spec.name},
+          {"source", utf8_or_latin1(spec.source)},
+          {"image_size", spec.size},
+          {"images", report.images},
+          {"captions", report.captions},
+          {"classes", report.classes},
+          {"held_out_images", report.held_out_images},
+          {"held_out_captions", report.held_out_captions},
+          {"duplicates", report.duplicates},
+          {"skipped", report.skipped.size()},
+          {"pixels_hash", pixels.hex()}};
+}
+
 }  // namespace
 
 bool caption_held_out(const std::string& caption) {
-  return hash_bytes(caption.data(), caption.size(), 0xcbf29ce484222325ull) % 1000 < 100;
+  // FNV-1a and a last stir: it decides every split, so it stays as it is.
+  std::uint64_t h = 0xcbf29ce484222325ull;
+  for (const unsigned char c : caption) h = (h ^ c) * 0x100000001b3ull;
+  h ^= h >> 33, h *= 0xff51afd7ed558ccdull, h ^= h >> 33;
+  return h % 1000 < 100;
 }
 
 PrepareReport prepare_images(const PrepareSpec& spec) {
@@ -146,84 +264,12 @@ PrepareReport prepare_images(const PrepareSpec& spec) {
 
   PrepareReport report;
   report.skipped = spec.skipped;
-  const std::size_t row = std::size_t(3) * spec.size * spec.size, block = 256, total = spec.items.size();
-  Spool spool(folder, row);
-  std::unordered_set<std::string> seen;
-  std::vector<std::string> captions, categories;
-  for (std::size_t first = 0; first < total; first += block) {
-    const std::size_t last = std::min(total, first + block);
-    auto decoded = decode_block(spec, first, last);
-    for (std::size_t i = first; i < last; ++i) {
-      Decoded& d = decoded[i - first];
-      if (!d.problem.empty()) {
-        report.skipped.push_back(std::move(d.problem));
-        continue;
-      }
-      const std::uint64_t key[2] = {hash_bytes(d.planes.data(), row, 1), hash_bytes(d.planes.data(), row, 2)};
-      if (!seen.insert(std::string(reinterpret_cast<const char*>(key), sizeof key)).second) {
-        ++report.duplicates;
-        continue;
-      }
-      spool.append(d.planes.data());
-      captions.push_back(spec.items[i].caption);
-      categories.push_back(spec.items[i].category);
-    }
-    if (spec.progress) spec.progress(last, total);
-  }
-  const std::int64_t n = report.images = std::int64_t(captions.size());
-  if (n == 0) {
-    const std::string why = report.skipped.empty() ? "" : "; the first problem: " + report.skipped.front();
-    throw DataError(spec.source, "no usable image among " + std::to_string(total) + why, "check the folder");
-  }
-
-  std::vector<std::int64_t> caption_ids, class_ids, offsets{0};
-  std::vector<std::string> caption_names, class_names;
-  report.captions = ids_of(captions, caption_ids, caption_names);
-  report.classes = ids_of(categories, class_ids, class_names);
-  std::vector<std::int64_t> uses(caption_names.size());
-  for (auto id : caption_ids) ++uses[id];
-  std::vector<std::uint8_t> held_names(caption_names.size()), held(n), bytes;
-  for (std::size_t c = 0; c < held_names.size(); ++c)
-    report.held_out_captions += held_names[c] =
-        caption_held_out(caption_names[c]) && uses[c] <= std::max<std::int64_t>(1, n / 100);
-  for (std::int64_t i = 0; i < n; ++i) {
-    report.held_out_images += held[i] = held_names[caption_ids[i]];
-    bytes.insert(bytes.end(), captions[i].begin(), captions[i].end());
-    offsets.push_back(std::int64_t(bytes.size()));
-  }
-  if (bytes.empty()) throw DataError(spec.source, "every caption is empty", "give the images captions");
-
+  Spool spool(folder, row_bytes(spec));
+  const Kept kept = decode_all(spec, spool, report);
+  const Index index = make_index(spec, kept, report);
   const std::string temporary = target.string() + ".tmp-" + std::to_string(getpid());
   try {
-    Hdf5File file = Hdf5File::create(temporary);
-    const std::int64_t shape[] = {n, 3, spec.size, spec.size};
-    file.create_array("images", DType::u8, shape, std::max<std::int64_t>(1, (1 << 18) / std::int64_t(row)));
-    std::vector<std::uint8_t> rows(block * row);
-    for (std::int64_t i = 0; i < n; i += std::int64_t(block)) {
-      const std::int64_t count = std::min<std::int64_t>(block, n - i);
-      spool.read(i, count, rows.data());
-      file.write_rows("images", i, count, rows.data());
-    }
-    put(file, "caption_bytes", DType::u8, bytes);
-    put(file, "caption_offsets", DType::i64, offsets);
-    put(file, "caption_id", DType::i64, caption_ids);
-    put(file, "class_id", DType::i64, class_ids);
-    put(file, "held_out", DType::u8, held);
-    file.write_text("classes", nlohmann::json(class_names).dump());
-    const nlohmann::json meta = {{"format_version", 1},
-                                 {"name", spec.name},
-                                 {"source", spec.source},
-                                 {"image_size", spec.size},
-                                 {"images", n},
-                                 {"captions", report.captions},
-                                 {"classes", report.classes},
-                                 {"held_out_images", report.held_out_images},
-                                 {"held_out_captions", report.held_out_captions},
-                                 {"duplicates", report.duplicates},
-                                 {"skipped", report.skipped.size()}};
-    file.write_text("meta", meta.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
-    file.close();
-    sync_path(temporary);
+    write_file(temporary, spec, spool, index, meta_of(spec, report, kept.pixels));
     fs::rename(temporary, target);
     sync_path(folder);
   } catch (const fs::filesystem_error& e) {

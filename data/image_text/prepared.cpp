@@ -1,6 +1,7 @@
 #include "data/image_text/prepared.h"
 
 #include "comm/error.h"
+#include "data/image_text/content_hash.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -21,8 +22,12 @@ std::string cure_for(const std::string& path) {
   const bool sized = underscore != stem.npos && underscore + 1 < stem.size() &&
                      stem.find_first_not_of("0123456789", underscore + 1) == stem.npos;
   const std::string name = sized ? stem.substr(0, underscore) : "";
-  const bool known = name == "openclipart" || name == "emoji" || name == "folder";
-  return "prepare it: trireme data " + (known ? name + " --size " + stem.substr(underscore + 1) : "NAME") + " --force";
+  const bool known = name == "openclipart" || name == "emoji" || name.starts_with("folder");
+  return "prepare it: trireme data " +
+         (!known                       ? "NAME"
+          : name.starts_with("folder") ? "folder --from FOLDER --size " + stem.substr(underscore + 1)
+                                       : name + " --size " + stem.substr(underscore + 1)) +
+         " --force";
 }
 
 std::string shape_text(const std::vector<std::int64_t>& shape) {
@@ -89,7 +94,10 @@ ImageTextData::ImageTextData(const std::string& path, std::int64_t cache_bytes)
   if (!meta.is_object() || !meta.contains("format_version") || meta["format_version"] != 1)
     throw wrong("is of another format version than 1");
   meta_ = meta.dump();
-  if (meta.contains("name") && meta["name"].is_string()) name_ = meta["name"];
+  const auto text = [&](const char* key) {
+    return meta.contains(key) && meta[key].is_string() ? meta[key].get<std::string>() : std::string();
+  };
+  name_ = text("name"), source_ = text("source"), stored_hash_ = text("pixels_hash");
   if (!classes.is_array()) throw wrong("text `classes` is not a list");
   for (const auto& c : classes) {
     if (!c.is_string()) throw wrong("text `classes` is not a list of names");
@@ -167,6 +175,38 @@ std::vector<std::int64_t> ImageTextData::split(bool held_out, std::int64_t max_p
   }
   std::sort(out.begin(), out.end());
   return out;
+}
+
+std::string ImageTextData::pixels_hash() const {
+  if (pixels_.empty() && !stored_hash_.empty()) return stored_hash_;
+  const std::size_t row = std::size_t(3) * size_ * size_;
+  constexpr std::int64_t block = 256;
+  std::vector<std::uint8_t> rows(pixels_.empty() ? block * row : 0);
+  ContentHash all;
+  for (std::int64_t first = 0; first < n_; first += block) {
+    const std::int64_t count = std::min(block, n_ - first);
+    if (pixels_.empty()) file_.read_rows("images", first, count, rows.data());
+    const std::uint8_t* p = pixels_.empty() ? rows.data() : pixels_.data() + std::size_t(first) * row;
+    for (std::int64_t i = 0; i < count; ++i) {
+      ContentHash one;
+      one.add(p + std::size_t(i) * row, row);
+      all.add(one);
+    }
+  }
+  return all.hex();
+}
+
+const std::string& ImageTextData::identity() const {
+  std::call_once(identified_, [this] {
+    ContentHash all;
+    const std::string pixels = pixels_hash();
+    all.add(pixels.data(), pixels.size());
+    all.add(&size_, sizeof size_);
+    const auto add = [&](const auto& v) { all.add(v.data(), v.size() * sizeof v[0]); };
+    add(caption_bytes_), add(caption_offsets_), add(caption_ids_), add(held_out_);
+    identity_ = all.hex();
+  });
+  return identity_;
 }
 
 }  // namespace trireme

@@ -2,12 +2,14 @@
 //   images u8 [n,3,S,S]; caption_bytes u8 [total] (UTF-8), caption_offsets i64 [n+1]; caption_id i64 [n]
 //   (equal captions, equal id); class_id i64 [n]; held_out u8 [n]; texts `classes` (JSON list of names) and
 //   `meta` (JSON object).
-// A caption is held out as a whole, chosen by its hash, so that the split stays the same when a set grows.
+// A caption is held out as a whole, chosen by its hash, so that the split stays the same when a set grows. `meta` has
+// the hash of all pixels, taken when they were prepared.
 #pragma once
 #include "data/hdf5.h"
 #include "data/image_text/images.h"
 
 #include <functional>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -61,7 +63,12 @@ class ImageTextData {
   int image_size() const { return size_; }
   const std::string& path() const { return path_; }
   const std::string& name() const { return name_; }
-  const std::string& meta() const { return meta_; }            // JSON
+  const std::string& source() const { return source_; }  // where it was prepared from, one spelling a place
+  const std::string& meta() const { return meta_; }      // JSON
+  // What is trained on, in 32 digits: pixels, captions and split, row by row; not names, classes or places. Pixels that
+  // are kept in memory are hashed here, those of a larger file were when it was prepared. (A larger file of an older
+  // version has no such hash: the first call reads it through.)
+  const std::string& identity() const;
   at::Tensor images(std::span<const std::int64_t> ids) const;  // u8 [b,3,S,S]
   std::string caption(std::int64_t id) const;
   std::int64_t caption_id(std::int64_t id) const { return caption_ids_.at(id); }
@@ -75,14 +82,18 @@ class ImageTextData {
 
  private:
   std::vector<std::int64_t> split(bool held_out, std::int64_t max_per_caption) const;
+  std::string pixels_hash() const;
 
-  std::string path_, name_, meta_;
+  std::string path_, name_, source_, meta_;
+  std::string stored_hash_;  // of the pixels; empty: an older file
   Hdf5File file_;
   std::int64_t n_ = 0;
   int size_ = 0;
   std::vector<std::uint8_t> caption_bytes_, held_out_, pixels_;  // pixels_ empty: read from the file
   std::vector<std::int64_t> caption_offsets_, caption_ids_, class_ids_;
   std::vector<std::string> classes_;
+  mutable std::once_flag identified_;
+  mutable std::string identity_;
 };
 
 }  // namespace trireme

@@ -115,6 +115,28 @@ constexpr std::string_view plain[] = {
     "W", "w", "Y",  "y", "Y", "Z", "z",  "Z",  "z", "Z", "z",  "s"};
 static_assert(std::size(plain) == 0x180 - 0xC0);
 
+// None when a surrogate lacks its other half, a byte is left over, or a zero is in it.
+std::optional<std::string> decode_utf16(std::string_view bytes, bool little) {
+  if (bytes.size() % 2) return {};
+  const auto unit = [&](std::size_t i) {
+    const auto a = std::uint8_t(bytes[i]), b = std::uint8_t(bytes[i + 1]);
+    return char32_t(little ? a | b << 8 : a << 8 | b);
+  };
+  std::string out;
+  for (std::size_t i = 0; i < bytes.size(); i += 2) {
+    char32_t c = unit(i);
+    if (c >= 0xD800 && c < 0xE000) {
+      const char32_t low = c < 0xDC00 && i + 2 < bytes.size() ? unit(i + 2) : 0;
+      if (low < 0xDC00 || low >= 0xE000) return {};
+      c = 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
+      i += 2;
+    }
+    if (c == 0) return {};
+    append_utf8(out, c);
+  }
+  return out;
+}
+
 }  // namespace
 
 std::u32string decode_utf8(std::string_view bytes) {
@@ -160,6 +182,19 @@ std::string utf8_or_latin1(std::string_view bytes) {
   std::string out;
   for (unsigned char b : bytes) append_utf8(out, b);
   return out;
+}
+
+std::optional<DecodedText> decode_text(std::string_view bytes) {
+  const bool little = bytes.starts_with("\xFF\xFE");
+  if (little || bytes.starts_with("\xFE\xFF")) {
+    auto text = decode_utf16(bytes.substr(2), little);
+    if (!text) return {};
+    return DecodedText{std::move(*text), Encoding::utf16};
+  }
+  if (bytes.find('\0') != bytes.npos) return {};
+  if (!valid_utf8(bytes)) return DecodedText{utf8_or_latin1(bytes), Encoding::latin1};
+  if (bytes.starts_with("\xEF\xBB\xBF")) bytes.remove_prefix(3);
+  return DecodedText{std::string(bytes), Encoding::utf8};
 }
 
 std::string html_unescape(std::string_view text) {

@@ -89,6 +89,52 @@ void merge(Ids& ids, Id a, Id b, Id joined) {
   ids.resize(out);
 }
 
+// How often each pair of neighbours occurs in the words that a tokenizer is learnt from.
+struct PairCounts {
+  using Pair = std::pair<Id, Id>;
+  struct Word {
+    Ids ids;
+    std::int64_t count;
+  };
+  std::vector<Word> words;
+  std::map<Pair, std::int64_t> counts;
+  std::map<Pair, std::set<std::size_t>> where;
+  std::set<std::pair<std::int64_t, Pair>> order;  // (-count, pair): begin() is the next merge
+
+  void add(std::string_view word, std::int64_t count) {
+    words.push_back({word_bytes(word), count});
+    count_word(words.size() - 1, 1);
+  }
+  void never(Pair p) {  // whatever its count becomes
+    order.erase(order.begin());
+    counts[p] = std::numeric_limits<std::int64_t>::min() / 2;
+  }
+  void join(Pair p, Id joined) {
+    const auto touched = std::move(where[p]);
+    where.erase(p);
+    for (std::size_t w : touched) {
+      count_word(w, -1);
+      merge(words[w].ids, p.first, p.second, joined);
+      count_word(w, 1);
+    }
+  }
+
+ private:
+  void change(Pair p, std::int64_t by) {
+    std::int64_t& n = counts[p];
+    if (n > 0) order.erase({-n, p});
+    n += by;
+    if (n > 0) order.insert({-n, p});
+  }
+  void count_word(std::size_t w, int sign) {
+    const Ids& ids = words[w].ids;
+    for (std::size_t i = 0; i + 1 < ids.size(); ++i) {
+      change({ids[i], ids[i + 1]}, sign * words[w].count);
+      if (sign > 0) where[{ids[i], ids[i + 1]}].insert(w);
+    }
+  }
+};
+
 std::string gunzip([[maybe_unused]] const std::vector<std::uint8_t>& in, const std::string& path) {
 #ifdef TRIREME_HAS_ZLIB
   z_stream z{};
@@ -104,6 +150,7 @@ std::string gunzip([[maybe_unused]] const std::vector<std::uint8_t>& in, const s
     rc = inflate(&z, Z_NO_FLUSH);
     out.append(chunk.data(), chunk.size() - z.avail_out);
     if (rc == Z_BUF_ERROR || (rc == Z_OK && z.avail_in == 0 && z.avail_out != 0)) break;
+    if (rc == Z_STREAM_END && z.avail_in > 0) rc = inflateReset(&z);  // files may be several, one behind the other
   }
   inflateEnd(&z);
   if (rc != Z_STREAM_END) throw DataError(path, "corrupt, truncated or oversized gzip file", "fetch the file again");
@@ -218,7 +265,8 @@ Tokenizer Tokenizer::from_text(std::string_view text, const std::string& name) {
   std::unordered_map<std::string, Id> symbols;
   for (Id i = 0; i < 2 * bytes; ++i) symbols[impl->symbol(i)] = i;
   std::int64_t line = 0;
-  for (std::size_t at = 0; at < text.size() && std::int64_t(impl->merges.size()) < clip_merges;) {
+  const bool ours = text.starts_with(header);
+  for (std::size_t at = 0; at < text.size();) {
     const std::size_t end = std::min(text.find('\n', at), text.size());
     std::string_view row = text.substr(at, end - at);
     at = end + 1;
@@ -228,6 +276,10 @@ Tokenizer Tokenizer::from_text(std::string_view text, const std::string& name) {
       continue;
     }
     if (row.empty()) continue;
+    if (std::int64_t(impl->merges.size()) == clip_merges) {
+      if (ours) throw wrong(line, "more merges than the " + std::to_string(clip_merges) + " of a vocabulary");
+      break;  // OpenAI's file goes on; CLIP's ids end here
+    }
     const auto space = row.find(' ');
     if (space == row.npos || row.find(' ', space + 1) != row.npos) throw wrong(line, "expected two symbols");
     const auto a = symbols.find(std::string(row.substr(0, space))),
@@ -275,36 +327,13 @@ Tokenizer Tokenizer::train(std::span<const std::string> captions, std::int64_t v
       if (w != mark_names[0] && w != mark_names[1]) ++counts[std::string(w)];
     });
 
-  struct Word {
-    Ids ids;
-    std::int64_t count;
-  };
-  std::vector<Word> words;
-  std::map<std::pair<Id, Id>, std::int64_t> pairs;
-  std::map<std::pair<Id, Id>, std::set<std::size_t>> where;
-  using Ranked = std::pair<std::int64_t, std::pair<Id, Id>>;  // (-count, pair): begin() is the next merge
-  std::set<Ranked> order;
-  auto change = [&](std::pair<Id, Id> p, std::int64_t by) {
-    std::int64_t& n = pairs[p];
-    if (n > 0) order.erase({-n, p});
-    n += by;
-    if (n > 0) order.insert({-n, p});
-  };
-  auto count_word = [&](std::size_t w, int sign) {
-    const Ids& ids = words[w].ids;
-    for (std::size_t i = 0; i + 1 < ids.size(); ++i) {
-      change({ids[i], ids[i + 1]}, sign * words[w].count);
-      if (sign > 0) where[{ids[i], ids[i + 1]}].insert(w);
-    }
-  };
-  for (const auto& [word, count] : counts) {
-    words.push_back({word_bytes(word), count});
-    count_word(words.size() - 1, 1);
-  }
+  PairCounts pairs;
+  for (const auto& [word, count] : counts) pairs.add(word, count);
   auto impl = std::make_shared<Impl>();
   std::set<std::string> symbols;
-  while (base + std::int64_t(impl->merges.size()) < vocab_size && !order.empty() && order.begin()->first <= -2) {
-    const auto pair = order.begin()->second;
+  while (base + std::int64_t(impl->merges.size()) < vocab_size && !pairs.order.empty() &&
+         pairs.order.begin()->first <= -2) {
+    const auto pair = pairs.order.begin()->second;
     const Id joined = Id(2 * bytes) + Id(impl->merges.size());
     impl->add(pair.first, pair.second);
     // Another split of a known symbol, or text that would read as a word's end in the file: skip this pair.
@@ -314,16 +343,9 @@ Tokenizer Tokenizer::train(std::span<const std::string> captions, std::int64_t v
     if ((!ends && symbol.ends_with(end_of_word)) || !symbols.insert(symbol).second) {
       impl->merges.pop_back();
       impl->rank.erase(pair_key(pair.first, pair.second));
-      order.erase(order.begin());
-      pairs[pair] = std::numeric_limits<std::int64_t>::min() / 2;
-      continue;
-    }
-    const auto touched = std::move(where[pair]);
-    where.erase(pair);
-    for (std::size_t w : touched) {
-      count_word(w, -1);
-      merge(words[w].ids, pair.first, pair.second, joined);
-      count_word(w, 1);
+      pairs.never(pair);
+    } else {
+      pairs.join(pair, joined);
     }
   }
   return Tokenizer(std::move(impl));

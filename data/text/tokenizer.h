@@ -16,8 +16,9 @@ namespace trireme {
 // Immutable after construction; a cache of words is shared and locked, so any thread may encode.
 class Tokenizer {
  public:
-  // bpe_simple_vocab_16e6.txt.gz as open_clip ships it (49408 ids), or a file written by save(); gzip by its
-  // magic number. Throws DataError when it is missing or malformed.
+  // bpe_simple_vocab_16e6.txt.gz as open_clip ships it (49408 ids: its first 48894 merges count, as in CLIP, and the
+  // rest of it is not read), or a file written by save(), which counts whole; gzip by its magic number. Throws
+  // DataError when it is missing or malformed.
   static Tokenizer load(const std::string& path);
 
   // At most vocab_size ids (>= 514: 256 bytes, each also as a word's end, and two marks); fewer when no pair

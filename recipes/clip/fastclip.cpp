@@ -120,16 +120,11 @@ class FastClip : public Recipe {
   std::string unit() const override { return "pairs"; }
 
   void state(Archive& ar) override {
+    archive_data(ar);
     archive(ar, "log_u_image", table_->image);
     archive(ar, "log_u_text", table_->text);
     double shown = tau();  // for readers of the file: the weights say it
     ar.value("tau", shown);
-    std::string merges = tokenizer_->text(), meta = pairs_->meta();
-    ar.text("tokenizer", merges);
-    ar.text("data", meta);
-    if (ar.loading() && (merges != tokenizer_->text() || meta != pairs_->meta()))
-      throw DataError(pairs_->path(), "is not the data this run was started with",
-                      "put it back, or use --fresh to start over");
   }
 
   std::string describe() const override {
@@ -143,6 +138,20 @@ class FastClip : public Recipe {
   }
 
  private:
+  // What is trained on, by content: the same pairs may lie elsewhere or be prepared again, others are refused. First of
+  // all, or another number of pairs would be told as a misfit of the tables.
+  void archive_data(Archive& ar) {
+    std::string merges = tokenizer_->text(), meta = pairs_->meta(), identity = pairs_->identity();
+    ar.text("tokenizer", merges);
+    if (ar.has("data_identity"))
+      ar.text("data_identity", identity);
+    else
+      ar.text("data", meta);  // a checkpoint of an older version knows only what the file says of itself
+    if (ar.loading() && (merges != tokenizer_->text() || meta != pairs_->meta() || identity != pairs_->identity()))
+      throw DataError(pairs_->path(), "is not the data this run was started with",
+                      "put it back, or use --fresh to start over");
+  }
+
   struct Features {
     at::Tensor image, text;
   };

@@ -52,6 +52,19 @@ inline void draw_pictures(const fs::path& folder, int first, int count) {
   }
 }
 
+// Empty, or why this build cannot prepare pictures and train on them: a reason to skip.
+inline std::string missing_for_pairs() {
+  static const std::string why = [] {
+    std::string found;
+    for (const auto& line : lines_of(run_program({"doctor"}, {}).out))
+      for (const std::string library : {"PNG", "PCRE2"})
+        if (line.starts_with("  " + library + " ") && line.find("not in this build") != line.npos)
+          found += (found.empty() ? "built without " : " and ") + library;
+    return found;
+  }();
+  return why;
+}
+
 // FOLDER/pairs.h5 from 90 pictures of three classes: 82 or so for training, 5 batches of 16 an epoch.
 inline void prepare_pairs(const fs::path& folder) {
   for (int k = 0; k < 3; ++k) draw_pictures(folder / "pictures" / ("class " + std::to_string(k)), 1 + 30 * k, 30);

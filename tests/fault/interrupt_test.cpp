@@ -21,6 +21,7 @@ const Words train_words{"train", "e.yaml", "--ranks", "2", "--out"};
 class Interrupt : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
+    if (!missing_for_pairs().empty()) return;
     folder_ = new TempFolder;
     prepare_pairs(dir());
     write_text(dir() / "e.yaml",
@@ -32,6 +33,9 @@ class Interrupt : public ::testing::Test {
     ASSERT_EQ(logged(dir() / "whole", "epoch")[steps_an_epoch].second, 1) << "an epoch is longer than assumed";
   }
   static void TearDownTestSuite() { delete std::exchange(folder_, nullptr); }
+  void SetUp() override {
+    if (const auto why = missing_for_pairs(); !why.empty()) GTEST_SKIP() << why;
+  }
 
   static fs::path dir() { return folder_->path; }
   static Words train(const std::string& out, const Words& more = {}) {

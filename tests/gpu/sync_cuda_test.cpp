@@ -6,6 +6,7 @@
 #include "framework/io/checkpoint.h"
 #include "framework/session.h"
 #include "tests/gpu/blots.h"
+#include "tests/needs.h"
 #include "tests/unit/regression_recipe.h"
 
 #include <c10/cuda/CUDAFunctions.h>
@@ -15,6 +16,7 @@ namespace {
 
 void steps_without_waiting(const std::string& experiment, const std::string& precision) {
   if (device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
+  if (experiment.find("fastclip") != std::string::npos) TRIREME_NEEDS("PCRE2");  // the tokenizer does
   TempFolder folder;
   const std::string data = (folder.path / "blots.h5").string(), file = (folder.path / "run.yaml").string();
   prepare_blots(data);

@@ -3,6 +3,7 @@
 #include "comm/device.h"
 #include "tests/gpu/blots.h"
 #include "tests/max_difference.h"
+#include "tests/needs.h"
 
 #include <cmath>
 #include <map>
@@ -27,6 +28,7 @@ class Gpu : public ::testing::Test {
   void SetUp() override {
     if (!device_runtime()) GTEST_SKIP() << "built without CUDA";
     if (device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
+    TRIREME_NEEDS("PCRE2");  // the tokenizer does
     prepare_blots(folder.path / "blots.h5");
     std::ofstream(folder.path / "blots.yaml") << blots_experiment;
   }

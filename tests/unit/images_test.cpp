@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "data/file.h"
 #include "data/rng.h"
+#include "tests/needs.h"
 #include "tests/unit/reference_files.h"
 
 #include <cmath>
@@ -44,6 +45,7 @@ Bytes gradient_jpeg() {  // 160 x 80: red grows to the right, green downwards, b
 }
 
 TEST(Images, EveryPngForm) {
+  TRIREME_NEEDS("PNG");
   for (const auto& [color, depth] : forms)
     for (bool interlaced : {false, true}) {
       std::vector<int> samples;
@@ -70,6 +72,7 @@ TEST(Images, EveryPngForm) {
 }
 
 TEST(Images, Jpeg) {
+  TRIREME_NEEDS("JPEG");
   const Bytes file = gradient_jpeg();
   const Image full = decode_image(file, "a.jpg");
   ASSERT_EQ(full.width, 160);
@@ -89,6 +92,7 @@ TEST(Images, Jpeg) {
 
 // Truncated and flipped files either decode or throw DataError; the sanitizers see the rest.
 TEST(Images, MutatedFilesNeverCrash) {
+  TRIREME_NEEDS("PNG", "JPEG");
   Rng rng(5, "mutate");
   int refused = 0;
   for (int round = 0; round < 500; ++round) {
@@ -116,6 +120,7 @@ TEST(Images, MutatedFilesNeverCrash) {
 }
 
 TEST(Images, Mistakes) {
+  TRIREME_NEEDS("PNG");
   std::vector<int> samples;
   const Bytes png = make_png(2, 8, false, samples);
   EXPECT_THROW(decode_image({}, "empty"), DataError);

@@ -2,8 +2,9 @@
 
 #include "comm/error.h"
 #include "data/image_text/captions.h"
-#include "data/rng.h"
 #include "data/image_text/svg_metadata.h"
+#include "data/rng.h"
+#include "tests/needs.h"
 #include "tests/unit/reference_files.h"
 
 #include <filesystem>
@@ -107,6 +108,7 @@ TEST(Captions, SaysWhatIsSeen) {
 }
 
 TEST(Openclipart, ReadsAFolderPair) {
+  TRIREME_NEEDS("PNG");
   const fs::path root = fs::temp_directory_path() / ("trireme_openclipart_" + std::to_string(getpid()));
   fs::remove_all(root);
   EXPECT_THROW(openclipart(root.string()), DataError);

@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "data/text/text.h"
 #include "data/text/unicode.h"
+#include "tests/needs.h"
 #include "tests/unit/reference_files.h"
 
 #include <cstdlib>
@@ -61,6 +62,7 @@ TEST(Tokenizer, EqualsOpenClip) {
 // The same comparison with a small merges file of our own, which the real tokenizer read when the cases were
 // made.
 TEST(Tokenizer, EqualsOpenClipOnCommittedCases) {
+  TRIREME_NEEDS("PCRE2");
   const Tokenizer tokenizer = Tokenizer::load(trireme::testing::reference_file("tokenizer_merges.txt"));
   std::ifstream in(trireme::testing::reference_file("tokenizer_cases.jsonl"));
   std::string first;
@@ -69,6 +71,7 @@ TEST(Tokenizer, EqualsOpenClipOnCommittedCases) {
 }
 
 TEST(Tokenizer, TrainedRoundTrip) {
+  TRIREME_NEEDS("PCRE2");
   const Tokenizer t = Tokenizer::train(captions, 600);
   EXPECT_GT(t.vocab_size(), 514);
   EXPECT_LE(t.vocab_size(), 600);
@@ -83,6 +86,7 @@ TEST(Tokenizer, TrainedRoundTrip) {
 }
 
 TEST(Tokenizer, TrainingIsDeterministicAndSaved) {
+  TRIREME_NEEDS("PCRE2");
   const Tokenizer a = Tokenizer::train(captions, 580), b = Tokenizer::train(captions, 580);
   EXPECT_EQ(a.text(), b.text());
   auto reversed = captions;
@@ -99,6 +103,7 @@ TEST(Tokenizer, TrainingIsDeterministicAndSaved) {
 
 // Textbook training, recounting everything for each merge.
 TEST(Tokenizer, TrainingEqualsRecounting) {
+  TRIREME_NEEDS("PCRE2");
   const std::vector<std::string> text = {"aaa aaab ab abab", "aab ba bab", "abc abc abcd bcd"};
   const Tokenizer fast = Tokenizer::train(text, 514 + 12);
   std::vector<std::vector<std::string>> words;
@@ -143,6 +148,7 @@ TEST(Tokenizer, TrainingEqualsRecounting) {
 }
 
 TEST(Tokenizer, BatchesAreCutAndPadded) {
+  TRIREME_NEEDS("PCRE2");
   const Tokenizer t = Tokenizer::train(captions, 514);  // bytes only
   at::Tensor lengths;
   const std::vector<std::string> texts = {"ab", "abcdefgh", ""};
@@ -161,6 +167,7 @@ TEST(Tokenizer, BatchesAreCutAndPadded) {
 }
 
 TEST(Tokenizer, HostileText) {
+  TRIREME_NEEDS("PCRE2");
   const Tokenizer t = Tokenizer::train(captions, 600);
   t.encode(std::string("\xff\xfe\xc0\x80\xed\xa0\x80\xf4\x90\x80\x80", 11));
   t.encode(std::string("\0\0a\0", 4));
@@ -193,6 +200,57 @@ TEST(Tokenizer, MergeFileMistakes) {
   fs::remove(path);
 }
 
+// Nothing that a file holds is left out in silence.
+TEST(Tokenizer, SurplusIsReadOrRefused) {
+  std::string merges = "#version: trireme byte-level bpe 1\n";
+  std::vector<std::string> letters;
+  for (char c = 'a'; c <= 'z'; ++c) letters.push_back(std::string(1, c));
+  int n = 0;
+  const auto add = [&](const std::string& a, const std::string& b) {
+    if (n < 48895) merges += a + " " + b + "\n", ++n;
+  };
+  for (const auto& a : letters)
+    for (const auto& b : letters) add(a, b);
+  for (const auto& a : letters)
+    for (const auto& b : letters)
+      for (const auto& c : letters) add(a + b, c);
+  for (const auto& a : letters)
+    for (const auto& b : letters)
+      for (const auto& c : letters)
+        for (const auto& d : letters) add(a + b + c, d);
+  ASSERT_EQ(n, 48895);
+  EXPECT_THROW(Tokenizer::from_text(merges, "ours"), DataError);  // one more than a vocabulary has
+  EXPECT_EQ(Tokenizer::from_text(merges.substr(0, merges.rfind('\n', merges.size() - 2) + 1), "ours").vocab_size(),
+            49408);
+  merges.replace(0, merges.find('\n'), "\"bpe_simple_vocab_16e6.txt#version: 0.2");
+  EXPECT_EQ(Tokenizer::from_text(merges, "CLIP's").vocab_size(), 49408);  // its file is longer than its vocabulary
+}
+
+TEST(Tokenizer, GzipOfSeveralMembers) {
+  TRIREME_NEEDS("zlib");
+  const auto zipped = [](const std::string& text) {  // stored, not compressed
+    std::uint32_t crc = ~0u;
+    for (const unsigned char c : text) {
+      crc ^= c;
+      for (int k = 0; k < 8; ++k) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0);
+    }
+    const auto little = [](std::uint32_t v, int n) {
+      std::string s;
+      for (int k = 0; k < n; ++k) s += char(v >> 8 * k);
+      return s;
+    };
+    const auto n = std::uint32_t(text.size());
+    return std::string("\x1f\x8b\x08\0\0\0\0\0\0\xff\x01", 11) + little(n, 2) + little(~n, 2) + text + little(~crc, 4) +
+           little(n, 4);
+  };
+  const std::string path = temporary("two.gz");
+  std::ofstream(path, std::ios::binary) << zipped("#version: 1\na b\n") << zipped("ab c</w>\n");
+  EXPECT_EQ(Tokenizer::load(path).vocab_size(), 514 + 2);
+  std::ofstream(path, std::ios::binary) << zipped("#version: 1\na b\n") << "surplus";
+  EXPECT_THROW(Tokenizer::load(path), DataError);
+  fs::remove(path);
+}
+
 TEST(Unicode, ComposesAndLowers) {
   EXPECT_EQ(nfc(U"e\u0323\u0302"), U"\u1ec7");
   EXPECT_EQ(nfc(U"e\u0302\u0323"), U"\u1ec7");       // marks are put in order first
@@ -209,6 +267,28 @@ TEST(Text, UnescapesOnce) {
   EXPECT_EQ(html_unescape("&#99999999999999999999;"), "\xEF\xBF\xBD");
   EXPECT_EQ(fold_latin("Éß\u0142ó日"), "Esslo ");
   EXPECT_EQ(utf8_or_latin1("caf\xe9"), "café");
+}
+
+TEST(Text, TellsEncodingsApart) {
+  const auto read = [](const std::string& bytes) {
+    const auto d = decode_text(bytes);
+    return d ? std::to_string(int(d->encoding)) + d->text : "no text";
+  };
+  EXPECT_EQ(read(""), "0");
+  EXPECT_EQ(read("\xEF\xBB\xBF"
+                 "café"),
+            "0café");
+  EXPECT_EQ(read("caf\xe9"), "2café");
+  EXPECT_EQ(read(std::string("\xff\xfe\xe9\0\x3d\xd8\0\xde", 8)), "1é😀");
+  EXPECT_EQ(read(std::string("\xfe\xff\0\xe9\xd8\x3d\xde\0", 8)), "1é😀");
+  EXPECT_EQ(read("\xff\xfe"), "1");
+  for (const auto& bytes : {std::string("a\0", 2),
+                            std::string("\xff\xfe"
+                                        "a",
+                                        3),  // UTF-16 unmarked; cut
+                            std::string("\xff\xfe\0\xde", 4), std::string("\xff\xfe\x3d\xd8", 4),  // half a character
+                            std::string("\xff\xfe\0\0a\0\0\0", 8)})                                // UTF-32
+    EXPECT_EQ(read(bytes), "no text");
 }
 
 }  // namespace

@@ -1,10 +1,13 @@
 #include "trainers/commands/data.h"
 
 #include "comm/error.h"
+#include "data/file.h"
+#include "data/image_text/content_hash.h"
 #include "data/image_text/emoji.h"
 #include "data/image_text/folder.h"
 #include "data/image_text/openclipart.h"
 #include "data/image_text/prepared.h"
+#include "data/text/text.h"
 #include "framework/command.h"
 
 #include <algorithm>
@@ -31,11 +34,28 @@ PrepareSpec spec_for(const DataOptions& o) {
   throw UsageError("trireme data", "unknown data set `" + o.name + "`", "known: openclipart, emoji, folder");
 }
 
+// Where the data comes from, in one spelling: what a prepared file has on record.
+std::string source_of(const DataOptions& o) {
+  if (!o.from.empty()) return real_path(o.from);
+  return real_path(o.name == "emoji" ? emoji_font : openclipart_root);
+}
+
+// One file for each source: its readable name and a hash of its place, except for the packages' own places.
 std::string default_path(const DataOptions& o) {
-  if (o.name != "folder") return prepared_path(o.name, o.size);
-  std::error_code error;  // one file for each folder
-  const fs::path real = fs::weakly_canonical(o.from, error);
-  return prepared_path("folder-" + real.stem().string(), o.size);
+  const std::string source = source_of(o);
+  DataOptions standard = o;
+  standard.from.clear();
+  if (o.name != "folder" && source == source_of(standard)) return prepared_path(o.name, o.size);
+  std::error_code error;
+  const fs::path place = source;
+  std::string stem = (fs::is_directory(place, error) ? place.filename() : place.stem()).string();
+  if (stem.size() > 100) {  // names of files end at 255 bytes; not within a character
+    stem.resize(100);
+    while (!stem.empty() && !valid_utf8(stem)) stem.pop_back();
+  }
+  ContentHash hash;
+  hash.add(source.data(), source.size());
+  return prepared_path(o.name + "-" + stem + "-" + hash.hex().substr(0, 8), o.size);
 }
 
 // True when `path` is a sound prepared file that can be used as it is.
@@ -48,6 +68,10 @@ bool keep_existing(const DataOptions& o, const std::string& path) {
       throw DataError(
           path, "holds pictures of " + std::to_string(data.image_size()) + " pixels, not " + std::to_string(o.size),
           "give another --out, or --force to replace it");
+    const std::string source = data.source(), wanted = source_of(o);  // files of older versions: as it was typed
+    if (data.name() != o.name || (!source.empty() && source != utf8_or_latin1(wanted) && real_path(source) != wanted))
+      throw DataError(path, "holds " + data.name() + " of " + source + ", not " + o.name + " of " + wanted,
+                      "give another --out, or --force to replace it");
     std::printf("already prepared: %lld images in %s (--force prepares again)\n", static_cast<long long>(data.size()),
                 path.c_str());
     return true;
@@ -68,6 +92,20 @@ void show_progress(std::size_t done, std::size_t total) {
   }
 }
 
+void print_summary(const PrepareSpec& spec, const PrepareReport& r) {
+  std::printf("%s: %lld images of %d x %d, %lld distinct captions, %lld classes\n", spec.name.c_str(),
+              static_cast<long long>(r.images), spec.size, spec.size, static_cast<long long>(r.captions),
+              static_cast<long long>(r.classes));
+  std::printf("held out: %lld captions with %lld images\n", static_cast<long long>(r.held_out_captions),
+              static_cast<long long>(r.held_out_images));
+  std::printf("not used: %lld with the same pixels as another, %zu skipped\n", static_cast<long long>(r.duplicates),
+              r.skipped.size());
+  for (std::size_t i = 0; i < r.skipped.size() && i < 10; ++i) std::printf("  %s\n", r.skipped[i].c_str());
+  if (r.skipped.size() > 10) std::printf("  and %zu more\n", r.skipped.size() - 10);
+  for (const auto& note : spec.notes) std::printf("%s\n", note.c_str());
+  std::printf("wrote %s in %.1f s\n", spec.out.c_str(), r.seconds);
+}
+
 }  // namespace
 
 int data_command(const DataOptions& o) {
@@ -76,6 +114,9 @@ int data_command(const DataOptions& o) {
   if (o.threads < 1 || o.threads > 256)
     throw UsageError("trireme data", "--threads " + std::to_string(o.threads), "choose 1 to 256");
   if (o.name == "folder" && o.from.empty()) (void)spec_for(o);  // says what is missing
+  std::error_code error;
+  if (!o.out.empty() && (o.out.ends_with('/') || fs::is_directory(o.out, error)))
+    throw UsageError("trireme data", "--out " + o.out + " is a folder", "name the file to write");
   const std::string path = o.out.empty() ? default_path(o) : o.out;
   if (keep_existing(o, path)) return 0;
 
@@ -86,17 +127,7 @@ int data_command(const DataOptions& o) {
   spec.progress = show_progress;
   const PrepareReport r = prepare_images(spec);
 
-  std::printf("%s: %lld images of %d x %d, %lld distinct captions, %lld classes\n", spec.name.c_str(),
-              static_cast<long long>(r.images), o.size, o.size, static_cast<long long>(r.captions),
-              static_cast<long long>(r.classes));
-  std::printf("held out: %lld captions with %lld images\n", static_cast<long long>(r.held_out_captions),
-              static_cast<long long>(r.held_out_images));
-  std::printf("not used: %lld with the same pixels as another, %zu skipped\n", static_cast<long long>(r.duplicates),
-              r.skipped.size());
-  for (std::size_t i = 0; i < r.skipped.size() && i < 10; ++i) std::printf("  %s\n", r.skipped[i].c_str());
-  if (r.skipped.size() > 10) std::printf("  and %zu more\n", r.skipped.size() - 10);
-  for (const auto& note : spec.notes) std::printf("%s\n", note.c_str());
-  std::printf("wrote %s in %.1f s\n", path.c_str(), r.seconds);
+  print_summary(spec, r);
   return 0;
 }
 

@@ -1,6 +1,7 @@
 // `trireme doctor`: what was found, what is missing and how to get it.
 
 #include "comm/device.h"
+#include "data/libraries.h"
 #include "framework/command.h"
 #include "framework/recipe.h"
 
@@ -43,6 +44,10 @@ int doctor() {
   unsigned a = 0, b = 0, c = 0;
   H5get_libversion(&a, &b, &c);
   row("HDF5", std::to_string(a) + "." + std::to_string(b) + "." + std::to_string(c));
+  for (const auto& library : libraries())
+    row(std::string(library.name).c_str(), library.present ? "found"
+                                                           : "not in this build: " + std::string(library.without) +
+                                                                 " (" + std::string(library.package) + ")");
   const DeviceRuntime* cuda = device_runtime();
   row("GPU", !cuda                ? "not in this build: needs a CUDA toolkit and the preset cuda"
              : cuda->count() == 0 ? "none found (nvidia-smi tells what the driver sees)"

@@ -1,0 +1,274 @@
+// links: comm
+// `trireme data folder` on what users really have: one odd entry costs itself and nothing else, and nothing is left out
+// without a word. And training that is resumed on data prepared again, moved or replaced.
+#include "tests/fault/experiment.h"
+
+#include <sys/stat.h>
+
+namespace trireme::test {
+namespace {
+
+class DataInput : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (const auto why = missing_for_pairs(); !why.empty()) GTEST_SKIP() << why;
+  }
+  Outcome run(const Words& words, const Words& environment = {}) {
+    Words all = environment;
+    all.push_back("XDG_CACHE_HOME=" + (dir() / "cache").string());
+    return run_program(words, {dir(), all});
+  }
+  Outcome prepare(const std::string& from, const Words& more = {}, const Words& environment = {}) {
+    Words words{"data", "folder", "--from", from, "--size", "16"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words, environment);
+  }
+  void picture(const fs::path& name, int number) {
+    fs::create_directories((dir() / name).parent_path());
+    write_text(dir() / name, png(number));
+  }
+  void pair(const fs::path& name, int number, const std::string& caption) {
+    picture(name, number);
+    write_text((dir() / name).replace_extension(".txt"), caption);
+  }
+  fs::path dir() const { return folder_.path; }
+
+ private:
+  TempFolder folder_;
+};
+
+void expect_says(const Outcome& o, const Words& parts) {
+  for (const auto& part : parts) EXPECT_NE((o.out + o.err).find(part), std::string::npos) << part << "\n" << o;
+}
+
+// The line of `text` that holds `part`.
+std::string line_with(const std::string& text, const std::string& part) {
+  for (const auto& line : lines_of(text))
+    if (line.find(part) != line.npos) return line;
+  return {};
+}
+
+TEST_F(DataInput, OneOddEntryCostsItself) {
+  const auto odd = [&](const std::string& name, const std::function<void(const fs::path&)>& add, const Words& said) {
+    SCOPED_TRACE(name);
+    pair(fs::path(name) / "a.png", 1, "one");
+    add(dir() / name);
+    const Outcome o = prepare(name, {"--out", name + ".h5"});
+    EXPECT_EQ(o.code, 0) << o;
+    EXPECT_TRUE(o.errors().empty()) << o;
+    expect_says(o, {"folder: 1 images", "0 with the same pixels", "1 skipped"});
+    expect_says(o, said);
+  };
+  const auto fill = [](const fs::path& file, const std::string& caption) {
+    write_text(file, png(2));
+    write_text(fs::path(file).replace_extension(".txt"), caption);
+  };
+  odd("loop", [](const fs::path& d) { fs::create_symlink("b.png", d / "b.png"); },
+      {"loop/b.png: ", "Too many levels of symbolic links"});
+  odd("dangling", [](const fs::path& d) { fs::create_symlink("gone", d / "b.png"), write_text(d / "b.txt", "b"); },
+      {"dangling/b.png: no such file"});
+  odd("out", [](const fs::path& d) { fs::create_symlink("../loop/a.png", d / "b.png"); },
+      {"out/b.png", "leads out of"});
+  odd("caption-folder",
+      [&](const fs::path& d) { fill(d / "b.png", "x"), fs::remove(d / "b.txt"), fs::create_directory(d / "b.txt"); },
+      {"caption-folder/b.txt: not a plain file"});
+  odd("caption-loop",
+      [&](const fs::path& d) {
+        fill(d / "b.png", "x"), fs::remove(d / "b.txt"), fs::create_symlink("b.txt", d / "b.txt");
+      },
+      {"caption-loop/b.txt: ", "Too many levels of symbolic links"});
+  odd("caption-pipe",
+      [&](const fs::path& d) { fill(d / "b.png", "x"), fs::remove(d / "b.txt"), mkfifo((d / "b.txt").c_str(), 0600); },
+      {"caption-pipe/b.txt: not a plain file"});
+  odd("long", [&](const fs::path& d) { fill(d / "b.png", std::string(100000, 'x')); },
+      {"long/b.txt: file of 100000 bytes is above the limit"});
+  odd("binary", [&](const fs::path& d) { fill(d / "b.png", std::string("a\0b\0", 4)); },
+      {"binary/b.txt: ", "neither UTF-8 nor UTF-16"});
+  odd("picture-pipe", [](const fs::path& d) { mkfifo((d / "b.png").c_str(), 0600), write_text(d / "b.txt", "b"); },
+      {"picture-pipe/b.png: not a plain file"});
+  odd("other-form", [](const fs::path& d) { write_text(d / "b.webp", "RIFF"), write_text(d / "b.txt", "b"); },
+      {"other-form/b.webp: ", "convert it"});
+  odd("link", [](const fs::path& d) { fs::create_directory_symlink("../loop", d / "sub"); },
+      {"link/sub: ", "linked folder"});
+  odd("circle", [](const fs::path& d) { fs::create_directory_symlink(".", d / "sub"); },
+      {"circle/sub: ", "linked folder"});
+  if (getuid() == 0) return;  // root may read everything
+  odd("locked", [](const fs::path& d) { fs::create_directory(d / "sub"), fs::permissions(d / "sub", fs::perms::none); },
+      {"locked/sub: ", "Permission denied"});
+}
+
+TEST_F(DataInput, OddRowsOfATable) {
+  for (const char* name : {"a", "b", "c", "d", "e"}) picture("t/" + std::string(name) + ".png", name[0]);
+  write_text(dir() / "t/t.csv",
+             "filepath,title\na.png,a cat, asleep on a mat\nb.png,a dog\nc.png\n\"d.png\" x,a bird\n\ne.png,\"a fish, "
+             "\"\"red\"\"\" \n../out.png,x\n,y\nnone.png,z\nb.png,a\0b\n");
+  std::string table = read_text(dir() / "t/t.csv");
+  table += std::string("a.png,a\0b\n", 10);
+  write_text(dir() / "t/t.csv", table);
+  const Outcome o = prepare("t/t.csv", {"--out", "t.h5"});
+  EXPECT_EQ(o.code, 0) << o;
+  expect_says(o, {"2 images", "t/t.csv:2: ", "3 fields", "t/t.csv:4: ", "1 field", "t/t.csv:5: ", "closing quote",
+                  "t/t.csv:8: ", "leads out of", "t/t.csv:9: ", "none.png"});
+  const std::string file = read_text(dir() / "t.h5");
+  EXPECT_EQ(file.find("a cat"), file.npos) << "half a caption";
+  EXPECT_NE(file.find("a dog"), file.npos);
+  EXPECT_NE(file.find("a fish, \"red\""), file.npos);
+}
+
+TEST_F(DataInput, ACachedFileBelongsToOneFolder) {
+  pair("A/pics/a.png", 1, "one");
+  for (int i = 2; i <= 4; ++i) pair("B/pics/" + std::to_string(i) + ".png", i, "picture " + std::to_string(i));
+  pair("C/my pics.v2/a.png", 9, "nine");
+  fs::create_directory_symlink("B", dir() / "link");
+  const auto place = [&](const Outcome& o) {
+    EXPECT_EQ(o.code, 0) << o;
+    const std::string line = line_with(o.out, ".h5");
+    const auto begin = line.find('/'), end = line.find(".h5");
+    return begin < end ? line.substr(begin, end - begin) : line;
+  };
+  const Outcome a = prepare("A/pics"), b = prepare("B/pics"), c = prepare("C/my pics.v2");
+  expect_says(a, {" 1 images", "folder-pics-"});
+  expect_says(b, {" 3 images", "folder-pics-"});
+  expect_says(c, {" 1 images", "folder-my pics.v2-"});
+  EXPECT_NE(place(a), place(b));
+  for (const std::string typed : {std::string("B/pics/"), std::string("./B//pics/."), std::string("A/../B/pics"),
+                                  std::string("link/pics/"), (dir() / "B/pics").string()}) {
+    SCOPED_TRACE(typed);
+    const Outcome again = prepare(typed);
+    expect_says(again, {"already prepared: 3 images"});
+    EXPECT_EQ(place(again), place(b));
+  }
+  expect_says(prepare("./C/my pics.v2/"), {"already prepared: 1 images"});
+
+  // A file that was named is not handed out for another folder either.
+  ASSERT_EQ(prepare("A/pics", {"--out", "d.h5"}).code, 0);
+  const std::string before = read_text(dir() / "d.h5");
+  const Outcome other = prepare("B/pics", {"--out", "d.h5"});
+  EXPECT_EQ(other.code, 3) << other;
+  expect_says(other, {"d.h5: holds ", "A/pics", "B/pics", "--force"});
+  EXPECT_EQ(read_text(dir() / "d.h5"), before);
+  expect_says(prepare("./A/pics/", {"--out", "./d.h5"}), {"already prepared: 1 images"});
+  const Outcome to_folder = prepare("A/pics", {"--out", "A/"});
+  EXPECT_EQ(to_folder.code, 2) << to_folder;
+  expect_says(to_folder, {"--out", "A/", "folder"});
+}
+
+TEST_F(DataInput, EncodingsAreSaid) {
+  pair("in/a.png", 1, "caf\xc3\xa9");
+  pair("in/b.png", 2, "caf\xe9 noir");
+  pair("in/c.png", 3, std::string("\xff\xfet\0h\0\xe9\0", 8));
+  pair("in/d.png", 4, std::string("\xfe\xff\0l\0a\0i\0t", 10));
+  pair("in/e.png", 5, std::string(1500, 'w'));
+  pair("in/z\xe9/f.png", 6, "six");  // a class, and in its place a name of other bytes
+  write_text(dir() / "in/alone.txt", "no picture");
+  const Outcome o = prepare("in", {"--out", "in.h5"});
+  EXPECT_EQ(o.code, 0) << o;
+  expect_says(o, {"6 images", "2 classes"});
+  expect_says(prepare("in", {"--out", "in.h5"}), {"already prepared: 6 images"});
+  ASSERT_EQ(prepare("in/z\xe9", {"--out", "f.h5"}).code, 0);
+  expect_says(prepare("in/z\xe9", {"--out", "f.h5"}), {"already prepared: 1 images"});
+  EXPECT_NE(line_with(o.out, "Latin-1").find("1 caption"), std::string::npos) << o;
+  EXPECT_NE(line_with(o.out, "Latin-1").find("b.txt"), std::string::npos) << o;
+  EXPECT_NE(line_with(o.out, "UTF-16").find("2 captions"), std::string::npos) << o;
+  EXPECT_NE(line_with(o.out, "1000 characters").find("e.txt"), std::string::npos) << o;
+  EXPECT_NE(line_with(o.out, "alone.txt").find("1 other file"), std::string::npos) << o;
+  const std::string file = read_text(dir() / "in.h5");
+  EXPECT_NE(file.find("caf\xc3\xa9"
+                      "caf\xc3\xa9 noirth\xc3\xa9lait"),
+            file.npos);
+
+  // One odd row does not change how the others of a table are read.
+  write_text(dir() / "in/t.csv", "filepath,title\na.png,caf\xc3\xa9\nb.png,caf\xe9 noir\n");
+  const Outcome t = prepare("in/t.csv", {"--out", "t.h5"});
+  EXPECT_EQ(t.code, 0) << t;
+  EXPECT_NE(read_text(dir() / "t.h5")
+                .find("caf\xc3\xa9"
+                      "caf\xc3\xa9 noir"),
+            std::string::npos);
+  EXPECT_NE(line_with(t.out, "Latin-1").find("t.csv:3"), std::string::npos) << t;
+  std::string wide("\xff\xfe", 2);
+  for (const char c : std::string("filepath\ttitle\na.png\twide\n")) wide += {c, '\0'};
+  write_text(dir() / "in/wide.csv", wide);
+  const Outcome w = prepare("in/wide.csv", {"--out", "w.h5"});
+  EXPECT_EQ(w.code, 0) << w;
+  expect_says(w, {"1 images", "UTF-16"});
+}
+
+// Resuming asks for what is trained on: pixels, captions and split, wherever they lie and however they came there.
+TEST_F(DataInput, ResumeKnowsTheContent) {
+  prepare_pairs(dir());
+  write_text(dir() / "e.yaml", experiment(6, 32, 8, "checkpoint: {every: 2, keep: 9}\n"));
+  const auto train = [&](const Words& more = {}) {
+    Words words{"train", "e.yaml", "--out", "run"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words);
+  };
+  ASSERT_EQ(train().code, 0);
+  const auto finished = final_state(dir() / "run");
+  const auto resumes = [&](const std::string& what, const Words& more = {}) {
+    SCOPED_TRACE(what);
+    fs::remove_all(dir() / "run/ckpt/step_00000006");
+    const Outcome o = train(more);
+    EXPECT_EQ(o.code, 0) << o;
+    expect_says(o, {"resumed at step 4 of 6"});
+    EXPECT_EQ(final_state(dir() / "run"), finished);
+  };
+  const auto refused = [&](const std::string& what, const Words& more = {}) {
+    SCOPED_TRACE(what);
+    fs::remove_all(dir() / "run/ckpt/step_00000006");
+    const Outcome o = train(more);
+    EXPECT_EQ(o.code, 3) << o;
+    expect_says(o, {"is not the data this run was started with", "--fresh"});
+  };
+  const auto again = [&](const std::string& from, const std::string& to = "pairs.h5") {
+    ASSERT_EQ(prepare(from, {"--out", to, "--force"}).code, 0);
+  };
+  resumes("untouched");
+  again("./pictures/");
+  resumes("prepared again, another spelling");
+  fs::rename(dir() / "pictures", dir() / "elsewhere");
+  again("elsewhere", "moved.h5");
+  fs::remove(dir() / "pairs.h5");
+  resumes("moved, as a file of another name", {"data.file=./moved.h5"});
+  resumes("moved, by its full path", {"data.file=" + (dir() / "moved.h5").string()});
+  fs::rename(dir() / "elsewhere", dir() / "pictures");
+
+  write_text(dir() / "pictures/class 1/40.png", png(140));
+  again("pictures");
+  refused("a replaced picture");
+  refused("a replaced picture, elsewhere", {"data.file=./pairs.h5"});
+  write_text(dir() / "pictures/class 1/40.png", png(40));
+  const std::string caption = read_text(dir() / "pictures/class 1/40.txt");
+  write_text(dir() / "pictures/class 1/40.txt", "Picture" + caption.substr(7));
+  again("pictures");
+  refused("a replaced caption");
+  write_text(dir() / "pictures/class 1/40.txt", caption);
+  fs::rename(dir() / "pictures/class 0/1.png", dir() / "pictures/class 0/z.png");
+  fs::rename(dir() / "pictures/class 0/1.txt", dir() / "pictures/class 0/z.txt");
+  again("pictures");
+  refused("another order");
+  fs::rename(dir() / "pictures/class 0/z.png", dir() / "pictures/class 0/1.png");
+  fs::rename(dir() / "pictures/class 0/z.txt", dir() / "pictures/class 0/1.txt");
+  fs::remove(dir() / "pictures/class 2/61.png");
+  again("pictures");
+  refused("a picture less");
+  write_text(dir() / "pictures/class 2/61.png", png(61));
+  again("pictures");
+  resumes("put back");
+}
+
+TEST_F(DataInput, FileSystemsWithoutLocks) {
+  draw_pictures(dir() / "s", 1, 3);
+  for (const char* number : {"37", "38", "95", "524"}) {  // ENOLCK, ENOSYS, EOPNOTSUPP, and what some NFS servers say
+    const Outcome o = prepare("s", {"--out", std::string("n") + number + ".h5"},
+                              {"LD_PRELOAD=" TRIREME_NO_LOCKS, std::string("FLOCK_ERRNO=") + number});
+    EXPECT_EQ(o.code, 0) << number << "\n" << o;
+    expect_says(o, {"3 images"});
+    expect_says(prepare("s", {"--out", std::string("n") + number + ".h5"},
+                        {"LD_PRELOAD=" TRIREME_NO_LOCKS, std::string("FLOCK_ERRNO=") + number}),
+                {"already prepared: 3 images"});
+  }
+}
+
+}  // namespace
+}  // namespace trireme::test
