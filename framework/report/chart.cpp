@@ -50,7 +50,7 @@ std::string axes(const Frame& f, const std::vector<double>& ticks, Unit unit) {
     s += print("<text class=\"tick\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"end\">%s</text>", f.left - 8, y + 4,
                label.c_str());
   }
-  const int count = std::max(2, int((f.right - f.left) / 80));
+  const int count = std::max(2, int((f.right - f.left) / 60));
   for (double t : nice_ticks(f.x0, f.x1, count)) {
     if (t < f.x0 || t > f.x1 || t != std::floor(t)) continue;
     s += print("<path class=\"axis\" d=\"M%.1f %.1fv4\"/>", f.px(t), f.bottom);

@@ -82,6 +82,7 @@ std::vector<Evaluation> evaluations_of(const MetricChart& chart, const std::vect
       const std::string column = chart.columns.empty() ? "" : chart.columns[i];
       Evaluation e{row.metrics[i],
                    row.label + (row.label.empty() || column.empty() ? "" : " ") + column,
+                   column,
                    {},
                    chart.fractions ? Unit::percent : Unit::plain,
                    r,
@@ -102,7 +103,7 @@ std::vector<Evaluation> unnamed_evaluations(const std::vector<Run>& runs) {
       if (!named(charts, metric)) metrics.insert(metric);
   std::vector<Evaluation> found;
   for (const auto& metric : metrics)
-    found.push_back({metric, pretty(metric), {}, unit_by_values(runs, metric), 0, true});
+    found.push_back({metric, pretty(metric), "", {}, unit_by_values(runs, metric), 0, true});
   return found;
 }
 
@@ -142,7 +143,10 @@ std::string evaluation_chart(const std::string& title, const std::vector<Evaluat
       const auto near = [&](double other) { return std::abs(*chance - other) <= 0.1 * std::abs(other); };
       if (!chance || std::any_of(chances.begin(), chances.end(), near)) continue;
       chances.push_back(*chance);
-      c.series.push_back({"chance", "var(--muted)", {{curve.x.back()}, {*chance}}, Series::dashed});
+      c.series.push_back({"chance" + (line.column.empty() ? "" : " " + line.column),
+                          "var(--muted)",
+                          {{curve.x.back()}, {*chance}},
+                          Series::dashed});
     }
   const std::string note = longest < 2 ? "evaluated once" : "";
   return figure(full ? "full" : "half", title, note,

@@ -13,7 +13,7 @@ std::string color(const char* kind, std::size_t i);  // "c": runs and lines, "p"
 
 // What one metric of an evaluation is called and measured in, from the recipe's charts or else from its name.
 struct Evaluation {
-  std::string metric, label;
+  std::string metric, label, column;
   std::optional<std::string> chance;  // metric that says what guessing would score
   Unit unit = Unit::plain;
   std::size_t row = 0;      // of its chart

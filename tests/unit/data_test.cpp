@@ -47,8 +47,10 @@ class DataTest : public ::testing::Test {
     s.source = "test";
     s.out = path("made_8.h5");
     s.size = 8;
-    for (int i = 0; i < n; ++i)
-      s.items.push_back({"item" + std::to_string(i), "c" + std::to_string(i / per), i % 2 ? "odd" : "even"});
+    for (int i = 0; i < n; ++i) {
+      const std::string item = std::to_string(i), caption = std::to_string(i / per);
+      s.items.push_back({"item" + item, "c" + caption, i % 2 ? "odd" : "even"});
+    }
     s.decode = [](std::size_t i) { return Image{4, 4, std::vector<std::uint8_t>(48, std::uint8_t(i))}; };
     return s;
   }

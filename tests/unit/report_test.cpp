@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "comm/local/self.h"
 #include "framework/metrics/metrics.h"
+#include "framework/recipe.h"
 #include "framework/report/chart.h"
 #include "framework/report/run.h"
 #include "trainers/loop.h"
@@ -193,6 +194,35 @@ TEST_F(ReportTest, TrainingWritesEveryMetricThatThePageKnows) {
                                 "data: 90 samples, batch 8, 11 steps an epoch\n", "run folder: " + options.out + "\n"})
     EXPECT_NE(lines.find(text), std::string::npos) << out;
   EXPECT_NE(out.find("eval at step 2  accuracy 0."), std::string::npos) << out;
+}
+
+// How a recipe's metrics are called is the recipe's own matter.
+TEST(Report, KnowsNoRecipesMetrics) {
+  const char* root = std::getenv("TRIREME_SOURCE");
+  if (!root || !*root) GTEST_SKIP() << "TRIREME_SOURCE is not set";
+  std::set<std::string> names;
+  for (const auto& recipe : Recipes::names()) {
+    const auto r = Recipes::create(recipe);
+    for (const auto& key : r->headline_metrics()) names.insert(key);
+    for (const auto& chart : r->charts())
+      for (const auto& row : chart.rows)
+        for (const auto* list : {&row.metrics, &row.chance})
+          for (const auto& key : *list) names.insert(key.starts_with("eval/") ? key.substr(5) : key);
+  }
+  EXPECT_GE(names.size(), 18u);
+  int files = 0;
+  for (const char* room : {"framework/report", "framework/metrics", "trainers"})
+    for (const auto& entry : fs::recursive_directory_iterator(fs::path(root) / room)) {
+      if (!entry.is_regular_file()) continue;
+      std::ifstream in(entry.path());
+      std::string text;
+      for (std::string line; std::getline(in, line);)
+        if (!line.starts_with("//")) text += line + "\n";
+      for (const auto& name : names)
+        EXPECT_EQ(text.find("\"" + name + "\""), std::string::npos) << entry.path() << " names " << name;
+      ++files;
+    }
+  EXPECT_GT(files, 20);
 }
 
 TEST_F(ReportTest, ThePageNeedsNothingFromOutside) {
