@@ -1,10 +1,10 @@
 #include "framework/context.h"
 
-#include "comm/wrappers/checked.h"
 #include "comm/error.h"
-#include "framework/optim/optimizer.h"
+#include "comm/wrappers/checked.h"
 #include "framework/gradients/reducer.h"
 #include "framework/metrics/trace.h"
+#include "framework/optim/optimizer.h"
 
 #include <optional>
 #include <set>
@@ -64,10 +64,13 @@ bool Context::autocast() const { return config_.precision == "bf16" || config_.p
 
 void Context::backward(std::span<const at::Tensor> roots, std::span<const at::Tensor> grads, bool last) {
   clock_.end(StepClock::Phase::forward);
-  std::vector<at::Tensor> r(roots.begin(), roots.end()), g(grads.begin(), grads.end());
+  std::vector<at::Tensor> r, g;
+  for (std::size_t i = 0; i < roots.size(); ++i) {
+    if (!roots[i].requires_grad()) continue;
+    r.push_back(roots[i]);
+    g.push_back(grads.empty() ? at::ones_like(roots[i]) : grads[i]);
+  }
   const double share = recipe_ && recipe_->whole_batch() ? 1.0 : 1.0 / double(config_.accumulate);
-  if (g.empty())
-    for (const auto& x : r) g.push_back(at::ones_like(x));
   for (auto& x : g) {
     if (share != 1) x = x * share;
     if (scale_.defined()) x = x * scale_.to(x.scalar_type());
@@ -77,13 +80,24 @@ void Context::backward(std::span<const at::Tensor> roots, std::span<const at::Te
   const auto type = device().type();
   const bool was = at::autocast::is_autocast_enabled(type);
   at::autocast::set_autocast_enabled(type, false);
-  torch::autograd::backward(r, g);
+  if (!r.empty()) torch::autograd::backward(r, g);
   at::autocast::set_autocast_enabled(type, was);
+  any_root_ |= !r.empty();
   clock_.end(StepClock::Phase::backward);
+}
+
+void Context::without_graph(const std::function<void()>& forward) {
+  // Up to torch 2.9 autocast would hand its casts to the forward with a graph, and no gradient came through them.
+  struct Casts {
+    ~Casts() { at::autocast::clear_cache(); }
+  } casts;
+  at::NoGradGuard no_grad;
+  forward();
 }
 
 void Context::step_optimizers(const Step& s) {
   optimizer_->step([&](std::string_view group) { return recipe_->group(group, s, *this); }, scale_total_, skip_);
+  reducer_->gather_weights();
 }
 
 void Context::message(std::string_view line) {

@@ -1,9 +1,9 @@
 // What a recipe sees of the run while it trains. One per rank, used from the training thread.
 #pragma once
 #include "comm/wrappers/traced.h"
+#include "framework/metrics/step_clock.h"
 #include "framework/placement.h"
 #include "framework/recipe.h"
-#include "framework/metrics/step_clock.h"
 #include "framework/train_config.h"
 
 #include <functional>
@@ -40,8 +40,12 @@ class Context {
   std::int64_t accumulate() const { return config_.accumulate; }
 
   // Gradients of sum(roots[i] * grads[i]) into the parameters (grads empty: ones). Multiplies by the loss scale of
-  // fp16. Buckets are launched only in the call with `last`.
+  // fp16. Buckets are launched only in the call with `last`. Roots that depend on nothing trained are left out: their
+  // parameters are frozen.
   void backward(std::span<const at::Tensor> roots, std::span<const at::Tensor> grads = {}, bool last = true);
+  // A forward without a graph inside a step; what follows casts its weights anew.
+  void without_graph(const std::function<void()>& forward);
+  // Afterwards every rank has the new weights, whoever updated them. Collective with `zero: 1`.
   void step_optimizers(const Step& s);
   // f32 scalar on the device, in update(): 1 = loss or gradient was not finite, change nothing.
   const at::Tensor& skip() const { return skip_; }
@@ -68,6 +72,7 @@ class Context {
   at::Tensor scale_total_;  // what gradients are divided by: loss scale and clipping
   at::Tensor skip_;         // f32 scalar: 1 = skip this update
   bool last_micro_batch_ = true;
+  bool any_root_ = false;  // in this step, a root depended on something trained
   StepClock clock_;
 };
 

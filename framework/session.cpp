@@ -2,11 +2,11 @@
 
 #include "comm/call_site.h"
 #include "comm/error.h"
-#include "framework/optim/optimizer.h"
-#include "framework/gradients/reducer.h"
-#include "framework/optim/schedule.h"
 #include "framework/base/tensor.h"
+#include "framework/gradients/reducer.h"
 #include "framework/metrics/trace.h"
+#include "framework/optim/optimizer.h"
+#include "framework/optim/schedule.h"
 
 #include <cmath>
 
@@ -88,8 +88,7 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
     context_.scale_ = at::full({}, 65536.0, scalar);
     growth_ = at::zeros({}, scalar.dtype(at::kInt));
   }
-  if (config.ema > 0)
-    for (const auto& p : trained) average_.push_back(p.value.detach().clone());
+  restart_average();
   // A GPU's host only fills streams: threads that spin after its small copies would keep it from that.
   if (context_.device().is_cuda() && config.threads == 0) at::set_num_threads(1);
 }
@@ -107,6 +106,7 @@ void Session::step(const Batch& batch) {
     Autocast autocast(context_.autocast(), context_.device(), config_.precision);
     const std::int64_t n = recipe_.whole_batch() ? 1 : config_.accumulate;
     loss_ = at::Tensor();
+    context_.any_root_ = false;
     const CallSite here("recipe: loss and backward");
     for (std::int64_t k = 0; k < n; ++k) {
       context_.last_micro_batch_ = k == n - 1;
@@ -114,6 +114,9 @@ void Session::step(const Batch& batch) {
       if (n > 1) share = share / double(n);
       loss_ = loss_.defined() ? loss_ + share : share;
     }
+    if (!context_.any_root_ && !config_.freeze.empty())
+      throw UsageError("freeze", "leaves nothing to train that the loss depends on", "free more parameters");
+    if (!context_.any_root_) throw Error(ExitCode::bug, "recipe", "its loss depends on no parameter");
   }
   context_.clock_.end(Phase::forward);
   {
@@ -126,13 +129,9 @@ void Session::step(const Batch& batch) {
     Trace::Span span(Trace::Track::step, "update");
     at::NoGradGuard no_grad;
     guard_update();
+    skipped_steps_.count(context_.skip_, context_.now.step + 1);
     recipe_.update(context_.now, context_);
-    reducer_->gather_weights();
-    if (!average_.empty()) {
-      std::vector<at::Tensor> values;
-      for (const auto& p : optimizer_->params()) values.push_back(p.value);
-      at::_foreach_lerp_(average_, values, 1 - config_.ema);
-    }
+    if (!average_.empty()) average_weights();
   }
   context_.clock_.end(Phase::optimizer);
 }
@@ -168,6 +167,27 @@ void Session::guard_update() {
     at::_amp_update_scale_(next, growth_, context_.skip_, 2.0, 0.5, 2000);
     context_.scale_ = next;
   }
+}
+
+void Session::restart_average() {
+  at::NoGradGuard no_grad;
+  average_.clear();
+  if (config_.ema == 0) return;
+  for (const auto& p : optimizer_->params()) average_.push_back(p.value.detach().clone());
+}
+
+// A skipped step is none for the average either.
+void Session::average_weights() {
+  std::vector<at::Tensor> values;
+  for (const auto& p : optimizer_->params()) values.push_back(p.value);
+  const at::Tensor& skip = context_.skip_;
+  if (skip.is_cpu()) {
+    if (*skip.const_data_ptr<float>() == 0) at::_foreach_lerp_(average_, values, 1 - config_.ema);
+    return;
+  }
+  const std::vector<at::Tensor> way = at::_foreach_sub(values, average_);
+  at::_foreach_mul_(way, (1 - skip) * (1 - config_.ema));
+  at::_foreach_add_(average_, way);
 }
 
 double Session::loss() const { return loss_.item<double>(); }

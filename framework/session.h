@@ -2,6 +2,7 @@
 // trainers/ drives it; everything that changes the next step passes through state().
 #pragma once
 #include "framework/context.h"
+#include "framework/skipped_steps.h"
 
 namespace trireme {
 
@@ -19,6 +20,7 @@ class Session {
   // Host reads, equal on all ranks; on a GPU they wait for the step. loss: the sum of the ranks' shares.
   double loss() const;
   bool skipped() const;
+  SkippedSteps::Seen take_skipped() { return skipped_steps_.take(); }  // of all steps since the last call
   double gradient_norm() const;
 
   // Evaluation sees the running average if there is one.
@@ -32,10 +34,13 @@ class Session {
 
   // Weights only, and all state.
   void weights(Archive& ar);
+  // The weights came from elsewhere: the running average begins with them.
+  void restart_average();
   void state(Archive& ar);
 
  private:
   void guard_update();
+  void average_weights();
   void own_shards();
 
   const TrainConfig& config_;
@@ -46,6 +51,7 @@ class Session {
   std::unique_ptr<Optimizer> optimizer_;
   bool shards_owned_ = false;
   std::vector<at::Tensor> average_;  // EMA of the trained parameters
+  SkippedSteps skipped_steps_;
   at::Tensor loss_, norm_, growth_;  // global ones of the last step; growth_: good steps since the loss scale changed
 };
 

@@ -93,7 +93,7 @@ class Loop {
       const Snapshot snapshot = checkpoints_.load(*latest);
       agree(world, attempt([&] { snapshot.restore([this](Archive& ar) { state(ar); }); }));
     } else if (!config_.init_from.empty()) {
-      agree(world, attempt([&] { init_from(config_.init_from, session_); }));
+      init_from(config_.init_from, session_, world);
     }
     saved_at_ = step_;
     if (world.rank() != 0) return;
@@ -122,8 +122,9 @@ class Loop {
       watchdog_.phase("the step");
       session_.step(batch);
       watchdog_.finished(++step_);
-      // The host reads the device only where it must; on a CPU reading is free.
-      const bool read = session_.context().device().is_cpu() || due(config_.log_every) || step_ == config_.steps;
+      // The host reads the device only where it must, and before a checkpoint; on a CPU reading is free.
+      const bool read = session_.context().device().is_cpu() || due(config_.log_every) ||
+                        due(config_.checkpoint.every) || step_ == config_.steps;
       const Agreed agreed =
           read ? agree_on_step(stop_requested(), checkpoints_.written(), session_.context().comm("control")) : Agreed{};
       const double loss = read ? session_.loss() : std::nan("");
@@ -154,21 +155,27 @@ class Loop {
     loader_.state(ar);
   }
 
-  // A step whose loss or gradient is not finite changed no weight. `stop` ends here: the last checkpoint is good.
-  // fp16 skips by design while its loss scale comes down, which takes 16 steps at most.
+  // A step whose loss or gradient is not finite changed no weight. `stop` ends at the first one, wherever the host
+  // reads next: the last checkpoint is good. fp16 skips by design while its loss scale comes down, 16 steps at most.
   void judge(double loss) {
-    skipped_in_row_ = session_.skipped() ? skipped_in_row_ + 1 : 0;
+    const SkippedSteps::Seen skipped = session_.take_skipped();
+    if (skipped.total == 0) return;
     const std::int64_t allowed = config_.precision == "fp16" ? 16 : config_.nonfinite == "skip" ? 10 : 0;
-    if (skipped_in_row_ == 0) return;
-    if (skipped_in_row_ <= allowed) {
-      if (config_.precision != "fp16")
-        session_.context().message("step " + std::to_string(step_) + ": loss or gradient not finite, skipped");
+    if (skipped.in_a_row <= allowed) {
+      if (config_.precision == "fp16") return;
+      const std::string more =
+          skipped.total > 1 ? " and " + std::to_string(skipped.total - 1) + " more up to step " + std::to_string(step_)
+                            : "";
+      session_.context().message("step " + std::to_string(skipped.first) + more +
+                                 ": loss or gradient not finite, skipped");
       return;
     }
     checkpoints_.finish();
-    throw Error(ExitCode::nonfinite, "step " + std::to_string(step_),
-                "loss " + format(loss) + ", gradient norm " + format(session_.gradient_norm()) + ": not finite" +
-                    (allowed ? " for " + std::to_string(skipped_in_row_) + " steps in a row" : ""),
+    const std::string values = session_.skipped() ? "loss " + format(loss) + ", gradient norm " +
+                                                        format(session_.gradient_norm()) + ": not finite"
+                                                  : "loss or gradient not finite";
+    throw Error(ExitCode::nonfinite, "step " + std::to_string(allowed ? step_ : skipped.first),
+                values + (allowed ? " for " + std::to_string(skipped.in_a_row) + " steps in a row" : ""),
                 "start over with a lower optimizer.lr or with optimizer.clip_norm set; the last checkpoint is kept");
   }
 
@@ -232,7 +239,7 @@ class Loop {
   Checkpoints checkpoints_;
   Metrics metrics_;
   StepReport report_;
-  std::int64_t step_ = 0, saved_at_ = 0, skipped_in_row_ = 0;
+  std::int64_t step_ = 0, saved_at_ = 0;
   double best_ = -std::numeric_limits<double>::infinity();
   bool is_best_ = false;
 };

@@ -52,7 +52,7 @@ int main(int argc, char** argv) {
   try {
     code = trireme::run(argc, argv);
   } catch (...) {
-    code = trireme::print_failure(trireme::describe(std::current_exception()));
+    code = trireme::print_failure(trireme::failure_of(std::current_exception()));
   }
 #ifdef __SANITIZE_ADDRESS__
   return code;  // leaks are looked for at a normal exit

@@ -9,10 +9,7 @@
 #include <chrono>
 #include <csignal>
 #include <iostream>
-#include <new>
 #include <thread>
-
-#include <c10/util/Exception.h>
 
 namespace trireme {
 namespace {
@@ -27,31 +24,10 @@ void let_rank_0_speak() {
 
 }  // namespace
 
-Failed describe(std::exception_ptr e) {
-  try {
-    std::rethrow_exception(e);
-  } catch (const Error& x) {
-    return {int(x.code()), x.what()};
-  } catch (const std::bad_alloc&) {
-    return {int(ExitCode::memory), "out of memory; use a smaller batch or model, or raise accumulate"};
-  } catch (const c10::OutOfMemoryError& x) {
-    return {int(ExitCode::memory), std::string("out of device memory: ") + x.what_without_backtrace()};
-  } catch (const c10::Error& x) {
-    const std::string text = x.what_without_backtrace();
-    if (text.find("can't allocate memory") != std::string::npos)
-      return {int(ExitCode::memory), "out of memory; use a smaller batch or model, or raise accumulate"};
-    return {int(ExitCode::bug), "bug: " + text.substr(0, text.find('\n'))};
-  } catch (const std::exception& x) {
-    return {int(ExitCode::bug), std::string("bug: ") + x.what()};
-  } catch (...) {
-    return {int(ExitCode::bug), "bug: unknown exception"};
-  }
-}
-
-int print_failure(const Failed& f) {
+int print_failure(const Failure& f) {
   let_rank_0_speak();
-  std::cerr << "trireme: error: " << f.why << std::endl;
-  return f.code;
+  std::cerr << "trireme: error: " << f.what << std::endl;
+  return int(f.code);
 }
 
 int on_ranks(const std::function<int(Communicator&, int)>& work) {
@@ -77,9 +53,9 @@ int on_ranks(const std::function<int(Communicator&, int)>& work) {
                        "use srun --mpi=pmix, or mpirun");
     code = work(mpi.world(), mpi.node_size());
   } catch (...) {
-    const Failed f = describe(std::current_exception());
+    const Failure f = failure_of(std::current_exception());
     let_rank_0_speak();
-    mpi.abort(f.code, f.why);
+    mpi.abort(int(f.code), f.what);
   }
   mpi.finalize();
   return code;

@@ -1,10 +1,9 @@
 // This process as one rank of its job, and how a failure leaves it.
 #pragma once
 #include "comm/communicator.h"
+#include "framework/base/agree.h"
 
-#include <exception>
 #include <functional>
-#include <string>
 
 namespace trireme {
 
@@ -13,14 +12,7 @@ namespace trireme {
 // where tasks were started that nothing connects.
 int on_ranks(const std::function<int(Communicator& world, int local_ranks)>& work);
 
-// Any exception as an exit code and one line.
-struct Failed {
-  int code;
-  std::string why;
-};
-Failed describe(std::exception_ptr e);
-
 // Prints it on stderr, once for all ranks that share it. Returns the code.
-int print_failure(const Failed& failed);
+int print_failure(const Failure& failure);
 
 }  // namespace trireme

@@ -1,6 +1,7 @@
 #include "trainers/step_report.h"
 
 #include "comm/call_site.h"
+#include "framework/device_memory.h"
 #include "framework/metrics/trace.h"
 
 #include <algorithm>
@@ -61,7 +62,8 @@ Record StepReport::record(std::int64_t step, double loss) {
   r.values["lr"] = session_.context().now.lr;
   r.values["epoch"] = double(session_.context().now.epoch);
   r.values["gradient_norm"] = session_.gradient_norm();
-  r.values["memory_gib"] = peak_memory_gib();
+  const at::Device device = session_.context().device();
+  r.values["memory_gib"] = device.is_cpu() ? peak_memory_gib() : peak_device_memory_gib(device);
   const auto [sent, uncompressed] = bytes_since_last_log();
   r.values["bytes_sent"] = sent / double(steps_);
   r.values["bytes_uncompressed"] = uncompressed / double(steps_);

@@ -7,18 +7,38 @@
 #include <numeric>
 #include <vector>
 
+#include <c10/util/Exception.h>
+
 namespace trireme {
+
+Failure failure_of(std::exception_ptr e) {
+  constexpr const char* out_of_memory = "out of memory; use a smaller batch or model, or raise accumulate";
+  try {
+    std::rethrow_exception(e);
+  } catch (const Error& x) {
+    return {x.code(), x.what()};
+  } catch (const std::bad_alloc&) {
+    return {ExitCode::memory, out_of_memory};
+  } catch (const c10::OutOfMemoryError& x) {
+    const std::string text = x.what_without_backtrace();
+    return {ExitCode::memory, "out of device memory: " + text.substr(0, text.find('\n'))};
+  } catch (const c10::Error& x) {
+    const std::string text = x.what_without_backtrace();
+    if (text.find("can't allocate memory") != std::string::npos) return {ExitCode::memory, out_of_memory};
+    return {ExitCode::bug, "bug: " + text.substr(0, text.find('\n'))};
+  } catch (const std::exception& x) {
+    return {ExitCode::bug, std::string("bug: ") + x.what()};
+  } catch (...) {
+    return {ExitCode::bug, "bug: unknown exception"};
+  }
+}
 
 std::optional<Failure> attempt(const std::function<void()>& work) {
   try {
     work();
     return {};
-  } catch (const Error& e) {
-    return Failure{e.code(), e.what()};
-  } catch (const std::bad_alloc&) {
-    return Failure{ExitCode::memory, "out of memory"};
-  } catch (const std::exception& e) {
-    return Failure{ExitCode::bug, e.what()};
+  } catch (...) {
+    return failure_of(std::current_exception());
   }
 }
 

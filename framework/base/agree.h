@@ -3,6 +3,7 @@
 #include "comm/communicator.h"
 #include "comm/error.h"
 
+#include <exception>
 #include <functional>
 #include <optional>
 #include <string>
@@ -13,6 +14,9 @@ struct Failure {
   ExitCode code = ExitCode::bug;
   std::string what;
 };
+
+// Any exception as an exit code and one line.
+Failure failure_of(std::exception_ptr e);
 
 // Runs local work (no collectives) and returns what it threw.
 std::optional<Failure> attempt(const std::function<void()>& work);

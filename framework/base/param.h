@@ -31,6 +31,7 @@ struct Step {
 struct GroupSettings {
   double lr = 0;
   double weight_decay = 0;
+  at::Tensor device_lr = {};  // f32 scalar in place of `lr`, where that depends on what only the device knows
 };
 
 }  // namespace trireme

@@ -88,6 +88,10 @@ Side make_side(const at::Tensor& mine, const at::Tensor& partners, const at::Ten
 
 }  // namespace
 
+void check_pairs(std::int64_t global) {
+  if (global < 2) throw UsageError("batch_size", "a contrastive loss needs at least 2 pairs");
+}
+
 NormalizerTable::NormalizerTable(std::int64_t n, at::TensorOptions options)
     : image(at::full({n}, -infinity, options)), text(at::full({n}, -infinity, options)) {}
 
@@ -113,7 +117,7 @@ LossResult global_loss(Communicator& comm, const at::Tensor& image, const at::Te
                        const GlobalLossOptions& o) {
   at::NoGradGuard no_grad;
   const auto b = image.size(0), global = b * comm.size(), first = b * comm.rank();
-  if (global < 2) throw UsageError("batch_size", "a contrastive loss needs at least 2 pairs");
+  check_pairs(global);
   TORCH_CHECK(std::int64_t(global_ids.size()) == global, "global_loss: ids do not match the batch");
   const at::Tensor scale = log_scale.detach().exp().to(image.scalar_type()), tau = 1 / scale;
   const Gathered all = gather_features(comm, image, text);
@@ -168,6 +172,7 @@ LossResult mini_batch_loss(Communicator& comm, const at::Tensor& image, const at
                            const at::Tensor& log_scale) {
   at::NoGradGuard no_grad;
   const auto b = image.size(0);
+  check_pairs(b * comm.size());
   const at::Tensor scale = log_scale.detach().exp().to(image.scalar_type());
   const Gathered all = gather_features(comm, image, text);
   const at::Tensor own = own_columns(comm, image);

@@ -37,6 +37,9 @@ struct LossResult {
   at::Tensor mean_log_u;       // scalar, over all B rows and both sides, equal on all ranks (global losses only)
 };
 
+// Over all ranks: throws UsageError for less than two, where each loss is a constant.
+void check_pairs(std::int64_t global);
+
 // gamma of an epoch: 1 in epoch 0, then cosine from 1 to gamma_min at `decay_epochs`, or gamma_min for "constant".
 double gamma_at(std::string_view schedule, double gamma_min, std::int64_t decay_epochs, std::int64_t epoch);
 

@@ -37,6 +37,48 @@ double chance(std::int64_t candidates, std::int64_t hits, std::int64_t k) {
   return 1 - miss;
 }
 
+// What the images are ranked against: distinct captions, and a prompt for each class.
+struct Candidates {
+  std::vector<std::string> captions, prompts;
+  std::vector<std::int64_t> caption, label;  // of each image
+  std::vector<std::int64_t> images_of;       // each caption
+};
+
+Candidates candidates_of(const ImageTextData& data, std::span<const std::int64_t> ids) {
+  Candidates all;
+  std::map<std::int64_t, std::int64_t> caption_of, class_of;  // number in the data -> candidate
+  for (const auto id : ids) {
+    const auto [c, new_caption] = caption_of.emplace(data.caption_id(id), std::int64_t(all.captions.size()));
+    if (new_caption) {
+      all.captions.push_back(data.caption(id));
+      all.images_of.push_back(0);
+    }
+    ++all.images_of[c->second];
+    all.caption.push_back(c->second);
+    const std::int64_t cls = data.class_id(id);
+    const auto [f, new_class] = class_of.emplace(cls, std::int64_t(all.prompts.size()));
+    if (new_class) all.prompts.push_back("a picture of " + (cls < 0 ? "something" : data.classes().at(cls)));
+    all.label.push_back(f->second);
+  }
+  return all;
+}
+
+// scores [images, captions]
+void add_retrieval(std::map<std::string, double>& metrics, const at::Tensor& scores, const Candidates& candidates) {
+  const std::int64_t n = scores.size(0), m = scores.size(1);
+  const at::Tensor own = at::tensor(candidates.caption, at::kLong).to(scores.device()).unsqueeze(1);
+  const at::Tensor hits = at::zeros_like(scores, at::kBool).scatter(1, own, true);
+  for (const std::int64_t k : {1, 5, 10}) {
+    const std::string r = "_r" + std::to_string(k);
+    metrics["image_to_text" + r] = recall(scores, hits, k);
+    metrics["text_to_image" + r] = recall(scores.t().contiguous(), hits.t().contiguous(), k);
+    metrics["chance" + r] = chance(m, 1, k);
+    double sum = 0;
+    for (const auto count : candidates.images_of) sum += chance(n, count, k);
+    metrics["text_to_image_chance" + r] = sum / double(m);
+  }
+}
+
 }  // namespace
 
 std::map<std::string, double> evaluate_clip(Communicator& comm, const nn::Clip& model, bool fused,
@@ -44,25 +86,9 @@ std::map<std::string, double> evaluate_clip(Communicator& comm, const nn::Clip& 
                                             const Tokenizer& tokenizer, std::int64_t context,
                                             std::span<const std::int64_t> ids, at::Device device) {
   if (ids.empty()) return {};
-  std::map<std::int64_t, std::int64_t> caption_of, class_of;  // number in the data -> candidate
-  std::vector<std::string> captions, prompts;
-  std::vector<std::int64_t> caption, label, images_of;  // per image; per caption
-  for (const auto id : ids) {
-    const auto [c, new_caption] = caption_of.emplace(data.caption_id(id), std::int64_t(captions.size()));
-    if (new_caption) {
-      captions.push_back(data.caption(id));
-      images_of.push_back(0);
-    }
-    ++images_of[c->second];
-    caption.push_back(c->second);
-    const std::int64_t cls = data.class_id(id);
-    const auto [f, new_class] = class_of.emplace(cls, std::int64_t(prompts.size()));
-    if (new_class) prompts.push_back("a picture of " + (cls < 0 ? "something" : data.classes().at(cls)));
-    label.push_back(f->second);
-  }
-  const std::int64_t n = std::int64_t(ids.size()), m = std::int64_t(captions.size()),
-                     classes = std::int64_t(prompts.size());
-
+  const Candidates candidates = candidates_of(data, ids);
+  const auto n = std::int64_t(ids.size()), m = std::int64_t(candidates.captions.size()),
+             classes = std::int64_t(candidates.prompts.size());
   const at::Tensor t = model.log_scale();
   const auto type = t.scalar_type();
   const auto options = at::TensorOptions(device).dtype(type);
@@ -78,25 +104,14 @@ std::map<std::string, double> evaluate_clip(Communicator& comm, const nn::Clip& 
   const at::Tensor images = encode_by_ranks(comm, n, width, options, [&](std::int64_t i, std::int64_t count) {
     return model.encode_image(dataset.pixels(ids.subspan(i, count)).to(device), fused);
   });
-  const at::Tensor texts = encode_by_ranks(comm, m, width, options, embed_text(captions));
-  const at::Tensor classifier = encode_by_ranks(comm, classes, width, options, embed_text(prompts));
+  const at::Tensor texts = encode_by_ranks(comm, m, width, options, embed_text(candidates.captions));
+  const at::Tensor classifier = encode_by_ranks(comm, classes, width, options, embed_text(candidates.prompts));
 
-  const at::Tensor scores = at::matmul(images, texts.t());
-  const at::Tensor own = at::tensor(caption, at::kLong).to(device).unsqueeze(1);
-  const at::Tensor hits = at::zeros_like(scores, at::kBool).scatter(1, own, true);
   std::map<std::string, double> metrics;
-  for (const std::int64_t k : {1, 5, 10}) {
-    const std::string r = "_r" + std::to_string(k);
-    metrics["image_to_text" + r] = recall(scores, hits, k);
-    metrics["text_to_image" + r] = recall(scores.t().contiguous(), hits.t().contiguous(), k);
-    metrics["chance" + r] = chance(m, 1, k);
-    double sum = 0;
-    for (const auto count : images_of) sum += chance(n, count, k);
-    metrics["text_to_image_chance" + r] = sum / double(m);
-  }
+  add_retrieval(metrics, at::matmul(images, texts.t()), candidates);
   const at::Tensor predicted = at::matmul(images, classifier.t()).argmax(1);
   metrics["zero_shot_top1"] =
-      (predicted == at::tensor(label, at::kLong).to(device)).to(at::kDouble).mean().item<double>();
+      (predicted == at::tensor(candidates.label, at::kLong).to(device)).to(at::kDouble).mean().item<double>();
   metrics["zero_shot_chance"] = 1 / double(classes);
   return metrics;
 }

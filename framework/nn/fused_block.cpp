@@ -143,79 +143,121 @@ struct Block : torch::autograd::Function<Block> {
     return out;
   }
 
+  // What run() kept.
   template <class T>
-  static variable_list back(AutogradContext* ctx, const at::Tensor& dout) {
-    const auto s = ctx->get_saved_variables();
-    const at::Tensor& x = s[0];
-    const BlockParameters p{s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12]};
-    const at::Tensor &offsets = s[13], &pool = s[14], &q = s[19], &kv = s[20], &mixed = s[21], &y = s[22], &z = s[23];
-    const Norm<T> ln1{s[15], s[16]}, ln2{s[17], s[18]};
-    const bool pooled = pool.numel() > 0;
-    const auto w = x.size(1), rows = y.size(0);
-    BlockParameters d;
+  struct Saved {
+    at::Tensor x;
+    BlockParameters p;
+    at::Tensor offsets, pool;
+    Norm<T> ln1, ln2;
+    at::Tensor q, kv, mixed, y, z;
+    bool pooled;
+    std::int64_t w, rows;
 
-    // MLP.
-    at::Tensor dz = at::mm(dout, p.proj_w), act = at::empty_like(z);
+    explicit Saved(const variable_list& s)
+        : x(s[0]),
+          p{s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12]},
+          offsets(s[13]),
+          pool(s[14]),
+          ln1{s[15], s[16]},
+          ln2{s[17], s[18]},
+          q(s[19]),
+          kv(s[20]),
+          mixed(s[21]),
+          y(s[22]),
+          z(s[23]),
+          pooled(pool.numel() > 0),
+          w(x.size(1)),
+          rows(y.size(0)) {}
+  };
+
+  // Through the MLP and its norm: the gradient of y, the residual's included.
+  template <class T>
+  static at::Tensor back_mlp(AutogradContext* ctx, const Saved<T>& s, const at::Tensor& dout, BlockParameters& d) {
+    const BlockParameters& p = s.p;
+    at::Tensor dz = at::mm(dout, p.proj_w), act = at::empty_like(s.z);
     d.fc_b = vector_like(p.fc_b);
-    kernels::activation_backward<T>(Activation(ctx->saved_data["activation"].toInt()), z.const_data_ptr<T>(),
+    kernels::activation_backward<T>(Activation(ctx->saved_data["activation"].toInt()), s.z.template const_data_ptr<T>(),
                                     dz.mutable_data_ptr<T>(), act.mutable_data_ptr<T>(), d.fc_b.mutable_data_ptr<T>(),
-                                    rows, z.size(1));
+                                    s.rows, s.z.size(1));
     gradient_written(p.fc_b);
     d.proj_w = weight_gradient(p.proj_w, dout, act);
     d.proj_b = vector_like(p.proj_b);
-    kernels::column_sums<T>(dout.const_data_ptr<T>(), d.proj_b.mutable_data_ptr<T>(), rows, w);
+    kernels::column_sums<T>(dout.const_data_ptr<T>(), d.proj_b.mutable_data_ptr<T>(), s.rows, s.w);
     gradient_written(p.proj_b);
-    d.fc_w = weight_gradient(p.fc_w, dz, ln2.again(y, p.ln2_w, p.ln2_b));
+    d.fc_w = weight_gradient(p.fc_w, dz, s.ln2.again(s.y, p.ln2_w, p.ln2_b));
     d.ln2_w = vector_like(p.ln2_w);
     d.ln2_b = vector_like(p.ln2_b);
-    const at::Tensor dy = ln2.backward(at::mm(dz, p.fc_w), y, p.ln2_w, dout, d.ln2_w, d.ln2_b);
+    const at::Tensor dy = s.ln2.backward(at::mm(dz, p.fc_w), s.y, p.ln2_w, dout, d.ln2_w, d.ln2_b);
     gradient_written(p.ln2_w);
     gradient_written(p.ln2_b);
+    return dy;
+  }
 
-    // Attention.
-    d.out_w = weight_gradient(p.out_w, dy, mixed);
+  // Through the output projection and attention: gradients of q and, pooled, of kv.
+  template <class T>
+  static std::pair<at::Tensor, at::Tensor> back_attention(AutogradContext* ctx, const Saved<T>& s, const at::Tensor& dy,
+                                                          BlockParameters& d) {
+    const BlockParameters& p = s.p;
+    const auto w = s.w;
+    d.out_w = weight_gradient(p.out_w, dy, s.mixed);
     d.out_b = vector_like(p.out_b);
-    kernels::column_sums<T>(dy.const_data_ptr<T>(), d.out_b.mutable_data_ptr<T>(), rows, w);
+    kernels::column_sums<T>(dy.const_data_ptr<T>(), d.out_b.mutable_data_ptr<T>(), s.rows, w);
     gradient_written(p.out_b);
     const at::Tensor dmixed = at::mm(dy, p.out_w);
-    const auto a = attention_of<T>(ctx, q, kv, offsets, pooled, w);
-    at::Tensor dq = at::empty_like(q), dkv = pooled ? at::empty_like(kv) : at::Tensor();
-    T *dqp = dq.mutable_data_ptr<T>(), *dkvp = pooled ? dkv.mutable_data_ptr<T>() : nullptr;
+    const auto a = attention_of<T>(ctx, s.q, s.kv, s.offsets, s.pooled, w);
+    at::Tensor dq = at::empty_like(s.q), dkv = s.pooled ? at::empty_like(s.kv) : at::Tensor();
+    T *dqp = dq.mutable_data_ptr<T>(), *dkvp = s.pooled ? dkv.mutable_data_ptr<T>() : nullptr;
     const kernels::Rows<const T> dm{dmixed.const_data_ptr<T>(), w};
-    if (pooled)
+    if (s.pooled)
       kernels::attention_backward<T>(a.shape, a.qr, a.kr, a.vr, dm, {dqp, w}, {dkvp, 2 * w}, {dkvp + w, 2 * w});
     else
       kernels::attention_backward<T>(a.shape, a.qr, a.kr, a.vr, dm, {dqp, 3 * w}, {dqp + w, 3 * w},
                                      {dqp + 2 * w, 3 * w});
+    return {dq, dkv};
+  }
 
-    // Projections: h is normalised again, the gradient of the residual joins in the layer norm's backward.
-    const at::Tensor h = ln1.again(x, p.ln1_w, p.ln1_b);
+  // Through the projections: the gradient of h = norm(x), which is normalised again.
+  template <class T>
+  static at::Tensor back_projections(const Saved<T>& s, const at::Tensor& dq, const at::Tensor& dkv,
+                                     BlockParameters& d) {
+    const BlockParameters& p = s.p;
+    const auto w = s.w;
+    const at::Tensor h = s.ln1.again(s.x, p.ln1_w, p.ln1_b);
     d.qkv_b = vector_like(p.qkv_b);
     T* dqkv_b = d.qkv_b.mutable_data_ptr<T>();
-    at::Tensor dh, residual = dy;
-    if (pooled) {
-      kernels::column_sums<T>(dqp, dqkv_b, rows, w);
-      kernels::column_sums<T>(dkvp, dqkv_b + w, x.size(0), 2 * w);
-      gradient_written(p.qkv_b);
-      d.qkv_w = gradient_destination(p.qkv_w);
-      if (!d.qkv_w.defined()) d.qkv_w = at::empty_like(p.qkv_w);
-      at::Tensor dwq = d.qkv_w.narrow(0, 0, w), dwkv = d.qkv_w.narrow(0, w, 2 * w);
-      at::mm_out(dwq, dq.t(), h.index_select(0, pool));
-      at::mm_out(dwkv, dkv.t(), h);
-      gradient_written(p.qkv_w);
-      dh = at::mm(dkv, p.qkv_w.narrow(0, w, 2 * w));
-      dh.index_add_(0, pool, at::mm(dq, p.qkv_w.narrow(0, 0, w)));
-      residual = at::Tensor();
-    } else {
-      kernels::column_sums<T>(dqp, dqkv_b, rows, 3 * w);
+    if (!s.pooled) {
+      kernels::column_sums<T>(dq.const_data_ptr<T>(), dqkv_b, s.rows, 3 * w);
       gradient_written(p.qkv_b);
       d.qkv_w = weight_gradient(p.qkv_w, dq, h);
-      dh = at::mm(dq, p.qkv_w);
+      return at::mm(dq, p.qkv_w);
     }
-    d.ln1_w = vector_like(p.ln1_w);
-    d.ln1_b = vector_like(p.ln1_b);
-    at::Tensor dx = ln1.backward(dh, x, p.ln1_w, residual, d.ln1_w, d.ln1_b);
-    if (pooled) dx.index_add_(0, pool, dy);
+    kernels::column_sums<T>(dq.const_data_ptr<T>(), dqkv_b, s.rows, w);
+    kernels::column_sums<T>(dkv.const_data_ptr<T>(), dqkv_b + w, s.x.size(0), 2 * w);
+    gradient_written(p.qkv_b);
+    d.qkv_w = gradient_destination(p.qkv_w);
+    if (!d.qkv_w.defined()) d.qkv_w = at::empty_like(p.qkv_w);
+    at::Tensor dwq = d.qkv_w.narrow(0, 0, w), dwkv = d.qkv_w.narrow(0, w, 2 * w);
+    at::mm_out(dwq, dq.t(), h.index_select(0, s.pool));
+    at::mm_out(dwkv, dkv.t(), h);
+    gradient_written(p.qkv_w);
+    at::Tensor dh = at::mm(dkv, p.qkv_w.narrow(0, w, 2 * w));
+    dh.index_add_(0, s.pool, at::mm(dq, p.qkv_w.narrow(0, 0, w)));
+    return dh;
+  }
+
+  template <class T>
+  static variable_list back(AutogradContext* ctx, const at::Tensor& dout) {
+    const Saved<T> s(ctx->get_saved_variables());
+    BlockParameters d;
+    const at::Tensor dy = back_mlp(ctx, s, dout, d);
+    const auto [dq, dkv] = back_attention(ctx, s, dy, d);
+    const at::Tensor dh = back_projections(s, dq, dkv, d);
+    d.ln1_w = vector_like(s.p.ln1_w);
+    d.ln1_b = vector_like(s.p.ln1_b);
+    // The residual's gradient joins in the layer norm's backward; pooled, in its rows alone.
+    at::Tensor dx = s.ln1.backward(dh, s.x, s.p.ln1_w, s.pooled ? at::Tensor() : dy, d.ln1_w, d.ln1_b);
+    if (s.pooled) dx.index_add_(0, s.pool, dy);
     return {dx,     d.ln1_w, d.ln1_b,  d.qkv_w,  d.qkv_b, d.out_w, d.out_b, d.ln2_w, d.ln2_b,
             d.fc_w, d.fc_b,  d.proj_w, d.proj_b, {},      {},      {},      {},      {}};
   }

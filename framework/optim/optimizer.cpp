@@ -57,12 +57,15 @@ void Optimizer::step(const std::function<GroupSettings(std::string_view)>& setti
       if (p.second.defined()) second.push_back(p.second);
     }
     const std::vector<at::Tensor> counts(values.size(), count_);
-    if (config_.name == "adamw")
-      at::_fused_adamw_(values, grads, first, second, {}, counts, s.lr, config_.beta1, config_.beta2, s.weight_decay,
-                        config_.eps, /*amsgrad=*/false, /*maximize=*/false, optional(scale), optional(skip));
-    else
-      at::_fused_sgd_(values, grads, first, s.weight_decay, config_.momentum, s.lr, /*dampening=*/0,
-                      /*nesterov=*/false, /*maximize=*/false, /*is_first_step=*/false, optional(scale), optional(skip));
+    const auto update = [&](const auto& lr) {
+      if (config_.name == "adamw")
+        at::_fused_adamw_(values, grads, first, second, {}, counts, lr, config_.beta1, config_.beta2, s.weight_decay,
+                          config_.eps, /*amsgrad=*/false, /*maximize=*/false, optional(scale), optional(skip));
+      else
+        at::_fused_sgd_(values, grads, first, s.weight_decay, config_.momentum, lr, /*dampening=*/0, /*nesterov=*/false,
+                        /*maximize=*/false, /*is_first_step=*/false, optional(scale), optional(skip));
+    };
+    s.device_lr.defined() ? update(s.device_lr) : update(s.lr);
   }
   if (skip.defined()) count_.sub_(skip);
 }

@@ -25,6 +25,7 @@ class FastClip : public Recipe {
   }
 
   void setup(Context& c) override {
+    check_pairs(c.config().batch_size);
     const bool is_file = data_config_.file.find('/') != std::string::npos || data_config_.file.ends_with(".h5");
     const std::string path =
         is_file ? data_config_.file : prepared_path(data_config_.file, int(model_config_.image_size));
@@ -58,7 +59,6 @@ class FastClip : public Recipe {
     table_.emplace(pairs_->size(), at::TensorOptions(c.device()).dtype(c.param_type()));
     // Hand-written kernels serve host memory in f32 and f64; everything else runs on ATen operators.
     fused_ = c.device().is_cpu() && !c.autocast();
-    tau_ = loss_config_.tau;
     epochs_ = std::max<std::int64_t>(
         1, (c.config().steps * c.config().batch_size + std::int64_t(train_.size()) - 1) / std::int64_t(train_.size()));
   }
@@ -79,17 +79,14 @@ class FastClip : public Recipe {
       const double peak = c.config().optimizer.lr;
       return {loss_config_.lr_tau < 0 ? s.lr : loss_config_.lr_tau * (peak > 0 ? s.lr / peak : 1), 0};
     }
-    const bool low = loss_config_.lr_tau_schedule == "step_thresh" && tau_ <= 0.03;
-    return {low ? loss_config_.lr_tau / 3 : loss_config_.lr_tau, 0};
+    return loss_config_.lr_tau_schedule == "step_thresh" ? lower_once_small() : GroupSettings{loss_config_.lr_tau, 0};
   }
 
   void update(const Step& s, Context& c) override {
     c.step_optimizers(s);
     if (log_u_.defined()) table_->write(step_ids_, std::exchange(log_u_, {}), c.skip());
-    if (loss_config_.temperature == "const") return;
+    if (loss_config_.temperature == "const" || !model_->log_scale().requires_grad()) return;
     model_->log_scale().detach().clamp_(std::log(1 / loss_config_.tau_max), std::log(1 / loss_config_.tau_min));
-    // step_thresh looks at tau on the host; on a GPU that waits for the step, so only as often as metrics do.
-    if (c.device().is_cpu() || s.step % c.config().log_every == 0) tau_ = std::exp(-model_->log_scale().item<double>());
   }
 
   std::map<std::string, double> evaluate(Context& c) override {
@@ -106,7 +103,8 @@ class FastClip : public Recipe {
   void state(Archive& ar) override {
     archive(ar, "log_u_image", table_->image);
     archive(ar, "log_u_text", table_->text);
-    ar.value("tau", tau_);
+    double shown = tau();  // for readers of the file: the weights say it
+    ar.value("tau", shown);
     std::string merges = tokenizer_->text(), meta = pairs_->meta();
     ar.text("tokenizer", merges);
     ar.text("data", meta);
@@ -128,6 +126,17 @@ class FastClip : public Recipe {
   struct Features {
     at::Tensor image, text;
   };
+
+  double tau() const { return std::exp(-model_->log_scale().item<double>()); }  // waits for a GPU
+
+  // The learning rate of log(1/tau): a third while tau <= 0.03, as the weights have it now.
+  GroupSettings lower_once_small() const {
+    const double high = loss_config_.lr_tau, low = high / 3;
+    const at::Tensor t = model_->log_scale().detach();
+    if (t.is_cpu()) return {tau() <= 0.03 ? low : high, 0};
+    const auto scalar = t.options().dtype(at::kFloat);
+    return {high, 0, at::where((-t).exp() <= 0.03, at::full({}, low, scalar), at::full({}, high, scalar))};
+  }
 
   Features encode(const Batch& batch, Context& c) const {
     const at::Tensor end = batch.columns.at("end");
@@ -153,14 +162,13 @@ class FastClip : public Recipe {
       step_ids_ = batch.global_ids;
       if (c.logs_now()) {
         // The objective itself: the loss above is a surrogate whose value says little.
-        const double tau = std::exp(-model_->log_scale().item<double>()),
-                     rho = loss_config_.name == "rgclg" ? loss_config_.rho : 0;
+        const double rho = loss_config_.name == "rgclg" ? loss_config_.rho : 0;
         c.log("gamma", gamma);
-        c.log("objective", 2 * tau * (r.mean_log_u.item<double>() + rho));
+        c.log("objective", 2 * tau() * (r.mean_log_u.item<double>() + rho));
         c.log("u_mean", std::exp(r.mean_log_u.item<double>()));
       }
     }
-    if (c.logs_now()) c.log("tau", std::exp(-model_->log_scale().item<double>()));
+    if (c.logs_now()) c.log("tau", tau());
     // Per-worker quantities of the papers are averaged over workers; ours are summed.
     const double share = 1.0 / c.size();
     return {r.loss * share, r.d_image * share, r.d_text * share, r.d_log_scale * share, r.log_u, r.mean_log_u};
@@ -199,8 +207,7 @@ class FastClip : public Recipe {
       return part;
     };
     Features all;
-    {
-      at::NoGradGuard no_grad;
+    c.without_graph([&] {
       std::vector<at::Tensor> image, text;
       for (std::int64_t k = 0; k < n; ++k) {
         const Features f = encode(chunk(k), c);
@@ -208,7 +215,7 @@ class FastClip : public Recipe {
         text.push_back(f.text);
       }
       all = {at::cat(image), at::cat(text)};
-    }
+    });
     const LossResult r = loss_of(all, batch, c);
     for (std::int64_t k = 0; k < n; ++k)
       backward_through(encode(chunk(k), c), r.d_image.narrow(0, k * m, m), r.d_text.narrow(0, k * m, m),
@@ -237,7 +244,6 @@ class FastClip : public Recipe {
   std::vector<std::int64_t> train_, held_out_, step_ids_;
   at::Tensor log_u_;  // of this step, written to the table in update()
   std::int64_t epochs_ = 1;
-  double tau_ = 1;
   bool fused_ = false;
 };
 

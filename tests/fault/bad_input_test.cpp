@@ -176,6 +176,7 @@ TEST_F(BadInput, ExperimentFile) {
       {"batch over ranks", train({"--ranks", "3"}), 2, {"e.yaml:2:13", "16", "3 ranks", "multiple"}},
       {"batch over data", train({"batch_size=1000"}), 2, {"batch_size", "batch of 1000", "lower it"}},
       {"batch of 1", {"train", "e.yaml", "batch_size=1", "--out", "fresh3"}, 2, {"batch_size", "at least 2"}},
+      {"mini-batch of 1", train({"batch_size=1", "loss.name=mbcl"}), 2, {"batch_size", "at least 2"}},
       {"image size", train({"model.image_size=32"}), 2, {"model.image_size", "pairs.h5", "prepare"}},
       {"no GPU", train({"device=cuda"}), 2, {"device", "device=cpu"}, {"CUDA_VISIBLE_DEVICES="}},
       {"freeze nothing", train({"freeze=[visul*]"}), 2, {"freeze", "visul*", "--dry-run"}},
@@ -316,6 +317,32 @@ TEST_F(BadInput, NonFiniteLoss) {
   const auto before = listing(dir() / "nan/ckpt");
   EXPECT_EQ(run(words).code, 5) << "the same again from the last good checkpoint";
   EXPECT_EQ(listing(dir() / "nan/ckpt"), before);
+}
+
+// Steps are counted, not log lines.
+TEST_F(BadInput, NonFiniteStepsBetweenLogLines) {
+  write_text(dir() / "faulty.yaml",
+             "recipe: faulty\nsteps: 40\nbatch_size: 48\nthreads: 1\nlog_every: 20\ncheckpoint: {every: 0}\n"
+             "fault: {kind: nan, at: 6, rank: 1}\n");
+  const char* faulty = std::getenv("TRIREME_FAULTY");
+  const auto train = [&](const Words& more) {
+    Words words{"train", "faulty.yaml", "--ranks", "2", "--fresh", "--out", "faulty"};
+    words.insert(words.end(), more.begin(), more.end());
+    Program::Options options{dir()};
+    options.program = faulty ? faulty : fs::path(program_path()).parent_path() / "trireme_faulty";
+    return run_program(words, options);
+  };
+  const auto expect_end = [](const Outcome& o, const std::string& said) {
+    EXPECT_EQ(o.code, 5) << o;
+    ASSERT_EQ(o.errors().size(), 1u) << o;
+    EXPECT_NE(o.errors()[0].find(said), std::string::npos) << o;
+  };
+  expect_end(train({}), "step 7: ");
+  expect_end(train({"fault.steps=11", "nonfinite=skip"}), "for 11 steps in a row");
+  const Outcome skipped = train({"fault.steps=10", "nonfinite=skip"});
+  EXPECT_EQ(skipped.code, 0) << skipped;
+  EXPECT_NE((skipped.out + skipped.err).find("step 7: loss or gradient not finite, skipped"), std::string::npos)
+      << skipped;
 }
 
 TEST_F(BadInput, Launch) {

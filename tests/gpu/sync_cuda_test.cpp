@@ -3,8 +3,10 @@
 #include "comm/local/self.h"
 #include "data/loader.h"
 #include "framework/config/config.h"
+#include "framework/io/checkpoint.h"
 #include "framework/session.h"
 #include "tests/gpu/blots.h"
+#include "tests/unit/regression_recipe.h"
 
 #include <c10/cuda/CUDAFunctions.h>
 
@@ -53,7 +55,41 @@ void steps_without_waiting(const std::string& experiment, const std::string& pre
 
 TEST(Gpu, FastClipNeverWaits) {
   for (const char* precision : {"f32", "bf16", "fp16"}) steps_without_waiting(blots_experiment, precision);
+  steps_without_waiting(blots_experiment + "ema: 0.99\n", "f32");
 }
+// Steps with and without a finite loss, read once at the end: counted, and the running average moved by none of the
+// bad.
+TEST(Gpu, SkippedStepsAreCountedOnTheDevice) {
+  if (device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
+  TrainConfig config = small();
+  config.device = "cuda";
+  config.communicator = "mpi";
+  config.precision = "f32";
+  config.ema = 0.5;
+  const auto world = make_self();
+  Regression recipe;
+  Session session(*world, config, recipe);
+  const auto average = [&] {
+    const Snapshot s = Snapshot::take([&](Archive& ar) { session.state(ar); }, 0);
+    return s.entries.at("average/w1").bytes;
+  };
+  std::vector<std::vector<std::byte>> averages;
+  for (std::int64_t k = 0; k < 12; ++k) {
+    recipe.poison = k == 1 || (k >= 5 && k <= 9) ? std::nan("") : 0;
+    session.context().now.step = k;
+    session.step(recipe.rows.read(std::vector<std::int64_t>{k, k + 1}, 0));
+    averages.push_back(average());
+  }
+  const SkippedSteps::Seen seen = session.take_skipped();
+  EXPECT_EQ(seen.total, 6);
+  EXPECT_EQ(seen.first, 2);
+  EXPECT_EQ(seen.in_a_row, 5);
+  EXPECT_EQ(session.take_skipped().total, 0);
+  EXPECT_NE(averages[3], averages[4]);
+  for (std::size_t k = 5; k <= 9; ++k) EXPECT_EQ(averages[k], averages[4]) << k;
+  EXPECT_NE(averages[10], averages[9]);
+}
+
 TEST(Gpu, MlpNeverWaits) {
   steps_without_waiting("recipe: mlp\nbatch_size: 64\ndevice: cuda\nsizes: [32, 64, 10]\nsamples: 2000\n", "f32");
 }

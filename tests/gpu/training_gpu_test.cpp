@@ -171,6 +171,73 @@ TEST_F(Gpu, PhasesAreTheDevices) {
   }
 }
 
+// The host reads the device every 20 steps, and sees the steps between.
+TEST_F(Gpu, NonFiniteStepsBetweenReadsAreSeen) {
+  const char* program = std::getenv("TRIREME_FAULTY");
+  if (!program) GTEST_SKIP() << "TRIREME_FAULTY does not name the faulty program";
+  write_text(folder.path / "faulty.yaml",
+             "recipe: faulty\ndevice: cuda\ncommunicator: mpi\nsteps: 60\nbatch_size: 48\nthreads: 1\nlog_every: 20\n"
+             "checkpoint: {every: 0}\nfault: {kind: nan, at: 6, rank: 1}\n");
+  const auto run = [&](const Words& more) {
+    Words words{"train", "faulty.yaml", "--ranks", "2", "--fresh", "--out", "faulty"};
+    words.insert(words.end(), more.begin(), more.end());
+    Program::Options options{folder.path};
+    options.program = program;
+    return run_program(words, options);
+  };
+  const auto expect_end = [](const Outcome& o, const std::string& said) {
+    EXPECT_EQ(o.code, 5) << o;
+    ASSERT_EQ(o.errors().size(), 1u) << o;
+    EXPECT_NE(o.errors()[0].find(said), std::string::npos) << o;
+    std::printf("%s\n", o.errors()[0].c_str());
+  };
+  expect_end(run({}), "step 7: ");
+  expect_end(run({"checkpoint.every=10"}), "step 7: ");  // before it is saved
+  EXPECT_FALSE(fs::exists(folder.path / "faulty/ckpt/step_00000010")) << "a checkpoint after a step that should stop";
+  expect_end(run({"fault.steps=11", "nonfinite=skip"}), "for 11 steps in a row");
+  expect_end(run({"fault.at=15", "fault.steps=11", "nonfinite=skip"}), "for 11 steps in a row");  // across a read
+  const Outcome skipped = run({"fault.steps=10", "nonfinite=skip"});
+  EXPECT_EQ(skipped.code, 0) << skipped;
+  EXPECT_NE((skipped.out + skipped.err).find("step 7 and 9 more up to step 20: loss or gradient not finite, skipped"),
+            std::string::npos)
+      << skipped;
+}
+
+// tau falls through 0.03, where its learning rate changes: the device knows, however seldom the host looks.
+TEST_F(Gpu, HowOftenItLogsChangesNothing) {
+  const Words falling{"communicator=mpi", "loss.tau=0.0304", "loss.lr_tau=1e-2", "loss.rho=8", "steps=21"};
+  std::map<std::string, std::map<int, double>> found;
+  for (const std::string log : {"1", "7"})
+    for (const std::string zero : {"0", "1"}) {
+      Words more = falling;
+      more.insert(more.end(), {"log_every=" + log, "zero=" + zero});
+      const Outcome o = train("every" + log + zero, 2, more);
+      ASSERT_EQ(o.code, 0) << o;
+      found[log + zero] = losses(folder.path / ("every" + log + zero));
+    }
+  ASSERT_EQ(found["70"].size(), 3u);
+  for (const auto& [step, loss] : found["70"]) {
+    EXPECT_EQ(loss, found["10"].at(step)) << "step " << step;
+    EXPECT_EQ(found["71"].at(step), found["11"].at(step)) << "step " << step << " with zero: 1";
+  }
+}
+
+// memory_gib is the device's: more for a wider model, and less than the whole of it.
+TEST_F(Gpu, MetricsHaveTheMemoryOfTheDevice) {
+  std::map<std::string, double> gib;
+  for (const std::string width : {"192", "768"}) {
+    const Outcome o = train("wide" + width, 1, {"steps=3", "model.vision_width=" + width, "communicator=mpi"});
+    ASSERT_EQ(o.code, 0) << o;
+    const auto line = nlohmann::json::parse(lines_of(read_text(folder.path / ("wide" + width) / "metrics.jsonl"))[0]);
+    ASSERT_TRUE(line["memory_gib"].is_number()) << line;
+    gib[width] = line["memory_gib"];
+    std::printf("vision_width %s: %.4f GiB of the device\n", width.c_str(), gib[width]);
+  }
+  EXPECT_GT(gib["192"], 0.01);
+  EXPECT_GT(gib["768"], 3 * gib["192"]);
+  EXPECT_LT(gib["768"], 8);
+}
+
 TEST_F(Gpu, ScaleMeasuresDeviceMemory) {
   const Outcome o = run_program(
       {"scale", "blots.yaml", "communicator=mpi", "log_every=8", "--ranks", "1,2", "--steps", "20", "--out", "study"},

@@ -41,13 +41,13 @@ struct Regression : Recipe {
       for (std::int64_t i = 0; i < w->numel(); ++i) w->data_ptr<double>()[i] = 0.3 * rng.normal();
     for (auto& [name, w] : std::vector<std::pair<std::string, at::Tensor>>{
              {"w1", w1}, {"b1", at::zeros({16}, at::kDouble)}, {"w2", w2}, {"unused", at::ones({5}, at::kDouble)}})
-      params.push_back({name, w.to(c.param_type()), nullptr, name[0] == 'w' ? "decay" : "no_decay"});
+      params.push_back({name, w.to(c.device()).to(c.param_type()), nullptr, name[0] == 'w' ? "decay" : "no_decay"});
   }
   std::vector<Param> parameters() override { return params; }
   const Dataset& train_data() override { return rows; }
   std::vector<std::int64_t> train_ids() override { return {}; }
   at::Tensor loss(const Batch& b, Context& c) override {
-    const at::Tensor x = b.columns.at("x").to(c.param_type());
+    const at::Tensor x = b.columns.at("x").to(c.device()).to(c.param_type());
     const at::Tensor h = at::tanh(at::linear(x, params[0].value, params[1].value));
     const at::Tensor y = at::matmul(h, params[2].value.to(h.scalar_type())), target = at::sin(x.sum(1));
     return (y.to(x.scalar_type()) - target).square().sum() / double(batch) + poison * params[2].value.sum() + offset;

@@ -1,11 +1,17 @@
 // Training steps in memory: ranks, buckets, overlap, accumulation, precision, masking. A small regression recipe.
 #include "comm/local/self.h"
+#include "framework/base/agree.h"
+#include "framework/init_from.h"
 #include "framework/io/checkpoint.h"
+#include "tests/fault/program.h"
 #include "tests/unit/regression_recipe.h"
 
+#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <mutex>
+#include <new>
+#include <thread>
 
 #include <gtest/gtest.h>
 
@@ -114,6 +120,104 @@ TEST(Session, NonFiniteLossOfOneRankStopsAll) {
   });
 }
 
+// The host may read seldom: no skipped step escapes it, nor a row that began before it last read.
+TEST(Session, SkippedStepsAreCountedBetweenReads) {
+  for (const std::int64_t every : {1, 4, 12}) {
+    std::vector<SkippedSteps::Seen> seen;
+    TrainConfig c = small();
+    train(c, 2, [&](Session& s, Regression& r, std::int64_t step) {
+      if (step % every == 0 && s.context().rank() == 0) seen.push_back(s.take_skipped());
+      r.poison = step == 1 || (step >= 5 && step <= 9) ? std::nan("") : 0;  // the 2nd step, and the 6th to 10th
+      if (step + 1 < c.steps || s.context().rank() != 0) return;
+      seen.push_back(s.take_skipped());
+    });
+    std::int64_t total = 0, longest = 0;
+    std::vector<std::int64_t> firsts;
+    for (const auto& s : seen) {
+      total += s.total;
+      longest = std::max(longest, s.in_a_row);
+      if (s.first) firsts.push_back(s.first);
+    }
+    EXPECT_EQ(total, 6) << every;
+    EXPECT_EQ(longest, 5) << every;
+    const std::vector<std::int64_t> each{2, 6, 7, 8, 9, 10}, fours{2, 6, 9}, once{2};
+    EXPECT_EQ(firsts, every == 1 ? each : every == 4 ? fours : once) << every;
+  }
+}
+
+// What a GPU does, operator by operator, is what the host counts by hand.
+TEST(Session, SkippedStepsOnADeviceAreTheHosts) {
+  Rng rng(3, "skips");
+  SkippedSteps host;
+  at::Tensor device = SkippedSteps::none(at::kCPU);
+  for (std::int64_t step = 1; step <= 200; ++step) {
+    const at::Tensor skip = at::scalar_tensor(rng.uniform() < 0.6 ? 1 : 0, at::kFloat);
+    host.count(skip, step);
+    SkippedSteps::count_by_operators(device, skip, step);
+    if (rng.uniform() > 0.2) continue;
+    const SkippedSteps::Seen seen = host.take();
+    EXPECT_EQ(device[1].item<double>(), double(seen.in_a_row)) << step;
+    EXPECT_EQ(device[2].item<double>(), seen.first ? double(seen.first) : INFINITY) << step;
+    EXPECT_EQ(device[3].item<double>(), double(seen.total)) << step;
+    device[1].zero_();
+    device[2].fill_(INFINITY);
+    device[3].zero_();
+  }
+}
+
+at::Tensor average_of(Session& s, const std::string& name) {
+  const Snapshot all = Snapshot::take([&](Archive& ar) { s.state(ar); }, 0);
+  const auto& entry = all.entries.at("average/" + name);
+  return at::from_blob(const_cast<std::byte*>(entry.bytes.data()), entry.shape, at::kDouble).clone();
+}
+
+TEST(Session, SkippedStepsLeaveTheRunningAverage) {
+  for (const std::int64_t zero : {0, 1}) {
+    TrainConfig c = small();
+    c.ema = 0.5;
+    c.zero = zero;
+    std::vector<at::Tensor> averages[2];
+    train(c, 2, [&](Session& s, Regression& r, std::int64_t step) {
+      r.poison = step == 5 ? std::nan("") : 0;
+      averages[s.context().rank()].push_back(average_of(s, "w1"));
+    });
+    for (const auto& a : averages) {
+      EXPECT_FALSE(at::equal(a[4], a[5])) << "zero " << zero;
+      EXPECT_TRUE(at::equal(a[5], a[6])) << "zero " << zero;
+      EXPECT_FALSE(at::equal(a[6], a[7])) << "zero " << zero;
+    }
+  }
+}
+
+// What a recipe sees of the weights in update(), once the optimizer has stepped, is what every rank goes on with.
+TEST(Session, RecipesUpdateGatheredWeights) {
+  struct Watching : Regression {
+    std::vector<at::Tensor> seen;
+    void update(const Step& s, Context& c) override {
+      Regression::update(s, c);
+      seen.clear();
+      for (const auto& p : params) seen.push_back(p.value.detach().clone());
+    }
+  };
+  for (const std::int64_t zero : {0, 1})
+    for (const int ranks : {2, 4}) {
+      TrainConfig c = small();
+      c.zero = zero;
+      c.bucket_mib = c.first_bucket_mib = 0.0005;
+      run_loopback(ranks, [&](Communicator& world) {
+        Watching recipe;
+        Session session(world, c, recipe);
+        for (std::int64_t s = 0; s < 4; ++s) {
+          session.context().now.step = s;
+          session.step(recipe.rows.read(std::vector<std::int64_t>{s, s + 1, world.rank()}, 0));
+          for (std::size_t i = 0; i < recipe.params.size(); ++i)
+            EXPECT_TRUE(at::equal(recipe.seen[i], recipe.params[i].value.detach()))
+                << recipe.params[i].name << ", rank " << world.rank() << " of " << ranks << ", zero " << zero;
+        }
+      });
+    }
+}
+
 TEST(Session, LowPrecisionFollowsF32) {
   TrainConfig c = small();
   c.precision = "f32";
@@ -174,6 +278,122 @@ TEST(Session, FrozenParametersStay) {
   wrong.freeze = {"nothing*"};
   Regression other;
   EXPECT_THROW(Session(*self, wrong, other), UsageError);
+}
+
+TEST(Session, FreezingAllThatTheLossNeedsIsAnError) {
+  TrainConfig c = small();
+  c.freeze = {"w*", "b1"};  // `unused` is left, and used by nothing
+  for (const std::int64_t accumulate : {1, 2}) {
+    c.accumulate = accumulate;
+    EXPECT_THROW(train(c, 2), UsageError);
+  }
+}
+
+// Checkpoints of a run whose weights are all `value`.
+void save_constant(Checkpoints& checkpoints, std::int64_t step, double value) {
+  Regression recipe;
+  const TrainConfig config = small();
+  const auto self = make_self();
+  Session session(*self, config, recipe);
+  at::NoGradGuard no_grad;
+  for (const auto& p : session.parameters()) p.value.detach().fill_(value);
+  checkpoints.save(step, Snapshot::take([&](Archive& ar) { session.state(ar); }, 0), "{}");
+  checkpoints.finish();
+}
+
+TEST(InitFrom, TheRunningAverageBeginsWithTheLoadedWeights) {
+  test::TempFolder folder;
+  const auto self = make_self();
+  std::filesystem::create_directories(folder.path / "run/ckpt");
+  Checkpoints source((folder.path / "run/ckpt").string(), 2, *self);
+  save_constant(source, 3, 0.25);
+  TrainConfig c = small();
+  c.ema = 0.999;
+  run_loopback(2, [&](Communicator& world) {
+    Regression recipe;
+    Session session(world, c, recipe);
+    init_from((folder.path / "run").string(), session, world);
+    for (const auto& p : session.parameters()) {
+      EXPECT_TRUE(at::equal(p.value.detach(), at::full_like(p.value.detach(), 0.25))) << p.name;
+      if (world.rank() == 0) {
+        EXPECT_TRUE(at::equal(average_of(session, p.name), p.value.detach())) << p.name;
+      }
+    }
+  });
+}
+
+// The source writes, and removes, checkpoints all the time: all ranks get the weights of one.
+TEST(InitFrom, AllRanksLoadOneCheckpointOfARunThatIsWriting) {
+  test::TempFolder folder;
+  std::filesystem::create_directories(folder.path / "run/ckpt");
+  const auto self = make_self();
+  Checkpoints source((folder.path / "run/ckpt").string(), 1, *self);
+  save_constant(source, 1, 1);
+  std::atomic<bool> over = false;
+  std::thread writer([&] {
+    for (std::int64_t step = 2; !over; ++step) save_constant(source, step, double(step));
+  });
+  double newest = 0;
+  for (int round = 0; round < 30; ++round) {
+    std::vector<double> loaded(4);
+    run_loopback(4, [&](Communicator& world) {
+      Regression recipe;
+      const TrainConfig c = small();
+      Session session(world, c, recipe);
+      init_from((folder.path / "run").string(), session, world);
+      loaded[std::size_t(world.rank())] = session.parameters()[0].value.detach().mean().item<double>();
+    });
+    for (const double x : loaded) EXPECT_EQ(x, loaded[0]) << "round " << round;
+    newest = loaded[0];
+  }
+  over = true;
+  writer.join();
+  EXPECT_GT(newest, 1) << "nothing was written meanwhile";
+  EXPECT_THROW(run_loopback(2,
+                            [&](Communicator& world) {
+                              Regression recipe;
+                              const TrainConfig c = small();
+                              Session session(world, c, recipe);
+                              init_from((folder.path / "nothing").string(), session, world);
+                            }),
+               DataError);
+}
+
+// Every way to be out of memory has its exit code, on the rank itself and on those it is told to.
+TEST(Agree, OutOfMemoryIsNoBug) {
+  const std::vector<std::function<void()>> ways{
+      [] { throw std::bad_alloc(); },
+      [] {
+        std::vector<char> v(std::size_t(1) << 62);
+        v[0] = 1;
+      },
+      [] { at::empty({std::int64_t(1) << 58}, at::kDouble); },
+      [] { TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory."); },
+  };
+  for (std::size_t i = 0; i < ways.size(); ++i) {
+    const auto failure = attempt(ways[i]);
+    ASSERT_TRUE(failure) << i;
+    EXPECT_EQ(failure->code, ExitCode::memory) << i << ": " << failure->what;
+    EXPECT_EQ(failure->what.find('\n'), std::string::npos) << failure->what;
+    run_loopback(2, [&](Communicator& world) {
+      try {
+        agree(world, world.rank() == 1 ? failure : std::nullopt);
+        ADD_FAILURE() << i;
+      } catch (const Error& e) {
+        EXPECT_EQ(e.code(), ExitCode::memory) << i;
+        EXPECT_STREQ(e.what(), failure->what.c_str()) << i;
+      }
+    });
+  }
+}
+
+TEST(Agree, OtherErrorsKeepTheirCode) {
+  const auto code = [](const std::function<void()>& work) { return attempt(work)->code; };
+  EXPECT_EQ(code([] { throw UsageError("a", "b"); }), ExitCode::usage);
+  EXPECT_EQ(code([] { throw std::out_of_range("x"); }), ExitCode::bug);
+  EXPECT_EQ(code([] { TORCH_CHECK(false, "shapes"); }), ExitCode::bug);
+  EXPECT_EQ(code([] { throw 3; }), ExitCode::bug);
+  EXPECT_FALSE(attempt([] {}));
 }
 
 }  // namespace

@@ -1,12 +1,13 @@
 // A recipe that goes wrong on purpose, at one step of one rank: what the watchdog and the straggler report are
 // tested with. Part of the program `trireme_faulty` only.
 #include "comm/call_site.h"
+#include "framework/base/tensor.h"
 #include "framework/context.h"
 #include "framework/nn/parameters.h"
-#include "framework/base/tensor.h"
 
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <fstream>
 #include <numeric>
@@ -17,16 +18,17 @@ namespace {
 
 struct Fault {
   std::string kind = "none";
-  std::int64_t rank = 0, at = 3;
+  std::int64_t rank = 0, at = 3, steps = 1;
   double ms = 0;
 
   void fields(Fields& f) {
     f.choice("kind", kind,
              {"none", "stop", "stop_in_collective", "stop_in_loader", "block_in_loader", "spin", "other_communicator",
-              "slow"},
+              "slow", "nan"},
              "what goes wrong");
     f("rank", rank, "where", {.min = 0});
     f("at", at, "in which step, or at which read, from 0", {.min = 0});
+    f("steps", steps, "how many steps have a loss that is not finite", {.min = 1});
     f("ms", ms, "how much slower each step is", {.min = 0});
   }
   // Now, which the test reads to know how long it took to be noticed.
@@ -101,7 +103,8 @@ class Faulty : public Recipe {
     Work work = c.comm(other ? "control" : "features").all_reduce(buffer_of(features), Op::sum);
     if (inside) raise(SIGSTOP);
     work.wait();
-    return (weight_ - batch.columns.at("x").mean()).square().mean() / double(c.size());
+    const bool bad = mine && fault_.kind == "nan" && c.now.step >= fault_.at && c.now.step < fault_.at + fault_.steps;
+    return (weight_ - batch.columns.at("x").mean()).square().mean() * (bad ? std::nan("") : 1.0) / double(c.size());
   }
 
  private:
