@@ -6,7 +6,6 @@
 #include "tests/fault/program.h"
 #include "tests/unit/regression_recipe.h"
 
-#include <atomic>
 #include <chrono>
 #include <cmath>
 #include <mutex>
@@ -329,9 +328,8 @@ TEST(InitFrom, AllRanksLoadOneCheckpointOfARunThatIsWriting) {
   const auto self = make_self();
   Checkpoints source((folder.path / "run/ckpt").string(), 1, *self);
   save_constant(source, 1, 1);
-  std::atomic<bool> over = false;
-  std::thread writer([&] {
-    for (std::int64_t step = 2; !over; ++step) save_constant(source, step, double(step));
+  std::jthread writer([&](const std::stop_token& stop) {
+    for (std::int64_t step = 2; !stop.stop_requested(); ++step) save_constant(source, step, double(step));
   });
   double newest = 0;
   for (int round = 0; round < 30; ++round) {
@@ -340,14 +338,13 @@ TEST(InitFrom, AllRanksLoadOneCheckpointOfARunThatIsWriting) {
       Regression recipe;
       const TrainConfig c = small();
       Session session(world, c, recipe);
+      std::this_thread::sleep_for(std::chrono::milliseconds(5 * world.rank()));  // as ranks of several nodes begin
       init_from((folder.path / "run").string(), session, world);
       loaded[std::size_t(world.rank())] = session.parameters()[0].value.detach().mean().item<double>();
     });
     for (const double x : loaded) EXPECT_EQ(x, loaded[0]) << "round " << round;
     newest = loaded[0];
   }
-  over = true;
-  writer.join();
   EXPECT_GT(newest, 1) << "nothing was written meanwhile";
   EXPECT_THROW(run_loopback(2,
                             [&](Communicator& world) {
