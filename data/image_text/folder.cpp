@@ -47,6 +47,19 @@ void add_picture(OwnPictures& pictures, const fs::path& picture, const fs::path&
   pictures.add(picture, {reinterpret_cast<const char*>(caption.data()), caption.size()}, text.string());
 }
 
+// A caption whose picture is a folder.
+bool skip_folder(OwnPictures& pictures, const fs::path& text) {
+  if (extension_of(text) != ".txt") return false;
+  for (const char* extension : {".png", ".jpg", ".jpeg"}) {
+    const fs::path picture = fs::path(text).replace_extension(extension);
+    std::error_code error;
+    if (!fs::is_directory(picture, error)) continue;
+    pictures.skip(picture.string(), "a folder, not a picture");
+    return true;
+  }
+  return false;
+}
+
 PrepareSpec from_folder(const fs::path& root) {
   OwnPictures pictures(root);
   const auto files = files_below(root, pictures.skipped());
@@ -67,7 +80,8 @@ PrepareSpec from_folder(const fs::path& root) {
                     "put pictures there, each with a .txt caption beside it");
   std::vector<std::string> others;
   for (const auto& file : files)
-    if (const auto e = extension_of(file); !is_picture(e) && !is_foreign_picture(e) && !texts.contains(file))
+    if (const auto e = extension_of(file);
+        !is_picture(e) && !is_foreign_picture(e) && !texts.contains(file) && !skip_folder(pictures, file))
       others.push_back(file);
   if (!others.empty())
     pictures.note(std::to_string(others.size()) + (others.size() == 1 ? " other file (" : " other files (the first: ") +

@@ -92,6 +92,8 @@ TEST_F(DataInput, OneOddEntryCostsItself) {
       {"link/sub: ", "linked folder"});
   odd("circle", [](const fs::path& d) { fs::create_directory_symlink(".", d / "sub"); },
       {"circle/sub: ", "linked folder"});
+  odd("picture-folder", [](const fs::path& d) { fs::create_directory(d / "b.png"), write_text(d / "b.txt", "b"); },
+      {"picture-folder/b.png: a folder"});
   if (getuid() == 0) return;  // root may read everything
   odd("locked", [](const fs::path& d) { fs::create_directory(d / "sub"), fs::permissions(d / "sub", fs::perms::none); },
       {"locked/sub: ", "Permission denied"});
@@ -131,8 +133,8 @@ TEST_F(DataInput, ACachedFileBelongsToOneFolder) {
   expect_says(b, {" 3 images", "folder-pics-"});
   expect_says(c, {" 1 images", "folder-my pics.v2-"});
   EXPECT_NE(place(a), place(b));
-  for (const std::string typed : {std::string("B/pics/"), std::string("./B//pics/."), std::string("A/../B/pics"),
-                                  std::string("link/pics/"), (dir() / "B/pics").string()}) {
+  for (const std::string& typed : {std::string("B/pics/"), std::string("./B//pics/."), std::string("A/../B/pics"),
+                                   std::string("link/pics/"), (dir() / "B/pics").string()}) {
     SCOPED_TRACE(typed);
     const Outcome again = prepare(typed);
     expect_says(again, {"already prepared: 3 images"});
