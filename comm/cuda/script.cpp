@@ -128,7 +128,7 @@ void Script::add_host(std::function<Work(Communicator&)> call) {
   add([this] { return host.done(); });
 }
 
-Step Script::progress() {
+Operation::Step Script::progress() {
   const OnDevice on(g_.me.device);
   if (!ready.complete() || !also.complete()) return Step::blocked;
   if (begin_ns_ == 0) begin_ns_ = now_ns();

@@ -138,6 +138,7 @@ bool Queue::advance() {
   const std::shared_ptr<Operation> head = active_.front();
   if (!broken_ && engine_->failed_.load(std::memory_order_acquire)) broken_ = engine_->failure_;
   std::exception_ptr error = broken_;
+  using Step = Operation::Step;
   Step step = Step::complete;
   if (!error) {
     try {

@@ -18,10 +18,9 @@ namespace trireme {
 class Engine;
 class Queue;
 
-enum class Step : std::uint8_t { blocked, advanced, complete };
-
 class Operation : public Work::State, public std::enable_shared_from_this<Operation> {
  public:
+  enum class Step : std::uint8_t { blocked, advanced, complete };
   // One bounded piece of work, never blocking. Called by one thread at a time, only while at the head of the
   // queue. What it throws becomes the error of this and of every later operation of the queue.
   virtual Step progress() = 0;

@@ -68,7 +68,7 @@ class LoopbackOp final : public Operation {
   std::exception_ptr failed_;
 };
 
-Step LoopbackOp::progress() {
+Operation::Step LoopbackOp::progress() {
   if (executed_) {
     if (failed_) std::rethrow_exception(failed_);
     return Step::complete;

@@ -59,7 +59,7 @@ bool ShmOperation::all_reached(ShmChannel::Progress which, std::uint64_t value) 
   return true;
 }
 
-Step ShmOperation::progress() {
+Operation::Step ShmOperation::progress() {
   switch (phase_) {
     case Phase::start:
       arrive();
@@ -103,7 +103,7 @@ Step ShmOperation::progress() {
 }
 
 // One iteration for round k: fill k+1, combine k, empty k-1.
-Step ShmOperation::staged_round() {
+Operation::Step ShmOperation::staged_round() {
   switch (stage_) {
     case Stage::fill:
       if (round_ + 1 < rounds_) {
@@ -149,7 +149,7 @@ bool CopyList::step() {
   return true;
 }
 
-Step CopyOperation::direct() {
+Operation::Step CopyOperation::direct() {
   // A rank that has failed ends the job with its own error; this one waits for that, but not for ever.
   constexpr std::chrono::seconds patience{5};
   if (!listed_) {

@@ -4,11 +4,10 @@
 #include "comm/error.h"
 #include "framework/base/param.h"
 #include "framework/base/tensor.h"
-#include "framework/gradients/slot.h"
+#include "framework/gradients/layout.h"
 #include "framework/kernels/sum_of_squares.h"
 
 #include <algorithm>
-#include <cmath>
 #include <map>
 #include <numeric>
 
@@ -28,156 +27,77 @@ struct Hook : torch::autograd::PostAccumulateGradHook {
 }  // namespace
 
 struct Reducer::Impl {
-  struct Part : Bucket {
-    Communicator* comm = nullptr;  // null: never reduced
-    std::vector<std::size_t> params;
-    at::Tensor weights;  // with `shard`: flat, as `flat`
+  // What is on its way of a bucket.
+  struct Flight {
     std::unique_ptr<GradientHook> hook;
-    std::vector<Communicator*> lanes;  // of `comm`, for the hook
-    std::vector<std::int64_t> ends;    // of the pieces it is reduced in, in elements
+    std::vector<Communicator*> lanes;  // of the bucket's communicator, for the hook
     std::size_t front = 0, sent = 0;   // first parameter without its gradient; pieces on their way
     std::vector<Work> works;
     std::vector<c10::Stream> producers;  // streams its gradients came on, and it was launched on
   };
 
-  std::vector<Param> params;
-  std::vector<GradientSlot> slots_of;
   Communicator& grad;
   Options options;
+  Layout layout;
+  const std::vector<Param>& params = layout.params;
+  std::vector<GradientSlot>& slots = layout.slots;
+  const std::vector<Layout::Flat>& buckets = layout.buckets;
+  std::vector<Flight> flights;         // by bucket
   std::vector<std::int64_t> order;     // params in the order buckets are filled
   std::vector<std::int64_t> observed;  // order of readiness in this step
   static constexpr std::size_t lanes = 4;
-  static constexpr double shortest_piece_mib = 0.25;
   std::map<Communicator*, std::vector<std::unique_ptr<Communicator>>> copies_of;  // the lanes beside it
-  std::vector<Part> buckets;
-  std::vector<std::size_t> bucket_of;
-  std::vector<bool> ready, seen;      // seen: is in `observed`
+  std::vector<bool> ready, seen;                                                  // seen: is in `observed`
   std::vector<std::int64_t> written;  // elements of a gradient that is not ready
   std::size_t next_launch = 0;
   std::int64_t step = 0;
   bool last = false, order_known = false;
 
   Impl(const std::vector<Param>& p, Communicator& g, Options o)
-      : params(p), slots_of(p.size()), grad(g), options(std::move(o)) {
+      : grad(g),
+        options(std::move(o)),
+        layout(p, g, {options.bucket_mib, options.first_bucket_mib, options.shard, options.hook.name != "none"}) {
     order.resize(params.size());
     std::iota(order.rbegin(), order.rend(), 0);
     build();
     for (std::size_t i = 0; i < params.size(); ++i) {
       torch::autograd::impl::set_post_acc_grad_hooks(params[i].value,
                                                      std::make_unique<Hook>([this, i] { on_grad(i); }));
-      slots_of[i].written = [this, i](std::int64_t rows) { on_written(i, rows); };
-      GradientSlot::offer(params[i].value, slots_of[i]);
+      slots[i].written = [this, i](std::int64_t rows) { on_written(i, rows); };
+      GradientSlot::offer(params[i].value, slots[i]);
     }
   }
 
   ~Impl() {
-    for (auto& b : buckets)
-      for (auto& work : b.works) try {
+    for (auto& f : flights)
+      for (auto& work : f.works) try {
           work.wait();
         } catch (...) {  // the error was already reported by finish()
         }
-    for (auto& p : params) {
+    for (auto& p : layout.params) {
       GradientSlot::withdraw(p.value);
       torch::autograd::impl::set_post_acc_grad_hooks(p.value, nullptr);
       p.value.mutable_grad().reset();
     }
   }
 
-  Communicator* comm_of(const Param& p) const {
-    Communicator* c = p.replicas ? p.replicas : &grad;
-    return c->size() > 1 ? c : nullptr;
-  }
-
-  // Cuts `order` into buckets: a new one when full, or when communicator, type or device change.
   void build() {
-    buckets.clear();
-    bucket_of.assign(params.size(), 0);
-    std::size_t filled = 0;
-    for (const auto i : order) {
-      const auto& v = params[i].value;
-      const std::size_t limit =
-          std::size_t((buckets.size() <= 1 ? options.first_bucket_mib : options.bucket_mib) * 1048576);
-      const bool fits = !buckets.empty() && filled < limit && buckets.back().comm == comm_of(params[i]) &&
-                        params[buckets.back().params[0]].value.options().type_equal(v.options());
-      if (!fits) {
-        buckets.emplace_back().comm = comm_of(params[i]);
-        filled = 0;
-      }
-      buckets.back().params.push_back(i);
-      bucket_of[i] = buckets.size() - 1;
-      filled += v.nbytes();
-    }
-    for (auto& b : buckets) allocate(b);
-  }
-
-  // Zeros that the communicator moves fastest.
-  static at::Tensor flat_memory(Communicator* comm, std::int64_t count, const at::TensorOptions& options) {
-    if (!comm || !options.device().is_cpu()) return at::zeros({count}, options);
-    auto memory = comm->allocate(std::size_t(count) * options.dtype().itemsize());
-    return at::from_blob(
-        memory.get(), {count}, [memory](void*) {}, options);
-  }
-
-  void allocate(Part& b) {
-    constexpr std::int64_t align = 64;  // elements between parameters: views start on cache lines
-    std::int64_t total = 0;
-    std::vector<std::int64_t> offsets;
-    for (const auto i : b.params) {
-      offsets.push_back(total);
-      total += (params[i].value.numel() + align - 1) / align * align;
-    }
-    if (options.shard && b.comm) {  // every rank's shard is as long, and whole cache lines
-      const std::int64_t shards = 16 * b.comm->size();
-      total = (total + shards - 1) / shards * shards;
-    }
-    const auto options = params[b.params[0]].value.options().requires_grad(false);
-    b.flat = flat_memory(b.comm, total, options);
-    for (std::size_t k = 0; k < b.params.size(); ++k) {
-      const auto& p = params[b.params[k]];
-      b.gradients.push_back(b.flat.narrow(0, offsets[k], p.value.numel()).view(p.value.sizes()));
-      b.parameters.push_back(p.name);
-      slots_of[b.params[k]].view = b.gradients.back();
-    }
-    cut(b);
-  }
-
-  // Into pieces as long as a bucket is meant to be; a hook or a shard wants the whole. (A GPU gains 2 % by pieces, and
-  // the tests there have not seen them yet.)
-  void cut(Part& b) {
-    const std::int64_t total = b.flat.numel(), line = 64;
-    const double mib = std::max({options.bucket_mib, options.first_bucket_mib, shortest_piece_mib});
-    const double wanted = mib * 1048576 / double(b.flat.element_size());
-    const bool whole = !b.comm || !b.flat.is_cpu() || options.shard || options.hook.name != "none";
-    const std::int64_t pieces = whole ? 1 : std::max<std::int64_t>(1, std::llround(double(total) / wanted));
-    b.ends.clear();
-    for (std::int64_t k = 1; k < pieces; ++k) b.ends.push_back(total * k / pieces / line * line);
-    b.ends.push_back(total);
-    for (std::size_t k = 0; k < b.params.size(); ++k) {
-      const at::Tensor& g = b.gradients[k];
-      auto& blocks = slots_of[b.params[k]].blocks;
-      blocks.clear();
-      if (g.dim() == 0 || g.numel() == 0) continue;
-      const std::int64_t rows = g.size(0), width = g.numel() / rows;
-      for (const std::int64_t end : b.ends) {
-        const std::int64_t block = std::min((end - g.storage_offset() + width - 1) / width, rows);
-        if (block > 0 && (blocks.empty() || block > blocks.back())) blocks.push_back(block);
-      }
-    }
+    layout.build(order);
+    flights.clear();
+    flights.resize(buckets.size());
   }
 
   // The layout is final: what depends on it is made now.
   void settle() {
     order_known = true;
-    for (auto& b : buckets) {
-      if (!b.comm) continue;
-      if (options.hook.name != "none") {
-        b.hook = make_hook(options.hook, b, *b.comm);
-        b.lanes = lanes_of(*b.comm);
-        // Each bucket begins with another lane.
-        std::rotate(b.lanes.begin(), b.lanes.begin() + (&b - buckets.data()) % std::ptrdiff_t(lanes), b.lanes.end());
-      }
-      if (options.shard) home_weights(b);
+    for (std::size_t k = 0; k < buckets.size(); ++k) {
+      const auto& b = buckets[k];
+      if (!b.comm || options.hook.name == "none") continue;
+      flights[k].hook = make_hook(options.hook, b, *b.comm);
+      auto& l = flights[k].lanes = lanes_of(*b.comm);
+      std::rotate(l.begin(), l.begin() + std::ptrdiff_t(k % lanes), l.end());  // each bucket begins with another
     }
+    layout.home_weights();
   }
 
   std::vector<Communicator*> lanes_of(Communicator& comm) {
@@ -188,27 +108,16 @@ struct Reducer::Impl {
     return all;
   }
 
-  void home_weights(Part& b) {
-    at::NoGradGuard no_grad;
-    b.weights = flat_memory(b.comm, b.flat.numel(), b.flat.options());
-    for (std::size_t k = 0; k < b.params.size(); ++k) {
-      at::Tensor value = params[b.params[k]].value;
-      const at::Tensor home = b.weights.narrow(0, b.gradients[k].storage_offset(), value.numel()).view(value.sizes());
-      home.copy_(value);
-      value.set_data(home);
-    }
-  }
-
   void begin_step(std::int64_t now) {
     step = now;
     for (std::size_t i = 0; i < params.size(); ++i) {
-      params[i].value.mutable_grad().reset();
-      slots_of[i].taken = slots_of[i].lent = false;
+      layout.params[i].value.mutable_grad().reset();
+      slots[i].taken = slots[i].lent = false;
     }
-    for (auto& b : buckets) {
-      b.front = b.sent = 0;
-      b.works.clear();
-      b.producers.clear();
+    for (auto& f : flights) {
+      f.front = f.sent = 0;
+      f.works.clear();
+      f.producers.clear();
     }
     ready.assign(params.size(), false);
     seen.assign(params.size(), false);
@@ -228,9 +137,9 @@ struct Reducer::Impl {
       order = agreed;
       build();
       for (std::size_t i = 0; i < params.size(); ++i) {
-        at::Tensor& g = params[i].value.mutable_grad();
-        slots_of[i].view.copy_(g);
-        g = slots_of[i].view;
+        at::Tensor& g = layout.params[i].value.mutable_grad();
+        slots[i].view.copy_(g);
+        g = slots[i].view;
       }
     }
     settle();
@@ -240,24 +149,23 @@ struct Reducer::Impl {
   // the backward of the same layer goes on.
   void on_written(std::size_t i, std::int64_t rows) {
     if (!last) return;
-    const at::Tensor& g = slots_of[i].view;
+    const at::Tensor& g = slots[i].view;
     const bool all = rows == GradientSlot::rows_of(g);
-    if (!slots_of[i].alone || !options.overlap) {
+    if (!slots[i].alone || !options.overlap) {
       if (all) observe(i);
     } else if (all) {
       mark_ready(i);
     } else {
       written[i] = rows * (g.numel() / g.size(0));
-      note_stream(buckets[bucket_of[i]]);
+      note_stream(layout.bucket_of[i]);
       launch_full();
     }
   }
 
   // A gradient is complete for this backward: move it into its bucket, and launch what is full.
   void on_grad(std::size_t i) {
-    auto& param = params[i].value;
-    auto& g = param.mutable_grad();
-    GradientSlot& slot = slots_of[i];
+    auto& g = layout.params[i].value.mutable_grad();
+    GradientSlot& slot = slots[i];
     const bool in_place = g.data_ptr() == slot.view.data_ptr();
     if (!in_place) {
       if (ready[i])
@@ -282,7 +190,7 @@ struct Reducer::Impl {
     if (ready[i]) return;
     ready[i] = true;
     observe(i);
-    note_stream(buckets[bucket_of[i]]);
+    note_stream(layout.bucket_of[i]);
     if (options.overlap) launch_full();
   }
 
@@ -296,46 +204,48 @@ struct Reducer::Impl {
     event.block(then);
   }
   // On a GPU gradients may come on several streams, and be used on another one.
-  static void note_stream(Part& b) {
-    if (b.flat.is_cpu()) return;
-    const c10::Stream s = current_stream(b.flat);
-    if (std::find(b.producers.begin(), b.producers.end(), s) == b.producers.end()) b.producers.push_back(s);
+  void note_stream(std::size_t bucket) {
+    const at::Tensor& flat = buckets[bucket].flat;
+    if (flat.is_cpu()) return;
+    const c10::Stream s = current_stream(flat);
+    auto& known = flights[bucket].producers;
+    if (std::find(known.begin(), known.end(), s) == known.end()) known.push_back(s);
   }
 
   // Elements at the front of a bucket that are there.
-  std::int64_t filled(Part& b) const {
-    while (b.front < b.params.size() && ready[b.params[b.front]]) ++b.front;
-    if (b.front == b.params.size()) return b.flat.numel();
-    return b.gradients[b.front].storage_offset() + written[b.params[b.front]];
+  std::int64_t filled(std::size_t bucket) {
+    const auto& b = buckets[bucket];
+    auto& front = flights[bucket].front;
+    while (front < b.params.size() && ready[b.params[front]]) ++front;
+    if (front == b.params.size()) return b.flat.numel();
+    return b.gradients[front].storage_offset() + written[b.params[front]];
   }
 
   void launch_full() {
     for (; next_launch < buckets.size(); ++next_launch) {
-      auto& b = buckets[next_launch];
-      const std::int64_t there = filled(b);
-      for (; b.sent < b.ends.size() && b.ends[b.sent] <= there; ++b.sent) launch(b);
-      if (b.sent < b.ends.size()) return;
+      const auto& ends = buckets[next_launch].ends;
+      auto& sent = flights[next_launch].sent;
+      const std::int64_t there = filled(next_launch);
+      for (; sent < ends.size() && ends[sent] <= there; ++sent) launch(next_launch);
+      if (sent < ends.size()) return;
     }
   }
 
-  void launch(Part& b) {
+  void launch(std::size_t bucket) {
+    auto& b = layout.buckets[bucket];
+    auto& f = flights[bucket];
     if (!b.comm) return;
-    const CallSite here("reducer: bucket", int(next_launch));
-    for (const auto& s : b.producers) in_order(s, current_stream(b.flat));
-    if (b.hook && step >= options.hook.start) {
-      b.hook->reduce(b, b.lanes, b.works);
+    const CallSite here("reducer: bucket", int(bucket));
+    for (const auto& s : f.producers) in_order(s, current_stream(b.flat));
+    if (f.hook && step >= options.hook.start) {
+      f.hook->reduce(b, f.lanes, f.works);
     } else if (b.weights.defined()) {
-      b.works = {b.comm->reduce_scatter(buffer_of(b.flat), buffer_of(shard_of(b, b.flat)), Op::sum)};
+      f.works = {b.comm->reduce_scatter(buffer_of(b.flat), buffer_of(Layout::shard_of(b, b.flat)), Op::sum)};
     } else {
-      const std::int64_t begin = b.sent == 0 ? 0 : b.ends[b.sent - 1];
-      b.works.push_back(b.comm->all_reduce(buffer_of(b.flat.narrow(0, begin, b.ends[b.sent] - begin)), Op::sum));
+      const std::int64_t begin = f.sent == 0 ? 0 : b.ends[f.sent - 1];
+      f.works.push_back(b.comm->all_reduce(buffer_of(b.flat.narrow(0, begin, b.ends[f.sent] - begin)), Op::sum));
     }
-    note_stream(b);
-  }
-
-  static at::Tensor shard_of(const Part& b, const at::Tensor& flat) {
-    const std::int64_t n = flat.numel() / b.comm->size();
-    return flat.narrow(0, n * b.comm->rank(), n);
+    note_stream(bucket);
   }
 
   void finish() {
@@ -343,45 +253,28 @@ struct Reducer::Impl {
     for (std::size_t k = 0; k < order.size(); ++k) {
       const auto i = std::size_t(order[k]);
       if (ready[i]) continue;
-      auto& g = params[i].value.mutable_grad();
+      auto& g = layout.params[i].value.mutable_grad();
       if (!g.defined()) {
-        slots_of[i].view.zero_();
-        g = slots_of[i].view;
+        slots[i].view.zero_();
+        g = slots[i].view;
       }
       mark_ready(i);
     }
     launch_full();
-    for (auto& b : buckets) {
-      for (auto& work : b.works) work.wait();
-      for (const auto& s : b.producers) in_order(s, current_stream(b.flat));
+    for (std::size_t k = 0; k < buckets.size(); ++k) {
+      for (auto& work : flights[k].works) work.wait();
+      for (const auto& s : flights[k].producers) in_order(s, current_stream(buckets[k].flat));
     }
     if (!order_known) adopt_observed_order();
   }
 
   void gather_weights() {
     const CallSite here("reducer: weights");
-    for (auto& b : buckets)
-      if (b.weights.defined()) b.works = {b.comm->all_gather(buffer_of(shard_of(b, b.weights)), buffer_of(b.weights))};
-    for (auto& b : buckets)
-      if (b.weights.defined()) b.works.front().wait();
-  }
-
-  std::vector<Slice> owned() const {
-    std::vector<Slice> slices;
-    for (const auto& b : buckets) {
-      for (std::size_t k = 0; k < b.params.size(); ++k) {
-        const std::int64_t at = b.gradients[k].storage_offset(), n = b.gradients[k].numel();
-        std::int64_t begin = 0, end = n;
-        if (b.weights.defined()) {
-          const std::int64_t shard = b.flat.numel() / b.comm->size(), first = shard * b.comm->rank();
-          begin = std::clamp<std::int64_t>(first - at, 0, n);
-          end = std::clamp<std::int64_t>(first + shard - at, 0, n);
-        }
-        slices.push_back({b.params[k], begin, end});
-      }
-    }
-    std::sort(slices.begin(), slices.end(), [](const Slice& a, const Slice& b) { return a.param < b.param; });
-    return slices;
+    std::vector<Work> works;
+    for (const auto& b : buckets)
+      if (b.weights.defined())
+        works.push_back(b.comm->all_gather(buffer_of(Layout::shard_of(b, b.weights)), buffer_of(b.weights)));
+    for (auto& work : works) work.wait();
   }
 
   std::size_t plain_bytes() const {
@@ -401,15 +294,15 @@ struct Reducer::Impl {
     ar.array("order", DType::i64, {&n, 1}, saved.data());
     ar.value("order_known", known);
     if (ar.loading() && known) {
-      for (auto& p : params) p.value.mutable_grad().reset();
+      for (auto& p : layout.params) p.value.mutable_grad().reset();
       order = saved;
       build();
       settle();
     }
     for (std::size_t k = 0; k < buckets.size(); ++k) {
-      if (!buckets[k].hook) continue;
+      if (!flights[k].hook) continue;
       Archive::Group g(ar, "hook/" + std::to_string(k));
-      buckets[k].hook->state(ar);
+      flights[k].hook->state(ar);
     }
   }
 };
@@ -421,7 +314,7 @@ void Reducer::begin_step(std::int64_t step) { impl_->begin_step(step); }
 void Reducer::arm(bool last) { impl_->last = last; }
 void Reducer::finish() { impl_->finish(); }
 bool Reducer::settled() const { return impl_->order_known; }
-std::vector<Slice> Reducer::owned() const { return impl_->owned(); }
+std::vector<Slice> Reducer::owned() const { return impl_->layout.owned(); }
 void Reducer::gather_weights() { impl_->gather_weights(); }
 std::size_t Reducer::plain_bytes() const { return impl_->plain_bytes(); }
 void Reducer::state(Archive& ar) { impl_->state(ar); }
