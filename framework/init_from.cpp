@@ -2,8 +2,9 @@
 
 #include "comm/error.h"
 #include "comm/local/self.h"
-#include "framework/io/checkpoint.h"
+#include "framework/base/replicas.h"
 #include "framework/formats/safetensors.h"
+#include "framework/io/checkpoint.h"
 
 #include <filesystem>
 
@@ -11,10 +12,14 @@ namespace trireme {
 
 void init_from(const std::string& source, Session& session) {
   at::NoGradGuard no_grad;
+  for (const auto& p : session.parameters())
+    if (p.sharing.kind == Sharing::per_rank && session.context().size() > 1)
+      throw UsageError("init_from", p.name + " is another one on other ranks, and init_from gives all ranks the same",
+                       "train from the beginning, or let the recipe say which rows each rank holds");
   if (source.ends_with(".safetensors")) {
     const Safetensors file(source);
     for (const auto& p : session.parameters()) {
-      const at::Tensor t = file.tensor(p.name);
+      const at::Tensor t = own_part(p, file.tensor(p.name));
       if (t.sizes() != p.value.sizes())
         throw DataError(source,
                         p.name + " has shape " + c10::str(t.sizes()) + ", the model " + c10::str(p.value.sizes()),
