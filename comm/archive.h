@@ -11,12 +11,15 @@
 
 namespace trireme {
 
-// How ranks hold an array. Resume on another world size keeps `replicated` and `rows`; `per_rank` starts
-// afresh.
+// How ranks hold an array. Resume on another world size keeps `replicated` and `rows`; `per_rank` is not there then:
+// state that asks with has() starts afresh, any other is refused.
 struct Sharing {
   enum Kind : std::uint8_t { replicated, rows, per_rank } kind = replicated;
   std::int64_t first_row = 0;   // rows: this rank holds [first_row, first_row + shape[0]) of ...
   std::int64_t total_rows = 0;  // ... total_rows along dimension 0
+  // rows and per_rank: the ranks that hold this same array, ascending, when it is not this one alone. The first saves
+  // it for all.
+  std::vector<int> holders = {};
 };
 
 class Archive {

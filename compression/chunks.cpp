@@ -39,7 +39,7 @@ Compensated::Compensated(const Chunk& chunk) : chunk_(chunk) {
   if (!chunk.error) return;
   sum_ = std::make_unique_for_overwrite<float[]>(chunk.in.count);
   const auto* in = static_cast<const float*>(chunk.in.data);
-  for (std::size_t i = 0; i < chunk.in.count; ++i) sum_[i] = in[i] + chunk.error[i];
+  for (std::size_t i = 0; i < chunk.in.count; ++i) sum_[i] = in[i] + before(chunk)[i];
 }
 
 void Compensated::keep_loss(const Compressor& codec, const std::uint8_t* code, std::size_t bytes) const {

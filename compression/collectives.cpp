@@ -131,7 +131,11 @@ Work sum_shard(const std::shared_ptr<Reduction>& r, const Exchange& x) {
   // Room for any rank's code: all_gather sends as many bytes as the longest has.
   const std::size_t room = r->codec.max_bytes(r->shard);
   r->encoded = uninitialized(room);
-  const Chunk chunk{{sum.get(), n, DType::f32}, r->bound, r->feedback ? floats(r->feedback->owned, 0) : nullptr};
+  Chunk chunk{{sum.get(), n, DType::f32}, r->bound};
+  if (r->feedback) {
+    chunk.error = floats(r->feedback->owned, 0);
+    chunk.error_before = static_cast<const float*>(r->feedback->owned_before.data);
+  }
   std::uint64_t size = 0;
   r->codec.encode({&chunk, 1}, bytes_of(r->encoded, room), {&size, 1, DType::i64});
   std::fill(r->encoded.get() + size, r->encoded.get() + room, std::uint8_t{0});
@@ -153,8 +157,10 @@ Work reduce_by_shards(Communicator& comm, Compressor& codec, Buffer inout, doubl
   std::vector<Chunk> chunks;
   for (int k = 0; k < comm.size(); ++k) {
     const std::size_t first = std::min(inout.count, r->shard * static_cast<std::size_t>(k));
-    chunks.push_back(
-        {{floats(inout, first), r->part(k), DType::f32}, bound, feedback ? floats(feedback->sent, first) : nullptr});
+    Chunk& chunk = chunks.emplace_back(Chunk{{floats(inout, first), r->part(k), DType::f32}, bound});
+    if (!feedback) continue;
+    chunk.error = floats(feedback->sent, first);
+    if (const auto* before = static_cast<const float*>(feedback->sent_before.data)) chunk.error_before = before + first;
   }
   x->recv_counts.assign(chunks.size(), r->mine());
   return exchange(comm, x, chunks).then([r, x] { return sum_shard(r, *x); });

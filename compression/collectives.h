@@ -18,6 +18,8 @@ Work all_to_all(Communicator& comm, Compressor& codec, ConstBuffer in, std::span
 struct ErrorFeedback {
   Buffer sent;   // count elements: of this rank's contribution
   Buffer owned;  // shard elements: of the sums that this rank passes on
+  // Set: these are added instead, and kept, so that a step can be taken back.
+  ConstBuffer sent_before = {}, owned_before = {};
 };
 
 // Elements of a buffer of `count` that one of `ranks` ranks sums: multiples of 256, so that codes of shards are as

@@ -28,7 +28,9 @@ struct Chunk {
   // Error feedback (Karimireddy et al., ICML'19), one value per element: in + error is encoded, and error then holds
   // what the code lost of it, 0 where that is not finite.
   float* error = nullptr;
+  const float* error_before = nullptr;  // set: it is added instead of `error`, and kept
 };
+inline const float* before(const Chunk& c) { return c.error_before ? c.error_before : c.error; }
 
 class Compressor {
  public:

@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "comm/local/self.h"
 #include "framework/base/agree.h"
+#include "framework/base/replicas.h"
 #include "framework/formats/safetensors.h"
 #include "framework/io/checkpoint.h"
 
@@ -14,7 +15,7 @@ namespace {
 void load_safetensors(const std::string& source, Session& session) {
   const Safetensors file(source);
   for (const auto& p : session.parameters()) {
-    const at::Tensor t = file.tensor(p.name);
+    const at::Tensor t = own_part(p, file.tensor(p.name));
     if (t.sizes() != p.value.sizes())
       throw DataError(source, p.name + " has shape " + c10::str(t.sizes()) + ", the model " + c10::str(p.value.sizes()),
                       "init_from needs a model of the same shape");
@@ -60,6 +61,10 @@ void load_run(const std::string& source, Session& session, Communicator& comm) {
 
 void init_from(const std::string& source, Session& session, Communicator& comm) {
   at::NoGradGuard no_grad;
+  for (const auto& p : session.parameters())
+    if (p.sharing.kind == Sharing::per_rank && comm.size() > 1)
+      throw UsageError("init_from", p.name + " is another one on other ranks, and init_from gives all ranks the same",
+                       "train from the beginning, or let the recipe say which rows each rank holds");
   if (source.ends_with(".safetensors"))
     agree(comm, attempt([&] { load_safetensors(source, session); }));
   else

@@ -2,6 +2,7 @@
 
 #include "comm/call_site.h"
 #include "comm/error.h"
+#include "framework/base/replicas.h"
 #include "framework/base/tensor.h"
 #include "framework/gradients/reducer.h"
 #include "framework/metrics/trace.h"
@@ -64,6 +65,7 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
   context_.recipe_ = &recipe;
   recipe.setup(context_);
   all_ = recipe.parameters();
+  settle_sharing(all_, context_.comm("control"));
   std::vector<Param> trained;
   for (const auto& pattern : config.freeze) {
     const bool used =
@@ -130,6 +132,7 @@ void Session::step(const Batch& batch) {
     at::NoGradGuard no_grad;
     guard_update();
     skipped_steps_.count(context_.skip_, context_.now.step + 1);
+    reducer_->step_done(context_.skip_);
     recipe_.update(context_.now, context_);
     if (!average_.empty()) average_weights();
   }
@@ -223,7 +226,7 @@ std::map<std::string, double> Session::take_logged() { return std::exchange(cont
 
 void Session::weights(Archive& ar) {
   Archive::Group g(ar, "model");
-  for (auto& p : all_) archive(ar, p.name, p.value);
+  for (auto& p : all_) archive(ar, p.name, p.value, p.sharing);
 }
 
 void Session::state(Archive& ar) {
@@ -241,7 +244,10 @@ void Session::state(Archive& ar) {
     archive(ar, "loss_scale/scale", context_.scale_);
     archive(ar, "loss_scale/growth", growth_);
   }
-  for (std::size_t i = 0; i < average_.size(); ++i) archive(ar, "average/" + optimizer_->params()[i].name, average_[i]);
+  for (std::size_t i = 0; i < average_.size(); ++i) {
+    const Param& p = optimizer_->params()[i];
+    archive(ar, "average/" + p.name, average_[i], p.sharing);
+  }
   Archive::Group g(ar, "recipe");
   recipe_.state(ar);
 }

@@ -21,15 +21,17 @@ std::size_t bytes_of(std::size_t count) { return count + sizeof(float) * blocks_
 // 1.5 * 2^23 + x has the integer nearest to x (ties to even) in its low bits.
 constexpr float rounder = 12582912.0f;
 
-// One pass over memory: with `error`, in + error is encoded and what the code loses is left there.
-TRIREME_CLONES void encode_blocks(const float* in, float* error, std::size_t count, std::uint8_t* to) {
+// One pass over memory: with `error`, in + before is encoded and what the code loses is left in `error` (which may be
+// `before`).
+TRIREME_CLONES void encode_blocks(const float* in, const float* before, float* error, std::size_t count,
+                                  std::uint8_t* to) {
   auto* codes = reinterpret_cast<std::int8_t*>(to + sizeof(float) * blocks_of(count));
   float sum[block];
   for (std::size_t first = 0; first < count; first += block, to += sizeof(float)) {
     const std::size_t n = std::min(block, count - first);
     const float* v = in + first;
     if (error) {
-      for (std::size_t i = 0; i < n; ++i) sum[i] = v[i] + error[first + i];
+      for (std::size_t i = 0; i < n; ++i) sum[i] = v[i] + before[first + i];
       v = sum;
     }
     // The bits of magnitudes are in the order of the magnitudes, infinity and NaN above all numbers.
@@ -83,7 +85,7 @@ class Int8 final : public Compressor {
     auto* to = static_cast<std::uint8_t*>(out.data);
     auto* size = static_cast<std::uint64_t*>(sizes.data);
     for (const Chunk& c : chunks) {
-      encode_blocks(static_cast<const float*>(c.in.data), c.error, c.in.count, to);
+      encode_blocks(static_cast<const float*>(c.in.data), before(c), c.error, c.in.count, to);
       *size = bytes_of(c.in.count);
       to += *size++;
     }

@@ -4,6 +4,7 @@
 #include "framework/base/tensor.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace trireme {
 namespace {
@@ -31,15 +32,19 @@ class CodecHook final : public GradientHook {
     const auto options = bucket.flat.options();
     sent_ = at::zeros({bucket.flat.numel()}, options);
     owned_ = at::zeros({std::int64_t(owned)}, options);
+    sent_before_ = at::zeros_like(sent_);
+    owned_before_ = at::zeros_like(owned_);
   }
 
   void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
+    swap_errors();
     std::size_t lane = 0;
     for (auto& p : pieces_) {
       Communicator& comm = *lanes[lane++ % lanes.size()];
       const Buffer inout = part(bucket.flat, p.first, p.count);
       if (sent_.defined()) {
-        const ErrorFeedback feedback{part(sent_, p.first, p.count), part(owned_, p.first_owned, p.owned)};
+        const ErrorFeedback feedback{part(sent_, p.first, p.count), part(owned_, p.first_owned, p.owned),
+                                     part(sent_before_, p.first, p.count), part(owned_before_, p.first_owned, p.owned)};
         works.push_back(all_reduce(comm, *p.codec, inout, bound_, &feedback));
       } else {
         works.push_back(all_reduce(comm, *p.codec, inout, bound_, nullptr));
@@ -53,7 +58,9 @@ class CodecHook final : public GradientHook {
     return sum;
   }
 
-  void state(Archive& ar) override {
+  void undo() override { swap_errors(); }
+
+  void state(Archive& ar, Sharing::Kind) override {
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       Archive::Group group(ar, "piece/" + std::to_string(i));
       pieces_[i].codec->state(ar);
@@ -70,13 +77,18 @@ class CodecHook final : public GradientHook {
     std::size_t first_owned, owned;  // of owned_
     std::unique_ptr<Compressor> codec;
   };
+  void swap_errors() {
+    std::swap(sent_, sent_before_);
+    std::swap(owned_, owned_before_);
+  }
   static Buffer part(const at::Tensor& flat, std::size_t first, std::size_t count) {
     return {flat.data_ptr<float>() + first, count, DType::f32};
   }
 
   double bound_;
   std::vector<Piece> pieces_;
-  at::Tensor sent_, owned_;  // error feedback
+  at::Tensor sent_, owned_;                // error feedback
+  at::Tensor sent_before_, owned_before_;  // the same before the last step
 };
 
 }  // namespace

@@ -45,7 +45,10 @@ class GradientHook {
   virtual void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) = 0;
   // Bytes this rank puts on the wire in one reduce, by formula.
   virtual std::size_t bytes(const Bucket& bucket, const Communicator& comm) const = 0;
-  virtual void state(Archive&) {}
+  // The last reduce belongs to a step that is not taken: what is kept is as before it. Once all its works are complete.
+  virtual void undo() {}
+  // `common`: how what is equal on all ranks of the bucket is saved.
+  virtual void state(Archive&, Sharing::Kind common) { static_cast<void>(common); }
 };
 
 using GradientHooks = Factories<GradientHook, const HookConfig&, const Bucket&, const Communicator&>;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include <ATen/ATen.h>
 
@@ -31,24 +32,44 @@ Communicator* Layout::comm_of(const Param& p) const {
   return c->size() > 1 ? c : nullptr;
 }
 
-// Cuts `order` into buckets: a new one when full, or when communicator, type or device change.
+// Parameters of one communicator, type and device go into the same bucket until it is full, whatever lies between them
+// in `order`: ranks that hold other parameters beside them cut the same buckets. A bucket leaves where its last one is.
 void Layout::build(const std::vector<std::int64_t>& order) {
+  struct Kind {
+    Communicator* comm;
+    at::TensorOptions options;
+    std::size_t bucket = 0, filled = 0, made = 0;  // the one that is being filled, its bytes; how many so far
+  };
+  std::vector<Kind> kinds;
+  std::vector<Flat> cut;
+  std::vector<std::size_t> last;  // by bucket: the place of its last parameter
+  for (std::size_t place = 0; place < order.size(); ++place) {
+    const auto i = std::size_t(order[place]);
+    const at::Tensor& v = params[i].value;
+    auto kind = std::find_if(kinds.begin(), kinds.end(), [&](const Kind& k) {
+      return k.comm == comm_of(params[i]) && k.options.type_equal(v.options());
+    });
+    if (kind == kinds.end()) kind = kinds.insert(kind, {comm_of(params[i]), v.options()});
+    const double limit = kind->made <= 1 ? options_.first_bucket_mib : options_.bucket_mib;
+    if (kind->made == 0 || kind->filled >= std::size_t(limit * 1048576)) {
+      kind->bucket = cut.size();
+      kind->filled = 0;
+      ++kind->made;
+      cut.emplace_back().comm = kind->comm;
+      last.emplace_back();
+    }
+    cut[kind->bucket].params.push_back(i);
+    last[kind->bucket] = place;
+    kind->filled += v.nbytes();
+  }
+  std::vector<std::size_t> leaving(cut.size());
+  std::iota(leaving.begin(), leaving.end(), 0);
+  std::sort(leaving.begin(), leaving.end(), [&](auto a, auto b) { return last[a] < last[b]; });
   buckets.clear();
   bucket_of.assign(params.size(), 0);
-  std::size_t filled = 0;
-  for (const auto i : order) {
-    const auto& v = params[std::size_t(i)].value;
-    const std::size_t limit =
-        std::size_t((buckets.size() <= 1 ? options_.first_bucket_mib : options_.bucket_mib) * 1048576);
-    const bool fits = !buckets.empty() && filled < limit && buckets.back().comm == comm_of(params[std::size_t(i)]) &&
-                      params[buckets.back().params[0]].value.options().type_equal(v.options());
-    if (!fits) {
-      buckets.emplace_back().comm = comm_of(params[std::size_t(i)]);
-      filled = 0;
-    }
-    buckets.back().params.push_back(std::size_t(i));
-    bucket_of[std::size_t(i)] = buckets.size() - 1;
-    filled += v.nbytes();
+  for (const auto k : leaving) {
+    for (const auto i : cut[k].params) bucket_of[i] = buckets.size();
+    buckets.push_back(std::move(cut[k]));
   }
   for (auto& b : buckets) allocate(b);
 }

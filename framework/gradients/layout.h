@@ -29,8 +29,8 @@ struct Layout {
   // `grad`: of params whose `replicas` is null.
   Layout(const std::vector<Param>& params, Communicator& grad, Options options);
 
-  // Collective, as are all that allocate: new buckets, and slots that point into them. `order`: a permutation of the
-  // parameters, equal on all ranks.
+  // Collective: new buckets, and slots that point into them. `order`: all parameters of this rank, as SharedOrder has
+  // them.
   void build(const std::vector<std::int64_t>& order);
   // Collective. With `shard`: weights move into flat memory laid out as the buckets.
   void home_weights();

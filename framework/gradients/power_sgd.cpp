@@ -4,10 +4,11 @@
 // M - P (M^T P)^T, its own projection error, and the errors of all ranks add up to what the step lost.
 // Matrices that P and Q would not make half as small, and everything that is no matrix, travel as they are beside P.
 #include "data/rng.h"
-#include "framework/gradients/hook.h"
 #include "framework/base/tensor.h"
+#include "framework/gradients/hook.h"
 
 #include <cmath>
+#include <utility>
 
 namespace trireme {
 namespace {
@@ -47,7 +48,7 @@ class PowerSgd final : public GradientHook {
         plain_.push_back(i);
         first += g.numel();
       } else {
-        matrices_.push_back({i, m, n, r, {}, {}, {}, {}, {}});
+        matrices_.push_back({i, m, n, r, {}, {}, {}, {}, {}, {}});
         first += r * m, second += r * n, errors += m * n;
       }
     }
@@ -56,12 +57,18 @@ class PowerSgd final : public GradientHook {
     second_ = at::zeros({second}, options);
     own_second_ = at::zeros({second}, options);
     error_ = at::zeros({errors}, options);
+    error_before_ = at::zeros({feedback_ ? errors : 0}, options);
+    second_before_ = at::zeros_like(second_);
     std::int64_t p = 0, q = 0, e = 0;
     for (auto& x : matrices_) {
       x.p = take(first_, p, x.r, x.m);
       x.q = take(second_, q, x.r, x.n);
       q -= x.r * x.n;
       x.own_q = take(own_second_, q, x.r, x.n);
+      if (feedback_) {
+        x.error_before = take(error_before_, e, x.m, x.n);
+        e -= x.m * x.n;
+      }
       x.error = take(error_, e, x.m, x.n);
       x.name = bucket.parameters[x.gradient];
       for (std::int64_t k = 0; k < x.r; ++k) draw(x, k);
@@ -71,9 +78,14 @@ class PowerSgd final : public GradientHook {
 
   void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
     at::NoGradGuard no_grad;
-    if (!feedback_) error_.zero_();
+    if (feedback_) swap_errors();
+    second_before_.copy_(second_);
     for (auto& x : matrices_) {
-      x.error.add_(bucket.gradients[x.gradient].view({x.m, x.n}));
+      const at::Tensor gradient = bucket.gradients[x.gradient].view({x.m, x.n});
+      if (feedback_)
+        at::add_out(x.error, x.error_before, gradient);
+      else
+        x.error.copy_(gradient);
       at::mm_out(x.p, x.q, x.error.t());
     }
     std::int64_t at = 0;
@@ -103,9 +115,14 @@ class PowerSgd final : public GradientHook {
     return 2 * (n - 1) * first_.nbytes() / n + 2 * (n - 1) * second_.nbytes() / n;
   }
 
-  void state(Archive& ar) override {
+  void undo() override {
+    if (feedback_) swap_errors();
+    second_.copy_(second_before_);
+  }
+
+  void state(Archive& ar, Sharing::Kind common) override {
     if (feedback_ && ar.has("error")) archive(ar, "error", error_, {Sharing::per_rank});
-    archive(ar, "q", second_);
+    if (common == Sharing::replicated || ar.has("q")) archive(ar, "q", second_, {common});
   }
 
  private:
@@ -115,12 +132,18 @@ class PowerSgd final : public GradientHook {
     std::string name;
     at::Tensor p, q, own_q;  // [r, m], [r, n], [r, n]: transposed, so that vectors are contiguous
     at::Tensor error;        // [m, n]: error feedback, during a step M
+    at::Tensor error_before;
   };
 
   static at::Tensor take(const at::Tensor& flat, std::int64_t& at, std::int64_t rows, std::int64_t columns) {
     const at::Tensor view = flat.narrow(0, at, rows * columns).view({rows, columns});
     at += rows * columns;
     return view;
+  }
+
+  void swap_errors() {
+    std::swap(error_, error_before_);
+    for (auto& x : matrices_) std::swap(x.error, x.error_before);
   }
 
   // Equal on all ranks.
@@ -158,6 +181,7 @@ class PowerSgd final : public GradientHook {
   std::vector<Matrix> matrices_;
   std::vector<std::size_t> plain_;
   at::Tensor first_, second_, own_second_, error_;  // [all P, the rest], all Q summed, own share of Q, all errors
+  at::Tensor error_before_, second_before_;         // as they were before the last step
   at::Tensor rest_;                                 // the part of first_ that travels as it is
 };
 

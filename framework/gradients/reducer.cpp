@@ -5,11 +5,11 @@
 #include "framework/base/param.h"
 #include "framework/base/tensor.h"
 #include "framework/gradients/layout.h"
+#include "framework/gradients/order.h"
 #include "framework/kernels/sum_of_squares.h"
 
 #include <algorithm>
 #include <map>
-#include <numeric>
 
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -30,6 +30,8 @@ struct Reducer::Impl {
   // What is on its way of a bucket.
   struct Flight {
     std::unique_ptr<GradientHook> hook;
+    std::size_t number = 0;            // among the buckets of its communicator
+    bool coded = false;                // the hook reduced it in this step
     std::vector<Communicator*> lanes;  // of the bucket's communicator, for the hook
     std::size_t front = 0, sent = 0;   // first parameter without its gradient; pieces on their way
     std::vector<Work> works;
@@ -43,7 +45,7 @@ struct Reducer::Impl {
   std::vector<GradientSlot>& slots = layout.slots;
   const std::vector<Layout::Flat>& buckets = layout.buckets;
   std::vector<Flight> flights;         // by bucket
-  std::vector<std::int64_t> order;     // params in the order buckets are filled
+  SharedOrder order;                   // in which buckets are filled
   std::vector<std::int64_t> observed;  // order of readiness in this step
   static constexpr std::size_t lanes = 4;
   std::map<Communicator*, std::vector<std::unique_ptr<Communicator>>> copies_of;  // the lanes beside it
@@ -56,9 +58,8 @@ struct Reducer::Impl {
   Impl(const std::vector<Param>& p, Communicator& g, Options o)
       : grad(g),
         options(std::move(o)),
-        layout(p, g, {options.bucket_mib, options.first_bucket_mib, options.shard, options.hook.name != "none"}) {
-    order.resize(params.size());
-    std::iota(order.rbegin(), order.rend(), 0);
+        layout(p, g, {options.bucket_mib, options.first_bucket_mib, options.shard, options.hook.name != "none"}),
+        order(p, g) {
     build();
     for (std::size_t i = 0; i < params.size(); ++i) {
       torch::autograd::impl::set_post_acc_grad_hooks(params[i].value,
@@ -82,7 +83,7 @@ struct Reducer::Impl {
   }
 
   void build() {
-    layout.build(order);
+    layout.build(order.own());
     flights.clear();
     flights.resize(buckets.size());
   }
@@ -90,12 +91,16 @@ struct Reducer::Impl {
   // The layout is final: what depends on it is made now.
   void settle() {
     order_known = true;
+    std::map<Communicator*, std::size_t> number;  // of a communicator's buckets: the same on all its ranks
     for (std::size_t k = 0; k < buckets.size(); ++k) {
       const auto& b = buckets[k];
       if (!b.comm || options.hook.name == "none") continue;
-      flights[k].hook = make_hook(options.hook, b, *b.comm);
-      auto& l = flights[k].lanes = lanes_of(*b.comm);
-      std::rotate(l.begin(), l.begin() + std::ptrdiff_t(k % lanes), l.end());  // each bucket begins with another
+      auto& f = flights[k];
+      f.number = number[b.comm]++;
+      f.hook = make_hook(options.hook, b, *b.comm);
+      f.lanes = lanes_of(*b.comm);
+      const auto first = std::ptrdiff_t(f.number % lanes);  // each bucket begins with another lane
+      std::rotate(f.lanes.begin(), f.lanes.begin() + first, f.lanes.end());
     }
     layout.home_weights();
   }
@@ -116,6 +121,7 @@ struct Reducer::Impl {
     }
     for (auto& f : flights) {
       f.front = f.sent = 0;
+      f.coded = false;
       f.works.clear();
       f.producers.clear();
     }
@@ -127,14 +133,10 @@ struct Reducer::Impl {
     last = false;
   }
 
-  // Rank 0's order of readiness, for all ranks: the same parameters may become ready in another order elsewhere.
-  // The gradients of this step move along.
+  // The same parameters may become ready in another order elsewhere. The gradients of this step move along.
   void adopt_observed_order() {
     const CallSite here("reducer: bucket order");
-    std::vector<std::int64_t> agreed = observed;
-    grad.broadcast({agreed.data(), agreed.size(), DType::i64, {}}, 0).wait();
-    if (agreed != order) {
-      order = agreed;
+    if (order.adopt(observed)) {
       build();
       for (std::size_t i = 0; i < params.size(); ++i) {
         at::Tensor& g = layout.params[i].value.mutable_grad();
@@ -223,6 +225,7 @@ struct Reducer::Impl {
 
   void launch_full() {
     for (; next_launch < buckets.size(); ++next_launch) {
+      if (!buckets[next_launch].comm) continue;
       const auto& ends = buckets[next_launch].ends;
       auto& sent = flights[next_launch].sent;
       const std::int64_t there = filled(next_launch);
@@ -234,10 +237,10 @@ struct Reducer::Impl {
   void launch(std::size_t bucket) {
     auto& b = layout.buckets[bucket];
     auto& f = flights[bucket];
-    if (!b.comm) return;
     const CallSite here("reducer: bucket", int(bucket));
     for (const auto& s : f.producers) in_order(s, current_stream(b.flat));
     if (f.hook && step >= options.hook.start) {
+      f.coded = true;
       f.hook->reduce(b, f.lanes, f.works);
     } else if (b.weights.defined()) {
       f.works = {b.comm->reduce_scatter(buffer_of(b.flat), buffer_of(Layout::shard_of(b, b.flat)), Op::sum)};
@@ -250,8 +253,8 @@ struct Reducer::Impl {
 
   void finish() {
     at::NoGradGuard no_grad;
-    for (std::size_t k = 0; k < order.size(); ++k) {
-      const auto i = std::size_t(order[k]);
+    for (const auto place : order.own()) {
+      const auto i = std::size_t(place);
       if (ready[i]) continue;
       auto& g = layout.params[i].value.mutable_grad();
       if (!g.defined()) {
@@ -266,6 +269,16 @@ struct Reducer::Impl {
       for (const auto& s : flights[k].producers) in_order(s, current_stream(buckets[k].flat));
     }
     if (!order_known) adopt_observed_order();
+  }
+
+  // A device would have to tell the host, and no hook works there.
+  void step_done(const at::Tensor& skip) {
+    if (!skip.defined() || !skip.is_cpu() || *skip.const_data_ptr<float>() == 0) return;
+    for (std::size_t k = 0; k < buckets.size(); ++k) {
+      if (!flights[k].coded) continue;
+      flights[k].hook->undo();
+      layout.buckets[k].flat.zero_();  // a code of blocks spreads what is not finite to the zeros between parameters
+    }
   }
 
   void gather_weights() {
@@ -288,21 +301,20 @@ struct Reducer::Impl {
   }
 
   void state(Archive& ar) {
-    std::vector<std::int64_t> saved = order;
     std::int64_t known = order_known;
-    const std::int64_t n = std::int64_t(order.size());
-    ar.array("order", DType::i64, {&n, 1}, saved.data());
+    order.state(ar);
     ar.value("order_known", known);
     if (ar.loading() && known) {
       for (auto& p : layout.params) p.value.mutable_grad().reset();
-      order = saved;
       build();
       settle();
     }
     for (std::size_t k = 0; k < buckets.size(); ++k) {
       if (!flights[k].hook) continue;
-      Archive::Group g(ar, "hook/" + std::to_string(k));
-      flights[k].hook->state(ar);
+      // A group's bucket goes by its name: another group may have as many.
+      const bool world = buckets[k].comm == &grad;
+      Archive::Group g(ar, "hook/" + (world ? std::to_string(flights[k].number) : buckets[k].parameters[0]));
+      flights[k].hook->state(ar, world ? Sharing::replicated : Sharing::per_rank);
     }
   }
 };
@@ -315,6 +327,7 @@ void Reducer::arm(bool last) { impl_->last = last; }
 void Reducer::finish() { impl_->finish(); }
 bool Reducer::settled() const { return impl_->order_known; }
 std::vector<Slice> Reducer::owned() const { return impl_->layout.owned(); }
+void Reducer::step_done(const at::Tensor& skip) { impl_->step_done(skip); }
 void Reducer::gather_weights() { impl_->gather_weights(); }
 std::size_t Reducer::plain_bytes() const { return impl_->plain_bytes(); }
 void Reducer::state(Archive& ar) { impl_->state(ar); }

@@ -49,6 +49,9 @@ class Reducer {
   bool settled() const;
   // What this rank updates once it is; whole parameters unless `shard`.
   std::vector<Slice> owned() const;
+  // After finish(), when it is agreed whether the step is taken. `skip`: f32 scalar, 1 = it is not, and what hooks keep
+  // is as before it. Does not read a device.
+  void step_done(const at::Tensor& skip);
   // With `shard`, after the update, collective: every rank gets the weights that others updated.
   void gather_weights();
 

@@ -1,9 +1,10 @@
 // Sparsification: of every bucket only the values of largest magnitude travel, the rest waits in the error feedback
 // (Stich, Cordonnier and Jaggi, NeurIPS'18).
-#include "framework/gradients/hook.h"
 #include "framework/base/tensor.h"
+#include "framework/gradients/hook.h"
 
 #include <cmath>
+#include <utility>
 
 namespace trireme {
 namespace {
@@ -13,12 +14,14 @@ class TopK final : public GradientHook {
   TopK(const HookConfig& config, const Bucket& bucket)
       : keep_(std::max<std::int64_t>(1, std::int64_t(std::ceil(config.density * double(bucket.flat.numel()))))),
         feedback_(config.error_feedback),
-        rest_(at::zeros({bucket.flat.numel()}, bucket.flat.options())) {}
+        rest_(at::zeros({bucket.flat.numel()}, bucket.flat.options())),
+        before_(at::zeros_like(rest_)) {}
 
   void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
     Communicator& comm = *lanes[0];
     at::NoGradGuard no_grad;
-    rest_.add_(bucket.flat);
+    std::swap(rest_, before_);
+    at::add_out(rest_, before_, bucket.flat);
     const at::Tensor index = std::get<1>(rest_.abs().topk(keep_, 0, /*largest=*/true, /*sorted=*/false));
     const at::Tensor value = rest_.index_select(0, index);
     // Index and value of each as two words of one message.
@@ -43,14 +46,16 @@ class TopK final : public GradientHook {
     return std::size_t(comm.size() - 1) * std::size_t(keep_) * 8;
   }
 
-  void state(Archive& ar) override {
+  void undo() override { std::swap(rest_, before_); }
+
+  void state(Archive& ar, Sharing::Kind) override {
     if (feedback_ && ar.has("rest")) archive(ar, "rest", rest_, {Sharing::per_rank});
   }
 
  private:
   std::int64_t keep_;
   bool feedback_;
-  at::Tensor rest_;  // what has not travelled yet
+  at::Tensor rest_, before_;  // what has not travelled yet; the same before the last step
 };
 
 const GradientHooks::Entry registered("top_k", [](const HookConfig& c, const Bucket& b, const Communicator&) {

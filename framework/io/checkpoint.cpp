@@ -291,10 +291,14 @@ Snapshot Checkpoints::load(std::int64_t step) {
     if (m.step != step) throw DataError(folder + "/manifest.json", "belongs to step " + std::to_string(m.step));
     const int rank = impl_->comm.rank();
     const bool same = m.world_size == impl_->comm.size();
+    snapshot.place = folder;
+    if (!same) snapshot.written_by = m.world_size;
     Assembly assembly;
     const auto wanted = [&](const Manifest::Tensor& t) {
       if (t.sharing.kind == Sharing::replicated) return t.rank == 0;
-      return same ? t.rank == rank : t.sharing.kind == Sharing::rows;
+      if (!same) return t.sharing.kind == Sharing::rows;
+      const auto& holders = t.sharing.holders;
+      return holders.empty() ? t.rank == rank : std::binary_search(holders.begin(), holders.end(), rank);
     };
     const auto take = [&](const Manifest::Tensor& t, std::vector<std::byte> data) {
       if (t.sharing.kind == Sharing::rows && !same)

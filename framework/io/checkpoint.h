@@ -29,8 +29,10 @@ class Snapshot {
     std::vector<std::byte> bytes;
   };
   std::map<std::string, Entry> entries;
+  std::string place;   // the folder it was read from, for errors
+  int written_by = 0;  // ranks, where that is another number than this run's
 
-  // Visits `state` with a saving archive and keeps copies. Replicated entries are kept on rank 0 only.
+  // Visits `state` with a saving archive and keeps copies. What several ranks hold is kept on the first of them only.
   static Snapshot take(const std::function<void(Archive&)>& state, int rank);
   // Visits `state` with a loading archive. Throws DataError for a missing name, shape or dtype.
   void restore(const std::function<void(Archive&)>& state) const;

@@ -98,6 +98,7 @@ Json json_of(const Manifest::Tensor& t) {
     j["first_row"] = t.sharing.first_row;
     j["total_rows"] = t.sharing.total_rows;
   }
+  if (!t.sharing.holders.empty()) j["holders"] = t.sharing.holders;
   return j;
 }
 
@@ -140,6 +141,16 @@ Manifest::Tensor tensor_of(const Json& json, const std::string& place) {
       r.refuse("first_row", "and the shape do not fit the total rows");
   }
   if (sharing != kinds[std::size_t(t.sharing.kind)]) r.refuse("sharing", "is unknown");
+  if (json.contains("holders")) {
+    auto& holders = t.sharing.holders;
+    for (const auto& h : r.list("holders")) {
+      const int rank = int(r.integer(h, "holders", std::numeric_limits<int>::max()));
+      if (!holders.empty() && rank <= holders.back()) r.refuse("holders", "are not in order");
+      holders.push_back(rank);
+    }
+    if (t.sharing.kind == Sharing::replicated || holders.empty() || holders[0] != t.rank)
+      r.refuse("holders", "do not begin with the rank whose file holds it");
+  }
   return t;
 }
 
@@ -188,7 +199,8 @@ Manifest Manifest::parse(std::string_view text, const std::string& place) {
   std::set<std::pair<std::string, int>> seen;
   for (const auto& j : r.list("tensors")) {
     auto t = tensor_of(j, place);
-    if (t.rank >= m.world_size) r.refuse("rank", "is not below the world size");
+    if (t.rank >= m.world_size || (!t.sharing.holders.empty() && t.sharing.holders.back() >= m.world_size))
+      r.refuse("rank", "is not below the world size");
     if (!seen.emplace(t.name, t.rank).second) r.refuse("tensors", "has a name twice");
     m.tensors.push_back(std::move(t));
   }

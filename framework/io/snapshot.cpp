@@ -1,11 +1,14 @@
 #include "comm/error.h"
 #include "framework/io/checkpoint.h"
 
+#include <array>
 #include <cstring>
 #include <set>
 
 namespace trireme {
 namespace {
+
+constexpr std::array kinds = {"once for all ranks", "by rows", "for each rank"};
 
 std::size_t bytes_of(DType dtype, std::span<const std::int64_t> shape) {
   std::size_t n = size_of(dtype);
@@ -41,7 +44,8 @@ class Saver final : public Archive {
  private:
   void keep(const std::string& name, Snapshot::Entry entry, const void* data) {
     if (!names_.insert(name).second) throw Error(ExitCode::bug, name, "saved twice under one name");
-    if (entry.sharing.kind == Sharing::replicated && rank_ != 0) return;
+    const auto& holders = entry.sharing.holders;
+    if (entry.sharing.kind == Sharing::replicated ? rank_ != 0 : !holders.empty() && holders[0] != rank_) return;
     const auto* begin = static_cast<const std::byte*>(data);
     entry.bytes.assign(begin, begin + bytes_of(entry.dtype, entry.shape));
     to_.entries.emplace(name, std::move(entry));
@@ -61,6 +65,9 @@ class Loader final : public Archive {
   void array(std::string_view name, DType dtype, std::span<const std::int64_t> shape, void* data,
              Sharing sharing) override {
     const auto& e = find(name, false);
+    if (e.sharing.kind != sharing.kind)
+      throw DataError(full(name), std::string("the checkpoint holds it ") + kinds[e.sharing.kind] + ", this run " +
+                                      kinds[sharing.kind]);
     auto held = e.shape;
     std::size_t skip = 0;
     if (sharing.kind == Sharing::rows && e.sharing.kind == Sharing::rows && !shape.empty() && !held.empty()) {
@@ -89,6 +96,11 @@ class Loader final : public Archive {
  private:
   const Snapshot::Entry& find(std::string_view name, bool text) const {
     const auto it = from_.entries.find(full(name));
+    if (it == from_.entries.end() && from_.written_by > 0)
+      throw DataError(full(name),
+                      "not in the checkpoint as one that any number of ranks can load: it was written by " +
+                          std::to_string(from_.written_by) + " ranks",
+                      "resume on " + std::to_string(from_.written_by) + " ranks");
     if (it == from_.entries.end())
       throw DataError(full(name), "not in the checkpoint", "it was written by another recipe or version");
     if (it->second.is_text != text)
@@ -110,7 +122,12 @@ Snapshot Snapshot::take(const std::function<void(Archive&)>& state, int rank) {
 
 void Snapshot::restore(const std::function<void(Archive&)>& state) const {
   Loader loader(*this);
-  state(loader);
+  try {
+    state(loader);
+  } catch (const DataError& e) {
+    if (place.empty()) throw;
+    throw DataError(place, e.what());
+  }
 }
 
 }  // namespace trireme

@@ -1,5 +1,6 @@
 #include "framework/optim/optimizer.h"
 
+#include "framework/base/replicas.h"
 #include "framework/base/tensor.h"
 
 namespace trireme {
@@ -73,8 +74,7 @@ void Optimizer::step(const std::function<GroupSettings(std::string_view)>& setti
 void Optimizer::archive_moment(Archive& ar, std::string_view name, const Part& part, at::Tensor& moment) const {
   if (!moment.defined()) return;
   const Param& p = params_[part.slice.param];
-  const Sharing whole{}, rows{Sharing::rows, part.slice.begin, p.value.numel()};
-  archive(ar, std::string(name) + "/" + p.name, moment, sharded_ ? rows : whole);
+  archive(ar, std::string(name) + "/" + p.name, moment, sharded_ ? sharing_of(p, part.slice) : p.sharing);
 }
 
 void Optimizer::state(Archive& ar) {

@@ -222,6 +222,64 @@ TEST(Hooks, ANonFiniteGradientPassesAndIsForgotten) {
   }
 }
 
+// What a hook keeps is as before the step, to the bit: residuals, warm starts.
+TEST(Hooks, AStepTakenBackLeavesNothing) {
+  for (const auto& name : lossy())
+    for (const bool feedback : {true, false})
+      run_loopback(2, [&](Communicator& comm) {
+        OneBucket one(2), other(2);
+        HookConfig config = with_hook(name).hook;
+        config.error_feedback = feedback;
+        const auto hook = make_hook(config, one.bucket, comm), unbroken = make_hook(config, other.bucket, comm);
+        for (std::uint64_t s = 0; s < 6; ++s) {
+          const auto seed = 2 * s + std::uint64_t(comm.rank());
+          one.bucket.flat.zero_(), other.bucket.flat.zero_();
+          if (s % 2 == 1) {  // one that is finite, one that is not
+            one.fill(1000 + seed);
+            if (s == 3 && comm.rank() == 1) one.bucket.gradients[0][3][4] = INFINITY;
+            reduce(*hook, one.bucket, comm);
+            hook->undo();
+            one.bucket.flat.zero_();
+          }
+          one.fill(seed), other.fill(seed);
+          reduce(*hook, one.bucket, comm);
+          reduce(*unbroken, other.bucket, comm);
+          EXPECT_TRUE(at::equal(one.bucket.flat, other.bucket.flat)) << name << ", step " << s;
+        }
+      });
+}
+
+// Trains with and without a step that is masked because of the loss of one rank, or of a gradient.
+TEST(Hooks, AMaskedStepDoesNotUseUpWhatTheyKeep) {
+  for (const auto& name : lossy())
+    for (const bool loss : {true, false}) {
+      TrainConfig c = with_hook(name);
+      c.optimizer.schedule = "const";
+      c.first_bucket_mib = c.bucket_mib = 0.0001;
+      std::vector<at::Tensor> weights[2];
+      for (const bool bad : {false, true})
+        run_loopback(2, [&](Communicator& world) {
+          Regression recipe;
+          Session session(world, c, recipe);
+          for (std::int64_t s = 0; s < 8; ++s) {
+            if (bad && s == 4) {
+              (loss ? recipe.offset : recipe.poison) = world.rank() == 1 ? INFINITY : 0;
+              session.context().now.step = s;
+              session.step(recipe.rows.read(std::vector<std::int64_t>{900 + world.rank(), 901, 902}, 0));
+              EXPECT_TRUE(session.skipped());
+              recipe.offset = recipe.poison = 0;
+            }
+            session.context().now.step = s;
+            session.step(recipe.rows.read(std::vector<std::int64_t>{10 * s + world.rank(), 10 * s + 5}, 0));
+          }
+          if (world.rank() == 0)
+            for (const auto& p : session.parameters()) weights[bad].push_back(p.value.detach().clone());
+        });
+      for (std::size_t i = 0; i < weights[0].size(); ++i)
+        EXPECT_TRUE(at::equal(weights[0][i], weights[1][i])) << name << (loss ? ", loss" : ", gradient") << " " << i;
+    }
+}
+
 TEST(Hooks, TrainingStillLearns) {
   TrainConfig plain = with_hook("none");
   plain.steps = 60;

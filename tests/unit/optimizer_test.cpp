@@ -1,11 +1,11 @@
-// Update rules and schedules against plain f64 formulas, and against the recorded ones when TRIREME_CLIP_VECTORS names
-// their folder.
+// Update rules and schedules against plain f64 formulas, against torch.optim (tests/reference/optim_vectors.py), and
+// against the numbers in the folder that TRIREME_CLIP_VECTORS names.
 #include "framework/optim/optimizer.h"
 
 #include "comm/local/self.h"
 #include "data/rng.h"
-#include "framework/optim/schedule.h"
 #include "framework/losses/contrastive.h"
+#include "framework/optim/schedule.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -77,10 +77,8 @@ TEST(Schedule, WarmupThenCosine) {
   EXPECT_DOUBLE_EQ(learning_rate("const", 1, 0.1, 10, 110, 60), 1);
 }
 
-TEST(Recorded, OptimizersAndSchedules) {
-  const char* folder = std::getenv("TRIREME_CLIP_VECTORS");
-  if (!folder) GTEST_SKIP() << "TRIREME_CLIP_VECTORS is not set";
-  std::ifstream in(std::string(folder) + "/optim_sched.json");
+void compare_with(const std::string& folder) {
+  std::ifstream in(folder + "/optim_sched.json");
   ASSERT_TRUE(in) << folder;
   const json j = json::parse(in);
   const auto tensor = [](const json& v) {
@@ -95,11 +93,14 @@ TEST(Recorded, OptimizersAndSchedules) {
   };
   int checked = 0;
   for (const auto& [key, s] : j["optimizer_settings"].items()) {
-    if (s["kind"] != "adamw") continue;  // the others come with the recipes that use them
+    // The others come with the recipes that use them.
+    if (s["kind"] != "adamw" && (s["kind"] != "sgd" || s.contains("momentum_t"))) continue;
     OptimizerConfig c;
-    c.beta1 = s["beta1"];
-    c.beta2 = s["beta2"];
-    c.eps = s["eps"];
+    c.name = s["kind"];
+    c.beta1 = s.value("beta1", 0.0);
+    c.beta2 = s.value("beta2", 0.0);
+    c.eps = s.value("eps", 0.0);
+    c.momentum = s.value("momentum", 0.0);
     at::Tensor W = tensor(j["inputs"]["W0"]).requires_grad_(), b = tensor(j["inputs"]["b0"]).requires_grad_();
     at::Tensor t = at::full({}, j["inputs"]["t0"].get<double>(), at::kDouble).requires_grad_();
     Optimizer optimizer({{"W", W, nullptr, "decay"}, {"b", b, nullptr, "no_decay"}, {"t", t, nullptr, "temperature"}},
@@ -136,6 +137,18 @@ TEST(Recorded, OptimizersAndSchedules) {
     }
   }
   EXPECT_GT(checked, 10);
+}
+
+TEST(Recorded, OptimizersAndSchedules) {
+  const char* source = std::getenv("TRIREME_SOURCE");
+  compare_with(std::string(source ? source : ".") + "/tests/reference/clip");
+}
+
+TEST(Recorded, OptimizersAndSchedulesOfAnotherFolder) {
+  const char* folder = std::getenv("TRIREME_CLIP_VECTORS");
+  if (!folder)
+    GTEST_SKIP() << "TRIREME_CLIP_VECTORS names no second set of vectors; the project's own is checked above";
+  compare_with(folder);
 }
 
 // Philox4x32-10 as published: counter and key of zeros (Random123's known answers) is not reachable through the keyed

@@ -18,12 +18,12 @@
 namespace trireme {
 namespace {
 
-// Calls `seen` when an all-reduce is posted.
+// Calls `seen` when an all-reduce of gradients is posted.
 class Watched final : public Wrapper {
  public:
   Watched(Communicator& inner, std::function<void()> seen) : Wrapper(inner), seen_(std::move(seen)) {}
   Work all_reduce(Buffer inout, Op op) override {
-    seen_();
+    if (op == Op::sum) seen_();
     return inner_.all_reduce(inout, op);
   }
   Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
