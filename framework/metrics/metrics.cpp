@@ -141,7 +141,7 @@ struct Metrics::Impl {
 
 Metrics::Metrics(const std::string& run_dir, std::int64_t last_step, std::int64_t total_steps, bool terminal,
                  const std::string& unit)
-    : impl_(new Impl{open_log(run_dir, last_step), EventFile(run_dir), {}, {}, {}}) {
+    : impl_(new Impl{open_log(run_dir, last_step), EventFile(run_dir, last_step), {}, {}, {}}) {
   const int columns = terminal ? terminal_columns() : 0;
   if (columns > 0) impl_->bar.emplace(columns);
   constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
