@@ -2,11 +2,13 @@
 
 #include "comm/call_site.h"
 #include "comm/error.h"
-#include "framework/optim/optimizer.h"
-#include "framework/gradients/reducer.h"
-#include "framework/optim/schedule.h"
+#include "framework/base/agree.h"
 #include "framework/base/tensor.h"
+#include "framework/gradients/reducer.h"
+#include "framework/io/checkpoint.h"
 #include "framework/metrics/trace.h"
+#include "framework/optim/optimizer.h"
+#include "framework/optim/schedule.h"
 
 #include <cmath>
 
@@ -224,6 +226,17 @@ void Session::state(Archive& ar) {
   for (std::size_t i = 0; i < average_.size(); ++i) archive(ar, "average/" + optimizer_->params()[i].name, average_[i]);
   Archive::Group g(ar, "recipe");
   recipe_.state(ar);
+}
+
+void Session::restore(const Snapshot& snapshot, const std::function<void(Archive&)>& state) {
+  agree(context_.comm(), attempt([&] {
+          snapshot.restore([this](Archive& ar) {
+            Archive::Group g(ar, "reducer");
+            reducer_->layout(ar);
+          });
+        }));
+  reducer_->adopt_layout();
+  agree(context_.comm(), attempt([&] { snapshot.restore(state); }));
 }
 
 }  // namespace trireme

@@ -46,6 +46,7 @@ struct Reducer::Impl {
   Options options;
   std::vector<std::int64_t> order;     // params in the order buckets are filled
   std::vector<std::int64_t> observed;  // order of readiness in this step
+  std::vector<std::int64_t> loaded_order;
   static constexpr std::size_t lanes = 4;
   static constexpr double shortest_piece_mib = 0.25;
   std::map<Communicator*, std::vector<std::unique_ptr<Communicator>>> copies_of;  // the lanes beside it
@@ -394,18 +395,26 @@ struct Reducer::Impl {
     return bytes;
   }
 
-  void state(Archive& ar) {
+  void layout(Archive& ar) {
     std::vector<std::int64_t> saved = order;
     std::int64_t known = order_known;
     const std::int64_t n = std::int64_t(order.size());
     ar.array("order", DType::i64, {&n, 1}, saved.data());
     ar.value("order_known", known);
-    if (ar.loading() && known) {
-      for (auto& p : params) p.value.mutable_grad().reset();
-      order = saved;
-      build();
-      settle();
-    }
+    if (ar.loading() && known && !(order_known && saved == order)) loaded_order = saved;
+  }
+
+  void adopt_layout() {
+    if (loaded_order.empty()) return;
+    for (auto& p : params) p.value.mutable_grad().reset();
+    order = std::exchange(loaded_order, {});
+    build();
+    settle();
+  }
+
+  void state(Archive& ar) {
+    layout(ar);
+    adopt_layout();
     for (std::size_t k = 0; k < buckets.size(); ++k) {
       if (!buckets[k].hook) continue;
       Archive::Group g(ar, "hook/" + std::to_string(k));
@@ -424,6 +433,8 @@ bool Reducer::settled() const { return impl_->order_known; }
 std::vector<Slice> Reducer::owned() const { return impl_->owned(); }
 void Reducer::gather_weights() { impl_->gather_weights(); }
 std::size_t Reducer::plain_bytes() const { return impl_->plain_bytes(); }
+void Reducer::layout(Archive& ar) { impl_->layout(ar); }
+void Reducer::adopt_layout() { impl_->adopt_layout(); }
 void Reducer::state(Archive& ar) { impl_->state(ar); }
 
 namespace {
