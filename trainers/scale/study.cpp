@@ -5,6 +5,7 @@
 #include "data/loader.h"
 #include "framework/experiment.h"
 #include "framework/io/file_io.h"
+#include "framework/io/folder_lock.h"
 #include "framework/session.h"
 #include "framework/base/quantile.h"
 #include "framework/base/tensor.h"
@@ -321,6 +322,11 @@ int scale_command(const ScaleOptions& o) {
   counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
   std::vector<Measured> measured;
   std::string place;  // with the largest number of ranks
+  std::error_code failed;
+  fs::create_directories(out, failed);
+  if (failed) throw DataError(out, "cannot be made: " + failed.message());
+  const FolderLock lock(out);  // two studies in one folder would mix their figures
+  if (!lock.warning().empty()) std::cerr << "trireme: warning: " << lock.warning() << std::endl;
   for (const int n : counts) {
     const auto batch = run.train.batch_size * (o.weak ? n : 1);
     if (batch % n != 0)
@@ -328,7 +334,6 @@ int scale_command(const ScaleOptions& o) {
                        std::to_string(batch) + " is not divisible by " + std::to_string(n) + " ranks",
                        "choose a multiple of every number of ranks, or --weak");
     const std::string folder = out + "/ranks_" + std::to_string(n);
-    std::error_code failed;
     fs::create_directories(folder, failed);
     if (failed) throw DataError(folder, "cannot be made: " + failed.message());
     fs::remove(folder + "/measured.json", failed);
