@@ -91,8 +91,6 @@ class Loop {
     session_.context().steps_per_epoch = loader_.steps_per_epoch();
     if (const auto latest = checkpoints_.latest()) {
       session_.restore(checkpoints_.load(*latest), [this](Archive& ar) { state(ar); });
-      if (step_ != *latest)
-        throw DataError(folder_.file("ckpt"), "the checkpoint of step " + std::to_string(*latest) + " holds another");
     } else if (!config_.init_from.empty()) {
       agree(world, attempt([&] { init_from(config_.init_from, session_); }));
     }

@@ -22,14 +22,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void move_away(const std::string& dir) {
+std::string move_away(const std::string& dir) {
   for (int n = 1;; ++n) {
     const std::string to = dir + ".old-" + std::to_string(n);
     if (fs::exists(fs::symlink_status(to))) continue;
     std::error_code failed;
     fs::rename(dir, to, failed);
     if (failed) throw DataError(dir, "cannot be renamed to " + to + ": " + failed.message(), "choose another --out");
-    return;
+    return to;
   }
 }
 
@@ -165,8 +165,7 @@ RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& conf
           make_folders(dir);
           folder.lock = std::make_shared<FolderLock>(dir);
           if (fresh && there) {
-            move_away(dir);
-            folder.lock->moved_away();
+            folder.lock->moved_to(move_away(dir));
             make_folders(dir);
             folder.lock = std::make_shared<FolderLock>(dir);
           }

@@ -90,7 +90,7 @@ FolderLock::FolderLock(const std::string& folder, milliseconds patience, int (*l
 
 FolderLock::~FolderLock() {
   if (fd_ < 0) return;
-  if (!path_.empty()) unlink(path_.c_str());
+  unlink(path_.c_str());
   close(fd_);
 }
 

@@ -21,8 +21,8 @@ class FolderLock {
 
   // Empty, or one line saying why the file system could not lock: the folder is then used without.
   const std::string& warning() const { return warning_; }
-  // The folder has another name now: its .lock is left where it is.
-  void moved_away() { path_.clear(); }
+  // The folder has another name now.
+  void moved_to(const std::string& folder) { path_ = folder + "/.lock"; }
 
  private:
   bool take(const std::string& folder, int (*lock_call)(int, int));

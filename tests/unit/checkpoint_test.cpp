@@ -648,11 +648,14 @@ TEST_F(FolderLockTest, WithoutLocksTheJobGoesOn) {
 }
 
 TEST_F(FolderLockTest, AFolderThatWasMovedAwayIsNotTheLockedOne) {
-  FolderLock first(dir);
-  fs::rename(dir, dir + ".old-1");
-  first.moved_away();
-  fs::create_directory(dir);
-  EXPECT_NO_THROW(FolderLock(dir, at_once));
+  {
+    FolderLock first(dir);
+    fs::rename(dir, dir + ".old-1");
+    first.moved_to(dir + ".old-1");
+    fs::create_directory(dir);
+    EXPECT_NO_THROW(FolderLock(dir, at_once));
+  }
+  EXPECT_TRUE(fs::is_empty(dir + ".old-1"));
   // Moved between opening and locking: the lock would be that of the other folder.
   static std::string name;
   name = dir;
