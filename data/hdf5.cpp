@@ -52,6 +52,17 @@ void check_name(const std::string& path, const std::string& name) {
   }
 }
 
+// Links and data sets may point into other files: that is not what was written and checksummed here.
+bool is_hard_link(hid_t file, const std::string& name) {
+  H5L_info_t info;
+  return H5Lget_info(file, name.c_str(), &info, H5P_DEFAULT) >= 0 && info.type == H5L_TYPE_HARD;
+}
+
+bool holds_its_data(hid_t set) {
+  const Id list(H5Dget_create_plist(set), H5Pclose);
+  return list >= 0 && H5Pget_layout(list) != H5D_VIRTUAL && H5Pget_external_count(list) == 0;
+}
+
 }  // namespace
 
 Hdf5File Hdf5File::create(const std::string& path) {
@@ -162,7 +173,8 @@ bool Hdf5File::has(const std::string& name) const {
   auto lock = lock_library();
   if (opened_.contains(name)) return true;
   for (auto end = name.find('/');; end = name.find('/', end + 1)) {
-    if (name.empty() || H5Lexists(id_, name.substr(0, end).c_str(), H5P_DEFAULT) <= 0) {
+    const std::string part = name.substr(0, end);
+    if (name.empty() || H5Lexists(id_, part.c_str(), H5P_DEFAULT) <= 0 || !is_hard_link(id_, part)) {
       H5Eclear2(H5E_DEFAULT);
       return false;
     }
@@ -178,6 +190,10 @@ std::int64_t Hdf5File::opened(const std::string& name) const {
   if (!has(name)) throw DataError(place(path_, name), "no such array in the file");
   const hid_t set = H5Dopen2(id_, name.c_str(), H5P_DEFAULT);
   if (set < 0) fail(path_, name, "cannot open");
+  if (!holds_its_data(set)) {
+    H5Dclose(set);
+    throw DataError(place(path_, name), "its data lie in another file", "write it anew");
+  }
   return opened_[name] = set;
 }
 

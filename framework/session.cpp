@@ -2,9 +2,11 @@
 
 #include "comm/call_site.h"
 #include "comm/error.h"
+#include "framework/base/agree.h"
 #include "framework/base/replicas.h"
 #include "framework/base/tensor.h"
 #include "framework/gradients/reducer.h"
+#include "framework/io/checkpoint.h"
 #include "framework/metrics/trace.h"
 #include "framework/optim/optimizer.h"
 #include "framework/optim/schedule.h"
@@ -250,6 +252,17 @@ void Session::state(Archive& ar) {
   }
   Archive::Group g(ar, "recipe");
   recipe_.state(ar);
+}
+
+void Session::restore(const Snapshot& snapshot, const std::function<void(Archive&)>& state) {
+  agree(context_.comm(), attempt([&] {
+          snapshot.restore([this](Archive& ar) {
+            Archive::Group g(ar, "reducer");
+            reducer_->layout(ar);
+          });
+        }));
+  reducer_->adopt_layout();
+  agree(context_.comm(), attempt([&] { snapshot.restore(state); }));
 }
 
 }  // namespace trireme

@@ -6,6 +6,8 @@
 
 namespace trireme {
 
+class Snapshot;
+
 class Session {
  public:
   // Collective. Sets up the recipe and applies `freeze`. On a GPU the host goes on with one thread unless `threads`
@@ -32,11 +34,14 @@ class Session {
   std::size_t plain_bytes() const;  // Reducer::plain_bytes
   std::int64_t parameter_count() const;
 
-  // Weights only, and all state.
+  // Weights only, and all state. Local, but for loading the order of other buckets than there are: see restore().
   void weights(Archive& ar);
   // The weights came from elsewhere: the running average begins with them.
   void restart_average();
   void state(Archive& ar);
+  // Collective. Loads `snapshot` through `state`, which visits state() and whatever else it holds. What ranks must do
+  // together comes between local readings, so that an error on one rank is thrown on all.
+  void restore(const Snapshot& snapshot, const std::function<void(Archive&)>& state);
 
  private:
   void guard_update();

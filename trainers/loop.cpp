@@ -92,17 +92,16 @@ class Loop {
         report_(config_, session_, world) {
     session_.context().steps_per_epoch = loader_.steps_per_epoch();
     if (const auto latest = checkpoints_.latest()) {
-      const Snapshot snapshot = checkpoints_.load(*latest);
-      agree(world, attempt([&] { snapshot.restore([this](Archive& ar) { state(ar); }); }));
+      session_.restore(checkpoints_.load(*latest), [this](Archive& ar) { state(ar); });
     } else if (!config_.init_from.empty()) {
       init_from(config_.init_from, session_, world);
     }
     saved_at_ = step_;
-    if (world.rank() != 0) return;
+    if (world.rank() != 0 || step_ == config_.steps) return;  // a finished run stays as it is
     const bool terminal = isatty(STDERR_FILENO) || std::getenv("TRIREME_TERMINAL");
     metrics_ = Metrics(folder_.dir, step_, config_.steps, terminal, setup.recipe->unit(), setup.recipe->charts());
-    replace_durably(system_io(), folder_.file("env.json"),
-                    describe_environment(world.size(), at::get_num_threads(), recipe_description(*setup.recipe)));
+    record_start(folder_, setup.config, setup.schema,
+                 describe_environment(world.size(), at::get_num_threads(), recipe_description(*setup.recipe)), step_);
     session_.context().on_message = [this](std::string_view line) { metrics_.message(line); };
     if (step_ < config_.steps)
       metrics_.message(start_banner(setup, session_, folder_, std::ssize(setup.recipe->train_ids()), step_));
@@ -135,7 +134,7 @@ class Loop {
       account(loss);
       if (due(config_.eval_every) || step_ == config_.steps) evaluate();
       const bool stop = agreed.stop > 0 && step_ < config_.steps;
-      if (due(config_.checkpoint.every) || step_ == config_.steps || stop) save(stop);
+      if (due(config_.checkpoint.every) || step_ == config_.steps || stop || is_best_) save(stop);
       if (stop) {
         session_.context().message("stopped at step " + std::to_string(step_) +
                                    " after a checkpoint; the same command resumes");
@@ -197,8 +196,9 @@ class Loop {
     r.step = step_;
     for (const auto& [key, value] : values) r.values["eval/" + key] = value;
     metrics_.log(r);
+    // The best checkpoint holds the weights that were evaluated: it is saved now, not when the next one is due.
     const auto found = values.find(setup_.recipe->best_metric());
-    is_best_ = found != values.end() && found->second > best_;
+    is_best_ = config_.checkpoint.best && found != values.end() && found->second > best_;
     if (is_best_) best_ = found->second;
   }
 
@@ -210,7 +210,7 @@ class Loop {
     saved_at_ = step_;
     metrics_.flush();
     Snapshot snapshot = Snapshot::take([this](Archive& ar) { state(ar); }, world_.rank());
-    checkpoints_.save(step_, std::move(snapshot), "{}", config_.checkpoint.best && std::exchange(is_best_, false));
+    checkpoints_.save(step_, std::move(snapshot), "{}", std::exchange(is_best_, false));
     if (now || !config_.checkpoint.async || step_ == config_.steps) checkpoints_.finish();
   }
 

@@ -10,6 +10,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <fcntl.h>
 #include <malloc.h>
 #include <poll.h>
 #include <unistd.h>
@@ -56,10 +57,17 @@ int check_output(int code, bool result_is_stored) {
   return code == 0 && !result_is_stored ? int(ExitCode::data) : code;
 }
 
+// A file that is opened later must not become stdin, stdout or stderr of a program that was started without them.
+void open_standard_streams() {
+  for (int fd = 0; fd <= 2; ++fd)
+    if (fcntl(fd, F_GETFD) < 0) open("/dev/null", fd == 0 ? O_RDONLY : O_WRONLY);
+}
+
 }  // namespace
 }  // namespace trireme
 
 int main(int argc, char** argv) {
+  trireme::open_standard_streams();
   // Activations are freed and taken again every step: returning them to the system would cost a page fault each.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);

@@ -7,6 +7,9 @@
 #include <ctime>
 #include <filesystem>
 #include <fstream>
+#include <iostream>
+#include <map>
+#include <sstream>
 #include <thread>
 
 #include <nlohmann/json.hpp>
@@ -19,14 +22,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-void move_away(const std::string& dir) {
+std::string move_away(const std::string& dir) {
   for (int n = 1;; ++n) {
     const std::string to = dir + ".old-" + std::to_string(n);
     if (fs::exists(fs::symlink_status(to))) continue;
     std::error_code failed;
     fs::rename(dir, to, failed);
     if (failed) throw DataError(dir, "cannot be renamed to " + to + ": " + failed.message(), "choose another --out");
-    return;
+    return to;
   }
 }
 
@@ -59,6 +62,88 @@ bool holds_checkpoint(const std::string& dir) {
   return false;
 }
 
+void make_folders(const std::string& dir) {
+  std::error_code failed;
+  fs::create_directories(dir, failed);
+  if (failed) throw DataError(dir, "cannot be made: " + failed.message(), "choose another --out");
+}
+
+// What a killed rank 0 was replacing. Only with the folder locked: they might be another job's.
+void remove_leftovers(const std::string& dir) {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(dir, ignored)) {
+    const std::string name = entry.path().filename().string(), replaced = name.substr(0, name.find(".tmp-"));
+    const bool ours = replaced == "config.resolved.yaml" || replaced == "env.json" || replaced == "metrics.jsonl" ||
+                      replaced == ".visible";
+    if (ours && replaced != name) fs::remove(entry.path(), ignored);
+  }
+}
+
+void check_taken_up(const RunFolder& folder, const Config& config, const std::function<void(Fields&)>& schema) {
+  const std::string saved = folder.file("config.resolved.yaml");
+  if (!fs::exists(saved)) return;
+  std::string list;
+  for (const auto& k : differing_keys(Config::load(saved), config, schema)) list += (list.empty() ? "" : ", ") + k;
+  if (!list.empty())
+    throw UsageError(folder.dir, "holds a run with other values of " + list,
+                     "use the old values, another --out, or --fresh to start over");
+}
+
+// "checkpoint.every" to "20" and so on, from what Config::print writes.
+std::map<std::string, std::string> dotted_values(const std::string& yaml) {
+  std::map<std::string, std::string> values;
+  std::vector<std::string> groups;
+  std::istringstream in(yaml);
+  for (std::string line; std::getline(in, line);) {
+    const auto depth = std::min(line.find_first_not_of(' '), line.size()) / 2, colon = line.find(": ");
+    groups.resize(std::min(groups.size(), depth));
+    std::string path;
+    for (const auto& g : groups) path += g + ".";
+    if (colon == std::string::npos && line.ends_with(':'))
+      groups.push_back(line.substr(2 * depth, line.size() - 2 * depth - 1));
+    else if (colon != std::string::npos)
+      values[path + line.substr(2 * depth, colon - 2 * depth)] = line.substr(colon + 2);
+  }
+  return values;
+}
+
+std::string text_of(const std::string& file) {
+  std::ifstream in(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+// The old text with a comment about what this start has changed against the first one; the same text if that is
+// nothing.
+std::string with_changes(std::string saved, const std::string& now, const std::string& when) {
+  const auto first = dotted_values(saved);
+  std::string list;
+  for (const auto& [key, value] : dotted_values(now))
+    if (const auto old = first.find(key); old == first.end() || old->second != value)
+      list += (list.empty() ? "" : ", ") + key + ": " + value;
+  return list.empty() ? saved : saved + "# " + when + ": " + list + "\n";
+}
+
+// The first start's object with one more entry in `resumes`: the step, and what is not as it was then.
+std::string with_resume(const std::string& saved, const std::string& now, std::int64_t step) {
+  auto first = nlohmann::json::parse(saved, nullptr, false);
+  const auto started = nlohmann::json::parse(now);
+  if (!first.is_object()) return now;  // damaged
+  nlohmann::json entry{{"step", step}};
+  for (const auto& [key, value] : started.items())
+    if (!first.contains(key) || first[key] != value) entry[key] = value;
+  auto& resumes = first["resumes"];
+  if (!resumes.is_array()) resumes = nlohmann::json::array();
+  resumes.push_back(entry);
+  return first.dump(2) + "\n";
+}
+
+std::string date_now() {
+  char date[64];
+  const std::time_t now = std::time(nullptr);
+  std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+  return date;
+}
+
 }  // namespace
 
 void check_same_config(const Config& config, const std::function<void(Fields&)>& schema, Communicator& world) {
@@ -73,24 +158,23 @@ void check_same_config(const Config& config, const std::function<void(Fields&)>&
 
 RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& config,
                           const std::function<void(Fields&)>& schema, Communicator& world) {
-  const RunFolder folder{dir};
+  RunFolder folder{dir, {}};
   agree(world, attempt([&] {
           if (world.rank() != 0) return;
-          std::error_code failed;
-          if (fresh && fs::exists(dir)) move_away(dir);
-          fs::create_directories(dir + "/ckpt", failed);
-          if (failed) throw DataError(dir, "cannot be made: " + failed.message(), "choose another --out");
-          const std::string saved = folder.file("config.resolved.yaml");
-          if (holds_checkpoint(dir) && fs::exists(saved)) {
-            const auto keys = differing_keys(Config::load(saved), config, schema);
-            if (!keys.empty()) {
-              std::string list;
-              for (const auto& k : keys) list += (list.empty() ? "" : ", ") + k;
-              throw UsageError(dir, "holds a run with other values of " + list,
-                               "use the old values, another --out, or --fresh to start over");
-            }
+          const bool there = fs::exists(dir);
+          make_folders(dir);
+          folder.lock = std::make_shared<FolderLock>(dir);
+          if (fresh && there) {
+            folder.lock->moved_to(move_away(dir));
+            make_folders(dir);
+            folder.lock = std::make_shared<FolderLock>(dir);
           }
-          replace_durably(system_io(), saved, config.print(schema, false));
+          if (folder.lock->warning().empty())
+            remove_leftovers(dir);
+          else
+            std::cerr << "trireme: warning: " << folder.lock->warning() << std::endl;
+          make_folders(dir + "/ckpt");
+          if (holds_checkpoint(dir)) check_taken_up(folder, config, schema);
         }));
   check_visible(dir, world);
   return folder;
@@ -99,9 +183,7 @@ RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& conf
 std::string describe_environment(int ranks, int threads, const std::string& recipe_json) {
   utsname name{};
   uname(&name);
-  char date[64], host[256] = "";
-  const std::time_t now = std::time(nullptr);
-  std::strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%SZ", std::gmtime(&now));
+  char host[256] = "";
   gethostname(host, sizeof host - 1);
   std::string cpu;
   std::ifstream info("/proc/cpuinfo");
@@ -112,7 +194,7 @@ std::string describe_environment(int ranks, int threads, const std::string& reci
     }
   const nlohmann::json recipe = nlohmann::json::parse(recipe_json, nullptr, false);
   nlohmann::json j{{"trireme", TRIREME_VERSION},
-                   {"date", date},
+                   {"date", date_now()},
                    {"host", host},
                    {"cpu", cpu},
                    {"cores", std::thread::hardware_concurrency()},
@@ -121,6 +203,16 @@ std::string describe_environment(int ranks, int threads, const std::string& reci
                    {"threads_per_rank", threads}};
   if (!recipe.is_discarded()) j["recipe"] = recipe;
   return j.dump(2) + "\n";
+}
+
+void record_start(const RunFolder& folder, const Config& config, const std::function<void(Fields&)>& schema,
+                  const std::string& environment, std::int64_t step) {
+  const std::string config_file = folder.file("config.resolved.yaml"), env_file = folder.file("env.json");
+  const std::string old_config = step > 0 ? text_of(config_file) : "", old_env = step > 0 ? text_of(env_file) : "";
+  const std::string now = config.print(schema, false);
+  const std::string when = "resumed at step " + std::to_string(step) + ", " + date_now();
+  replace_durably(system_io(), config_file, old_config.empty() ? now : with_changes(old_config, now, when));
+  replace_durably(system_io(), env_file, old_env.empty() ? environment : with_resume(old_env, environment, step));
 }
 
 }  // namespace trireme

@@ -2,14 +2,17 @@
 #pragma once
 #include "comm/communicator.h"
 #include "framework/config/config.h"
+#include "framework/io/folder_lock.h"
 
 #include <functional>
+#include <memory>
 #include <string>
 
 namespace trireme {
 
 struct RunFolder {
   std::string dir;
+  std::shared_ptr<FolderLock> lock;  // rank 0's, for as long as the job uses the folder
 
   std::string file(std::string_view name) const { return dir + "/" + std::string(name); }
 };
@@ -17,13 +20,19 @@ struct RunFolder {
 // Collective. Throws UsageError on all ranks unless they were all started with the same configuration.
 void check_same_config(const Config& config, const std::function<void(Fields&)>& schema, Communicator& world);
 
-// Collective. Makes the folder or takes up an existing one: all ranks must see it. Once it holds a checkpoint, a
-// configuration that differs in more than cadence, threads and output is refused (exit 2, naming the keys). fresh: an
-// old folder is renamed DIR.old-N.
+// Collective. Makes the folder or takes up an existing one: all ranks must see it. Before anything in it is touched,
+// rank 0 locks it; while another job holds it, and where a checkpoint in it belongs to a configuration that differs in
+// more than cadence, threads and output, it is refused (exit 2, naming the job or the keys). fresh: an old folder is
+// renamed DIR.old-N.
 RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& config,
                           const std::function<void(Fields&)>& schema, Communicator& world);
 
 // Machine, versions, launch: JSON for env.json.
 std::string describe_environment(int ranks, int threads, const std::string& recipe_json);
+
+// Rank 0 writes config.resolved.yaml and env.json when training starts at step 0. A run that goes on keeps both as they
+// are and appends what is different now: a comment with the keys that changed, an entry in the list `resumes`.
+void record_start(const RunFolder& folder, const Config& config, const std::function<void(Fields&)>& schema,
+                  const std::string& environment, std::int64_t step);
 
 }  // namespace trireme

@@ -18,6 +18,8 @@ class SharedOrder {
 
   // This rank's parameters in it.
   const std::vector<std::int64_t>& own() const { return own_; }
+  // That of all ranks' parameters: the same on all ranks.
+  const std::vector<std::int64_t>& shared() const { return order_; }
   // Collective. `seen`: this rank's parameters in the order it would like. Of each parameter the wish of the lowest
   // rank that holds it counts. True when the order changed, on all ranks.
   bool adopt(const std::vector<std::int64_t>& seen);

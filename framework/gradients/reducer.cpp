@@ -53,7 +53,7 @@ struct Reducer::Impl {
   std::vector<std::int64_t> written;  // elements of a gradient that is not ready
   std::size_t next_launch = 0;
   std::int64_t step = 0;
-  bool last = false, order_known = false;
+  bool last = false, order_known = false, order_loaded = false;
 
   Impl(const std::vector<Param>& p, Communicator& g, Options o)
       : grad(g),
@@ -300,15 +300,25 @@ struct Reducer::Impl {
     return bytes;
   }
 
-  void state(Archive& ar) {
+  // Local: what a loaded order changes is made by all ranks together, in adopt_layout().
+  void order_state(Archive& ar) {
+    const std::vector<std::int64_t> before = order.shared();
     std::int64_t known = order_known;
     order.state(ar);
     ar.value("order_known", known);
-    if (ar.loading() && known) {
-      for (auto& p : layout.params) p.value.mutable_grad().reset();
-      build();
-      settle();
-    }
+    if (ar.loading() && known) order_loaded = !order_known || before != order.shared();
+  }
+
+  void adopt_layout() {
+    if (!std::exchange(order_loaded, false)) return;
+    for (auto& p : layout.params) p.value.mutable_grad().reset();
+    build();
+    settle();
+  }
+
+  void state(Archive& ar) {
+    order_state(ar);
+    adopt_layout();
     for (std::size_t k = 0; k < buckets.size(); ++k) {
       if (!flights[k].hook) continue;
       // A group's bucket goes by its name: another group may have as many.
@@ -330,6 +340,8 @@ std::vector<Slice> Reducer::owned() const { return impl_->layout.owned(); }
 void Reducer::step_done(const at::Tensor& skip) { impl_->step_done(skip); }
 void Reducer::gather_weights() { impl_->gather_weights(); }
 std::size_t Reducer::plain_bytes() const { return impl_->plain_bytes(); }
+void Reducer::layout(Archive& ar) { impl_->order_state(ar); }
+void Reducer::adopt_layout() { impl_->adopt_layout(); }
 void Reducer::state(Archive& ar) { impl_->state(ar); }
 
 namespace {

@@ -59,7 +59,12 @@ class Reducer {
   at::Tensor gradient_norm() const;
   std::size_t bytes_per_step() const;  // of all buckets that are reduced
   std::size_t plain_bytes() const;     // that a rank would send for gradients without hooks
-  void state(Archive& ar);             // the bucket order and what hooks keep
+
+  // The bucket order; what it changes when it is loaded happens in adopt_layout(), which is collective.
+  void layout(Archive& ar);
+  void adopt_layout();
+  // The bucket order and what hooks keep. Loading another order than the buckets have adopts it: then collective.
+  void state(Archive& ar);
 
  private:
   struct Impl;

@@ -35,6 +35,7 @@ std::string step_name(std::int64_t step) {
 // "step_00000120" gives 120; "step_00000120.tmp-1f" gives none, or 120 with `suffix` ".tmp-".
 std::optional<std::int64_t> step_of(std::string_view name, std::string_view suffix = {}) {
   constexpr std::string_view prefix = "step_";
+  const std::string_view whole = name;
   if (!name.starts_with(prefix)) return {};
   name.remove_prefix(prefix.size());
   std::int64_t step = 0;
@@ -43,6 +44,7 @@ std::optional<std::int64_t> step_of(std::string_view name, std::string_view suff
   if (error != std::errc() || digits < 8 || step < 0) return {};
   name.remove_prefix(digits);
   if (suffix.empty() ? !name.empty() : !name.starts_with(suffix)) return {};
+  if (!whole.starts_with(step_name(step) + std::string(suffix))) return {};  // zeros too many: not a name of ours
   return step;
 }
 
@@ -116,39 +118,50 @@ void read_rank_file(FileIo& io, const std::string& folder, const Manifest& m, in
   }
 }
 
-// `rows` entries of a checkpoint of another world size, put together by row range.
+// `rows` entries of a checkpoint of another world size, put together by row range. Row numbers are only what a file
+// says: parts are put in their order, never at a place computed from one.
 class Assembly {
  public:
-  void add(const Manifest::Tensor& t, const std::vector<std::byte>& data, const std::string& place) {
-    auto& [entry, ranges] = parts_[t.name];
+  void add(const Manifest::Tensor& t, std::vector<std::byte> data, const std::string& place) {
+    auto& part = parts_[t.name];
     auto whole = t.shape;
     whole[0] = t.sharing.total_rows;
-    if (ranges.empty()) entry = {t.dtype, whole, {Sharing::rows, 0, t.sharing.total_rows}, false, {}};
-    if (entry.dtype != t.dtype || entry.shape != whole)
+    if (!part.seen) part.entry = {t.dtype, whole, {Sharing::rows, 0, t.sharing.total_rows}, false, {}};
+    part.seen = true;
+    if (part.entry.dtype != t.dtype || part.entry.shape != whole)
       throw DataError(place + ": " + t.name, "the ranks' parts do not fit together");
-    ranges[t.sharing.first_row] += t.shape[0];
-    // Grown only as far as files really held rows: total_rows is just a number in a file.
-    auto row = t.shape;
-    row[0] = 1;
-    const auto begin = std::size_t(t.sharing.first_row) * bytes_of(t.dtype, row);
-    if (entry.bytes.size() < begin + data.size()) entry.bytes.resize(begin + data.size());
-    std::copy(data.begin(), data.end(), entry.bytes.begin() + std::ptrdiff_t(begin));
+    if (t.shape[0] == 0) return;
+    if (!part.rows.emplace(t.sharing.first_row, Rows{t.shape[0], std::move(data)}).second)
+      throw DataError(place + ": " + t.name, "rows are missing or held twice");
   }
   void finish(Snapshot& to, const std::string& place) {
     for (auto& [name, part] : parts_) {
       std::int64_t next = 0;
-      for (const auto& [first, rows] : part.second) {
+      std::size_t bytes = 0;
+      for (const auto& [first, rows] : part.rows) bytes += rows.bytes.size();
+      part.entry.bytes.reserve(bytes);
+      for (auto& [first, rows] : part.rows) {
         if (first != next) throw DataError(place + ": " + name, "rows are missing or held twice");
-        next += rows;
+        next += rows.count;
+        part.entry.bytes.insert(part.entry.bytes.end(), rows.bytes.begin(), rows.bytes.end());
+        std::vector<std::byte>().swap(rows.bytes);
       }
-      if (next != part.first.sharing.total_rows) throw DataError(place + ": " + name, "rows are missing");
-      to.entries[name] = std::move(part.first);
+      if (next != part.entry.sharing.total_rows) throw DataError(place + ": " + name, "rows are missing");
+      to.entries[name] = std::move(part.entry);
     }
   }
 
  private:
-  // Name to the whole array and the row ranges seen: first row to count.
-  std::map<std::string, std::pair<Snapshot::Entry, std::map<std::int64_t, std::int64_t>>> parts_;
+  struct Rows {
+    std::int64_t count;
+    std::vector<std::byte> bytes;
+  };
+  struct Part {
+    bool seen = false;
+    Snapshot::Entry entry;
+    std::map<std::int64_t, Rows> rows;  // by first row
+  };
+  std::map<std::string, Part> parts_;
 };
 
 }  // namespace
@@ -232,12 +245,12 @@ void Checkpoints::Impl::prune(std::int64_t newest) noexcept try {
   std::set<std::int64_t> kept = {newest};
   for (auto it = steps.rbegin(); it != steps.rend() && kept.size() < std::size_t(keep); ++it) kept.insert(*it);
   for (auto it = steps.rbegin(); it != steps.rend(); ++it) {
-    const auto known = best.find(*it);
-    if (known == best.end()) {
+    if (!best.contains(*it)) {
       try {
         best[*it] = read_manifest(io, final_folder(*it)).best;
       } catch (const Error&) {
-        best[*it] = false;  // damaged: nothing to keep it for
+        kept.insert(*it);  // it may be the best, and a disk that answers again
+        continue;
       }
     }
     if (best[*it]) {
@@ -302,14 +315,15 @@ Snapshot Checkpoints::load(std::int64_t step) {
     };
     const auto take = [&](const Manifest::Tensor& t, std::vector<std::byte> data) {
       if (t.sharing.kind == Sharing::rows && !same)
-        assembly.add(t, data, folder);
+        assembly.add(t, std::move(data), folder);
       else
         snapshot.entries[t.name] = {t.dtype, t.shape, t.sharing, t.is_text, std::move(data)};
     };
-    for (int r = 0; r < m.world_size; ++r)
-      if (r == 0 || (same && r == rank) ||
-          std::any_of(m.tensors.begin(), m.tensors.end(), [&](const auto& t) { return t.rank == r && wanted(t); }))
-        read_rank_file(impl_->io, folder, m, r, wanted, take);
+    std::set<int> ranks = {0};
+    if (same) ranks.insert(rank);
+    for (const auto& t : m.tensors)
+      if (wanted(t)) ranks.insert(t.rank);
+    for (const int r : ranks) read_rank_file(impl_->io, folder, m, r, wanted, take);
     assembly.finish(snapshot, folder);
   };
   const auto failure = attempt([&] {

@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "framework/io/crc32c.h"
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <limits>
@@ -109,12 +110,29 @@ Manifest::File file_of(const Json& json, const std::string& place) {
   return {r.text("name"), r.integer("size", std::uint64_t{1} << 50), r.crc()};
 }
 
+// Parts between slashes that HDF5 takes as they are.
+bool is_usable(std::string_view name) {
+  for (std::size_t begin = 0; begin <= name.size();) {
+    const auto end = std::min(name.find('/', begin), name.size());
+    const auto part = name.substr(begin, end - begin);
+    if (part.empty() || part == "." || part == ".." || part.find('\0') != part.npos) return false;
+    begin = end + 1;
+  }
+  return true;
+}
+
+std::uint64_t bytes_of(const Manifest::Tensor& t) {
+  std::uint64_t bytes = size_of(t.dtype);
+  for (const std::int64_t n : t.shape) bytes *= std::uint64_t(n);
+  return bytes;
+}
+
 Manifest::Tensor tensor_of(const Json& json, const std::string& place) {
   constexpr std::uint64_t max = std::uint64_t{1} << 50;
   const Reader r(json, place);
   Manifest::Tensor t;
   t.name = r.text("name");
-  if (t.name.empty()) r.refuse("name", "is empty");
+  if (!is_usable(t.name)) r.refuse("name", "is not one of an array");
   std::optional<DType> dtype;
   for (DType d : {DType::f64, DType::f32, DType::f16, DType::bf16, DType::i64, DType::i32, DType::u8})
     if (r.text("dtype") == name(d)) dtype = d;
@@ -139,6 +157,8 @@ Manifest::Tensor tensor_of(const Json& json, const std::string& place) {
     t.sharing = {Sharing::rows, std::int64_t(r.integer("first_row", max)), std::int64_t(r.integer("total_rows", max))};
     if (t.shape.empty() || t.sharing.first_row + t.shape[0] > t.sharing.total_rows)
       r.refuse("first_row", "and the shape do not fit the total rows");
+    const auto row = bytes / std::max<std::uint64_t>(1, std::uint64_t(t.shape[0]));
+    if (std::uint64_t(t.sharing.total_rows) > max / row) r.refuse("total_rows", "is too large");
   }
   if (sharing != kinds[std::size_t(t.sharing.kind)]) r.refuse("sharing", "is unknown");
   if (json.contains("holders")) {
@@ -197,11 +217,16 @@ Manifest Manifest::parse(std::string_view text, const std::string& place) {
   for (int i = 0; i < m.world_size; ++i)
     if (m.files[std::size_t(i)].name != rank_file(i)) r.refuse("files", "have other names than they should");
   std::set<std::pair<std::string, int>> seen;
+  std::vector<std::uint64_t> room;  // in every file; what is read can then not be more than is there
+  for (const auto& f : m.files) room.push_back(f.size);
   for (const auto& j : r.list("tensors")) {
     auto t = tensor_of(j, place);
     if (t.rank >= m.world_size || (!t.sharing.holders.empty() && t.sharing.holders.back() >= m.world_size))
       r.refuse("rank", "is not below the world size");
     if (!seen.emplace(t.name, t.rank).second) r.refuse("tensors", "has a name twice");
+    auto& left = room[std::size_t(t.rank)];
+    if (bytes_of(t) > left) r.refuse("tensors", "are larger than their file");
+    left -= bytes_of(t);
     m.tensors.push_back(std::move(t));
   }
   return m;

@@ -83,6 +83,9 @@ class Loader final : public Archive {
       skip = std::size_t(first) * bytes_of(e.dtype, held);
       held[0] = shape[0];
     }
+    if (sharing.kind != Sharing::rows && e.sharing.kind == Sharing::rows &&
+        (held.empty() || held[0] != e.sharing.total_rows))
+      throw DataError(full(name), "the checkpoint holds some rows of it, this run wants all");
     if (e.dtype != dtype || held != std::vector<std::int64_t>(shape.begin(), shape.end()))
       throw DataError(full(name), "the checkpoint holds " + text_of(e.dtype, e.shape) + ", this run wants " +
                                       text_of(dtype, shape));

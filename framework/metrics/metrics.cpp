@@ -131,7 +131,7 @@ struct Metrics::Impl {
 
 Metrics::Metrics(const std::string& run_dir, std::int64_t last_step, std::int64_t total_steps, bool terminal,
                  const std::string& unit, const std::vector<MetricChart>& charts)
-    : impl_(new Impl{open_log(run_dir, last_step), EventFile(run_dir), {}, {}, {}, charts}) {
+    : impl_(new Impl{open_log(run_dir, last_step), EventFile(run_dir, last_step), {}, {}, {}, charts}) {
   const int columns = terminal ? terminal_columns() : 0;
   if (columns > 0) impl_->bar.emplace(columns);
   constexpr double unknown = std::numeric_limits<double>::quiet_NaN();

@@ -10,12 +10,15 @@ namespace trireme {
 
 class EventFile {
  public:
-  // Starts a new events.out.tfevents.<time>.<host>[.N] in `folder`; TensorBoard joins the files of a folder.
-  explicit EventFile(const std::string& folder);
+  // Starts a new events.out.tfevents.<time>.<host>[.N] in `folder`; TensorBoard joins the files of a folder. Events of
+  // earlier files with step > last_step, which a resumed run will write again, are cut off, and a TensorBoard that has
+  // read them is told to forget them. Rank 0 only, with the run folder locked.
+  explicit EventFile(const std::string& folder, std::int64_t last_step = 0);
   void scalars(std::int64_t step, const std::map<std::string, double>& values);
   void sync() { file_.sync(); }
 
  private:
+  EventFile(const std::string& folder, std::int64_t last_step, bool resumed);
   AppendFile file_;
 };
 

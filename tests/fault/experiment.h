@@ -96,13 +96,17 @@ inline std::vector<std::int64_t> checkpoint_steps(const fs::path& run) {
   return steps;
 }
 
+inline nlohmann::json manifest_of(const fs::path& run, std::int64_t step) {
+  const std::string name = std::to_string(step);
+  return nlohmann::json::parse(
+      read_text(run / "ckpt" / ("step_" + std::string(8 - name.size(), '0') + name) / "manifest.json"));
+}
+
 // Tensor (name@rank) to CRC of the newest checkpoint: equal maps are equal states, bit for bit.
 inline std::map<std::string, std::string> final_state(const fs::path& run) {
   const auto steps = checkpoint_steps(run);
   if (steps.empty()) return {};
-  std::string name = std::to_string(steps.back());
-  name = "step_" + std::string(8 - name.size(), '0') + name;
-  const auto manifest = nlohmann::json::parse(read_text(run / "ckpt" / name / "manifest.json"));
+  const auto manifest = manifest_of(run, steps.back());
   std::map<std::string, std::string> crcs{{"step", std::to_string(steps.back())}};
   for (const auto& t : manifest["tensors"])
     crcs[t["name"].get<std::string>() + "@" + std::to_string(t["rank"].get<int>())] = t["crc32c"];

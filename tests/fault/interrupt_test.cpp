@@ -65,6 +65,20 @@ class Interrupt : public ::testing::Test {
     EXPECT_EQ(logged(dir() / out), logged(dir() / "whole"));
     EXPECT_EQ(logged(dir() / out, "eval/image_to_text_r1"), logged(dir() / "whole", "eval/image_to_text_r1"));
     for (const auto& [name, unused] : listing(dir() / out)) EXPECT_EQ(name.find(".tmp"), std::string::npos) << name;
+    if (more.empty()) expect_best_is_kept(out);
+  }
+
+  // The checkpoint that is marked best is there, and of the step that had the best evaluation.
+  static void expect_best_is_kept(const std::string& out) {
+    const auto evaluations = logged(dir() / out, "eval/image_to_text_r10");
+    ASSERT_EQ(evaluations.size(), 3u);
+    auto best = evaluations.front();
+    for (const auto& e : evaluations)
+      if (e.second > best.second) best = e;
+    std::int64_t marked = 0;
+    for (const auto step : checkpoint_steps(dir() / out))
+      if (manifest_of(dir() / out, step)["best"]) marked = step;
+    EXPECT_EQ(marked, best.first);
   }
 
   // Starts a run and freezes rank 1 once `begun` holds; null (and the run folder removed) if `still` does not
@@ -75,6 +89,7 @@ class Interrupt : public ::testing::Test {
     pid_t rank1 = 0;
     EXPECT_TRUE(wait_until([&] { return (rank1 = p->rank(1)) != 0 || p->ended(); }, seconds(30)));
     EXPECT_TRUE(wait_until([&] { return begun() || p->ended(); }, seconds(30)));
+    if (rank1 == 0) throw std::runtime_error("rank 1 did not start: " + p->wait(seconds(1)).err);
     kill(rank1, SIGSTOP);
     std::this_thread::sleep_for(milliseconds(150));  // rank 0 goes on to where it needs rank 1
     if (still() && !p->ended()) return p;
@@ -237,7 +252,7 @@ TEST_F(Interrupt, KilledRank) {
   const std::vector<Case> cases{
       {"kill1", 1, [] { return !checkpoint_steps(dir() / "kill1").empty(); }, {8}},
       {"kill0", 0, [] { return last_step(dir() / "kill0") >= 4; }, {}},
-      {"killw", 1, [] { return writing("killw", "00000016"); }, {8}},
+      {"killw", 1, [] { return writing("killw", "00000016"); }, {8, 12}},
   };
   for (const auto& c : cases) {
     SCOPED_TRACE(c.out);
@@ -316,16 +331,91 @@ TEST_F(Interrupt, KilledParentTakesItsRanksAlong) {
 }
 
 TEST_F(Interrupt, CompleteRunSaysSo) {
-  const auto before = listing(dir() / "whole/ckpt");
-  const std::string metrics = read_text(dir() / "whole/metrics.jsonl");
-  const Outcome o = run_program(train("whole"), {dir()});
+  const auto before = listing(dir() / "whole");
+  const Outcome o = run_program(train("whole", {"log_every=3", "threads=2"}), {dir()});
   EXPECT_EQ(o.code, 0) << o;
   EXPECT_LT(o.seconds, 10);
   EXPECT_NE(o.out.find("the run is complete"), std::string::npos) << o;
   EXPECT_NE(o.out.find("\ndone: step=30 loss="), std::string::npos) << o;
   EXPECT_NE(o.out.find(" run=whole\n"), std::string::npos) << o;
-  EXPECT_EQ(listing(dir() / "whole/ckpt"), before);
-  EXPECT_EQ(read_text(dir() / "whole/metrics.jsonl"), metrics);
+  EXPECT_EQ(listing(dir() / "whole"), before) << "a finished run stays as it is";
+}
+
+// env.json and config.resolved.yaml keep the first start and tell what a resume changed.
+TEST_F(Interrupt, ResumesAreAppended) {
+  const auto train_alone = [](const Words& more) {
+    Words words{"train", "e.yaml", "checkpoint.every=2", "--out", "again"};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  };
+  Program p(train_alone({}), {dir()});
+  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "again") >= 3 || p.ended(); }, seconds(30)));
+  p.signal(SIGTERM);
+  ASSERT_EQ(p.wait().code, 85);
+  const std::string config = read_text(dir() / "again/config.resolved.yaml");
+  const auto environment = nlohmann::json::parse(read_text(dir() / "again/env.json"));
+  EXPECT_FALSE(environment.contains("resumes"));
+  const auto at = checkpoint_steps(dir() / "again").back();
+  ASSERT_EQ(run_program(train_alone({"checkpoint.every=3", "log_every=2", "--ranks", "2"}), {dir()}).code, 0);
+  auto after = nlohmann::json::parse(read_text(dir() / "again/env.json"));
+  ASSERT_EQ(after["resumes"].size(), 1u) << after;
+  EXPECT_EQ(after["resumes"][0]["step"], at);
+  EXPECT_EQ(after["resumes"][0]["ranks"], 2);
+  EXPECT_TRUE(after["resumes"][0].contains("date"));
+  EXPECT_FALSE(after["resumes"][0].contains("cpu")) << "as it was";
+  after.erase("resumes");
+  EXPECT_EQ(after, environment);
+  const std::string now = read_text(dir() / "again/config.resolved.yaml");
+  ASSERT_TRUE(now.starts_with(config));
+  const Words added = lines_of(now.substr(config.size()));
+  ASSERT_EQ(added.size(), 1u) << now;
+  EXPECT_TRUE(added[0].starts_with("# resumed at step " + std::to_string(at) + ", 20")) << now;
+  EXPECT_TRUE(added[0].ends_with(": checkpoint.every: 3, log_every: 2")) << now;
+  // It is still a configuration.
+  EXPECT_EQ(run_program({"train", "again/config.resolved.yaml", "--print-config"}, {dir()}).code, 0);
+}
+
+// The second of two jobs in one folder is refused before it touches anything there, whatever it was told to do.
+TEST_F(Interrupt, ASecondJobInTheFolderIsRefused) {
+  const auto at = [] { return !checkpoint_steps(dir() / "shared").empty(); };
+  const auto p = freeze_in("shared", at, at);
+  ASSERT_TRUE(p);
+  const auto before = listing(dir() / "shared");
+  const auto lock = dir() / "shared/.lock";
+  const std::string holder = "process " + std::to_string(p->rank(0)) + " on ";
+  EXPECT_TRUE(read_text(lock).starts_with(holder)) << read_text(lock);
+  const Words alone{"train", "e.yaml", "--out", "shared"};
+  for (const Words& words : {train("./shared/"), train("shared", {"--fresh"}), train("shared", {"steps=9"}), alone}) {
+    const Outcome o = run_program(words, {dir()});
+    EXPECT_EQ(o.code, 2) << o;
+    ASSERT_EQ(o.errors().size(), 1u) << o;
+    EXPECT_NE(o.err.find("is in use by " + holder), std::string::npos) << o;
+    EXPECT_EQ(listing(dir() / "shared"), before);
+  }
+  EXPECT_EQ(run_program({"report", "shared", "--out", "shared.html"}, {dir()}).code, 0) << "readers need no lock";
+  // Killed, it holds nothing any more, and the next start needs no help: not even to wait until all ranks are gone.
+  p->signal(SIGKILL);
+  kill(p->rank(1), SIGCONT);
+  const Outcome o = run_program(train("shared"), {dir()});
+  EXPECT_EQ(o.code, 0) << o;
+  EXPECT_NE(o.out.find("resumed at step "), std::string::npos) << o;
+  EXPECT_EQ(final_state(dir() / "shared"), final_state(dir() / "whole"));
+  EXPECT_EQ(logged(dir() / "shared"), logged(dir() / "whole"));
+  EXPECT_FALSE(fs::exists(lock));
+}
+
+// What the program prints must not land in a file that it opens: descriptors 0 to 2 are closed.
+TEST_F(Interrupt, WithoutStandardStreams) {
+  const Words launcher{"sh", "-c", "exec \"$@\" <&- >&- 2>&-", "sh"};
+  for (const Words& ranks : {Words{}, Words{"--ranks", "2"}}) {
+    Words words{"train", "e.yaml", "steps=4", "--out", "silent" + std::to_string(ranks.size())};
+    words.insert(words.end(), ranks.begin(), ranks.end());
+    ASSERT_EQ(run_program(words, {dir(), {}, launcher}).code, 0);
+    const Words lines = lines_of(read_text(dir() / words[4] / "metrics.jsonl"));
+    EXPECT_EQ(lines.size(), 5u) << "4 steps and an evaluation";
+    for (const auto& line : lines) EXPECT_TRUE(nlohmann::json::accept(line)) << line;
+    EXPECT_EQ(run_program(words, {dir()}).code, 0);
+  }
 }
 
 }  // namespace

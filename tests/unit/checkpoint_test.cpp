@@ -2,18 +2,27 @@
 
 #include "comm/error.h"
 #include "comm/local/loopback.h"
+#include "framework/base/agree.h"
 #include "framework/io/crc32c.h"
 #include "framework/io/file_io.h"
+#include "framework/io/folder_lock.h"
 #include "framework/io/manifest.h"
 #include "tests/fault/memory_io.h"
 
+#include <atomic>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <mutex>
 #include <random>
 #include <set>
+#include <thread>
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <sys/wait.h>
+#include <unistd.h>
 
 namespace trireme {
 namespace {
@@ -299,7 +308,22 @@ TEST(Checkpoint, DamageIsRefusedByName) {
   run_loopback(1, [&](Communicator& comm) { EXPECT_FALSE(Checkpoints("ckpt", 2, comm, io).latest()); });
 }
 
-// A damaged file whose checksum was made right again, as a hostile one would be.
+std::string unsealed(const std::string& text) { return text.substr(0, text.rfind(",\n \"manifest_crc32c\"")); }
+
+// With its checksum made right again, as a hostile file's would be.
+std::string sealed(const std::string& body) {
+  char seal[64];
+  std::snprintf(seal, sizeof seal, ",\n \"manifest_crc32c\": \"%08x\"\n}\n", crc32c(body.data(), body.size()));
+  return body + seal;
+}
+
+std::string printed(const nlohmann::json& manifest) {
+  auto json = manifest;
+  json.erase("manifest_crc32c");
+  const std::string text = json.dump();
+  return sealed(text.substr(0, text.size() - 1));
+}
+
 TEST(Checkpoint, HostileManifestsAreRefused) {
   Manifest good;
   good.files.push_back({"rank_00000.h5", 100, 1});
@@ -307,13 +331,11 @@ TEST(Checkpoint, HostileManifestsAreRefused) {
   const std::string text = good.print();
   ASSERT_NO_THROW(Manifest::parse(text, "m"));
   const auto with = [&](const std::string& from, const std::string& to) {
-    std::string body = text.substr(0, text.rfind(",\n \"manifest_crc32c\""));
+    std::string body = unsealed(text);
     const auto at = body.find(from);
     EXPECT_NE(at, body.npos) << from;
     body.replace(at, from.size(), to);
-    char seal[64];
-    std::snprintf(seal, sizeof seal, ",\n \"manifest_crc32c\": \"%08x\"\n}\n", crc32c(body.data(), body.size()));
-    return body + seal;
+    return sealed(body);
   };
   const std::pair<const char*, std::string> changes[] = {
       {"\"format_version\": 1", "\"format_version\": 2"},
@@ -335,10 +357,320 @@ TEST(Checkpoint, HostileManifestsAreRefused) {
       {"\"extra\": {}", "\"extra\": " + std::string(100000, '[') + std::string(100000, ']')},
       {"\"extra\": {}", "\"extra\": 3"},
       {"\"best\": false", "\"best\": 0"},
+      {"\"name\":\"x\"", "\"name\":\"a//x\""},
+      {"\"name\":\"x\"", "\"name\":\"a/../x\""},
+      {"\"name\":\"x\"", "\"name\":\"x\\u0000y\""},
+      {"[2,3]", "[2,300]"},                 // more than its file holds
+      {"[2,3]", "[0,1125899906842624,4]"},  // nothing, but rows of 2^54 bytes
   };
   for (const auto& [from, to] : changes) EXPECT_THROW(Manifest::parse(with(from, to), "m"), DataError) << to;
   EXPECT_THROW(Manifest::parse("", "m"), DataError);
   EXPECT_THROW(Manifest::parse("{}", "m"), DataError);
+}
+
+// A table of wide rows on 2 ranks, and what `change` makes of its manifest; the error of loading it on 1 rank.
+std::string error_of_wide_table(const std::function<void(nlohmann::json&)>& change) {
+  MemoryIo io;
+  const std::vector<std::int64_t> shape = {1, 4096};
+  std::vector<float> row(4096, 1);
+  run_loopback(2, [&](Communicator& comm) {
+    auto mine = row;
+    Checkpoints c("ckpt", 1, comm, io);
+    c.save(1,
+           Snapshot::take(
+               [&](Archive& ar) {
+                 ar.array("u", DType::f32, shape, mine.data(), {Sharing::rows, comm.rank(), 2});
+               },
+               comm.rank()),
+           "{}");
+    c.finish();
+  });
+  std::string& text = *io.content("ckpt/step_00000001/manifest.json");
+  auto manifest = nlohmann::json::parse(text);
+  change(manifest);
+  text = printed(manifest);
+  return error_of([&] { run_loopback(1, [&](Communicator& comm) { Checkpoints("ckpt", 1, comm, io).load(1); }); });
+}
+
+// first_row * row_bytes + bytes is 2^64: taken modulo that, the copy would start before the buffer.
+TEST(Checkpoint, RowsThatWrapAroundAreRefused) {
+  const auto expect = [](const char* what, const std::function<void(nlohmann::json&)>& change) {
+    EXPECT_NE(error_of_wide_table(change).find(what), std::string::npos) << error_of_wide_table(change);
+  };
+  expect("no error", [](auto&) {});
+  const std::int64_t last = (std::int64_t{1} << 50) - 1;
+  expect("'total_rows' is too large", [&](auto& m) {
+    for (auto& t : m["tensors"]) t["total_rows"] = last + 1;
+    m["tensors"][1]["first_row"] = last;
+  });
+  // The whole would be 64 GiB, of which 32 KiB are there.
+  expect("rows are missing", [](auto& m) {
+    for (auto& t : m["tensors"]) t["total_rows"] = 1 << 22;
+    m["tensors"][1]["first_row"] = (1 << 22) - 1;
+  });
+  expect("rows are missing or held twice", [](auto& m) { m["tensors"][1]["first_row"] = 0; });
+  expect("rows are missing", [](auto& m) {
+    for (auto& t : m["tensors"]) t["total_rows"] = 3;
+  });
+  expect("not the dtype and shape of the manifest", [](auto& m) { m["tensors"][1]["shape"] = {1, 2048}; });
+  expect("not the dtype and shape of the manifest", [](auto& m) { m["tensors"][1]["dtype"] = "i32"; });
+  expect("the ranks' parts do not fit together", [](auto& m) { m["tensors"][1]["total_rows"] = 3; });
+}
+
+// One value somewhere in the manifest is replaced, removed or doubled.
+void mutate(nlohmann::json& j, std::mt19937_64& random) {
+  nlohmann::json* at = &j;
+  nlohmann::json* parent = nullptr;
+  while (at->is_structured() && !at->empty() && (!parent || random() % 8)) {
+    parent = at;
+    at = &*std::next(at->begin(), std::ptrdiff_t(random() % at->size()));
+  }
+  const std::vector<nlohmann::json> values = {0,
+                                              1,
+                                              2,
+                                              3,
+                                              7,
+                                              -1,
+                                              1.5,
+                                              true,
+                                              nullptr,
+                                              "",
+                                              "x",
+                                              "rows",
+                                              "per_rank",
+                                              "replicated",
+                                              "f64",
+                                              "u8",
+                                              "table/u",
+                                              "weight",
+                                              std::int64_t{1} << 31,
+                                              (std::int64_t{1} << 50) - 1,
+                                              std::int64_t{1} << 50,
+                                              std::int64_t{1} << 62,
+                                              std::uint64_t(-1),
+                                              nlohmann::json::array(),
+                                              nlohmann::json::object(),
+                                              {0, 1},
+                                              {2, 3}};
+  const auto kind = random() % 8;
+  if (kind == 0 && parent && parent->is_array()) {
+    parent->erase(parent->begin() + std::ptrdiff_t(random() % parent->size()));
+  } else if (kind == 1 && parent && parent->is_array()) {
+    parent->push_back(nlohmann::json(*at));
+  } else if (kind <= 4 && at->is_number_integer()) {
+    *at = at->get<std::int64_t>() + std::int64_t(random() % 5) - 2;
+  } else {
+    *at = values[random() % values.size()];
+  }
+}
+
+// A row range of some tensor is moved to the far end of a huge whole.
+void move_rows(nlohmann::json& manifest, std::mt19937_64& random) {
+  auto& tensors = manifest["tensors"];
+  const auto& name = tensors[random() % tensors.size()]["name"].get_ref<const std::string&>();
+  const std::int64_t total = std::int64_t{1} << (2 + random() % 49);
+  for (auto& t : tensors)
+    if (t["name"] == name && t["sharing"] == "rows") {
+      t["total_rows"] = total;
+      if (random() % 2) t["first_row"] = total - t["shape"][0].get<std::int64_t>();
+    }
+}
+
+// Manifests and files changed at random, their checksums right: whatever they say, the answer is a state or one line
+// that blames the data. TRIREME_LONG=1: a hundred times as many.
+TEST(Checkpoint, MutatedOnesLoadOrAreRefused) {
+  MemoryIo io;
+  run_loopback(2, [&](Communicator& comm) {
+    Checkpoints c("ckpt", 2, comm, io);
+    save(c, comm, 5);
+  });
+  std::string& text = *io.content("ckpt/step_00000005/manifest.json");
+  const auto manifest = nlohmann::json::parse(text);
+  std::mt19937_64 random(4);
+  std::atomic<int> refused = 0, restored = 0;
+  const int trials = std::getenv("TRIREME_LONG") ? 300000 : 3000;
+  for (int trial = 0; trial < trials; ++trial) {
+    auto changed = manifest;
+    std::string* file = nullptr;
+    std::string kept;
+    if (trial % 3 == 2) {
+      const std::size_t rank = random() % 2;
+      file = io.content("ckpt/step_00000005/rank_0000" + std::to_string(rank) + ".h5");
+      kept = *file;
+      for (int n = 1 + int(random() % 3); n > 0; --n) (*file)[random() % file->size()] = char(random());
+      char crc[16];
+      std::snprintf(crc, sizeof crc, "%08x", crc32c(file->data(), file->size()));
+      changed["files"][rank]["crc32c"] = crc;
+    } else {
+      if (random() % 4 == 0)
+        move_rows(changed, random);
+      else
+        for (int n = 1 + int(random() % 3); n > 0; --n) mutate(changed, random);
+    }
+    text = changed.is_object() ? printed(changed) : sealed("{" + changed.dump());
+    const int ranks = 1 + trial % 2;
+    run_loopback(ranks, [&](Communicator& comm) {
+      try {
+        State s(comm.rank(), ranks);
+        const auto snapshot = Checkpoints("ckpt", 2, comm, io).load(5);
+        agree(comm, attempt([&] { snapshot.restore(s.visit()); }));
+        ++restored;
+      } catch (const Error& e) {
+        ++refused;
+        EXPECT_EQ(e.code(), ExitCode::data) << trial << ": " << e.what();
+        EXPECT_LT(std::string_view(e.what()).size(), 2000u);
+      }
+    });
+    if (file) *file = kept;
+  }
+  EXPECT_GT(refused, trials / 2);
+  EXPECT_GT(restored, 0);
+}
+
+TEST(Checkpoint, AFolderOfAnotherNameIsNone) {
+  MemoryIo io;
+  run_loopback(1, [&](Communicator& comm) {
+    Checkpoints c("ckpt", 2, comm, io);
+    save(c, comm, 5);
+    io.rename("ckpt/step_00000005", "ckpt/step_000000005");
+    EXPECT_FALSE(c.latest()) << "it would be looked for under another name";
+  });
+}
+
+// The manifest of the best one cannot be read when the next is saved: that is no reason to remove it.
+TEST(Checkpoint, WhatCannotBeReadIsNotRemoved) {
+  MemoryIo io;
+  run_loopback(1, [&](Communicator& comm) {
+    Checkpoints c("ckpt", 1, comm, io);
+    save(c, comm, 1, true);
+  });
+  auto& manifest = *io.content("ckpt/step_00000001/manifest.json");
+  const std::string kept = std::exchange(manifest, "");
+  run_loopback(1, [&](Communicator& comm) {
+    Checkpoints c("ckpt", 1, comm, io);
+    save(c, comm, 2);
+    save(c, comm, 3);
+    ASSERT_EQ(listed(io, "ckpt"), (std::vector<std::string>{"step_00000001", "step_00000003"}));
+    manifest = kept;
+    save(c, comm, 4);
+  });
+  EXPECT_EQ(listed(io, "ckpt"), (std::vector<std::string>{"step_00000001", "step_00000004"}));
+}
+
+class FolderLockTest : public testing::Test {
+ protected:
+  FolderLockTest() {
+    std::string name = (fs::temp_directory_path() / "trireme-lock-XXXXXX").string();
+    dir = mkdtemp(name.data());
+  }
+  ~FolderLockTest() override { fs::remove_all(dir); }
+  std::string words() const {
+    std::ifstream in(fs::path(dir) / ".lock");
+    return {std::istreambuf_iterator<char>(in), {}};
+  }
+  std::string dir;
+};
+
+constexpr std::chrono::milliseconds at_once{0};
+
+TEST_F(FolderLockTest, TheSecondIsRefusedByNameUntilTheFirstEnds) {
+  char host[256] = "";
+  gethostname(host, sizeof host - 1);
+  const std::string me = "process " + std::to_string(getpid()) + " on " + host;
+  {
+    const FolderLock first(dir);
+    EXPECT_EQ(first.warning(), "");
+    EXPECT_TRUE(words().starts_with(me)) << words();
+    try {
+      FolderLock second(dir, at_once);
+      ADD_FAILURE() << "two hold it";
+    } catch (const UsageError& e) {
+      const std::string what = e.what();
+      EXPECT_NE(what.find(dir + ": is in use by " + me), std::string::npos) << what;
+      EXPECT_EQ(what.find('\n'), std::string::npos);
+    }
+    EXPECT_TRUE(words().starts_with(me)) << "the refused one has left its words";
+  }
+  EXPECT_FALSE(fs::exists(dir + "/.lock"));
+  FolderLock(dir, at_once);
+}
+
+TEST_F(FolderLockTest, AKilledHolderAndItsChildrenHoldNothing) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const pid_t holder = fork();
+  if (holder == 0) {
+    const FolderLock lock(dir);
+    // A child that goes on without it, as one started by fork and exec.
+    if (fork() == 0) execlp("sleep", "sleep", "3", nullptr);
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    if (write(ends[1], "x", 1) != 1) _exit(1);
+    pause();
+  }
+  char ready;
+  ASSERT_EQ(read(ends[0], &ready, 1), 1);
+  EXPECT_THROW(FolderLock(dir, at_once), UsageError);
+  kill(holder, SIGKILL);
+  waitpid(holder, nullptr, 0);
+  EXPECT_NO_THROW(FolderLock(dir, at_once)) << "its words alone hold nothing";
+  for (const int end : ends) close(end);
+}
+
+// The ranks of a killed job take a moment to die.
+TEST_F(FolderLockTest, AHolderThatIsAboutToEndIsWaitedFor) {
+  auto first = std::make_unique<FolderLock>(dir);
+  std::thread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    first.reset();
+  });
+  EXPECT_NO_THROW(FolderLock{dir});
+  later.join();
+}
+
+TEST_F(FolderLockTest, WithoutLocksTheJobGoesOn) {
+  static int error = 0;
+  const auto fails = [](int, int) {
+    errno = error;
+    return -1;
+  };
+  for (const int e : {ENOLCK, ENOSYS, EOPNOTSUPP, 524}) {
+    error = e;
+    const FolderLock first(dir, at_once, fails), second(dir, at_once, fails);
+    EXPECT_NE(second.warning().find(dir + ": the file system cannot lock it"), std::string::npos) << second.warning();
+    EXPECT_EQ(second.warning().find('\n'), std::string::npos);
+  }
+  static int calls = 0;  // interrupted once
+  FolderLock(dir, at_once, [](int fd, int operation) {
+    errno = EINTR;
+    return calls++ == 0 ? -1 : flock(fd, operation);
+  });
+  EXPECT_EQ(calls, 2);
+}
+
+TEST_F(FolderLockTest, AFolderThatWasMovedAwayIsNotTheLockedOne) {
+  {
+    FolderLock first(dir);
+    fs::rename(dir, dir + ".old-1");
+    first.moved_to(dir + ".old-1");
+    fs::create_directory(dir);
+    EXPECT_NO_THROW(FolderLock(dir, at_once));
+  }
+  EXPECT_TRUE(fs::is_empty(dir + ".old-1"));
+  // Moved between opening and locking: the lock would be that of the other folder.
+  static std::string name;
+  name = dir;
+  static int calls = 0;
+  const FolderLock second(dir, at_once, [](int fd, int operation) {
+    if (calls++ == 0) {
+      fs::rename(name, name + ".old-2");
+      fs::create_directory(name);
+    }
+    return flock(fd, operation);
+  });
+  EXPECT_EQ(calls, 2);
+  EXPECT_THROW(FolderLock(dir, at_once), UsageError);
+  fs::remove_all(dir + ".old-1");
+  fs::remove_all(dir + ".old-2");
 }
 
 TEST(Checkpoint, EmptyRanksAndZeroRowsAreLegal) {

@@ -11,6 +11,7 @@
 
 #include <gtest/gtest.h>
 
+#include <hdf5.h>
 #include <sys/resource.h>
 
 namespace trireme {
@@ -240,6 +241,34 @@ TEST_F(Hdf5, BadUseIsRefused) {
   EXPECT_THROW(f.read_text("x"), DataError);
   f.close();
   EXPECT_THROW(f.array("x"), DataError);
+}
+
+// A file from elsewhere must not make another file's bytes look like its own.
+TEST_F(Hdf5, WhatLiesInAnotherFileIsNotRead) {
+  const std::vector<std::int64_t> shape = {4};
+  for (const char* name : {"a.h5", "other.h5"}) {
+    auto f = Hdf5File::create(path(name));
+    f.create_array("x", DType::u8, shape);
+    f.write_rows("x", 0, 4, "1234");
+    f.close();
+  }
+  write_bytes(path("raw"), "5678");
+  const hid_t file = H5Fopen(path("a.h5").c_str(), H5F_ACC_RDWR, H5P_DEFAULT);
+  ASSERT_GE(H5Lcreate_soft("x", file, "soft", H5P_DEFAULT, H5P_DEFAULT), 0);
+  ASSERT_GE(H5Lcreate_external(path("other.h5").c_str(), "x", file, "outside", H5P_DEFAULT, H5P_DEFAULT), 0);
+  const hsize_t four = 4;
+  const hid_t space = H5Screate_simple(1, &four, nullptr), list = H5Pcreate(H5P_DATASET_CREATE);
+  ASSERT_GE(H5Pset_external(list, path("raw").c_str(), 0, 4), 0);
+  const hid_t set = H5Dcreate2(file, "raw", H5T_STD_U8LE, space, H5P_DEFAULT, list, H5P_DEFAULT);
+  ASSERT_GE(set, 0);
+  H5Dclose(set), H5Pclose(list), H5Sclose(space), H5Fclose(file);
+  const auto f = Hdf5File::open(path("a.h5"));
+  EXPECT_TRUE(f.has("x"));
+  for (const char* name : {"soft", "outside"}) {
+    EXPECT_FALSE(f.has(name)) << name;
+    EXPECT_THROW(f.array(name), DataError) << name;
+  }
+  EXPECT_NE(error_of([&] { f.array("raw"); }).find("its data lie in another file"), std::string::npos);
 }
 
 TEST_F(Hdf5, ThreadsShareTheLibrary) {

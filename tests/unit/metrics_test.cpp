@@ -5,6 +5,7 @@
 #include "framework/metrics/progress.h"
 #include "framework/metrics/tensorboard.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -339,15 +340,50 @@ TEST(TensorBoard, BytesOfOneRecord) {
   EXPECT_EQ(event_record(1.5, 300, {{"loss", 1.5}}), length + masked(length) + event + masked(event));
 }
 
+// A run killed at step 7, resumed from the checkpoint of step 4: what readers find is each step once, in order. They
+// read a folder's files by name, and a file from its start.
+TEST_F(MetricsTest, ResumeDropsLaterEventsAndATornOne) {
+  const auto part = [&](std::int64_t from, std::int64_t to) {
+    Metrics m(dir.string(), from, 10, false);
+    for (std::int64_t step = from + 1; step <= to; ++step) m.log({step, {{"loss", double(step)}}});
+  };
+  console([&] { part(0, 3); });
+  console([&] { part(3, 7); });
+  auto files = event_files();
+  std::sort(files.begin(), files.end());
+  ASSERT_EQ(files.size(), 2u);
+  const std::string early = text(files[0]), late = text(files[1]);
+  fs::resize_file(files[1], late.size() - 5);
+  console([&] { part(4, 6); });
+  EXPECT_EQ(text(files[0]), early);
+  const std::string cut = text(files[1]);
+  ASSERT_EQ(cut, late.substr(0, cut.size()));
+  const auto kept = event_record(0, 4, {{"loss", 4}}).size();
+  EXPECT_EQ(late.size() - cut.size(), 3 * kept) << "steps 5 to 7 are gone, and nothing else";
+  // A TensorBoard that has read them already forgets them: SessionLog START (field 7) at step 5.
+  files = event_files();
+  std::sort(files.begin(), files.end());
+  ASSERT_EQ(files.size(), 3u);
+  const std::string start = {0x10, 5, 0x3a, 2, 0x08, 1};
+  EXPECT_NE(text(files[2]).find(start), std::string::npos);
+  EXPECT_EQ(early.find(start.substr(2)), std::string::npos) << "a new run voids nothing";
+  // Foreign bytes in the place of such a file neither crash it nor grow.
+  write("");
+  std::ofstream(dir / "events.out.tfevents.1.x", std::ios::binary) << std::string(1000, '\xff');
+  std::ofstream(dir / "events.out.tfevents.2.x", std::ios::binary) << "short";
+  console([&] { part(0, 1); });
+  EXPECT_EQ(fs::file_size(dir / "events.out.tfevents.1.x"), 0u);
+}
+
 TEST_F(MetricsTest, TensorBoardItselfReadsTheEvents) {
   const char* python = std::getenv("TRIREME_TENSORBOARD_PYTHON");
   if (!python || !*python) GTEST_SKIP() << "TRIREME_TENSORBOARD_PYTHON names no python with tensorboard";
   const char* source = std::getenv("TRIREME_SOURCE");
   if (!source || !*source) GTEST_SKIP() << "TRIREME_SOURCE is not set";
   console([&] {
-    for (int part = 0; part < 2; ++part) {  // the second is a resume
+    for (int part = 0; part < 2; ++part) {  // the second is a resume, from before the end of the first
       Metrics m(dir.string(), part * 50, 100, false);
-      for (int step = part * 50 + 1; step <= part * 50 + 50; ++step)
+      for (int step = part * 50 + 1; step <= part * 50 + (part ? 50 : 70); ++step)
         m.log({step, {{"loss", 1.0 / step}, {"eval/zero_shot_top1", step / 128.0}}});
       m.flush();
     }

@@ -393,5 +393,46 @@ TEST(Agree, OtherErrorsKeepTheirCode) {
   EXPECT_FALSE(attempt([] {}));
 }
 
+// Buckets, lanes of hooks and shards are made by all ranks together while a state is loaded. A rank that cannot read
+// its part must not leave the others waiting there.
+TEST(Session, AnErrorOfOneRankWhileLoadingReachesAll) {
+  for (const bool hook : {true, false}) {
+    TrainConfig c = small();
+    c.steps = 2;
+    if (hook)
+      c.hook.name = "top_k", c.precision = "f32";
+    else
+      c.zero = 1;
+    std::vector<Snapshot> saved(2);
+    train(c, 2, [&](Session& s, Regression&, std::int64_t step) {
+      if (step + 1 == c.steps)
+        saved[std::size_t(s.context().rank())] = Snapshot::take([&](Archive& ar) { s.state(ar); }, s.context().rank());
+    });
+    for (const std::string lost : {"model/w1", "reducer/order", "optimizer/count", ""}) {
+      std::mutex mutex;
+      std::vector<std::string> errors;
+      run_loopback(2, [&](Communicator& world) {
+        Regression recipe;
+        Session session(world, c, recipe);
+        Snapshot snapshot = saved[0];  // what is replicated
+        for (const auto& [name, entry] : saved[std::size_t(world.rank())].entries) snapshot.entries[name] = entry;
+        if (world.rank() == 1) snapshot.entries.erase(lost);
+        std::string error;
+        try {
+          session.restore(snapshot, [&](Archive& ar) { session.state(ar); });
+        } catch (const DataError& e) {
+          error = e.what();
+        }
+        const std::lock_guard lock(mutex);
+        errors.push_back(error);
+      });
+      ASSERT_EQ(errors.size(), 2u);
+      EXPECT_EQ(errors[0], errors[1]);
+      EXPECT_EQ(errors[0].empty(), lost.empty()) << errors[0];
+      EXPECT_NE(errors[0].find(lost), std::string::npos) << errors[0];
+    }
+  }
+}
+
 }  // namespace
 }  // namespace trireme

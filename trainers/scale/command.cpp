@@ -7,6 +7,7 @@
 #include "comm/error.h"
 #include "framework/experiment.h"
 #include "framework/io/file_io.h"
+#include "framework/io/folder_lock.h"
 #include "trainers/launch.h"
 #include "trainers/options.h"
 #include "trainers/ranks.h"
@@ -84,6 +85,11 @@ int run(const Options& o) {
   std::vector<int> counts = o.ranks;
   std::sort(counts.begin(), counts.end());
   counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
+  std::error_code failed;
+  fs::create_directories(out, failed);
+  if (failed) throw DataError(out, "cannot be made: " + failed.message());
+  const FolderLock lock(out);  // two studies in one folder would mix their figures
+  if (!lock.warning().empty()) std::cerr << "trireme: warning: " << lock.warning() << std::endl;
   std::vector<Measured> measured;
   std::string place;  // with the largest number of ranks
   for (const int n : counts) {
