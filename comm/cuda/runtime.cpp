@@ -1,9 +1,9 @@
 #include "comm/cuda/runtime.h"
 
+#include "comm/cuda/nccl.h"
+#include "comm/cuda/over_host.h"
 #include "comm/engine/waiting.h"
 #include "comm/error.h"
-#include "comm/cuda/over_host.h"
-#include "comm/cuda/nccl.h"
 
 #include <deque>
 #include <map>
@@ -148,6 +148,9 @@ void check(cudaError_t result, const char* call) {
   if (result == cudaSuccess) return;
   cudaGetLastError();  // forget it where it can be forgotten
   const std::string_view text(call);
+  if (result == cudaErrorMemoryAllocation)
+    throw Error(ExitCode::memory, "CUDA", std::string(text.substr(0, text.find('('))) + ": out of device memory",
+                "use a smaller batch or model, or raise accumulate");
   throw CommError("CUDA", std::string(text.substr(0, text.find('('))) + ": " + cudaGetErrorString(result));
 }
 
