@@ -1,3 +1,13 @@
+// A step, as the reducer sees it:
+//  1. begin_step: no gradient is there; every bucket is empty.
+//  2. Backward: autograd hands over a gradient (on_grad), or a fused backward has written one, or its first rows, where
+//     it belongs (on_written). It is copied into its place in a bucket unless it lies there already.
+//  3. In the last backward, where the elements at the front of the next bucket are all there, it leaves, whole or piece
+//     by piece: all-reduce, reduce-scatter (ZeRO-1), or a hook. Buckets leave one after the other in the layout's
+//     order, so every rank of a communicator posts the same calls; one that only this rank holds leaves never.
+//  4. finish: zeros for what has no gradient, the rest leaves, wait for all.
+//  5. After the first step the order in which gradients became ready is agreed by name, buckets are cut anew in it, and
+//     this step's gradients move along. From now on the layout is final, and hooks and shards of weights are made.
 #include "framework/gradients/reducer.h"
 
 #include "comm/call_site.h"

@@ -353,6 +353,13 @@ TEST(Checkpoint, HostileManifestsAreRefused) {
       {"\"rank\":0", "\"rank\":1"},
       {"\"replicated\"", "\"everywhere\""},
       {"\"replicated\"", "\"rows\",\"first_row\":9,\"total_rows\":10"},
+      {"\"replicated\"", "\"replicated\",\"holders\":[0]"},
+      {"\"replicated\"", "\"per_rank\",\"holders\":[]"},
+      {"\"replicated\"", "\"per_rank\",\"holders\":[1]"},
+      {"\"replicated\"", "\"per_rank\",\"holders\":[0,0]"},
+      {"\"replicated\"", "\"per_rank\",\"holders\":[0,1]"},  // of one rank
+      {"\"replicated\"", "\"per_rank\",\"holders\":[0,4294967297]"},
+      {"\"replicated\"", "\"per_rank\",\"holders\":0"},
       {"\"size\":100", "\"size\":1e3"},
       {"\"extra\": {}", "\"extra\": " + std::string(100000, '[') + std::string(100000, ']')},
       {"\"extra\": {}", "\"extra\": 3"},

@@ -204,8 +204,13 @@ TEST(Replicas, ASavedBucketOrderIsChecked) {
     reducer.finish();
     good = Snapshot::take([&](Archive& ar) { reducer.state(ar); }, 0);
   }
-  const auto with = [&](const std::vector<std::int64_t>& order) {
+  const auto with = [&](const std::vector<std::int64_t>& order, const std::string& names = "a\nb\nc\n") {
     Snapshot s = good;
+    s.place = "ckpt/step_00000007";
+    auto& text = s.entries.at("names");
+    text.shape = {std::int64_t(names.size())};
+    text.bytes.resize(names.size());
+    std::memcpy(text.bytes.data(), names.data(), names.size());
     auto& e = s.entries.at("order");
     e.shape = {std::int64_t(order.size())};
     e.bytes.resize(order.size() * sizeof(std::int64_t));
@@ -223,10 +228,13 @@ TEST(Replicas, ASavedBucketOrderIsChecked) {
     });
   };
   EXPECT_EQ(with({2, 0, 1}), "no error");
+  EXPECT_EQ(with({2, 0, 1}, "c\na\nb\n"), "no error");
+  for (const std::string names : {"a\nb\nx\n", "a\nb\n", "a\nb\nb\n", "a\nb\nc\na\n", "\n\n\n", ""})
+    EXPECT_NE(with({0, 1, 2}, names).find("ckpt/step_00000007: order"), std::string::npos) << names;
   for (const auto& bad : std::vector<std::vector<std::int64_t>>{
            {0, 1}, {0, 1, 2, 3}, {}, {0, 1, 1}, {0, -1, 2}, {0, 1, 3}, {0, 1, INT64_MAX}, {INT64_MIN, 1, 2}}) {
     const std::string e = with(bad);
-    EXPECT_NE(e.find("order"), std::string::npos) << e;
+    EXPECT_NE(e.find("ckpt/step_00000007: order"), std::string::npos) << e;
     EXPECT_EQ(e.find("another error"), std::string::npos) << e;
   }
 }
