@@ -17,6 +17,8 @@ StreamScope& scope_slot() {
   return scope;
 }
 
+CurrentStream current_stream = nullptr;
+
 }  // namespace
 
 const DeviceRuntime* device_runtime() { return runtime_slot(); }
@@ -40,5 +42,8 @@ void in_stream(Place place, const std::function<void()>& f) {
     f();
   }
 }
+
+void set_current_stream(CurrentStream f) { current_stream = f; }
+Place current_place(int device) { return {device, current_stream ? current_stream(device) : nullptr}; }
 
 }  // namespace trireme

@@ -61,4 +61,9 @@ using StreamScope = std::function<void(Place place, const std::function<void()>&
 void set_stream_scope(StreamScope scope);
 void in_stream(Place place, const std::function<void()>& f);
 
+// The stream that the tensor library works on at present, on this thread. Set once, at start.
+using CurrentStream = void* (*)(int device);
+void set_current_stream(CurrentStream);
+Place current_place(int device);
+
 }  // namespace trireme

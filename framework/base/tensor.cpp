@@ -1,10 +1,9 @@
 #include "framework/base/tensor.h"
 
+#include "comm/device.h"
 #include "comm/error.h"
 
 #include <utility>
-
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace trireme {
 
@@ -31,8 +30,7 @@ at::ScalarType scalar_type(DType t) {
 Buffer buffer_of(const at::Tensor& t) {
   TORCH_CHECK(t.is_contiguous(), "buffer_of: the tensor is not contiguous");
   Buffer b{t.data_ptr(), std::size_t(t.numel()), dtype_of(t), {}};
-  if (t.is_cuda())
-    b.place = {t.get_device(), c10::impl::VirtualGuardImpl(at::kCUDA).getStream(t.device()).native_handle()};
+  if (t.is_cuda()) b.place = current_place(int(t.get_device()));
   return b;
 }
 

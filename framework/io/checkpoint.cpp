@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "data/hdf5.h"
 #include "framework/base/agree.h"
+#include "framework/io/assembly.h"
 #include "framework/io/crc32c.h"
 #include "framework/io/file_io.h"
 #include "framework/io/manifest.h"
@@ -117,52 +118,6 @@ void read_rank_file(FileIo& io, const std::string& folder, const Manifest& m, in
     take(t, std::move(data));
   }
 }
-
-// `rows` entries of a checkpoint of another world size, put together by row range. Row numbers are only what a file
-// says: parts are put in their order, never at a place computed from one.
-class Assembly {
- public:
-  void add(const Manifest::Tensor& t, std::vector<std::byte> data, const std::string& place) {
-    auto& part = parts_[t.name];
-    auto whole = t.shape;
-    whole[0] = t.sharing.total_rows;
-    if (!part.seen) part.entry = {t.dtype, whole, {Sharing::rows, 0, t.sharing.total_rows}, false, {}};
-    part.seen = true;
-    if (part.entry.dtype != t.dtype || part.entry.shape != whole)
-      throw DataError(place + ": " + t.name, "the ranks' parts do not fit together");
-    if (t.shape[0] == 0) return;
-    if (!part.rows.emplace(t.sharing.first_row, Rows{t.shape[0], std::move(data)}).second)
-      throw DataError(place + ": " + t.name, "rows are missing or held twice");
-  }
-  void finish(Snapshot& to, const std::string& place) {
-    for (auto& [name, part] : parts_) {
-      std::int64_t next = 0;
-      std::size_t bytes = 0;
-      for (const auto& [first, rows] : part.rows) bytes += rows.bytes.size();
-      part.entry.bytes.reserve(bytes);
-      for (auto& [first, rows] : part.rows) {
-        if (first != next) throw DataError(place + ": " + name, "rows are missing or held twice");
-        next += rows.count;
-        part.entry.bytes.insert(part.entry.bytes.end(), rows.bytes.begin(), rows.bytes.end());
-        std::vector<std::byte>().swap(rows.bytes);
-      }
-      if (next != part.entry.sharing.total_rows) throw DataError(place + ": " + name, "rows are missing");
-      to.entries[name] = std::move(part.entry);
-    }
-  }
-
- private:
-  struct Rows {
-    std::int64_t count;
-    std::vector<std::byte> bytes;
-  };
-  struct Part {
-    bool seen = false;
-    Snapshot::Entry entry;
-    std::map<std::int64_t, Rows> rows;  // by first row
-  };
-  std::map<std::string, Part> parts_;
-};
 
 }  // namespace
 

@@ -4,8 +4,6 @@
 
 #include <utility>
 
-#include <c10/core/impl/VirtualGuardImpl.h>
-
 namespace trireme {
 namespace {
 
@@ -15,13 +13,12 @@ constexpr const char* names[] = {"forward", "backward", "wait for gradients", "u
 
 StepClock::StepClock(at::Device device) {
   if (!device.is_cuda()) return;
-  const Place place{device.index(), c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle()};
-  device_ =
-      device_runtime()->timer(place, [this](const char* name, std::int64_t begin, std::int64_t end, std::uint64_t) {
-        Trace::add(Trace::Track::device, name, begin, end);
-        for (std::size_t i = 0; i < sums_.size(); ++i)
-          if (name == names[i]) sums_[i] += end - begin;
-      });
+  device_ = device_runtime()->timer(current_place(device.index()),
+                                    [this](const char* name, std::int64_t begin, std::int64_t end, std::uint64_t) {
+                                      Trace::add(Trace::Track::device, name, begin, end);
+                                      for (std::size_t i = 0; i < sums_.size(); ++i)
+                                        if (name == names[i]) sums_[i] += end - begin;
+                                    });
 }
 
 void StepClock::begin() {
