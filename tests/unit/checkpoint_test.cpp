@@ -623,15 +623,35 @@ TEST_F(FolderLockTest, AKilledHolderAndItsChildrenHoldNothing) {
   for (const int end : ends) close(end);
 }
 
+// A sound job is not waited for, however soon it may end.
+TEST_F(FolderLockTest, AHolderThatIsWellIsNamedAtOnce) {
+  const FolderLock first(dir);
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_THROW(FolderLock(dir, std::chrono::seconds(20)), UsageError);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
+}
+
 // The ranks of a killed job take a moment to die.
-TEST_F(FolderLockTest, AHolderThatIsAboutToEndIsWaitedFor) {
-  auto first = std::make_unique<FolderLock>(dir);
-  std::thread later([&] {
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    first.reset();
-  });
-  EXPECT_NO_THROW(FolderLock{dir});
-  later.join();
+TEST_F(FolderLockTest, WhatAKilledJobLeavesIsWaitedFor) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const pid_t parent = fork();
+  if (parent == 0) {
+    if (fork() == 0) {
+      const FolderLock lock(dir);
+      if (write(ends[1], "x", 1) != 1) _exit(1);
+      std::this_thread::sleep_for(std::chrono::milliseconds(800));
+      _exit(0);
+    }
+    pause();
+  }
+  char ready;
+  ASSERT_EQ(read(ends[0], &ready, 1), 1);
+  kill(parent, SIGKILL);
+  waitpid(parent, nullptr, 0);
+  EXPECT_THROW(FolderLock(dir, at_once), UsageError);
+  EXPECT_NO_THROW(FolderLock(dir, std::chrono::seconds(20)));
+  for (const int end : ends) close(end);
 }
 
 TEST_F(FolderLockTest, WithoutLocksTheJobGoesOn) {
