@@ -80,17 +80,17 @@ foreach(part trainers bench)
   trireme_library(trireme_${part} TORCH GLOB ${part}/*.cpp
     LINK MPI::MPI_C Threads::Threads trireme::hdf5 CLI11::CLI11 nlohmann_json::nlohmann_json)
 endforeach()
-set(recipe_globs recipes/*.cpp)
-if(TRIREME_RECIPES)
-  list(APPEND recipe_globs ${TRIREME_RECIPES}/*.cpp)
-endif()
 # `trireme submit` carries the template: an installed program needs no file beside it.
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/slurm/launch.sbatch)
 file(READ ${CMAKE_SOURCE_DIR}/slurm/launch.sbatch launch_sbatch)
 configure_file(${CMAKE_SOURCE_DIR}/trainers/commands/launch_sbatch.cpp.in ${CMAKE_BINARY_DIR}/launch_sbatch.cpp @ONLY)
 set_source_files_properties(${CMAKE_BINARY_DIR}/launch_sbatch.cpp PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
 target_sources(trireme_trainers PRIVATE ${CMAKE_BINARY_DIR}/launch_sbatch.cpp)
-trireme_library(trireme_recipes TORCH GLOB ${recipe_globs} LINK MPI::MPI_C nlohmann_json::nlohmann_json)
+trireme_library(trireme_recipes TORCH GLOB recipes/*.cpp LINK MPI::MPI_C nlohmann_json::nlohmann_json)
+if(TRIREME_RECIPES)
+  file(GLOB sources CONFIGURE_DEPENDS ${TRIREME_RECIPES}/*/*.cpp)  # not below: a build folder may lie there
+  target_sources(trireme_recipes PRIVATE ${sources})
+endif()
 
 set(trireme_parts ${trireme_comm_parts} trireme_compression trireme_data trireme_framework trireme_trainers
   trireme_bench trireme_recipes)

@@ -55,7 +55,7 @@ setup_torch() {
 # GoogleTest is there.
 setup_build() {
   local preset=$1 target=$2 tests=$3
-  if [ "$tests" = ON ] || [ ! -e "build/$preset/build.ninja" ]; then
+  if [ "$tests" = ON ] || [ ! -e "build/$preset/build.ninja" ] || grep -qs '^TRIREME_TESTS:[A-Z]*=OFF' "build/$preset/CMakeCache.txt"; then
     say "configuring ($preset)"
     local log; log=$(mktemp)
     cmake --preset "$preset" -DTRIREME_TESTS="$tests" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; fail "cmake failed"; }

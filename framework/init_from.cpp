@@ -8,12 +8,21 @@
 #include "framework/io/checkpoint.h"
 
 #include <filesystem>
+#include <set>
 
 namespace trireme {
 namespace {
 
-void load_safetensors(const std::string& source, Session& session) {
+// A deeper model's first layers must not pass for this one.
+void check_surplus(const std::string& source, const std::string& name, const std::set<std::string>& known) {
+  if (known.contains(name)) return;
+  throw DataError(source, "holds " + name + ", the model has no such parameter",
+                  "init_from needs a model of the same shape");
+}
+
+void load_safetensors(const std::string& source, Session& session, const std::set<std::string>& known) {
   const Safetensors file(source);
+  for (const auto& name : file.names()) check_surplus(source, name, known);
   for (const auto& p : session.parameters()) {
     const at::Tensor t = own_part(p, file.tensor(p.name));
     if (t.sizes() != p.value.sizes())
@@ -38,14 +47,17 @@ std::int64_t newest_checkpoint(const std::string& source, const Checkpoints& che
   return step;
 }
 
-void load_run(const std::string& source, Session& session, Communicator& comm) {
+void load_run(const std::string& source, Session& session, const std::set<std::string>& known, Communicator& comm) {
   const auto self = make_self();
   // Read only: the source may be a run that is writing right now.
   Checkpoints checkpoints(source + "/ckpt", 1 << 20, *self);
   for (std::int64_t step = newest_checkpoint(source, checkpoints, comm);;) {
     const auto failure = shared_failure(comm, attempt([&] {
                                           try {
-                                            checkpoints.load(step).restore([&](Archive& ar) { session.weights(ar); });
+                                            const Snapshot snapshot = checkpoints.load(step);
+                                            for (const auto& [name, entry] : snapshot.entries)
+                                              if (name.starts_with("model/")) check_surplus("", name.substr(6), known);
+                                            snapshot.restore([&](Archive& ar) { session.weights(ar); });
                                           } catch (const DataError& e) {
                                             throw DataError("init_from " + source, e.what(),
                                                             "init_from needs a sound run of a model of the same shape");
@@ -53,7 +65,9 @@ void load_run(const std::string& source, Session& session, Communicator& comm) {
                                         }));
     if (!failure) return;
     // That run may have removed it meanwhile, having written a newer one.
-    if (step == std::exchange(step, newest_checkpoint(source, checkpoints, comm))) raise(*failure);
+    const std::int64_t newer = newest_checkpoint(source, checkpoints, comm);
+    if (newer == step) raise(*failure);
+    step = newer;
   }
 }
 
@@ -61,14 +75,18 @@ void load_run(const std::string& source, Session& session, Communicator& comm) {
 
 void init_from(const std::string& source, Session& session, Communicator& comm) {
   at::NoGradGuard no_grad;
-  for (const auto& p : session.parameters())
-    if (p.sharing.kind == Sharing::per_rank && comm.size() > 1)
-      throw UsageError("init_from", p.name + " is another one on other ranks, and init_from gives all ranks the same",
-                       "train from the beginning, or let the recipe say which rows each rank holds");
+  const std::vector<std::string> names = all_names(session.parameters(), comm);
+  const std::set<std::string> known(names.begin(), names.end());
+  agree(comm, attempt([&] {
+          for (const auto& p : session.parameters())
+            if (p.sharing.kind == Sharing::per_rank && comm.size() > 1)
+              throw UsageError("init_from", p.name + " belongs to some of the ranks, and init_from gives all the same",
+                               "train from the beginning, or let the recipe say which rows each rank holds");
+        }));
   if (source.ends_with(".safetensors"))
-    agree(comm, attempt([&] { load_safetensors(source, session); }));
+    agree(comm, attempt([&] { load_safetensors(source, session, known); }));
   else
-    load_run(source, session, comm);
+    load_run(source, session, known, comm);
   session.restart_average();
 }
 

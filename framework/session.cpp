@@ -54,12 +54,6 @@ Batch micro_batch(const Batch& batch, std::int64_t k, std::int64_t n) {
   return part;
 }
 
-bool matches_any(const std::vector<std::string>& patterns, const std::string& name) {
-  for (const auto& p : patterns)
-    if (fnmatch(p.c_str(), name.c_str(), 0) == 0) return true;
-  return false;
-}
-
 }  // namespace
 
 Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
@@ -68,19 +62,7 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
   recipe.setup(context_);
   all_ = recipe.parameters();
   settle_sharing(all_, context_.comm("control"));
-  std::vector<Param> trained;
-  for (const auto& pattern : config.freeze) {
-    const bool used =
-        std::any_of(all_.begin(), all_.end(), [&](const Param& p) { return matches_any({pattern}, p.name); });
-    if (!used)
-      throw UsageError("freeze", "the pattern '" + pattern + "' matches no parameter", "see --dry-run for the names");
-  }
-  for (auto& p : all_) {
-    const bool frozen = matches_any(config.freeze, p.name);
-    p.value.set_requires_grad(!frozen);
-    if (!frozen) trained.push_back(p);
-  }
-  if (trained.empty()) throw UsageError("freeze", "every parameter is frozen", "free at least one");
+  const std::vector<Param> trained = apply_freeze();
   reducer_ = std::make_unique<Reducer>(
       trained, context_.comm("grad"),
       Reducer::Options{config.bucket_mib, config.first_bucket_mib, config.overlap, config.zero == 1, config.hook});
@@ -95,6 +77,29 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
   restart_average();
   // A GPU's host only fills streams: threads that spin after its small copies would keep it from that.
   if (context_.device().is_cuda() && config.threads == 0) at::set_num_threads(1);
+}
+
+// What is trained. Ranks may hold different parameters: a pattern is used if any of them uses it.
+std::vector<Param> Session::apply_freeze() {
+  const auto& patterns = config_.freeze;
+  std::vector<std::int64_t> used(patterns.size() + 1, 0);  // the last: is anything trained?
+  std::vector<Param> trained;
+  for (auto& p : all_) {
+    bool frozen = false;
+    for (std::size_t i = 0; i < patterns.size(); ++i)
+      if (fnmatch(patterns[i].c_str(), p.name.c_str(), 0) == 0) frozen = true, used[i] = 1;
+    p.value.set_requires_grad(!frozen);
+    if (frozen) continue;
+    used.back() = 1;
+    trained.push_back(p);
+  }
+  context_.comm("control").all_reduce({used.data(), used.size(), DType::i64}, Op::max).wait();
+  for (std::size_t i = 0; i < patterns.size(); ++i)
+    if (!used[i])
+      throw UsageError("freeze", "the pattern '" + patterns[i] + "' matches no parameter",
+                       "see --dry-run for the names");
+  if (!used.back()) throw UsageError("freeze", "every parameter is frozen", "free at least one");
+  return trained;
 }
 
 Session::~Session() = default;

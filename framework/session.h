@@ -44,6 +44,7 @@ class Session {
   void restore(const Snapshot& snapshot, const std::function<void(Archive&)>& state);
 
  private:
+  std::vector<Param> apply_freeze();
   void guard_update();
   void average_weights();
   void own_shards();

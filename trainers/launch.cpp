@@ -97,9 +97,10 @@ class Job {
     while (open_ends_ > 0) {
       look_after_starter();
       pass_on_signals();
-      if (poll(pipes_, 2, 200) > 0)
+      const int ready = poll(pipes_, 2, 200);
+      if (ready > 0)
         for (auto& p : pipes_) read_some(p);
-      else
+      else if (ready == 0)
         relay_.idle();
     }
     relay_.finish();

@@ -91,7 +91,7 @@ class Loop {
         checkpoints_(folder_.file("ckpt"), int(config_.checkpoint.keep), world),
         report_(config_, session_, world) {
     session_.context().steps_per_epoch = loader_.steps_per_epoch();
-    if (const auto latest = checkpoints_.latest()) {
+    if (const auto latest = checkpoints_.latest(folder_.alone)) {
       session_.restore(checkpoints_.load(*latest), [this](Archive& ar) { state(ar); });
     } else if (!config_.init_from.empty()) {
       init_from(config_.init_from, session_, world);
@@ -125,7 +125,7 @@ class Loop {
       watchdog_.finished(++step_);
       // The host reads the device only where it must, and before a checkpoint; on a CPU reading is free.
       const bool read = session_.context().device().is_cpu() || due(config_.log_every) ||
-                        due(config_.checkpoint.every) || step_ == config_.steps;
+                        due(config_.checkpoint.every) || due(config_.eval_every) || step_ == config_.steps;
       const Agreed agreed =
           read ? agree_on_step(stop_requested(), checkpoints_.written(), session_.context().comm("control")) : Agreed{};
       const double loss = read ? session_.loss() : std::nan("");
@@ -191,15 +191,24 @@ class Loop {
     const CallSite here("evaluation");
     watchdog_.phase("the evaluation");
     const auto values = session_.evaluate();
+    choose_best(values);
     if (values.empty()) return;
     Record r;
     r.step = step_;
     for (const auto& [key, value] : values) r.values["eval/" + key] = value;
     metrics_.log(r);
-    // The best checkpoint holds the weights that were evaluated: it is saved now, not when the next one is due.
+  }
+
+  // The best checkpoint holds the weights that were evaluated: it is saved now, not when the next one is due. Rank 0
+  // judges for all: saving is collective, and another rank's metrics may differ in their last bits.
+  void choose_best(const std::map<std::string, double>& values) {
     const auto found = values.find(setup_.recipe->best_metric());
-    is_best_ = config_.checkpoint.best && found != values.end() && found->second > best_;
-    if (is_best_) best_ = found->second;
+    double judged[2] = {0, best_};
+    if (config_.checkpoint.best && found != values.end() && found->second > best_)
+      judged[0] = 1, judged[1] = found->second;
+    session_.context().comm("control").broadcast({judged, 2, DType::f64}, 0).wait();
+    is_best_ = judged[0] != 0;
+    best_ = judged[1];
   }
 
   void save(bool now) {
@@ -249,7 +258,14 @@ class Loop {
 }  // namespace
 
 std::string run_dir_of(const TrainOptions& o) {
-  return o.out.empty() ? "runs/" + fs::path(o.file).stem().string() : o.out;
+  if (o.out.empty()) return "runs/" + fs::path(o.file).stem().string();
+  // As --fresh can rename it: no slash at its end, no dots, no link.
+  fs::path dir = fs::path(o.out).lexically_normal();
+  if (!dir.has_filename()) dir = dir.parent_path();
+  std::error_code failed;
+  const bool dots = dir.filename() == "." || dir.filename() == "..";
+  if (dots || fs::is_symlink(dir, failed)) dir = fs::weakly_canonical(dir, failed);
+  return failed ? o.out : dir.string();
 }
 
 void check_config(const TrainOptions& o) {

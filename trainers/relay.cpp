@@ -151,6 +151,7 @@ bool Relay::undecided() const {
 }
 
 void Relay::end_of_line() {
+  if (line_.starts_with("trireme: ")) in_banner_ = false;  // it was none, or has no end
   if (in_banner_) {
     in_banner_ = !is_rule(line_);
     if (in_banner_) read_banner();

@@ -158,7 +158,7 @@ void check_same_config(const Config& config, const std::function<void(Fields&)>&
 
 RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& config,
                           const std::function<void(Fields&)>& schema, Communicator& world) {
-  RunFolder folder{dir, {}};
+  RunFolder folder{dir, {}, true};
   agree(world, attempt([&] {
           if (world.rank() != 0) return;
           const bool there = fs::exists(dir);
@@ -169,7 +169,8 @@ RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& conf
             make_folders(dir);
             folder.lock = std::make_shared<FolderLock>(dir);
           }
-          if (folder.lock->warning().empty())
+          folder.alone = folder.lock->warning().empty();
+          if (folder.alone)
             remove_leftovers(dir);
           else
             std::cerr << "trireme: warning: " << folder.lock->warning() << std::endl;

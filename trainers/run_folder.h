@@ -13,6 +13,7 @@ namespace trireme {
 struct RunFolder {
   std::string dir;
   std::shared_ptr<FolderLock> lock;  // rank 0's, for as long as the job uses the folder
+  bool alone = true;                 // on rank 0: no other job can be in it; else the file system has no locks
 
   std::string file(std::string_view name) const { return dir + "/" + std::string(name); }
 };

@@ -23,7 +23,7 @@ namespace {
 constexpr std::size_t most_addresses = 8;
 constexpr std::size_t header_bytes = 12;  // of a reply: magic, rank, length
 constexpr std::size_t reply_limit = 1 << 20;
-constexpr std::size_t most_strangers = 64;
+constexpr std::size_t most_strangers = 64;  // or, of a large job, twice as many as it has ranks
 constexpr std::chrono::seconds stranger_patience{2};
 constexpr char end_word = 'E';
 
@@ -278,7 +278,7 @@ void SideChannel::accept_all() {
     const int fd = accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0) return;
     const auto strangers = std::count_if(incoming_.begin(), incoming_.end(), [](auto& c) { return c.rank < 0; });
-    if (static_cast<std::size_t>(strangers) >= most_strangers) {
+    if (static_cast<std::size_t>(strangers) >= std::max(most_strangers, 2 * peers_.size())) {
       const auto oldest = std::find_if(incoming_.begin(), incoming_.end(), [](auto& c) { return c.rank < 0; });
       close(oldest->fd);
       incoming_.erase(oldest);

@@ -192,10 +192,8 @@ class Watchdog::Thread {
     inquiry_->next_higher = rank_ + 1;
   }
 
-  void begin_hang() {
-    hang_ = true;
-    hang_begin_ = Clock::now();
-    // A file system that hangs must not take the watchdog along.
+  // A file system that hangs must not take the watchdog along.
+  void write_record() {
     if (!options_.folder.empty()) {
       std::thread([record = flight_record(rank_, state(), *recorder_), done = written_,
                    file = options_.folder + "/hang.rank" + std::to_string(rank_) + ".json"] {
@@ -205,7 +203,13 @@ class Watchdog::Thread {
     } else {
       written_->store(true);
     }
-    // Continued after the others have given it up, a process hears their old questions: its word would be
+  }
+
+  void begin_hang() {
+    hang_ = true;
+    hang_begin_ = Clock::now();
+    write_record();
+    // Continued after the others have given it up, a process may still be asked by the last of them: its word would be
     // late.
     late_ = !gaps_.empty() && steady_now_ns() - gaps_.back().first < 1'000'000'000;
     if (late_)
@@ -294,6 +298,9 @@ class Watchdog::Thread {
     for (int r = 0; r < size_; ++r) gone |= channel_.answer(r) == Answer::gone;
     inquiry_.reset();
     if (gone && suspect_ && !quit_) {
+      write_record();  // the others said that it would be there
+      for (int waited = 0; !written_->load() && waited < 20; ++waited)
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
       options_.print("trireme: error: rank " + std::to_string(rank_) + ": was stopped for " +
                      std::to_string(static_cast<int>(gap_)) + " s, and the job has ended meanwhile");
       return finish();

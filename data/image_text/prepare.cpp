@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <random>
 #include <thread>
 #include <unordered_set>
 
@@ -267,7 +268,9 @@ PrepareReport prepare_images(const PrepareSpec& spec) {
   Spool spool(folder, row_bytes(spec));
   const Kept kept = decode_all(spec, spool, report);
   const Index index = make_index(spec, kept, report);
-  const std::string temporary = target.string() + ".tmp-" + std::to_string(getpid());
+  // Of its own also where several hosts write into one folder.
+  const std::string temporary =
+      target.string() + ".tmp-" + std::to_string(getpid()) + "-" + std::to_string(std::random_device()());
   try {
     write_file(temporary, spec, spool, index, meta_of(spec, report, kept.pixels));
     fs::rename(temporary, target);

@@ -238,11 +238,11 @@ std::optional<std::int64_t> Checkpoints::newest() const {
   return steps.empty() ? std::nullopt : std::optional(steps.back());
 }
 
-std::optional<std::int64_t> Checkpoints::latest() {
+std::optional<std::int64_t> Checkpoints::latest(bool alone) {
   std::int64_t step = -1;
   const auto failure = attempt([&] {
     if (impl_->comm.rank() != 0) return;
-    impl_->remove_leftovers();
+    if (alone) impl_->remove_leftovers();
     const auto steps = impl_->complete_steps();
     if (!steps.empty()) step = steps.back();
   });

@@ -53,7 +53,8 @@ class Checkpoints {
   // The newest complete checkpoint's step as this rank sees it. Not collective; touches nothing.
   std::optional<std::int64_t> newest() const;
   // The newest complete checkpoint's step; removes leftovers of interrupted writes (rank 0).
-  std::optional<std::int64_t> latest();
+  // `alone`: on rank 0, no other job can be writing here; else leftovers stay, they might be its.
+  std::optional<std::int64_t> latest(bool alone = true);
   // Verifies sizes and CRCs; throws DataError naming the file. Another world size is legal: `replicated`
   // entries come from rank 0, `rows` are put together from all ranks, `per_rank` ones are absent.
   Snapshot load(std::int64_t step);

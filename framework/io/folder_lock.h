@@ -10,9 +10,9 @@ namespace trireme {
 
 class FolderLock {
  public:
-  // Takes the lock of an existing folder. A holder whose job is not whole any more (the ranks of a killed one live for a
-  // second), or on another host, gets `patience` to end. Throws UsageError naming host and process of who holds it then, DataError where .lock cannot be opened.
-  // lock_call: flock, or what a test puts in its place.
+  // Takes the lock of an existing folder. A holder whose job is not whole any more (the ranks of a killed one live for
+  // a second), or on another host, gets `patience` to end. Throws UsageError naming host and process of who holds it
+  // then, DataError where .lock cannot be opened. lock_call: flock, or what a test puts in its place.
   explicit FolderLock(const std::string& folder, std::chrono::milliseconds patience = std::chrono::seconds(3),
                       int (*lock_call)(int, int) = ::flock);
   ~FolderLock();  // removes .lock

@@ -1,7 +1,7 @@
 #include "framework/nn/transformer.h"
 
-#include "framework/nn/fused_block.h"
 #include "framework/base/tensor.h"
+#include "framework/nn/fused_block.h"
 
 #include <cmath>
 

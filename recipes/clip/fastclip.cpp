@@ -57,6 +57,7 @@ class FastClip : public Recipe {
       for (auto& p : params_)
         if (p.group == "temperature") p.group = "constant";
     table_.emplace(pairs_->size(), at::TensorOptions(c.device()).dtype(c.param_type()));
+    check_same_data(c.comm("control"));
     // Hand-written kernels serve host memory in f32 and f64; everything else runs on ATen operators.
     fused_ = c.device().is_cpu() && !c.autocast();
     epochs_ = std::max<std::int64_t>(
@@ -134,10 +135,19 @@ class FastClip : public Recipe {
                           {"held_out_pairs", held_out_.size()},
                           {"vocab", tokenizer_->vocab_size()},
                           {"flops_per_sample", model_->training_flops_per_pair(double(mean_tokens()))}}
-        .dump();
+        .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   }
 
  private:
+  // Nodes may have files of their own: samples are known by number, so they must be the same ones.
+  void check_same_data(Communicator& comm) const {
+    const auto hash = std::int64_t(std::hash<std::string>()(pairs_->identity() + tokenizer_->text()));
+    std::int64_t least[2] = {hash, ~hash};  // the second: the largest
+    comm.all_reduce({least, 2, DType::i64}, Op::min).wait();
+    if (least[0] != ~least[1])
+      throw DataError(pairs_->path(), "or the tokenizer is not the same on all ranks", "give all nodes the same files");
+  }
+
   // What is trained on, by content: the same pairs may lie elsewhere or be prepared again, others are refused. First of
   // all, or another number of pairs would be told as a misfit of the tables.
   void archive_data(Archive& ar) {

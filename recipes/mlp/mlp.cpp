@@ -1,9 +1,9 @@
 // A multi-layer perceptron on generated data with a planted truth: the smallest complete recipe.
 #include "data/rng.h"
+#include "framework/base/tensor.h"
 #include "framework/context.h"
 #include "framework/nn/linear.h"
 #include "framework/nn/parameters.h"
-#include "framework/base/tensor.h"
 
 #include <cmath>
 #include <numeric>

@@ -341,6 +341,23 @@ TEST_F(Interrupt, CompleteRunSaysSo) {
   EXPECT_EQ(listing(dir() / "whole"), before) << "a finished run stays as it is";
 }
 
+// A run folder as people type it.
+TEST_F(Interrupt, FreshRenamesHoweverTheFolderIsTyped) {
+  const auto start = [](const std::string& out) {
+    return run_program({"train", "e.yaml", "--fresh", "--out", out}, {dir()});
+  };
+  fs::create_directory_symlink("typed", dir() / "link");
+  int n = 0;
+  for (const char* out : {"typed", "typed/", "./typed/.", "link"}) {
+    const Outcome o = start(out);
+    EXPECT_EQ(o.code, 0) << out << ": " << o;
+    EXPECT_TRUE(fs::exists(dir() / "typed/report.html")) << out;
+    EXPECT_EQ(fs::exists(dir() / ("typed.old-" + std::to_string(n))), n > 0) << out;
+    ++n;
+  }
+  EXPECT_TRUE(fs::is_symlink(dir() / "link"));
+}
+
 // env.json and config.resolved.yaml keep the first start and tell what a resume changed.
 TEST_F(Interrupt, ResumesAreAppended) {
   const auto train_alone = [](const Words& more) {

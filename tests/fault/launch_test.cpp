@@ -115,10 +115,12 @@ TEST_F(Launch, AClosedPipeEndsNothing) {
       EXPECT_TRUE(fs::exists(dir() / out / "report.html")) << o;
     }
   // Other commands are not ended by it either, half way through what they write.
-  draw_pictures(dir() / "pictures", 1, 20);
+  const bool pairs = missing_for_pairs().empty();
+  if (pairs) draw_pictures(dir() / "pictures", 1, 20);
   for (const auto& [words, file] :
        {std::pair<Words, std::string>{{"report", "run", "--out", "r.html"}, "r.html"},
         {{"data", "folder", "--from", "pictures", "--size", "16", "--out", "d.h5"}, "d.h5"}}) {
+    if (words[0] == "data" && !pairs) continue;
     const Outcome o = run_program(words, {dir(), {}, {"bash", "-c", "set -o pipefail; \"$@\" 2>&1 | true", "-"}});
     EXPECT_EQ(o.code, 0) << o;
     EXPECT_TRUE(fs::exists(dir() / file)) << o;

@@ -195,6 +195,30 @@ TEST(MpiSplit, TagsComeBack) {
   run_mpi_test({1, 2, 3, 4}, split_many_times, {"TRIREME_MPI_TRANSPORT=p2p", "TRIREME_MPI_TAGS=20"});
 }
 
+// Tags that are free where the leader is and taken where a member is: the next choice must be free on all.
+void split_beside_kept_parts(Communicator& comm) {
+  std::vector<std::unique_ptr<Communicator>> kept;
+  for (int i = 0; i < 6; ++i) {
+    auto part = comm.split(comm.rank() > 0, comm.rank());
+    if (comm.rank() > 0) kept.push_back(std::move(part));
+  }
+  for (int i = 0; i < 4; ++i) {
+    const auto all = comm.split(0, comm.rank());
+    int ours = 1, theirs = 1;
+    Work whole = all->all_reduce({&ours, 1, DType::i32}, Op::sum);
+    for (auto& part : kept) {
+      theirs = 1;
+      part->all_reduce({&theirs, 1, DType::i32}, Op::sum).wait();
+      ASSERT_EQ(theirs, comm.size() - 1);
+    }
+    whole.wait();
+    ASSERT_EQ(ours, comm.size());
+  }
+}
+TEST(MpiSplit, WhatAMemberHoldsIsNotDrawnAgain) {
+  run_mpi_test({3, 4}, split_beside_kept_parts, {"TRIREME_MPI_TRANSPORT=p2p", "TRIREME_MPI_TAGS=40"});
+}
+
 TEST(MpiSplit, TooManyAtOnceIsAnError) {
   if (is_rank())
     return run_rank([](Communicator& comm) {

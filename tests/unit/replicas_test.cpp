@@ -428,6 +428,24 @@ TEST(Replicas, RowsThatOverlapOrLeaveGapsAreRefused) {
     });
     for (const auto& e : errors) EXPECT_NE(e.find("table"), std::string::npos) << e;
   }
+  // Also where all ranks say the same: each claims the first rows, or some are nobody's.
+  for (const std::int64_t total : {5, 10}) {
+    const auto errors = errors_of(2, [&](Communicator& c) {
+      const auto self = c.split(c.rank(), 0);
+      Communicator* replicas = total == 5 ? self.get() : nullptr;
+      Reducer reducer({{"table", at::zeros({5, 2}).requires_grad_(), replicas, "decay", {Sharing::rows, 0, total}}}, c,
+                      {});
+    });
+    for (const auto& e : errors) EXPECT_NE(e.find("table"), std::string::npos) << e;
+  }
+}
+
+TEST(Replicas, ANameThatIsThereTwiceIsRefused) {
+  for (const int ranks : {1, 2})
+    for (const auto& e : errors_of(ranks, [&](Communicator& c) {
+           Reducer reducer({{"w", at::zeros({3}).requires_grad_()}, {"w", at::zeros({3}).requires_grad_()}}, c, {});
+         }))
+      EXPECT_NE(e.find("parameter w: is there twice"), std::string::npos) << e;
 }
 
 }  // namespace

@@ -3,8 +3,8 @@
 #include "comm/error.h"
 #include "framework/command.h"
 #include "framework/io/file_io.h"
-#include "trainers/options.h"
 #include "trainers/loop.h"
+#include "trainers/options.h"
 
 #include <array>
 #include <cerrno>

@@ -2,9 +2,9 @@
 #include "comm/error.h"
 #include "comm/local/fake.h"
 #include "framework/command.h"
-#include "trainers/options.h"
 #include "trainers/launch.h"
 #include "trainers/loop.h"
+#include "trainers/options.h"
 #include "trainers/ranks.h"
 
 namespace trireme {
