@@ -11,8 +11,6 @@
 #include <cstdlib>
 #include <iostream>
 
-#include <CLI/CLI.hpp>
-
 namespace trireme {
 namespace {
 
@@ -67,24 +65,25 @@ int bench_command(const bench::Options& options) {
   return 0;
 }
 
-const Commands::Entry registered(
-    {"bench", "one benchmark with its peer arm", [](CLI::App& command) {
-       const auto o = std::make_shared<bench::Options>();
-       command.add_option("name", o->name, "which; a wrong name lists them")->required();
-       command.add_flag("--json", o->json, "one JSON object on stdout");
-       command.add_option("--blocks", o->blocks, "timed blocks of each arm")->check(CLI::Range(1, 1000));
-       command.add_option("--ranks", o->ranks, "ranks of an arm (comm)")->check(CLI::Range(2, 1024));
-       command.add_option("--problem", o->problem, "a part of it, e.g. all_reduce:1048576 of comm");
-       command.add_option("--serve", o->serve)->group("");  // of the processes that a benchmark starts
-       command.add_option("--arm", o->arm)->group("");
-       return [o](const CommandLine&) {
-         if (o->serve.empty()) return bench_command(*o);
-         return on_ranks([&](Communicator& world, int) {
-           find(o->name).serve(*o, world);
-           return 0;
-         });
-       };
-     }});
+const Commands::Entry registered({"bench", "one benchmark with its peer arm", [](CommandOptions& command) {
+                                    const auto o = std::make_shared<bench::Options>();
+                                    command.text("name", o->name, "which; a wrong name lists them", command.required);
+                                    command.flag("--json", o->json, "one JSON object on stdout");
+                                    command.number("--blocks", o->blocks, "timed blocks of each arm", {1, 1000});
+                                    command.number("--ranks", o->ranks, "ranks of an arm (comm)", {2, 1024});
+                                    command.text("--problem", o->problem,
+                                                 "a part of it, e.g. all_reduce:1048576 of comm");
+                                    command.text("--serve", o->serve, "",
+                                                 command.hidden);  // of the processes that a benchmark starts
+                                    command.text("--arm", o->arm, "", command.hidden);
+                                    return [o](const CommandLine&) {
+                                      if (o->serve.empty()) return bench_command(*o);
+                                      return on_ranks([&](Communicator& world, int) {
+                                        find(o->name).serve(*o, world);
+                                        return 0;
+                                      });
+                                    };
+                                  }});
 
 }  // namespace
 }  // namespace trireme

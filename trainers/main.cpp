@@ -1,14 +1,11 @@
 // The program `trireme`: command line, one catch, exit codes. Subcommands register themselves (framework/command.h).
 #include "comm/error.h"
-#include "framework/command.h"
+#include "trainers/command_line.h"
 #include "trainers/ranks.h"
 
-#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <iostream>
-
-#include <CLI/CLI.hpp>
 
 #include <fcntl.h>
 #include <malloc.h>
@@ -17,33 +14,6 @@
 
 namespace trireme {
 namespace {
-
-int run(int argc, char** argv) {
-  CLI::App app{"Trireme: distributed training on MPI"};
-  app.set_version_flag("--version", "trireme " TRIREME_VERSION);
-  app.require_subcommand(1);
-  app.failure_message(CLI::FailureMessage::simple);
-  std::map<std::string, std::function<int(const CommandLine&)>> commands;
-  for (const Command& c : Commands::values()) commands[c.name] = c.set_up(*app.add_subcommand(c.name, c.description));
-
-  const std::string name = argc > 1 && argv[1][0] != '-' ? argv[1] : "";
-  if (!name.empty() && !Commands::has(name)) {
-    const std::string near = nearest(name, Commands::names());
-    throw UsageError("command line", "unknown command '" + name + "'",
-                     (near.empty() ? "" : "did you mean " + near + "? ") + "see trireme --help");
-  }
-  CommandLine line{{argv + 1, argv + argc}, {}};
-  char** end = argv + argc;
-  if (!name.empty() && Commands::get(name).takes_rest) end = std::find(argv, end, std::string_view("--"));
-  if (end != argv + argc) line.rest.assign(end + 1, argv + argc);
-  try {
-    app.parse(int(end - argv), argv);
-  } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == 0) return app.exit(e);
-    throw UsageError("command line", e.what(), "see trireme --help");
-  }
-  return commands.at(app.get_subcommands().front()->get_name())(line);
-}
 
 // What was printed is the result of most commands: one that could not be stored has failed. A training has its folder,
 // and a reader that went away has what it wanted.
@@ -74,7 +44,7 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a reader that goes away ends nothing
   int code = 0;
   try {
-    code = trireme::run(argc, argv);
+    code = trireme::parse_command_line(argc, argv)();
   } catch (...) {
     code = trireme::print_failure(trireme::failure_of(std::current_exception()));
   }

@@ -15,8 +15,6 @@
 #include <cstdlib>
 #include <filesystem>
 
-#include <CLI/CLI.hpp>
-
 #include <unistd.h>
 
 namespace trireme {
@@ -133,14 +131,13 @@ int data_command(const DataOptions& o) {
 
 namespace {
 
-const Commands::Entry registered({"data", "prepare a data set", [](CLI::App& command) {
+const Commands::Entry registered({"data", "prepare a data set", [](CommandOptions& command) {
                                     const auto o = std::make_shared<DataOptions>();
-                                    command.add_option("name", o->name, "openclipart, emoji or folder")->required();
-                                    command.add_option("--out", o->out, "prepared file");
-                                    command.add_option("--size", o->size, "pixels a side")->check(CLI::Range(8, 1024));
-                                    command.add_option("--from", o->from,
-                                                       "folder: your images, or a CSV of filepath,title");
-                                    command.add_flag("--force", o->force, "prepare again");
+                                    command.text("name", o->name, "openclipart, emoji or folder", command.required);
+                                    command.text("--out", o->out, "prepared file");
+                                    command.number("--size", o->size, "pixels a side", {8, 1024});
+                                    command.text("--from", o->from, "folder: your images, or a CSV of filepath,title");
+                                    command.flag("--force", o->force, "prepare again");
                                     return [o](const CommandLine&) { return data_command(*o); };
                                   }});
 

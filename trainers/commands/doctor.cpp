@@ -6,7 +6,6 @@
 #include "framework/recipe.h"
 
 #include <ATen/ATen.h>
-#include <CLI/CLI.hpp>
 #include <torch/version.h>
 
 #include <hdf5.h>
@@ -63,7 +62,7 @@ int doctor() {
 }
 
 const Commands::Entry registered({"doctor", "what was found, what is missing and how to get it",
-                                  [](CLI::App&) { return [](const CommandLine&) { return doctor(); }; }});
+                                  [](CommandOptions&) { return [](const CommandLine&) { return doctor(); }; }});
 
 }  // namespace
 }  // namespace trireme

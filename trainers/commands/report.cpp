@@ -1,10 +1,9 @@
 // `trireme report RUN...`: one HTML page.
-#include "framework/command.h"
 #include "framework/report/report.h"
 
-#include <iostream>
+#include "framework/command.h"
 
-#include <CLI/CLI.hpp>
+#include <iostream>
 
 namespace trireme {
 namespace {
@@ -14,10 +13,10 @@ struct ReportOptions {
   std::string out = "report.html";
 };
 
-const Commands::Entry registered({"report", "one HTML page for one or more runs", [](CLI::App& command) {
+const Commands::Entry registered({"report", "one HTML page for one or more runs", [](CommandOptions& command) {
                                     const auto o = std::make_shared<ReportOptions>();
-                                    command.add_option("runs", o->runs, "run folders")->required();
-                                    command.add_option("--out", o->out, "file to write");
+                                    command.texts("runs", o->runs, "run folders", command.required);
+                                    command.text("--out", o->out, "file to write");
                                     return [o](const CommandLine&) {
                                       write_report(o->runs, o->out);
                                       std::cout << "report: " << o->out << std::endl;

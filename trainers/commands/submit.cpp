@@ -4,7 +4,6 @@
 #include "framework/command.h"
 #include "framework/io/file_io.h"
 #include "trainers/loop.h"
-#include "trainers/options.h"
 
 #include <array>
 #include <cerrno>
@@ -274,17 +273,16 @@ namespace {
 
 const Commands::Entry registered(
     {"submit", "train as a Slurm job; key=a,b,c makes a job array; options of sbatch go after --",
-     [](CLI::App& command) {
+     [](CommandOptions& command) {
        const auto o = std::make_shared<SubmitOptions>();
-       add_experiment(command, *o);
-       command.add_option("--nodes", o->nodes, "nodes")->check(CLI::Range(1, 100000));
-       command.add_option("--ranks-per-node", o->ranks_per_node, "ranks on each node")->check(CLI::Range(1, 10000));
-       command.add_option("--time", o->time, "time limit, such as 30 (minutes) or 1-12:00:00");
-       command.add_option("--partition", o->partition, "partition of the cluster");
-       command.add_option("--out", o->out, "run folder (default runs/<yaml stem>); of a sweep's task K: OUT.K");
-       command.add_option("--requeues", o->requeues, "how often it may queue itself again")
-           ->check(CLI::Range(0, 1000000));
-       command.add_flag("--print", o->print, "show the batch script, submit nothing");
+       command.experiment(o->file, o->overrides);
+       command.number("--nodes", o->nodes, "nodes", {1, 100000});
+       command.number("--ranks-per-node", o->ranks_per_node, "ranks on each node", {1, 10000});
+       command.text("--time", o->time, "time limit, such as 30 (minutes) or 1-12:00:00");
+       command.text("--partition", o->partition, "partition of the cluster");
+       command.text("--out", o->out, "run folder (default runs/<yaml stem>); of a sweep's task K: OUT.K");
+       command.number("--requeues", o->requeues, "how often it may queue itself again", {0, 1000000});
+       command.flag("--print", o->print, "show the batch script, submit nothing");
        return [o](const CommandLine& line) {
          o->sbatch = line.rest;
          return submit_command(*o);

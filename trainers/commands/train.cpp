@@ -4,7 +4,6 @@
 #include "framework/command.h"
 #include "trainers/launch.h"
 #include "trainers/loop.h"
-#include "trainers/options.h"
 #include "trainers/ranks.h"
 
 namespace trireme {
@@ -29,15 +28,15 @@ int train_command(const TrainOptions& options, const std::vector<std::string>& a
 }
 
 const Commands::Entry registered(
-    {"train", "train a recipe; the same command again resumes", [](CLI::App& command) {
+    {"train", "train a recipe; the same command again resumes", [](CommandOptions& command) {
        const auto o = std::make_shared<TrainOptions>();
-       add_experiment(command, *o);
-       command.add_option("--ranks", o->ranks, "start this many MPI ranks")->check(CLI::Range(1, 100000));
-       command.add_option("--out", o->out, "run folder (default runs/<yaml stem>)");
-       command.add_flag("--dry-run", o->dry_run,
-                        "build everything for one of --ranks ranks, print memory, bytes and collectives");
-       command.add_flag("--print-config", o->print_config, "print the configuration and where each value came from");
-       command.add_flag("--fresh", o->fresh, "rename an existing run folder and start over");
+       command.experiment(o->file, o->overrides);
+       command.number("--ranks", o->ranks, "start this many MPI ranks", {1, 100000});
+       command.text("--out", o->out, "run folder (default runs/<yaml stem>)");
+       command.flag("--dry-run", o->dry_run,
+                    "build everything for one of --ranks ranks, print memory, bytes and collectives");
+       command.flag("--print-config", o->print_config, "print the configuration and where each value came from");
+       command.flag("--fresh", o->fresh, "rename an existing run folder and start over");
        return [o](const CommandLine& line) { return train_command(*o, line.words); };
      }});
 

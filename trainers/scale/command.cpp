@@ -9,7 +9,6 @@
 #include "framework/io/file_io.h"
 #include "framework/io/folder_lock.h"
 #include "trainers/launch.h"
-#include "trainers/options.h"
 #include "trainers/ranks.h"
 #include "trainers/scale/measure.h"
 #include "trainers/scale/study.h"
@@ -119,19 +118,17 @@ int run(const Options& o) {
 }
 
 const Commands::Entry registered(
-    {"scale", "scaling study: one experiment on several numbers of ranks, and a model of it", [](CLI::App& command) {
+    {"scale", "scaling study: one experiment on several numbers of ranks, and a model of it",
+     [](CommandOptions& command) {
        const auto o = std::make_shared<Options>();
-       add_experiment(command, *o);
-       command.add_option("--ranks", o->ranks, "numbers of ranks, e.g. 1,2,4")
-           ->delimiter(',')
-           ->required()
-           ->check(CLI::Range(1, 100000));
-       command.add_flag("--weak", o->weak, "batch_size is that of a rank, not of all");
-       command.add_option("--steps", o->steps, "timed steps")->check(CLI::Range(1, 1000000));
-       command.add_option("--out", o->out, "folder (default runs/scale-<yaml stem>)");
-       command.add_option("--launcher", o->launcher,
-                          "what starts {ranks} ranks (default mpirun), e.g. 'srun --mpi=pmix -n {ranks}'");
-       command.add_option("--measure", o->folder)->group("");  // of the ranks that it starts
+       command.experiment(o->file, o->overrides);
+       command.numbers("--ranks", o->ranks, "numbers of ranks, e.g. 1,2,4", {1, 100000}, command.required);
+       command.flag("--weak", o->weak, "batch_size is that of a rank, not of all");
+       command.number("--steps", o->steps, "timed steps", {1, 1000000});
+       command.text("--out", o->out, "folder (default runs/scale-<yaml stem>)");
+       command.text("--launcher", o->launcher,
+                    "what starts {ranks} ranks (default mpirun), e.g. 'srun --mpi=pmix -n {ranks}'");
+       command.text("--measure", o->folder, "", command.hidden);  // of the ranks that it starts
        return [o](const CommandLine&) {
          if (o->folder.empty()) return run(*o);
          return on_ranks([&](Communicator& world, int local) { return measure(*o, world, local); });
