@@ -1,5 +1,6 @@
 // 128 bits that tell contents apart. Against accidents, not against forgers.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -12,6 +13,7 @@ class ContentHash {
   void add(const void* data, std::size_t bytes);
   void add(const ContentHash& other);
   std::string hex() const;  // 32 digits
+  std::array<std::uint64_t, 2> words() const;  // the same
 
  private:
   void stir(std::uint64_t word);
