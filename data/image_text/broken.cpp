@@ -23,8 +23,9 @@ std::vector<std::string> BrokenSamples::first() const {
 std::string BrokenSamples::summary(std::int64_t samples) const {
   std::lock_guard lock(mutex_);
   if (count_ == 0) return {};
-  std::string line = std::to_string(count_) + " of " + std::to_string(samples) +
-                     (count_ == 1 ? " samples is broken and left out: " : " samples are broken and left out; the first: ");
+  std::string line =
+      std::to_string(count_) + " of " + std::to_string(samples) +
+      (count_ == 1 ? " samples is broken and left out: " : " samples are broken and left out; the first: ");
   for (const auto& one : first_) line += (&one == first_.data() ? "" : " | ") + one;
   return line;
 }

@@ -12,7 +12,7 @@ class ContentHash {
   // The next part; where one part ends and the next begins counts too.
   void add(const void* data, std::size_t bytes);
   void add(const ContentHash& other);
-  std::string hex() const;  // 32 digits
+  std::string hex() const;                     // 32 digits
   std::array<std::uint64_t, 2> words() const;  // the same
 
  private:

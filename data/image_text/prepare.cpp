@@ -248,9 +248,7 @@ nlohmann::json meta_of(const PrepareSpec& spec, const PrepareReport& report, con
 
 }  // namespace
 
-bool caption_held_out(const std::string& caption) {
-  return caption_draw(caption) < held_out_draw(0.1);
-}
+bool caption_held_out(const std::string& caption) { return caption_draw(caption) < held_out_draw(0.1); }
 
 PrepareReport prepare_images(const PrepareSpec& spec) {
   const auto start = std::chrono::steady_clock::now();

@@ -142,7 +142,9 @@ const std::uint8_t* TarWalk::block(std::int64_t offset) {
 }
 
 std::string TarWalk::text(const TarMember& m) {
-  if (m.size > max_text) broken(m.offset, (m.name.empty() ? "header" : "`" + m.name + "`") + " of " + std::to_string(m.size) + " bytes where a short text belongs");
+  if (m.size > max_text)
+    broken(m.offset, (m.name.empty() ? "header" : "`" + m.name + "`") + " of " + std::to_string(m.size) +
+                         " bytes where a short text belongs");
   std::string out(std::size_t(m.size), '\0');
   if (m.offset >= window_at_ && m.offset + m.size <= window_at_ + std::int64_t(window_.size()))
     std::memcpy(out.data(), window_.data() + (m.offset - window_at_), out.size());
@@ -161,8 +163,9 @@ std::optional<TarMember> TarWalk::next() {
     if (!h.checksum_holds()) {
       if (here > 0) broken(here, "broken tar header");
       const bool gzip = std::memcmp(h.p, "\x1f\x8b", 2) == 0;
-      throw DataError(file_.path(), gzip ? "is compressed, so its members cannot be read by position" : "is no tar file",
-                      gzip ? "unpack it with gunzip; JPEGs gain nothing by it" : "name tar files, or check the download");
+      throw DataError(
+          file_.path(), gzip ? "is compressed, so its members cannot be read by position" : "is no tar file",
+          gzip ? "unpack it with gunzip; JPEGs gain nothing by it" : "name tar files, or check the download");
     }
     is_tar_ = true;
     const char type = h.type();

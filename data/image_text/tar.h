@@ -24,7 +24,7 @@ class TarFile {
   TarFile& operator=(const TarFile&) = delete;
 
   const std::string& path() const { return path_; }
-  std::int64_t size() const { return size_; }  // as it was when it was opened
+  std::int64_t size() const { return size_; }                         // as it was when it was opened
   void read(std::int64_t offset, std::span<std::uint8_t> out) const;  // DataError where the file ends before
 
  private:

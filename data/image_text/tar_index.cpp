@@ -43,7 +43,8 @@ std::uint32_t number_in(const nlohmann::json& json, const std::string& member) {
   const auto& value = json[member];
   std::string digits = value.is_string() ? value.get<std::string>() : "";
   if (value.is_number_unsigned()) digits = value.dump();
-  if (digits.empty() || digits.size() > 18 || digits.find_first_not_of("0123456789") != digits.npos) return TarRow::none;
+  if (digits.empty() || digits.size() > 18 || digits.find_first_not_of("0123456789") != digits.npos)
+    return TarRow::none;
   const auto number = std::stoull(digits);
   return number < TarRow::none ? std::uint32_t(number) : TarRow::none;
 }
@@ -214,7 +215,8 @@ void TarIndex::build(const TarIndexOptions& options) {
   if (own_.size() >= TarRow::none) throw DataError(shards_[0].path, "and its list hold more than 4 billion samples");
   if (own_.empty())
     throw DataError(shards_[0].path,
-                    "no usable sample in " + std::to_string(shards_.size()) + " tar" + (shards_.size() == 1 ? "" : "s") +
+                    "no usable sample in " + std::to_string(shards_.size()) + " tar" +
+                        (shards_.size() == 1 ? "" : "s") +
                         (broken_.count() ? "; the first problem: " + broken_.first()[0] : ""),
                     "a sample is name.jpg (png, webp) with name.txt or name.json");
   number_captions(own_, captions);

@@ -10,12 +10,12 @@
 #include <fstream>
 #include <random>
 
+#include <nlohmann/json.hpp>
+
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#include <nlohmann/json.hpp>
 
 namespace trireme {
 namespace {
@@ -91,7 +91,8 @@ void TarIndex::save(const std::string& file) const {
   all.append(reinterpret_cast<const char*>(rows_.data()), rows_.size_bytes());
   all += text;
   all += hash_of(all.data(), all.size());
-  const std::string temporary = file + ".tmp-" + std::to_string(getpid()) + "-" + std::to_string(std::random_device()());
+  const std::string temporary =
+      file + ".tmp-" + std::to_string(getpid()) + "-" + std::to_string(std::random_device()());
   std::ofstream out(temporary, std::ios::binary);
   out.write(all.data(), std::streamsize(all.size()));
   out.close();

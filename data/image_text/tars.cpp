@@ -56,8 +56,9 @@ void Tars::number_by_key() {
   std::int64_t largest = 0;
   for (const auto& r : rows) largest = std::max(largest, std::int64_t(r.key));
   if (largest / 16 > std::int64_t(rows.size()) + 65536)
-    throw DataError(list_, "its largest number is " + std::to_string(largest) + ", of " + std::to_string(rows.size()) +
-                               " samples", "number them from 0, or leave data.index_key empty");
+    throw DataError(
+        list_, "its largest number is " + std::to_string(largest) + ", of " + std::to_string(rows.size()) + " samples",
+        "number them from 0, or leave data.index_key empty");
   size_ = largest + 1;
   row_of_.assign(std::size_t(size_), TarRow::none);
   for (std::size_t i = 0; i < rows.size(); ++i) {
@@ -77,8 +78,7 @@ void Tars::hold_out(double share) {
   const std::uint64_t below = held_out_draw(held_out_share(share, captions));
   const auto most = std::max<std::size_t>(1, rows.size() / 100);  // or one motif would fill the test
   held_out_.resize(rows.size());
-  for (std::size_t i = 0; i < rows.size(); ++i)
-    held_out_[i] = rows[i].draw < below && uses[rows[i].caption] <= most;
+  for (std::size_t i = 0; i < rows.size(); ++i) held_out_[i] = rows[i].draw < below && uses[rows[i].caption] <= most;
 }
 
 const TarRow& Tars::row(std::int64_t id) const {
@@ -89,8 +89,8 @@ const TarRow& Tars::row(std::int64_t id) const {
 
 std::size_t Tars::shard_of(std::int64_t row) const {
   const auto& shards = index_.shards();
-  const auto after =
-      std::upper_bound(shards.begin(), shards.end(), row, [](std::int64_t r, const TarShard& s) { return r < s.first; });
+  const auto after = std::upper_bound(shards.begin(), shards.end(), row,
+                                      [](std::int64_t r, const TarShard& s) { return r < s.first; });
   return std::size_t(after - shards.begin()) - 1;
 }
 
@@ -154,7 +154,9 @@ std::vector<std::int64_t> Tars::split(bool held_out, std::int64_t max_per_captio
 }
 
 std::vector<std::int64_t> Tars::train_ids(std::int64_t max_per_caption) const { return split(false, max_per_caption); }
-std::vector<std::int64_t> Tars::held_out_ids(std::int64_t max_per_caption) const { return split(true, max_per_caption); }
+std::vector<std::int64_t> Tars::held_out_ids(std::int64_t max_per_caption) const {
+  return split(true, max_per_caption);
+}
 
 std::vector<std::string> Tars::notes() const {
   const auto n = std::int64_t(index_.rows().size()) + index_.broken().count();

@@ -10,7 +10,7 @@
 namespace trireme {
 
 struct TarsOptions : TarIndexOptions {
-  double held_out = 0.1;      // share of the captions, see held_out_share()
+  double held_out = 0.1;       // share of the captions, see held_out_share()
   double broken_share = 0.01;  // more broken samples than that are an error
 };
 
@@ -49,7 +49,7 @@ class Tars : public Pairs {
   std::string list_;
   TarIndex index_;
   std::int64_t size_ = 0;
-  std::vector<std::uint32_t> row_of_;  // with an index key: of each id, TarRow::none where there is none
+  std::vector<std::uint32_t> row_of_;   // with an index key: of each id, TarRow::none where there is none
   std::vector<std::uint8_t> held_out_;  // of each row
   std::vector<std::string> classes_;
   std::string identity_;

@@ -153,7 +153,8 @@ std::vector<std::string> list_tars(const std::string& list) {
     }
     begin = end + 2;
   }
-  if (tars.empty() || tars[0].empty()) throw DataError("data.file", "names no tar file", "name shards/{00000..00041}.tar");
+  if (tars.empty() || tars[0].empty())
+    throw DataError("data.file", "names no tar file", "name shards/{00000..00041}.tar");
   return tars;
 }
 
