@@ -1,7 +1,7 @@
 // Where the samples of a list of tars lie: 32 bytes each, kept in the cache and mapped, so that the ranks of a node
 // share them and a second start reads no tar.
 #pragma once
-#include "data/image_text/broken.h"
+#include "data/image_text/broken_samples.h"
 
 #include <cstdint>
 #include <memory>

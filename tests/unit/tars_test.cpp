@@ -4,7 +4,7 @@
 
 #include "comm/error.h"
 #include "data/file.h"
-#include "data/image_text/broken.h"
+#include "data/image_text/broken_samples.h"
 #include "data/image_text/caption_text.h"
 #include "data/image_text/eval_set.h"
 #include "data/image_text/prepared.h"

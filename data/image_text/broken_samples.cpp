@@ -1,4 +1,4 @@
-#include "data/image_text/broken.h"
+#include "data/image_text/broken_samples.h"
 
 #include "comm/error.h"
 
