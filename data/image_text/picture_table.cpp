@@ -68,7 +68,13 @@ const PrepareItem& PictureTable::item(std::int64_t id) const {
 
 Picture PictureTable::picture(std::int64_t id, const Shrink& shrink) const {
   const std::string& file = item(id).name;
-  return decode_picture(read_file(file, ImageLimits().max_file_bytes), file, {}, shrink);
+  std::vector<std::uint8_t> bytes;
+  try {
+    bytes = read_file(file, ImageLimits().max_file_bytes);
+  } catch (const DataError& e) {
+    throw BrokenPicture("", e.what());
+  }
+  return decode_picture(bytes, file, {}, shrink);
 }
 
 std::vector<std::int64_t> PictureTable::split(bool held_out, std::int64_t max_per_caption) const {
