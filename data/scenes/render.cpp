@@ -90,7 +90,7 @@ float texture(const SceneObject& o, float x, float y, float d, float soft) {
   } else if (o.texture == 4) {
     return edge(-d - 0.16f);
   }
-  return other * std::clamp((close - 0.12f) / soft + 0.5f, 0.f, 1.f);
+  return other * std::clamp((close - std::max(0.12f, 1.5f * soft)) / soft + 0.5f, 0.f, 1.f);
 }
 
 struct Geometry {
