@@ -25,6 +25,7 @@ find_package(nlohmann_json REQUIRED)
 # Image decoders: data sets of images need them, training from a prepared file does not.
 pkg_check_modules(PNG IMPORTED_TARGET libpng)
 pkg_check_modules(TURBOJPEG IMPORTED_TARGET libturbojpeg)
+pkg_check_modules(WEBP IMPORTED_TARGET libwebp)
 pkg_check_modules(FREETYPE IMPORTED_TARGET freetype2)
 # OpenAI's merges file is gzipped.
 pkg_check_modules(ZLIB IMPORTED_TARGET zlib)

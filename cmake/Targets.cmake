@@ -73,7 +73,7 @@ trireme_library(trireme_data TORCH GLOB data/*.cpp
 # Equal to its CUDA twin bit by bit: nothing is contracted.
 set_source_files_properties(${CMAKE_SOURCE_DIR}/data/image_text/crop.cpp PROPERTIES SKIP_PRECOMPILE_HEADERS ON
   COMPILE_OPTIONS "-march=${TRIREME_MARCH};-fno-math-errno;-fno-trapping-math;-Wno-uninitialized;-Wno-maybe-uninitialized")
-foreach(lib PNG TURBOJPEG FREETYPE PCRE2 ZLIB)
+foreach(lib PNG TURBOJPEG WEBP FREETYPE PCRE2 ZLIB)
   if(${lib}_FOUND)
     target_link_libraries(trireme_data PUBLIC PkgConfig::${lib})
     target_compile_definitions(trireme_data PRIVATE TRIREME_HAS_${lib})

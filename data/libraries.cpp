@@ -30,8 +30,14 @@ const std::vector<Library>& libraries() {
 #else
   constexpr bool zlib = false;
 #endif
+#ifdef TRIREME_HAS_WEBP
+  constexpr bool webp = true;
+#else
+  constexpr bool webp = false;
+#endif
   static const std::vector<Library> all = {{"PNG", png, "no PNG pictures", "libpng-dev"},
                                            {"JPEG", jpeg, "no JPEG pictures", "libturbojpeg0-dev"},
+                                           {"WebP", webp, "no WebP pictures", "libwebp-dev"},
                                            {"FreeType", freetype, "no emoji data set", "libfreetype-dev"},
                                            {"PCRE2", pcre2, "no text tokenizer, so no CLIP", "libpcre2-dev"},
                                            {"zlib", zlib, "no gzip", "zlib1g-dev"}};

@@ -8,7 +8,7 @@
 namespace trireme {
 
 struct Library {
-  std::string_view name;     // "PNG", "JPEG", "FreeType", "PCRE2", "zlib"
+  std::string_view name;     // "PNG", "JPEG", "WebP", "FreeType", "PCRE2", "zlib"
   bool present;              // in this build
   std::string_view without;  // "no PNG pictures"
   std::string_view package;  // Debian's

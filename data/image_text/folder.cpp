@@ -5,6 +5,7 @@
 #include "data/image_text/own_pictures.h"
 #include "data/image_text/table.h"
 #include "data/image_text/walk.h"
+#include "data/image_text/webp.h"
 
 #include <algorithm>
 #include <cctype>
@@ -25,7 +26,8 @@ std::string extension_of(const fs::path& p) {
 }
 
 bool is_picture(const std::string& extension) {
-  return extension == ".png" || extension == ".jpg" || extension == ".jpeg";
+  return extension == ".png" || extension == ".jpg" || extension == ".jpeg" ||
+         (extension == ".webp" && build_reads_webp());
 }
 
 bool is_foreign_picture(const std::string& extension) {

@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "data/file.h"
+#include "data/image_text/webp.h"
 
 #include <algorithm>
 #include <cmath>
@@ -205,6 +206,10 @@ Picture decode_picture(std::span<const std::uint8_t> bytes, std::string_view nam
 #else
     throw DataError(name, "this build reads no JPEG", "install libturbojpeg0-dev and build again");
 #endif
+  }
+  if (is_webp(bytes)) {
+    Image image = decode_webp(bytes, name, limits);
+    return {image.width, image.height, std::move(image)};
   }
   throw BrokenPicture(name, bytes.empty() ? "empty file" : "neither a PNG nor a JPEG", cure);
 }

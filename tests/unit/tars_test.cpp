@@ -353,6 +353,33 @@ TEST_F(TarsTest, BrokenSamplesAreCountedAndNamed) {
   EXPECT_SAYS(later.check(0.01, 2499, "x"), "25 of 2499");
 }
 
+TEST_F(TarsTest, WebP) {
+  TRIREME_NEEDS("WebP");
+  // 5 x 4 pixels of (50 x, 60 y, 30 x y), the first column half transparent: Pillow's lossless file.
+  const std::string hex =
+      "5249464632000000574542505650384c260000002f04c00010b93244f43f7611d1ff301064db0cecfe6877e8c88c878024f179f43ce2aa30"
+      "243c";
+  std::string file;
+  for (std::size_t i = 0; i < hex.size(); i += 2) file += char(std::stoi(hex.substr(i, 2), nullptr, 16));
+  TarWriter tar(path("w.tar"));
+  tar.add("a.webp", file), tar.add("a.txt", "webp"), tar.add("b.webp", file.substr(0, 40)), tar.add("b.txt", "cut");
+  tar.add("c.webp", file.substr(0, 14)), tar.add("c.txt", "short");
+  tar.close();
+  const Tars pairs(path("w.tar"));
+  const Picture p = pairs.picture(0);
+  ASSERT_EQ(p.width, 5);
+  ASSERT_EQ(p.height, 4);
+  for (int y = 0; y < 4; ++y)
+    for (int x = 1; x < 5; ++x) {
+      const auto* c = p.pixels.rgb.data() + 3 * (5 * y + x);
+      EXPECT_TRUE(c[0] == x * 50 && c[1] == y * 60 && c[2] == x * y * 30 % 256) << x << " " << y;
+    }
+  EXPECT_EQ(p.pixels.rgb[0], 127) << "black, half transparent, over white";
+  EXPECT_THROW(pairs.picture(1), BrokenPicture);
+  EXPECT_THROW(pairs.picture(2), BrokenPicture);
+  EXPECT_SAYS(pairs.picture(1), "`b.webp` in ");
+}
+
 TEST_F(TarsTest, TestSetsOfClipBenchmark) {
   const auto text = [&](const std::string& name, const std::string& words) {
     fs::create_directories(fs::path(path(name)).parent_path());
