@@ -233,6 +233,44 @@ TEST_F(BadInput, PreparedData) {
   });
 }
 
+TEST_F(BadInput, Tars) {
+  draw_pictures(dir() / "many", 1, 40);
+  const Outcome made = run({"data", "tar", "--from", "many", "--out", "shards"});
+  EXPECT_EQ(made.code, 0) << made;
+  const std::string whole = read_text(dir() / "shards/00000.tar");
+  write_text(dir() / "cut.tar", whole.substr(0, 700));
+  write_text(dir() / "zip.tar", "PK" + std::string(2000, 'x'));
+  write_text(dir() / "gz.tar", "\x1f\x8b" + std::string(2000, 'x'));
+  fs::create_directories(dir() / "half");
+  write_text(dir() / "half/0.tar", whole.substr(0, whole.size() / 2));
+  write_text(dir() / "eval.csv", "path,title\n1.png,one\n");
+  const auto on = [](const std::string& file, Words more = {}) {
+    Words words{"train", "e.yaml", "data.file=" + file, "--out", "fresh-tars"};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  };
+  const Words cache{"XDG_CACHE_HOME=" + (dir() / "cache").string()};
+  expect_told({
+      {"missing shard", on("shards/{00000..00001}.tar"), 3, {"shards/00001.tar", "no such tar file", "list"}, cache},
+      {"missing shard on two ranks", on("gone.tar", {"--ranks", "2"}), 3, {"gone.tar", "no such tar file"}, cache},
+      {"open brace", on("shards/{00000..1.tar"), 3, {"opening brace", "{00000..00041}"}, cache},
+      {"no tar", on("zip.tar"), 3, {"zip.tar", "is no tar file"}, cache},
+      {"gzip", on("gz.tar"), 3, {"gz.tar", "compressed", "gunzip"}, cache},
+      {"nothing left", on("cut.tar"), 3, {"cut.tar", "no usable sample", "cut short"}, cache},
+      {"too many broken", on("half/", {"data.broken_share=0"}), 3, {"half/0.tar", "cut short", "broken_share"}, cache},
+      {"no numbers", on("shards/", {"data.index_key=key"}), 3, {"no number `key`"}, cache},
+      {"table without columns", on("shards/", {"data.eval_file=eval.csv"}), 3, {"eval.csv:1", "filepath"}, cache},
+      {"weights", on("x", {"data.files=[shards/,many/]", "data.weights=[1]"}), 2, {"data.weights", "as long"}, cache},
+      {"nothing to train on", on("shards/", {"data.held_out=1"}), 3, {"no pairs to train on", "data.held_out"}, cache},
+      {"tars over tars",
+       {"data", "tar", "--from", "many", "--out", "shards"},
+       3,
+       {"shards", "tars already", "--force"}},
+      {"tar without --out", {"data", "tar", "--from", "many"}, 2, {"--out"}},
+      {"scenes as zip", {"data", "scenes", "--format", "zip"}, 2, {"--format", "h5 or tar"}},
+  });
+}
+
 TEST_F(BadInput, Pictures) {
   draw_pictures(dir() / "silent", 1, 3);
   for (int i = 1; i <= 3; ++i) fs::remove(dir() / "silent" / (std::to_string(i) + ".txt"));
