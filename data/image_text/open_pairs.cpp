@@ -44,6 +44,8 @@ std::unique_ptr<Pairs> open_one(const std::string& file, const PairsSpec& spec) 
   const bool is_name = file.find('/') == file.npos;
   if (is_name && (fs::exists(prepared_path(file, spec.image_size), error) || !fs::is_directory(file, error)))
     return prepared(prepared_path(file, spec.image_size));
+  if (!fs::exists(file, error))
+    throw DataError(file, "no such file or folder", "name tars, a table (.csv), a prepared file (.h5) or a folder");
   if (!fs::is_directory(file, error)) return prepared(file);
   if (holds_tars(file)) return open_tars(file, spec);
   return std::make_unique<PictureTable>(folder_data(file), spec.held_out, spec.broken_share);
