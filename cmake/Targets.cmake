@@ -85,9 +85,12 @@ set_source_files_properties(${kernels} PROPERTIES SKIP_PRECOMPILE_HEADERS ON
   COMPILE_OPTIONS "-march=${TRIREME_MARCH};-ffp-contract=fast;-fno-math-errno;-fno-trapping-math;-fopenmp;-Wno-uninitialized;-Wno-maybe-uninitialized")
 trireme_library(trireme_data TORCH GLOB data/*.cpp
   LINK Threads::Threads trireme::hdf5 nlohmann_json::nlohmann_json)
+# Equal to its CUDA twin bit by bit: nothing is contracted.
+set_source_files_properties(${CMAKE_SOURCE_DIR}/data/image_text/crop.cpp PROPERTIES SKIP_PRECOMPILE_HEADERS ON
+  COMPILE_OPTIONS "-march=${TRIREME_MARCH};-fno-math-errno;-fno-trapping-math;-Wno-uninitialized;-Wno-maybe-uninitialized")
 # What runs over every byte of a file or a tensor: at -O0 under a sanitizer it would be most of a test's time.
 if(TRIREME_SANITIZE)
-  file(GLOB hot CONFIGURE_DEPENDS framework/kernels/*.cpp framework/io/*.cpp tests/unit/checkpoint_test.cpp)
+  file(GLOB hot CONFIGURE_DEPENDS framework/kernels/*.cpp framework/io/*.cpp data/image_text/crop.cpp tests/unit/checkpoint_test.cpp)
   set_property(SOURCE ${hot} APPEND PROPERTY COMPILE_OPTIONS -O1)
 endif()
 foreach(lib PNG TURBOJPEG FREETYPE PCRE2 ZLIB)
@@ -112,7 +115,19 @@ if(TRIREME_RECIPES AND TARGET trireme_recipes)
   target_sources(trireme_recipes PRIVATE ${sources})
 endif()
 
-set(trireme_parts ${trireme_comm_parts} trireme_compression)
+# Kernels for CUDA beside their host twins (comm/twins.h): compiled wherever nvcc is, linked where a GPU is present.
+set(trireme_twins "")
+file(GLOB_RECURSE twins CONFIGURE_DEPENDS data/*.cu framework/*.cu)
+if(TRIREME_CUDA_SOURCES AND twins)
+  add_library(trireme_cuda_twins OBJECT ${twins})
+  target_link_libraries(trireme_cuda_twins PUBLIC trireme_options trireme::cuda)
+  target_compile_options(trireme_cuda_twins PRIVATE -fmad=false)
+  if(TRIREME_CUDA_LINK)
+    set(trireme_twins trireme_cuda_twins)
+  endif()
+endif()
+
+set(trireme_parts ${trireme_comm_parts} ${trireme_twins} trireme_compression)
 foreach(part data framework trainers bench recipes)
   if(TARGET trireme_${part})
     list(APPEND trireme_parts trireme_${part})

@@ -1,10 +1,10 @@
 #include "data/image_text/prepared.h"
 
 #include "comm/error.h"
+#include "data/file.h"
 #include "data/image_text/content_hash.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -80,11 +80,7 @@ Hdf5File open_prepared(const std::string& path) {
 }  // namespace
 
 std::string prepared_path(const std::string& name, int size) {
-  namespace fs = std::filesystem;
-  const char* cache = std::getenv("XDG_CACHE_HOME");
-  const char* home = std::getenv("HOME");
-  const fs::path base = cache && *cache ? fs::path(cache) : fs::path(home && *home ? home : ".") / ".cache";
-  return (base / "trireme" / "data" / (name + "_" + std::to_string(size) + ".h5")).string();
+  return data_cache(name + "_" + std::to_string(size) + ".h5");
 }
 
 ImageTextData::ImageTextData(const std::string& path, std::int64_t cache_bytes)
@@ -155,6 +151,17 @@ at::Tensor ImageTextData::images(std::span<const std::int64_t> ids) const {
   const std::size_t row = std::size_t(3) * size_ * size_;
   for (std::size_t i = 0; i < ids.size(); ++i)
     std::memcpy(p + i * row, pixels_.data() + std::size_t(ids[i]) * row, row);
+  return out;
+}
+
+// Planes to interleaved pixels.
+Picture ImageTextData::picture(std::int64_t id, const Shrink&) const {
+  const at::Tensor planes = images({&id, 1});
+  const auto* in = planes.const_data_ptr<std::uint8_t>();
+  const std::size_t plane = std::size_t(size_) * size_;
+  Picture out{size_, size_, {size_, size_, std::vector<std::uint8_t>(3 * plane)}};
+  for (std::size_t i = 0; i < plane; ++i)
+    for (std::size_t c = 0; c < 3; ++c) out.pixels.rgb[3 * i + c] = in[c * plane + i];
   return out;
 }
 

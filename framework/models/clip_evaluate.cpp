@@ -44,7 +44,7 @@ struct Candidates {
   std::vector<std::int64_t> images_of;       // each caption
 };
 
-Candidates candidates_of(const ImageTextData& data, std::span<const std::int64_t> ids) {
+Candidates candidates_of(const Pairs& data, std::span<const std::int64_t> ids) {
   Candidates all;
   std::map<std::int64_t, std::int64_t> caption_of, class_of;  // number in the data -> candidate
   for (const auto id : ids) {
@@ -82,7 +82,7 @@ void add_retrieval(std::map<std::string, double>& metrics, const at::Tensor& sco
 }  // namespace
 
 std::map<std::string, double> evaluate_clip(Communicator& comm, const nn::Clip& model, bool fused,
-                                            const ImageTextData& data, const ImageTextDataset& dataset,
+                                            const Pairs& data, const ImageTextDataset& dataset,
                                             const Tokenizer& tokenizer, std::int64_t context,
                                             std::span<const std::int64_t> ids, at::Device device) {
   if (ids.empty()) return {};
@@ -102,7 +102,7 @@ std::map<std::string, double> evaluate_clip(Communicator& comm, const nn::Clip& 
   };
   const auto width = model.embed_dim();
   const at::Tensor images = encode_by_ranks(comm, n, width, options, [&](std::int64_t i, std::int64_t count) {
-    return model.encode_image(dataset.pixels(ids.subspan(i, count)).to(device), fused);
+    return model.encode_image(dataset.pixels(ids.subspan(i, count), type), fused);
   });
   const at::Tensor texts = encode_by_ranks(comm, m, width, options, embed_text(candidates.captions));
   const at::Tensor classifier = encode_by_ranks(comm, classes, width, options, embed_text(candidates.prompts));

@@ -10,7 +10,7 @@ namespace trireme::fastclip {
 // zero_shot_top1, zero_shot_chance. Candidates of image-to-text are the distinct captions of `ids`; of text-to-image
 // all their images, where any image of the caption is a hit. Classes are the folders that occur among `ids`.
 std::map<std::string, double> evaluate_clip(Communicator& comm, const nn::Clip& model, bool fused,
-                                            const ImageTextData& data, const ImageTextDataset& dataset,
+                                            const Pairs& data, const ImageTextDataset& dataset,
                                             const Tokenizer& tokenizer, std::int64_t context,
                                             std::span<const std::int64_t> ids, at::Device device);
 

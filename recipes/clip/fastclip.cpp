@@ -6,6 +6,7 @@
 #include "framework/losses/contrastive.h"
 #include "framework/models/clip_evaluate.h"
 #include "recipes/clip/config.h"
+#include "recipes/clip/data.h"
 
 #include <cmath>
 #include <optional>
@@ -26,30 +27,19 @@ class FastClip : public Recipe {
 
   void setup(Context& c) override {
     check_pairs(c.config().batch_size);
-    const bool is_file = data_config_.file.find('/') != std::string::npos || data_config_.file.ends_with(".h5");
-    const std::string path =
-        is_file ? data_config_.file : prepared_path(data_config_.file, int(model_config_.image_size));
-    pairs_.emplace(path);
-    if (pairs_->image_size() != model_config_.image_size)
-      throw UsageError("model.image_size",
-                       "is " + std::to_string(model_config_.image_size) + " but " + path + " holds " +
-                           std::to_string(pairs_->image_size()) + " pixels",
-                       "prepare the data at the model's size");
+    pairs_ = open_data(data_config_, model_config_.image_size, c);
+    notes_ = pairs_->notes();
     train_ = pairs_->train_ids(data_config_.max_per_caption);
     held_out_ = pairs_->held_out_ids();
     if (data_config_.tokenizer.empty()) {
-      std::vector<std::string> captions;
-      for (const auto id : train_) captions.push_back(pairs_->caption(id));
-      tokenizer_.emplace(Tokenizer::train(captions, model_config_.vocab));
+      tokenizer_.emplace(Tokenizer::train(captions_of(*pairs_, train_), model_config_.vocab));
     } else {
       tokenizer_.emplace(Tokenizer::load(data_config_.tokenizer));
     }
     if (tokenizer_->vocab_size() > model_config_.vocab)
       throw UsageError("model.vocab", "is " + std::to_string(model_config_.vocab) + " but the tokenizer has " +
                                           std::to_string(tokenizer_->vocab_size()) + " ids");
-    dataset_.emplace(*pairs_, *tokenizer_,
-                     ImageTextOptions{model_config_.context, data_config_.crop_scale, data_config_.flip,
-                                      data_config_.keyword_dropout, std::uint64_t(c.config().seed), c.param_type()});
+    dataset_.emplace(*pairs_, *tokenizer_, pixel_options(c));
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(model_config_, std::log(1 / loss_config_.tau), params);
     params_ = params.all();
@@ -70,6 +60,8 @@ class FastClip : public Recipe {
   bool whole_batch() const override { return true; }
 
   at::Tensor backward(const Batch& batch, Context& c) override {
+    for (const auto& line : std::exchange(notes_, {})) c.message(line);
+    for (const auto& line : dataset_->take_broken()) c.message(line);
     return c.accumulate() == 1 ? one_pass(batch, c) : by_chunks(batch, c);
   }
 
@@ -151,15 +143,30 @@ class FastClip : public Recipe {
   // What is trained on, by content: the same pairs may lie elsewhere or be prepared again, others are refused. First of
   // all, or another number of pairs would be told as a misfit of the tables.
   void archive_data(Archive& ar) {
-    std::string merges = tokenizer_->text(), meta = pairs_->meta(), identity = pairs_->identity();
+    std::string merges = tokenizer_->text(), identity = pairs_->identity();
+    const auto* prepared = dynamic_cast<const ImageTextData*>(pairs_.get());
+    const std::string own = prepared ? prepared->meta() : "";
+    std::string meta = own;
     ar.text("tokenizer", merges);
     if (ar.has("data_identity"))
       ar.text("data_identity", identity);
     else
       ar.text("data", meta);  // a checkpoint of an older version knows only what the file says of itself
-    if (ar.loading() && (merges != tokenizer_->text() || meta != pairs_->meta() || identity != pairs_->identity()))
+    if (ar.loading() && (merges != tokenizer_->text() || meta != own || identity != pairs_->identity()))
       throw DataError(pairs_->path(), "is not the data this run was started with",
                       "put it back, or use --fresh to start over");
+  }
+
+  ImageTextOptions pixel_options(const Context& c) const {
+    ImageTextOptions o;
+    o.size = int(model_config_.image_size), o.context = model_config_.context;
+    o.crop_scale = data_config_.crop_scale, o.flip = data_config_.flip;
+    o.keyword_dropout = data_config_.keyword_dropout, o.seed = std::uint64_t(c.config().seed);
+    o.type = c.param_type(), o.device = c.device();
+    // A rank's share of the cores, as for operators: where a GPU trains, decoding is what is left for them.
+    o.threads = data_config_.threads ? int(data_config_.threads) : c.device().is_cuda() ? c.cores() : 1;
+    o.dct_scaling = data_config_.dct_scaling, o.broken_share = data_config_.broken_share;
+    return o;
   }
 
   struct Features {
@@ -179,7 +186,8 @@ class FastClip : public Recipe {
 
   Features encode(const Batch& batch, Context& c) const {
     const at::Tensor end = batch.columns.at("end");
-    return {model_->encode_image(to_device(batch.columns.at("image").to(c.param_type()), c.device()), fused_),
+    const bool bf16 = c.autocast() && c.config().precision == "bf16";
+    return {model_->encode_image(dataset_->pixels_of(batch, bf16 ? at::kBFloat16 : c.param_type()), fused_),
             model_->encode_text(to_device(batch.columns.at("ids"), c.device()),
                                 {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, fused_)};
   }
@@ -274,7 +282,8 @@ class FastClip : public Recipe {
   DataConfig data_config_;
   nn::ClipConfig model_config_;
   LossConfig loss_config_;
-  std::optional<ImageTextData> pairs_;
+  std::unique_ptr<Pairs> pairs_;
+  std::vector<std::string> notes_;  // on the data, for the start
   std::optional<Tokenizer> tokenizer_;
   std::optional<ImageTextDataset> dataset_;
   std::optional<nn::Clip> model_;
