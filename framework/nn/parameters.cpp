@@ -31,4 +31,14 @@ at::Tensor Parameters::constant(const std::string& name, at::IntArrayRef shape, 
   return add(name, at::full(shape, value, at::kDouble), group);
 }
 
+at::Tensor Parameters::buffer(const std::string& name, at::IntArrayRef shape, double value) {
+  all_.push_back({name, at::full(shape, value, at::TensorOptions(device_).dtype(type_)), nullptr, "buffer"});
+  return all_.back().value;
+}
+
+at::Tensor Parameters::counter(const std::string& name) {
+  all_.push_back({name, at::zeros({}, at::TensorOptions(device_).dtype(at::kLong)), nullptr, "buffer"});
+  return all_.back().value;
+}
+
 }  // namespace trireme::nn

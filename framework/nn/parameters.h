@@ -12,6 +12,9 @@ class Parameters {
   at::Tensor uniform(const std::string& name, at::IntArrayRef shape, double bound, const std::string& group = "decay");
   at::Tensor constant(const std::string& name, at::IntArrayRef shape, double value,
                       const std::string& group = "no_decay");
+  // Saved, loaded and exported with the weights, but no weight: of group "buffer", without a gradient.
+  at::Tensor buffer(const std::string& name, at::IntArrayRef shape, double value);
+  at::Tensor counter(const std::string& name);  // the same, an i64 scalar that begins at 0
   const std::vector<Param>& all() const { return all_; }
 
  private:
