@@ -77,7 +77,7 @@ at::Tensor Vit::features(const at::Tensor& pixels, bool fused, const Training* t
 }
 
 double Vit::flops() const {
-  const double n = double(dropout_ > 0 ? kept() : patches()), w = double(shape_.width);
+  const double n = double(dropout_ > 0 ? kept() : patches());
   return 2 * n * double(patch_.numel()) + shape_.flops(n + 1) + 2 * double(projection_.numel());
 }
 

@@ -5,6 +5,7 @@
 #include "framework/context.h"
 #include "framework/losses/contrastive.h"
 #include "framework/models/clip_evaluate.h"
+#include "framework/models/open_clip.h"
 #include "recipes/clip/config.h"
 
 #include <cmath>
@@ -37,7 +38,12 @@ class FastClip : public Recipe {
                        "prepare the data at the model's size");
     train_ = pairs_->train_ids(data_config_.max_per_caption);
     held_out_ = pairs_->held_out_ids();
-    if (data_config_.tokenizer.empty()) {
+    check_open_clip_model(c.config().init_from, model_config_);
+    if (data_config_.tokenizer.empty() && is_open_clip_folder(c.config().init_from))
+      tokenizer_ = open_clip_tokenizer(c.config().init_from);
+    if (tokenizer_) {
+      // The pretrained model's.
+    } else if (data_config_.tokenizer.empty()) {
       std::vector<std::string> captions;
       for (const auto id : train_) captions.push_back(pairs_->caption(id));
       tokenizer_.emplace(Tokenizer::train(captions, model_config_.vocab));
@@ -130,6 +136,10 @@ class FastClip : public Recipe {
 
   void state(Archive& ar) override {
     archive_data(ar);
+    // What load_clip reads; prepared pictures were fitted into a white square.
+    Preprocess preprocess{.size = model_config_.image_size, .resize_mode = "longest", .fill = 255};
+    std::string model = print_open_clip_config({model_config_, preprocess}, true);
+    if (ar.has("open_clip_config")) ar.text("open_clip_config", model);
     archive(ar, "log_u_image", table_->image);
     archive(ar, "log_u_text", table_->text);
     double shown = tau();  // for readers of the file: the weights say it
