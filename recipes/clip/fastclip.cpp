@@ -91,8 +91,8 @@ class FastClip : public Recipe {
   }
 
   std::map<std::string, double> evaluate(Context& c) override {
-    return evaluate_clip(c.comm(), *model_, fused_, *pairs_, *dataset_, *tokenizer_, model_config_.context, held_out_,
-                         c.device());
+    const ClipEncoder encoder(c.comm(), *model_, *tokenizer_, model_config_.context, fused_, c.device());
+    return evaluate_clip(encoder, questions_of(*pairs_, *dataset_, held_out_), Protocol::ours).metrics;
   }
   std::string best_metric() const override { return "image_to_text_r10"; }
   std::vector<std::string> headline_metrics() const override {
