@@ -70,6 +70,9 @@ set_source_files_properties(${kernels} PROPERTIES SKIP_PRECOMPILE_HEADERS ON
   COMPILE_OPTIONS "-march=${TRIREME_MARCH};-ffp-contract=fast;-fno-math-errno;-fno-trapping-math;-fopenmp;-Wno-uninitialized;-Wno-maybe-uninitialized")
 trireme_library(trireme_data TORCH GLOB data/*.cpp
   LINK Threads::Threads trireme::hdf5 nlohmann_json::nlohmann_json)
+# Equal to its CUDA twin bit by bit: nothing is contracted.
+set_source_files_properties(${CMAKE_SOURCE_DIR}/data/image_text/crop.cpp PROPERTIES SKIP_PRECOMPILE_HEADERS ON
+  COMPILE_OPTIONS "-march=${TRIREME_MARCH};-fno-math-errno;-fno-trapping-math;-Wno-uninitialized;-Wno-maybe-uninitialized")
 foreach(lib PNG TURBOJPEG FREETYPE PCRE2 ZLIB)
   if(${lib}_FOUND)
     target_link_libraries(trireme_data PUBLIC PkgConfig::${lib})
@@ -92,7 +95,19 @@ if(TRIREME_RECIPES)
   target_sources(trireme_recipes PRIVATE ${sources})
 endif()
 
-set(trireme_parts ${trireme_comm_parts} trireme_compression trireme_data trireme_framework trireme_trainers
+# Kernels for CUDA beside their host twins (comm/twins.h): compiled wherever nvcc is, linked where a GPU is present.
+set(trireme_twins "")
+file(GLOB_RECURSE twins CONFIGURE_DEPENDS data/*.cu framework/*.cu)
+if(TRIREME_CUDA_SOURCES AND twins)
+  add_library(trireme_cuda_twins OBJECT ${twins})
+  target_link_libraries(trireme_cuda_twins PUBLIC trireme_options trireme::cuda)
+  target_compile_options(trireme_cuda_twins PRIVATE -fmad=false)
+  if(TRIREME_CUDA_LINK)
+    set(trireme_twins trireme_cuda_twins)
+  endif()
+endif()
+
+set(trireme_parts ${trireme_comm_parts} ${trireme_twins} trireme_compression trireme_data trireme_framework trireme_trainers
   trireme_bench trireme_recipes)
 
 # The program; Tests.cmake makes a shared library of the same objects.

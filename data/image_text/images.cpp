@@ -107,37 +107,41 @@ Image decode_png(std::span<const std::uint8_t> bytes, std::string_view name, con
 #endif
 
 #ifdef TRIREME_HAS_TURBOJPEG
-Image decode_jpeg(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits, int at_least) {
-  std::unique_ptr<void, int (*)(tjhandle)> tj(tjInitDecompress(), tjDestroy);
+// A thread keeps its own: making one allocates half a megabyte.
+tjhandle decompressor() {
+  thread_local const std::unique_ptr<void, int (*)(tjhandle)> tj(tjInitDecompress(), tjDestroy);
   if (!tj) throw std::bad_alloc();
-  auto failed = [&] { return DataError(name, std::string("corrupt JPEG: ") + tjGetErrorStr2(tj.get()), cure); };
+  return tj.get();
+}
+
+Picture decode_jpeg(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits,
+                    const Shrink& shrink) {
+  const tjhandle tj = decompressor();
+  auto failed = [&] { return DataError(name, std::string("corrupt JPEG: ") + tjGetErrorStr2(tj), cure); };
   int width = 0, height = 0, subsampling = 0, space = 0;
-  if (tjDecompressHeader3(tj.get(), bytes.data(), bytes.size(), &width, &height, &subsampling, &space) != 0)
-    throw failed();
+  if (tjDecompressHeader3(tj, bytes.data(), bytes.size(), &width, &height, &subsampling, &space) != 0) throw failed();
   check_size(width, height, name, limits);
 
-  int factors = 0;
-  const tjscalingfactor* scale = tjGetScalingFactors(&factors);
-  int w = width, h = height;
-  for (int i = 0; at_least > 0 && i < factors; ++i) {
-    const int sw = TJSCALED(width, scale[i]), sh = TJSCALED(height, scale[i]);
-    if (std::max(sw, sh) >= at_least && sw < w) w = sw, h = sh;
-  }
+  const double least = shrink ? shrink(width, height) : 1;
+  int eighths = 8;
+  while (eighths > 1 && double(eighths) / 16 >= least) eighths /= 2;
+  const int w = TJSCALED(width, (tjscalingfactor{eighths, 8})), h = TJSCALED(height, (tjscalingfactor{eighths, 8}));
 
   const bool cmyk = space == TJCS_CMYK || space == TJCS_YCCK;
   int flags = TJFLAG_STOPONWARNING;  // a truncated file is only a warning there
+  if (eighths < 8) flags |= TJFLAG_FASTUPSAMPLE | TJFLAG_FASTDCT;
 #ifdef TJFLAG_LIMITSCANS
   flags |= TJFLAG_LIMITSCANS;
 #endif
-  Image out{w, h, std::vector<std::uint8_t>(std::size_t(w) * h * (cmyk ? 4 : 3))};
-  if (tjDecompress2(tj.get(), bytes.data(), bytes.size(), out.rgb.data(), w, 0, h, cmyk ? TJPF_CMYK : TJPF_RGB,
-                    flags) != 0)
+  Picture out{width, height, {w, h, std::vector<std::uint8_t>(std::size_t(w) * h * (cmyk ? 4 : 3))}};
+  std::vector<std::uint8_t>& pixels = out.pixels.rgb;
+  if (tjDecompress2(tj, bytes.data(), bytes.size(), pixels.data(), w, 0, h, cmyk ? TJPF_CMYK : TJPF_RGB, flags) != 0)
     throw failed();
   if (cmyk) {  // stored inverted by every writer in use
     std::vector<std::uint8_t> rgb(std::size_t(w) * h * 3);
     for (std::size_t i = 0; i < std::size_t(w) * h; ++i)
-      for (int c = 0; c < 3; ++c) rgb[3 * i + c] = std::uint8_t(out.rgb[4 * i + c] * out.rgb[4 * i + 3] / 255);
-    out.rgb = std::move(rgb);
+      for (int c = 0; c < 3; ++c) rgb[3 * i + c] = std::uint8_t(pixels[4 * i + c] * pixels[4 * i + 3] / 255);
+    pixels = std::move(rgb);
   }
   return out;
 }
@@ -184,19 +188,20 @@ Image over_white(std::vector<std::uint8_t> rgba, int width, int height) {
   return {width, height, std::move(rgba)};
 }
 
-Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits,
-                   int at_least) {
+Picture decode_picture(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits,
+                       const Shrink& shrink) {
   static constexpr std::uint8_t png[] = {0x89, 'P', 'N', 'G', '\r', '\n', 0x1a, '\n'};
   if (bytes.size() >= sizeof png && std::equal(png, png + sizeof png, bytes.begin())) {
 #ifdef TRIREME_HAS_PNG
-    return decode_png(bytes, name, limits);
+    Image image = decode_png(bytes, name, limits);
+    return {image.width, image.height, std::move(image)};
 #else
     throw DataError(name, "this build reads no PNG", "install libpng-dev and build again");
 #endif
   }
   if (bytes.size() >= 3 && bytes[0] == 0xff && bytes[1] == 0xd8 && bytes[2] == 0xff) {
 #ifdef TRIREME_HAS_TURBOJPEG
-    return decode_jpeg(bytes, name, limits, at_least);
+    return decode_jpeg(bytes, name, limits, shrink);
 #else
     throw DataError(name, "this build reads no JPEG", "install libturbojpeg0-dev and build again");
 #endif
@@ -204,8 +209,12 @@ Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, c
   throw DataError(name, bytes.empty() ? "empty file" : "neither a PNG nor a JPEG", cure);
 }
 
-Image load_image(const std::string& path, const ImageLimits& limits, int at_least) {
-  return decode_image(read_file(path, limits.max_file_bytes), path, limits, at_least);
+Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits) {
+  return decode_picture(bytes, name, limits).pixels;
+}
+
+Image load_image(const std::string& path, const ImageLimits& limits) {
+  return decode_image(read_file(path, limits.max_file_bytes), path, limits);
 }
 
 Image resize(const Image& in, int width, int height) {

@@ -2,6 +2,7 @@
 // DataError naming it, and nothing is allocated beyond the limits.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -19,12 +20,24 @@ struct ImageLimits {
   std::int64_t max_file_bytes = std::int64_t(1) << 28;
 };
 
+// Asked once the size of a JPEG is known: the least factor in (0, 1] it may be decoded at. Of 1/8, 1/4, 1/2 and 1 (the
+// others have no vector code in libjpeg-turbo) the smallest that is no less is taken. Empty: 1.
+using Shrink = std::function<double(int width, int height)>;
+
+// A decoded picture, perhaps at a fraction of the size that is on record.
+struct Picture {
+  int width = 0,
+      height = 0;  // as the file says: crops are chosen in these pixels, so that they do not depend on scaling
+  Image pixels;    // the whole picture, of pixels.width x pixels.height: a factor of the above, rounded up
+};
+
 // Transparency is composited over white; palette, grey and 16-bit images become 8-bit RGB. `name` is for
-// messages. `at_least`: a JPEG may be decoded at a fraction of its size as long as its longer side keeps this
-// many pixels.
-Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits = {},
-                   int at_least = 0);
-Image load_image(const std::string& path, const ImageLimits& limits = {}, int at_least = 0);
+// messages. Thread safe.
+Picture decode_picture(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits = {},
+                       const Shrink& shrink = {});
+// Whole.
+Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits = {});
+Image load_image(const std::string& path, const ImageLimits& limits = {});
 
 // Antialiased bicubic (a = -0.5): the kernel widens with the reduction factor, as in Pillow. Width, height >
 // 0.

@@ -9,13 +9,6 @@
 
 namespace trireme {
 
-// A decoded picture, perhaps at a fraction of the size that is on record.
-struct Picture {
-  int width = 0,
-      height = 0;  // as the file says: crops are chosen in these pixels, so that they do not depend on scaling
-  Image pixels;    // what was decoded: the whole picture, of pixels.width x pixels.height
-};
-
 // Ids [0, size) are stable: they number rows of tables that checkpoints hold, and do not depend on ranks or epochs.
 // All calls are thread safe: workers decode at once.
 class Pairs {
@@ -29,9 +22,9 @@ class Pairs {
   virtual std::int64_t caption_id(std::int64_t id) const = 0;  // equal captions, equal number
   virtual std::int64_t class_id(std::int64_t id) const = 0;    // -1: none
   virtual const std::vector<std::string>& classes() const = 0;
-  // A JPEG may be decoded at a fraction of its size (DCT scaling) as long as its shorter side keeps `at_least` pixels;
-  // 0: whole. DataError naming file and member, if it cannot be decoded.
-  virtual Picture picture(std::int64_t id, int at_least = 0) const = 0;
+  // `shrink`: a JPEG may be decoded at a fraction of its size (images.h). DataError naming file and member, if it cannot
+  // be decoded.
+  virtual Picture picture(std::int64_t id, const Shrink& shrink = {}) const = 0;
   // Ascending ids. max_per_caption > 0 keeps that many images of a caption, spread evenly over its images.
   virtual std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const = 0;
   virtual std::vector<std::int64_t> held_out_ids(std::int64_t max_per_caption = 0) const = 0;

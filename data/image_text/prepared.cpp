@@ -158,6 +158,17 @@ at::Tensor ImageTextData::images(std::span<const std::int64_t> ids) const {
   return out;
 }
 
+// Planes to interleaved pixels.
+Picture ImageTextData::picture(std::int64_t id, const Shrink&) const {
+  const at::Tensor planes = images({&id, 1});
+  const auto* in = planes.const_data_ptr<std::uint8_t>();
+  const std::size_t plane = std::size_t(size_) * size_;
+  Picture out{size_, size_, {size_, size_, std::vector<std::uint8_t>(3 * plane)}};
+  for (std::size_t i = 0; i < plane; ++i)
+    for (std::size_t c = 0; c < 3; ++c) out.pixels.rgb[3 * i + c] = in[c * plane + i];
+  return out;
+}
+
 std::string ImageTextData::caption(std::int64_t id) const {
   const auto first = caption_offsets_.at(id), last = caption_offsets_.at(id + 1);
   return {reinterpret_cast<const char*>(caption_bytes_.data()) + first, std::size_t(last - first)};

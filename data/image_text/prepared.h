@@ -6,7 +6,7 @@
 // the hash of all pixels, taken when they were prepared.
 #pragma once
 #include "data/hdf5.h"
-#include "data/image_text/images.h"
+#include "data/image_text/pairs.h"
 
 #include <functional>
 #include <mutex>
@@ -54,29 +54,29 @@ PrepareReport prepare_images(const PrepareSpec& spec);
 bool caption_held_out(const std::string& caption);
 
 // Reader; opening verifies names, shapes, dtypes and ranges, and throws DataError with the cure. Thread safe.
-class ImageTextData {
+class ImageTextData : public Pairs {
  public:
   // Images up to cache_bytes in all are kept in memory.
   explicit ImageTextData(const std::string& path, std::int64_t cache_bytes = std::int64_t(1) << 30);
 
-  std::int64_t size() const { return n_; }
+  std::int64_t size() const override { return n_; }
   int image_size() const { return size_; }
-  const std::string& path() const { return path_; }
+  const std::string& path() const override { return path_; }
   const std::string& name() const { return name_; }
   const std::string& source() const { return source_; }  // where it was prepared from, one spelling a place
   const std::string& meta() const { return meta_; }      // JSON
   // What is trained on, in 32 digits: pixels, captions and split, row by row; not names, classes or places. Pixels that
   // are kept in memory are hashed here, those of a larger file were when it was prepared. (A larger file of an older
   // version has no such hash: the first call reads it through.)
-  const std::string& identity() const;
+  const std::string& identity() const override;
   at::Tensor images(std::span<const std::int64_t> ids) const;  // u8 [b,3,S,S]
-  std::string caption(std::int64_t id) const;
-  std::int64_t caption_id(std::int64_t id) const { return caption_ids_.at(id); }
-  std::int64_t class_id(std::int64_t id) const { return class_ids_.at(id); }
-  const std::vector<std::string>& classes() const { return classes_; }
-  // Ascending ids. max_per_caption > 0 keeps that many images of a caption, spread evenly over its images.
-  std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const { return split(false, max_per_caption); }
-  std::vector<std::int64_t> held_out_ids(std::int64_t max_per_caption = 0) const {
+  Picture picture(std::int64_t id, const Shrink& shrink = {}) const override;
+  std::string caption(std::int64_t id) const override;
+  std::int64_t caption_id(std::int64_t id) const override { return caption_ids_.at(id); }
+  std::int64_t class_id(std::int64_t id) const override { return class_ids_.at(id); }
+  const std::vector<std::string>& classes() const override { return classes_; }
+  std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const override { return split(false, max_per_caption); }
+  std::vector<std::int64_t> held_out_ids(std::int64_t max_per_caption = 0) const override {
     return split(true, max_per_caption);
   }
 

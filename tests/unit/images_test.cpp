@@ -83,9 +83,20 @@ TEST(Images, Jpeg) {
       EXPECT_NEAR(full.rgb[(y * 160 + x) * 3 + 1], y * 255 / 79, 6);
       EXPECT_NEAR(full.rgb[(y * 160 + x) * 3 + 2], 100, 6);
     }
-  const Image small = decode_image(file, "a.jpg", {}, 64);
-  EXPECT_LT(small.width, 160);
-  EXPECT_GE(small.width, 64);
+  // Of 1/8, 1/4, 1/2 and 1 the smallest factor that is no less than asked for; the size on record stays.
+  for (const auto& [least, width] : {std::pair{0.5, 80}, {0.51, 160}, {0.2, 40}, {0.01, 20}, {1.0, 160}, {2.0, 160}}) {
+    const Picture small = decode_picture(file, "a.jpg", {}, [&](int w, int h) {
+      EXPECT_EQ(w, 160);
+      EXPECT_EQ(h, 80);
+      return least;
+    });
+    EXPECT_EQ(small.pixels.width, width) << least;
+    EXPECT_EQ(small.pixels.height, width / 2) << least;
+    EXPECT_EQ(small.width, 160);
+    EXPECT_EQ(small.height, 80);
+    EXPECT_NEAR(small.pixels.rgb[0], 0, 16);
+    EXPECT_NEAR(small.pixels.rgb[3 * (width - 1)], 255, 16);
+  }
   EXPECT_THROW(decode_image(std::span(file).first(file.size() / 2), "half.jpg"), DataError);
   EXPECT_THROW(decode_image(file, "a.jpg", {.max_pixels = 100}), DataError);
 }

@@ -1,0 +1,65 @@
+// The weights of the antialiased bicubic resize along one axis, one code for both twins. (C++17: nvcc sees it.)
+//
+// As Pillow: a = -0.5, the kernel widens with the reduction, weights are normalised and rounded to whole numbers, and
+// levels are rounded between the passes. A sum of levels times weights stays below 2^24, so it is exact in f32 too:
+// twins agree bit for bit in whatever order they add. The f64 arithmetic below must not be contracted.
+#pragma once
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define TRIREME_BOTH __host__ __device__
+#else
+#define TRIREME_BOTH
+#endif
+
+namespace trireme {
+
+struct ResizeAxis {
+  double begin, length;  // the stretch of input that becomes the output, in pixels of the region
+  int extent;            // pixels of the region: taps stay within
+  int out;               // pixels of the output
+};
+
+inline constexpr int weight_bits = 15;
+
+TRIREME_BOTH inline double stretch_of(const ResizeAxis& a) {
+  const double scale = a.length / a.out;
+  return scale > 1 ? scale : 1;
+}
+
+// No output pixel has more.
+TRIREME_BOTH inline int most_taps(double stretch) { return 2 * int(2 * stretch + 1) + 1; }
+
+struct TapRange {
+  int first, count;
+};
+
+// Input pixels that output pixel i sees; at least one.
+TRIREME_BOTH inline TapRange taps_at(const ResizeAxis& a, int i) {
+  const double center = a.begin + (i + 0.5) * (a.length / a.out), support = 2 * stretch_of(a);
+  const double low = center - support + 0.5, high = center + support + 0.5;
+  const int first = low > 0 ? int(low) : 0, last = high < a.extent ? int(high) : a.extent;
+  return {first, last - first};
+}
+
+TRIREME_BOTH inline double bicubic_weight(double x) {
+  x = x < 0 ? -x : x;
+  if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
+  if (x < 2) return ((-0.5 * x + 2.5) * x - 4) * x + 2;
+  return 0;
+}
+
+// Their weights: whole numbers that add up to about 2^weight_bits. T: float or int.
+template <class T>
+TRIREME_BOTH inline void weights_at(const ResizeAxis& a, int i, const TapRange& taps, T* out) {
+  const double center = a.begin + (i + 0.5) * (a.length / a.out), stretch = stretch_of(a);
+  double sum = 0;
+  for (int k = 0; k < taps.count; ++k) sum += bicubic_weight((taps.first + k - center + 0.5) / stretch);
+  for (int k = 0; k < taps.count; ++k) {
+    const double w =
+        bicubic_weight((taps.first + k - center + 0.5) / stretch) / sum * static_cast<double>(1 << weight_bits);
+    out[k] = static_cast<T>(w < 0 ? int(w - 0.5) : int(w + 0.5));
+  }
+}
+
+}  // namespace trireme
