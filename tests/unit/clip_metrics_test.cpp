@@ -3,7 +3,6 @@
 #include "comm/error.h"
 #include "comm/local/loopback.h"
 #include "comm/local/self.h"
-#include "data/image_text/preprocess.h"
 #include "framework/models/linear_probe.h"
 #include "framework/models/retrieval.h"
 #include "framework/models/zero_shot.h"
@@ -198,27 +197,6 @@ TEST(ClipMetrics, Prompts) {
   const std::vector<std::string> none{"a photo"};
   EXPECT_THROW(prompts_of(classes, none, "t"), DataError);
   EXPECT_THROW(prompts_of(classes, {}, "t"), DataError);
-}
-
-TEST(ClipMetrics, PicturesAreResizedAsByOpenClip) {
-  for (const auto& theirs : peer()["preprocess"]) {
-    const int width = theirs["width"], height = theirs["height"];
-    const at::Tensor levels = ((mixed(std::uint64_t(width), height, 3 * width) + 1) * 128).floor().to(at::kByte);
-    const auto* p = levels.const_data_ptr<std::uint8_t>();
-    const Picture picture{width, height, {width, height, {p, p + levels.numel()}}};
-    Preprocess how{32, {{0, 0, 0}, {1 / 255., 1 / 255., 1 / 255.}}, theirs["mode"] == "squash"};
-    const at::Tensor ours = preprocess(
-        2, [&](std::int64_t) { return picture; }, how, at::kDouble);
-    const std::string hex = theirs["levels"];
-    at::Tensor expected = at::empty({3, 32, 32}, at::kDouble);
-    for (std::int64_t i = 0; i < expected.numel(); ++i)
-      expected.data_ptr<double>()[i] = std::stoi(hex.substr(std::size_t(2 * i), 2), nullptr, 16);
-    const at::Tensor off = (ours - expected).abs();
-    std::printf("%d x %d: %.4f levels apart on average, %.0f at most\n", width, height, off.mean().item<double>(),
-                off.max().item<double>());
-    EXPECT_LT(off.max().item<double>(), 1.01) << width << " x " << height;
-    EXPECT_LT(off.mean().item<double>(), 0.02) << width << " x " << height;
-  }
 }
 
 TEST(ClipMetrics, LogisticRegressionIsScikitLearns) {
