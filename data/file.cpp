@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -35,6 +36,14 @@ std::string real_path(const std::string& path) {
   if (!typed.has_filename()) typed = typed.parent_path();
   const fs::path folder = fs::weakly_canonical(typed.parent_path(), error);
   return (error ? typed.lexically_normal() : folder / typed.filename()).string();
+}
+
+std::string data_cache(const std::string& name) {
+  namespace fs = std::filesystem;
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  const char* home = std::getenv("HOME");
+  const fs::path base = cache && *cache ? fs::path(cache) : fs::path(home && *home ? home : ".") / ".cache";
+  return (base / "trireme" / "data" / name).string();
 }
 
 }  // namespace trireme

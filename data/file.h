@@ -13,4 +13,7 @@ std::vector<std::uint8_t> read_file(const std::string& path, std::int64_t max_by
 // slash.
 std::string real_path(const std::string& path);
 
+// ${XDG_CACHE_HOME:-~/.cache}/trireme/data/NAME
+std::string data_cache(const std::string& name);
+
 }  // namespace trireme

@@ -32,12 +32,17 @@ void ContentHash::add(const ContentHash& other) {
   stir(other.b_);
 }
 
-std::string ContentHash::hex() const {
+std::array<std::uint64_t, 2> ContentHash::words() const {
   ContentHash last = *this;
   for (int i = 0; i < 3; ++i) last.stir(std::rotl(last.b_, 31) ^ last.a_);
+  return {last.a_, last.b_};
+}
+
+std::string ContentHash::hex() const {
+  const auto [a, b] = words();
   char text[33];
-  std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(last.a_),
-                static_cast<unsigned long long>(last.b_));
+  std::snprintf(text, sizeof text, "%016llx%016llx", static_cast<unsigned long long>(a),
+                static_cast<unsigned long long>(b));
   return text;
 }
 

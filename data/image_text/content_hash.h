@@ -1,5 +1,6 @@
 // 128 bits that tell contents apart. Against accidents, not against forgers.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -11,7 +12,8 @@ class ContentHash {
   // The next part; where one part ends and the next begins counts too.
   void add(const void* data, std::size_t bytes);
   void add(const ContentHash& other);
-  std::string hex() const;  // 32 digits
+  std::string hex() const;                     // 32 digits
+  std::array<std::uint64_t, 2> words() const;  // the same
 
  private:
   void stir(std::uint64_t word);

@@ -1,8 +1,8 @@
 #include "data/image_text/own_pictures.h"
 
 #include "comm/error.h"
+#include "data/image_text/caption_text.h"
 #include "data/text/text.h"
-#include "data/text/unicode.h"
 
 #include <utility>
 
@@ -10,28 +10,6 @@ namespace trireme {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr std::size_t max_caption_characters = 1000;
-
-// White space collapsed, control characters gone. `cut`: more than the most that is kept was there.
-std::string clean_caption(std::string_view text, bool& cut) {
-  std::u32string out;
-  bool gap = false;
-  for (char32_t c : decode_utf8(text)) {
-    if (is_space(c) || c < 0x20 || c == 0x7F) {
-      gap = !out.empty();
-      continue;
-    }
-    if (out.size() + gap >= max_caption_characters) {
-      cut = true;
-      break;
-    }
-    if (gap) out += U' ';
-    gap = false;
-    out += c;
-  }
-  return encode_utf8(out);
-}
-
 bool below(const fs::path& root, const fs::path& p) {
   const auto relative = p.lexically_relative(root);
   return !relative.empty() && *relative.begin() != "..";

@@ -1,4 +1,5 @@
 #include "comm/error.h"
+#include "data/image_text/caption_text.h"
 #include "data/image_text/content_hash.h"
 #include "data/image_text/prepared.h"
 #include "data/text/text.h"
@@ -247,13 +248,7 @@ nlohmann::json meta_of(const PrepareSpec& spec, const PrepareReport& report, con
 
 }  // namespace
 
-bool caption_held_out(const std::string& caption) {
-  // FNV-1a and a last stir: it decides every split, so it stays as it is.
-  std::uint64_t h = 0xcbf29ce484222325ull;
-  for (const unsigned char c : caption) h = (h ^ c) * 0x100000001b3ull;
-  h ^= h >> 33, h *= 0xff51afd7ed558ccdull, h ^= h >> 33;
-  return h % 1000 < 100;
-}
+bool caption_held_out(const std::string& caption) { return caption_draw(caption) < held_out_draw(0.1); }
 
 PrepareReport prepare_images(const PrepareSpec& spec) {
   const auto start = std::chrono::steady_clock::now();

@@ -1,10 +1,10 @@
 #include "data/image_text/prepared.h"
 
 #include "comm/error.h"
+#include "data/file.h"
 #include "data/image_text/content_hash.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -80,11 +80,7 @@ Hdf5File open_prepared(const std::string& path) {
 }  // namespace
 
 std::string prepared_path(const std::string& name, int size) {
-  namespace fs = std::filesystem;
-  const char* cache = std::getenv("XDG_CACHE_HOME");
-  const char* home = std::getenv("HOME");
-  const fs::path base = cache && *cache ? fs::path(cache) : fs::path(home && *home ? home : ".") / ".cache";
-  return (base / "trireme" / "data" / (name + "_" + std::to_string(size) + ".h5")).string();
+  return data_cache(name + "_" + std::to_string(size) + ".h5");
 }
 
 ImageTextData::ImageTextData(const std::string& path, std::int64_t cache_bytes)

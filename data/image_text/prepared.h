@@ -75,7 +75,9 @@ class ImageTextData : public Pairs {
   std::int64_t caption_id(std::int64_t id) const override { return caption_ids_.at(id); }
   std::int64_t class_id(std::int64_t id) const override { return class_ids_.at(id); }
   const std::vector<std::string>& classes() const override { return classes_; }
-  std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const override { return split(false, max_per_caption); }
+  std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const override {
+    return split(false, max_per_caption);
+  }
   std::vector<std::int64_t> held_out_ids(std::int64_t max_per_caption = 0) const override {
     return split(true, max_per_caption);
   }
