@@ -1,0 +1,107 @@
+#include "trainers/commands/eval_data.h"
+
+#include "comm/error.h"
+#include "data/image_text/eval_set.h"
+#include "data/image_text/open_pairs.h"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <numeric>
+
+namespace trireme {
+namespace {
+
+constexpr const char* plain_template = "a picture of {c}";
+
+std::vector<std::string> names_in(const std::string& file) {
+  std::vector<std::string> names = read_list(file);
+  if (names.empty()) throw DataError(file, "names nothing", "write one a line");
+  return names;
+}
+
+// Names that the user gives take the place of those of the data, one for each class.
+void rename_classes(EvalData& data, const EvalSpec& spec, std::size_t known) {
+  if (spec.classes.empty()) return;
+  data.classes = names_in(spec.classes);
+  if (data.classes.size() != known)
+    throw DataError(
+        spec.classes,
+        "names " + std::to_string(data.classes.size()) + " classes, and " + spec.data + " has " + std::to_string(known),
+        "write the name of every class, one a line in the order of their numbers");
+}
+
+EvalData whole_set(const EvalSpec& spec) {
+  const auto set = std::make_shared<EvalSet>(open_eval_set(spec.data));
+  EvalData data;
+  data.size = set->pairs->size();
+  data.what = std::to_string(data.size) + " pictures of " + spec.data;
+  data.picture = [set](std::int64_t i) { return set->pairs->picture(i); };
+  data.captions = set->captions;
+  if (set->retrieval) {
+    if (!spec.classes.empty())
+      throw UsageError("--classes", spec.data + " is for retrieval: its pictures have captions and no classes",
+                       "leave it out");
+    return data;
+  }
+  for (std::int64_t i = 0; i < data.size; ++i) data.labels.push_back(set->pairs->class_id(i));
+  const auto most = data.labels.empty() ? 0 : *std::max_element(data.labels.begin(), data.labels.end()) + 1;
+  data.classes = set->classes;
+  rename_classes(data, spec, set->classes.empty() ? std::size_t(most) : set->classes.size());
+  if (data.classes.empty())
+    throw DataError(spec.data, "has no classnames.txt", "write one, a name a line, or give --classes FILE");
+  data.templates = set->templates;
+  return data;
+}
+
+std::vector<std::int64_t> ids_of(const Pairs& pairs, const EvalSpec& spec) {
+  if (spec.split == "held_out") return pairs.held_out_ids();
+  if (spec.split == "train") return pairs.train_ids();
+  if (spec.split != "all") throw UsageError("--split " + spec.split, "no such part", "take held_out, train or all");
+  std::vector<std::int64_t> ids = pairs.train_ids(), held_out = pairs.held_out_ids(), all;
+  std::merge(ids.begin(), ids.end(), held_out.begin(), held_out.end(), std::back_inserter(all));
+  return all;
+}
+
+// Classes are those that occur, as in training; with names from the user all of the data's are candidates.
+void add_classes(EvalData& data, const EvalSpec& spec, const Pairs& pairs, const std::vector<std::int64_t>& ids) {
+  rename_classes(data, spec, pairs.classes().size());
+  std::map<std::int64_t, std::int64_t> number_of;
+  for (const auto id : ids) {
+    const std::int64_t cls = pairs.class_id(id);
+    if (!spec.classes.empty()) {
+      if (cls < 0) throw DataError(spec.data, "pair " + std::to_string(id) + " has no class", "leave --classes out");
+      data.labels.push_back(cls);
+      continue;
+    }
+    const auto [number, fresh] = number_of.emplace(cls, std::int64_t(data.classes.size()));
+    if (fresh) data.classes.push_back(cls < 0 ? "something" : pairs.classes().at(std::size_t(cls)));
+    data.labels.push_back(number->second);
+  }
+}
+
+EvalData part_of_pairs(const EvalSpec& spec) {
+  const std::shared_ptr<const Pairs> pairs = open_pairs(spec.data);
+  const auto ids = std::make_shared<const std::vector<std::int64_t>>(ids_of(*pairs, spec));
+  if (ids->empty())
+    throw DataError(spec.data, "has no pair in the part `" + spec.split + "`", "take another --split, such as all");
+  EvalData data;
+  data.size = std::int64_t(ids->size());
+  const std::string part = spec.split == "held_out" ? "held-out " : spec.split == "train" ? "training " : "";
+  data.what = std::to_string(data.size) + " " + part + "pairs of " + spec.data;
+  data.picture = [pairs, ids](std::int64_t i) { return pairs->picture((*ids)[std::size_t(i)]); };
+  for (const auto id : *ids) data.captions.push_back({pairs->caption(id)});
+  if (!pairs->classes().empty()) add_classes(data, spec, *pairs, *ids);
+  return data;
+}
+
+}  // namespace
+
+EvalData open_eval_data(const EvalSpec& spec) {
+  EvalData data = is_eval_set(spec.data) ? whole_set(spec) : part_of_pairs(spec);
+  if (!spec.templates.empty()) data.templates = names_in(spec.templates);
+  if (data.templates.empty()) data.templates = {plain_template};
+  return data;
+}
+
+}  // namespace trireme

@@ -1,0 +1,30 @@
+// What `trireme eval` asks a model: pictures with their captions and classes, from any data that it reads.
+#pragma once
+#include "data/image_text/images.h"
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace trireme {
+
+struct EvalSpec {
+  std::string data;                // prepared file, tars, CSV of paths, or a folder in CLIP_benchmark's layout
+  std::string split = "held_out";  // held_out, train or all; a CLIP_benchmark folder is taken whole
+  std::string classes, templates;  // files, one name or template a line; empty: what the data says
+};
+
+struct EvalData {
+  std::string what;  // for the user: "455 held-out pictures of FILE"
+  std::int64_t size = 0;
+  std::function<Picture(std::int64_t)> picture;    // of [0, size); thread safe
+  std::vector<std::vector<std::string>> captions;  // of each picture; empty: there are none
+  std::vector<std::int64_t> labels;                // class of each picture; empty: there are none
+  std::vector<std::string> classes, templates;     // names by number
+};
+
+// DataError, UsageError with the cure: nothing there, no picture in the split, as many names as there are no classes.
+EvalData open_eval_data(const EvalSpec& spec);
+
+}  // namespace trireme
