@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -10,6 +11,13 @@
 
 namespace trireme {
 
+// Memory that columns lie in where it is not theirs: a GPU's, which another stream fills.
+class Staged {
+ public:
+  virtual ~Staged() = default;
+  virtual void wait() const = 0;  // the current stream waits until it is filled; the host does not
+};
+
 // One rank's rows of a global batch. Every column has b rows: [b, ...].
 struct Batch {
   std::vector<std::int64_t> global_ids;  // all B sample ids, rank-major: rank k owns [k*b, (k+1)*b)
@@ -17,6 +25,9 @@ struct Batch {
   std::map<std::string, at::Tensor> columns;
   std::int64_t epoch = 0;  // of the order these ids come from
   std::int64_t index = 0;  // batch within the epoch
+  // Of columns on a device. Once the last copy of the batch is gone, and the then current stream has come that far, the
+  // memory is filled anew.
+  std::shared_ptr<const Staged> staged;
 };
 
 class Dataset {

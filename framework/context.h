@@ -30,6 +30,7 @@ class Context {
   int size() const { return world_.size(); }
   const TrainConfig& config() const { return config_; }
   at::Device device() const { return placement_.device; }
+  int cores() const { return placement_.cores; }
   at::ScalarType param_type() const;  // f64 when precision is f64, else f32
   // bf16 or fp16 compute: forward runs under autocast, and fused f32/f64 kernels must not be used.
   bool autocast() const;

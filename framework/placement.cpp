@@ -7,6 +7,7 @@
 #include <array>
 #include <cstdlib>
 #include <set>
+#include <thread>
 
 #include <ATen/Context.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -35,6 +36,7 @@ Placement place_rank(Communicator& world, const TrainConfig& config) {
     throw UsageError("device", "cuda, but this program was built without CUDA",
                      "install a CUDA toolkit and build the preset cuda, or use device=cpu");
   Placement placement;
+  placement.cores = std::max(1, int(std::thread::hardware_concurrency()));
   if (config.device == "cpu" || !runtime) {
     if (config.communicator == "nccl") no_nccl("it moves GPU memory only");
     return placement;
@@ -51,6 +53,8 @@ Placement place_rank(Communicator& world, const TrainConfig& config) {
   const Row& mine = ranks[std::size_t(world.rank())];
   const auto local =
       std::count_if(ranks.begin(), ranks.begin() + world.rank(), [&](const Row& r) { return r[0] == mine[0]; });
+  const auto here = std::count_if(ranks.begin(), ranks.end(), [&](const Row& r) { return r[0] == mine[0]; });
+  placement.cores = std::max(1, placement.cores / int(here));
   placement.device = at::Device(at::kCUDA, c10::DeviceIndex(local % mine[1]));
   c10::impl::VirtualGuardImpl(at::kCUDA).setDevice(placement.device);
 

@@ -13,6 +13,7 @@ namespace trireme {
 struct Placement {
   at::Device device = at::kCPU;
   bool nccl = false;  // device memory travels over NCCL; else over the host communicator, by CUDA IPC or staging
+  int cores = 1;      // processors for this rank: those of the machine, divided by its ranks (with GPUs)
 };
 
 // Collective, unless `device: cpu` or a program without CUDA makes it plain. Rank r of a machine gets GPU r

@@ -94,7 +94,7 @@ void pass_across(const std::uint8_t* pixels, const Crop& crop, int first, int la
   alignas(64) std::uint8_t block[3][lanes * lanes] = {}, side[lanes * lanes];
   for (int y = first; y < last; y += lanes) {
     const std::uint8_t* rows[lanes];
-    for (int r = 0; r < lanes; ++r) rows[r] = pixels + std::size_t(std::min(y + r, last - 1)) * crop.width * 3;
+    for (int r = 0; r < lanes; ++r) rows[r] = pixels + std::size_t(std::min(y + r, last - 1)) * crop.pitch;
     turn(rows, 3 * left, 3 * right, s.turned.data());
     for (int x0 = 0; x0 < size; x0 += lanes) {
       const int n = std::min(lanes, size - x0);

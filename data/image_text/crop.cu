@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(threads) crop_kernel(const std::uint8_t* bytes
   const TapRange mine = across.at[lane];
   const std::uint8_t* pixels = bytes + row * stride;
   for (int y = warp; y < rows; y += threads / tile) {
-    const std::uint8_t* p = pixels + (static_cast<std::int64_t>(first + y) * crop.width + mine.first) * 3;
+    const std::uint8_t* p = pixels + static_cast<std::int64_t>(first + y) * crop.pitch + mine.first * 3;
     int r = half, g = half, b = half;
     for (int k = 0; k < mine.count; ++k, p += 3) {
       const int w = across.weight[k][lane];

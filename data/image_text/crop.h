@@ -10,9 +10,9 @@ namespace trireme {
 
 // One picture of a batch.
 struct Crop {
-  std::int32_t width = 0, height = 0;  // of the region: RGB, row-major, from the beginning of the batch's row
+  std::int32_t width = 0, height = 0;  // of the region: RGB, from the beginning of the picture's bytes
   std::int32_t mirror = 0;             // 1: left and right change places
-  std::int32_t unused = 0;
+  std::int32_t pitch = 0;              // bytes from one of its rows to the next
   // The box within the region that becomes the output. Pixels of the region around it are seen by the filter at its
   // border; where a crop comes first, as in torchvision's resized_crop, the region ends at the box.
   double left = 0, top = 0, box_width = 0, box_height = 0;

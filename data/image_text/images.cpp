@@ -24,9 +24,9 @@ namespace {
 constexpr std::string_view cure = "remove the file or replace it by a readable PNG or JPEG";
 
 void check_size(std::int64_t width, std::int64_t height, std::string_view name, const ImageLimits& limits) {
-  if (width <= 0 || height <= 0) throw DataError(name, "image without pixels", cure);
+  if (width <= 0 || height <= 0) throw BrokenPicture(name, "image without pixels", cure);
   if (width > limits.max_pixels / height)
-    throw DataError(name,
+    throw BrokenPicture(name,
                     "image of " + std::to_string(width) + " x " + std::to_string(height) +
                         " pixels is above the limit of " + std::to_string(limits.max_pixels),
                     "make it smaller");
@@ -97,11 +97,11 @@ Image decode_png(std::span<const std::uint8_t> bytes, std::string_view name, con
   if (!r.png) throw std::bad_alloc();
   r.info = png_create_info_struct(r.png);
   if (!r.info) throw std::bad_alloc();
-  if (!png_header(r)) throw DataError(name, std::string("corrupt PNG: ") + r.message, cure);
+  if (!png_header(r)) throw BrokenPicture(name, std::string("corrupt PNG: ") + r.message, cure);
   check_size(r.width, r.height, name, limits);
   r.rgba.resize(std::size_t(r.width) * r.height * 4);
   for (int y = 0; y < r.height; ++y) r.rows.push_back(r.rgba.data() + std::size_t(y) * r.width * 4);
-  if (!png_pixels(r)) throw DataError(name, std::string("corrupt PNG: ") + r.message, cure);
+  if (!png_pixels(r)) throw BrokenPicture(name, std::string("corrupt PNG: ") + r.message, cure);
   return over_white(std::move(r.rgba), r.width, r.height);
 }
 #endif
@@ -117,7 +117,7 @@ tjhandle decompressor() {
 Picture decode_jpeg(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits,
                     const Shrink& shrink) {
   const tjhandle tj = decompressor();
-  auto failed = [&] { return DataError(name, std::string("corrupt JPEG: ") + tjGetErrorStr2(tj), cure); };
+  auto failed = [&] { return BrokenPicture(name, std::string("corrupt JPEG: ") + tjGetErrorStr2(tj), cure); };
   int width = 0, height = 0, subsampling = 0, space = 0;
   if (tjDecompressHeader3(tj, bytes.data(), bytes.size(), &width, &height, &subsampling, &space) != 0) throw failed();
   check_size(width, height, name, limits);
@@ -206,7 +206,7 @@ Picture decode_picture(std::span<const std::uint8_t> bytes, std::string_view nam
     throw DataError(name, "this build reads no JPEG", "install libturbojpeg0-dev and build again");
 #endif
   }
-  throw DataError(name, bytes.empty() ? "empty file" : "neither a PNG nor a JPEG", cure);
+  throw BrokenPicture(name, bytes.empty() ? "empty file" : "neither a PNG nor a JPEG", cure);
 }
 
 Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits) {

@@ -1,6 +1,8 @@
 // PNG and JPEG files to RGB, and the resize that prepares them. Input may be hostile: any bad file throws
-// DataError naming it, and nothing is allocated beyond the limits.
+// BrokenPicture naming it, and nothing is allocated beyond the limits.
 #pragma once
+#include "comm/error.h"
+
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -13,6 +15,11 @@ namespace trireme {
 struct Image {
   int width = 0, height = 0;
   std::vector<std::uint8_t> rgb;  // height x width x 3, row-major
+};
+
+// This one picture is of no use; others may be.
+struct BrokenPicture : DataError {
+  using DataError::DataError;
 };
 
 struct ImageLimits {

@@ -22,8 +22,8 @@ class Pairs {
   virtual std::int64_t caption_id(std::int64_t id) const = 0;  // equal captions, equal number
   virtual std::int64_t class_id(std::int64_t id) const = 0;    // -1: none
   virtual const std::vector<std::string>& classes() const = 0;
-  // `shrink`: a JPEG may be decoded at a fraction of its size (images.h). DataError naming file and member, if it
-  // cannot be decoded.
+  // `shrink`: a JPEG may be decoded at a fraction of its size (images.h). BrokenPicture naming file and member, if it
+  // cannot be decoded; DataError for what concerns all of them.
   virtual Picture picture(std::int64_t id, const Shrink& shrink = {}) const = 0;
   // Ascending ids. max_per_caption > 0 keeps that many images of a caption, spread evenly over its images.
   virtual std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const = 0;

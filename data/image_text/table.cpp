@@ -14,22 +14,27 @@ namespace {
 namespace fs = std::filesystem;
 constexpr std::int64_t max_table = std::int64_t(1) << 30;
 
+// Without white space, in lower case.
+std::string folded(std::string_view text) {
+  std::string out;
+  for (const char letter : text)
+    if (!std::isspace(static_cast<unsigned char>(letter)))
+      out += char(std::tolower(static_cast<unsigned char>(letter)));
+  return out;
+}
+
 // Position of the only column of that name; throws when there is none or more than one.
 std::size_t column(const std::vector<TableRow>& rows, const std::string& name, const std::string& file) {
   std::size_t found = std::string::npos;
   for (std::size_t c = 0; !rows.empty() && c < rows[0].fields.size(); ++c) {
-    std::string title;
-    for (const char letter : rows[0].fields[c])
-      if (!std::isspace(static_cast<unsigned char>(letter)))
-        title += char(std::tolower(static_cast<unsigned char>(letter)));
-    if (title != name) continue;
+    if (folded(rows[0].fields[c]) != name) continue;
     if (found != std::string::npos)
       throw DataError(file + ":1", "the header names `" + name + "` twice", "leave one of the columns");
     found = c;
   }
   if (found == std::string::npos)
-    throw DataError(file + ":1", "the header names no columns `filepath` and `title`",
-                    "give the table these two columns, separated by tabs or commas");
+    throw DataError(file + ":1", "the header names no column `" + name + "`",
+                    "it needs columns for paths and captions, `filepath` and `title` unless you say others");
   return found;
 }
 
@@ -83,7 +88,7 @@ std::vector<TableRow> parse_table(std::string_view text, char separator, const s
   return rows;
 }
 
-PrepareSpec table_data(const std::string& file) {
+PrepareSpec table_data(const std::string& file, const std::string& picture, const std::string& caption) {
   const auto bytes = read_file(file, max_table);
   std::string_view raw(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   const bool wide = raw.starts_with("\xFF\xFE") || raw.starts_with("\xFE\xFF");
@@ -94,7 +99,8 @@ PrepareSpec table_data(const std::string& file) {
   // Otherwise each row is decoded by itself: one row in another encoding must not change how all others are read.
   const char separator = raw.substr(0, raw.find('\n')).find('\t') != raw.npos ? '\t' : ',';
   const auto rows = parse_table(raw, separator, file);
-  const std::size_t path_column = column(rows, "filepath", file), title_column = column(rows, "title", file);
+  const std::size_t path_column = column(rows, folded(picture), file),
+                    title_column = column(rows, folded(caption), file);
   if (rows.size() < 2) throw DataError(file, "has a header and no rows", "list the pictures");
 
   OwnPictures pictures(fs::path(real_path(file)).parent_path());  // where it lies, not where a link leads
@@ -113,7 +119,9 @@ PrepareSpec table_data(const std::string& file) {
       pictures.add(path_in(pictures.root(), fields[path_column]), fields[title_column], place);
     }
   }
-  return pictures.finish();
+  PrepareSpec spec = pictures.finish();
+  spec.source = real_path(file);
+  return spec;
 }
 
 }  // namespace trireme

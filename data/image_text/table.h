@@ -21,6 +21,7 @@ std::vector<TableRow> parse_table(std::string_view text, char separator, const s
 
 // Rows whose number of fields is not the header's, and rows with text after a closing quote, are skipped and named by
 // file and line, as are pictures outside the table's folder. DataError: no such columns, no rows.
-PrepareSpec table_data(const std::string& file);
+PrepareSpec table_data(const std::string& file, const std::string& picture_column = "filepath",
+                       const std::string& caption_column = "title");
 
 }  // namespace trireme

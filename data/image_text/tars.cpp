@@ -120,11 +120,11 @@ Picture Tars::picture(std::int64_t id, const Shrink& shrink) const {
   file->read(offset, bytes);
   try {
     return decode_picture(bytes, file->path(), {}, shrink);
-  } catch (const DataError& e) {
+  } catch (const BrokenPicture& e) {
     std::array<std::uint8_t, 100> name{};  // of the header before it
     file->read(offset - block_bytes, name);
     const auto* text = reinterpret_cast<const char*>(name.data());
-    throw DataError("", "`" + std::string(text, strnlen(text, name.size())) + "` in " + e.what());
+    throw BrokenPicture("", "`" + std::string(text, strnlen(text, name.size())) + "` in " + e.what());
   }
 }
 

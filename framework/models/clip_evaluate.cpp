@@ -19,12 +19,13 @@ ClipAnswers evaluate_clip(const ClipEncoder& encoder, const ClipQuestions& quest
   return answers;
 }
 
-ClipQuestions questions_of(const ImageTextData& data, const ImageTextDataset& dataset,
-                           std::span<const std::int64_t> ids) {
+ClipQuestions questions_of(const Pairs& data, const ImageTextDataset& dataset, std::span<const std::int64_t> ids,
+                           at::ScalarType type) {
   ClipQuestions all;
   all.images = std::int64_t(ids.size());
-  all.pixels = [&dataset, ids = std::vector<std::int64_t>(ids.begin(), ids.end())](std::int64_t first, std::int64_t m) {
-    return dataset.pixels(std::span(ids).subspan(first, m));
+  all.pixels = [&dataset, type, ids = std::vector<std::int64_t>(ids.begin(), ids.end())](std::int64_t first,
+                                                                                         std::int64_t m) {
+    return dataset.pixels(std::span(ids).subspan(first, m), type);
   };
   std::map<std::int64_t, std::int64_t> class_of;  // number in the data -> among those that occur
   for (const auto id : ids) {

@@ -24,8 +24,8 @@ struct ClipAnswers {
 ClipAnswers evaluate_clip(const ClipEncoder& encoder, const ClipQuestions& questions, Protocol protocol);
 
 // Pairs of a data set as training evaluates them: captions of `ids`, and as classes the folders that occur among them
-// ("a picture of FOLDER"). `dataset` must outlive the questions.
-ClipQuestions questions_of(const ImageTextData& data, const ImageTextDataset& dataset,
-                           std::span<const std::int64_t> ids);
+// ("a picture of FOLDER"). Pixels of `type`; `dataset` must outlive the questions.
+ClipQuestions questions_of(const Pairs& data, const ImageTextDataset& dataset, std::span<const std::int64_t> ids,
+                           at::ScalarType type);
 
 }  // namespace trireme

@@ -8,11 +8,19 @@ void DataConfig::fields(Fields& f) {
   f("tokenizer", tokenizer, "CLIP merges file; empty: a BPE of model.vocab ids is learnt from the training captions");
   f.resume_may_change(false);
   f("max_per_caption", max_per_caption, "training images kept of one caption; 0 = all", {.min = 0});
-  f("crop_scale", crop_scale, "random crops keep at least this share of the area; 1 = no crops",
+  f("crop_scale", crop_scale,
+    "random crops, of aspect ratios from 3/4 to 4/3, keep at least this share of the area; 1 = as in evaluation",
     {.min = 0.01, .max = 1});
   f("flip", flip, "chance of a mirror image", {.min = 0, .max = 1});
   f("keyword_dropout", keyword_dropout, "chance that a comma-separated part of a caption is left out",
     {.min = 0, .max = 1});
+  f("dct_scaling", dct_scaling, "JPEGs may be decoded at 1/2, 1/4 or 1/8 where a crop keeps the model's pixels a side");
+  f("broken_share", broken_share, "broken pictures, each named and replaced by the next, end training above this share",
+    {.min = 0, .max = 1});
+  f.resume_may_change(true);
+  f("threads", threads, "threads that decode; 0 = all cores of a rank on a GPU, one on a CPU, which trains",
+    {.min = 0, .max = 1024});
+  f.resume_may_change(false);
 }
 
 void LossConfig::fields(Fields& f) {

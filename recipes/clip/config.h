@@ -9,6 +9,9 @@ struct DataConfig {
   std::string tokenizer;
   std::int64_t max_per_caption = 0;
   double crop_scale = 0.9, flip = 0, keyword_dropout = 0;
+  std::int64_t threads = 0;
+  bool dct_scaling = true;
+  double broken_share = 0.01;
   void fields(Fields& f);
 };
 

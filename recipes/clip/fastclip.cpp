@@ -47,9 +47,7 @@ class FastClip : public Recipe {
     if (tokenizer_->vocab_size() > model_config_.vocab)
       throw UsageError("model.vocab", "is " + std::to_string(model_config_.vocab) + " but the tokenizer has " +
                                           std::to_string(tokenizer_->vocab_size()) + " ids");
-    dataset_.emplace(*pairs_, *tokenizer_,
-                     ImageTextOptions{model_config_.context, data_config_.crop_scale, data_config_.flip,
-                                      data_config_.keyword_dropout, std::uint64_t(c.config().seed), c.param_type()});
+    dataset_.emplace(*pairs_, *tokenizer_, pixel_options(c));
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(model_config_, std::log(1 / loss_config_.tau), params);
     params_ = params.all();
@@ -70,6 +68,7 @@ class FastClip : public Recipe {
   bool whole_batch() const override { return true; }
 
   at::Tensor backward(const Batch& batch, Context& c) override {
+    for (const auto& line : dataset_->take_broken()) c.message(line);
     return c.accumulate() == 1 ? one_pass(batch, c) : by_chunks(batch, c);
   }
 
@@ -92,7 +91,7 @@ class FastClip : public Recipe {
 
   std::map<std::string, double> evaluate(Context& c) override {
     const ClipEncoder encoder(c.comm(), *model_, *tokenizer_, model_config_.context, fused_, c.device());
-    return evaluate_clip(encoder, questions_of(*pairs_, *dataset_, held_out_), Protocol::ours).metrics;
+    return evaluate_clip(encoder, questions_of(*pairs_, *dataset_, held_out_, c.param_type()), Protocol::ours).metrics;
   }
   std::string best_metric() const override { return "image_to_text_r10"; }
   std::vector<std::string> headline_metrics() const override {
@@ -162,6 +161,18 @@ class FastClip : public Recipe {
                       "put it back, or use --fresh to start over");
   }
 
+  ImageTextOptions pixel_options(const Context& c) const {
+    ImageTextOptions o;
+    o.size = int(model_config_.image_size), o.context = model_config_.context;
+    o.crop_scale = data_config_.crop_scale, o.flip = data_config_.flip;
+    o.keyword_dropout = data_config_.keyword_dropout, o.seed = std::uint64_t(c.config().seed);
+    o.type = c.param_type(), o.device = c.device();
+    // A rank's share of the cores, as for operators: where a GPU trains, decoding is what is left for them.
+    o.threads = data_config_.threads ? int(data_config_.threads) : c.device().is_cuda() ? c.cores() : 1;
+    o.dct_scaling = data_config_.dct_scaling, o.broken_share = data_config_.broken_share;
+    return o;
+  }
+
   struct Features {
     at::Tensor image, text;
   };
@@ -179,7 +190,8 @@ class FastClip : public Recipe {
 
   Features encode(const Batch& batch, Context& c) const {
     const at::Tensor end = batch.columns.at("end");
-    return {model_->encode_image(to_device(batch.columns.at("image").to(c.param_type()), c.device()), fused_),
+    const bool bf16 = c.autocast() && c.config().precision == "bf16";
+    return {model_->encode_image(dataset_->pixels_of(batch, bf16 ? at::kBFloat16 : c.param_type()), fused_),
             model_->encode_text(to_device(batch.columns.at("ids"), c.device()),
                                 {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, fused_)};
   }

@@ -1,0 +1,30 @@
+// Image-text data by what a user calls it.
+#pragma once
+#include "data/image_text/pairs.h"
+
+#include <memory>
+
+namespace trireme {
+
+struct PairsSpec {
+  std::vector<std::string> files;     // sources, see open_pairs()
+  std::vector<std::int64_t> weights;  // of the sources (sources.h); empty: 1 each
+  std::string eval_file;              // evaluation pairs; empty: the held-out captions of the sources
+  std::string index_key;              // tars: JSON member with a sample's number (tars.h)
+  std::string image_column = "filepath", caption_column = "title";  // tables
+  double held_out = 0.1;  // tars, tables and folders: share of the captions held out (split.h)
+  double broken_share = 0.01;
+  int image_size = 0;  // of prepared sets known by their name
+};
+
+// A source is one of
+//   openclipart                      a set that `trireme data` has prepared in the cache at image_size
+//   F.h5                             a prepared file (its own split)
+//   F.tar, {00..41}.tar, a.tar::b    WebDataset tars, or a folder with tars
+//   F.csv, F.tsv                     a table of paths and captions
+//   FOLDER/                          pictures, each with a .txt beside it
+// Rank-local; tars not yet in the cache are read through, so one rank should do this first. UsageError: weights that do
+// not fit; DataError with the cure for all that is wrong with a source.
+std::unique_ptr<Pairs> open_pairs(const PairsSpec& spec);
+
+}  // namespace trireme
