@@ -12,6 +12,7 @@
 
 #include <cstdio>
 #include <iostream>
+#include <mutex>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -60,24 +61,62 @@ void print_table(const Metrics& m) {
   print_row("  by chance", m, m.contains("zero_shot_chance") ? "zero_shot_chance" : "linear_probe_chance", {""});
 }
 
-// Decoded and resized on torch's threads.
-ClipEncoder::Pixels pixels_of(const ClipModel& model, const EvalData& data) {
-  return [&](std::int64_t first, std::int64_t n) {
-    const std::int64_t s = model.preprocess().size;
+// A picture that cannot be decoded is named and counts as grey; above a hundredth of them the data is refused.
+class Pictures {
+ public:
+  Pictures(const ClipModel& model, const EvalData& data) : model_(model), data_(data) {}
+
+  // Decoded and resized on torch's threads.
+  at::Tensor pixels(std::int64_t first, std::int64_t n) {
+    const std::int64_t s = model_.preprocess().size;
     at::Tensor pixels = at::empty({n, 3, s, s}, at::kFloat);
     at::parallel_for(0, n, 1, [&](std::int64_t begin, std::int64_t end) {
       const at::NoGradGuard no_grad;
-      for (std::int64_t i = begin; i < end; ++i)
-        pixels.select(0, i).copy_(model.preprocess()(data.picture(first + i).pixels));
+      for (std::int64_t i = begin; i < end; ++i) pixels.select(0, i).copy_(model_.preprocess()(picture(first + i)));
     });
     return pixels;
+  }
+
+ private:
+  Image picture(std::int64_t i) {
+    try {
+      return data_.picture(i).pixels;
+    } catch (const DataError& e) {
+      const std::lock_guard lock(mutex_);
+      if (++broken_ > std::max<std::int64_t>(1, data_.size / 100)) throw;
+      std::cerr << e.what() << " (counts as grey)\n";
+      return {1, 1, {128, 128, 128}};
+    }
+  }
+
+  const ClipModel& model_;
+  const EvalData& data_;
+  std::mutex mutex_;
+  std::int64_t broken_ = 0;
+};
+
+ClipEncoder::Pixels pixels_of(const ClipModel& model, const EvalData& data) {
+  return [pictures = std::make_shared<Pictures>(model, data)](std::int64_t first, std::int64_t n) {
+    return pictures->pixels(first, n);
   };
+}
+
+// Rank 0 first: it puts what it finds into the cache.
+EvalData open_on_ranks(const EvalSpec& spec, Communicator& world) {
+  if (world.rank() > 0) world.barrier().wait();
+  EvalData data = open_eval_data(spec);
+  if (world.rank() == 0) world.barrier().wait();
+  return data;
 }
 
 // Fits the probe to the pictures of o.probe and judges it on `images` of `data`; classes are the same by name.
 void probe(const EvalOptions& o, const ClipEncoder& encoder, const ClipModel& model, const EvalData& data,
            const at::Tensor& images, Metrics& metrics) {
-  const EvalData train = open_eval_data({o.probe, "train", {}, {}});
+  EvalSpec spec;
+  spec.data = o.probe;
+  spec.image_size = int(model.preprocess().size);
+  if (o.data.data == o.probe) spec.split = "train";
+  const EvalData train = open_on_ranks(spec, encoder.comm());
   if (train.labels.empty() || data.labels.empty())
     throw DataError(train.labels.empty() ? o.probe : o.data.data, "has no classes",
                     "a linear probe needs data for classification on both sides");
@@ -124,8 +163,10 @@ int evaluate(const EvalOptions& o, Communicator& world) {
   const Placement place = place_rank(world, config);
   std::unique_ptr<Communicator> comm = world.split(0, world.rank());
   if (place.device.is_cuda()) comm = for_device(std::move(comm), place, {});
-  const EvalData data = open_eval_data(o.data);
   const ClipModel model = load_clip(o.model, place.device, at::kFloat, o.tokenizer, {o.step, !o.raw});
+  EvalSpec spec = o.data;
+  spec.image_size = int(model.preprocess().size);
+  const EvalData data = open_on_ranks(spec, *comm);
   const ClipEncoder encoder(*comm, model.clip(), model.tokenizer(), model.config().context, model.fused(),
                             place.device);
   ClipQuestions questions{data.size, pixels_of(model, data), data.captions, data.labels, {}, 1};
@@ -152,7 +193,8 @@ const Commands::Entry registered(
        command.text("model", o->model, "run folder of fastclip, or OpenCLIP folder", command.required);
        command.text("--data", o->data.data,
                     "prepared file or name, tars, CSV, or a folder in CLIP_benchmark's layout; of a run: its own");
-       command.text("--split", o->data.split, "held_out (default), train or all pairs");
+       command.text("--split", o->data.split,
+                    "held_out, train or all pairs; default: held_out of a prepared file, else all");
        command.text("--classes", o->data.classes, "file with the classes' names, one a line");
        command.text("--templates", o->data.templates, "file with prompts, one a line: a photo of a {c}.");
        command.text("--protocol", o->protocol, "ours, open_clip or clip_benchmark: how captions are counted");

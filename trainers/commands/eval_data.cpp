@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "data/image_text/eval_set.h"
 #include "data/image_text/open_pairs.h"
+#include "data/image_text/prepared.h"
 
 #include <algorithm>
 #include <map>
@@ -54,10 +55,10 @@ EvalData whole_set(const EvalSpec& spec) {
   return data;
 }
 
-std::vector<std::int64_t> ids_of(const Pairs& pairs, const EvalSpec& spec) {
-  if (spec.split == "held_out") return pairs.held_out_ids();
-  if (spec.split == "train") return pairs.train_ids();
-  if (spec.split != "all") throw UsageError("--split " + spec.split, "no such part", "take held_out, train or all");
+std::vector<std::int64_t> ids_of(const Pairs& pairs, const std::string& split) {
+  if (split == "held_out") return pairs.held_out_ids();
+  if (split == "train") return pairs.train_ids();
+  if (split != "all") throw UsageError("--split " + split, "no such part", "take held_out, train or all");
   std::vector<std::int64_t> ids = pairs.train_ids(), held_out = pairs.held_out_ids(), all;
   std::merge(ids.begin(), ids.end(), held_out.begin(), held_out.end(), std::back_inserter(all));
   return all;
@@ -81,14 +82,17 @@ void add_classes(EvalData& data, const EvalSpec& spec, const Pairs& pairs, const
 }
 
 EvalData part_of_pairs(const EvalSpec& spec) {
-  const std::shared_ptr<const Pairs> pairs = open_pairs(spec.data);
-  const auto ids = std::make_shared<const std::vector<std::int64_t>>(ids_of(*pairs, spec));
-  if (ids->empty())
-    throw DataError(spec.data, "has no pair in the part `" + spec.split + "`", "take another --split, such as all");
+  PairsSpec source;
+  source.files = {spec.data};
+  source.image_size = spec.image_size;
+  const std::shared_ptr<const Pairs> pairs = open_pairs(source);
+  const bool prepared = dynamic_cast<const ImageTextData*>(pairs.get());
+  const std::string split = !spec.split.empty() ? spec.split : prepared ? "held_out" : "all";
+  const auto ids = std::make_shared<const std::vector<std::int64_t>>(ids_of(*pairs, split));
+  if (ids->empty()) throw DataError(spec.data, "has no pair in the part `" + split + "`", "take another --split");
   EvalData data;
   data.size = std::int64_t(ids->size());
-  const std::string part = spec.split == "held_out" ? "held-out " : spec.split == "train" ? "training " : "";
-  data.what = std::to_string(data.size) + " " + part + "pairs of " + spec.data;
+  data.what = std::to_string(data.size) + (split == "all" ? " pairs of " : " pairs (" + split + ") of ") + spec.data;
   data.picture = [pairs, ids](std::int64_t i) { return pairs->picture((*ids)[std::size_t(i)]); };
   for (const auto id : *ids) data.captions.push_back({pairs->caption(id)});
   if (!pairs->classes().empty()) add_classes(data, spec, *pairs, *ids);

@@ -10,9 +10,10 @@
 namespace trireme {
 
 struct EvalSpec {
-  std::string data;                // prepared file, tars, CSV of paths, or a folder in CLIP_benchmark's layout
-  std::string split = "held_out";  // held_out, train or all; a CLIP_benchmark folder is taken whole
+  std::string data;                // a source as open_pairs() takes it, or a folder in CLIP_benchmark's layout
+  std::string split;               // held_out, train or all; empty: what a prepared file holds out, of other data all
   std::string classes, templates;  // files, one name or template a line; empty: what the data says
+  int image_size = 0;              // of prepared sets known by their name
 };
 
 struct EvalData {
