@@ -1,6 +1,6 @@
 // What `trireme eval` asks a model: pictures with their captions and classes, from any data that it reads.
 #pragma once
-#include "data/image_text/images.h"
+#include "data/image_text/open_pairs.h"
 
 #include <cstdint>
 #include <functional>
@@ -10,14 +10,19 @@
 namespace trireme {
 
 struct EvalSpec {
-  std::string data;                // a source as open_pairs() takes it, or a folder in CLIP_benchmark's layout
+  PairsSpec source;                // or one file: a folder in CLIP_benchmark's layout
   std::string split;               // held_out, train or all; empty: what a prepared file holds out, of other data all
   std::string classes, templates;  // files, one name or template a line; empty: what the data says
-  int image_size = 0;              // of prepared sets known by their name
+
+  std::string name() const { return source.files.empty() ? "" : source.files.front(); }
 };
 
+// What a run trains on and holds out, as its config.resolved.yaml says. DataError: it does not say.
+PairsSpec data_of_run(const std::string& run);
+
 struct EvalData {
-  std::string what;  // for the user: "455 held-out pictures of FILE"
+  std::string name;  // as the user calls it
+  std::string what;  // "455 pairs (held_out) of FILE"
   std::int64_t size = 0;
   std::function<Picture(std::int64_t)> picture;    // of [0, size); thread safe
   std::vector<std::vector<std::string>> captions;  // of each picture; empty: there are none
