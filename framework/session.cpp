@@ -85,7 +85,7 @@ std::vector<Param> Session::apply_freeze() {
   std::vector<std::int64_t> used(patterns.size() + 1, 0);  // the last: is anything trained?
   std::vector<Param> trained;
   for (auto& p : all_) {
-    bool frozen = false;
+    bool frozen = p.group == "frozen" || p.group == "buffer";
     for (std::size_t i = 0; i < patterns.size(); ++i)
       if (fnmatch(patterns[i].c_str(), p.name.c_str(), 0) == 0) frozen = true, used[i] = 1;
     p.value.set_requires_grad(!frozen);
@@ -123,7 +123,7 @@ void Session::step(const Batch& batch) {
       if (n > 1) share = share / double(n);
       loss_ = loss_.defined() ? loss_ + share : share;
     }
-    if (!context_.any_root_ && !config_.freeze.empty())
+    if (!context_.any_root_ && optimizer_->params().size() < all_.size())
       throw UsageError("freeze", "leaves nothing to train that the loss depends on", "free more parameters");
     if (!context_.any_root_) throw Error(ExitCode::bug, "recipe", "its loss depends on no parameter");
   }
@@ -208,7 +208,8 @@ std::size_t Session::plain_bytes() const { return reducer_->plain_bytes(); }
 
 std::int64_t Session::parameter_count() const {
   std::int64_t n = 0;
-  for (const auto& p : all_) n += p.value.numel();
+  for (const auto& p : all_)
+    if (p.group != "buffer") n += p.value.numel();
   return n;
 }
 

@@ -1,6 +1,7 @@
 #include "framework/nn/transformer.h"
 
 #include "framework/base/tensor.h"
+#include "framework/nn/checkpoint.h"
 #include "framework/nn/fused_block.h"
 
 #include <cmath>
@@ -21,6 +22,17 @@ at::Tensor plain_block(const at::Tensor& x, const BlockParameters& p, const Tran
   const at::Tensor z = at::linear(at::layer_norm(y, {w}, p.ln2_w, p.ln2_b, eps), p.fc_w, p.fc_b);
   const at::Tensor act = s.activation == kernels::Activation::gelu ? at::gelu(z) : z * at::sigmoid(1.702 * z);
   return y + at::linear(act, p.proj_w, p.proj_b);
+}
+
+BlockParameters block_of(std::span<const at::Tensor> w) {
+  return {w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], w[11]};
+}
+
+at::Tensor checkpointed_block(const at::Tensor& x, const BlockParameters& p, const Transformer::Shape& s) {
+  const at::Tensor weights[] = {p.ln1_w, p.ln1_b, p.qkv_w, p.qkv_b, p.out_w,  p.out_b,
+                                p.ln2_w, p.ln2_b, p.fc_w,  p.fc_b,  p.proj_w, p.proj_b};
+  return checkpointed(
+      [s](const at::Tensor& in, std::span<const at::Tensor> w) { return plain_block(in, block_of(w), s); }, x, weights);
 }
 
 at::Tensor host_i64(std::span<const std::int64_t> v) {
@@ -44,19 +56,25 @@ Transformer::Transformer(const Shape& shape, const std::string& prefix, Paramete
     p.out_b = params.constant(n + "attn.out_proj.bias", {w}, 0);
     p.ln2_w = params.constant(n + "ln_2.weight", {w}, 1);
     p.ln2_b = params.constant(n + "ln_2.bias", {w}, 0);
-    p.fc_w = params.normal(n + "mlp.c_fc.weight", {4 * w, w}, std::pow(2.0 * w, -0.5));
-    p.fc_b = params.constant(n + "mlp.c_fc.bias", {4 * w}, 0);
-    p.proj_w = params.normal(n + "mlp.c_proj.weight", {w, 4 * w}, residual_std);
+    p.fc_w = params.normal(n + "mlp.c_fc.weight", {shape.mlp, w}, std::pow(2.0 * w, -0.5));
+    p.fc_b = params.constant(n + "mlp.c_fc.bias", {shape.mlp}, 0);
+    p.proj_w = params.normal(n + "mlp.c_proj.weight", {w, shape.mlp}, residual_std);
     p.proj_b = params.constant(n + "mlp.c_proj.bias", {w}, 0);
     blocks_.push_back(std::move(p));
   }
+}
+
+double Transformer::Shape::flops(double tokens) const {
+  const double w = double(width);
+  return double(layers) * (8 * w * w * tokens + 4 * w * double(mlp) * tokens + 4 * w * tokens * tokens);
 }
 
 at::Tensor Transformer::pooled(const at::Tensor& x, std::span<const std::int64_t> pool, bool fused) const {
   const auto b = x.size(0), t = x.size(1), w = x.size(2);
   if (!fused) {
     at::Tensor y = x;
-    for (const auto& p : blocks_) y = plain_block(y, p, shape_);
+    for (const auto& p : blocks_)
+      y = shape_.checkpointing ? checkpointed_block(y, p, shape_) : plain_block(y, p, shape_);
     return y.index(
         {at::arange(b, x.options().dtype(at::kLong).requires_grad(false)), to_device(host_i64(pool), x.device())});
   }

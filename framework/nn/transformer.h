@@ -13,9 +13,10 @@ struct BlockParameters {
 class Transformer {
  public:
   struct Shape {
-    std::int64_t layers = 0, width = 0, heads = 0;
+    std::int64_t layers = 0, width = 0, heads = 0, mlp = 0;
     kernels::Activation activation = kernels::Activation::gelu;
-    bool causal = false;
+    bool causal = false, checkpointing = false;  // checkpointing: blocks keep their input and are computed again
+    double flops(double tokens) const;           // of one sequence's forward, multiply-adds x 2
   };
 
   Transformer() = default;

@@ -5,7 +5,8 @@ namespace trireme::fastclip {
 void DataConfig::fields(Fields& f) {
   f.resume_may_change(true);  // places: what lies there is compared
   f("file", file, "prepared file, or a name that `trireme data NAME` prepares at the model's image size");
-  f("tokenizer", tokenizer, "CLIP merges file; empty: a BPE of model.vocab ids is learnt from the training captions");
+  f("tokenizer", tokenizer,
+    "CLIP merges file; empty: that of an OpenCLIP folder in init_from, else a BPE learnt from the captions");
   f.resume_may_change(false);
   f("max_per_caption", max_per_caption, "training images kept of one caption; 0 = all", {.min = 0});
   f("crop_scale", crop_scale,

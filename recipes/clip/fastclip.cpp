@@ -5,6 +5,7 @@
 #include "framework/context.h"
 #include "framework/losses/contrastive.h"
 #include "framework/models/clip_evaluate.h"
+#include "framework/models/open_clip.h"
 #include "recipes/clip/config.h"
 
 #include <cmath>
@@ -37,7 +38,12 @@ class FastClip : public Recipe {
                        "prepare the data at the model's size");
     train_ = pairs_->train_ids(data_config_.max_per_caption);
     held_out_ = pairs_->held_out_ids();
-    if (data_config_.tokenizer.empty()) {
+    check_open_clip_model(c.config().init_from, model_config_);
+    if (data_config_.tokenizer.empty() && is_open_clip_folder(c.config().init_from))
+      tokenizer_ = open_clip_tokenizer(c.config().init_from);
+    if (tokenizer_) {
+      // The pretrained model's.
+    } else if (data_config_.tokenizer.empty()) {
       std::vector<std::string> captions;
       for (const auto id : train_) captions.push_back(pairs_->caption(id));
       tokenizer_.emplace(Tokenizer::train(captions, model_config_.vocab));
@@ -51,6 +57,7 @@ class FastClip : public Recipe {
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(model_config_, std::log(1 / loss_config_.tau), params);
     params_ = params.all();
+    nn::lock_towers(model_config_, params_);
     if (loss_config_.temperature == "const")
       for (auto& p : params_)
         if (p.group == "temperature") p.group = "constant";
@@ -66,6 +73,9 @@ class FastClip : public Recipe {
   const Dataset& train_data() override { return *dataset_; }
   std::vector<std::int64_t> train_ids() override { return train_; }
   bool whole_batch() const override { return true; }
+  std::vector<std::string> communicators() const override {
+    return model_config_.sync_bn ? std::vector<std::string>{"statistics"} : std::vector<std::string>{};
+  }
 
   at::Tensor backward(const Batch& batch, Context& c) override {
     for (const auto& line : dataset_->take_broken()) c.message(line);
@@ -84,12 +94,16 @@ class FastClip : public Recipe {
 
   void update(const Step& s, Context& c) override {
     c.step_optimizers(s);
+    model_->step_statistics(c.skip());
     if (log_u_.defined()) table_->write(step_ids_, std::exchange(log_u_, {}), c.skip());
     if (loss_config_.temperature == "const" || !model_->log_scale().requires_grad()) return;
     model_->log_scale().detach().clamp_(std::log(1 / loss_config_.tau_max), std::log(1 / loss_config_.tau_min));
   }
 
   std::map<std::string, double> evaluate(Context& c) override {
+    // Each rank's batch statistics are its own; rank 0's are the model's, as they are saved.
+    for (const auto& p : params_)
+      if (p.group == "buffer") c.comm().broadcast(buffer_of(p.value), 0).wait();
     const ClipEncoder encoder(c.comm(), *model_, *tokenizer_, model_config_.context, fused_, c.device());
     return evaluate_clip(encoder, questions_of(*pairs_, *dataset_, held_out_, c.param_type()), Protocol::ours).metrics;
   }
@@ -121,6 +135,10 @@ class FastClip : public Recipe {
 
   void state(Archive& ar) override {
     archive_data(ar);
+    // What load_clip reads; prepared pictures were fitted into a white square.
+    Preprocess preprocess{.size = model_config_.image_size, .resize_mode = "longest", .fill = 255};
+    std::string model = print_open_clip_config({model_config_, preprocess}, true);
+    if (ar.has("open_clip_config")) ar.text("open_clip_config", model);
     archive(ar, "log_u_image", table_->image);
     archive(ar, "log_u_text", table_->text);
     double shown = tau();  // for readers of the file: the weights say it
@@ -188,10 +206,13 @@ class FastClip : public Recipe {
     return {high, 0, at::where((-t).exp() <= 0.03, at::full({}, low, scalar), at::full({}, high, scalar))};
   }
 
-  Features encode(const Batch& batch, Context& c) const {
+  // `again`: the rows come once more in this step.
+  Features encode(const Batch& batch, Context& c, bool again = false) const {
     const at::Tensor end = batch.columns.at("end");
     const bool bf16 = c.autocast() && c.config().precision == "bf16";
-    return {model_->encode_image(dataset_->pixels_of(batch, bf16 ? at::kBFloat16 : c.param_type()), fused_),
+    const nn::Training training{std::uint64_t(c.config().seed), batch.epoch, batch.ids,
+                                model_config_.sync_bn ? &c.comm("statistics") : nullptr, !again};
+    return {model_->encode_image(dataset_->pixels_of(batch, bf16 ? at::kBFloat16 : c.param_type()), fused_, &training),
             model_->encode_text(to_device(batch.columns.at("ids"), c.device()),
                                 {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, fused_)};
   }
@@ -254,6 +275,7 @@ class FastClip : public Recipe {
     const std::int64_t m = b / n;
     const auto chunk = [&](std::int64_t k) {
       Batch part = batch;
+      part.ids.assign(batch.ids.begin() + k * m, batch.ids.begin() + (k + 1) * m);
       for (auto& [name, column] : part.columns) column = column.narrow(0, k * m, m);
       return part;
     };
@@ -261,7 +283,7 @@ class FastClip : public Recipe {
     c.without_graph([&] {
       std::vector<at::Tensor> image, text;
       for (std::int64_t k = 0; k < n; ++k) {
-        const Features f = encode(chunk(k), c);
+        const Features f = encode(chunk(k), c, /*again=*/true);
         image.push_back(f.image);
         text.push_back(f.text);
       }
