@@ -1,13 +1,33 @@
 #include "recipes/clip/config.h"
 
+#include <algorithm>
+
 namespace trireme::fastclip {
 
 void DataConfig::fields(Fields& f) {
   f.resume_may_change(true);  // places: what lies there is compared
-  f("file", file, "prepared file, or a name that `trireme data NAME` prepares at the model's image size");
+  f("file", file,
+    "a set that `trireme data NAME` prepared at the model's image size; or a prepared file (.h5), WebDataset tars "
+    "(shards/{00000..00041}.tar, their folder, a.tar::b.tar), a table of paths and captions (.csv, .tsv), or a folder "
+    "of pictures with a .txt beside each (pictures/)");
+  f("files", files, "several such sources, instead of file");
+  f("eval_file", eval_file,
+    "pairs to evaluate on, one such source; then all of the others is trained on; empty: captions that are held out");
   f("tokenizer", tokenizer,
     "CLIP merges file; empty: that of an OpenCLIP folder in init_from, else a BPE learnt from the captions");
   f.resume_may_change(false);
+  f("weights", weights,
+    "of each of files: times that each of its pairs occurs in an epoch, whole numbers; empty: once");
+  f.require(weights.empty() || weights.size() == files.size(), "weights", "is not as long as files");
+  f.require(std::all_of(weights.begin(), weights.end(), [](auto w) { return w >= 1 && w <= 1000; }), "weights",
+            "holds a number outside 1 to 1000");
+  f("held_out", held_out,
+    "tars, tables and folders: share of the captions held out for evaluation, by hash, about 5,000 at most (prepared "
+    "files have a split of their own)",
+    {.min = 0, .max = 1});
+  f("index_key", index_key, "tars: JSON member with the sample's own number (FastCLIP: key); empty: counted in order");
+  f("image_column", image_column, "tables: column of the picture's path");
+  f("caption_column", caption_column, "tables: column of the caption");
   f("max_per_caption", max_per_caption, "training images kept of one caption; 0 = all", {.min = 0});
   f("crop_scale", crop_scale,
     "random crops, of aspect ratios from 3/4 to 4/3, keep at least this share of the area; 1 = as in evaluation",
@@ -16,7 +36,8 @@ void DataConfig::fields(Fields& f) {
   f("keyword_dropout", keyword_dropout, "chance that a comma-separated part of a caption is left out",
     {.min = 0, .max = 1});
   f("dct_scaling", dct_scaling, "JPEGs may be decoded at 1/2, 1/4 or 1/8 where a crop keeps the model's pixels a side");
-  f("broken_share", broken_share, "broken pictures, each named and replaced by the next, end training above this share",
+  f("broken_share", broken_share,
+    "broken samples, counted and named, and left out or replaced by the next, are an error above this share",
     {.min = 0, .max = 1});
   f.resume_may_change(true);
   f("threads", threads, "threads that decode; 0 = all cores of a rank on a GPU, one on a CPU, which trains",

@@ -6,6 +6,10 @@ namespace trireme::fastclip {
 
 struct DataConfig {
   std::string file = "openclipart";
+  std::vector<std::string> files;
+  std::vector<std::int64_t> weights;
+  std::string eval_file, index_key, image_column = "filepath", caption_column = "title";
+  double held_out = 0.1;
   std::string tokenizer;
   std::int64_t max_per_caption = 0;
   double crop_scale = 0.9, flip = 0, keyword_dropout = 0;

@@ -7,6 +7,7 @@
 #include "framework/models/clip_evaluate.h"
 #include "framework/models/open_clip.h"
 #include "recipes/clip/config.h"
+#include "recipes/clip/data.h"
 
 #include <cmath>
 #include <optional>
@@ -27,15 +28,8 @@ class FastClip : public Recipe {
 
   void setup(Context& c) override {
     check_pairs(c.config().batch_size);
-    const bool is_file = data_config_.file.find('/') != std::string::npos || data_config_.file.ends_with(".h5");
-    const std::string path =
-        is_file ? data_config_.file : prepared_path(data_config_.file, int(model_config_.image_size));
-    pairs_.emplace(path);
-    if (pairs_->image_size() != model_config_.image_size)
-      throw UsageError("model.image_size",
-                       "is " + std::to_string(model_config_.image_size) + " but " + path + " holds " +
-                           std::to_string(pairs_->image_size()) + " pixels",
-                       "prepare the data at the model's size");
+    pairs_ = open_data(data_config_, model_config_.image_size, c);
+    notes_ = pairs_->notes();
     train_ = pairs_->train_ids(data_config_.max_per_caption);
     held_out_ = pairs_->held_out_ids();
     check_open_clip_model(c.config().init_from, model_config_);
@@ -44,9 +38,7 @@ class FastClip : public Recipe {
     if (tokenizer_) {
       // The pretrained model's.
     } else if (data_config_.tokenizer.empty()) {
-      std::vector<std::string> captions;
-      for (const auto id : train_) captions.push_back(pairs_->caption(id));
-      tokenizer_.emplace(Tokenizer::train(captions, model_config_.vocab));
+      tokenizer_.emplace(Tokenizer::train(captions_of(*pairs_, train_), model_config_.vocab));
     } else {
       tokenizer_.emplace(Tokenizer::load(data_config_.tokenizer));
     }
@@ -78,6 +70,7 @@ class FastClip : public Recipe {
   }
 
   at::Tensor backward(const Batch& batch, Context& c) override {
+    for (const auto& line : std::exchange(notes_, {})) c.message(line);
     for (const auto& line : dataset_->take_broken()) c.message(line);
     return c.accumulate() == 1 ? one_pass(batch, c) : by_chunks(batch, c);
   }
@@ -168,13 +161,16 @@ class FastClip : public Recipe {
   // What is trained on, by content: the same pairs may lie elsewhere or be prepared again, others are refused. First of
   // all, or another number of pairs would be told as a misfit of the tables.
   void archive_data(Archive& ar) {
-    std::string merges = tokenizer_->text(), meta = pairs_->meta(), identity = pairs_->identity();
+    std::string merges = tokenizer_->text(), identity = pairs_->identity();
+    const auto* prepared = dynamic_cast<const ImageTextData*>(pairs_.get());
+    const std::string own = prepared ? prepared->meta() : "";
+    std::string meta = own;
     ar.text("tokenizer", merges);
     if (ar.has("data_identity"))
       ar.text("data_identity", identity);
     else
       ar.text("data", meta);  // a checkpoint of an older version knows only what the file says of itself
-    if (ar.loading() && (merges != tokenizer_->text() || meta != pairs_->meta() || identity != pairs_->identity()))
+    if (ar.loading() && (merges != tokenizer_->text() || meta != own || identity != pairs_->identity()))
       throw DataError(pairs_->path(), "is not the data this run was started with",
                       "put it back, or use --fresh to start over");
   }
@@ -308,7 +304,8 @@ class FastClip : public Recipe {
   DataConfig data_config_;
   nn::ClipConfig model_config_;
   LossConfig loss_config_;
-  std::optional<ImageTextData> pairs_;
+  std::unique_ptr<Pairs> pairs_;
+  std::vector<std::string> notes_;  // on the data, for the start
   std::optional<Tokenizer> tokenizer_;
   std::optional<ImageTextDataset> dataset_;
   std::optional<nn::Clip> model_;
