@@ -97,8 +97,8 @@ class FastClip : public Recipe {
     // Each rank's batch statistics are its own; rank 0's are the model's, as they are saved.
     for (const auto& p : params_)
       if (p.group == "buffer") c.comm().broadcast(buffer_of(p.value), 0).wait();
-    return evaluate_clip(c.comm(), *model_, fused_, *pairs_, *dataset_, *tokenizer_, model_config_.context, held_out_,
-                         c.device());
+    const ClipEncoder encoder(c.comm(), *model_, *tokenizer_, model_config_.context, fused_, c.device());
+    return evaluate_clip(encoder, questions_of(*pairs_, *dataset_, held_out_, c.param_type()), Protocol::ours).metrics;
   }
   std::string best_metric() const override { return "image_to_text_r10"; }
   std::vector<std::string> headline_metrics() const override {
@@ -208,10 +208,9 @@ class FastClip : public Recipe {
     const bool bf16 = c.autocast() && c.config().precision == "bf16";
     const nn::Training training{std::uint64_t(c.config().seed), batch.epoch, batch.ids,
                                 model_config_.sync_bn ? &c.comm("statistics") : nullptr, !again};
-    return {
-        model_->encode_image(dataset_->pixels_of(batch, bf16 ? at::kBFloat16 : c.param_type()), fused_, &training),
-        model_->encode_text(to_device(batch.columns.at("ids"), c.device()),
-                            {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, fused_)};
+    return {model_->encode_image(dataset_->pixels_of(batch, bf16 ? at::kBFloat16 : c.param_type()), fused_, &training),
+            model_->encode_text(to_device(batch.columns.at("ids"), c.device()),
+                                {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, fused_)};
   }
 
   // The closed form on all rows: the share of the loss, and gradients of the features and of log(1/tau).
