@@ -38,7 +38,7 @@ struct Taps {
 // What a thread reuses from picture to picture.
 struct Scratch {
   Taps across, down;
-  std::vector<Ints> turned;        // [3 * width] columns of sixteen rows
+  std::vector<Ints> turned;          // [3 * width] columns of sixteen rows
   std::vector<std::uint8_t> planes;  // [3, rows, padded size] levels after the first pass
   std::vector<std::uint8_t> levels;  // [padded size] of one output row
 };

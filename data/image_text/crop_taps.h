@@ -1,8 +1,8 @@
 // The weights of the antialiased bicubic resize along one axis, one code for both twins. (C++17: nvcc sees it.)
 //
-// As Pillow: a = -0.5, the kernel widens with the reduction, normalised weights are rounded to whole numbers of 22 bits,
-// and levels are rounded between the passes. Sums of whole numbers are the same in any order, so twins agree bit for
-// bit; the f64 arithmetic below must not be contracted.
+// As Pillow: a = -0.5, the kernel widens with the reduction, normalised weights are rounded to whole numbers of 22
+// bits, and levels are rounded between the passes. Sums of whole numbers are the same in any order, so twins agree bit
+// for bit; the f64 arithmetic below must not be contracted.
 #pragma once
 #include <cstdint>
 

@@ -27,9 +27,9 @@ void check_size(std::int64_t width, std::int64_t height, std::string_view name, 
   if (width <= 0 || height <= 0) throw BrokenPicture(name, "image without pixels", cure);
   if (width > limits.max_pixels / height)
     throw BrokenPicture(name,
-                    "image of " + std::to_string(width) + " x " + std::to_string(height) +
-                        " pixels is above the limit of " + std::to_string(limits.max_pixels),
-                    "make it smaller");
+                        "image of " + std::to_string(width) + " x " + std::to_string(height) +
+                            " pixels is above the limit of " + std::to_string(limits.max_pixels),
+                        "make it smaller");
 }
 
 #ifdef TRIREME_HAS_PNG

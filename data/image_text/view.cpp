@@ -73,9 +73,8 @@ Cut cut(const View& view, const Picture& picture, int size) {
   };
   const Side x = side(view.left, view.width, picture.width, in.width);
   const Side y = side(view.top, view.height, picture.height, in.height);
-  return {{x.count, y.count, view.mirror ? 1 : 0, in.width * 3, x.begin, y.begin, x.length, y.length},
-          x.first,
-          y.first};
+  return {
+      {x.count, y.count, view.mirror ? 1 : 0, in.width * 3, x.begin, y.begin, x.length, y.length}, x.first, y.first};
 }
 
 }  // namespace trireme

@@ -1,5 +1,6 @@
 // Crops against Pillow's and torchvision's own output, and against the formula in f64.
 #include "data/image_text/crop.h"
+
 #include "data/image_text/crop_taps.h"
 #include "data/image_text/view.h"
 #include "tests/max_difference.h"
@@ -24,8 +25,7 @@ Picture picture(int width, int height) {
     for (std::uint32_t x = 0; x < std::uint32_t(width); ++x)
       for (std::uint32_t c = 0; c < 3; ++c) {
         const std::uint32_t noise = (x * 7919u + y * 104729u + c * 1299709u) * 2654435761u >> 24;
-        p.pixels.rgb.push_back(
-            std::uint8_t((x / 8 + y / 8) % 2 == 0 ? noise : (x * (3 + c) + y * (5 - c)) & 255));
+        p.pixels.rgb.push_back(std::uint8_t((x / 8 + y / 8) % 2 == 0 ? noise : (x * (3 + c) + y * (5 - c)) & 255));
       }
   return p;
 }
@@ -72,7 +72,7 @@ std::vector<double> by_formula(const Levels& in, int height, int pitch, const Cr
     double sum = 0;
     for (int k = 0; k < extent; ++k) {
       const double x = std::abs(k + 0.5 - center) / stretch;
-      w[std::size_t(k)] = x < 1 ? 1.5 * x * x * x - 2.5 * x * x + 1
+      w[std::size_t(k)] = x < 1   ? 1.5 * x * x * x - 2.5 * x * x + 1
                           : x < 2 ? -0.5 * x * x * x + 2.5 * x * x - 4 * x + 2
                                   : 0;
       sum += w[std::size_t(k)];
