@@ -6,6 +6,7 @@
 #include "framework/base/replicas.h"
 #include "framework/formats/safetensors.h"
 #include "framework/io/checkpoint.h"
+#include "framework/models/open_clip.h"
 
 #include <filesystem>
 #include <set>
@@ -20,11 +21,22 @@ void check_surplus(const std::string& source, const std::string& name, const std
                   "init_from needs a model of the same shape");
 }
 
-void load_safetensors(const std::string& source, Session& session, const std::set<std::string>& known) {
+std::map<std::string, at::Tensor> tensors_of(const std::string& source) {
+  if (is_open_clip_folder(source)) return open_clip_tensors(source);
   const Safetensors file(source);
-  for (const auto& name : file.names()) check_surplus(source, name, known);
+  std::map<std::string, at::Tensor> tensors;
+  for (const auto& name : file.names()) tensors[name] = file.tensor(name);
+  return tensors;
+}
+
+void load_tensors(const std::string& source, Session& session, const std::set<std::string>& known) {
+  const auto tensors = tensors_of(source);
+  for (const auto& [name, tensor] : tensors) check_surplus(source, name, known);
   for (const auto& p : session.parameters()) {
-    const at::Tensor t = own_part(p, file.tensor(p.name));
+    const auto found = tensors.find(p.name);
+    if (found == tensors.end())
+      throw DataError(source, "has no tensor " + p.name, "init_from needs a model of the same shape");
+    const at::Tensor t = own_part(p, found->second);
     if (t.sizes() != p.value.sizes())
       throw DataError(source, p.name + " has shape " + c10::str(t.sizes()) + ", the model " + c10::str(p.value.sizes()),
                       "init_from needs a model of the same shape");
@@ -38,7 +50,7 @@ std::int64_t newest_checkpoint(const std::string& source, const Checkpoints& che
   agree(comm, attempt([&] {
           if (comm.rank() != 0) return;
           if (!std::filesystem::exists(source + "/ckpt"))
-            throw DataError(source, "is neither a run folder nor a .safetensors file", "correct init_from");
+            throw DataError(source, "is no run folder, OpenCLIP folder or .safetensors file", "correct init_from");
           const auto newest = checkpoints.newest();
           if (!newest) throw DataError(source, "has no complete checkpoint", "correct init_from");
           step = *newest;
@@ -83,8 +95,8 @@ void init_from(const std::string& source, Session& session, Communicator& comm) 
               throw UsageError("init_from", p.name + " belongs to some of the ranks, and init_from gives all the same",
                                "train from the beginning, or let the recipe say which rows each rank holds");
         }));
-  if (source.ends_with(".safetensors"))
-    agree(comm, attempt([&] { load_safetensors(source, session, known); }));
+  if (source.ends_with(".safetensors") || is_open_clip_folder(source))
+    agree(comm, attempt([&] { load_tensors(source, session, known); }));
   else
     load_run(source, session, known, comm);
   session.restart_average();

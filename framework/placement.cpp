@@ -82,6 +82,19 @@ Placement place_rank(Communicator& world, const TrainConfig& config) {
   return placement;
 }
 
+at::Device one_device(const std::string& wanted) {
+  if (wanted != "auto" && wanted != "cpu" && wanted != "cuda")
+    throw UsageError("--device", "'" + wanted + "' is none", "write auto, cpu or cuda");
+  const DeviceRuntime* runtime = device_runtime();
+  const bool found = runtime && runtime->count() > 0;
+  if (wanted == "cuda" && !found)
+    throw UsageError("--device", "cuda, but this program finds no GPU", "build the preset cuda, check nvidia-smi");
+  if (wanted == "cpu" || !found) return at::kCPU;
+  at::globalContext().setAllowTF32CuBLAS(false);
+  at::globalContext().setAllowTF32CuDNN(false);
+  return at::Device(at::kCUDA, 0);
+}
+
 std::unique_ptr<Communicator> for_device(
     std::unique_ptr<Communicator> host, const Placement& placement,
     std::function<void(const char*, std::int64_t, std::int64_t, std::uint64_t)> sink) {

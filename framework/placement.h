@@ -21,6 +21,10 @@ struct Placement {
 // what cannot be had on one.
 Placement place_rank(Communicator& world, const TrainConfig& config);
 
+// For one process by itself: `cpu`, `cuda` (the first GPU), or `auto`: a GPU where there is one. UsageError for another
+// word or a GPU that is not there.
+at::Device one_device(const std::string& wanted);
+
 // `host` for device memory too; unchanged on a CPU. Collective. `sink`: times of its collectives, see
 // comm/device.h.
 std::unique_ptr<Communicator> for_device(

@@ -60,6 +60,8 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
     : config_(config), recipe_(recipe), context_(world, config, recipe.communicators()) {
   context_.recipe_ = &recipe;
   recipe.setup(context_);
+  context_.steps_per_epoch = std::max<std::int64_t>(1, std::ssize(recipe.train_ids()) / config.batch_size);
+  context_.steps = config.steps + config.epochs == 0 ? 100 : config.steps + config.epochs * context_.steps_per_epoch;
   all_ = recipe.parameters();
   settle_sharing(all_, context_.comm("control"));
   const std::vector<Param> trained = apply_freeze();
@@ -85,7 +87,7 @@ std::vector<Param> Session::apply_freeze() {
   std::vector<std::int64_t> used(patterns.size() + 1, 0);  // the last: is anything trained?
   std::vector<Param> trained;
   for (auto& p : all_) {
-    bool frozen = false;
+    bool frozen = p.group == "frozen" || p.group == "buffer";
     for (std::size_t i = 0; i < patterns.size(); ++i)
       if (fnmatch(patterns[i].c_str(), p.name.c_str(), 0) == 0) frozen = true, used[i] = 1;
     p.value.set_requires_grad(!frozen);
@@ -107,8 +109,9 @@ Session::~Session() = default;
 void Session::step(const Batch& batch) {
   using Phase = StepClock::Phase;
   context_.clock_.begin();
-  context_.now.lr = learning_rate(config_.optimizer.schedule, config_.optimizer.lr, config_.optimizer.min_lr,
-                                  config_.optimizer.warmup, config_.steps, context_.now.step);
+  const OptimizerConfig& o = config_.optimizer;
+  context_.now.lr = Schedule{o.schedule, o.lr, o.min_lr, o.warmup, context_.steps, o.cooldown, o.cooldown_power}.at(
+      context_.now.step);
   reducer_->begin_step(context_.now.step);
   {
     Trace::Span span(Trace::Track::step, "forward + backward");
@@ -123,7 +126,7 @@ void Session::step(const Batch& batch) {
       if (n > 1) share = share / double(n);
       loss_ = loss_.defined() ? loss_ + share : share;
     }
-    if (!context_.any_root_ && !config_.freeze.empty())
+    if (!context_.any_root_ && optimizer_->params().size() < all_.size())
       throw UsageError("freeze", "leaves nothing to train that the loss depends on", "free more parameters");
     if (!context_.any_root_) throw Error(ExitCode::bug, "recipe", "its loss depends on no parameter");
   }
@@ -208,7 +211,8 @@ std::size_t Session::plain_bytes() const { return reducer_->plain_bytes(); }
 
 std::int64_t Session::parameter_count() const {
   std::int64_t n = 0;
-  for (const auto& p : all_) n += p.value.numel();
+  for (const auto& p : all_)
+    if (p.group != "buffer") n += p.value.numel();
   return n;
 }
 

@@ -35,20 +35,16 @@ std::vector<std::string> lines_of(const std::string& text) {
   return lines;
 }
 
-std::vector<std::string> list_in(const fs::path& file) {
+std::vector<std::string> list_if_there(const fs::path& file) {
   std::error_code error;
-  if (!fs::exists(file, error)) return {};
-  std::vector<std::string> list;
-  for (const auto& line : lines_of(read_text(file))) list.push_back(stripped(line));
-  while (!list.empty() && list.back().empty()) list.pop_back();
-  return list;
+  return fs::exists(file, error) ? read_list(file.string()) : std::vector<std::string>();
 }
 
-// FOLDER, for itself or its `test`.
-fs::path root_of(const std::string& folder) {
+// Where the shards are: FOLDER/test, or FOLDER where that is a split itself.
+fs::path split_of(const std::string& folder) {
   std::error_code error;
   const fs::path path = real_path(folder);
-  return fs::exists(path / "nshards.txt", error) ? path.parent_path() : path;
+  return fs::exists(path / "nshards.txt", error) ? path : path / "test";
 }
 
 std::string shards_of(const fs::path& test) {
@@ -69,13 +65,20 @@ std::vector<std::string> captions_in(const std::string& text) {
 
 }  // namespace
 
+std::vector<std::string> read_list(const std::string& file) {
+  std::vector<std::string> list;
+  for (const auto& line : lines_of(read_text(file))) list.push_back(stripped(line));
+  while (!list.empty() && list.back().empty()) list.pop_back();
+  return list;
+}
+
 bool is_eval_set(const std::string& folder) {
   std::error_code error;
-  return fs::exists(root_of(folder) / "test" / "nshards.txt", error);
+  return fs::exists(split_of(folder) / "nshards.txt", error);
 }
 
 EvalSet open_eval_set(const std::string& folder, double broken_share) {
-  const fs::path root = root_of(folder), test = root / "test";
+  const fs::path test = split_of(folder), root = test.parent_path();
   std::error_code error;
   if (!fs::exists(test / "nshards.txt", error))
     throw DataError(folder, "has no test/nshards.txt", "name a folder in CLIP_benchmark's WebDataset layout");
@@ -98,8 +101,8 @@ EvalSet open_eval_set(const std::string& folder, double broken_share) {
     for (std::int64_t i = 0; i < n; ++i) set.captions.push_back(captions_in(set.pairs->raw_text(i)));
     return set;
   }
-  set.classes = list_in(root / "classnames.txt");
-  set.templates = list_in(root / "zeroshot_classification_templates.txt");
+  set.classes = list_if_there(root / "classnames.txt");
+  set.templates = list_if_there(root / "zeroshot_classification_templates.txt");
   for (std::int64_t i = 0; i < n; ++i) {
     const auto cls = set.pairs->class_id(i);
     if (cls < 0 || (!set.classes.empty() && cls >= std::int64_t(set.classes.size())))

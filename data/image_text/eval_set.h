@@ -16,7 +16,11 @@ struct EvalSet {
   std::vector<std::string> classes, templates;     // empty: the file is not there. A class is pairs->class_id(i)
 };
 
-// True for a folder with test/nshards.txt (or nshards.txt, when `test` itself is named).
+// One name a line, without white space at both ends; empty lines at the end do not count. DataError: no such file, no
+// text.
+std::vector<std::string> read_list(const std::string& file);
+
+// True for a folder with test/nshards.txt, or with nshards.txt: FOLDER/test or another split, such as FOLDER/train.
 bool is_eval_set(const std::string& folder);
 
 // DataError: a file is missing or says no number, a shard is missing or no tar, a class is beyond the names, more

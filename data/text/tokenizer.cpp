@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "data/file.h"
+#include "data/gzip.h"
 #include "data/text/text.h"
 #include "data/text/unicode.h"
 #include "data/text/words.h"
@@ -20,10 +21,6 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
-
-#ifdef TRIREME_HAS_ZLIB
-#include <zlib.h>
-#endif
 
 namespace trireme {
 namespace {
@@ -134,31 +131,6 @@ struct PairCounts {
     }
   }
 };
-
-std::string gunzip([[maybe_unused]] const std::vector<std::uint8_t>& in, const std::string& path) {
-#ifdef TRIREME_HAS_ZLIB
-  z_stream z{};
-  if (inflateInit2(&z, 16 + MAX_WBITS) != Z_OK) throw std::bad_alloc();
-  std::string out;
-  std::array<char, 1 << 16> chunk;
-  z.next_in = const_cast<Bytef*>(in.data());
-  z.avail_in = uInt(in.size());
-  int rc = Z_OK;
-  while (rc == Z_OK && std::int64_t(out.size()) <= max_file) {
-    z.next_out = reinterpret_cast<Bytef*>(chunk.data());
-    z.avail_out = uInt(chunk.size());
-    rc = inflate(&z, Z_NO_FLUSH);
-    out.append(chunk.data(), chunk.size() - z.avail_out);
-    if (rc == Z_BUF_ERROR || (rc == Z_OK && z.avail_in == 0 && z.avail_out != 0)) break;
-    if (rc == Z_STREAM_END && z.avail_in > 0) rc = inflateReset(&z);  // files may be several, one behind the other
-  }
-  inflateEnd(&z);
-  if (rc != Z_STREAM_END) throw DataError(path, "corrupt, truncated or oversized gzip file", "fetch the file again");
-  return out;
-#else
-  throw DataError(path, "this build reads no gzip", "unpack it with gunzip, or install zlib1g-dev and build again");
-#endif
-}
 
 }  // namespace
 
@@ -299,7 +271,7 @@ Tokenizer Tokenizer::from_text(std::string_view text, const std::string& name) {
 Tokenizer Tokenizer::load(const std::string& path) {
   const auto raw = read_file(path, max_file);
   const bool zipped = raw.size() > 2 && raw[0] == 0x1f && raw[1] == 0x8b;
-  return from_text(zipped ? gunzip(raw, path) : std::string(raw.begin(), raw.end()), path);
+  return from_text(zipped ? gunzip(raw, path, max_file) : std::string(raw.begin(), raw.end()), path);
 }
 
 std::string Tokenizer::text() const {
@@ -349,6 +321,13 @@ Tokenizer Tokenizer::train(std::span<const std::string> captions, std::int64_t v
     }
   }
   return Tokenizer(std::move(impl));
+}
+
+std::vector<std::string> Tokenizer::symbols() const {
+  std::vector<std::string> all;
+  for (Id i = 0; i < Id(vocab_size() - marks); ++i) all.push_back(impl_->symbol(i));
+  all.insert(all.end(), std::begin(mark_names), std::end(mark_names));
+  return all;
 }
 
 std::int64_t Tokenizer::vocab_size() const { return 2 * bytes + std::int64_t(impl_->merges.size()) + marks; }

@@ -30,6 +30,8 @@ class Tokenizer {
   static Tokenizer from_text(std::string_view text, const std::string& name);
   void save(const std::string& path) const;
 
+  std::vector<std::string> symbols() const;  // by id, as vocab.json of a CLIP tokenizer spells them; marks last
+
   std::int64_t vocab_size() const;
   std::int64_t sot() const { return vocab_size() - 2; }
   std::int64_t eot() const { return vocab_size() - 1; }

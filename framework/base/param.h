@@ -3,6 +3,7 @@
 #include "comm/archive.h"
 #include "comm/communicator.h"
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,7 +15,9 @@ struct Param {
   std::string name;
   at::Tensor value;                  // leaf; the master copy (f32 or f64)
   Communicator* replicas = nullptr;  // ranks that hold this same value; null = world. Size 1 = never reduced.
-  std::string group = "decay";       // "decay", "no_decay", or a name of the recipe's own
+  // "decay", "no_decay", or a name of the recipe's own; "frozen": not trained; "buffer": no weight but saved with them,
+  // of any type (running statistics).
+  std::string group = "decay";
   // How it is saved, and with it its moments and its average. Left alone it follows `replicas`: once where `replicas`
   // is null, else once for each group of replicas, which only the same number of ranks can load. `rows`: this rank's
   // part of a larger parameter, which any number of ranks can load. `holders` are filled in by settle_sharing().
@@ -38,6 +41,7 @@ struct GroupSettings {
   double lr = 0;
   double weight_decay = 0;
   at::Tensor device_lr = {};  // f32 scalar in place of `lr`, where that depends on what only the device knows
+  std::optional<double> momentum = {};  // in place of the optimizer's, for rules that have one; then without Nesterov
 };
 
 }  // namespace trireme

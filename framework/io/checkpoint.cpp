@@ -238,6 +238,12 @@ std::optional<std::int64_t> Checkpoints::newest() const {
   return steps.empty() ? std::nullopt : std::optional(steps.back());
 }
 
+std::optional<std::int64_t> Checkpoints::best() const {
+  auto steps = impl_->complete_steps();
+  while (!steps.empty() && !read_manifest(impl_->io, impl_->final_folder(steps.back())).best) steps.pop_back();
+  return steps.empty() ? std::nullopt : std::optional(steps.back());
+}
+
 std::optional<std::int64_t> Checkpoints::latest(bool alone) {
   std::int64_t step = -1;
   const auto failure = attempt([&] {

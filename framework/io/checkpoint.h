@@ -52,6 +52,7 @@ class Checkpoints {
 
   // The newest complete checkpoint's step as this rank sees it. Not collective; touches nothing.
   std::optional<std::int64_t> newest() const;
+  std::optional<std::int64_t> best() const;  // the newest marked so, alike
   // The newest complete checkpoint's step; removes leftovers of interrupted writes (rank 0).
   // `alone`: on rank 0, no other job can be writing here; else leftovers stay, they might be its.
   std::optional<std::int64_t> latest(bool alone = true);

@@ -1,15 +1,12 @@
 #include "framework/models/clip.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace trireme::nn {
 namespace {
 
 constexpr double eps = 1e-5;
-
-kernels::Activation activation(const ClipConfig& c) {
-  return c.quick_gelu ? kernels::Activation::quick_gelu : kernels::Activation::gelu;
-}
 
 at::Tensor unit_length(const at::Tensor& x) {
   const at::Tensor y = x.scalar_type() == at::kDouble ? x : x.to(at::kFloat);
@@ -18,58 +15,31 @@ at::Tensor unit_length(const at::Tensor& x) {
 
 }  // namespace
 
-void ClipConfig::fields(Fields& f) {
-  f("embed_dim", embed_dim, "width of the shared space", {.min = 1, .max = 65536});
-  f("image_size", image_size, "pixels a side", {.min = 8, .max = 4096});
-  f("patch_size", patch_size, "pixels of a patch's side", {.min = 1, .max = 4096});
-  f("vision_width", vision_width, "width of the image tower", {.min = 1, .max = 65536});
-  f("vision_layers", vision_layers, "blocks of the image tower", {.min = 1, .max = 1000});
-  f("vision_heads", vision_heads, "attention heads of the image tower", {.min = 1, .max = 1024});
-  f("context", context, "longest text in tokens, marks included", {.min = 2, .max = 4096});
-  f("vocab", vocab, "rows of the token table", {.min = 514, .max = 1000000});
-  f("text_width", text_width, "width of the text tower", {.min = 1, .max = 65536});
-  f("text_layers", text_layers, "blocks of the text tower", {.min = 1, .max = 1000});
-  f("text_heads", text_heads, "attention heads of the text tower", {.min = 1, .max = 1024});
-  f("quick_gelu", quick_gelu, "x * sigmoid(1.702 x), as OpenAI's weights need, in place of gelu");
-  f.require(image_size % patch_size == 0, "patch_size", "does not divide image_size", "choose a divisor of it");
-  f.require(vision_width % vision_heads == 0, "vision_heads", "does not divide vision_width", "choose a divisor of it");
-  f.require(text_width % text_heads == 0, "text_heads", "does not divide text_width", "choose a divisor of it");
-}
-
 Clip::Clip(const ClipConfig& c, double init_log_scale, Parameters& params) : config_(c) {
-  const auto w = c.vision_width, tw = c.text_width, p = c.patch_size;
-  const auto grid = c.image_size / p;
-  const double scale = std::pow(double(w), -0.5);
-  class_token_ = params.normal("visual.class_embedding", {w}, scale, "no_decay");
-  image_position_ = params.normal("visual.positional_embedding", {grid * grid + 1, w}, scale);
-  image_projection_ = params.normal("visual.proj", {w, c.embed_dim}, scale);
-  patch_ = params.uniform("visual.conv1.weight", {w, 3, p, p}, 1 / std::sqrt(3.0 * p * p));
-  ln_pre_w_ = params.constant("visual.ln_pre.weight", {w}, 1);
-  ln_pre_b_ = params.constant("visual.ln_pre.bias", {w}, 0);
-  vision_ = Transformer({c.vision_layers, w, c.vision_heads, activation(c), false}, "visual.transformer.", params);
-  ln_post_w_ = params.constant("visual.ln_post.weight", {w}, 1);
-  ln_post_b_ = params.constant("visual.ln_post.bias", {w}, 0);
+  const auto tw = c.text_width;
+  if (c.resnet())
+    resnet_.emplace(c, params);
+  else
+    vit_.emplace(c, params);
   tokens_ = params.normal("token_embedding.weight", {c.vocab, tw}, 0.02);
   text_position_ = params.normal("positional_embedding", {c.context, tw}, 0.01);
-  text_ = Transformer({c.text_layers, tw, c.text_heads, activation(c), true}, "transformer.", params);
+  text_shape_ = {c.text_layers,
+                 tw,
+                 c.text_heads,
+                 c.text_mlp(),
+                 c.quick_gelu ? kernels::Activation::quick_gelu : kernels::Activation::gelu,
+                 true,
+                 c.checkpointing};
+  text_ = Transformer(text_shape_, "transformer.", params);
   ln_final_w_ = params.constant("ln_final.weight", {tw}, 1);
   ln_final_b_ = params.constant("ln_final.bias", {tw}, 0);
   text_projection_ = params.normal("text_projection", {tw, c.embed_dim}, std::pow(double(tw), -0.5));
   log_scale_ = params.constant("logit_scale", {}, init_log_scale, "temperature");
 }
 
-at::Tensor Clip::encode_image(const at::Tensor& pixels, bool fused) const {
-  const auto b = pixels.size(0), w = config_.vision_width, p = config_.patch_size, g = config_.image_size / p;
-  // A convolution whose stride is its kernel is one GEMM over patches.
-  const at::Tensor patches =
-      pixels.view({b, 3, g, p, g, p}).permute({0, 2, 4, 1, 3, 5}).reshape({b * g * g, 3 * p * p});
-  const at::Tensor grid = at::matmul(patches, patch_.view({w, 3 * p * p}).t()).view({b, g * g, w});
-  const at::Tensor first = class_token_.to(grid.scalar_type()).expand({b, 1, w});
-  at::Tensor x = at::cat({first, grid}, 1) + image_position_;
-  x = at::layer_norm(x, {w}, ln_pre_w_, ln_pre_b_, eps);
-  const std::vector<std::int64_t> pool(b, 0);
-  const at::Tensor y = at::layer_norm(vision_.pooled(x, pool, fused), {w}, ln_post_w_, ln_post_b_, eps);
-  return unit_length(at::matmul(y, image_projection_));
+at::Tensor Clip::encode_image(const at::Tensor& pixels, bool fused, const Training* training) const {
+  return unit_length(resnet_ ? resnet_->features(pixels, config_.lock_image ? nullptr : training)
+                             : vit_->features(pixels, fused, training));
 }
 
 at::Tensor Clip::encode_text(const at::Tensor& ids, std::span<const std::int64_t> end, bool fused) const {
@@ -80,15 +50,29 @@ at::Tensor Clip::encode_text(const at::Tensor& ids, std::span<const std::int64_t
   return unit_length(at::matmul(y, text_projection_));
 }
 
+void Clip::step_statistics(const at::Tensor& skip) const {
+  if (resnet_) resnet_->step_statistics(skip);
+}
+
 double Clip::training_flops_per_pair(double text_tokens) const {
-  const auto tower = [](double layers, double width, double tokens) {
-    return layers * (24 * width * width * tokens + 4 * width * tokens * tokens);
+  return 3 * ((resnet_ ? resnet_->flops() : vit_->flops()) + text_shape_.flops(text_tokens) +
+              2 * double(text_projection_.numel()));
+}
+
+void lock_towers(const ClipConfig& c, std::vector<Param>& params) {
+  // A layer's place from the front: embeddings 0, block i i + 1, the last norm with the last block, the projection.
+  const auto place = [](const std::string& name, std::int64_t layers) -> std::int64_t {
+    if (const auto at = name.find("resblocks."); at != name.npos) return std::stoll(name.substr(at + 10)) + 1;
+    if (name.find("ln_post") != name.npos || name.find("ln_final") != name.npos) return layers;
+    return name == "visual.proj" || name == "text_projection" ? layers + 1 : 0;
   };
-  const double g = double(config_.image_size / config_.patch_size), w = double(config_.vision_width);
-  const double tw = double(config_.text_width), d = double(config_.embed_dim);
-  const double patches = 2 * g * g * w * 3 * double(config_.patch_size * config_.patch_size);
-  return 3 * (patches + tower(double(config_.vision_layers), w, g * g + 1) +
-              tower(double(config_.text_layers), tw, text_tokens) + 2 * d * (w + tw));
+  for (auto& p : params) {
+    const bool image = p.name.starts_with("visual.");
+    if (p.name == "logit_scale" || p.group == "buffer" || !(image ? c.lock_image : c.lock_text)) continue;
+    const std::int64_t layers = image ? c.vision_layers : c.text_layers,
+                       unlocked = image ? c.lock_image_unlocked_groups : c.lock_text_unlocked_groups;
+    if (place(p.name, layers) < layers + 2 - unlocked) p.group = "frozen";
+  }
 }
 
 }  // namespace trireme::nn

@@ -1,28 +1,26 @@
-// CLIP: a ViT image tower and a causal text transformer into one space, as OpenCLIP builds them (parameter names and
-// layouts included; class token, EOT pooling, pre-LN).
+// CLIP: an image tower (ViT or ResNet) and a causal text transformer into one space, as OpenCLIP builds them (names and
+// layouts of parameters and buffers included; class token, EOT pooling, pre-LN).
 #pragma once
-#include "framework/config/config.h"
-#include "framework/nn/transformer.h"
+#include "framework/models/resnet.h"
+#include "framework/models/vit.h"
+
+#include <optional>
 
 namespace trireme::nn {
-
-struct ClipConfig {
-  std::int64_t embed_dim = 192, image_size = 64, patch_size = 8, vision_width = 192, vision_layers = 6,
-               vision_heads = 3;
-  std::int64_t context = 32, vocab = 4096, text_width = 192, text_layers = 3, text_heads = 3;
-  bool quick_gelu = false;
-  void fields(Fields& f);
-};
 
 class Clip {
  public:
   // `vocab` of the tokenizer in use may be below config.vocab.
   Clip(const ClipConfig& config, double init_log_scale, Parameters& params);
 
-  // pixels [b, 3, s, s] of the parameters' type, normalised -> [b, d], unit length, f32 or f64.
-  at::Tensor encode_image(const at::Tensor& pixels, bool fused) const;
+  // pixels [b, 3, s, s] of the parameters' type, normalised -> [b, d], unit length, f32 or f64. Without `training` it
+  // evaluates: no patch is dropped, batch norms use their running statistics, as they do in a locked tower.
+  at::Tensor encode_image(const at::Tensor& pixels, bool fused, const Training* training = nullptr) const;
   // ids [b, context] i64; end [b]: position of EOT -> [b, d], unit length.
   at::Tensor encode_text(const at::Tensor& ids, std::span<const std::int64_t> end, bool fused) const;
+  // After a training step: running statistics move, unless `skip` (f32 scalar) is 1.
+  void step_statistics(const at::Tensor& skip) const;
+  const ClipConfig& config() const { return config_; }
   std::int64_t embed_dim() const { return config_.embed_dim; }
   at::Tensor log_scale() const { return log_scale_; }  // scalar, t = log(1 / tau)
 
@@ -31,9 +29,14 @@ class Clip {
 
  private:
   ClipConfig config_;
-  at::Tensor patch_, class_token_, image_position_, ln_pre_w_, ln_pre_b_, ln_post_w_, ln_post_b_, image_projection_;
+  std::optional<Vit> vit_;
+  std::optional<ResNet> resnet_;
+  Transformer::Shape text_shape_;
   at::Tensor tokens_, text_position_, ln_final_w_, ln_final_b_, text_projection_, log_scale_;
-  Transformer vision_, text_;
+  Transformer text_;
 };
+
+// Puts what config.lock_image and lock_text lock into the group "frozen", by OpenCLIP's groups of layers.
+void lock_towers(const ClipConfig& config, std::vector<Param>& params);
 
 }  // namespace trireme::nn

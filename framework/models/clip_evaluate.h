@@ -1,17 +1,31 @@
-// Zero-shot retrieval and classification on held-out pairs. Collective: every rank encodes its part.
+// Zero-shot retrieval and classification of a CLIP model on image-text pairs. Collective.
 #pragma once
-#include "comm/communicator.h"
 #include "data/image_text/image_text.h"
-#include "framework/models/clip.h"
+#include "framework/models/clip_features.h"
+#include "framework/models/retrieval.h"
 
-namespace trireme::fastclip {
+namespace trireme {
 
-// Keys image_to_text_r1 / _r5 / _r10, text_to_image_..., chance_r1, chance_r10, text_to_image_chance_r10,
-// zero_shot_top1, zero_shot_chance. Candidates of image-to-text are the distinct captions of `ids`; of text-to-image
-// all their images, where any image of the caption is a hit. Classes are the folders that occur among `ids`.
-std::map<std::string, double> evaluate_clip(Communicator& comm, const nn::Clip& model, bool fused,
-                                            const Pairs& data, const ImageTextDataset& dataset,
-                                            const Tokenizer& tokenizer, std::int64_t context,
-                                            std::span<const std::int64_t> ids, at::Device device);
+// What is evaluated; a part that is empty gives no metrics.
+struct ClipQuestions {
+  std::int64_t images = 0;
+  ClipEncoder::Pixels pixels;
+  std::vector<std::vector<std::string>> captions;  // of each image
+  std::vector<std::int64_t> labels;                // class of each image
+  std::vector<std::string> prompts;                // of each class its `templates` texts
+  std::int64_t templates = 1;
+};
 
-}  // namespace trireme::fastclip
+struct ClipAnswers {
+  at::Tensor image_features;              // [images, d]
+  std::map<std::string, double> metrics;  // retrieval_metrics and classification_metrics
+};
+
+ClipAnswers evaluate_clip(const ClipEncoder& encoder, const ClipQuestions& questions, Protocol protocol);
+
+// Pairs of a data set as training evaluates them: captions of `ids`, and as classes the folders that occur among them
+// ("a picture of FOLDER"). Pixels of `type`; `dataset` must outlive the questions.
+ClipQuestions questions_of(const Pairs& data, const ImageTextDataset& dataset, std::span<const std::int64_t> ids,
+                           at::ScalarType type);
+
+}  // namespace trireme

@@ -53,18 +53,25 @@ struct Norm {
 };
 
 struct Block : torch::autograd::Function<Block> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& ln1_w, const at::Tensor& ln1_b,
-                            const at::Tensor& qkv_w, const at::Tensor& qkv_b, const at::Tensor& out_w,
-                            const at::Tensor& out_b, const at::Tensor& ln2_w, const at::Tensor& ln2_b,
-                            const at::Tensor& fc_w, const at::Tensor& fc_b, const at::Tensor& proj_w,
-                            const at::Tensor& proj_b, const at::Tensor& offsets, const at::Tensor& pool,
-                            std::int64_t heads, std::int64_t activation, bool causal) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& ln1_w,
+                            const at::Tensor& ln1_b, const at::Tensor& qkv_w, const at::Tensor& qkv_b,
+                            const at::Tensor& out_w, const at::Tensor& out_b, const at::Tensor& ln2_w,
+                            const at::Tensor& ln2_b, const at::Tensor& fc_w, const at::Tensor& fc_b,
+                            const at::Tensor& proj_w, const at::Tensor& proj_b, const at::Tensor& offsets,
+                            const at::Tensor& pool, std::int64_t heads, std::int64_t activation, bool causal,
+                            bool checkpointing) {
     const BlockParameters p{ln1_w, ln1_b, qkv_w, qkv_b, out_w, out_b, ln2_w, ln2_b, fc_w, fc_b, proj_w, proj_b};
     ctx->saved_data["heads"] = heads;
     ctx->saved_data["activation"] = activation;
     ctx->saved_data["causal"] = causal;
-    return x.scalar_type() == at::kDouble ? run<double>(ctx, x.contiguous(), p, offsets, pool)
-                                          : run<float>(ctx, x.contiguous(), p, offsets, pool);
+    const at::Tensor x = input.contiguous();
+    variable_list kept{x,     ln1_w, ln1_b, qkv_w,  qkv_b,  out_w,   out_b, ln2_w,
+                       ln2_b, fc_w,  fc_b,  proj_w, proj_b, offsets, pool};
+    const at::Tensor y = x.scalar_type() == at::kDouble ? run<double>(ctx, x, p, offsets, pool, kept)
+                                                        : run<float>(ctx, x, p, offsets, pool, kept);
+    if (checkpointing) kept.resize(inputs);
+    ctx->save_for_backward(kept);
+    return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list dy) {
@@ -73,6 +80,8 @@ struct Block : torch::autograd::Function<Block> {
   }
 
  private:
+  static constexpr std::size_t inputs = 15;  // of what is kept, the rest is made from these
+
   // Projections and who attends to whom. Pooled: one query a sequence.
   template <class T>
   struct Attention {
@@ -107,9 +116,10 @@ struct Block : torch::autograd::Function<Block> {
     return a;
   }
 
+  // Appends to `kept` what backward reads besides the inputs. `again`: only for that.
   template <class T>
   static at::Tensor run(AutogradContext* ctx, const at::Tensor& x, const BlockParameters& p, const at::Tensor& offsets,
-                        const at::Tensor& pool) {
+                        const at::Tensor& pool, variable_list& kept, bool again = false) {
     const auto w = x.size(1);
     const bool pooled = pool.numel() > 0;
     Norm<T> ln1, ln2;
@@ -134,12 +144,11 @@ struct Block : torch::autograd::Function<Block> {
     at::Tensor act = at::empty_like(z);
     kernels::bias_activation<T>(Activation(ctx->saved_data["activation"].toInt()), z.mutable_data_ptr<T>(),
                                 p.fc_b.const_data_ptr<T>(), act.mutable_data_ptr<T>(), rows, z.size(1));
+    kept.insert(kept.end(), {ln1.mean, ln1.rstd, ln2.mean, ln2.rstd, q, kv, mixed, y, z});
+    if (again) return {};
     at::Tensor out = at::mm(act, p.proj_w.t());
     kernels::bias_residual<T>(y.const_data_ptr<T>(), p.proj_b.const_data_ptr<T>(), out.mutable_data_ptr<T>(), rows, w);
 
-    ctx->save_for_backward({x,        p.ln1_w,  p.ln1_b,  p.qkv_w,  p.qkv_b,  p.out_w, p.out_b, p.ln2_w,
-                            p.ln2_b,  p.fc_w,   p.fc_b,   p.proj_w, p.proj_b, offsets, pool,    ln1.mean,
-                            ln1.rstd, ln2.mean, ln2.rstd, q,        kv,       mixed,   y,       z});
     return out;
   }
 
@@ -248,7 +257,14 @@ struct Block : torch::autograd::Function<Block> {
 
   template <class T>
   static variable_list back(AutogradContext* ctx, const at::Tensor& dout) {
-    const Saved<T> s(ctx->get_saved_variables());
+    variable_list kept = ctx->get_saved_variables();
+    if (kept.size() == inputs) {
+      const at::Tensor x = kept[0], offsets = kept[13], pool = kept[14];
+      const BlockParameters p{kept[1], kept[2], kept[3], kept[4],  kept[5],  kept[6],
+                              kept[7], kept[8], kept[9], kept[10], kept[11], kept[12]};
+      run<T>(ctx, x, p, offsets, pool, kept, /*again=*/true);
+    }
+    const Saved<T> s(kept);
     BlockParameters d;
     const at::Tensor dy = back_mlp(ctx, s, dout, d);
     const auto [dq, dkv] = back_attention(ctx, s, dy, d);
@@ -258,8 +274,8 @@ struct Block : torch::autograd::Function<Block> {
     // The residual's gradient joins in the layer norm's backward; pooled, in its rows alone.
     at::Tensor dx = s.ln1.backward(dh, s.x, s.p.ln1_w, s.pooled ? at::Tensor() : dy, d.ln1_w, d.ln1_b);
     if (s.pooled) dx.index_add_(0, s.pool, dy);
-    return {dx,     d.ln1_w, d.ln1_b,  d.qkv_w,  d.qkv_b, d.out_w, d.out_b, d.ln2_w, d.ln2_b,
-            d.fc_w, d.fc_b,  d.proj_w, d.proj_b, {},      {},      {},      {},      {}};
+    return {dx,     d.ln1_w,  d.ln1_b,  d.qkv_w, d.qkv_b, d.out_w, d.out_b, d.ln2_w, d.ln2_b, d.fc_w,
+            d.fc_b, d.proj_w, d.proj_b, {},      {},      {},      {},      {},      {}};
   }
 };
 
@@ -268,7 +284,8 @@ struct Block : torch::autograd::Function<Block> {
 at::Tensor fused_block(const at::Tensor& x, const BlockParameters& p, const at::Tensor& offsets, const at::Tensor& pool,
                        const Transformer::Shape& shape) {
   return Block::apply(x, p.ln1_w, p.ln1_b, p.qkv_w, p.qkv_b, p.out_w, p.out_b, p.ln2_w, p.ln2_b, p.fc_w, p.fc_b,
-                      p.proj_w, p.proj_b, offsets, pool, shape.heads, std::int64_t(shape.activation), shape.causal);
+                      p.proj_w, p.proj_b, offsets, pool, shape.heads, std::int64_t(shape.activation), shape.causal,
+                      shape.checkpointing);
 }
 
 }  // namespace trireme::nn

@@ -13,7 +13,8 @@ void DataConfig::fields(Fields& f) {
   f("files", files, "several such sources, instead of file");
   f("eval_file", eval_file,
     "pairs to evaluate on, one such source; then all of the others is trained on; empty: captions that are held out");
-  f("tokenizer", tokenizer, "CLIP merges file; empty: a BPE of model.vocab ids is learnt from the training captions");
+  f("tokenizer", tokenizer,
+    "CLIP merges file; empty: that of an OpenCLIP folder in init_from, else a BPE learnt from the captions");
   f.resume_may_change(false);
   f("weights", weights,
     "of each of files: times that each of its pairs occurs in an epoch, whole numbers; empty: once");

@@ -5,6 +5,8 @@
 #include "framework/context.h"
 #include "framework/losses/contrastive.h"
 #include "framework/models/clip_evaluate.h"
+#include "framework/models/open_clip.h"
+#include "framework/optim/schedule.h"
 #include "recipes/clip/config.h"
 #include "recipes/clip/data.h"
 
@@ -31,7 +33,12 @@ class FastClip : public Recipe {
     notes_ = pairs_->notes();
     train_ = pairs_->train_ids(data_config_.max_per_caption);
     held_out_ = pairs_->held_out_ids();
-    if (data_config_.tokenizer.empty()) {
+    check_open_clip_model(c.config().init_from, model_config_);
+    if (data_config_.tokenizer.empty() && is_open_clip_folder(c.config().init_from))
+      tokenizer_ = open_clip_tokenizer(c.config().init_from);
+    if (tokenizer_) {
+      // The pretrained model's.
+    } else if (data_config_.tokenizer.empty()) {
       tokenizer_.emplace(Tokenizer::train(captions_of(*pairs_, train_), model_config_.vocab));
     } else {
       tokenizer_.emplace(Tokenizer::load(data_config_.tokenizer));
@@ -43,6 +50,7 @@ class FastClip : public Recipe {
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(model_config_, std::log(1 / loss_config_.tau), params);
     params_ = params.all();
+    nn::lock_towers(model_config_, params_);
     if (loss_config_.temperature == "const")
       for (auto& p : params_)
         if (p.group == "temperature") p.group = "constant";
@@ -50,14 +58,15 @@ class FastClip : public Recipe {
     check_same_data(c.comm("control"));
     // Hand-written kernels serve host memory in f32 and f64; everything else runs on ATen operators.
     fused_ = c.device().is_cpu() && !c.autocast();
-    epochs_ = std::max<std::int64_t>(
-        1, (c.config().steps * c.config().batch_size + std::int64_t(train_.size()) - 1) / std::int64_t(train_.size()));
   }
 
   std::vector<Param> parameters() override { return params_; }
   const Dataset& train_data() override { return *dataset_; }
   std::vector<std::int64_t> train_ids() override { return train_; }
   bool whole_batch() const override { return true; }
+  std::vector<std::string> communicators() const override {
+    return model_config_.sync_bn ? std::vector<std::string>{"statistics"} : std::vector<std::string>{};
+  }
 
   at::Tensor backward(const Batch& batch, Context& c) override {
     for (const auto& line : std::exchange(notes_, {})) c.message(line);
@@ -68,23 +77,32 @@ class FastClip : public Recipe {
   GroupSettings group(std::string_view name, const Step& s, const Context& c) const override {
     if (name == "constant") return {0, 0};
     if (name != "temperature") return Recipe::group(name, s, c);
-    if (loss_config_.lr_tau < 0 || loss_config_.lr_tau_schedule == "cosine") {
-      const double peak = c.config().optimizer.lr;
-      return {loss_config_.lr_tau < 0 ? s.lr : loss_config_.lr_tau * (peak > 0 ? s.lr / peak : 1), 0};
-    }
-    return loss_config_.lr_tau_schedule == "step_thresh" ? lower_once_small() : GroupSettings{loss_config_.lr_tau, 0};
+    GroupSettings t{loss_config_.lr_tau};  // no decay, and no momentum where the rule is sgd or nesterov
+    t.momentum = 0;
+    const double peak = c.config().optimizer.lr;
+    if (loss_config_.lr_tau < 0)
+      t.lr = s.lr;
+    else if (loss_config_.lr_tau_schedule == "cosine")
+      t.lr *= peak > 0 ? s.lr / peak : 1;
+    else if (loss_config_.lr_tau_schedule == "step_thresh")
+      lower_once_small(t);
+    return t;
   }
 
   void update(const Step& s, Context& c) override {
     c.step_optimizers(s);
+    model_->step_statistics(c.skip());
     if (log_u_.defined()) table_->write(step_ids_, std::exchange(log_u_, {}), c.skip());
     if (loss_config_.temperature == "const" || !model_->log_scale().requires_grad()) return;
     model_->log_scale().detach().clamp_(std::log(1 / loss_config_.tau_max), std::log(1 / loss_config_.tau_min));
   }
 
   std::map<std::string, double> evaluate(Context& c) override {
-    return evaluate_clip(c.comm(), *model_, fused_, *pairs_, *dataset_, *tokenizer_, model_config_.context, held_out_,
-                         c.device());
+    // Each rank's batch statistics are its own; rank 0's are the model's, as they are saved.
+    for (const auto& p : params_)
+      if (p.group == "buffer") c.comm().broadcast(buffer_of(p.value), 0).wait();
+    const ClipEncoder encoder(c.comm(), *model_, *tokenizer_, model_config_.context, fused_, c.device());
+    return evaluate_clip(encoder, questions_of(*pairs_, *dataset_, held_out_, c.param_type()), Protocol::ours).metrics;
   }
   std::string best_metric() const override { return "image_to_text_r10"; }
   std::vector<std::string> headline_metrics() const override {
@@ -114,6 +132,10 @@ class FastClip : public Recipe {
 
   void state(Archive& ar) override {
     archive_data(ar);
+    // What load_clip reads; prepared pictures were fitted into a white square.
+    Preprocess preprocess{.size = model_config_.image_size, .resize_mode = "longest", .fill = 255};
+    std::string model = print_open_clip_config({model_config_, preprocess}, true);
+    if (ar.has("open_clip_config")) ar.text("open_clip_config", model);
     archive(ar, "log_u_image", table_->image);
     archive(ar, "log_u_text", table_->text);
     double shown = tau();  // for readers of the file: the weights say it
@@ -175,19 +197,27 @@ class FastClip : public Recipe {
 
   double tau() const { return std::exp(-model_->log_scale().item<double>()); }  // waits for a GPU
 
-  // The learning rate of log(1/tau): a third while tau <= 0.03, as the weights have it now.
-  GroupSettings lower_once_small() const {
-    const double high = loss_config_.lr_tau, low = high / 3;
+  // The learning rate of log(1/tau) as tau has it now.
+  void lower_once_small(GroupSettings& settings) const {
+    const StepThreshold schedule;
     const at::Tensor t = model_->log_scale().detach();
-    if (t.is_cpu()) return {tau() <= 0.03 ? low : high, 0};
+    if (t.is_cpu()) {
+      settings.lr = schedule.at(settings.lr, tau());
+      return;
+    }
     const auto scalar = t.options().dtype(at::kFloat);
-    return {high, 0, at::where((-t).exp() <= 0.03, at::full({}, low, scalar), at::full({}, high, scalar))};
+    settings.device_lr =
+        at::where((-t).exp() <= schedule.threshold, at::full({}, settings.lr * schedule.ratio, scalar),
+                  at::full({}, settings.lr, scalar));
   }
 
-  Features encode(const Batch& batch, Context& c) const {
+  // `again`: the rows come once more in this step.
+  Features encode(const Batch& batch, Context& c, bool again = false) const {
     const at::Tensor end = batch.columns.at("end");
     const bool bf16 = c.autocast() && c.config().precision == "bf16";
-    return {model_->encode_image(dataset_->pixels_of(batch, bf16 ? at::kBFloat16 : c.param_type()), fused_),
+    const nn::Training training{std::uint64_t(c.config().seed), batch.epoch, batch.ids,
+                                model_config_.sync_bn ? &c.comm("statistics") : nullptr, !again};
+    return {model_->encode_image(dataset_->pixels_of(batch, bf16 ? at::kBFloat16 : c.param_type()), fused_, &training),
             model_->encode_text(to_device(batch.columns.at("ids"), c.device()),
                                 {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, fused_)};
   }
@@ -199,8 +229,9 @@ class FastClip : public Recipe {
     if (loss_config_.name == "mbcl") {
       r = mini_batch_loss(c.comm(), image, text, model_->log_scale());
     } else {
+      const std::int64_t epochs = (c.steps + c.steps_per_epoch - 1) / c.steps_per_epoch;
       const std::int64_t decay =
-          loss_config_.gamma_decay_epochs ? loss_config_.gamma_decay_epochs : std::max<std::int64_t>(1, epochs_ / 2);
+          loss_config_.gamma_decay_epochs ? loss_config_.gamma_decay_epochs : std::max<std::int64_t>(1, epochs / 2);
       const double gamma = gamma_at(loss_config_.gamma_schedule, loss_config_.gamma_min, decay, batch.epoch);
       r = global_loss(
           c.comm(), image, text, model_->log_scale(), batch.global_ids, gamma, *table_,
@@ -250,6 +281,7 @@ class FastClip : public Recipe {
     const std::int64_t m = b / n;
     const auto chunk = [&](std::int64_t k) {
       Batch part = batch;
+      part.ids.assign(batch.ids.begin() + k * m, batch.ids.begin() + (k + 1) * m);
       for (auto& [name, column] : part.columns) column = column.narrow(0, k * m, m);
       return part;
     };
@@ -257,7 +289,7 @@ class FastClip : public Recipe {
     c.without_graph([&] {
       std::vector<at::Tensor> image, text;
       for (std::int64_t k = 0; k < n; ++k) {
-        const Features f = encode(chunk(k), c);
+        const Features f = encode(chunk(k), c, /*again=*/true);
         image.push_back(f.image);
         text.push_back(f.text);
       }
@@ -291,7 +323,6 @@ class FastClip : public Recipe {
   std::vector<Param> params_;
   std::vector<std::int64_t> train_, held_out_, step_ids_;
   at::Tensor log_u_;  // of this step, written to the table in update()
-  std::int64_t epochs_ = 1;
   bool fused_ = false;
 };
 

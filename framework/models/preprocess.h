@@ -1,0 +1,27 @@
+// What open_clip's evaluation does to a picture before the model sees it, to the bit: Pillow's antialiased resize (in
+// 8 bits, first across, then down), crop or pad, normalisation.
+#pragma once
+#include "data/image_text/images.h"
+
+#include <array>
+#include <string>
+
+#include <ATen/core/Tensor.h>
+
+namespace trireme {
+
+struct Preprocess {
+  std::int64_t size = 224;
+  std::array<double, 3> mean{0.48145466, 0.4578275, 0.40821073}, std{0.26862954, 0.26130258, 0.27577711};
+  std::string interpolation = "bicubic";  // or bilinear
+  std::string resize_mode = "shortest";  // ... side becomes `size`, centre cropped; longest: padded; squash: both sides
+  std::int64_t fill = 0;                 // grey level of the padding
+
+  // -> [3, size, size] f32.
+  at::Tensor operator()(const Image& picture) const;
+};
+
+// As Pillow's Image.resize. Width, height > 0.
+Image pillow_resize(const Image& in, int width, int height, bool bicubic);
+
+}  // namespace trireme

@@ -1,0 +1,17 @@
+// Gradient checkpointing (Chen et al., arXiv 1604.06174): a part of a model keeps its input alone and is computed again
+// in backward.
+#pragma once
+#include <functional>
+#include <span>
+
+#include <ATen/core/Tensor.h>
+
+namespace trireme::nn {
+
+// A pure function of x and weights: both passes must give the same bits.
+using CheckpointedPart = std::function<at::Tensor(const at::Tensor& x, std::span<const at::Tensor> weights)>;
+
+// part(x, weights), under the autocast of the call in both passes. `part` is kept until backward.
+at::Tensor checkpointed(const CheckpointedPart& part, const at::Tensor& x, std::span<const at::Tensor> weights);
+
+}  // namespace trireme::nn

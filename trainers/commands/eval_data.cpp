@@ -1,0 +1,140 @@
+#include "trainers/commands/eval_data.h"
+
+#include "comm/error.h"
+#include "data/image_text/eval_set.h"
+#include "data/image_text/prepared.h"
+#include "framework/config/tree.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+#include <memory>
+
+namespace trireme {
+namespace {
+
+constexpr const char* plain_template = "a picture of {c}";
+
+std::vector<std::string> names_in(const std::string& file) {
+  std::vector<std::string> names = read_list(file);
+  if (names.empty()) throw DataError(file, "names nothing", "write one a line");
+  return names;
+}
+
+// Names that the user gives take the place of those of the data, one for each class.
+void rename_classes(EvalData& data, const EvalSpec& spec, std::size_t known) {
+  if (spec.classes.empty()) return;
+  data.classes = names_in(spec.classes);
+  if (data.classes.size() != known)
+    throw DataError(spec.classes,
+                    "names " + std::to_string(data.classes.size()) + " classes, and " + spec.name() + " has " +
+                        std::to_string(known),
+                    "write the name of every class, one a line in the order of their numbers");
+}
+
+EvalData whole_set(const EvalSpec& spec) {
+  const auto set = std::make_shared<EvalSet>(open_eval_set(spec.name()));
+  EvalData data;
+  data.size = set->pairs->size();
+  data.what = std::to_string(data.size) + " pictures of " + spec.name();
+  data.picture = [set](std::int64_t i) { return set->pairs->picture(i); };
+  data.captions = set->captions;
+  if (set->retrieval) {
+    if (!spec.classes.empty())
+      throw UsageError("--classes", spec.name() + " is for retrieval: its pictures have captions and no classes",
+                       "leave it out");
+    return data;
+  }
+  for (std::int64_t i = 0; i < data.size; ++i) data.labels.push_back(set->pairs->class_id(i));
+  const auto most = data.labels.empty() ? 0 : *std::max_element(data.labels.begin(), data.labels.end()) + 1;
+  data.classes = set->classes;
+  rename_classes(data, spec, set->classes.empty() ? std::size_t(most) : set->classes.size());
+  if (data.classes.empty())
+    throw DataError(spec.name(), "has no classnames.txt", "write one, a name a line, or give --classes FILE");
+  data.templates = set->templates;
+  return data;
+}
+
+std::vector<std::int64_t> ids_of(const Pairs& pairs, const std::string& split) {
+  if (split == "held_out") return pairs.held_out_ids();
+  if (split == "train") return pairs.train_ids();
+  if (split != "all") throw UsageError("--split " + split, "no such part", "take held_out, train or all");
+  std::vector<std::int64_t> ids = pairs.train_ids(), held_out = pairs.held_out_ids(), all;
+  std::merge(ids.begin(), ids.end(), held_out.begin(), held_out.end(), std::back_inserter(all));
+  return all;
+}
+
+// Classes are those that occur, as in training; with names from the user all of the data's are candidates.
+void add_classes(EvalData& data, const EvalSpec& spec, const Pairs& pairs, const std::vector<std::int64_t>& ids) {
+  rename_classes(data, spec, pairs.classes().size());
+  std::map<std::int64_t, std::int64_t> number_of;
+  for (const auto id : ids) {
+    const std::int64_t cls = pairs.class_id(id);
+    if (!spec.classes.empty()) {
+      if (cls < 0) throw DataError(spec.name(), "pair " + std::to_string(id) + " has no class", "leave --classes out");
+      data.labels.push_back(cls);
+      continue;
+    }
+    const auto [number, fresh] = number_of.emplace(cls, std::int64_t(data.classes.size()));
+    if (fresh) data.classes.push_back(cls < 0 ? "something" : pairs.classes().at(std::size_t(cls)));
+    data.labels.push_back(number->second);
+  }
+}
+
+EvalData part_of_pairs(const EvalSpec& spec) {
+  const std::shared_ptr<const Pairs> pairs = open_pairs(spec.source);
+  const bool prepared = dynamic_cast<const ImageTextData*>(pairs.get());
+  const std::string split = !spec.split.empty() ? spec.split : prepared ? "held_out" : "all";
+  const auto ids = std::make_shared<const std::vector<std::int64_t>>(ids_of(*pairs, split));
+  if (ids->empty()) throw DataError(spec.name(), "has no pair in the part `" + split + "`", "take another --split");
+  EvalData data;
+  data.size = std::int64_t(ids->size());
+  data.what = std::to_string(data.size) + (split == "all" ? " pairs of " : " pairs (" + split + ") of ") + spec.name();
+  data.picture = [pairs, ids](std::int64_t i) { return pairs->picture((*ids)[std::size_t(i)]); };
+  for (const auto id : *ids) data.captions.push_back({pairs->caption(id)});
+  if (!pairs->classes().empty()) add_classes(data, spec, *pairs, *ids);
+  return data;
+}
+
+// The texts of a key: one, or a list.
+std::vector<std::string> texts_at(const config::Node& data, std::string_view key) {
+  const config::Node* node = data.find(key);
+  if (!node) return {};
+  if (node->kind == config::Node::Kind::text) return {node->text};
+  std::vector<std::string> texts;
+  for (const auto& item : node->items) texts.push_back(item.text);
+  return texts;
+}
+
+}  // namespace
+
+PairsSpec data_of_run(const std::string& run) {
+  const std::string file = run + "/config.resolved.yaml";
+  const config::Node root = config::load_tree(file, {});
+  const config::Node* data = root.find("data");
+  if (!data) throw DataError(file, "names no data", "give --data");
+  PairsSpec spec;
+  spec.files = texts_at(*data, "files");
+  if (spec.files.empty()) spec.files = texts_at(*data, "file");
+  const auto text = [&](std::string_view key, std::string& value) {
+    if (const auto texts = texts_at(*data, key); !texts.empty()) value = texts.front();
+  };
+  text("eval_file", spec.eval_file);
+  text("index_key", spec.index_key);
+  text("image_column", spec.image_column);
+  text("caption_column", spec.caption_column);
+  std::string held_out = std::to_string(spec.held_out);
+  text("held_out", held_out);
+  spec.held_out = std::strtod(held_out.c_str(), nullptr);
+  return spec;
+}
+
+EvalData open_eval_data(const EvalSpec& spec) {
+  EvalData data = is_eval_set(spec.name()) ? whole_set(spec) : part_of_pairs(spec);
+  if (!spec.templates.empty()) data.templates = names_in(spec.templates);
+  if (data.templates.empty()) data.templates = {plain_template};
+  data.name = spec.name();
+  return data;
+}
+
+}  // namespace trireme

@@ -1,0 +1,36 @@
+// What `trireme eval` asks a model: pictures with their captions and classes, from any data that it reads.
+#pragma once
+#include "data/image_text/open_pairs.h"
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace trireme {
+
+struct EvalSpec {
+  PairsSpec source;                // or one file: a folder in CLIP_benchmark's layout
+  std::string split;               // held_out, train or all; empty: what a prepared file holds out, of other data all
+  std::string classes, templates;  // files, one name or template a line; empty: what the data says
+
+  std::string name() const { return source.files.empty() ? "" : source.files.front(); }
+};
+
+// What a run trains on and holds out, as its config.resolved.yaml says. DataError: it does not say.
+PairsSpec data_of_run(const std::string& run);
+
+struct EvalData {
+  std::string name;  // as the user calls it
+  std::string what;  // "455 pairs (held_out) of FILE"
+  std::int64_t size = 0;
+  std::function<Picture(std::int64_t)> picture;    // of [0, size); thread safe
+  std::vector<std::vector<std::string>> captions;  // of each picture; empty: there are none
+  std::vector<std::int64_t> labels;                // class of each picture; empty: there are none
+  std::vector<std::string> classes, templates;     // names by number
+};
+
+// DataError, UsageError with the cure: nothing there, no picture in the split, as many names as there are no classes.
+EvalData open_eval_data(const EvalSpec& spec);
+
+}  // namespace trireme

@@ -1,0 +1,49 @@
+// `trireme export RUN`: a model as files of other tools.
+#include "comm/error.h"
+#include "framework/command.h"
+#include "framework/formats/safetensors.h"
+#include "framework/io/file_io.h"
+#include "framework/models/clip_model.h"
+#include "framework/models/open_clip.h"
+
+#include <iostream>
+
+namespace trireme {
+namespace {
+
+struct ExportOptions {
+  std::string model, out, format = "openclip", tokenizer, step = "newest";
+  bool raw = false;
+};
+
+int export_model(const ExportOptions& o) {
+  if (o.format != "openclip") throw UsageError("--format", "'" + o.format + "' is none", "write openclip");
+  if (o.out.empty()) throw UsageError("export", "no folder to write", "give --out DIR");
+  const ClipModel model = load_clip(o.model, at::kCPU, at::kFloat, o.tokenizer, {o.step, !o.raw});
+  FileIo& io = system_io();
+  make_folder(io, o.out);
+  std::vector<NamedTensor> tensors;
+  for (const auto& p : model.parameters()) tensors.push_back({p.name, p.value.detach()});
+  write_safetensors(o.out + "/open_clip_model.safetensors", tensors, {{"format", "pt"}});
+  if (model.has_tokenizer()) write_open_clip_tokenizer(o.out, model.tokenizer(), model.config().context);
+  // Last: with it the folder is a model.
+  replace_durably(io, o.out + "/open_clip_config.json",
+                  print_open_clip_config({model.config(), model.preprocess()}, model.has_tokenizer()));
+  std::cout << "export: open_clip.create_model_and_transforms('local-dir:" << o.out << "')" << std::endl;
+  return 0;
+}
+
+const Commands::Entry registered(
+    {"export", "writes a model as open_clip loads it", [](CommandOptions& command) {
+       const auto o = std::make_shared<ExportOptions>();
+       command.text("model", o->model, "run folder of fastclip, or OpenCLIP folder", command.required);
+       command.text("--out", o->out, "folder to write");
+       command.text("--format", o->format, "openclip: config, weights and tokenizer in the layout of its hub");
+       command.text("--tokenizer", o->tokenizer, "CLIP merges file, where the model brings none");
+       command.text("--step", o->step, "of a run: a checkpoint's step, newest or best");
+       command.flag("--raw", o->raw, "of a run: the weights as trained, not their running average");
+       return [o](const CommandLine&) { return export_model(*o); };
+     }});
+
+}  // namespace
+}  // namespace trireme
