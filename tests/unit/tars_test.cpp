@@ -14,7 +14,9 @@
 #include "tests/needs.h"
 #include "tests/unit/reference_files.h"
 
+#include <atomic>
 #include <set>
+#include <thread>
 
 namespace trireme::test {
 namespace {
@@ -238,6 +240,28 @@ TEST_F(TarsTest, PairsAreThoseOfTheShards) {
   EXPECT_EQ(pairs.classes(), (std::vector<std::string>{"0", "1", "2"}));
   EXPECT_SAYS(pairs.caption(240), "has no sample 240");
   EXPECT_SAYS(pairs.caption(-1), "has no sample -1");
+}
+
+TEST_F(TarsTest, MoreShardsThanMayBeOpen) {
+  TRIREME_NEEDS("PNG");
+  for (int i = 0; i < 300; ++i) shard("many/" + std::to_string(1000 + i) + ".tar", i, 1);
+  const Tars pairs(path("many"));
+  ASSERT_EQ(pairs.size(), 300);
+  // Several threads, each with an order of its own, through a ring of 256 files.
+  std::atomic<int> wrong{0};
+  {
+    std::vector<std::jthread> pool;
+    for (int t = 0; t < 4; ++t)
+      pool.emplace_back([&, t] {
+        for (const auto id : permutation(300, Rng(1, "order", std::uint64_t(t)))) {
+          wrong += pairs.caption(id) != "picture number " + std::to_string(id / 2);
+          wrong += pairs.picture(id).width != 8;
+        }
+      });
+  }
+  EXPECT_EQ(wrong, 0);
+  const auto open = std::distance(fs::directory_iterator("/proc/self/fd"), fs::directory_iterator());
+  EXPECT_LT(open, 290);
 }
 
 TEST_F(TarsTest, TheIndexIsKeptAndKnowsItsFiles) {
