@@ -29,6 +29,12 @@ SMALL = {
 }
 
 
+# Those that `model.name` knows.
+NAMED = [n + q for n in ["ViT-S-32", "ViT-S-16", "ViT-S-32-alt", "ViT-S-16-alt", "ViT-M-32", "ViT-B-32", "ViT-B-16",
+                         "ViT-L-16", "ViT-L-14", "ViT-L-14-336", "RN50", "RN101"] for q in ["", "-quickgelu"]
+         if n + q in open_clip.list_models()]
+
+
 def name_hash(name):  # FNV-1a
     h = 0xCBF29CE484222325
     for b in name.encode():
@@ -97,7 +103,8 @@ def vectors():
         rounded = lambda t: [[float(f"{v:.9g}") for v in row] for row in t.tolist()]
         cases[name] = {"config": {"model_cfg": config}, "tensors": {k: list(v.shape) for k, v in model.state_dict().items()},
                        "ids": ids.tolist(), "image": rounded(image), "text": rounded(text)}
-    print(json.dumps({"open_clip": open_clip.__version__, "cases": cases}))
+    named = {n: open_clip.get_model_config(n) for n in NAMED}
+    print(json.dumps({"open_clip": open_clip.__version__, "cases": cases, "named": named}))
 
 
 def parity(trireme, names):
