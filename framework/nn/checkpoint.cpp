@@ -77,7 +77,10 @@ at::Tensor checkpointed(const CheckpointedPart& part, const at::Tensor& x, std::
   const auto device = x.device().type();
   auto kept = c10::make_intrusive<Kept>();
   kept->part = part;
-  kept->autocast = at::autocast::is_autocast_enabled(device);
+  // A caller may have shut autocast out for this thread, whatever its switch says.
+  kept->autocast =
+      at::autocast::is_autocast_enabled(device) &&
+      !c10::impl::tls_is_dispatch_key_excluded(at::autocast::get_autocast_dispatch_key_from_device_type(device));
   kept->type = at::autocast::get_autocast_dtype(device);
   return Checkpointed::apply(at::TensorList(inputs), kept);  // in a vector it would see no variables
 }

@@ -143,7 +143,8 @@ TEST_F(ClipTowers, SynchronisedStatisticsDoNotDependOnRanks) {
 // Two chunks of a step move them twice, their first pass without a graph not at all.
 TEST_F(ClipTowers, StatisticsMoveOnceAChunk) {
   for (const std::int64_t chunks : {1, 2, 4}) {
-    const Trained t = train("resnet", 1, 3, {"precision=f64", "accumulate=" + std::to_string(chunks)});
+    const std::string precision = chunks == 4 ? "bf16" : "f64";
+    const Trained t = train("resnet", 1, 3, {"precision=" + precision, "accumulate=" + std::to_string(chunks)});
     for (const auto& [name, value] : t.weights)
       if (name.ends_with("num_batches_tracked")) {
         EXPECT_EQ(value.item<std::int64_t>(), 3 * chunks) << name;
