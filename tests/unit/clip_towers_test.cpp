@@ -117,7 +117,8 @@ TEST_F(ClipTowers, CheckpointedBlocksGiveTheSameBits) {
       again.push_back("model.checkpointing=true");
       const Trained made = train("vit", 2, 3, again);
       EXPECT_EQ(apart(kept, made), 0);
-      if (more != "zero=1") EXPECT_EQ(apart(kept.gradients, made.gradients), 0);  // there a rank's own shard counts
+      if (more == "zero=1") continue;  // there a rank's own shard counts
+      EXPECT_EQ(apart(kept.gradients, made.gradients), 0);
     }
 }
 

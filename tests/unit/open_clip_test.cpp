@@ -154,9 +154,22 @@ TEST(OpenClip, NamedShapesAreItsOwn) {
 
 TEST(OpenClip, AKeyOfANamedModelMayBeAnother) {
   nn::ClipConfig config;
-  Config::parse("name: ViT-B-32\nimage_size: 64", "test").read([&](Fields& f) { config.fields(f); });
-  EXPECT_EQ(config.image_size, 64);
-  EXPECT_EQ(config.vision_width, 768);
+  const auto schema = [&](Fields& f) { config.fields(f); };
+  const Config file = Config::parse("name: ViT-B-32\nimage_size: 64", "test");
+  file.read(schema);
+  for (int visit = 0; visit < 2; ++visit) {  // printing and comparing visit the keys again
+    EXPECT_EQ(config.image_size, 64);
+    EXPECT_EQ(config.vision_width, 768);
+    EXPECT_NE(file.print(schema, false).find("vision_width: 768"), std::string::npos);
+    EXPECT_NE(config_hash(file, schema), 0u);
+  }
+  nn::ClipConfig fresh;
+  const auto differing = [&](const std::string& other) {
+    return differing_keys(file, Config::parse(other, "test"), [&](Fields& f) { fresh.fields(f); });
+  };
+  EXPECT_TRUE(differing("image_size: 64\nname: ViT-B-32\nvision_width: 768").empty());
+  EXPECT_EQ(differing("name: ViT-B-32"), std::vector<std::string>{"image_size"});
+  EXPECT_EQ(differing("name: ViT-B-16\nimage_size: 64"), (std::vector<std::string>{"name", "patch_size"}));
 }
 
 // Config that is written is read again alike; every other computation is refused by the name of its key.
