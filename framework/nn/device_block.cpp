@@ -19,8 +19,10 @@ struct QuickGelu : torch::autograd::Function<QuickGelu> {
   }
 };
 
-// Statistics are f32 inside ATen's kernel also where x is bf16.
+// Statistics are f32 inside ATen's kernel also where x is bf16. In fp16 the sums over rows that are the gradients of w
+// and b would overflow under a loss scale: there all of it is f32.
 at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) {
+  if (x.scalar_type() == at::kHalf) return at::layer_norm(x.to(at::kFloat), {x.size(1)}, w, b, eps).to(at::kHalf);
   return at::layer_norm(x, {x.size(1)}, w.to(x.scalar_type()), b.to(x.scalar_type()), eps);
 }
 
