@@ -74,16 +74,18 @@ at::Tensor Transformer::on_operators(const at::Tensor& x, std::span<const std::i
   }
   const Sequences s(lengths, x.device());
   const at::Tensor last = to_device(host_i64(pooled_rows), x.device());
-  // The blocks run in autocast's type from end to end, what flows past them too: operators would go back to f32.
   const auto device = x.device().type();
   const auto type =
       at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device) : x.scalar_type();
+  // bf16 flows past the products too, which halves what norms and sums move. In fp16 gradients there would overflow
+  // under a loss scale.
+  const auto flow = type == at::kHalf ? at::kFloat : type;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   at::Tensor y = x.narrow(1, 0, s.longest).reshape({b * s.longest, w});
   if (!s.equal()) y = y.index_select(0, s.rows);
-  y = y.to(type);
+  y = y.to(flow);
   for (std::size_t i = 0; i < blocks_.size(); ++i)
-    y = device_block(y, blocks_[i], s, i + 1 == blocks_.size() ? last : at::Tensor(), shape_);
+    y = device_block(y, blocks_[i], s, i + 1 == blocks_.size() ? last : at::Tensor(), shape_, type);
   return y;
 }
 
