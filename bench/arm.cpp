@@ -170,20 +170,22 @@ void Arm::block(int n, bool discard, std::chrono::seconds patience) {
   for (const auto& loss : r->at("losses")) losses_.push_back(loss.get<double>());
 }
 
+std::vector<double> Arm::losses(std::size_t first) const {
+  return {losses_.begin(), losses_.begin() + std::ptrdiff_t(std::min(first, losses_.size()))};
+}
+
 double Arm::median_ms() const { return quantile(ms_, 0.5); }
 double Arm::median_cpu_ms() const { return quantile(cpu_ms_, 0.5); }
 
 nlohmann::json Arm::row() const {
   if (!skipped_.empty()) return {{"arm", name_}, {"skipped", skipped_}};
-  std::vector<double> first(losses_.begin(),
-                            losses_.begin() + std::ptrdiff_t(std::min<std::size_t>(4, losses_.size())));
   nlohmann::json row{{"arm", name_},
                      {"step_ms", median_ms()},
                      {"low_ms", quantile(ms_, 0.25)},
                      {"high_ms", quantile(ms_, 0.75)},
                      {"cpu_ms", median_cpu_ms()},
                      {"blocks", ms_.size()},
-                     {"losses", first}};
+                     {"losses", losses(4)}};
   if (!losses_.empty()) row["last_loss"] = losses_.back();
   row["steps"] = losses_.size();
   return row;

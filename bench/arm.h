@@ -39,6 +39,7 @@ class Arm {
   const std::string& skipped() const { return skipped_; }
   double last_ms() const { return last_ms_; }  // of a step in the newest block, also a discarded one
   const std::vector<double>& blocks_ms() const { return ms_; }
+  std::vector<double> losses(std::size_t first) const;  // of the first steps that told theirs
   double median_ms() const;
   double median_cpu_ms() const;
   // {arm, step_ms, low_ms, high_ms (quartiles), cpu_ms, blocks, losses (of the first 4 steps), last_loss, steps}, or

@@ -35,6 +35,7 @@ Buffer buffer_of(const at::Tensor& t) {
 }
 
 at::Tensor to_device(const at::Tensor& host, at::Device device) {
+  if (host.device() == device) return host;
   return device.is_cuda() ? host.pin_memory().to(device, /*non_blocking=*/true) : host.to(device);
 }
 

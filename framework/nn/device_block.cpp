@@ -19,9 +19,9 @@ struct QuickGelu : torch::autograd::Function<QuickGelu> {
   }
 };
 
-// Statistics are f32 inside ATen's kernel also where x is bf16.
-at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b) {
-  return at::layer_norm(x, {x.size(1)}, w.to(x.scalar_type()), b.to(x.scalar_type()), eps);
+// In x's type (whose statistics are f32 inside ATen's kernel), then cast.
+at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, at::ScalarType type) {
+  return at::layer_norm(x, {x.size(1)}, w.to(x.scalar_type()), b.to(x.scalar_type()), eps).to(type);
 }
 
 // Rows [first, first + n) of a weight that is used in parts.
@@ -32,9 +32,9 @@ at::Tensor part(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, s
 }  // namespace
 
 at::Tensor device_block(const at::Tensor& x, const BlockParameters& p, const Sequences& s, const at::Tensor& pool,
-                        const Transformer::Shape& shape) {
+                        const Transformer::Shape& shape, at::ScalarType type) {
   const auto w = x.size(1);
-  const at::Tensor h = norm(x, p.ln1_w, p.ln1_b);
+  const at::Tensor h = norm(x, p.ln1_w, p.ln1_b, type);
   at::Tensor residual = x, mixed;
   if (pool.defined()) {
     residual = x.index_select(0, pool);
@@ -44,7 +44,7 @@ at::Tensor device_block(const at::Tensor& x, const BlockParameters& p, const Seq
     mixed = packed_attention(linear(h, p.qkv_w, p.qkv_b, false), s, shape.heads, shape.causal);
   }
   const at::Tensor y = residual + linear(mixed, p.out_w, p.out_b, false);
-  const at::Tensor z = linear(norm(y, p.ln2_w, p.ln2_b), p.fc_w, p.fc_b, false);
+  const at::Tensor z = linear(norm(y, p.ln2_w, p.ln2_b, type), p.fc_w, p.fc_b, false);
   const at::Tensor act = shape.activation == kernels::Activation::gelu ? at::gelu(z) : QuickGelu::apply(z);
   return y + linear(act, p.proj_w, p.proj_b, false);
 }

@@ -5,10 +5,11 @@
 
 namespace trireme::nn {
 
-// x [total, w]: rows of `s` in the compute type (f32, f64, bf16, fp16), which is also that of everything between the
-// blocks: weights are cast to it, their gradients arrive in their own type. No autocast may be on.
-// pool (i64 [count], may be undefined): the last block's: queries and MLP of these rows alone, -> [count, w].
+// x [total, w]: rows of `s`. Products are of `type` (f32, f64, bf16, fp16), to which weights are cast while their
+// gradients arrive in their own type; the result, and what flows past the products, is of x's type, which may be wider.
+// No autocast may be on. pool (i64 [count], may be undefined): the last block's: queries and MLP of these rows alone,
+// -> [count, w].
 at::Tensor device_block(const at::Tensor& x, const BlockParameters& p, const Sequences& s, const at::Tensor& pool,
-                        const Transformer::Shape& shape);
+                        const Transformer::Shape& shape, at::ScalarType type);
 
 }  // namespace trireme::nn

@@ -17,12 +17,12 @@ BlockParameters block_of(std::span<const at::Tensor> w) {
 }
 
 at::Tensor checkpointed_block(const at::Tensor& x, const BlockParameters& p, const Sequences& s, const at::Tensor& pool,
-                              const Transformer::Shape& shape) {
+                              const Transformer::Shape& shape, at::ScalarType type) {
   const at::Tensor weights[] = {p.ln1_w, p.ln1_b, p.qkv_w, p.qkv_b, p.out_w,  p.out_b,
                                 p.ln2_w, p.ln2_b, p.fc_w,  p.fc_b,  p.proj_w, p.proj_b};
   return checkpointed(
-      [s, pool, shape](const at::Tensor& in, std::span<const at::Tensor> w) {
-        return device_block(in, block_of(w), s, pool, shape);
+      [s, pool, shape, type](const at::Tensor& in, std::span<const at::Tensor> w) {
+        return device_block(in, block_of(w), s, pool, shape, type);
       },
       x, weights);
 }
@@ -95,18 +95,20 @@ at::Tensor Transformer::on_operators(const at::Tensor& x, std::span<const std::i
   }
   const Sequences s(lengths, x.device());
   const at::Tensor last = to_device(host_i64(pooled_rows), x.device());
-  // The blocks run in autocast's type from end to end, what flows past them too: operators would go back to f32.
   const auto device = x.device().type();
   const auto type =
       at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device) : x.scalar_type();
+  // bf16 flows past the products too, which halves what norms and sums move. In fp16 gradients there would overflow
+  // under a loss scale.
+  const auto flow = type == at::kHalf ? at::kFloat : type;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   at::Tensor y = x.narrow(1, 0, s.longest).reshape({b * s.longest, w});
   if (!s.equal()) y = y.index_select(0, s.rows);
-  y = y.to(type);
+  y = y.to(flow);
   for (std::size_t i = 0; i < blocks_.size(); ++i) {
     const at::Tensor pooled = i + 1 == blocks_.size() ? last : at::Tensor();
-    y = shape_.checkpointing ? checkpointed_block(y, blocks_[i], s, pooled, shape_)
-                             : device_block(y, blocks_[i], s, pooled, shape_);
+    y = shape_.checkpointing ? checkpointed_block(y, blocks_[i], s, pooled, shape_, type)
+                             : device_block(y, blocks_[i], s, pooled, shape_, type);
   }
   return y;
 }

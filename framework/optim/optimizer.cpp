@@ -1,9 +1,8 @@
 #include "framework/optim/optimizer.h"
 
-#include "framework/optim/rule.h"
-
 #include "framework/base/replicas.h"
 #include "framework/base/tensor.h"
+#include "framework/optim/rule.h"
 
 namespace trireme {
 

@@ -17,8 +17,8 @@ struct GroupStep {
   at::Tensor count;                       // f32 scalar: updates done, this one included
   GroupSettings settings;
   std::optional<at::Tensor> scale;  // f32 scalar: gradients are to be divided by it
-  std::optional<at::Tensor> skip;   // f32 scalar: 1 = change nothing, whatever the gradients are. On a GPU the host does
-                                    // not know it.
+  std::optional<at::Tensor> skip;  // f32 scalar: 1 = change nothing, whatever the gradients are. On a GPU the host does
+                                   // not know it.
 };
 
 class UpdateRule {

@@ -206,9 +206,8 @@ class FastClip : public Recipe {
       return;
     }
     const auto scalar = t.options().dtype(at::kFloat);
-    settings.device_lr =
-        at::where((-t).exp() <= schedule.threshold, at::full({}, settings.lr * schedule.ratio, scalar),
-                  at::full({}, settings.lr, scalar));
+    settings.device_lr = at::where((-t).exp() <= schedule.threshold, at::full({}, settings.lr * schedule.ratio, scalar),
+                                   at::full({}, settings.lr, scalar));
   }
 
   // `again`: the rows come once more in this step.

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <mutex>
 
+#include <ATen/autocast_mode.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
@@ -135,6 +136,79 @@ class ClipVectors : public testing::TestWithParam<Case> {
 
 TEST_P(ClipVectors, Float64) { run(at::kDouble, 1e-10); }
 TEST_P(ClipVectors, Float32) { run(at::kFloat, 1e-5); }
+
+// More rows than a tile has, on one rank and on two that share them unevenly with the tiles, against matrices that are
+// written out.
+TEST(Tiles, LossesOfManyRows) {
+  const std::int64_t global = 1500, d = 7;
+  at::manual_seed(9);
+  const auto unit = [&] {
+    const at::Tensor x = at::randn({global, d}, at::kDouble);
+    return x / x.norm(2, {1}, true);
+  };
+  const at::Tensor image = unit(), text = unit(), t = at::full({}, 2.5, at::kDouble);
+  const double s = std::exp(2.5), eps = 1e-14;
+  const at::Tensor sim = at::mm(image, text.t()), diagonal = sim.diagonal();
+  const at::Tensor off = 1 - at::eye(global, at::kDouble);
+  // OpenCLIP's loss: softmax minus one on the diagonal, by rows and by columns.
+  const at::Tensor dsim =
+      (at::softmax(s * sim, 1) + at::softmax(s * sim, 0) - 2 * at::eye(global, at::kDouble)) * (s / (2.0 * global));
+  const double mbcl =
+      ((at::logsumexp(s * sim, {1}) + at::logsumexp(s * sim, {0}) - 2 * s * diagonal).mean() / 2.0).item<double>();
+  // FastCLIP v3 at gamma = 1.
+  const at::Tensor x = ((sim - diagonal.unsqueeze(1)) * s).exp() * off,
+                   y = ((sim.t() - diagonal.unsqueeze(1)) * s).exp() * off;
+  const at::Tensor u1 = x.sum(1) / double(global - 1), u2 = y.sum(1) / double(global - 1);
+  const at::Tensor p = x / (u1 + eps).unsqueeze(1), q = y / (u2 + eps).unsqueeze(1);
+  const at::Tensor r = (p.sum(1) + q.sum(1)).unsqueeze(1);
+  const double c = 1 / (2.0 * global * (global - 1));
+  const at::Tensor d_image = c * (at::mm(p + q.t(), text) - r * text),
+                   d_text = c * (at::mm(q + p.t(), image) - r * image);
+  std::vector<std::int64_t> ids(global);
+  for (std::int64_t i = 0; i < global; ++i) ids[std::size_t(i)] = i;
+  for (const int k : {1, 2}) {
+    std::mutex mutex;
+    double worst = 0, loss = 0;
+    run_loopback(k, [&](Communicator& comm) {
+      const std::int64_t b = global / k, first = b * comm.rank();
+      const at::Tensor mine = image.narrow(0, first, b), its = text.narrow(0, first, b);
+      const NormalizerTable table(global, at::TensorOptions().dtype(at::kDouble));
+      const LossResult plain = mini_batch_loss(comm, mine, its, t);
+      const LossResult v3 = global_loss(comm, mine, its, t, ids, 1, table, {true, 6.5, eps, false});
+      const std::lock_guard lock(mutex);
+      const auto compare = [&](const at::Tensor& got, const at::Tensor& want) {
+        worst =
+            test::nan_max(worst, ((got / k - want.narrow(0, first, b)).abs().max() / want.abs().max()).item<double>());
+      };
+      compare(plain.d_image, at::mm(dsim, text));
+      compare(plain.d_text, at::mm(dsim.t(), image));
+      compare(v3.d_image, d_image);
+      compare(v3.d_text, d_text);
+      worst = test::nan_max(worst, (v3.log_u[0].exp() / u1 - 1).abs().max().item<double>());
+      loss += plain.loss.item<double>() / k;
+    });
+    EXPECT_LE(worst, 1e-11) << k << " ranks";
+    EXPECT_NEAR(loss, mbcl, 1e-11) << k << " ranks";
+  }
+}
+
+// A similarity of bf16 features would be wrong in its third digit: autocast of the model ends before the loss.
+TEST(Tiles, AutocastDoesNotReachTheLoss) {
+  at::manual_seed(2);
+  const auto unit = [] {
+    const at::Tensor x = at::randn({16, 8});
+    return x / x.norm(2, {1}, true);
+  };
+  const at::Tensor image = unit(), text = unit(), t = at::full({}, 4.0, at::kFloat);
+  run_loopback(1, [&](Communicator& comm) {
+    const at::Tensor want = mini_batch_loss(comm, image, text, t).d_image;
+    at::autocast::set_autocast_enabled(at::kCPU, true);
+    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+    const at::Tensor got = mini_batch_loss(comm, image, text, t).d_image;
+    at::autocast::set_autocast_enabled(at::kCPU, false);
+    EXPECT_TRUE(at::equal(got, want));
+  });
+}
 
 INSTANTIATE_TEST_SUITE_P(All, ClipVectors, testing::ValuesIn(cases()),
                          [](const auto& info) { return info.param.name + "_K" + std::to_string(info.param.workers); });

@@ -1,5 +1,5 @@
-// Update rules and schedules against plain f64 formulas, against torch.optim and timm (tests/reference/optim_vectors.py), and
-// against the numbers in the folder that TRIREME_CLIP_VECTORS names.
+// Update rules and schedules against plain f64 formulas, against torch.optim and timm
+// (tests/reference/optim_vectors.py), and against the numbers in the folder that TRIREME_CLIP_VECTORS names.
 #include "framework/optim/optimizer.h"
 
 #include "comm/local/self.h"
@@ -167,8 +167,10 @@ void compare_with(const std::string& folder) {
     Optimizer optimizer({{"W", W, nullptr, "decay"}, {"b", b, nullptr, "no_decay"}, {"t", t, nullptr, "temperature"}},
                         c);
     const auto settings = [&](std::string_view g) {
-      GroupSettings of{g == "temperature" ? s["lr_t"] : s["lr"],
-                       s.value(g == "decay" ? "wd_W" : g == "temperature" ? "wd_t" : "wd_b", 0.0)};
+      GroupSettings of{g == "temperature" ? s["lr_t"] : s["lr"], s.value(g == "decay"         ? "wd_W"
+                                                                         : g == "temperature" ? "wd_t"
+                                                                                              : "wd_b",
+                                                                         0.0)};
       if (g == "temperature" && s.contains("momentum_t")) of.momentum = s["momentum_t"].get<double>();
       return of;
     };
@@ -199,7 +201,8 @@ void compare_with(const std::string& folder) {
         EXPECT_NEAR(schedule.at(j["schedules"]["steps"][i]), want[i].get<double>(), 1e-12) << key;
     } else if (kind == "step_thresh") {
       for (const auto& [tau, lr] : want.items()) {
-        EXPECT_NEAR((StepThreshold{s["thr"], s["ratio"]}).at(s["base"], std::stod(tau)), lr.get<double>(), 1e-12) << key;
+        EXPECT_NEAR((StepThreshold{s["thr"], s["ratio"]}).at(s["base"], std::stod(tau)), lr.get<double>(), 1e-12)
+            << key;
         ++checked;
       }
     } else if (kind == "gamma") {

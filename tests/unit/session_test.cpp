@@ -457,5 +457,54 @@ TEST(Session, AnErrorOfOneRankWhileLoadingReachesAll) {
   }
 }
 
+// Every update rule trains the same on one rank, on two, and where each keeps the moments of its share alone.
+TEST(Rules, RanksAndSharesDoNotMatter) {
+  for (const std::string rule : {"adamw", "lamb", "lion", "nesterov", "sgd"}) {
+    TrainConfig c = small();
+    c.optimizer.name = rule;
+    c.optimizer.weight_decay = 0.1;
+    const Result one = train(c, 1);
+    EXPECT_LT(one.losses.back(), one.losses.front()) << rule;
+    for (const std::int64_t zero : {0, 1}) {
+      if (rule == "lamb" && zero == 1) continue;  // refused: its norms are of whole weights
+      c.zero = zero;
+      const Result two = train(c, 2);
+      for (std::size_t i = 0; i < one.weights.size(); ++i)
+        EXPECT_LE((one.weights[i] - two.weights[i]).abs().max().item<double>(), 1e-12) << rule << " zero " << zero;
+    }
+  }
+}
+
+// Passes over the data become steps when the data is known; a step's learning rate follows the whole.
+TEST(Steps, EpochsAreStepsOfTheData) {
+  struct Finite : Regression {
+    std::vector<std::int64_t> train_ids() override { return std::vector<std::int64_t>(100); }
+  };
+  const auto world = make_self();
+  TrainConfig c = small();  // batches of 24: four an epoch, the last four samples are left out
+  const auto steps = [&](std::int64_t given, std::int64_t epochs) {
+    c.steps = given;
+    c.epochs = epochs;
+    Finite recipe;
+    Session session(*world, c, recipe);
+    return std::pair(session.context().steps, session.context().steps_per_epoch);
+  };
+  EXPECT_EQ(steps(0, 3), std::pair(std::int64_t(12), std::int64_t(4)));
+  EXPECT_EQ(steps(7, 0).first, 7);
+  EXPECT_EQ(steps(0, 0).first, 100);
+  const auto refused = [](const std::string& yaml) {
+    TrainConfig t;
+    try {
+      Config::parse(yaml, "t.yaml").read([&](Fields& f) { t.fields(f); });
+    } catch (const UsageError& e) {
+      return std::string(e.what());
+    }
+    return std::string();
+  };
+  EXPECT_NE(refused("recipe: x\nsteps: 3\nepochs: 2\n").find("epochs: is given beside steps"), std::string::npos);
+  EXPECT_NE(refused("recipe: x\nzero: 1\noptimizer: {name: lamb}\n").find("norms of whole weights"), std::string::npos);
+  EXPECT_EQ(refused("recipe: x\nepochs: 2\noptimizer: {name: lion, schedule: const_cooldown, cooldown: 5}\n"), "");
+}
+
 }  // namespace
 }  // namespace trireme
