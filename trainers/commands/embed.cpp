@@ -80,6 +80,7 @@ int embed(const EmbedOptions& o) {
     features.push_back({"text_features", model.embed_texts(lines_of(o.texts), o.batch)});
   else if (!o.ids.empty())
     features.push_back({"text_features", model.embed_ids(only_tensor(o.ids, "ids"), o.batch)});
+  features.push_back({"logit_scale", model.clip().log_scale().detach().exp()});
   write_safetensors(o.out, features, metadata);
   for (const auto& f : features) std::cout << f.name << " " << f.tensor.sizes() << "\n";
   std::cout << "embed: " << o.out << std::endl;
@@ -94,7 +95,7 @@ const Commands::Entry registered(
        command.text("--ids", o->ids, "safetensors file with `ids` [n, context] i64");
        command.text("--images", o->images, "folder of PNG and JPEG files, in order of their names");
        command.text("--texts", o->texts, "file with a text on each line");
-       command.text("--out", o->out, "safetensors file to write: image_features, text_features [n, d] f32");
+       command.text("--out", o->out, "safetensors file to write: image_features, text_features [n, d] f32, logit_scale");
        command.text("--tokenizer", o->tokenizer, "CLIP merges file, where the model brings none");
        command.text("--step", o->step, "of a run: a checkpoint's step, newest or best");
        command.text("--device", o->device, "auto, cpu or cuda");
