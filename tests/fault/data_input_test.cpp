@@ -288,13 +288,13 @@ class Evaluation : public DataInput {
     done_ = line_with(trained.out, "done:");
     // A test set in CLIP_benchmark's layout: three classes, 1.tar is cut later.
     fs::create_directories(dir() / "set/test");
-    for (int i = 0; i < 12; ++i) {
+    for (int i = 0; i < 24; ++i) {
       write_text(dir() / ("s" + std::to_string(i) + ".png"), png(1 + i));
       write_text(dir() / ("s" + std::to_string(i) + ".cls"), std::to_string(i % 3));
     }
     for (const char* shard : {"0", "1"}) {
       std::string files;
-      for (int i = *shard == '0' ? 0 : 6, end = i + 6; i < end; ++i)
+      for (int i = *shard == '0' ? 0 : 12, end = i + 12; i < end; ++i)
         files += " s" + std::to_string(i) + ".png s" + std::to_string(i) + ".cls";
       const std::string tar =
           "tar -C '" + dir().string() + "' -cf '" + dir().string() + "/set/test/" + shard + ".tar'" + files;
