@@ -9,8 +9,7 @@ OwnSession::OwnSession(Experiment& run, Communicator& world, int batches)
     : run_(run), world_(world), session_(world, run.train, *run.recipe) {
   const auto ids = run.recipe->train_ids();
   const auto total = run.train.batch_size, rows = total / world.size();
-  session_.context().steps_per_epoch = std::int64_t(ids.size()) / total;
-  if (session_.context().steps_per_epoch < batches)
+  if (std::ssize(ids) / total < batches)
     throw UsageError("bench",
                      std::to_string(batches) + " batches of " + std::to_string(total) + " are more than the " +
                          std::to_string(ids.size()) + " samples",

@@ -2,15 +2,11 @@
 # Tests that include no torch link only what they name: `// links: comm` in the first line picks the torch-free objects (comm and compression).
 find_package(GTest REQUIRED)
 
-# All objects as one shared library. No sanitized test runs benchmarks: they are not compiled for them.
-set(tested_parts ${trireme_parts})
-if(TRIREME_SANITIZE)
-  list(REMOVE_ITEM tested_parts trireme_bench)
-endif()
-set(objects ${tested_parts})
+# All objects as one shared library.
+set(objects ${trireme_parts})
 list(TRANSFORM objects REPLACE "(.+)" "$<TARGET_OBJECTS:\\1>")
 add_library(trireme_all SHARED ${objects})
-target_link_libraries(trireme_all PUBLIC ${tested_parts})
+target_link_libraries(trireme_all PUBLIC ${trireme_parts})
 set(objects ${trireme_comm_parts} trireme_compression)
 list(TRANSFORM objects REPLACE "(.+)" "$<TARGET_OBJECTS:\\1>")
 add_library(trireme_comm_only SHARED ${objects})

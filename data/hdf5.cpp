@@ -63,6 +63,9 @@ bool holds_its_data(hid_t set) {
   return list >= 0 && H5Pget_layout(list) != H5D_VIRTUAL && H5Pget_external_count(list) == 0;
 }
 
+// By which a file in memory grows: HDF5 clears as much for every file.
+constexpr std::size_t memory_step = 256 << 10;
+
 }  // namespace
 
 Hdf5File Hdf5File::create(const std::string& path) {
@@ -85,7 +88,7 @@ Hdf5File Hdf5File::create_in_memory(const std::string& label) {
   file.memory_ = std::make_shared<void*>(nullptr);
   Id access = access_list();
   H5FD_file_image_callbacks_t callbacks = keep_image_at_close(file.memory_.get());
-  if (H5Pset_fapl_core(access, 16 << 20, false) < 0 || H5Pset_file_image_callbacks(access, &callbacks) < 0)
+  if (H5Pset_fapl_core(access, memory_step, false) < 0 || H5Pset_file_image_callbacks(access, &callbacks) < 0)
     fail(label, "", "cannot create in memory");
   file.id_ = H5Fcreate(unique_name().c_str(), H5F_ACC_TRUNC, create_list(), access);
   if (file.id_ < 0) fail(label, "", "cannot create in memory");
@@ -95,7 +98,7 @@ Hdf5File Hdf5File::create_in_memory(const std::string& label) {
 Hdf5File Hdf5File::open_image(const std::string& label, std::span<const std::byte> image) {
   auto lock = lock_library();
   Id access = access_list();
-  H5Pset_fapl_core(access, 16 << 20, false);
+  H5Pset_fapl_core(access, memory_step, false);
   if (image.empty()) throw DataError(label, "the file is empty");
   if (H5Pset_file_image(access, const_cast<std::byte*>(image.data()), image.size()) < 0)
     fail(label, "", "cannot hold in memory");

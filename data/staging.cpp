@@ -62,8 +62,7 @@ class Lease final : public Staging::Slot {
 }  // namespace
 
 Staging::Staging(at::Device device)
-    : pool_(new Pool{
-          device, c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device), {}, {}}) {}
+    : pool_(new Pool{device, c10::impl::VirtualGuardImpl(device.type()).getStreamFromGlobalPool(device), {}, {}}) {}
 
 Staging::~Staging() = default;
 

@@ -17,7 +17,7 @@ class Staging {
   // Host and device memory of one batch.
   class Slot : public Staged {
    public:
-    virtual std::uint8_t* host() = 0;                  // pinned; filled before send()
+    virtual std::uint8_t* host() = 0;                 // pinned; filled before send()
     virtual at::Tensor send(std::int64_t bytes) = 0;  // u8 [bytes] on the device, once wait() was called
   };
   // At least `bytes`. Memory that a batch has left is used again, once the GPU is done with it: this waits for it. May

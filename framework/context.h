@@ -37,7 +37,8 @@ class Context {
 
   // The step being taken.
   Step now;
-  std::int64_t steps_per_epoch = 1;
+  // Known once the recipe is set up: whole batches in the training data, and optimizer steps of the whole run.
+  std::int64_t steps_per_epoch = 1, steps = 0;
   std::int64_t accumulate() const { return config_.accumulate; }
 
   // Gradients of sum(roots[i] * grads[i]) into the parameters (grads empty: ones). Multiplies by the loss scale of
@@ -52,7 +53,7 @@ class Context {
   const at::Tensor& skip() const { return skip_; }
 
   // Is a metrics line due after this step? Reading the device for a metric is worth it only then.
-  bool logs_now() const { return (now.step + 1) % config_.log_every == 0 || now.step + 1 == config_.steps; }
+  bool logs_now() const { return (now.step + 1) % config_.log_every == 0 || now.step + 1 == steps; }
   // A metric of this step for the next log line: a scalar equal on all ranks.
   void log(std::string_view name, double value) { logged_[std::string(name)] = value; }
   // A line for the user, from rank 0.

@@ -60,6 +60,8 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
     : config_(config), recipe_(recipe), context_(world, config, recipe.communicators()) {
   context_.recipe_ = &recipe;
   recipe.setup(context_);
+  context_.steps_per_epoch = std::max<std::int64_t>(1, std::ssize(recipe.train_ids()) / config.batch_size);
+  context_.steps = config.steps + config.epochs == 0 ? 100 : config.steps + config.epochs * context_.steps_per_epoch;
   all_ = recipe.parameters();
   settle_sharing(all_, context_.comm("control"));
   const std::vector<Param> trained = apply_freeze();
@@ -107,8 +109,9 @@ Session::~Session() = default;
 void Session::step(const Batch& batch) {
   using Phase = StepClock::Phase;
   context_.clock_.begin();
-  context_.now.lr = learning_rate(config_.optimizer.schedule, config_.optimizer.lr, config_.optimizer.min_lr,
-                                  config_.optimizer.warmup, config_.steps, context_.now.step);
+  const OptimizerConfig& o = config_.optimizer;
+  context_.now.lr = Schedule{o.schedule, o.lr, o.min_lr, o.warmup, context_.steps, o.cooldown, o.cooldown_power}.at(
+      context_.now.step);
   reducer_->begin_step(context_.now.step);
   {
     Trace::Span span(Trace::Track::step, "forward + backward");

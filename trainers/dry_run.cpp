@@ -127,7 +127,6 @@ void dry_run(Experiment& run, Communicator& world, const std::function<void(Sess
   const auto ids = recipe.train_ids();
   Loader loader(recipe.train_data(), ids, train.batch_size, world.rank(), world.size(), std::uint64_t(train.seed),
                 {.prefetch = false});
-  session.context().steps_per_epoch = loader.steps_per_epoch();
   std::vector<Watched> watched;
   for (std::int64_t step = 0; step < 3; ++step) {
     watched = watch(session, recipe);
@@ -143,7 +142,7 @@ void dry_run(Experiment& run, Communicator& world, const std::function<void(Sess
     std::cout << "  " << p.name << " " << p.value.sizes() << " " << p.group
               << (p.value.requires_grad() ? "" : " frozen") << "\n";
   std::cout << "parameters " << session.parameter_count() << ", training samples " << ids.size() << ", steps an epoch "
-            << loader.steps_per_epoch() << ", epochs " << double(train.steps) / double(loader.steps_per_epoch())
+            << loader.steps_per_epoch() << ", epochs " << double(session.context().steps) / double(loader.steps_per_epoch())
             << "\nrank 0 of " << world.size()
             << (world.backend() == "fake" ? ", alone in a fake world: counts are real, results are not\n" : "\n");
   print_memory(session);

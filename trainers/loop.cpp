@@ -90,30 +90,30 @@ class Loop {
         folder_(open_run_folder(run_dir_of(options), options.fresh, setup.config, setup.schema, world)),
         checkpoints_(folder_.file("ckpt"), int(config_.checkpoint.keep), world),
         report_(config_, session_, world) {
-    session_.context().steps_per_epoch = loader_.steps_per_epoch();
+    total_ = session_.context().steps;
     if (const auto latest = checkpoints_.latest(folder_.alone)) {
       session_.restore(checkpoints_.load(*latest), [this](Archive& ar) { state(ar); });
     } else if (!config_.init_from.empty()) {
       init_from(config_.init_from, session_, world);
     }
     saved_at_ = step_;
-    if (world.rank() != 0 || step_ == config_.steps) return;  // a finished run stays as it is
+    if (world.rank() != 0 || step_ == total_) return;  // a finished run stays as it is
     const bool terminal = isatty(STDERR_FILENO) || std::getenv("TRIREME_TERMINAL");
-    metrics_ = Metrics(folder_.dir, step_, config_.steps, terminal, setup.recipe->unit(), setup.recipe->charts());
+    metrics_ = Metrics(folder_.dir, step_, total_, terminal, setup.recipe->unit(), setup.recipe->charts());
     record_start(folder_, setup.config, setup.schema,
                  describe_environment(world.size(), at::get_num_threads(), recipe_description(*setup.recipe)), step_);
     session_.context().on_message = [this](std::string_view line) { metrics_.message(line); };
-    if (step_ < config_.steps)
+    if (step_ < total_)
       metrics_.message(start_banner(setup, session_, folder_, std::ssize(setup.recipe->train_ids()), step_));
   }
 
   int run() {
-    if (step_ == config_.steps) {
+    if (step_ == total_) {
       if (world_.rank() == 0)
         std::cout << "the run is complete (--fresh starts over)\n" << done_line(folder_, *setup_.recipe) << std::endl;
       return int(ExitCode::ok);
     }
-    while (step_ < config_.steps) {
+    while (step_ < total_) {
       report_.begin_step();
       watchdog_.phase("the loader");
       session_.context().now.step = step_;
@@ -125,16 +125,16 @@ class Loop {
       watchdog_.finished(++step_);
       // The host reads the device only where it must, and before a checkpoint; on a CPU reading is free.
       const bool read = session_.context().device().is_cpu() || due(config_.log_every) ||
-                        due(config_.checkpoint.every) || due(config_.eval_every) || step_ == config_.steps;
+                        due(config_.checkpoint.every) || due(config_.eval_every) || step_ == total_;
       const Agreed agreed =
           read ? agree_on_step(stop_requested(), checkpoints_.written(), session_.context().comm("control")) : Agreed{};
       const double loss = read ? session_.loss() : std::nan("");
       if (read) judge(loss);
       if (agreed.written == world_.size()) checkpoints_.finish();
       account(loss);
-      if (due(config_.eval_every) || step_ == config_.steps) evaluate();
-      const bool stop = agreed.stop > 0 && step_ < config_.steps;
-      if (due(config_.checkpoint.every) || step_ == config_.steps || stop || is_best_) save(stop);
+      if (due(config_.eval_every) || step_ == total_) evaluate();
+      const bool stop = agreed.stop > 0 && step_ < total_;
+      if (due(config_.checkpoint.every) || step_ == total_ || stop || is_best_) save(stop);
       if (stop) {
         session_.context().message("stopped at step " + std::to_string(step_) +
                                    " after a checkpoint; the same command resumes");
@@ -183,7 +183,7 @@ class Loop {
   void account(double loss) {
     report_.add_step();
     metrics_.progress(step_, loss);
-    if (due(config_.log_every) || step_ == config_.steps) metrics_.log(report_.record(step_, loss));
+    if (due(config_.log_every) || step_ == total_) metrics_.log(report_.record(step_, loss));
   }
 
   void evaluate() {
@@ -220,7 +220,7 @@ class Loop {
     metrics_.flush();
     Snapshot snapshot = Snapshot::take([this](Archive& ar) { state(ar); }, world_.rank());
     checkpoints_.save(step_, std::move(snapshot), "{}", std::exchange(is_best_, false));
-    if (now || !config_.checkpoint.async || step_ == config_.steps) checkpoints_.finish();
+    if (now || !config_.checkpoint.async || step_ == total_) checkpoints_.finish();
   }
 
   void finish() {
@@ -250,7 +250,7 @@ class Loop {
   Checkpoints checkpoints_;
   Metrics metrics_;
   StepReport report_;
-  std::int64_t step_ = 0, saved_at_ = 0;
+  std::int64_t step_ = 0, total_ = 0, saved_at_ = 0;
   double best_ = -std::numeric_limits<double>::infinity();
   bool is_best_ = false;
 };

@@ -35,7 +35,7 @@ std::string start_banner(const Experiment& setup, Session& session, const RunFol
        " " + setup.recipe->unit() + ", batch " + grouped(config.batch_size) + ", " +
        counted(c.steps_per_epoch, "step") + " an epoch\n";
   s += "run folder: " + folder.dir;
-  if (step > 0) s += "\nresumed at step " + std::to_string(step) + " of " + std::to_string(config.steps);
+  if (step > 0) s += "\nresumed at step " + std::to_string(step) + " of " + std::to_string(c.steps);
   return s;
 }
 

@@ -13,9 +13,9 @@ void BrokenPictures::add(std::int64_t id, const BrokenPicture& why) {
   if (double(all_.size()) <= allowed) return;
   if (allowed < 1) throw why;
   throw DataError(data_.path(),
-                  std::to_string(all_.size()) + " of " + std::to_string(data_.size()) +
-                      " pictures are broken, more than data.broken_share allows; the last: " + why.what(),
-                  "mend or remove them, or raise data.broken_share");
+                  "more than " + std::to_string(std::int64_t(allowed)) + " of " + std::to_string(data_.size()) +
+                      " pictures are broken (data.broken_share), such as: " + why.what(),
+                  "or raise data.broken_share");
 }
 
 std::int64_t BrokenPictures::next(std::int64_t id) {

@@ -1,5 +1,5 @@
-// The host's twin. Rows are taken sixteen at a time and turned on their side, so that both passes add whole vectors:
-// levels and weights as f32, whose sums are exact (crop_taps.h). Built for this machine's vector units.
+// The host's twin. Rows are taken sixteen at a time and turned on their side, so that both passes add whole vectors.
+// Built for this machine's vector units.
 #include "data/image_text/crop.h"
 
 #include "data/image_text/crop_taps.h"
@@ -13,14 +13,13 @@ namespace trireme {
 namespace {
 
 constexpr int lanes = 16;
-using Floats = float __attribute__((vector_size(4 * lanes)));
 using Ints = std::int32_t __attribute__((vector_size(4 * lanes)));
 using Bytes = std::uint8_t __attribute__((vector_size(lanes)));
 
 // The taps of all output pixels of an axis; mirrored: in reverse order.
 struct Taps {
   std::vector<TapRange> at;
-  std::vector<float> weights;
+  std::vector<std::int32_t> weights;
   int most = 0;
 
   void set(const ResizeAxis& axis, bool mirror) {
@@ -33,13 +32,13 @@ struct Taps {
       weights_at(axis, from, at[std::size_t(i)], weights.data() + std::size_t(i) * std::size_t(most));
     }
   }
-  const float* of(int i) const { return weights.data() + std::size_t(i) * std::size_t(most); }
+  const std::int32_t* of(int i) const { return weights.data() + std::size_t(i) * std::size_t(most); }
 };
 
 // What a thread reuses from picture to picture.
 struct Scratch {
   Taps across, down;
-  std::vector<Floats> turned;        // [3 * width] columns of sixteen rows
+  std::vector<Ints> turned;          // [3 * width] columns of sixteen rows
   std::vector<std::uint8_t> planes;  // [3, rows, padded size] levels after the first pass
   std::vector<std::uint8_t> levels;  // [padded size] of one output row
 };
@@ -61,8 +60,8 @@ void transpose(const std::uint8_t* in, std::uint8_t* out) {
 }
 
 // Sums of levels times weights, rounded: the levels.
-inline void to_levels(const Floats& sum, std::uint8_t* out) {
-  Ints v = __builtin_convertvector(sum, Ints) >> weight_bits;
+inline void to_levels(const Ints& sum, std::uint8_t* out) {
+  Ints v = sum >> weight_bits;
   v = v < 0 ? v - v : v;
   v = v > 255 ? v - v + 255 : v;
   const Bytes b = __builtin_convertvector(v, Bytes);
@@ -70,7 +69,7 @@ inline void to_levels(const Floats& sum, std::uint8_t* out) {
 }
 
 // Columns of sixteen rows from `rows`, whose last may be the same; bytes [from, to) of each.
-void turn(const std::uint8_t* const* rows, int from, int to, Floats* out) {
+void turn(const std::uint8_t* const* rows, int from, int to, Ints* out) {
   alignas(64) std::uint8_t block[lanes * lanes], side[lanes * lanes];
   for (int j = from; j < to; j += lanes) {
     const int n = std::min(lanes, to - j);
@@ -79,7 +78,7 @@ void turn(const std::uint8_t* const* rows, int from, int to, Floats* out) {
     for (int k = 0; k < n; ++k) {
       Bytes column;
       std::memcpy(&column, side + k * lanes, sizeof column);
-      out[j + k] = __builtin_convertvector(column, Floats);
+      out[j + k] = __builtin_convertvector(column, Ints);
     }
   }
 }
@@ -100,10 +99,10 @@ void pass_across(const std::uint8_t* pixels, const Crop& crop, int first, int la
       const int n = std::min(lanes, size - x0);
       for (int x = 0; x < n; ++x) {
         const TapRange t = s.across.at[std::size_t(x0 + x)];
-        const float* w = s.across.of(x0 + x);
-        const Floats* column = s.turned.data() + std::size_t(t.first) * 3;
-        const Floats half = Floats{} + float(1 << (weight_bits - 1));
-        Floats r = half, g = half, b = half;
+        const std::int32_t* w = s.across.of(x0 + x);
+        const Ints* column = s.turned.data() + std::size_t(t.first) * 3;
+        const Ints half = Ints{} + (1 << (weight_bits - 1));
+        Ints r = half, g = half, b = half;
         for (int k = 0; k < t.count; ++k, column += 3)
           r += column[0] * w[k], g += column[1] * w[k], b += column[2] * w[k];
         to_levels(r, block[0] + x * lanes), to_levels(g, block[1] + x * lanes), to_levels(b, block[2] + x * lanes);
@@ -118,13 +117,13 @@ void pass_across(const std::uint8_t* pixels, const Crop& crop, int first, int la
 }
 
 // One output row of one plane.
-void pass_down(const std::uint8_t* rows, const float* weights, int count, int wide, std::uint8_t* out) {
+void pass_down(const std::uint8_t* rows, const std::int32_t* weights, int count, int wide, std::uint8_t* out) {
   for (int x = 0; x < wide; x += lanes) {
-    Floats sum = Floats{} + float(1 << (weight_bits - 1));
+    Ints sum = Ints{} + (1 << (weight_bits - 1));
     for (int k = 0; k < count; ++k) {
       Bytes b;
       std::memcpy(&b, rows + std::size_t(k) * wide + x, sizeof b);
-      sum += __builtin_convertvector(b, Floats) * weights[k];
+      sum += __builtin_convertvector(b, Ints) * weights[k];
     }
     to_levels(sum, out + x);
   }

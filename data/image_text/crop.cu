@@ -1,7 +1,6 @@
 // The CUDA twin. A block makes 32 x 32 pixels of one picture: the first pass leaves the levels of the rows it needs in
 // shared memory, the second one adds them up. Weights are computed by the block, in f64 as on the host.
 #include "data/image_text/crop.h"
-
 #include "data/image_text/crop_taps.h"
 
 #include <string>

@@ -1,8 +1,8 @@
 // The weights of the antialiased bicubic resize along one axis, one code for both twins. (C++17: nvcc sees it.)
 //
-// As Pillow: a = -0.5, the kernel widens with the reduction, weights are normalised and rounded to whole numbers, and
-// levels are rounded between the passes. A sum of levels times weights stays below 2^24, so it is exact in f32 too:
-// twins agree bit for bit in whatever order they add. The f64 arithmetic below must not be contracted.
+// As Pillow: a = -0.5, the kernel widens with the reduction, normalised weights are rounded to whole numbers of 22
+// bits, and levels are rounded between the passes. Sums of whole numbers are the same in any order, so twins agree bit
+// for bit; the f64 arithmetic below must not be contracted.
 #pragma once
 #include <cstdint>
 
@@ -20,7 +20,7 @@ struct ResizeAxis {
   int out;               // pixels of the output
 };
 
-inline constexpr int weight_bits = 15;
+inline constexpr int weight_bits = 22;
 
 TRIREME_BOTH inline double stretch_of(const ResizeAxis& a) {
   const double scale = a.length / a.out;
@@ -45,20 +45,19 @@ TRIREME_BOTH inline TapRange taps_at(const ResizeAxis& a, int i) {
 TRIREME_BOTH inline double bicubic_weight(double x) {
   x = x < 0 ? -x : x;
   if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
-  if (x < 2) return ((-0.5 * x + 2.5) * x - 4) * x + 2;
+  if (x < 2) return (((x - 5) * x + 8) * x - 4) * -0.5;
   return 0;
 }
 
-// Their weights: whole numbers that add up to about 2^weight_bits. T: float or int.
-template <class T>
-TRIREME_BOTH inline void weights_at(const ResizeAxis& a, int i, const TapRange& taps, T* out) {
-  const double center = a.begin + (i + 0.5) * (a.length / a.out), stretch = stretch_of(a);
+// Their weights: whole numbers that add up to about 2^weight_bits.
+TRIREME_BOTH inline void weights_at(const ResizeAxis& a, int i, const TapRange& taps, std::int32_t* out) {
+  const double center = a.begin + (i + 0.5) * (a.length / a.out), shrink = 1 / stretch_of(a);
   double sum = 0;
-  for (int k = 0; k < taps.count; ++k) sum += bicubic_weight((taps.first + k - center + 0.5) / stretch);
+  for (int k = 0; k < taps.count; ++k) sum += bicubic_weight((taps.first + k - center + 0.5) * shrink);
+  const double norm = 1 / sum;
   for (int k = 0; k < taps.count; ++k) {
-    const double w =
-        bicubic_weight((taps.first + k - center + 0.5) / stretch) / sum * static_cast<double>(1 << weight_bits);
-    out[k] = static_cast<T>(w < 0 ? int(w - 0.5) : int(w + 0.5));
+    const double w = bicubic_weight((taps.first + k - center + 0.5) * shrink) * norm * (1 << weight_bits);
+    out[k] = w < 0 ? static_cast<std::int32_t>(w - 0.5) : static_cast<std::int32_t>(w + 0.5);
   }
 }
 

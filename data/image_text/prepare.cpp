@@ -136,6 +136,7 @@ std::int64_t ids_of(const std::vector<std::string>& values, std::vector<std::int
 
 struct Kept {
   std::vector<std::string> captions, categories;
+  std::vector<std::optional<bool>> held_out;
   ContentHash pixels;  // of the rows' hashes, in order
 };
 
@@ -161,6 +162,7 @@ Kept decode_all(const PrepareSpec& spec, Spool& spool, PrepareReport& report) {
       kept.pixels.add(d.key);
       kept.captions.push_back(spec.items[i].caption);
       kept.categories.push_back(spec.items[i].category);
+      kept.held_out.push_back(spec.items[i].held_out);
     }
     if (spec.progress) spec.progress(last, total);
   }
@@ -190,8 +192,10 @@ Index make_index(const PrepareSpec& spec, const Kept& kept, PrepareReport& repor
   for (auto id : index.caption_ids) ++uses[id];
   std::vector<std::uint8_t> held_names(caption_names.size());
   for (std::size_t c = 0; c < held_names.size(); ++c)
-    report.held_out_captions += held_names[c] =
-        caption_held_out(caption_names[c]) && uses[c] <= std::max<std::int64_t>(1, n / 100);
+    held_names[c] = caption_held_out(caption_names[c]) && uses[c] <= std::max<std::int64_t>(1, n / 100);
+  for (std::int64_t i = 0; i < n; ++i)
+    if (kept.held_out[i]) held_names[index.caption_ids[i]] = *kept.held_out[i];
+  for (const auto held : held_names) report.held_out_captions += held;
   for (std::int64_t i = 0; i < n; ++i) {
     index.held_out.push_back(held_names[index.caption_ids[i]]);
     report.held_out_images += index.held_out.back();

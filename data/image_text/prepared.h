@@ -10,6 +10,7 @@
 
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,9 +19,10 @@
 namespace trireme {
 
 struct PrepareItem {
-  std::string name;      // for messages: the file, or the glyph
-  std::string caption;   // UTF-8, not empty
-  std::string category;  // class name, may be ""
+  std::string name;                   // for messages: the file, or the glyph
+  std::string caption;                // UTF-8, not empty
+  std::string category;               // class name, may be ""
+  std::optional<bool> held_out = {};  // none: by the caption's hash
 };
 
 struct PrepareSpec {

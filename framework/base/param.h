@@ -3,6 +3,7 @@
 #include "comm/archive.h"
 #include "comm/communicator.h"
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,6 +41,7 @@ struct GroupSettings {
   double lr = 0;
   double weight_decay = 0;
   at::Tensor device_lr = {};  // f32 scalar in place of `lr`, where that depends on what only the device knows
+  std::optional<double> momentum = {};  // in place of the optimizer's, for rules that have one; then without Nesterov
 };
 
 }  // namespace trireme

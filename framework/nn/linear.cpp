@@ -14,11 +14,13 @@ using torch::autograd::variable_list;
 struct Linear : torch::autograd::Function<Linear> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& w, const at::Tensor& b,
                             bool relu) {
-    at::Tensor y = at::addmm(b, x, w.t());
+    const auto type = x.scalar_type();
+    const at::Tensor cast = w.to(type);
+    at::Tensor y = at::addmm(b.to(type), x, cast.t());
     if (relu) y.relu_();
     ctx->saved_data["relu"] = relu;
-    // The sign of y tells where the gradient passes.
-    ctx->save_for_backward({x, w, b, relu ? y : at::Tensor()});
+    // The sign of y tells where the gradient passes. The leaves tell where gradients go.
+    ctx->save_for_backward({x, w, b, relu ? y : at::Tensor(), cast});
     return y;
   }
 
@@ -31,10 +33,11 @@ struct Linear : torch::autograd::Function<Linear> {
     if (ctx->needs_input_grad(1)) dw = weight_gradient(w, dz, x);
     if (ctx->needs_input_grad(2)) {
       db = gradient_destination(b);
-      db.defined() ? void(at::sum_out(db, dz, {0})) : void(db = dz.sum(0));
+      if (!db.defined()) db = at::empty_like(b);
+      at::sum_out(db, dz, {0}, /*keepdim=*/false, b.scalar_type());
       gradient_written(b);
     }
-    if (ctx->needs_input_grad(0)) dx = at::mm(dz, w);
+    if (ctx->needs_input_grad(0)) dx = at::mm(dz, s[4]);
     return {dx, dw, db, {}};
   }
 };

@@ -2,37 +2,29 @@
 
 #include "framework/base/tensor.h"
 #include "framework/nn/checkpoint.h"
+#include "framework/nn/device_block.h"
 #include "framework/nn/fused_block.h"
 
 #include <cmath>
 
+#include <ATen/autocast_mode.h>
+
 namespace trireme::nn {
 namespace {
-
-constexpr double eps = 1e-5;
-
-// The same block out of ATen operators: any device, any precision. x [b, t, w].
-at::Tensor plain_block(const at::Tensor& x, const BlockParameters& p, const Transformer::Shape& s) {
-  const auto b = x.size(0), t = x.size(1), w = x.size(2);
-  const at::Tensor h = at::layer_norm(x, {w}, p.ln1_w, p.ln1_b, eps);
-  const auto qkv =
-      at::linear(h, p.qkv_w, p.qkv_b).view({b, t, 3, s.heads, w / s.heads}).permute({2, 0, 3, 1, 4}).unbind(0);
-  const at::Tensor a = at::scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], {}, 0.0, s.causal);
-  const at::Tensor y = x + at::linear(a.transpose(1, 2).reshape({b, t, w}), p.out_w, p.out_b);
-  const at::Tensor z = at::linear(at::layer_norm(y, {w}, p.ln2_w, p.ln2_b, eps), p.fc_w, p.fc_b);
-  const at::Tensor act = s.activation == kernels::Activation::gelu ? at::gelu(z) : z * at::sigmoid(1.702 * z);
-  return y + at::linear(act, p.proj_w, p.proj_b);
-}
 
 BlockParameters block_of(std::span<const at::Tensor> w) {
   return {w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7], w[8], w[9], w[10], w[11]};
 }
 
-at::Tensor checkpointed_block(const at::Tensor& x, const BlockParameters& p, const Transformer::Shape& s) {
+at::Tensor checkpointed_block(const at::Tensor& x, const BlockParameters& p, const Sequences& s, const at::Tensor& pool,
+                              const Transformer::Shape& shape) {
   const at::Tensor weights[] = {p.ln1_w, p.ln1_b, p.qkv_w, p.qkv_b, p.out_w,  p.out_b,
                                 p.ln2_w, p.ln2_b, p.fc_w,  p.fc_b,  p.proj_w, p.proj_b};
   return checkpointed(
-      [s](const at::Tensor& in, std::span<const at::Tensor> w) { return plain_block(in, block_of(w), s); }, x, weights);
+      [s, pool, shape](const at::Tensor& in, std::span<const at::Tensor> w) {
+        return device_block(in, block_of(w), s, pool, shape);
+      },
+      x, weights);
 }
 
 at::Tensor host_i64(std::span<const std::int64_t> v) {
@@ -70,15 +62,11 @@ double Transformer::Shape::flops(double tokens) const {
 }
 
 at::Tensor Transformer::pooled(const at::Tensor& x, std::span<const std::int64_t> pool, bool fused) const {
+  return fused ? on_host(x, pool) : on_operators(x, pool);
+}
+
+at::Tensor Transformer::on_host(const at::Tensor& x, std::span<const std::int64_t> pool) const {
   const auto b = x.size(0), t = x.size(1), w = x.size(2);
-  if (!fused) {
-    at::Tensor y = x;
-    for (const auto& p : blocks_)
-      y = shape_.checkpointing ? checkpointed_block(y, p, shape_) : plain_block(y, p, shape_);
-    return y.index(
-        {at::arange(b, x.options().dtype(at::kLong).requires_grad(false)), to_device(host_i64(pool), x.device())});
-  }
-  // Pack: a causal tower needs the rows up to the pooled one, others need all t.
   std::vector<std::int64_t> offsets{0}, rows, pooled_rows;
   bool whole = true;
   for (std::int64_t i = 0; i < b; ++i) {
@@ -93,6 +81,33 @@ at::Tensor Transformer::pooled(const at::Tensor& x, std::span<const std::int64_t
   const at::Tensor o = host_i64(offsets), last = host_i64(pooled_rows), none = at::empty({0}, at::kLong);
   for (std::size_t i = 0; i < blocks_.size(); ++i)
     y = fused_block(y, blocks_[i], o, i + 1 == blocks_.size() ? last : none, shape_);
+  return y;
+}
+
+at::Tensor Transformer::on_operators(const at::Tensor& x, std::span<const std::int64_t> pool) const {
+  const auto b = x.size(0), w = x.size(2);
+  std::vector<std::int64_t> lengths(b, x.size(1)), pooled_rows;
+  std::int64_t first = 0;
+  for (std::int64_t i = 0; i < b; ++i) {
+    if (shape_.causal) lengths[i] = pool[i] + 1;
+    pooled_rows.push_back(first + pool[i]);
+    first += lengths[i];
+  }
+  const Sequences s(lengths, x.device());
+  const at::Tensor last = to_device(host_i64(pooled_rows), x.device());
+  // The blocks run in autocast's type from end to end, what flows past them too: operators would go back to f32.
+  const auto device = x.device().type();
+  const auto type =
+      at::autocast::is_autocast_enabled(device) ? at::autocast::get_autocast_dtype(device) : x.scalar_type();
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  at::Tensor y = x.narrow(1, 0, s.longest).reshape({b * s.longest, w});
+  if (!s.equal()) y = y.index_select(0, s.rows);
+  y = y.to(type);
+  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+    const at::Tensor pooled = i + 1 == blocks_.size() ? last : at::Tensor();
+    y = shape_.checkpointing ? checkpointed_block(y, blocks_[i], s, pooled, shape_)
+                             : device_block(y, blocks_[i], s, pooled, shape_);
+  }
   return y;
 }
 

@@ -23,12 +23,15 @@ class Transformer {
   // Adds its parameters as `prefix` + "resblocks.N....".
   Transformer(const Shape& shape, const std::string& prefix, Parameters& params);
 
-  // x [b, t, w] -> [b, w]: the output at position pool[i] of sequence i. Causal towers never look past pool[i], so
-  // later positions may hold anything. With `fused` (host memory, f32 or f64) only what the pooled rows depend on is
-  // computed: sequences are packed without their padding, and the last block's queries and MLP run on b rows.
+  // x [b, t, w] -> [b, w]: the output at position pool[i] of sequence i. Only what the pooled rows depend on is
+  // computed: causal towers never look past pool[i], so sequences are packed without what stands behind it, which may
+  // be anything; and the last block's queries and MLP run on b rows. `fused`: by kernels of ours (host memory, f32 or
+  // f64), else by ATen operators, under autocast in its type; the host does not wait for the device.
   at::Tensor pooled(const at::Tensor& x, std::span<const std::int64_t> pool, bool fused) const;
 
  private:
+  at::Tensor on_host(const at::Tensor& x, std::span<const std::int64_t> pool) const;
+  at::Tensor on_operators(const at::Tensor& x, std::span<const std::int64_t> pool) const;
   Shape shape_;
   std::vector<BlockParameters> blocks_;
 };

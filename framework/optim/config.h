@@ -10,6 +10,8 @@ struct OptimizerConfig {
   std::string schedule = "cosine";
   std::int64_t warmup = 0;
   double min_lr = 0;
+  std::int64_t cooldown = 0;
+  double cooldown_power = 1;
   void fields(Fields& f);
 };
 

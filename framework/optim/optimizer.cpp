@@ -1,12 +1,16 @@
 #include "framework/optim/optimizer.h"
 
+#include "framework/optim/rule.h"
+
 #include "framework/base/replicas.h"
 #include "framework/base/tensor.h"
 
 namespace trireme {
 
+Optimizer::~Optimizer() = default;
+
 Optimizer::Optimizer(std::vector<Param> params, const OptimizerConfig& config)
-    : params_(std::move(params)), config_(config) {
+    : params_(std::move(params)), rule_(UpdateRules::create(config.name, config, "optimizer.name")) {
   if (params_.empty()) return;
   count_ = at::zeros({}, params_[0].value.options().dtype(at::kFloat).requires_grad(false));
   std::vector<Slice> whole;
@@ -25,14 +29,13 @@ at::Tensor Optimizer::part_of(const at::Tensor& whole, const Slice& s) const {
 
 void Optimizer::build(std::span<const Slice> slices) {
   at::NoGradGuard no_grad;
-  const bool adam = config_.name == "adamw", moment = adam || config_.momentum != 0;  // plain sgd keeps nothing
   groups_.clear();
   for (const Slice& s : slices) {
     if (s.begin == s.end) continue;
     Part part{s, part_of(params_[s.param].value, s), {}, {}};
     const auto options = part.value.options().requires_grad(false);
-    if (moment) part.first = at::zeros(part.value.sizes(), options);
-    if (adam) part.second = at::zeros(part.value.sizes(), options);
+    if (rule_->moments() > 0) part.first = at::zeros(part.value.sizes(), options);
+    if (rule_->moments() > 1) part.second = at::zeros(part.value.sizes(), options);
     groups_[params_[s.param].group].push_back(std::move(part));
   }
 }
@@ -49,24 +52,14 @@ void Optimizer::step(const std::function<GroupSettings(std::string_view)>& setti
   count_.add_(1);
   const auto optional = [](const at::Tensor& t) { return t.defined() ? std::optional<at::Tensor>(t) : std::nullopt; };
   for (auto& [name, parts] : groups_) {
-    const GroupSettings s = settings(name);
-    std::vector<at::Tensor> values, grads, first, second;
+    GroupStep s{{}, {}, {}, {}, count_, settings(name), optional(scale), optional(skip)};
     for (const Part& p : parts) {
-      values.push_back(p.value);
-      grads.push_back(part_of(params_[p.slice.param].value.grad(), p.slice));
-      if (p.first.defined()) first.push_back(p.first);
-      if (p.second.defined()) second.push_back(p.second);
+      s.values.push_back(p.value);
+      s.grads.push_back(part_of(params_[p.slice.param].value.grad(), p.slice));
+      if (p.first.defined()) s.first.push_back(p.first);
+      if (p.second.defined()) s.second.push_back(p.second);
     }
-    const std::vector<at::Tensor> counts(values.size(), count_);
-    const auto update = [&](const auto& lr) {
-      if (config_.name == "adamw")
-        at::_fused_adamw_(values, grads, first, second, {}, counts, lr, config_.beta1, config_.beta2, s.weight_decay,
-                          config_.eps, /*amsgrad=*/false, /*maximize=*/false, optional(scale), optional(skip));
-      else
-        at::_fused_sgd_(values, grads, first, s.weight_decay, config_.momentum, lr, /*dampening=*/0, /*nesterov=*/false,
-                        /*maximize=*/false, /*is_first_step=*/false, optional(scale), optional(skip));
-    };
-    s.device_lr.defined() ? update(s.device_lr) : update(s.lr);
+    rule_->update(s);
   }
   if (skip.defined()) count_.sub_(skip);
 }

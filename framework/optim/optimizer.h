@@ -1,18 +1,24 @@
-// AdamW and SGD over parameter groups. The update is masked on the device: a step whose gradients are not finite
-// changes nothing, without the host knowing.
+// An update rule (optim/rules) over parameter groups. The update is masked on the device: a step whose gradients are
+// not finite changes nothing, without the host knowing.
 #pragma once
 #include "comm/archive.h"
 #include "framework/base/param.h"
 #include "framework/optim/config.h"
 
 #include <functional>
+#include <map>
+#include <memory>
 #include <span>
 
 namespace trireme {
 
+class UpdateRule;
+
 class Optimizer {
  public:
+  // Throws UsageError for an unknown rule.
   Optimizer(std::vector<Param> params, const OptimizerConfig& config);
+  ~Optimizer();
 
   // ZeRO-1: this rank updates these parts alone, and keeps moments of them only. Before the first step.
   void own(std::span<const Slice> slices);
@@ -35,7 +41,7 @@ class Optimizer {
   void archive_moment(Archive& ar, std::string_view name, const Part& part, at::Tensor& moment) const;
 
   std::vector<Param> params_;
-  OptimizerConfig config_;
+  std::unique_ptr<const UpdateRule> rule_;
   bool sharded_ = false;
   std::map<std::string, std::vector<Part>> groups_;  // by Param::group
   at::Tensor count_;                                 // f32 scalar: updates done (shared by all parameters)

@@ -6,6 +6,7 @@
 #include "framework/losses/contrastive.h"
 #include "framework/models/clip_evaluate.h"
 #include "framework/models/open_clip.h"
+#include "framework/optim/schedule.h"
 #include "recipes/clip/config.h"
 #include "recipes/clip/data.h"
 
@@ -57,8 +58,6 @@ class FastClip : public Recipe {
     check_same_data(c.comm("control"));
     // Hand-written kernels serve host memory in f32 and f64; everything else runs on ATen operators.
     fused_ = c.device().is_cpu() && !c.autocast();
-    epochs_ = std::max<std::int64_t>(
-        1, (c.config().steps * c.config().batch_size + std::int64_t(train_.size()) - 1) / std::int64_t(train_.size()));
   }
 
   std::vector<Param> parameters() override { return params_; }
@@ -78,11 +77,16 @@ class FastClip : public Recipe {
   GroupSettings group(std::string_view name, const Step& s, const Context& c) const override {
     if (name == "constant") return {0, 0};
     if (name != "temperature") return Recipe::group(name, s, c);
-    if (loss_config_.lr_tau < 0 || loss_config_.lr_tau_schedule == "cosine") {
-      const double peak = c.config().optimizer.lr;
-      return {loss_config_.lr_tau < 0 ? s.lr : loss_config_.lr_tau * (peak > 0 ? s.lr / peak : 1), 0};
-    }
-    return loss_config_.lr_tau_schedule == "step_thresh" ? lower_once_small() : GroupSettings{loss_config_.lr_tau, 0};
+    GroupSettings t{loss_config_.lr_tau};  // no decay, and no momentum where the rule is sgd or nesterov
+    t.momentum = 0;
+    const double peak = c.config().optimizer.lr;
+    if (loss_config_.lr_tau < 0)
+      t.lr = s.lr;
+    else if (loss_config_.lr_tau_schedule == "cosine")
+      t.lr *= peak > 0 ? s.lr / peak : 1;
+    else if (loss_config_.lr_tau_schedule == "step_thresh")
+      lower_once_small(t);
+    return t;
   }
 
   void update(const Step& s, Context& c) override {
@@ -193,13 +197,18 @@ class FastClip : public Recipe {
 
   double tau() const { return std::exp(-model_->log_scale().item<double>()); }  // waits for a GPU
 
-  // The learning rate of log(1/tau): a third while tau <= 0.03, as the weights have it now.
-  GroupSettings lower_once_small() const {
-    const double high = loss_config_.lr_tau, low = high / 3;
+  // The learning rate of log(1/tau) as tau has it now.
+  void lower_once_small(GroupSettings& settings) const {
+    const StepThreshold schedule;
     const at::Tensor t = model_->log_scale().detach();
-    if (t.is_cpu()) return {tau() <= 0.03 ? low : high, 0};
+    if (t.is_cpu()) {
+      settings.lr = schedule.at(settings.lr, tau());
+      return;
+    }
     const auto scalar = t.options().dtype(at::kFloat);
-    return {high, 0, at::where((-t).exp() <= 0.03, at::full({}, low, scalar), at::full({}, high, scalar))};
+    settings.device_lr =
+        at::where((-t).exp() <= schedule.threshold, at::full({}, settings.lr * schedule.ratio, scalar),
+                  at::full({}, settings.lr, scalar));
   }
 
   // `again`: the rows come once more in this step.
@@ -220,8 +229,9 @@ class FastClip : public Recipe {
     if (loss_config_.name == "mbcl") {
       r = mini_batch_loss(c.comm(), image, text, model_->log_scale());
     } else {
+      const std::int64_t epochs = (c.steps + c.steps_per_epoch - 1) / c.steps_per_epoch;
       const std::int64_t decay =
-          loss_config_.gamma_decay_epochs ? loss_config_.gamma_decay_epochs : std::max<std::int64_t>(1, epochs_ / 2);
+          loss_config_.gamma_decay_epochs ? loss_config_.gamma_decay_epochs : std::max<std::int64_t>(1, epochs / 2);
       const double gamma = gamma_at(loss_config_.gamma_schedule, loss_config_.gamma_min, decay, batch.epoch);
       r = global_loss(
           c.comm(), image, text, model_->log_scale(), batch.global_ids, gamma, *table_,
@@ -313,7 +323,6 @@ class FastClip : public Recipe {
   std::vector<Param> params_;
   std::vector<std::int64_t> train_, held_out_, step_ids_;
   at::Tensor log_u_;  // of this step, written to the table in update()
-  std::int64_t epochs_ = 1;
   bool fused_ = false;
 };
 

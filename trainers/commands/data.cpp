@@ -7,13 +7,17 @@
 #include "data/image_text/folder.h"
 #include "data/image_text/openclipart.h"
 #include "data/image_text/prepared.h"
+#include "data/image_text/write_tars.h"
+#include "data/scenes/write.h"
 #include "data/text/text.h"
 #include "framework/command.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <thread>
 
 #include <unistd.h>
 
@@ -22,20 +26,56 @@ namespace {
 
 namespace fs = std::filesystem;
 
-PrepareSpec spec_for(const DataOptions& o) {
-  if (o.name == "openclipart") return o.from.empty() ? openclipart() : openclipart(o.from);
-  if (o.name == "emoji") return o.from.empty() ? emoji() : emoji(o.from);
-  if (o.name == "folder") {
-    if (o.from.empty()) throw UsageError("trireme data folder", "--from is missing", "name a folder or a CSV table");
-    return folder_data(o.from);
-  }
-  throw UsageError("trireme data", "unknown data set `" + o.name + "`", "known: openclipart, emoji, folder");
+bool writes_tars(const DataOptions& o) { return o.name == "tar" || (o.name == "scenes" && o.format == "tar"); }
+
+const char* const known_names[] = {"openclipart", "emoji", "folder", "tars", "tar", "scenes"};
+
+void check(const DataOptions& o) {
+  if (std::find(std::begin(known_names), std::end(known_names), o.name) == std::end(known_names))
+    throw UsageError("trireme data", "unknown data set `" + o.name + "`",
+                     "known: openclipart, emoji, folder, tars, tar, scenes");
+  if (o.size < 8 || o.size > 1024)
+    throw UsageError("trireme data", "--size " + std::to_string(o.size), "choose 8 to 1024 pixels");
+  if (o.threads < 0 || o.threads > 256)
+    throw UsageError("trireme data", "--threads " + std::to_string(o.threads), "choose 1 to 256");
+  const bool own = o.name == "folder" || o.name == "tars" || o.name == "tar";
+  if (own && o.from.empty())
+    throw UsageError("trireme data " + o.name, "--from is missing",
+                     o.name == "tars" ? "name tars: shards/{00000..00041}.tar" : "name a folder or a CSV table");
+  if (o.name == "scenes" && o.format != "h5" && o.format != "tar")
+    throw UsageError("trireme data scenes", "--format " + o.format, "choose h5 or tar");
+  if (writes_tars(o) && o.out.empty())
+    throw UsageError("trireme data " + o.name, "--out is missing", "name the folder for the tars");
+}
+
+int threads_of(const DataOptions& o) {
+  return o.threads > 0 ? o.threads : std::clamp(int(std::thread::hardware_concurrency()), 1, 256);
+}
+
+ScenesSpec scenes_of(const DataOptions& o) {
+  ScenesSpec s;
+  s.pairs = o.pairs, s.held_out = o.held_out, s.seed = std::uint64_t(o.seed), s.size = o.size;
+  return s;
 }
 
 // Where the data comes from, in one spelling: what a prepared file has on record.
 std::string source_of(const DataOptions& o) {
+  if (o.name == "scenes")
+    return std::to_string(o.pairs) + " pairs and " + std::to_string(o.held_out) + " held out of seed " +
+           std::to_string(o.seed);
   if (!o.from.empty()) return real_path(o.from);
   return real_path(o.name == "emoji" ? emoji_font : openclipart_root);
+}
+
+PrepareSpec spec_for(const DataOptions& o) {
+  if (o.name == "openclipart") return o.from.empty() ? openclipart() : openclipart(o.from);
+  if (o.name == "emoji") return o.from.empty() ? emoji() : emoji(o.from);
+  if (o.name == "scenes") {
+    PrepareSpec spec = scenes_data(scenes_of(o));
+    spec.source = source_of(o);
+    return spec;
+  }
+  return o.name == "tars" ? tars_data(o.from) : folder_data(o.from);
 }
 
 // One file for each source: its readable name and a hash of its place, except for the packages' own places.
@@ -43,7 +83,8 @@ std::string default_path(const DataOptions& o) {
   const std::string source = source_of(o);
   DataOptions standard = o;
   standard.from.clear();
-  if (o.name != "folder" && source == source_of(standard)) return prepared_path(o.name, o.size);
+  if (o.name == "scenes" || (o.name != "folder" && o.name != "tars" && source == source_of(standard)))
+    return prepared_path(o.name, o.size);
   std::error_code error;
   const fs::path place = source;
   std::string stem = (fs::is_directory(place, error) ? place.filename() : place.stem()).string();
@@ -104,14 +145,30 @@ void print_summary(const PrepareSpec& spec, const PrepareReport& r) {
   std::printf("wrote %s in %.1f s\n", spec.out.c_str(), r.seconds);
 }
 
+int write_tars_command(const DataOptions& o) {
+  const auto start = std::chrono::steady_clock::now();
+  WriteTarsSpec spec;
+  spec.out = o.out, spec.threads = threads_of(o), spec.force = o.force, spec.progress = show_progress;
+  BrokenSamples left_out;
+  std::int64_t samples = o.pairs;
+  if (o.name == "tar")
+    samples = pictures_to_tars(folder_data(o.from), spec, left_out);
+  else
+    scenes_to_tars(scenes_of(o), spec);
+  if (const auto line = left_out.summary(samples + left_out.count()); !line.empty()) std::printf("%s\n", line.c_str());
+  std::printf("wrote %lld pairs as tars into %s in %.1f s\n", static_cast<long long>(samples), o.out.c_str(),
+              std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  const bool test = o.name == "scenes" && o.held_out > 0;
+  std::printf("train on them with data.file=%s/%s\n", o.out.c_str(),
+              test ? (" data.eval_file=" + o.out + "/test/").c_str() : "");
+  return 0;
+}
+
 }  // namespace
 
 int data_command(const DataOptions& o) {
-  if (o.size < 8 || o.size > 1024)
-    throw UsageError("trireme data", "--size " + std::to_string(o.size), "choose 8 to 1024 pixels");
-  if (o.threads < 1 || o.threads > 256)
-    throw UsageError("trireme data", "--threads " + std::to_string(o.threads), "choose 1 to 256");
-  if (o.name == "folder" && o.from.empty()) (void)spec_for(o);  // says what is missing
+  check(o);
+  if (writes_tars(o)) return write_tars_command(o);
   std::error_code error;
   if (!o.out.empty() && (o.out.ends_with('/') || fs::is_directory(o.out, error)))
     throw UsageError("trireme data", "--out " + o.out + " is a folder", "name the file to write");
@@ -121,7 +178,7 @@ int data_command(const DataOptions& o) {
   PrepareSpec spec = spec_for(o);
   spec.out = path;
   spec.size = o.size;
-  spec.threads = o.threads;
+  spec.threads = threads_of(o);
   spec.progress = show_progress;
   const PrepareReport r = prepare_images(spec);
 
@@ -131,15 +188,22 @@ int data_command(const DataOptions& o) {
 
 namespace {
 
-const Commands::Entry registered({"data", "prepare a data set", [](CommandOptions& command) {
-                                    const auto o = std::make_shared<DataOptions>();
-                                    command.text("name", o->name, "openclipart, emoji or folder", command.required);
-                                    command.text("--out", o->out, "prepared file");
-                                    command.number("--size", o->size, "pixels a side", {8, 1024});
-                                    command.text("--from", o->from, "folder: your images, or a CSV of filepath,title");
-                                    command.flag("--force", o->force, "prepare again");
-                                    return [o](const CommandLine&) { return data_command(*o); };
-                                  }});
+const Commands::Entry registered(
+    {"data", "prepare a data set", [](CommandOptions& command) {
+       const auto o = std::make_shared<DataOptions>();
+       command.text("name", o->name, "openclipart, emoji, scenes; folder, tars: your own; tar: a folder as tars",
+                    command.required);
+       command.text("--out", o->out, "prepared file");
+       command.number("--size", o->size, "pixels a side", {8, 1024});
+       command.text("--from", o->from, "your images: a folder, a CSV of filepath,title, or tars");
+       command.number("--threads", o->threads, "that decode; 0: one a core", {0, 256});
+       command.number("--pairs", o->pairs, "scenes: pairs to train on", {1, 2000000000});
+       command.number("--held-out", o->held_out, "scenes: pairs beside them", {0, 1000000});
+       command.number("--seed", o->seed, "scenes", {0, 2000000000});
+       command.text("--format", o->format, "scenes: h5, or tar for JPEG tars");
+       command.flag("--force", o->force, "prepare again");
+       return [o](const CommandLine&) { return data_command(*o); };
+     }});
 
 }  // namespace
 }  // namespace trireme

@@ -82,9 +82,7 @@ class Stepper {
         world_(world),
         session_(world, config_, *run.recipe),
         loader_(run.recipe->train_data(), run.recipe->train_ids(), config_.batch_size, world.rank(), world.size(),
-                std::uint64_t(config_.seed), {.prefetch = config_.prefetch}) {
-    context().steps_per_epoch = loader_.steps_per_epoch();
-  }
+                std::uint64_t(config_.seed), {.prefetch = config_.prefetch}) {}
   Context& context() { return session_.context(); }
   std::size_t reduced_bytes() const { return session_.reduced_bytes(); }
 
