@@ -385,5 +385,19 @@ TEST_F(Evaluation, SaysWhatIsWrongInOneLine) {
   damaged("model/open_clip_model.safetensors", "\"ln_final.weight\"", "\"ln_final.wright\"", {"ln_final.weight"});
 }
 
+// Their own code on the exported model: every digit where both see the same pixels, 3 samples where each decodes.
+TEST_F(Evaluation, OpenClipAndClipBenchmarkSayTheSame) {
+  const char* python = std::getenv("TRIREME_CLIP_PYTHON");
+  if (!python || !*python)
+    GTEST_SKIP() << "TRIREME_CLIP_PYTHON names no python with open_clip_torch, clip_benchmark, webdataset, h5py";
+  const char* source = std::getenv("TRIREME_SOURCE");
+  const std::string log = (dir() / "parity.txt").string();
+  const std::string command = std::string("cd '") + dir().string() + "' && '" + python + "' '" +
+                              fs::absolute(source ? source : ".").string() +
+                              "/tests/peers/eval_parity.py' --trireme '" + program_path() +
+                              "' --run run --data pairs.h5 --all --work work >'" + log + "' 2>&1";
+  EXPECT_EQ(std::system(command.c_str()), 0) << read_text(log);
+}
+
 }  // namespace
 }  // namespace trireme::test
