@@ -272,5 +272,132 @@ TEST_F(DataInput, FileSystemsWithoutLocks) {
   }
 }
 
+// `trireme eval` on a run and its export: the training's own numbers, the same on any number of ranks and from either
+// form; and one line with the cure for what is wrong with a model or a test set.
+class Evaluation : public DataInput {
+ protected:
+  void SetUp() override {
+    DataInput::SetUp();
+    if (IsSkipped()) return;
+    prepare_pairs(dir());
+    write_text(dir() / "e.yaml", experiment(6, 16, 8));
+    const Outcome trained = run({"train", "e.yaml", "--out", "run"}),
+                  exported = run({"export", "run", "--out", "model"});
+    ASSERT_EQ(trained.code, 0) << trained;
+    ASSERT_EQ(exported.code, 0) << exported;
+    done_ = line_with(trained.out, "done:");
+    // A test set in CLIP_benchmark's layout: three classes, 1.tar is cut later.
+    fs::create_directories(dir() / "set/test");
+    for (int i = 0; i < 24; ++i) {
+      write_text(dir() / ("s" + std::to_string(i) + ".png"), png(1 + i));
+      write_text(dir() / ("s" + std::to_string(i) + ".cls"), std::to_string(i % 3));
+    }
+    for (const char* shard : {"0", "1"}) {
+      std::string files;
+      for (int i = *shard == '0' ? 0 : 12, end = i + 12; i < end; ++i)
+        files += " s" + std::to_string(i) + ".png s" + std::to_string(i) + ".cls";
+      const std::string tar =
+          "tar -C '" + dir().string() + "' -cf '" + dir().string() + "/set/test/" + shard + ".tar'" + files;
+      ASSERT_EQ(std::system(tar.c_str()), 0);
+    }
+    write_text(dir() / "set/test/nshards.txt", "2\n");
+    write_text(dir() / "set/classnames.txt", "one\ntwo\nthree\n");
+    write_text(dir() / "set/zeroshot_classification_templates.txt", "a {c}\nthe {c}.\n");
+  }
+  nlohmann::json metrics(const Words& words) {
+    Words all{"eval"};
+    all.insert(all.end(), words.begin(), words.end());
+    all.push_back("--json");
+    const Outcome o = run(all);
+    EXPECT_EQ(o.code, 0) << o;
+    EXPECT_EQ(lines_of(o.out).size(), 1u) << o;
+    return nlohmann::json::parse(o.out, nullptr, false);
+  }
+  // Exit code and one line that holds the parts.
+  void refused(const Words& words, int code, const Words& parts) {
+    Words all{"eval"};
+    all.insert(all.end(), words.begin(), words.end());
+    const Outcome o = run(all);
+    EXPECT_EQ(o.code, code) << o;
+    EXPECT_EQ(o.errors().size(), 1u) << o;
+    expect_says(o, parts);
+  }
+  std::string done_;  // the training's last line
+};
+
+TEST_F(Evaluation, SaysWhatTrainingSaidOfItsOwnData) {
+  const auto own = metrics({"run"});
+  for (const std::string key : {"image_to_text_r1", "image_to_text_r10", "chance_r10", "zero_shot_top1"}) {
+    const auto at = done_.find(" " + key + "=");
+    ASSERT_NE(at, done_.npos) << done_;
+    EXPECT_NEAR(own[key].get<double>(), std::stod(done_.substr(at + key.size() + 2)), 1e-6) << key;
+  }
+  const auto same = [&](nlohmann::json other) {
+    for (const char* name : {"model", "data"}) other[name] = own[name];
+    EXPECT_EQ(other, own);
+  };
+  same(metrics({"run", "--data", "pairs.h5"}));
+  same(metrics({"model", "--data", "pairs.h5"}));
+  same(metrics({"run", "--ranks", "2"}));
+  same(metrics({"run", "--ranks", "4", "--threads", "1"}));
+  EXPECT_EQ(metrics({"run", "--split", "all"})["images"], 90);
+  EXPECT_TRUE(metrics({"run", "--protocol", "open_clip"}).contains("image_to_text_mean_rank"));
+  const Outcome table = run({"eval", "run"});
+  EXPECT_EQ(table.code, 0) << table;
+  expect_says(table, {"image to text", "zero-shot", "by chance"});
+
+  const auto set = metrics({"model", "--data", "set", "--linear-probe", "set/test"});
+  EXPECT_EQ(set["classes"], 3);
+  EXPECT_EQ(set["templates"], 2);
+  for (const char* key : {"zero_shot_top1", "zero_shot_mean_per_class", "linear_probe_top1"})
+    EXPECT_TRUE(set[key].is_number()) << key;
+  EXPECT_FALSE(set.contains("zero_shot_top5")) << "of three classes";
+}
+
+TEST_F(Evaluation, SaysWhatIsWrongInOneLine) {
+  refused({"model"}, 2, {"--data"});
+  refused({"run", "--protocol", "best"}, 2, {"open_clip"});
+  refused({"run", "--split", "none"}, 2, {"held_out"});
+  refused({"model", "--data", "nothing.h5"}, 3, {"nothing.h5"});
+  write_text(dir() / "two.txt", "a\nb\n");
+  refused({"model", "--data", "set", "--classes", "two.txt"}, 3, {"two.txt", "2", "3", "one a line"});
+  refused({"model", "--data", "pairs.h5", "--classes", "two.txt"}, 3, {"two.txt", "2", "3"});
+  refused({"model", "--data", "set", "--templates", "two.txt"}, 3, {"two.txt", "{c}"});
+  write_text(dir() / "set/classnames.txt", "one\ntwo\n");
+  refused({"model", "--data", "set"}, 3, {"classnames.txt", "2"});
+  write_text(dir() / "set/classnames.txt", "one\ntwo\nthree\n");
+
+  const fs::path tar = dir() / "set/test/1.tar";
+  fs::resize_file(tar, 3 * 512 + 100);
+  refused({"model", "--data", "set"}, 3, {"1.tar"});
+
+  const auto damaged = [&](const fs::path& file, const std::string& from, const std::string& to, const Words& parts) {
+    const std::string sound = read_text(dir() / file);
+    const auto at = sound.find(from);
+    ASSERT_NE(at, sound.npos) << file;
+    std::string bytes = sound;
+    bytes.replace(at, from.size(), to);
+    write_text(dir() / file, bytes);
+    refused({"model", "--data", "pairs.h5"}, 3, parts);
+    write_text(dir() / file, sound);
+  };
+  damaged("model/open_clip_config.json", "\"embed_dim\"", "\"embed_dims\"", {"open_clip_config.json", "embed_dims"});
+  damaged("model/open_clip_model.safetensors", "\"ln_final.weight\"", "\"ln_final.wright\"", {"ln_final.weight"});
+}
+
+// Their own code on the exported model: every digit where both see the same pixels, 3 samples where each decodes.
+TEST_F(Evaluation, OpenClipAndClipBenchmarkSayTheSame) {
+  const char* python = std::getenv("TRIREME_CLIP_PYTHON");
+  if (!python || !*python)
+    GTEST_SKIP() << "TRIREME_CLIP_PYTHON names no python with open_clip_torch, clip_benchmark, webdataset, h5py";
+  const char* source = std::getenv("TRIREME_SOURCE");
+  const std::string log = (dir() / "parity.txt").string();
+  const std::string command = std::string("cd '") + dir().string() + "' && '" + python + "' '" +
+                              fs::absolute(source ? source : ".").string() +
+                              "/tests/peers/eval_parity.py' --trireme '" + program_path() +
+                              "' --run run --data pairs.h5 --all --work work >'" + log + "' 2>&1";
+  EXPECT_EQ(std::system(command.c_str()), 0) << read_text(log);
+}
+
 }  // namespace
 }  // namespace trireme::test

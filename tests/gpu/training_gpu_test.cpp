@@ -327,5 +327,31 @@ TEST_F(Gpu, ResumesFromItsCheckpoint) {
   EXPECT_EQ(losses(folder.path / "run"), whole);
 }
 
+// `trireme eval` on the device, on the host and on two ranks: the same shares but for a pair whose scores nearly tie.
+TEST_F(Gpu, EvaluatesAsTheHostDoes) {
+  ASSERT_EQ(train("one", 1).code, 0);
+  const auto metrics = [&](Words more) {
+    Words words{"eval", "one", "--split", "all", "--linear-probe", "blots.h5", "--json"};
+    words.insert(words.end(), more.begin(), more.end());
+    const Outcome o = run_program(words, {folder.path});
+    EXPECT_EQ(o.code, 0) << o;
+    return nlohmann::json::parse(o.out, nullptr, false);
+  };
+  const auto host = metrics({"--device", "cpu"});
+  for (const Words& more : {Words{"--device", "cuda"}, Words{"--device", "cuda", "--ranks", "2"}}) {
+    const auto device = metrics(more);
+    double worst = 0;
+    for (const auto& [key, value] : host.items()) {
+      if (!value.is_number_float() || key == "linear_probe_c") continue;
+      ASSERT_TRUE(device[key].is_number()) << key;
+      const double apart = std::fabs(device[key].get<double>() - value.get<double>());
+      // The probe may choose another penalty.
+      EXPECT_LE(apart, key.starts_with("linear_probe") ? 0.1 : 0.01) << key;
+      worst = nan_max(worst, apart);
+    }
+    std::printf("evaluation with %s: shares differ from the host's by %.2g at most\n", more.back().c_str(), worst);
+  }
+}
+
 }  // namespace
 }  // namespace trireme::test

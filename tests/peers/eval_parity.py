@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """A model trained here, exported, and judged by open_clip's and CLIP_benchmark's own evaluation code beside `trireme eval`.
 
-Of a run on a prepared file, its held-out pictures (one of each caption) become test sets in CLIP_benchmark's layout:
+Of a run on a prepared file, its held-out pictures (--all: all of them; one of each caption) become test sets in
+CLIP_benchmark's layout:
   exact   PNG at the model's size: both sides see the same pixels, so every metric must agree to the last digit
   decoded JPEG at twice the size: each side decodes and resizes by itself; at most 3 samples apart
 each for retrieval (one or two captions a picture) and for classification (folders as classes, three templates).
 
-usage: eval_parity.py --trireme BINARY --run RUN --data PREPARED.h5 [--work FOLDER]
+usage: eval_parity.py --trireme BINARY --run RUN --data PREPARED.h5 [--all] [--work FOLDER]
 Needs open_clip_torch, clip_benchmark, webdataset, h5py, Pillow. Prints one line a metric; exit 1 if one is off.
 """
 import argparse
@@ -23,20 +24,20 @@ import numpy as np
 TEMPLATES = ["a picture of {c}", "clip art: {c}.", "a drawing of a {c}, in colour"]
 
 
-def held_out(path):
-    """Pictures [n, S, S, 3], captions and class numbers of the held-out part, one of each caption; class names."""
+def pictures_of(path, everything):
+    """Pictures [n, S, S, 3], captions and class numbers, one of each caption; class names."""
     import h5py
     with h5py.File(path) as f:
         seen, rows = set(), []
         caption_id = f["caption_id"][:]
-        for i in np.flatnonzero(f["held_out"][:]):
+        for i in np.flatnonzero(f["held_out"][:] | everything):
             if caption_id[i] not in seen:
                 seen.add(caption_id[i])
                 rows.append(i)
         offsets, text = f["caption_offsets"][:], f["caption_bytes"][:].tobytes()
         captions = [text[offsets[i] : offsets[i + 1]].decode() for i in rows]
         images = f["images"][:][rows].transpose(0, 2, 3, 1)
-        names = json.loads(np.asarray(f["classes"][()]).tobytes().decode() if f["classes"].dtype == np.uint8 else f["classes"][()])
+        names = json.loads(f["classes"][:].tobytes())
         return images, captions, f["class_id"][:][rows], names
 
 
@@ -124,13 +125,14 @@ def main():
     parse = argparse.ArgumentParser()
     for name in ("--trireme", "--run", "--data"):
         parse.add_argument(name, required=True)
+    parse.add_argument("--all", action="store_true")
     parse.add_argument("--work", default=None)
     a = parse.parse_args()
     import open_clip
     work = pathlib.Path(a.work or tempfile.mkdtemp())
-    images, captions, classes, names = held_out(a.data)
+    images, captions, classes, names = pictures_of(a.data, a.all)
     texts = make_sets(work, images, captions, classes, names)
-    print(f"{len(images)} held-out pictures, {texts} captions, {len(set(classes.tolist()))} classes")
+    print(f"{len(images)} pictures, {texts} captions, {len(set(classes.tolist()))} classes")
     run(a.trireme, "export", a.run, "--format", "openclip", "--out", work / "exported")
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{work}/exported")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{work}/exported")

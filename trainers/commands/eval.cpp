@@ -130,7 +130,8 @@ void probe(const EvalOptions& o, const ClipEncoder& encoder, const ClipModel& mo
   EvalSpec spec;
   spec.source.files = {o.probe};
   spec.source.image_size = int(model.preprocess().size);
-  if (o.probe == data.name) spec.split = "train";
+  spec.prepared_split = "train";
+  if (o.probe == data.name) spec.split = "train";  // tars that it is tested on as well
   const EvalData train = open_on_ranks(spec, encoder.comm());
   if (train.labels.empty() || data.labels.empty())
     throw DataError(train.labels.empty() ? o.probe : data.name, "has no classes",

@@ -10,8 +10,9 @@
 namespace trireme {
 
 struct EvalSpec {
-  PairsSpec source;                // or one file: a folder in CLIP_benchmark's layout
-  std::string split;               // held_out, train or all; empty: what a prepared file holds out, of other data all
+  PairsSpec source;   // or one file: a folder in CLIP_benchmark's layout
+  std::string split;  // held_out, train or all; empty: `prepared_split` of a prepared file, of other data all
+  std::string prepared_split = "held_out";
   std::string classes, templates;  // files, one name or template a line; empty: what the data says
 
   std::string name() const { return source.files.empty() ? "" : source.files.front(); }
