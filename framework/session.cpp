@@ -217,6 +217,7 @@ std::int64_t Session::parameter_count() const {
 }
 
 std::map<std::string, double> Session::evaluate() {
+  context_.clock_.pause();
   at::NoGradGuard no_grad;
   Autocast autocast(context_.autocast(), context_.device(), config_.precision);
   const auto swap = [this] {
@@ -241,6 +242,7 @@ void Session::weights(Archive& ar) {
 }
 
 void Session::state(Archive& ar) {
+  context_.clock_.pause();
   weights(ar);
   {
     Archive::Group g(ar, "reducer");

@@ -50,6 +50,7 @@ void StepReport::add_step() {
 
 Record StepReport::record(std::int64_t step, double loss) {
   const StepTimes t = session_.take_times();
+  if (std::isfinite(t.data)) sums_["data_ms"] = t.data;  // a GPU's: the host runs ahead, and waits for its memory
   sums_["forward_ms"] = t.forward;
   sums_["backward_ms"] = t.backward;
   sums_["comm_exposed_ms"] = t.exposed;

@@ -45,41 +45,61 @@ struct Scratch {
 
 int padded(int n) { return (n + lanes - 1) / lanes * lanes; }
 
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+#define TRIREME_INTERLEAVE(a, b, first)                                                                               \
+  __builtin_shufflevector(a, b, first, first + 16, first + 1, first + 17, first + 2, first + 18, first + 3,           \
+                          first + 19, first + 4, first + 20, first + 5, first + 21, first + 6, first + 22, first + 7, \
+                          first + 23)
+#else
+#define TRIREME_INTERLEAVE(a, b, first)                                                                           \
+  __builtin_shuffle(a, b,                                                                                         \
+                    Bytes{first, first + 16, first + 1, first + 17, first + 2, first + 18, first + 3, first + 19, \
+                          first + 4, first + 20, first + 5, first + 21, first + 6, first + 22, first + 7, first + 23})
+#endif
+
 // 16 x 16 bytes on their side: four rounds of interleaving the two halves.
-void transpose(const std::uint8_t* in, std::uint8_t* out) {
-  alignas(64) std::uint8_t other[lanes * lanes];
-  const auto round = [](const std::uint8_t* __restrict a, std::uint8_t* __restrict b) {
-    for (int i = 0; i < lanes / 2; ++i)
-      for (int j = 0; j < lanes; ++j) {
-        b[2 * (i * lanes + j)] = a[i * lanes + j];
-        b[2 * (i * lanes + j) + 1] = a[(i + lanes / 2) * lanes + j];
-      }
-  };
-  round(in, out), round(out, other), round(other, out), round(out, other);
-  std::memcpy(out, other, sizeof other);
+inline void transpose(Bytes (&v)[lanes]) {
+  Bytes w[lanes];
+  for (int round = 0; round < 2; ++round) {
+    for (int i = 0; i < lanes / 2; ++i) {
+      w[2 * i] = TRIREME_INTERLEAVE(v[i], v[i + 8], 0);
+      w[2 * i + 1] = TRIREME_INTERLEAVE(v[i], v[i + 8], 8);
+    }
+    for (int i = 0; i < lanes / 2; ++i) {
+      v[2 * i] = TRIREME_INTERLEAVE(w[i], w[i + 8], 0);
+      v[2 * i + 1] = TRIREME_INTERLEAVE(w[i], w[i + 8], 8);
+    }
+  }
+}
+
+// Loops over lanes are written out where GCC would go element by element with vector types.
+inline void widen(const std::uint8_t* in, Ints& out) {
+  std::int32_t v[lanes];
+  for (int i = 0; i < lanes; ++i) v[i] = in[i];
+  std::memcpy(&out, v, sizeof v);
 }
 
 // Sums of levels times weights, rounded: the levels.
 inline void to_levels(const Ints& sum, std::uint8_t* out) {
-  Ints v = sum >> weight_bits;
-  v = v < 0 ? v - v : v;
-  v = v > 255 ? v - v + 255 : v;
-  const Bytes b = __builtin_convertvector(v, Bytes);
-  std::memcpy(out, &b, sizeof b);
+  std::int32_t v[lanes];
+  std::memcpy(v, &sum, sizeof v);
+  for (int i = 0; i < lanes; ++i) {
+    const std::int32_t level = v[i] >> weight_bits;
+    out[i] = static_cast<std::uint8_t>(level < 0 ? 0 : level > 255 ? 255 : level);
+  }
 }
 
 // Columns of sixteen rows from `rows`, whose last may be the same; bytes [from, to) of each.
 void turn(const std::uint8_t* const* rows, int from, int to, Ints* out) {
-  alignas(64) std::uint8_t block[lanes * lanes], side[lanes * lanes];
   for (int j = from; j < to; j += lanes) {
     const int n = std::min(lanes, to - j);
-    for (int r = 0; r < lanes; ++r) std::memcpy(block + r * lanes, rows[r] + j, std::size_t(n));
-    transpose(block, side);
-    for (int k = 0; k < n; ++k) {
-      Bytes column;
-      std::memcpy(&column, side + k * lanes, sizeof column);
-      out[j + k] = __builtin_convertvector(column, Ints);
-    }
+    Bytes block[lanes] = {};
+    if (n == lanes)
+      for (int r = 0; r < lanes; ++r) std::memcpy(&block[r], rows[r] + j, lanes);
+    else
+      for (int r = 0; r < lanes; ++r) std::memcpy(&block[r], rows[r] + j, std::size_t(n));
+    transpose(block);
+    for (int k = 0; k < n; ++k) widen(reinterpret_cast<const std::uint8_t*>(&block[k]), out[j + k]);
   }
 }
 
@@ -90,7 +110,7 @@ void pass_across(const std::uint8_t* pixels, const Crop& crop, int first, int la
   s.planes.resize(std::size_t(3) * plane_rows * wide);
   int left = crop.width, right = 0;
   for (const auto& t : s.across.at) left = std::min(left, t.first), right = std::max(right, t.first + t.count);
-  alignas(64) std::uint8_t block[3][lanes * lanes] = {}, side[lanes * lanes];
+  Bytes block[3][lanes] = {};
   for (int y = first; y < last; y += lanes) {
     const std::uint8_t* rows[lanes];
     for (int r = 0; r < lanes; ++r) rows[r] = pixels + std::size_t(std::min(y + r, last - 1)) * crop.pitch;
@@ -105,12 +125,14 @@ void pass_across(const std::uint8_t* pixels, const Crop& crop, int first, int la
         Ints r = half, g = half, b = half;
         for (int k = 0; k < t.count; ++k, column += 3)
           r += column[0] * w[k], g += column[1] * w[k], b += column[2] * w[k];
-        to_levels(r, block[0] + x * lanes), to_levels(g, block[1] + x * lanes), to_levels(b, block[2] + x * lanes);
+        to_levels(r, reinterpret_cast<std::uint8_t*>(&block[0][x]));
+        to_levels(g, reinterpret_cast<std::uint8_t*>(&block[1][x]));
+        to_levels(b, reinterpret_cast<std::uint8_t*>(&block[2][x]));
       }
       for (int c = 0; c < 3; ++c) {
-        transpose(block[c], side);
+        transpose(block[c]);
         std::uint8_t* out = s.planes.data() + (std::size_t(c) * plane_rows + (y - first)) * wide + x0;
-        for (int q = 0; q < lanes; ++q) std::memcpy(out + std::size_t(q) * wide, side + q * lanes, lanes);
+        for (int q = 0; q < lanes; ++q) std::memcpy(out + std::size_t(q) * wide, &block[c][q], lanes);
       }
     }
   }
@@ -121,9 +143,9 @@ void pass_down(const std::uint8_t* rows, const std::int32_t* weights, int count,
   for (int x = 0; x < wide; x += lanes) {
     Ints sum = Ints{} + (1 << (weight_bits - 1));
     for (int k = 0; k < count; ++k) {
-      Bytes b;
-      std::memcpy(&b, rows + std::size_t(k) * wide + x, sizeof b);
-      sum += __builtin_convertvector(b, Ints) * weights[k];
+      Ints row;
+      widen(rows + std::size_t(k) * wide + x, row);
+      sum += row * weights[k];
     }
     to_levels(sum, out + x);
   }

@@ -2,12 +2,13 @@
 
 #include "framework/metrics/trace.h"
 
+#include <limits>
 #include <utility>
 
 namespace trireme {
 namespace {
 
-constexpr const char* names[] = {"forward", "backward", "wait for gradients", "update"};
+constexpr const char* names[] = {"forward", "backward", "wait for gradients", "update", "wait for data"};
 
 }  // namespace
 
@@ -22,9 +23,15 @@ StepClock::StepClock(at::Device device) {
 }
 
 void StepClock::begin() {
-  if (device_) return device_->begin();
+  ++steps_;
+  if (device_) {
+    if (std::exchange(running_, true)) device_->end(names[4], 0), ++waits_;
+    return device_->begin();
+  }
   last_ = Trace::now_ns();
 }
+
+void StepClock::pause() { running_ = false; }
 
 void StepClock::end(Phase phase) {
   const auto i = std::size_t(phase);
@@ -40,7 +47,11 @@ void StepClock::end(Phase phase) {
 StepTimes StepClock::take() {
   if (device_) device_->flush(true);
   const auto ms = [this](Phase phase) { return 1e-6 * double(std::exchange(sums_[std::size_t(phase)], 0)); };
-  return {ms(Phase::forward), ms(Phase::backward), ms(Phase::exposed), ms(Phase::optimizer)};
+  pause();  // the host has waited, and has more to do than the next step
+  const double waited = 1e-6 * double(std::exchange(sums_[4], 0));
+  const auto waits = double(std::exchange(waits_, 0)), steps = double(std::exchange(steps_, 0));
+  return {ms(Phase::forward), ms(Phase::backward), ms(Phase::exposed), ms(Phase::optimizer),
+          waits > 0 ? waited / waits * steps : std::numeric_limits<double>::quiet_NaN()};
 }
 
 }  // namespace trireme

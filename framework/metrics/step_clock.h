@@ -11,9 +11,10 @@
 
 namespace trireme {
 
-// ms. exposed: waiting for gradients that backward did not hide.
+// ms. exposed: waiting for gradients that backward did not hide. data: on a GPU, how long it had nothing to do between
+// two steps, since the host came late with the batch; NaN on a CPU, and where no two steps followed each other.
 struct StepTimes {
-  double forward = 0, backward = 0, exposed = 0, optimizer = 0;
+  double forward = 0, backward = 0, exposed = 0, optimizer = 0, data = 0;
 };
 
 class StepClock {
@@ -23,12 +24,15 @@ class StepClock {
 
   enum class Phase : std::uint8_t { forward, backward, exposed, optimizer };
   void begin();           // of a step
+  void pause();           // what comes before the next step is none: an evaluation, a checkpoint
   void end(Phase phase);  // it lasted since begin() or since the last end()
   // Sums over the steps since the last call; on a GPU it waits for them.
   StepTimes take();
 
  private:
-  std::array<std::int64_t, 4> sums_{};  // ns
+  std::array<std::int64_t, 5> sums_{};  // ns
+  std::int64_t steps_ = 0, waits_ = 0;  // begun; of these, right after another
+  bool running_ = false;                // on a GPU: since the last step's end
   std::int64_t last_ = 0;
   std::unique_ptr<StreamTimer> device_;
 };
