@@ -1,6 +1,6 @@
 // One CLIP training step on one GPU beside OpenCLIP's own: ViT-B-32 at 224 px, 1,024 pairs, bf16, equal weights and
 // batches that lie on the device. Arms run one after the other: two do not fit. And the loss alone, of up to 262,144
-// rows.
+// rows. `weak`: ours on 1, 2 and 4 GPUs, as many pairs on each.
 #include "bench/bench.h"
 #include "comm/error.h"
 #include "comm/local/self.h"
@@ -28,8 +28,8 @@ constexpr int pairs = 1024, batches = 2, equal_steps = 50, steps_a_block = 10, c
 constexpr double lr = 5e-4, weight_decay = 0.2;
 constexpr int warmup = 100;
 
-std::string yaml(const std::string& data, const std::string& loss) {
-  return "recipe: fastclip\nsteps: 1000000\nbatch_size: " + std::to_string(pairs) +
+std::string yaml(const std::string& data, const std::string& loss, int ranks) {
+  return "recipe: fastclip\nsteps: 1000000\nbatch_size: " + std::to_string(pairs * ranks) +
          "\ndevice: cuda\nprecision: bf16\nlog_every: 1000000\noptimizer: {lr: " + std::to_string(lr) +
          ", beta2: 0.98, eps: 1.0e-6, weight_decay: " + std::to_string(weight_decay) +
          ", schedule: const, warmup: " + std::to_string(warmup) + "}\ndata: {file: " + data +
@@ -44,13 +44,13 @@ std::string beside(const std::string& folder, const std::string& file) {
 }
 
 // What the recipe opens: one colour a picture. Its pixels are not what is trained on.
-void prepare_colours(const std::string& file) {
-  if (std::filesystem::exists(file)) return;
+void prepare_colours(const std::string& file, int ranks) {
   PrepareSpec spec;
   spec.name = spec.source = "colours";
   spec.out = file;
   spec.size = 224;
-  for (int i = 0; i < 2 * pairs; ++i) spec.items.push_back({std::to_string(i), "colour " + std::to_string(i), ""});
+  for (int i = 0; i < 2 * pairs * ranks; ++i)
+    spec.items.push_back({std::to_string(i), "colour " + std::to_string(i), ""});
   spec.decode = [](std::size_t i) {
     Image image{224, 224, std::vector<std::uint8_t>(224 * 224 * 3, std::uint8_t(i))};
     image.rgb[0] = std::uint8_t(i >> 8);
@@ -60,11 +60,11 @@ void prepare_colours(const std::string& file) {
 }
 
 // Noise as pixels, random tokens up to EOT: `tokens` of them, or 20 +- 5.
-Batch make_batch(int k, const std::string& problem) {
+Batch make_batch(const std::string& problem, Communicator& world) {
   at::Tensor ids = at::zeros({pairs, context}, at::kLong), end = at::empty({pairs}, at::kLong);
   const at::Tensor words = at::randint(1, vocab - 2, {pairs, context}, at::kLong);
   const at::Tensor lengths =
-      problem == "77" ? at::full({pairs}, context, at::kLong) : at::randint(15, 26, {pairs}, at::kLong);
+      problem != "20" ? at::full({pairs}, context, at::kLong) : at::randint(15, 26, {pairs}, at::kLong);
   for (int i = 0; i < pairs; ++i) {
     const auto n = lengths[i].item<std::int64_t>();
     ids[i].narrow(0, 0, n).copy_(words[i].narrow(0, 0, n));
@@ -73,16 +73,17 @@ Batch make_batch(int k, const std::string& problem) {
     end[i] = n - 1;
   }
   Batch b;
-  for (int i = 0; i < pairs; ++i) b.ids.push_back(k * pairs + i);
-  b.global_ids = b.ids;
+  b.global_ids.resize(std::size_t(pairs * world.size()));
+  std::iota(b.global_ids.begin(), b.global_ids.end(), 0);
+  b.ids.assign(b.global_ids.begin() + pairs * world.rank(), b.global_ids.begin() + pairs * (world.rank() + 1));
   b.epoch = 1;
   b.columns = {{"image", at::randn({pairs, 3, 224, 224})}, {"ids", ids}, {"end", end}};
   return b;
 }
 
 // `step` enqueues one step and `loss` reads the last one's: the host runs ahead within a block.
-void serve_steps(const Options& o, const std::function<void()>& step, const std::function<double()>& loss) {
-  Server server(o.serve, 0);
+void serve_steps(const Options& o, int rank, const std::function<void()>& step, const std::function<double()>& loss) {
+  Server server(o.serve, rank);
   while (const auto command = server.command()) {
     if (*command == "memory") {
       server.reply({{"peak_gib", peak_device_memory_gib({at::kCUDA, 0})}});
@@ -102,17 +103,16 @@ void serve_step(const Options& o, Communicator& world) {
   const char* own = std::getenv("TRIREME_BENCH_DATA");
   const bool with_data = o.arm == "mbcl, with its data";
   const std::string data = with_data ? own : beside(o.serve, "colours.h5");
-  if (!with_data) prepare_colours(data);
-  Experiment run(Config::parse(yaml(data, o.arm == "v3" ? "rgclg" : "mbcl"), "benchmark"));
+  Experiment run(Config::parse(yaml(data, o.arm == "v3" ? "rgclg" : "mbcl", world.size()), "benchmark"));
   Session session(world, run.train, *run.recipe);
   std::vector<Batch> fixed;
   std::optional<Loader> loader;
   if (with_data) {
     loader.emplace(run.recipe->train_data(), run.recipe->train_ids(), pairs, 0, 1, 1);
   } else {
-    at::manual_seed(7);
-    for (int k = 0; k < batches; ++k) fixed.push_back(make_batch(k, o.problem));
-    if (o.arm == "mbcl") {
+    at::manual_seed(std::uint64_t(7 + world.rank()));
+    for (int k = 0; k < batches; ++k) fixed.push_back(make_batch(o.problem, world));
+    if (o.arm == "mbcl" && world.size() == 1) {
       std::vector<NamedTensor> tensors;
       for (const auto& p : session.parameters()) tensors.push_back({p.name, p.value.detach().cpu()});
       for (int k = 0; k < batches; ++k)
@@ -129,7 +129,7 @@ void serve_step(const Options& o, Communicator& world) {
   }
   std::int64_t taken = 0;
   serve_steps(
-      o,
+      o, world.rank(),
       [&] {
         const Batch batch = loader ? loader->next() : fixed[std::size_t(taken % batches)];
         session.context().now.step = taken++;
@@ -153,7 +153,7 @@ void serve_loss(const Options& o, Communicator& world) {
   const fastclip::NormalizerTable table(rows, options);
   at::Tensor loss;
   serve_steps(
-      o,
+      o, 0,
       [&] {
         loss = (o.arm == "v3" ? fastclip::global_loss(*comm, image, text, t, ids, 1, table, {})
                               : fastclip::mini_batch_loss(*comm, image, text, t))
@@ -194,18 +194,20 @@ struct Plan {
   std::string problem;
   std::vector<std::string> ours, peers;
   int equal, block;
-  double rows;  // of one step
+  int rows;  // of one step on a rank
+  int ranks = 1;
 };
 
 nlohmann::json run_plan(const Options& o, const Plan& plan) {
   const Scratch scratch;
   nlohmann::json rows = nlohmann::json::array(), losses;
   double eager = 0;
+  if (!plan.problem.starts_with("loss")) prepare_colours(scratch.path("colours.h5"), plan.ranks);
   const auto add = [&](Arm& arm) {
     auto row = measure(arm, o.blocks, plan.equal, plan.block);
     row["problem"] = plan.problem;
     if (row.contains("step_ms")) {
-      row["pairs_per_s"] = 1e3 * plan.rows / row["step_ms"].get<double>();
+      row["pairs_per_s"] = 1e3 * plan.rows * plan.ranks / row["step_ms"].get<double>();
       // The same loss of the same numbers; v3's is another one.
       if (plan.equal > 1 && arm.name() != "trireme v3") {
         if (losses.is_null()) losses = row["losses"];
@@ -215,7 +217,8 @@ nlohmann::json run_plan(const Options& o, const Plan& plan) {
     rows.push_back(row);
   };
   for (const auto& name : plan.ours) {
-    Arm arm("trireme " + name, own_arm(o, name, plan.problem, 1, scratch.path(name)), 1, scratch.path(name));
+    Arm arm("trireme " + name, own_arm(o, name, plan.problem, plan.ranks, scratch.path(name)), plan.ranks,
+            scratch.path(name));
     add(arm);
   }
   for (const auto& name : plan.peers) {
@@ -237,12 +240,15 @@ nlohmann::json run(const Options& o) {
   const std::vector<Plan> plans = {{"77", ours, {"eager", "compile"}, equal_steps, steps_a_block, pairs},
                                    {"20", {"mbcl", "v3"}, {"eager", "compile"}, equal_steps, steps_a_block, pairs},
                                    {"loss 32768", {"mbcl", "v3"}, {"loss"}, 1, 1, 32768},
-                                   {"loss 262144", {"mbcl", "v3"}, {"loss"}, 1, 1, 262144}};
+                                   {"loss 262144", {"mbcl", "v3"}, {"loss"}, 1, 1, 262144},
+                                   {"weak 1", {"v3"}, {}, 0, steps_a_block, pairs, 1},
+                                   {"weak 2", {"v3"}, {}, 0, steps_a_block, pairs, 2},
+                                   {"weak 4", {"v3"}, {}, 0, steps_a_block, pairs, 4}};
   nlohmann::json rows = nlohmann::json::array();
   for (const auto& plan : plans)
     if (o.problem.empty() || plan.problem.starts_with(o.problem))
       for (auto& row : run_plan(o, plan)) rows.push_back(row);
-  if (rows.empty()) throw UsageError("--problem", o.problem, "77, 20 or loss");
+  if (rows.empty()) throw UsageError("--problem", o.problem, "77, 20, loss or weak");
   return rows;
 }
 
