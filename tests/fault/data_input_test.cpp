@@ -322,16 +322,19 @@ class Evaluation : public DataInput {
     EXPECT_EQ(o.errors().size(), 1u) << o;
     expect_says(o, parts);
   }
+  void expect_as_trained(const nlohmann::json& found, const std::string& done) {
+    for (const std::string key : {"image_to_text_r1", "image_to_text_r10", "chance_r10"}) {
+      const auto at = done.find(" " + key + "=");
+      ASSERT_NE(at, done.npos) << done;
+      EXPECT_NEAR(found[key].get<double>(), std::stod(done.substr(at + key.size() + 2)), 1e-6) << key;
+    }
+  }
   std::string done_;  // the training's last line
 };
 
 TEST_F(Evaluation, SaysWhatTrainingSaidOfItsOwnData) {
   const auto own = metrics({"run"});
-  for (const std::string key : {"image_to_text_r1", "image_to_text_r10", "chance_r10", "zero_shot_top1"}) {
-    const auto at = done_.find(" " + key + "=");
-    ASSERT_NE(at, done_.npos) << done_;
-    EXPECT_NEAR(own[key].get<double>(), std::stod(done_.substr(at + key.size() + 2)), 1e-6) << key;
-  }
+  expect_as_trained(own, done_);
   const auto same = [&](nlohmann::json other) {
     for (const char* name : {"model", "data"}) other[name] = own[name];
     EXPECT_EQ(other, own);
@@ -352,6 +355,25 @@ TEST_F(Evaluation, SaysWhatTrainingSaidOfItsOwnData) {
   for (const char* key : {"zero_shot_top1", "zero_shot_mean_per_class", "linear_probe_top1"})
     EXPECT_TRUE(set[key].is_number()) << key;
   EXPECT_FALSE(set.contains("zero_shot_top5")) << "of three classes";
+}
+
+// Training sees the middle of such pictures, a prepared file holds them whole on white: a run knows which.
+TEST_F(Evaluation, PicturesThatAreNoSquaresAreSeenAsInTraining) {
+  fs::create_directories(dir() / "wide");
+  for (int i = 0; i < 90; ++i) {
+    write_text(dir() / "wide" / (std::to_string(i) + ".png"), png(1 + i, 16 + i % 20, 16 + i % 3));
+    write_text(dir() / "wide" / (std::to_string(i) + ".txt"), "picture number " + std::to_string(i));
+  }
+  ASSERT_EQ(
+      std::system(("tar --sort=name -C '" + dir().string() + "/wide' -cf '" + dir().string() + "/wide.tar' .").c_str()),
+      0);
+  const Outcome o =
+      run({"train", "e.yaml", "steps=60", "data.file=wide.tar", "data.held_out=0.5", "--out", "wide-run"});
+  ASSERT_EQ(o.code, 0) << o;
+  expect_as_trained(metrics({"wide-run"}), line_with(o.out, "done:"));
+  ASSERT_EQ(run({"export", "wide-run", "--out", "wide-model"}).code, 0);
+  EXPECT_NE(read_text(dir() / "wide-model/open_clip_config.json").find("shortest"), std::string::npos);
+  EXPECT_NE(read_text(dir() / "model/open_clip_config.json").find("longest"), std::string::npos);
 }
 
 TEST_F(Evaluation, SaysWhatIsWrongInOneLine) {

@@ -22,10 +22,11 @@ inline std::string png_chunk(const std::string& type_and_data) {
   return big_endian(std::uint32_t(type_and_data.size() - 4)) + type_and_data + big_endian(~crc);
 }
 
-// An RGB picture of size x size pixels, every number another one; stored, not compressed.
-inline std::string png(int number, int size = 16) {
+// An RGB picture of size x size pixels, or of another height; every number another one; stored, not compressed.
+inline std::string png(int number, int size = 16, int height = 0) {
+  if (height == 0) height = size;
   std::string raw;
-  for (int y = 0; y < size; ++y) {
+  for (int y = 0; y < height; ++y) {
     raw += '\0';  // no filter
     for (int x = 0; x < size; ++x) {
       raw += char(x * number);
@@ -38,7 +39,7 @@ inline std::string png(int number, int size = 16) {
   const auto n = std::uint32_t(raw.size());
   const std::string stored = {'\x01', char(n), char(n >> 8), char(~n), char(~n >> 8)};
   return "\x89PNG\r\n\x1a\n" +
-         png_chunk("IHDR" + big_endian(std::uint32_t(size)) + big_endian(std::uint32_t(size)) +
+         png_chunk("IHDR" + big_endian(std::uint32_t(size)) + big_endian(std::uint32_t(height)) +
                    std::string("\x08\x02\0\0\0", 5)) +
          png_chunk("IDAT\x78\x01" + stored + raw + big_endian(b << 16 | a)) + png_chunk("IEND");
 }
