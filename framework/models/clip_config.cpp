@@ -62,8 +62,9 @@ void set_shape(ClipConfig& c) {
 }  // namespace
 
 void ClipConfig::fields(Fields& f) {
+  const std::string before = name;
   f.choice("name", name, words(), "a model of OpenCLIP: the defaults of the keys below are its shape");
-  set_shape(*this);
+  if (name != before) set_shape(*this);  // once: who visits again finds what the keys below made of it
   f("embed_dim", embed_dim, "width of the shared space", {.min = 1, .max = 65536});
   f("image_size", image_size, "pixels a side", {.min = 8, .max = 4096});
   f("patch_size", patch_size, "pixels of a patch's side", {.min = 1, .max = 4096});

@@ -10,7 +10,7 @@ constexpr int bits = 22;  // of the weights' fractions, as in Pillow
 double bicubic(double x) {  // a = -0.5
   x = std::abs(x);
   if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
-  return x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
+  return x < 2 ? (((x - 5) * x + 8) * x - 4) * -0.5 : 0;
 }
 double triangle(double x) { return std::max(0.0, 1 - std::abs(x)); }
 

@@ -38,11 +38,11 @@ struct Kept : torch::CustomClassHolder {
 };
 
 struct Checkpointed : torch::autograd::Function<Checkpointed> {
-  static at::Tensor forward(AutogradContext* ctx, const variable_list& inputs, const c10::intrusive_ptr<Kept>& kept) {
+  static at::Tensor forward(AutogradContext* ctx, at::TensorList inputs, const c10::intrusive_ptr<Kept>& kept) {
     ctx->saved_data["kept"] = c10::IValue::make_capsule(kept);
-    ctx->save_for_backward(inputs);
+    ctx->save_for_backward(inputs.vec());
     const SameAutocast autocast(inputs[0].device().type(), kept->autocast, kept->type);
-    return kept->part(inputs[0], std::span(inputs).subspan(1));
+    return kept->part(inputs[0], std::span(inputs.data(), inputs.size()).subspan(1));
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list dy) {
@@ -77,9 +77,12 @@ at::Tensor checkpointed(const CheckpointedPart& part, const at::Tensor& x, std::
   const auto device = x.device().type();
   auto kept = c10::make_intrusive<Kept>();
   kept->part = part;
-  kept->autocast = at::autocast::is_autocast_enabled(device);
+  // A caller may have shut autocast out for this thread, whatever its switch says.
+  kept->autocast =
+      at::autocast::is_autocast_enabled(device) &&
+      !c10::impl::tls_is_dispatch_key_excluded(at::autocast::get_autocast_dispatch_key_from_device_type(device));
   kept->type = at::autocast::get_autocast_dtype(device);
-  return Checkpointed::apply(inputs, kept);
+  return Checkpointed::apply(at::TensorList(inputs), kept);  // in a vector it would see no variables
 }
 
 }  // namespace trireme::nn

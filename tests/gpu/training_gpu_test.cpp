@@ -100,6 +100,38 @@ TEST_F(Gpu, TrainsInHalfPrecision) {
   }
 }
 
+// The same towers on a CPU, in f32: patches dropped alike, blocks computed again, batch statistics over ranks.
+TEST_F(Gpu, TowersTrainAsOnACpu) {
+  const std::string resnet = "model.resnet_layers=[1,1,1,1]", narrow = "model.vision_width=16",
+                    heads = "model.vision_heads=8", sync = "model.sync_bn=true";
+  const std::pair<const char*, Words> kinds[] = {{"dropout", {"model.patch_dropout=0.5"}},
+                                                 {"again", {"model.patch_dropout=0.5", "model.checkpointing=true"}},
+                                                 {"locked", {"model.lock_image=true"}},
+                                                 {"resnet", {resnet, narrow, heads}},
+                                                 {"locked resnet", {resnet, narrow, heads, "model.lock_image=true"}}};
+  const auto expect_near = [&](const std::string& a, const std::string& b) {
+    const auto x = losses(folder.path / a), y = losses(folder.path / b);
+    ASSERT_EQ(x.size(), 8u);
+    double worst = 0;
+    for (const auto& [step, loss] : x) worst = nan_max(worst, std::fabs(y.at(step) - loss) / std::fabs(loss));
+    EXPECT_LE(worst, 1e-3) << a << ", " << b;
+  };
+  const auto run = [&](const std::string& out, int ranks, Words keys, const std::string& more) {
+    keys.insert(keys.end(), {"steps=8", more});
+    const Outcome o = train(out, ranks, keys);
+    ASSERT_EQ(o.code, 0) << o;
+  };
+  for (const auto& [name, keys] : kinds) {
+    SCOPED_TRACE(name);
+    run(std::string(name) + " cpu", 1, keys, "device=cpu");
+    run(std::string(name) + " gpu", 1, keys, "device=cuda");
+    expect_near(std::string(name) + " cpu", std::string(name) + " gpu");
+    run(std::string(name) + " bf16", 1, keys, "precision=bf16");
+  }
+  run("sync 2", 2, {resnet, narrow, heads, sync}, "communicator=mpi");
+  expect_near("resnet gpu", "sync 2");  // of one rank, whose statistics are all ranks' anyway
+}
+
 // Adds up, rank by rank, the time of reductions inside the backward kernels of the same rank.
 struct Overlap {
   double reduction_ms = 0, backward_ms = 0, inside_ms = 0;

@@ -2,6 +2,7 @@
 
   vectors             small models' features as JSON: tests/reference/clip/open_clip_models.json
   parity TRIREME [MODEL ...]   `trireme embed` on full models that open_clip made and saved
+  strings TRIREME     ViT-S-32 with OpenCLIP's own vocabulary: texts as its tokenizers read them, before and after export
   exported FOLDER IMAGES TEXTS OUT   what open_clip makes of a folder, its own tokenizer and transform included
 
 Every parameter and buffer is drawn anew from a hash of its name, so that none is 0 or 1 and no file of weights is needed.
@@ -27,6 +28,12 @@ SMALL = {
     "resnet": {"embed_dim": 20, "vision_cfg": {"image_size": 64, "layers": [1, 2, 1, 1], "width": 8, "head_width": 32,
                                                "patch_size": None}, "text_cfg": TEXT},
 }
+
+
+# Those that `model.name` knows.
+NAMED = [n + q for n in ["ViT-S-32", "ViT-S-16", "ViT-S-32-alt", "ViT-S-16-alt", "ViT-M-32", "ViT-B-32", "ViT-B-16",
+                         "ViT-L-16", "ViT-L-14", "ViT-L-14-336", "RN50", "RN101"] for q in ["", "-quickgelu"]
+         if n + q in open_clip.list_models()]
 
 
 def name_hash(name):  # FNV-1a
@@ -97,7 +104,8 @@ def vectors():
         rounded = lambda t: [[float(f"{v:.9g}") for v in row] for row in t.tolist()]
         cases[name] = {"config": {"model_cfg": config}, "tensors": {k: list(v.shape) for k, v in model.state_dict().items()},
                        "ids": ids.tolist(), "image": rounded(image), "text": rounded(text)}
-    print(json.dumps({"open_clip": open_clip.__version__, "cases": cases}))
+    named = {n: open_clip.get_model_config(n) for n in NAMED}
+    print(json.dumps({"open_clip": open_clip.__version__, "cases": cases, "named": named}))
 
 
 def parity(trireme, names):
@@ -127,6 +135,41 @@ def parity(trireme, names):
     sys.exit(f"apart: {bad}" if bad else 0)
 
 
+TEXTS = ["a photo of a cat", "It's the DOG's 3rd day, isn't it?", "caf\u00e9 \u2014 na\u00efve &amp; \u00fcber", "", "\u732b\u3068\u72ac",
+         "emoji \U0001f600 and tabs\t here", "word " * 100, "x" * 300, "<b>html</b> &lt;tag&gt; don't we'll they've 1234 5.67"]
+
+
+def strings(trireme):
+    name = "ViT-S-32"
+    model = draw(open_clip.create_model(name))
+    vocabulary = pathlib.Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    ids = open_clip.get_tokenizer(name)(TEXTS)
+    with torch.no_grad():
+        wanted = model.encode_text(ids, normalize=True)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        hub = folder / "hub"
+        hub.mkdir()
+        (hub / "open_clip_config.json").write_text(json.dumps({"model_cfg": open_clip.get_model_config(name)}))
+        save_file(model.state_dict(), hub / "open_clip_model.safetensors")
+        (folder / "texts").write_text("\n".join(TEXTS) + "\n")
+        run = lambda *words: subprocess.run([trireme, *words], check=True, stdout=subprocess.DEVNULL)
+        words = ["--texts", folder / "texts", "--out", folder / "out.safetensors"]
+        run("embed", hub, "--tokenizer", vocabulary, *words)
+        first = load_file(folder / "out.safetensors")["text_features"]
+        run("export", hub, "--tokenizer", vocabulary, "--out", folder / "again")
+        run("embed", folder / "again", *words)
+        second = load_file(folder / "out.safetensors")["text_features"]
+        theirs = open_clip.get_tokenizer(f"local-dir:{folder / 'again'}")(TEXTS)
+        back, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder / 'again'}")
+        same = all(torch.equal(v, back.state_dict()[k]) for k, v in model.state_dict().items())
+        with torch.no_grad():
+            third = back.eval().encode_text(theirs, normalize=True)
+    apart = {n: float((f - wanted).abs().max()) for n, f in [("ours", first), ("exported, ours", second), ("exported, theirs", third)]}
+    print(apart, "tensors equal" if same else "tensors differ")
+    sys.exit(0 if same and max(apart.values()) <= 1e-5 else "apart")
+
+
 def exported(folder, images, texts, out):
     from PIL import Image
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
@@ -143,4 +186,4 @@ if __name__ == "__main__":
     if command == "parity":
         parity(words[0], words[1:])
     else:
-        {"vectors": vectors, "exported": exported}[command](*words)
+        {"vectors": vectors, "strings": strings, "exported": exported}[command](*words)
