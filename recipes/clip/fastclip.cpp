@@ -132,8 +132,9 @@ class FastClip : public Recipe {
 
   void state(Archive& ar) override {
     archive_data(ar);
-    // What load_clip reads; prepared pictures were fitted into a white square.
-    Preprocess preprocess{.size = model_config_.image_size, .resize_mode = "longest", .fill = 255};
+    // What load_clip reads: prepared pictures were fitted into a white square, others are cut out of the middle.
+    Preprocess preprocess{.size = model_config_.image_size};
+    if (dynamic_cast<const ImageTextData*>(pairs_.get())) preprocess.resize_mode = "longest", preprocess.fill = 255;
     std::string model = print_open_clip_config({model_config_, preprocess}, true);
     if (ar.has("open_clip_config")) ar.text("open_clip_config", model);
     archive(ar, "log_u_image", table_->image);
