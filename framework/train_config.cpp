@@ -29,7 +29,7 @@ void TrainConfig::fields(Fields& f) {
            "what GPU memory travels over; auto: nccl if every rank has a GPU of its own");
   f.choice("precision", precision, {"f32", "f64", "bf16", "fp16"}, "compute type; bf16 and fp16 keep f32 masters");
   f.group("optimizer", optimizer, "optimizer and learning rate");
-  f("init_from", init_from, "run folder or safetensors file whose weights are loaded at step 0");
+  f("init_from", init_from, "run folder, OpenCLIP folder or safetensors file whose weights are loaded at step 0");
   f("freeze", freeze, "parameters not trained; patterns with *");
   f("ema", ema, "decay of the running average of the weights used in evaluation; 0 = off", {.min = 0, .max = 1});
   f.choice("nonfinite", nonfinite, {"stop", "skip"}, "a non-finite loss or gradient: stop (exit 5), or skip the step");
