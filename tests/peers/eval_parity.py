@@ -93,7 +93,7 @@ def theirs(model, tokenizer, transform, folder):
     from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
     from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
     from open_clip_train.train import get_clip_metrics
-    zeroshot_classification.float = lambda x: np.asarray(x).item()  # numpy 2.4 has no float() of an array of one
+    zeroshot_classification.float = lambda x: float(np.asarray(x).item())  # numpy 2.4 has no float() of an array of one
     data = build_wds_dataset("wds", transform, data_dir=str(folder))
     if data.classes:
         loader = torch.utils.data.DataLoader(data, batch_size=64)
@@ -145,6 +145,8 @@ def main():
                 for source in ((a.run, work / "exported") if kind == "exact" else (a.run,)):
                     ours = json.loads(run(a.trireme, "eval", source, "--data", folder, "--protocol", protocol, "--json"))
                     for name, value in expected.items():
+                        if np.isnan(value):  # top-5 of less than five classes
+                            continue
                         if "rank" in name or "per_class" in name:
                             samples, good = abs(ours[name] - value), kind != "exact" or abs(ours[name] - value) < 1e-9
                         else:
