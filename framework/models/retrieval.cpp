@@ -74,6 +74,8 @@ Matches transposed(const Matches& matches) {
 }  // namespace
 
 at::Tensor ranks_of(Communicator& comm, const Items& queries, const Items& candidates, Matches matches) {
+  // In bf16, as an evaluation under autocast would have them, most scores of a block are equal.
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const std::int64_t n = queries.size(), m = candidates.size(), block = rows_of_block(m);
   const at::Device device = queries.features.device();
   std::sort(matches.begin(), matches.end());

@@ -12,6 +12,7 @@
 #include <fstream>
 #include <mutex>
 
+#include <ATen/autocast_mode.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
@@ -145,6 +146,24 @@ TEST(ClipMetrics, RanksWithTiesAsByBruteForceOnAnyNumberOfRanks) {
         EXPECT_TRUE(at::equal(ranks, at::tensor(expected, at::kLong))) << type << " on " << world;
       });
     }
+}
+
+// Training in bf16 evaluates under autocast: scores of 8 bits would be a lottery of ties.
+TEST(ClipMetrics, AutocastDoesNotRoundScores) {
+  const at::Tensor queries = mixed(21, 200, 64).to(at::kFloat), candidates = queries + 1e-4 * mixed(22, 200, 64);
+  Matches matches;
+  for (std::int64_t i = 0; i < 200; ++i) matches.emplace_back(i, i);
+  const auto self = make_self();
+  const at::Tensor plain = ranks_of(*self, {queries, {}}, {candidates.to(at::kFloat), {}}, matches);
+  at::autocast::set_autocast_enabled(at::kCPU, true);
+  at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+  const at::Tensor under =
+      ranks_of(*self, {10 + queries / 100, {}}, {10 + candidates.to(at::kFloat) / 100, {}}, matches);
+  at::autocast::set_autocast_enabled(at::kCPU, false);
+  const at::Tensor expected =
+      ranks_of(*self, {10 + queries / 100, {}}, {10 + candidates.to(at::kFloat) / 100, {}}, matches);
+  EXPECT_TRUE(at::equal(under, expected));
+  EXPECT_EQ(plain.sum().item<std::int64_t>(), 0);
 }
 
 TEST(ClipMetrics, FeaturesThatAreNoNumbersFindNothing) {
