@@ -21,7 +21,9 @@ struct QuickGelu : torch::autograd::Function<QuickGelu> {
 
 // In x's type (whose statistics are f32 inside ATen's kernel), then cast.
 at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, at::ScalarType type) {
-  return at::layer_norm(x, {x.size(1)}, w.to(x.scalar_type()), b.to(x.scalar_type()), eps).to(type);
+  // A host sums gradients of w and b in their type, a GPU's kernel in f32 but wants one type of all.
+  const auto affine = x.is_cpu() && x.scalar_type() == at::kBFloat16 ? w.scalar_type() : x.scalar_type();
+  return at::layer_norm(x, {x.size(1)}, w.to(affine), b.to(affine), eps).to(type);
 }
 
 // Rows [first, first + n) of a weight that is used in parts.
