@@ -165,7 +165,7 @@ TEST_F(ClipTraining, MicroBatchesInLowPrecisionGiveTheGradients) {
     }
 }
 
-// tau falls through 0.02, where its learning rate changes: every rank must know at once.
+// tau falls through 0.03, where its learning rate changes: every rank must know at once.
 const std::vector<std::string> falling_tau{"loss.name=rgclg", "loss.tau=0.0304", "loss.lr_tau=1e-2",
                                            "loss.rho=8",      "precision=f64",   "optimizer.schedule=const"};
 
