@@ -2,6 +2,7 @@
 
 #include "data/image_text/resize.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace trireme {
@@ -27,7 +28,7 @@ Fit fit(const Image& in, const Preprocess& p) {
 
 }  // namespace
 
-at::Tensor Preprocess::operator()(const Image& picture) const {
+Image Preprocess::square(const Image& picture) const {
   const Fit f = fit(picture, *this);
   const Image small =
       resize(picture, f.width, f.height, interpolation == "bilinear" ? Filter::bilinear : Filter::bicubic);
@@ -36,15 +37,21 @@ at::Tensor Preprocess::operator()(const Image& picture) const {
     return side < size ? -((int(size) - side) / 2) : rounded(double(side - size) / 2.0);
   };
   const int left = offset(f.width), top = offset(f.height), s = int(size);
+  Image out{s, s, std::vector<std::uint8_t>(std::size_t(3) * s * s, std::uint8_t(fill))};
+  for (int y = std::max(0, -top); y < s && top + y < small.height; ++y)
+    for (int x = std::max(0, -left); x < s && left + x < small.width; ++x)
+      std::copy_n(&small.rgb[3 * (std::size_t(top + y) * small.width + left + x)], 3,
+                  &out.rgb[3 * (std::size_t(y) * s + x)]);
+  return out;
+}
+
+at::Tensor Preprocess::operator()(const Image& picture) const {
+  const Image levels = square(picture);
   at::Tensor out = at::empty({3, size, size}, at::kFloat);
   float* to = out.mutable_data_ptr<float>();
-  for (int c = 0; c < 3; ++c)
-    for (int y = top; y < top + s; ++y)
-      for (int x = left; x < left + s; ++x) {
-        const bool inside = x >= 0 && y >= 0 && x < small.width && y < small.height;
-        const auto v = inside ? small.rgb[3 * (std::size_t(y) * small.width + x) + c] : std::uint8_t(fill);
-        *to++ = (float(v) / 255.0F - float(mean[c])) / float(std[c]);
-      }
+  for (std::size_t c = 0; c < 3; ++c)
+    for (std::size_t i = c; i < levels.rgb.size(); i += 3)
+      *to++ = (float(levels.rgb[i]) / 255.0F - float(mean[c])) / float(std[c]);
   return out;
 }
 

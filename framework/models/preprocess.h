@@ -17,7 +17,10 @@ struct Preprocess {
   std::string resize_mode = "shortest";  // ... side becomes `size`, centre cropped; longest: padded; squash: both sides
   std::int64_t fill = 0;                 // grey level of the padding
 
-  // -> [3, size, size] f32.
+  bool operator==(const Preprocess&) const = default;
+  // Resized, cropped or padded: size x size. Thread safe.
+  Image square(const Image& picture) const;
+  // And normalised -> [3, size, size] f32.
   at::Tensor operator()(const Image& picture) const;
 };
 
