@@ -59,7 +59,8 @@ void print_table(const Metrics& m) {
   std::printf("%-18s%10s%10s%10s\n", "classification", "top-1", "top-5", "per class");
   if (m.contains("zero_shot_top1")) print_row("zero-shot", m, "zero_shot", shares);
   if (m.contains("linear_probe_top1")) print_row("linear probe", m, "linear_probe", shares);
-  print_row("  by chance", m, m.contains("zero_shot_chance") ? "zero_shot_chance" : "linear_probe_chance", {""});
+  print_row("  by chance", m, m.contains("zero_shot_chance") ? "zero_shot" : "linear_probe",
+            {"_chance", "_top5_chance", "_chance"});
 }
 
 // A picture that cannot be decoded is named and counts as grey; above a hundredth of them the data is refused.
