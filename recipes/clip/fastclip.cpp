@@ -4,6 +4,7 @@
 #include "framework/base/tensor.h"
 #include "framework/context.h"
 #include "framework/losses/contrastive.h"
+#include "framework/micro_batch.h"
 #include "framework/models/clip_evaluate.h"
 #include "framework/models/clip_model.h"
 #include "framework/models/open_clip.h"
@@ -297,22 +298,12 @@ class FastClip : public Recipe {
   // Accumulation that is exact for contrastive losses (GradCache, arXiv 2101.06983): features of all chunks without a
   // graph, the loss over the whole batch, then each chunk again with its features' gradients.
   at::Tensor by_chunks(const Batch& batch, Context& c) {
-    const std::int64_t n = c.accumulate(), b = std::int64_t(batch.ids.size());
-    if (b % n != 0)
-      throw UsageError("accumulate",
-                       std::to_string(n) + " does not divide the " + std::to_string(b) + " pairs of a rank");
-    const std::int64_t m = b / n;
-    const auto chunk = [&](std::int64_t k) {
-      Batch part = batch;
-      part.ids.assign(batch.ids.begin() + k * m, batch.ids.begin() + (k + 1) * m);
-      for (auto& [name, column] : part.columns) column = column.narrow(0, k * m, m);
-      return part;
-    };
+    const std::int64_t n = c.accumulate(), m = std::int64_t(batch.ids.size()) / n;
     Features all;
     c.without_graph([&] {
       std::vector<at::Tensor> image, text;
       for (std::int64_t k = 0; k < n; ++k) {
-        const Features f = encode(chunk(k), c, /*again=*/true);
+        const Features f = encode(micro_batch(batch, k, n), c, /*again=*/true);
         image.push_back(f.image);
         text.push_back(f.text);
       }
@@ -320,7 +311,7 @@ class FastClip : public Recipe {
     });
     const LossResult r = loss_of(all, batch, c);
     for (std::int64_t k = 0; k < n; ++k)
-      backward_through(encode(chunk(k), c), r.d_image.narrow(0, k * m, m), r.d_text.narrow(0, k * m, m),
+      backward_through(encode(micro_batch(batch, k, n), c), r.d_image.narrow(0, k * m, m), r.d_text.narrow(0, k * m, m),
                        k == n - 1 ? r.d_log_scale : at::Tensor(), k == n - 1, c);
     return r.loss;
   }
