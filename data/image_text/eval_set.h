@@ -2,7 +2,8 @@
 //   FOLDER/test/nshards.txt, FOLDER/test/0.tar ..., and beside `test`, where they apply, classnames.txt,
 //   zeroshot_classification_templates.txt ("a photo of a {c}.") and dataset_type.txt ("retrieval"; else
 //   classification).
-// Samples: a picture (webp, png, jpg, jpeg) with .cls (number of a class) or .txt (each line is a caption).
+// Samples: a picture (webp, png, jpg, jpeg) with .cls (number of a class), .txt (each line is a caption) or
+// .json (member `caption`).
 #pragma once
 #include "data/image_text/tars.h"
 

@@ -139,7 +139,7 @@ std::string Tars::raw_text(std::int64_t id) const {
 
 std::string Tars::caption(std::int64_t id) const {
   const std::string text = raw_text(id);
-  return row(id).text_bytes & TarRow::json ? json_caption(text) : caption_of(text);
+  return has_json_caption(id) ? json_caption(text) : caption_of(text);
 }
 
 std::int64_t Tars::caption_id(std::int64_t id) const { return row(id).caption; }

@@ -36,6 +36,7 @@ class Tars : public Pairs {
 
   // The bytes of the text or JSON member as they are.
   std::string raw_text(std::int64_t id) const;
+  bool has_json_caption(std::int64_t id) const { return row(id).text_bytes & TarRow::json; }
   const TarIndex& index() const { return index_; }
 
  private:

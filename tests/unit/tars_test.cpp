@@ -433,6 +433,16 @@ TEST_F(TarsTest, TestSetsOfClipBenchmark) {
   const EvalSet coco = open_eval_set(path("coco"));
   EXPECT_TRUE(coco.retrieval);
   EXPECT_EQ(coco.captions, (std::vector<std::vector<std::string>>{{"one caption", " another  ", "third"}, {"alone"}}));
+
+  fs::create_directories(path("json/test"));
+  TarWriter json(path("json/test/0.tar"));
+  json.add("1.png", png(1)), json.add("1.json", "{\"caption\": \"of a  json\", \"key\": 7}");
+  json.add("2.png", png(2)), json.add("2.txt", "a line\nanother"), json.add("2.json", "{\"caption\": \"x\"}");
+  json.close();
+  text("json/test/nshards.txt", "1"), text("json/dataset_type.txt", "retrieval");
+  EXPECT_EQ(open_eval_set(path("json")).captions,
+            (std::vector<std::vector<std::string>>{{"of a json"}, {"a line", "another"}}));
+
   text("set/classnames.txt", "a cat\n");
   EXPECT_SAYS(open_eval_set(path("set")), "classnames.txt");
   text("set/test/nshards.txt", "-3");
