@@ -115,8 +115,9 @@ EvalSpec spec_of(const EvalOptions& o, int image_size) {
   if (!o.data.empty()) {
     spec.source.files = {o.data};
   } else if (std::filesystem::exists(o.model + "/config.resolved.yaml")) {
-    spec.source = data_of_run(o.model);
-    if (spec.split.empty()) spec.split = "held_out";
+    spec = data_of_run(o.model);
+    if (!o.what.split.empty()) spec.split = o.what.split;
+    spec.classes = o.what.classes, spec.templates = o.what.templates;
   } else {
     throw UsageError("--data", o.model + " is no run: it has no data of its own", "name the data to evaluate on");
   }
