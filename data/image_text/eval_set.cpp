@@ -95,6 +95,7 @@ EvalSet open_eval_set(const std::string& folder, double broken_share) {
   options.need_caption = set.retrieval;
   options.held_out = 1;
   options.broken_share = broken_share;
+  options.whole = true;
   set.pairs = std::make_unique<Tars>(shards_of(test), options);
   const std::int64_t n = set.pairs->size();
   if (set.retrieval) {

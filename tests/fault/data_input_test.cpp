@@ -416,7 +416,17 @@ TEST_F(Evaluation, SaysWhatIsWrongInOneLine) {
 
   const fs::path tar = dir() / "set/test/1.tar";
   fs::resize_file(tar, 3 * 512 + 100);
-  refused({"model", "--data", "set"}, 3, {"1.tar"});
+  refused({"model", "--data", "set"}, 3, {"1.tar", "cut short", "copy"});
+  // Above half of a good tar is left; training says so, evaluation refuses it.
+  ASSERT_EQ(run({"data", "tar", "--from", "pictures", "--out", "cut"}).code, 0);
+  fs::resize_file(dir() / "cut/00000.tar", fs::file_size(dir() / "cut/00000.tar") / 512 / 10 * 9 * 512 + 100);
+  const Outcome trained = run({"train", "e.yaml", "data.file=cut/", "--out", "cut-run"});
+  EXPECT_EQ(trained.code, 0) << trained;
+  expect_says(trained, {"a tar is damaged", "cut/00000.tar: cut short"});
+  EXPECT_EQ((trained.out + trained.err).find("broken"), std::string::npos) << trained;
+  refused({"cut-run"}, 3, {"cut/00000.tar: cut short", "copy"});
+  refused({"model", "--data", "cut/"}, 3, {"cut/00000.tar: cut short", "copy"});
+  refused({"model", "--data", "pairs.h5", "--linear-probe", "cut/"}, 3, {"cut/00000.tar: cut short"});
 
   const auto damaged = [&](const fs::path& file, const std::string& from, const std::string& to, const Words& parts) {
     const std::string sound = read_text(dir() / file);

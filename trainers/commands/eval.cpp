@@ -106,7 +106,9 @@ ClipEncoder::Pixels pixels_of(const ClipModel& model, const EvalData& data) {
 EvalData open_on_ranks(const EvalSpec& spec, Communicator& world) {
   if (world.rank() > 0) world.barrier().wait();
   EvalData data = open_eval_data(spec);
-  if (world.rank() == 0) world.barrier().wait();
+  if (world.rank() > 0) return data;
+  world.barrier().wait();
+  for (const auto& line : data.notes) std::cerr << data.name << ": " << line << "\n";
   return data;
 }
 
@@ -122,6 +124,7 @@ EvalSpec spec_of(const EvalOptions& o, int image_size) {
     throw UsageError("--data", o.model + " is no run: it has no data of its own", "name the data to evaluate on");
   }
   spec.source.image_size = image_size;
+  spec.source.whole = true;
   return spec;
 }
 
@@ -131,6 +134,7 @@ void probe(const EvalOptions& o, const ClipEncoder& encoder, const ClipModel& mo
   EvalSpec spec;
   spec.source.files = {o.probe};
   spec.source.image_size = int(model.preprocess().size);
+  spec.source.whole = true;
   spec.prepared_split = "train";
   if (o.probe == data.name) spec.split = "train";  // tars that it is tested on as well
   const EvalData train = open_on_ranks(spec, encoder.comm());

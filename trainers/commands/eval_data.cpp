@@ -41,6 +41,7 @@ EvalData whole_set(const EvalSpec& spec) {
   data.what = std::to_string(data.size) + " pictures of " + spec.name();
   data.picture = [set](std::int64_t i) { return set->pairs->picture(i); };
   data.captions = set->captions;
+  data.notes = set->pairs->notes();
   if (set->retrieval) {
     if (!spec.classes.empty())
       throw UsageError("--classes", spec.name() + " is for retrieval: its pictures have captions and no classes",
@@ -93,6 +94,7 @@ EvalData part_of_pairs(const EvalSpec& spec) {
   data.size = std::int64_t(ids->size());
   data.what = std::to_string(data.size) + (split == "all" ? " pairs of " : " pairs (" + split + ") of ") + spec.name();
   data.picture = [pairs, ids](std::int64_t i) { return pairs->picture((*ids)[std::size_t(i)]); };
+  data.notes = pairs->notes();
   for (const auto id : *ids) data.captions.push_back({pairs->caption(id)});
   if (!pairs->classes().empty()) add_classes(data, spec, *pairs, *ids);
   return data;

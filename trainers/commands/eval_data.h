@@ -31,9 +31,11 @@ struct EvalData {
   std::vector<std::vector<std::string>> captions;  // of each picture; empty: there are none
   std::vector<std::int64_t> labels;                // class of each picture; empty: there are none
   std::vector<std::string> classes, templates;     // names by number
+  std::vector<std::string> notes;                  // what was left out, a line each
 };
 
-// DataError, UsageError with the cure: nothing there, no picture in the split, as many names as there are no classes.
+// DataError, UsageError with the cure: nothing there, a tar that is cut short, no picture in the split, as many names
+// as there are no classes.
 EvalData open_eval_data(const EvalSpec& spec);
 
 }  // namespace trireme
