@@ -370,6 +370,31 @@ TEST_F(Evaluation, SaysWhatTrainingSaidOfItsOwnData) {
   EXPECT_FALSE(set.contains("zero_shot_top5")) << "of three classes";
 }
 
+// A run's own data is opened as training opened it: tars in the layout of a test set, several sources, an eval_file.
+TEST_F(Evaluation, ARunsOwnDataIsWhatTrainingHeldOut) {
+  ASSERT_EQ(run({"data", "tar", "--from", "pictures", "--out", "layout/test"}).code, 0);
+  fs::rename(dir() / "layout/test/00000.tar", dir() / "layout/test/0.tar");
+  write_text(dir() / "layout/test/nshards.txt", "1\n");
+  write_text(dir() / "layout/dataset_type.txt", "retrieval\n");
+  draw_pictures(dir() / "more", 100, 24);
+  ASSERT_EQ(run({"data", "tar", "--from", "more", "--out", "more-tars"}).code, 0);
+  const auto evaluated = [&](const std::string& name, const Words& more) {
+    SCOPED_TRACE(name);
+    Words words{"train", "e.yaml", "--out", name};
+    words.insert(words.end(), more.begin(), more.end());
+    const Outcome o = run(words);
+    EXPECT_EQ(o.code, 0) << o;
+    const auto found = metrics({name});
+    expect_as_trained(found, line_with(o.out, "done:"));
+    return found["images"].get<int>();
+  };
+  EXPECT_LT(evaluated("layout-run", {"data.file=layout/test", "data.held_out=0.4"}), 60);
+  EXPECT_EQ(metrics({"layout-run", "--split", "all"})["images"], 90);
+  EXPECT_EQ(evaluated("joined-run", {"data.files=[layout/test, pairs.h5]", "data.eval_file=more-tars/"}), 24);
+  EXPECT_EQ(metrics({"model", "--data", "layout"})["images"], 90);
+  refused({"layout-run", "--data", "layout", "--split", "held_out"}, 2, {"--split", "test set"});
+}
+
 // Training sees the middle of such pictures, a prepared file holds them whole on white: a run knows which.
 TEST_F(Evaluation, PicturesThatAreNoSquaresAreSeenAsInTraining) {
   draw_wide_pictures();
@@ -438,7 +463,17 @@ TEST_F(Evaluation, SaysWhatIsWrongInOneLine) {
 
   const fs::path tar = dir() / "set/test/1.tar";
   fs::resize_file(tar, 3 * 512 + 100);
-  refused({"model", "--data", "set"}, 3, {"1.tar"});
+  refused({"model", "--data", "set"}, 3, {"1.tar", "cut short", "copy"});
+  // Above half of a good tar is left; training says so, evaluation refuses it.
+  ASSERT_EQ(run({"data", "tar", "--from", "pictures", "--out", "cut"}).code, 0);
+  fs::resize_file(dir() / "cut/00000.tar", fs::file_size(dir() / "cut/00000.tar") / 512 / 10 * 9 * 512 + 100);
+  const Outcome trained = run({"train", "e.yaml", "data.file=cut/", "--out", "cut-run"});
+  EXPECT_EQ(trained.code, 0) << trained;
+  expect_says(trained, {"a tar is damaged", "cut/00000.tar: cut short"});
+  EXPECT_EQ((trained.out + trained.err).find("broken"), std::string::npos) << trained;
+  refused({"cut-run"}, 3, {"cut/00000.tar: cut short", "copy"});
+  refused({"model", "--data", "cut/"}, 3, {"cut/00000.tar: cut short", "copy"});
+  refused({"model", "--data", "pairs.h5", "--linear-probe", "cut/"}, 3, {"cut/00000.tar: cut short"});
 
   const auto damaged = [&](const fs::path& file, const std::string& from, const std::string& to, const Words& parts) {
     const std::string sound = read_text(dir() / file);
