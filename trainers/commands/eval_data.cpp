@@ -63,7 +63,7 @@ EvalData whole_set(const EvalSpec& spec) {
   data.captions = set->captions;
   data.notes = set->pairs->notes();
   data.is_set = true;
-  data.identity = set->pairs->identity();
+  data.identity = [set] { return set->pairs->identity(); };
   for (const auto& shard : set->pairs->index().shards()) data.files.push_back(shard.path);
   data.files = files_of(data.files);
   if (set->retrieval) {
@@ -119,7 +119,7 @@ EvalData part_of_pairs(const EvalSpec& spec) {
   data.what = std::to_string(data.size) + (split == "all" ? " pairs of " : " pairs (" + split + ") of ") + spec.name();
   data.picture = [pairs, ids](std::int64_t i) { return pairs->picture((*ids)[std::size_t(i)]); };
   data.notes = pairs->notes();
-  data.identity = pairs->identity();
+  data.identity = [pairs] { return pairs->identity(); };
   const std::string& eval_file = spec.source.eval_file;  // takes the place of what the sources hold out
   std::vector<std::string> sources;
   if (eval_file.empty() || split != "held_out") sources = spec.source.files;
@@ -192,7 +192,7 @@ EvalData open_probe_data(const std::string& file, EvalSpec& tested, EvalData& da
   spec.source.eval_file.clear(), spec.source.index_key.clear();
   spec.prepared_split = "train";
   EvalData train = open_eval_data(spec);
-  const bool same = train.identity == data.identity || train.files == data.files;
+  const bool same = train.files == data.files || train.identity() == data.identity();
   const bool apart = std::find_first_of(train.files.begin(), train.files.end(), data.files.begin(), data.files.end()) ==
                      train.files.end();
   if (!same && apart) return train;

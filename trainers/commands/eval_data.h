@@ -33,7 +33,7 @@ struct EvalData {
   std::vector<std::string> classes, templates;     // names by number
   std::vector<std::string> notes;                  // what was left out, a line each
   double broken_share = 0.01;                      // of pictures that cannot be decoded
-  std::string identity;                            // of the data, whatever its part (Pairs::identity)
+  std::function<std::string()> identity;           // Pairs::identity; old prepared files are read through for it
   std::vector<std::string> files;                  // that it lies in: real paths, sorted
   bool is_set = false;                             // in CLIP_benchmark's layout: it has no parts
 };
