@@ -292,11 +292,12 @@ class Evaluation : public DataInput {
     for (int i = 0; i < 24; ++i) {
       write_text(dir() / ("s" + std::to_string(i) + ".png"), png(1 + i));
       write_text(dir() / ("s" + std::to_string(i) + ".cls"), std::to_string(i % 3));
+      write_text(dir() / ("s" + std::to_string(i) + ".txt"), "sample " + std::to_string(i));
     }
     for (const char* shard : {"0", "1"}) {
       std::string files;
       for (int i = *shard == '0' ? 0 : 12, end = i + 12; i < end; ++i)
-        files += " s" + std::to_string(i) + ".png s" + std::to_string(i) + ".cls";
+        for (const char* part : {".png", ".cls", ".txt"}) files += " s" + std::to_string(i) + part;
       const std::string tar =
           "tar -C '" + dir().string() + "' -cf '" + dir().string() + "/set/test/" + shard + ".tar'" + files;
       ASSERT_EQ(std::system(tar.c_str()), 0);
@@ -362,7 +363,13 @@ TEST_F(Evaluation, SaysWhatTrainingSaidOfItsOwnData) {
   EXPECT_EQ(table.code, 0) << table;
   expect_says(table, {"image to text", "zero-shot", "by chance"});
 
-  const auto set = metrics({"model", "--data", "set", "--linear-probe", "set/test"});
+  fs::create_directories(dir() / "set/train");
+  for (const char* file : {"nshards.txt", "0.tar", "1.tar"})
+    fs::copy_file(dir() / "set/test" / file, dir() / "set/train" /
+                                                 (*file == '0'   ? "1.tar"
+                                                  : *file == '1' ? "0.tar"
+                                                                 : file));
+  const auto set = metrics({"model", "--data", "set", "--linear-probe", "set/train"});
   EXPECT_EQ(set["classes"], 3);
   EXPECT_EQ(set["templates"], 2);
   for (const char* key : {"zero_shot_top1", "zero_shot_mean_per_class", "linear_probe_top1"})
@@ -393,6 +400,36 @@ TEST_F(Evaluation, ARunsOwnDataIsWhatTrainingHeldOut) {
   EXPECT_EQ(evaluated("joined-run", {"data.files=[layout/test, pairs.h5]", "data.eval_file=more-tars/"}), 24);
   EXPECT_EQ(metrics({"model", "--data", "layout"})["images"], 90);
   refused({"layout-run", "--data", "layout", "--split", "held_out"}, 2, {"--split", "test set"});
+}
+
+TEST_F(Evaluation, AProbeIsNeverTestedOnWhatItLearnt) {
+  fs::copy(dir() / "set", dir() / "copy", fs::copy_options::recursive);
+  for (const std::string& other : {std::string("set"), std::string("./set/test"), std::string("copy"),
+                                   std::string("set/test/{0,1}.tar"), (dir() / "set").string()})
+    refused({"model", "--data", "set", "--linear-probe", other}, 2, {"--linear-probe", "is what it is tested on"});
+  refused({"model", "--data", "set", "--linear-probe", "set/test/1.tar"}, 2, {"--linear-probe", "in part"});
+  fs::rename(dir() / "set/test/nshards.txt", dir() / "n.txt");  // plain tars
+  fs::remove(dir() / "copy/test/nshards.txt");
+  const auto tested = metrics({"model", "--data", "set/test", "--split", "held_out"});
+  for (const std::string& other :
+       {std::string("set/test"), std::string("set/test/{0..1}.tar"), std::string("copy/test/")}) {
+    const auto probed = metrics({"model", "--data", "set/test", "--linear-probe", other});
+    EXPECT_EQ(probed["images"], tested["images"]) << other;
+    EXPECT_TRUE(probed["linear_probe_top1"].is_number()) << other;
+  }
+  refused({"model", "--data", "set/test", "--linear-probe", "copy/test", "--split", "all"}, 2, {"--split all"});
+}
+
+TEST_F(Evaluation, BrokenPicturesAreCountedOverAllRanks) {
+  draw_pictures(dir() / "odd", 1, 200);
+  for (const char* number : {"10", "120", "190"})
+    write_text(dir() / "odd" / (std::string(number) + ".png"), "no picture");
+  for (const char* ranks : {"1", "2", "3"})
+    refused({"model", "--data", "odd/", "--ranks", ranks}, 3, {"odd/: more than 2 of 200 pictures"});
+  // A run says which share it bears.
+  const Outcome o = run({"train", "e.yaml", "data.eval_file=odd/", "data.broken_share=0.05", "--out", "odd-run"});
+  ASSERT_EQ(o.code, 0) << o;
+  EXPECT_EQ(metrics({"odd-run", "--ranks", "2"})["images"], 200);
 }
 
 // Training sees the middle of such pictures, a prepared file holds them whole on white: a run knows which.
@@ -464,7 +501,13 @@ TEST_F(Evaluation, SaysWhatIsWrongInOneLine) {
   const fs::path tar = dir() / "set/test/1.tar";
   fs::resize_file(tar, 3 * 512 + 100);
   refused({"model", "--data", "set"}, 3, {"1.tar", "cut short", "copy"});
-  // Above half of a good tar is left; training says so, evaluation refuses it.
+  const std::string silent = "tar -C '" + dir().string() + "' -cf '" + dir().string() +
+                             "/silent.tar' s0.png s0.txt s1.png s2.png s2.txt s3.png s3.txt";
+  ASSERT_EQ(std::system(silent.c_str()), 0);
+  const Outcome left_out = run({"eval", "model", "--data", "silent.tar", "--json"});
+  EXPECT_EQ(left_out.code, 0) << left_out;
+  EXPECT_NE(left_out.err.find("silent.tar: 1 of 4 samples is broken"), std::string::npos) << left_out;
+  // The larger part of a good tar is left: training says so, evaluation refuses it.
   ASSERT_EQ(run({"data", "tar", "--from", "pictures", "--out", "cut"}).code, 0);
   fs::resize_file(dir() / "cut/00000.tar", fs::file_size(dir() / "cut/00000.tar") / 512 / 10 * 9 * 512 + 100);
   const Outcome trained = run({"train", "e.yaml", "data.file=cut/", "--out", "cut-run"});

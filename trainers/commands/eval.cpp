@@ -63,7 +63,7 @@ void print_table(const Metrics& m) {
             {"_chance", "_top5_chance", "_chance"});
 }
 
-// A picture that cannot be decoded is named and counts as grey; above a hundredth of them the data is refused.
+// A picture that cannot be decoded is named and counts as grey; above a share of them the data is refused.
 class Pictures {
  public:
   Pictures(const ClipModel& model, const EvalData& data) : model_(model), data_(data) {}
@@ -79,14 +79,30 @@ class Pictures {
     return pixels;
   }
 
+  // Collective, after the last picture: the broken ones of all ranks together.
+  void check(Communicator& world) {
+    world.all_reduce({&broken_, 1, DType::i64}, Op::sum).wait();
+    if (broken_ > allowed()) refuse();
+  }
+
  private:
+  std::int64_t allowed() const {
+    if (data_.broken_share == 0) return 0;
+    return std::max<std::int64_t>(1, std::int64_t(data_.broken_share * double(data_.size)));
+  }
+  [[noreturn]] void refuse() const {
+    throw DataError(
+        data_.name,
+        "more than " + std::to_string(allowed()) + " of " + std::to_string(data_.size) + " pictures cannot be decoded",
+        "mend those that are named above");
+  }
   Image picture(std::int64_t i) {
     try {
       return data_.picture(i).pixels;
     } catch (const DataError& e) {
       const std::lock_guard lock(mutex_);
-      if (++broken_ > std::max<std::int64_t>(1, data_.size / 100)) throw;
       std::cerr << e.what() << " (counts as grey)\n";
+      if (++broken_ > allowed()) refuse();
       return {1, 1, {128, 128, 128}};
     }
   }
@@ -97,20 +113,21 @@ class Pictures {
   std::int64_t broken_ = 0;
 };
 
-ClipEncoder::Pixels pixels_of(const ClipModel& model, const EvalData& data) {
-  return [pictures = std::make_shared<Pictures>(model, data)](std::int64_t first, std::int64_t n) {
-    return pictures->pixels(first, n);
-  };
-}
+struct Opened {
+  EvalSpec spec;
+  EvalData data, train;  // train: for the probe, if asked for
+};
 
 // Rank 0 first: it puts what it finds into the cache.
-EvalData open_on_ranks(const EvalSpec& spec, Communicator& world) {
+Opened open_on_ranks(const EvalOptions& o, const EvalSpec& spec, Communicator& world) {
   if (world.rank() > 0) world.barrier().wait();
-  EvalData data = open_eval_data(spec);
-  if (world.rank() > 0) return data;
+  Opened all{spec, open_eval_data(spec), {}};
+  if (!o.probe.empty()) all.train = open_probe_data(o.probe, all.spec, all.data);
+  if (world.rank() > 0) return all;
   world.barrier().wait();
-  for (const auto& line : data.notes) std::cerr << data.name << ": " << line << "\n";
-  return data;
+  for (const EvalData* data : {&all.data, &all.train})
+    for (const auto& line : data->notes) std::cerr << data->name << ": " << line << "\n";
+  return all;
 }
 
 EvalSpec spec_of(const EvalOptions& o, int image_size) {
@@ -129,16 +146,9 @@ EvalSpec spec_of(const EvalOptions& o, int image_size) {
   return spec;
 }
 
-// Fits the probe to the pictures of o.probe and judges it on `images` of `data`; classes are the same by name.
+// Fits the probe to `train` and judges it on `images` of `data`; classes are the same by name.
 void probe(const EvalOptions& o, const ClipEncoder& encoder, const ClipModel& model, const EvalData& data,
-           const at::Tensor& images, Metrics& metrics) {
-  EvalSpec spec;
-  spec.source.files = {o.probe};
-  spec.source.image_size = int(model.preprocess().size);
-  spec.source.whole = true;
-  spec.prepared_split = "train";
-  if (o.probe == data.name) spec.split = "train";  // tars that it is tested on as well
-  const EvalData train = open_on_ranks(spec, encoder.comm());
+           const EvalData& train, const at::Tensor& images, Communicator& world, Metrics& metrics) {
   if (train.labels.empty() || data.labels.empty())
     throw DataError(train.labels.empty() ? o.probe : data.name, "has no classes",
                     "a linear probe needs data for classification on both sides");
@@ -151,7 +161,10 @@ void probe(const EvalOptions& o, const ClipEncoder& encoder, const ClipModel& mo
   }
   std::vector<std::int64_t> labels;
   for (const auto label : data.labels) labels.push_back(number[std::size_t(label)]);
-  const at::Tensor features = encoder.images(train.size, pixels_of(model, train));
+  Pictures pictures(model, train);
+  const at::Tensor features =
+      encoder.images(train.size, [&](std::int64_t first, std::int64_t n) { return pictures.pixels(first, n); });
+  pictures.check(world);
   const LinearProbe fitted = linear_probe(features, at::tensor(train.labels, at::kLong).to(features.device()),
                                           std::int64_t(classes.size()), o.probe);
   const auto& [weight, bias, steps] = fitted.model;
@@ -186,17 +199,19 @@ int evaluate(const EvalOptions& o, Communicator& world) {
   std::unique_ptr<Communicator> comm = world.split(0, world.rank());
   if (place.device.is_cuda()) comm = for_device(std::move(comm), place, {});
   const ClipModel model = load_clip(o.model, place.device, at::kFloat, o.tokenizer, {o.step, !o.raw});
-  const EvalSpec spec = spec_of(o, int(model.preprocess().size));
-  const EvalData data = open_on_ranks(spec, *comm);
+  const auto [spec, data, train] = open_on_ranks(o, spec_of(o, int(model.preprocess().size)), *comm);
   const ClipEncoder encoder(*comm, model.clip(), model.tokenizer(), model.config().context, model.fused(),
                             place.device);
-  ClipQuestions questions{data.size, pixels_of(model, data), data.captions, data.labels, {}, 1};
+  Pictures pictures(model, data);
+  const auto pixels = [&](std::int64_t first, std::int64_t n) { return pictures.pixels(first, n); };
+  ClipQuestions questions{data.size, pixels, data.captions, data.labels, {}, 1};
   if (!data.labels.empty()) {
     questions.templates = std::int64_t(data.templates.size());
     questions.prompts = prompts_of(data.classes, data.templates, spec.templates.empty() ? data.name : spec.templates);
   }
   ClipAnswers answers = evaluate_clip(encoder, questions, protocol);
-  if (!o.probe.empty()) probe(o, encoder, model, data, answers.image_features, answers.metrics);
+  pictures.check(world);
+  if (!o.probe.empty()) probe(o, encoder, model, data, train, answers.image_features, world, answers.metrics);
   if (world.rank() == 0) print(o, data, answers.metrics);
   return 0;
 }

@@ -1,12 +1,14 @@
 #include "trainers/commands/eval_data.h"
 
 #include "comm/error.h"
+#include "data/file.h"
 #include "data/image_text/eval_set.h"
 #include "data/image_text/prepared.h"
 #include "framework/config/tree.h"
 
 #include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <map>
 #include <memory>
 
@@ -32,6 +34,24 @@ void rename_classes(EvalData& data, const EvalSpec& spec, std::size_t known) {
                     "write the name of every class, one a line in the order of their numbers");
 }
 
+std::vector<std::string> files_of(const std::vector<std::string>& sources) {
+  namespace fs = std::filesystem;
+  std::vector<std::string> files;
+  for (const auto& source : sources) {
+    std::error_code error;
+    const auto before = files.size();
+    if (fs::is_directory(source, error)) {
+      for (fs::directory_iterator entry(source, error); !error && entry != fs::end(entry); entry.increment(error))
+        if (entry->path().extension() == ".tar") files.push_back(real_path(entry->path().string()));
+    } else if (names_tars(source)) {
+      for (const auto& tar : list_tars(source)) files.push_back(real_path(tar));
+    }
+    if (files.size() == before) files.push_back(real_path(source));
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
 EvalData whole_set(const EvalSpec& spec) {
   if (!spec.split.empty())
     throw UsageError("--split " + spec.split, spec.name() + " is a test set, which is taken whole", "leave it out");
@@ -42,6 +62,10 @@ EvalData whole_set(const EvalSpec& spec) {
   data.picture = [set](std::int64_t i) { return set->pairs->picture(i); };
   data.captions = set->captions;
   data.notes = set->pairs->notes();
+  data.is_set = true;
+  data.identity = [set] { return set->pairs->identity(); };
+  for (const auto& shard : set->pairs->index().shards()) data.files.push_back(shard.path);
+  data.files = files_of(data.files);
   if (set->retrieval) {
     if (!spec.classes.empty())
       throw UsageError("--classes", spec.name() + " is for retrieval: its pictures have captions and no classes",
@@ -95,6 +119,12 @@ EvalData part_of_pairs(const EvalSpec& spec) {
   data.what = std::to_string(data.size) + (split == "all" ? " pairs of " : " pairs (" + split + ") of ") + spec.name();
   data.picture = [pairs, ids](std::int64_t i) { return pairs->picture((*ids)[std::size_t(i)]); };
   data.notes = pairs->notes();
+  data.identity = [pairs] { return pairs->identity(); };
+  const std::string& eval_file = spec.source.eval_file;  // takes the place of what the sources hold out
+  std::vector<std::string> sources;
+  if (eval_file.empty() || split != "held_out") sources = spec.source.files;
+  if (!eval_file.empty() && split != "train") sources.push_back(eval_file);
+  data.files = files_of(sources);
   for (const auto id : *ids) data.captions.push_back({pairs->caption(id)});
   if (!pairs->classes().empty()) add_classes(data, spec, *pairs, *ids);
   return data;
@@ -151,7 +181,32 @@ EvalData open_eval_data(const EvalSpec& spec) {
   if (!spec.templates.empty()) data.templates = names_in(spec.templates);
   if (data.templates.empty()) data.templates = {plain_template};
   data.name = spec.name();
+  data.broken_share = spec.source.broken_share;
   return data;
+}
+
+EvalData open_probe_data(const std::string& file, EvalSpec& tested, EvalData& data) {
+  EvalSpec spec;
+  spec.source = tested.source;  // held out as there: equal data have equal identities
+  spec.source.files = {file};
+  spec.source.eval_file.clear(), spec.source.index_key.clear();
+  spec.prepared_split = "train";
+  EvalData train = open_eval_data(spec);
+  const bool same = train.files == data.files || train.identity() == data.identity();
+  const bool apart = std::find_first_of(train.files.begin(), train.files.end(), data.files.begin(), data.files.end()) ==
+                     train.files.end();
+  if (!same && apart) return train;
+  if (!same || train.is_set || data.is_set || !tested.source.eval_file.empty())
+    throw UsageError("--linear-probe " + file, same ? "is what it is tested on" : "is in part what it is tested on",
+                     "name other data to train on");
+  if (!tested.split.empty() && tested.split != "held_out")
+    throw UsageError("--split " + tested.split, "has pictures that --linear-probe trains on",
+                     "leave it out: the held-out part is tested");
+  tested.split = "held_out";
+  data = open_eval_data(tested);
+  spec.source = tested.source;
+  spec.split = "train";
+  return open_eval_data(spec);
 }
 
 }  // namespace trireme

@@ -32,10 +32,18 @@ struct EvalData {
   std::vector<std::int64_t> labels;                // class of each picture; empty: there are none
   std::vector<std::string> classes, templates;     // names by number
   std::vector<std::string> notes;                  // what was left out, a line each
+  double broken_share = 0.01;                      // of pictures that cannot be decoded
+  std::function<std::string()> identity;           // Pairs::identity; old prepared files are read through for it
+  std::vector<std::string> files;                  // that it lies in: real paths, sorted
+  bool is_set = false;                             // in CLIP_benchmark's layout: it has no parts
 };
 
 // DataError, UsageError with the cure: nothing there, a tar that is cut short, no picture in the split, as many names
 // as there are no classes.
 EvalData open_eval_data(const EvalSpec& spec);
+
+// What a probe is fitted to, never what it is tested on: where `file` is the tested data, its train part, and `tested`
+// and `data` become the held-out part. UsageError: they cannot be told apart.
+EvalData open_probe_data(const std::string& file, EvalSpec& tested, EvalData& data);
 
 }  // namespace trireme
