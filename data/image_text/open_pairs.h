@@ -2,6 +2,7 @@
 #pragma once
 #include "data/image_text/pairs.h"
 
+#include <functional>
 #include <memory>
 
 namespace trireme {
@@ -15,6 +16,8 @@ struct PairsSpec {
   double held_out = 0.1;  // tars, tables and folders: share of the captions held out (split.h)
   double broken_share = 0.01;
   int image_size = 0;  // of prepared sets known by their name
+  // While the tars of one source are read for their index; from any thread.
+  std::function<void(std::size_t done, std::size_t shards)> progress;
 };
 
 // A source is one of

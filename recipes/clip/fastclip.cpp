@@ -10,6 +10,7 @@
 #include "recipes/clip/config.h"
 #include "recipes/clip/data.h"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <utility>
@@ -135,7 +136,9 @@ class FastClip : public Recipe {
     // What load_clip reads: pictures as training saw them. Prepared ones were fitted into a white square, of others it
     // sees the middle.
     Preprocess preprocess{.size = model_config_.image_size};
-    if (dynamic_cast<const ImageTextData*>(pairs_.get())) preprocess.resize_mode = "longest", preprocess.fill = 255;
+    const auto sizes = pairs_->prepared_sizes();
+    if (std::find(sizes.begin(), sizes.end(), 0) == sizes.end())
+      preprocess.resize_mode = "longest", preprocess.fill = 255;
     std::string model = print_open_clip_config({model_config_, preprocess}, true);
     if (ar.has("open_clip_config")) ar.text("open_clip_config", model);
     archive(ar, "log_u_image", table_->image);
