@@ -33,7 +33,7 @@ std::vector<fs::path> pictures_in(const std::string& folder) {
   for (const auto& entry : fs::directory_iterator(folder))
     if (is_picture(entry.path().string())) files.push_back(entry.path());
   if (files.empty())
-    throw DataError(folder, "holds no picture that this build reads (.png, .jpg, .webp)", "check --images");
+    throw DataError(folder, "holds no .png, .jpg or .jpeg file, nor .webp that this build reads", "check --images");
   std::sort(files.begin(), files.end());
   return files;
 }
