@@ -8,6 +8,7 @@
 #include "framework/gradients/reducer.h"
 #include "framework/io/checkpoint.h"
 #include "framework/metrics/trace.h"
+#include "framework/micro_batch.h"
 #include "framework/optim/optimizer.h"
 #include "framework/optim/schedule.h"
 
@@ -40,19 +41,6 @@ class Autocast {
   bool on_;
   at::DeviceType type_;
 };
-
-// Rows [k*m, (k+1)*m) of every column.
-Batch micro_batch(const Batch& batch, std::int64_t k, std::int64_t n) {
-  const std::int64_t b = std::int64_t(batch.ids.size()), m = b / n;
-  if (b % n != 0)
-    throw UsageError("accumulate",
-                     std::to_string(n) + " does not divide the " + std::to_string(b) + " samples of a rank",
-                     "choose a divisor of it");
-  Batch part = batch;
-  part.ids.assign(batch.ids.begin() + k * m, batch.ids.begin() + (k + 1) * m);
-  for (auto& [name, column] : part.columns) column = column.narrow(0, k * m, m);
-  return part;
-}
 
 }  // namespace
 

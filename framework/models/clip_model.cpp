@@ -61,17 +61,25 @@ std::int64_t step_of(const std::string& path, const Checkpoints& checkpoints, co
   return step;
 }
 
+constexpr std::string_view no_run_of_ours =
+    "it is no run of fastclip, or of an older version: go on with it for a step";
+
+// A text of the recipe's state.
+std::optional<std::string> text_in(const Snapshot& snapshot, const std::string& name) {
+  const auto found = snapshot.entries.find("recipe/" + name);
+  if (found == snapshot.entries.end()) return std::nullopt;
+  return std::string(reinterpret_cast<const char*>(found->second.bytes.data()), found->second.bytes.size());
+}
+
 ClipModel from_run(const std::string& path, at::Device device, at::ScalarType type, const std::string& tokenizer,
                    const ClipWeights& weights) {
   const auto self = make_self();
   Checkpoints checkpoints(path + "/ckpt", 1 << 20, *self);  // read only: the run may be going on
   const Snapshot snapshot = checkpoints.load(step_of(path, checkpoints, weights.step));
   const auto text = [&](const std::string& name) {
-    const auto found = snapshot.entries.find("recipe/" + name);
-    if (found == snapshot.entries.end())
-      throw DataError(snapshot.place, "does not say what model it is",
-                      "it is no run of fastclip, or of an older version: go on with it for a step");
-    return std::string(reinterpret_cast<const char*>(found->second.bytes.data()), found->second.bytes.size());
+    const auto found = text_in(snapshot, name);
+    if (!found) throw DataError(snapshot.place, "does not say what model it is", no_run_of_ours);
+    return *found;
   };
   const OpenClipConfig config = parse_open_clip_config(text("open_clip_config"), snapshot.place);
   Tensors tensors;
@@ -150,6 +158,21 @@ at::Tensor ClipModel::embed_ids(const at::Tensor& ids, std::int64_t rows) const 
 
 at::Tensor ClipModel::embed_texts(std::span<const std::string> texts, std::int64_t rows) const {
   return embed_ids(tokenizer().encode_batch(texts, config().context), rows);
+}
+
+Preprocess preprocess_of(const std::string& source, std::int64_t size) {
+  Preprocess p;
+  if (is_open_clip_folder(source)) {
+    p = read_open_clip_config(source).preprocess;
+  } else if (std::filesystem::is_directory(source + "/ckpt")) {
+    const auto self = make_self();
+    Checkpoints checkpoints(source + "/ckpt", 1 << 20, *self);
+    const Snapshot snapshot = checkpoints.load(step_of(source, checkpoints, "newest"));
+    if (const auto text = text_in(snapshot, "open_clip_config"))
+      p = parse_open_clip_config(*text, snapshot.place).preprocess;
+  }
+  p.size = size;
+  return p;
 }
 
 ClipModel load_clip(const std::string& path, at::Device device, at::ScalarType type, const std::string& tokenizer,

@@ -4,7 +4,9 @@
 #include "framework/base/tensor.h"
 #include "framework/context.h"
 #include "framework/losses/contrastive.h"
+#include "framework/micro_batch.h"
 #include "framework/models/clip_evaluate.h"
+#include "framework/models/clip_model.h"
 #include "framework/models/open_clip.h"
 #include "framework/optim/schedule.h"
 #include "recipes/clip/config.h"
@@ -47,6 +49,7 @@ class FastClip : public Recipe {
     if (tokenizer_->vocab_size() > model_config_.vocab)
       throw UsageError("model.vocab", "is " + std::to_string(model_config_.vocab) + " but the tokenizer has " +
                                           std::to_string(tokenizer_->vocab_size()) + " ids");
+    preprocess_ = how_pictures_are_seen(c.config().init_from);
     dataset_.emplace(*pairs_, *tokenizer_, pixel_options(c));
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(model_config_, std::log(1 / loss_config_.tau), params);
@@ -120,8 +123,10 @@ class FastClip : public Recipe {
               {"text to image", recalls("text_to_image"), recalls("text_to_image_chance")}},
              true},
             {"Zero-shot classification",
-             {},
-             {{"zero-shot top-1", {"eval/zero_shot_top1"}, {"eval/zero_shot_chance"}}},
+             {"top-1", "top-5", "per class"},
+             {{"zero-shot",
+               {"eval/zero_shot_top1", "eval/zero_shot_top5", "eval/zero_shot_mean_per_class"},
+               {"eval/zero_shot_chance", "eval/zero_shot_top5_chance", "eval/zero_shot_chance"}}},
              true},
             {"Temperature τ", {}, {{"", {"tau"}, {}}}},
             {"Inner rate γ", {}, {{"", {"gamma"}, {}}}},
@@ -133,14 +138,7 @@ class FastClip : public Recipe {
 
   void state(Archive& ar) override {
     archive_data(ar);
-    // What load_clip reads: pictures as training saw them. Prepared ones were fitted into a white square, of others it
-    // sees the middle.
-    Preprocess preprocess{.size = model_config_.image_size};
-    const auto sizes = pairs_->prepared_sizes();
-    if (std::find(sizes.begin(), sizes.end(), 0) == sizes.end())
-      preprocess.resize_mode = "longest", preprocess.fill = 255;
-    std::string model = print_open_clip_config({model_config_, preprocess}, true);
-    if (ar.has("open_clip_config")) ar.text("open_clip_config", model);
+    archive_model(ar);
     archive(ar, "log_u_image", table_->image);
     archive(ar, "log_u_text", table_->text);
     double shown = tau();  // for readers of the file: the weights say it
@@ -184,8 +182,32 @@ class FastClip : public Recipe {
                       "put it back, or use --fresh to start over");
   }
 
+  // What load_clip reads.
+  void archive_model(Archive& ar) {
+    std::string model = print_open_clip_config({model_config_, preprocess_}, true);
+    if (!ar.has("open_clip_config")) return;
+    ar.text("open_clip_config", model);
+    if (ar.loading() && parse_open_clip_config(model, "the checkpoint").preprocess != preprocess_)
+      throw DataError("the checkpoint", "was trained on pixels of another mean, deviation or resize",
+                      "put init_from back as it was, or use --fresh to start over");
+  }
+
+  // As the model that is trained on saw pictures. Prepared ones were fitted into a white square.
+  Preprocess how_pictures_are_seen(const std::string& init_from) const {
+    Preprocess p = preprocess_of(init_from, model_config_.image_size);
+    const auto sizes = pairs_->prepared_sizes();
+    if (std::find(sizes.begin(), sizes.end(), 0) == sizes.end())
+      p.resize_mode = "longest", p.fill = 255, p.interpolation = "bicubic";
+    return p;
+  }
+
   ImageTextOptions pixel_options(const Context& c) const {
     ImageTextOptions o;
+    for (std::size_t i = 0; i < 3; ++i)
+      o.statistics.mean[i] = preprocess_.mean[i], o.statistics.std_dev[i] = preprocess_.std[i];
+    const bool prepared = dynamic_cast<const ImageTextData*>(pairs_.get());
+    if (!prepared && (preprocess_.resize_mode != "shortest" || preprocess_.interpolation == "bilinear"))
+      o.square = [p = preprocess_](const Image& in) { return p.square(in); };
     o.size = int(model_config_.image_size), o.context = model_config_.context;
     o.crop_scale = data_config_.crop_scale, o.flip = data_config_.flip;
     o.keyword_dropout = data_config_.keyword_dropout, o.seed = std::uint64_t(c.config().seed);
@@ -278,22 +300,12 @@ class FastClip : public Recipe {
   // Accumulation that is exact for contrastive losses (GradCache, arXiv 2101.06983): features of all chunks without a
   // graph, the loss over the whole batch, then each chunk again with its features' gradients.
   at::Tensor by_chunks(const Batch& batch, Context& c) {
-    const std::int64_t n = c.accumulate(), b = std::int64_t(batch.ids.size());
-    if (b % n != 0)
-      throw UsageError("accumulate",
-                       std::to_string(n) + " does not divide the " + std::to_string(b) + " pairs of a rank");
-    const std::int64_t m = b / n;
-    const auto chunk = [&](std::int64_t k) {
-      Batch part = batch;
-      part.ids.assign(batch.ids.begin() + k * m, batch.ids.begin() + (k + 1) * m);
-      for (auto& [name, column] : part.columns) column = column.narrow(0, k * m, m);
-      return part;
-    };
+    const std::int64_t n = c.accumulate(), m = std::int64_t(batch.ids.size()) / n;
     Features all;
     c.without_graph([&] {
       std::vector<at::Tensor> image, text;
       for (std::int64_t k = 0; k < n; ++k) {
-        const Features f = encode(chunk(k), c, /*again=*/true);
+        const Features f = encode(micro_batch(batch, k, n), c, /*again=*/true);
         image.push_back(f.image);
         text.push_back(f.text);
       }
@@ -301,7 +313,7 @@ class FastClip : public Recipe {
     });
     const LossResult r = loss_of(all, batch, c);
     for (std::int64_t k = 0; k < n; ++k)
-      backward_through(encode(chunk(k), c), r.d_image.narrow(0, k * m, m), r.d_text.narrow(0, k * m, m),
+      backward_through(encode(micro_batch(batch, k, n), c), r.d_image.narrow(0, k * m, m), r.d_text.narrow(0, k * m, m),
                        k == n - 1 ? r.d_log_scale : at::Tensor(), k == n - 1, c);
     return r.loss;
   }
@@ -318,6 +330,7 @@ class FastClip : public Recipe {
   DataConfig data_config_;
   nn::ClipConfig model_config_;
   LossConfig loss_config_;
+  Preprocess preprocess_;
   std::unique_ptr<Pairs> pairs_;
   std::vector<std::string> notes_;  // on the data, for the start
   std::optional<Tokenizer> tokenizer_;
