@@ -30,9 +30,13 @@ std::string BrokenSamples::summary(std::int64_t samples) const {
   return line;
 }
 
+bool BrokenSamples::too_many(std::int64_t broken, double share, std::int64_t samples) {
+  if (broken == 0 || (broken == 1 && share > 0 && samples > 1)) return false;
+  return double(broken) > share * double(samples);
+}
+
 void BrokenSamples::check(double share, std::int64_t samples, const std::string& where) const {
-  const std::int64_t broken = count();
-  if (broken == 0 || (broken == 1 && share > 0 && samples > 1) || double(broken) <= share * double(samples)) return;
+  if (!too_many(count(), share, samples)) return;
   throw DataError(where, summary(samples), "mend the data, or raise data.broken_share");
 }
 

@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "data/file.h"
+#include "data/text/lines.h"
 #include "data/text/text.h"
 
 #include <filesystem>
@@ -23,16 +24,6 @@ std::string read_text(const fs::path& file) {
 std::string stripped(const std::string& line) {
   const auto first = line.find_first_not_of(" \t\r\n\f\v");
   return first == line.npos ? "" : line.substr(first, line.find_last_not_of(" \t\r\n\f\v") - first + 1);
-}
-
-std::vector<std::string> lines_of(const std::string& text) {
-  std::vector<std::string> lines;
-  for (std::size_t begin = 0; begin < text.size();) {
-    const std::size_t end = std::min(text.find_first_of("\r\n", begin), text.size());
-    lines.push_back(text.substr(begin, end - begin));
-    begin = end + (text.compare(end, 2, "\r\n") == 0 ? 2 : 1);
-  }
-  return lines;
 }
 
 std::vector<std::string> list_if_there(const fs::path& file) {

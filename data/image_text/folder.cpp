@@ -25,11 +25,6 @@ std::string extension_of(const fs::path& p) {
   return e;
 }
 
-bool is_picture(const std::string& extension) {
-  return extension == ".png" || extension == ".jpg" || extension == ".jpeg" ||
-         (extension == ".webp" && build_reads_webp());
-}
-
 bool is_foreign_picture(const std::string& extension) {
   static const std::set<std::string> known = {".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jfif"};
   return known.contains(extension);
@@ -68,10 +63,10 @@ PrepareSpec from_folder(const fs::path& root) {
   std::unordered_set<std::string> texts;
   for (const auto& file : files) {
     const std::string extension = extension_of(file);
-    if (!is_picture(extension) && !is_foreign_picture(extension)) continue;
+    if (!is_picture(file) && !is_foreign_picture(extension)) continue;
     const fs::path text = fs::path(file).replace_extension(".txt");
     texts.insert(text.string());
-    if (is_picture(extension))
+    if (is_picture(file))
       add_picture(pictures, file, text);
     else
       pictures.skip(file, "a picture of another form; convert it to PNG or JPEG");
@@ -83,7 +78,7 @@ PrepareSpec from_folder(const fs::path& root) {
   std::vector<std::string> others;
   for (const auto& file : files)
     if (const auto e = extension_of(file);
-        !is_picture(e) && !is_foreign_picture(e) && !texts.contains(file) && !skip_folder(pictures, file))
+        !is_picture(file) && !is_foreign_picture(e) && !texts.contains(file) && !skip_folder(pictures, file))
       others.push_back(file);
   if (!others.empty())
     pictures.note(std::to_string(others.size()) + (others.size() == 1 ? " other file (" : " other files (the first: ") +
@@ -92,6 +87,12 @@ PrepareSpec from_folder(const fs::path& root) {
 }
 
 }  // namespace
+
+bool is_picture(const std::string& file) {
+  const std::string extension = extension_of(file);
+  return extension == ".png" || extension == ".jpg" || extension == ".jpeg" ||
+         (extension == ".webp" && build_reads_webp());
+}
 
 PrepareSpec folder_data(const std::string& from) {
   std::error_code error;

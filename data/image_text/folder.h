@@ -13,4 +13,7 @@ namespace trireme {
 // pictures without a caption, rows that do not fit the header. DataError: nothing is there, or no picture at all.
 PrepareSpec folder_data(const std::string& from);
 
+// By its name, a picture that this build reads: .png, .jpg, .jpeg, and .webp with libwebp; in any case.
+bool is_picture(const std::string& file);
+
 }  // namespace trireme

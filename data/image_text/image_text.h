@@ -26,7 +26,7 @@ struct ImageTextOptions {
   bool travel = false;               // decoded bytes travel and are finished where they are wanted; a GPU's always do
   int threads = 1;                   // that decode
   bool dct_scaling = true;           // JPEGs may be decoded at 1/2, 1/4 or 1/8, as long as a crop keeps S pixels a side
-  double broken_share = 0.01;        // pictures of all that may be broken
+  double broken_share = 0.01;        // training pictures that may be broken
   PixelStatistics statistics;
   // What evaluation, and training without crops, makes of a picture: S x S. Empty: the shorter side becomes S, then the
   // middle, bicubic. Thread safe.

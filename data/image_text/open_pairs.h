@@ -2,6 +2,7 @@
 #pragma once
 #include "data/image_text/pairs.h"
 
+#include <functional>
 #include <memory>
 
 namespace trireme {
@@ -16,6 +17,8 @@ struct PairsSpec {
   double broken_share = 0.01;
   bool whole = false;  // tars: one that is cut short is an error at any share
   int image_size = 0;  // of prepared sets known by their name
+  // While the tars of one source are read for their index; from any thread.
+  std::function<void(std::size_t done, std::size_t shards)> progress;
 };
 
 // A source is one of

@@ -25,6 +25,9 @@ class Pairs {
   // `shrink`: a JPEG may be decoded at a fraction of its size (images.h). BrokenPicture naming file and member, if it
   // cannot be decoded; DataError for what concerns all of them.
   virtual Picture picture(std::int64_t id, const Shrink& shrink = {}) const = 0;
+  // Pixels a side of the pictures of each source that is trained on, where they were prepared as squares; 0: of any
+  // size.
+  virtual std::vector<int> prepared_sizes() const { return {0}; }
   // Ascending ids. max_per_caption > 0 keeps that many images of a caption, spread evenly over its images.
   virtual std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const = 0;
   virtual std::vector<std::int64_t> held_out_ids(std::int64_t max_per_caption = 0) const = 0;

@@ -77,6 +77,7 @@ class ImageTextData : public Pairs {
   std::int64_t caption_id(std::int64_t id) const override { return caption_ids_.at(id); }
   std::int64_t class_id(std::int64_t id) const override { return class_ids_.at(id); }
   const std::vector<std::string>& classes() const override { return classes_; }
+  std::vector<int> prepared_sizes() const override { return {size_}; }
   std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const override {
     return split(false, max_per_caption);
   }

@@ -79,6 +79,14 @@ Picture JoinedPairs::picture(std::int64_t id, const Shrink& shrink) const {
   return sources_[p.source].pairs->picture(p.id, shrink);
 }
 
+std::vector<int> JoinedPairs::prepared_sizes() const {
+  std::vector<int> all;
+  for (const auto& s : sources_)
+    for (const int size : s.pairs->prepared_sizes())
+      if (!s.test) all.push_back(size);
+  return all;
+}
+
 std::vector<std::int64_t> JoinedPairs::train_ids(std::int64_t max_per_caption) const {
   std::vector<std::int64_t> ids;
   for (std::size_t s = 0; s < sources_.size(); ++s) {

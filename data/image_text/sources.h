@@ -27,6 +27,7 @@ class JoinedPairs : public Pairs {
   std::int64_t class_id(std::int64_t id) const override;
   const std::vector<std::string>& classes() const override { return classes_; }
   Picture picture(std::int64_t id, const Shrink& shrink = {}) const override;
+  std::vector<int> prepared_sizes() const override;
   std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const override;
   std::vector<std::int64_t> held_out_ids(std::int64_t max_per_caption = 0) const override;
   std::vector<std::string> notes() const override;

@@ -100,7 +100,8 @@ TarFile::TarFile(const std::string& path) : path_(path), fd_(::open(path.c_str()
     const int error = errno;
     if (fd_ >= 0) ::close(fd_);
     if (error == ENOENT) throw DataError(path, "no such tar file", "check the path; a list of shards must be complete");
-    throw DataError(path, std::string("cannot be read: ") + std::strerror(error), "check its permissions");
+    throw DataError(path, std::string("cannot be read: ") + std::strerror(error),
+                    error == EMFILE || error == ENFILE ? "raise `ulimit -n`" : "check its permissions");
   }
   size_ = s.st_size;
   if (S_ISREG(s.st_mode)) return;

@@ -136,10 +136,11 @@ Read read_shard(const TarShard& shard, const TarIndexOptions& options) {
 std::vector<Read> read_all(const std::vector<TarShard>& shards, const TarIndexOptions& options) {
   std::vector<Read> all(shards.size());
   std::vector<std::exception_ptr> errors(shards.size());
-  std::atomic<std::size_t> next{0};
+  std::atomic<std::size_t> next{0}, done{0};
   const auto work = [&] {
     for (std::size_t i; (i = next++) < shards.size();) try {
         all[i] = read_shard(shards[i], options);
+        if (++done; options.progress) options.progress(done, shards.size());
       } catch (...) {
         errors[i] = std::current_exception();
         next = shards.size();

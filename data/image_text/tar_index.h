@@ -4,6 +4,7 @@
 #include "data/image_text/broken_samples.h"
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -32,6 +33,7 @@ struct TarIndexOptions {
   std::string index_key;     // JSON member with the sample's number; empty: samples are numbered in order
   bool need_caption = true;  // a picture without one is broken; off: a class will do
   int threads = 0;           // that read shards; 0: one a core, at most 16
+  std::function<void(std::size_t done, std::size_t shards)> progress = {};  // while tars are read; from any thread
 };
 
 // Rows in the order of the shards as listed, then as they lie in the shard.

@@ -9,15 +9,17 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <utility>
+
+#include <sys/resource.h>
 
 namespace trireme {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr std::size_t most_open = 256;  // files; 1,024 is a common limit of a process
 constexpr std::int64_t block_bytes = 512;
 
 // classnames.txt beside the shards or one folder above (CLIP_benchmark's place), else the numbers themselves.
@@ -31,6 +33,22 @@ std::vector<std::string> class_names(const std::string& shard, std::int32_t larg
   }
   for (auto i = std::int32_t(names.size()); i <= largest; ++i) names.push_back(std::to_string(i));
   return names;
+}
+
+// The files that were opened last stay open: of all sources of the process, whose limit they share.
+std::shared_ptr<const TarFile> open_tar(const std::string& path) {
+  static std::mutex mutex;
+  static std::deque<std::shared_ptr<const TarFile>> kept;
+  rlimit limit{256 * 4, 256 * 4};
+  getrlimit(RLIMIT_NOFILE, &limit);
+  const std::size_t most = std::clamp<rlim_t>(limit.rlim_cur / 4, 1, 256);
+  {
+    std::lock_guard lock(mutex);
+    while (kept.size() >= most) kept.pop_front();
+  }
+  auto file = std::make_shared<const TarFile>(path);
+  std::lock_guard lock(mutex);
+  return kept.emplace_back(std::move(file));
 }
 
 // Of shards whose end could not be read.
@@ -104,21 +122,15 @@ std::size_t Tars::shard_of(std::int64_t row) const {
   return std::size_t(after - shards.begin()) - 1;
 }
 
-// At most `most_open` stay open; whoever still reads from one that is closed here holds it.
+// Whoever still reads from a file that another takes the place of holds it.
 std::shared_ptr<const TarFile> Tars::open(std::size_t shard) const {
   std::lock_guard lock(mutex_);
-  auto& file = open_[shard];
-  if (file) return file;
-  auto fresh = std::make_shared<const TarFile>(index_.shards()[shard].path);
+  if (auto file = open_[shard].lock()) return file;
+  auto fresh = open_tar(index_.shards()[shard].path);
   if (fresh->size() != index_.shards()[shard].bytes)
     throw DataError(fresh->path(), "has changed since it was indexed", "start the run again");
-  if (opened_.size() < most_open) {
-    opened_.push_back(shard);
-  } else {
-    open_[std::exchange(opened_[next_], shard)].reset();
-    next_ = (next_ + 1) % most_open;
-  }
-  return file = std::move(fresh);
+  open_[shard] = fresh;
+  return fresh;
 }
 
 Picture Tars::picture(std::int64_t id, const Shrink& shrink) const {

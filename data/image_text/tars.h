@@ -17,7 +17,8 @@ struct TarsOptions : TarIndexOptions {
 
 // Ids: the order of the shards as listed and of the samples in each; with `index_key` the number that each sample's
 // JSON says (numbers that no sample has are no ids of either split). Memory: the index, 32 bytes a sample, shared by
-// the processes of a node where the cache is theirs; with `index_key` 4 more for each number.
+// the processes of a node where the cache is theirs; with `index_key` 4 more for each number. Of all sources together
+// at most 256 files stay open, and a quarter of what the process may have.
 class Tars : public Pairs {
  public:
   // DataError as TarIndex; too many broken samples; numbers far above the count of samples.
@@ -56,9 +57,7 @@ class Tars : public Pairs {
   std::vector<std::string> classes_;
   std::string identity_;
   mutable std::mutex mutex_;
-  mutable std::vector<std::shared_ptr<const TarFile>> open_;  // of each shard, null: closed
-  mutable std::vector<std::size_t> opened_;                   // a ring of those that are open
-  mutable std::size_t next_ = 0;
+  mutable std::vector<std::weak_ptr<const TarFile>> open_;  // of each shard
 };
 
 }  // namespace trireme

@@ -131,12 +131,6 @@ std::optional<TarSample> TarSamples::next() {
   std::rethrow_exception(error_);
 }
 
-bool names_tars(const std::string& list) {
-  std::error_code error;
-  if (list.ends_with(".tar") || list.find("::") != list.npos || list.find('{') != list.npos) return true;
-  return fs::is_directory(list, error);
-}
-
 std::vector<std::string> list_tars(const std::string& list) {
   std::vector<std::string> tars;
   for (std::size_t begin = 0; begin <= list.size();) {
@@ -144,6 +138,9 @@ std::vector<std::string> list_tars(const std::string& list) {
     std::vector<std::string> names;
     expand(list.substr(begin, end - begin), list, 16, names);
     for (auto& name : names) {
+      if (name.empty())
+        throw DataError(list.empty() ? "data.file" : list, "names a tar without a name",
+                        "name shards/{00000..00041}.tar, or several with `::` between them");
       std::error_code error;
       if (!fs::is_directory(name, error)) {
         tars.push_back(std::move(name));
@@ -153,8 +150,6 @@ std::vector<std::string> list_tars(const std::string& list) {
     }
     begin = end + 2;
   }
-  if (tars.empty() || tars[0].empty())
-    throw DataError("data.file", "names no tar file", "name shards/{00000..00041}.tar");
   return tars;
 }
 

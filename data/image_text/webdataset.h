@@ -39,9 +39,7 @@ class TarSamples {
 };
 
 // The tars that a list names: one file, a folder (its *.tar by name), brace lists (shards/{00000..00041}.tar,
-// {a,b}.tar), several joined by `::`. DataError: an open brace, nothing there, more than a million.
+// {a,b}.tar), several joined by `::`. DataError: an open brace, an empty name, more than a million.
 std::vector<std::string> list_tars(const std::string& list);
-// True where `list` can only mean tars.
-bool names_tars(const std::string& list);
 
 }  // namespace trireme

@@ -22,23 +22,25 @@ std::string padded(std::int64_t number, int digits) {
   return std::string(std::size_t(std::max(0, digits - int(text.size()))), '0') + text;
 }
 
-void make_folder(const WriteTarsSpec& spec) {
-  std::error_code error;
-  fs::create_directories(spec.out, error);
-  if (error) throw DataError(spec.out, "cannot create the folder: " + error.message(), "choose another --out");
-  std::vector<fs::path> old;
-  for (fs::directory_iterator entry(spec.out, error); !error && entry != fs::directory_iterator();
-       entry.increment(error))
-    if (entry->path().extension() == ".tar") old.push_back(entry->path());
-  if (!old.empty() && !spec.force)
-    throw DataError(spec.out, "holds tars already", "give another --out, or --force to replace them");
-  for (const auto& file : old) fs::remove(file, error);
-}
-
 }  // namespace
 
+void remove_tars(const std::string& folder, bool force) {
+  std::error_code error;
+  std::vector<fs::path> old;
+  for (fs::directory_iterator entry(folder, error); !error && entry != fs::directory_iterator(); entry.increment(error))
+    if (entry->path().extension() == ".tar") old.push_back(entry->path());
+  if (!old.empty() && !force)
+    throw DataError(folder, "holds tars already", "give another --out, or --force to replace them");
+  for (const auto& file : old)
+    if (!fs::remove(file, error) && error)
+      throw DataError(file.string(), "cannot be removed: " + error.message(), "choose another --out");
+}
+
 void write_tars(const WriteTarsSpec& spec, BrokenSamples& left_out) {
-  make_folder(spec);
+  std::error_code failed;
+  fs::create_directories(spec.out, failed);
+  if (failed) throw DataError(spec.out, "cannot create the folder: " + failed.message(), "choose another --out");
+  remove_tars(spec.out, spec.force);
   const std::int64_t shards = (spec.samples + spec.shard - 1) / spec.shard;
   std::atomic<std::int64_t> next{0}, written{0};
   std::mutex mutex;

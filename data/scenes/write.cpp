@@ -44,6 +44,11 @@ PrepareSpec scenes_data(const ScenesSpec& s) {
 }
 
 void scenes_to_tars(const ScenesSpec& s, const WriteTarsSpec& spec) {
+  const fs::path out = spec.out;
+  // Both before hours of drawing, and also where no test is wanted: an old one is not that of the new pairs.
+  for (const auto& folder : {out, out / "test"}) remove_tars(folder.string(), spec.force);
+  std::error_code error;
+  fs::remove(out / "test" / "nshards.txt", error);
   BrokenSamples none;
   WriteTarsSpec training = spec;
   training.samples = s.pairs;
@@ -51,7 +56,6 @@ void scenes_to_tars(const ScenesSpec& s, const WriteTarsSpec& spec) {
     add_scene(scene_at(s.seed, std::uint64_t(i)), s, i, key, tar);
   };
   write_tars(training, none);
-  const fs::path out = spec.out;
   write_list(out / "classnames.txt", scene_classes());
   write_list(out / "zeroshot_classification_templates.txt", {"a {c}", "a picture of a {c}"});
   write_list(out / "dataset_type.txt", {"retrieval"});

@@ -2,8 +2,10 @@
 
 #include "comm/error.h"
 #include "data/image_text/open_pairs.h"
-#include "data/image_text/prepared.h"
-#include "framework/base/agree.h"
+#include "framework/base/apart.h"
+
+#include <atomic>
+#include <iostream>
 
 namespace trireme::fastclip {
 namespace {
@@ -21,11 +23,12 @@ PairsSpec spec_of(const DataConfig& data, std::int64_t image_size) {
 }
 
 void check(const Pairs& pairs, const DataConfig& data, std::int64_t image_size) {
-  if (const auto* file = dynamic_cast<const ImageTextData*>(&pairs); file && file->image_size() < image_size)
-    throw UsageError("model.image_size",
-                     "is " + std::to_string(image_size) + " but " + file->path() + " holds " +
-                         std::to_string(file->image_size()) + " pixels",
-                     "prepare the data at the model's size");
+  for (const int size : pairs.prepared_sizes())
+    if (size > 0 && size < image_size)
+      throw UsageError(
+          "model.image_size",
+          "is " + std::to_string(image_size) + " but " + pairs.path() + " holds " + std::to_string(size) + " pixels",
+          "prepare the data at the model's size");
   if (pairs.train_ids(data.max_per_caption).empty())
     throw DataError(pairs.path(), "has no pairs to train on", "lower data.held_out");
 }
@@ -34,12 +37,23 @@ void check(const Pairs& pairs, const DataConfig& data, std::int64_t image_size) 
 
 std::unique_ptr<Pairs> open_data(const DataConfig& data, std::int64_t image_size, Context& c) {
   std::unique_ptr<Pairs> pairs;
-  const auto open = [&] {
-    pairs = open_pairs(spec_of(data, image_size));
+  std::atomic<std::size_t> done{0}, shards{0};
+  PairsSpec spec = spec_of(data, image_size);
+  spec.progress = [&](std::size_t d, std::size_t s) { done = d, shards = s; };
+  const std::function<void()> open = [&] {
+    pairs = open_pairs(spec);
     check(*pairs, data, image_size);
   };
-  for (const bool first : {true, false})
-    agree(c.comm("control"), first == (c.rank() == 0) ? attempt(open) : std::nullopt);
+  int seconds = 0;
+  const auto tell = [&] {
+    if (c.rank() == 0 && ++seconds % 10 == 0 && shards > 0)
+      std::cerr << "reading tars for their index: " + std::to_string(done) + " of " + std::to_string(shards) + "\n"
+                << std::flush;
+  };
+  for (const bool first : {true, false}) {
+    Communicator& comm = c.comm("control");
+    agree(comm, attempt_apart(comm, first == (c.rank() == 0) ? open : nullptr, tell));
+  }
   return pairs;
 }
 

@@ -12,6 +12,7 @@
 #include "recipes/clip/config.h"
 #include "recipes/clip/data.h"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <utility>
@@ -194,7 +195,8 @@ class FastClip : public Recipe {
   // As the model that is trained on saw pictures. Prepared ones were fitted into a white square.
   Preprocess how_pictures_are_seen(const std::string& init_from) const {
     Preprocess p = preprocess_of(init_from, model_config_.image_size);
-    if (dynamic_cast<const ImageTextData*>(pairs_.get()))
+    const auto sizes = pairs_->prepared_sizes();
+    if (std::find(sizes.begin(), sizes.end(), 0) == sizes.end())
       p.resize_mode = "longest", p.fill = 255, p.interpolation = "bicubic";
     return p;
   }

@@ -209,6 +209,20 @@ TEST_F(SceneFiles, TarsDependOnNeitherNumberNorThreads) {
   scenes_to_tars(scenes, spec);
   EXPECT_EQ(Tars(path("b")).size(), 5) << "no shard of the old set is left";
 
+  // Without a test the old one goes; one that is in the way is told before anything is drawn.
+  spec.out = path("c"), spec.force = false;
+  fs::create_directories(path("c/test"));
+  write_text(path("c/test/0.tar"), "old"), write_text(path("c/test/nshards.txt"), "1");
+  EXPECT_THROW(scenes_to_tars(scenes, spec), DataError);
+  EXPECT_FALSE(fs::exists(path("c/00000.tar")));
+  EXPECT_TRUE(fs::exists(path("c/test/0.tar")));
+  spec.force = true, scenes.held_out = 0;
+  scenes_to_tars(scenes, spec);
+  EXPECT_EQ(Tars(path("c")).size(), 5);
+  EXPECT_FALSE(fs::exists(path("c/test/0.tar")));
+  EXPECT_FALSE(is_eval_set(path("c")));
+  scenes.held_out = 12;
+
   PrepareSpec prepared = scenes_data(scenes);
   prepared.out = path("scenes.h5"), prepared.size = 48;
   const auto report = prepare_images(prepared);

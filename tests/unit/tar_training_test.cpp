@@ -2,17 +2,21 @@
 // several sources with weights.
 #include "comm/error.h"
 #include "comm/local/loopback.h"
+#include "data/image_text/folder.h"
 #include "data/image_text/open_pairs.h"
 #include "data/image_text/tar_write.h"
 #include "data/loader.h"
+#include "framework/base/apart.h"
 #include "framework/experiment.h"
 #include "framework/session.h"
 #include "tests/fault/experiment.h"
 #include "tests/needs.h"
 
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <set>
+#include <thread>
 
 namespace trireme::test {
 namespace {
@@ -92,6 +96,57 @@ TEST_F(TarTraining, LossesAreEqualWhereverThePairsLie) {
   const auto sources = losses(1, "none", {"data.files=[" + path("even.tar") + ", " + path("odd.tar") + "]"});
   EXPECT_EQ(losses(1, both), sources) << "two sources are one list";
   EXPECT_NE(sources, tar);
+}
+
+// The texts of a checkpoint.
+struct Texts : Archive {
+  bool loading() const override { return false; }
+  void array(std::string_view, DType, std::span<const std::int64_t>, void*, Sharing) override {}
+  void text(std::string_view name, std::string& value, bool) override { all[std::string(name)] = value; }
+  bool has(std::string_view) const override { return true; }
+  std::map<std::string, std::string> all;
+};
+
+TEST_F(TarTraining, PreparedSourcesAreKnownAmongOthers) {
+  for (const int size : {16, 32}) {
+    PrepareSpec spec = folder_data(path("folder"));
+    spec.size = size, spec.out = path("p" + std::to_string(size) + ".h5");
+    prepare_images(spec);
+  }
+  const std::string small = path("p16.h5"), whole = path("p32.h5"), tars = path("one");
+  EXPECT_THROW(losses(1, small), UsageError);
+  for (const std::string& other : {small, whole, tars})
+    EXPECT_THROW(losses(1, "none", {"data.files=[" + other + "," + small + "]"}), UsageError) << other;
+  const auto mode = [&](const std::string& files, const std::string& eval_file) {
+    Texts texts;
+    run_loopback(1, [&](Communicator& world) {
+      Experiment e(
+          Config::load(path("run.yaml"), {"data.files=[" + files + "]", "data.eval_file='" + eval_file + "'"}));
+      Session session(world, e.train, *e.recipe);
+      e.recipe->state(texts);
+    });
+    return nlohmann::json::parse(texts.all.at("open_clip_config"))["preprocess_cfg"]["resize_mode"];
+  };
+  EXPECT_EQ(mode(whole, ""), "longest");
+  EXPECT_EQ(mode(whole + "," + whole, ""), "longest");
+  EXPECT_EQ(mode(whole, tars), "longest") << "pictures as training saw them";
+  EXPECT_EQ(mode(tars, whole), "shortest");
+}
+
+// A rank that reads for long does not leave the others in one collective: a watchdog would end them.
+TEST(Apart, RanksMeetWhileOneWorks) {
+  std::atomic<int> meetings{0};
+  run_loopback(3, [&](Communicator& world) {
+    const std::function<void()> work = [&] {
+      if (world.rank() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2500));
+      if (world.rank() == 1) throw DataError("x.tar", "is broken");
+    };
+    const auto mine = attempt_apart(world, world.rank() == 2 ? nullptr : work, [&] { meetings += world.rank() == 2; });
+    EXPECT_EQ(mine.has_value(), world.rank() == 1);
+    EXPECT_EQ(mine.value_or(Failure{}).code, world.rank() == 1 ? ExitCode::data : ExitCode::bug);
+  });
+  EXPECT_GE(meetings, 3);
+  EXPECT_LE(meetings, 4);
 }
 
 TEST_F(TarTraining, SourcesHaveWeightsAndStableNumbers) {

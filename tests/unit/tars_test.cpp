@@ -18,6 +18,8 @@
 #include <set>
 #include <thread>
 
+#include <sys/resource.h>
+
 namespace trireme::test {
 namespace {
 
@@ -382,6 +384,70 @@ TEST_F(TarsTest, BrokenSamplesAreCountedAndNamed) {
   EXPECT_EQ(later.first().size(), 10u);
   EXPECT_NO_THROW(later.check(0.01, 2500, "x"));
   EXPECT_SAYS(later.check(0.01, 2499, "x"), "25 of 2499");
+}
+
+std::ptrdiff_t open_tars_in(const std::string& folder) {
+  std::ptrdiff_t n = 0;
+  for (const auto& entry : fs::directory_iterator("/proc/self/fd")) {
+    std::error_code error;
+    n += fs::read_symlink(entry, error).string().starts_with(folder);
+  }
+  return n;
+}
+
+TEST_F(TarsTest, AnEmptyNameIsTold) {
+  const std::string a = shard("a.tar", 0, 3);
+  for (const std::string& list : {a + "::", "::" + a, a + "::::" + a}) EXPECT_SAYS(list_tars(list), a);
+  EXPECT_SAYS(list_tars(a + "::"), "without a name");
+  EXPECT_SAYS(list_tars("{," + a + "}"), "without a name");
+  EXPECT_SAYS(list_tars(""), "data.file: ");
+}
+
+TEST_F(TarsTest, IndexingTellsHowFarItIs) {
+  std::string list;
+  for (int i = 0; i < 5; ++i) list += (i ? "::" : "") + shard("p" + std::to_string(i) + ".tar", 3 * i, 3);
+  std::mutex mutex;
+  std::multiset<std::size_t> told;
+  TarsOptions options;
+  options.progress = [&](std::size_t done, std::size_t shards) {
+    const std::lock_guard lock(mutex);
+    told.insert(done);
+    EXPECT_EQ(shards, 5u);
+  };
+  const Tars first(list, options), cached(list, options);
+  EXPECT_EQ(told.size(), 5u) << "and nothing from the cache";
+  EXPECT_TRUE(told.contains(5));
+}
+
+TEST_F(TarsTest, AllSourcesShareTheOpenFiles) {
+  std::vector<std::unique_ptr<Tars>> sources;
+  const int each = 40, count = 4;
+  for (int s = 0; s < count; ++s) {
+    const std::string folder = "many" + std::to_string(s);
+    for (int i = 0; i < each; ++i) shard(folder + "/" + std::to_string(100 + i) + ".tar", 2 * (each * s + i), 2);
+    sources.push_back(std::make_unique<Tars>(path(folder)));
+  }
+  rlimit old{}, low{};
+  getrlimit(RLIMIT_NOFILE, &old);
+  low = old, low.rlim_cur = 64 + 60;  // 31 of them for tars
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
+  const std::string said = error_of([&] {
+    for (int round = 0; round < 2; ++round)
+      for (std::int64_t i = 0; i < 2 * each; ++i)
+        for (int s = 0; s < count; ++s)
+          EXPECT_EQ(sources[std::size_t(s)]->picture(i).pixels.rgb, sources[std::size_t(s)]->picture(i).pixels.rgb);
+  });
+  setrlimit(RLIMIT_NOFILE, &old);
+  const auto open = open_tars_in(path("many"));
+  std::vector<std::unique_ptr<TarFile>> held;
+  setrlimit(RLIMIT_NOFILE, &low);
+  const std::string few = error_of([&] {
+    for (int i = 0; i < 200; ++i) held.push_back(std::make_unique<TarFile>(path("many0/100.tar")));
+  });
+  setrlimit(RLIMIT_NOFILE, &old);
+  EXPECT_EQ(said, "nothing thrown");
+  EXPECT_EQ(open, 31) << "as many as may be";
+  EXPECT_NE(few.find("ulimit -n"), std::string::npos) << few;
 }
 
 TEST_F(TarsTest, WebP) {

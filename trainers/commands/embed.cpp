@@ -1,5 +1,9 @@
 // `trireme embed MODEL`: CLIP features of pictures and texts.
 #include "comm/error.h"
+#include "data/file.h"
+#include "data/image_text/folder.h"
+#include "data/text/lines.h"
+#include "data/text/text.h"
 #include "framework/command.h"
 #include "framework/formats/safetensors.h"
 #include "framework/models/clip_model.h"
@@ -7,7 +11,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <iostream>
 
 #include <ATen/ATen.h>
@@ -27,22 +30,19 @@ struct EmbedOptions {
 std::vector<fs::path> pictures_in(const std::string& folder) {
   if (!fs::is_directory(folder)) throw DataError(folder, "is no folder", "check --images");
   std::vector<fs::path> files;
-  for (const auto& entry : fs::directory_iterator(folder)) {
-    std::string end = entry.path().extension().string();
-    std::transform(end.begin(), end.end(), end.begin(), [](unsigned char c) { return std::tolower(c); });
-    if (end == ".png" || end == ".jpg" || end == ".jpeg") files.push_back(entry.path());
-  }
-  if (files.empty()) throw DataError(folder, "holds no .png, .jpg or .jpeg file", "check --images");
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (is_picture(entry.path().string())) files.push_back(entry.path());
+  if (files.empty())
+    throw DataError(folder, "holds no .png, .jpg or .jpeg file, nor .webp that this build reads", "check --images");
   std::sort(files.begin(), files.end());
   return files;
 }
 
-std::vector<std::string> lines_of(const std::string& path) {
-  std::ifstream in(path);
-  if (!in) throw DataError(path, "cannot be read", "check --texts");
-  std::vector<std::string> lines;
-  for (std::string line; std::getline(in, line);) lines.push_back(line);
-  return lines;
+std::vector<std::string> texts_in(const std::string& path) {
+  const auto bytes = read_file(path, std::int64_t(1) << 30);
+  const auto text = decode_text({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  if (!text) throw DataError(path, "is no text", "write it as UTF-8");
+  return lines_of(text->text);
 }
 
 at::Tensor only_tensor(const std::string& path, const std::string& name) { return Safetensors(path).tensor(name); }
@@ -77,7 +77,7 @@ int embed(const EmbedOptions& o) {
     features.push_back({"image_features", model.embed_pixels(only_tensor(o.pixels, "pixels"), o.batch)});
   }
   if (!o.texts.empty())
-    features.push_back({"text_features", model.embed_texts(lines_of(o.texts), o.batch)});
+    features.push_back({"text_features", model.embed_texts(texts_in(o.texts), o.batch)});
   else if (!o.ids.empty())
     features.push_back({"text_features", model.embed_ids(only_tensor(o.ids, "ids"), o.batch)});
   features.push_back({"logit_scale", model.clip().log_scale().detach().exp()});
@@ -93,9 +93,10 @@ const Commands::Entry registered(
        command.text("model", o->model, "run folder of fastclip, or OpenCLIP folder", command.required);
        command.text("--pixels", o->pixels, "safetensors file with `pixels` [n, 3, h, w], normalised");
        command.text("--ids", o->ids, "safetensors file with `ids` [n, context] i64");
-       command.text("--images", o->images, "folder of PNG and JPEG files, in order of their names");
+       command.text("--images", o->images, "folder of PNG, JPEG and WebP files, in order of their names");
        command.text("--texts", o->texts, "file with a text on each line");
-       command.text("--out", o->out, "safetensors file to write: image_features, text_features [n, d] f32, logit_scale");
+       command.text("--out", o->out,
+                    "safetensors file to write: image_features, text_features [n, d] f32, logit_scale");
        command.text("--tokenizer", o->tokenizer, "CLIP merges file, where the model brings none");
        command.text("--step", o->step, "of a run: a checkpoint's step, newest or best");
        command.text("--device", o->device, "auto, cpu or cuda");
