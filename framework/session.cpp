@@ -45,8 +45,8 @@ class Autocast {
 
 }  // namespace
 
-Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
-    : config_(config), recipe_(recipe), context_(world, config, recipe.communicators()) {
+Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe, const std::string& checkpoints)
+    : config_(config), recipe_(recipe), context_(world, config, recipe.communicators(), checkpoints) {
   context_.recipe_ = &recipe;
   recipe.setup(context_);
   context_.steps_per_epoch = std::max<std::int64_t>(1, std::ssize(recipe.train_ids()) / config.batch_size);
@@ -171,6 +171,11 @@ void Session::guard_update() {
     at::_amp_update_scale_(next, growth_, context_.skip_, 2.0, 0.5, 2000);
     context_.scale_ = next;
   }
+}
+
+void Session::weights_loaded() {
+  recipe_.weights_loaded();
+  restart_average();
 }
 
 void Session::restart_average() {
