@@ -86,12 +86,13 @@ set_source_files_properties(${kernels} PROPERTIES SKIP_PRECOMPILE_HEADERS ON
 trireme_library(trireme_data TORCH GLOB data/*.cpp
   LINK Threads::Threads trireme::hdf5 nlohmann_json::nlohmann_json)
 # Equal to its CUDA twin bit by bit: nothing is contracted.
-set_source_files_properties(${CMAKE_SOURCE_DIR}/data/image_text/crop.cpp PROPERTIES SKIP_PRECOMPILE_HEADERS ON
+set(pixels ${CMAKE_SOURCE_DIR}/data/image_text/crop.cpp ${CMAKE_SOURCE_DIR}/data/image_text/resize.cpp)
+set_source_files_properties(${pixels} PROPERTIES SKIP_PRECOMPILE_HEADERS ON
   COMPILE_OPTIONS "-march=${TRIREME_MARCH};-fno-math-errno;-fno-trapping-math;-Wno-uninitialized;-Wno-maybe-uninitialized")
 # What runs over every byte of a file or a tensor: at -O0 under a sanitizer it would be most of a test's time.
 if(TRIREME_SANITIZE)
-  file(GLOB hot CONFIGURE_DEPENDS framework/kernels/*.cpp framework/io/*.cpp data/image_text/crop.cpp tests/unit/checkpoint_test.cpp)
-  set_property(SOURCE ${hot} APPEND PROPERTY COMPILE_OPTIONS -O1)
+  file(GLOB hot CONFIGURE_DEPENDS framework/kernels/*.cpp framework/io/*.cpp tests/unit/checkpoint_test.cpp)
+  set_property(SOURCE ${hot} ${pixels} APPEND PROPERTY COMPILE_OPTIONS -O1)
 endif()
 foreach(lib PNG TURBOJPEG WEBP FREETYPE PCRE2 ZLIB)
   if(${lib}_FOUND)

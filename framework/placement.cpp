@@ -74,11 +74,10 @@ Placement place_rank(Communicator& world, const TrainConfig& config) {
   } else if (config.communicator == "auto") {
     placement.nccl = all_have_nccl && own_gpus;
   }
-  // f32 means f32: no 10-bit mantissas inside matrix products.
-  if (config.precision == "f32") {
-    at::globalContext().setAllowTF32CuBLAS(false);
-    at::globalContext().setAllowTF32CuDNN(false);
-  }
+  // f32 means f32, also of a loss beside a bf16 model: no 10-bit mantissas inside products, whatever the environment
+  // says.
+  at::globalContext().setAllowTF32CuBLAS(false);
+  at::globalContext().setAllowTF32CuDNN(false);
   return placement;
 }
 

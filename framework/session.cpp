@@ -50,7 +50,7 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe,
   context_.recipe_ = &recipe;
   recipe.setup(context_);
   context_.steps_per_epoch = std::max<std::int64_t>(1, std::ssize(recipe.train_ids()) / config.batch_size);
-  context_.steps = config.steps + config.epochs == 0 ? 100 : config.steps + config.epochs * context_.steps_per_epoch;
+  context_.steps = config.epochs > 0 ? config.epochs * context_.steps_per_epoch : config.steps;
   all_ = recipe.parameters();
   settle_sharing(all_, context_.comm("control"));
   const std::vector<Param> trained = apply_freeze();

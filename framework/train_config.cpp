@@ -20,8 +20,8 @@ void WatchdogConfig::fields(Fields& f) {
 void TrainConfig::fields(Fields& f) {
   f("recipe", recipe, "which recipe trains");
   f("seed", seed, "key of all randomness", {.min = 0});
-  f("steps", steps, "optimizer steps in all; 0 = as `epochs` says, or 100 where that is 0 too", {.min = 0});
-  f("epochs", epochs, "in place of steps: passes over the training data", {.min = 0});
+  f("steps", steps, "optimizer steps in all", {.min = 1});
+  f("epochs", epochs, "passes over the training data; more than 0: they count, and steps does not", {.min = 0});
   f("batch_size", batch_size, "samples of one optimizer step, over all ranks", {.min = 1});
   f("accumulate", accumulate, "micro-batches a step is computed in", {.min = 1});
   f.choice("device", device, {"auto", "cpu", "cuda"}, "where a rank computes; auto: on a GPU if every rank has one");
@@ -53,7 +53,6 @@ void TrainConfig::fields(Fields& f) {
   f.require(batch_size % accumulate == 0, "accumulate", "does not divide batch_size", "choose a divisor of it");
   f.require(hook.name == "none" || precision != "f64", "hook.name", "compresses f32 gradients, and precision is f64",
             "use hook.name=none or precision=f32");
-  f.require(steps == 0 || epochs == 0, "epochs", "is given beside steps", "leave one of them out, or make it 0");
   f.require(zero == 0 || optimizer.name != "lamb", "optimizer.name",
             "lamb needs the norms of whole weights, which zero: 1 cuts over ranks", "use zero=0 or optimizer.name=adamw");
   f.require(optimizer.min_lr <= optimizer.lr, "optimizer.min_lr", "is above optimizer.lr", "lower it");

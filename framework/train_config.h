@@ -19,7 +19,7 @@ struct WatchdogConfig {
 
 struct TrainConfig {
   std::string recipe;
-  std::int64_t seed = 2024, threads = 0, steps = 0, epochs = 0, batch_size = 128, accumulate = 1;
+  std::int64_t seed = 2024, threads = 0, steps = 100, epochs = 0, batch_size = 128, accumulate = 1;
   std::string device = "auto", communicator = "auto", precision = "f32";
   OptimizerConfig optimizer;
   CheckpointConfig checkpoint;

@@ -16,6 +16,7 @@ struct Crop {
   // The box within the region that becomes the output. Pixels of the region around it are seen by the filter at its
   // border; where a crop comes first, as in torchvision's resized_crop, the region ends at the box.
   double left = 0, top = 0, box_width = 0, box_height = 0;
+  std::int32_t down_first = 0;  // 1: columns are resized before rows, as Pillow does for some shapes (crop_taps.h)
 };
 
 // value = (level / 255 - mean) / std_dev, a channel.

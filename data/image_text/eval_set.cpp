@@ -95,10 +95,14 @@ EvalSet open_eval_set(const std::string& folder, double broken_share) {
   options.need_caption = set.retrieval;
   options.held_out = 1;
   options.broken_share = broken_share;
+  options.whole = true;
   set.pairs = std::make_unique<Tars>(shards_of(test), options);
   const std::int64_t n = set.pairs->size();
   if (set.retrieval) {
-    for (std::int64_t i = 0; i < n; ++i) set.captions.push_back(captions_in(set.pairs->raw_text(i)));
+    // A .txt holds a caption a line, a .json one.
+    for (std::int64_t i = 0; i < n; ++i)
+      set.captions.push_back(set.pairs->has_json_caption(i) ? std::vector{set.pairs->caption(i)}
+                                                            : captions_in(set.pairs->raw_text(i)));
     return set;
   }
   set.classes = list_if_there(root / "classnames.txt");

@@ -2,7 +2,8 @@
 //   FOLDER/test/nshards.txt, FOLDER/test/0.tar ..., and beside `test`, where they apply, classnames.txt,
 //   zeroshot_classification_templates.txt ("a photo of a {c}.") and dataset_type.txt ("retrieval"; else
 //   classification).
-// Samples: a picture (webp, png, jpg, jpeg) with .cls (number of a class) or .txt (each line is a caption).
+// Samples: a picture (webp, png, jpg, jpeg) with .cls (number of a class), .txt (each line is a caption) or
+// .json (member `caption`).
 #pragma once
 #include "data/image_text/tars.h"
 
@@ -23,8 +24,8 @@ std::vector<std::string> read_list(const std::string& file);
 // True for a folder with test/nshards.txt, or with nshards.txt: FOLDER/test or another split, such as FOLDER/train.
 bool is_eval_set(const std::string& folder);
 
-// DataError: a file is missing or says no number, a shard is missing or no tar, a class is beyond the names, more
-// broken samples than the share.
+// DataError: a file is missing or says no number, a shard is missing, cut short or no tar, a class is beyond the names,
+// more broken samples than the share.
 EvalSet open_eval_set(const std::string& folder, double broken_share = 0.01);
 
 }  // namespace trireme

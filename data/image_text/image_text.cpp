@@ -76,11 +76,16 @@ ImageTextDataset::Row ImageTextDataset::training_row(std::int64_t id, std::int64
     return random_view(Rng(options_.seed, "augment", std::uint64_t(epoch), std::uint64_t(id)), width, height,
                        options_.size, options_.crop_scale, options_.flip);
   };
-  const Shrink shrink = [&](int w, int h) { return least_factor(view(w, h), options_.size); };
+  const bool squared = options_.square && options_.crop_scale >= 1;
+  const Shrink shrink = [&](int w, int h) { return squared ? 1 : least_factor(view(w, h), options_.size); };
   for (std::int64_t from = id;; from = broken_->next(from)) {
     try {
       Row row{data_.picture(from, options_.dct_scaling ? shrink : Shrink{}), {}, data_.caption(from)};
-      row.cut = cut(view(row.picture.width, row.picture.height), row.picture, options_.size);
+      const View seen = view(row.picture.width, row.picture.height);
+      if (squared)
+        see_whole(row, seen.mirror);
+      else
+        row.cut = cut(seen, row.picture, options_.size);
       return row;
     } catch (const BrokenPicture& e) {
       broken_->add(from, e);
@@ -97,8 +102,16 @@ ImageTextDataset::Row ImageTextDataset::evaluation_row(std::int64_t id) const {
     broken_->add(id, e);
     row.picture = {1, 1, {1, 1, {128, 128, 128}}};
   }
-  row.cut = cut(middle_view(row.picture.width, row.picture.height, options_.size), row.picture, options_.size);
+  see_whole(row, false);
   return row;
+}
+
+void ImageTextDataset::see_whole(Row& row, bool mirror) const {
+  Picture& p = row.picture;
+  if (options_.square) p = {options_.size, options_.size, options_.square(p.pixels)};
+  View view = middle_view(p.width, p.height, options_.size);
+  view.mirror = mirror;
+  row.cut = cut(view, p, options_.size);
 }
 
 std::vector<std::string> ImageTextDataset::add_pictures(std::int64_t b, const MakeRow& make, at::ScalarType type,

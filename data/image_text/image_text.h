@@ -28,6 +28,9 @@ struct ImageTextOptions {
   bool dct_scaling = true;           // JPEGs may be decoded at 1/2, 1/4 or 1/8, as long as a crop keeps S pixels a side
   double broken_share = 0.01;        // pictures of all that may be broken
   PixelStatistics statistics;
+  // What evaluation, and training without crops, makes of a picture: S x S. Empty: the shorter side becomes S, then the
+  // middle, bicubic. Thread safe.
+  std::function<Image(const Image&)> square;
 };
 
 // Columns: `ids` [b,context] i64, `end` [b] i64 (position of EOT), both on the host; and either `image` [b,3,S,S],
@@ -62,6 +65,7 @@ class ImageTextDataset : public Dataset {
   using MakeRow = std::function<Row(std::int64_t i)>;
   Row training_row(std::int64_t id, std::int64_t epoch) const;
   Row evaluation_row(std::int64_t id) const;
+  void see_whole(Row& row, bool mirror) const;
   // Adds columns of b pictures, made by the workers. Returns the captions.
   std::vector<std::string> add_pictures(std::int64_t b, const MakeRow& make, at::ScalarType type, bool ahead,
                                         Batch& batch) const;

@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "data/file.h"
+#include "data/image_text/resize.h"
 #include "data/image_text/webp.h"
 
 #include <algorithm>
@@ -148,35 +149,6 @@ Picture decode_jpeg(std::span<const std::uint8_t> bytes, std::string_view name, 
 }
 #endif
 
-double bicubic(double x) {
-  x = std::abs(x);
-  if (x < 1) return (1.5 * x - 2.5) * x * x + 1;
-  if (x < 2) return ((-0.5 * x + 2.5) * x - 4) * x + 2;
-  return 0;
-}
-
-struct Taps {
-  int first;
-  std::vector<float> weights;
-};
-
-std::vector<Taps> taps(int from, int to) {
-  const double scale = double(from) / to, stretch = std::max(scale, 1.0), support = 2 * stretch;
-  std::vector<Taps> out(to);
-  for (int i = 0; i < to; ++i) {
-    const double center = (i + 0.5) * scale;
-    const int lo = std::max(0, int(center - support + 0.5)), hi = std::min(from, int(center + support + 0.5));
-    out[i].first = lo;
-    double sum = 0;
-    for (int j = lo; j < hi; ++j) {
-      out[i].weights.push_back(float(bicubic((j - center + 0.5) / stretch)));
-      sum += out[i].weights.back();
-    }
-    for (float& w : out[i].weights) w = float(w / sum);
-  }
-  return out;
-}
-
 }  // namespace
 
 Image over_white(std::vector<std::uint8_t> rgba, int width, int height) {
@@ -220,36 +192,6 @@ Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, c
 
 Image load_image(const std::string& path, const ImageLimits& limits) {
   return decode_image(read_file(path, limits.max_file_bytes), path, limits);
-}
-
-Image resize(const Image& in, int width, int height) {
-  if (in.width == width && in.height == height) return in;
-  const auto across = taps(in.width, width), down = taps(in.height, height);
-  std::vector<float> half(std::size_t(in.height) * width * 3);
-  for (int y = 0; y < in.height; ++y) {
-    const std::uint8_t* row = in.rgb.data() + std::size_t(y) * in.width * 3;
-    float* out = half.data() + std::size_t(y) * width * 3;
-    for (int x = 0; x < width; ++x) {
-      const Taps& t = across[x];
-      const std::uint8_t* p = row + std::size_t(t.first) * 3;
-      float r = 0, g = 0, b = 0;
-      for (float w : t.weights) r += w * p[0], g += w * p[1], b += w * p[2], p += 3;
-      out[3 * x] = r, out[3 * x + 1] = g, out[3 * x + 2] = b;
-    }
-  }
-  Image out{width, height, std::vector<std::uint8_t>(std::size_t(width) * height * 3)};
-  std::vector<float> sum(std::size_t(width) * 3);
-  for (int y = 0; y < height; ++y) {
-    std::fill(sum.begin(), sum.end(), 0.f);
-    const float* row = half.data() + std::size_t(down[y].first) * width * 3;
-    for (float w : down[y].weights) {
-      for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += w * row[i];
-      row += sum.size();
-    }
-    std::uint8_t* p = out.rgb.data() + std::size_t(y) * width * 3;
-    for (std::size_t i = 0; i < sum.size(); ++i) p[i] = std::uint8_t(std::clamp(sum[i] + 0.5f, 0.f, 255.f));
-  }
-  return out;
 }
 
 std::vector<std::uint8_t> fit_square(const Image& in, int size) {

@@ -46,10 +46,6 @@ Picture decode_picture(std::span<const std::uint8_t> bytes, std::string_view nam
 Image decode_image(std::span<const std::uint8_t> bytes, std::string_view name, const ImageLimits& limits = {});
 Image load_image(const std::string& path, const ImageLimits& limits = {});
 
-// Antialiased bicubic (a = -0.5): the kernel widens with the reduction factor, as in Pillow. Width, height >
-// 0.
-Image resize(const Image& in, int width, int height);
-
 // The longer side becomes `size`; the rest of the square is white. Returns planes [3, size, size].
 std::vector<std::uint8_t> fit_square(const Image& in, int size);
 

@@ -28,6 +28,7 @@ std::unique_ptr<Pairs> open_tars(const std::string& file, const PairsSpec& spec)
   options.index_key = spec.index_key;
   options.held_out = spec.held_out;
   options.broken_share = spec.broken_share;
+  options.whole = spec.whole;
   return std::make_unique<Tars>(file, options);
 }
 

@@ -14,6 +14,7 @@ struct PairsSpec {
   std::string image_column = "filepath", caption_column = "title";  // tables
   double held_out = 0.1;  // tars, tables and folders: share of the captions held out (split.h)
   double broken_share = 0.01;
+  bool whole = false;  // tars: one that is cut short is an error at any share
   int image_size = 0;  // of prepared sets known by their name
 };
 

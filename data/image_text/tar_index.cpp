@@ -32,6 +32,7 @@ struct Read {
   ContentHash content;
   std::vector<std::string> broken;  // the first few
   std::int64_t broken_count = 0;
+  std::string cut;  // why its end could not be read; empty: it was
 
   void skip(const std::string& line) {
     if (broken_count++ < std::int64_t(BrokenSamples::named)) broken.push_back(line);
@@ -114,7 +115,7 @@ Read read_shard(const TarShard& shard, const TarIndexOptions& options) {
       sample = samples.next();
     } catch (const DataError& e) {
       if (!samples.is_tar()) throw;
-      out.skip(e.what());
+      out.cut = e.what();
       return out;
     }
     if (!sample) {
@@ -186,7 +187,7 @@ std::string json_caption(const std::string& text) {
 TarIndex::TarIndex(const std::vector<std::string>& tars, const TarIndexOptions& options) {
   ContentHash key;
   const auto add = [&](const std::string& text) { key.add(text.data(), text.size()); };
-  add("tar index 1"), add(options.index_key), add(options.need_caption ? "caption" : "class");
+  add("tar index 2"), add(options.index_key), add(options.need_caption ? "caption" : "class");
   for (const auto& path : tars) {
     shards_.push_back(stat_of(path));
     add(real_path(path));
@@ -210,14 +211,15 @@ void TarIndex::build(const TarIndexOptions& options) {
     content.add(r.content);
     for (const auto& line : r.broken) broken_.add(line);
     if (const auto more = r.broken_count - std::int64_t(r.broken.size()); more > 0) broken_.add(r.broken.back(), more);
+    if (!r.cut.empty()) cut_.push_back(r.cut);
     r = {};
   }
   if (own_.size() >= TarRow::none) throw DataError(shards_[0].path, "and its list hold more than 4 billion samples");
+  const std::string first = !cut_.empty() ? cut_[0] : broken_.count() ? broken_.first()[0] : "";
   if (own_.empty())
     throw DataError(shards_[0].path,
                     "no usable sample in " + std::to_string(shards_.size()) + " tar" +
-                        (shards_.size() == 1 ? "" : "s") +
-                        (broken_.count() ? "; the first problem: " + broken_.first()[0] : ""),
+                        (shards_.size() == 1 ? "" : "s") + (first.empty() ? "" : "; the first problem: " + first),
                     "a sample is name.jpg (png, webp) with name.txt or name.json");
   number_captions(own_, captions);
   identity_ = content.hex();

@@ -48,6 +48,9 @@ class TarIndex {
   std::span<const TarRow> rows() const { return rows_; }
   const std::vector<TarShard>& shards() const { return shards_; }
   const BrokenSamples& broken() const { return broken_; }
+  // One line for each shard that could not be read to its end: it is cut short, or a header is broken. How many samples
+  // are lost is unknown, so they are none of the broken ones.
+  const std::vector<std::string>& cut() const { return cut_; }
   // Keys, sizes and captions of all samples in their order, not their place: 32 digits.
   const std::string& identity() const { return identity_; }
   bool from_cache() const { return mapped_ != nullptr; }
@@ -63,6 +66,7 @@ class TarIndex {
   void* mapped_ = nullptr;
   std::size_t mapped_bytes_ = 0;
   BrokenSamples broken_;
+  std::vector<std::string> cut_;
   std::string identity_;
 };
 

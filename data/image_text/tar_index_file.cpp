@@ -70,6 +70,7 @@ bool TarIndex::load(const std::string& file) {
   const std::int64_t count = json["broken_count"];
   for (const auto& line : lines) broken_.add(line);
   if (count > std::int64_t(lines.size())) broken_.add("", count - std::int64_t(lines.size()));
+  cut_ = json["cut"];
   identity_ = json["identity"];
   rows_ = {reinterpret_cast<const TarRow*>(bytes + sizeof head), head.rows};
   return true;
@@ -82,6 +83,7 @@ void TarIndex::save(const std::string& file) const {
   nlohmann::json json{{"first", nlohmann::json::array()},
                       {"broken", broken_.first()},
                       {"broken_count", broken_.count()},
+                      {"cut", cut_},
                       {"identity", identity_}};
   for (const auto& shard : shards_) json["first"].push_back(shard.first);
   const std::string text = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);

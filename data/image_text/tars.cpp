@@ -33,10 +33,20 @@ std::vector<std::string> class_names(const std::string& shard, std::int32_t larg
   return names;
 }
 
+// Of shards whose end could not be read.
+std::string told(const std::vector<std::string>& cut) {
+  std::string line = cut.size() == 1 ? "a tar is damaged and all behind that place is lost: "
+                                     : std::to_string(cut.size()) + " tars are damaged and all behind is lost: ";
+  for (std::size_t i = 0; i < std::min(cut.size(), BrokenSamples::named); ++i) line += (i ? " | " : "") + cut[i];
+  return line;
+}
+
 }  // namespace
 
 Tars::Tars(const std::string& list, const TarsOptions& options) : list_(list), index_(list_tars(list), options) {
   const auto n = std::int64_t(index_.rows().size());
+  if (!index_.cut().empty() && (options.whole || options.broken_share == 0))
+    throw DataError(list_, told(index_.cut()), options.whole ? "make or copy it again" : "or raise data.broken_share");
   index_.broken().check(options.broken_share, n + index_.broken().count(), list_);
   size_ = n;
   if (!options.index_key.empty()) number_by_key();
@@ -139,7 +149,7 @@ std::string Tars::raw_text(std::int64_t id) const {
 
 std::string Tars::caption(std::int64_t id) const {
   const std::string text = raw_text(id);
-  return row(id).text_bytes & TarRow::json ? json_caption(text) : caption_of(text);
+  return has_json_caption(id) ? json_caption(text) : caption_of(text);
 }
 
 std::int64_t Tars::caption_id(std::int64_t id) const { return row(id).caption; }
@@ -160,9 +170,10 @@ std::vector<std::int64_t> Tars::held_out_ids(std::int64_t max_per_caption) const
 
 std::vector<std::string> Tars::notes() const {
   const auto n = std::int64_t(index_.rows().size()) + index_.broken().count();
-  std::string line = index_.broken().summary(n);
-  if (line.empty()) return {};
-  return {line};
+  std::vector<std::string> lines;
+  if (!index_.cut().empty()) lines.push_back(told(index_.cut()));
+  if (const std::string line = index_.broken().summary(n); !line.empty()) lines.push_back(line);
+  return lines;
 }
 
 }  // namespace trireme

@@ -11,7 +11,8 @@ namespace trireme {
 
 struct TarsOptions : TarIndexOptions {
   double held_out = 0.1;       // share of the captions, see held_out_share()
-  double broken_share = 0.01;  // more broken samples than that are an error
+  double broken_share = 0.01;  // more broken samples than that are an error; 0: a tar that is cut short is one, too
+  bool whole = false;          // a tar that is cut short is an error at any share
 };
 
 // Ids: the order of the shards as listed and of the samples in each; with `index_key` the number that each sample's
@@ -36,6 +37,7 @@ class Tars : public Pairs {
 
   // The bytes of the text or JSON member as they are.
   std::string raw_text(std::int64_t id) const;
+  bool has_json_caption(std::int64_t id) const { return row(id).text_bytes & TarRow::json; }
   const TarIndex& index() const { return index_; }
 
  private:

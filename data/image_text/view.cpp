@@ -1,5 +1,7 @@
 #include "data/image_text/view.h"
 
+#include "data/image_text/crop_taps.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -29,8 +31,13 @@ View middle_view(int width, int height, int size) {
   const auto longer = [&](int longer_side, int shorter_side) { return int(double(size) * longer_side / shorter_side); };
   const int w = width <= height ? size : longer(width, height), h = width <= height ? longer(height, width) : size;
   const double across = double(width) / w, down = double(height) / h;
-  return {round_half_even((w - size) / 2.0) * across, round_half_even((h - size) / 2.0) * down, size * across,
-          size * down};
+  return {round_half_even((w - size) / 2.0) * across,
+          round_half_even((h - size) / 2.0) * down,
+          size * across,
+          size * down,
+          false,
+          false,
+          down_first(width, height, w, h)};
 }
 
 View random_view(Rng rng, int width, int height, int size, double scale, double flip) {
@@ -51,6 +58,7 @@ View random_view(Rng rng, int width, int height, int size, double scale, double 
       break;
     }
   }
+  if (view.cut) view.down_first = down_first(int(view.width), int(view.height), size, size);
   view.mirror = mirror;
   return view;
 }
@@ -73,8 +81,10 @@ Cut cut(const View& view, const Picture& picture, int size) {
   };
   const Side x = side(view.left, view.width, picture.width, in.width);
   const Side y = side(view.top, view.height, picture.height, in.height);
-  return {
-      {x.count, y.count, view.mirror ? 1 : 0, in.width * 3, x.begin, y.begin, x.length, y.length}, x.first, y.first};
+  return {{x.count, y.count, view.mirror ? 1 : 0, in.width * 3, x.begin, y.begin, x.length, y.length,
+           view.down_first ? 1 : 0},
+          x.first,
+          y.first};
 }
 
 }  // namespace trireme

@@ -10,7 +10,8 @@ namespace trireme {
 struct View {
   double left = 0, top = 0, width = 0, height = 0;
   bool mirror = false;
-  bool cut = false;  // nothing beyond the box is seen, as where a crop comes before the resize
+  bool cut = false;         // nothing beyond the box is seen, as where a crop comes before the resize
+  bool down_first = false;  // by the sizes of what Pillow would resize: the box, or where it is not cut the picture
 };
 
 // torchvision's RandomResizedCrop: the area uniform in [scale, 1], the aspect ratio log-uniform in [3/4, 4/3]; ten

@@ -12,7 +12,7 @@ ClipAnswers evaluate_clip(const ClipEncoder& encoder, const ClipQuestions& quest
     answers.metrics =
         retrieval_metrics(encoder.comm(), protocol, task, answers.image_features, encoder.texts(task.texts));
   }
-  if (!questions.prompts.empty()) {
+  if (std::int64_t(questions.prompts.size()) >= 2 * questions.templates) {
     const at::Tensor classes = class_features(encoder.texts(questions.prompts), questions.templates);
     answers.metrics.merge(classification_metrics(encoder.comm(), answers.image_features, classes, questions.labels));
   }

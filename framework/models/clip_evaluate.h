@@ -12,7 +12,7 @@ struct ClipQuestions {
   ClipEncoder::Pixels pixels;
   std::vector<std::vector<std::string>> captions;  // of each image
   std::vector<std::int64_t> labels;                // class of each image
-  std::vector<std::string> prompts;                // of each class its `templates` texts
+  std::vector<std::string> prompts;  // of each class its `templates` texts; a single class is nothing to tell apart
   std::int64_t templates = 1;
 };
 

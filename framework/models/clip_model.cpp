@@ -72,17 +72,25 @@ std::int64_t step_of(const std::string& path, const Checkpoints& checkpoints, co
   return step;
 }
 
+constexpr std::string_view no_run_of_ours =
+    "it is no run of fastclip, or of an older version: go on with it for a step";
+
+// A text of the recipe's state.
+std::optional<std::string> text_in(const Snapshot& snapshot, const std::string& name) {
+  const auto found = snapshot.entries.find("recipe/" + name);
+  if (found == snapshot.entries.end()) return std::nullopt;
+  return std::string(reinterpret_cast<const char*>(found->second.bytes.data()), found->second.bytes.size());
+}
+
 ClipModel from_run(const std::string& path, at::Device device, at::ScalarType type, const std::string& tokenizer,
                    const ClipWeights& weights) {
   const auto self = make_self();
   Checkpoints checkpoints(path + "/ckpt", 1 << 20, *self);  // read only: the run may be going on
   const Snapshot snapshot = checkpoints.load(step_of(path, checkpoints, weights.step));
   const auto text = [&](const std::string& name) {
-    const auto found = snapshot.entries.find("recipe/" + name);
-    if (found == snapshot.entries.end())
-      throw DataError(snapshot.place, "does not say what model it is",
-                      "it is no run of fastclip, or of an older version: go on with it for a step");
-    return std::string(reinterpret_cast<const char*>(found->second.bytes.data()), found->second.bytes.size());
+    const auto found = text_in(snapshot, name);
+    if (!found) throw DataError(snapshot.place, "does not say what model it is", no_run_of_ours);
+    return *found;
   };
   const OpenClipConfig config = parse_open_clip_config(text("open_clip_config"), snapshot.place);
   Tensors tensors;

@@ -1,5 +1,5 @@
-// What open_clip's evaluation does to a picture before the model sees it, to the bit: Pillow's antialiased resize (in
-// 8 bits, first across, then down), crop or pad, normalisation.
+// What open_clip's evaluation does to a picture before the model sees it, to the bit: Pillow's antialiased
+// resize, crop or pad, normalisation.
 #pragma once
 #include "data/image_text/images.h"
 
@@ -17,11 +17,11 @@ struct Preprocess {
   std::string resize_mode = "shortest";  // ... side becomes `size`, centre cropped; longest: padded; squash: both sides
   std::int64_t fill = 0;                 // grey level of the padding
 
-  // -> [3, size, size] f32.
+  bool operator==(const Preprocess&) const = default;
+  // Resized, cropped or padded: size x size. Thread safe.
+  Image square(const Image& picture) const;
+  // And normalised -> [3, size, size] f32.
   at::Tensor operator()(const Image& picture) const;
 };
-
-// As Pillow's Image.resize. Width, height > 0.
-Image pillow_resize(const Image& in, int width, int height, bool bicubic);
 
 }  // namespace trireme

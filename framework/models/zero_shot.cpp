@@ -48,7 +48,10 @@ std::map<std::string, double> classification_metrics(Communicator& comm, const a
   std::map<std::string, double> metrics{{prefix + "top1", recall_at(ranks, 1)},
                                         {prefix + "mean_per_class", sum / double(by_class.size())},
                                         {prefix + "chance", 1 / double(classes.size(0))}};
-  if (classes.size(0) >= 5) metrics[prefix + "top5"] = recall_at(ranks, 5);
+  if (classes.size(0) >= 5) {
+    metrics[prefix + "top5"] = recall_at(ranks, 5);
+    metrics[prefix + "top5_chance"] = 5 / double(classes.size(0));
+  }
   return metrics;
 }
 

@@ -19,11 +19,11 @@ struct QuickGelu : torch::autograd::Function<QuickGelu> {
   }
 };
 
-// In x's type (whose statistics are f32 inside ATen's kernel), then cast.
+// In x's type (whose statistics and sums over rows are f32 inside a GPU's kernel), then cast. A host's kernel sums the
+// gradients of w and b in the type of x: there it is given f32.
 at::Tensor norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, at::ScalarType type) {
-  // A host sums gradients of w and b in their type, a GPU's kernel in f32 but wants one type of all.
-  const auto affine = x.is_cpu() && x.scalar_type() == at::kBFloat16 ? w.scalar_type() : x.scalar_type();
-  return at::layer_norm(x, {x.size(1)}, w.to(affine), b.to(affine), eps).to(type);
+  const at::Tensor y = x.is_cpu() ? x.to(w.scalar_type()) : x;
+  return at::layer_norm(y, {y.size(1)}, w.to(y.scalar_type()), b.to(y.scalar_type()), eps).to(type);
 }
 
 // Rows [first, first + n) of a weight that is used in parts.

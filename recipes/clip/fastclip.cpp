@@ -6,6 +6,7 @@
 #include "framework/losses/contrastive.h"
 #include "framework/micro_batch.h"
 #include "framework/models/clip_evaluate.h"
+#include "framework/models/clip_model.h"
 #include "framework/models/open_clip.h"
 #include "framework/optim/schedule.h"
 #include "recipes/clip/config.h"
@@ -35,8 +36,13 @@ class FastClip : public Recipe {
     notes_ = pairs_->notes();
     train_ = pairs_->train_ids(data_config_.max_per_caption);
     held_out_ = pairs_->held_out_ids();
-    tokenizer_ = tokenizer_of(
+    Inherited from = inherit(
         data_config_, model_config_, [&] { return captions_of(*pairs_, train_); }, c);
+    tokenizer_ = std::move(from.tokenizer);
+    preprocess_ = std::move(from.preprocess);
+    // Prepared pictures were fitted into a white square.
+    if (dynamic_cast<const ImageTextData*>(pairs_.get()))
+      preprocess_.resize_mode = "longest", preprocess_.fill = 255, preprocess_.interpolation = "bicubic";
     dataset_.emplace(*pairs_, *tokenizer_, pixel_options(c));
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(model_config_, std::log(1 / loss_config_.tau), params);
@@ -113,8 +119,10 @@ class FastClip : public Recipe {
               {"text to image", recalls("text_to_image"), recalls("text_to_image_chance")}},
              true},
             {"Zero-shot classification",
-             {},
-             {{"zero-shot top-1", {"eval/zero_shot_top1"}, {"eval/zero_shot_chance"}}},
+             {"top-1", "top-5", "per class"},
+             {{"zero-shot",
+               {"eval/zero_shot_top1", "eval/zero_shot_top5", "eval/zero_shot_mean_per_class"},
+               {"eval/zero_shot_chance", "eval/zero_shot_top5_chance", "eval/zero_shot_chance"}}},
              true},
             {"Temperature τ", {}, {{"", {"tau"}, {}}}},
             {"Inner rate γ", {}, {{"", {"gamma"}, {}}}},
@@ -126,12 +134,7 @@ class FastClip : public Recipe {
 
   void state(Archive& ar) override {
     archive_data(ar);
-    // What load_clip reads: pictures as training saw them. Prepared ones were fitted into a white square, of others it
-    // sees the middle.
-    Preprocess preprocess{.size = model_config_.image_size};
-    if (dynamic_cast<const ImageTextData*>(pairs_.get())) preprocess.resize_mode = "longest", preprocess.fill = 255;
-    std::string model = print_open_clip_config({model_config_, preprocess}, true);
-    if (ar.has("open_clip_config")) ar.text("open_clip_config", model);
+    archive_model(ar);
     archive(ar, "log_u_image", table_->image);
     archive(ar, "log_u_text", table_->text);
     double shown = tau();  // for readers of the file: the weights say it
@@ -184,8 +187,23 @@ class FastClip : public Recipe {
                       "is not the tokenizer this run was started with", cure);
   }
 
+  // What load_clip reads.
+  void archive_model(Archive& ar) {
+    std::string model = print_open_clip_config({model_config_, preprocess_}, true);
+    if (!ar.has("open_clip_config")) return;
+    ar.text("open_clip_config", model);
+    if (ar.loading() && parse_open_clip_config(model, "the checkpoint").preprocess != preprocess_)
+      throw DataError("the checkpoint", "was trained on pixels of another mean, deviation or resize",
+                      "put init_from back as it was, or use --fresh to start over");
+  }
+
   ImageTextOptions pixel_options(const Context& c) const {
     ImageTextOptions o;
+    for (std::size_t i = 0; i < 3; ++i)
+      o.statistics.mean[i] = preprocess_.mean[i], o.statistics.std_dev[i] = preprocess_.std[i];
+    const bool prepared = dynamic_cast<const ImageTextData*>(pairs_.get());
+    if (!prepared && (preprocess_.resize_mode != "shortest" || preprocess_.interpolation == "bilinear"))
+      o.square = [p = preprocess_](const Image& in) { return p.square(in); };
     o.size = int(model_config_.image_size), o.context = model_config_.context;
     o.crop_scale = data_config_.crop_scale, o.flip = data_config_.flip;
     o.keyword_dropout = data_config_.keyword_dropout, o.seed = std::uint64_t(c.config().seed);
@@ -308,6 +326,7 @@ class FastClip : public Recipe {
   DataConfig data_config_;
   nn::ClipConfig model_config_;
   LossConfig loss_config_;
+  Preprocess preprocess_;
   std::unique_ptr<Pairs> pairs_;
   std::vector<std::string> notes_;  // on the data, for the start
   std::optional<Tokenizer> tokenizer_;

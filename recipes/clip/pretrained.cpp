@@ -21,55 +21,56 @@ void check_same_computation(const nn::ClipConfig& model, const nn::ClipConfig& t
   same("text_heads", model.text_heads, theirs.text_heads, std::to_string(theirs.text_heads));
 }
 
-// Of the model in `source`, which is checked; none where it brings none, or is nothing that weights could come from.
-std::optional<Tokenizer> pretrained_tokenizer(const std::string& source, const nn::ClipConfig& model, bool wanted) {
-  if (is_open_clip_folder(source)) {
-    check_same_computation(model, read_open_clip_config(source).model, source);
-    return wanted ? open_clip_tokenizer(source) : std::nullopt;
-  }
-  const std::string checkpoints = source + "/ckpt";
-  if (!std::filesystem::is_directory(checkpoints)) return std::nullopt;
-  if (const auto text = saved_text(checkpoints, "recipe/open_clip_config")) {
-    check_same_computation(model, parse_open_clip_config(*text, source).model, source);
-  } else if (model.quick_gelu) {
-    throw UsageError("model.quick_gelu", "is true, but the run in init_from " + source + " is older than that key",
-                     "set it to false");
-  }
-  const auto text = wanted ? saved_text(checkpoints, "recipe/tokenizer") : std::nullopt;
-  return text ? std::optional(Tokenizer::from_text(*text, source)) : std::nullopt;
+// What `source` says of itself; nothing where it is no model, or none that can be asked.
+struct Source {
+  std::optional<OpenClipConfig> config;
+  std::optional<Tokenizer> tokenizer;
+};
+
+Source run_of(const std::function<std::optional<std::string>(const std::string&)>& text, const std::string& place) {
+  Source s;
+  if (const auto config = text("recipe/open_clip_config")) s.config = parse_open_clip_config(*config, place);
+  if (const auto merges = text("recipe/tokenizer")) s.tokenizer = Tokenizer::from_text(*merges, place);
+  return s;
 }
 
-std::optional<Tokenizer> given_tokenizer(const DataConfig& data, const nn::ClipConfig& model, const Context& c) {
-  const auto file = [&] {
-    return data.tokenizer.empty() ? std::nullopt : std::optional(Tokenizer::load(data.tokenizer));
-  };
-  if (const auto saved = c.saved_text("recipe/tokenizer"))  // init_from was of the start, and may be gone
-    return data.tokenizer.empty() ? Tokenizer::from_text(*saved, "the checkpoint's tokenizer") : file();
-  const std::string& source = c.config().init_from;
-  if (source.empty()) return file();
-  auto tokenizer = pretrained_tokenizer(source, model, data.tokenizer.empty());
-  if (!data.tokenizer.empty()) return file();
-  const bool weights = is_open_clip_folder(source) || std::filesystem::is_directory(source + "/ckpt") ||
-                       (source.ends_with(".safetensors") && std::filesystem::exists(source));
-  if (!tokenizer && weights)  // init_from() says what is none
-    throw UsageError("data.tokenizer", "is empty, and init_from " + source + " brings no tokenizer",
+Source start_of(const DataConfig& data, const nn::ClipConfig& model, const std::string& path) {
+  const std::string checkpoints = path + "/ckpt";
+  const bool folder = is_open_clip_folder(path), run = !folder && std::filesystem::is_directory(checkpoints);
+  Source s;
+  if (folder) s.config = read_open_clip_config(path);
+  if (folder && data.tokenizer.empty()) s.tokenizer = open_clip_tokenizer(path);
+  if (run) s = run_of([&](const std::string& name) { return saved_text(checkpoints, name); }, path);
+  if (s.config) check_same_computation(model, s.config->model, path);
+  if (run && !s.config && model.quick_gelu)
+    throw UsageError("model.quick_gelu", "is true, but the run in init_from " + path + " is older than that key",
+                     "set it to false");
+  const bool file = path.ends_with(".safetensors") && std::filesystem::exists(path);
+  if ((folder || run || file) && !s.tokenizer && data.tokenizer.empty())  // init_from() refuses what is none of these
+    throw UsageError("data.tokenizer", "is empty, and init_from " + path + " brings no tokenizer",
                      "data.tokenizer=FILE: the merges file its weights were trained with");
-  return tokenizer;
+  return s;
 }
 
 }  // namespace
 
-Tokenizer tokenizer_of(const DataConfig& data, const nn::ClipConfig& model,
-                       const std::function<std::vector<std::string>()>& captions, Context& c) {
-  std::optional<Tokenizer> tokenizer;
+Inherited inherit(const DataConfig& data, const nn::ClipConfig& model,
+                  const std::function<std::vector<std::string>()>& captions, Context& c) {
+  Inherited result;
   agree(c.comm("control"), attempt([&] {
-          tokenizer = given_tokenizer(data, model, c);
+          Source s = run_of([&](const std::string& name) { return c.saved_text(name); }, "the checkpoint");
+          // A run that goes on does not need what it started from, which may be gone.
+          if (!s.tokenizer && !c.config().init_from.empty()) s = start_of(data, model, c.config().init_from);
+          if (s.config) result.preprocess = s.config->preprocess;
+          result.preprocess.size = model.image_size;
+          auto& tokenizer = result.tokenizer;
+          tokenizer = data.tokenizer.empty() ? std::move(s.tokenizer) : Tokenizer::load(data.tokenizer);
           if (!tokenizer) tokenizer = Tokenizer::train(captions(), model.vocab);
           if (tokenizer->vocab_size() > model.vocab)
             throw UsageError("model.vocab", "is " + std::to_string(model.vocab) + " but the tokenizer has " +
                                                 std::to_string(tokenizer->vocab_size()) + " ids");
         }));
-  return *tokenizer;
+  return result;
 }
 
 }  // namespace trireme::fastclip

@@ -138,7 +138,7 @@ TEST_F(BadInput, CommandLine) {
       {"comma list", train({"seed=1,2"}), 2, {"seed", "sweep", "[a,b]"}},
       {"unknown key", train({"batchsize=16"}), 2, {"batchsize=16", "did you mean batch_size"}},
       {"unknown nested key", train({"optimizer.lrr=1"}), 2, {"optimizer.lrr", "did you mean", "lr"}},
-      {"out of range", train({"steps=-1"}), 2, {"steps=-1", "out of range", "allowed"}},
+      {"out of range", train({"steps=0"}), 2, {"steps=0", "out of range", "allowed"}},
       {"not a number", train({"steps=many"}), 2, {"steps=many", "integer"}},
       {"unknown choice", train({"precision=f31"}), 2, {"precision", "did you mean f32"}},
       {"unknown recipe", train({"recipe=fastclap"}), 2, {"recipe=fastclap", "did you mean fastclip"}},

@@ -286,6 +286,7 @@ class Evaluation : public DataInput {
     ASSERT_EQ(trained.code, 0) << trained;
     ASSERT_EQ(exported.code, 0) << exported;
     done_ = line_with(trained.out, "done:");
+    said_ = trained.out + trained.err;
     // A test set in CLIP_benchmark's layout: three classes, 1.tar is cut later.
     fs::create_directories(dir() / "set/test");
     for (int i = 0; i < 24; ++i) {
@@ -322,6 +323,15 @@ class Evaluation : public DataInput {
     EXPECT_EQ(o.errors().size(), 1u) << o;
     expect_says(o, parts);
   }
+  void draw_wide_pictures() {
+    fs::create_directories(dir() / "wide");
+    for (int i = 0; i < 90; ++i) {
+      write_text(dir() / "wide" / (std::to_string(i) + ".png"), png(1 + i, 16 + i % 20, 16 + i % 3));
+      write_text(dir() / "wide" / (std::to_string(i) + ".txt"), "picture number " + std::to_string(i));
+    }
+    const std::string here = "'" + dir().string();
+    ASSERT_EQ(std::system(("tar --sort=name -C " + here + "/wide' -cf " + here + "/wide.tar' .").c_str()), 0);
+  }
   void expect_as_trained(const nlohmann::json& found, const std::string& done) {
     for (const std::string key : {"image_to_text_r1", "image_to_text_r10", "chance_r10"}) {
       const auto at = done.find(" " + key + "=");
@@ -329,12 +339,15 @@ class Evaluation : public DataInput {
       EXPECT_NEAR(found[key].get<double>(), std::stod(done.substr(at + key.size() + 2)), 1e-6) << key;
     }
   }
-  std::string done_;  // the training's last line
+  std::string done_, said_;  // the training's last line, and all of them
 };
 
 TEST_F(Evaluation, SaysWhatTrainingSaidOfItsOwnData) {
   const auto own = metrics({"run"});
   expect_as_trained(own, done_);
+  EXPECT_NE(done_.find("zero_shot_top1="), done_.npos) << done_;
+  EXPECT_NE(said_.find("per class"), said_.npos) << "the table names all of its numbers";
+  EXPECT_EQ(said_.find("mean_per_class"), said_.npos) << said_;
   const auto same = [&](nlohmann::json other) {
     for (const char* name : {"model", "data"}) other[name] = own[name];
     EXPECT_EQ(other, own);
@@ -357,23 +370,82 @@ TEST_F(Evaluation, SaysWhatTrainingSaidOfItsOwnData) {
   EXPECT_FALSE(set.contains("zero_shot_top5")) << "of three classes";
 }
 
+// A run's own data is opened as training opened it: tars in the layout of a test set, several sources, an eval_file.
+TEST_F(Evaluation, ARunsOwnDataIsWhatTrainingHeldOut) {
+  ASSERT_EQ(run({"data", "tar", "--from", "pictures", "--out", "layout/test"}).code, 0);
+  fs::rename(dir() / "layout/test/00000.tar", dir() / "layout/test/0.tar");
+  write_text(dir() / "layout/test/nshards.txt", "1\n");
+  write_text(dir() / "layout/dataset_type.txt", "retrieval\n");
+  draw_pictures(dir() / "more", 100, 24);
+  ASSERT_EQ(run({"data", "tar", "--from", "more", "--out", "more-tars"}).code, 0);
+  const auto evaluated = [&](const std::string& name, const Words& more) {
+    SCOPED_TRACE(name);
+    Words words{"train", "e.yaml", "--out", name};
+    words.insert(words.end(), more.begin(), more.end());
+    const Outcome o = run(words);
+    EXPECT_EQ(o.code, 0) << o;
+    const auto found = metrics({name});
+    expect_as_trained(found, line_with(o.out, "done:"));
+    return found["images"].get<int>();
+  };
+  EXPECT_LT(evaluated("layout-run", {"data.file=layout/test", "data.held_out=0.4"}), 60);
+  EXPECT_EQ(metrics({"layout-run", "--split", "all"})["images"], 90);
+  EXPECT_EQ(evaluated("joined-run", {"data.files=[layout/test, pairs.h5]", "data.eval_file=more-tars/"}), 24);
+  EXPECT_EQ(metrics({"model", "--data", "layout"})["images"], 90);
+  refused({"layout-run", "--data", "layout", "--split", "held_out"}, 2, {"--split", "test set"});
+}
+
 // Training sees the middle of such pictures, a prepared file holds them whole on white: a run knows which.
 TEST_F(Evaluation, PicturesThatAreNoSquaresAreSeenAsInTraining) {
-  fs::create_directories(dir() / "wide");
-  for (int i = 0; i < 90; ++i) {
-    write_text(dir() / "wide" / (std::to_string(i) + ".png"), png(1 + i, 16 + i % 20, 16 + i % 3));
-    write_text(dir() / "wide" / (std::to_string(i) + ".txt"), "picture number " + std::to_string(i));
-  }
-  ASSERT_EQ(
-      std::system(("tar --sort=name -C '" + dir().string() + "/wide' -cf '" + dir().string() + "/wide.tar' .").c_str()),
-      0);
+  draw_wide_pictures();
   const Outcome o =
       run({"train", "e.yaml", "steps=60", "data.file=wide.tar", "data.held_out=0.5", "--out", "wide-run"});
   ASSERT_EQ(o.code, 0) << o;
   expect_as_trained(metrics({"wide-run"}), line_with(o.out, "done:"));
+  // Pairs without classes: no share of right ones.
+  EXPECT_EQ((o.out + o.err + read_text(dir() / "wide-run/metrics.jsonl")).find("zero_shot"), std::string::npos) << o;
   ASSERT_EQ(run({"export", "wide-run", "--out", "wide-model"}).code, 0);
   EXPECT_NE(read_text(dir() / "wide-model/open_clip_config.json").find("shortest"), std::string::npos);
   EXPECT_NE(read_text(dir() / "model/open_clip_config.json").find("longest"), std::string::npos);
+}
+
+// A pretrained model's mean, deviation and resize hold in finetuning, in its evaluations and in what becomes of it.
+TEST_F(Evaluation, FinetuningSeesPicturesAsThePretrainedModelDid) {
+  draw_wide_pictures();
+  const auto configured = [&](const std::string& folder) {
+    return nlohmann::json::parse(read_text(dir() / folder / "open_clip_config.json"));
+  };
+  const auto tune = [&](const std::string& from, const std::string& out, const Words& more = {}) {
+    Words words{"train", "e.yaml", "init_from=" + from, "steps=2", "data.file=wide.tar", "data.held_out=0.5",
+                "--out", out};
+    words.insert(words.end(), more.begin(), more.end());
+    const Outcome o = run(words);
+    EXPECT_EQ(o.code, 0) << o;
+    return line_with(o.out, "done:");
+  };
+  const std::string plain = tune("model", "plain");
+  nlohmann::json theirs = configured("model");
+  theirs["preprocess_cfg"] = {{"size", 16},      {"mean", {0.5, 0.5, 0.5}}, {"std", {0.25, 0.5, 0.125}},
+                              {"fill_color", 0}, {"resize_mode", "squash"}, {"interpolation", "bilinear"}};
+  for (const std::string mode : {"longest", "squash"}) {
+    SCOPED_TRACE(mode);
+    theirs["preprocess_cfg"]["resize_mode"] = mode;
+    write_text(dir() / "model/open_clip_config.json", theirs.dump());
+    const std::string run_name = "tuned-" + mode, done = tune("model", run_name, {"data.crop_scale=1"});
+    expect_as_trained(metrics({run_name}), done);
+    EXPECT_NE(done.substr(0, done.find(" image")), plain.substr(0, plain.find(" image"))) << "the loss";
+    ASSERT_EQ(run({"export", run_name, "--out", "out-" + mode}).code, 0);
+    EXPECT_EQ(configured("out-" + mode)["preprocess_cfg"], theirs["preprocess_cfg"]);
+  }
+  // So it is with a run in the folder's place, and a run does not change its mind.
+  const std::string again = tune("tuned-squash", "again", {"data.tokenizer=model/merges.txt"});
+  expect_as_trained(metrics({"again"}), again);
+  theirs["preprocess_cfg"]["mean"] = {0.5, 0.5, 0.4};
+  write_text(dir() / "model/open_clip_config.json", theirs.dump());
+  const Outcome changed = run({"train", "e.yaml", "init_from=model", "steps=2", "data.file=wide.tar",
+                               "data.held_out=0.5", "data.crop_scale=1", "--out", "tuned-squash"});
+  EXPECT_EQ(changed.code, 3) << changed;
+  expect_says(changed, {"mean", "init_from"});
 }
 
 TEST_F(Evaluation, SaysWhatIsWrongInOneLine) {
@@ -391,7 +463,17 @@ TEST_F(Evaluation, SaysWhatIsWrongInOneLine) {
 
   const fs::path tar = dir() / "set/test/1.tar";
   fs::resize_file(tar, 3 * 512 + 100);
-  refused({"model", "--data", "set"}, 3, {"1.tar"});
+  refused({"model", "--data", "set"}, 3, {"1.tar", "cut short", "copy"});
+  // Above half of a good tar is left; training says so, evaluation refuses it.
+  ASSERT_EQ(run({"data", "tar", "--from", "pictures", "--out", "cut"}).code, 0);
+  fs::resize_file(dir() / "cut/00000.tar", fs::file_size(dir() / "cut/00000.tar") / 512 / 10 * 9 * 512 + 100);
+  const Outcome trained = run({"train", "e.yaml", "data.file=cut/", "--out", "cut-run"});
+  EXPECT_EQ(trained.code, 0) << trained;
+  expect_says(trained, {"a tar is damaged", "cut/00000.tar: cut short"});
+  EXPECT_EQ((trained.out + trained.err).find("broken"), std::string::npos) << trained;
+  refused({"cut-run"}, 3, {"cut/00000.tar: cut short", "copy"});
+  refused({"model", "--data", "cut/"}, 3, {"cut/00000.tar: cut short", "copy"});
+  refused({"model", "--data", "pairs.h5", "--linear-probe", "cut/"}, 3, {"cut/00000.tar: cut short"});
 
   const auto damaged = [&](const fs::path& file, const std::string& from, const std::string& to, const Words& parts) {
     const std::string sound = read_text(dir() / file);

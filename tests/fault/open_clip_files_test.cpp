@@ -179,6 +179,9 @@ TEST_F(OpenClipFiles, ARunGoesOnWithoutTheModelItStartedFrom) {
   train(kinds[0], "run");
   ok({"export", "run", "--out", "hub"});
   write_text(here() / "other.txt", "#version: 0.2\np i\n");
+  auto config = nlohmann::json::parse(read_text(here() / "hub/open_clip_config.json"));
+  config["preprocess_cfg"]["mean"] = {0.5, 0.4, 0.3};
+  write_text(here() / "hub/open_clip_config.json", config.dump());
   const Words on{"train", "e.yaml", "--out", "on", "init_from=./hub", "checkpoint.every=2"};
   ok(on);
   const auto whole = final_state(here() / "on");

@@ -32,8 +32,10 @@ Made make(std::int64_t rows, int size, std::uint64_t seed) {
     c.left = i % 4 ? 0.9 * c.width * rng.uniform() : 0, c.top = i % 4 ? 0.9 * c.height * rng.uniform() : 0;
     c.box_width = (c.width - c.left) * (i % 4 ? 0.01 + 0.99 * rng.uniform() : 1);
     c.box_height = (c.height - c.top) * (i % 4 ? 0.01 + 0.99 * rng.uniform() : 1);
+    c.down_first = int(rng.below(2));
     if (i == 0) c = {most, most, 0, 3 * most, 0, 0, double(most), double(most)};
     if (i == 1) c = {1, 1, 1, 3, 0, 0, 1, 1};
+    if (i == 2) c = {most, most, 1, 3 * most, 0, 0, double(most), double(most), 1};
     crops.push_back(c);
     stride = std::max<std::int64_t>(stride, std::int64_t(c.pitch) * c.height);
   }

@@ -3,7 +3,8 @@
 Each case: size of the picture, `box` [left, top, width, height] (crop first, as torchvision's resized_crop) or null
 (open_clip's transform for evaluation: the shorter side resized, then the middle square), `mirror`, output side `size`,
 and the levels [size, size, 3] in hex. Then boxes that torchvision's RandomResizedCrop falls back on.
-Usage: python3 crop_cases.py OUT.json (needs pillow, torch, torchvision)
+`resizes`: whole pictures to width x height by Pillow, bicubic or bilinear.
+Usage: python3 crop_cases.py OUT.json (needs pillow >= 13, whose passes change places for some shapes; torch, torchvision)
 """
 import json, sys
 import numpy as np
@@ -28,6 +29,8 @@ CASES = [
     (300, 200, [11, 13, 239, 180], True, 24), (50, 50, [1, 2, 45, 48], False, 33), (50, 50, [1, 2, 45, 48], False, 1),
     (61, 47, None, False, 24), (47, 61, None, False, 24), (24, 100, None, False, 24), (33, 24, None, False, 24),
     (200, 90, None, False, 24), (13, 17, None, False, 24), (31, 31, None, False, 24), (7, 7, None, False, 24),
+    (21, 53, None, False, 16), (53, 21, None, False, 16), (30, 40, [0, 0, 30, 40], False, 24), (40, 100, [2, 3, 30, 90], True, 19),
+    (100, 40, [3, 2, 90, 30], True, 19), (40, 70, [1, 2, 37, 65], False, 17), (26, 31, None, False, 23),
 ]  # fmt: skip
 
 cases = []
@@ -43,9 +46,16 @@ for width, height, box, mirror, size in CASES:
     assert levels.shape == (size, size, 3)
     cases.append({"width": width, "height": height, "box": box, "mirror": mirror, "size": size, "levels": levels.tobytes().hex()})
 
+resizes = []
+for width, height, w, h in [(21, 53, 16, 20), (53, 21, 16, 20), (90, 30, 20, 25), (30, 90, 33, 20), (37, 41, 37, 20), (37, 41, 18, 41),
+                            (20, 20, 41, 30), (64, 64, 48, 32), (64, 64, 49, 32), (1, 50, 3, 7), (50, 1, 7, 3)]:
+    for name in ["BICUBIC", "BILINEAR"]:
+        levels = np.asarray(picture(width, height).resize((w, h), Image.Resampling[name]))
+        resizes.append({"in": [width, height], "out": [w, h], "filter": name.lower(), "levels": levels.tobytes().hex()})
+
 fallbacks = []
 for width, height in [(200, 10), (10, 200), (101, 10), (10, 101), (1, 50)]:
     top, left, h, w = RandomResizedCrop.get_params(Image.new("RGB", (width, height)), (0.9, 1.0), (3 / 4, 4 / 3))
     fallbacks.append({"width": width, "height": height, "box": [left, top, w, h]})
 with open(sys.argv[1], "w") as f:
-    json.dump({"crops": cases, "fallbacks": fallbacks}, f, separators=(",", ":"))
+    json.dump({"crops": cases, "resizes": resizes, "fallbacks": fallbacks}, f, separators=(",", ":"))

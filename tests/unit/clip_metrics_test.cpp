@@ -112,6 +112,7 @@ TEST(ClipMetrics, ClipBenchmarksClassification) {
   EXPECT_EQ(ours.at("zero_shot_top5"), theirs["acc5"]);
   EXPECT_NEAR(ours.at("zero_shot_mean_per_class"), theirs["mean_per_class_recall"], 1e-15);
   EXPECT_EQ(ours.at("zero_shot_chance"), 1 / 23.0);
+  EXPECT_EQ(ours.at("zero_shot_top5_chance"), 5 / 23.0);
 }
 
 // Features of small whole numbers: every score is exact, and most tie.

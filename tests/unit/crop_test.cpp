@@ -1,7 +1,7 @@
 // Crops against Pillow's and torchvision's own output, and against the formula in f64.
 #include "data/image_text/crop.h"
 
-#include "data/image_text/crop_taps.h"
+#include "data/image_text/resize.h"
 #include "data/image_text/view.h"
 #include "tests/max_difference.h"
 #include "tests/unit/reference_files.h"
@@ -43,10 +43,23 @@ nlohmann::json cases() {
   return nlohmann::json::parse(in);
 }
 
+std::string hex_of(const Levels& levels) {
+  std::string out;
+  for (const auto v : levels) out += "0123456789abcdef"[v / 16], out += "0123456789abcdef"[v % 16];
+  return out;
+}
+
 View view_of(const nlohmann::json& c) {
   const int width = c["width"], height = c["height"], size = c.value("size", 1);
   View v = middle_view(width, height, size);
-  if (c["box"].is_array()) v = {c["box"][0], c["box"][1], c["box"][2], c["box"][3], false, true};
+  if (c["box"].is_array())
+    v = {c["box"][0],
+         c["box"][1],
+         c["box"][2],
+         c["box"][3],
+         false,
+         true,
+         down_first(c["box"][2], c["box"][3], size, size)};
   v.mirror = c.value("mirror", false);
   return v;
 }
@@ -56,12 +69,23 @@ TEST(Crop, EqualsPillow) {
   ASSERT_GT(all["crops"].size(), 20u);
   for (const auto& c : all["crops"]) {
     const Levels out = levels_of(view_of(c), picture(c["width"], c["height"]), c["size"]);
-    const std::string hex = c["levels"];
-    ASSERT_EQ(hex.size(), 2 * out.size());
-    for (std::size_t i = 0; i < out.size(); ++i)
-      ASSERT_EQ(int(out[i]), std::stoi(hex.substr(2 * i, 2), nullptr, 16))
-          << c["width"] << "x" << c["height"] << " " << c["box"] << " to " << c["size"] << ", at " << i;
+    EXPECT_EQ(hex_of(out), c["levels"]) << c["width"] << "x" << c["height"] << " " << c["box"] << " to " << c["size"];
   }
+}
+
+TEST(Resize, EqualsPillow) {
+  const nlohmann::json all = cases();
+  ASSERT_GT(all["resizes"].size(), 20u);
+  int columns_first = 0;
+  for (const auto& c : all["resizes"]) {
+    const int w = c["out"][0], h = c["out"][1];
+    const Image in = picture(c["in"][0], c["in"][1]).pixels;
+    const Image out = resize(in, w, h, c["filter"] == "bicubic" ? Filter::bicubic : Filter::bilinear);
+    EXPECT_EQ(hex_of(out.rgb), c["levels"]) << c["in"] << " to " << c["out"] << ", " << c["filter"];
+    columns_first += down_first(in.width, in.height, w, h);
+  }
+  EXPECT_GT(columns_first, 5);
+  EXPECT_LT(columns_first, 17);
 }
 
 // Both passes by their definition, in f64, with levels rounded between them.
@@ -80,24 +104,35 @@ std::vector<double> by_formula(const Levels& in, int height, int pitch, const Cr
     for (double& v : w) v /= sum;
     return w;
   };
-  std::vector<double> half(std::size_t(height) * size * 3), out(std::size_t(size) * size * 3);
-  for (int x = 0; x < size; ++x) {
-    const auto w = weights(c.left, c.box_width, c.width, size, c.mirror ? size - 1 - x : x);
-    for (int y = 0; y < height; ++y)
-      for (int ch = 0; ch < 3; ++ch) {
-        double sum = 0;
-        for (int k = 0; k < c.width; ++k) sum += w[std::size_t(k)] * in[std::size_t(y) * pitch + 3 * k + ch];
-        half[(std::size_t(y) * size + x) * 3 + ch] = std::clamp(std::floor(sum + 0.5), 0.0, 255.0);
-      }
-  }
-  for (int y = 0; y < size; ++y) {
-    const auto w = weights(c.top, c.box_height, c.height, size, y);
-    for (int i = 0; i < 3 * size; ++i) {
-      double sum = 0;
-      for (int k = 0; k < height; ++k) sum += w[std::size_t(k)] * half[std::size_t(k) * size * 3 + i];
-      out[std::size_t(y) * size * 3 + i] = std::clamp(sum, 0.0, 255.0);
+  const auto across = [&](const std::vector<double>& from, int rows, int step) {
+    std::vector<double> to(std::size_t(rows) * size * 3);
+    for (int x = 0; x < size; ++x) {
+      const auto w = weights(c.left, c.box_width, c.width, size, c.mirror ? size - 1 - x : x);
+      for (int y = 0; y < rows; ++y)
+        for (int ch = 0; ch < 3; ++ch)
+          for (int k = 0; k < c.width; ++k)
+            to[(std::size_t(y) * size + x) * 3 + ch] += w[std::size_t(k)] * from[std::size_t(y) * step + 3 * k + ch];
     }
-  }
+    return to;
+  };
+  const auto down = [&](const std::vector<double>& from, int step) {
+    std::vector<double> to(std::size_t(size) * step);
+    for (int y = 0; y < size; ++y) {
+      const auto w = weights(c.top, c.box_height, c.height, size, y);
+      for (int k = 0; k < height; ++k)
+        for (int i = 0; i < step; ++i)
+          to[std::size_t(y) * step + i] += w[std::size_t(k)] * from[std::size_t(k) * step + i];
+    }
+    return to;
+  };
+  const auto levels = [](std::vector<double> v) {
+    for (double& x : v) x = std::clamp(std::floor(x + 0.5), 0.0, 255.0);
+    return v;
+  };
+  const std::vector<double> from(in.begin(), in.end());
+  std::vector<double> out = c.down_first ? across(levels(down(from, pitch)), size, pitch)
+                                         : down(levels(across(from, height, pitch)), 3 * size);
+  for (double& x : out) x = std::clamp(x, 0.0, 255.0);
   return out;
 }
 
@@ -105,13 +140,14 @@ std::vector<double> by_formula(const Levels& in, int height, int pitch, const Cr
 TEST(Crop, EqualsTheFormula) {
   Rng rng(5, "test");
   double sum = 0, count = 0;
-  for (int round = 0; round < 60; ++round) {
+  for (int round = 0; round < 80; ++round) {
     const int width = 1 + int(rng.below(60)), height = 1 + int(rng.below(60)), size = 1 + int(rng.below(40));
     const Picture p = picture(width, height);
     Crop c{width, height, int(rng.below(2)), 3 * width, 0, 0, 0, 0};
     c.left = width * rng.uniform() * 0.9, c.top = height * rng.uniform() * 0.9;
     c.box_width = (width - c.left) * (0.01 + 0.99 * rng.uniform());
     c.box_height = (height - c.top) * (0.01 + 0.99 * rng.uniform());
+    c.down_first = int(rng.below(2));
     const auto expected = by_formula(p.pixels.rgb, height, 3 * width, c, size);
     Levels out(expected.size());
     crop_resize({p.pixels.rgb.data(), 0, &c, 1, size, {}, DType::u8, out.data()}, {});

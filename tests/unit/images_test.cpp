@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "data/file.h"
+#include "data/image_text/resize.h"
 #include "data/rng.h"
 #include "tests/needs.h"
 #include "tests/unit/reference_files.h"

@@ -531,9 +531,8 @@ TEST(Steps, EpochsAreStepsOfTheData) {
     Session session(*world, c, recipe);
     return std::pair(session.context().steps, session.context().steps_per_epoch);
   };
-  EXPECT_EQ(steps(0, 3), std::pair(std::int64_t(12), std::int64_t(4)));
+  EXPECT_EQ(steps(7, 3), std::pair(std::int64_t(12), std::int64_t(4)));
   EXPECT_EQ(steps(7, 0).first, 7);
-  EXPECT_EQ(steps(0, 0).first, 100);
   const auto refused = [](const std::string& yaml) {
     TrainConfig t;
     try {
@@ -543,7 +542,6 @@ TEST(Steps, EpochsAreStepsOfTheData) {
     }
     return std::string();
   };
-  EXPECT_NE(refused("recipe: x\nsteps: 3\nepochs: 2\n").find("epochs: is given beside steps"), std::string::npos);
   EXPECT_NE(refused("recipe: x\nzero: 1\noptimizer: {name: lamb}\n").find("norms of whole weights"), std::string::npos);
   EXPECT_EQ(refused("recipe: x\nepochs: 2\noptimizer: {name: lion, schedule: const_cooldown, cooldown: 5}\n"), "");
 }

@@ -364,7 +364,14 @@ TEST_F(TarsTest, BrokenSamplesAreCountedAndNamed) {
   const Tars rest(good + "::" + cut);
   EXPECT_GE(rest.size(), 148);
   EXPECT_LT(rest.size(), 152);
-  EXPECT_NE(rest.notes().at(0).find("cut short"), std::string::npos) << rest.notes()[0];
+  EXPECT_EQ(rest.index().broken().count(), 0);
+  for (const auto& note : {rest.notes(), Tars(good + "::" + cut).notes()})  // read, and from the cache
+    for (const char* part : {"a tar is damaged", "cut.tar: cut short", "at byte", "copy the tar again"})
+      EXPECT_NE(note.at(0).find(part), std::string::npos) << part << "\n" << note[0];
+  options = {}, options.whole = true;
+  EXPECT_SAYS(Tars(good + "::" + cut, options), "cut.tar: cut short");
+  options.whole = false, options.broken_share = 0;
+  EXPECT_SAYS(Tars(good + "::" + cut, options), "data.broken_share");
   EXPECT_EQ(rest.caption(140), "picture number 70");
   write_text(path("no.tar"), std::string(2000, 'x'));
   EXPECT_SAYS(Tars(good + "::" + path("no.tar")), "no.tar: is no tar file");
@@ -433,6 +440,16 @@ TEST_F(TarsTest, TestSetsOfClipBenchmark) {
   const EvalSet coco = open_eval_set(path("coco"));
   EXPECT_TRUE(coco.retrieval);
   EXPECT_EQ(coco.captions, (std::vector<std::vector<std::string>>{{"one caption", " another  ", "third"}, {"alone"}}));
+
+  fs::create_directories(path("json/test"));
+  TarWriter json(path("json/test/0.tar"));
+  json.add("1.png", png(1)), json.add("1.json", "{\"caption\": \"of a  json\", \"key\": 7}");
+  json.add("2.png", png(2)), json.add("2.txt", "a line\nanother"), json.add("2.json", "{\"caption\": \"x\"}");
+  json.close();
+  text("json/test/nshards.txt", "1"), text("json/dataset_type.txt", "retrieval");
+  EXPECT_EQ(open_eval_set(path("json")).captions,
+            (std::vector<std::vector<std::string>>{{"of a json"}, {"a line", "another"}}));
+
   text("set/classnames.txt", "a cat\n");
   EXPECT_SAYS(open_eval_set(path("set")), "classnames.txt");
   text("set/test/nshards.txt", "-3");

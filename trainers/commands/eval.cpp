@@ -59,7 +59,8 @@ void print_table(const Metrics& m) {
   std::printf("%-18s%10s%10s%10s\n", "classification", "top-1", "top-5", "per class");
   if (m.contains("zero_shot_top1")) print_row("zero-shot", m, "zero_shot", shares);
   if (m.contains("linear_probe_top1")) print_row("linear probe", m, "linear_probe", shares);
-  print_row("  by chance", m, m.contains("zero_shot_chance") ? "zero_shot_chance" : "linear_probe_chance", {""});
+  print_row("  by chance", m, m.contains("zero_shot_chance") ? "zero_shot" : "linear_probe",
+            {"_chance", "_top5_chance", "_chance"});
 }
 
 // A picture that cannot be decoded is named and counts as grey; above a hundredth of them the data is refused.
@@ -106,7 +107,9 @@ ClipEncoder::Pixels pixels_of(const ClipModel& model, const EvalData& data) {
 EvalData open_on_ranks(const EvalSpec& spec, Communicator& world) {
   if (world.rank() > 0) world.barrier().wait();
   EvalData data = open_eval_data(spec);
-  if (world.rank() == 0) world.barrier().wait();
+  if (world.rank() > 0) return data;
+  world.barrier().wait();
+  for (const auto& line : data.notes) std::cerr << data.name << ": " << line << "\n";
   return data;
 }
 
@@ -115,12 +118,14 @@ EvalSpec spec_of(const EvalOptions& o, int image_size) {
   if (!o.data.empty()) {
     spec.source.files = {o.data};
   } else if (std::filesystem::exists(o.model + "/config.resolved.yaml")) {
-    spec.source = data_of_run(o.model);
-    if (spec.split.empty()) spec.split = "held_out";
+    spec = data_of_run(o.model);
+    if (!o.what.split.empty()) spec.split = o.what.split;
+    spec.classes = o.what.classes, spec.templates = o.what.templates;
   } else {
     throw UsageError("--data", o.model + " is no run: it has no data of its own", "name the data to evaluate on");
   }
   spec.source.image_size = image_size;
+  spec.source.whole = true;
   return spec;
 }
 
@@ -130,6 +135,7 @@ void probe(const EvalOptions& o, const ClipEncoder& encoder, const ClipModel& mo
   EvalSpec spec;
   spec.source.files = {o.probe};
   spec.source.image_size = int(model.preprocess().size);
+  spec.source.whole = true;
   spec.prepared_split = "train";
   if (o.probe == data.name) spec.split = "train";  // tars that it is tested on as well
   const EvalData train = open_on_ranks(spec, encoder.comm());

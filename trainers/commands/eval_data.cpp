@@ -33,12 +33,15 @@ void rename_classes(EvalData& data, const EvalSpec& spec, std::size_t known) {
 }
 
 EvalData whole_set(const EvalSpec& spec) {
-  const auto set = std::make_shared<EvalSet>(open_eval_set(spec.name()));
+  if (!spec.split.empty())
+    throw UsageError("--split " + spec.split, spec.name() + " is a test set, which is taken whole", "leave it out");
+  const auto set = std::make_shared<EvalSet>(open_eval_set(spec.name(), spec.source.broken_share));
   EvalData data;
   data.size = set->pairs->size();
   data.what = std::to_string(data.size) + " pictures of " + spec.name();
   data.picture = [set](std::int64_t i) { return set->pairs->picture(i); };
   data.captions = set->captions;
+  data.notes = set->pairs->notes();
   if (set->retrieval) {
     if (!spec.classes.empty())
       throw UsageError("--classes", spec.name() + " is for retrieval: its pictures have captions and no classes",
@@ -55,11 +58,11 @@ EvalData whole_set(const EvalSpec& spec) {
   return data;
 }
 
-std::vector<std::int64_t> ids_of(const Pairs& pairs, const std::string& split) {
+std::vector<std::int64_t> ids_of(const Pairs& pairs, const std::string& split, std::int64_t max_per_caption) {
   if (split == "held_out") return pairs.held_out_ids();
-  if (split == "train") return pairs.train_ids();
+  if (split == "train") return pairs.train_ids(max_per_caption);
   if (split != "all") throw UsageError("--split " + split, "no such part", "take held_out, train or all");
-  std::vector<std::int64_t> ids = pairs.train_ids(), held_out = pairs.held_out_ids(), all;
+  std::vector<std::int64_t> ids = pairs.train_ids(max_per_caption), held_out = pairs.held_out_ids(), all;
   std::merge(ids.begin(), ids.end(), held_out.begin(), held_out.end(), std::back_inserter(all));
   return all;
 }
@@ -85,12 +88,13 @@ EvalData part_of_pairs(const EvalSpec& spec) {
   const std::shared_ptr<const Pairs> pairs = open_pairs(spec.source);
   const bool prepared = dynamic_cast<const ImageTextData*>(pairs.get());
   const std::string split = !spec.split.empty() ? spec.split : prepared ? spec.prepared_split : "all";
-  const auto ids = std::make_shared<const std::vector<std::int64_t>>(ids_of(*pairs, split));
+  const auto ids = std::make_shared<const std::vector<std::int64_t>>(ids_of(*pairs, split, spec.max_per_caption));
   if (ids->empty()) throw DataError(spec.name(), "has no pair in the part `" + split + "`", "take another --split");
   EvalData data;
   data.size = std::int64_t(ids->size());
   data.what = std::to_string(data.size) + (split == "all" ? " pairs of " : " pairs (" + split + ") of ") + spec.name();
   data.picture = [pairs, ids](std::int64_t i) { return pairs->picture((*ids)[std::size_t(i)]); };
+  data.notes = pairs->notes();
   for (const auto id : *ids) data.captions.push_back({pairs->caption(id)});
   if (!pairs->classes().empty()) add_classes(data, spec, *pairs, *ids);
   return data;
@@ -108,12 +112,20 @@ std::vector<std::string> texts_at(const config::Node& data, std::string_view key
 
 }  // namespace
 
-PairsSpec data_of_run(const std::string& run) {
+std::string EvalSpec::name() const {
+  std::string name;
+  for (const auto& file : source.files) name += (name.empty() ? "" : ", ") + file;
+  return name;
+}
+
+EvalSpec data_of_run(const std::string& run) {
   const std::string file = run + "/config.resolved.yaml";
   const config::Node root = config::load_tree(file, {});
   const config::Node* data = root.find("data");
   if (!data) throw DataError(file, "names no data", "give --data");
-  PairsSpec spec;
+  EvalSpec of_run;
+  of_run.may_be_set = false, of_run.split = "held_out";
+  PairsSpec& spec = of_run.source;
   spec.files = texts_at(*data, "files");
   if (spec.files.empty()) spec.files = texts_at(*data, "file");
   const auto text = [&](std::string_view key, std::string& value) {
@@ -123,14 +135,19 @@ PairsSpec data_of_run(const std::string& run) {
   text("index_key", spec.index_key);
   text("image_column", spec.image_column);
   text("caption_column", spec.caption_column);
-  std::string held_out = std::to_string(spec.held_out);
-  text("held_out", held_out);
-  spec.held_out = std::strtod(held_out.c_str(), nullptr);
-  return spec;
+  const auto number = [&](std::string_view key, double& value) {
+    if (const auto texts = texts_at(*data, key); !texts.empty()) value = std::strtod(texts.front().c_str(), nullptr);
+  };
+  number("held_out", spec.held_out);
+  number("broken_share", spec.broken_share);
+  double most = 0;
+  number("max_per_caption", most);
+  of_run.max_per_caption = std::int64_t(most);
+  return of_run;
 }
 
 EvalData open_eval_data(const EvalSpec& spec) {
-  EvalData data = is_eval_set(spec.name()) ? whole_set(spec) : part_of_pairs(spec);
+  EvalData data = spec.may_be_set && is_eval_set(spec.name()) ? whole_set(spec) : part_of_pairs(spec);
   if (!spec.templates.empty()) data.templates = names_in(spec.templates);
   if (data.templates.empty()) data.templates = {plain_template};
   data.name = spec.name();

@@ -10,16 +10,18 @@
 namespace trireme {
 
 struct EvalSpec {
-  PairsSpec source;   // or one file: a folder in CLIP_benchmark's layout
+  PairsSpec source;
+  bool may_be_set = true;            // its one file may be a folder in CLIP_benchmark's layout
+  std::int64_t max_per_caption = 0;  // of the training split; 0: all
   std::string split;  // held_out, train or all; empty: `prepared_split` of a prepared file, of other data all
   std::string prepared_split = "held_out";
   std::string classes, templates;  // files, one name or template a line; empty: what the data says
 
-  std::string name() const { return source.files.empty() ? "" : source.files.front(); }
+  std::string name() const;  // for messages
 };
 
-// What a run trains on and holds out, as its config.resolved.yaml says. DataError: it does not say.
-PairsSpec data_of_run(const std::string& run);
+// What a run holds out, as its config.resolved.yaml says. DataError: it does not say.
+EvalSpec data_of_run(const std::string& run);
 
 struct EvalData {
   std::string name;  // as the user calls it
@@ -29,9 +31,11 @@ struct EvalData {
   std::vector<std::vector<std::string>> captions;  // of each picture; empty: there are none
   std::vector<std::int64_t> labels;                // class of each picture; empty: there are none
   std::vector<std::string> classes, templates;     // names by number
+  std::vector<std::string> notes;                  // what was left out, a line each
 };
 
-// DataError, UsageError with the cure: nothing there, no picture in the split, as many names as there are no classes.
+// DataError, UsageError with the cure: nothing there, a tar that is cut short, no picture in the split, as many names
+// as there are no classes.
 EvalData open_eval_data(const EvalSpec& spec);
 
 }  // namespace trireme
