@@ -3,10 +3,10 @@
 #include "comm/error.h"
 #include "comm/wrappers/checked.h"
 #include "framework/gradients/reducer.h"
+#include "framework/io/checkpoint.h"
 #include "framework/metrics/trace.h"
 #include "framework/optim/optimizer.h"
 
-#include <optional>
 #include <set>
 
 #include <ATen/autocast_mode.h>
@@ -25,8 +25,13 @@ void trace_collective(const char* name, std::int64_t begin, std::int64_t end, st
 
 Traced::Sink trace_sink() { return Trace::enabled() ? trace_collective : Traced::Sink(); }
 
-Context::Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names)
-    : world_(world), config_(config), placement_(place_rank(world, config)), clock_(placement_.device) {
+Context::Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names,
+                 std::string checkpoints)
+    : world_(world),
+      config_(config),
+      placement_(place_rank(world, config)),
+      checkpoints_(std::move(checkpoints)),
+      clock_(placement_.device) {
   std::set<std::string> sorted(names.begin(), names.end());
   sorted.insert({"control", "grad", "world"});
   // What is derived from a world that is traced already is recorded, and watched, together with it.
@@ -52,6 +57,10 @@ Context::Context(Communicator& world, const TrainConfig& config, std::vector<std
 }
 
 Context::~Context() = default;
+
+std::optional<std::string> Context::saved_text(const std::string& name) const {
+  return checkpoints_.empty() ? std::nullopt : trireme::saved_text(checkpoints_, name);
+}
 
 Communicator& Context::comm(std::string_view name) {
   const auto found = comms_.find(name);

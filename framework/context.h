@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 
 namespace trireme {
@@ -21,8 +22,9 @@ Traced::Sink trace_sink();
 class Context {
  public:
   // Collective: makes the named communicators "control", "grad", "world" and `names` in sorted order. A Traced
-  // world hands them its flight recorder.
-  Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names = {});
+  // world hands them its flight recorder. `checkpoints`: the folder of those that the run goes on from; empty: none.
+  Context(Communicator& world, const TrainConfig& config, std::vector<std::string> names = {},
+          std::string checkpoints = {});
   ~Context();
 
   Communicator& comm(std::string_view name = "world");
@@ -34,6 +36,9 @@ class Context {
   at::ScalarType param_type() const;  // f64 when precision is f64, else f32
   // bf16 or fp16 compute: forward runs under autocast, and fused f32/f64 kernels must not be used.
   bool autocast() const;
+
+  // What the run that goes on had saved as text, for what must be known before all is loaded; none where it starts.
+  std::optional<std::string> saved_text(const std::string& name) const;
 
   // The step being taken.
   Step now;
@@ -65,6 +70,7 @@ class Context {
   Communicator& world_;
   const TrainConfig& config_;
   const Placement placement_;
+  const std::string checkpoints_;
   std::map<std::string, std::unique_ptr<Communicator>, std::less<>> comms_;
   std::map<std::string, double> logged_;
   const Recipe* recipe_ = nullptr;

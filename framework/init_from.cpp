@@ -99,7 +99,7 @@ void init_from(const std::string& source, Session& session, Communicator& comm) 
     agree(comm, attempt([&] { load_tensors(source, session, known); }));
   else
     load_run(source, session, known, comm);
-  session.restart_average();
+  session.weights_loaded();
 }
 
 }  // namespace trireme

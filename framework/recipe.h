@@ -30,6 +30,8 @@ class Recipe {
   // Builds model and data. Called once on every rank, after the fields are read.
   virtual void setup(Context&) = 0;
   virtual std::vector<Param> parameters() = 0;
+  // Weights came in from elsewhere, at step 0: puts right those that the configuration speaks of.
+  virtual void weights_loaded() {}
 
   virtual const Dataset& train_data() = 0;
   virtual std::vector<std::int64_t> train_ids() = 0;

@@ -12,6 +12,7 @@
 #include "framework/optim/optimizer.h"
 #include "framework/optim/schedule.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include <ATen/Parallel.h>
@@ -44,8 +45,8 @@ class Autocast {
 
 }  // namespace
 
-Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe)
-    : config_(config), recipe_(recipe), context_(world, config, recipe.communicators()) {
+Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe, const std::string& checkpoints)
+    : config_(config), recipe_(recipe), context_(world, config, recipe.communicators(), checkpoints) {
   context_.recipe_ = &recipe;
   recipe.setup(context_);
   context_.steps_per_epoch = std::max<std::int64_t>(1, std::ssize(recipe.train_ids()) / config.batch_size);
@@ -75,8 +76,9 @@ std::vector<Param> Session::apply_freeze() {
   std::vector<std::int64_t> used(patterns.size() + 1, 0);  // the last: is anything trained?
   std::vector<Param> trained;
   for (auto& p : all_) {
-    bool frozen = p.group == "frozen" || p.group == "buffer";
-    for (std::size_t i = 0; i < patterns.size(); ++i)
+    const bool fixed = p.group == "frozen" || p.group == "buffer";
+    bool frozen = fixed;
+    for (std::size_t i = 0; i < patterns.size() && !fixed; ++i)
       if (fnmatch(patterns[i].c_str(), p.name.c_str(), 0) == 0) frozen = true, used[i] = 1;
     p.value.set_requires_grad(!frozen);
     if (frozen) continue;
@@ -86,8 +88,8 @@ std::vector<Param> Session::apply_freeze() {
   context_.comm("control").all_reduce({used.data(), used.size(), DType::i64}, Op::max).wait();
   for (std::size_t i = 0; i < patterns.size(); ++i)
     if (!used[i])
-      throw UsageError("freeze", "the pattern '" + patterns[i] + "' matches no parameter",
-                       "see --dry-run for the names");
+      throw UsageError("freeze", "the pattern '" + patterns[i] + "' matches no parameter that would be trained",
+                       "see --dry-run for the names; what a recipe locks is not trained anyway");
   if (!used.back()) throw UsageError("freeze", "every parameter is frozen", "free at least one");
   return trained;
 }
@@ -114,7 +116,8 @@ void Session::step(const Batch& batch) {
       if (n > 1) share = share / double(n);
       loss_ = loss_.defined() ? loss_ + share : share;
     }
-    if (!context_.any_root_ && optimizer_->params().size() < all_.size())
+    const auto trainable = std::count_if(all_.begin(), all_.end(), [](const Param& p) { return p.group != "buffer"; });
+    if (!context_.any_root_ && std::ssize(optimizer_->params()) < trainable)
       throw UsageError("freeze", "leaves nothing to train that the loss depends on", "free more parameters");
     if (!context_.any_root_) throw Error(ExitCode::bug, "recipe", "its loss depends on no parameter");
   }
@@ -168,6 +171,11 @@ void Session::guard_update() {
     at::_amp_update_scale_(next, growth_, context_.skip_, 2.0, 0.5, 2000);
     context_.scale_ = next;
   }
+}
+
+void Session::weights_loaded() {
+  recipe_.weights_loaded();
+  restart_average();
 }
 
 void Session::restart_average() {

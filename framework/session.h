@@ -11,8 +11,8 @@ class Snapshot;
 class Session {
  public:
   // Collective. Sets up the recipe and applies `freeze`. On a GPU the host goes on with one thread unless `threads`
-  // says otherwise.
-  Session(Communicator& world, const TrainConfig& config, Recipe& recipe);
+  // says otherwise. `checkpoints`: the folder of those that the run goes on from; restore() loads one. Empty: none.
+  Session(Communicator& world, const TrainConfig& config, Recipe& recipe, const std::string& checkpoints = {});
   ~Session();
 
   // Collective: gradients, reduction, update. Does not read the device.
@@ -36,8 +36,8 @@ class Session {
 
   // Weights only, and all state. Local, but for loading the order of other buckets than there are: see restore().
   void weights(Archive& ar);
-  // The weights came from elsewhere: the running average begins with them.
-  void restart_average();
+  // The weights came from elsewhere: the recipe is told, and the running average begins with them.
+  void weights_loaded();
   void state(Archive& ar);
   // Collective. Loads `snapshot` through `state`, which visits state() and whatever else it holds. What ranks must do
   // together comes between local readings, so that an error on one rank is thrown on all.
@@ -46,6 +46,7 @@ class Session {
  private:
   std::vector<Param> apply_freeze();
   void guard_update();
+  void restart_average();
   void average_weights();
   void own_shards();
 

@@ -84,7 +84,7 @@ class Loop {
         config_(setup.train),
         world_(world),
         watchdog_(watchdog),
-        session_(world, config_, *setup.recipe),
+        session_(world, config_, *setup.recipe, options.fresh ? "" : run_dir_of(options) + "/ckpt"),
         loader_(setup.recipe->train_data(), setup.recipe->train_ids(), config_.batch_size, world.rank(), world.size(),
                 std::uint64_t(config_.seed), {.prefetch = config_.prefetch}),
         folder_(open_run_folder(run_dir_of(options), options.fresh, setup.config, setup.schema, world)),

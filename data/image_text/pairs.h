@@ -2,6 +2,7 @@
 #pragma once
 #include "data/image_text/images.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -28,6 +29,11 @@ class Pairs {
   // Pixels a side of the pictures of each source that is trained on, where they were prepared as squares; 0: of any
   // size.
   virtual std::vector<int> prepared_sizes() const { return {0}; }
+  // All of them were fitted into a white square when they were prepared.
+  bool prepared() const {
+    const auto sizes = prepared_sizes();
+    return std::find(sizes.begin(), sizes.end(), 0) == sizes.end();
+  }
   // Ascending ids. max_per_caption > 0 keeps that many images of a caption, spread evenly over its images.
   virtual std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const = 0;
   virtual std::vector<std::int64_t> held_out_ids(std::int64_t max_per_caption = 0) const = 0;

@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "data/file.h"
 #include "data/image_text/content_hash.h"
+#include "data/json.h"
 
 #include <algorithm>
 #include <cstring>
@@ -10,7 +11,6 @@
 #include <map>
 
 #include <ATen/ops/empty.h>
-#include <nlohmann/json.hpp>
 
 namespace trireme {
 namespace {
@@ -52,11 +52,12 @@ std::vector<std::int64_t> check_array(const Hdf5File& file, const std::string& p
   return array.shape;
 }
 
-nlohmann::json parse_json(const Hdf5File& file, const std::string& path, const std::string& what) {
+nlohmann::json json_in(const Hdf5File& file, const std::string& path, const std::string& what) {
   if (!file.has(what)) throw DataError(path, "has no text `" + what + "`", cure_for(path));
   const std::string text = file.read_text(what);
-  auto json = nlohmann::json::parse(text, nullptr, false);
-  if (json.is_discarded()) throw DataError(path, "text `" + what + "` is not JSON", cure_for(path));
+  auto json = parse_json(text);
+  if (json.is_discarded())
+    throw DataError(path, "text `" + what + "` is not JSON, or nests deeper than 8 levels", cure_for(path));
   return json;
 }
 
@@ -86,7 +87,7 @@ std::string prepared_path(const std::string& name, int size) {
 ImageTextData::ImageTextData(const std::string& path, std::int64_t cache_bytes)
     : path_(path), file_(open_prepared(path)) {
   auto wrong = [&](const std::string& what) { return DataError(path_, what, cure_for(path_)); };
-  const auto meta = parse_json(file_, path, "meta"), classes = parse_json(file_, path, "classes");
+  const auto meta = json_in(file_, path, "meta"), classes = json_in(file_, path, "classes");
   if (!meta.is_object() || !meta.contains("format_version") || meta["format_version"] != 1)
     throw wrong("is of another format version than 1");
   meta_ = meta.dump();

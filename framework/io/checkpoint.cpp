@@ -92,6 +92,32 @@ std::string write_rank_file(FileIo& io, const std::string& folder, int rank, Sna
   return print_part({rank_file(rank), image.size(), crc32c(image.data(), image.size())}, tensors);
 }
 
+std::vector<std::int64_t> complete_steps(FileIo& io, const std::string& dir) {
+  std::vector<std::string> names;
+  const int status = io.list(dir, names);
+  if (status == -ENOENT) return {};
+  if (status < 0) throw DataError(dir, "cannot list: " + std::generic_category().message(-status));
+  std::vector<std::int64_t> steps;
+  for (const auto& name : names)
+    if (const auto step = step_of(name))
+      if (is_complete(io, dir + "/" + name)) steps.push_back(*step);
+  std::sort(steps.begin(), steps.end());
+  return steps;
+}
+
+std::vector<std::byte> read_tensor(const Hdf5File& file, const Manifest::Tensor& t, const std::string& path,
+                                   std::size_t file_size) {
+  const auto array = file.array(t.name);
+  if (array.dtype != t.dtype || array.shape != t.shape)
+    throw DataError(path + ": " + t.name, "not the dtype and shape of the manifest");
+  if (bytes_of(t.dtype, t.shape) > file_size) throw DataError(path + ": " + t.name, "larger than its file");
+  std::vector<std::byte> data(bytes_of(t.dtype, t.shape));
+  file.read_rows(t.name, 0, rows_of(t.shape), data.data());
+  if (crc32c(data.data(), data.size()) != t.crc32c)
+    throw DataError(path + ": " + t.name, "the checksum is wrong: the file is damaged");
+  return data;
+}
+
 // Reads one rank's file, checked against the manifest, and hands every wanted tensor to `take`.
 void read_rank_file(FileIo& io, const std::string& folder, const Manifest& m, int rank,
                     const std::function<bool(const Manifest::Tensor&)>& wanted,
@@ -107,16 +133,20 @@ void read_rank_file(FileIo& io, const std::string& folder, const Manifest& m, in
   std::vector<std::byte>().swap(bytes);
   for (const auto& t : m.tensors) {
     if (t.rank != rank || !wanted(t)) continue;
-    const auto array = file.array(t.name);
-    if (array.dtype != t.dtype || array.shape != t.shape)
-      throw DataError(path + ": " + t.name, "not the dtype and shape of the manifest");
-    if (bytes_of(t.dtype, t.shape) > expected.size) throw DataError(path + ": " + t.name, "larger than its file");
-    std::vector<std::byte> data(bytes_of(t.dtype, t.shape));
-    file.read_rows(t.name, 0, rows_of(t.shape), data.data());
-    if (crc32c(data.data(), data.size()) != t.crc32c)
-      throw DataError(path + ": " + t.name, "the checksum is wrong: the file is damaged");
-    take(t, std::move(data));
+    take(t, read_tensor(file, t, path, expected.size));
   }
+}
+
+// Of rank 0's file only what is asked for is read, and checked.
+std::optional<std::string> text_in(FileIo& io, const std::string& folder, const std::string& name) {
+  const Manifest m = read_manifest(io, folder);
+  const std::string path = folder + "/" + rank_file(0);
+  for (const auto& t : m.tensors) {
+    if (t.rank != 0 || !t.is_text || t.name != name) continue;
+    const auto data = read_tensor(Hdf5File::open(path), t, path, m.files[0].size);
+    return std::string(reinterpret_cast<const char*>(data.data()), data.size());
+  }
+  return std::nullopt;
 }
 
 }  // namespace
@@ -141,24 +171,11 @@ struct Checkpoints::Impl {
   std::map<std::int64_t, bool> best;  // rank 0: which checkpoints are marked best
 
   std::string final_folder(std::int64_t step) const { return dir + "/" + step_name(step); }
-  std::vector<std::int64_t> complete_steps();
+  std::vector<std::int64_t> complete_steps() { return trireme::complete_steps(io, dir); }
   void remove_leftovers();
   void commit(const Manifest& m, const std::string& folder);
   void prune(std::int64_t newest) noexcept;
 };
-
-std::vector<std::int64_t> Checkpoints::Impl::complete_steps() {
-  std::vector<std::string> names;
-  const int status = io.list(dir, names);
-  if (status == -ENOENT) return {};
-  if (status < 0) throw DataError(dir, "cannot list: " + std::generic_category().message(-status));
-  std::vector<std::int64_t> steps;
-  for (const auto& name : names)
-    if (const auto step = step_of(name))
-      if (is_complete(io, dir + "/" + name)) steps.push_back(*step);
-  std::sort(steps.begin(), steps.end());
-  return steps;
-}
 
 // Best effort: a run folder may be read-only for who evaluates it.
 void Checkpoints::Impl::remove_leftovers() {
@@ -360,6 +377,22 @@ void Checkpoints::finish() {
       impl_->prune(write->step);
   }
   if (failure) raise(*failure);
+}
+
+std::optional<std::string> saved_text(const std::string& dir, const std::string& name) {
+  FileIo& io = system_io();
+  for (auto steps = complete_steps(io, dir); !steps.empty();) {
+    const std::int64_t step = steps.back();
+    const std::string folder = dir + "/" + step_name(step);
+    try {
+      return text_in(io, folder, name);
+    } catch (const DataError& e) {
+      steps = complete_steps(io, dir);  // a job that writes there may have removed it for a newer one
+      if (!steps.empty() && steps.back() == step)
+        throw DataError("", e.what(), "move " + folder + " away to go on from the checkpoint before it");
+    }
+  }
+  return std::nullopt;
 }
 
 }  // namespace trireme

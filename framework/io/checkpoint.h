@@ -74,4 +74,8 @@ class Checkpoints {
   std::unique_ptr<Impl> impl_;
 };
 
+// A text of rank 0's in the newest complete checkpoint in `dir`; none without a checkpoint, or where it has no such
+// name. Not collective; reads only, also while another job writes there. DataError as Checkpoints::load.
+std::optional<std::string> saved_text(const std::string& dir, const std::string& name);
+
 }  // namespace trireme

@@ -105,6 +105,10 @@ void ClipConfig::fields(Fields& f) {
   f.require(!resnet() || vision_width % 2 == 0, "vision_width", "is odd", "a ResNet's stem has half of it");
   f.require(!resnet() || patch_dropout == 0, "patch_dropout", "is for a ViT", "set it to 0");
   f.require(resnet() || !sync_bn, "sync_bn", "is for a ResNet: a ViT has no batch statistics", "set it to false");
+  f.require(lock_image || lock_image_unlocked_groups == 0, "lock_image_unlocked_groups",
+            "is nothing without lock_image", "set lock_image: true, or leave it out");
+  f.require(lock_text || lock_text_unlocked_groups == 0, "lock_text_unlocked_groups", "is nothing without lock_text",
+            "set lock_text: true, or leave it out");
   f.require(!resnet() || lock_image_unlocked_groups == 0, "lock_image_unlocked_groups",
             "a ResNet is locked whole, as in OpenCLIP", "set it to 0");
 }

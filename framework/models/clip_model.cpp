@@ -9,30 +9,41 @@
 #include <charconv>
 #include <cstring>
 #include <filesystem>
+#include <set>
 
 namespace trireme {
 namespace {
 
 using Tensors = std::map<std::string, at::Tensor>;
 
-void fill(const ClipModel& model, const Tensors& tensors, const std::string& path) {
-  at::NoGradGuard no_grad;
-  Tensors left = tensors;
-  for (const auto& p : model.parameters()) {
-    const auto found = left.find(p.name);
-    if (found == left.end())
+// Before memory is taken: a configuration may ask for any amount.
+void check_shapes(const nn::ClipConfig& config, const Tensors& tensors, const std::string& path) {
+  nn::Parameters wanted = nn::Parameters::unset(at::kFloat, at::kMeta);
+  const nn::Clip shapes(config, 0, wanted);
+  std::set<std::string> names;
+  for (const auto& p : wanted.all()) {
+    names.insert(p.name);
+    const auto found = tensors.find(p.name);
+    if (found == tensors.end())
       throw DataError(path, "has no tensor " + p.name, "its weights do not belong to its configuration");
     if (found->second.sizes() != p.value.sizes())
       throw DataError(path,
                       p.name + " has shape " + c10::str(found->second.sizes()) + ", its configuration says " +
                           c10::str(p.value.sizes()),
                       "its weights do not belong to its configuration");
-    p.value.detach().copy_(found->second);
-    left.erase(found);
   }
-  if (!left.empty())
-    throw DataError(path, "holds " + left.begin()->first + ", the model has no such tensor",
-                    "its weights do not belong to its configuration");
+  for (const auto& [name, tensor] : tensors)
+    if (!names.contains(name))
+      throw DataError(path, "holds " + name + ", the model has no such tensor",
+                      "its weights do not belong to its configuration");
+}
+
+ClipModel filled(const OpenClipConfig& config, std::optional<Tokenizer> tokenizer, const Tensors& tensors,
+                 const std::string& path, at::Device device, at::ScalarType type) {
+  ClipModel model(config.model, config.preprocess, std::move(tokenizer), path, device, type);
+  at::NoGradGuard no_grad;
+  for (const auto& p : model.parameters()) p.value.detach().copy_(tensors.at(p.name));
+  return model;
 }
 
 std::optional<Tokenizer> tokenizer_file(const std::string& file) {
@@ -41,10 +52,10 @@ std::optional<Tokenizer> tokenizer_file(const std::string& file) {
 
 ClipModel from_folder(const std::string& path, at::Device device, at::ScalarType type, const std::string& tokenizer) {
   const OpenClipConfig config = read_open_clip_config(path);
-  ClipModel model(config.model, config.preprocess,
-                  tokenizer.empty() ? open_clip_tokenizer(path) : tokenizer_file(tokenizer), path, device, type);
-  fill(model, open_clip_tensors(path), path);
-  return model;
+  const Tensors tensors = open_clip_tensors(path);
+  check_shapes(config.model, tensors, path);
+  return filled(config, tokenizer.empty() ? open_clip_tokenizer(path) : tokenizer_file(tokenizer), tensors, path,
+                device, type);
 }
 
 std::int64_t step_of(const std::string& path, const Checkpoints& checkpoints, const std::string& wanted) {
@@ -90,12 +101,10 @@ ClipModel from_run(const std::string& path, at::Device device, at::ScalarType ty
         tensors[name.substr(std::strlen(group))] =
             at::from_blob(const_cast<std::byte*>(e.bytes.data()), e.shape, scalar_type(e.dtype));
   }
-  ClipModel model(
-      config.model, config.preprocess,
-      tokenizer.empty() ? Tokenizer::from_text(text("tokenizer"), snapshot.place) : tokenizer_file(tokenizer), path,
-      device, type);
-  fill(model, tensors, snapshot.place);
-  return model;
+  check_shapes(config.model, tensors, snapshot.place);
+  return filled(config,
+                tokenizer.empty() ? Tokenizer::from_text(text("tokenizer"), snapshot.place) : tokenizer_file(tokenizer),
+                tensors, path, device, type);
 }
 
 // f(first row, rows) for `rows` at a time, on the host in one tensor.
@@ -160,23 +169,12 @@ at::Tensor ClipModel::embed_texts(std::span<const std::string> texts, std::int64
   return embed_ids(tokenizer().encode_batch(texts, config().context), rows);
 }
 
-Preprocess preprocess_of(const std::string& source, std::int64_t size) {
-  Preprocess p;
-  if (is_open_clip_folder(source)) {
-    p = read_open_clip_config(source).preprocess;
-  } else if (std::filesystem::is_directory(source + "/ckpt")) {
-    const auto self = make_self();
-    Checkpoints checkpoints(source + "/ckpt", 1 << 20, *self);
-    const Snapshot snapshot = checkpoints.load(step_of(source, checkpoints, "newest"));
-    if (const auto text = text_in(snapshot, "open_clip_config"))
-      p = parse_open_clip_config(*text, snapshot.place).preprocess;
-  }
-  p.size = size;
-  return p;
-}
-
 ClipModel load_clip(const std::string& path, at::Device device, at::ScalarType type, const std::string& tokenizer,
                     const ClipWeights& weights) {
+  if (is_open_clip_folder(path) && (weights.step != "newest" || !weights.average))
+    throw UsageError(weights.average ? "--step" : "--raw",
+                     "is for a run: " + path + " is an OpenCLIP folder, which holds one kind of weights",
+                     "leave it out");
   if (is_open_clip_folder(path)) return from_folder(path, device, type, tokenizer);
   if (!std::filesystem::is_directory(path + "/ckpt"))
     throw DataError(path, "is neither a run folder (ckpt/) nor an OpenCLIP folder (open_clip_config.json)",

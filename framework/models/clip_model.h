@@ -45,12 +45,9 @@ class ClipModel {
   nn::Clip clip_;
 };
 
-// How the model of `source` sees pictures (a run folder, its newest checkpoint, or an OpenCLIP folder). A source that
-// does not say: the defaults. `size` is the model's.
-Preprocess preprocess_of(const std::string& source, std::int64_t size);
-
 // `path`: a run folder of fastclip, or a folder with open_clip_config.json and weights. `tokenizer_file`: a CLIP merges
-// file, before the model's own. `type`: f32 or f64. DataError naming what is missing, left over or of another shape.
+// file, before the model's own. `type`: f32 or f64. DataError naming what is missing, left over or of another shape,
+// before memory is taken for it; UsageError for weights other than the default of a folder.
 ClipModel load_clip(const std::string& path, at::Device device, at::ScalarType type,
                     const std::string& tokenizer_file = {}, const ClipWeights& weights = {});
 

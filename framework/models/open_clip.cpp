@@ -2,12 +2,11 @@
 
 #include "comm/error.h"
 #include "data/file.h"
+#include "data/json.h"
 #include "framework/formats/safetensors.h"
 #include "framework/io/file_io.h"
 
 #include <filesystem>
-
-#include <nlohmann/json.hpp>
 
 namespace trireme {
 namespace {
@@ -46,8 +45,9 @@ std::optional<Tokenizer> open_clip_tokenizer(const std::string& folder) {
   Tokenizer tokenizer = Tokenizer::load(merges);
   if (!fs::exists(vocab)) return tokenizer;
   const auto bytes = read_file(vocab, 1 << 26);
-  const json ids = json::parse(bytes.begin(), bytes.end(), nullptr, false);
-  if (!ids.is_object()) throw DataError(vocab, "is no JSON object", "fetch the file again");
+  const json ids = parse_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  if (!ids.is_object())
+    throw DataError(vocab, "is no JSON object, or nests deeper than 8 levels", "fetch the file again");
   const auto symbols = tokenizer.symbols();
   const auto wrong = [&](const std::string& what) {
     return DataError(vocab, what, "only CLIP's numbering is read: bytes, bytes at a word's end, merges, two marks");

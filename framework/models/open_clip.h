@@ -34,8 +34,4 @@ std::map<std::string, at::Tensor> open_clip_tensors(const std::string& folder);
 std::optional<Tokenizer> open_clip_tokenizer(const std::string& folder);
 void write_open_clip_tokenizer(const std::string& folder, const Tokenizer& tokenizer, std::int64_t context);
 
-// Weights that were made for another computation have equal shapes: UsageError where `folder` (if it is such a one)
-// differs from `model` in what no shape tells.
-void check_open_clip_model(const std::string& folder, const nn::ClipConfig& model);
-
 }  // namespace trireme

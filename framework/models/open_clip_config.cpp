@@ -2,12 +2,11 @@
 #include "comm/error.h"
 #include "comm/nearest.h"
 #include "data/file.h"
+#include "data/json.h"
 #include "framework/models/open_clip.h"
 
 #include <algorithm>
 #include <filesystem>
-
-#include <nlohmann/json.hpp>
 
 namespace trireme {
 namespace {
@@ -20,7 +19,7 @@ enum class Rule {
   read,       // it is read
   free,       // it changes no feature
   absent,     // only as null, false, 0, "" or {}: what it asks for is not built
-  learnable,  // only with the word that is built
+  learnable,  // only null or the word that is built
 };
 
 struct Key {
@@ -122,7 +121,7 @@ struct Section {
           value.is_null() || value == false || value == 0 || value == "" || (value.is_structured() && value.empty());
       if (key->rule == Rule::absent && !none)
         fail(name, "is " + value.dump() + ": such a model is not built here", "use a CLIP without it");
-      if (key->rule == Rule::learnable && !none && value != key->word)
+      if (key->rule == Rule::learnable && !value.is_null() && value != key->word)
         fail(name, "is " + value.dump() + ": only \"" + key->word + "\" is built here", "use a CLIP with that");
     }
   }
@@ -136,6 +135,12 @@ struct Section {
     if (!v.is_number_integer() || v < 1 || v > most)
       fail(key, "is " + v.dump(), "write an integer from 1 to " + std::to_string(most));
     return v.get<std::int64_t>();
+  }
+
+  bool truth(const char* key) const {
+    if (!has(key)) return false;
+    if (!values[key].is_boolean()) fail(key, "is " + values[key].dump(), "write true or false");
+    return values[key].get<bool>();
   }
 
   double number(const char* key, double missing) const {
@@ -229,15 +234,16 @@ void read_preprocess(const Section& s, Preprocess& p) {
 bool is_open_clip_folder(const std::string& path) { return fs::is_regular_file(path + "/open_clip_config.json"); }
 
 OpenClipConfig parse_open_clip_config(std::string_view text, const std::string& place) {
-  const json root = json::parse(text, nullptr, false);
-  if (root.is_discarded() || !root.is_object())
-    throw DataError(place, "is no JSON object", "fetch the file again, or see open_clip's push_to_hf_hub");
+  const json root = parse_json(text);
+  if (!root.is_object())
+    throw DataError(place, "is no JSON object, or nests deeper than 8 levels",
+                    "fetch the file again, or see open_clip's push_to_hf_hub");
   const Section file{root, place, ""}, model = file.mapping("model_cfg");
   model.check(top_keys);
   OpenClipConfig c;
   if (!model.has("embed_dim")) model.fail("embed_dim", "is missing", "see open_clip's model_configs");
   c.model.embed_dim = model.integer("embed_dim", 0, 65536);
-  c.model.quick_gelu = model.has("quick_gelu") && model.values["quick_gelu"] == true;
+  c.model.quick_gelu = model.truth("quick_gelu");
   read_vision(model.mapping("vision_cfg"), c.model);
   read_text(model.mapping("text_cfg"), c.model);
   c.preprocess.size = c.model.image_size;
@@ -280,18 +286,6 @@ std::string print_open_clip_config(const OpenClipConfig& config, bool tokenizer)
                         {"resize_mode", p.resize_mode},
                         {"fill_color", p.fill}};
   return json{{"model_cfg", model}, {"preprocess_cfg", preprocess}}.dump(2) + "\n";
-}
-
-void check_open_clip_model(const std::string& folder, const nn::ClipConfig& m) {
-  if (!is_open_clip_folder(folder)) return;
-  const nn::ClipConfig theirs = read_open_clip_config(folder).model;
-  const auto same = [&](const char* key, auto ours, auto wanted, const std::string& shown) {
-    if (ours != wanted)
-      throw UsageError("model." + std::string(key), "is not as in init_from " + folder, "set it to " + shown);
-  };
-  same("quick_gelu", m.quick_gelu, theirs.quick_gelu, theirs.quick_gelu ? "true" : "false");
-  same("vision_heads", m.vision_heads, theirs.vision_heads, std::to_string(theirs.vision_heads));
-  same("text_heads", m.text_heads, theirs.text_heads, std::to_string(theirs.text_heads));
 }
 
 }  // namespace trireme

@@ -11,7 +11,8 @@ namespace trireme::nn {
 // A pure function of x and weights: both passes must give the same bits.
 using CheckpointedPart = std::function<at::Tensor(const at::Tensor& x, std::span<const at::Tensor> weights)>;
 
-// part(x, weights), under the autocast of the call in both passes. `part` is kept until backward.
+// part(x, weights). `part` is kept until backward. The caller excludes autocast (c10::autocast_dispatch_keyset): `part`
+// casts by itself, and runs without autocast in backward too.
 at::Tensor checkpointed(const CheckpointedPart& part, const at::Tensor& x, std::span<const at::Tensor> weights);
 
 }  // namespace trireme::nn

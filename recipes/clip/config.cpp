@@ -14,7 +14,7 @@ void DataConfig::fields(Fields& f) {
   f("eval_file", eval_file,
     "pairs to evaluate on, one such source; then all of the others is trained on; empty: captions that are held out");
   f("tokenizer", tokenizer,
-    "CLIP merges file; empty: that of an OpenCLIP folder in init_from, else a BPE learnt from the captions");
+    "CLIP merges file; empty: that of the run or OpenCLIP folder in init_from, else a BPE learnt from the captions");
   f.resume_may_change(false);
   f("weights", weights,
     "of each of files: times that each of its pairs occurs in an epoch, whole numbers; empty: once");
@@ -48,10 +48,11 @@ void DataConfig::fields(Fields& f) {
 void LossConfig::fields(Fields& f) {
   f.choice("name", name, {"rgclg", "gcl", "mbcl"},
            "rgclg: FastCLIP v3; gcl: v0 (temperature global) and v1 (const); mbcl: OpenCLIP's mini-batch loss");
-  f.choice("temperature", temperature, {"global", "const"}, "one trained temperature, or a constant");
+  f.choice("temperature", temperature, {"global", "const"},
+           "one trained temperature, or a constant: tau, also after init_from");
   f.choice("tau_gradient", tau_gradient, {"repo", "paper"},
            "rgclg: as the authors' code weighs it, or the exact derivative of the objective");
-  f("tau", tau, "initial temperature", {.min = 1e-4, .max = 100});
+  f("tau", tau, "initial temperature; a trained one of init_from stays, clamped", {.min = 1e-4, .max = 100});
   f("tau_min", tau_min, "temperature is clamped to this after every step", {.min = 1e-4, .max = 100});
   f("tau_max", tau_max, "upper end of that clamp", {.min = 1e-4, .max = 100});
   f("rho", rho, "rgclg: weight of the temperature's penalty", {.min = 0});

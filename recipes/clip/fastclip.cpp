@@ -11,6 +11,7 @@
 #include "framework/optim/schedule.h"
 #include "recipes/clip/config.h"
 #include "recipes/clip/data.h"
+#include "recipes/clip/pretrained.h"
 
 #include <algorithm>
 #include <cmath>
@@ -36,20 +37,12 @@ class FastClip : public Recipe {
     notes_ = pairs_->notes();
     train_ = pairs_->train_ids(data_config_.max_per_caption);
     held_out_ = pairs_->held_out_ids();
-    check_open_clip_model(c.config().init_from, model_config_);
-    if (data_config_.tokenizer.empty() && is_open_clip_folder(c.config().init_from))
-      tokenizer_ = open_clip_tokenizer(c.config().init_from);
-    if (tokenizer_) {
-      // The pretrained model's.
-    } else if (data_config_.tokenizer.empty()) {
-      tokenizer_.emplace(Tokenizer::train(captions_of(*pairs_, train_), model_config_.vocab));
-    } else {
-      tokenizer_.emplace(Tokenizer::load(data_config_.tokenizer));
-    }
-    if (tokenizer_->vocab_size() > model_config_.vocab)
-      throw UsageError("model.vocab", "is " + std::to_string(model_config_.vocab) + " but the tokenizer has " +
-                                          std::to_string(tokenizer_->vocab_size()) + " ids");
-    preprocess_ = how_pictures_are_seen(c.config().init_from);
+    Inherited from = inherit(
+        data_config_, model_config_, [&] { return captions_of(*pairs_, train_); }, c);
+    tokenizer_ = std::move(from.tokenizer);
+    preprocess_ = std::move(from.preprocess);
+    if (pairs_->prepared())
+      preprocess_.resize_mode = "longest", preprocess_.fill = 255, preprocess_.interpolation = "bicubic";
     dataset_.emplace(*pairs_, *tokenizer_, pixel_options(c));
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(model_config_, std::log(1 / loss_config_.tau), params);
@@ -65,6 +58,10 @@ class FastClip : public Recipe {
   }
 
   std::vector<Param> parameters() override { return params_; }
+  void weights_loaded() override {
+    if (loss_config_.temperature == "const") model_->log_scale().detach().fill_(std::log(1 / loss_config_.tau));
+    clamp_tau();
+  }
   const Dataset& train_data() override { return *dataset_; }
   std::vector<std::int64_t> train_ids() override { return train_; }
   bool whole_batch() const override { return true; }
@@ -97,8 +94,7 @@ class FastClip : public Recipe {
     c.step_optimizers(s);
     model_->step_statistics(c.skip());
     if (log_u_.defined()) table_->write(step_ids_, std::exchange(log_u_, {}), c.skip());
-    if (loss_config_.temperature == "const" || !model_->log_scale().requires_grad()) return;
-    model_->log_scale().detach().clamp_(std::log(1 / loss_config_.tau_max), std::log(1 / loss_config_.tau_min));
+    clamp_tau();
   }
 
   std::map<std::string, double> evaluate(Context& c) override {
@@ -165,6 +161,12 @@ class FastClip : public Recipe {
       throw DataError(pairs_->path(), "or the tokenizer is not the same on all ranks", "give all nodes the same files");
   }
 
+  // Of a trained temperature.
+  void clamp_tau() const {
+    if (loss_config_.temperature == "const" || !model_->log_scale().requires_grad()) return;
+    model_->log_scale().detach().clamp_(std::log(1 / loss_config_.tau_max), std::log(1 / loss_config_.tau_min));
+  }
+
   // What is trained on, by content: the same pairs may lie elsewhere or be prepared again, others are refused. First of
   // all, or another number of pairs would be told as a misfit of the tables.
   void archive_data(Archive& ar) {
@@ -177,9 +179,12 @@ class FastClip : public Recipe {
       ar.text("data_identity", identity);
     else
       ar.text("data", meta);  // a checkpoint of an older version knows only what the file says of itself
-    if (ar.loading() && (merges != tokenizer_->text() || meta != own || identity != pairs_->identity()))
-      throw DataError(pairs_->path(), "is not the data this run was started with",
-                      "put it back, or use --fresh to start over");
+    const std::string cure = "put it back, or use --fresh to start over";
+    if (meta != own || identity != pairs_->identity())
+      throw DataError(pairs_->path(), "is not the data this run was started with", cure);
+    if (merges != tokenizer_->text())
+      throw DataError(data_config_.tokenizer.empty() ? "the tokenizer of these captions" : data_config_.tokenizer,
+                      "is not the tokenizer this run was started with", cure);
   }
 
   // What load_clip reads.
@@ -192,20 +197,11 @@ class FastClip : public Recipe {
                       "put init_from back as it was, or use --fresh to start over");
   }
 
-  // As the model that is trained on saw pictures. Prepared ones were fitted into a white square.
-  Preprocess how_pictures_are_seen(const std::string& init_from) const {
-    Preprocess p = preprocess_of(init_from, model_config_.image_size);
-    const auto sizes = pairs_->prepared_sizes();
-    if (std::find(sizes.begin(), sizes.end(), 0) == sizes.end())
-      p.resize_mode = "longest", p.fill = 255, p.interpolation = "bicubic";
-    return p;
-  }
-
   ImageTextOptions pixel_options(const Context& c) const {
     ImageTextOptions o;
     for (std::size_t i = 0; i < 3; ++i)
       o.statistics.mean[i] = preprocess_.mean[i], o.statistics.std_dev[i] = preprocess_.std[i];
-    const bool prepared = dynamic_cast<const ImageTextData*>(pairs_.get());
+    const bool prepared = pairs_->prepared();
     if (!prepared && (preprocess_.resize_mode != "shortest" || preprocess_.interpolation == "bilinear"))
       o.square = [p = preprocess_](const Image& in) { return p.square(in); };
     o.size = int(model_config_.image_size), o.context = model_config_.context;

@@ -130,10 +130,91 @@ TEST_F(OpenClipFiles, BadInputIsOneLine) {
   write_text(here() / "hub/open_clip_config.json", config.substr(0, config.size() / 2));
   bad(embed_texts, 3, "open_clip_config.json");
   write_text(here() / "hub/open_clip_config.json", config);
-  for (const char* file : {"vocab.json", "merges.txt"}) fs::remove(here() / "hub" / file);
+  fs::rename(here() / "hub/merges.txt", here() / "m.txt");
+  fs::remove(here() / "hub/vocab.json");
   bad(embed_texts, 2, "--tokenizer FILE");
   bad({"train", "e.yaml", "--out", "q", "init_from=./hub", "model.quick_gelu=true"}, 2, "model.quick_gelu");
-  bad({"train", "e.yaml", "--out", "q", "init_from=./hub", "model.text_layers=2"}, 3, "resblocks.1");
+  bad({"train", "e.yaml", "--out", "q", "init_from=./hub", "data.tokenizer=./m.txt", "model.text_layers=2"}, 3,
+      "resblocks.1");
+  bad({"train", "e.yaml", "--out", "q", "model.lock_image_unlocked_groups=1"}, 2, "lock_image");
+  bad({"train", "e.yaml", "--out", "q", "model.lock_text_unlocked_groups=1"}, 2, "lock_text");
+  bad({"train", "e.yaml", "--out", "q", "model.lock_image=true", "freeze=[visual.*]"}, 2, "visual.*");
+  bad({"export", "hub", "--out", "o", "--raw"}, 2, "--raw");
+  bad({"export", "hub", "--out", "o", "--step", "best"}, 2, "--step");
+}
+
+// A token table under other numbers, or weights of another computation, load without a word: shapes are equal.
+TEST_F(OpenClipFiles, WhatNoShapeTellsIsAskedFor) {
+  train(kinds[0], "run");
+  ok({"export", "run", "--out", "hub"});
+  fs::copy_file(here() / "hub/merges.txt", here() / "m.txt");
+  const auto from = [](const std::string& source, const Words& more) {
+    Words words{"train", "e.yaml", "--out", "q", "--fresh", "init_from=./" + source};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  };
+  for (const std::string source : {"run", "hub"})
+    for (const std::string key : {"quick_gelu=true", "vision_heads=4", "text_heads=4"})
+      bad(from(source, {"model." + key}), 2, "model." + key.substr(0, key.find('=')));
+  fs::remove(here() / "hub/merges.txt");
+  for (const std::string source : {"hub", "hub/open_clip_model.safetensors"}) {
+    bad(from(source, {}), 2, "data.tokenizer");
+    ok(from(source, {"data.tokenizer=./m.txt"}));
+  }
+  bad(from("pictures", {}), 3, "is no run folder");
+  // Captions of other words: a run brings its tokenizer.
+  for (int i = 0; i < 40; ++i) {
+    fs::create_directories(here() / "zebras");
+    write_text(here() / "zebras" / (std::to_string(i) + ".png"), png(i));
+    write_text(here() / "zebras" / (std::to_string(i) + ".txt"), "zebra quilt zebra quilt " + std::to_string(i));
+  }
+  ok({"data", "folder", "--from", "zebras", "--size", "32", "--out", "zebras.h5"});
+  ok(from("run", {"data.file=./zebras.h5"}));
+  ok({"export", "q", "--out", "q-hub"});
+  EXPECT_EQ(read_text(here() / "q-hub/merges.txt"), read_text(here() / "m.txt"));
+}
+
+// The model that it started from was needed then only; another tokenizer is named.
+TEST_F(OpenClipFiles, ARunGoesOnWithoutTheModelItStartedFrom) {
+  train(kinds[0], "run");
+  ok({"export", "run", "--out", "hub"});
+  write_text(here() / "other.txt", "#version: 0.2\np i\n");
+  auto config = nlohmann::json::parse(read_text(here() / "hub/open_clip_config.json"));
+  config["preprocess_cfg"]["mean"] = {0.5, 0.4, 0.3};
+  write_text(here() / "hub/open_clip_config.json", config.dump());
+  const Words on{"train", "e.yaml", "--out", "on", "init_from=./hub", "checkpoint.every=2"};
+  ok(on);
+  const auto whole = final_state(here() / "on");
+  const auto cut = [&] { fs::remove_all(here() / "on/ckpt/step_00000004"); };
+  fs::remove_all(here() / "hub");
+  cut();
+  ok(on);
+  EXPECT_EQ(final_state(here() / "on"), whole);
+  cut();
+  Words other = on;
+  other.push_back("data.tokenizer=./other.txt");
+  bad(other, 3, "is not the tokenizer this run was started with");
+}
+
+// What another model left in the folder would pass for ours, or ours for its.
+TEST_F(OpenClipFiles, ExportLeavesNothingOfAnotherModel) {
+  train(kinds[0], "run");
+  ok({"export", "run", "--out", "hub"});
+  write_text(here() / "hub/tokenizer.json", "{}");
+  ok({"export", "run", "--out", "hub"});
+  EXPECT_FALSE(fs::exists(here() / "hub/tokenizer.json"));
+  EXPECT_TRUE(fs::exists(here() / "hub/vocab.json"));
+  fs::copy(here() / "hub", here() / "bare");
+  for (const char* file : {"vocab.json", "merges.txt"}) fs::remove(here() / "bare" / file);
+  ok({"export", "bare", "--out", "hub"});
+  for (const char* file : {"vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"})
+    EXPECT_FALSE(fs::exists(here() / "hub" / file)) << file;
+  embed("run", "run.safetensors");
+  // It stops before the weights are there: no model, rather than a mixture.
+  fs::remove(here() / "hub/open_clip_model.safetensors");
+  fs::create_directories(here() / "hub/open_clip_model.safetensors/full");
+  bad({"export", "run", "--out", "hub"}, 3, "open_clip_model.safetensors");
+  EXPECT_FALSE(fs::exists(here() / "hub/open_clip_config.json"));
 }
 
 }  // namespace

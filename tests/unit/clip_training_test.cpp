@@ -1,8 +1,10 @@
 // FastCLIP's training steps in memory, on pictures drawn here: frozen towers, micro-batches in low precision, ZeRO.
 #include "comm/error.h"
 #include "comm/local/loopback.h"
+#include "comm/local/self.h"
 #include "data/loader.h"
 #include "framework/experiment.h"
+#include "framework/init_from.h"
 #include "framework/io/checkpoint.h"
 #include "framework/session.h"
 #include "tests/gpu/blots.h"
@@ -10,6 +12,7 @@
 #include "tests/needs.h"
 
 #include <mutex>
+#include <optional>
 
 namespace trireme::test {
 namespace {
@@ -196,6 +199,44 @@ TEST_F(ClipTraining, ZeroTrainsTheSameWithALearntTemperature) {
     for (const auto& [name, value] : plain.weights)
       EXPECT_TRUE(at::equal(value, sharded.weights.at(name))) << name << " on " << ranks;
   }
+}
+
+// init_from brings a temperature of its own: a constant one is what the configuration says, a trained one keeps to its
+// bounds from the first step on.
+TEST_F(ClipTraining, ALoadedTemperatureKeepsToTheConfiguration) {
+  const auto self = make_self();
+  const auto tau_from = [&](double loaded, std::vector<std::string> keys) {
+    TempFolder run;
+    keys.push_back("data.file=" + (folder_->path / "blots.h5").string());
+    const auto tau_of = [](const Session& session, std::optional<double> set) {
+      for (const auto& p : session.parameters())
+        if (p.name == "logit_scale") {
+          at::NoGradGuard no_grad;
+          if (set) p.value.detach().fill_(std::log(1 / *set));
+          return std::exp(-p.value.item<double>());
+        }
+      return 0.0;
+    };
+    const std::string yaml = (folder_->path / "run.yaml").string();
+    {
+      Experiment e(Config::load(yaml, {keys.back()}));
+      Session session(*self, e.train, *e.recipe);
+      tau_of(session, loaded);
+      Checkpoints checkpoints((run.path / "ckpt").string(), 1, *self);
+      checkpoints.save(1, Snapshot::take([&](Archive& ar) { session.state(ar); }, 0), "{}");
+      checkpoints.finish();
+    }
+    keys.push_back("init_from=" + run.path.string());
+    Experiment e(Config::load(yaml, keys));
+    Session session(*self, e.train, *e.recipe);
+    init_from(run.path.string(), session, *self);
+    return tau_of(session, std::nullopt);
+  };
+  EXPECT_NEAR(tau_from(0.2, {"loss.temperature=const", "loss.tau=0.05"}), 0.05, 1e-6);
+  EXPECT_NEAR(tau_from(0.2, {"loss.tau=0.05"}), 0.2, 1e-6);
+  EXPECT_NEAR(tau_from(0.2, {"loss.tau=0.05", "loss.tau_max=0.1"}), 0.1, 1e-6);
+  EXPECT_NEAR(tau_from(0.02, {"loss.tau=0.05", "loss.tau_min=0.04"}), 0.04, 1e-6);
+  EXPECT_NEAR(tau_from(0.2, {"loss.tau_max=0.1", "freeze=[logit_scale]"}), 0.2, 1e-6);
 }
 
 TEST_F(ClipTraining, HowOftenItLogsChangesNothing) {

@@ -3,6 +3,8 @@
 #include "comm/error.h"
 #include "comm/nearest.h"
 #include "comm/registry.h"
+#include "framework/recipe.h"
+#include "framework/train_config.h"
 
 #include <bit>
 #include <chrono>
@@ -12,6 +14,7 @@
 #include <fstream>
 #include <random>
 #include <set>
+#include <sstream>
 
 #include <gtest/gtest.h>
 
@@ -643,6 +646,28 @@ TEST(Config, DocumentIsATableOfEveryKey) {
                           "| `model.activation` | `gelu` | gelu, quick_gelu, relu | nonlinearity |\n",
                           "| `amp` | `false` | true or false | mixed \\| precision |\n"})
     EXPECT_NE(text.find(row), std::string::npos) << row << text;
+}
+
+// The tables of docs/config.md are what this makes; with TRIREME_WRITE_DOCS=1 it writes them.
+TEST(Config, TheDocsAreTheSchemaOfEveryRecipe) {
+  const std::string path = std::string(std::getenv("TRIREME_SOURCE")) + "/docs/config.md", mark = "## Every recipe\n";
+  std::stringstream file;
+  file << std::ifstream(path).rdbuf();
+  const auto begin = file.str().find(mark);
+  ASSERT_NE(begin, std::string::npos);
+  TrainConfig common;
+  std::string wanted = file.str().substr(0, begin) + mark + "\n" + document([&](Fields& f) { common.fields(f); });
+  for (const auto& name : Recipes::names()) {
+    const auto recipe = Recipes::create(name);
+    wanted += "\n## " + name + "\n\n" + document([&](Fields& f) { recipe->fields(f); });
+  }
+  if (std::getenv("TRIREME_WRITE_DOCS")) std::ofstream(path) << wanted;
+  std::istringstream is(file.str()), should(wanted);
+  for (std::string a, b; is || should;) {
+    a.clear(), b.clear();
+    std::getline(is, a), std::getline(should, b);
+    ASSERT_EQ(a, b) << "write the tables anew: TRIREME_WRITE_DOCS=1 with this test";
+  }
 }
 
 TEST(Config, Nearest) {

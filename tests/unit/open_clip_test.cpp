@@ -191,6 +191,10 @@ TEST(OpenClip, ConfigsOfOtherModelsAreRefused) {
                        {"/model_cfg/text_cfg/no_causal_mask", true, "text_cfg.no_causal_mask"},
                        {"/model_cfg/text_cfg/norm_kwargs", {{"eps", 1e-6}}, "text_cfg.norm_kwargs"},
                        {"/model_cfg/text_cfg/context_lenght", 77, "did you mean context_length"},
+                       {"/model_cfg/quick_gelu", 1, "quick_gelu is 1"},
+                       {"/model_cfg/quick_gelu", "true", "write true or false"},
+                       {"/model_cfg/text_cfg/pool_type", "", "text_cfg.pool_type"},
+                       {"/model_cfg/text_cfg/heads", true, "text_cfg.heads"},
                        {"/model_cfg/init_logit_bias", -10, "init_logit_bias"},
                        {"/model_cfg/multimodal_cfg", {{"width", 512}}, "multimodal_cfg"},
                        {"/preprocess_cfg/resize_mode", "crop", "resize_mode"},
@@ -209,6 +213,19 @@ TEST(OpenClip, ConfigsOfOtherModelsAreRefused) {
   }
   for (const char* text : {"", "[]", "{\"model_cfg\": 3}", "{\"model_cfg\": {}}", "{", "nul"})
     EXPECT_THROW(parse_open_clip_config(text, "c.json"), DataError) << text;
+}
+
+// Values are copied, compared and printed level by level.
+TEST(OpenClip, DeepJsonIsRefused) {
+  const std::string open(400000, '['), close(400000, ']'), deep = open + close;
+  for (const std::string key : {"embed_dim", "quick_gelu", "no_such_key", "vision_cfg"})
+    for (const std::string& value : {deep, "[" + deep + "," + deep + "]", open})
+      EXPECT_THROW(parse_open_clip_config("{\"model_cfg\": {\"" + key + "\": " + value + "}}", "c.json"), DataError);
+  EXPECT_THROW(parse_open_clip_config(deep, "c.json"), DataError);
+  TempFolder folder;
+  Tokenizer::train(std::vector<std::string>{"a b"}, 514).save((folder.path / "merges.txt").string());
+  write_text(folder.path / "vocab.json", "{\"!\": " + deep + "}");
+  EXPECT_THROW(open_clip_tokenizer(folder.path.string()), DataError);
 }
 
 class OpenClipFolder : public ::testing::Test {
@@ -261,6 +278,24 @@ TEST_F(OpenClipFolder, WeightsThatDoNotFitAreNamed) {
   EXPECT_NE(error().find("open_clip_model.safetensors"), std::string::npos) << error();
   fs::remove(folder.path / "open_clip_config.json");
   EXPECT_NE(error().find("neither"), std::string::npos) << error();
+}
+
+// A configuration may ask for any amount of memory: the file's shapes come first.
+TEST_F(OpenClipFolder, ShapesAreComparedBeforeMemoryIsTaken) {
+  write();
+  json config = cases()[1].values["config"];
+  auto& text = config["model_cfg"]["text_cfg"];
+  text["width"] = 65536, text["layers"] = 1000, text["heads"] = 1024, text["vocab_size"] = 1000000;
+  write_text(folder.path / "open_clip_config.json", config.dump());
+  EXPECT_NE(error().find("has shape"), std::string::npos) << error();
+}
+
+TEST_F(OpenClipFolder, OptionsOfARunAreRefused) {
+  write();
+  const auto with = [&](const ClipWeights& w) { load_clip(folder.path.string(), at::kCPU, at::kFloat, {}, w); };
+  EXPECT_NO_THROW(with({}));
+  EXPECT_THROW(with({"best", true}), UsageError);
+  EXPECT_THROW(with({"newest", false}), UsageError);
 }
 
 TEST_F(OpenClipFolder, TokenizerComesBack) {

@@ -288,6 +288,48 @@ TEST(Session, FreezingAllThatTheLossNeedsIsAnError) {
   }
 }
 
+// A buffer and what a recipe locks are not trained anyway.
+TEST(Session, WhatIsNotTrainedCannotBeFrozen) {
+  struct Fixed : Regression {
+    void setup(Context& c) override {
+      Regression::setup(c);
+      params[1].group = "frozen";
+      params.push_back({"mean", at::zeros({3}, at::kDouble), nullptr, "buffer"});
+    }
+  };
+  const auto self = make_self();
+  for (const std::string pattern : {"b1", "mean", "[bm]*", "w1"}) {
+    TrainConfig c = small();
+    c.freeze = {pattern};
+    Fixed recipe;
+    if (pattern == "w1")
+      EXPECT_NO_THROW(Session(*self, c, recipe));
+    else
+      EXPECT_THROW(Session(*self, c, recipe), UsageError) << pattern;
+  }
+}
+
+// With nothing frozen it is the recipe's fault, whatever buffers there are.
+TEST(Session, ALossOfNothingIsTheRecipesFault) {
+  struct Deaf : Regression {
+    void setup(Context& c) override {
+      Regression::setup(c);
+      params.push_back({"mean", at::zeros({3}, at::kDouble), nullptr, "buffer"});
+    }
+    at::Tensor loss(const Batch&, Context&) override { return at::zeros({}, at::kDouble); }
+  } recipe;
+  const auto self = make_self();
+  const TrainConfig c = small();
+  Session session(*self, c, recipe);
+  const std::vector<std::int64_t> ids{0, 1};
+  try {
+    session.step(recipe.rows.read(ids, 0));
+    ADD_FAILURE() << "passed";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), ExitCode::bug) << e.what();
+  }
+}
+
 // Checkpoints of a run whose weights are all `value`.
 void save_constant(Checkpoints& checkpoints, std::int64_t step, double value) {
   Regression recipe;

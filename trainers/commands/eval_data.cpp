@@ -110,7 +110,7 @@ void add_classes(EvalData& data, const EvalSpec& spec, const Pairs& pairs, const
 
 EvalData part_of_pairs(const EvalSpec& spec) {
   const std::shared_ptr<const Pairs> pairs = open_pairs(spec.source);
-  const bool prepared = dynamic_cast<const ImageTextData*>(pairs.get());
+  const bool prepared = pairs->prepared();
   const std::string split = !spec.split.empty() ? spec.split : prepared ? spec.prepared_split : "all";
   const auto ids = std::make_shared<const std::vector<std::int64_t>>(ids_of(*pairs, split, spec.max_per_caption));
   if (ids->empty()) throw DataError(spec.name(), "has no pair in the part `" + split + "`", "take another --split");

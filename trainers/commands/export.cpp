@@ -6,7 +6,9 @@
 #include "framework/models/clip_model.h"
 #include "framework/models/open_clip.h"
 
+#include <cerrno>
 #include <iostream>
+#include <system_error>
 
 namespace trireme {
 namespace {
@@ -16,12 +18,25 @@ struct ExportOptions {
   bool raw = false;
 };
 
+// What another model left there: without its config the folder is no model, and its tokenizer would pass for ours.
+// tokenizer.json is read before vocab.json and merges.txt by those who know it.
+void clear(FileIo& io, const std::string& folder) {
+  for (const char* name : {"open_clip_config.json", "tokenizer.json", "added_tokens.json", "vocab.json", "merges.txt",
+                           "tokenizer_config.json", "special_tokens_map.json"}) {
+    const std::string path = folder + "/" + name;
+    if (const int status = io.unlink(path); status < 0 && status != -ENOENT)
+      throw DataError(path, "cannot be replaced: " + std::generic_category().message(-status), "choose another --out");
+    if (name == std::string_view("open_clip_config.json")) sync_folder(io, folder);
+  }
+}
+
 int export_model(const ExportOptions& o) {
   if (o.format != "openclip") throw UsageError("--format", "'" + o.format + "' is none", "write openclip");
   if (o.out.empty()) throw UsageError("export", "no folder to write", "give --out DIR");
   const ClipModel model = load_clip(o.model, at::kCPU, at::kFloat, o.tokenizer, {o.step, !o.raw});
   FileIo& io = system_io();
   make_folder(io, o.out);
+  clear(io, o.out);
   std::vector<NamedTensor> tensors;
   for (const auto& p : model.parameters()) tensors.push_back({p.name, p.value.detach()});
   write_safetensors(o.out + "/open_clip_model.safetensors", tensors, {{"format", "pt"}});
