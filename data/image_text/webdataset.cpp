@@ -131,6 +131,12 @@ std::optional<TarSample> TarSamples::next() {
   std::rethrow_exception(error_);
 }
 
+bool names_tars(const std::string& list) {
+  std::error_code error;
+  if (list.ends_with(".tar") || list.find("::") != list.npos || list.find('{') != list.npos) return true;
+  return fs::is_directory(list, error);
+}
+
 std::vector<std::string> list_tars(const std::string& list) {
   std::vector<std::string> tars;
   for (std::size_t begin = 0; begin <= list.size();) {

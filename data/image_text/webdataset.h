@@ -42,4 +42,7 @@ class TarSamples {
 // {a,b}.tar), several joined by `::`. DataError: an open brace, an empty name, more than a million.
 std::vector<std::string> list_tars(const std::string& list);
 
+// Is it such a list, by its form? (A folder is.)
+bool names_tars(const std::string& list);
+
 }  // namespace trireme

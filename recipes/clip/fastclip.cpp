@@ -13,7 +13,6 @@
 #include "recipes/clip/data.h"
 #include "recipes/clip/pretrained.h"
 
-#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <utility>
