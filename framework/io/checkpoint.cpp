@@ -1,12 +1,10 @@
 #include "framework/io/checkpoint.h"
 
 #include "comm/error.h"
-#include "data/hdf5.h"
 #include "framework/base/agree.h"
 #include "framework/io/assembly.h"
-#include "framework/io/crc32c.h"
 #include "framework/io/file_io.h"
-#include "framework/io/manifest.h"
+#include "framework/io/rank_file.h"
 
 #include <algorithm>
 #include <array>
@@ -15,6 +13,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <set>
 #include <thread>
 
@@ -65,33 +64,6 @@ Manifest read_manifest(FileIo& io, const std::string& folder) {
   return Manifest::parse({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path);
 }
 
-std::int64_t rows_of(const std::vector<std::int64_t>& shape) { return shape.empty() ? 1 : shape[0]; }
-
-std::size_t bytes_of(DType dtype, const std::vector<std::int64_t>& shape) {
-  std::size_t n = size_of(dtype);
-  for (std::int64_t d : shape) n *= std::size_t(d);
-  return n;
-}
-
-// Builds the file in memory and writes it; entries are released as they are copied. Returns its part of the
-// manifest.
-std::string write_rank_file(FileIo& io, const std::string& folder, int rank, Snapshot snapshot) {
-  const std::string path = folder + "/" + rank_file(rank);
-  std::vector<Manifest::Tensor> tensors;
-  auto file = Hdf5File::create_in_memory(path);
-  for (auto& [name, e] : snapshot.entries) {
-    file.create_array(name, e.dtype, e.shape);
-    file.write_rows(name, 0, rows_of(e.shape), e.bytes.data());
-    const auto crc = crc32c(e.bytes.data(), e.bytes.size());
-    tensors.push_back({name, e.dtype, e.shape, e.sharing, e.is_text, rank, crc});
-    std::vector<std::byte>().swap(e.bytes);
-  }
-  const auto image = file.image();
-  write_durably(io, path, image);
-  sync_folder(io, folder);
-  return print_part({rank_file(rank), image.size(), crc32c(image.data(), image.size())}, tensors);
-}
-
 std::vector<std::int64_t> complete_steps(FileIo& io, const std::string& dir) {
   std::vector<std::string> names;
   const int status = io.list(dir, names);
@@ -103,50 +75,6 @@ std::vector<std::int64_t> complete_steps(FileIo& io, const std::string& dir) {
       if (is_complete(io, dir + "/" + name)) steps.push_back(*step);
   std::sort(steps.begin(), steps.end());
   return steps;
-}
-
-std::vector<std::byte> read_tensor(const Hdf5File& file, const Manifest::Tensor& t, const std::string& path,
-                                   std::size_t file_size) {
-  const auto array = file.array(t.name);
-  if (array.dtype != t.dtype || array.shape != t.shape)
-    throw DataError(path + ": " + t.name, "not the dtype and shape of the manifest");
-  if (bytes_of(t.dtype, t.shape) > file_size) throw DataError(path + ": " + t.name, "larger than its file");
-  std::vector<std::byte> data(bytes_of(t.dtype, t.shape));
-  file.read_rows(t.name, 0, rows_of(t.shape), data.data());
-  if (crc32c(data.data(), data.size()) != t.crc32c)
-    throw DataError(path + ": " + t.name, "the checksum is wrong: the file is damaged");
-  return data;
-}
-
-// Reads one rank's file, checked against the manifest, and hands every wanted tensor to `take`.
-void read_rank_file(FileIo& io, const std::string& folder, const Manifest& m, int rank,
-                    const std::function<bool(const Manifest::Tensor&)>& wanted,
-                    const std::function<void(const Manifest::Tensor&, std::vector<std::byte>)>& take) {
-  const auto& expected = m.files[std::size_t(rank)];
-  const std::string path = folder + "/" + expected.name;
-  auto bytes = read_whole(io, path, expected.size);
-  if (bytes.size() != expected.size)
-    throw DataError(path, std::to_string(bytes.size()) + " bytes, " + std::to_string(expected.size) + " were written");
-  if (crc32c(bytes.data(), bytes.size()) != expected.crc32c)
-    throw DataError(path, "the checksum is wrong: the file is damaged");
-  const auto file = Hdf5File::open_image(path, bytes);
-  std::vector<std::byte>().swap(bytes);
-  for (const auto& t : m.tensors) {
-    if (t.rank != rank || !wanted(t)) continue;
-    take(t, read_tensor(file, t, path, expected.size));
-  }
-}
-
-// Of rank 0's file only what is asked for is read, and checked.
-std::optional<std::string> text_in(FileIo& io, const std::string& folder, const std::string& name) {
-  const Manifest m = read_manifest(io, folder);
-  const std::string path = folder + "/" + rank_file(0);
-  for (const auto& t : m.tensors) {
-    if (t.rank != 0 || !t.is_text || t.name != name) continue;
-    const auto data = read_tensor(Hdf5File::open(path), t, path, m.files[0].size);
-    return std::string(reinterpret_cast<const char*>(data.data()), data.size());
-  }
-  return std::nullopt;
 }
 
 }  // namespace
@@ -381,15 +309,16 @@ void Checkpoints::finish() {
 
 std::optional<std::string> saved_text(const std::string& dir, const std::string& name) {
   FileIo& io = system_io();
+  if (!std::filesystem::is_directory(dir)) return std::nullopt;  // or a file, which whoever writes there refuses
   for (auto steps = complete_steps(io, dir); !steps.empty();) {
     const std::int64_t step = steps.back();
     const std::string folder = dir + "/" + step_name(step);
     try {
-      return text_in(io, folder, name);
+      return read_rank_text(folder, read_manifest(io, folder), name);
     } catch (const DataError& e) {
       steps = complete_steps(io, dir);  // a job that writes there may have removed it for a newer one
       if (!steps.empty() && steps.back() == step)
-        throw DataError("", e.what(), "move " + folder + " away to go on from the checkpoint before it");
+        throw DataError("", e.what(), "move " + folder + " away to take the checkpoint before it");
     }
   }
   return std::nullopt;
