@@ -650,6 +650,9 @@ TEST(Config, DocumentIsATableOfEveryKey) {
 
 // The tables of docs/config.md are what this makes; with TRIREME_WRITE_DOCS=1 it writes them.
 TEST(Config, TheDocsAreTheSchemaOfEveryRecipe) {
+#ifdef __SANITIZE_THREAD__
+  GTEST_SKIP() << "recipes are not built for ThreadSanitizer";
+#else
   const std::string path = std::string(std::getenv("TRIREME_SOURCE")) + "/docs/config.md", mark = "## Every recipe\n";
   std::stringstream file;
   file << std::ifstream(path).rdbuf();
@@ -668,6 +671,7 @@ TEST(Config, TheDocsAreTheSchemaOfEveryRecipe) {
     std::getline(is, a), std::getline(should, b);
     ASSERT_EQ(a, b) << "write the tables anew: TRIREME_WRITE_DOCS=1 with this test";
   }
+#endif
 }
 
 TEST(Config, Nearest) {
