@@ -289,27 +289,30 @@ TEST_F(Gpu, ScaleMeasuresDeviceMemory) {
 
 // 4 ranks, then 2, then 4 again: weights, moments and both tables of normalisers go on, and so does the curve.
 TEST_F(Gpu, ResumesOnOtherNumbersOfRanks) {
-  for (const auto& [kind, zero] : {std::pair<std::string, std::string>("mpi", "zero=1"), {"nccl", "zero=0"}}) {
+  for (const std::string kind : {"mpi", "nccl"}) {
     if (const auto why = no_nccl(4); kind == "nccl" && !why.empty()) GTEST_SKIP() << why;
-    const Words settings{"communicator=" + kind, zero, "checkpoint.every=15", "checkpoint.keep=9"};
-    const std::string through = kind + "whole", cut = kind + "cut";
-    ASSERT_EQ(train(through, 4, settings).code, 0);
-    const auto whole = losses(folder.path / through);
-    ASSERT_EQ(train(cut, 4, settings).code, 0);
-    for (const auto& [after, ranks] : {std::pair(15, 2), std::pair(30, 4)}) {
-      // As if the job had ended at that step.
-      for (const auto& entry : fs::directory_iterator(folder.path / cut / "ckpt"))
-        if (std::stoi(entry.path().filename().string().substr(5)) > after) fs::remove_all(entry.path());
-      const Outcome o = train(cut, ranks, settings);
-      ASSERT_EQ(o.code, 0) << o;
-      ASSERT_NE((o.out + o.err).find("resumed at step " + std::to_string(after)), std::string::npos) << o;
+    for (const std::string zero : {"zero=0", "zero=1"}) {
+      const Words settings{"communicator=" + kind, zero, "checkpoint.every=15", "checkpoint.keep=9"};
+      const std::string through = kind + zero + "whole", cut = kind + zero + "cut";
+      ASSERT_EQ(train(through, 4, settings).code, 0);
+      const auto whole = losses(folder.path / through);
+      ASSERT_EQ(train(cut, 4, settings).code, 0);
+      for (const auto& [after, ranks] : {std::pair(15, 2), std::pair(30, 4)}) {
+        // As if the job had ended at that step.
+        for (const auto& entry : fs::directory_iterator(folder.path / cut / "ckpt"))
+          if (std::stoi(entry.path().filename().string().substr(5)) > after) fs::remove_all(entry.path());
+        const Outcome o = train(cut, ranks, settings);
+        ASSERT_EQ(o.code, 0) << o;
+        ASSERT_NE((o.out + o.err).find("resumed at step " + std::to_string(after)), std::string::npos) << o;
+      }
+      double worst = 0;
+      const auto found = losses(folder.path / cut);
+      ASSERT_EQ(found.size(), whole.size());
+      for (const auto& [step, loss] : whole) worst = nan_max(worst, std::fabs(found.at(step) - loss) / std::fabs(loss));
+      EXPECT_LE(worst, 1e-5) << kind << " " << zero;
+      std::printf("%s %s: 4, 2, 4 ranks: worst relative difference of a loss %.1e\n", kind.c_str(), zero.c_str(),
+                  worst);
     }
-    double worst = 0;
-    const auto found = losses(folder.path / cut);
-    ASSERT_EQ(found.size(), whole.size());
-    for (const auto& [step, loss] : whole) worst = nan_max(worst, std::fabs(found.at(step) - loss) / std::fabs(loss));
-    EXPECT_LE(worst, 1e-5) << kind << " " << zero;
-    std::printf("%s %s: 4, 2, 4 ranks: worst relative difference of a loss %.1e\n", kind.c_str(), zero.c_str(), worst);
   }
 }
 
