@@ -151,15 +151,13 @@ void serve_loss(const Options& o, Communicator& world) {
     return x / at::linalg_vector_norm(x, 2, {1}, true);
   };
   const at::Tensor image = unit(), text = unit(), t = at::full({}, std::log(1 / 0.07), options);
-  std::vector<std::int64_t> ids(std::size_t(rows), 0);
-  std::iota(ids.begin(), ids.end(), 0);
-  const fastclip::NormalizerTable table(rows, options);
+  const at::Tensor old = at::full({2, 1, rows}, -INFINITY, options);
   at::Tensor loss;
   serve_steps(
       o, 0,
       [&] {
-        loss = (o.arm == "v3" ? fastclip::global_loss(*comm, image, text, t, ids, 1, table, {})
-                              : fastclip::mini_batch_loss(*comm, image, text, t))
+        loss = (o.arm == "v3" ? fastclip::global_loss(*comm, {image, text}, t, old, 1, {})
+                              : fastclip::mini_batch_loss(*comm, {image, text}, t))
                    .loss;
       },
       [&] { return loss.item<double>(); });
