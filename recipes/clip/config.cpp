@@ -1,5 +1,7 @@
 #include "recipes/clip/config.h"
 
+#include "data/image_text/split.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -26,6 +28,16 @@ void DataConfig::fields(Fields& f) {
     "tars, tables and folders: share of the captions held out for evaluation, by hash, about 5,000 at most (prepared "
     "files have a split of their own)",
     {.min = 0, .max = 1});
+  f("part", part,
+    "[from, to], 0 to 1: only the training captions whose hash lies there; [0, 0.5] and [0.5, 1] are two halves");
+  f("eval_part", eval_part,
+    "part of the training captions to evaluate on in place of the held-out ones: settings are chosen on it");
+  f.require(is_part(part), "part", "is not two ascending numbers from 0 to 1", "write [0, 0.5]");
+  f.require(is_part(eval_part), "eval_part", "is not two ascending numbers from 0 to 1", "write [0.9, 1]");
+  f.require(eval_part.empty() || !is_part(part) || !is_part(eval_part) || apart(part, eval_part), "eval_part",
+            "has captions that are trained on", "leave them out of data.part");
+  f.require(eval_part.empty() || eval_file.empty(), "eval_part", "and eval_file both say what to evaluate on",
+            "leave one out");
   f("index_key", index_key, "tars: JSON member with the sample's own number (FastCLIP: key); empty: counted in order");
   f("image_column", image_column, "tables: column of the picture's path");
   f("caption_column", caption_column, "tables: column of the caption");

@@ -36,8 +36,8 @@ class FastClip : public Recipe {
     check_pairs(c.config().batch_size);
     pairs_ = open_data(data_config_, model_config_.image_size, c);
     notes_ = pairs_->notes();
-    train_ = pairs_->train_ids(data_config_.max_per_caption);
-    held_out_ = pairs_->held_out_ids();
+    Split split = split_of(*pairs_, data_config_);
+    train_ = std::move(split.train), held_out_ = std::move(split.held_out);
     Inherited from = inherit(
         data_config_, model_config_, [&] { return captions_of(*pairs_, train_); }, c);
     tokenizer_ = std::move(from.tokenizer);
