@@ -110,3 +110,10 @@ if(TRIREME_MPICH_MPIEXEC AND MPICH_FOUND AND NOT TRIREME_SANITIZE)
     set_tests_properties(mpi.${name}_mpich PROPERTIES LABELS mpi TIMEOUT ${seconds} RUN_SERIAL TRUE ENVIRONMENT "${test_environment}")
   endforeach()
 endif()
+
+# The statistics of the studies (bench/studies).
+find_program(python3 python3)
+if(python3 AND NOT TRIREME_SANITIZE)
+  add_test(NAME unit.study_statistics COMMAND ${python3} ${CMAKE_SOURCE_DIR}/bench/studies/study.py --self-test)
+  set_tests_properties(unit.study_statistics PROPERTIES LABELS unit TIMEOUT 60)
+endif()

@@ -8,6 +8,7 @@
 #include "data/image_text/table.h"
 #include "data/image_text/tars.h"
 
+#include <algorithm>
 #include <filesystem>
 
 namespace trireme {
@@ -70,6 +71,17 @@ std::unique_ptr<Pairs> open_pairs(const PairsSpec& spec) {
     sources.push_back({open_one(spec.files[i], own), spec.weights.empty() ? 1 : spec.weights[i], false});
   if (!spec.eval_file.empty()) sources.push_back({open_one(spec.eval_file, own), 1, true});
   return std::make_unique<JoinedPairs>(std::move(sources));
+}
+
+std::vector<std::int64_t> train_ids_of(const Pairs& pairs, const PairsSpec& spec, std::int64_t max_per_caption) {
+  return keep_part(pairs.train_ids(max_per_caption), pairs, spec.part);
+}
+
+std::vector<std::int64_t> held_out_ids_of(const Pairs& pairs, const PairsSpec& spec) {
+  if (spec.eval_part.empty()) return pairs.held_out_ids();
+  auto ids = keep_part(pairs.train_ids(), pairs, spec.eval_part);
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());  // each once, whatever its weight
+  return ids;
 }
 
 }  // namespace trireme

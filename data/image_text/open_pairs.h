@@ -1,6 +1,6 @@
 // Image-text data by what a user calls it.
 #pragma once
-#include "data/image_text/pairs.h"
+#include "data/image_text/split.h"
 
 #include <functional>
 #include <memory>
@@ -14,6 +14,7 @@ struct PairsSpec {
   std::string index_key;              // tars: JSON member with a sample's number (tars.h)
   std::string image_column = "filepath", caption_column = "title";  // tables
   double held_out = 0.1;  // tars, tables and folders: share of the captions held out (split.h)
+  Part part, eval_part;   // of the captions trained on, and to evaluate on in place of the held-out ones
   double broken_share = 0.01;
   bool whole = false;  // tars: one that is cut short is an error at any share
   int image_size = 0;  // of prepared sets known by their name
@@ -30,5 +31,9 @@ struct PairsSpec {
 // Rank-local; tars not yet in the cache are read through, so one rank should do this first. UsageError: weights that do
 // not fit; DataError with the cure for all that is wrong with a source.
 std::unique_ptr<Pairs> open_pairs(const PairsSpec& spec);
+
+// What is trained on and what is evaluated on, with the parts taken into account. Ascending.
+std::vector<std::int64_t> train_ids_of(const Pairs& pairs, const PairsSpec& spec, std::int64_t max_per_caption);
+std::vector<std::int64_t> held_out_ids_of(const Pairs& pairs, const PairsSpec& spec);
 
 }  // namespace trireme

@@ -18,9 +18,19 @@ PairsSpec spec_of(const DataConfig& data, std::int64_t image_size) {
   spec.index_key = data.index_key;
   spec.image_column = data.image_column, spec.caption_column = data.caption_column;
   spec.held_out = data.held_out, spec.broken_share = data.broken_share;
+  spec.part = data.part, spec.eval_part = data.eval_part;
   spec.image_size = int(image_size);
   return spec;
 }
+
+}  // namespace
+
+Split split_of(const Pairs& pairs, const DataConfig& data) {
+  const PairsSpec spec = spec_of(data, 0);
+  return {train_ids_of(pairs, spec, data.max_per_caption), held_out_ids_of(pairs, spec)};
+}
+
+namespace {
 
 void check(const Pairs& pairs, const DataConfig& data, std::int64_t image_size) {
   for (const int size : pairs.prepared_sizes())
@@ -29,8 +39,10 @@ void check(const Pairs& pairs, const DataConfig& data, std::int64_t image_size) 
           "model.image_size",
           "is " + std::to_string(image_size) + " but " + pairs.path() + " holds " + std::to_string(size) + " pixels",
           "prepare the data at the model's size");
-  if (pairs.train_ids(data.max_per_caption).empty())
-    throw DataError(pairs.path(), "has no pairs to train on", "lower data.held_out");
+  const auto [train, held_out] = split_of(pairs, data);
+  if (train.empty())
+    throw DataError(pairs.path(), "has no pairs to train on",
+                    data.part.empty() ? "lower data.held_out" : "widen data.part");
 }
 
 }  // namespace

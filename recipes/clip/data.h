@@ -13,6 +13,12 @@ namespace trireme::fastclip {
 // model's, DataError where nothing is left to train on.
 std::unique_ptr<Pairs> open_data(const DataConfig& data, std::int64_t image_size, Context& c);
 
+// Ascending ids of what is trained on and of what is evaluated on.
+struct Split {
+  std::vector<std::int64_t> train, held_out;
+};
+Split split_of(const Pairs& pairs, const DataConfig& data);
+
 // Captions that a tokenizer is learnt from: those of the ids, or of a million spread evenly over them.
 std::vector<std::string> captions_of(const Pairs& pairs, const std::vector<std::int64_t>& ids);
 

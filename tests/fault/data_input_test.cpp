@@ -435,6 +435,7 @@ TEST_F(Evaluation, ARunsOwnDataIsWhatTrainingHeldOut) {
   };
   EXPECT_LT(evaluated("layout-run", {"data.file=layout/test", "data.held_out=0.4"}), 60);
   EXPECT_EQ(metrics({"layout-run", "--split", "all"})["images"], 90);
+  EXPECT_LT(evaluated("part-run", {"data.file=pairs.h5", "data.part=[0, 0.7]", "data.eval_part=[0.7, 1]"}), 60);
   EXPECT_EQ(evaluated("joined-run", {"data.files=[layout/test, pairs.h5]", "data.eval_file=more-tars/"}), 24);
   EXPECT_EQ(metrics({"model", "--data", "layout"})["images"], 90);
   refused({"layout-run", "--data", "layout", "--split", "held_out"}, 2, {"--split", "test set"});

@@ -172,6 +172,24 @@ TEST_F(TarTraining, SourcesHaveWeightsAndStableNumbers) {
     EXPECT_EQ(pairs->caption(id), pairs->caption(30 + 2 * id));
     EXPECT_EQ(pairs->picture(id).pixels.rgb, pairs->picture(30 + 2 * id).pixels.rgb);
   }
+  // Parts go by caption, whatever the source, and leave what is held out alone.
+  std::vector<std::int64_t> halves;
+  for (const Part& half : {Part{0, 0.5}, Part{0.5, 1}}) {
+    spec.part = half, spec.eval_part = half;
+    const auto part = train_ids_of(*pairs, spec, 0), measured = held_out_ids_of(*pairs, spec);
+    EXPECT_GT(part.size(), ids.size() / 5);
+    EXPECT_EQ(std::set(part.begin(), part.end()), std::set(measured.begin(), measured.end()));
+    EXPECT_EQ(std::set(measured.begin(), measured.end()).size(), measured.size()) << "each once";
+    std::set<std::string> captions;
+    for (const auto id : part) captions.insert(pairs->caption(id));
+    for (const auto& [id, n] : count)
+      EXPECT_EQ(std::count(part.begin(), part.end(), id), captions.contains(pairs->caption(id)) ? n : 0) << id;
+    halves.insert(halves.end(), part.begin(), part.end());
+  }
+  std::sort(halves.begin(), halves.end());
+  EXPECT_EQ(halves, ids);
+  spec.part = {}, spec.eval_part = {};
+  EXPECT_EQ(held_out_ids_of(*pairs, spec), held_out);
   spec.eval_file = path("odd.tar");
   const auto tested = open_pairs(spec);
   EXPECT_EQ(tested->size(), 120);
@@ -191,6 +209,9 @@ TEST_F(TarTraining, SourcesHaveWeightsAndStableNumbers) {
   EXPECT_THROW(losses(1, "none", {files, "data.weights=[2]"}), UsageError);
   EXPECT_THROW(losses(1, "none", {files, "data.weights=[2,0]"}), UsageError);
   EXPECT_THROW(losses(2, path("one"), {"data.held_out=1"}), DataError);
+  EXPECT_THROW(losses(2, path("one"), {"data.part=[0, 1.0e-6]"}), DataError);
+  EXPECT_THROW(losses(1, path("one"), {"data.part=[0.5, 0.4]"}), UsageError);
+  EXPECT_THROW(losses(1, path("one"), {"data.eval_part=[0.9, 1]"}), UsageError) << "which is trained on";
   EXPECT_THROW(losses(2, path("gone.tar")), DataError) << "and nobody waits";
 }
 

@@ -82,11 +82,11 @@ EvalData whole_set(const EvalSpec& spec) {
   return data;
 }
 
-std::vector<std::int64_t> ids_of(const Pairs& pairs, const std::string& split, std::int64_t max_per_caption) {
-  if (split == "held_out") return pairs.held_out_ids();
-  if (split == "train") return pairs.train_ids(max_per_caption);
+std::vector<std::int64_t> ids_of(const Pairs& pairs, const std::string& split, const EvalSpec& spec) {
+  if (split == "held_out") return held_out_ids_of(pairs, spec.source);
+  if (split == "train") return train_ids_of(pairs, spec.source, spec.max_per_caption);
   if (split != "all") throw UsageError("--split " + split, "no such part", "take held_out, train or all");
-  std::vector<std::int64_t> ids = pairs.train_ids(max_per_caption), held_out = pairs.held_out_ids(), all;
+  std::vector<std::int64_t> ids = pairs.train_ids(spec.max_per_caption), held_out = pairs.held_out_ids(), all;
   std::merge(ids.begin(), ids.end(), held_out.begin(), held_out.end(), std::back_inserter(all));
   return all;
 }
@@ -112,7 +112,7 @@ EvalData part_of_pairs(const EvalSpec& spec) {
   const std::shared_ptr<const Pairs> pairs = open_pairs(spec.source);
   const bool prepared = pairs->prepared();
   const std::string split = !spec.split.empty() ? spec.split : prepared ? spec.prepared_split : "all";
-  const auto ids = std::make_shared<const std::vector<std::int64_t>>(ids_of(*pairs, split, spec.max_per_caption));
+  const auto ids = std::make_shared<const std::vector<std::int64_t>>(ids_of(*pairs, split, spec));
   if (ids->empty()) throw DataError(spec.name(), "has no pair in the part `" + split + "`", "take another --split");
   EvalData data;
   data.size = std::int64_t(ids->size());
@@ -172,6 +172,11 @@ EvalSpec data_of_config(const std::string& file) {
   };
   number("held_out", spec.held_out);
   number("broken_share", spec.broken_share);
+  const auto part = [&](std::string_view key, Part& value) {
+    for (const auto& text : texts_at(*data, key)) value.push_back(std::strtod(text.c_str(), nullptr));
+  };
+  part("part", spec.part);
+  part("eval_part", spec.eval_part);
   double most = 0;
   number("max_per_caption", most);
   of_run.max_per_caption = std::int64_t(most);

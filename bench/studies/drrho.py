@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Training with a reference model (DRRho-CLIP) on drawn pairs: what each use of the reference gives, and how much data it
+saves. The reference saw the other half of the training captions, or the same half as the target.
+
+  python3 bench/studies/drrho.py scenes --out runs/drrho --jobs 60 --gpus 4
+"""
+import math
+import sys
+
+from study import Arm, Run, Setting, curve_of, main, markdown, percent, runs_of_settings, samples_to, score_of
+
+R1 = ["image_to_text_r1", "text_to_image_r1"]
+R10 = ["image_to_text_r10", "text_to_image_r10"]
+BATCH = {"scenes": 128, "openclipart": 64}
+STEPS = {"scenes": 7812, "openclipart": 2000}  # scenes: 10 epochs of 100,000 pairs
+# The target's half; a twentieth of it chooses the settings.
+TARGET, CHOOSE = "data.part=[0.5, 1]", ["data.part=[0.5, 0.975]", "data.eval_part=[0.975, 1]"]
+
+RHO = [["loss.rho=1"], ["loss.rho=2"]]
+CONSTANT = [["loss.tau=0.02"], ["loss.tau=0.05"]]
+V3 = ["loss.name=rgclg"]
+# Constant temperature, and gamma as the authors' README has it for 10 epochs.
+DRRHO = ["recipe=drrho_clip", "loss.temperature=const", "loss.eps=1.0e-4", "loss.gamma_min=0.78", "loss.gamma_decay_epochs=10"]
+SELECT = ["loss.name=mbcl", "loss.lr_tau=-1", "reference.use=[select]", "reference.select_fraction=0.2"]
+TAU = [["loss.tau=0.03"], ["loss.tau=0.07"]]
+
+
+def uses(part):
+    """Name: overrides, temperatures of the grid. Selection trains as many pairs as the others, so it reads five times as
+    many; `short` sees half of the samples."""
+    wide = [f"batch_size={5 * BATCH[part]}"]
+    shift = DRRHO + ["reference.use=[shift]"]
+    return {
+        "shift": (shift, CONSTANT),
+        "shift-short": (shift + [f"steps={STEPS[part] // 2}"], CONSTANT),
+        "distill": (V3 + ["reference.use=[distill]", "reference.distill_scale=50"], RHO),
+        "shift-distill": (DRRHO + ["reference.use=[shift, distill]", "reference.distill_scale=50"], CONSTANT),
+        "jest": (SELECT + ["reference.select=jest"] + wide, TAU),
+        "rho": (SELECT + ["reference.select=rho"] + wide, TAU),
+    }
+
+
+def common(part, options):
+    if part == "scenes":
+        return [f"data.file={options.data}/scenes_16.h5", "epochs=0", "optimizer.warmup=500", f"eval_every={STEPS[part] // 20}"]
+    return [f"data.file={options.data}/openclipart_32.h5", "threads=1", "data.threads=1", "checkpoint.every=100000", "eval_every=100"]
+
+
+def reference(part, options, which):
+    return f"{options.out}/{part}/reference-{which}"
+
+
+def yaml_of(part):
+    return "recipes/fastclip/" + ("scenes.yaml" if part == "scenes" else "quickstart.yaml")
+
+
+def references(part, options):
+    """Of the other half and of the same: the mini-batch loss, twice as long as the target's training."""
+    halves = {"other": "data.part=[0, 0.5]", "same": TARGET}
+    settings = [f"batch_size={2 * BATCH[part]}", f"steps={STEPS[part]}", "optimizer.lr=2e-3", "loss.name=mbcl", "loss.lr_tau=-1"]
+    return [Run(f"{part}/reference-{which}", yaml_of(part), common(part, options) + settings + [half, "seed=1000"])
+            for which, half in halves.items()]
+
+
+def setting(part, options):
+    small = part == "openclipart"
+    arms = [Arm("v3", V3, RHO, options.seeds)]
+    for which in ("other", "same"):
+        for name, (overrides, grid) in uses(part).items():
+            if small and (which, name) != ("other", "shift"):
+                continue
+            arms.append(Arm(f"{name}-{which}", overrides + [f"reference.model={reference(part, options, which)}"], grid,
+                            options.seeds, after=[f"{part}/reference-{which}"]))
+    if options.only:
+        arms = [a for a in arms if a.name in options.only.split(",")]
+    overrides = common(part, options) + [f"batch_size={BATCH[part]}", f"steps={STEPS[part]}", TARGET]
+    rates = ["5e-4", "1e-3"]
+    return Setting(part, yaml_of(part), overrides, rates, arms, R10 if small else R1, CHOOSE, "v3")
+
+
+def efficiency(part, s, results):
+    """Samples at which an arm's curves reach the mean final score of v3, and the variance of the loss that is left."""
+    ends = [score_of(results.get(s.run_name(s.arms[0], k)), s.metrics) for k in range(1, s.arms[0].seeds + 1)]
+    ends = [e for e in ends if e is not None]
+    if not ends:
+        return "", {}
+    target, rows, found = sum(ends) / len(ends), [], {}
+    for arm in s.arms:
+        runs = [results[s.run_name(arm, k)] for k in range(1, arm.seeds + 1) if s.run_name(arm, k) in results]
+        samples = [samples_to(curve_of(r, s.metrics, BATCH[part]), target) for r in runs]
+        ratio = [r["eval"]["variance_ratio"][-1][1] for r in runs if "variance_ratio" in r["eval"]]
+        found[arm.name] = {"samples_to_v3": samples, "variance_ratio": ratio}
+        shown = " ".join("never" if math.isinf(n) else f"{n / 1000:.0f}" for n in samples)
+        rows.append([arm.name, shown, " ".join(f"{v:.3f}" for v in ratio)])
+    header = ["arm", f"thousand trained samples to {percent(target)} %, by seed", "Var(l - l_ref) / Var(l), held out"]
+    return markdown(header, rows) + "\n", found
+
+
+def data_of(part, options):
+    if part == "scenes":
+        return [["scenes", "--pairs", "200000", "--size", "16", "--out", f"{options.data}/scenes_16.h5"]]
+    return [["openclipart", "--size", "32", "--out", f"{options.data}/openclipart_32.h5"]]
+
+
+def runs_of(part, options):
+    return references(part, options) + runs_of_settings([setting(part, options)])
+
+
+def tables_of(part, options, results):
+    s = setting(part, options)
+    text, rows = s.table(results)
+    more, found = efficiency(part, s, results)
+    for which in ("other", "same"):
+        score = score_of(results.get(f"{part}/reference-{which}"), s.metrics)
+        more += f"\nreference of the {which} half: {percent(score)} %"
+    return text + "\n" + more, [dict(row, **found.get(row["arm"], {})) for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main(["scenes", "openclipart"], data_of, runs_of, tables_of))

@@ -1,0 +1,77 @@
+#!/usr/bin/env python3
+"""FastCLIP's losses against the mini-batch loss: seeds, paired intervals, rates chosen on captions of their own.
+
+  python3 bench/studies/fastclip.py scenes --out runs/scenes --jobs 48 --gpus 4
+  python3 bench/studies/fastclip.py openclipart --out runs/openclipart
+
+Each loss takes the better of 2 learning rates x 2 temperatures at each batch size, by one run on a part of the training
+captions that is evaluated on another; the runs that count then train on all and are evaluated on what the set holds out.
+"""
+import sys
+from dataclasses import replace
+
+from study import Arm, Setting, main, runs_of_settings
+
+# The temperature of the grid: where it starts (v1: where it stays), or the rho that steers it.
+TAU = [["loss.tau=0.03"], ["loss.tau=0.07"]]
+RHO = [["loss.rho=1"], ["loss.rho=2"]]
+ARMS = {
+    "mbcl": (["loss.name=mbcl", "loss.lr_tau=-1"], TAU),
+    "siglip": (["loss.name=siglip", "loss.lr_tau=-1"], [["loss.tau=0.1"], ["loss.tau=0.05"]]),
+    "v0": (["loss.name=gcl", "loss.lr_tau=-1"], TAU),
+    "v1": (["loss.name=gcl", "loss.temperature=const"], TAU),
+    "v2": (["loss.name=rgcl", "loss.temperature=individual", "loss.tau=0.03", "loss.lr_tau=2.0e-3"], RHO),
+    "v3": (["loss.name=rgclg"], RHO),
+    "scent": (["loss.name=rgclg", "loss.estimator=scent"], RHO),
+}
+
+
+def arms_of(options, seeds):
+    wanted = options.only.split(",") if options.only else list(ARMS)
+    return [Arm(name, *ARMS[name], seeds) for name in wanted]
+
+
+def scenes(options):
+    metrics = ["image_to_text_r1", "text_to_image_r1"]
+    parts = ["data.part=[0, 0.975]", "data.eval_part=[0.975, 1]"]  # 5,000 pairs of 200,000
+    return [
+        Setting(f"batch{batch}", "recipes/fastclip/scenes.yaml",
+                [f"data.file={options.data}/scenes_16.h5", f"batch_size={batch}", f"optimizer.warmup={warmup}", f"eval_every={every}"],
+                rates, arms_of(options, options.seeds), metrics, parts, "mbcl")
+        for batch, warmup, every, rates in ((64, 1000, 3125, ["5e-4", "1e-3"]), (256, 250, 781, ["1e-3", "2e-3"]))
+    ]
+
+
+def openclipart(options):
+    arms = []
+    for arm in arms_of(options, 1):
+        pair = arm.name in ("mbcl", "v3")
+        arms.append(replace(arm, seeds=options.seeds if pair else 1))
+        if pair:
+            arms.append(replace(arms[-1], name=arm.name + "-masked", overrides=arm.overrides + ["loss.mask_same_caption=true"]))
+    metrics = ["image_to_text_r10", "text_to_image_r10"]
+    overrides = [f"data.file={options.data}/openclipart_32.h5", "threads=1", "data.threads=1", "checkpoint.every=100000"]
+    return [Setting("openclipart", "recipes/fastclip/quickstart.yaml", overrides, ["5e-4", "1e-3"], arms, metrics,
+                    ["data.part=[0, 0.9]", "data.eval_part=[0.9, 1]"], "mbcl")]
+
+
+SETTINGS = {"scenes": scenes, "openclipart": openclipart}
+
+
+def data_of(part, options):
+    if part == "scenes":
+        return [["scenes", "--pairs", "200000", "--size", "16", "--out", f"{options.data}/scenes_16.h5"]]
+    return [["openclipart", "--size", "32", "--out", f"{options.data}/openclipart_32.h5"]]
+
+
+def runs_of(part, options):
+    return runs_of_settings(SETTINGS[part](options))
+
+
+def tables_of(part, options, results):
+    tables = [s.table(results) for s in SETTINGS[part](options)]
+    return "\n".join(t for t, _ in tables), [row for _, rows in tables for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main(list(SETTINGS), data_of, runs_of, tables_of))
