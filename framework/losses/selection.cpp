@@ -4,12 +4,11 @@
 #include "data/rng.h"
 #include "framework/base/tensor.h"
 #include "framework/losses/risk.h"
+#include "framework/losses/similarity.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
-
-#include <ATen/ATen.h>
 
 namespace trireme {
 namespace {
@@ -101,7 +100,7 @@ std::int64_t selected_rows(const Selection& s, std::int64_t b) {
 
 at::Tensor select_rows(Communicator& comm, const Selection& selection, const ScoredFeatures& learner,
                        const ScoredFeatures& reference, std::uint64_t seed, std::int64_t step) {
-  const at::NoGradGuard no_grad;
+  const fastclip::Exactly exactly;
   const std::int64_t rows = selected_rows(selection, learner.image.size(0));
   if (selection.method == "rho") return largest_rows(losses(comm, learner) - losses(comm, reference), rows).cpu();
   return jest(comm, selection, learner, reference, Rng(seed, "select", std::uint64_t(step), std::uint64_t(comm.rank())))

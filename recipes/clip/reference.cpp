@@ -126,7 +126,7 @@ void ReferenceConfig::fields(Fields& f) {
     "what for, one or more: shift (DRRho: similarities above the reference's), distill (its similarities as targets), "
     "select (pairs it finds easier than the model does)");
   f("distill_weight", distill_weight, "of the distillation loss", {.min = 0});
-  f("distill_scale", distill_scale, "distill: times the reference's similarities, 1 / temperature", {.min = 0});
+  f("distill_scale", distill_scale, "distill, select: times the reference's similarities, 1 / temperature", {.min = 0});
   f("shift_scale", shift_scale, "shift: of the contrastive part, in place of 1 / tau; 0: 1 / tau", {.min = 0});
   f.choice("select", select.method, {"jest", "jest_topk", "rho"},
            "select: drawn in chunks by learnability, taken in chunks, or the largest loss above the reference's");
