@@ -25,7 +25,7 @@ using Keys = std::vector<std::string>;
 struct Trained {
   std::vector<double> losses;
   std::map<std::string, at::Tensor> weights;
-  std::map<std::string, std::vector<double>> recipe;  // f64 and f32 arrays of the recipe's state, of rank 0
+  std::map<std::string, std::vector<double>> tables;  // log u, of rank 0
 };
 
 Keys operator+(Keys a, const Keys& b) {
@@ -40,12 +40,12 @@ class DrrhoTraining : public testing::Test {
     folder_ = new TempFolder;
     prepare_blots(path("blots.h5"));
     write_text(path("run.yaml"),
-               "recipe: drrho_clip\nbatch_size: 16\nsteps: 4\nlog_every: 1\nthreads: 1\nprefetch: false\ndevice: cpu\n"
+               "recipe: drrho_clip\nbatch_size: 16\nsteps: 3\nlog_every: 1\nthreads: 1\nprefetch: false\ndevice: cpu\n"
                "precision: f64\nbucket_mib: 0.02\nfirst_bucket_mib: 0.01\noptimizer: {lr: 1.0e-3, weight_decay: 0.1}\n"
                "loss: {tau: 0.1}\n"
                "model: {embed_dim: 16, image_size: 32, patch_size: 8, vision_width: 16, vision_layers: 2, "
                "vision_heads: 2, context: 12, vocab: 530, text_width: 16, text_layers: 2, text_heads: 2}\n");
-    train(1, {"seed=7", "loss.name=mbcl", "precision=f32", "reference.use=[shift]"}, {}, path("reference"));
+    train(1, {"seed=7", "loss.name=mbcl"}, {}, path("reference"));
     for (const std::string type : {"f32", "f16"}) {
       DataOptions o;
       o.name = "cache-reference", o.model = path("reference"), o.data = path("blots.h5");
@@ -100,9 +100,9 @@ class DrrhoTraining : public testing::Test {
       for (const auto& p : session->parameters()) result.weights[p.name] = p.value.detach().clone();
       const Snapshot last = Snapshot::take([&](Archive& ar) { session->state(ar); }, 0);
       for (const auto& [name, entry] : last.entries)
-        if (name.starts_with("recipe/log_u") && entry.dtype == DType::f64) {
+        if (name.starts_with("recipe/log_u")) {
           const auto* p = reinterpret_cast<const double*>(entry.bytes.data());
-          result.recipe[name].assign(p, p + entry.bytes.size() / sizeof(double));
+          result.tables[name].assign(p, p + entry.bytes.size() / sizeof(double));
         }
     });
     return result;
@@ -131,25 +131,23 @@ class DrrhoTraining : public testing::Test {
 struct Way {
   const char* name;
   Keys keys;
-  double between_ranks;  // selection is a rank's own, so its ranks train on other rows
+  bool own_rows = false;  // each rank selects among its own, so other ranks train on other rows
 };
 
 const std::vector<Way> ways{
-    {"shift", {"reference.use=[shift]"}, 1e-9},
-    {"shift, a trained temperature", {"reference.use=[shift]", "loss.temperature=global"}, 1e-9},
-    {"shift of v0", {"reference.use=[shift]", "loss.name=gcl"}, 1e-9},
-    {"shift, linear u", {"reference.use=[shift]", "loss.u_domain=linear"}, 1e-9},
-    {"distill", {"reference.use=[distill]", "reference.distill_scale=20"}, 1e-9},
+    {"shift", {"reference.use=[shift]"}},
+    {"shift, a trained temperature", {"reference.use=[shift]", "loss.temperature=global"}},
+    {"shift of v0", {"reference.use=[shift]", "loss.name=gcl"}},
+    {"shift, linear u", {"reference.use=[shift]", "loss.u_domain=linear"}},
+    {"distill", {"reference.use=[distill]", "reference.distill_scale=20"}},
     {"distill beside the mini-batch loss",
-     {"reference.use=[distill]", "loss.name=mbcl", "loss.temperature=global", "loss.weight=0.3"},
-     1e-9},
+     {"reference.use=[distill]", "loss.name=mbcl", "loss.temperature=global", "loss.weight=0.3"}},
     {"both",
      {"reference.use=[shift, distill]", "reference.distill_scale=20", "reference.shift_scale=30",
-      "loss.temperature=global", "reference.distill_weight=0.5"},
-     1e-9},
-    {"jest", {"reference.use=[select, shift]", "reference.select_fraction=0.5"}, HUGE_VAL},
-    {"jest_topk", {"reference.use=[select]", "reference.select=jest_topk", "reference.select_fraction=0.5"}, HUGE_VAL},
-    {"rho", {"reference.use=[select, distill]", "reference.select=rho", "reference.select_fraction=0.5"}, HUGE_VAL}};
+      "loss.temperature=global", "reference.distill_weight=0.5"}},
+    {"jest", {"reference.use=[select, shift]", "reference.select_fraction=0.5"}, true},
+    {"jest_topk", {"reference.use=[select]", "reference.select=jest_topk", "reference.select_fraction=0.5"}, true},
+    {"rho", {"reference.use=[select, distill]", "reference.select=rho", "reference.select_fraction=0.5"}, true}};
 
 TEST_F(DrrhoTraining, IsTheSameOnAnyNumberOfRanksAndInParts) {
   const Trained plain = train(1, {});
@@ -159,12 +157,14 @@ TEST_F(DrrhoTraining, IsTheSameOnAnyNumberOfRanksAndInParts) {
     const Trained one = train(1, keys);
     EXPECT_GT(distance(one, plain), 1e-4) << "the reference changes nothing";
     EXPECT_TRUE(std::isfinite(one.losses.back()));
-    for (const int ranks : {2, 4})
-      if (way.between_ranks < 1) EXPECT_LE(distance(train(ranks, keys), one), way.between_ranks) << ranks << " ranks";
+    for (const int ranks : {2, 4}) {
+      if (way.own_rows) break;
+      EXPECT_LE(distance(train(ranks, keys), one), 1e-9) << ranks << " ranks";
+    }
     for (const int ranks : {1, 2}) {
       const Trained whole = ranks == 1 ? one : train(ranks, keys);
       EXPECT_LE(distance(train(ranks, keys + Keys{"accumulate=2"}), whole), 1e-9) << ranks << " ranks in parts";
-      EXPECT_EQ(distance(train(ranks, keys, 2), whole), 0) << ranks << " ranks, resumed";
+      EXPECT_EQ(distance(train(ranks, keys, 1), whole), 0) << ranks << " ranks, resumed";
     }
   }
 }
@@ -179,20 +179,22 @@ TEST_F(DrrhoTraining, CachedFeaturesAreTheModel) {
       return std::abs(t.losses[0] - model.losses[0]) / (1 + std::abs(model.losses[0]));
     };
     EXPECT_LE(relative("f32.h5"), 1e-6);
-    if (way.between_ranks < 1) EXPECT_LE(relative("f16.h5"), 1e-2);
+    if (!way.own_rows) {
+      EXPECT_LE(relative("f16.h5"), 1e-2);
+    }
   }
 }
 
 // Where reference and model are one, every margin is 0: u = eps + (B - 1)/B, and only the penalty of tau is left.
 TEST_F(DrrhoTraining, AReferenceEqualToTheModelLeavesNothing) {
-  const Keys keys{"steps=1", online(), "reference.use=[shift]", "init_from=" + path("reference"), "precision=f64"};
+  const Keys keys{"steps=1", online(), "reference.use=[shift]", "init_from=" + path("reference")};
   EXPECT_NEAR(train(2, keys).losses[0], 0.1 * (11 + std::log(1e-4 + 15.0 / 16)), 1e-9);
 }
 
 // What is selected is what the table of normalisers has visited.
 TEST_F(DrrhoTraining, ASelectionIsAFractionOfTheBatch) {
   const auto visited = [](const Trained& t) {
-    const auto& u = t.recipe.at("recipe/log_u_image");
+    const auto& u = t.tables.at("recipe/log_u_image");
     return std::count_if(u.begin(), u.end(), [](double v) { return std::isfinite(v); });
   };
   const Keys keys{"steps=1", online(), "reference.use=[select]", "loss.u_table=replicated"};
