@@ -19,14 +19,6 @@ std::int64_t rows_of_a_draw(const Selection& s, std::int64_t b) {
   return std::int64_t(std::floor(double(b) * s.fraction / double(s.chunks) + 1e-9));  // 100 * 0.29 is below 29
 }
 
-// Rows of all ranks, [K m, d].
-at::Tensor gather(Communicator& comm, const at::Tensor& rows) {
-  const at::Tensor mine = rows.contiguous();
-  at::Tensor all = at::empty({comm.size() * mine.size(0), mine.size(1)}, mine.options());
-  comm.all_gather(buffer_of(mine), buffer_of(all)).wait();
-  return all;
-}
-
 // s times the similarity of each pair's own two rows, [b].
 at::Tensor own(const ScoredFeatures& f) { return (f.image * f.text).sum(1) * f.scale; }
 
@@ -45,9 +37,9 @@ struct Sums {
 };
 
 Sums sums_of(Communicator& comm, const ScoredFeatures& f, const at::Tensor& rows) {
-  const auto part = [&](const at::Tensor& t) { return gather(comm, rows.defined() ? t.index_select(0, rows) : t); };
-  const at::Tensor image = part(f.image), text = part(f.text);
-  return {against(f.image, text, f.scale), against(f.text, image, f.scale)};
+  const auto part = [&](const at::Tensor& t) { return rows.defined() ? t.index_select(0, rows) : t; };
+  const fastclip::Gathered all = fastclip::gather_rows(comm, part(f.image), part(f.text));
+  return {against(f.image, all.text, f.scale), against(f.text, all.image, f.scale)};
 }
 
 // Minus log(-log u), a number of the standard Gumbel distribution for each row: the largest of log weight + number are
