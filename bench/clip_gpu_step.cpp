@@ -83,12 +83,20 @@ Batch make_batch(const std::string& problem, Communicator& world) {
   return b;
 }
 
-// `step` enqueues one step and `loss` reads the last one's: the host runs ahead within a block.
-void serve_steps(const Options& o, int rank, const std::function<void()>& step, const std::function<double()>& loss) {
+double ms_since(Clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+}
+
+// `step` enqueues one step and `loss` reads the last one's: the host runs ahead within a block. `said` joins the row.
+void serve_steps(
+    const Options& o, int rank, const std::function<void()>& step, const std::function<double()>& loss,
+    const std::function<nlohmann::json()>& said = [] { return nlohmann::json::object(); }) {
   Server server(o.serve, rank);
   while (const auto command = server.command()) {
     if (*command == "memory") {
-      server.reply({{"peak_gib", peak_device_memory_gib({at::kCUDA, 0})}});
+      nlohmann::json answer = said();
+      answer["peak_gib"] = peak_device_memory_gib({at::kCUDA, 0});
+      server.reply(answer);
       continue;
     }
     const int n = std::atoi(command->c_str());
@@ -96,8 +104,7 @@ void serve_steps(const Options& o, int rank, const std::function<void()>& step, 
     const double cpu = thread_cpu_ms();
     for (int i = 0; i < n; ++i) step();
     const double last = loss();
-    server.reply(std::chrono::duration<double, std::milli>(Clock::now() - begin).count(), thread_cpu_ms() - cpu,
-                 std::vector<double>(n == 1 ? 1 : 0, last));
+    server.reply(ms_since(begin), thread_cpu_ms() - cpu, std::vector<double>(n == 1 ? 1 : 0, last));
   }
 }
 
@@ -130,16 +137,22 @@ void serve_step(const Options& o, Communicator& world) {
       for (const char* column : {"image", "ids"}) b.columns[column] = b.columns[column].to(session.context().device());
   }
   std::int64_t taken = 0;
+  double waited_ms = 0;
   serve_steps(
       o, world.rank(),
       [&] {
+        const auto begin = Clock::now();
         Batch batch = loader ? loader->next() : fixed[std::size_t(taken % batches)];
+        waited_ms += ms_since(begin);
         if (loader && o.problem == "77") batch.columns.at("end").fill_(context - 1);  // as many rows as the others have
         session.context().now.step = taken++;
         session.context().now.epoch = batch.epoch;
         session.step(batch);
       },
-      [&] { return session.loss(); });
+      [&] { return session.loss(); },
+      [&] {
+        return loader ? nlohmann::json{{"data_ms", waited_ms / double(taken)}} : nlohmann::json::object();
+      });
 }
 
 void serve_loss(const Options& o, Communicator& world) {
@@ -151,15 +164,13 @@ void serve_loss(const Options& o, Communicator& world) {
     return x / at::linalg_vector_norm(x, 2, {1}, true);
   };
   const at::Tensor image = unit(), text = unit(), t = at::full({}, std::log(1 / 0.07), options);
-  std::vector<std::int64_t> ids(std::size_t(rows), 0);
-  std::iota(ids.begin(), ids.end(), 0);
-  const fastclip::NormalizerTable table(rows, options);
+  const at::Tensor old = at::full({2, 1, rows}, -INFINITY, options);
   at::Tensor loss;
   serve_steps(
       o, 0,
       [&] {
-        loss = (o.arm == "v3" ? fastclip::global_loss(*comm, image, text, t, ids, 1, table, {})
-                              : fastclip::mini_batch_loss(*comm, image, text, t))
+        loss = (o.arm == "v3" ? fastclip::global_loss(*comm, {image, text}, t, old, 1, {})
+                              : fastclip::mini_batch_loss(*comm, {image, text}, t))
                    .loss;
       },
       [&] { return loss.item<double>(); });
@@ -178,7 +189,7 @@ nlohmann::json measure(Arm& arm, int blocks, int equal, int block) {
   auto row = arm.row();
   if (arm.skipped().empty()) {
     row["losses"] = arm.losses(equal);
-    row["peak_gib"] = memory->at("peak_gib");
+    row.update(*memory);
   }
   std::fprintf(stderr, "%s: %s (%.1f ms)\n", arm.name().c_str(), arm.skipped().empty() ? "done" : arm.skipped().c_str(),
                arm.last_ms());

@@ -169,7 +169,7 @@ void hand_quickstart(const Options& o) {
   AdamW groups[] = {{with_decay, 0.2, 5e-4}, {without, 0, 5e-4}, {{model.log_scale()}, 0, 1e-3}};
   const Dataset& data = run.recipe->train_data();
   const at::Tensor never = at::zeros({}, at::kFloat);
-  fastclip::NormalizerTable table(data.size(), at::TensorOptions(at::kFloat));
+  fastclip::NormalizerTable table(data.size(), {-INFINITY}, at::TensorOptions(at::kFloat), *self, true);
   Loader loader(data, run.recipe->train_ids(), 64, 0, 1, std::uint64_t(run.train.seed));
   Server(o.serve, 0).run([&] {
     const Batch batch = loader.next();
@@ -177,9 +177,9 @@ void hand_quickstart(const Options& o) {
     const at::Tensor image = model.encode_image(batch.columns.at("image"), true);
     const at::Tensor text = model.encode_text(batch.columns.at("ids"),
                                               {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, true);
-    const auto r = fastclip::global_loss(*self, image.detach(), text.detach(), model.log_scale(), batch.global_ids,
-                                         batch.epoch ? 0.8 : 1.0, table, {true, 1.0, 1e-14, false});
-    table.write(batch.global_ids, r.log_u, never);
+    const auto r = fastclip::global_loss(*self, {image.detach(), text.detach()}, model.log_scale(),
+                                         table.read(*self, batch.global_ids), batch.epoch ? 0.8 : 1.0, {true, 1.0});
+    table.write(batch.global_ids, r.entries, never);
     torch::autograd::backward({image, text, model.log_scale()}, {r.d_image, r.d_text, r.d_log_scale});
     for (auto& g : groups) g.step();
     at::NoGradGuard no_grad;

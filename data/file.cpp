@@ -2,11 +2,29 @@
 
 #include "comm/error.h"
 
+#include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <random>
+
+#include <fcntl.h>
+#include <unistd.h>
 
 namespace trireme {
+namespace {
+
+void sync_path(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY);
+  // Some network file systems flush files but know no flush of a folder: EINVAL.
+  const bool ok = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL || errno == ENOTSUP);
+  const int error = errno;
+  if (fd >= 0) ::close(fd);
+  if (!ok) throw DataError(path, std::string("cannot be flushed to disk: ") + std::strerror(error), "check the disk");
+}
+
+}  // namespace
 
 std::vector<std::uint8_t> read_file(const std::string& path, std::int64_t max_bytes) {
   std::error_code error;
@@ -44,6 +62,31 @@ std::string data_cache(const std::string& name) {
   const char* home = std::getenv("HOME");
   const fs::path base = cache && *cache ? fs::path(cache) : fs::path(home && *home ? home : ".") / ".cache";
   return (base / "trireme" / "data" / name).string();
+}
+
+void write_whole(const std::string& path, const std::function<void(const std::string& name)>& write) {
+  namespace fs = std::filesystem;
+  const fs::path target = fs::absolute(path);
+  const std::string folder = target.parent_path().string();
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) throw DataError(folder, "cannot create the folder: " + error.message(), "choose another --out");
+  // Of its own also where several hosts write into one folder.
+  const std::string temporary =
+      target.string() + ".tmp-" + std::to_string(getpid()) + "-" + std::to_string(std::random_device()());
+  try {
+    write(temporary);
+    sync_path(temporary);
+    fs::rename(temporary, target);
+    sync_path(folder);
+  } catch (const fs::filesystem_error& e) {
+    fs::remove(temporary, error);
+    throw DataError(path, std::string("cannot be put in place: ") + e.code().message(),
+                    "check the folder's permissions");
+  } catch (...) {
+    fs::remove(temporary, error);
+    throw;
+  }
 }
 
 }  // namespace trireme

@@ -1,6 +1,7 @@
-// Reading files that users bring.
+// Reading files that users bring, and writing whole ones.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -15,5 +16,9 @@ std::string real_path(const std::string& path);
 
 // ${XDG_CACHE_HOME:-~/.cache}/trireme/data/NAME
 std::string data_cache(const std::string& name);
+
+// What `write(name)` writes under a temporary name beside `path` appears there by rename, durably, or not at all. The
+// folder is made. DataError with the cure.
+void write_whole(const std::string& path, const std::function<void(const std::string& name)>& write);
 
 }  // namespace trireme

@@ -209,14 +209,41 @@ Hdf5File::Array Hdf5File::array(const std::string& name) const {
   return {*dtype, {dims.begin(), dims.end()}};
 }
 
-void Hdf5File::create_array(const std::string& name, DType dtype, std::span<const std::int64_t> shape,
-                            std::int64_t chunk_rows) {
-  auto lock = lock_library();
+void Hdf5File::check_new(const std::string& name, std::span<const std::int64_t> shape) const {
   check_name(path_, name);
   if (id_ < 0) throw DataError(place(path_, name), "the file is closed");
   if (has(name)) throw DataError(place(path_, name), "the array is already there");
   for (std::int64_t n : shape)
     if (n < 0) throw DataError(place(path_, name), "a dimension is negative");
+}
+
+void Hdf5File::create_plain_array(const std::string& name, DType dtype, std::span<const std::int64_t> shape) {
+  auto lock = lock_library();
+  check_new(name, shape);
+  const std::vector<hsize_t> dims(shape.begin(), shape.end());
+  Id space(H5Screate_simple(int(dims.size()), dims.data(), nullptr), H5Sclose);
+  Id list(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);
+  if (space < 0 || H5Pset_obj_track_times(list, false) < 0 || H5Pset_layout(list, H5D_CONTIGUOUS) < 0 ||
+      H5Pset_alloc_time(list, H5D_ALLOC_TIME_EARLY) < 0 || H5Pset_fill_time(list, H5D_FILL_TIME_NEVER) < 0 ||
+      !create_groups(id_, name))
+    fail(path_, name, "cannot create");
+  Id set(H5Dcreate2(id_, name.c_str(), file_type(dtype), space, H5P_DEFAULT, list, H5P_DEFAULT), H5Dclose);
+  if (set < 0 || !mark_dtype(set, dtype)) fail(path_, name, "cannot create");
+  opened_[name] = set.release();
+}
+
+std::int64_t Hdf5File::offset(const std::string& name) const {
+  auto lock = lock_library();
+  const haddr_t at = H5Dget_offset(opened(name));
+  H5Eclear2(H5E_DEFAULT);
+  if (at == HADDR_UNDEF) throw DataError(place(path_, name), "the array is not in one piece", "write it anew");
+  return std::int64_t(at);
+}
+
+void Hdf5File::create_array(const std::string& name, DType dtype, std::span<const std::int64_t> shape,
+                            std::int64_t chunk_rows) {
+  auto lock = lock_library();
+  check_new(name, shape);
   const std::vector<hsize_t> dims(shape.begin(), shape.end());
   Id space(dims.empty() ? H5Screate(H5S_SCALAR) : H5Screate_simple(int(dims.size()), dims.data(), nullptr), H5Sclose);
   Id list(H5Pcreate(H5P_DATASET_CREATE), H5Pclose);

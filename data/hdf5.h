@@ -36,6 +36,10 @@ class Hdf5File {
   // Names may hold '/' (groups are made). chunk_rows: rows of dimension 0 in a chunk; 0 picks about 256 KiB.
   void create_array(const std::string& name, DType dtype, std::span<const std::int64_t> shape,
                     std::int64_t chunk_rows = 0);
+  // To be mapped by its readers: in one piece, without a checksum, its space taken at once.
+  void create_plain_array(const std::string& name, DType dtype, std::span<const std::int64_t> shape);
+  // Where in the file such an array begins, its bytes little endian. DataError: it is not in one piece.
+  std::int64_t offset(const std::string& name) const;
   void write_rows(const std::string& name, std::int64_t first, std::int64_t count, const void* data);
   // Rows of dimension 0 (a scalar array has one row), in file dtype. A bad checksum throws DataError naming
   // file and array.
@@ -50,6 +54,7 @@ class Hdf5File {
  private:
   Hdf5File(std::string path, std::int64_t id) : path_(std::move(path)), id_(id) {}
   std::int64_t opened(const std::string& name) const;
+  void check_new(const std::string& name, std::span<const std::int64_t> shape) const;
   bool close_handles() noexcept;
   std::string path_;
   std::int64_t id_ = -1;

@@ -4,10 +4,13 @@
 #include "comm/local/self.h"
 #include "framework/base/agree.h"
 #include "framework/base/replicas.h"
+#include "framework/base/tensor.h"
 #include "framework/formats/safetensors.h"
 #include "framework/io/checkpoint.h"
+#include "framework/io/crc32c.h"
 #include "framework/models/open_clip.h"
 
+#include <cstdio>
 #include <filesystem>
 #include <set>
 
@@ -44,43 +47,55 @@ void load_tensors(const std::string& source, Session& session, const std::set<st
   }
 }
 
+bool is_run(const std::string& source) { return !source.ends_with(".safetensors") && !is_open_clip_folder(source); }
+
 // The same on all ranks: rank 0's.
-std::int64_t newest_checkpoint(const std::string& source, const Checkpoints& checkpoints, Communicator& comm) {
+std::int64_t newest_checkpoint(const std::string& source, const std::string& key, const Checkpoints& checkpoints,
+                               Communicator& comm) {
   std::int64_t step = 0;
   agree(comm, attempt([&] {
           if (comm.rank() != 0) return;
           if (!std::filesystem::exists(source + "/ckpt"))
-            throw DataError(source, "is no run folder, OpenCLIP folder or .safetensors file", "correct init_from");
+            throw DataError(source, "is no run folder, OpenCLIP folder or .safetensors file", "correct " + key);
           const auto newest = checkpoints.newest();
-          if (!newest) throw DataError(source, "has no complete checkpoint", "correct init_from");
+          if (!newest) throw DataError(source, "has no complete checkpoint", "correct " + key);
           step = *newest;
         }));
   comm.broadcast({&step, 1, DType::i64}, 0).wait();
   return step;
 }
 
-void load_run(const std::string& source, Session& session, const std::set<std::string>& known, Communicator& comm) {
+// The newest checkpoint of a run, the same on all ranks.
+void load_run(const std::string& source, const std::string& key, Communicator& comm,
+              const std::function<void(const Snapshot&)>& use) {
   const auto self = make_self();
   // Read only: the source may be a run that is writing right now.
   Checkpoints checkpoints(source + "/ckpt", 1 << 20, *self);
-  for (std::int64_t step = newest_checkpoint(source, checkpoints, comm);;) {
+  for (std::int64_t step = newest_checkpoint(source, key, checkpoints, comm);;) {
     const auto failure = shared_failure(comm, attempt([&] {
                                           try {
-                                            const Snapshot snapshot = checkpoints.load(step);
-                                            for (const auto& [name, entry] : snapshot.entries)
-                                              if (name.starts_with("model/")) check_surplus("", name.substr(6), known);
-                                            snapshot.restore([&](Archive& ar) { session.weights(ar); });
+                                            use(checkpoints.load(step));
                                           } catch (const DataError& e) {
-                                            throw DataError("init_from " + source, e.what(),
-                                                            "init_from needs a sound run of a model of the same shape");
+                                            throw DataError(key + " " + source, e.what(),
+                                                            key + " needs a sound run of a model of the same shape");
                                           }
                                         }));
     if (!failure) return;
     // That run may have removed it meanwhile, having written a newer one.
-    const std::int64_t newer = newest_checkpoint(source, checkpoints, comm);
+    const std::int64_t newer = newest_checkpoint(source, key, checkpoints, comm);
     if (newer == step) raise(*failure);
     step = newer;
   }
+}
+
+std::map<std::string, at::Tensor> tensors_of(const Snapshot& snapshot) {
+  std::map<std::string, at::Tensor> tensors;
+  for (const std::string group : {"model/", "average/"})  // in this order: the average replaces
+    for (const auto& [name, e] : snapshot.entries)
+      if (name.starts_with(group))
+        tensors[name.substr(group.size())] =
+            at::from_blob(const_cast<std::byte*>(e.bytes.data()), e.shape, scalar_type(e.dtype)).clone();
+  return tensors;
 }
 
 }  // namespace
@@ -95,11 +110,36 @@ void init_from(const std::string& source, Session& session, Communicator& comm) 
               throw UsageError("init_from", p.name + " belongs to some of the ranks, and init_from gives all the same",
                                "train from the beginning, or let the recipe say which rows each rank holds");
         }));
-  if (source.ends_with(".safetensors") || is_open_clip_folder(source))
-    agree(comm, attempt([&] { load_tensors(source, session, known); }));
+  if (is_run(source))
+    load_run(source, "init_from", comm, [&](const Snapshot& snapshot) {
+      for (const auto& [name, entry] : snapshot.entries)
+        if (name.starts_with("model/")) check_surplus("", name.substr(6), known);
+      snapshot.restore([&](Archive& ar) { session.weights(ar); });
+    });
   else
-    load_run(source, session, known, comm);
+    agree(comm, attempt([&] { load_tensors(source, session, known); }));
   session.weights_loaded();
+}
+
+std::map<std::string, at::Tensor> weights_of(const std::string& source, const std::string& key, Communicator& comm) {
+  std::map<std::string, at::Tensor> tensors;
+  if (is_run(source))
+    load_run(source, key, comm, [&](const Snapshot& snapshot) { tensors = tensors_of(snapshot); });
+  else
+    agree(comm, attempt([&] { tensors = tensors_of(source); }));
+  return tensors;
+}
+
+std::string fingerprint(const std::map<std::string, at::Tensor>& weights) {
+  std::uint32_t crc = 0;
+  for (const auto& [name, tensor] : weights) {
+    const at::Tensor host = tensor.detach().cpu().contiguous();
+    crc = crc32c(name.data(), name.size(), crc);
+    crc = crc32c(host.const_data_ptr(), host.nbytes(), crc);
+  }
+  char hex[9];
+  std::snprintf(hex, sizeof hex, "%08x", crc);
+  return hex;
 }
 
 }  // namespace trireme

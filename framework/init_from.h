@@ -2,6 +2,7 @@
 #pragma once
 #include "framework/session.h"
 
+#include <map>
 #include <string>
 
 namespace trireme {
@@ -10,5 +11,12 @@ namespace trireme {
 // there with its shape; else DataError naming the first that is not. Collective over `comm`: all ranks load the same
 // checkpoint, though the source may be a run that is writing right now, and an error of one is thrown on all.
 void init_from(const std::string& source, Session& session, Communicator& comm);
+
+// All weights of such a source by name, on the host: those of a model beside the trained one. Of a run that keeps a
+// running average, that one. `key` named the source, for errors. Collective over `comm` as init_from().
+std::map<std::string, at::Tensor> weights_of(const std::string& source, const std::string& key, Communicator& comm);
+
+// Tells other weights apart: a CRC32C over names and bytes, in hex.
+std::string fingerprint(const std::map<std::string, at::Tensor>& weights);
 
 }  // namespace trireme

@@ -6,55 +6,60 @@ put side by side where the picture wanted is larger, with a one-line caption eac
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import tarfile
 import time
 
-SHARED = {256: 1024, 512: 512, 1024: 256}  # samples by shorter side
+SAMPLES = {256: 512, 512: 256, 1024: 128}  # a core, by shorter side
 BATCH = 64
+PHOTOS = ["astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "ihc.png",
+          "hubble_deep_field.jpg", "retina.jpg"]  # fmt: skip
 
 
-def make(folder, short, samples, shards):
+def collage(photos, rng, height, width):
+    import numpy as np
+    canvas = np.zeros((height, width, 3), np.uint8)
+    y = 0
+    while y < height:
+        x, row = 0, None
+        while x < width:
+            photo = photos[rng.integers(len(photos))]
+            h = min(height - y, photo.shape[0]) if row is None else row
+            h = min(h, photo.shape[0])
+            row = h if row is None else row
+            w = min(width - x, photo.shape[1])
+            top, left = rng.integers(photo.shape[0] - h + 1), rng.integers(photo.shape[1] - w + 1)
+            piece = photo[top:top + h, left:left + w]
+            canvas[y:y + h, x:x + w] = piece[:, ::-1] if rng.integers(2) else piece
+            x += w
+        y += row
+    return canvas
+
+
+def make_shard(folder, short, shard, begin, end):
     import numpy as np
     import skimage.data
     from PIL import Image
     root = os.path.dirname(skimage.data.__file__)
-    names = ["astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg", "ihc.png", "hubble_deep_field.jpg",
-             "retina.jpg"]  # fmt: skip
-    photos = [np.asarray(Image.open(os.path.join(root, n)).convert("RGB")) for n in names if os.path.exists(os.path.join(root, n))]
-    rng = np.random.default_rng(1)
-    tars = [tarfile.open(f"{folder}/{i:05d}.tar", "w") for i in range(shards)]
+    photos = [np.asarray(Image.open(os.path.join(root, n)).convert("RGB")) for n in PHOTOS if os.path.exists(os.path.join(root, n))]
+    rng = np.random.default_rng((1, shard))
+    with tarfile.open(f"{folder}/{shard:05d}.tar", "w") as tar:
+        for i in range(begin, end):
+            long = int(short * (1, 4 / 3, 3 / 2)[i % 3])
+            out = io.BytesIO()
+            canvas = collage(photos, rng, *((short, long) if i % 2 else (long, short)))
+            Image.fromarray(canvas).save(out, "JPEG", quality=90)
+            for end_of_name, data in (("jpg", out.getvalue()), ("txt", f"picture number {i} of a photograph".encode())):
+                info = tarfile.TarInfo(f"{i:06d}.{end_of_name}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
 
-    def add(tar, name, data):
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        tar.addfile(info, io.BytesIO(data))
 
-    for i in range(samples):
-        long = int(short * (1, 4 / 3, 3 / 2)[i % 3])
-        height, width = (short, long) if i % 2 else (long, short)
-        canvas = np.zeros((height, width, 3), np.uint8)
-        y = 0
-        while y < height:
-            x, row = 0, None
-            while x < width:
-                photo = photos[rng.integers(len(photos))]
-                h = min(height - y, photo.shape[0]) if row is None else row
-                h = min(h, photo.shape[0])
-                row = h if row is None else row
-                w = min(width - x, photo.shape[1])
-                top, left = rng.integers(photo.shape[0] - h + 1), rng.integers(photo.shape[1] - w + 1)
-                piece = photo[top:top + h, left:left + w]
-                canvas[y:y + h, x:x + w] = piece[:, ::-1] if rng.integers(2) else piece
-                x += w
-            y += row
-        out = io.BytesIO()
-        Image.fromarray(canvas).save(out, "JPEG", quality=90)
-        tar = tars[i * shards // samples]
-        add(tar, f"{i:06d}.jpg", out.getvalue())
-        add(tar, f"{i:06d}.txt", f"picture number {i} of a photograph".encode())
-    for tar in tars:
-        tar.close()
+def make(folder, short, samples, shards):
+    cuts = [samples * k // shards for k in range(shards + 1)]
+    with multiprocessing.Pool(min(shards, os.cpu_count())) as pool:
+        pool.starmap(make_shard, [(folder, short, k, cuts[k], cuts[k + 1]) for k in range(shards)])
 
 
 class Loading:
@@ -110,7 +115,7 @@ def main():
     p.add_argument("--size", type=int, default=224)
     a = p.parse_args()
     if not any(n.endswith(".tar") for n in os.listdir(a.folder)):
-        make(a.folder, a.short, a.samples or SHARED[a.short], a.shards)
+        make(a.folder, a.short, a.samples or SAMPLES[a.short] * os.cpu_count(), a.shards)
     if a.make:
         return
     import torch

@@ -1,4 +1,5 @@
 #include "comm/error.h"
+#include "data/file.h"
 #include "data/image_text/caption_text.h"
 #include "data/image_text/content_hash.h"
 #include "data/image_text/prepared.h"
@@ -104,15 +105,6 @@ std::vector<Decoded> decode_block(const PrepareSpec& spec, std::size_t first, st
   for (auto& e : errors)
     if (e) std::rethrow_exception(e);
   return out;
-}
-
-void sync_path(const std::string& path) {
-  const int fd = ::open(path.c_str(), O_RDONLY);
-  // Some network file systems flush files but know no flush of a folder: EINVAL.
-  const bool ok = fd >= 0 && (fsync(fd) == 0 || errno == EINVAL || errno == ENOTSUP);
-  const int error = errno;
-  if (fd >= 0) ::close(fd);
-  if (!ok) throw DataError(path, std::string("cannot be flushed to disk: ") + std::strerror(error), "check the disk");
 }
 
 template <class T>
@@ -232,7 +224,6 @@ void write_file(const std::string& path, const PrepareSpec& spec, const Spool& s
   file.write_text("classes", as_json_text(index.class_names));
   file.write_text("meta", as_json_text(meta));
   file.close();
-  sync_path(path);
 }
 
 nlohmann::json meta_of(const PrepareSpec& spec, const PrepareReport& report, const ContentHash& pixels) {
@@ -267,21 +258,9 @@ PrepareReport prepare_images(const PrepareSpec& spec) {
   Spool spool(folder, row_bytes(spec));
   const Kept kept = decode_all(spec, spool, report);
   const Index index = make_index(spec, kept, report);
-  // Of its own also where several hosts write into one folder.
-  const std::string temporary =
-      target.string() + ".tmp-" + std::to_string(getpid()) + "-" + std::to_string(std::random_device()());
-  try {
-    write_file(temporary, spec, spool, index, meta_of(spec, report, kept.pixels));
-    fs::rename(temporary, target);
-    sync_path(folder);
-  } catch (const fs::filesystem_error& e) {
-    fs::remove(temporary, error);
-    throw DataError(spec.out, std::string("cannot be put in place: ") + e.code().message(),
-                    "check the folder's permissions");
-  } catch (...) {
-    fs::remove(temporary, error);
-    throw;
-  }
+  write_whole(spec.out, [&](const std::string& name) {
+    write_file(name, spec, spool, index, meta_of(spec, report, kept.pixels));
+  });
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return report;
 }

@@ -35,6 +35,7 @@ Clip::Clip(const ClipConfig& c, double init_log_scale, Parameters& params) : con
   ln_final_b_ = params.constant("ln_final.bias", {tw}, 0);
   text_projection_ = params.normal("text_projection", {tw, c.embed_dim}, std::pow(double(tw), -0.5));
   log_scale_ = params.constant("logit_scale", {}, init_log_scale, "temperature");
+  if (c.logit_bias) bias_ = params.constant("logit_bias", {}, -10, "no_decay");
 }
 
 at::Tensor Clip::encode_image(const at::Tensor& pixels, bool fused, const Training* training) const {
@@ -68,7 +69,7 @@ void lock_towers(const ClipConfig& c, std::vector<Param>& params) {
   };
   for (auto& p : params) {
     const bool image = p.name.starts_with("visual.");
-    if (p.name == "logit_scale" || p.group == "buffer" || !(image ? c.lock_image : c.lock_text)) continue;
+    if (p.name.starts_with("logit_") || p.group == "buffer" || !(image ? c.lock_image : c.lock_text)) continue;
     const std::int64_t layers = image ? c.vision_layers : c.text_layers,
                        unlocked = image ? c.lock_image_unlocked_groups : c.lock_text_unlocked_groups;
     if (place(p.name, layers) < layers + 2 - unlocked) p.group = "frozen";

@@ -23,6 +23,7 @@ class Clip {
   const ClipConfig& config() const { return config_; }
   std::int64_t embed_dim() const { return config_.embed_dim; }
   at::Tensor log_scale() const { return log_scale_; }  // scalar, t = log(1 / tau)
+  at::Tensor bias() const { return bias_; }            // scalar of SigLIP's logits; undefined without config.logit_bias
 
   // Multiply-adds x 2 of one pair's forward pass without padding, times 3 for training: the model's own work.
   double training_flops_per_pair(double text_tokens) const;
@@ -32,7 +33,7 @@ class Clip {
   std::optional<Vit> vit_;
   std::optional<ResNet> resnet_;
   Transformer::Shape text_shape_;
-  at::Tensor tokens_, text_position_, ln_final_w_, ln_final_b_, text_projection_, log_scale_;
+  at::Tensor tokens_, text_position_, ln_final_w_, ln_final_b_, text_projection_, log_scale_, bias_;
   Transformer text_;
 };
 

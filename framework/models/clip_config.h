@@ -15,6 +15,7 @@ struct ClipConfig {
   std::int64_t context = 32, vocab = 4096, text_width = 192, text_layers = 3, text_heads = 3;
   double vision_mlp_ratio = 4, text_mlp_ratio = 4;
   bool quick_gelu = false;
+  bool logit_bias = false;  // SigLIP's; no key: the loss says it
   // Of training alone.
   double patch_dropout = 0;
   bool checkpointing = false, sync_bn = false;

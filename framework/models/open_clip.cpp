@@ -29,7 +29,7 @@ std::map<std::string, at::Tensor> open_clip_tensors(const std::string& folder) {
     for (const auto& n : file.names()) {
       const std::string ours = n.starts_with("text.") ? n.substr(5) : n;  // of a model with `custom_text`
       at::Tensor t = file.tensor(n);
-      if (ours == "logit_scale" && t.numel() == 1) t = t.reshape(at::IntArrayRef());
+      if (ours.starts_with("logit_") && t.numel() == 1) t = t.reshape(at::IntArrayRef());
       if (!tensors.emplace(ours, t).second) throw DataError(path, "holds " + ours + " twice", "fetch the file again");
     }
     return tensors;

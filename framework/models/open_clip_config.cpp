@@ -28,11 +28,11 @@ struct Key {
   const char* word = "";
 };
 
-const std::vector<Key> top_keys{{"embed_dim", Rule::read},         {"quick_gelu", Rule::read},
-                                {"vision_cfg", Rule::read},        {"text_cfg", Rule::read},
-                                {"custom_text", Rule::free},       {"init_logit_scale", Rule::free},
-                                {"output_dict", Rule::free},       {"nonscalar_logit_scale", Rule::free},
-                                {"init_logit_bias", Rule::absent}, {"multimodal_cfg", Rule::absent}};
+const std::vector<Key> top_keys{{"embed_dim", Rule::read},       {"quick_gelu", Rule::read},
+                                {"vision_cfg", Rule::read},      {"text_cfg", Rule::read},
+                                {"custom_text", Rule::free},     {"init_logit_scale", Rule::free},
+                                {"output_dict", Rule::free},     {"nonscalar_logit_scale", Rule::free},
+                                {"init_logit_bias", Rule::read}, {"multimodal_cfg", Rule::absent}};
 
 const std::vector<Key> block_keys{
     {"ls_init_value", Rule::absent},
@@ -244,6 +244,7 @@ OpenClipConfig parse_open_clip_config(std::string_view text, const std::string& 
   if (!model.has("embed_dim")) model.fail("embed_dim", "is missing", "see open_clip's model_configs");
   c.model.embed_dim = model.integer("embed_dim", 0, 65536);
   c.model.quick_gelu = model.truth("quick_gelu");
+  c.model.logit_bias = model.has("init_logit_bias") && model.values["init_logit_bias"].is_number();
   read_vision(model.mapping("vision_cfg"), c.model);
   read_text(model.mapping("text_cfg"), c.model);
   c.preprocess.size = c.model.image_size;
@@ -278,6 +279,7 @@ std::string print_open_clip_config(const OpenClipConfig& config, bool tokenizer)
   if (tokenizer) text["hf_tokenizer_name"] = "trireme/clip";
   json model{{"embed_dim", c.embed_dim}, {"vision_cfg", vision}, {"text_cfg", text}};
   if (c.quick_gelu) model["quick_gelu"] = true;
+  if (c.logit_bias) model["init_logit_bias"] = -10;  // open_clip has the parameter where this is a number
   const Preprocess& p = config.preprocess;
   const json preprocess{{"size", p.size},
                         {"mean", p.mean},

@@ -3,6 +3,7 @@
 #include "data/image_text/split.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace trireme::fastclip {
 
@@ -57,25 +58,66 @@ void DataConfig::fields(Fields& f) {
   f.resume_may_change(false);
 }
 
+LossConfig LossConfig::of_drrho() {
+  LossConfig c;
+  c.drrho = true;
+  c.temperature = "const", c.u_domain = "log";
+  c.tau = 0.01, c.eps = 1e-4, c.rho = 11, c.gamma_min = 0, c.lr_tau = 7.8125e-5;
+  return c;
+}
+
+// DRRho-CLIP's README: gamma = min(1, 4.177 epochs^-0.7265), reached at the end.
+double LossConfig::gamma_min_of(std::int64_t epochs) const {
+  if (gamma_min > 0) return gamma_min;
+  return drrho ? std::min(1.0, 4.177 * std::pow(double(std::max<std::int64_t>(epochs, 1)), -0.7265)) : 0.2;
+}
+
+std::int64_t LossConfig::decay_epochs_of(std::int64_t epochs) const {
+  return gamma_decay_epochs ? gamma_decay_epochs : std::max<std::int64_t>(1, drrho ? epochs : epochs / 2);
+}
+
 void LossConfig::fields(Fields& f) {
-  f.choice("name", name, {"rgclg", "gcl", "mbcl"},
-           "rgclg: FastCLIP v3; gcl: v0 (temperature global) and v1 (const); mbcl: OpenCLIP's mini-batch loss");
-  f.choice("temperature", temperature, {"global", "const"},
-           "one trained temperature, or a constant: tau, also after init_from");
+  f.choice("name", name, {"rgclg", "gcl", "rgcl", "mbcl", "siglip"},
+           "rgclg: FastCLIP v3; gcl: v0 (temperature global) and v1 (const); rgcl: v2 (individual); mbcl: OpenCLIP's "
+           "mini-batch loss; siglip: a sigmoid a pair");
+  f.choice("temperature", temperature, {"global", "const", "individual"},
+           "one trained temperature; or a constant: tau, also after init_from; or one of each sample and side");
   f.choice("tau_gradient", tau_gradient, {"repo", "paper"},
            "rgclg: as the authors' code weighs it, or the exact derivative of the objective");
+  f.choice("tau_weight", tau_weight, {"repo", "paper"},
+           "rgcl: gradients over tau_i as in the authors' code, or those of the objective");
+  f("tau_adam_sqrt", tau_adam_sqrt, "rgcl: Adam of the temperatures; off: without its root, as before 2024-10-03");
   f("tau", tau, "initial temperature; a trained one of init_from stays, clamped", {.min = 1e-4, .max = 100});
   f("tau_min", tau_min, "temperature is clamped to this after every step", {.min = 1e-4, .max = 100});
   f("tau_max", tau_max, "upper end of that clamp", {.min = 1e-4, .max = 100});
-  f("rho", rho, "rgclg: weight of the temperature's penalty", {.min = 0});
+  f("rho", rho, "rgclg, rgcl: weight of the temperature's penalty", {.min = 0});
   f("eps", eps, "added to the normaliser u", {.min = 1e-300});
+  f("bias", bias, "siglip: initial bias of the logits", {.min = -1e4, .max = 1e4});
+  f("weight", weight, "of the contrastive loss", {.min = 0});
+  f.choice("estimator", estimator, {"moving_average", "scent", "none"},
+           "of u: by gamma; by a rate of each sample, sigmoid(log u + scent_a); or the batch's alone");
+  f("scent_a", scent_a, "scent: the constant of that rate", {.min = -100, .max = 100});
+  f.choice("u_domain", u_domain, {"linear", "log"},
+           "u as a mean over B - 1 with eps beside it (FastCLIP), or over B with eps inside (DRRho-CLIP)");
   f.choice("gamma_schedule", gamma_schedule, {"cosine", "constant"}, "weight of the new estimate of u, by epoch");
-  f("gamma_min", gamma_min, "gamma at the end of its schedule", {.min = 1e-6, .max = 1});
-  f("gamma_decay_epochs", gamma_decay_epochs, "epochs of the gamma schedule; 0 = half of all epochs", {.min = 0});
-  f("lr_tau", lr_tau, "learning rate of log(1/tau); negative: as the model's", {.max = 100});
+  f("gamma_min", gamma_min,
+    drrho ? "gamma at the end of its schedule; 0: min(1, 4.177 epochs^-0.7265)"
+          : "gamma at the end of its schedule; 0: 0.2",
+    {.min = 0, .max = 1});
+  f("gamma_decay_epochs", gamma_decay_epochs,
+    drrho ? "epochs of the gamma schedule; 0 = all epochs" : "epochs of the gamma schedule; 0 = half of all epochs",
+    {.min = 0});
+  f("lr_tau", lr_tau, "learning rate of log(1/tau), or of tau itself (rgcl); negative: as the model's", {.max = 100});
   f.choice("lr_tau_schedule", lr_tau_schedule, {"step_thresh", "const", "cosine"},
-           "step_thresh: a third of lr_tau while tau <= 0.03; no warm-up; cosine: as the model's");
+           "step_thresh: a third of lr_tau while tau <= 0.03 (rgcl: const); no warm-up; cosine: as the model's");
+  f("mask_same_caption", mask_same_caption, "pairs of the same caption are no negatives of each other");
+  f.choice("reduction", reduction, {"scalars", "reduce_scatter"},
+           "gradients of other ranks' rows: recovered from scalars of each sample, or sent (OpenCLIP's way)");
+  f.choice("u_table", u_table, {"sharded", "replicated"},
+           "entries of all samples: spread over ranks, or whole on each");
   f.require(tau_min <= tau && tau <= tau_max, "tau", "lies outside [tau_min, tau_max]", "change one of the three");
+  f.require((name == "rgcl") == (temperature == "individual"), "temperature", "is " + temperature + " with " + name,
+            "rgcl goes with individual, every other with global or const");
 }
 
 }  // namespace trireme::fastclip

@@ -3,7 +3,6 @@
 #include "data/image_text/prepared.h"
 #include "framework/base/tensor.h"
 #include "framework/context.h"
-#include "framework/losses/contrastive.h"
 #include "framework/micro_batch.h"
 #include "framework/models/clip_evaluate.h"
 #include "framework/models/clip_model.h"
@@ -11,6 +10,7 @@
 #include "framework/optim/schedule.h"
 #include "recipes/clip/config.h"
 #include "recipes/clip/data.h"
+#include "recipes/clip/objective.h"
 #include "recipes/clip/pretrained.h"
 
 #include <cmath>
@@ -24,6 +24,8 @@ namespace {
 
 class FastClip : public Recipe {
  public:
+  explicit FastClip(const LossConfig& defaults = {}) : loss_config_(defaults) {}
+
   void fields(Fields& f) override {
     f.group("data", data_config_, "image-text pairs");
     f.group("model", model_config_, "the two towers");
@@ -44,13 +46,15 @@ class FastClip : public Recipe {
       preprocess_.resize_mode = "longest", preprocess_.fill = 255, preprocess_.interpolation = "bicubic";
     dataset_.emplace(*pairs_, *tokenizer_, pixel_options(c));
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
+    model_config_.logit_bias = loss_config_.name == "siglip";
     model_.emplace(model_config_, std::log(1 / loss_config_.tau), params);
+    if (model_config_.logit_bias) model_->bias().detach().fill_(loss_config_.bias);
     params_ = params.all();
     nn::lock_towers(model_config_, params_);
-    if (loss_config_.temperature == "const")
+    if (!loss_config_.trains_tau())
       for (auto& p : params_)
         if (p.group == "temperature") p.group = "constant";
-    table_.emplace(pairs_->size(), at::TensorOptions(c.device()).dtype(c.param_type()));
+    objective_.emplace(loss_config_, pairs_->size(), c);
     check_same_data(c.comm("control"));
     // Hand-written kernels serve host memory in f32 and f64; everything else runs on ATen operators.
     fused_ = c.device().is_cpu() && !c.autocast();
@@ -58,7 +62,7 @@ class FastClip : public Recipe {
 
   std::vector<Param> parameters() override { return params_; }
   void weights_loaded() override {
-    if (loss_config_.temperature == "const") model_->log_scale().detach().fill_(std::log(1 / loss_config_.tau));
+    if (!loss_config_.trains_tau()) model_->log_scale().detach().fill_(std::log(1 / loss_config_.tau));
     clamp_tau();
   }
   const Dataset& train_data() override { return *dataset_; }
@@ -92,7 +96,7 @@ class FastClip : public Recipe {
   void update(const Step& s, Context& c) override {
     c.step_optimizers(s);
     model_->step_statistics(c.skip());
-    if (log_u_.defined()) table_->write(step_ids_, std::exchange(log_u_, {}), c.skip());
+    objective_->update(c);
     clamp_tau();
   }
 
@@ -134,8 +138,7 @@ class FastClip : public Recipe {
   void state(Archive& ar) override {
     archive_data(ar);
     archive_model(ar);
-    archive(ar, "log_u_image", table_->image);
-    archive(ar, "log_u_text", table_->text);
+    objective_->state(ar);
     double shown = tau();  // for readers of the file: the weights say it
     ar.value("tau", shown);
   }
@@ -162,7 +165,7 @@ class FastClip : public Recipe {
 
   // Of a trained temperature.
   void clamp_tau() const {
-    if (loss_config_.temperature == "const" || !model_->log_scale().requires_grad()) return;
+    if (!loss_config_.trains_tau() || !model_->log_scale().requires_grad()) return;
     model_->log_scale().detach().clamp_(std::log(1 / loss_config_.tau_max), std::log(1 / loss_config_.tau_min));
   }
 
@@ -245,50 +248,35 @@ class FastClip : public Recipe {
 
   // The closed form on all rows: the share of the loss, and gradients of the features and of log(1/tau).
   LossResult loss_of(const Features& f, const Batch& batch, Context& c) {
-    const at::Tensor image = f.image.detach().to(c.param_type()), text = f.text.detach().to(c.param_type());
-    LossResult r;
-    if (loss_config_.name == "mbcl") {
-      r = mini_batch_loss(c.comm(), image, text, model_->log_scale());
-    } else {
-      const std::int64_t epochs = (c.steps + c.steps_per_epoch - 1) / c.steps_per_epoch;
-      const std::int64_t decay =
-          loss_config_.gamma_decay_epochs ? loss_config_.gamma_decay_epochs : std::max<std::int64_t>(1, epochs / 2);
-      const double gamma = gamma_at(loss_config_.gamma_schedule, loss_config_.gamma_min, decay, batch.epoch);
-      r = global_loss(
-          c.comm(), image, text, model_->log_scale(), batch.global_ids, gamma, *table_,
-          {loss_config_.name == "rgclg", loss_config_.rho, loss_config_.eps, loss_config_.tau_gradient == "paper"});
-      log_u_ = r.log_u;
-      step_ids_ = batch.global_ids;
-      if (c.logs_now()) {
-        // The objective itself: the loss above is a surrogate whose value says little.
-        const double rho = loss_config_.name == "rgclg" ? loss_config_.rho : 0;
-        c.log("gamma", gamma);
-        c.log("objective", 2 * tau() * (r.mean_log_u.item<double>() + rho));
-        c.log("u_mean", std::exp(r.mean_log_u.item<double>()));
-      }
+    Rows rows{f.image.detach().to(c.param_type()), f.text.detach().to(c.param_type())};
+    if (loss_config_.mask_same_caption) {
+      std::vector<std::int64_t> captions;
+      for (const auto id : batch.global_ids)
+        captions.push_back(std::int64_t(std::hash<std::string>()(pairs_->caption(id))));
+      rows.captions = to_device(at::tensor(captions, at::kLong), c.device());
     }
-    if (c.logs_now()) c.log("tau", tau());
-    // Per-worker quantities of the papers are averaged over workers; ours are summed.
-    const double share = 1.0 / c.size();
-    return {r.loss * share, r.d_image * share, r.d_text * share, r.d_log_scale * share, r.log_u, r.mean_log_u};
+    if (c.logs_now() && loss_config_.temperature != "individual") c.log("tau", tau());
+    return (*objective_)(rows, model_->log_scale(), model_->bias(), batch, c);
   }
 
-  void backward_through(const Features& f, const at::Tensor& d_image, const at::Tensor& d_text,
-                        const at::Tensor& d_log_scale, bool last, Context& c) {
-    std::vector<at::Tensor> roots{f.image, f.text},
-        grads{d_image.to(f.image.scalar_type()), d_text.to(f.text.scalar_type())};
-    const at::Tensor t = model_->log_scale();
-    if (d_log_scale.defined() && t.requires_grad() && loss_config_.temperature != "const") {
-      roots.push_back(t);
-      grads.push_back(d_log_scale.to(t.scalar_type()));
-    }
+  void backward_through(const Features& f, const LossResult& r, std::int64_t first, bool last, Context& c) {
+    const std::int64_t n = f.image.size(0);
+    std::vector<at::Tensor> roots{f.image, f.text}, grads{r.d_image.narrow(0, first, n).to(f.image.scalar_type()),
+                                                          r.d_text.narrow(0, first, n).to(f.text.scalar_type())};
+    const auto scalar = [&](const at::Tensor& p, const at::Tensor& gradient) {
+      if (!last || !p.defined() || !p.requires_grad() || !gradient.defined()) return;
+      roots.push_back(p);
+      grads.push_back(gradient.to(p.scalar_type()));
+    };
+    if (loss_config_.trains_tau()) scalar(model_->log_scale(), r.d_log_scale);
+    scalar(model_->bias(), r.d_bias);
     c.backward(roots, grads, last);
   }
 
   at::Tensor one_pass(const Batch& batch, Context& c) {
     const Features f = encode(batch, c);
     const LossResult r = loss_of(f, batch, c);
-    backward_through(f, r.d_image, r.d_text, r.d_log_scale, true, c);
+    backward_through(f, r, 0, true, c);
     return r.loss;
   }
 
@@ -307,9 +295,7 @@ class FastClip : public Recipe {
       all = {at::cat(image), at::cat(text)};
     });
     const LossResult r = loss_of(all, batch, c);
-    for (std::int64_t k = 0; k < n; ++k)
-      backward_through(encode(micro_batch(batch, k, n), c), r.d_image.narrow(0, k * m, m), r.d_text.narrow(0, k * m, m),
-                       k == n - 1 ? r.d_log_scale : at::Tensor(), k == n - 1, c);
+    for (std::int64_t k = 0; k < n; ++k) backward_through(encode(micro_batch(batch, k, n), c), r, k * m, k == n - 1, c);
     return r.loss;
   }
 
@@ -331,14 +317,15 @@ class FastClip : public Recipe {
   std::optional<Tokenizer> tokenizer_;
   std::optional<ImageTextDataset> dataset_;
   std::optional<nn::Clip> model_;
-  std::optional<NormalizerTable> table_;
+  std::optional<Objective> objective_;
   std::vector<Param> params_;
-  std::vector<std::int64_t> train_, held_out_, step_ids_;
-  at::Tensor log_u_;  // of this step, written to the table in update()
+  std::vector<std::int64_t> train_, held_out_;
   bool fused_ = false;
 };
 
-const Recipes::Entry registered("fastclip", [] { return std::make_unique<FastClip>(); });
+const Recipes::Entry fastclip_entry("fastclip", [] { return std::make_unique<FastClip>(); });
+// DRRho-CLIP (arXiv 2505.06699): the same, steered by a reference model.
+const Recipes::Entry drrho_entry("drrho_clip", [] { return std::make_unique<FastClip>(LossConfig::of_drrho()); });
 
 }  // namespace
 }  // namespace trireme::fastclip

@@ -195,7 +195,6 @@ TEST(OpenClip, ConfigsOfOtherModelsAreRefused) {
                        {"/model_cfg/quick_gelu", "true", "write true or false"},
                        {"/model_cfg/text_cfg/pool_type", "", "text_cfg.pool_type"},
                        {"/model_cfg/text_cfg/heads", true, "text_cfg.heads"},
-                       {"/model_cfg/init_logit_bias", -10, "init_logit_bias"},
                        {"/model_cfg/multimodal_cfg", {{"width", 512}}, "multimodal_cfg"},
                        {"/preprocess_cfg/resize_mode", "crop", "resize_mode"},
                        {"/preprocess_cfg/mean", {0.5, "x", 0.5}, "preprocess_cfg.mean"}};

@@ -1,9 +1,11 @@
 // The temperature's gradient against numerical derivatives, in f64.
+#include "comm/error.h"
+#include "comm/local/loopback.h"
 #include "comm/local/self.h"
 #include "framework/losses/contrastive.h"
 
 #include <cmath>
-#include <numeric>
+#include <limits>
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -15,7 +17,6 @@ constexpr std::int64_t n = 9, d = 5;
 
 struct Problem {
   at::Tensor image, text;
-  std::vector<std::int64_t> ids = std::vector<std::int64_t>(n);
   Problem() {
     at::manual_seed(11);
     const auto unit = [] {
@@ -24,12 +25,10 @@ struct Problem {
     };
     image = unit();
     text = unit();
-    std::iota(ids.begin(), ids.end(), 0);
   }
   LossResult loss(double t, const GlobalLossOptions& o) const {
     const auto self = make_self();
-    const NormalizerTable table(n, at::TensorOptions().dtype(at::kDouble));
-    return global_loss(*self, image, text, at::full({}, t, at::kDouble), ids, 1.0, table, o);
+    return global_loss(*self, {image, text}, at::full({}, t, at::kDouble), at::zeros({2, 1, n}, at::kDouble), 1.0, o);
   }
   // RGCL-g / 2 with gamma = 1: tau (mean(log u1) + mean(log u2)) / 2 + rho tau.
   double objective(double t, double rho) const {
@@ -58,16 +57,44 @@ TEST(TauGradient, RepoMinusPaperIsTheExtraHalf) {
 }
 
 TEST(Table, HighestRowWinsAndSkipWritesNothing) {
-  NormalizerTable table(4, at::TensorOptions().dtype(at::kDouble));
   const std::vector<std::int64_t> ids{2, 1, 2};
-  const at::Tensor log_u = at::arange(6, at::kDouble).view({2, 3}), no = at::zeros({}, at::kFloat);
+  const at::Tensor log_u = at::arange(6, at::kDouble).view({2, 1, 3}), no = at::zeros({}, at::kFloat);
+  const double never = -std::numeric_limits<double>::infinity();
+  const auto self = make_self();
+  NormalizerTable table(4, {never}, at::TensorOptions().dtype(at::kDouble), *self, true);
   table.write(ids, log_u, no);
-  EXPECT_EQ(table.image[2].item<double>(), 2);
-  EXPECT_EQ(table.image[1].item<double>(), 1);
-  EXPECT_EQ(table.text[2].item<double>(), 5);
-  EXPECT_TRUE(std::isinf(table.image[0].item<double>()));
+  const auto at = [&](int side, int id) { return table.values()[side][0][id].item<double>(); };
+  EXPECT_EQ(at(0, 2), 2);
+  EXPECT_EQ(at(0, 1), 1);
+  EXPECT_EQ(at(1, 2), 5);
+  EXPECT_TRUE(std::isinf(at(0, 0)));
   table.write(ids, log_u * std::nan(""), at::ones({}, at::kFloat));
-  EXPECT_EQ(table.image[2].item<double>(), 2);
+  EXPECT_EQ(at(0, 2), 2);
+  EXPECT_THROW(table.read(*self, std::vector<std::int64_t>{4}), DataError);
+}
+
+// Spread over ranks it reads, writes and saves what the whole table does, also where ranks hold nothing (n < K) and
+// samples come twice in a batch.
+TEST(Table, ShardedIsTheWholeTable) {
+  const auto type = at::TensorOptions().dtype(at::kDouble);
+  const at::Tensor no = at::zeros({}, at::kFloat);
+  at::manual_seed(3);
+  for (const int k : {1, 2, 3, 4})
+    for (const std::int64_t entries : {2, 5, 12}) {
+      const at::Tensor drawn = at::randint(entries, {4, 3 * k}, at::kLong), values = at::randn({4, 2, 2, 3 * k}, type);
+      run_loopback(k, [&](Communicator& comm) {
+        NormalizerTable sharded(entries, {0.5, 7}, type, comm, true), whole(entries, {0.5, 7}, type, comm, false);
+        for (int step = 0; step < 4; ++step) {
+          const std::span<const std::int64_t> ids(drawn[step].const_data_ptr<std::int64_t>(), std::size_t(3 * k));
+          EXPECT_TRUE(at::equal(sharded.read(comm, ids), whole.read(comm, ids)));
+          sharded.write(ids, values[step], no);
+          whole.write(ids, values[step], no);
+        }
+        const auto n = sharded.values().size(2);
+        EXPECT_TRUE(at::equal(sharded.values(), whole.values().narrow(2, sharded.first(), n)));
+        EXPECT_LE(n, (entries + k - 1) / k);
+      });
+    }
 }
 
 }  // namespace

@@ -28,16 +28,18 @@ namespace fs = std::filesystem;
 
 bool writes_tars(const DataOptions& o) { return o.name == "tar" || (o.name == "scenes" && o.format == "tar"); }
 
-const char* const known_names[] = {"openclipart", "emoji", "folder", "tars", "tar", "scenes"};
+const char* const known_names[] = {"openclipart", "emoji", "folder", "tars", "tar", "scenes", "cache-reference"};
 
 void check(const DataOptions& o) {
   if (std::find(std::begin(known_names), std::end(known_names), o.name) == std::end(known_names))
     throw UsageError("trireme data", "unknown data set `" + o.name + "`",
-                     "known: openclipart, emoji, folder, tars, tar, scenes");
+                     "known: openclipart, emoji, folder, tars, tar, scenes, cache-reference");
   if (o.size < 8 || o.size > 1024)
     throw UsageError("trireme data", "--size " + std::to_string(o.size), "choose 8 to 1024 pixels");
   if (o.threads < 0 || o.threads > 256)
     throw UsageError("trireme data", "--threads " + std::to_string(o.threads), "choose 1 to 256");
+  if (o.name != "cache-reference" && !o.model.empty())
+    throw UsageError("trireme data " + o.name, "takes no word after it: " + o.model, "leave it out, or see --from");
   const bool own = o.name == "folder" || o.name == "tars" || o.name == "tar";
   if (own && o.from.empty())
     throw UsageError("trireme data " + o.name, "--from is missing",
@@ -168,6 +170,7 @@ int write_tars_command(const DataOptions& o) {
 
 int data_command(const DataOptions& o) {
   check(o);
+  if (o.name == "cache-reference") return cache_reference(o);
   if (writes_tars(o)) return write_tars_command(o);
   std::error_code error;
   if (!o.out.empty() && (o.out.ends_with('/') || fs::is_directory(o.out, error)))
@@ -189,10 +192,16 @@ int data_command(const DataOptions& o) {
 namespace {
 
 const Commands::Entry registered(
-    {"data", "prepare a data set", [](CommandOptions& command) {
+    {"data", "prepare a data set, or features of it", [](CommandOptions& command) {
        const auto o = std::make_shared<DataOptions>();
-       command.text("name", o->name, "openclipart, emoji, scenes; folder, tars: your own; tar: a folder as tars",
-                    command.required);
+       command.text(
+           "name", o->name,
+           "openclipart, emoji, scenes; folder, tars: your own; tar: a folder as tars; cache-reference MODEL DATA: "
+           "a model's features of all pairs",
+           command.required);
+       command.text("model", o->model, "cache-reference: run folder of fastclip, or OpenCLIP folder");
+       command.text("data", o->data,
+                    "cache-reference: data as data.file names it, or an experiment (.yaml) or run on it");
        command.text("--out", o->out, "prepared file");
        command.number("--size", o->size, "pixels a side", {8, 1024});
        command.text("--from", o->from, "your images: a folder, a CSV of filepath,title, or tars");
@@ -201,6 +210,10 @@ const Commands::Entry registered(
        command.number("--held-out", o->held_out, "scenes: pairs beside them", {0, 1000000});
        command.number("--seed", o->seed, "scenes", {0, 2000000000});
        command.text("--format", o->format, "scenes: h5, or tar for JPEG tars");
+       command.text("--type", o->type, "cache-reference: f16 or f32");
+       command.text("--device", o->device, "cache-reference: auto, cpu or cuda");
+       command.text("--tokenizer", o->tokenizer, "cache-reference: CLIP merges file, where the model brings none");
+       command.number("--batch", o->batch, "cache-reference: pairs at a time", {1, 65536});
        command.flag("--force", o->force, "prepare again");
        return [o](const CommandLine&) { return data_command(*o); };
      }});

@@ -1,11 +1,11 @@
-// `trireme data NAME`: prepares an image-text data set as one HDF5 file, or as tars.
+// `trireme data NAME`: prepares an image-text data set as one HDF5 file, or as tars; or a model's features of one.
 #pragma once
 #include <string>
 
 namespace trireme {
 
 struct DataOptions {
-  std::string name;    // openclipart, emoji, folder, tars, tar or scenes
+  std::string name;    // openclipart, emoji, folder, tars, tar, scenes or cache-reference
   std::string out;     // empty: in the cache, one file for each name, size and source
   std::string from;    // source folder, table or tars; required by `folder`, `tars` and `tar`, else the packages' place
   int size = 64;       // pixels of the square
@@ -14,7 +14,17 @@ struct DataOptions {
   // Of scenes: pairs to train on and beside them, seed, h5 or tar.
   int pairs = 100000, held_out = 5000, seed = 1;
   std::string format = "h5";
+  // Of cache-reference, which has --out and --threads as well.
+  std::string model, data;   // MODEL; data, an experiment or a run
+  std::string type = "f16";  // of the features: f16 or f32
+  std::string device = "auto";
+  std::string tokenizer;  // CLIP merges file, where the model brings none
+  int batch = 64;         // pairs at a time
 };
+
+// `trireme data cache-reference MODEL DATA`: both features of every pair as one file (reference_features.h). As
+// data_command().
+int cache_reference(const DataOptions& options);
 
 // Summary on stdout, progress on stderr; returns 0. A sound file that is already there is kept (unless `force`); one
 // that is damaged, or was prepared from another place, is made anew in the cache and refused as `out`. Throws

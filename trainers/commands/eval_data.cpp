@@ -148,8 +148,9 @@ std::string EvalSpec::name() const {
   return name;
 }
 
-EvalSpec data_of_run(const std::string& run) {
-  const std::string file = run + "/config.resolved.yaml";
+EvalSpec data_of_run(const std::string& run) { return data_of_config(run + "/config.resolved.yaml"); }
+
+EvalSpec data_of_config(const std::string& file) {
   const config::Node root = config::load_tree(file, {});
   const config::Node* data = root.find("data");
   if (!data) throw DataError(file, "names no data", "give --data");
@@ -158,6 +159,7 @@ EvalSpec data_of_run(const std::string& run) {
   PairsSpec& spec = of_run.source;
   spec.files = texts_at(*data, "files");
   if (spec.files.empty()) spec.files = texts_at(*data, "file");
+  for (const auto& weight : texts_at(*data, "weights")) spec.weights.push_back(std::atoll(weight.c_str()));
   const auto text = [&](std::string_view key, std::string& value) {
     if (const auto texts = texts_at(*data, key); !texts.empty()) value = texts.front();
   };

@@ -20,7 +20,8 @@ struct EvalSpec {
   std::string name() const;  // for messages
 };
 
-// What a run holds out, as its config.resolved.yaml says. DataError: it does not say.
+// What an experiment holds out, as its YAML says; of a run, config.resolved.yaml. DataError: it does not say.
+EvalSpec data_of_config(const std::string& file);
 EvalSpec data_of_run(const std::string& run);
 
 struct EvalData {
