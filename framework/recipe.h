@@ -20,6 +20,8 @@
 namespace trireme {
 
 class Context;
+struct Plan;
+struct TrainConfig;
 
 class Recipe {
  public:
@@ -62,6 +64,9 @@ class Recipe {
   virtual void state(Archive&) {}
   // What samples_per_s counts, for the console.
   virtual std::string unit() const { return "samples"; }
+  // What a rank of `ranks` will hold and send, by formula; also before setup(), where the configuration says how much
+  // data there will be. False: not known.
+  virtual bool plan(Plan&, int ranks, const TrainConfig&) const { return false; }
   // Tells the peer-format exporters and reports what this model is; JSON, may be empty.
   virtual std::string describe() const { return "{}"; }
 };

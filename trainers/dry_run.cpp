@@ -4,7 +4,9 @@
 #include "comm/wrappers/traced.h"
 #include "data/loader.h"
 #include "framework/experiment.h"
+#include "framework/plan.h"
 #include "framework/session.h"
+#include "trainers/plan.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -123,6 +125,14 @@ void print_schedule(const std::vector<Watched>& watched) {
 void dry_run(Experiment& run, Communicator& world, const std::function<void(Session&)>& after_step) {
   Recipe& recipe = *run.recipe;
   const TrainConfig& train = run.train;
+  Plan plan;
+  if (recipe.plan(plan, world.size(), train)) {  // the data need not be here
+    if (world.rank() != 0) return;
+    std::cout << run.config.print(run.schema, true) << "\n";
+    print_plan(plan, train, world.size());
+    std::cout << "no step was taken: the configuration says how much data there will be\n" << std::flush;
+    return;
+  }
   Session session(world, train, recipe);
   const auto ids = recipe.train_ids();
   Loader loader(recipe.train_data(), ids, train.batch_size, world.rank(), world.size(), std::uint64_t(train.seed),
@@ -142,9 +152,10 @@ void dry_run(Experiment& run, Communicator& world, const std::function<void(Sess
     std::cout << "  " << p.name << " " << p.value.sizes() << " " << p.group
               << (p.value.requires_grad() ? "" : " frozen") << "\n";
   std::cout << "parameters " << session.parameter_count() << ", training samples " << ids.size() << ", steps an epoch "
-            << loader.steps_per_epoch() << ", epochs " << double(session.context().steps) / double(loader.steps_per_epoch())
-            << "\nrank 0 of " << world.size()
+            << loader.steps_per_epoch() << ", epochs "
+            << double(session.context().steps) / double(loader.steps_per_epoch()) << "\nrank 0 of " << world.size()
             << (world.backend() == "fake" ? ", alone in a fake world: counts are real, results are not\n" : "\n");
+  if (recipe.plan(plan, world.size(), train)) print_plan(plan, train, world.size());
   print_memory(session);
   std::cout << std::flush;
   print_schedule(watched);

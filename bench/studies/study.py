@@ -116,26 +116,32 @@ class Slots:
 
 
 @contextlib.contextmanager
-def multi_process_service(wanted, folder):
-    """NVIDIA MPS, under which kernels of several processes share a GPU at the same time, where it can be started."""
+def multi_process_service(wanted, folder, works):
+    """NVIDIA MPS, under which kernels of several processes share a GPU at the same time: yields True where it could be
+    started and `works()` says that a program runs under it."""
     places = {"CUDA_MPS_PIPE_DIRECTORY": str(folder / "mps"), "CUDA_MPS_LOG_DIRECTORY": str(folder / "mps-log")}
-    control = ["nvidia-cuda-mps-control"]
+    control = "nvidia-cuda-mps-control"
     started = False
+
+    def end():
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run([control], input=b"quit\n", capture_output=True, timeout=20)
+        for key in places:
+            os.environ.pop(key, None)
+
     if wanted:
         for place in places.values():
             os.makedirs(place, exist_ok=True)
-        with contextlib.suppress(OSError):
-            started = subprocess.run(control + ["-d"], env=dict(os.environ, **places), capture_output=True).returncode == 0
-    if started:
         os.environ.update(places)
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            started = subprocess.run([control, "-d"], capture_output=True, timeout=20).returncode == 0 and works()
+        if not started:
+            end()
     try:
         yield started
     finally:
         if started:
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                subprocess.run(control, input=b"quit\n", capture_output=True, timeout=20)
-            for key in places:
-                os.environ.pop(key, None)
+            end()
 
 
 class Queue:
@@ -143,6 +149,7 @@ class Queue:
         self.runs, self.options = runs, options
         self.out = Path(options.out)
         self.results, self.failed, self.cut = {}, {}, []
+        self.have = json.loads(Path(options.have).read_text(encoding="utf-8"))["runs"] if options.have else {}
         self.begin = time.monotonic()
 
     def command(self, run):
@@ -156,6 +163,9 @@ class Queue:
         command = self.command(run)
         log = self.out / (run.name + ".log")
         text = " ".join(command)
+        if self.have.get(run.name, {}).get("command") == text:
+            self.results[run.name] = self.have[run.name]
+            return None
         if is_done(log, text):
             self.finish(run, 0, 0, text)
             return None
@@ -205,6 +215,14 @@ class Queue:
                 told = now
                 print(f"{now - self.begin:.0f} s: {len(self.results)} of {len(self.runs)} runs, {len(running)} at work", flush=True)
             time.sleep(0.1)
+
+    def works(self):
+        """Two steps of the first run."""
+        run = self.runs[0]
+        values = run.overrides if isinstance(run.overrides, list) else []
+        command = [str(self.options.binary), "train", str(ROOT / run.yaml), *values, "epochs=0", "steps=2", "eval_every=0"]
+        folder = self.out / "probe"
+        return subprocess.run(command + ["--fresh", "--out", str(folder)], capture_output=True, timeout=60).returncode == 0
 
     @staticmethod
     def stop(running):
@@ -347,6 +365,8 @@ def main(parts, data_of, runs_of, tables_of, arguments=None):
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=max(1, len(os.sched_getaffinity(0)) - 1))
     parser.add_argument("--gpus", type=int, default=0)
+    parser.add_argument("--no-mps", action="store_true")
+    parser.add_argument("--have", default="", help="results.json of an earlier call: its runs are not made again")
     parser.add_argument("--time-limit", type=float, default=1e9, help="seconds")
     parser.add_argument("--only", default="", help="arms to run, comma-separated")
     parser.add_argument("--list", action="store_true", help="print the runs and stop")
@@ -360,12 +380,14 @@ def main(parts, data_of, runs_of, tables_of, arguments=None):
     for arguments in data_of(options.part, options):
         subprocess.run([str(options.binary), "data", *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     queue = Queue(runs, options)
-    with multi_process_service(options.gpus > 0, Path(options.out).resolve()) as shared:
+    with multi_process_service(options.gpus > 0 and not options.no_mps, Path(options.out).resolve(), queue.works) as shared:
         queue.work()
     text, rows = tables_of(options.part, options, queue.results)
     seconds = time.monotonic() - queue.begin
     end = f"{len(queue.results)} of {len(runs)} runs in {seconds:.0f} s, {options.jobs} at once on {options.gpus} GPUs, MPS {'on' if shared else 'off'}"
     end += f"; failed: {len(queue.failed)}; cut: {len(queue.cut)}"
+    steps = [r["last"]["step_ms"] for r in queue.results.values() if "step_ms" in r["last"]]
+    end += f"; {statistics.median(steps):.2f} ms a step (median of the runs' last)" if steps else ""
     document = {"part": options.part, "rows": rows, "runs": queue.results, "failed": queue.failed, "cut": queue.cut, "end": end}
     (Path(options.out) / "results.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     (Path(options.out) / "results.md").write_text(text + "\n\n" + end + "\n", encoding="utf-8")

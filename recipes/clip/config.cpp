@@ -53,6 +53,8 @@ void DataConfig::fields(Fields& f) {
     "broken samples, counted and named, and left out or replaced by the next, are an error above this share",
     {.min = 0, .max = 1});
   f.resume_may_change(true);
+  f("pairs", pairs, "for --dry-run where the data is not here: pairs that it will have (a training counts them)",
+    {.min = 0});
   f("threads", threads, "threads that decode; 0 = all cores of a rank on a GPU, one on a CPU, which trains",
     {.min = 0, .max = 1024});
   f.resume_may_change(false);

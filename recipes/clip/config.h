@@ -11,6 +11,7 @@ struct DataConfig {
   std::string eval_file, index_key, image_column = "filepath", caption_column = "title";
   double held_out = 0.1;
   std::vector<double> part, eval_part;
+  std::int64_t pairs = 0;
   std::string tokenizer;
   std::int64_t max_per_caption = 0;
   double crop_scale = 0.9, flip = 0, keyword_dropout = 0;

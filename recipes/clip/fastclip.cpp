@@ -11,6 +11,7 @@
 #include "recipes/clip/config.h"
 #include "recipes/clip/data.h"
 #include "recipes/clip/objective.h"
+#include "recipes/clip/plan.h"
 #include "recipes/clip/pretrained.h"
 #include "recipes/clip/reference.h"
 
@@ -157,6 +158,12 @@ class FastClip : public Recipe {
     objective_->state(ar);
     double shown = tau();  // for readers of the file: the weights say it
     ar.value("tau", shown);
+  }
+
+  bool plan(Plan& plan, int ranks, const TrainConfig& train) const override {
+    const std::int64_t samples = pairs_ ? pairs_->size() : data_config_.pairs;
+    if (samples > 0) plan_clip(plan, model_config_, loss_config_, samples, 0, ranks, train);
+    return samples > 0;
   }
 
   std::string describe() const override {

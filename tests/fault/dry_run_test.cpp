@@ -53,6 +53,93 @@ TEST(DryRun, CountsWhatARunSends) {
   }
 }
 
+// Bytes of each line of the plan, those of settings that are not used included.
+std::map<std::string, double> planned(const Outcome& o) {
+  std::map<std::string, double> bytes;
+  for (const auto& line : lines_of(o.out))
+    if (line.size() > 57 && line.starts_with("  ") && line[2] != ' ' && line.find("  ", 55) == 55) {
+      const std::string name = line.substr(2, 36);
+      bytes[name.substr(0, name.find_last_not_of(' ') + 1)] = std::stod(line.substr(39, 16));
+    }
+  return bytes;
+}
+
+// The settings of FastCLIP's authors, without their data: bytes are those of the method's formulas.
+TEST(DryRun, TellsBytesOfTheMethodsSettings) {
+  struct Case {
+    std::string file;
+    double samples, parameters, width, batch;
+    int ranks;
+    std::string more;
+  };
+  const std::string recipes = std::string(std::getenv("TRIREME_SOURCE")) + "/recipes/fastclip/";
+  for (const Case& c : {Case{"medium", 3318333, 102.01e6, 1024, 1024, 8, ""},
+                        {"medium", 3318333, 102.01e6, 1024, 4096, 32, "loss.reduction=reduce_scatter"},
+                        {"large", 12423374, 151.28e6, 512, 8192, 32, "loss.u_table=replicated"},
+                        {"xlarge", 414080000, 149.62e6, 512, 5120, 16, "zero=1"},
+                        {"ablations/v2", 3318333, 102.01e6, 1024, 1024, 8, ""},
+                        {"ablations/openclip", 3318333, 102.01e6, 1024, 1024, 8, "loss.reduction=reduce_scatter"}}) {
+    SCOPED_TRACE(c.file + " " + c.more);
+    Words words{"train",   recipes + c.file + ".yaml", "batch_size=" + std::to_string(int(c.batch)), "--dry-run",
+                "--ranks", std::to_string(c.ranks)};
+    if (!c.more.empty()) words.push_back(c.more);
+    const Outcome o = run_program(words, {});
+    ASSERT_EQ(o.code, 0) << o;
+    EXPECT_LT(o.seconds, 20);
+    EXPECT_NE(o.out.find("no step was taken"), std::string::npos);
+    auto bytes = planned(o);
+    const bool v2 = c.file == "ablations/v2", mini_batch = c.file == "ablations/openclip";
+    const double k = c.ranks, b = c.batch / k, p = bytes["gradients"] / 4;
+    EXPECT_NEAR(p, c.parameters, 0.005e6);
+    EXPECT_EQ(bytes["adamw, zero: 0"], 8 * p);
+    EXPECT_NEAR(bytes["adamw, zero: 1"], 8 * p / k, 1);
+    EXPECT_EQ(bytes["features, all-gather"], (k - 1) * b * 2 * c.width * 4);
+    EXPECT_EQ(bytes["feature gradients, reduce-scatter"], (k - 1) * b * 2 * c.width * 4);
+    EXPECT_NEAR(bytes["gradients, all-reduce"], 2 * (k - 1) / k * p * 4, 1);
+    if (mini_batch) {
+      EXPECT_FALSE(bytes.contains("scalars, all-gather") || bytes.contains("u table, sharded")) << o;
+      continue;
+    }
+    EXPECT_EQ(bytes["scalars, all-gather"], (k - 1) * b * (v2 ? 12 : 2) * 4);
+    EXPECT_EQ(bytes["u table, replicated"], (v2 ? 40 : 8) * c.samples);
+    EXPECT_NEAR(bytes["u table, sharded"], (v2 ? 40 : 8) * c.samples / k, 1);
+    // The sum leaves out what the settings do not use.
+    const bool sent = c.more == "loss.reduction=reduce_scatter", replicated = c.more == "loss.u_table=replicated";
+    EXPECT_NEAR(bytes["sum"],
+                bytes["features, all-gather"] + bytes["scalars, all-gather"] + bytes["gradients, all-reduce"] +
+                    (sent ? bytes["feature gradients, reduce-scatter"] : 0) +
+                    (replicated ? 0 : bytes["u table, all-to-all (mean)"]),
+                2);
+  }
+}
+
+// And that is what a step sends.
+TEST(DryRun, PlansWhatAStepSends) {
+  if (const auto why = missing_for_pairs(); !why.empty()) GTEST_SKIP() << why;
+  TempFolder folder;
+  prepare_pairs(folder.path);
+  write_text(folder.path / "clip.yaml", experiment(6, 32, 8));
+  for (const std::string loss :
+       {"rgclg", "gcl", "mbcl", "siglip", "rgcl, temperature: individual", "rgclg, u_table: replicated"})
+    for (const std::string reduction : {"scalars", "reduce_scatter"}) {
+      SCOPED_TRACE(loss + " " + reduction);
+      const Outcome o = run_program({"train", "clip.yaml", "loss={name: " + loss + ", reduction: " + reduction + "}",
+                                     "--dry-run", "--ranks", "4"},
+                                    {folder.path});
+      ASSERT_EQ(o.code, 0) << o;
+      auto bytes = planned(o);
+      EXPECT_EQ(bytes.contains("u table, all-to-all (mean)"),
+                loss == "rgclg" || loss == "gcl" || loss.starts_with("rgcl,"));
+      std::map<std::string, double> sent;
+      for (const auto& call : schedule(o))
+        if (call.on == "world") sent[call.collective] += double(call.bytes);
+      EXPECT_EQ(sent["all_gather"], bytes["features, all-gather"] + bytes["scalars, all-gather"]) << o;
+      EXPECT_EQ(sent["reduce_scatter"], reduction == "scalars" ? 0 : bytes["feature gradients, reduce-scatter"]) << o;
+      // Where a table is spread, a step's share of other ranks' entries varies.
+      EXPECT_NEAR(sent["all_to_all"], bytes["u table, all-to-all (mean)"], bytes["u table, all-to-all (mean)"]) << o;
+    }
+}
+
 TEST(DryRun, AThousandRanks) {
   TempFolder folder;
   write_text(folder.path / "e.yaml", "recipe: mlp\nsteps: 10\nbatch_size: 2048\nsizes: [64, 128, 10]\n");
