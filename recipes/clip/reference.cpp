@@ -166,6 +166,21 @@ std::unique_ptr<Reference> Reference::open(const ReferenceConfig& config, const 
   return reference;
 }
 
+double variance_ratio(const at::Tensor& own, const at::Tensor& theirs) {
+  const at::NoGradGuard no_grad;
+  const auto similarities = [](const at::Tensor& f) { return at::mm(f[0].to(at::kDouble), f[1].to(at::kDouble).t()); };
+  // Margins differ from similarities by a constant of the row, or column, only.
+  const auto variance = [](const at::Tensor& s) {
+    const double n = double(s.size(0)) - 1;
+    const at::Tensor off = s.clone().fill_diagonal_(0), square = off.square();
+    at::Tensor sum = at::zeros({}, s.options());
+    for (const std::int64_t dim : {0, 1}) sum = sum + (square.sum(dim) / n - (off.sum(dim) / n).square()).mean();
+    return sum.item<double>();
+  };
+  const at::Tensor s = similarities(own);
+  return variance(s - similarities(theirs)) / variance(s);
+}
+
 void Reference::state(Archive& ar) const {
   std::string print = print_;
   ar.text("reference", print);

@@ -53,4 +53,9 @@ class Reference {
   std::string name_, print_;  // as the user called it; what tells it from others
 };
 
+// What a reference takes off the variance of the loss: Var_j(l_ij - r_ij) / Var_j(l_ij) over negatives j, l_ij = s_ij -
+// s_ii and r_ij the reference's, each variance averaged over the anchors of both sides. own [2, n, d], theirs [2, n,
+// d_ref]: image and text features of n >= 3 pairs. DRRho's bound is the better the further it is below 1.
+double variance_ratio(const at::Tensor& own, const at::Tensor& theirs);
+
 }  // namespace trireme::fastclip
