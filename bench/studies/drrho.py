@@ -15,6 +15,7 @@ BATCH = {"scenes": 128, "openclipart": 64}
 STEPS = {"scenes": 7812, "openclipart": 2000}  # scenes: 10 epochs of 100,000 pairs
 # The target's half; a twentieth of it chooses the settings.
 TARGET, CHOOSE = "data.part=[0.5, 1]", ["data.part=[0.5, 0.975]", "data.eval_part=[0.975, 1]"]
+CHOOSE_STEPS = {"scenes": ["steps=1560", "eval_every=0"], "openclipart": ["steps=1000", "eval_every=0"]}
 
 RHO = [["loss.rho=1"], ["loss.rho=2"]]
 CONSTANT = [["loss.tau=0.02"], ["loss.tau=0.05"]]
@@ -75,7 +76,7 @@ def setting(part, options):
         arms = [a for a in arms if a.name in options.only.split(",")]
     overrides = common(part, options) + [f"batch_size={BATCH[part]}", f"steps={STEPS[part]}", TARGET]
     rates = ["5e-4", "1e-3"]
-    return Setting(part, yaml_of(part), overrides, rates, arms, R10 if small else R1, CHOOSE, "v3")
+    return Setting(part, yaml_of(part), overrides, rates, arms, R10 if small else R1, CHOOSE + CHOOSE_STEPS[part], "v3")
 
 
 def efficiency(part, s, results):

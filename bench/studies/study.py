@@ -101,12 +101,12 @@ class Slots:
 
     def __init__(self, jobs, gpus):
         cores = sorted(os.sched_getaffinity(0))
+        everywhere = set(cores)
         self.free = list(range(jobs))[::-1]
         self.gpu = [str(k % gpus) if gpus else "" for k in range(jobs)]
         self.cores = [{cores[k % len(cores)]} for k in range(jobs)]
-        if jobs < len(cores):
-            each = len(cores) // jobs
-            self.cores = [set(cores[k * each : (k + 1) * each]) for k in range(jobs)]
+        if jobs < len(cores):  # the scheduler knows better which are idle
+            self.cores = [everywhere] * jobs
 
     def environment(self, slot):
         env = dict(os.environ, OMP_NUM_THREADS="1")
@@ -305,11 +305,12 @@ class Setting:
     metrics: list[str]  # the score is their mean
     parts: list[str]
     against: str  # the arm that the others are compared with
+    like: "Setting" = None  # takes the places in the grid that were chosen there
 
     def tried(self, arm):
         """Runs that choose, by name: their point of the grid."""
         points = [[f"optimizer.lr={lr}", *t] for lr in arm.rates or self.rates for t in arm.grid]
-        return {f"{self.name}/choose/{arm.name}-{k}": p for k, p in enumerate(points)} if len(points) > 1 else {"": points[0]}
+        return {f"{(self.like or self).name}/choose/{arm.name}-{k}": p for k, p in enumerate(points)} if len(points) > 1 else {"": points[0]}
 
     def run_name(self, arm, seed):
         return f"{self.name}/{arm.name}-{seed}"
@@ -319,7 +320,7 @@ class Setting:
         for arm in self.arms:
             tried = self.tried(arm)
             common = self.overrides + arm.overrides
-            choose += [Run(n, self.yaml, common + p + self.parts + ["seed=1"], arm.after) for n, p in tried.items() if n]
+            choose += [] if self.like else [Run(n, self.yaml, common + p + self.parts + ["seed=1"], arm.after) for n, p in tried.items() if n]
             for seed in range(1, arm.seeds + 1):
                 final = lambda results, c=common, t=tried, s=seed: c + t[self.best(t, results)] + [f"seed={s}"]
                 count.append(Run(self.run_name(arm, seed), self.yaml, final, [n for n in tried if n] + arm.after))
