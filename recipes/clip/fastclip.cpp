@@ -8,6 +8,7 @@
 #include "framework/models/clip_evaluate.h"
 #include "framework/models/clip_model.h"
 #include "framework/models/open_clip.h"
+#include "framework/models/zero_shot.h"
 #include "framework/optim/schedule.h"
 #include "recipes/clip/config.h"
 #include "recipes/clip/data.h"
@@ -36,6 +37,7 @@ class FastClip : public Recipe {
     notes_ = pairs_->notes();
     train_ = pairs_->train_ids(data_config_.max_per_caption);
     held_out_ = pairs_->held_out_ids();
+    (void)prompts_of(pairs_->classes(), templates_of(*pairs_), pairs_->path());  // mistakes are told before training
     Inherited from = inherit(
         data_config_, model_config_, [&] { return captions_of(*pairs_, train_); }, c);
     tokenizer_ = std::move(from.tokenizer);
