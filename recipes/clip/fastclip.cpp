@@ -37,11 +37,11 @@ class FastClip : public Recipe {
     notes_ = pairs_->notes();
     train_ = pairs_->train_ids(data_config_.max_per_caption);
     held_out_ = pairs_->held_out_ids();
-    (void)prompts_of(pairs_->classes(), templates_of(*pairs_), pairs_->path());  // mistakes are told before training
     Inherited from = inherit(
         data_config_, model_config_, [&] { return captions_of(*pairs_, train_); }, c);
     tokenizer_ = std::move(from.tokenizer);
     preprocess_ = std::move(from.preprocess);
+    (void)prompts_of(pairs_->classes(), templates_of(*pairs_), pairs_->path());  // mistakes are told before training
     if (pairs_->prepared())
       preprocess_.resize_mode = "longest", preprocess_.fill = 255, preprocess_.interpolation = "bicubic";
     dataset_.emplace(*pairs_, *tokenizer_, pixel_options(c));
