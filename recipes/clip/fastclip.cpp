@@ -13,6 +13,7 @@
 #include "recipes/clip/objective.h"
 #include "recipes/clip/plan.h"
 #include "recipes/clip/pretrained.h"
+#include "recipes/clip/reference.h"
 
 #include <cmath>
 #include <optional>
@@ -31,10 +32,15 @@ class FastClip : public Recipe {
     f.group("data", data_config_, "image-text pairs");
     f.group("model", model_config_, "the two towers");
     f.group("loss", loss_config_, "contrastive loss");
+    f.group("reference", reference_config_, "a frozen model that steers (DRRho-CLIP)");
+    f.require(!reference_config_.uses("shift") || loss_config_.name == "rgclg" || loss_config_.name == "gcl",
+              "reference", "shifts the similarities of rgclg and gcl, not of " + loss_config_.name,
+              "take another loss.name, or reference.use without shift");
   }
 
   void setup(Context& c) override {
-    check_pairs(c.config().batch_size);
+    const std::int64_t own = c.config().batch_size / c.size();
+    check_pairs(c.size() * (reference_config_.uses("select") ? selected_rows(reference_config_.select, own) : own));
     pairs_ = open_data(data_config_, model_config_.image_size, c);
     notes_ = pairs_->notes();
     Split split = split_of(*pairs_, data_config_);
@@ -46,6 +52,8 @@ class FastClip : public Recipe {
     if (pairs_->prepared())
       preprocess_.resize_mode = "longest", preprocess_.fill = 255, preprocess_.interpolation = "bicubic";
     dataset_.emplace(*pairs_, *tokenizer_, pixel_options(c));
+    reference_ =
+        Reference::open(reference_config_, {*pairs_, *dataset_, *tokenizer_, preprocess_, model_config_.context}, c);
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_config_.logit_bias = loss_config_.name == "siglip";
     model_.emplace(model_config_, std::log(1 / loss_config_.tau), params);
@@ -55,7 +63,7 @@ class FastClip : public Recipe {
     if (!loss_config_.trains_tau())
       for (auto& p : params_)
         if (p.group == "temperature") p.group = "constant";
-    objective_.emplace(loss_config_, pairs_->size(), c);
+    objective_.emplace(loss_config_, reference_config_, pairs_->size(), c);
     check_same_data(c.comm("control"));
     // Hand-written kernels serve host memory in f32 and f64; everything else runs on ATen operators.
     fused_ = c.device().is_cpu() && !c.autocast();
@@ -66,7 +74,7 @@ class FastClip : public Recipe {
     if (!loss_config_.trains_tau()) model_->log_scale().detach().fill_(std::log(1 / loss_config_.tau));
     clamp_tau();
   }
-  const Dataset& train_data() override { return *dataset_; }
+  const Dataset& train_data() override { return reference_ ? reference_->train_data() : *dataset_; }
   std::vector<std::int64_t> train_ids() override { return train_; }
   bool whole_batch() const override { return true; }
   std::vector<std::string> communicators() const override {
@@ -76,7 +84,14 @@ class FastClip : public Recipe {
   at::Tensor backward(const Batch& batch, Context& c) override {
     for (const auto& line : std::exchange(notes_, {})) c.message(line);
     for (const auto& line : dataset_->take_broken()) c.message(line);
-    return c.accumulate() == 1 ? one_pass(batch, c) : by_chunks(batch, c);
+    if (!reference_) return learn(batch, {}, c);
+    const Features theirs = of_chunks(batch, c, [&](const Batch& part) { return features_of_reference(part, c); });
+    if (!reference_config_.uses("select")) return learn(batch, theirs, c);
+    const at::Tensor rows = select(batch, theirs, c), there = to_device(rows, theirs.image.device());
+    at::Tensor all = at::empty({c.size() * rows.size(0)}, rows.options());
+    c.comm("control").all_gather(buffer_of(rows), buffer_of(all)).wait();
+    return learn(chosen_rows(batch, rows, all),
+                 {theirs.image.index_select(0, there), theirs.text.index_select(0, there)}, c);
   }
 
   GroupSettings group(std::string_view name, const Step& s, const Context& c) const override {
@@ -139,6 +154,7 @@ class FastClip : public Recipe {
   void state(Archive& ar) override {
     archive_data(ar);
     archive_model(ar);
+    if (reference_) reference_->state(ar);
     objective_->state(ar);
     double shown = tau();  // for readers of the file: the weights say it
     ar.value("tau", shown);
@@ -253,9 +269,41 @@ class FastClip : public Recipe {
                                 {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, fused_)};
   }
 
-  // The closed form on all rows: the share of the loss, and gradients of the features and of log(1/tau).
-  LossResult loss_of(const Features& f, const Batch& batch, Context& c) {
-    Rows rows{f.image.detach().to(c.param_type()), f.text.detach().to(c.param_type())};
+  Features features_of_reference(const Batch& batch, Context& c) const {
+    const auto [image, text] = reference_->features(batch, dataset_->pixels_of(batch, c.param_type()), c);
+    return {image, text};
+  }
+
+  // Rows of a super-batch to learn from, scored as the model is now.
+  at::Tensor select(const Batch& batch, const Features& theirs, Context& c) const {
+    Features own;
+    c.without_graph(
+        [&] { own = of_chunks(batch, c, [&](const Batch& part) { return encode(part, c, /*again=*/true); }); });
+    const at::Tensor scale = model_->log_scale().detach().exp();
+    return select_rows(c.comm(), reference_config_.select,
+                       {own.image.to(c.param_type()), own.text.to(c.param_type()), scale},
+                       {theirs.image, theirs.text, at::full_like(scale, reference_config_.distill_scale)},
+                       std::uint64_t(c.config().seed), c.now.step);
+  }
+
+  // Of all micro-batches, one after another.
+  template <class F>
+  static Features of_chunks(const Batch& batch, Context& c, const F& features) {
+    const std::int64_t n = c.accumulate();
+    if (n == 1) return features(batch);
+    std::vector<at::Tensor> image, text;
+    for (std::int64_t k = 0; k < n; ++k) {
+      const Features f = features(micro_batch(batch, k, n));
+      image.push_back(f.image);
+      text.push_back(f.text);
+    }
+    return {at::cat(image), at::cat(text)};
+  }
+
+  // The closed form on all rows: the share of the loss, and gradients of the features and of log(1/tau). theirs: of the
+  // reference, where there is one.
+  LossResult loss_of(const Features& f, const Features& theirs, const Batch& batch, Context& c) {
+    Rows rows{f.image.detach().to(c.param_type()), f.text.detach().to(c.param_type()), theirs.image, theirs.text};
     if (loss_config_.mask_same_caption) {
       std::vector<std::int64_t> captions;
       for (const auto id : batch.global_ids)
@@ -280,28 +328,20 @@ class FastClip : public Recipe {
     c.backward(roots, grads, last);
   }
 
-  at::Tensor one_pass(const Batch& batch, Context& c) {
-    const Features f = encode(batch, c);
-    const LossResult r = loss_of(f, batch, c);
-    backward_through(f, r, 0, true, c);
-    return r.loss;
-  }
-
-  // Accumulation that is exact for contrastive losses (GradCache, arXiv 2101.06983): features of all chunks without a
-  // graph, the loss over the whole batch, then each chunk again with its features' gradients.
-  at::Tensor by_chunks(const Batch& batch, Context& c) {
+  // In micro-batches accumulation is exact also for contrastive losses (GradCache, arXiv 2101.06983): features of all
+  // chunks without a graph, the loss over the whole batch, then each chunk again with its features' gradients.
+  at::Tensor learn(const Batch& batch, const Features& theirs, Context& c) {
     const std::int64_t n = c.accumulate(), m = std::int64_t(batch.ids.size()) / n;
+    if (n == 1) {
+      const Features f = encode(batch, c);
+      const LossResult r = loss_of(f, theirs, batch, c);
+      backward_through(f, r, 0, true, c);
+      return r.loss;
+    }
     Features all;
-    c.without_graph([&] {
-      std::vector<at::Tensor> image, text;
-      for (std::int64_t k = 0; k < n; ++k) {
-        const Features f = encode(micro_batch(batch, k, n), c, /*again=*/true);
-        image.push_back(f.image);
-        text.push_back(f.text);
-      }
-      all = {at::cat(image), at::cat(text)};
-    });
-    const LossResult r = loss_of(all, batch, c);
+    c.without_graph(
+        [&] { all = of_chunks(batch, c, [&](const Batch& part) { return encode(part, c, /*again=*/true); }); });
+    const LossResult r = loss_of(all, theirs, batch, c);
     for (std::int64_t k = 0; k < n; ++k) backward_through(encode(micro_batch(batch, k, n), c), r, k * m, k == n - 1, c);
     return r.loss;
   }
@@ -318,11 +358,13 @@ class FastClip : public Recipe {
   DataConfig data_config_;
   nn::ClipConfig model_config_;
   LossConfig loss_config_;
+  ReferenceConfig reference_config_;
   Preprocess preprocess_;
   std::unique_ptr<Pairs> pairs_;
   std::vector<std::string> notes_;  // on the data, for the start
   std::optional<Tokenizer> tokenizer_;
   std::optional<ImageTextDataset> dataset_;
+  std::unique_ptr<Reference> reference_;  // null: none
   std::optional<nn::Clip> model_;
   std::optional<Objective> objective_;
   std::vector<Param> params_;

@@ -15,8 +15,10 @@ std::int64_t epochs_of(const Context& c) { return (c.steps + c.steps_per_epoch -
 
 }  // namespace
 
-Objective::Objective(const LossConfig& loss, std::int64_t samples, Context& c)
-    : loss_(loss), reduction_(loss.reduction == "scalars" ? Reduction::scalars : Reduction::reduce_scatter) {
+Objective::Objective(const LossConfig& loss, const ReferenceConfig& reference, std::int64_t samples, Context& c)
+    : loss_(loss),
+      reference_(reference),
+      reduction_(loss.reduction == "scalars" ? Reduction::scalars : Reduction::reduce_scatter) {
   if (!loss.global_loss()) return;
   std::vector<double> initial{-std::numeric_limits<double>::infinity()};
   if (loss.name == "rgcl") initial.insert(initial.end(), {loss.tau, 0, 0, 0});
@@ -33,11 +35,18 @@ Estimator Objective::estimator() const {
 
 LossResult Objective::operator()(const Rows& rows, const at::Tensor& log_scale, const at::Tensor& bias,
                                  const Batch& batch, Context& c) {
-  const LossResult r = contrastive(rows, log_scale, bias, batch, c);
+  Rows own = rows;
+  if (!reference_.uses("shift")) own.reference_image = own.reference_text = at::Tensor();
+  const LossResult r = contrastive(own, log_scale, bias, batch, c);
   entries_ = r.entries;
   step_ids_ = batch.global_ids;
   // Per-worker quantities of the papers are averaged over workers; ours are summed.
-  return combined(r, at::full({}, loss_.weight / double(c.size()), rows.image.options()), {}, {});
+  const auto share = [&](double weight) { return at::full({}, weight / double(c.size()), rows.image.options()); };
+  if (!reference_.uses("distill")) return combined(r, share(loss_.weight), {}, {});
+  at::Tensor weight = share(reference_.distill_weight);
+  if (loss_.name == "rgclg") weight = weight * (-log_scale.detach()).exp().to(weight.scalar_type());
+  return combined(r, share(loss_.weight),
+                  distillation_loss(c.comm(), rows, log_scale, reference_.distill_scale, reduction_), weight);
 }
 
 LossResult Objective::contrastive(const Rows& rows, const at::Tensor& log_scale, const at::Tensor& bias,
@@ -56,6 +65,7 @@ LossResult Objective::contrastive(const Rows& rows, const at::Tensor& log_scale,
     o.multiply_tau = loss_.name == "rgclg", o.rho = loss_.rho, o.eps = loss_.eps;
     o.exact_tau_gradient = loss_.tau_gradient == "paper";
     o.estimator = estimator(), o.reduction = reduction_;
+    if (reference_.uses("shift")) o.scale = reference_.shift_scale;
     r = global_loss(c.comm(), rows, log_scale, old, gamma, o);
   }
   if (c.logs_now()) {

@@ -4,6 +4,7 @@
 #include "framework/losses/contrastive.h"
 #include "framework/optim/optimizer.h"
 #include "recipes/clip/config.h"
+#include "recipes/clip/reference.h"
 
 #include <optional>
 #include <vector>
@@ -13,9 +14,10 @@ namespace trireme::fastclip {
 class Objective {
  public:
   // samples: how many are numbered.
-  Objective(const LossConfig& loss, std::int64_t samples, Context& c);
+  Objective(const LossConfig& loss, const ReferenceConfig& reference, std::int64_t samples, Context& c);
 
-  // This rank's share and its gradients; summed over ranks they are the global ones. Collective.
+  // This rank's share and its gradients; summed over ranks they are the global ones. Collective. rows.reference_*:
+  // given where there is a reference.
   LossResult operator()(const Rows& rows, const at::Tensor& log_scale, const at::Tensor& bias, const Batch& batch,
                         Context& c);
   // After the agreed finite check: the table takes the step's entries.
@@ -29,6 +31,7 @@ class Objective {
   Estimator estimator() const;
 
   LossConfig loss_;
+  ReferenceConfig reference_;
   Reduction reduction_;
   std::optional<NormalizerTable> table_;
   at::Tensor entries_;  // of this step, written to the table in update()

@@ -259,6 +259,44 @@ TEST_F(DataInput, ResumeKnowsTheContent) {
   resumes("put back");
 }
 
+TEST_F(DataInput, FeaturesOfAReferenceBelongToTheirData) {
+  prepare_pairs(dir());
+  write_text(dir() / "e.yaml", experiment(2, 32, 8));
+  ASSERT_EQ(run({"train", "e.yaml", "--out", "run"}).code, 0);
+  const auto cache = [&](const Words& more) {
+    Words words{"data", "cache-reference"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run(words);
+  };
+  const auto refused = [&](const Words& more, int code, const Words& said) {
+    const auto before = listing(dir());
+    const Outcome o = cache(more);
+    EXPECT_EQ(o.code, code) << o;
+    EXPECT_EQ(o.errors().size(), 1u) << o;
+    expect_says(o, said);
+    EXPECT_EQ(listing(dir()), before) << "left something behind, or changed it";
+  };
+  const Outcome first = cache({"run", "pairs.h5"});
+  EXPECT_EQ(first.code, 0) << first;
+  expect_says(first, {"features of 90 pairs, 32 wide in f16", "reference.features=pairs.reference.h5"});
+  // By an experiment and by a run the same data; and the same bytes when made again.
+  const auto features = listing(dir())["pairs.reference.h5"];
+  for (const std::string data : {"pairs.h5", "e.yaml", "run"}) expect_says(cache({"run", data}), {"already cached"});
+  EXPECT_EQ(cache({"run", "e.yaml", "--force", "--batch", "7", "--threads", "1"}).code, 0);
+  EXPECT_EQ(listing(dir())["pairs.reference.h5"].first, features.first);
+  refused({"run", "pairs.h5", "--type", "f32"}, 3, {"in another type", "--force"});
+  refused({"run", "pairs.h5", "--type", "f64"}, 2, {"write f16 or f32"});
+  refused({"run"}, 2, {"needs MODEL and DATA"});
+  refused({"run", "nothing.h5"}, 3, {"nothing.h5"});
+  refused({"pictures", "pairs.h5"}, 3, {"neither a run folder"});
+  refused({"run", "pairs.h5", "--out", "run/config.resolved.yaml/x"}, 3, {"cannot create the folder"});
+  EXPECT_EQ(run({"data", "folder", "run", "--from", "pictures"}).code, 2) << "a word that only cache-reference takes";
+  // Another picture, and the features are of other data.
+  write_text(dir() / "pictures/class 1/40.png", png(140));
+  ASSERT_EQ(prepare("pictures", {"--out", "pairs.h5", "--force"}).code, 0);
+  refused({"run", "pairs.h5"}, 3, {"holds features of other data", "90 samples", "make it anew"});
+}
+
 TEST_F(DataInput, FileSystemsWithoutLocks) {
   draw_pictures(dir() / "s", 1, 3);
   for (const char* number : {"37", "38", "95", "524"}) {  // ENOLCK, ENOSYS, EOPNOTSUPP, and what some NFS servers say

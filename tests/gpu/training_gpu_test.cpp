@@ -362,6 +362,42 @@ TEST_F(Gpu, ResumesFromItsCheckpoint) {
 }
 
 // `trireme eval` on the device, on the host and on two ranks: the same shares but for a pair whose scores nearly tie.
+// Online and from a file, with selection, in bf16: and on a GPU as on a CPU.
+TEST_F(Gpu, IsSteeredByAReference) {
+  const Words steps{"steps=10", "recipe=drrho_clip", "loss.tau=0.1", "data.crop_scale=1"};
+  const auto run = [&](const std::string& out, Words more) {
+    more.insert(more.begin(), steps.begin(), steps.end());
+    const Outcome o = train(out, 1, more);
+    EXPECT_EQ(o.code, 0) << out << "\n" << o;
+    return losses(folder.path / out);
+  };
+  // The first steps: a row that is drawn by a rounding changes what follows.
+  const auto furthest = [](const std::map<int, double>& a, const std::map<int, double>& b) {
+    double worst = a.size() == b.size() ? 0 : HUGE_VAL;
+    for (const auto& [step, loss] : a)
+      if (step <= 3) worst = nan_max(worst, std::fabs(b.at(step) - loss) / (1 + std::fabs(loss)));
+    return worst;
+  };
+  ASSERT_EQ(train("reference", 1, {"steps=10", "seed=7", "checkpoint.every=10"}).code, 0);
+  for (const std::string type : {"f16", "f32"}) {
+    const Outcome o = run_program(
+        {"data", "cache-reference", "reference", "blots.h5", "--type", type, "--device", "cuda", "--out", type + ".h5"},
+        {folder.path, {}});
+    ASSERT_EQ(o.code, 0) << o;
+  }
+  for (const std::string use : {"[shift, distill]", "[shift, select]"}) {
+    const std::string name = use.substr(1, 5) + use.substr(8, 4), online = "reference.model=reference",
+                      cached = "reference.features=f32.h5", how = "reference.use=" + use,
+                      half = "reference.select_fraction=0.5";
+    const auto here = run(name, {online, how, half});
+    EXPECT_LE(furthest(here, run(name + "file", {cached, how, half})), 1e-3) << use << ": the file is not the model";
+    EXPECT_LE(furthest(here, run(name + "cpu", {online, how, half, "device=cpu"})), 1e-3) << use << ": on a CPU";
+    const auto bf16 = run(name + "bf16", {"reference.features=f16.h5", how, half, "precision=bf16"});
+    EXPECT_TRUE(std::isfinite(bf16.at(10))) << use;
+    EXPECT_EQ(here.size(), bf16.size());
+  }
+}
+
 TEST_F(Gpu, EvaluatesAsTheHostDoes) {
   ASSERT_EQ(train("one", 1).code, 0);
   const auto metrics = [&](Words more) {

@@ -55,7 +55,13 @@ std::string fingerprint_of(const ClipModel& model) {
 bool keep_existing(const DataOptions& o, const std::string& path, const Pairs& pairs, const std::string& weights) {
   std::error_code error;
   if (o.force || !fs::exists(path, error)) return false;
-  const ReferenceFeatures there(path, pairs);
+  const ReferenceFeatures there = [&] {
+    try {
+      return ReferenceFeatures(path, pairs);
+    } catch (const DataError& e) {
+      throw DataError("", e.what(), "here: give another --out, or --force to replace it");
+    }
+  }();
   if (there.weights() != weights || there.type() != (o.type == "f16" ? at::kHalf : at::kFloat))
     throw DataError(path, "holds features of " + there.model() + ", of other weights or in another type",
                     "give another --out, or --force to replace it");

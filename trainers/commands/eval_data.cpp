@@ -196,7 +196,7 @@ EvalData open_probe_data(const std::string& file, EvalSpec& tested, EvalData& da
   EvalSpec spec;
   spec.source = tested.source;  // held out as there: equal data have equal identities
   spec.source.files = {file};
-  spec.source.eval_file.clear(), spec.source.index_key.clear();
+  spec.source.eval_file.clear(), spec.source.index_key.clear(), spec.source.weights.clear();
   spec.prepared_split = "train";
   EvalData train = open_eval_data(spec);
   const bool same = train.files == data.files || train.identity() == data.identity();

@@ -1,0 +1,56 @@
+// The frozen reference model of DRRho-CLIP: its configuration, and its features of a batch.
+#pragma once
+#include "data/image_text/image_text.h"
+#include "framework/context.h"
+#include "framework/losses/selection.h"
+#include "framework/models/preprocess.h"
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace trireme::fastclip {
+
+struct ReferenceConfig {
+  std::string model, features;
+  std::vector<std::string> use{"shift"};
+  double distill_weight = 1, distill_scale = 100, shift_scale = 0;
+  Selection select;
+  void fields(Fields&);
+  bool on() const { return !model.empty() || !features.empty(); }
+  bool uses(std::string_view what) const;  // and is on
+};
+
+// What the run itself does to a pair; all of it outlives the reference.
+struct ReferenceInput {
+  const Pairs& pairs;
+  const ImageTextDataset& dataset;
+  const Tokenizer& tokenizer;
+  const Preprocess& preprocess;
+  std::int64_t context;
+};
+
+class Reference {
+ public:
+  virtual ~Reference() = default;
+  // Null where it is off. Collective: all ranks hold the same reference, of a run its newest checkpoint as rank 0 sees
+  // it, and throw what one of them meets. UsageError with the cure: a model that sees other pixels or tokens than the
+  // run; DataError as load_clip() and ReferenceFeatures.
+  static std::unique_ptr<Reference> open(const ReferenceConfig& config, const ReferenceInput& input, Context& c);
+
+  // What to load batches from: cached features are read along with a batch (columns `reference_image`,
+  // `reference_text` [b, d_ref]).
+  virtual const Dataset& train_data() const = 0;
+  // Unit-length rows [b, d_ref] of image and text, on the run's device in param_type, without a graph or autocast.
+  // pixels: of the batch, in param_type (not read where features are cached).
+  virtual std::pair<at::Tensor, at::Tensor> features(const Batch& batch, const at::Tensor& pixels,
+                                                     Context& c) const = 0;
+  // A run goes on with the same reference: DataError.
+  void state(Archive& ar) const;
+
+ protected:
+  std::string name_, print_;  // as the user called it; what tells it from others
+};
+
+}  // namespace trireme::fastclip
