@@ -42,7 +42,7 @@ def uses(part):
 
 def common(part, options):
     if part == "scenes":
-        return [f"data.file={options.data}/scenes_16.h5", "epochs=0", "optimizer.warmup=500", f"eval_every={STEPS[part] // 20}"]
+        return [f"data.file={options.data}/scenes_12.h5", "epochs=0", "optimizer.warmup=500", f"eval_every={STEPS[part] // 20}"]
     return [f"data.file={options.data}/openclipart_32.h5", "threads=1", "data.threads=1", "checkpoint.every=100000", "eval_every=100"]
 
 
@@ -97,7 +97,7 @@ def efficiency(part, s, results):
 
 
 def data_of(part, options):
-    data = {"scenes": ["scenes", "--pairs", "200000", "--size", "16", "--out", f"{options.data}/scenes_16.h5"],
+    data = {"scenes": ["scenes", "--pairs", "200000", "--size", "12", "--out", f"{options.data}/scenes_12.h5"],
             "openclipart": ["openclipart", "--size", "32", "--out", f"{options.data}/openclipart_32.h5"]}
     return [data[name] for name in PARTS[part]]
 

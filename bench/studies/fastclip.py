@@ -37,7 +37,7 @@ def scenes(options):
     parts = ["epochs=5", "data.part=[0, 0.975]", "data.eval_part=[0.975, 1]"]
     return [
         Setting(f"batch{batch}", "recipes/fastclip/scenes.yaml",
-                [f"data.file={options.data}/scenes_16.h5", f"batch_size={batch}", f"optimizer.warmup={warmup}", f"eval_every={every}"],
+                [f"data.file={options.data}/scenes_12.h5", f"batch_size={batch}", f"optimizer.warmup={warmup}", f"eval_every={every}"],
                 rates, arms_of(options, options.seeds), metrics, parts, "mbcl")
         for batch, warmup, every, rates in ((64, 1000, 3125, ["5e-4", "1e-3"]), (256, 250, 781, ["1e-3", "2e-3"]))
     ]
@@ -60,7 +60,7 @@ SETTINGS = {"scenes": scenes, "openclipart": openclipart, "both": lambda o: scen
 
 
 def data_of(part, options):
-    drawn = ["scenes", "--pairs", "200000", "--size", "16", "--out", f"{options.data}/scenes_16.h5"]
+    drawn = ["scenes", "--pairs", "200000", "--size", "12", "--out", f"{options.data}/scenes_12.h5"]
     clipart = ["openclipart", "--size", "32", "--out", f"{options.data}/openclipart_32.h5"]
     return {"scenes": [drawn], "openclipart": [clipart], "both": [drawn, clipart]}[part]
 

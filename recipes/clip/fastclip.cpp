@@ -3,6 +3,7 @@
 #include "data/image_text/prepared.h"
 #include "framework/base/tensor.h"
 #include "framework/context.h"
+#include "framework/losses/excess.h"
 #include "framework/micro_batch.h"
 #include "framework/models/clip_evaluate.h"
 #include "framework/models/clip_model.h"
@@ -121,7 +122,10 @@ class FastClip : public Recipe {
     for (const auto& p : params_)
       if (p.group == "buffer") c.comm().broadcast(buffer_of(p.value), 0).wait();
     const ClipEncoder encoder(c.comm(), *model_, *tokenizer_, model_config_.context, fused_, c.device());
-    return evaluate_clip(encoder, questions_of(*pairs_, *dataset_, held_out_, c.param_type()), Protocol::ours).metrics;
+    auto metrics =
+        evaluate_clip(encoder, questions_of(*pairs_, *dataset_, held_out_, c.param_type()), Protocol::ours).metrics;
+    if (reference_) metrics.merge(beside_reference(encoder, c));
+    return metrics;
   }
   std::string best_metric() const override { return "image_to_text_r10"; }
   std::vector<std::string> headline_metrics() const override {
@@ -184,6 +188,17 @@ class FastClip : public Recipe {
     comm.all_reduce({least, 2, DType::i64}, Op::min).wait();
     if (least[0] != ~least[1])
       throw DataError(pairs_->path(), "or the tokenizer is not the same on all ranks", "give all nodes the same files");
+  }
+
+  // How much of the loss's variance on held-out pairs the reference leaves: the method needs less than 1.
+  std::map<std::string, double> beside_reference(const ClipEncoder& encoder, Context& c) const {
+    const auto ids = std::span(held_out_).first(std::min<std::size_t>(held_out_.size(), 2048));
+    if (ids.size() < 3) return {};
+    const ClipQuestions questions = questions_of(*pairs_, *dataset_, ids, c.param_type());
+    const auto [image, text] = reference_->features(ids, questions, c);
+    const ExcessVariance v = excess_variance(encoder.images(questions.images, questions.pixels),
+                                             encoder.texts(first_captions(questions)), image, text, 1 / tau());
+    return {{"variance_ratio", v.pairs}, {"anchor_variance_ratio", v.anchors}};
   }
 
   // Of a trained temperature.

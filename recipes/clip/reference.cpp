@@ -64,6 +64,14 @@ class Online : public Reference {
         model_.clip().encode_text(ids, {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, model_.fused())};
   }
 
+  std::pair<at::Tensor, at::Tensor> features(std::span<const std::int64_t>, const ClipQuestions& questions,
+                                             Context& c) const override {
+    const NoAutocast no_autocast(c.device().type());
+    const ClipEncoder encoder(c.comm(), model_.clip(), model_.tokenizer(), model_.config().context, model_.fused(),
+                              c.device());
+    return {encoder.images(questions.images, questions.pixels), encoder.texts(first_captions(questions))};
+  }
+
  private:
   const Dataset& data_;
   ClipModel model_;
@@ -88,6 +96,14 @@ class Cached : public Reference {
       return t / t.norm(2, {1}, true);
     };
     return {rows("reference_image"), rows("reference_text")};
+  }
+
+  std::pair<at::Tensor, at::Tensor> features(std::span<const std::int64_t> ids, const ClipQuestions&,
+                                             Context& c) const override {
+    Batch batch;
+    ReferenceRows rows = data_.features.rows(ids);
+    batch.columns = {{"reference_image", std::move(rows.image)}, {"reference_text", std::move(rows.text)}};
+    return features(batch, {}, c);
   }
 
  private:
@@ -117,6 +133,12 @@ std::string step_of(const std::string& model, Communicator& comm) {
 }
 
 }  // namespace
+
+std::vector<std::string> first_captions(const ClipQuestions& questions) {
+  std::vector<std::string> first;
+  for (const auto& captions : questions.captions) first.push_back(captions.front());
+  return first;
+}
 
 void ReferenceConfig::fields(Fields& f) {
   f("model", model,

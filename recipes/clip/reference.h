@@ -3,6 +3,7 @@
 #include "data/image_text/image_text.h"
 #include "framework/context.h"
 #include "framework/losses/selection.h"
+#include "framework/models/clip_evaluate.h"
 #include "framework/models/preprocess.h"
 
 #include <memory>
@@ -31,6 +32,9 @@ struct ReferenceInput {
   std::int64_t context;
 };
 
+// Of each image its first.
+std::vector<std::string> first_captions(const ClipQuestions& questions);
+
 class Reference {
  public:
   virtual ~Reference() = default;
@@ -45,6 +49,9 @@ class Reference {
   // Unit-length rows [b, d_ref] of image and text, on the run's device in param_type, without a graph or autocast.
   // pixels: of the batch, in param_type (not read where features are cached).
   virtual std::pair<at::Tensor, at::Tensor> features(const Batch& batch, const at::Tensor& pixels,
+                                                     Context& c) const = 0;
+  // The same of pairs as they are evaluated, [n, d_ref]. Collective.
+  virtual std::pair<at::Tensor, at::Tensor> features(std::span<const std::int64_t> ids, const ClipQuestions& questions,
                                                      Context& c) const = 0;
   // A run goes on with the same reference: DataError.
   void state(Archive& ar) const;

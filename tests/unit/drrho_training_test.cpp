@@ -6,6 +6,7 @@
 #include "framework/experiment.h"
 #include "framework/init_from.h"
 #include "framework/io/checkpoint.h"
+#include "framework/losses/excess.h"
 #include "framework/session.h"
 #include "tests/gpu/blots.h"
 #include "tests/max_difference.h"
@@ -189,6 +190,73 @@ TEST_F(DrrhoTraining, CachedFeaturesAreTheModel) {
 TEST_F(DrrhoTraining, AReferenceEqualToTheModelLeavesNothing) {
   const Keys keys{"steps=1", online(), "reference.use=[shift]", "init_from=" + path("reference")};
   EXPECT_NEAR(train(2, keys).losses[0], 0.1 * (11 + std::log(1e-4 + 15.0 / 16)), 1e-9);
+}
+
+// Against the definition, pair by pair.
+TEST_F(DrrhoTraining, TheVarianceThatAReferenceLeaves) {
+  constexpr int n = 7;
+  const auto rows = [](std::int64_t d) {
+    const at::Tensor t = at::randn({n, d}, at::kDouble);
+    return t / t.norm(2, {1}, true);
+  };
+  const at::Tensor image = rows(5), text = rows(5), ref_image = rows(3), ref_text = rows(3);
+  const auto variance = [](const std::vector<double>& v) {
+    double mean = 0, sum = 0;
+    for (const double x : v) mean += x / double(v.size());
+    for (const double x : v) sum += (x - mean) * (x - mean);
+    return sum / double(v.size() - 1);
+  };
+  double pairs[2] = {0, 0}, anchors[2] = {0, 0};
+  for (int side = 0; side < 2; ++side) {
+    const auto margin = [&](const at::Tensor& i, const at::Tensor& t, int a, int b) {
+      return at::dot(side ? t[a] : i[a], side ? i[b] : t[b]).item<double>() - at::dot(i[a], t[a]).item<double>();
+    };
+    std::vector<double> anchor[2];
+    for (int a = 0; a < n; ++a) {
+      std::vector<double> excess, own;
+      double sum = 0, reference = 0;
+      for (int b = 0; b < n; ++b) {
+        if (b == a) continue;
+        const double h = margin(image, text, a, b), q = margin(ref_image, ref_text, a, b);
+        excess.push_back(h - q), own.push_back(h);
+        sum += std::exp(4 * h) / (n - 1), reference += std::exp(4 * q) / (n - 1);
+      }
+      pairs[0] += variance(excess), pairs[1] += variance(own);
+      anchor[0].push_back(std::log(sum) - std::log(reference)), anchor[1].push_back(std::log(sum));
+    }
+    for (int k = 0; k < 2; ++k) anchors[k] += variance(anchor[k]);
+  }
+  const fastclip::ExcessVariance v = fastclip::excess_variance(image, text, ref_image, ref_text, 4);
+  EXPECT_NEAR(v.pairs, pairs[0] / pairs[1], 1e-12);
+  EXPECT_NEAR(v.anchors, anchors[0] / anchors[1], 1e-12);
+  const fastclip::ExcessVariance none = fastclip::excess_variance(image, text, image, text, 4);
+  EXPECT_EQ(none.pairs, 0);
+  EXPECT_EQ(none.anchors, 0);
+}
+
+// A run's evaluation tells it: nothing is left where reference and model are one, cached features are the model's.
+TEST_F(DrrhoTraining, EvaluationTellsTheVariance) {
+  const auto evaluated = [](const Keys& keys, int ranks) {
+    std::map<std::string, double> metrics;
+    run_loopback(ranks, [&](Communicator& world) {
+      Experiment e(Config::load(path("run.yaml"), keys + Keys{"data.file=" + path("blots.h5"), "data.crop_scale=1"}));
+      Session session(world, e.train, *e.recipe);
+      if (!e.train.init_from.empty()) init_from(e.train.init_from, session, world);
+      const auto mine = session.evaluate();
+      if (world.rank() == 0) metrics = mine;
+    });
+    return metrics;
+  };
+  EXPECT_FALSE(evaluated({}, 1).contains("variance_ratio"));
+  const auto same = evaluated({online(), "init_from=" + path("reference")}, 1);
+  EXPECT_NEAR(same.at("variance_ratio"), 0, 1e-20);
+  const auto one = evaluated({online()}, 1), two = evaluated({online()}, 2),
+             cached = evaluated({"reference.features=" + path("f32.h5")}, 2);
+  EXPECT_GT(one.at("variance_ratio"), 1e-3);
+  for (const std::string key : {"variance_ratio", "anchor_variance_ratio"}) {
+    EXPECT_EQ(one.at(key), two.at(key));
+    EXPECT_NEAR(cached.at(key), one.at(key), 1e-5 * one.at(key));
+  }
 }
 
 // What is selected is what the table of normalisers has visited.
