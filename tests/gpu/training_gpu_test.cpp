@@ -401,7 +401,7 @@ TEST_F(Gpu, IsSteeredByAReference) {
 TEST_F(Gpu, EvaluatesAsTheHostDoes) {
   ASSERT_EQ(train("one", 1).code, 0);
   const auto metrics = [&](Words more) {
-    Words words{"eval", "one", "--split", "all", "--linear-probe", "blots.h5", "--json"};
+    Words words{"eval", "one", "--linear-probe", "blots.h5", "--json"};
     words.insert(words.end(), more.begin(), more.end());
     const Outcome o = run_program(words, {folder.path});
     EXPECT_EQ(o.code, 0) << o;
