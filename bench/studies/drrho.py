@@ -7,7 +7,7 @@ saves. The reference saw the other half of the training captions, or the same ha
 import math
 import sys
 
-from study import Arm, Run, Setting, curve_of, main, markdown, percent, runs_of_settings, samples_to, score_of
+from study import Arm, Run, Setting, curve_of, main, markdown, percent, prepared, runs_of_settings, samples_to, score_of, tokenizer
 
 R1 = ["image_to_text_r1", "text_to_image_r1"]
 R10 = ["image_to_text_r10", "text_to_image_r10"]
@@ -41,9 +41,11 @@ def uses(part):
 
 
 def common(part, options):
+    merges = tokenizer(part, yaml_of(part), options)[0]  # a reference reads the same tokens
+    data = [f"data.file={prepared(part, options)[0]}", f"data.tokenizer={merges}"]
     if part == "scenes":
-        return [f"data.file={options.data}/scenes_12.h5", "epochs=0", "optimizer.warmup=500", f"eval_every={STEPS[part] // 20}"]
-    return [f"data.file={options.data}/openclipart_32.h5", "threads=1", "data.threads=1", "checkpoint.every=100000", "eval_every=100"]
+        return [*data, "epochs=0", "optimizer.warmup=500", f"eval_every={STEPS[part] // 20}"]
+    return [*data, "threads=1", "data.threads=1", "checkpoint.every=100000", "eval_every=100"]
 
 
 def reference(part, options, which):
@@ -97,9 +99,7 @@ def efficiency(part, s, results):
 
 
 def data_of(part, options):
-    data = {"scenes": ["scenes", "--pairs", "200000", "--size", "12", "--out", f"{options.data}/scenes_12.h5"],
-            "openclipart": ["openclipart", "--size", "32", "--out", f"{options.data}/openclipart_32.h5"]}
-    return [data[name] for name in PARTS[part]]
+    return [step for name in PARTS[part] for step in tokenizer(name, yaml_of(name), options)[1]]
 
 
 def runs_of(part, options):

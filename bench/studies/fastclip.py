@@ -10,7 +10,7 @@ captions that is evaluated on another; the runs that count then train on all and
 import sys
 from dataclasses import replace
 
-from study import Arm, Setting, main, runs_of_settings
+from study import Arm, Setting, main, prepared, runs_of_settings
 
 # The temperature of the grid: where it starts (v1: where it stays), or the rho that steers it.
 TAU = [["loss.tau=0.03"], ["loss.tau=0.07"]]
@@ -37,7 +37,7 @@ def scenes(options):
     parts = ["epochs=5", "data.part=[0, 0.975]", "data.eval_part=[0.975, 1]"]
     return [
         Setting(f"batch{batch}", "recipes/fastclip/scenes.yaml",
-                [f"data.file={options.data}/scenes_12.h5", f"batch_size={batch}", f"optimizer.warmup={warmup}", f"eval_every={every}"],
+                [f"data.file={prepared('scenes', options)[0]}", f"batch_size={batch}", f"optimizer.warmup={warmup}", f"eval_every={every}"],
                 rates, arms_of(options, options.seeds), metrics, parts, "mbcl")
         for batch, warmup, every, rates in ((64, 1000, 3125, ["5e-4", "1e-3"]), (256, 250, 781, ["1e-3", "2e-3"]))
     ]
@@ -51,28 +51,31 @@ def openclipart(options):
         if pair:
             arms.append(replace(arms[-1], name=arm.name + "-masked", overrides=arm.overrides + ["loss.mask_same_caption=true"]))
     metrics = ["image_to_text_r10", "text_to_image_r10"]
-    overrides = [f"data.file={options.data}/openclipart_32.h5", "threads=1", "data.threads=1", "checkpoint.every=100000"]
+    overrides = [f"data.file={prepared('openclipart', options)[0]}", "threads=1", "data.threads=1", "checkpoint.every=100000"]
     return [Setting("openclipart", "recipes/fastclip/quickstart.yaml", overrides, ["5e-4", "1e-3"], arms, metrics,
                     ["data.part=[0, 0.9]", "data.eval_part=[0.9, 1]"], "mbcl")]
 
 
-SETTINGS = {"scenes": scenes, "openclipart": openclipart, "both": lambda o: scenes(o) + openclipart(o)}
+PARTS = {"scenes": ["scenes"], "openclipart": ["openclipart"], "both": ["scenes", "openclipart"]}
+SETTINGS = {"scenes": scenes, "openclipart": openclipart}
+
+
+def settings_of(part, options):
+    return [setting for name in PARTS[part] for setting in SETTINGS[name](options)]
 
 
 def data_of(part, options):
-    drawn = ["scenes", "--pairs", "200000", "--size", "12", "--out", f"{options.data}/scenes_12.h5"]
-    clipart = ["openclipart", "--size", "32", "--out", f"{options.data}/openclipart_32.h5"]
-    return {"scenes": [drawn], "openclipart": [clipart], "both": [drawn, clipart]}[part]
+    return [step for name in PARTS[part] for step in prepared(name, options)[1]]
 
 
 def runs_of(part, options):
-    return runs_of_settings(SETTINGS[part](options))
+    return runs_of_settings(settings_of(part, options))
 
 
 def tables_of(part, options, results):
-    tables = [s.table(results) for s in SETTINGS[part](options)]
+    tables = [s.table(results) for s in settings_of(part, options)]
     return "\n".join(t for t, _ in tables), [row for _, rows in tables for row in rows]
 
 
 if __name__ == "__main__":
-    sys.exit(main(list(SETTINGS), data_of, runs_of, tables_of))
+    sys.exit(main(list(PARTS), data_of, runs_of, tables_of))

@@ -238,6 +238,24 @@ class Queue:
 # ---- tables
 
 
+def prepared(name, options):
+    """One of the sets, and the tokenizer of all its captions: it is the same for all runs."""
+    size = {"scenes": 12, "openclipart": 32}[name]
+    file = f"{options.data}/{name}_{size}.h5"
+    drawn = ["--pairs", "200000"] if name == "scenes" else []
+    return file, [(file, ["data", name, *drawn, "--size", str(size), "--out", file])]
+
+
+def tokenizer(name, yaml, options):
+    """Merges of all its captions, for runs on parts of them."""
+    file, data = prepared(name, options)
+    folder = f"{options.data}/{name}-tokenizer"
+    one_step = ["epochs=0", "steps=1", "eval_every=0", "log_every=1", f"data.file={file}", "device=cpu"]
+    return f"{folder}/merges.txt", data + [
+        (f"{folder}-run", ["train", str(ROOT / yaml), *one_step, "--out", f"{folder}-run"]),
+        (f"{folder}/merges.txt", ["export", f"{folder}-run", "--out", folder])]
+
+
 def markdown(header, rows):
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows])
@@ -354,7 +372,7 @@ def runs_of_settings(settings):
 
 
 def main(parts, data_of, runs_of, tables_of, arguments=None):
-    """data_of(part, options) -> arguments of `trireme data`; runs_of(part, options) -> [Run];
+    """data_of(part, options) -> [(file, arguments of trireme that make it)]; runs_of(part, options) -> [Run];
     tables_of(part, options, results) -> (Markdown, rows)."""
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=parts)
@@ -377,8 +395,9 @@ def main(parts, data_of, runs_of, tables_of, arguments=None):
         return 0
     Path(options.out).mkdir(parents=True, exist_ok=True)
     Path(options.data).mkdir(parents=True, exist_ok=True)
-    for arguments in data_of(options.part, options):
-        subprocess.run([str(options.binary), "data", *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for file, arguments in data_of(options.part, options):
+        if not Path(file).exists():
+            subprocess.run([str(options.binary), *arguments], check=True, capture_output=True)
     queue = Queue(runs, options)
     with multi_process_service(options.gpus > 0 and not options.no_mps, Path(options.out).resolve(), queue.works) as shared:
         queue.work()
