@@ -22,6 +22,9 @@ ARMS = {
     "v2": (["loss.name=rgcl", "loss.temperature=individual", "loss.tau=0.03", "loss.lr_tau=2.0e-3"], RHO),
     "v0": (["loss.name=gcl", "loss.lr_tau=-1"], TAU),
     "v1": (["loss.name=gcl", "loss.temperature=const"], TAU),
+    # For the cause: v3 without memory (gamma = 1 all along), and the mini-batch loss at a temperature that stays.
+    "v3-batch": (["loss.name=rgclg", "loss.estimator=none"], RHO),
+    "mbcl-const": (["loss.name=mbcl", "loss.temperature=const"], TAU),
     "siglip": (["loss.name=siglip", "loss.lr_tau=-1"], [["loss.tau=0.1"], ["loss.tau=0.05"]]),
 }
 

@@ -109,8 +109,8 @@ TEST(DryRun, TellsBytesOfTheMethodsSettings) {
     // The sum leaves out what the settings do not use.
     const bool sent = c.more == "loss.reduction=reduce_scatter", replicated = c.more == "loss.u_table=replicated";
     EXPECT_NEAR(bytes["sum"],
-                bytes["features, all-gather"] + bytes["scalars, all-gather"] + bytes["gradients, all-reduce"] +
-                    (sent ? bytes["feature gradients, reduce-scatter"] : 0) +
+                bytes["features, all-gather"] + bytes["reference features, all-gather"] + bytes["scalars, all-gather"] +
+                    bytes["gradients, all-reduce"] + (sent ? bytes["feature gradients, reduce-scatter"] : 0) +
                     (replicated ? 0 : bytes["u table, all-to-all (mean)"]),
                 2);
   }
