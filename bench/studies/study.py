@@ -104,9 +104,8 @@ class Slots:
         self.free = list(range(jobs))[::-1]
         self.gpu = [str(k % gpus) if gpus else "" for k in range(jobs)]
         self.cores = [{cores[k % len(cores)]} for k in range(jobs)]
-        if jobs < len(cores):
-            each = len(cores) // jobs
-            self.cores = [set(cores[k * each : (k + 1) * each]) for k in range(jobs)]
+        if jobs < len(cores):  # the scheduler knows better which are idle
+            self.cores = [set(cores)] * jobs
 
     def environment(self, slot):
         env = dict(os.environ, OMP_NUM_THREADS="1")
@@ -220,7 +219,7 @@ class Queue:
         """Two steps of the first run."""
         run = self.runs[0]
         values = run.overrides if isinstance(run.overrides, list) else []
-        command = [str(self.options.binary), "train", str(ROOT / run.yaml), *values, "epochs=0", "steps=2", "eval_every=0"]
+        command = [str(self.options.binary), "train", str(ROOT / run.yaml), *values, "epochs=0", "steps=2", "eval_every=0", "device=cuda"]
         folder = self.out / "probe"
         return subprocess.run(command + ["--fresh", "--out", str(folder)], capture_output=True, timeout=60).returncode == 0
 
@@ -239,21 +238,15 @@ class Queue:
 
 
 def prepared(name, options):
-    """One of the sets, and the tokenizer of all its captions: it is the same for all runs."""
+    """The file of one of the sets, and the arguments of `trireme data` that make it."""
     size = {"scenes": 12, "openclipart": 32}[name]
     file = f"{options.data}/{name}_{size}.h5"
-    drawn = ["--pairs", "200000"] if name == "scenes" else []
-    return file, [(file, ["data", name, *drawn, "--size", str(size), "--out", file])]
+    return file, ["data", name, *(["--pairs", "200000"] if name == "scenes" else []), "--size", str(size), "--out", file]
 
 
-def tokenizer(name, yaml, options):
-    """Merges of all its captions, for runs on parts of them."""
-    file, data = prepared(name, options)
-    folder = f"{options.data}/{name}-tokenizer"
-    one_step = ["epochs=0", "steps=1", "eval_every=0", "log_every=1", f"data.file={file}", "device=cpu"]
-    return f"{folder}/merges.txt", data + [
-        (f"{folder}-run", ["train", str(ROOT / yaml), *one_step, "--out", f"{folder}-run"]),
-        (f"{folder}/merges.txt", ["export", f"{folder}-run", "--out", folder])]
+def device(options, large):
+    """Steps of the smallest models are faster on a core than on a GPU, whose kernels the host has to start one by one."""
+    return "device=cuda" if large and options.gpus else "device=cpu"
 
 
 def markdown(header, rows):

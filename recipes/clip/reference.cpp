@@ -64,14 +64,6 @@ class Online : public Reference {
         model_.clip().encode_text(ids, {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, model_.fused())};
   }
 
-  std::pair<at::Tensor, at::Tensor> features(std::span<const std::int64_t>, const ClipQuestions& questions,
-                                             Context& c) const override {
-    const NoAutocast no_autocast(c.device().type());
-    const ClipEncoder encoder(c.comm(), model_.clip(), model_.tokenizer(), model_.config().context, model_.fused(),
-                              c.device());
-    return {encoder.images(questions.images, questions.pixels), encoder.texts(first_captions(questions))};
-  }
-
  private:
   const Dataset& data_;
   ClipModel model_;
@@ -96,14 +88,6 @@ class Cached : public Reference {
       return t / t.norm(2, {1}, true);
     };
     return {rows("reference_image"), rows("reference_text")};
-  }
-
-  std::pair<at::Tensor, at::Tensor> features(std::span<const std::int64_t> ids, const ClipQuestions&,
-                                             Context& c) const override {
-    Batch batch;
-    ReferenceRows rows = data_.features.rows(ids);
-    batch.columns = {{"reference_image", std::move(rows.image)}, {"reference_text", std::move(rows.text)}};
-    return features(batch, {}, c);
   }
 
  private:
@@ -133,12 +117,6 @@ std::string step_of(const std::string& model, Communicator& comm) {
 }
 
 }  // namespace
-
-std::vector<std::string> first_captions(const ClipQuestions& questions) {
-  std::vector<std::string> first;
-  for (const auto& captions : questions.captions) first.push_back(captions.front());
-  return first;
-}
 
 void ReferenceConfig::fields(Fields& f) {
   f("model", model,
@@ -186,6 +164,21 @@ std::unique_ptr<Reference> Reference::open(const ReferenceConfig& config, const 
   if (least[0] != ~least[1])
     throw DataError(reference->name_, "is not the same on all ranks", "give all nodes the same files");
   return reference;
+}
+
+double variance_ratio(const at::Tensor& own, const at::Tensor& theirs) {
+  const at::NoGradGuard no_grad;
+  const auto similarities = [](const at::Tensor& f) { return at::mm(f[0].to(at::kDouble), f[1].to(at::kDouble).t()); };
+  // Margins differ from similarities by a constant of the row, or column, only.
+  const auto variance = [](const at::Tensor& s) {
+    const double n = double(s.size(0)) - 1;
+    const at::Tensor off = s.clone().fill_diagonal_(0), square = off.square();
+    at::Tensor sum = at::zeros({}, s.options());
+    for (const std::int64_t dim : {0, 1}) sum = sum + (square.sum(dim) / n - (off.sum(dim) / n).square()).mean();
+    return sum.item<double>();
+  };
+  const at::Tensor s = similarities(own);
+  return variance(s - similarities(theirs)) / variance(s);
 }
 
 void Reference::state(Archive& ar) const {

@@ -3,7 +3,6 @@
 #include "data/image_text/image_text.h"
 #include "framework/context.h"
 #include "framework/losses/selection.h"
-#include "framework/models/clip_evaluate.h"
 #include "framework/models/preprocess.h"
 
 #include <memory>
@@ -32,9 +31,6 @@ struct ReferenceInput {
   std::int64_t context;
 };
 
-// Of each image its first.
-std::vector<std::string> first_captions(const ClipQuestions& questions);
-
 class Reference {
  public:
   virtual ~Reference() = default;
@@ -50,14 +46,16 @@ class Reference {
   // pixels: of the batch, in param_type (not read where features are cached).
   virtual std::pair<at::Tensor, at::Tensor> features(const Batch& batch, const at::Tensor& pixels,
                                                      Context& c) const = 0;
-  // The same of pairs as they are evaluated, [n, d_ref]. Collective.
-  virtual std::pair<at::Tensor, at::Tensor> features(std::span<const std::int64_t> ids, const ClipQuestions& questions,
-                                                     Context& c) const = 0;
   // A run goes on with the same reference: DataError.
   void state(Archive& ar) const;
 
  protected:
   std::string name_, print_;  // as the user called it; what tells it from others
 };
+
+// What a reference takes off the variance of the loss: Var_j(l_ij - r_ij) / Var_j(l_ij) over negatives j, l_ij = s_ij -
+// s_ii and r_ij the reference's, each variance averaged over the anchors of both sides. own [2, n, d], theirs [2, n,
+// d_ref]: image and text features of n >= 3 pairs. DRRho's bound is the better the further it is below 1.
+double variance_ratio(const at::Tensor& own, const at::Tensor& theirs);
 
 }  // namespace trireme::fastclip
