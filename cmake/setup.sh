@@ -5,7 +5,7 @@ say() { printf '\033[1m== %s\033[0m\n' "$*" >&2; }
 fail() { printf 'trireme: error: %s\n' "$*" >&2; exit 3; }
 
 build_packages="g++ cmake ninja-build ccache pkg-config python3 python3-venv libopenmpi-dev openmpi-bin libhdf5-dev
-  libyaml-cpp-dev libeigen3-dev libcli11-dev nlohmann-json3-dev libpng-dev libturbojpeg0-dev
+  libyaml-cpp-dev libeigen3-dev libcli11-dev nlohmann-json3-dev libpng-dev libturbojpeg0-dev libwebp-dev
   libfreetype-dev libpcre2-dev zlib1g-dev"
 data_packages="openclipart-png openclipart-svg"
 test_packages="libgtest-dev fonts-noto-color-emoji unicode-cldr-core procps"

@@ -23,6 +23,8 @@ class Pairs {
   virtual std::int64_t caption_id(std::int64_t id) const = 0;  // equal captions, equal number
   virtual std::int64_t class_id(std::int64_t id) const = 0;    // -1: none
   virtual const std::vector<std::string>& classes() const = 0;
+  // The data's own prompts of a class, {c} or {} standing for its name; empty: it has none.
+  virtual std::vector<std::string> templates() const { return {}; }
   // `shrink`: a JPEG may be decoded at a fraction of its size (images.h). BrokenPicture naming file and member, if it
   // cannot be decoded; DataError for what concerns all of them.
   virtual Picture picture(std::int64_t id, const Shrink& shrink = {}) const = 0;

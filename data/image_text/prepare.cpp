@@ -227,18 +227,20 @@ void write_file(const std::string& path, const PrepareSpec& spec, const Spool& s
 }
 
 nlohmann::json meta_of(const PrepareSpec& spec, const PrepareReport& report, const ContentHash& pixels) {
-  return {{"format_version", 1},
-          {"name", spec.name},
-          {"source", utf8_or_latin1(spec.source)},
-          {"image_size", spec.size},
-          {"images", report.images},
-          {"captions", report.captions},
-          {"classes", report.classes},
-          {"held_out_images", report.held_out_images},
-          {"held_out_captions", report.held_out_captions},
-          {"duplicates", report.duplicates},
-          {"skipped", report.skipped.size()},
-          {"pixels_hash", pixels.hex()}};
+  nlohmann::json meta = {{"format_version", 1},
+                         {"name", spec.name},
+                         {"source", utf8_or_latin1(spec.source)},
+                         {"image_size", spec.size},
+                         {"images", report.images},
+                         {"captions", report.captions},
+                         {"classes", report.classes},
+                         {"held_out_images", report.held_out_images},
+                         {"held_out_captions", report.held_out_captions},
+                         {"duplicates", report.duplicates},
+                         {"skipped", report.skipped.size()},
+                         {"pixels_hash", pixels.hex()}};
+  if (!spec.templates.empty()) meta["templates"] = spec.templates;
+  return meta;
 }
 
 }  // namespace

@@ -101,6 +101,14 @@ ImageTextData::ImageTextData(const std::string& path, std::int64_t cache_bytes)
     classes_.push_back(c);
   }
 
+  if (meta.contains("templates")) {
+    if (!meta["templates"].is_array()) throw wrong("`templates` of text `meta` is not a list");
+    for (const auto& t : meta["templates"]) {
+      if (!t.is_string()) throw wrong("`templates` of text `meta` is not a list of prompts");
+      templates_.push_back(t);
+    }
+  }
+
   const auto shape = check_array(file_, path, "images", DType::u8, {-1, 3, -1, -1});
   n_ = shape[0];
   if (n_ == 0 || shape[2] == 0 || shape[2] != shape[3] || shape[2] > (1 << 14))

@@ -1,7 +1,7 @@
 // The one prepared image-text format, an HDF5 file:
 //   images u8 [n,3,S,S]; caption_bytes u8 [total] (UTF-8), caption_offsets i64 [n+1]; caption_id i64 [n]
 //   (equal captions, equal id); class_id i64 [n]; held_out u8 [n]; texts `classes` (JSON list of names) and
-//   `meta` (JSON object).
+//   `meta` (JSON object; its `templates` are the prompts of a class, if there are any).
 // A caption is held out as a whole, chosen by its hash, so that the split stays the same when a set grows. `meta` has
 // the hash of all pixels, taken when they were prepared.
 #pragma once
@@ -31,8 +31,9 @@ struct PrepareSpec {
   int size = 64;             // S
   int threads = 2;
   std::vector<PrepareItem> items;
-  std::vector<std::string> skipped;  // found unusable before decoding, one line each
-  std::vector<std::string> notes;    // for the summary
+  std::vector<std::string> templates;  // prompts of a class, see Pairs; may be empty
+  std::vector<std::string> skipped;    // found unusable before decoding, one line each
+  std::vector<std::string> notes;      // for the summary
   std::function<Image(std::size_t)>
       decode;  // called from several threads; DataError = skip the item, counted and named
   std::function<void(std::size_t done, std::size_t total)> progress;  // may be empty
@@ -77,6 +78,7 @@ class ImageTextData : public Pairs {
   std::int64_t caption_id(std::int64_t id) const override { return caption_ids_.at(id); }
   std::int64_t class_id(std::int64_t id) const override { return class_ids_.at(id); }
   const std::vector<std::string>& classes() const override { return classes_; }
+  std::vector<std::string> templates() const override { return templates_; }
   std::vector<int> prepared_sizes() const override { return {size_}; }
   std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const override {
     return split(false, max_per_caption);
@@ -96,7 +98,7 @@ class ImageTextData : public Pairs {
   int size_ = 0;
   std::vector<std::uint8_t> caption_bytes_, held_out_, pixels_;  // pixels_ empty: read from the file
   std::vector<std::int64_t> caption_offsets_, caption_ids_, class_ids_;
-  std::vector<std::string> classes_;
+  std::vector<std::string> classes_, templates_;
   mutable std::once_flag identified_;
   mutable std::string identity_;
 };

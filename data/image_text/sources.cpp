@@ -79,6 +79,12 @@ Picture JoinedPairs::picture(std::int64_t id, const Shrink& shrink) const {
   return sources_[p.source].pairs->picture(p.id, shrink);
 }
 
+std::vector<std::string> JoinedPairs::templates() const {
+  for (const auto& s : sources_)
+    if (auto own = s.pairs->templates(); has_test_ == s.test && !own.empty()) return own;
+  return {};
+}
+
 std::vector<int> JoinedPairs::prepared_sizes() const {
   std::vector<int> all;
   for (const auto& s : sources_)

@@ -26,6 +26,7 @@ class JoinedPairs : public Pairs {
   std::int64_t caption_id(std::int64_t id) const override;
   std::int64_t class_id(std::int64_t id) const override;
   const std::vector<std::string>& classes() const override { return classes_; }
+  std::vector<std::string> templates() const override;  // of the first held-out source that has any
   Picture picture(std::int64_t id, const Shrink& shrink = {}) const override;
   std::vector<int> prepared_sizes() const override;
   std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const override;

@@ -22,15 +22,22 @@ namespace {
 namespace fs = std::filesystem;
 constexpr std::int64_t block_bytes = 512;
 
-// classnames.txt beside the shards or one folder above (CLIP_benchmark's place), else the numbers themselves.
-std::vector<std::string> class_names(const std::string& shard, std::int32_t largest) {
-  std::vector<std::string> names;
+// The lines of a file beside the shards or one folder above (CLIP_benchmark's place); none: it is not there.
+std::vector<std::string> lines_beside(const std::string& shard, const char* file) {
+  std::vector<std::string> lines;
   const fs::path folder = fs::path(real_path(shard)).parent_path();
   for (const auto& place : {folder, folder.parent_path()}) {
-    std::ifstream in(place / "classnames.txt");
-    for (std::string line; largest >= 0 && std::getline(in, line);) names.push_back(caption_of(line));
-    if (!names.empty()) break;
+    std::ifstream in(place / file);
+    for (std::string line; std::getline(in, line);) lines.push_back(caption_of(line));
+    if (!lines.empty()) break;
   }
+  return lines;
+}
+
+// By classnames.txt, else the numbers themselves.
+std::vector<std::string> class_names(const std::string& shard, std::int32_t largest) {
+  std::vector<std::string> names;
+  if (largest >= 0) names = lines_beside(shard, "classnames.txt");
   for (auto i = std::int32_t(names.size()); i <= largest; ++i) names.push_back(std::to_string(i));
   return names;
 }
@@ -72,6 +79,10 @@ Tars::Tars(const std::string& list, const TarsOptions& options) : list_(list), i
   std::int32_t largest = -1;
   for (const auto& r : index_.rows()) largest = std::max(largest, r.cls);
   classes_ = class_names(index_.shards()[0].path, largest);
+  if (!classes_.empty()) {
+    templates_ = lines_beside(index_.shards()[0].path, "zeroshot_classification_templates.txt");
+    std::erase(templates_, "");
+  }
   open_.resize(index_.shards().size());
   ContentHash all;
   all.add(index_.identity().data(), index_.identity().size());

@@ -31,6 +31,7 @@ class Tars : public Pairs {
   std::int64_t caption_id(std::int64_t id) const override;
   std::int64_t class_id(std::int64_t id) const override { return row(id).cls; }
   const std::vector<std::string>& classes() const override { return classes_; }
+  std::vector<std::string> templates() const override { return templates_; }
   Picture picture(std::int64_t id, const Shrink& shrink = {}) const override;
   std::vector<std::int64_t> train_ids(std::int64_t max_per_caption = 0) const override;
   std::vector<std::int64_t> held_out_ids(std::int64_t max_per_caption = 0) const override;
@@ -54,7 +55,7 @@ class Tars : public Pairs {
   std::int64_t size_ = 0;
   std::vector<std::uint32_t> row_of_;   // with an index key: of each id, TarRow::none where there is none
   std::vector<std::uint8_t> held_out_;  // of each row
-  std::vector<std::string> classes_;
+  std::vector<std::string> classes_, templates_;
   std::string identity_;
   mutable std::mutex mutex_;
   mutable std::vector<std::weak_ptr<const TarFile>> open_;  // of each shard

@@ -114,6 +114,7 @@ PrepareSpec tars_data(const std::string& list) {
                           cls < 0 ? std::string() : tars->classes().at(std::size_t(cls)),
                           {}});
   }
+  spec.templates = tars->templates();
   spec.skipped = tars->index().broken().first();
   if (const auto more = tars->index().broken().count() - std::ssize(spec.skipped); more > 0)
     spec.notes.push_back("and " + std::to_string(more) + " more broken samples");

@@ -56,6 +56,11 @@ std::string object_text(const SceneObject& o) {
   return text;
 }
 
+std::string ground_text(int ground) {
+  const std::string color(SceneWords::colors()[std::size_t(ground)]);
+  return (color == "orange" ? " on an " : " on a ") + color + " background";
+}
+
 // Takes "WORD " off the front of `text`: the number of the longest word that fits; < 0: none, or it is `optional`.
 int take(std::string_view& text, const Words& words) {
   int best = -1;
@@ -127,8 +132,7 @@ std::string describe(const Scene& scene) {
     if (k > 0) text += k + 1 == scene.objects.size() ? " and " : ", ";
     text += object_text(scene.objects[k]);
   }
-  return text + " on " + (SceneWords::colors()[std::size_t(scene.ground)] == "orange" ? "an " : "a ") +
-         std::string(SceneWords::colors()[std::size_t(scene.ground)]) + " background";
+  return text + ground_text(scene.ground);
 }
 
 std::optional<Scene> parse_scene(std::string_view sentence) {
@@ -165,6 +169,16 @@ std::vector<std::string> scene_classes() {
   std::vector<std::string> all;
   for (const auto color : SceneWords::colors())
     for (const auto shape : SceneWords::shapes()) all.push_back(std::string(color) + " " + std::string(shape));
+  return all;
+}
+
+std::vector<std::string> scene_templates() {
+  std::vector<std::string> all;
+  for (int ground = 0; ground < int(SceneWords::colors().size()); ++ground) {
+    const auto size = SceneWords::sizes()[2 - std::size_t(ground) % 2],
+               cell = SceneWords::cells()[std::size_t(ground) % SceneWords::cells().size()];
+    all.push_back("a " + std::string(size) + " {c} " + std::string(cell) + ground_text(ground));
+  }
   return all;
 }
 

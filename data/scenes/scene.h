@@ -53,6 +53,9 @@ std::optional<Scene> parse_scene(std::string_view sentence);
 std::string scene_class(const Scene& scene);
 std::int64_t scene_class_id(const Scene& scene);
 std::vector<std::string> scene_classes();
+// Prompts of a class that read as the sentences do, on every ground, in every place: "a large {c} at the top left on a
+// red background", ...
+std::vector<std::string> scene_templates();
 
 // Antialiased, at any size and aspect; the scene fills the picture. `grain`: standard deviation of the noise in levels,
 // 0: none, for a truth to compare with.

@@ -30,6 +30,7 @@ void add_scene(const Scene& scene, const ScenesSpec& spec, std::int64_t i, const
 PrepareSpec scenes_data(const ScenesSpec& s) {
   PrepareSpec spec;
   spec.name = "scenes";
+  spec.templates = scene_templates();
   const auto held_out = std::make_shared<const std::vector<Scene>>(held_out_scenes(s.seed, s.held_out));
   const auto at = [s, held_out](std::size_t i) {
     return std::int64_t(i) < s.pairs ? scene_at(s.seed, i) : (*held_out)[i - std::size_t(s.pairs)];
@@ -57,7 +58,7 @@ void scenes_to_tars(const ScenesSpec& s, const WriteTarsSpec& spec) {
   };
   write_tars(training, none);
   write_list(out / "classnames.txt", scene_classes());
-  write_list(out / "zeroshot_classification_templates.txt", {"a {c}", "a picture of a {c}"});
+  write_list(out / "zeroshot_classification_templates.txt", scene_templates());
   write_list(out / "dataset_type.txt", {"retrieval"});
   if (s.held_out == 0) return;
   const auto scenes = held_out_scenes(s.seed, s.held_out);

@@ -19,6 +19,11 @@ ClipAnswers evaluate_clip(const ClipEncoder& encoder, const ClipQuestions& quest
   return answers;
 }
 
+std::vector<std::string> templates_of(const Pairs& data) {
+  std::vector<std::string> own = data.templates();
+  return own.empty() ? std::vector<std::string>{plain_template} : own;
+}
+
 ClipQuestions questions_of(const Pairs& data, const ImageTextDataset& dataset, std::span<const std::int64_t> ids,
                            at::ScalarType type) {
   ClipQuestions all;
@@ -28,13 +33,17 @@ ClipQuestions questions_of(const Pairs& data, const ImageTextDataset& dataset, s
     return dataset.pixels(std::span(ids).subspan(first, m), type);
   };
   std::map<std::int64_t, std::int64_t> class_of;  // number in the data -> among those that occur
+  std::vector<std::string> classes;
   for (const auto id : ids) {
     all.captions.push_back({data.caption(id)});
     const std::int64_t cls = data.class_id(id);
-    const auto [label, fresh] = class_of.emplace(cls, std::int64_t(all.prompts.size()));
-    if (fresh) all.prompts.push_back("a picture of " + (cls < 0 ? "something" : data.classes().at(cls)));
+    const auto [label, fresh] = class_of.emplace(cls, std::int64_t(classes.size()));
+    if (fresh) classes.push_back(cls < 0 ? "something" : data.classes().at(cls));
     all.labels.push_back(label->second);
   }
+  const auto templates = templates_of(data);
+  all.templates = std::int64_t(templates.size());
+  all.prompts = prompts_of(classes, templates, data.path());
   return all;
 }
 

@@ -23,8 +23,9 @@ struct ClipAnswers {
 
 ClipAnswers evaluate_clip(const ClipEncoder& encoder, const ClipQuestions& questions, Protocol protocol);
 
-// Pairs of a data set as training evaluates them: captions of `ids`, and as classes the folders that occur among them
-// ("a picture of FOLDER"). Pixels of `type`; `dataset` must outlive the questions.
+// Pairs of a data set as training evaluates them: captions of `ids`, and the classes that occur among them with
+// templates_of(data). Pixels of `type`; `dataset` must outlive the questions.
+std::vector<std::string> templates_of(const Pairs& data);  // its own, or plain_template
 ClipQuestions questions_of(const Pairs& data, const ImageTextDataset& dataset, std::span<const std::int64_t> ids,
                            at::ScalarType type);
 

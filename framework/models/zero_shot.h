@@ -12,6 +12,9 @@
 
 namespace trireme {
 
+// Where the data has no templates of its own.
+inline constexpr const char* plain_template = "a picture of {c}";
+
 // Class by class the text of every template, its placeholder ({c} or {}) filled in. `where` names the templates in
 // messages. DataError: no template, or one without a placeholder.
 std::vector<std::string> prompts_of(std::span<const std::string> classes, std::span<const std::string> templates,

@@ -7,6 +7,7 @@
 #include "framework/models/clip_evaluate.h"
 #include "framework/models/clip_model.h"
 #include "framework/models/open_clip.h"
+#include "framework/models/zero_shot.h"
 #include "framework/optim/schedule.h"
 #include "recipes/clip/config.h"
 #include "recipes/clip/data.h"
@@ -51,6 +52,7 @@ class FastClip : public Recipe {
         [&] { return captions_of(*pairs_, pairs_->train_ids(data_config_.max_per_caption)); }, c);
     tokenizer_ = std::move(from.tokenizer);
     preprocess_ = std::move(from.preprocess);
+    (void)prompts_of(pairs_->classes(), templates_of(*pairs_), pairs_->path());  // mistakes are told before training
     if (pairs_->prepared())
       preprocess_.resize_mode = "longest", preprocess_.fill = 255, preprocess_.interpolation = "bicubic";
     dataset_.emplace(*pairs_, *tokenizer_, pixel_options(c));

@@ -372,7 +372,9 @@ class Evaluation : public DataInput {
     ASSERT_EQ(std::system(("tar --sort=name -C " + here + "/wide' -cf " + here + "/wide.tar' .").c_str()), 0);
   }
   void expect_as_trained(const nlohmann::json& found, const std::string& done) {
-    for (const std::string key : {"image_to_text_r1", "image_to_text_r10", "chance_r10"}) {
+    std::vector<std::string> keys{"image_to_text_r1", "image_to_text_r10", "chance_r10"};
+    if (found.contains("zero_shot_top1")) keys.push_back("zero_shot_top1");
+    for (const std::string& key : keys) {
       const auto at = done.find(" " + key + "=");
       ASSERT_NE(at, done.npos) << done;
       EXPECT_NEAR(found[key].get<double>(), std::stod(done.substr(at + key.size() + 2)), 1e-6) << key;
@@ -438,6 +440,14 @@ TEST_F(Evaluation, ARunsOwnDataIsWhatTrainingHeldOut) {
   EXPECT_LT(evaluated("part-run", {"data.file=pairs.h5", "data.part=[0, 0.7]", "data.eval_part=[0.7, 1]"}), 60);
   EXPECT_EQ(evaluated("joined-run", {"data.files=[layout/test, pairs.h5]", "data.eval_file=more-tars/"}), 24);
   EXPECT_EQ(metrics({"model", "--data", "layout"})["images"], 90);
+
+  // Classes are asked for in the data's own prompts.
+  EXPECT_EQ(evaluated("classes-run", {"data.eval_file=set/test/"}), 24);
+  EXPECT_EQ(metrics({"classes-run"})["templates"], 2);
+  write_text(dir() / "set/zeroshot_classification_templates.txt", "a {c}\nthe thing\n");
+  const Outcome o = run({"train", "e.yaml", "--out", "bad-run", "data.eval_file=set/test/"});
+  EXPECT_EQ(o.code, 3) << o;
+  expect_says(o, {"'the thing' has no place for the class", "write {c}"});
   refused({"layout-run", "--data", "layout", "--split", "held_out"}, 2, {"--split", "test set"});
 }
 

@@ -3,6 +3,7 @@
 #include "data/image_text/eval_set.h"
 #include "data/image_text/folder.h"
 #include "data/image_text/picture_table.h"
+#include "data/image_text/sources.h"
 #include "data/image_text/table.h"
 #include "data/scenes/write.h"
 #include "tests/fault/experiment.h"
@@ -231,6 +232,42 @@ TEST_F(SceneFiles, TarsDependOnNeitherNumberNorThreads) {
   const ImageTextData file(path("scenes.h5"));
   EXPECT_EQ(file.train_ids(), (std::vector<std::int64_t>{0, 1, 2, 3, 4}));
   EXPECT_EQ(file.caption(16), describe(held_out[11]));
+}
+
+// As training and `eval` ask for a class: in sentences like those trained on, wherever the scenes lie.
+TEST_F(SceneFiles, PromptsAreSentencesInEveryForm) {
+  std::set<std::string> grounds, cells;
+  for (std::string prompt : scene_templates()) {
+    prompt.replace(prompt.find("{c}"), 3, "purple star");
+    const auto scene = parse_scene(prompt);
+    ASSERT_TRUE(scene) << prompt;
+    EXPECT_EQ(scene_class(*scene), "purple star");
+    grounds.insert(prompt.substr(prompt.find(" on a"))), cells.insert(std::to_string(scene->objects[0].cell));
+  }
+  EXPECT_EQ(grounds.size(), SceneWords::colors().size());
+  EXPECT_EQ(cells.size(), 9u);
+
+  ScenesSpec scenes;
+  scenes.pairs = 20, scenes.held_out = 5, scenes.size = 16;
+  WriteTarsSpec spec;
+  spec.out = path("tars"), spec.threads = 1;
+  scenes_to_tars(scenes, spec);
+  PrepareSpec drawn = scenes_data(scenes), converted = tars_data(path("tars"));
+  drawn.out = path("drawn.h5"), converted.out = path("converted.h5");
+  for (PrepareSpec* prepare : {&drawn, &converted}) prepare->size = 16, prepare_images(*prepare);
+  EXPECT_EQ(Tars(path("tars/test/0.tar")).templates(), scene_templates());
+  EXPECT_EQ(ImageTextData(path("drawn.h5")).templates(), scene_templates());
+  EXPECT_EQ(ImageTextData(path("converted.h5")).templates(), scene_templates());
+
+  // Of several sources those of the pictures that are held out.
+  fs::create_directories(path("other"));
+  fs::copy_file(path("tars/test/0.tar"), path("other/0.tar"));
+  write_text(path("other/zeroshot_classification_templates.txt"), "one {c}\n\n");
+  std::vector<PairsSource> sources(2);
+  sources[0].pairs = std::make_unique<ImageTextData>(path("drawn.h5"));
+  sources[1].pairs = std::make_unique<Tars>(path("other/0.tar"));
+  sources[1].test = true;
+  EXPECT_EQ(JoinedPairs(std::move(sources)).templates(), std::vector<std::string>{"one {c}"});
 }
 
 TEST_F(SceneFiles, OwnPicturesGoToTarsAndBack) {

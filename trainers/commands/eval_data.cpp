@@ -5,6 +5,7 @@
 #include "data/image_text/eval_set.h"
 #include "data/image_text/prepared.h"
 #include "framework/config/tree.h"
+#include "framework/models/zero_shot.h"
 
 #include <algorithm>
 #include <cstdlib>
@@ -14,8 +15,6 @@
 
 namespace trireme {
 namespace {
-
-constexpr const char* plain_template = "a picture of {c}";
 
 std::vector<std::string> names_in(const std::string& file) {
   std::vector<std::string> names = read_list(file);
@@ -126,7 +125,7 @@ EvalData part_of_pairs(const EvalSpec& spec) {
   if (!eval_file.empty() && split != "train") sources.push_back(eval_file);
   data.files = files_of(sources);
   for (const auto id : *ids) data.captions.push_back({pairs->caption(id)});
-  if (!pairs->classes().empty()) add_classes(data, spec, *pairs, *ids);
+  if (!pairs->classes().empty()) add_classes(data, spec, *pairs, *ids), data.templates = pairs->templates();
   return data;
 }
 
