@@ -7,7 +7,7 @@ saves. The reference saw the other half of the training captions, or the same ha
 import math
 import sys
 
-from study import Arm, Run, Setting, curve_of, main, markdown, percent, runs_of_settings, samples_to, score_of
+from study import Arm, Run, Setting, curve_of, device, main, markdown, percent, prepared, runs_of_settings, samples_to, score_of
 
 R1 = ["image_to_text_r1", "text_to_image_r1"]
 R10 = ["image_to_text_r10", "text_to_image_r10"]
@@ -18,33 +18,33 @@ TARGET, CHOOSE = "data.part=[0.5, 1]", ["data.part=[0.5, 0.975]", "data.eval_par
 CHOOSE_STEPS = {"scenes": ["steps=1560", "eval_every=0"], "openclipart": ["steps=1000", "eval_every=0"]}
 
 RHO = [["loss.rho=1"], ["loss.rho=2"]]
-CONSTANT = [["loss.tau=0.02"], ["loss.tau=0.05"]]
+TAU = [["loss.tau=0.03"], ["loss.tau=0.07"]]
 V3 = ["loss.name=rgclg"]
 # Constant temperature, and gamma by the authors' rule for 10 epochs.
 DRRHO = ["recipe=drrho_clip", "loss.temperature=const", "loss.eps=1.0e-4", "loss.gamma_min=0"]
 SELECT = ["loss.name=mbcl", "loss.lr_tau=-1", "reference.use=[select]", "reference.select_fraction=0.2"]
-TAU = [["loss.tau=0.03"], ["loss.tau=0.07"]]
 
 
-def uses(part):
+def uses(part, options):
     """Name: overrides, temperatures of the grid. Selection trains as many pairs as the others, so it reads five times as
     many; `short` sees half of the samples."""
-    wide = [f"batch_size={5 * BATCH[part]}"]
+    wide = [f"batch_size={5 * BATCH[part]}", device(options, True)]
     shift = DRRHO + ["reference.use=[shift]"]
     return {
-        "shift": (shift, CONSTANT),
-        "shift-short": (shift + [f"steps={STEPS[part] // 2}"], CONSTANT),
+        "shift": (shift, TAU),
+        "shift-short": (shift + [f"steps={STEPS[part] // 2}"], TAU),
         "distill": (V3 + ["reference.use=[distill]", "reference.distill_scale=50"], RHO),
-        "shift-distill": (DRRHO + ["reference.use=[shift, distill]", "reference.distill_scale=50"], CONSTANT),
+        "shift-distill": (DRRHO + ["reference.use=[shift, distill]", "reference.distill_scale=50"], TAU),
         "jest": (SELECT + ["reference.select=jest"] + wide, TAU),
         "rho": (SELECT + ["reference.select=rho"] + wide, TAU),
     }
 
 
 def common(part, options):
+    data = [f"data.file={prepared(part, options)[0]}"]
     if part == "scenes":
-        return [f"data.file={options.data}/scenes_16.h5", "epochs=0", "optimizer.warmup=500", f"eval_every={STEPS[part] // 20}"]
-    return [f"data.file={options.data}/openclipart_32.h5", "threads=1", "data.threads=1", "checkpoint.every=100000", "eval_every=100"]
+        return [*data, "epochs=0", "optimizer.warmup=500", f"eval_every={STEPS[part] // 20}", device(options, False)]
+    return [*data, "threads=1", "data.threads=1", "checkpoint.every=100000", "eval_every=100", device(options, True)]
 
 
 def reference(part, options, which):
@@ -56,18 +56,20 @@ def yaml_of(part):
 
 
 def references(part, options):
-    """Of the other half and of the same: the mini-batch loss, twice as long as the target's training."""
+    """Of the other half and of the same: the mini-batch loss, as many samples as the target."""
     halves = {"other": "data.part=[0, 0.5]", "same": TARGET}
-    settings = [f"batch_size={2 * BATCH[part]}", f"steps={STEPS[part]}", "optimizer.lr=2e-3", "loss.name=mbcl", "loss.lr_tau=-1"]
+    settings = [f"batch_size={2 * BATCH[part]}", f"steps={STEPS[part] // 2}", "optimizer.lr=2e-3", "loss.name=mbcl", "loss.lr_tau=-1", "loss.tau=0.05",
+                device(options, True)]
     return [Run(f"{part}/reference-{which}", yaml_of(part), common(part, options) + settings + [half, "seed=1000"])
             for which, half in halves.items()]
 
 
 def setting(part, options):
     small = part == "openclipart"
-    arms = [Arm("v3", V3, RHO, options.seeds)]
+    # The second: DRRho's constant temperature and log u alone.
+    arms = [Arm("v3", V3, RHO, options.seeds), Arm("no-reference", DRRHO, TAU, options.seeds)]
     for which in ("other", "same"):
-        for name, (overrides, grid) in uses(part).items():
+        for name, (overrides, grid) in uses(part, options).items():
             if small and (which, name) != ("other", "shift"):
                 continue
             arms.append(Arm(f"{name}-{which}", overrides + [f"reference.model={reference(part, options, which)}"], grid,
@@ -98,9 +100,7 @@ def efficiency(part, s, results):
 
 
 def data_of(part, options):
-    data = {"scenes": ["scenes", "--pairs", "200000", "--size", "16", "--out", f"{options.data}/scenes_16.h5"],
-            "openclipart": ["openclipart", "--size", "32", "--out", f"{options.data}/openclipart_32.h5"]}
-    return [data[name] for name in PARTS[part]]
+    return [prepared(name, options) for name in PARTS[part]]
 
 
 def runs_of(part, options):

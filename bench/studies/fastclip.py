@@ -10,7 +10,7 @@ captions that is evaluated on another; the runs that count then train on all and
 import sys
 from dataclasses import replace
 
-from study import Arm, Setting, main, runs_of_settings
+from study import Arm, Setting, device, main, prepared, runs_of_settings
 
 # The temperature of the grid: where it starts (v1: where it stays), or the rho that steers it.
 TAU = [["loss.tau=0.03"], ["loss.tau=0.07"]]
@@ -22,6 +22,9 @@ ARMS = {
     "v2": (["loss.name=rgcl", "loss.temperature=individual", "loss.tau=0.03", "loss.lr_tau=2.0e-3"], RHO),
     "v0": (["loss.name=gcl", "loss.lr_tau=-1"], TAU),
     "v1": (["loss.name=gcl", "loss.temperature=const"], TAU),
+    # For the cause: v3 without memory (gamma = 1 all along), and the mini-batch loss at a temperature that stays.
+    "v3-batch": (["loss.name=rgclg", "loss.estimator=none"], RHO),
+    "mbcl-const": (["loss.name=mbcl", "loss.temperature=const"], TAU),
     "siglip": (["loss.name=siglip", "loss.lr_tau=-1"], [["loss.tau=0.1"], ["loss.tau=0.05"]]),
 }
 
@@ -33,19 +36,15 @@ def arms_of(options, seeds):
 
 def scenes(options):
     metrics = ["image_to_text_r1", "text_to_image_r1"]
-    # Three epochs, evaluated on 5,000 pairs of the 200,000.
+    # Rates are chosen in three epochs, on 5,000 pairs of the 200,000.
     parts = ["epochs=3", "data.part=[0, 0.975]", "data.eval_part=[0.975, 1]"]
-
-    def setting(batch, warmup, every, rates, like=None):
-        overrides = [f"data.file={options.data}/scenes_16.h5", f"batch_size={batch}", f"optimizer.warmup={warmup}", f"eval_every={every}"]
-        return Setting(f"batch{batch}", "recipes/fastclip/scenes.yaml", overrides, rates, arms_of(options, options.seeds),
-                       metrics, parts, "mbcl", like)
-
-    # Chosen at batch 256; at 64 the same place in the grid, whose rates are half as large.
-    large = setting(256, 250, 781, ["1e-3", "2e-3"])
-    small = setting(64, 1000, 3125, ["5e-4", "1e-3"], large)
-    small.arms = [a if a.name in ("mbcl", "v3", "scent") else replace(a, seeds=1) for a in small.arms]
-    return [small, large]
+    file = f"data.file={prepared('scenes', options)[0]}"
+    return [
+        Setting(f"batch{batch}", "recipes/fastclip/scenes.yaml",
+                [file, f"batch_size={batch}", f"optimizer.warmup={warmup}", f"eval_every={every}", device(options, batch > 64)],
+                rates, arms_of(options, options.seeds), metrics, parts, "mbcl")
+        for batch, warmup, every, rates in ((64, 1000, 3125, ["5e-4", "1e-3"]), (256, 250, 781, ["1e-3", "2e-3"]))
+    ]
 
 
 def openclipart(options):
@@ -56,29 +55,32 @@ def openclipart(options):
         if pair:
             arms.append(replace(arms[-1], name=arm.name + "-masked", overrides=arm.overrides + ["loss.mask_same_caption=true"]))
     metrics = ["image_to_text_r10", "text_to_image_r10"]
-    overrides = [f"data.file={options.data}/openclipart_32.h5", "threads=1", "data.threads=1", "checkpoint.every=100000"]
-    # Half as long.
+    overrides = [f"data.file={prepared('openclipart', options)[0]}", "threads=1", "data.threads=1", "checkpoint.every=100000",
+                 device(options, True)]
     return [Setting("openclipart", "recipes/fastclip/quickstart.yaml", overrides, ["5e-4", "1e-3"], arms, metrics,
                     ["steps=1000", "optimizer.warmup=200", "data.part=[0, 0.9]", "data.eval_part=[0.9, 1]"], "mbcl")]
 
 
-SETTINGS = {"scenes": scenes, "openclipart": openclipart, "both": lambda o: scenes(o) + openclipart(o)}
+PARTS = {"scenes": ["scenes"], "openclipart": ["openclipart"], "both": ["scenes", "openclipart"]}
+SETTINGS = {"scenes": scenes, "openclipart": openclipart}
+
+
+def settings_of(part, options):
+    return [setting for name in PARTS[part] for setting in SETTINGS[name](options)]
 
 
 def data_of(part, options):
-    drawn = ["scenes", "--pairs", "200000", "--size", "16", "--out", f"{options.data}/scenes_16.h5"]
-    clipart = ["openclipart", "--size", "32", "--out", f"{options.data}/openclipart_32.h5"]
-    return {"scenes": [drawn], "openclipart": [clipart], "both": [drawn, clipart]}[part]
+    return [prepared(name, options) for name in PARTS[part]]
 
 
 def runs_of(part, options):
-    return runs_of_settings(SETTINGS[part](options))
+    return runs_of_settings(settings_of(part, options))
 
 
 def tables_of(part, options, results):
-    tables = [s.table(results) for s in SETTINGS[part](options)]
+    tables = [s.table(results) for s in settings_of(part, options)]
     return "\n".join(t for t, _ in tables), [row for _, rows in tables for row in rows]
 
 
 if __name__ == "__main__":
-    sys.exit(main(list(SETTINGS), data_of, runs_of, tables_of))
+    sys.exit(main(list(PARTS), data_of, runs_of, tables_of))

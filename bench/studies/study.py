@@ -101,12 +101,11 @@ class Slots:
 
     def __init__(self, jobs, gpus):
         cores = sorted(os.sched_getaffinity(0))
-        everywhere = set(cores)
         self.free = list(range(jobs))[::-1]
         self.gpu = [str(k % gpus) if gpus else "" for k in range(jobs)]
         self.cores = [{cores[k % len(cores)]} for k in range(jobs)]
         if jobs < len(cores):  # the scheduler knows better which are idle
-            self.cores = [everywhere] * jobs
+            self.cores = [set(cores)] * jobs
 
     def environment(self, slot):
         env = dict(os.environ, OMP_NUM_THREADS="1")
@@ -220,7 +219,7 @@ class Queue:
         """Two steps of the first run."""
         run = self.runs[0]
         values = run.overrides if isinstance(run.overrides, list) else []
-        command = [str(self.options.binary), "train", str(ROOT / run.yaml), *values, "epochs=0", "steps=2", "eval_every=0"]
+        command = [str(self.options.binary), "train", str(ROOT / run.yaml), *values, "epochs=0", "steps=2", "eval_every=0", "device=cuda"]
         folder = self.out / "probe"
         return subprocess.run(command + ["--fresh", "--out", str(folder)], capture_output=True, timeout=60).returncode == 0
 
@@ -236,6 +235,18 @@ class Queue:
 
 
 # ---- tables
+
+
+def prepared(name, options):
+    """The file of one of the sets, and the arguments of `trireme data` that make it."""
+    size = {"scenes": 12, "openclipart": 32}[name]
+    file = f"{options.data}/{name}_{size}.h5"
+    return file, ["data", name, *(["--pairs", "200000"] if name == "scenes" else []), "--size", str(size), "--out", file]
+
+
+def device(options, large):
+    """Steps of the smallest models are faster on a core than on a GPU, whose kernels the host has to start one by one."""
+    return "device=cuda" if large and options.gpus else "device=cpu"
 
 
 def markdown(header, rows):
@@ -305,12 +316,11 @@ class Setting:
     metrics: list[str]  # the score is their mean
     parts: list[str]
     against: str  # the arm that the others are compared with
-    like: "Setting" = None  # takes the places in the grid that were chosen there
 
     def tried(self, arm):
         """Runs that choose, by name: their point of the grid."""
         points = [[f"optimizer.lr={lr}", *t] for lr in arm.rates or self.rates for t in arm.grid]
-        return {f"{(self.like or self).name}/choose/{arm.name}-{k}": p for k, p in enumerate(points)} if len(points) > 1 else {"": points[0]}
+        return {f"{self.name}/choose/{arm.name}-{k}": p for k, p in enumerate(points)} if len(points) > 1 else {"": points[0]}
 
     def run_name(self, arm, seed):
         return f"{self.name}/{arm.name}-{seed}"
@@ -320,7 +330,7 @@ class Setting:
         for arm in self.arms:
             tried = self.tried(arm)
             common = self.overrides + arm.overrides
-            choose += [] if self.like else [Run(n, self.yaml, common + p + self.parts + ["seed=1"], arm.after) for n, p in tried.items() if n]
+            choose += [Run(n, self.yaml, common + p + self.parts + ["seed=1"], arm.after) for n, p in tried.items() if n]
             for seed in range(1, arm.seeds + 1):
                 final = lambda results, c=common, t=tried, s=seed: c + t[self.best(t, results)] + [f"seed={s}"]
                 count.append(Run(self.run_name(arm, seed), self.yaml, final, [n for n in tried if n] + arm.after))
@@ -355,7 +365,7 @@ def runs_of_settings(settings):
 
 
 def main(parts, data_of, runs_of, tables_of, arguments=None):
-    """data_of(part, options) -> arguments of `trireme data`; runs_of(part, options) -> [Run];
+    """data_of(part, options) -> [(file, arguments of trireme that make it)]; runs_of(part, options) -> [Run];
     tables_of(part, options, results) -> (Markdown, rows)."""
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=parts)
@@ -378,8 +388,9 @@ def main(parts, data_of, runs_of, tables_of, arguments=None):
         return 0
     Path(options.out).mkdir(parents=True, exist_ok=True)
     Path(options.data).mkdir(parents=True, exist_ok=True)
-    for arguments in data_of(options.part, options):
-        subprocess.run([str(options.binary), "data", *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for file, arguments in data_of(options.part, options):
+        if not Path(file).exists():
+            subprocess.run([str(options.binary), *arguments], check=True, capture_output=True)
     queue = Queue(runs, options)
     with multi_process_service(options.gpus > 0 and not options.no_mps, Path(options.out).resolve(), queue.works) as shared:
         queue.work()

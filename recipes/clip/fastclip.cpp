@@ -169,7 +169,7 @@ class FastClip : public Recipe {
 
   bool plan(Plan& plan, int ranks, const TrainConfig& train) const override {
     const std::int64_t samples = pairs_ ? pairs_->size() : data_config_.pairs;
-    if (samples > 0) plan_clip(plan, model_config_, loss_config_, samples, 0, ranks, train);
+    if (samples > 0) plan_clip(plan, model_config_, loss_config_, reference_config_, samples, ranks, train);
     return samples > 0;
   }
 

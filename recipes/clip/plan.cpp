@@ -6,30 +6,42 @@ namespace trireme::fastclip {
 namespace {
 
 struct Numbers {
-  double columns = 0;  // of the table, a side
-  double scalars = 0;  // gathered, a sample
-  double reduced = 0;  // features whose gradients reduce_scatter sends, of the two
+  double columns = 0;    // of the table, a side
+  double scalars = 0;    // gathered, a sample
+  double features = 2;   // gathered, of the two towers
+  double reduced = 2;    // whose gradients reduce_scatter sends
+  double reference = 0;  // gathered of the reference's two
 };
 
-Numbers numbers_of(const LossConfig& loss) {
-  if (loss.name == "rgcl") return {5, 12, 2};
-  if (loss.name == "siglip") return {0, 0, 1};
-  if (loss.name == "mbcl") return {0, loss.reduction == "scalars" ? 2.0 : 0.0, 2};
-  return {1, 2, 2};
+Numbers numbers_of(const LossConfig& loss, const ReferenceConfig& reference) {
+  const bool scalars = loss.reduction == "scalars";
+  Numbers n;
+  if (loss.name == "rgcl")
+    n.columns = 5, n.scalars = 12;
+  else if (loss.name == "siglip")
+    n.reduced = 1;
+  else if (loss.name == "mbcl")
+    n.scalars = scalars ? 2 : 0;
+  else
+    n.columns = 1, n.scalars = 2;
+  if (reference.uses("shift")) n.reference = 2;
+  // Distillation gathers its own rows, and has two softmaxes.
+  if (reference.uses("distill")) n.features += 2, n.reduced += 4, n.reference += 2, n.scalars += scalars ? 4 : 0;
+  return n;
 }
 
 std::string text(double v) { return std::to_string(std::int64_t(v)); }
 
 }  // namespace
 
-void plan_clip(Plan& plan, const nn::ClipConfig& model, const LossConfig& loss, std::int64_t samples,
-               std::int64_t reference_width, int ranks, const TrainConfig& train) {
+void plan_clip(Plan& plan, const nn::ClipConfig& model, const LossConfig& loss, const ReferenceConfig& reference,
+               std::int64_t samples, int ranks, const TrainConfig& train) {
   nn::Parameters params = nn::Parameters::unset(train.precision == "f64" ? at::kDouble : at::kFloat, at::kMeta);
   const nn::Clip towers(model, 0, params);
   plan.parameters = params.all();
   nn::lock_towers(model, plan.parameters);
 
-  const Numbers n = numbers_of(loss);
+  const Numbers n = numbers_of(loss, reference);
   const double size = train.precision == "f64" ? 8 : 4, k = ranks, b = double(train.batch_size / ranks),
                d = double(model.embed_dim);
   const std::string bytes = " x " + text(size);
@@ -41,17 +53,18 @@ void plan_clip(Plan& plan, const nn::ClipConfig& model, const LossConfig& loss, 
                                  (sharded ? " / K" : ""),
                              sharded == (loss.u_table == "sharded")});
 
-  plan.sent.push_back({"features, all-gather", (k - 1) * b * 2 * d * size, "(K-1) b 2d, d = " + text(d) + bytes});
-  if (reference_width > 0)
-    plan.sent.push_back({"reference features, all-gather", (k - 1) * b * 2 * double(reference_width) * size,
-                         "(K-1) b 2d, d = " + std::to_string(reference_width) + bytes});
+  const auto rows = [&](const std::string& what, double towers, bool used = true) {
+    plan.sent.push_back(
+        {what, (k - 1) * b * towers * d * size, "(K-1) b " + text(towers) + "d, d = " + text(d) + bytes, used});
+  };
+  rows("features, all-gather", n.features);
+  if (n.reference > 0) rows("reference features, all-gather", n.reference);
   if (n.scalars > 0)
     plan.sent.push_back({"scalars, all-gather", (k - 1) * b * n.scalars * size, "(K-1) b " + text(n.scalars) + bytes});
   if (n.columns > 0 && loss.u_table == "sharded")
     plan.sent.push_back({"u table, all-to-all (mean)", (k - 1) / k * b * 2 * n.columns * size,
                          "(K-1)/K b " + text(2 * n.columns) + bytes});
-  plan.sent.push_back({"feature gradients, reduce-scatter", (k - 1) * b * n.reduced * d * size,
-                       "(K-1) b " + text(n.reduced) + "d" + bytes, loss.reduction == "reduce_scatter"});
+  rows("feature gradients, reduce-scatter", n.reduced, loss.reduction == "reduce_scatter");
 }
 
 }  // namespace trireme::fastclip

@@ -3,11 +3,13 @@
 #include "framework/plan.h"
 #include "framework/train_config.h"
 #include "recipes/clip/config.h"
+#include "recipes/clip/reference.h"
 
 namespace trireme::fastclip {
 
-// samples: rows of the tables. reference_width: of the reference's features, 0: there is none.
-void plan_clip(Plan& plan, const nn::ClipConfig& model, const LossConfig& loss, std::int64_t samples,
-               std::int64_t reference_width, int ranks, const TrainConfig& train);
+// samples: rows of the tables. A reference need not be here: it is taken to be as wide as the model. What selection
+// sends is left out.
+void plan_clip(Plan& plan, const nn::ClipConfig& model, const LossConfig& loss, const ReferenceConfig& reference,
+               std::int64_t samples, int ranks, const TrainConfig& train);
 
 }  // namespace trireme::fastclip

@@ -77,6 +77,7 @@ TEST(DryRun, TellsBytesOfTheMethodsSettings) {
                         {"medium", 3318333, 102.01e6, 1024, 4096, 32, "loss.reduction=reduce_scatter"},
                         {"large", 12423374, 151.28e6, 512, 8192, 32, "loss.u_table=replicated"},
                         {"xlarge", 414080000, 149.62e6, 512, 5120, 16, "zero=1"},
+                        {"../drrho_clip/drrho_dfn192m", 255020000, 149.62e6, 512, 5120, 8, ""},
                         {"ablations/v2", 3318333, 102.01e6, 1024, 1024, 8, ""},
                         {"ablations/openclip", 3318333, 102.01e6, 1024, 1024, 8, "loss.reduction=reduce_scatter"}}) {
     SCOPED_TRACE(c.file + " " + c.more);
@@ -96,6 +97,8 @@ TEST(DryRun, TellsBytesOfTheMethodsSettings) {
     EXPECT_EQ(bytes["features, all-gather"], (k - 1) * b * 2 * c.width * 4);
     EXPECT_EQ(bytes["feature gradients, reduce-scatter"], (k - 1) * b * 2 * c.width * 4);
     EXPECT_NEAR(bytes["gradients, all-reduce"], 2 * (k - 1) / k * p * 4, 1);
+    const bool steered = c.file.starts_with("../drrho_clip");
+    EXPECT_EQ(bytes["reference features, all-gather"], steered ? (k - 1) * b * 2 * c.width * 4 : 0);
     if (mini_batch) {
       EXPECT_FALSE(bytes.contains("scalars, all-gather") || bytes.contains("u table, sharded")) << o;
       continue;
@@ -106,8 +109,8 @@ TEST(DryRun, TellsBytesOfTheMethodsSettings) {
     // The sum leaves out what the settings do not use.
     const bool sent = c.more == "loss.reduction=reduce_scatter", replicated = c.more == "loss.u_table=replicated";
     EXPECT_NEAR(bytes["sum"],
-                bytes["features, all-gather"] + bytes["scalars, all-gather"] + bytes["gradients, all-reduce"] +
-                    (sent ? bytes["feature gradients, reduce-scatter"] : 0) +
+                bytes["features, all-gather"] + bytes["reference features, all-gather"] + bytes["scalars, all-gather"] +
+                    bytes["gradients, all-reduce"] + (sent ? bytes["feature gradients, reduce-scatter"] : 0) +
                     (replicated ? 0 : bytes["u table, all-to-all (mean)"]),
                 2);
   }
@@ -119,25 +122,33 @@ TEST(DryRun, PlansWhatAStepSends) {
   TempFolder folder;
   prepare_pairs(folder.path);
   write_text(folder.path / "clip.yaml", experiment(6, 32, 8));
+  ASSERT_EQ(run_program({"train", "clip.yaml", "--out", "model"}, {folder.path}).code, 0);
   for (const std::string loss :
        {"rgclg", "gcl", "mbcl", "siglip", "rgcl, temperature: individual", "rgclg, u_table: replicated"})
-    for (const std::string reduction : {"scalars", "reduce_scatter"}) {
-      SCOPED_TRACE(loss + " " + reduction);
-      const Outcome o = run_program({"train", "clip.yaml", "loss={name: " + loss + ", reduction: " + reduction + "}",
-                                     "--dry-run", "--ranks", "4"},
-                                    {folder.path});
-      ASSERT_EQ(o.code, 0) << o;
-      auto bytes = planned(o);
-      EXPECT_EQ(bytes.contains("u table, all-to-all (mean)"),
-                loss == "rgclg" || loss == "gcl" || loss.starts_with("rgcl,"));
-      std::map<std::string, double> sent;
-      for (const auto& call : schedule(o))
-        if (call.on == "world") sent[call.collective] += double(call.bytes);
-      EXPECT_EQ(sent["all_gather"], bytes["features, all-gather"] + bytes["scalars, all-gather"]) << o;
-      EXPECT_EQ(sent["reduce_scatter"], reduction == "scalars" ? 0 : bytes["feature gradients, reduce-scatter"]) << o;
-      // Where a table is spread, a step's share of other ranks' entries varies.
-      EXPECT_NEAR(sent["all_to_all"], bytes["u table, all-to-all (mean)"], bytes["u table, all-to-all (mean)"]) << o;
-    }
+    for (const std::string reduction : {"scalars", "reduce_scatter"})
+      for (const std::string use : {"", "distill", "shift", "shift, distill"}) {
+        if (use.starts_with("shift") && !loss.starts_with("rgclg")) continue;
+        if (!use.empty() && (loss == "gcl" || loss == "siglip")) continue;  // enough
+        SCOPED_TRACE(loss + " " + reduction + " " + use);
+        Words words{"train",     "clip.yaml", "loss={name: " + loss + ", reduction: " + reduction + "}",
+                    "--dry-run", "--ranks",   "4"};
+        if (!use.empty()) words.push_back("reference={model: model, use: [" + use + "]}");
+        const Outcome o = run_program(words, {folder.path});
+        ASSERT_EQ(o.code, 0) << o;
+        auto bytes = planned(o);
+        EXPECT_EQ(bytes.contains("u table, all-to-all (mean)"),
+                  loss == "rgclg" || loss == "gcl" || loss.starts_with("rgcl,"));
+        EXPECT_EQ(bytes.contains("reference features, all-gather"), !use.empty());
+        std::map<std::string, double> sent;
+        for (const auto& call : schedule(o))
+          if (call.on == "world") sent[call.collective] += double(call.bytes);
+        EXPECT_EQ(sent["all_gather"], bytes["features, all-gather"] + bytes["scalars, all-gather"] +
+                                          bytes["reference features, all-gather"])
+            << o;
+        EXPECT_EQ(sent["reduce_scatter"], reduction == "scalars" ? 0 : bytes["feature gradients, reduce-scatter"]) << o;
+        // Where a table is spread, a step's share of other ranks' entries varies.
+        EXPECT_NEAR(sent["all_to_all"], bytes["u table, all-to-all (mean)"], bytes["u table, all-to-all (mean)"]) << o;
+      }
 }
 
 TEST(DryRun, AThousandRanks) {

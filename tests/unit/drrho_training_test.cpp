@@ -7,6 +7,7 @@
 #include "framework/init_from.h"
 #include "framework/io/checkpoint.h"
 #include "framework/session.h"
+#include "recipes/clip/reference.h"
 #include "tests/gpu/blots.h"
 #include "tests/max_difference.h"
 #include "tests/needs.h"
@@ -189,6 +190,57 @@ TEST_F(DrrhoTraining, CachedFeaturesAreTheModel) {
 TEST_F(DrrhoTraining, AReferenceEqualToTheModelLeavesNothing) {
   const Keys keys{"steps=1", online(), "reference.use=[shift]", "init_from=" + path("reference")};
   EXPECT_NEAR(train(2, keys).losses[0], 0.1 * (11 + std::log(1e-4 + 15.0 / 16)), 1e-9);
+}
+
+// Against the definition, pair by pair.
+TEST_F(DrrhoTraining, TheVarianceThatAReferenceLeaves) {
+  constexpr int n = 7;
+  const auto rows = [](std::int64_t d) {
+    const at::Tensor t = at::randn({2, n, d}, at::kDouble);
+    return t / t.norm(2, {2}, true);
+  };
+  const at::Tensor own = rows(5), theirs = rows(3);
+  const auto variance = [](const std::vector<double>& v) {
+    double mean = 0, sum = 0;
+    for (const double x : v) mean += x / double(v.size());
+    for (const double x : v) sum += (x - mean) * (x - mean);
+    return sum;
+  };
+  double left = 0, all = 0;
+  for (int side = 0; side < 2; ++side)
+    for (int a = 0; a < n; ++a) {
+      const auto margin = [&](const at::Tensor& f, int b) {
+        return at::dot(f[side][a], f[1 - side][b]).item<double>() - at::dot(f[0][a], f[1][a]).item<double>();
+      };
+      std::vector<double> excess, loss;
+      for (int b = 0; b < n; ++b)
+        if (b != a) loss.push_back(margin(own, b)), excess.push_back(loss.back() - margin(theirs, b));
+      left += variance(excess), all += variance(loss);
+    }
+  EXPECT_NEAR(fastclip::variance_ratio(own, theirs), left / all, 1e-12);
+  EXPECT_NEAR(fastclip::variance_ratio(own, own), 0, 1e-15);
+}
+
+// A run's evaluation tells it: nothing is left where reference and model are one, cached features are the model's.
+TEST_F(DrrhoTraining, EvaluationTellsTheVariance) {
+  const auto evaluated = [](const Keys& keys, int ranks) {
+    std::map<std::string, double> metrics;
+    run_loopback(ranks, [&](Communicator& world) {
+      Experiment e(Config::load(path("run.yaml"), keys + Keys{"data.file=" + path("blots.h5"), "data.crop_scale=1"}));
+      Session session(world, e.train, *e.recipe);
+      if (!e.train.init_from.empty()) init_from(e.train.init_from, session, world);
+      const auto mine = session.evaluate();
+      if (world.rank() == 0) metrics = mine;
+    });
+    return metrics;
+  };
+  const std::string key = "variance_ratio";
+  EXPECT_FALSE(evaluated({}, 1).contains(key));
+  EXPECT_NEAR(evaluated({online(), "init_from=" + path("reference")}, 1).at(key), 0, 1e-12);
+  const double one = evaluated({online()}, 1).at(key);
+  EXPECT_GT(one, 1e-3);
+  EXPECT_EQ(evaluated({online()}, 2).at(key), one);
+  EXPECT_NEAR(evaluated({"reference.features=" + path("f32.h5")}, 2).at(key), one, 1e-5 * one);
 }
 
 // What is selected is what the table of normalisers has visited.
