@@ -69,6 +69,23 @@ std::unique_ptr<Pairs> open_data(const DataConfig& data, std::int64_t image_size
   return pairs;
 }
 
+ImageTextOptions dataset_options(const DataConfig& data, const nn::ClipConfig& model, const Preprocess& preprocess,
+                                 bool prepared, const Context& c) {
+  ImageTextOptions o;
+  for (std::size_t i = 0; i < 3; ++i)
+    o.statistics.mean[i] = preprocess.mean[i], o.statistics.std_dev[i] = preprocess.std[i];
+  if (!prepared && (preprocess.resize_mode != "shortest" || preprocess.interpolation == "bilinear"))
+    o.square = [preprocess](const Image& in) { return preprocess.square(in); };
+  o.size = int(model.image_size), o.context = model.context;
+  o.crop_scale = data.crop_scale, o.flip = data.flip;
+  o.keyword_dropout = data.keyword_dropout, o.seed = std::uint64_t(c.config().seed);
+  o.type = c.param_type(), o.device = c.device();
+  // A rank's share of the cores, as for operators: where a GPU trains, decoding is what is left for them.
+  o.threads = data.threads ? int(data.threads) : c.device().is_cuda() ? c.cores() : 1;
+  o.dct_scaling = data.dct_scaling, o.broken_share = data.broken_share;
+  return o;
+}
+
 std::vector<std::string> captions_of(const Pairs& pairs, const std::vector<std::int64_t>& ids) {
   constexpr std::size_t most = 1000000;
   const std::size_t n = std::min(ids.size(), most);

@@ -1,7 +1,8 @@
 // The pairs a run trains on.
 #pragma once
-#include "data/image_text/pairs.h"
+#include "data/image_text/image_text.h"
 #include "framework/context.h"
+#include "framework/models/preprocess.h"
 #include "recipes/clip/config.h"
 
 #include <memory>
@@ -18,6 +19,10 @@ struct Split {
   std::vector<std::int64_t> train, held_out;
 };
 Split split_of(const Pairs& pairs, const DataConfig& data);
+
+// How pairs become batches.
+ImageTextOptions dataset_options(const DataConfig& data, const nn::ClipConfig& model, const Preprocess& preprocess,
+                                 bool prepared, const Context& c);
 
 // Captions that a tokenizer is learnt from: those of the ids, or of a million spread evenly over them.
 std::vector<std::string> captions_of(const Pairs& pairs, const std::vector<std::int64_t>& ids);

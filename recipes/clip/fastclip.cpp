@@ -55,7 +55,8 @@ class FastClip : public Recipe {
     (void)prompts_of(pairs_->classes(), templates_of(*pairs_), pairs_->path());  // mistakes are told before training
     if (pairs_->prepared())
       preprocess_.resize_mode = "longest", preprocess_.fill = 255, preprocess_.interpolation = "bicubic";
-    dataset_.emplace(*pairs_, *tokenizer_, pixel_options(c));
+    dataset_.emplace(*pairs_, *tokenizer_,
+                     dataset_options(data_config_, model_config_, preprocess_, pairs_->prepared(), c));
     reference_ =
         Reference::open(reference_config_, {*pairs_, *dataset_, *tokenizer_, preprocess_, model_config_.context}, c);
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
@@ -227,23 +228,6 @@ class FastClip : public Recipe {
     if (ar.loading() && parse_open_clip_config(model, "the checkpoint").preprocess != preprocess_)
       throw DataError("the checkpoint", "was trained on pixels of another mean, deviation or resize",
                       "put init_from back as it was, or use --fresh to start over");
-  }
-
-  ImageTextOptions pixel_options(const Context& c) const {
-    ImageTextOptions o;
-    for (std::size_t i = 0; i < 3; ++i)
-      o.statistics.mean[i] = preprocess_.mean[i], o.statistics.std_dev[i] = preprocess_.std[i];
-    const bool prepared = pairs_->prepared();
-    if (!prepared && (preprocess_.resize_mode != "shortest" || preprocess_.interpolation == "bilinear"))
-      o.square = [p = preprocess_](const Image& in) { return p.square(in); };
-    o.size = int(model_config_.image_size), o.context = model_config_.context;
-    o.crop_scale = data_config_.crop_scale, o.flip = data_config_.flip;
-    o.keyword_dropout = data_config_.keyword_dropout, o.seed = std::uint64_t(c.config().seed);
-    o.type = c.param_type(), o.device = c.device();
-    // A rank's share of the cores, as for operators: where a GPU trains, decoding is what is left for them.
-    o.threads = data_config_.threads ? int(data_config_.threads) : c.device().is_cuda() ? c.cores() : 1;
-    o.dct_scaling = data_config_.dct_scaling, o.broken_share = data_config_.broken_share;
-    return o;
   }
 
   struct Features {

@@ -170,6 +170,34 @@ TEST_F(DrrhoTraining, IsTheSameOnAnyNumberOfRanksAndInParts) {
   }
 }
 
+const std::vector<Way> losses{
+    {"mbcl", {"loss.name=mbcl"}},
+    {"mbcl, sent", {"loss.name=mbcl", "loss.reduction=reduce_scatter"}},
+    {"siglip", {"loss.name=siglip", "loss.lr_tau=-1"}},
+    {"v0", {"loss.name=gcl"}},
+    {"v1, constant gamma", {"loss.name=gcl", "loss.temperature=const", "loss.gamma_schedule=constant"}},
+    {"v2", {"loss.name=rgcl", "loss.temperature=individual", "loss.lr_tau=0.01"}},
+    {"v2, sent", {"loss.name=rgcl", "loss.temperature=individual", "loss.reduction=reduce_scatter"}},
+    {"v3", {}},
+    {"v3, sent and whole tables", {"loss.reduction=reduce_scatter", "loss.u_table=replicated"}},
+    {"v3, masked", {"loss.mask_same_caption=true"}},
+    {"scent, log u", {"loss.estimator=scent", "loss.u_domain=log"}}};
+
+// Past the first epoch, so that tables are read: on any number of ranks, in parts, and gone on with.
+TEST_F(DrrhoTraining, EveryLossIsTheSameOnAnyNumberOfRanks) {
+  const Keys common{"recipe=fastclip", "steps=7", "batch_size=48", "data.part=[0, 0.1]", "loss.tau=0.1", "loss.gamma_min=0.4"};
+  for (const auto& way : losses) {
+    SCOPED_TRACE(way.name);
+    const Keys keys = common + way.keys;
+    const Trained one = train(1, keys), two = train(2, keys);
+    EXPECT_TRUE(std::isfinite(one.losses.back()));
+    EXPECT_LE(distance(two, one), 1e-9);
+    EXPECT_LE(distance(train(4, keys), one), 1e-9);
+    EXPECT_LE(distance(train(2, keys + Keys{"accumulate=2"}), one), 1e-9) << "in parts";
+    EXPECT_EQ(distance(train(2, keys, 5), two), 0) << "resumed";
+  }
+}
+
 TEST_F(DrrhoTraining, CachedFeaturesAreTheModel) {
   for (const auto& way : ways) {
     SCOPED_TRACE(way.name);

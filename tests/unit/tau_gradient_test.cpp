@@ -2,10 +2,13 @@
 #include "comm/error.h"
 #include "comm/local/loopback.h"
 #include "comm/local/self.h"
+#include "framework/io/checkpoint.h"
 #include "framework/losses/contrastive.h"
+#include "tests/fault/program.h"
 
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -95,6 +98,30 @@ TEST(Table, ShardedIsTheWholeTable) {
         EXPECT_LE(n, (entries + k - 1) / k);
       });
     }
+}
+
+// Saved by four ranks, loaded by one, two and three, sharded or whole.
+TEST(Table, GoesOnWithAnyNumberOfRanks) {
+  const test::TempFolder folder;
+  const auto type = at::TensorOptions().dtype(at::kDouble);
+  const std::vector<std::string_view> names{"log_u", "tau"};
+  const at::Tensor values = at::randn({2, 2, 11}, type), no = at::zeros({}, at::kFloat);
+  std::vector<std::int64_t> ids(11);
+  std::iota(ids.begin(), ids.end(), 0);
+  run_loopback(4, [&](Communicator& comm) {
+    NormalizerTable table(11, {0, 0}, type, comm, true);
+    table.write(ids, values, no);
+    Checkpoints checkpoints(folder.path.string(), 1, comm);
+    checkpoints.save(1, Snapshot::take([&](Archive& ar) { table.state(ar, names); }, comm.rank()), "{}");
+    checkpoints.finish();
+  });
+  for (const int k : {1, 2, 3})
+    run_loopback(k, [&](Communicator& comm) {
+      NormalizerTable table(11, {0, 0}, type, comm, k != 3);
+      Checkpoints checkpoints(folder.path.string(), 1, comm);
+      checkpoints.load(1).restore([&](Archive& ar) { table.state(ar, names); });
+      EXPECT_TRUE(at::equal(table.values(), values.narrow(2, table.first(), table.values().size(2)))) << k;
+    });
 }
 
 }  // namespace
