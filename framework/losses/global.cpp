@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include <ATen/ATen.h>
+
 namespace trireme::fastclip {
 namespace {
 

@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include <ATen/ATen.h>
+
 namespace trireme::fastclip {
 namespace {
 

@@ -2,6 +2,8 @@
 #include "framework/base/tensor.h"
 #include "framework/losses/similarity.h"
 
+#include <ATen/ATen.h>
+
 namespace trireme::fastclip {
 
 LossResult siglip_loss(Communicator& comm, const Rows& rows, const at::Tensor& log_scale, const at::Tensor& bias,

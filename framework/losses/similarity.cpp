@@ -4,7 +4,18 @@
 
 #include <cmath>
 
+#include <ATen/ATen.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
 namespace trireme::fastclip {
+
+struct Exactly::Guards {
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+  at::NoGradGuard no_grad;
+};
+Exactly::Exactly() : guards_(std::make_unique<Guards>()) {}
+Exactly::~Exactly() = default;
+
 namespace {
 
 // Values of a similarity tile: on a CPU it stays in cache, on a GPU it fills the device.

@@ -3,16 +3,20 @@
 #include "framework/losses/contrastive.h"
 
 #include <algorithm>
-
-#include <ATen/ATen.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <memory>
 
 namespace trireme::fastclip {
 
 // Similarities are f32 (f64) products also where the model's are not: 1/tau makes 1e-4 of a cosine 1 % of a weight.
+// While it lives, nothing is autocast or recorded for backward.
 class Exactly {
-  c10::impl::ExcludeDispatchKeyGuard no_autocast_{c10::autocast_dispatch_keyset};
-  at::NoGradGuard no_grad_;
+ public:
+  Exactly();
+  ~Exactly();
+
+ private:
+  struct Guards;
+  std::unique_ptr<Guards> guards_;
 };
 
 // A pair that does not count has this similarity: its exponential is 0, and 0 times it is 0.

@@ -1,6 +1,8 @@
 // Softmax cross-entropies over the global batch: OpenCLIP's loss, and distillation from a frozen reference.
 #include "framework/losses/similarity.h"
 
+#include <ATen/ATen.h>
+
 namespace trireme::fastclip {
 namespace {
 
