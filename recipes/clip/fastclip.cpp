@@ -9,6 +9,7 @@
 #include "framework/models/open_clip.h"
 #include "framework/models/zero_shot.h"
 #include "framework/optim/schedule.h"
+#include "recipes/clip/charts.h"
 #include "recipes/clip/config.h"
 #include "recipes/clip/data.h"
 #include "recipes/clip/objective.h"
@@ -136,27 +137,7 @@ class FastClip : public Recipe {
     return {"image_to_text_r1", "image_to_text_r10", "chance_r10", "zero_shot_top1"};
   }
 
-  std::vector<MetricChart> charts() const override {
-    const auto recalls = [](const std::string& from) {
-      return std::vector<std::string>{"eval/" + from + "_r1", "eval/" + from + "_r5", "eval/" + from + "_r10"};
-    };
-    return {{"Retrieval",
-             {"R@1", "R@5", "R@10"},
-             {{"image to text", recalls("image_to_text"), recalls("chance")},
-              {"text to image", recalls("text_to_image"), recalls("text_to_image_chance")}},
-             true},
-            {"Zero-shot classification",
-             {"top-1", "top-5", "per class"},
-             {{"zero-shot",
-               {"eval/zero_shot_top1", "eval/zero_shot_top5", "eval/zero_shot_mean_per_class"},
-               {"eval/zero_shot_chance", "eval/zero_shot_top5_chance", "eval/zero_shot_chance"}}},
-             true},
-            {"Temperature τ", {}, {{"", {"tau"}, {}}}},
-            {"Inner rate γ", {}, {{"", {"gamma"}, {}}}},
-            {"Objective", {}, {{"", {"objective"}, {}}}},
-            {"Mean of u", {}, {{"", {"u_mean"}, {}}}}};
-  }
-
+  std::vector<MetricChart> charts() const override { return clip_charts(); }
   std::string unit() const override { return "pairs"; }
 
   void state(Archive& ar) override {

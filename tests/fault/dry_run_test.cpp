@@ -116,6 +116,17 @@ TEST(DryRun, TellsBytesOfTheMethodsSettings) {
   }
 }
 
+TEST(DryRun, EveryRecipeFileIsRead) {
+  int files = 0;
+  for (const auto& entry : fs::recursive_directory_iterator(std::string(std::getenv("TRIREME_SOURCE")) + "/recipes"))
+    if (entry.path().extension() == ".yaml") {
+      const Outcome o = run_program({"train", entry.path().string(), "--print-config"}, {});
+      EXPECT_EQ(o.code, 0) << entry.path() << "\n" << o;
+      ++files;
+    }
+  EXPECT_GT(files, 15);
+}
+
 // And that is what a step sends.
 TEST(DryRun, PlansWhatAStepSends) {
   if (const auto why = missing_for_pairs(); !why.empty()) GTEST_SKIP() << why;
