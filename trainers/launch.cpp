@@ -217,8 +217,8 @@ std::vector<std::string> mpirun_command(int ranks, const std::vector<std::string
   return words;
 }
 
-int launch_ranks(int ranks, const std::vector<std::string>& arguments) {
-  return launch_command(ranks, mpirun_command(ranks, arguments));
+int launch_ranks(int ranks, const std::vector<std::string>& arguments, OnStop on_stop) {
+  return launch_command(ranks, mpirun_command(ranks, arguments), on_stop);
 }
 
 int launch_command(int ranks, std::vector<std::string> command, OnStop on_stop) {

@@ -28,7 +28,7 @@ enum class OnStop { save, end };
 // Runs `arguments` (without the program) on `ranks` ranks through mpirun and returns the job's exit code. Who insists
 // on a stop, or asks for one with OnStop::end, ends the job: 130. mpirun's banners are hidden; a rank that died is
 // named in one line, exit code 4. Readers of stdout and stderr may go away.
-int launch_ranks(int ranks, const std::vector<std::string>& arguments);
+int launch_ranks(int ranks, const std::vector<std::string>& arguments, OnStop on_stop = OnStop::save);
 // The same with a command line of its own, which must start `ranks` ranks.
 int launch_command(int ranks, std::vector<std::string> command, OnStop on_stop = OnStop::save);
 

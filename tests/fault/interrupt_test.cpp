@@ -242,6 +242,21 @@ TEST_F(Interrupt, OneProcessAlone) {
   EXPECT_EQ(logged(dir() / "alone2"), logged(dir() / "alone"));
 }
 
+// What has nothing to save ends at the first signal: it is left to the system, until the process ends.
+TEST_F(Interrupt, EvaluationLeavesSignalsAlone) {
+  ASSERT_EQ(run_program({"train", "e.yaml", "--out", "evaluated"}, {dir()}).code, 0);
+  Program p({"eval", "evaluated"}, {dir()});
+  bool caught = true;
+  while (!p.ended()) {
+    const std::string status = read_text("/proc/" + std::to_string(p.pid()) + "/status");
+    const auto at = status.find("SigCgt:");
+    if (at != status.npos) caught = std::stoull(status.substr(at + 7), nullptr, 16) >> (SIGTERM - 1) & 1;
+    std::this_thread::sleep_for(milliseconds(2));
+  }
+  EXPECT_EQ(p.wait().code, 0);
+  EXPECT_FALSE(caught);
+}
+
 TEST_F(Interrupt, KilledRank) {
   struct Case {
     std::string out;

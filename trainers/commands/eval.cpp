@@ -9,6 +9,7 @@
 #include "trainers/commands/eval_data.h"
 #include "trainers/launch.h"
 #include "trainers/ranks.h"
+#include "trainers/stop.h"
 
 #include <cstdio>
 #include <filesystem>
@@ -218,8 +219,11 @@ int evaluate(const EvalOptions& o, Communicator& world) {
 
 int eval_command(const EvalOptions& o, const std::vector<std::string>& arguments) {
   (void)protocol_named(o.protocol);  // a mistake is told once, before any rank starts
-  if (!launched_ranks() && o.ranks > 1) return launch_ranks(o.ranks, arguments);
-  return on_ranks([&](Communicator& world, int) { return evaluate(o, world); });
+  if (!launched_ranks() && o.ranks > 1) return launch_ranks(o.ranks, arguments, OnStop::end);
+  return on_ranks([&](Communicator& world, int) {
+    end_on_stop_signals();  // there is nothing to save
+    return evaluate(o, world);
+  });
 }
 
 const Commands::Entry registered(
