@@ -18,7 +18,7 @@ RHO = [["loss.rho=1"], ["loss.rho=2"]]
 ARMS = {
     "mbcl": (["loss.name=mbcl", "loss.lr_tau=-1"], TAU),
     "v3": (["loss.name=rgclg"], RHO),
-    "scent": (["loss.name=rgclg", "loss.estimator=scent"], RHO),
+    "scent": (["loss.name=rgclg", "loss.estimator=scent", "loss.u_domain=log", "loss.eps=1.0e-6"], RHO),
     "v2": (["loss.name=rgcl", "loss.temperature=individual", "loss.tau=0.03", "loss.lr_tau=2.0e-3"], RHO),
     "v0": (["loss.name=gcl", "loss.lr_tau=-1"], TAU),
     "v1": (["loss.name=gcl", "loss.temperature=const"], TAU),
