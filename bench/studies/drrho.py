@@ -15,29 +15,52 @@ BATCH = {"scenes": 128, "openclipart": 64}
 STEPS = {"scenes": 7812, "openclipart": 2000}  # scenes: 10 epochs of 100,000 pairs
 # The target's half; a twentieth of it chooses the settings.
 TARGET, CHOOSE = "data.part=[0.5, 1]", ["data.part=[0.5, 0.975]", "data.eval_part=[0.975, 1]"]
-CHOOSE_STEPS = {"scenes": ["steps=1560", "eval_every=0"], "openclipart": ["steps=1000", "eval_every=0"]}
+CHOOSE_STEPS = {"scenes": 1560, "openclipart": 1000}
+PAIRS = {"scenes": 100000, "openclipart": 2363}  # of the target's half
 
 RHO = [["loss.rho=1"], ["loss.rho=2"]]
 TAU = [["loss.tau=0.03"], ["loss.tau=0.07"]]
-V3 = ["loss.name=rgclg"]
-# Constant temperature, and gamma by the authors' rule for 10 epochs.
-DRRHO = ["recipe=drrho_clip", "loss.temperature=const", "loss.eps=1.0e-4", "loss.gamma_min=0"]
 SELECT = ["loss.name=mbcl", "loss.lr_tau=-1", "reference.use=[select]", "reference.select_fraction=0.2"]
 
 
+def gamma(part, steps, least, share):
+    """From 1 down to `least` over this share of the epochs: alike in runs of any length."""
+    epochs = steps * BATCH[part] / PAIRS[part]
+    return [f"loss.gamma_min={least}", f"loss.gamma_decay_epochs={max(1, round(share * epochs))}"]
+
+
+def v3(part, steps):
+    return ["loss.name=rgclg", *gamma(part, steps, 0.2, 0.5)]
+
+
+def drrho(part, steps):
+    """Constant temperature; the authors' rule for gamma gives where the whole run ends."""
+    least = min(1, 4.177 * (STEPS[part] * BATCH[part] / PAIRS[part]) ** -0.7265)
+    return ["recipe=drrho_clip", "loss.temperature=const", "loss.eps=1.0e-4", *gamma(part, steps, round(least, 3), 1)]
+
+
+def selecting(part, steps):
+    return SELECT  # whose loss has no gamma
+
+
 def uses(part, options):
-    """Name: overrides, temperatures of the grid. Selection trains as many pairs as the others, so it reads five times as
-    many; `short` sees half of the samples."""
+    """Name: loss, its overrides, temperatures of the grid, steps. Selection trains as many pairs as the others, so it reads
+    five times as many; `short` sees half of the samples."""
+    steps = STEPS[part]
     wide = [f"batch_size={5 * BATCH[part]}", device(options, True)]
-    shift = DRRHO + ["reference.use=[shift]"]
     return {
-        "shift": (shift, TAU),
-        "shift-short": (shift + [f"steps={STEPS[part] // 2}"], TAU),
-        "distill": (V3 + ["reference.use=[distill]", "reference.distill_scale=50"], RHO),
-        "shift-distill": (DRRHO + ["reference.use=[shift, distill]", "reference.distill_scale=50"], TAU),
-        "jest": (SELECT + ["reference.select=jest"] + wide, TAU),
-        "rho": (SELECT + ["reference.select=rho"] + wide, TAU),
+        "shift": (drrho, ["reference.use=[shift]"], TAU, steps),
+        "shift-short": (drrho, ["reference.use=[shift]"], TAU, steps // 2),
+        "distill": (v3, ["reference.use=[distill]", "reference.distill_scale=50"], RHO, steps),
+        "shift-distill": (drrho, ["reference.use=[shift, distill]", "reference.distill_scale=50"], TAU, steps),
+        "jest": (selecting, ["reference.select=jest", *wide], TAU, steps),
+        "rho": (selecting, ["reference.select=rho", *wide], TAU, steps),
     }
+
+
+def arm(part, options, name, loss, overrides, grid, steps, after=()):
+    return Arm(name, loss(part, steps) + overrides + [f"steps={steps}"], grid, options.seeds, after=list(after),
+               parts=loss(part, CHOOSE_STEPS[part]))
 
 
 def common(part, options):
@@ -67,23 +90,23 @@ def references(part, options):
 def setting(part, options):
     small = part == "openclipart"
     # The second: DRRho's constant temperature and log u alone.
-    arms = [Arm("v3", V3, RHO, options.seeds), Arm("no-reference", DRRHO, TAU, options.seeds)]
+    arms = [arm(part, options, "v3", v3, [], RHO, STEPS[part]), arm(part, options, "no-reference", drrho, [], TAU, STEPS[part])]
     for which in ("other", "same"):
-        for name, (overrides, grid) in uses(part, options).items():
+        for name, (loss, overrides, grid, steps) in uses(part, options).items():
             if small and (which, name) != ("other", "shift"):
                 continue
-            arms.append(Arm(f"{name}-{which}", overrides + [f"reference.model={reference(part, options, which)}"], grid,
-                            options.seeds, after=[f"{part}/reference-{which}"]))
+            overrides = overrides + [f"reference.model={reference(part, options, which)}"]
+            arms.append(arm(part, options, f"{name}-{which}", loss, overrides, grid, steps, [f"{part}/reference-{which}"]))
     if options.only:
         arms = [a for a in arms if a.name in options.only.split(",")]
-    overrides = common(part, options) + [f"batch_size={BATCH[part]}", f"steps={STEPS[part]}", TARGET]
-    rates = ["5e-4", "1e-3"]
-    return Setting(part, yaml_of(part), overrides, rates, arms, R10 if small else R1, CHOOSE + CHOOSE_STEPS[part], "v3")
+    overrides = common(part, options) + [f"batch_size={BATCH[part]}", TARGET]
+    rates, parts = ["5e-4", "1e-3"], CHOOSE + [f"steps={CHOOSE_STEPS[part]}", "eval_every=0"]
+    return Setting(part, yaml_of(part), overrides, rates, arms, R10 if small else R1, parts, "v3")
 
 
 def efficiency(part, s, results):
     """Samples at which an arm's curves reach the mean final score of v3, and the variance of the loss that is left."""
-    ends = [score_of(results.get(s.run_name(s.arms[0], k)), s.metrics) for k in range(1, s.arms[0].seeds + 1)]
+    ends = [score_of(results.get(s.run_name(a, k)), s.metrics) for a in s.arms if a.name == s.against for k in range(1, a.seeds + 1)]
     ends = [e for e in ends if e is not None]
     if not ends:
         return "", {}

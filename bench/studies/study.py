@@ -64,7 +64,7 @@ def samples_to(curve, target):
 @dataclass
 class Run:
     """One `trireme train YAML OVERRIDES --out DIR/NAME`. `after`: runs that come first; then overrides may be a function
-    of their results by name (none of one that failed)."""
+    of their results by name (none of one that failed), which returns None where they leave nothing to run."""
 
     name: str
     yaml: str
@@ -152,14 +152,21 @@ class Queue:
         self.begin = time.monotonic()
 
     def command(self, run):
+        """None: see Run."""
         known = {name: self.results.get(name) for name in run.after}
         overrides = run.overrides(known) if callable(run.overrides) else run.overrides
+        if overrides is None:
+            return None
         values = dict(o.split("=", 1) for o in overrides + self.options.override)  # of equal keys the last counts
         program = [str(self.options.binary), "train", str(ROOT / run.yaml)]
         return program + [f"{key}={value}" for key, value in values.items()] + ["--out", str(self.out / run.name)]
 
     def start(self, run, slots):
         command = self.command(run)
+        if command is None:
+            self.failed[run.name] = "no run that chooses its settings has a score"
+            print(f"  {run.name}: {self.failed[run.name]}", flush=True)
+            return None
         log = self.out / (run.name + ".log")
         text = " ".join(command)
         if self.have.get(run.name, {}).get("command") == text:
@@ -301,6 +308,7 @@ class Arm:
     seeds: int
     rates: list[str] = field(default_factory=list)  # learning rates; none: those of the setting
     after: list[str] = field(default_factory=list)  # runs that it needs
+    parts: list[str] = field(default_factory=list)  # beside those of the setting
 
 
 @dataclass
@@ -330,14 +338,23 @@ class Setting:
         for arm in self.arms:
             tried = self.tried(arm)
             common = self.overrides + arm.overrides
-            choose += [Run(n, self.yaml, common + p + self.parts + ["seed=1"], arm.after) for n, p in tried.items() if n]
+            choose += [Run(n, self.yaml, common + p + self.parts + arm.parts + ["seed=1"], arm.after) for n, p in tried.items() if n]
             for seed in range(1, arm.seeds + 1):
-                final = lambda results, c=common, t=tried, s=seed: c + t[self.best(t, results)] + [f"seed={s}"]
+                final = lambda results, c=common, t=tried, s=seed: self.chosen(c, t, results, [f"seed={s}"])
                 count.append(Run(self.run_name(arm, seed), self.yaml, final, [n for n in tried if n] + arm.after))
         return choose, count
 
     def best(self, tried, results):
-        return max(tried, key=lambda name: score_of(results.get(name), self.metrics) or 0)
+        """The point of the grid with the best score; None where no run of it has one."""
+        if "" in tried:  # the only one
+            return tried[""]
+        scores = {name: score_of(results.get(name), self.metrics) for name in tried}
+        known = [name for name in tried if scores[name] is not None]
+        return tried[max(known, key=scores.get)] if known else None
+
+    def chosen(self, common, tried, results, more):
+        point = self.best(tried, results)
+        return None if point is None else common + point + more
 
     def table(self, results):
         """Markdown and rows."""
@@ -346,7 +363,7 @@ class Setting:
             found = {s: score_of(results.get(self.run_name(arm, s)), self.metrics) for s in range(1, arm.seeds + 1)}
             scores[arm.name] = {s: v for s, v in found.items() if v is not None}
             tried = self.tried(arm)
-            point = tried[self.best(tried, results)]
+            point = self.best(tried, results) or []
             ends = [results[self.run_name(arm, s)]["last"].get("tau") for s in scores[arm.name]]
             notes[arm.name] = [" ".join(o.split(".", 1)[1] for o in point) + (f"; tau ends at {ends[0]:.3f}" if ends and ends[0] else "")]
             chosen[arm.name] = {"chosen": point, "grid": {n: score_of(results.get(n), self.metrics) for n in tried if n}}
@@ -423,6 +440,14 @@ def self_test():
     text, rows = compare({"a": {1: 0.1, 2: 0.2, 3: 0.3}, "b": {1: 0.2, 2: 0.31, 3: 0.42}}, "a")
     near(rows[1]["difference"], 0.11), near(rows[1]["half"], 4.303 * 0.01 / math.sqrt(3))
     assert rows[1]["above"] == "held" and "| held |" in text
+    arm = Arm("a", [], [["t=1"], ["t=2"]], 1, parts=["own"])
+    setting = Setting("s", "x.yaml", ["all"], ["5"], [arm], ["m"], ["part"], "a")
+    choose, count = setting.runs()
+    assert [r.overrides for r in choose] == [["all", "optimizer.lr=5", f"t={k}", "part", "own", "seed=1"] for k in (1, 2)]
+    zero = {"eval": {"m": [(1, 0.0)]}}
+    assert count[0].overrides({choose[1].name: zero}) == ["all", "optimizer.lr=5", "t=2", "seed=1"]  # the other failed
+    assert count[0].overrides({choose[0].name: None}) is None
+    assert setting.table({})[1][0]["chosen"] == []
     print("study: ok")
     return 0
 
