@@ -2,13 +2,13 @@
 // reference's. JEST (arXiv 2406.17711) as the DRRho-CLIP authors' baseline has it, and RHO-loss (arXiv 2206.07137).
 //
 //   score_ij = -s e1_i.e2_j + s_ref r1_i.r2_j; its diagonal is the learnability of a pair by itself
-//   jest       draws `chunks` times floor(b fraction / chunks) of a rank's b rows without replacement: first with
-//   weights
-//              diag - min(diag) of the rank, then with weights exp(diag_i + lse_chosen(s s_ij) - lse_chosen(s_ref
-//              q_ij)), lse over the rows that all ranks have chosen so far, averaged over both sides
+//   jest       draws `chunks` times floor(b fraction / chunks) of a rank's b rows without replacement: first with the
+//              weights diag - min(diag) of the rank, then with
+//              exp(diag_i + lse_chosen(s e1_i.e2_j) - lse_chosen(s_ref r1_i.r2_j)), lse over the rows j that all ranks
+//              have chosen so far, averaged over both sides
 //   jest_topk  the same, but after the first draw the largest are taken
-//   rho        the round(b fraction) rows of a rank with the largest contrastive loss over all ranks' rows minus the
-//   reference's
+//   rho        the round(b fraction) rows of a rank whose contrastive loss over all ranks' rows is the largest above
+//              the reference's
 #pragma once
 #include "comm/communicator.h"
 

@@ -1,4 +1,5 @@
-// The temperature's gradient against numerical derivatives, in f64.
+// The estimator's table over ranks, and what u gives the temperature: its gradient against numerical derivatives, in
+// f64.
 #include "comm/error.h"
 #include "comm/local/loopback.h"
 #include "comm/local/self.h"
