@@ -142,4 +142,22 @@ std::string fingerprint(const std::map<std::string, at::Tensor>& weights) {
   return hex;
 }
 
+std::string fingerprint(const std::vector<Param>& weights) {
+  std::map<std::string, at::Tensor> by_name;
+  for (const auto& p : weights) by_name[p.name] = p.value;
+  return fingerprint(by_name);
+}
+
+void archive_reference(Archive& ar, const std::string& place, const std::string& print) {
+  const bool there = ar.has("reference");  // a run without one does not say so
+  if (print.empty() && !(ar.loading() && there)) return;
+  std::string saved = there ? print : "";
+  if (there) ar.text("reference", saved);
+  if (saved == print) return;
+  const auto shown = [](const std::string& p) { return p.empty() ? "none" : p; };
+  throw DataError(place,
+                  "is not the reference this run was started with (" + shown(saved) + ", now " + shown(print) + ")",
+                  "put it back, or use --fresh to start over");
+}
+
 }  // namespace trireme

@@ -18,5 +18,10 @@ std::map<std::string, at::Tensor> weights_of(const std::string& source, const st
 
 // Tells other weights apart: a CRC32C over names and bytes, in hex.
 std::string fingerprint(const std::map<std::string, at::Tensor>& weights);
+std::string fingerprint(const std::vector<Param>& weights);  // the same of the same names and values
+
+// A run goes on with the reference model it was started with, wherever that lies now, or with none as before:
+// DataError. print: what tells it from others, empty: none. place: the user's name for it, or the key that gives one.
+void archive_reference(Archive& ar, const std::string& place, const std::string& print);
 
 }  // namespace trireme

@@ -35,10 +35,16 @@ namespace {
 namespace fs = std::filesystem;
 
 void check_divisible(const Experiment& setup, int ranks) {
-  if (setup.train.batch_size % ranks == 0) return;
-  throw UsageError(setup.config.place("batch_size"),
-                   std::to_string(setup.train.batch_size) + " is not divisible by " + std::to_string(ranks) + " ranks",
-                   "choose a multiple of the number of ranks");
+  const auto batch = setup.train.batch_size, parts = setup.train.accumulate;
+  if (batch % ranks != 0)
+    throw UsageError(setup.config.place("batch_size"),
+                     std::to_string(batch) + " is not divisible by " + std::to_string(ranks) + " ranks",
+                     "choose a multiple of the number of ranks");
+  if (batch / ranks % parts != 0)
+    throw UsageError(
+        setup.config.place("accumulate"),
+        std::to_string(parts) + " does not divide the " + std::to_string(batch / ranks) + " samples of a rank",
+        "choose a divisor of it");
 }
 
 // How many ranks were asked to stop, and have their part of a checkpoint on disk: one small all-reduce after a step.

@@ -65,6 +65,7 @@ void RiskConfig::fields(Fields& f) {
   f("tau_min", tau_min, "kl_constrained: the least tau", {.min = 1e-6});
   f("rho", rho, "kl_constrained: radius, the KL divergence of the weights from equal ones", {.min = 1e-6});
   f("fraction", fraction, "cvar: share of the batch that counts", {.min = 1e-9, .max = 1});
+  f.resume_may_change(true);  // a place: what lies there is compared
   f("reference", reference,
     "run folder or .safetensors of a frozen model of the same shape: its losses are subtracted");
   f.require(reference.empty() || kind != "mean", "reference", "changes nothing in a mean", "choose another risk.kind");

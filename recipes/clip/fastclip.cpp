@@ -41,8 +41,7 @@ class FastClip : public Recipe {
   }
 
   void setup(Context& c) override {
-    const std::int64_t own = c.config().batch_size / c.size();
-    check_pairs(c.size() * (reference_config_.uses("select") ? selected_rows(reference_config_.select, own) : own));
+    (void)trained_rows(reference_config_, c.config(), c.size());  // refuses
     pairs_ = open_data(data_config_, model_config_.image_size, c);
     notes_ = pairs_->notes();
     Split split = split_of(*pairs_, data_config_);
@@ -65,10 +64,7 @@ class FastClip : public Recipe {
     model_.emplace(model_config_, std::log(1 / loss_config_.tau), params);
     if (model_config_.logit_bias) model_->bias().detach().fill_(loss_config_.bias);
     params_ = params.all();
-    nn::lock_towers(model_config_, params_);
-    if (!loss_config_.trains_tau())
-      for (auto& p : params_)
-        if (p.group == "temperature") p.group = "constant";
+    freeze(params_, model_config_, loss_config_);
     objective_.emplace(loss_config_, reference_config_, pairs_->size(), c);
     check_same_data(c.comm("control"));
     // Hand-written kernels serve host memory in f32 and f64; everything else runs on ATen operators.
@@ -101,7 +97,6 @@ class FastClip : public Recipe {
   }
 
   GroupSettings group(std::string_view name, const Step& s, const Context& c) const override {
-    if (name == "constant") return {0, 0};
     if (name != "temperature") return Recipe::group(name, s, c);
     GroupSettings t{loss_config_.lr_tau};  // no decay, and no momentum where the rule is sgd or nesterov
     t.momentum = 0;
@@ -143,7 +138,7 @@ class FastClip : public Recipe {
   void state(Archive& ar) override {
     archive_data(ar);
     archive_model(ar);
-    if (reference_) reference_->state(ar);
+    Reference::state(ar, reference_.get());
     objective_->state(ar);
     double shown = tau();  // for readers of the file: the weights say it
     ar.value("tau", shown);

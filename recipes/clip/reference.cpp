@@ -2,11 +2,13 @@
 
 #include "comm/error.h"
 #include "comm/local/self.h"
+#include "data/hdf5.h"
 #include "data/image_text/reference_features.h"
 #include "framework/base/agree.h"
 #include "framework/base/tensor.h"
 #include "framework/init_from.h"
 #include "framework/io/checkpoint.h"
+#include "framework/losses/contrastive.h"
 #include "framework/models/clip_model.h"
 #include "framework/models/open_clip.h"
 
@@ -48,9 +50,7 @@ class Online : public Reference {
     if (model_.tokenizer().text() != input.tokenizer.text()) refuse("has another tokenizer than this run");
     if (model_.config().context < input.context)
       refuse("reads " + std::to_string(model_.config().context) + " tokens, this run " + std::to_string(input.context));
-    std::map<std::string, at::Tensor> weights;
-    for (const auto& p : model_.parameters()) weights[p.name] = p.value;
-    print_ = "online " + fingerprint(weights);
+    print_ = "online " + fingerprint(model_.parameters());
   }
 
   const Dataset& train_data() const override { return data_; }
@@ -119,9 +119,11 @@ std::string step_of(const std::string& model, Communicator& comm) {
 }  // namespace
 
 void ReferenceConfig::fields(Fields& f) {
+  f.resume_may_change(true);  // places: what lies there is compared
   f("model", model,
     "frozen reference: run folder of fastclip or OpenCLIP folder; it encodes the same pixels and tokens");
   f("features", features, "instead: its features, a file of `trireme data cache-reference`");
+  f.resume_may_change(false);
   f("use", use,
     "what for, one or more: shift (DRRho: similarities above the reference's), distill (its similarities as targets), "
     "select (pairs it finds easier than the model does)");
@@ -145,6 +147,43 @@ void ReferenceConfig::fields(Fields& f) {
 
 bool ReferenceConfig::uses(std::string_view what) const {
   return on() && std::find(use.begin(), use.end(), what) != use.end();
+}
+
+std::int64_t trained_rows(const ReferenceConfig& reference, const TrainConfig& train, int ranks) {
+  const std::int64_t own = train.batch_size / ranks;
+  if (!reference.uses("select")) {
+    check_pairs(own * ranks);
+    return own;
+  }
+  const std::int64_t rows = selected_rows(reference.select, own);
+  const auto refuse = [&](const std::string& why, const std::string& cure) {
+    throw UsageError("reference.select_fraction",
+                     "leaves " + std::to_string(rows) + " of the " + std::to_string(own) + " pairs of a rank, " + why,
+                     cure);
+  };
+  if (rows * ranks < 2) refuse("alone in the step: a loss needs 2", "raise it or batch_size");
+  if (rows % train.accumulate != 0)
+    refuse("which accumulate: " + std::to_string(train.accumulate) + " does not divide",
+           "change it, batch_size or accumulate");
+  return rows;
+}
+
+ReferenceSize size_of(const ReferenceConfig& config) {
+  if (std::error_code none; !config.features.empty())
+    return {std::filesystem::exists(config.features, none) ? Hdf5File::open(config.features).array("image").shape.at(1)
+                                                           : 0};
+  std::optional<OpenClipConfig> there;
+  if (is_open_clip_folder(config.model))
+    there = read_open_clip_config(config.model);
+  else if (std::error_code none; std::filesystem::is_directory(config.model + "/ckpt", none))
+    if (const auto text = saved_text(config.model + "/ckpt", "recipe/open_clip_config"))
+      there = parse_open_clip_config(*text, config.model);
+  if (!there) return {};
+  nn::Parameters weights = nn::Parameters::unset(at::kFloat, at::kMeta);
+  const nn::Clip towers(there->model, 0, weights);
+  ReferenceSize size{there->model.embed_dim};
+  for (const auto& p : weights.all()) size.weights += p.value.numel();
+  return size;
 }
 
 std::unique_ptr<Reference> Reference::open(const ReferenceConfig& config, const ReferenceInput& input, Context& c) {
@@ -181,12 +220,8 @@ double variance_ratio(const at::Tensor& own, const at::Tensor& theirs) {
   return variance(s - similarities(theirs)) / variance(s);
 }
 
-void Reference::state(Archive& ar) const {
-  std::string print = print_;
-  ar.text("reference", print);
-  if (print != print_)
-    throw DataError(name_, "is not the reference this run was started with (" + print + ", now " + print_ + ")",
-                    "put it back, or use --fresh to start over");
+void Reference::state(Archive& ar, const Reference* reference) {
+  archive_reference(ar, reference ? reference->name_ : "reference.model", reference ? reference->print_ : "");
 }
 
 }  // namespace trireme::fastclip

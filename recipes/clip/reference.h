@@ -4,6 +4,7 @@
 #include "framework/context.h"
 #include "framework/losses/selection.h"
 #include "framework/models/preprocess.h"
+#include "framework/train_config.h"
 
 #include <memory>
 #include <string>
@@ -21,6 +22,16 @@ struct ReferenceConfig {
   bool on() const { return !model.empty() || !features.empty(); }
   bool uses(std::string_view what) const;  // and is on
 };
+
+// Pairs that a rank trains on in a step. UsageError with the cure where that is less than the loss takes, or not a
+// multiple of `accumulate`.
+std::int64_t trained_rows(const ReferenceConfig& reference, const TrainConfig& train, int ranks);
+
+// Before it is opened, of what lies there; 0: unknown. DataError: it is no reference.
+struct ReferenceSize {
+  std::int64_t width = 0, weights = 0;  // numbers a row; numbers that an online one holds
+};
+ReferenceSize size_of(const ReferenceConfig& config);
 
 // What the run itself does to a pair; all of it outlives the reference.
 struct ReferenceInput {
@@ -46,8 +57,8 @@ class Reference {
   // pixels: of the batch, in param_type (not read where features are cached).
   virtual std::pair<at::Tensor, at::Tensor> features(const Batch& batch, const at::Tensor& pixels,
                                                      Context& c) const = 0;
-  // A run goes on with the same reference: DataError.
-  void state(Archive& ar) const;
+  // A run goes on with the same reference, wherever it lies, or with none (null) as before: DataError.
+  static void state(Archive& ar, const Reference* reference);
 
  protected:
   std::string name_, print_;  // as the user called it; what tells it from others

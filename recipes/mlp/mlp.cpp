@@ -123,12 +123,7 @@ class Mlp : public Recipe {
 
   // The reference is not saved, but a run goes on with the same one.
   void state(Archive& ar) override {
-    if (risk_.reference.empty()) return;
-    std::string print = reference_print_;
-    ar.text("reference", print);
-    if (print != reference_print_)
-      throw DataError(risk_.reference, "is not the reference this run was started with",
-                      "put it back, or use --fresh to start over");
+    archive_reference(ar, risk_.reference.empty() ? "risk.reference" : risk_.reference, reference_print_);
   }
 
  private:

@@ -127,39 +127,90 @@ TEST(DryRun, EveryRecipeFileIsRead) {
   EXPECT_GT(files, 15);
 }
 
-// And that is what a step sends.
+double gathered(std::map<std::string, double>& bytes) {
+  return bytes["features, all-gather"] + bytes["scalars, all-gather"] + bytes["reference features, all-gather"] +
+         bytes["selection, all-gather"];
+}
+
+// And that is what a step sends, also with a reference of another width than the model's 32.
 TEST(DryRun, PlansWhatAStepSends) {
   if (const auto why = missing_for_pairs(); !why.empty()) GTEST_SKIP() << why;
   TempFolder folder;
   prepare_pairs(folder.path);
   write_text(folder.path / "clip.yaml", experiment(6, 32, 8));
-  ASSERT_EQ(run_program({"train", "clip.yaml", "--out", "model"}, {folder.path}).code, 0);
+  ASSERT_EQ(run_program({"train", "clip.yaml", "model.embed_dim=20", "--out", "model"}, {folder.path}).code, 0);
+  const double b = 4, m = 2;  // of 16 pairs on 4 ranks, and half of them
   for (const std::string loss :
        {"rgclg", "gcl", "mbcl", "siglip", "rgcl, temperature: individual", "rgclg, u_table: replicated"})
     for (const std::string reduction : {"scalars", "reduce_scatter"})
-      for (const std::string use : {"", "distill", "shift", "shift, distill"}) {
-        if (use.starts_with("shift") && !loss.starts_with("rgclg")) continue;
-        if (!use.empty() && (loss == "gcl" || loss == "siglip")) continue;  // enough
+      for (const std::string use : {"", "use: [distill]", "use: [shift]", "use: [shift, distill]", "use: [select]",
+                                    "use: [select, shift]", "use: [select], select: rho"}) {
+        if (use.find("shift") != use.npos && !loss.starts_with("rgclg")) continue;
+        if (!use.empty() && (loss == "gcl" || loss == "siglip" || loss.ends_with("replicated"))) continue;  // enough
         SCOPED_TRACE(loss + " " + reduction + " " + use);
         Words words{"train",     "clip.yaml", "loss={name: " + loss + ", reduction: " + reduction + "}",
                     "--dry-run", "--ranks",   "4"};
-        if (!use.empty()) words.push_back("reference={model: model, use: [" + use + "]}");
+        if (!use.empty()) words.push_back("reference={model: model, select_fraction: 0.5, " + use + "}");
         const Outcome o = run_program(words, {folder.path});
         ASSERT_EQ(o.code, 0) << o;
         auto bytes = planned(o);
+        const bool selects = use.find("select") != use.npos, rho = use.ends_with("rho");
         EXPECT_EQ(bytes.contains("u table, all-to-all (mean)"),
                   loss == "rgclg" || loss == "gcl" || loss.starts_with("rgcl,"));
-        EXPECT_EQ(bytes.contains("reference features, all-gather"), !use.empty());
+        const bool compares = use.find("shift") != use.npos || use.find("distill") != use.npos;
+        EXPECT_EQ(bytes.contains("reference features, all-gather"), compares);
+        // Of jest's two draws of one pair the first is gathered.
+        EXPECT_EQ(bytes["selection, all-gather"], selects ? 3 * (rho ? b : 1) * 2 * (32 + 20) * 4 : 0);
+        EXPECT_EQ(bytes["chosen rows, all-gather"], selects ? 3 * m * 8 : 0);
         std::map<std::string, double> sent;
         for (const auto& call : schedule(o))
           if (call.on == "world") sent[call.collective] += double(call.bytes);
-        EXPECT_EQ(sent["all_gather"], bytes["features, all-gather"] + bytes["scalars, all-gather"] +
-                                          bytes["reference features, all-gather"])
-            << o;
+        EXPECT_EQ(sent["all_gather"], gathered(bytes)) << o;
         EXPECT_EQ(sent["reduce_scatter"], reduction == "scalars" ? 0 : bytes["feature gradients, reduce-scatter"]) << o;
         // Where a table is spread, a step's share of other ranks' entries varies.
         EXPECT_NEAR(sent["all_to_all"], bytes["u table, all-to-all (mean)"], bytes["u table, all-to-all (mean)"]) << o;
       }
+}
+
+// A reference is as large as it is, where it is here, and else as large as the model, which is said; what training
+// would refuse is refused.
+TEST(DryRun, PlansAReferenceWithoutTheData) {
+  if (const auto why = missing_for_pairs(); !why.empty()) GTEST_SKIP() << why;
+  TempFolder folder;
+  prepare_pairs(folder.path);
+  write_text(folder.path / "clip.yaml", experiment(1, 32, 8));
+  ASSERT_EQ(run_program({"train", "clip.yaml", "model.embed_dim=20", "--out", "model"}, {folder.path}).code, 0);
+  const auto plan = [&](const Words& more) {
+    Words words{"train", "clip.yaml", "data.file=nowhere.h5", "data.pairs=1000", "--dry-run", "--ranks", "4"};
+    words.insert(words.end(), more.begin(), more.end());
+    return run_program(words, {folder.path});
+  };
+  const Outcome there = plan({"reference.model=model"}), missing = plan({"reference.model=elsewhere"}),
+                plain = plan({});
+  ASSERT_EQ(there.code, 0) << there;
+  ASSERT_EQ(missing.code, 0) << missing;
+  EXPECT_EQ(planned(there)["reference features, all-gather"], 3 * 4 * 2 * 20 * 4);
+  EXPECT_EQ(planned(missing)["reference features, all-gather"], 3 * 4 * 2 * 32 * 4);
+  EXPECT_EQ(there.out.find("it is not here"), std::string::npos) << there;
+  EXPECT_NE(missing.out.find("it is not here"), std::string::npos) << missing;
+  // Projections of both towers, 32 wide, to 20 instead of 32 numbers.
+  const double weights = planned(plain)["weights"];
+  EXPECT_EQ(planned(missing)["reference, weights"], weights);
+  EXPECT_EQ(planned(there)["reference, weights"], weights - 2 * 32 * 12 * 4);
+  // Trained beside the towers: log(1/tau), or none, and a bias.
+  const double gradients = planned(plain)["gradients"];
+  EXPECT_EQ(planned(plan({"loss.temperature=const"}))["gradients"], gradients - 4);
+  EXPECT_EQ(planned(plan({"loss.name=siglip"}))["gradients"], gradients + 4);
+  const auto refuses = [&](const Words& more, const std::string& part) {
+    Words words{"reference.model=model", "reference.use=[select]"};
+    words.insert(words.end(), more.begin(), more.end());
+    const Outcome o = plan(words);
+    EXPECT_EQ(o.code, 2) << o;
+    EXPECT_NE(o.err.find(part), std::string::npos) << o;
+  };
+  refuses({"reference.select_fraction=0.1"}, "reference.select_fraction: leaves nothing of the 4 pairs of a rank");
+  refuses({"reference.select_fraction=0.5", "accumulate=4"}, "leaves 2 of the 4 pairs of a rank, which accumulate: 4");
+  refuses({"accumulate=8"}, "accumulate: 8 does not divide the 4 samples of a rank");
 }
 
 TEST(DryRun, AThousandRanks) {

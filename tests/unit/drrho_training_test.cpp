@@ -59,16 +59,20 @@ class DrrhoTraining : public testing::Test {
   static std::string path(const std::string& name) { return (folder_->path / name).string(); }
   static std::string online() { return "reference.model=" + path("reference"); }
 
-  // resume_at: a new session goes on from a checkpoint there. keep: a run folder for the last checkpoint.
-  static Trained train(int ranks, Keys keys, std::optional<std::int64_t> resume_at = {}, const std::string& keep = {}) {
+  // resume_at: a new session goes on from a checkpoint there, with `more` keys. keep: a run folder for the last
+  // checkpoint.
+  static Trained train(int ranks, Keys keys, std::optional<std::int64_t> resume_at = {}, const std::string& keep = {},
+                       const Keys& more = {}) {
     keys = keys + Keys{"data.file=" + path("blots.h5"), "data.crop_scale=1"};
     Trained result;
     const TempFolder own;
     const std::string ckpt = (keep.empty() ? own.path.string() : keep) + "/ckpt";
     fs::create_directories(ckpt);
     run_loopback(ranks, [&](Communicator& world) {
-      const auto make = [&] { return std::make_unique<Experiment>(Config::load(path("run.yaml"), keys)); };
-      auto e = make();
+      const auto make = [&](const Keys& all) {
+        return std::make_unique<Experiment>(Config::load(path("run.yaml"), all));
+      };
+      auto e = make(keys);
       auto session = std::make_unique<Session>(world, e->train, *e->recipe);
       if (!e->train.init_from.empty()) init_from(e->train.init_from, *session, world);
       Checkpoints checkpoints(ckpt, 1, world);
@@ -86,7 +90,7 @@ class DrrhoTraining : public testing::Test {
         if (s == resume_at) {
           save(s);
           loader.reset(), session.reset();
-          e = make();
+          e = make(keys + more);
           session = std::make_unique<Session>(world, e->train, *e->recipe);
           session->restore(checkpoints.load(s), [&](Archive& ar) { session->state(ar); });
           load();
@@ -117,9 +121,10 @@ class DrrhoTraining : public testing::Test {
     return far;
   }
 
-  static std::string refused(const Keys& keys, int ranks = 2) {
+  static std::string refused(const Keys& keys, int ranks = 2, std::optional<std::int64_t> resume_at = {},
+                             const Keys& more = {}) {
     try {
-      train(ranks, keys);
+      train(ranks, keys, resume_at, {}, more);
     } catch (const Error& e) {
       return e.what();
     }
@@ -185,7 +190,8 @@ const std::vector<Way> losses{
 
 // Past the first epoch, so that tables are read: on any number of ranks, in parts, and gone on with.
 TEST_F(DrrhoTraining, EveryLossIsTheSameOnAnyNumberOfRanks) {
-  const Keys common{"recipe=fastclip", "steps=7", "batch_size=48", "data.part=[0, 0.1]", "loss.tau=0.1", "loss.gamma_min=0.4"};
+  const Keys common{"recipe=fastclip",    "steps=7",      "batch_size=48",
+                    "data.part=[0, 0.1]", "loss.tau=0.1", "loss.gamma_min=0.4"};
   for (const auto& way : losses) {
     SCOPED_TRACE(way.name);
     const Keys keys = common + way.keys;
@@ -288,6 +294,29 @@ TEST_F(DrrhoTraining, ASelectionIsAFractionOfTheBatch) {
   EXPECT_LE(distance(train(2, keys + Keys{"reference.select_fraction=1"}), train(2, {"steps=1"})), 1e-12);
 }
 
+// A reference may lie elsewhere when a run goes on; another one, or none, is refused by its content.
+TEST_F(DrrhoTraining, GoesOnWithTheSameReferenceWhereverItLies) {
+  fs::copy(path("reference"), path("copy"), fs::copy_options::recursive);
+  fs::copy(path("f32.h5"), path("copy.h5"));
+  train(1, {"seed=8", "loss.name=mbcl"}, {}, path("other"));
+  const auto key = [](const std::string& name) {
+    return Keys{(name.ends_with(".h5") ? "reference.features=" : "reference.model=") + path(name)};
+  };
+  const Keys use{"reference.use=[shift]"};
+  for (const std::string name : {"reference", "f32.h5"}) {
+    const Keys keys = use + key(name), moved = key(name == "f32.h5" ? "copy.h5" : "copy");
+    EXPECT_EQ(distance(train(1, keys, 1, {}, moved), train(1, keys)), 0) << name;
+    const Experiment before(Config::load(path("run.yaml"), keys)), after(Config::load(path("run.yaml"), keys + moved));
+    EXPECT_TRUE(differing_keys(before.config, after.config, before.schema).empty()) << name;
+    const Keys none{name == "f32.h5" ? "reference.features=''" : "reference.model=''"};
+    for (const Keys& other : {key("other"), key("f16.h5"), Keys{}}) {
+      const std::string said = refused(keys, 1, 1, none + other);
+      EXPECT_NE(said.find("is not the reference this run was started with"), std::string::npos) << name << ": " << said;
+    }
+    EXPECT_NE(refused({}, 1, 1, keys).find("is not the reference this run was started with (none"), std::string::npos);
+  }
+}
+
 TEST_F(DrrhoTraining, SaysWhatDoesNotGo) {
   const auto says = [&](const Keys& keys, const std::string& part) {
     const std::string said = refused(keys);
@@ -299,6 +328,11 @@ TEST_F(DrrhoTraining, SaysWhatDoesNotGo) {
   says({online(), "reference.use=[select]", "reference.select_fraction=0.01"}, "raise it or batch_size");
   says({online(), "reference.use=[select]", "batch_size=2", "reference.select=rho", "reference.select_fraction=0.2"},
        "raise it or batch_size");
+  says({online(), "reference.use=[select]", "reference.select_fraction=0.25", "accumulate=4"},
+       "leaves 2 of the 8 pairs of a rank, which accumulate: 4 does not divide");
+  EXPECT_NE(refused({online(), "reference.use=[select]", "reference.select=rho", "reference.select_fraction=0.06"}, 1)
+                .find("reference.select_fraction: leaves 1 of the 16 pairs of a rank, alone in the step"),
+            std::string::npos);
   says({online(), "model.context=13"}, "reads 12 tokens, this run 13");
   says({"reference.features=" + path("blots.h5")}, "is no file of features");
   says({"reference.use=[select]"}, "give reference.model or reference.features");

@@ -45,12 +45,6 @@ std::string default_path(const std::string& source) {
   return path.stem().string() + ".reference.h5";
 }
 
-std::string fingerprint_of(const ClipModel& model) {
-  std::map<std::string, at::Tensor> weights;
-  for (const auto& p : model.parameters()) weights[p.name] = p.value;
-  return fingerprint(weights);
-}
-
 // True when `path` holds these very features.
 bool keep_existing(const DataOptions& o, const std::string& path, const Pairs& pairs, const std::string& weights) {
   std::error_code error;
@@ -141,7 +135,7 @@ int cache_reference(const DataOptions& o) {
   const std::vector<std::int64_t> ids = all_ids(*pairs);
   if (ids.empty()) throw DataError(pairs->path(), "has no pairs", "check DATA");
   const std::string path = o.out.empty() ? default_path(spec.files.size() == 1 ? pairs->path() : o.data) : o.out;
-  const std::string weights = fingerprint_of(model);
+  const std::string weights = fingerprint(model.parameters());
   if (keep_existing(o, path, *pairs, weights)) return 0;
   const int threads = o.threads > 0 ? o.threads : std::clamp(int(std::thread::hardware_concurrency()), 1, 256);
   const ImageTextDataset dataset(*pairs, model.tokenizer(), options_of(model, spec, threads));
