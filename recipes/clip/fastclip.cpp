@@ -64,7 +64,10 @@ class FastClip : public Recipe {
     model_.emplace(model_config_, std::log(1 / loss_config_.tau), params);
     if (model_config_.logit_bias) model_->bias().detach().fill_(loss_config_.bias);
     params_ = params.all();
-    freeze(params_, model_config_, loss_config_);
+    nn::lock_towers(model_config_, params_);
+    if (!loss_config_.trains_tau())  // it keeps its place in buckets and checkpoints
+      for (auto& p : params_)
+        if (p.group == "temperature") p.group = "constant";
     objective_.emplace(loss_config_, reference_config_, pairs_->size(), c);
     check_same_data(c.comm("control"));
     // Hand-written kernels serve host memory in f32 and f64; everything else runs on ATen operators.
@@ -97,6 +100,7 @@ class FastClip : public Recipe {
   }
 
   GroupSettings group(std::string_view name, const Step& s, const Context& c) const override {
+    if (name == "constant") return {0, 0};
     if (name != "temperature") return Recipe::group(name, s, c);
     GroupSettings t{loss_config_.lr_tau};  // no decay, and no momentum where the rule is sgd or nesterov
     t.momentum = 0;

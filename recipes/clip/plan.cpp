@@ -41,17 +41,10 @@ std::vector<Param> parameters_of(nn::ClipConfig model, const LossConfig& loss) {
 
 }  // namespace
 
-void freeze(std::vector<Param>& params, const nn::ClipConfig& model, const LossConfig& loss) {
-  nn::lock_towers(model, params);
-  if (loss.trains_tau()) return;
-  for (auto& p : params)
-    if (p.group == "temperature") p.group = "frozen";
-}
-
 void plan_clip(Plan& plan, const nn::ClipConfig& model, const LossConfig& loss, const ReferenceConfig& reference,
                std::int64_t samples, int ranks, const TrainConfig& train) {
   plan.parameters = parameters_of(model, loss);
-  freeze(plan.parameters, model, loss);
+  nn::lock_towers(model, plan.parameters);
 
   const bool selects = reference.uses("select"), online = !reference.model.empty();
   const Numbers n = numbers_of(loss, reference);

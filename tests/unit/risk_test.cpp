@@ -309,6 +309,10 @@ TEST_F(MlpRisk, ARunGoesOnWithItsOwnReference) {
       } else {
         EXPECT_THROW(session.restore(snapshot, state), DataError);
       }
+      Experiment none(Config::parse("recipe: mlp\nsizes: [6, 8, 3]\nsamples: 200\nbatch_size: 24\nsteps: 6\n",
+                                    "mlp.yaml", {"device=cpu", "precision=f64", "risk.kind=cvar"}));
+      Session without(world, none.train, *none.recipe);
+      EXPECT_THROW(without.restore(snapshot, [&](Archive& ar) { without.state(ar); }), DataError);
     });
 }
 
