@@ -185,7 +185,8 @@ const std::vector<Way> losses{
 
 // Past the first epoch, so that tables are read: on any number of ranks, in parts, and gone on with.
 TEST_F(DrrhoTraining, EveryLossIsTheSameOnAnyNumberOfRanks) {
-  const Keys common{"recipe=fastclip", "steps=7", "batch_size=48", "data.part=[0, 0.1]", "loss.tau=0.1", "loss.gamma_min=0.4"};
+  const Keys common{"recipe=fastclip",    "steps=7",      "batch_size=48",
+                    "data.part=[0, 0.1]", "loss.tau=0.1", "loss.gamma_min=0.4"};
   for (const auto& way : losses) {
     SCOPED_TRACE(way.name);
     const Keys keys = common + way.keys;
@@ -254,7 +255,7 @@ TEST_F(DrrhoTraining, EvaluationTellsTheVariance) {
   const auto evaluated = [](const Keys& keys, int ranks) {
     std::map<std::string, double> metrics;
     run_loopback(ranks, [&](Communicator& world) {
-      Experiment e(Config::load(path("run.yaml"), keys + Keys{"data.file=" + path("blots.h5"), "data.crop_scale=1"}));
+      Experiment e(Config::load(path("run.yaml"), Keys{"data.file=" + path("blots.h5"), "data.crop_scale=1"} + keys));
       Session session(world, e.train, *e.recipe);
       if (!e.train.init_from.empty()) init_from(e.train.init_from, session, world);
       const auto mine = session.evaluate();
@@ -268,6 +269,8 @@ TEST_F(DrrhoTraining, EvaluationTellsTheVariance) {
   const double one = evaluated({online()}, 1).at(key);
   EXPECT_GT(one, 1e-3);
   EXPECT_EQ(evaluated({online()}, 2).at(key), one);
+  EXPECT_EQ(evaluated({online(), "data.crop_scale=0.2", "data.keyword_dropout=0.9"}, 1).at(key), one)
+      << "measured on augmented pairs";
   EXPECT_NEAR(evaluated({"reference.features=" + path("f32.h5")}, 2).at(key), one, 1e-5 * one);
 }
 
@@ -295,7 +298,8 @@ TEST_F(DrrhoTraining, SaysWhatDoesNotGo) {
   };
   for (const std::string name : {"mbcl", "siglip"})
     says({online(), "loss.name=" + name}, "reference.use without shift");
-  says({online(), "loss.name=rgcl", "loss.temperature=individual"}, "reference.use without shift");
+  says({online(), "loss.name=rgcl", "loss.temperature=individual", "loss.u_domain=linear"},
+       "reference.use without shift");
   says({online(), "reference.use=[select]", "reference.select_fraction=0.01"}, "raise it or batch_size");
   says({online(), "reference.use=[select]", "batch_size=2", "reference.select=rho", "reference.select_fraction=0.2"},
        "raise it or batch_size");
