@@ -65,9 +65,10 @@ LossResult global_loss(Communicator& comm, const Rows& rows, const at::Tensor& l
   for (int a = 0; a < 2; ++a) {
     m.sides[a].leave_out(own);
     m.sides[a].leave_out_equal(rows.captions, own);
-    at::Tensor now = log_means(m.sides[a], {}, diagonal_here, linear ? global - 1 : global);
-    if (!linear) now = at::logaddexp(now, log_eps);
-    here.push_back(o.estimator.update(old[a][0], now, gamma));
+    const at::Tensor now = log_means(m.sides[a], {}, diagonal_here, linear ? global - 1 : global);
+    // An anchor without a negative (masked) says nothing of its u.
+    here.push_back(linear ? at::where(at::isneginf(now), old[a][0], o.estimator.update(old[a][0], now, gamma))
+                          : o.estimator.update(old[a][0], at::logaddexp(now, log_eps), gamma));
   }
   const at::Tensor log_u = gather_scalars(comm, at::stack(here));
 
@@ -89,7 +90,7 @@ LossResult global_loss(Communicator& comm, const Rows& rows, const at::Tensor& l
   const at::Tensor mean = (both ? 0.5 * (by_row.sum() + by_column.sum()) : by_row.sum()) / pairs,
                    d = (both ? 0.5 * (moment_here + moment_elsewhere) : moment_here) / pairs;
   const at::Tensor c = (o.multiply_tau ? at::ones({}, scale.options()) : scale) * (half / pairs);
-  const at::Tensor mean_here = at::stack(here).mean(), r = by_row.unsqueeze(1);
+  const at::Tensor mean_here = mean_visited(at::stack(here)), r = by_row.unsqueeze(1);
   LossResult result;
   result.d_image = c * (w.image - r * rows.text);
   result.d_text = c * (w.text - r * rows.image);
@@ -102,7 +103,7 @@ LossResult global_loss(Communicator& comm, const Rows& rows, const at::Tensor& l
   }
   if (o.scale > 0) result.d_log_scale = at::Tensor();
   result.entries = log_u.unsqueeze(1);
-  result.mean_log_u = log_u.mean();
+  result.mean_log_u = mean_visited(log_u);
   result.objective = 2 * tau * (result.mean_log_u + (o.multiply_tau ? o.rho : 0));
   return result;
 }

@@ -2,6 +2,7 @@
 #include "framework/losses/similarity.h"
 
 #include <cmath>
+#include <limits>
 
 #include <ATen/ATen.h>
 
@@ -11,10 +12,12 @@ namespace {
 enum Column { log_u, tau, bound, m, v };
 
 constexpr double fresh = -80.590478;  // log 1e-35
+constexpr double never = -std::numeric_limits<double>::infinity();
 
-// One side's local anchors: log u and bound as they will be stored, and log(u + eps) + bound.
+// One side's local anchors: log u and bound as they will be stored, log(u + eps) + bound, and who has no negative
+// (masked) and so says nothing of its u and tau.
 struct Anchors {
-  at::Tensor log_u, bound, shift;
+  at::Tensor log_u, bound, shift, alone;
 };
 
 at::Tensor shift_of(const at::Tensor& log_u, const at::Tensor& bound, double eps) {
@@ -29,11 +32,13 @@ Anchors visit(Similarity& side, const at::Tensor& old, const at::Tensor& diagona
   std::vector<at::Tensor> largest;
   side.sweep([&](const at::Tensor& tile, std::int64_t, std::int64_t) { largest.push_back(tile.amax({1})); });
   a.bound = at::maximum(old[bound], (at::cat(largest) * inverse_tau - scaled_diagonal).clamp_min(0));
-  const at::Tensor now = log_means(side, inverse_tau, scaled_diagonal, global - 1) - a.bound;
-  // Whether an entry is fresh is told by what is stored, not by what a larger bound makes of it.
-  const at::Tensor moved =
-      at::where(old[log_u] < fresh, old[log_u], (old[log_u] + old[bound] - a.bound).clamp_min(fresh));
-  a.log_u = o.estimator.update(moved, now, gamma);
+  const at::Tensor now = log_means(side, inverse_tau, scaled_diagonal, global - 1);
+  a.alone = at::isneginf(now);
+  // Whether an entry is fresh is told by what is stored, not by what a larger bound makes of it. The rule sees u
+  // itself.
+  const at::Tensor moved = (old[log_u] + old[bound] - a.bound).clamp_min(fresh) + a.bound,
+                   known = at::where(old[log_u] < fresh, at::full({}, never, now.options()), moved);
+  a.log_u = at::where(a.alone, known, o.estimator.update(known, now, gamma)) - a.bound;
   a.shift = shift_of(a.log_u, a.bound, o.eps);
   return a;
 }
@@ -42,7 +47,7 @@ Anchors visit(Similarity& side, const at::Tensor& old, const at::Tensor& diagona
 at::Tensor stepped(const at::Tensor& old, const Anchors& a, const at::Tensor& moment, std::int64_t global,
                    std::int64_t epoch, const IndividualLossOptions& o) {
   const double beta1 = epoch ? o.beta1 : 0, beta2 = epoch ? o.beta2 : 0;
-  const at::Tensor gradient = (a.shift + o.rho - moment / double(global - 1)).clamp(-5, 5);
+  const at::Tensor gradient = (a.shift + o.rho - moment / double(global - 1)).clamp(-5, 5).masked_fill_(a.alone, 0);
   const at::Tensor first = beta1 * old[m] + (1 - beta1) * gradient,
                    second = beta2 * old[v] + (1 - beta2) * gradient.square();
   const at::Tensor mean = first / (1 - std::pow(beta1, double(epoch + 1))),
@@ -100,7 +105,7 @@ LossResult individual_loss(Communicator& comm, const Rows& rows, const at::Tenso
   }
   const at::Tensor sent = gather_scalars(comm, at::cat({entries[0], entries[1]})).view({2, 3, global});
   result.entries = at::stack({log_us, sent.select(1, 0), bounds, sent.select(1, 1), sent.select(1, 2)}, 1);
-  result.mean_log_u = (log_us + bounds).mean();
+  result.mean_log_u = mean_visited(log_us + bounds);
   result.objective = 2 * (taus * (log_denominator + o.rho)).mean();
   return result;
 }

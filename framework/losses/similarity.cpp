@@ -3,6 +3,7 @@
 #include "framework/base/tensor.h"
 
 #include <cmath>
+#include <limits>
 
 #include <ATen/ATen.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -17,6 +18,8 @@ Exactly::Exactly() : guards_(std::make_unique<Guards>()) {}
 Exactly::~Exactly() = default;
 
 namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
 
 // Values of a similarity tile: on a CPU it stays in cache, on a GPU it fills the device.
 std::int64_t tile_values(const at::Tensor& t) { return t.is_cpu() ? std::int64_t(1) << 18 : std::int64_t(1) << 26; }
@@ -109,7 +112,12 @@ at::Tensor log_sums(Similarity& side, const at::Tensor& scale) {
 
 at::Tensor log_means(Similarity& side, const at::Tensor& scale, const at::Tensor& diagonal, std::int64_t n) {
   const at::Tensor sums = log_sums(side, scale);
-  return at::where(sums < left_out / 1e10, at::full({}, -80, sums.options()), sums - diagonal - std::log(double(n)));
+  return at::where(sums < left_out / 1e10, at::full({}, -infinity, sums.options()),
+                   sums - diagonal - std::log(double(n)));
+}
+
+at::Tensor mean_visited(const at::Tensor& log_u) {
+  return at::where(at::isneginf(log_u), at::zeros({}, log_u.options()), log_u).mean();
 }
 
 Pulled pull(Communicator& comm, Similarity (&sides)[2], const Exponents (&exponents)[2], const Rows& rows,

@@ -75,8 +75,11 @@ struct Pulled {
 
 // log sum_j exp(s_ij scale_i) of each anchor [b]; scale [b], undefined: 1.
 at::Tensor log_sums(Similarity& side, const at::Tensor& scale = {});
-// log (1/n) sum_j exp(s_ij scale_i - diagonal_i) [b]; where nothing counts, as little as an f32 exponential can be.
+// log (1/n) sum_j exp(s_ij scale_i - diagonal_i) [b]; -inf where nothing counts.
 at::Tensor log_means(Similarity& side, const at::Tensor& scale, const at::Tensor& diagonal, std::int64_t n);
+
+// Mean over all but entries never visited (-inf), which count as 0.
+at::Tensor mean_visited(const at::Tensor& log_u);
 
 // What Reduction says: with `scalars` the columns' exponents are needed; with `reduce_scatter` they are not and the
 // by_column sums are zeros.

@@ -89,7 +89,8 @@ void LossConfig::fields(Fields& f) {
   f.choice("tau_weight", tau_weight, {"repo", "paper"},
            "rgcl: gradients over tau_i as in the authors' code, or those of the objective");
   f("tau_adam_sqrt", tau_adam_sqrt, "rgcl: Adam of the temperatures; off: without its root, as before 2024-10-03");
-  f("tau", tau, "initial temperature; a trained one of init_from stays, clamped", {.min = 1e-4, .max = 100});
+  f("tau", tau, "initial temperature; that of init_from is taken over, clamped, unless it is constant here",
+    {.min = 1e-4, .max = 100});
   f("tau_min", tau_min, "temperature is clamped to this after every step", {.min = 1e-4, .max = 100});
   f("tau_max", tau_max, "upper end of that clamp", {.min = 1e-4, .max = 100});
   f("rho", rho, "rgclg, rgcl: weight of the temperature's penalty", {.min = 0});
@@ -120,6 +121,8 @@ void LossConfig::fields(Fields& f) {
   f.require(tau_min <= tau && tau <= tau_max, "tau", "lies outside [tau_min, tau_max]", "change one of the three");
   f.require((name == "rgcl") == (temperature == "individual"), "temperature", "is " + temperature + " with " + name,
             "rgcl goes with individual, every other with global or const");
+  f.require(name != "rgcl" || u_domain == "linear", "u_domain",
+            "is log with rgcl, which keeps u over a bound of its own", "set u_domain: linear");
 }
 
 }  // namespace trireme::fastclip

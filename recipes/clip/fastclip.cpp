@@ -38,12 +38,20 @@ class FastClip : public Recipe {
     f.require(!reference_config_.uses("shift") || loss_config_.name == "rgclg" || loss_config_.name == "gcl",
               "reference", "shifts the similarities of rgclg and gcl, not of " + loss_config_.name,
               "take another loss.name, or reference.use without shift");
+    f.require(
+        reference_config_.shift_scale == 0 || loss_config_.temperature == "const" || reference_config_.uses("distill"),
+        "reference.shift_scale", "leaves nothing that trains the temperature",
+        "set loss.temperature: const, or add distill to reference.use");
+    f.require(loss_config_.weight > 0 || reference_config_.uses("distill"), "loss.weight", "is 0: nothing is learnt",
+              "raise it, or add distill to reference.use");
   }
 
   void setup(Context& c) override {
     (void)trained_rows(reference_config_, c.config(), c.size());  // refuses
     pairs_ = open_data(data_config_, model_config_.image_size, c);
     notes_ = pairs_->notes();
+    if (loss_config_.drrho && !reference_config_.on())
+      notes_.push_back("no reference.model or reference.features: this is FastCLIP with DRRho-CLIP's settings");
     Split split = split_of(*pairs_, data_config_);
     train_ = std::move(split.train), held_out_ = std::move(split.held_out);
     Inherited from = inherit(
@@ -128,7 +136,7 @@ class FastClip : public Recipe {
     const ClipEncoder encoder(c.comm(), *model_, *tokenizer_, model_config_.context, fused_, c.device());
     auto metrics =
         evaluate_clip(encoder, questions_of(*pairs_, *dataset_, held_out_, c.param_type()), Protocol::ours).metrics;
-    if (reference_ && held_out_.size() >= 3) metrics["variance_ratio"] = held_out_variance_ratio(c);
+    if (reference_ && held_out_.size() >= 3) metrics["variance_ratio"] = held_out_variance_ratio(encoder, c);
     return metrics;
   }
   std::string best_metric() const override { return "image_to_text_r10"; }
@@ -229,22 +237,15 @@ class FastClip : public Recipe {
                                    at::full({}, settings.lr, scalar));
   }
 
-  // Of up to 1,000 held-out pairs; each rank computes the same.
-  double held_out_variance_ratio(Context& c) {
-    const at::NoGradGuard no_grad;
-    const std::size_t n = std::min<std::size_t>(held_out_.size(), 1000), rows = 100;
-    std::vector<at::Tensor> own, theirs;
-    for (std::size_t i = 0; i < n; i += rows) {
-      const Batch batch = train_data().read(std::span(held_out_).subspan(i, std::min(rows, n - i)), 0);
-      const at::Tensor end = batch.columns.at("end");
-      const Features reference = features_of_reference(batch, c);
-      own.push_back(
-          at::stack({model_->encode_image(dataset_->pixels_of(batch, c.param_type()), fused_),
-                     model_->encode_text(to_device(batch.columns.at("ids"), c.device()),
-                                         {end.const_data_ptr<std::int64_t>(), std::size_t(end.numel())}, fused_)}));
-      theirs.push_back(at::stack({reference.image, reference.text}));
-    }
-    return variance_ratio(at::cat(own, 1), at::cat(theirs, 1));
+  // Of up to 1,000 held-out pairs, seen as evaluation sees them.
+  double held_out_variance_ratio(const ClipEncoder& encoder, Context& c) const {
+    const auto ids = std::span(held_out_).first(std::min<std::size_t>(held_out_.size(), 1000));
+    std::vector<std::string> captions;
+    for (const auto id : ids) captions.push_back(pairs_->caption(id));
+    const at::Tensor images = encoder.images(std::int64_t(ids.size()), [&](std::int64_t first, std::int64_t m) {
+      return dataset_->pixels(ids.subspan(first, m), c.param_type());
+    });
+    return variance_ratio(at::stack({images, encoder.texts(captions)}), reference_->evaluated(ids, c));
   }
 
   // `again`: the rows come once more in this step.

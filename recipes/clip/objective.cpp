@@ -70,7 +70,7 @@ LossResult Objective::contrastive(const Rows& rows, const at::Tensor& log_scale,
   }
   if (c.logs_now()) {
     // The objective itself: the loss is a surrogate whose value says little.
-    c.log("gamma", gamma);
+    if (loss_.estimator == "moving_average") c.log("gamma", gamma);
     c.log("objective", r.objective.item<double>());
     c.log("u_mean", std::exp(r.mean_log_u.item<double>()));
     if (loss_.name == "rgcl") c.log("tau", r.entries.select(1, 1).mean().item<double>());

@@ -9,6 +9,7 @@
 #include "framework/init_from.h"
 #include "framework/io/checkpoint.h"
 #include "framework/losses/contrastive.h"
+#include "framework/models/clip_features.h"
 #include "framework/models/clip_model.h"
 #include "framework/models/open_clip.h"
 
@@ -36,7 +37,7 @@ class NoAutocast {
 class Online : public Reference {
  public:
   Online(const ReferenceConfig& config, const std::string& step, const ReferenceInput& input, Context& c)
-      : data_(input.dataset), model_(load_clip(config.model, c.device(), c.param_type(), {}, {step, true})) {
+      : input_(input), model_(load_clip(config.model, c.device(), c.param_type(), {}, {step, true})) {
     name_ = config.model;
     const std::string cure = "cache its features, which are made its own way: trireme data cache-reference " + name_ +
                              " DATA, then reference.features=FILE";
@@ -53,7 +54,19 @@ class Online : public Reference {
     print_ = "online " + fingerprint(model_.parameters());
   }
 
-  const Dataset& train_data() const override { return data_; }
+  const Dataset& train_data() const override { return input_.dataset; }
+
+  at::Tensor evaluated(std::span<const std::int64_t> ids, Context& c) const override {
+    const at::NoGradGuard no_grad;
+    const NoAutocast no_autocast(c.device().type());
+    const ClipEncoder encoder(c.comm(), model_.clip(), input_.tokenizer, input_.context, model_.fused(), c.device());
+    std::vector<std::string> captions;
+    for (const auto id : ids) captions.push_back(input_.pairs.caption(id));
+    const at::Tensor images = encoder.images(std::int64_t(ids.size()), [&](std::int64_t first, std::int64_t m) {
+      return input_.dataset.pixels(ids.subspan(std::size_t(first), std::size_t(m)), c.param_type());
+    });
+    return at::stack({images, encoder.texts(captions)});
+  }
 
   std::pair<at::Tensor, at::Tensor> features(const Batch& batch, const at::Tensor& pixels, Context& c) const override {
     const at::NoGradGuard no_grad;
@@ -65,7 +78,7 @@ class Online : public Reference {
   }
 
  private:
-  const Dataset& data_;
+  const ReferenceInput input_;
   ClipModel model_;
 };
 
@@ -78,6 +91,11 @@ class Cached : public Reference {
   }
 
   const Dataset& train_data() const override { return data_; }
+
+  at::Tensor evaluated(std::span<const std::int64_t> ids, Context& c) const override {
+    const ReferenceRows rows = data_.features.rows(ids);
+    return to_device(at::stack({rows.image, rows.text}), c.device()).to(c.param_type());
+  }
 
   // Of unit length again where they were rounded.
   std::pair<at::Tensor, at::Tensor> features(const Batch& batch, const at::Tensor&, Context& c) const override {

@@ -57,6 +57,8 @@ class Reference {
   // pixels: of the batch, in param_type (not read where features are cached).
   virtual std::pair<at::Tensor, at::Tensor> features(const Batch& batch, const at::Tensor& pixels,
                                                      Context& c) const = 0;
+  // Likewise [2, n, d_ref] of the pairs `ids` as evaluation sees them: whole pictures and captions. Collective.
+  virtual at::Tensor evaluated(std::span<const std::int64_t> ids, Context& c) const = 0;
   // A run goes on with the same reference, wherever it lies, or with none (null) as before: DataError.
   static void state(Archive& ar, const Reference* reference);
 

@@ -31,6 +31,8 @@ CASES = {
     "v2": v2,
     "v2_paper": {**v2, "tau_weight": "paper"},
     "v2_without_root": {**v2, "adam_sqrt": False, "lr_tau": 1e-3},
+    "v2_masked": {**v2, "mask": True},
+    "v2_scent": {**v2, "scent": True, "const_gamma": 1.0},
     "v3": v3,
     "v3_paper": {**v3, "tau_grad": "paper"},
     "v3_masked": {**v3, "mask": True},
@@ -92,13 +94,9 @@ def scales(c, step, K):
 
 # ---- linear u: FastCLIP
 
-NEVER = -80.0  # log of a mean over no negatives
-
-
-def mean_of(x, keep):
-    """Mean over B - 1; where nothing counts, as little as an f32 exponential can be."""
-    m = (x * keep).sum(1) / (B - 1)
-    return torch.where(keep.sum(1) > 0, m, torch.full_like(m, math.exp(NEVER)))
+def log_mean(u):
+    """Mean of log u; an entry never visited (its anchors had no negative yet) counts as 0."""
+    return torch.where(u > 0, u.log(), torch.zeros(())).mean()
 
 
 def global_worker(c, k, b, data, t, u_old, gamma, u_all=None):
@@ -111,7 +109,9 @@ def global_worker(c, k, b, data, t, u_old, gamma, u_all=None):
     diag, diag_all = (x1 * x2).sum(1), (e1 * e2).sum(1)
     x = [((m - diag[:, None]) * s).exp() for m in sim]
     if u_all is None:
-        return [moving(c, o, mean_of(m, keep[rows]).detach(), gamma) for m, o in zip(x, u_old)]
+        # An anchor without a negative says nothing of its u.
+        return [torch.where(keep[rows].sum(1) > 0, moving(c, o, ((m * keep[rows]).sum(1) / (B - 1)).detach(), gamma), o)
+                for m, o in zip(x, u_old)]
     new = [u[rows] for u in u_all]
     part1 = sum(((m * keep[rows]).sum(1) / (B - 1) / (u + c["eps"])).mean() for m, u in zip(x, new))
     # All anchors against the local negatives; every diagonal and every u is a constant.
@@ -121,7 +121,7 @@ def global_worker(c, k, b, data, t, u_old, gamma, u_all=None):
     loss = (part1 + part2) / 2
     if c["mt"]:
         tau = 1 / s
-        loss = tau.detach() * loss + c["rho"] * tau + tau * sum(u.log().mean() for u in new) / 2
+        loss = tau.detach() * loss + c["rho"] * tau + tau * sum(log_mean(u) for u in new) / 2
     return loss, x1, x2
 
 
@@ -135,7 +135,7 @@ def paper_tau_gradient(c, k, b, data, t, u_all):
         p = (h * s).exp() * keep / (u + c["eps"])[:, None]
         hp = h * p
         total += (hp[rows].sum() + hp[:, rows].sum()).item() / (2 * b * (B - 1))
-    mean = sum(u[rows].log().mean().item() for u in u_all) / 2
+    mean = sum(log_mean(u[rows]).item() for u in u_all) / 2
     return 0.5 * total - (c["rho"] + mean) / s
 
 
@@ -200,9 +200,15 @@ def run_individual(c, K):
             x = (z - bound[:, None]).exp() * keep
             g = x.sum(1) / (B - 1)
             mixed = (1 - gamma) * old["u"] * (old["bound"] - bound).exp() + gamma * g
-            u = g if gamma == 1 else torch.where(fresh(c, old["u"]), g, mixed)
+            if c.get("scent"):  # of u itself, not of u over exp(bound)
+                before, now = old["u"].log() + old["bound"], g.log() + bound
+                rate, rest = torch.sigmoid(before + c["const_gamma"]), torch.sigmoid(-(before + c["const_gamma"]))
+                mixed = (rest * before.exp() + rate * now.exp()) * (-bound).exp()
+            u = g if gamma == 1 and not c.get("scent") else torch.where(fresh(c, old["u"]), g, mixed)
+            alone = keep.sum(1) == 0
+            u = torch.where(alone, old["u"] * (old["bound"] - bound).exp(), u)
             grad = -(x * z).sum(1) / ((u + c["eps"]) * (B - 1)) + (u + c["eps"]).log() + bound + c["rho"]
-            grad = grad.clamp(-5, 5)
+            grad = torch.where(alone, torch.zeros(()), grad.clamp(-5, 5))
             b1, b2 = (c["b1"], c["b2"]) if epoch else (0.0, 0.0)
             first = b1 * old["m_grad_tau"] + (1 - b1) * grad
             second = b2 * old["v_grad_tau"] + (1 - b2) * grad * grad
@@ -217,7 +223,7 @@ def run_individual(c, K):
             loss.backward()
         after = {f"{n}{a + 1}_after": table[a][n].tolist() for a in (0, 1) for n in names}
         out.append(record([w[0] for w in workers], [w[1].grad for w in workers], [w[2].grad for w in workers], None, K,
-                          {"gamma": gamma, **after}))
+                          {"gamma": c.get("const_gamma", gamma), **after}))
     return out
 
 

@@ -260,7 +260,7 @@ TEST_F(DrrhoTraining, EvaluationTellsTheVariance) {
   const auto evaluated = [](const Keys& keys, int ranks) {
     std::map<std::string, double> metrics;
     run_loopback(ranks, [&](Communicator& world) {
-      Experiment e(Config::load(path("run.yaml"), keys + Keys{"data.file=" + path("blots.h5"), "data.crop_scale=1"}));
+      Experiment e(Config::load(path("run.yaml"), Keys{"data.file=" + path("blots.h5"), "data.crop_scale=1"} + keys));
       Session session(world, e.train, *e.recipe);
       if (!e.train.init_from.empty()) init_from(e.train.init_from, session, world);
       const auto mine = session.evaluate();
@@ -274,6 +274,8 @@ TEST_F(DrrhoTraining, EvaluationTellsTheVariance) {
   const double one = evaluated({online()}, 1).at(key);
   EXPECT_GT(one, 1e-3);
   EXPECT_EQ(evaluated({online()}, 2).at(key), one);
+  EXPECT_EQ(evaluated({online(), "data.crop_scale=0.2", "data.keyword_dropout=0.9"}, 1).at(key), one)
+      << "measured on augmented pairs";
   EXPECT_NEAR(evaluated({"reference.features=" + path("f32.h5")}, 2).at(key), one, 1e-5 * one);
 }
 
@@ -324,7 +326,8 @@ TEST_F(DrrhoTraining, SaysWhatDoesNotGo) {
   };
   for (const std::string name : {"mbcl", "siglip"})
     says({online(), "loss.name=" + name}, "reference.use without shift");
-  says({online(), "loss.name=rgcl", "loss.temperature=individual"}, "reference.use without shift");
+  says({online(), "loss.name=rgcl", "loss.temperature=individual", "loss.u_domain=linear"},
+       "reference.use without shift");
   says({online(), "reference.use=[select]", "reference.select_fraction=0.01"}, "raise it or batch_size");
   says({online(), "reference.use=[select]", "batch_size=2", "reference.select=rho", "reference.select_fraction=0.2"},
        "raise it or batch_size");
