@@ -187,13 +187,16 @@ std::int64_t trained_rows(const ReferenceConfig& reference, const TrainConfig& t
 }
 
 ReferenceSize size_of(const ReferenceConfig& config) {
-  if (std::error_code none; !config.features.empty())
-    return {std::filesystem::exists(config.features, none) ? Hdf5File::open(config.features).array("image").shape.at(1)
-                                                           : 0};
+  std::error_code none;
+  if (!config.features.empty()) {
+    if (!std::filesystem::exists(config.features, none)) return {};
+    const auto shape = Hdf5File::open(config.features).array("image").shape;
+    return {shape.size() == 2 ? shape[1] : 0};  // another file is refused where it is opened
+  }
   std::optional<OpenClipConfig> there;
   if (is_open_clip_folder(config.model))
     there = read_open_clip_config(config.model);
-  else if (std::error_code none; std::filesystem::is_directory(config.model + "/ckpt", none))
+  else if (std::filesystem::is_directory(config.model + "/ckpt", none))
     if (const auto text = saved_text(config.model + "/ckpt", "recipe/open_clip_config"))
       there = parse_open_clip_config(*text, config.model);
   if (!there) return {};

@@ -220,6 +220,21 @@ TEST_F(DrrhoTraining, CachedFeaturesAreTheModel) {
   }
 }
 
+TEST_F(DrrhoTraining, AReferenceTellsItsSizeBeforeItIsOpened) {
+  fastclip::ReferenceConfig online, cached;
+  online.model = path("reference"), cached.features = path("f16.h5");
+  std::int64_t weights = 0;
+  for (const auto& [name, t] : train(1, {"steps=1"}).weights) weights += t.numel();
+  EXPECT_EQ(fastclip::size_of(online).width, 16);
+  EXPECT_EQ(fastclip::size_of(online).weights, weights);
+  EXPECT_EQ(fastclip::size_of(cached).width, 16);
+  EXPECT_EQ(fastclip::size_of(cached).weights, 0);
+  online.model = cached.features = path("nowhere");
+  EXPECT_EQ(fastclip::size_of(online).width + fastclip::size_of(cached).width, 0);
+  cached.features = path("run.yaml");
+  EXPECT_THROW(fastclip::size_of(cached), DataError);
+}
+
 // Where reference and model are one, every margin is 0: u = eps + (B - 1)/B, and only the penalty of tau is left.
 TEST_F(DrrhoTraining, AReferenceEqualToTheModelLeavesNothing) {
   const Keys keys{"steps=1", online(), "reference.use=[shift]", "init_from=" + path("reference")};
