@@ -322,7 +322,7 @@ TEST_F(ReferenceModel, ARunGoesOnWithItsOwnReference) {
     Run run(world);
     const auto online = Reference::open(config("model", path("run")), run.input(), run.context);
     const auto file = Reference::open(config("features", cached("f16")), run.input(), run.context);
-    const auto state = [](const auto& r) { return [&r](Archive& ar) { r->state(ar); }; };
+    const auto state = [](const auto& r) { return [&r](Archive& ar) { Reference::state(ar, r.get()); }; };
     const Snapshot snapshot = Snapshot::take(state(online), 0);
     EXPECT_EQ(said([&] { snapshot.restore(state(online)); }), "nothing");
     EXPECT_SAYS(said([&] { snapshot.restore(state(file)); }), "is not the reference this run was started with");
