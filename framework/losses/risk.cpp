@@ -1,6 +1,6 @@
 #include "framework/losses/risk.h"
 
-#include "framework/base/tensor.h"
+#include "framework/losses/similarity.h"
 
 #include <algorithm>
 #include <cmath>
@@ -10,12 +10,6 @@
 
 namespace trireme {
 namespace {
-
-at::Tensor gather(Communicator& comm, const at::Tensor& mine) {
-  at::Tensor all = at::empty({comm.size() * mine.size(0)}, mine.options());
-  comm.all_gather(buffer_of(mine), buffer_of(all)).wait();
-  return all;
-}
 
 // How far softmax(beta x) is from uniform (KL divergence), and the variance of x under it. x: f64, its largest is 0.
 struct Tilted {
@@ -78,8 +72,8 @@ at::Tensor largest_rows(const at::Tensor& x, std::int64_t count) {
 
 RiskResult risk(Communicator& comm, const RiskConfig& config, const at::Tensor& losses, const at::Tensor& reference) {
   const auto b = losses.size(0);
-  const at::Tensor mine = (reference.defined() ? losses - reference : losses).detach().contiguous();
-  const at::Tensor x = gather(comm, mine).to(at::kDouble);
+  const at::Tensor mine = (reference.defined() ? losses - reference : losses).detach();
+  const at::Tensor x = fastclip::gather_scalars(comm, mine.unsqueeze(0))[0].to(at::kDouble);
   const auto count = x.size(0);
   RiskResult r;
   at::Tensor weights;

@@ -6,8 +6,6 @@
 namespace trireme::fastclip {
 namespace {
 
-Exponents exponents_of(const at::Tensor& here, const at::Tensor& all) { return {.row = here, .column = all}; }
-
 // Normalised: exp(tile - row) are softmax probabilities.
 struct Softmax {
   Similarity sides[2];
@@ -22,8 +20,8 @@ struct Softmax {
     const at::Tensor known =
         reduction == Reduction::scalars ? gather_scalars(comm, at::stack({log_sum[0], log_sum[1]})) : at::Tensor();
     const auto away = [&](int a) { return known.defined() ? known[a] : at::Tensor(); };
-    return pull(comm, sides, {exponents_of(log_sum[0], away(1)), exponents_of(log_sum[1], away(0))}, rows, all,
-                reduction);
+    return pull(comm, sides, {{.row = log_sum[0], .column = away(1)}, {.row = log_sum[1], .column = away(0)}}, rows,
+                all, reduction);
   }
 };
 

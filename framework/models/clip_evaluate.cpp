@@ -24,6 +24,16 @@ std::vector<std::string> templates_of(const Pairs& data) {
   return own.empty() ? std::vector<std::string>{plain_template} : own;
 }
 
+at::Tensor pair_features(const ClipEncoder& encoder, const Pairs& data, const ImageTextDataset& dataset,
+                         std::span<const std::int64_t> ids, at::ScalarType type) {
+  std::vector<std::string> captions;
+  for (const auto id : ids) captions.push_back(data.caption(id));
+  const at::Tensor images = encoder.images(std::int64_t(ids.size()), [&](std::int64_t first, std::int64_t m) {
+    return dataset.pixels(ids.subspan(std::size_t(first), std::size_t(m)), type);
+  });
+  return at::stack({images, encoder.texts(captions)});
+}
+
 ClipQuestions questions_of(const Pairs& data, const ImageTextDataset& dataset, std::span<const std::int64_t> ids,
                            at::ScalarType type) {
   ClipQuestions all;

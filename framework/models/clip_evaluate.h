@@ -23,6 +23,10 @@ struct ClipAnswers {
 
 ClipAnswers evaluate_clip(const ClipEncoder& encoder, const ClipQuestions& questions, Protocol protocol);
 
+// Features [2, n, d] of the images and captions of these pairs, as evaluation sees them. Collective.
+at::Tensor pair_features(const ClipEncoder& encoder, const Pairs& data, const ImageTextDataset& dataset,
+                         std::span<const std::int64_t> ids, at::ScalarType type);
+
 // Pairs of a data set as training evaluates them: captions of `ids`, and the classes that occur among them with
 // templates_of(data). Pixels of `type`; `dataset` must outlive the questions.
 std::vector<std::string> templates_of(const Pairs& data);  // its own, or plain_template

@@ -240,12 +240,8 @@ class FastClip : public Recipe {
   // Of up to 1,000 held-out pairs, seen as evaluation sees them.
   double held_out_variance_ratio(const ClipEncoder& encoder, Context& c) const {
     const auto ids = std::span(held_out_).first(std::min<std::size_t>(held_out_.size(), 1000));
-    std::vector<std::string> captions;
-    for (const auto id : ids) captions.push_back(pairs_->caption(id));
-    const at::Tensor images = encoder.images(std::int64_t(ids.size()), [&](std::int64_t first, std::int64_t m) {
-      return dataset_->pixels(ids.subspan(first, m), c.param_type());
-    });
-    return variance_ratio(at::stack({images, encoder.texts(captions)}), reference_->evaluated(ids, c));
+    return variance_ratio(pair_features(encoder, *pairs_, *dataset_, ids, c.param_type()),
+                          reference_->evaluated(ids, c));
   }
 
   // `again`: the rows come once more in this step.

@@ -9,7 +9,7 @@
 #include "framework/init_from.h"
 #include "framework/io/checkpoint.h"
 #include "framework/losses/contrastive.h"
-#include "framework/models/clip_features.h"
+#include "framework/models/clip_evaluate.h"
 #include "framework/models/clip_model.h"
 #include "framework/models/open_clip.h"
 
@@ -60,12 +60,7 @@ class Online : public Reference {
     const at::NoGradGuard no_grad;
     const NoAutocast no_autocast(c.device().type());
     const ClipEncoder encoder(c.comm(), model_.clip(), input_.tokenizer, input_.context, model_.fused(), c.device());
-    std::vector<std::string> captions;
-    for (const auto id : ids) captions.push_back(input_.pairs.caption(id));
-    const at::Tensor images = encoder.images(std::int64_t(ids.size()), [&](std::int64_t first, std::int64_t m) {
-      return input_.dataset.pixels(ids.subspan(std::size_t(first), std::size_t(m)), c.param_type());
-    });
-    return at::stack({images, encoder.texts(captions)});
+    return pair_features(encoder, input_.pairs, input_.dataset, ids, c.param_type());
   }
 
   std::pair<at::Tensor, at::Tensor> features(const Batch& batch, const at::Tensor& pixels, Context& c) const override {

@@ -39,9 +39,8 @@ class ClipTraining : public testing::Test {
     prepare_blots(folder_->path / "blots.h5");
     write_text(folder_->path / "run.yaml",
                "recipe: fastclip\nbatch_size: 16\nsteps: 200\nlog_every: 1\nthreads: 1\nprefetch: false\ndevice: cpu\n"
-               "bucket_mib: 0.02\nfirst_bucket_mib: 0.01\noptimizer: {lr: 1.0e-3, weight_decay: 0.1}\n"
-               "model: {embed_dim: 16, image_size: 32, patch_size: 8, vision_width: 16, vision_layers: 2, "
-               "vision_heads: 2, context: 12, vocab: 530, text_width: 16, text_layers: 2, text_heads: 2}\n");
+               "bucket_mib: 0.02\nfirst_bucket_mib: 0.01\noptimizer: {lr: 1.0e-3, weight_decay: 0.1}\n" +
+                   small_clip);
   }
   void SetUp() override { TRIREME_NEEDS("PCRE2"); }
   static void TearDownTestSuite() { delete std::exchange(folder_, nullptr); }

@@ -43,9 +43,8 @@ class DrrhoTraining : public testing::Test {
     write_text(path("run.yaml"),
                "recipe: drrho_clip\nbatch_size: 16\nsteps: 3\nlog_every: 1\nthreads: 1\nprefetch: false\ndevice: cpu\n"
                "precision: f64\nbucket_mib: 0.02\nfirst_bucket_mib: 0.01\noptimizer: {lr: 1.0e-3, weight_decay: 0.1}\n"
-               "loss: {tau: 0.1}\n"
-               "model: {embed_dim: 16, image_size: 32, patch_size: 8, vision_width: 16, vision_layers: 2, "
-               "vision_heads: 2, context: 12, vocab: 530, text_width: 16, text_layers: 2, text_heads: 2}\n");
+               "loss: {tau: 0.1}\n" +
+                   small_clip);
     train(1, {"seed=7", "loss.name=mbcl"}, {}, path("reference"));
     for (const std::string type : {"f32", "f16"}) {
       DataOptions o;

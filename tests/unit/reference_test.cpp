@@ -169,9 +169,7 @@ class ReferenceModel : public testing::Test {
     prepare_blots(path("blots.h5"));
     run_loopback(1, [](Communicator& world) {
       Experiment e(Config::parse(
-          "recipe: fastclip\nbatch_size: 16\nsteps: 2\nthreads: 1\ndevice: cpu\nloss: {name: mbcl}\n"
-          "model: {embed_dim: 16, image_size: 32, patch_size: 8, vision_width: 16, vision_layers: 2, vision_heads: 2, "
-          "context: 12, vocab: 530, text_width: 16, text_layers: 2, text_heads: 2}\n",
+          "recipe: fastclip\nbatch_size: 16\nsteps: 2\nthreads: 1\ndevice: cpu\nloss: {name: mbcl}\n" + small_clip,
           "run.yaml", {"data.file=" + path("blots.h5"), "data.crop_scale=1"}));
       Session session(world, e.train, *e.recipe);
       Loader loader(e.recipe->train_data(), e.recipe->train_ids(), 16, 0, 1, 1, {.prefetch = false});

@@ -10,6 +10,7 @@
 #include "framework/experiment.h"
 #include "framework/session.h"
 #include "tests/fault/experiment.h"
+#include "tests/gpu/blots.h"
 #include "tests/needs.h"
 
 #include <atomic>
@@ -49,9 +50,8 @@ class TarTraining : public ::testing::Test {
     one.close();
     write_text(path("run.yaml"),
                "recipe: fastclip\nbatch_size: 16\nsteps: 200\nlog_every: 1\nthreads: 1\nprefetch: false\ndevice: cpu\n"
-               "optimizer: {lr: 1.0e-3}\ndata: {held_out: 0.2, crop_scale: 0.5, flip: 0.5}\n"
-               "model: {embed_dim: 16, image_size: 32, patch_size: 8, vision_width: 16, vision_layers: 2, "
-               "vision_heads: 2, context: 12, vocab: 530, text_width: 16, text_layers: 2, text_heads: 2}\n");
+               "optimizer: {lr: 1.0e-3}\ndata: {held_out: 0.2, crop_scale: 0.5, flip: 0.5}\n" +
+                   small_clip);
   }
   std::string path(const std::string& name) const { return (folder_.path / name).string(); }
 
