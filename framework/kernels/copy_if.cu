@@ -16,8 +16,9 @@ __global__ void __launch_bounds__(threads) copy_kernel(CopyIfJob job) {
 
 void on_cuda(const CopyIfJob& job, Place place) {
   if (job.count == 0) return;
-  const unsigned blocks = cuda_blocks(static_cast<std::size_t>(job.count), threads);
-  copy_kernel < <<blocks<most_blocks ? blocks : most_blocks, threads, 0, cuda_stream(place)>>>(job);
+  const unsigned wanted = cuda_blocks(static_cast<std::size_t>(job.count), threads);
+  const unsigned blocks = wanted < most_blocks ? wanted : most_blocks;
+  copy_kernel<<<blocks, threads, 0, cuda_stream(place)>>>(job);
   check_launch("copy_if");
 }
 

@@ -389,7 +389,7 @@ TEST_F(Gpu, HooksOverNccl) {
                 mpi, cpu, lost);
     EXPECT_LE(mpi, 1e-5) << hook;
     EXPECT_LE(cpu, 1e-2) << hook;
-    if (hook != "none") EXPECT_GT(lost, 0) << hook << " did nothing";
+    EXPECT_TRUE(hook == "none" || lost > 0) << hook << " did nothing";
   }
 }
 
