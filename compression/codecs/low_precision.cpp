@@ -31,6 +31,7 @@ void encode(const EncodeJob& job) {
 
 template <DType type>
 void decode(const DecodeJob& job) {
+  if (job.codes == 1 && !job.add) return widen(type, job.code[0], job.out, job.count);
   float next[block];
   for (std::size_t first = 0; first < job.count; first += block) {
     const std::size_t n = std::min(block, job.count - first);
