@@ -1,70 +1,9 @@
 // Training on a GPU through the program: several ranks give the losses of one, over NCCL, CUDA IPC and pinned
 // staging, and a trace shows reduction beside backward. Data is drawn here, so that nothing has to be there.
-#include "comm/device.h"
-#include "tests/gpu/blots.h"
-#include "tests/max_difference.h"
-#include "tests/needs.h"
-
-#include <cmath>
-#include <map>
-
-#include <nlohmann/json.hpp>
+#include "tests/gpu/training.h"
 
 namespace trireme::test {
 namespace {
-
-std::map<int, double> losses(const fs::path& run) {
-  std::map<int, double> found;
-  std::ifstream in(run / "metrics.jsonl");
-  for (std::string line; std::getline(in, line);) {
-    const auto j = nlohmann::json::parse(line, nullptr, false);
-    if (j.contains("loss") && j["loss"].is_number()) found[j["step"]] = j["loss"];
-  }
-  return found;
-}
-
-class Gpu : public ::testing::Test {
- protected:
-  void SetUp() override {
-    if (!device_runtime()) GTEST_SKIP() << "built without CUDA";
-    if (device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
-    TRIREME_NEEDS("PCRE2");  // the tokenizer does
-    prepare_blots(folder.path / "blots.h5");
-    std::ofstream(folder.path / "blots.yaml") << blots_experiment;
-  }
-  // Empty: that number of ranks can use NCCL here.
-  static std::string no_nccl(int ranks) {
-    if (device_runtime()->nccl_version().empty()) return "no libnccl.so.2";
-    if (ranks > device_runtime()->count() && !std::getenv("NCCL_MULTI_RANK_GPU_ENABLE"))
-      return "NCCL wants a GPU a rank";
-    return "";
-  }
-  Outcome train(const std::string& out, int ranks, Words more = {}, Words environment = {}) {
-    Words words{"train", "blots.yaml", "--out", out, "--ranks", std::to_string(ranks)};
-    words.insert(words.end(), more.begin(), more.end());
-    return run_program(words, {folder.path, environment});
-  }
-  void expect_losses_of_one(const std::string& name, int ranks, const Words& more, const Words& environment = {}) {
-    if (one.empty()) {
-      const Outcome o = train("one", 1);
-      ASSERT_EQ(o.code, 0) << o;
-      one = losses(folder.path / "one");
-      ASSERT_EQ(one.size(), 50u);
-      EXPECT_LT(one[50], 0.9 * one[1]) << "it does not learn";
-    }
-    const Outcome o = train(name, ranks, more, environment);
-    ASSERT_EQ(o.code, 0) << name << "\n" << o;
-    double worst = 0;
-    const auto many = losses(folder.path / name);
-    ASSERT_EQ(many.size(), one.size());
-    for (const auto& [step, loss] : one) worst = nan_max(worst, std::fabs(many.at(step) - loss) / std::fabs(loss));
-    EXPECT_LE(worst, 1e-5) << name;
-    std::printf("%-18s worst relative difference of a loss in 50 steps to 1 rank: %.1e\n", name.c_str(), worst);
-  }
-
-  TempFolder folder;
-  std::map<int, double> one;
-};
 
 TEST_F(Gpu, LossesOfOneRankOverMpi) {
   for (int n : {2, 4}) {
@@ -359,38 +298,6 @@ TEST_F(Gpu, ResumesFromItsCheckpoint) {
   const Outcome again = train("run", 2, settings);
   ASSERT_EQ(again.code, 0) << again;
   EXPECT_EQ(losses(folder.path / "run"), whole);
-}
-
-// A hook on the GPU over NCCL: taken up again it goes on with the same bits, over MPI it gives the same losses, and on
-// a CPU nearly the same.
-TEST_F(Gpu, HooksOverNccl) {
-  if (const auto why = no_nccl(2); !why.empty()) GTEST_SKIP() << why;
-  const auto furthest = [](const std::map<int, double>& a, const std::map<int, double>& b) {
-    double worst = a.size() == 12 && b.size() == 12 ? 0 : HUGE_VAL;
-    for (const auto& [step, loss] : a) worst = nan_max(worst, std::fabs(b.at(step) - loss) / std::fabs(loss));
-    return worst;
-  };
-  std::map<int, double> none;
-  for (const std::string hook : {"none", "bf16", "fp16", "int8", "top_k", "powersgd"}) {
-    const auto run = [&](const std::string& out, const std::string& more) {
-      const Outcome o = train(out, 2,
-                              {"steps=12", "checkpoint.every=6", "checkpoint.keep=9", "hook.name=" + hook,
-                               "hook.density=0.1", "optimizer.warmup=2", more});
-      EXPECT_EQ(o.code, 0) << o;
-      return losses(folder.path / out);
-    };
-    const auto whole = run(hook, "communicator=nccl");
-    if (hook == "none") none = whole;
-    fs::remove_all(folder.path / hook / "ckpt/step_00000012");
-    EXPECT_EQ(run(hook, "communicator=nccl"), whole) << hook << ", resumed";
-    const double mpi = furthest(whole, run(hook + " mpi", "communicator=mpi")),
-                 cpu = furthest(whole, run(hook + " cpu", "device=cpu")), lost = furthest(whole, none);
-    std::printf("%-9s worst relative difference of a loss to mpi %.1e, to a CPU %.1e, to no hook %.1e\n", hook.c_str(),
-                mpi, cpu, lost);
-    EXPECT_LE(mpi, 1e-5) << hook;
-    EXPECT_LE(cpu, 1e-2) << hook;
-    EXPECT_TRUE(hook == "none" || lost > 0) << hook << " did nothing";
-  }
 }
 
 // `trireme eval` on the device, on the host and on two ranks: the same shares but for a pair whose scores nearly tie.
