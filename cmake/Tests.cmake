@@ -7,10 +7,10 @@ set(objects ${trireme_parts})
 list(TRANSFORM objects REPLACE "(.+)" "$<TARGET_OBJECTS:\\1>")
 add_library(trireme_all SHARED ${objects})
 target_link_libraries(trireme_all PUBLIC ${trireme_parts})
-set(objects ${trireme_comm_parts} trireme_compression)
+set(objects ${trireme_comm_parts})
 list(TRANSFORM objects REPLACE "(.+)" "$<TARGET_OBJECTS:\\1>")
 add_library(trireme_comm_only SHARED ${objects})
-target_link_libraries(trireme_comm_only PUBLIC ${trireme_comm_parts} trireme_compression)
+target_link_libraries(trireme_comm_only PUBLIC ${trireme_comm_parts})
 
 # The program with a recipe that goes wrong on purpose.
 add_executable(trireme_faulty ${main_file} tests/fault/recipe/faulty.cpp)

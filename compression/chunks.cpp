@@ -8,15 +8,24 @@ void bad_code(std::string_view codec, std::string_view what) {
   throw CommError("codec " + std::string(codec), what, "do all ranks run the same program and configuration?");
 }
 
+namespace {
+
+void check_place(const Compressor& codec, std::string_view call, const Place& one, const Place& other) {
+  if (one.device != other.device) throw Error(ExitCode::bug, call, "values and codes lie in different places");
+  if (!one.host() && !codec.on_device()) throw Error(ExitCode::bug, call, "this codec takes host memory only");
+}
+
+}  // namespace
+
 void check_encode(const Compressor& codec, std::span<const Chunk> chunks, const Buffer& out, const Buffer& sizes) {
   std::size_t room = 0;
-  bool host_f32 = out.place.host() && sizes.place.host();
   for (const auto& c : chunks) {
     room += codec.max_bytes(c.in.count);
-    host_f32 = host_f32 && c.in.dtype == DType::f32 && c.in.place.host();
+    if (c.in.dtype != DType::f32) throw Error(ExitCode::bug, "encode", "codecs take f32 values");
+    check_place(codec, "encode", c.in.place, out.place);
   }
-  if (!host_f32) throw Error(ExitCode::bug, "encode", "codecs take f32 values in host memory");
-  if (out.bytes() < room || sizes.count < chunks.size() || size_of(sizes.dtype) != sizeof(std::uint64_t))
+  if (out.bytes() < room || !sizes.place.host() || sizes.count < chunks.size() ||
+      size_of(sizes.dtype) != sizeof(std::uint64_t))
     throw Error(ExitCode::bug, "encode", "the output or the sizes are too small");
 }
 
@@ -25,8 +34,8 @@ void check_decode(const Compressor& codec, std::string_view name, const ConstBuf
   if (sizes.size() != out.size()) throw Error(ExitCode::bug, "decode", "as many sizes as outputs are needed");
   std::uint64_t left = in.bytes();
   for (std::size_t k = 0; k < out.size(); ++k) {
-    if (out[k].dtype != DType::f32 || !out[k].place.host() || !in.place.host())
-      throw Error(ExitCode::bug, "decode", "codecs give f32 values in host memory");
+    if (out[k].dtype != DType::f32) throw Error(ExitCode::bug, "decode", "codecs give f32 values");
+    check_place(codec, "decode", in.place, out[k].place);
     const std::size_t most = codec.max_bytes(out[k].count);
     if (sizes[k] > left || sizes[k] > most || (codec.fixed_size() && sizes[k] != most))
       bad_code(name, "a part of " + std::to_string(out[k].count) + " values cannot have " + std::to_string(sizes[k]) +

@@ -1,6 +1,7 @@
 #include "compression/collectives.h"
 
 #include "comm/error.h"
+#include "compression/all_reduce.h"
 
 #include <algorithm>
 #include <cstring>
@@ -72,12 +73,7 @@ Work exchange(Communicator& comm, const std::shared_ptr<Exchange>& x, std::span<
   });
 }
 
-std::size_t part_of_shard(std::size_t count, std::size_t shard, int rank) {
-  const std::size_t first = std::min(count, shard * static_cast<std::size_t>(rank));
-  return std::min(shard, count - first);
-}
-
-// ---- all_reduce of a codec that is not summable ----
+// ---- all_reduce of a codec whose codes differ in size ----
 
 struct Reduction {
   Communicator& comm;
@@ -140,10 +136,6 @@ Work sum_shard(const std::shared_ptr<Reduction>& r, const Exchange& x) {
   r->codec.encode({&chunk, 1}, bytes_of(r->encoded, room), {&size, 1, DType::i64});
   std::fill(r->encoded.get() + size, r->encoded.get() + room, std::uint8_t{0});
   r->sizes.resize(static_cast<std::size_t>(r->comm.size()));
-  if (r->codec.fixed_size()) {
-    for (int k = 0; k < r->comm.size(); ++k) r->sizes[static_cast<std::size_t>(k)] = r->codec.max_bytes(r->part(k));
-    return gather_sums(r);
-  }
   r->sizes[static_cast<std::size_t>(r->comm.rank())] = size;
   return r->comm.all_gather({&r->sizes[static_cast<std::size_t>(r->comm.rank())], 1, DType::i64}, words_of(r->sizes))
       .then([r] { return gather_sums(r); });
@@ -164,21 +156,6 @@ Work reduce_by_shards(Communicator& comm, Compressor& codec, Buffer inout, doubl
   }
   x->recv_counts.assign(chunks.size(), r->mine());
   return exchange(comm, x, chunks).then([r, x] { return sum_shard(r, *x); });
-}
-
-// ---- all_reduce of a summable codec ----
-
-Work reduce_codes(Communicator& comm, Compressor& codec, Buffer inout) {
-  const std::size_t bytes = codec.max_bytes(inout.count);
-  std::shared_ptr<std::uint8_t[]> codes = std::make_shared_for_overwrite<std::uint8_t[]>(bytes);
-  const Chunk chunk{inout, 0};
-  std::uint64_t size = 0;
-  codec.encode({&chunk, 1}, {codes.get(), bytes, DType::u8}, {&size, 1, DType::i64});
-  return comm.all_reduce({codes.get(), inout.count, *codec.sum_type()}, Op::sum).then([&codec, inout, codes, bytes] {
-    const std::uint64_t all = bytes;
-    codec.decode({codes.get(), bytes, DType::u8}, {&all, 1}, {&inout, 1});
-    return Work();
-  });
 }
 
 }  // namespace
@@ -211,9 +188,11 @@ Work all_to_all(Communicator& comm, Compressor& codec, ConstBuffer in, std::span
   });
 }
 
-Work all_reduce(Communicator& comm, Compressor& codec, Buffer inout, double bound, const ErrorFeedback* feedback) {
+Work all_reduce(Communicator& comm, Compressor& codec, Buffer inout, double bound, const ErrorFeedback* feedback,
+                Buffer scratch) {
   if (comm.size() == 1 || inout.count == 0) return {};
-  return codec.summable() ? reduce_codes(comm, codec, inout) : reduce_by_shards(comm, codec, inout, bound, feedback);
+  return codec.fixed_size() ? all_reduce_fixed_size(comm, codec, inout, bound, feedback, scratch)
+                            : reduce_by_shards(comm, codec, inout, bound, feedback);
 }
 
 std::size_t all_reduce_bytes(const Compressor& codec, std::size_t count, int rank, int ranks) {

@@ -1,7 +1,8 @@
 // Collectives whose bytes a codec makes. Compression is explicit at the call; the communicators know nothing of it.
 //
 // The codec and the buffers must stay valid until the Work is complete, and one codec object serves one collective
-// at a time (encode also runs where the communicator makes progress). f32 in host memory.
+// at a time (encode also runs where the communicator makes progress). f32 in host memory; all_reduce with a codec that
+// is on_device() also on a device, where nothing waits for it.
 #pragma once
 #include "comm/communicator.h"
 #include "compression/compressor.h"
@@ -29,7 +30,12 @@ std::size_t shard_size(std::size_t count, int ranks);
 // Sum over ranks, equal on all of them. A summable codec: encode, all_reduce of the codes, decode. Any other: every
 // rank encodes its shards for their owners (all_to_all), owners decode and sum in rank order, encode the sums for
 // everybody (all_gather). With `feedback` null what is lost is lost. `bound` applies to each of the encodings.
-Work all_reduce(Communicator& comm, Compressor& codec, Buffer inout, double bound, const ErrorFeedback* feedback);
+// scratch: u8, all_reduce_scratch() of them, where `inout` lies; on the host it may be left out. What is in it is of no
+// use afterwards.
+Work all_reduce(Communicator& comm, Compressor& codec, Buffer inout, double bound, const ErrorFeedback* feedback,
+                Buffer scratch = {});
+// 0 for a codec that is not of fixed size.
+std::size_t all_reduce_scratch(const Compressor& codec, std::size_t count, int ranks);
 
 // Bytes one rank puts on the wire in that all_reduce; only for a codec of fixed size or a summable one.
 std::size_t all_reduce_bytes(const Compressor& codec, std::size_t count, int rank, int ranks);

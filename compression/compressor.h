@@ -1,4 +1,4 @@
-// The seam of lossy compression: flat typed host buffers to bytes and back.
+// The seam of lossy compression: flat typed buffers to bytes and back, in host memory or (on_device) on a CUDA stream.
 //
 // Rules for every implementation (tests/contract runs each registered one):
 // - encode writes the chunks one after another into `out` and each chunk's size into `sizes`; decode reverses it.
@@ -8,6 +8,10 @@
 // - decode checks what it reads (it came from another rank): bad bytes throw CommError, nothing is written outside
 //   `out`.
 // - One thread at a time may call encode; decode may run on several threads.
+// - On a device all buffers of a call but `sizes` lie there, codes begin at an even address, the work is enqueued on
+// the
+//   stream of `out` and nothing waits for it; codes and errors have the bits that the
+//   host would make, but for the payload of NaNs.
 #pragma once
 #include "comm/archive.h"
 #include "comm/buffer.h"
@@ -44,8 +48,10 @@ class Compressor {
   // Is every code of `count` values max_bytes(count) long? Then sizes need not travel.
   virtual bool fixed_size() const { return false; }
   virtual std::size_t max_bytes(std::size_t count) const = 0;
+  // Does it take device memory as well? Only where fixed_size(): nobody could read sizes there without waiting.
+  virtual bool on_device() const { return false; }
 
-  // out: u8, at least the sum of max_bytes; sizes: u64, one per chunk.
+  // out: u8, at least the sum of max_bytes; sizes: u64, one per chunk, always in host memory.
   virtual void encode(std::span<const Chunk> chunks, Buffer out, Buffer sizes) = 0;
   virtual void decode(ConstBuffer in, std::span<const std::uint64_t> sizes, std::span<const Buffer> out) const = 0;
 

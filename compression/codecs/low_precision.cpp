@@ -1,38 +1,62 @@
 // bf16 and fp16: half the bytes, summable. fp16 saturates to infinity above 65504; bf16 keeps f32's range.
 #include "comm/reduce.h"
-#include "compression/chunks.h"
+#include "compression/codecs/kernels.h"
+#include "compression/fixed_size_codec.h"
+
+#include <algorithm>
 
 namespace trireme {
 namespace {
 
-class LowPrecision final : public Compressor {
- public:
-  LowPrecision(std::string_view name, DType dtype) : name_(name), dtype_(dtype) {}
+constexpr std::size_t block = 256;  // values at a time, in the first cache
 
-  std::optional<DType> sum_type() const override { return dtype_; }
-  bool fixed_size() const override { return true; }
-  std::size_t max_bytes(std::size_t count) const override { return 2 * count; }
+std::size_t bytes_of(std::size_t count) { return 2 * count; }
 
-  void encode(std::span<const Chunk> chunks, Buffer out, Buffer sizes) override {
-    encode_each(*this, chunks, out, sizes, [this](const float* in, std::size_t count, double, std::uint8_t* to) {
-      narrow(dtype_, in, to, count);
-      return 2 * count;
-    });
+template <DType type>
+void encode(const EncodeJob& job) {
+  if (!job.error) return narrow(type, job.in, job.code, job.count);
+  float sum[block], decoded[block];
+  for (std::size_t first = 0; first < job.count; first += block) {
+    const std::size_t n = std::min(block, job.count - first);
+    std::uint8_t* code = job.code + bytes_of(first);
+    for (std::size_t i = 0; i < n; ++i) sum[i] = job.in[first + i] + job.before[first + i];
+    narrow(type, sum, code, n);
+    widen(type, code, decoded, n);
+    for (std::size_t i = 0; i < n; ++i) {
+      const float lost = sum[i] - decoded[i];
+      job.error[first + i] = lost - lost == 0 ? lost : 0;  // a value that is not finite must not poison the next step
+    }
   }
-  void decode(ConstBuffer in, std::span<const std::uint64_t> sizes, std::span<const Buffer> out) const override {
-    decode_each(*this, name_, in, sizes, out,
-                [this](const std::uint8_t* from, std::size_t, float* values, std::size_t count) {
-                  widen(dtype_, from, values, count);
-                });
+}
+
+template <DType type>
+void decode(const DecodeJob& job) {
+  if (job.codes == 1 && !job.add) return widen(type, job.code[0], job.out, job.count);
+  float next[block];
+  for (std::size_t first = 0; first < job.count; first += block) {
+    const std::size_t n = std::min(block, job.count - first);
+    float* out = job.out + first;
+    for (std::size_t k = 0; k < job.codes; ++k) {
+      const bool alone = k == 0 && !job.add;
+      widen(type, job.code[k] + bytes_of(first), alone ? out : next, n);
+      if (alone) continue;
+      for (std::size_t i = 0; i < n; ++i) out[i] += next[i];
+    }
   }
+}
 
- private:
-  const std::string_view name_;
-  const DType dtype_;
-};
-
-const Compressors::Entry bf16("bf16", [] { return std::make_unique<LowPrecision>("bf16", DType::bf16); });
-const Compressors::Entry fp16("fp16", [] { return std::make_unique<LowPrecision>("fp16", DType::f16); });
+const Compressors::Entry bf16("bf16", [] {
+  return make_compressor({"bf16", bytes_of, DType::bf16, encode_bf16, decode_bf16});
+});
+const Compressors::Entry fp16("fp16", [] {
+  return make_compressor({"fp16", bytes_of, DType::f16, encode_fp16, decode_fp16});
+});
 
 }  // namespace
+
+constinit Kernel<EncodeJob> encode_bf16("encode_bf16", encode<DType::bf16>);
+constinit Kernel<EncodeJob> encode_fp16("encode_fp16", encode<DType::f16>);
+constinit Kernel<DecodeJob> decode_bf16("decode_bf16", decode<DType::bf16>);
+constinit Kernel<DecodeJob> decode_fp16("decode_fp16", decode<DType::f16>);
+
 }  // namespace trireme

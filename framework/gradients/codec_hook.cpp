@@ -9,14 +9,17 @@
 namespace trireme {
 namespace {
 
-// Values of a piece for each rank: long enough for the network, short enough that coding one piece hides behind the
-// messages of others.
+// Values of a piece for each rank on the host: long enough for the network, short enough that coding one piece hides
+// behind the messages of others. On a device coding is a small part of the time and a launch costs something: there a
+// bucket is one piece.
 constexpr std::size_t piece_shard = 128u << 10;
 
 class CodecHook final : public GradientHook {
  public:
-  CodecHook(const HookConfig& config, const Bucket& bucket, const Communicator& comm) : bound_(config.bound) {
-    const std::size_t count = std::size_t(bucket.flat.numel()), most = piece_shard * std::size_t(comm.size());
+  CodecHook(const HookConfig& config, const Bucket& bucket, const Communicator& comm)
+      : bound_(config.bound), on_host_(bucket.flat.is_cpu()) {
+    const std::size_t count = std::size_t(bucket.flat.numel());
+    const std::size_t most = on_host_ ? piece_shard * std::size_t(comm.size()) : std::max<std::size_t>(count, 1);
     std::size_t owned = 0;
     for (std::size_t first = 0; first < std::max<std::size_t>(count, 1); first += most) {
       const std::size_t n = std::min(most, count - first);
@@ -28,8 +31,14 @@ class CodecHook final : public GradientHook {
     if (codec.bounded() && bound_ <= 0)
       throw UsageError("hook.bound", config.name + " needs an error bound",
                        "set hook.bound to a fraction of a typical gradient");
-    if (!config.error_feedback || codec.summable()) return;
     const auto options = bucket.flat.options();
+    if (!on_host_) {
+      if (!codec.on_device())
+        throw UsageError("hook.name", config.name + " compresses gradients in host memory only",
+                         "use another hook, or device: cpu");
+      scratch_ = at::empty({std::int64_t(all_reduce_scratch(codec, count, comm.size()))}, options.dtype(at::kByte));
+    }
+    if (!config.error_feedback || codec.summable()) return;
     sent_ = at::zeros({bucket.flat.numel()}, options);
     owned_ = at::zeros({std::int64_t(owned)}, options);
     sent_before_ = at::zeros_like(sent_);
@@ -45,9 +54,9 @@ class CodecHook final : public GradientHook {
       if (sent_.defined()) {
         const ErrorFeedback feedback{part(sent_, p.first, p.count), part(owned_, p.first_owned, p.owned),
                                      part(sent_before_, p.first, p.count), part(owned_before_, p.first_owned, p.owned)};
-        works.push_back(all_reduce(comm, *p.codec, inout, bound_, &feedback));
+        works.push_back(all_reduce(comm, *p.codec, inout, bound_, &feedback, scratch()));
       } else {
-        works.push_back(all_reduce(comm, *p.codec, inout, bound_, nullptr));
+        works.push_back(all_reduce(comm, *p.codec, inout, bound_, nullptr, scratch()));
       }
     }
   }
@@ -58,7 +67,11 @@ class CodecHook final : public GradientHook {
     return sum;
   }
 
-  void undo() override { swap_errors(); }
+  void undo(const at::Tensor& skip) override {
+    if (!sent_.defined()) return;
+    take_back(skip, sent_, sent_before_);
+    take_back(skip, owned_, owned_before_);
+  }
 
   void state(Archive& ar, Sharing::Kind) override {
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
@@ -67,7 +80,8 @@ class CodecHook final : public GradientHook {
     }
     if (!sent_.defined()) return;
     if (ar.has("sent")) archive(ar, "sent", sent_, {Sharing::per_rank});
-    const std::string owned = "owned/" + std::to_string(piece_shard);  // laid out piece by piece
+    // Laid out piece by piece.
+    const std::string owned = "owned/" + (on_host_ ? std::to_string(piece_shard) : std::string("whole"));
     if (ar.has(owned)) archive(ar, owned, owned_, {Sharing::per_rank});
   }
 
@@ -82,13 +96,16 @@ class CodecHook final : public GradientHook {
     std::swap(owned_, owned_before_);
   }
   static Buffer part(const at::Tensor& flat, std::size_t first, std::size_t count) {
-    return {flat.data_ptr<float>() + first, count, DType::f32};
+    return {flat.data_ptr<float>() + first, count, DType::f32, buffer_of(flat).place};
   }
+  Buffer scratch() const { return on_host_ ? Buffer{} : buffer_of(scratch_); }
 
   double bound_;
+  bool on_host_;
   std::vector<Piece> pieces_;
   at::Tensor sent_, owned_;                // error feedback
   at::Tensor sent_before_, owned_before_;  // the same before the last step
+  at::Tensor scratch_;                     // of the one piece on a device
 };
 
 }  // namespace

@@ -1,6 +1,8 @@
 #include "framework/gradients/hook.h"
 
+#include "framework/base/tensor.h"
 #include "framework/gradients/codec_hook.h"
+#include "framework/kernels/copy_if.h"
 
 namespace trireme {
 
@@ -18,10 +20,17 @@ void HookConfig::fields(Fields& f) {
   f("start", start, "steps without compression at the beginning", {.min = 0});
 }
 
+void take_back(const at::Tensor& skip, const at::Tensor& now, const at::Tensor& before) {
+  const Buffer to = buffer_of(now);
+  kernels::copy_if({skip.const_data_ptr<float>(), static_cast<float*>(to.data),
+                    before.defined() ? before.const_data_ptr<float>() : nullptr, now.numel()},
+                   to.place);
+}
+
 std::unique_ptr<GradientHook> make_hook(const HookConfig& config, const Bucket& bucket, const Communicator& comm) {
-  if (!bucket.flat.is_cpu() || bucket.flat.scalar_type() != at::kFloat)
-    throw UsageError("hook.name", config.name + " compresses f32 gradients in host memory only",
-                     "use hook.name=none here, or precision f32 (bf16 and fp16 keep f32 gradients) on a cpu");
+  if (bucket.flat.scalar_type() != at::kFloat)
+    throw UsageError("hook.name", config.name + " compresses f32 gradients only",
+                     "use hook.name=none here, or precision f32 (bf16 and fp16 keep f32 gradients)");
   if (Compressors::has(config.name)) return make_codec_hook(config, bucket, comm);
   return GradientHooks::create(config.name, config, bucket, comm, "hook.name");
 }

@@ -2,7 +2,8 @@
 //
 // A hook belongs to one bucket for the life of the bucket's layout, so what it keeps (error feedback, warm starts)
 // is a plain member and part of the checkpoint. Registered by name in its own file; every codec of compression/ is
-// also a hook of its name.
+// also a hook of its name. A bucket on a device is reduced in stream order: inside a Work::then() the current stream is
+// the communicator's, and the host waits for nothing.
 #pragma once
 #include "comm/archive.h"
 #include "comm/communicator.h"
@@ -45,15 +46,20 @@ class GradientHook {
   virtual void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) = 0;
   // Bytes this rank puts on the wire in one reduce, by formula.
   virtual std::size_t bytes(const Bucket& bucket, const Communicator& comm) const = 0;
-  // The last reduce belongs to a step that is not taken: what is kept is as before it. Once all its works are complete.
-  virtual void undo() {}
+  // Once all works of the last reduce are complete. Where `skip`, an f32 scalar beside the bucket, is 1, that reduce
+  // belongs to a step that is not taken: what is kept is as before it. A device is not waited for (take_back).
+  virtual void undo(const at::Tensor& skip) { static_cast<void>(skip); }
   // `common`: how what is equal on all ranks of the bucket is saved.
   virtual void state(Archive&, Sharing::Kind common) { static_cast<void>(common); }
 };
 
 using GradientHooks = Factories<GradientHook, const HookConfig&, const Bucket&, const Communicator&>;
 
-// Throws UsageError for an unknown name, and for a lossy hook on anything but f32 host gradients.
+// `now` becomes `before` again, or zeros where that is undefined, if `skip` is not 0. Contiguous f32, in stream order.
+void take_back(const at::Tensor& skip, const at::Tensor& now, const at::Tensor& before);
+
+// Throws UsageError for an unknown name, for anything but f32 gradients, and on a device for a codec that has no form
+// for it.
 std::unique_ptr<GradientHook> make_hook(const HookConfig& config, const Bucket& bucket, const Communicator& comm);
 
 }  // namespace trireme

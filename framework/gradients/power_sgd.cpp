@@ -6,35 +6,12 @@
 #include "data/rng.h"
 #include "framework/base/tensor.h"
 #include "framework/gradients/hook.h"
+#include "framework/kernels/orthonormal.h"
 
-#include <cmath>
 #include <utility>
 
 namespace trireme {
 namespace {
-
-// Rows of [r, m] orthonormal, by modified Gram-Schmidt in f64. A row that depends on those before it becomes zero.
-void orthonormalize(at::Tensor& rows) {
-  const std::int64_t r = rows.size(0), m = rows.size(1);
-  auto* p = rows.data_ptr<float>();
-  const auto dot = [m](const float* a, const float* b) {
-    double sum = 0;
-    for (std::int64_t i = 0; i < m; ++i) sum += double(a[i]) * double(b[i]);
-    return sum;
-  };
-  for (std::int64_t k = 0; k < r; ++k) {
-    float* row = p + k * m;
-    const double before = std::sqrt(dot(row, row));
-    for (std::int64_t j = 0; j < k; ++j) {
-      const double along = dot(row, p + j * m);
-      for (std::int64_t i = 0; i < m; ++i) row[i] = float(row[i] - along * p[j * m + i]);
-    }
-    const double norm = std::sqrt(dot(row, row));
-    // What is left of a dependent row is rounding error. A NaN row stays NaN: the step is then skipped.
-    const double scale = norm <= 1e-6 * before ? 0 : 1 / norm;
-    for (std::int64_t i = 0; i < m; ++i) row[i] = float(row[i] * scale);
-  }
-}
 
 class PowerSgd final : public GradientHook {
  public:
@@ -48,7 +25,7 @@ class PowerSgd final : public GradientHook {
         plain_.push_back(i);
         first += g.numel();
       } else {
-        matrices_.push_back({i, m, n, r, {}, {}, {}, {}, {}, {}});
+        matrices_.push_back({i, m, n, r, {}, {}, {}, {}, {}});
         first += r * m, second += r * n, errors += m * n;
       }
     }
@@ -58,7 +35,10 @@ class PowerSgd final : public GradientHook {
     own_second_ = at::zeros({second}, options);
     error_ = at::zeros({errors}, options);
     error_before_ = at::zeros({feedback_ ? errors : 0}, options);
+    start_ = at::empty({second}, at::kFloat);
     second_before_ = at::zeros_like(second_);
+    lost_ = at::zeros({1}, options);
+    std::vector<kernels::Rows> ps, qs;
     std::int64_t p = 0, q = 0, e = 0;
     for (auto& x : matrices_) {
       x.p = take(first_, p, x.r, x.m);
@@ -70,9 +50,15 @@ class PowerSgd final : public GradientHook {
         e -= x.m * x.n;
       }
       x.error = take(error_, e, x.m, x.n);
-      x.name = bucket.parameters[x.gradient];
-      for (std::int64_t k = 0; k < x.r; ++k) draw(x, k);
+      draw(bucket.parameters[x.gradient], x.r, x.n, start_.data_ptr<float>() + (q - x.r * x.n));
+      ps.push_back({x.p.data_ptr<float>(), nullptr, x.r, x.m});
+      qs.push_back({x.q.data_ptr<float>(), nullptr, x.r, x.n});
     }
+    start_ = start_.to(options.device());
+    second_.copy_(start_);
+    for (auto& rows : qs) rows.start = start_.data_ptr<float>() + (rows.data - second_.data_ptr<float>());
+    p_rows_ = table(ps, options.device());
+    q_rows_ = table(qs, options.device());
     rest_ = first_.narrow(0, p, first - p);
   }
 
@@ -98,10 +84,8 @@ class PowerSgd final : public GradientHook {
     Bucket* b = &bucket;
     works.push_back(c->all_reduce(buffer_of(first_), Op::sum).then([this, c, b] {
       at::NoGradGuard no_grad;
-      for (auto& x : matrices_) {
-        orthonormalize(x.p);
-        at::mm_out(x.own_q, x.p, x.error);
-      }
+      kernels::orthonormalize({rows_of(p_rows_), std::int64_t(matrices_.size())}, buffer_of(first_).place);
+      for (auto& x : matrices_) at::mm_out(x.own_q, x.p, x.error);
       second_.copy_(own_second_);
       return c->all_reduce(buffer_of(second_), Op::sum).then([this, b] {
         finish(*b);
@@ -115,9 +99,9 @@ class PowerSgd final : public GradientHook {
     return 2 * (n - 1) * first_.nbytes() / n + 2 * (n - 1) * second_.nbytes() / n;
   }
 
-  void undo() override {
-    if (feedback_) swap_errors();
-    second_.copy_(second_before_);
+  void undo(const at::Tensor& skip) override {
+    if (feedback_) take_back(skip, error_, error_before_);
+    take_back(skip, second_, second_before_);
   }
 
   void state(Archive& ar, Sharing::Kind common) override {
@@ -129,7 +113,6 @@ class PowerSgd final : public GradientHook {
   struct Matrix {
     std::size_t gradient;
     std::int64_t m, n, r;
-    std::string name;
     at::Tensor p, q, own_q;  // [r, m], [r, n], [r, n]: transposed, so that vectors are contiguous
     at::Tensor error;        // [m, n]: error feedback, during a step M
     at::Tensor error_before;
@@ -147,28 +130,34 @@ class PowerSgd final : public GradientHook {
   }
 
   // Equal on all ranks.
-  static void draw(Matrix& x, std::int64_t row) {
-    Rng rng(0, "powersgd/" + x.name, std::uint64_t(row));
-    auto* q = x.q.data_ptr<float>() + row * x.n;
-    for (std::int64_t i = 0; i < x.n; ++i) q[i] = float(rng.normal());
+  static void draw(const std::string& name, std::int64_t rows, std::int64_t n, float* q) {
+    for (std::int64_t row = 0; row < rows; ++row) {
+      Rng rng(0, "powersgd/" + name, std::uint64_t(row));
+      for (std::int64_t i = 0; i < n; ++i) *q++ = float(rng.normal());
+    }
+  }
+
+  // What kernels read, beside the matrices.
+  static at::Tensor table(std::vector<kernels::Rows>& rows, at::Device device) {
+    const auto bytes = std::int64_t(rows.size() * sizeof(kernels::Rows));
+    return at::from_blob(rows.data(), {bytes}, at::kByte).clone().to(device);
+  }
+  static const kernels::Rows* rows_of(const at::Tensor& table) {
+    return static_cast<const kernels::Rows*>(table.const_data_ptr());
   }
 
   void finish(Bucket& bucket) {
     at::NoGradGuard no_grad;
-    bool finite = true;
     for (auto& x : matrices_) {
       x.error.addmm_(x.p.t(), x.own_q, 1, -1);
       at::Tensor sum = bucket.gradients[x.gradient].view({x.m, x.n});
       at::mm_out(sum, x.p.t(), x.q);
-      // A direction that is lost (a zero gradient) or not finite would stay so: start it again.
-      const at::Tensor lengths = x.q.square().sum(1);
-      for (std::int64_t row = 0; row < x.r; ++row) {
-        const float length = lengths.const_data_ptr<float>()[row];
-        finite = finite && std::isfinite(length);
-        if (!(length > 0 && std::isfinite(length))) draw(x, row);
-      }
     }
-    if (!finite) error_.zero_();  // the step is skipped; the next one starts clean
+    // A direction that is lost (a zero gradient) or not finite would stay so.
+    lost_.zero_();
+    kernels::restart_rows({rows_of(q_rows_), std::int64_t(matrices_.size()), lost_.data_ptr<float>()},
+                          buffer_of(second_).place);
+    take_back(lost_, error_, {});  // the step is skipped; the next one starts clean
     std::int64_t at = 0;
     for (const auto i : plain_) {
       auto& g = bucket.gradients[i];
@@ -183,6 +172,8 @@ class PowerSgd final : public GradientHook {
   at::Tensor first_, second_, own_second_, error_;  // [all P, the rest], all Q summed, own share of Q, all errors
   at::Tensor error_before_, second_before_;         // as they were before the last step
   at::Tensor rest_;                                 // the part of first_ that travels as it is
+  at::Tensor start_, lost_;                         // all Q as they began; 1 where a Q was not finite
+  at::Tensor p_rows_, q_rows_;                      // kernels::Rows of each matrix
 };
 
 const GradientHooks::Entry registered("powersgd", [](const HookConfig& c, const Bucket& b, const Communicator&) {

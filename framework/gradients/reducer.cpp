@@ -108,8 +108,9 @@ struct Reducer::Impl {
       auto& f = flights[k];
       f.number = number[b.comm]++;
       f.hook = make_hook(options.hook, b, *b.comm);
-      f.lanes = lanes_of(*b.comm);
-      const auto first = std::ptrdiff_t(f.number % lanes);  // each bucket begins with another lane
+      // On a device coding is a small part of the time: nothing to hide.
+      f.lanes = b.flat.is_cpu() ? lanes_of(*b.comm) : std::vector{b.comm};
+      const auto first = std::ptrdiff_t(f.number % f.lanes.size());  // each bucket begins with another lane
       std::rotate(f.lanes.begin(), f.lanes.begin() + first, f.lanes.end());
     }
     layout.home_weights();
@@ -281,13 +282,13 @@ struct Reducer::Impl {
     if (!order_known) adopt_observed_order();
   }
 
-  // A device would have to tell the host, and no hook works there.
   void step_done(const at::Tensor& skip) {
-    if (!skip.defined() || !skip.is_cpu() || *skip.const_data_ptr<float>() == 0) return;
+    if (!skip.defined()) return;
     for (std::size_t k = 0; k < buckets.size(); ++k) {
       if (!flights[k].coded) continue;
-      flights[k].hook->undo();
-      layout.buckets[k].flat.zero_();  // a code of blocks spreads what is not finite to the zeros between parameters
+      flights[k].hook->undo(skip);
+      take_back(skip, buckets[k].flat,
+                {});  // a code of blocks spreads what is not finite to the zeros between parameters
     }
   }
 

@@ -1,5 +1,7 @@
 // Sparsification: of every bucket only the values of largest magnitude travel, the rest waits in the error feedback
 // (Stich, Cordonnier and Jaggi, NeurIPS'18).
+#include "framework/kernels/top_k.h"
+
 #include "framework/base/tensor.h"
 #include "framework/gradients/hook.h"
 
@@ -11,33 +13,33 @@ namespace {
 
 class TopK final : public GradientHook {
  public:
-  TopK(const HookConfig& config, const Bucket& bucket)
+  TopK(const HookConfig& config, const Bucket& bucket, const Communicator& comm)
       : keep_(std::max<std::int64_t>(1, std::int64_t(std::ceil(config.density * double(bucket.flat.numel()))))),
         feedback_(config.error_feedback),
         rest_(at::zeros({bucket.flat.numel()}, bucket.flat.options())),
-        before_(at::zeros_like(rest_)) {}
+        before_(at::zeros_like(rest_)),
+        mine_(at::zeros({2, keep_}, bucket.flat.options().dtype(at::kInt))),
+        all_(at::zeros({comm.size(), 2, keep_}, mine_.options())),
+        scratch_(at::empty({bucket.flat.is_cpu() ? 0 : std::int64_t(kernels::top_k_scratch(bucket.flat.numel()))},
+                           mine_.options())) {}
 
   void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
-    Communicator& comm = *lanes[0];
-    at::NoGradGuard no_grad;
     std::swap(rest_, before_);
-    at::add_out(rest_, before_, bucket.flat);
-    const at::Tensor index = std::get<1>(rest_.abs().topk(keep_, 0, /*largest=*/true, /*sorted=*/false));
-    const at::Tensor value = rest_.index_select(0, index);
-    // Index and value of each as two words of one message.
-    const at::Tensor mine = at::stack({index.to(at::kInt), value.view(at::kInt)});
-    const at::Tensor all = at::empty({comm.size(), 2, keep_}, mine.options());
-    // A value that is not finite is sent, makes this step a skipped one, and must not come again.
-    if (!feedback_ || !std::isfinite(rest_.sum().item<float>()))
-      rest_.zero_();
-    else
-      rest_.index_fill_(0, index, 0);
+    auto* mine = mine_.data_ptr<std::int32_t>();
+    kernels::TopKJob job;
+    job.in = bucket.flat.const_data_ptr<float>();
+    job.before = before_.const_data_ptr<float>();
+    job.rest = rest_.data_ptr<float>();
+    job.count = bucket.flat.numel();
+    job.keep = keep_;
+    job.forget = !feedback_;
+    job.index = mine;
+    job.value = reinterpret_cast<float*>(mine + keep_);
+    job.scratch = scratch_.data_ptr();
+    kernels::top_k(job, buffer_of(bucket.flat).place);
     const at::Tensor flat = bucket.flat;
-    works.push_back(comm.all_gather(buffer_of(mine), buffer_of(all)).then([flat, mine, all] {
-      at::NoGradGuard no_grad;
-      flat.zero_();
-      for (std::int64_t r = 0; r < all.size(0); ++r)  // in rank order
-        flat.index_add_(0, all[r][0], all[r][1].view(at::kFloat));
+    works.push_back(lanes[0]->all_gather(buffer_of(mine_), buffer_of(all_)).then([this, flat] {
+      sum(flat);
       return Work();
     }));
   }
@@ -46,20 +48,34 @@ class TopK final : public GradientHook {
     return std::size_t(comm.size() - 1) * std::size_t(keep_) * 8;
   }
 
-  void undo() override { std::swap(rest_, before_); }
+  void undo(const at::Tensor& skip) override { take_back(skip, rest_, before_); }
 
   void state(Archive& ar, Sharing::Kind) override {
     if (feedback_ && ar.has("rest")) archive(ar, "rest", rest_, {Sharing::per_rank});
   }
 
  private:
+  void sum(at::Tensor flat) const {
+    at::NoGradGuard no_grad;
+    flat.zero_();
+    const auto* all = all_.const_data_ptr<std::int32_t>();
+    for (std::int64_t r = 0; r < all_.size(0); ++r) {  // in rank order
+      const auto* index = all + 2 * r * keep_;
+      kernels::add_at(
+          {index, reinterpret_cast<const float*>(index + keep_), keep_, flat.data_ptr<float>(), flat.numel()},
+          buffer_of(flat).place);
+    }
+  }
+
   std::int64_t keep_;
   bool feedback_;
   at::Tensor rest_, before_;  // what has not travelled yet; the same before the last step
+  at::Tensor mine_, all_;     // indices, then values as words, of one rank and of all
+  at::Tensor scratch_;        // of the selection on a device
 };
 
-const GradientHooks::Entry registered("top_k", [](const HookConfig& c, const Bucket& b, const Communicator&) {
-  return std::make_unique<TopK>(c, b);
+const GradientHooks::Entry registered("top_k", [](const HookConfig& c, const Bucket& b, const Communicator& comm) {
+  return std::make_unique<TopK>(c, b, comm);
 });
 
 }  // namespace

@@ -1,5 +1,6 @@
 // links: comm
 // What compressor.h and collectives.h promise, for every registered codec.
+#include "comm/device.h"
 #include "comm/error.h"
 #include "comm/local/loopback.h"
 #include "comm/wrappers/traced.h"
@@ -154,7 +155,7 @@ TEST_P(CompressorContract, DecodeSumIsTheSumInOrder) {
   for (const std::size_t n : {0u, 1u, 257u, 1000u}) {
     std::vector<Code> codes;
     std::vector<ConstBuffer> buffers;
-    for (unsigned k = 0; k < 4; ++k) codes.push_back(encode(*codec, {normal(n, 1, 20 + k)}, 0.01));
+    for (unsigned k = 0; k < 11; ++k) codes.push_back(encode(*codec, {normal(n, 1, 20 + k)}, 0.01));
     for (const auto& c : codes) buffers.push_back({c.bytes.data(), c.bytes.size(), DType::u8});
     Values expected(n), sum(n, 99.0f);
     for (std::size_t k = 0; k < codes.size(); ++k) {
@@ -198,6 +199,123 @@ TEST_P(CompressorContract, GarbageIsRefusedOrDecoded) {
   EXPECT_GT(refused, 500);  // at least those whose size is a lie
 }
 
+// ---- on a device ----
+
+// A copy in memory of device 0, on a stream of its own.
+class Device {
+ public:
+  static Place place() {
+    static const auto stream = device_runtime()->stream();
+    return {0, stream.get()};
+  }
+  explicit Device(std::size_t bytes) : bytes_(bytes), memory_(device_runtime()->memory(bytes + 1)) {}
+  template <class T>
+  explicit Device(const std::vector<T>& host) : Device(host.size() * sizeof(T)) {
+    if (bytes_) device_runtime()->copy(data(), host.data(), bytes_, place());
+  }
+  void* data() const { return memory_.get(); }
+  template <class T>
+  std::vector<T> read() const {
+    std::vector<T> host(bytes_ / sizeof(T));
+    if (bytes_) device_runtime()->copy(host.data(), data(), bytes_, place());
+    return host;
+  }
+
+ private:
+  std::size_t bytes_;
+  std::shared_ptr<void> memory_;
+};
+
+// Bit by bit; which NaN a sum gives is the processor's choice.
+std::size_t different(const Values& a, const Values& b) {
+  std::size_t n = a.size() == b.size() ? 0 : 1;
+  for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i)
+    n += std::memcmp(&a[i], &b[i], sizeof(float)) != 0 && !(std::isnan(a[i]) && std::isnan(b[i]));
+  return n;
+}
+
+// What one place makes of values and the error of the last time.
+struct Coded {
+  std::vector<std::uint8_t> code;
+  Values error, values, sum;
+};
+
+Coded on_host(Compressor& c, const Values& in, const Values& before, std::size_t codes) {
+  Coded r{std::vector<std::uint8_t>(c.max_bytes(in.size())), Values(before.size()), Values(in.size()),
+          Values(in.size())};
+  std::uint64_t size = 0;
+  Chunk chunk{{in.data(), in.size(), DType::f32}, 0};
+  if (!before.empty()) chunk.error = r.error.data(), chunk.error_before = before.data();
+  c.encode({&chunk, 1}, {r.code.data(), r.code.size(), DType::u8}, {&size, 1, DType::i64});
+  const Buffer values{r.values.data(), in.size(), DType::f32};
+  c.decode({r.code.data(), r.code.size(), DType::u8}, {&size, 1}, {&values, 1});
+  const std::vector<ConstBuffer> all(codes, {r.code.data(), r.code.size(), DType::u8});
+  c.decode_sum(all, {r.sum.data(), in.size(), DType::f32});
+  return r;
+}
+
+// `shift`: bytes by which the code, and values by which everything else, lies beside an aligned address.
+Coded on_device(Compressor& c, const Values& in, const Values& before, std::size_t codes, std::size_t shift) {
+  const auto shifted = [&](const Values& v) {
+    Values all(shift, 1.0f);
+    all.insert(all.end(), v.begin(), v.end());
+    return all;
+  };
+  const auto place = Device::place();
+  const std::size_t n = in.size(), bytes = c.max_bytes(n);
+  const Device from(shifted(in)), kept(shifted(before)), error(shifted(before)), values(shifted(in)), sum(shifted(in)),
+      code(std::vector<std::uint8_t>(bytes + 2 * shift));
+  const auto floats = [&](const Device& d) { return static_cast<float*>(d.data()) + shift; };
+  auto* codes_at = static_cast<std::uint8_t*>(code.data()) + 2 * shift;
+  std::uint64_t size = 0;
+  Chunk chunk{{floats(from), n, DType::f32, place}, 0};
+  if (!before.empty()) chunk.error = floats(error), chunk.error_before = floats(kept);
+  c.encode({&chunk, 1}, {codes_at, bytes, DType::u8, place}, {&size, 1, DType::i64});
+  EXPECT_EQ(size, bytes);
+  const Buffer decoded{floats(values), n, DType::f32, place};
+  c.decode({codes_at, bytes, DType::u8, place}, {&size, 1}, {&decoded, 1});
+  const std::vector<ConstBuffer> all(codes, {codes_at, bytes, DType::u8, place});
+  c.decode_sum(all, {floats(sum), n, DType::f32, place});
+  const auto back = [&](const Device& d) {
+    const Values v = d.read<float>();
+    return Values(v.begin() + std::ptrdiff_t(shift), v.end());
+  };
+  const auto read = code.read<std::uint8_t>();
+  return {{read.begin() + std::ptrdiff_t(2 * shift), read.end()}, back(error), back(values), back(sum)};
+}
+
+TEST_P(CompressorContract, ADeviceGivesTheSameBits) {
+  if (!codec->on_device()) GTEST_SKIP() << "takes host memory only";
+  if (!device_runtime() || device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
+  std::mt19937 random(13);
+  for (const std::size_t n : {0u, 1u, 31u, 33u, 255u, 256u, 257u, 4099u, 1000007u}) {
+    auto kinds = inputs(n);
+    Values any(n), bad = normal(n, 1, 6);
+    for (auto& x : any) {  // any bits: infinities, denormals, NaN
+      const std::uint32_t bits = random();
+      std::memcpy(&x, &bits, sizeof x);
+    }
+    for (std::size_t i = 0; i < n; i += 1000)
+      bad[i] = i % 3000 == 0 ? std::nanf("") : i % 2000 == 0 ? HUGE_VALF : 1e-42f;
+    kinds.push_back(any);
+    kinds.push_back(bad);
+    for (std::size_t kind = 0; kind < kinds.size(); ++kind)
+      for (const bool feedback : {false, true})
+        for (const std::size_t shift : {0u, 1u}) {
+          const Values before = feedback ? normal(n, 1e-3f, 14) : Values();
+          const std::size_t codes = 1 + (kind + shift) % 11;
+          const Coded a = on_host(*codec, kinds[kind], before, codes),
+                      b = on_device(*codec, kinds[kind], before, codes, shift);
+          SCOPED_TRACE(std::to_string(n) + " values of kind " + std::to_string(kind) + (feedback ? ", feedback" : ""));
+          EXPECT_EQ(different(a.values, b.values), 0u);
+          EXPECT_EQ(different(a.error, b.error), 0u);
+          EXPECT_EQ(different(a.sum, b.sum), 0u);
+          const bool nan_added = feedback && kind + 2 >= kinds.size() && codec->summable();
+          EXPECT_TRUE(nan_added || a.code == b.code);
+        }
+  }
+}
+
 TEST_P(CompressorContract, ASummableCodeAddsUp) {
   if (!codec->summable()) GTEST_SKIP() << "is not summable";
   const Values a = normal(1000, 1, 1), b = normal(1000, 1, 2);
@@ -225,7 +343,11 @@ Summed sum_over(const std::string& name, int ranks, std::size_t n, double bound)
     const auto codec = Compressors::create(name);
     const auto r = std::size_t(comm.rank());
     s.of[r] = normal(n, 1, 100 + unsigned(r));
-    all_reduce(comm, *codec, {s.of[r].data(), n, DType::f32}, bound, nullptr).wait();
+    // With memory of the caller's on some ranks: the others make their own.
+    std::vector<std::uint8_t> scratch(comm.rank() % 2 ? 0 : all_reduce_scratch(*codec, n, ranks));
+    all_reduce(comm, *codec, {s.of[r].data(), n, DType::f32}, bound, nullptr,
+               {scratch.data(), scratch.size(), DType::u8})
+        .wait();
     s.bytes[r] = comm.stats().bytes;
     if (codec->fixed_size()) s.formula[r] = all_reduce_bytes(*codec, n, comm.rank(), comm.size());
   });

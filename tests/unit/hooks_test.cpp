@@ -4,6 +4,8 @@
 #include "framework/base/tensor.h"
 #include "framework/gradients/reducer.h"
 #include "framework/io/checkpoint.h"
+#include "framework/kernels/top_k.h"
+#include "tests/unit/hook_buckets.h"
 #include "tests/unit/regression_recipe.h"
 
 #include <gtest/gtest.h>
@@ -24,33 +26,6 @@ TrainConfig with_hook(const std::string& name) {
 }
 
 std::vector<std::string> lossy() { return {"bf16", "fp16", "int8", "fixed_length", "top_k", "powersgd"}; }
-
-// One bucket with a matrix of 40 x 30, a vector and a scalar, reduced by `hook` on every rank. `fill` sets a gradient.
-struct OneBucket {
-  Bucket bucket;
-  explicit OneBucket(std::int64_t ranks) {
-    const std::int64_t shards = 64 * ranks, n = (1216 + 64 + 64 + shards - 1) / shards * shards;
-    bucket.flat = at::zeros({n}, at::kFloat);
-    bucket.gradients = {bucket.flat.narrow(0, 0, 1200).view({40, 30}), bucket.flat.narrow(0, 1216, 50),
-                        bucket.flat.narrow(0, 1280, 1).view({})};
-    bucket.parameters = {"m", "v", "s"};
-  }
-  void fill(std::uint64_t seed) {
-    for (auto& g : bucket.gradients) {
-      at::Tensor values = at::empty(g.sizes(), at::kFloat);
-      Rng rng(seed, "gradient", std::uint64_t(g.numel()));
-      for (std::int64_t i = 0; i < g.numel(); ++i) values.data_ptr<float>()[i] = float(rng.normal());
-      g.copy_(values);
-    }
-  }
-};
-
-void reduce(GradientHook& hook, Bucket& bucket, Communicator& comm) {
-  Communicator* const lanes[] = {&comm};
-  std::vector<Work> works;
-  hook.reduce(bucket, lanes, works);
-  for (auto& work : works) work.wait();
-}
 
 // The judge of this file and of session_test: a run that is all NaN, or that is missing, equals nothing.
 TEST(Distance, NanEqualsNothing) {
@@ -201,6 +176,45 @@ TEST(TopK, TheLargestTravelAndTheRestWaits) {
   });
 }
 
+TEST(TopK, SelectsByMagnitudeThenByIndex) {
+  for (const std::int64_t n : {1, 31, 33, 5000})
+    for (const int kind : {0, 1, 2, 3})
+      for (const std::int64_t keep : {std::int64_t(1), (n + 9) / 10, n}) {
+        at::Tensor in = at::empty({n}, at::kFloat), rest = at::empty({n}, at::kFloat);
+        Rng rng(std::uint64_t(kind), "values", std::uint64_t(n));
+        for (std::int64_t i = 0; i < n; ++i)  // normal, many equal, all zero, some not finite
+          in.data_ptr<float>()[i] = kind == 1                 ? float(std::int64_t(rng.normal() * 2))
+                                    : kind == 2               ? 0.0f
+                                    : kind == 3 && i % 7 == 0 ? (i % 2 ? INFINITY : std::nanf(""))
+                                                              : float(rng.normal());
+        const at::Tensor before = at::zeros({n}, at::kFloat);
+        std::vector<std::int32_t> index(static_cast<std::size_t>(keep));
+        std::vector<float> value(index.size());
+        kernels::top_k({in.data_ptr<float>(), before.data_ptr<float>(), rest.data_ptr<float>(), n, keep, false,
+                        index.data(), value.data(), nullptr},
+                       {});
+        EXPECT_EQ(index, largest_of(in, keep)) << n << " values of kind " << kind << ", " << keep;
+        at::Tensor expected = kind == 3 ? at::zeros_like(in) : in.clone();
+        for (std::size_t k = 0; k < index.size(); ++k) {
+          const float v = in.data_ptr<float>()[index[k]];
+          EXPECT_TRUE(value[k] == v || (std::isnan(v) && std::isnan(value[k])));
+          expected.data_ptr<float>()[index[k]] = 0;
+        }
+        EXPECT_TRUE(at::equal(rest, expected));
+      }
+}
+
+// What came over the wire writes nowhere else.
+TEST(TopK, AnIndexThatIsNoneIsNan) {
+  float out[4] = {1, 2, 3, 4};
+  const std::int32_t index[] = {1, -1, 3};
+  const float value[] = {1, 1, 1};
+  kernels::add_at({index, value, 3, out, 3}, {});
+  EXPECT_TRUE(std::isnan(out[0]));
+  EXPECT_EQ(out[1], 3);
+  EXPECT_EQ(out[3], 4);
+}
+
 // A step that is not finite is seen by everybody, skipped, and leaves nothing behind.
 TEST(Hooks, ANonFiniteGradientPassesAndIsForgotten) {
   for (const auto& name : lossy()) {
@@ -238,7 +252,7 @@ TEST(Hooks, AStepTakenBackLeavesNothing) {
             one.fill(1000 + seed);
             if (s == 3 && comm.rank() == 1) one.bucket.gradients[0][3][4] = INFINITY;
             reduce(*hook, one.bucket, comm);
-            hook->undo();
+            hook->undo(at::ones({}));
             one.bucket.flat.zero_();
           }
           one.fill(seed), other.fill(seed);

@@ -1,0 +1,113 @@
+// Kernels of gradient hooks on a GPU: GB/s of the fewest bytes that each has to move, and their share of the rate at
+// which the same card copies as many values in the same run. One process, no ranks.
+#include "bench/bench.h"
+#include "comm/device.h"
+#include "comm/error.h"
+#include "compression/compressor.h"
+#include "framework/base/quantile.h"
+#include "framework/base/tensor.h"
+#include "framework/kernels/top_k.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+namespace trireme::bench {
+namespace {
+
+constexpr double density = 0.01;
+
+struct Measured {
+  std::string name;
+  double bytes;  // the fewest
+  std::function<void()> run;
+  std::vector<double> ms = {};
+};
+
+double milliseconds(const std::function<void()>& f) {
+  constexpr int times = 20;
+  c10::Event begin(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT), end(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT);
+  const c10::Stream stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream({at::kCUDA, 0});
+  begin.record(stream);
+  for (int i = 0; i < times; ++i) f();
+  end.record(stream);
+  end.synchronize();
+  return begin.elapsedTime(end) / times;
+}
+
+// What the kernels work on: values and errors, at random, and room for codes.
+struct Memory {
+  at::Tensor values, before, error, code, scratch;
+
+  explicit Memory(std::int64_t n) {
+    values = at::randn({n}, at::TensorOptions().dtype(at::kFloat).device(at::kCUDA));
+    before = at::randn({n}, values.options()) * 1e-3;
+    error = at::empty_like(values);
+    code = at::empty({4 * n}, values.options().dtype(at::kByte));
+    scratch = at::empty({std::int64_t(kernels::top_k_scratch(n))}, code.options());
+  }
+};
+
+void add_codec(std::vector<Measured>& all, const Memory& m, const std::string& name, bool feedback) {
+  const std::shared_ptr<Compressor> codec = Compressors::create(name, "bench");
+  const auto n = std::size_t(m.values.numel());
+  const std::size_t bytes = codec->max_bytes(n);
+  const Buffer code{m.code.data_ptr(), bytes, DType::u8, buffer_of(m.code).place};
+  Chunk chunk{buffer_of(m.values)};
+  if (feedback) chunk.error = m.error.data_ptr<float>(), chunk.error_before = m.before.const_data_ptr<float>();
+  const double encoded = double(n) * (feedback ? 12 : 4) + double(bytes);
+  all.push_back({name + (feedback ? " encode, error feedback" : " encode"), encoded, [codec, chunk, code] {
+                   std::uint64_t size = 0;
+                   codec->encode({&chunk, 1}, code, {&size, 1, DType::i64});
+                 }});
+  all.push_back({name + " decode", double(n) * 4 + double(bytes), [codec, code, bytes, out = buffer_of(m.error)] {
+                   const std::uint64_t size = bytes;
+                   codec->decode(code, {&size, 1}, {&out, 1});
+                 }});
+}
+
+void add_top_k(std::vector<Measured>& all, const Memory& m) {
+  const std::int64_t n = m.values.numel(), keep = std::int64_t(double(n) * density);
+  kernels::TopKJob job;
+  job.in = m.values.const_data_ptr<float>();
+  job.before = m.before.const_data_ptr<float>();
+  job.rest = m.error.data_ptr<float>();
+  job.count = n;
+  job.keep = keep;
+  job.index = static_cast<std::int32_t*>(m.code.data_ptr());
+  job.value = reinterpret_cast<float*>(job.index + keep);
+  job.scratch = m.scratch.data_ptr();
+  all.push_back({"top_k select, density 0.01", double(n) * 12 + double(keep) * 8,
+                 [job, place = buffer_of(m.values).place] { kernels::top_k(job, place); }});
+}
+
+nlohmann::json run(const Options& o) {
+  if (!device_runtime() || device_runtime()->count() == 0)
+    throw UsageError("bench hook_kernels", "needs a GPU", "run it where `trireme doctor` names one");
+  const std::int64_t mib = o.problem.empty() ? 64 : std::stoll(o.problem);
+  const Memory m(mib << 18);
+  std::vector<Measured> all;
+  all.push_back({"copy", double(m.values.numel()) * 8, [&m] { m.error.copy_(m.values); }});
+  add_codec(all, m, "bf16", false);
+  add_codec(all, m, "fp16", false);
+  add_codec(all, m, "int8", true);
+  add_top_k(all, m);
+  for (int block = -1; block < o.blocks; ++block)
+    for (auto& one : all)
+      if (const double ms = milliseconds(one.run); block >= 0) one.ms.push_back(ms);
+  nlohmann::json rows = nlohmann::json::array();
+  double copy = 0;
+  for (const auto& one : all) {
+    const double ms = quantile(one.ms, 0.5), rate = one.bytes / ms / 1e6;
+    if (copy == 0) copy = rate;
+    rows.push_back({{"arm", one.name}, {"mib", mib}, {"step_ms", ms}, {"gb_s", rate}, {"share_of_copy", rate / copy}});
+  }
+  return rows;
+}
+
+const Benchmarks::Entry entry({"hook_kernels",
+                               "kernels of gradient hooks on a GPU against its copy rate (--problem MiB of values)",
+                               run, nullptr});
+
+}  // namespace
+}  // namespace trireme::bench

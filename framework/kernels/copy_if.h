@@ -1,0 +1,19 @@
+// What a step that is not taken leaves behind is put back where a flag says so that the host does not read. On the host
+// and on CUDA. (C++17: nvcc sees it.)
+#pragma once
+#include "comm/twins.h"
+
+#include <cstdint>
+
+namespace trireme::kernels {
+
+// to[i] = from[i], or 0 where `from` is null, if *flag is not 0. All of the place.
+struct CopyIfJob {
+  const float* flag = nullptr;
+  float* to = nullptr;
+  const float* from = nullptr;
+  std::int64_t count = 0;
+};
+extern Kernel<CopyIfJob> copy_if;
+
+}  // namespace trireme::kernels
