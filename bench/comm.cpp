@@ -218,8 +218,8 @@ void measure(const Options& o, const std::vector<Contestant>& all, const std::st
   std::vector<Result> results;
   for (const auto& c : all)
     if (op != "barrier" || c.memory != "symmetric") results.push_back({c.name, c.memory, "", "", c.process, {}, {}, 0});
-  const int calls = int(
-      std::clamp<std::size_t>(largest / std::max<std::size_t>(bytes, 1), 4, std::size_t(most_calls(o.ranks) - 2)));
+  const int calls =
+      int(std::clamp<std::size_t>(largest / std::max<std::size_t>(bytes, 1), 4, std::size_t(most_calls(o.ranks) - 2)));
   for (int b = 0; b <= o.blocks; ++b)
     for (auto& r : results)
       if (const auto answer =

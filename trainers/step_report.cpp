@@ -1,7 +1,7 @@
 #include "trainers/step_report.h"
 
 #include "comm/call_site.h"
-#include "framework/device_memory.h"
+#include "framework/device_info.h"
 #include "framework/metrics/trace.h"
 
 #include <algorithm>

@@ -1,5 +1,6 @@
-// A causal transformer on generated sequences with a planted rule: what scaling studies and hooks are measured on. Plain
-// ATen operators under autocast, as a PyTorch program writes them (bench/peers/transformer.py is the same network).
+// A causal transformer on generated sequences with a planted rule: what scaling studies and hooks are measured on.
+// Plain ATen operators under autocast, as a PyTorch program writes them (bench/peers/transformer.py is the same
+// network).
 #include "data/rng.h"
 #include "framework/base/tensor.h"
 #include "framework/context.h"
@@ -27,8 +28,8 @@ struct Shape {
   }
 };
 
-// The next token follows from the last one and a quarter of what the one before it can be, nine times out of ten, and is
-// any token else. So the loss can fall from log(vocab) to about 0.33 + 0.1 log(vocab).
+// The next token follows from the last one and a quarter of what the one before it can be, nine times out of ten, and
+// is any token else. So the loss can fall from log(vocab) to about 0.33 + 0.1 log(vocab).
 class PlantedText : public Dataset {
  public:
   PlantedText(const Shape& shape, std::int64_t samples, std::uint64_t seed)
