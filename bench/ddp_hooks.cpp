@@ -29,13 +29,13 @@ constexpr int start = 10;              // hooks compress from this step on
 constexpr int warm_up = 14;            // steps before anything is timed
 constexpr int timed = 4, untimed = 1;  // steps of a block: the first one takes memory that other arms had
 constexpr int learning_steps = 500, learning_tail = 20;
-constexpr int batches = 32;
 
 // What an arm trains: "transformer 512 2024 25": model, rows of a rank, seed, MiB of a bucket.
 struct Case {
   std::string model;
   int rows = 0, seed = 2024, bucket_mib = 25;
 
+  int batches() const { return model == "mlp" ? 4 : 32; }  // taken in turn; rows of the MLP are large
   std::string text() const {
     return model + " " + std::to_string(rows) + " " + std::to_string(seed) + " " + std::to_string(bucket_mib);
   }
@@ -67,7 +67,8 @@ std::string yaml(const Options& o, int ranks) {
                         gpu ? "{layers: 12, width: 1024, heads: 16}" : "{layers: 2, width: 64, heads: 4, context: 16}";
   return "recipe: " + c.model + "\nsteps: 1000000\nlog_every: 1000000\nseed: " + std::to_string(c.seed) +
          "\nbatch_size: " + std::to_string(batch) + "\ndevice: " + o.device +
-         "\nprecision: " + (gpu && text ? "bf16" : "f32") + "\nsamples: " + std::to_string((batches + 8) * batch) +
+         "\nprecision: " + (gpu && text ? "bf16" : "f32") +
+         "\nsamples: " + std::to_string((c.batches() + c.batches() / 4 + 1) * batch) +
          "\nbucket_mib: " + std::to_string(c.bucket_mib) +
          "\noptimizer: {lr: 3.0e-4, beta2: 0.98, eps: 1.0e-6, weight_decay: 0.1, schedule: const, warmup: 50}\n" +
          (text ? "model: " + shape : "sizes: " + sizes) + "\n" + hook_yaml(o.arm);
@@ -112,12 +113,12 @@ nlohmann::json take_block(OwnSession& own, Communicator& world, int steps, int b
 
 void serve(const Options& o, Communicator& world) {
   Experiment run(Config::parse(yaml(o, world.size()), "benchmark"));
-  OwnSession own(run, world, batches);
   const Case c = Case::of(o.problem);
+  OwnSession own(run, world, c.batches());
   if (o.arm == "none" && c.bucket_mib == 25) {
     const auto& t = run.train.optimizer;
     own.write((std::filesystem::path(o.serve).parent_path() / c.start_file(world.size())).string(),
-              {{"batches", std::to_string(batches)},
+              {{"batches", std::to_string(c.batches())},
                {"precision", run.train.precision},
                {"columns", c.model == "mlp" ? "x label" : "tokens"},
                {"heads", o.device == "cuda" ? "16" : "4"},
