@@ -161,6 +161,12 @@ class Transformer : public Recipe {
   std::vector<std::string> headline_metrics() const override { return {"accuracy"}; }
   std::string unit() const override { return "sequences"; }
 
+  // A product forward and two backward; attention as if it saw all tokens, as is usual.
+  double flops_per_sample() const override {
+    const double t = double(shape_.context), w = double(shape_.width);
+    return 3 * t * (double(shape_.layers) * (24 * w * w + 4 * t * w) + 2 * w * double(shape_.vocab));
+  }
+
  private:
   static constexpr double std = 0.02;
   std::int64_t held_out() const { return samples_ / 10; }
