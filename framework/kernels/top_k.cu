@@ -181,14 +181,24 @@ void on_cuda(const TopKJob& job, Place place) {
   check_launch("top_k");
 }
 
+// The value of element 0 meets the NaN of indices outside: neither may overwrite the other. (atomicAdd would flush
+// subnormals.)
+__device__ void add_to_first(float* out, float value) {
+  auto* bits = reinterpret_cast<int*>(out);
+  for (int seen = *bits, before = seen + 1; seen != before;) {
+    before = seen;
+    seen = atomicCAS(bits, before, __float_as_int(__int_as_float(before) + value));
+  }
+}
+
 __global__ void __launch_bounds__(threads) add_kernel(AddAtJob job) {
   const std::int64_t k = static_cast<std::int64_t>(blockIdx.x) * threads + threadIdx.x;
   if (k >= job.keep) return;
   const std::int64_t i = job.index[k];
-  if (i >= 0 && i < job.count)
+  if (i > 0 && i < job.count)
     job.out[i] += job.value[k];
   else
-    job.out[0] = __int_as_float(0x7fc00000);
+    add_to_first(job.out, i == 0 ? job.value[k] : __int_as_float(0x7fc00000));
 }
 
 void add_on_cuda(const AddAtJob& job, Place place) {
