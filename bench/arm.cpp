@@ -36,8 +36,8 @@ void send_line(int fd, const std::string& text) {
     throw DataError("benchmark pipe", std::string("cannot be written: ") + std::strerror(errno));
 }
 
-// The last words of an arm that failed: our own error or Python's, which mpirun buries under its banner, or else the last
-// line.
+// The last words of an arm that failed: our own error or Python's, which mpirun buries under its banner, or else the
+// last line.
 std::string last_words(const std::string& file) {
   std::ifstream in(file);
   std::string line, last = "it ended without a word", python;

@@ -4,7 +4,8 @@
 // machine has it, or on the hosts of tests/net/lab --gpus, where bytes are also counted by the link. Without, a small
 // network on the host, over gloo.
 //   --problem "512", "64": sequences of 64 tokens a rank; all arms. `512 line`: without PowerSGD; `512 powersgd`: with
-//             it alone; `512 buckets`: buckets of 25 and 100 MiB.
+//             it alone; `512 buckets`: buckets of 25, 50 and 100 MiB.
+//   --problem "mlp buckets": of the MLP, whose weights of 256 MiB leave in pieces of 25 or 100, or (300) whole.
 //   --problem scaling: 1, 2, 4, ... --ranks ranks, 512 sequences or 4,096 samples of the MLP on each; no hooks.
 //   --problem losses: what each arm has learnt after 500 steps.
 #include "bench/bench.h"
@@ -300,15 +301,18 @@ nlohmann::json run(const Options& o) {
       for (const Case& c : {Case{"transformer", 512}, Case{"mlp", 4096}}) add_arms(all, c, n, {"none"}, {"none"});
     return measure(o, std::move(all));
   }
-  const Case c{"transformer", std::atoi(what.c_str())};
-  if (c.rows < 1 || (!part.empty() && part != "line" && part != "powersgd" && part != "buckets"))
+  const bool mlp = what == "mlp";
+  const Case c{mlp ? "mlp" : "transformer", mlp ? 4096 : std::atoi(what.c_str())};
+  if (c.rows < 1 || (mlp && part != "buckets") ||
+      (!part.empty() && part != "line" && part != "powersgd" && part != "buckets"))
     throw UsageError("bench ddp_hooks --problem", "'" + o.problem + "' is none",
-                     "512, 64, each also with line, powersgd or buckets; scaling; losses");
+                     "512, 64, each also with line, powersgd or buckets; mlp buckets; scaling; losses");
   add_arms(all, c, 1, {"none"}, {"none"});  // compute alone
   nlohmann::json rows;
   if (part == "buckets") {
     add_arms(all, c, o.ranks, {"none"}, {"none"});
-    for (const int mib : {50, 100}) all.push_back({false, "none", {c.model, c.rows, c.seed, mib}, o.ranks});
+    for (const int mib : mlp ? std::vector{100, 300} : std::vector{50, 100})
+      all.push_back({false, "none", {c.model, c.rows, c.seed, mib}, o.ranks});
     return measure(o, std::move(all));
   }
   // In two rounds: memory for all arms at once is not there.

@@ -1,6 +1,7 @@
 // Kernels of gradient hooks on a GPU: GB/s of the fewest bytes that each has to move, and their share of the rate at
 // which the same card copies as many values in the same run. One process, no ranks.
 #include "bench/bench.h"
+#include "bench/device_time.h"
 #include "comm/device.h"
 #include "comm/error.h"
 #include "comm/local/self.h"
@@ -11,8 +12,6 @@
 #include "framework/kernels/top_k.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace trireme::bench {
 namespace {
@@ -25,17 +24,6 @@ struct Measured {
   std::function<void()> run;
   std::vector<double> ms = {};
 };
-
-double milliseconds(const std::function<void()>& f) {
-  constexpr int times = 20;
-  c10::Event begin(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT), end(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT);
-  const c10::Stream stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream({at::kCUDA, 0});
-  begin.record(stream);
-  for (int i = 0; i < times; ++i) f();
-  end.record(stream);
-  end.synchronize();
-  return begin.elapsedTime(end) / times;
-}
 
 // What the kernels work on: values and errors, at random, and room for codes.
 struct Memory {
@@ -83,8 +71,8 @@ void add_top_k(std::vector<Measured>& all, const Memory& m) {
                  [job, place = buffer_of(m.values).place] { kernels::top_k(job, place); }});
 }
 
-// All of a step but what travels, on matrices of 1024 x 4096. The fewest bytes a value: gradient and error in, M out (12);
-// M for Q (4); M in, error and sum out (12).
+// All of a step but what travels, on matrices of 1024 x 4096. The fewest bytes a value: gradient and error in, M out
+// (12); M for Q (4); M in, error and sum out (12).
 struct PowerSgd {
   std::unique_ptr<Communicator> comm = make_self();
   Bucket bucket;
@@ -130,7 +118,7 @@ nlohmann::json run(const Options& o) {
   for (const std::int64_t rank : {4, 32}) add_power_sgd(all, m.values.numel(), rank);
   for (int block = -1; block < o.blocks; ++block)
     for (auto& one : all)
-      if (const double ms = milliseconds(one.run); block >= 0) one.ms.push_back(ms);
+      if (const double ms = device_ms(one.run); block >= 0) one.ms.push_back(ms);
   nlohmann::json rows = nlohmann::json::array();
   double copy = 0;
   for (const auto& one : all) {
