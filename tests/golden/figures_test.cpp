@@ -2,6 +2,7 @@
 // peak, and what benchmarks make of their times.
 #include "bench/collectives.h"
 #include "bench/judge.h"
+#include "bench/own_run.h"
 #include "comm/local/loopback.h"
 #include "framework/experiment.h"
 #include "framework/metrics/utilisation.h"
@@ -51,6 +52,31 @@ TEST(Flops, OfClipAreTorchsCount) {
       if (counted["model"] == c->name) {
         EXPECT_NEAR(clip.training_flops_per_pair(77) / counted["flops"].get<double>(), 1, 0.02) << c->name;
       }
+  }
+}
+
+// recipes/transformer: losses do not depend on ranks, buckets or micro-batches, and fall.
+TEST(Transformer, RanksDoNotChangeTheResult) {
+  std::vector<double> one;
+  for (const auto& [ranks, more] : {std::pair{1, ""}, {2, "bucket_mib: 0.01\n"}, {4, ""}, {2, "accumulate: 3\n"}}) {
+    std::vector<double> losses;
+    run_loopback(ranks, [&, ranks = ranks, more = more](Communicator& world) {
+      Experiment run(Config::parse(std::string("recipe: transformer\nsteps: 100\nbatch_size: 12\nprecision: f64\n"
+                                               "device: cpu\nthreads: 1\nsamples: 300\nfirst_bucket_mib: 0.01\n"
+                                               "optimizer: {lr: 1.0e-2}\n"
+                                               "model: {layers: 2, width: 16, heads: 2, vocab: 8, context: 6}\n") +
+                                       more,
+                                   "test"));
+      bench::OwnSession session(run, world, 10);
+      for (int step = 0; step < 10; ++step) {
+        const double loss = session.step();
+        if (world.rank() == 0) losses.push_back(loss);
+      }
+    });
+    if (one.empty()) one = losses;
+    EXPECT_NEAR(one[0], std::log(8), 0.05);
+    EXPECT_LT(one.back(), one[0] - 0.05);
+    for (std::size_t i = 0; i < one.size(); ++i) EXPECT_NEAR(losses[i], one[i], 1e-12 * one[i]) << ranks << more;
   }
 }
 

@@ -131,6 +131,13 @@ TEST(Lab, LeavesNothingWhenItIsStopped) {
   }
 }
 
+TEST(Lab, TheStudyOfGpusKnowsItsParts) {
+  const char* source = std::getenv("TRIREME_SOURCE");
+  const Outcome outcome = run_words({std::string(source ? source : ".") + "/bench/gpu_lab", "--self-test"}, {},
+                                    std::chrono::seconds(30));
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
+}
+
 TEST(Lab, RefusesNonsense) {
   for (const auto& words :
        std::vector<std::vector<std::string>>{{"--hosts", "1"}, {"--hosts", "9"}, {"--mbit", "0"}, {"--mbit", "x"}}) {
