@@ -15,6 +15,7 @@
 #include "comm/error.h"
 #include "comm/wrappers/traced.h"
 #include "framework/device_info.h"
+#include "framework/metrics/utilisation.h"
 
 #include <cstdio>
 #include <cstdlib>
@@ -87,7 +88,7 @@ double mean(Communicator& world, double value) {
   return value;
 }
 
-nlohmann::json take_block(OwnSession& own, Communicator& world, int steps, int before) {
+nlohmann::json take_block(const Experiment& run, OwnSession& own, Communicator& world, int steps, int before) {
   for (int i = 0; i < before; ++i) own.advance();
   if (before > 0) own.session().loss();
   own.session().take_times();
@@ -108,6 +109,11 @@ nlohmann::json take_block(OwnSession& own, Communicator& world, int steps, int b
                                     {"exposed_ms", t.exposed},
                                     {"optimizer_ms", t.optimizer}})
     answer[name] = value / steps;
+  const double peak = data_sheet_tflops(device_name(own.session().context().device()), run.train.precision),
+               flops = run.recipe->flops_per_sample() * double(run.train.batch_size);
+  const Utilisation u = utilisation(flops, ms / steps, world.size(), peak);
+  answer["tflops"] = u.tflops;
+  if (peak > 0) answer["mfu"] = u.mfu;
   release_device_memory();
   return answer;
 }
@@ -138,7 +144,7 @@ void serve(const Options& o, Communicator& world) {
       for (int i = 0; i < steps; ++i) losses.push_back(own.step());
       server.reply({{"losses", losses}});
     } else {
-      server.reply(take_block(own, world, steps, before));
+      server.reply(take_block(run, own, world, steps, before));
     }
   }
 }
