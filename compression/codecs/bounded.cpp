@@ -36,8 +36,8 @@ const std::map<std::string, std::vector<Encoder>, std::less<>>& codecs() {
 }
 
 constexpr std::string_view encoder_names[encoders] = {
-    "raw",        "packed",       "constant",     "vector_lz", "huffman", "dedup_huffman", "rans", "dedup_rans",
-    "dedup_packed", "dedup_values", "fp16",       "bf16",      "fp8",     "int8_row32",    "int4"};
+    "raw",          "packed",       "constant", "vector_lz", "huffman", "dedup_huffman", "rans", "dedup_rans",
+    "dedup_packed", "dedup_values", "fp16",     "bf16",      "fp8",     "int8_row32",    "int4"};
 
 Settings settings_of(const BoundedOptions& o) {
   Settings s;

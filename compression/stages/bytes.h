@@ -5,6 +5,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 namespace trireme::coding {
@@ -18,6 +19,7 @@ struct BadStream {
 [[noreturn]] inline void bad_stream(std::string_view what) { throw BadStream{std::string(what)}; }
 
 template <class T>
+requires std::is_arithmetic_v<T>
 void put(Bytes& out, T value) {
   const std::size_t at = out.size();
   out.resize(at + sizeof value);
@@ -44,7 +46,8 @@ class BitWriter {
     filled_ -= 32;
   }
   void finish() {
-    for (std::uint32_t done = 0; done < filled_; done += 8, word_ >>= 8) out_.push_back(static_cast<std::uint8_t>(word_));
+    for (std::uint32_t done = 0; done < filled_; done += 8, word_ >>= 8)
+      out_.push_back(static_cast<std::uint8_t>(word_));
     word_ = filled_ = 0;
   }
 

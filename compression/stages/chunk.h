@@ -9,8 +9,9 @@
 namespace trireme::coding {
 
 struct Settings {
-  std::vector<Encoder> try_all;  // the smallest is kept; empty: the fast choice. packed_codes and raw_values always count
-  bool smallest = false;         // take time to choose parameters
+  std::vector<Encoder>
+      try_all;            // the smallest is kept; empty: the fast choice. packed_codes and raw_values always count
+  bool smallest = false;  // take time to choose parameters
   bool strict = true, checksum = false;
   int code_width = 0;
   std::uint32_t window = 32;
@@ -39,9 +40,7 @@ void decode_chunk(std::span<const std::uint8_t> code, bool checksum, std::size_t
 
 // Without loss or not, whether codes of this encoder need so-and-so many symbols.
 inline bool is_fixed_rate(Encoder e) { return e >= fp16; }
-inline bool has_codes(Encoder e) {
-  return e == packed_codes || (e >= vector_lz && e <= dedup_packed);
-}
+inline bool has_codes(Encoder e) { return e == packed_codes || (e >= vector_lz && e <= dedup_packed); }
 inline bool has_index(Encoder e) {
   return e == dedup_huffman || e == dedup_rans || e == dedup_packed || e == dedup_values;
 }

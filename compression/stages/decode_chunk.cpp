@@ -81,7 +81,7 @@ void decode_dedup(const ChunkHeader& h, Reader& in, const Target& to) {
   } else if (encoder == dedup_packed) {
     unpack(in, count, h.code_width == 16, false, codes);
   } else {
-    const auto stream = in.take(in.number());
+    const auto stream = in.take(index.bytes_of_bits() ? in.number() : in.left());
     codes.size(false, count);
     if (encoder == dedup_huffman)
       decode_huffman(stream, static_cast<std::uint32_t>(count), most_symbols - 1, codes.narrow.data());
@@ -181,7 +181,8 @@ ChunkHeader read_header(std::span<const std::uint8_t> code) {
   ChunkHeader h;
   std::memcpy(&h, code.data(), sizeof h);
   check_header(h);
-  if (code.size() != padded(payload_at(h) + std::size_t{h.bytes})) bad_stream("it has another length than its header says");
+  if (code.size() != padded(payload_at(h) + std::size_t{h.bytes}))
+    bad_stream("it has another length than its header says");
   return h;
 }
 

@@ -61,7 +61,7 @@ IndexForm put_dedup(Encoder encoder, const Shape& shape, const Settings& setting
   } else {
     Bytes stream;
     put_symbols(encoder, s.unique, shape.dim, settings, s.codes, late, stream);
-    put_number(out, static_cast<std::uint32_t>(stream.size()));
+    if (!index.bits.empty()) put_number(out, static_cast<std::uint32_t>(stream.size()));  // else it goes to the end
     put(out, stream);
   }
   put(out, late);
@@ -85,8 +85,7 @@ Encoder fast_choice(const Shape& shape, const EncodeScratch& s) {
 // The smallest of the encoders' bodies into s.best.
 void encode_codes(const Shape& shape, const Settings& settings, EncodeScratch& s, ChunkHeader& header) {
   const std::size_t width = shape.dim * (shape.wide ? 2 : 1);
-  const auto* codes =
-      shape.wide ? reinterpret_cast<const std::uint8_t*>(s.wide.data()) : s.narrow.data();
+  const auto* codes = shape.wide ? reinterpret_cast<const std::uint8_t*>(s.wide.data()) : s.narrow.data();
   std::vector<Encoder> encoders = settings.try_all;
   const bool some_index = encoders.empty() || std::any_of(encoders.begin(), encoders.end(), has_index);
   if (some_index) {
@@ -138,7 +137,8 @@ void put_values(const Rows& rows, EncodeScratch& s, ChunkHeader& header, Bytes& 
   dedup(bytes, rows.n, 4 * rows.stride, 4 * rows.dim, s.rows);
   const IndexCode index = encode_index(s.rows, Entropy::huffman, false);
   header.encoder = dedup_values;
-  header.flags |= static_cast<std::uint8_t>((index.form & 1 ? index_form_low : 0) | (index.form & 2 ? index_form_high : 0));
+  header.flags |=
+      static_cast<std::uint8_t>((index.form & 1 ? index_form_low : 0) | (index.form & 2 ? index_form_high : 0));
   put_number(out, static_cast<std::uint32_t>(s.rows.unique.size()));
   put(out, index.streams);
   gather(bytes, s.rows, 4 * rows.stride, 4 * rows.dim, s.unique);
@@ -166,8 +166,8 @@ void finish(const ChunkHeader& header, bool checksum, std::size_t begin, Bytes& 
   std::memcpy(out.data() + begin, &header, sizeof header);
   if (!checksum) return;
   const std::size_t covered = header_bytes + checksum_bytes;
-  const std::uint32_t crc = crc32c(out.data() + begin + covered, out.size() - begin - covered,
-                                   crc32c(out.data() + begin, header_bytes));
+  const std::uint32_t crc =
+      crc32c(out.data() + begin + covered, out.size() - begin - covered, crc32c(out.data() + begin, header_bytes));
   std::memcpy(out.data() + begin + header_bytes, &crc, sizeof crc);
 }
 
@@ -177,7 +177,8 @@ Encoder only_encoder(const Settings& settings) {
   return settings.try_all.size() == 1 ? settings.try_all[0] : dedup_rans;
 }
 Plan plan_of(const Rows& rows, const Bound& bound, const Range& range, const Settings& settings) {
-  if (range.nonfinite || only_encoder(settings) == raw_values || rows.values() >= std::size_t{1} << 31) return Plan::raw;
+  if (range.nonfinite || only_encoder(settings) == raw_values || rows.values() >= std::size_t{1} << 31)
+    return Plan::raw;
   return bound.plan;
 }
 
@@ -216,7 +217,9 @@ void encode_chunk(const Rows& rows, const Bound& bound, const Range& range, cons
     out.resize(payload);
     header = {};
     header.rows = static_cast<std::uint32_t>(rows.n);
-    header.flags = static_cast<std::uint8_t>(range.nonfinite ? has_nonfinite : bound.plan == Plan::exact ? without_loss : 0);
+    header.flags = static_cast<std::uint8_t>(range.nonfinite             ? has_nonfinite
+                                             : bound.plan == Plan::exact ? without_loss
+                                                                         : 0);
     put_raw(rows, out);
   }
   if (settings.checksum) header.flags |= has_checksum;

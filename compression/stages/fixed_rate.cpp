@@ -137,16 +137,16 @@ void decode_row(Encoder encoder, const std::uint8_t* scales, const std::uint8_t*
   }
   const float scale = scale_at(scales);
   for (std::size_t i = 0; i < dim; ++i) {
-    const float value = encoder == fp8 ? fp8_values[codes[i]]
-                                       : static_cast<float>((codes[i / 2] >> (i % 2 * 4) & 15) - 8);
+    const float value =
+        encoder == fp8 ? fp8_values[codes[i]] : static_cast<float>((codes[i / 2] >> (i % 2 * 4) & 15) - 8);
     to[i] = clamped(value * scale);
   }
 }
 
 }  // namespace
 
-void decode_fixed_rate(Encoder encoder, std::span<const std::uint8_t> bytes, std::size_t n, std::size_t dim, float* rows,
-                       std::size_t stride) {
+void decode_fixed_rate(Encoder encoder, std::span<const std::uint8_t> bytes, std::size_t n, std::size_t dim,
+                       float* rows, std::size_t stride) {
   const std::uint8_t* scales = bytes.data();
   const std::uint8_t* codes = scales + n * scale_bytes(encoder, dim);
   for (std::size_t r = 0; r < n; ++r) {

@@ -45,10 +45,10 @@ enum Flag : std::uint8_t {
 
 // How rows name their unique row.
 enum IndexForm : std::uint8_t {
-  plain = 0,     // a number of ceil(log2 U) bits a row
-  first_bit = 1, // a bit a row, 1: new; then a number for each repeated row
-  symbols = 2,   // a symbol stream of the numbers, U <= 256
-  weighted = 3,  // as first_bit, but rows are numbered among those that repeat about as often
+  plain = 0,      // a number of ceil(log2 U) bits a row
+  first_bit = 1,  // a bit a row, 1: new; then a number for each repeated row
+  symbols = 2,    // a symbol stream of the numbers, U <= 256
+  weighted = 3,   // as first_bit, but rows are numbered among those that repeat about as often
 };
 
 struct ChunkHeader {
@@ -124,8 +124,9 @@ TRIREME_SHARED Lanes lanes_of(std::uint32_t log2, std::uint64_t symbols) {
 // Frequencies are sent as 5-bit levels, 1/0.4 octave apart; the most frequent symbol takes what is left.
 constexpr std::uint32_t level_bits = 5, levels = 32;
 TRIREME_SHARED std::uint32_t level_frequency(std::uint32_t level) {
-  constexpr std::uint16_t of[levels] = {0,   1,   2,   3,   4,   5,   6,   8,    10,   13,   17,   22,   29,   38,   50,   66,
-                                        87,  114, 150, 198, 260, 342, 450, 592,  779,  1025, 1348, 1773, 2333, 3069, 3600, 4000};
+  constexpr std::uint16_t of[levels] = {0,   1,   2,   3,    4,    5,    6,    8,    10,   13,  17,
+                                        22,  29,  38,  50,   66,   87,   114,  150,  198,  260, 342,
+                                        450, 592, 779, 1025, 1348, 1773, 2333, 3069, 3600, 4000};
   return of[level];
 }
 
@@ -166,7 +167,9 @@ TRIREME_SHARED std::uint32_t choose_levels(const std::uint32_t* count, std::uint
 }
 
 // Bits (in 1/256) that symbols of these counts take, and 24 + 5 bits a symbol of their table.
-TRIREME_SHARED std::uint64_t table_bits_256(std::uint32_t span) { return 256 * (24 + level_bits * static_cast<std::uint64_t>(span)); }
+TRIREME_SHARED std::uint64_t table_bits_256(std::uint32_t span) {
+  return 256 * (24 + level_bits * static_cast<std::uint64_t>(span));
+}
 TRIREME_SHARED std::uint64_t symbol_bits_256(std::uint32_t count, std::uint32_t log2_total) {
   return count == 0 ? 0 : static_cast<std::uint64_t>(count) * (log2_total - log2_256(count));
 }

@@ -29,7 +29,8 @@ void assign_codes(Book& book, std::uint32_t span) {
       if (book.length[s] == bits) book.code[s] = reversed(next++, bits);
 }
 
-// Depths in the tree of two queues: leaves by count and symbol, and inner nodes as they are made. Of equals a leaf first.
+// Depths in the tree of two queues: leaves by count and symbol, and inner nodes as they are made. Of equals a leaf
+// first.
 void tree_depths(const std::uint32_t* count, std::span<const std::uint16_t> leaves, std::uint8_t* depth) {
   const std::size_t n = leaves.size();
   std::array<std::uint64_t, most_symbols> weight;
@@ -68,7 +69,8 @@ void huffman_lengths(const std::uint32_t* count, std::uint32_t span, std::uint8_
     depth[k] = static_cast<std::uint8_t>(std::min<std::uint32_t>(depth[k], longest_code));
     sum += kraft >> depth[k];
   }
-  // Codes cut to the limit overfill the tree: the rarest that can grow do, and the most frequent take what is left over.
+  // Codes cut to the limit overfill the tree: the rarest that can grow do, and the most frequent take what is left
+  // over.
   for (std::size_t k = 0; sum > kraft;) {
     if (depth[k] == longest_code) {
       ++k;
@@ -139,8 +141,8 @@ void make_table(std::span<const std::uint8_t> packed, std::uint32_t low, std::ui
 }
 
 // `bits`: where the part begins in `codes`. Returns where it ends.
-std::uint64_t decode_part(const Table& table, std::span<const std::uint8_t> codes, std::uint64_t bit, std::uint32_t count,
-                          std::uint8_t* out) {
+std::uint64_t decode_part(const Table& table, std::span<const std::uint8_t> codes, std::uint64_t bit,
+                          std::uint32_t count, std::uint8_t* out) {
   std::size_t at = static_cast<std::size_t>(bit / 8);
   std::uint64_t word = 0;
   std::uint32_t filled = 0;
@@ -179,7 +181,8 @@ std::uint64_t decode_part(const Table& table, std::span<const std::uint8_t> code
 
 }  // namespace
 
-void decode_huffman(std::span<const std::uint8_t> bytes, std::uint32_t count, std::uint32_t largest, std::uint8_t* out) {
+void decode_huffman(std::span<const std::uint8_t> bytes, std::uint32_t count, std::uint32_t largest,
+                    std::uint8_t* out) {
   Reader in(bytes);
   const std::uint32_t low = in.get<std::uint8_t>(), span = in.get<std::uint8_t>() + 1u;
   if (low + span - 1 > largest) bad_stream("a symbol is too large");

@@ -41,7 +41,7 @@ struct Outlier {
 struct Codes {
   std::vector<std::int32_t> wide;  // n * dim
   std::int32_t min = 0;
-  std::uint32_t span = 1;  // of the codes: max - min + 1
+  std::uint32_t span = 1;         // of the codes: max - min + 1
   std::vector<Outlier> outliers;  // those that would miss the bound
 };
 void quantize(const Rows& rows, float eb, bool strict, Codes& codes);

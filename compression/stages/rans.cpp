@@ -1,6 +1,7 @@
 // Layout: u8 (log2 lanes | log2 classes << 4); classes of the rows, 1 or 2 bits each; of each class its table: u8 least
-// symbol, u8 span - 1, u8 most frequent symbol - least, a level of 5 bits a symbol (0: it does not occur); a u32 for each
-// group but the last, its words; a u32 for each lane, its state; the words, u16, in the order in which the decoder asks.
+// symbol, u8 span - 1, u8 most frequent symbol - least, a level of 5 bits a symbol (0: it does not occur); a u32 for
+// each group but the last, its words; a u32 for each lane, its state; the words, u16, in the order in which the decoder
+// asks.
 #include "compression/stages/symbols.h"
 
 #include <algorithm>

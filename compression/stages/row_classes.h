@@ -6,8 +6,8 @@
 namespace trireme::coding {
 
 struct RowClasses {
-  std::uint32_t classes = 1;  // 1, 2 or 4
-  Bytes of_row;               // empty for one class
+  std::uint32_t classes = 1;   // 1, 2 or 4
+  Bytes of_row;                // empty for one class
   std::uint64_t bits_256 = 0;  // what the symbols ought to take, tables and classes counted, in 1/256 bit
 };
 // n rows of dim codes; centre: the code of zero. As many classes as ought to be the smallest.

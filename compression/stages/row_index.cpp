@@ -69,7 +69,8 @@ IndexForm choose_form(const Dedup& of, std::span<const std::uint32_t> repeats) {
     const Weights w = weigh(repeats);
     bits[weighted] = 256 * std::uint64_t{n} + entropy_256(w.rows, unique) +
                      entropy_256(w.repeats, static_cast<std::uint32_t>(repeated));
-    for (std::size_t c = 1; c < weight_classes; ++c) bits[weighted] += 256 * std::uint64_t{bits_for(w.rows[c])} * w.repeats[c];
+    for (std::size_t c = 1; c < weight_classes; ++c)
+      bits[weighted] += 256 * std::uint64_t{bits_for(w.rows[c])} * w.repeats[c];
   }
   return static_cast<IndexForm>(std::min_element(bits.begin(), bits.end()) - bits.begin());
 }

@@ -1,5 +1,5 @@
-// How each row names its unique row: the forms of IndexForm. A form is some symbol streams and some plain bits; plain bits
-// go where the caller wants them (rANS carries some in its lanes).
+// How each row names its unique row: the forms of IndexForm. A form is some symbol streams and some plain bits; plain
+// bits go where the caller wants them (rANS carries some in its lanes).
 #pragma once
 #include "compression/stages/quantize.h"
 #include "compression/stages/symbols.h"

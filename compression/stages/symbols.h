@@ -17,8 +17,8 @@ struct Symbols {
 enum class Entropy { huffman, rans };
 
 void encode_huffman(const Symbols& in, Bytes& out);
-// Each lane's first state holds 16 bits of `late`, in order; the decoder has them when it is done. Returns the bytes that
-// went along.
+// Each lane's first state holds 16 bits of `late`, in order; the decoder has them when it is done. Returns the bytes
+// that went along.
 std::size_t encode_rans(const Symbols& in, std::uint32_t lanes_log2, std::span<const std::uint8_t> late, Bytes& out);
 
 // Into out[count], each at most `largest`. period: symbols of a row, as the encoder had it. The stream must end with

@@ -48,8 +48,8 @@ Block encode_block(const std::uint8_t* rows, std::size_t n, std::size_t width, s
 
 }  // namespace
 
-bool encode_vector_lz(const std::uint8_t* rows, std::size_t n, std::size_t width, std::uint32_t window, std::size_t most,
-                      Bytes& out, LzCounts* counts) {
+bool encode_vector_lz(const std::uint8_t* rows, std::size_t n, std::size_t width, std::uint32_t window,
+                      std::size_t most, Bytes& out, LzCounts* counts) {
   Bytes sizes, body;
   for (std::size_t first = 0; first < n; first += lz_block) {
     const Block b = encode_block(rows + first * width, std::min(lz_block, n - first), width, window, counts);
@@ -77,7 +77,8 @@ void decode_block(std::size_t tokens, std::span<const std::uint8_t> flag_bytes, 
       continue;
     }
     const std::size_t length = data.get<std::uint8_t>(), distance = data.get<std::uint8_t>();
-    if (length == 0 || length > distance || distance > i || length > n - i) bad_stream("a match lies outside its block");
+    if (length == 0 || length > distance || distance > i || length > n - i)
+      bad_stream("a match lies outside its block");
     std::memcpy(rows + i * width, rows + (i - distance) * width, length * width);
     i += length;
   }
