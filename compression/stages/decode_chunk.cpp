@@ -147,8 +147,7 @@ void check_header(const ChunkHeader& h) {
   if (has_codes(e)) {
     if ((h.code_width != 8 && h.code_width != 16) || (h.code_width == 16 && has_symbols(e)))
       bad_stream("its codes have an unknown width");
-    const float step = 2 * h.eb;
-    if (!(h.eb > 0) || !std::isfinite(step * (3.0f * largest_code))) bad_stream("its error bound is no bound");
+    if (!(h.eb > 0) || !std::isfinite(2 * h.eb)) bad_stream("its error bound is no bound");
     if (std::abs(std::int64_t{h.code_min}) > largest_code) bad_stream("its codes are too large");
   } else if (h.code_width != 0 || h.eb != 0 || (h.flags & has_outliers)) {
     bad_stream("its header speaks of codes that it has not");
@@ -219,7 +218,8 @@ void decode_chunk(std::span<const std::uint8_t> code, bool checksum, std::size_t
   }
   apply_outliers(outliers, to);
   const bool any_bits = e == raw_values || e == constant_value || e == dedup_values || !outliers.empty();
-  if (any_bits && !(h.flags & has_nonfinite) && !finite(to)) bad_stream("a value is not finite");
+  const bool large = !std::isfinite(2 * h.eb * (2.0f * largest_code));
+  if ((any_bits || large) && !(h.flags & has_nonfinite) && !finite(to)) bad_stream("a value is not finite");
 }
 
 }  // namespace trireme::coding
