@@ -71,7 +71,7 @@ void decode_dedup(const ChunkHeader& h, Reader& in, const Target& to) {
   const auto encoder = static_cast<Encoder>(h.encoder);
   const std::uint32_t unique = in.number();
   if (unique == 0 || unique > to.n) bad_stream("it has more unique rows than rows, or none");
-  const IndexDecoder index(form_of(h), to.n, unique, encoder == dedup_rans ? Entropy::rans : Entropy::huffman, in);
+  const IndexDecoder index(form_of(h), to.n, unique, entropy_of(encoder), in);
   Bytes bits;
   DecodedCodes codes;
   std::span<const std::uint8_t> values;

@@ -51,8 +51,7 @@ void put_symbols(Encoder encoder, const Bytes& codes, std::size_t dim, const Set
 }
 
 IndexForm put_dedup(Encoder encoder, const Shape& shape, const Settings& settings, EncodeScratch& s, Bytes& out) {
-  const Entropy entropy = encoder == dedup_rans ? Entropy::rans : Entropy::huffman;
-  const IndexCode index = encode_index(s.rows, entropy, settings.smallest);
+  const IndexCode index = encode_index(s.rows, entropy_of(encoder), settings.smallest);
   put_number(out, static_cast<std::uint32_t>(s.rows.unique.size()));
   put(out, index.streams);
   std::span<const std::uint8_t> late(index.bits);
@@ -72,14 +71,9 @@ std::size_t packed_bytes(const EncodeScratch& s) {
   return 1 + bytes_of_bits(std::uint64_t{bits_for(s.codes.span)} * s.codes.wide.size());
 }
 
-// The fast choice: are repeated rows worth their index?
 Encoder fast_choice(const Shape& shape, const EncodeScratch& s) {
-  if (shape.wide) return dedup_packed;
-  const std::uint64_t n = shape.n, unique = s.rows.unique.size(), repeated = n - unique;
-  const RowClasses all = choose_classes(s.unique.data(), static_cast<std::uint32_t>(unique),
-                                        static_cast<std::uint32_t>(shape.dim), centre_of(s.codes.min, s.codes.span));
-  const std::uint64_t index = 256 * (n + repeated * bits_for(static_cast<std::uint32_t>(unique)));
-  return repeated * (all.bits_256 / unique) > index ? dedup_rans : rans;
+  const bool index = worth_an_index(shape.n, s.rows.unique.size(), shape.dim, s.codes.span);
+  return shape.wide ? (index ? dedup_packed : packed_codes) : index ? dedup_rans : rans;
 }
 
 // The smallest of the encoders' bodies into s.best.
@@ -131,11 +125,11 @@ void put_outliers(const std::vector<Outlier>& outliers, Bytes& out) {
 }
 
 // Rows that differ, bit by bit, and which is where.
-void put_values(const Rows& rows, EncodeScratch& s, ChunkHeader& header, Bytes& out) {
+void put_values(const Rows& rows, const Settings& settings, EncodeScratch& s, ChunkHeader& header, Bytes& out) {
   header.flags |= without_loss;
   const auto* bytes = reinterpret_cast<const std::uint8_t*>(rows.at);
   dedup(bytes, rows.n, 4 * rows.stride, 4 * rows.dim, s.rows);
-  const IndexCode index = encode_index(s.rows, Entropy::huffman, false);
+  const IndexCode index = encode_index(s.rows, Entropy::none, settings.smallest);
   header.encoder = dedup_values;
   header.flags |=
       static_cast<std::uint8_t>((index.form & 1 ? index_form_low : 0) | (index.form & 2 ? index_form_high : 0));
@@ -201,7 +195,7 @@ void encode_chunk(const Rows& rows, const Bound& bound, const Range& range, cons
     header.encoder = constant_value;
     header.code_min = std::bit_cast<std::int32_t>(constant_of(rows));
   } else if (plan == Plan::exact) {
-    put_values(rows, s, header, out);
+    put_values(rows, settings, s, header, out);
   } else if (plan == Plan::codes && make_codes(rows, bound, settings, s, shape)) {
     encode_codes(shape, settings, s, header);
     header.code_width = shape.wide ? 16 : 8;

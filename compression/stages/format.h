@@ -65,6 +65,30 @@ static_assert(sizeof(ChunkHeader) == header_bytes);
 
 constexpr std::int32_t largest_code = 1 << 16;  // |x| / step beyond this: eb is but a few ulp of x, the values travel
 
+// What becomes of the chunks of one scope.
+enum class Plan : std::uint8_t { codes, constant, exact, raw };
+struct Bound {
+  Plan plan = Plan::raw;
+  float eb = 0;
+};
+// Of the finite values between min and max (0, 0 where there is none).
+TRIREME_SHARED Bound bound_for(float min, float max, float bound, bool relative) {
+  Bound b;
+  const float spread = max - min, eb = relative ? bound * spread : bound, step = 2 * eb;
+  const float largest = -min > max ? -min : max, sum = largest + step;
+  constexpr float smallest_normal = 1.17549435e-38f;
+  if (bound == 0) {
+    b.plan = Plan::exact;
+  } else if (spread == 0) {
+    b.plan = Plan::constant;
+  } else if (spread - spread == 0 && eb >= smallest_normal && sum - sum == 0 &&
+             largest / step <= static_cast<float>(largest_code)) {
+    b.plan = Plan::codes;
+    b.eb = eb;
+  }
+  return b;
+}
+
 TRIREME_SHARED std::uint32_t floor_log2(std::uint32_t x) {
 #ifdef __CUDA_ARCH__
   return 31u - static_cast<std::uint32_t>(__clz(static_cast<int>(x)));
@@ -130,30 +154,35 @@ TRIREME_SHARED std::uint32_t level_frequency(std::uint32_t level) {
   return of[level];
 }
 
-// Levels of a histogram with at least one count. Errors are carried along, so that what is left for the most frequent
-// symbol is about its share. Returns that symbol (of equals the first).
-TRIREME_SHARED std::uint32_t choose_levels(const std::uint32_t* count, std::uint32_t span, std::uint8_t* level) {
-  std::uint64_t total = 0;
-  std::uint32_t top = 0;
-  for (std::uint32_t s = 0; s < span; ++s) {
-    total += count[s];
-    if (count[s] > count[top]) top = s;
-  }
-  std::int64_t carried = 0;  // in 1/256
+// Levels of a histogram, in two steps. First for each symbol by itself (any order): its share in 1/256 and the highest
+// level that is not above it.
+TRIREME_SHARED std::uint32_t share_256(std::uint32_t count, std::uint32_t total) {
+  return static_cast<std::uint32_t>((static_cast<std::uint64_t>(count) << (rans_bits + 8)) / total);
+}
+TRIREME_SHARED std::uint8_t level_below(std::uint32_t share) {
+  std::uint32_t l = 1;
+  for (std::uint32_t half = levels / 2; half > 0; half /= 2)
+    if (l + half < levels && 256 * level_frequency(l + half) <= share) l += half;
+  return static_cast<std::uint8_t>(l);
+}
+// Then in the order of the symbols: this level or the next. Errors are carried along, so that what is left for the most
+// frequent symbol, `top`, is about its share; there and where a symbol does not occur, the level becomes 0.
+TRIREME_SHARED void settle_levels(const std::uint32_t* count, const std::uint32_t* share, std::uint32_t span,
+                                  std::uint32_t top, std::uint8_t* level) {
+  std::int32_t carried = 0;
   std::uint32_t sum = 0;
   for (std::uint32_t s = 0; s < span; ++s) {
-    level[s] = 0;
-    if (s == top || count[s] == 0) continue;
-    const auto share = static_cast<std::int64_t>((static_cast<std::uint64_t>(count[s]) << (rans_bits + 8)) / total);
-    std::uint32_t l = 1;
-    while (l + 1 < levels && 256 * static_cast<std::int64_t>(level_frequency(l + 1)) <= share) ++l;
-    if (l + 1 < levels) {
-      const std::int64_t low = carried + share - 256 * static_cast<std::int64_t>(level_frequency(l));
-      const std::int64_t high = 256 * static_cast<std::int64_t>(level_frequency(l + 1)) - carried - share;
-      if (high < low) ++l;
+    if (s == top || count[s] == 0) {
+      level[s] = 0;
+      continue;
     }
+    std::uint32_t l = level[s];
+    const std::int32_t wanted = carried + static_cast<std::int32_t>(share[s]);
+    if (l + 1 < levels && 256 * static_cast<std::int32_t>(level_frequency(l + 1)) - wanted <
+                              wanted - 256 * static_cast<std::int32_t>(level_frequency(l)))
+      ++l;
     level[s] = static_cast<std::uint8_t>(l);
-    carried += share - 256 * static_cast<std::int64_t>(level_frequency(l));
+    carried = wanted - 256 * static_cast<std::int32_t>(level_frequency(l));
     sum += level_frequency(l);
   }
   while (sum >= rans_total) {
@@ -163,7 +192,6 @@ TRIREME_SHARED std::uint32_t choose_levels(const std::uint32_t* count, std::uint
     sum -= level_frequency(level[most]) - level_frequency(level[most] - 1u);
     --level[most];
   }
-  return top;
 }
 
 // Bits (in 1/256) that symbols of these counts take, and 24 + 5 bits a symbol of their table.
@@ -186,6 +214,12 @@ TRIREME_SHARED std::uint32_t class_of(std::uint32_t rows_nearer, std::uint32_t r
 TRIREME_SHARED std::uint32_t centre_of(std::int32_t code_min, std::uint32_t span) {
   const std::int32_t last = static_cast<std::int32_t>(span) - 1;
   return static_cast<std::uint32_t>(code_min > 0 ? 0 : -code_min > last ? last : -code_min);
+}
+
+// Are repeated rows worth their index? A code takes about half the bits of its span.
+TRIREME_SHARED bool worth_an_index(std::uint64_t rows, std::uint64_t unique, std::uint64_t dim, std::uint32_t span) {
+  const std::uint64_t repeated = rows - unique;
+  return repeated * dim * bits_for(span) > 2 * (rows + repeated * bits_for(static_cast<std::uint32_t>(unique)));
 }
 
 // How often a unique row repeats, as a class: 0 never, else 1 + floor(log2), at most 11.

@@ -63,18 +63,6 @@ Range range_of(const Rows& rows) {
   return r;
 }
 
-Bound bound_for(const Range& range, float bound, bool relative) {
-  if (bound == 0) return {Plan::exact, 0};
-  const float spread = range.max - range.min;
-  if (spread == 0) return {Plan::constant, 0};
-  const float eb = relative ? bound * spread : bound, step = 2 * eb;
-  const float largest = std::max(std::abs(range.min), std::abs(range.max));
-  if (!std::isfinite(spread) || !(eb >= std::numeric_limits<float>::min()) || !std::isfinite(largest + step) ||
-      !(largest / step <= static_cast<float>(largest_code)))
-    return {Plan::raw, 0};
-  return {Plan::codes, eb};
-}
-
 namespace {
 
 struct Quantized {

@@ -23,14 +23,10 @@ struct Range {
 };
 Range range_of(const Rows& rows);
 
-// What becomes of the chunks of one scope.
-enum class Plan { codes, constant, exact, raw };
-struct Bound {
-  Plan plan = Plan::raw;
-  float eb = 0;
-};
-// Non-finite values and a bound of 0 are not its concern.
-Bound bound_for(const Range& range, float bound, bool relative);
+// Non-finite values are not its concern.
+inline Bound bound_for(const Range& range, float bound, bool relative) {
+  return bound_for(range.min, range.max, bound, relative);
+}
 
 struct Outlier {
   std::uint32_t index;

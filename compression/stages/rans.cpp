@@ -26,6 +26,15 @@ bool frequencies(const std::uint8_t* level, std::uint32_t span, std::uint32_t to
   return true;
 }
 
+std::uint32_t choose_levels(const std::uint32_t* count, std::uint32_t span, std::uint8_t* level) {
+  const auto top = static_cast<std::uint32_t>(std::max_element(count, count + span) - count);
+  std::uint32_t total = 0, share[most_symbols];
+  for (std::uint32_t s = 0; s < span; ++s) total += count[s];
+  for (std::uint32_t s = 0; s < span; ++s) level[s] = level_below(share[s] = share_256(count[s], total));
+  settle_levels(count, share, span, top, level);
+  return top;
+}
+
 void write_table(const Counts& count, Bytes& out, Coders& coders) {
   std::uint32_t low = 0, high = most_symbols - 1;
   while (low < high && count[low] == 0) ++low;  // a class without rows has a table as well

@@ -55,17 +55,17 @@ Weights weigh(std::span<const std::uint32_t> repeats) {
   return w;
 }
 
-IndexForm choose_form(const Dedup& of, std::span<const std::uint32_t> repeats) {
+IndexForm choose_form(const Dedup& of, std::span<const std::uint32_t> repeats, Entropy entropy) {
   const auto n = static_cast<std::uint32_t>(of.index.size()), unique = static_cast<std::uint32_t>(of.unique.size());
   const std::uint64_t number = bits_for(unique), repeated = n - unique;
   std::array<std::uint64_t, 4> bits{256 * number * n, 256 * (n + number * repeated), ~std::uint64_t{0},
                                     ~std::uint64_t{0}};
-  if (unique <= most_symbols) {
+  if (entropy != Entropy::none && unique <= most_symbols) {
     std::vector<std::uint32_t> counts(repeats.begin(), repeats.end());
     for (auto& c : counts) ++c;
     bits[symbols] = entropy_256(counts, n);
   }
-  if (repeated) {
+  if (entropy != Entropy::none && repeated) {
     const Weights w = weigh(repeats);
     bits[weighted] = 256 * std::uint64_t{n} + entropy_256(w.rows, unique) +
                      entropy_256(w.repeats, static_cast<std::uint32_t>(repeated));
@@ -119,9 +119,10 @@ IndexCode encode_form(const Dedup& of, std::span<const std::uint32_t> repeats, I
 
 IndexCode encode_index(const Dedup& of, Entropy entropy, bool smallest) {
   const auto repeats = repeats_of(of);
-  if (!smallest) return encode_form(of, repeats, choose_form(of, repeats), entropy, lane_symbols);
+  if (!smallest) return encode_form(of, repeats, choose_form(of, repeats, entropy), entropy, lane_symbols);
   IndexCode best;
   for (const IndexForm form : {plain, first_bit, symbols, weighted}) {
+    if (form >= symbols && entropy == Entropy::none) break;
     if (form == symbols && of.unique.size() > most_symbols) continue;
     if (form == weighted && of.unique.size() == of.index.size()) continue;
     IndexCode code = encode_form(of, repeats, form, entropy, smallest_lane_symbols);
@@ -135,6 +136,7 @@ IndexDecoder::IndexDecoder(IndexForm form, std::size_t n, std::uint32_t unique, 
     : form_(form), n_(n), unique_(unique) {
   const std::uint64_t repeated = n - unique, number = bits_for(unique);
   std::uint64_t bits = form == symbols ? 0 : form == plain ? number * n : n;
+  if (form >= symbols && entropy == Entropy::none) bad_stream("its index has streams that nothing codes");
   if (form == symbols) {
     if (unique > most_symbols) bad_stream("its index has too many rows for one symbol each");
     index_.resize(n);

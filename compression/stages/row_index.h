@@ -10,7 +10,8 @@ struct IndexCode {
   IndexForm form = plain;
   Bytes streams, bits;
 };
-// `of.unique` is not empty. smallest: every form is tried, else the one that ought to be the smallest.
+// `of.unique` is not empty. No entropy coder: plain or first_bit. smallest: every form is tried, else the one that
+// ought to be the smallest.
 IndexCode encode_index(const Dedup& of, Entropy entropy, bool smallest);
 
 // The reverse, in two steps: the streams first (they say how many bits follow), then the bits.

@@ -14,7 +14,7 @@ struct Symbols {
   const std::uint8_t* class_of_row = nullptr;
 };
 
-enum class Entropy { huffman, rans };
+enum class Entropy { none, huffman, rans };
 
 void encode_huffman(const Symbols& in, Bytes& out);
 // Each lane's first state holds 16 bits of `late`, in order; the decoder has them when it is done. Returns the bytes
