@@ -125,7 +125,7 @@ nlohmann::ordered_json describe(const CodecCommand& o, const std::vector<float>&
   j["codec"] = encoders;
   j["rows"] = o.rows;
   j["dim"] = o.dim;
-  j["rel_eb"] = o.rel_eb.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(number_of("--rel-eb", o.rel_eb));
+  j["rel_eb"] = o.rel_eb.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(std::stod(o.rel_eb));
   j["bound"] = bound;
   j["max_abs_error"] = error;
   j["bytes_in"] = std::uint64_t(in);
