@@ -119,7 +119,7 @@ TRIREME_SHARED std::uint32_t log2_256(std::uint32_t x) {
 
 // Rows whose codes lie far from the code of zero have other frequencies than those near it: up to four classes of equal
 // size, by the sum of the distances.
-constexpr std::uint32_t distance_bins = 1024;
+constexpr std::uint32_t distance_bins = 1024, most_classes = 4;
 TRIREME_SHARED std::uint32_t class_of(std::uint32_t rows_nearer, std::uint32_t rows) {
   return static_cast<std::uint32_t>(static_cast<std::uint64_t>(most_classes) * rows_nearer / rows);
 }

@@ -12,7 +12,7 @@ constexpr std::uint32_t longest_code = 12, sub_stream = 1024;
 // rANS (Duda 2013) with 32-bit states, 16 bits written at a time, probabilities in 1/4096. Up to 32 lanes of one group
 // (a warp) take turns symbol by symbol and share a sequence of words.
 constexpr std::uint32_t rans_bits = 12, rans_total = 1u << rans_bits, rans_low = 1u << 16, group_lanes = 32;
-constexpr std::uint32_t most_lanes_log2 = 10, most_classes = 4;
+constexpr std::uint32_t most_lanes_log2 = 10;
 // Lanes of a stream: about this many symbols each.
 constexpr std::uint32_t lane_symbols = 512, smallest_lane_symbols = 2048;
 

@@ -57,7 +57,7 @@ TEST(BoundedCodec, TolerantIsWithinTwoUlp) {
     const double eb = inspect(c.code).eb;
     EXPECT_EQ(inspect(c.code).outliers, 0u);
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      const float larger = std::max(std::abs(rows[i]), std::abs(back[i]));
+      const float larger = std::abs(rows[i]) > std::abs(back[i]) ? std::abs(rows[i]) : std::abs(back[i]);
       const double ulp = double(std::nextafter(larger, HUGE_VALF)) - larger;
       ASSERT_LE(std::abs(double(rows[i]) - back[i]), eb + 2 * ulp);
     }
