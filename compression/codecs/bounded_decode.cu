@@ -1,5 +1,4 @@
 // The CUDA twin of the error-bounded decoder: one launch, a block a chunk.
-#include "comm/cuda_launch.h"
 #include "compression/codecs/bounded_decode.cuh"
 
 #include <cstring>
@@ -374,10 +373,6 @@ __global__ void status_kernel(std::uint32_t* status) {
 
 void decode(const DeviceDecode& job, Place place) {
   const cudaStream_t stream = cuda_stream(place);
-  static const cudaError_t allowed =
-      cudaFuncSetAttribute(decode_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_memory));
-  if (allowed != cudaSuccess)
-    throw CommError("decoder of rows", cudaGetErrorString(allowed), "it needs 224 KiB of shared memory a block");
   if (cudaMemsetAsync(job.status, 0, sizeof *job.status, stream) != cudaSuccess) check_launch("status of the decoder");
   for (std::size_t first = 0; first < job.count; first += chunks_a_launch) {
     Batch batch;
@@ -388,7 +383,8 @@ void decode(const DeviceDecode& job, Place place) {
       const std::size_t values = std::size_t{batch.chunk[k].n} * batch.chunk[k].dim;
       largest = values > largest ? values : largest;
     }
-    const auto bytes = static_cast<std::uint32_t>(largest <= 8192 ? shared_small : shared_memory);
+    const std::uint32_t bytes = shared_memory_of(reinterpret_cast<const void*>(decode_kernel), "decoder of rows",
+                                                 largest <= 8192 ? shared_small : shared_memory);
     decode_kernel<<<static_cast<unsigned>(n), block_threads, bytes, stream>>>(batch, static_cast<std::uint32_t>(first),
                                                                               job.scratch, bytes, job.status);
     check_launch("decoder of rows");

@@ -1,7 +1,6 @@
 // The CUDA twin of the error-bounded encoder: four launches for all chunks. (1) ranges of pieces; (2) a block a chunk:
 // codes, unique rows, index, classes, tables and rANS into the chunk's slot; (3) where each code begins; (4) codes side
 // by side. Compiled with -fmad=false: rounds where the host rounds.
-#include "comm/cuda_launch.h"
 #include "compression/codecs/bounded_body.cuh"
 
 #include <cstring>
@@ -197,11 +196,8 @@ void encode(const DeviceEncode& job, Place place) {
                     job.sizes,  job.relative,
                     job.strict, job.code_width,
                     job.only,   0};
-  a.shared_bytes = largest <= 8192 ? shared_small : shared_memory;
-  static const cudaError_t allowed =
-      cudaFuncSetAttribute(encode_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_memory));
-  if (allowed != cudaSuccess)
-    throw CommError("encoder of rows", cudaGetErrorString(allowed), "it needs 224 KiB of shared memory a block");
+  a.shared_bytes = shared_memory_of(reinterpret_cast<const void*>(encode_kernel), "encoder of rows",
+                                    largest <= 8192 ? shared_small : shared_memory);
   encode_kernel<<<static_cast<unsigned>(job.count), block_threads, a.shared_bytes, stream>>>(a);
   check_launch("encoder of rows");
   offsets_kernel<<<1, block_threads, 0, stream>>>(job.sizes, static_cast<std::uint32_t>(job.count), t.offsets);

@@ -1,5 +1,7 @@
 // What the threads of one block do together. Every thread of the block calls; none returns early.
 #pragma once
+#include "comm/cuda_launch.h"
+
 #include <cstddef>
 #include <cstdint>
 
@@ -26,6 +28,20 @@ struct Arena {
     return reinterpret_cast<T*>(at);
   }
 };
+
+// Dynamic shared memory that a kernel may have on this device, at most `wanted`. Throws CommError.
+inline std::uint32_t shared_memory_of(const void* kernel, const char* name, std::size_t wanted) {
+  constexpr std::size_t others = 8192;  // what the kernel declares itself
+  int device = 0, most = 0;
+  cudaError_t result = cudaGetDevice(&device);
+  if (result == cudaSuccess) result = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const std::size_t room = static_cast<std::size_t>(most) > others ? static_cast<std::size_t>(most) - others : 0,
+                    bytes = wanted < room ? wanted : room;
+  if (result == cudaSuccess)
+    result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  if (result != cudaSuccess) throw CommError(name, cudaGetErrorString(result));
+  return static_cast<std::uint32_t>(bytes);
+}
 
 // Sum of the values of the threads before. sums: shared, block_warps of them.
 __device__ inline std::uint32_t block_scan(std::uint32_t value, std::uint32_t* sums, std::uint32_t& total) {
