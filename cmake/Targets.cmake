@@ -15,7 +15,7 @@ endif()
 # rooms that do without.
 set(trireme_left_out "^$")
 if(TRIREME_SANITIZE)
-  set(trireme_left_out "/bench/|/trainers/command_line[.]|/trainers/commands/(doctor|embed|eval|export|report|submit|train)[.]")
+  set(trireme_left_out "/bench/|/trainers/command_line[.]|/trainers/commands/(codec|doctor|embed|eval|export|report|submit|train)[.]")
   if(TRIREME_SANITIZE STREQUAL "thread")
     string(APPEND trireme_left_out "|/recipes/|/framework/(kernels|optim|gradients|nn|losses|models)/|/framework/[^/]*$"
       "|/trainers/commands/|/trainers/(loop|start|step_report|dry_run|run_folder|ranks)[.]|/trainers/scale/(command|measure)[.]")
@@ -109,7 +109,7 @@ set_source_files_properties(${pixels} PROPERTIES SKIP_PRECOMPILE_HEADERS ON
   COMPILE_OPTIONS "-march=${TRIREME_MARCH};-fno-math-errno;-fno-trapping-math;-Wno-uninitialized;-Wno-maybe-uninitialized")
 # What runs over every byte of a file or a tensor: at -O0 under a sanitizer it would be most of a test's time.
 if(TRIREME_SANITIZE)
-  file(GLOB hot CONFIGURE_DEPENDS framework/kernels/*.cpp framework/io/*.cpp data/scenes/*.cpp tests/unit/checkpoint_test.cpp)
+  file(GLOB hot CONFIGURE_DEPENDS framework/kernels/*.cpp framework/io/*.cpp comm/crc32c.cpp compression/stages/*.cpp data/scenes/*.cpp tests/unit/checkpoint_test.cpp)
   set_property(SOURCE ${hot} ${pixels} APPEND PROPERTY COMPILE_OPTIONS -O1)
 endif()
 foreach(lib PNG TURBOJPEG WEBP FREETYPE PCRE2 ZLIB)

@@ -1,5 +1,6 @@
 #include "framework/init_from.h"
 
+#include "comm/crc32c.h"
 #include "comm/error.h"
 #include "comm/local/self.h"
 #include "framework/base/agree.h"
@@ -7,7 +8,6 @@
 #include "framework/base/tensor.h"
 #include "framework/formats/safetensors.h"
 #include "framework/io/checkpoint.h"
-#include "framework/io/crc32c.h"
 #include "framework/models/open_clip.h"
 
 #include <cstdio>

@@ -1,7 +1,7 @@
 #include "framework/io/manifest.h"
 
+#include "comm/crc32c.h"
 #include "comm/error.h"
-#include "framework/io/crc32c.h"
 
 #include <algorithm>
 #include <array>

@@ -1,8 +1,8 @@
 #include "framework/io/rank_file.h"
 
+#include "comm/crc32c.h"
 #include "comm/error.h"
 #include "data/hdf5.h"
-#include "framework/io/crc32c.h"
 #include "framework/io/file_io.h"
 
 #include <filesystem>

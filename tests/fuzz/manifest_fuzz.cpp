@@ -1,11 +1,11 @@
 // libFuzzer entry for a checkpoint's manifest, built by hand:
 //   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -I. tests/fuzz/manifest_fuzz.cpp \
-//     framework/io/manifest.cpp framework/io/crc32c.cpp comm/error.cpp comm/buffer.cpp -o manifest_fuzz &&
+//     framework/io/manifest.cpp comm/crc32c.cpp comm/error.cpp comm/buffer.cpp -o manifest_fuzz &&
 //     ./manifest_fuzz -max_len=8192 CORPUS      (start with a manifest.json without its last key, "manifest_crc32c")
 // The checksum is made right for every input. Whatever the bytes: a data error of one line, or a manifest that prints
 // and parses to itself. Whole checkpoints: checkpoint_test, MutatedOnesLoadOrAreRefused.
 #include "comm/error.h"
-#include "framework/io/crc32c.h"
+#include "comm/crc32c.h"
 #include "framework/io/manifest.h"
 
 #include <cstdio>

@@ -1,9 +1,9 @@
 #include "framework/io/checkpoint.h"
 
+#include "comm/crc32c.h"
 #include "comm/error.h"
 #include "comm/local/loopback.h"
 #include "framework/base/agree.h"
-#include "framework/io/crc32c.h"
 #include "framework/io/file_io.h"
 #include "framework/io/folder_lock.h"
 #include "framework/io/manifest.h"

@@ -1,4 +1,4 @@
-#include "framework/io/crc32c.h"
+#include "comm/crc32c.h"
 
 #include <numeric>
 #include <string>

@@ -1,7 +1,7 @@
 #include "framework/metrics/metrics.h"
 
+#include "comm/crc32c.h"
 #include "comm/error.h"
-#include "framework/io/crc32c.h"
 #include "framework/metrics/progress.h"
 #include "framework/metrics/tensorboard.h"
 
