@@ -10,6 +10,7 @@
 #include "framework/base/tensor.h"
 #include "framework/gradients/hook.h"
 #include "framework/kernels/top_k.h"
+#include "framework/placement.h"
 
 #include <ATen/ATen.h>
 
@@ -74,7 +75,7 @@ void add_top_k(std::vector<Measured>& all, const Memory& m) {
 // All of a step but what travels, on matrices of 1024 x 4096. The fewest bytes a value: gradient and error in, M out
 // (12); M for Q (4); M in, error and sum out (12).
 struct PowerSgd {
-  std::unique_ptr<Communicator> comm = make_self();
+  std::unique_ptr<Communicator> comm = for_device(make_self(), {at::Device(at::kCUDA, 0), /*nccl=*/true}, {});
   Bucket bucket;
   std::unique_ptr<GradientHook> hook;
   std::vector<Work> works;
