@@ -6,8 +6,7 @@ namespace trireme::coding {
 
 __device__ inline std::int32_t code_of(float x, float step) { return __float2int_rn(__fdiv_rn(x, step)); }
 __device__ inline bool misses(float x, std::int32_t code, float step, float eb) {
-  const float there = __fmul_rn(static_cast<float>(code), step);
-  return fabs(static_cast<double>(x) - static_cast<double>(there)) > static_cast<double>(eb);
+  return misses_bound(x, __fmul_rn(static_cast<float>(code), step), eb);
 }
 
 // Range of pieces, by the first warp.

@@ -89,6 +89,10 @@ TRIREME_SHARED Bound bound_for(float min, float max, float bound, bool relative)
   return b;
 }
 
+// Does x' miss the bound? x' is 0 or between x / 2 and 2 x, so that the difference is exact in f32 (Sterbenz) and the
+// answer that of f64.
+TRIREME_SHARED bool misses_bound(float x, float there, float eb) { return __builtin_fabsf(x - there) > eb; }
+
 TRIREME_SHARED std::uint32_t floor_log2(std::uint32_t x) {
 #ifdef __CUDA_ARCH__
   return 31u - static_cast<std::uint32_t>(__clz(static_cast<int>(x)));
