@@ -97,7 +97,7 @@ __device__ inline void add_stream(EncodeShared& s, std::uint32_t k, const std::u
   if (threadIdx.x == 0) {
     t.symbols = symbols, t.row_of = nullptr, t.class_of_row = nullptr, t.late = nullptr;
     t.late_bytes = 0, t.count = t.period = count, t.classes = 1;
-    t.log2 = lanes_log2(count, lane_symbols);
+    t.log2 = fast_lanes_log2(count);
     t.words = words;
   }
   __syncthreads();
