@@ -1,5 +1,6 @@
 // The CUDA twin of the error-bounded decoder: one launch, a block a chunk.
 #include "compression/codecs/bounded_decode.cuh"
+#include "compression/codecs/bounded_fixed.cuh"
 
 #include <cstring>
 
@@ -41,6 +42,8 @@ __device__ Encoder encoder(const DecodeShared& s) { return static_cast<Encoder>(
 __device__ bool indexed(Encoder e) { return e == dedup_rans || e == dedup_packed || e == dedup_values; }
 __device__ bool coded(Encoder e) { return e == packed_codes || e == rans || e == dedup_rans || e == dedup_packed; }
 
+__device__ bool fixed_rate(Encoder e) { return e >= fp16 && e < encoders; }
+
 // As check_header of decode_chunk.cpp, for the encoders that this twin knows.
 __device__ bool header_is_good(const ChunkHeader& h, const DeviceDecode::Chunk& c) {
   const auto e = static_cast<Encoder>(h.encoder);
@@ -51,8 +54,8 @@ __device__ bool header_is_good(const ChunkHeader& h, const DeviceDecode::Chunk& 
   if (coded(e)) {
     if (h.code_width != 8 && (h.code_width != 16 || e == rans || e == dedup_rans)) return false;
     if (!(h.eb > 0) || !(step - step == 0) || h.code_min > largest_code || h.code_min < -largest_code) return false;
-  } else if ((e != raw_values && e != constant_value && e != dedup_values) || h.code_width != 0 || h.eb != 0 ||
-             (h.flags & has_outliers)) {
+  } else if ((e != raw_values && e != constant_value && e != dedup_values && !fixed_rate(e)) || h.code_width != 0 ||
+             h.eb != 0 || (h.flags & has_outliers)) {
     return false;
   }
   if ((h.flags & has_nonfinite) && e != raw_values) return false;
@@ -81,6 +84,10 @@ __device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReade
     return in.left() == 4 * values;
   }
   if (e == constant_value) return in.left() == 0;
+  if (fixed_rate(e)) {
+    s.codes_at = in.at;
+    return in.left() == fixed_rate_bytes(e, c.n, c.dim);
+  }
   if (indexed(e)) {
     s.unique = in.number();
     s.form = (s.header.flags & index_form_low ? 1 : 0) | (s.header.flags & index_form_high ? 2 : 0);
@@ -272,6 +279,17 @@ __device__ bool put_values(const DecodeShared& s, const DeviceDecode::Chunk& c, 
   return good || (s.header.flags & has_nonfinite);
 }
 
+__device__ bool put_fixed_rate(const DecodeShared& s, const DeviceDecode::Chunk& c) {
+  const Encoder e = encoder(s);
+  const std::size_t scales = scale_bytes(e, c.dim), codes = code_bytes(e, c.dim);
+  bool good = true;
+  for (std::size_t r = threadIdx.x / 32; r < c.n; r += block_warps)
+    good =
+        decode_row(e, s.codes_at + r * scales, s.codes_at + c.n * scales + r * codes, c.dim, c.rows + r * c.stride) &&
+        good;
+  return good;
+}
+
 // Values that would have missed the bound, over what is there. With outliers, values that are not finite may be among
 // those they replace: finite() counts afterwards.
 __device__ bool put_outliers(const DecodeShared& s, const DeviceDecode::Chunk& c) {
@@ -312,6 +330,7 @@ __device__ Work take_memory(DecodeShared& s, const DeviceDecode::Chunk& c, Arena
 __device__ bool decode_chunk(DecodeShared& s, const DeviceDecode::Chunk& c, const Work& w) {
   const Encoder e = encoder(s);
   if (e == raw_values || e == constant_value) return put_values(s, c, w, false);
+  if (fixed_rate(e)) return put_fixed_rate(s, c);
   if (s.streams) {
     decode_streams(s.source, s.streams, &s.bad);
     if (s.bad) return false;

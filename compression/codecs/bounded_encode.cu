@@ -100,6 +100,11 @@ __device__ std::uint32_t encode_body(const EncodeArguments& a, EncodeShared& s, 
                                      std::uint8_t* codes, std::uint32_t* bins, std::uint8_t* slot) {
   std::uint8_t* to = slot + header_bytes;
   if (s.bound.plan == Plan::exact) return encode_values(s, d, c, to);
+  if (s.bound.plan == Plan::fixed_rate) {
+    if (threadIdx.x == 0) s.header.encoder = a.only;
+    put_fixed_rate(c, a.only, to);
+    return static_cast<std::uint32_t>(fixed_rate_bytes(a.only, c.n, c.dim));
+  }
   if (s.bound.plan != Plan::codes) return 0;
   if (threadIdx.x == 0) {
     s.header.code_width = s.wide ? 16 : 8;
@@ -126,6 +131,8 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
     s.header = ChunkHeader();
     s.header.rows = c.n;
     if (a.only == raw_values || values == 0) s.bound.plan = Plan::raw;
+    if (a.only >= fp16 && a.only < encoders && s.bound.plan != Plan::raw)
+      s.bound.plan = fixed_rate_bytes(a.only, c.n, c.dim) < 4 * values ? Plan::fixed_rate : Plan::raw;
   }
   __syncthreads();
   DeviceRows d;
@@ -134,7 +141,10 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
   if (!c.self && (s.bound.plan == Plan::exact || s.bound.plan == Plan::codes)) codes = take_memory(a, s, d, c, arena);
   if (s.bound.plan == Plan::codes) make_codes(a, s, c, codes);
   if (c.self) {
-    put_self(s, c);
+    if (s.bound.plan == Plan::fixed_rate)
+      put_fixed_rate(c, a.only, nullptr);
+    else
+      put_self(s, c);
     if (threadIdx.x == 0) a.sizes[blockIdx.x] = 0;
     return;
   }

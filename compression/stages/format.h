@@ -66,7 +66,7 @@ static_assert(sizeof(ChunkHeader) == header_bytes);
 constexpr std::int32_t largest_code = 1 << 16;  // |x| / step beyond this: eb is but a few ulp of x, the values travel
 
 // What becomes of the chunks of one scope.
-enum class Plan : std::uint8_t { codes, constant, exact, raw };
+enum class Plan : std::uint8_t { codes, constant, exact, raw, fixed_rate };
 struct Bound {
   Plan plan = Plan::raw;
   float eb = 0;
