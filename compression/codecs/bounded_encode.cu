@@ -1,6 +1,6 @@
-// The CUDA twin of the error-bounded encoder: four launches for all chunks. (1) ranges of pieces; (2) a block a chunk:
-// codes, unique rows, index, classes, tables and rANS into the chunk's slot; (3) where each code begins; (4) codes side
-// by side. Compiled with -fmad=false: rounds where the host rounds.
+// The CUDA twin of the error-bounded encoder: three launches for all chunks. (1) ranges of pieces; (2) a block a chunk:
+// codes, unique rows, index, classes, tables and rANS into the chunk's slot; (3) the codes side by side.
+// Compiled with -fmad=false: rounds where the host rounds.
 #include "compression/codecs/bounded_body.cuh"
 
 #include <cstring>
@@ -22,8 +22,6 @@ Tables tables_of(const DeviceEncode& job) {
   Tables t;
   t.chunks = reinterpret_cast<DeviceChunk*>(job.scratch);
   t.pieces = reinterpret_cast<PieceRange*>(job.scratch + multiple_of_16(job.count * sizeof(DeviceChunk)));
-  t.offsets = reinterpret_cast<std::uint64_t*>(reinterpret_cast<std::uint8_t*>(t.pieces) +
-                                               multiple_of_16(job.pieces * sizeof(PieceRange)));
   return t;
 }
 
@@ -165,23 +163,19 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
 
 // ---- side by side ----
 
-__global__ void __launch_bounds__(block_threads)
-    offsets_kernel(const std::uint64_t* sizes, std::uint32_t count, std::uint64_t* offsets) {
-  __shared__ std::uint32_t sums[block_warps];
-  std::uint64_t before = 0;
-  for (std::uint32_t first = 0; first < count; first += block_threads) {
-    const std::uint32_t k = first + threadIdx.x;
-    std::uint32_t total;
-    const std::uint32_t at = block_scan(k < count ? static_cast<std::uint32_t>(sizes[k] / 4) : 0, sums, total);
-    if (k < count) offsets[k] = 4 * (before + at);
-    before += total;
-  }
-}
-
+// A few blocks a chunk; each finds where its chunk begins from the sizes before.
 __global__ void __launch_bounds__(256)
     compact_kernel(Tables t, const std::uint8_t* slots, const std::uint64_t* sizes, std::uint8_t* out) {
+  unsigned long long before = 0;
+  for (std::uint32_t k = threadIdx.x; k < blockIdx.x; k += 256) before += sizes[k];
+  __shared__ unsigned long long of_warp[8];
+  before = warp_sum(before);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = before;
+  __syncthreads();
+  before = 0;
+  for (int w = 0; w < 8; ++w) before += of_warp[w];
   const auto* from = reinterpret_cast<const std::uint32_t*>(slots + t.chunks[blockIdx.x].slot_at);
-  auto* to = reinterpret_cast<std::uint32_t*>(out + t.offsets[blockIdx.x]);
+  auto* to = reinterpret_cast<std::uint32_t*>(out + before);
   const std::uint64_t words = sizes[blockIdx.x] / 4;
   for (std::uint64_t i = std::uint64_t{blockIdx.y} * 256 + threadIdx.x; i < words; i += std::uint64_t{gridDim.y} * 256)
     to[i] = from[i];
@@ -213,8 +207,6 @@ void encode(const DeviceEncode& job, Place place) {
                                     largest <= 8192 ? shared_small : shared_memory);
   encode_kernel<<<static_cast<unsigned>(job.count), block_threads, a.shared_bytes, stream>>>(a);
   check_launch("encoder of rows");
-  offsets_kernel<<<1, block_threads, 0, stream>>>(job.sizes, static_cast<std::uint32_t>(job.count), t.offsets);
-  check_launch("offsets of codes");
   const unsigned parts = largest > 65536 ? 4 : 1;
   compact_kernel<<<dim3(static_cast<unsigned>(job.count), parts), 256, 0, stream>>>(t, a.slots, job.sizes, job.out);
   check_launch("codes side by side");
