@@ -83,7 +83,7 @@ std::vector<Param> Session::apply_freeze() {
     p.value.set_requires_grad(!frozen);
     if (frozen) continue;
     used.back() = 1;
-    trained.push_back(p);
+    if (p.group != "sparse") trained.push_back(p);
   }
   context_.comm("control").all_reduce({used.data(), used.size(), DType::i64}, Op::max).wait();
   for (std::size_t i = 0; i < patterns.size(); ++i)

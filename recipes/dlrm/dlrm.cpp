@@ -1,0 +1,165 @@
+// DLRM (Naumov et al., arXiv 1906.00091) with hybrid parallelism: each embedding table lies on one rank, the MLPs on
+// all. A step: ids to the tables' owners, rows to the samples while the bottom MLP computes, interaction and top MLP;
+// gradients of the rows back while the bottom MLP's backward computes; each owner updates the rows it looked up.
+#include "comm/error.h"
+#include "framework/base/tensor.h"
+#include "framework/context.h"
+#include "framework/metrics/binary.h"
+#include "framework/plan.h"
+#include "recipes/dlrm/coder.h"
+#include "recipes/dlrm/plan.h"
+
+#include <numeric>
+
+#include <nlohmann/json.hpp>
+
+namespace trireme::dlrm {
+namespace {
+
+class Dlrm : public Recipe {
+ public:
+  void fields(Fields& f) override { config_.fields(f); }
+
+  void setup(Context& c) override {
+    check(c.config());
+    data_ = open_data(config_.data);
+    const auto tables = std::int64_t(data_->tables().size());
+    const Shape shape = shape_of(config_.model, config_.data, data_->dense(), tables);
+    coder_.emplace(config_.compression, config_.data, tables);
+    nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
+    model_.emplace(shape, params);
+    tables_.emplace(data_->tables(), shape.dim, config_.embedding.rule(),
+                    owners_of(config_, *data_, shape.dim, c.size(), c.config()), c);
+    params_ = params.all();
+    for (auto& p : tables_->parameters()) params_.push_back(std::move(p));
+  }
+
+  std::vector<Param> parameters() override { return params_; }
+  const Dataset& train_data() override { return *data_; }
+  std::vector<std::int64_t> train_ids() override {
+    const auto part = data_->train();
+    std::vector<std::int64_t> ids(std::size_t(part.size()));
+    std::iota(ids.begin(), ids.end(), part.begin);
+    return ids;
+  }
+  std::vector<std::string> communicators() const override { return ShardedTables::communicators(); }
+
+  at::Tensor backward(const Batch& batch, Context& c) override {
+    coder_->run_length(c.steps);
+    const auto gradient_known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward()); };
+    const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
+    const at::Tensor logits = forward(batch, c, coder_->forward(tables_->mine(), c.now.step), gradient_known);
+    const at::Tensor share = at::binary_cross_entropy_with_logits(logits.to(c.param_type()), label, {}, {},
+                                                                  at::Reduction::Sum) /
+                             double(label.size(0) * c.size());
+    c.backward({&share, 1});
+    tables_->finish_return();
+    report(c);
+    return share.detach() + tables_->blame();
+  }
+
+  void update(const Step& s, Context& c) override {
+    c.step_optimizers(s);
+    const double peak = c.config().optimizer.lr;
+    const double lr = config_.embedding.lr > 0 ? config_.embedding.lr * (peak > 0 ? s.lr / peak : 1) : s.lr;
+    tables_->update(lr, c.skip());
+  }
+
+  std::map<std::string, double> evaluate(Context& c) override {
+    const auto part = data_->test();
+    const std::int64_t b = std::max<std::int64_t>(1, config_.eval_batch / c.size());
+    Judged judged;
+    for (std::int64_t first = part.begin; first < part.end; first += b * c.size()) {
+      std::vector<std::int64_t> ids;
+      for (std::int64_t i = 0; i < b; ++i) ids.push_back(std::min(first + c.rank() * b + i, part.end - 1));
+      const Batch batch = data_->read(ids, 0);
+      const auto coding = config_.compression.eval ? coder_->forward(tables_->mine(), c.now.step) : nullptr;
+      const at::Tensor logits = forward(batch, c, coding, {}).to(at::kCPU, at::kDouble);
+      const std::int64_t own = std::clamp<std::int64_t>(part.end - first - c.rank() * b, 0, b);
+      add(judged, batch, logits, own);
+    }
+    return binary_metrics(judged, c.comm("control"));
+  }
+  std::string best_metric() const override { return "auc"; }
+  std::vector<std::string> headline_metrics() const override { return {"auc", "accuracy", "bce", "bayes_auc"}; }
+
+  void state(Archive& ar) override {
+    std::string identity = data_->identity();
+    ar.text("data", identity);
+    if (identity != data_->identity())
+      throw DataError("data.file", "is other data than this run was started with: " + identity.substr(0, 200),
+                      "put it back, or use --fresh to start over");
+    tables_->state(ar);
+  }
+
+  bool plan(Plan& plan, int ranks, const TrainConfig& train) const override {
+    plan_dlrm(plan, config_, ranks, train);
+    return true;
+  }
+
+  std::string describe() const override {
+    nlohmann::json tables = nlohmann::json::array();
+    for (std::size_t t = 0; t < data_->tables().size(); ++t) {
+      const char c = coder_->bounds().class_of(std::int64_t(t));
+      tables.push_back({{"name", data_->tables()[t].name},
+                        {"rows", data_->tables()[t].rows},
+                        {"rank", tables_->owners().of_table[t]},
+                        {"bound", c == 'T' ? "tight" : c == 'L' ? "loose" : "base"}});
+    }
+    return nlohmann::json{{"data", data_->identity()}, {"tables", tables}}.dump();
+  }
+
+ private:
+  static void check(const TrainConfig& train) {
+    if (train.ema > 0) throw UsageError("ema", "averages the MLPs, and tables have no average", "use ema=0");
+    if (train.precision == "fp16")
+      throw UsageError("precision", "fp16 scales the loss, and gradients of tables are not scaled back",
+                       "use f32 or bf16");
+  }
+
+  at::Tensor forward(const Batch& batch, Context& c, const ShardedTables::CodingOf& coding,
+                     std::function<void(const at::Tensor&)> gradient_known) {
+    tables_->send_ids(batch.columns.at("ids"));
+    tables_->start_fetch(coding);
+    const at::Tensor x = model_->bottom(to_device(batch.columns.at("dense"), c.device()).to(c.param_type()));
+    at::Tensor rows = tables_->finish_fetch();
+    if (gradient_known) rows.requires_grad_();
+    return model_->top(x, rows, tables_->places(), std::move(gradient_known));
+  }
+
+  static void add(Judged& judged, const Batch& batch, const at::Tensor& logits, std::int64_t n) {
+    const auto* l = logits.const_data_ptr<double>();
+    const auto* y = batch.columns.at("label").const_data_ptr<float>();
+    judged.logits.insert(judged.logits.end(), l, l + n);
+    judged.labels.insert(judged.labels.end(), y, y + n);
+    if (const auto truth = batch.columns.find("truth"); truth != batch.columns.end()) {
+      const auto* t = truth->second.const_data_ptr<float>();
+      judged.truth.insert(judged.truth.end(), t, t + n);
+    }
+  }
+
+  // Sums over ranks of what travelled since the last line of metrics.
+  void report(Context& c) {
+    const ExchangeBytes f = tables_->forward().take_bytes(), b = tables_->backward().take_bytes();
+    bytes_[0] += f.plain, bytes_[1] += f.sent, bytes_[2] += b.plain, bytes_[3] += b.sent;
+    if (!c.logs_now() || (!coder_->forward_on() && !coder_->backward_on())) return;
+    std::array<double, 4> all = std::exchange(bytes_, {});
+    c.comm("control").all_reduce({all.data(), all.size(), DType::f64}, Op::sum).wait();
+    if (all[1] > 0) c.log("forward_ratio", all[0] / all[1]);
+    if (all[3] > 0) c.log("backward_ratio", all[2] / all[3]);
+    c.log("bound_factor", coder_->factor(c.now.step));
+  }
+
+  DlrmConfig config_;
+  std::unique_ptr<TableData> data_;
+  std::optional<Model> model_;
+  std::optional<ShardedTables> tables_;
+  std::optional<Coder> coder_;
+  std::vector<Param> params_;
+  std::array<double, 4> bytes_{};  // forward and backward: plain, sent
+};
+
+const Recipes::Entry registered("dlrm", [] { return std::make_unique<Dlrm>(); });
+
+}  // namespace
+}  // namespace trireme::dlrm

@@ -1,0 +1,168 @@
+#include "recipes/dlrm/exchange.h"
+
+#include "comm/error.h"
+#include "framework/base/tensor.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include <ATen/ATen.h>
+
+namespace trireme::dlrm {
+namespace {
+
+at::Tensor room(const at::Tensor& have, std::size_t bytes, at::Device device) {
+  if (have.defined() && have.nbytes() >= bytes) return have;
+  return at::empty({std::int64_t(bytes)}, at::TensorOptions(device).dtype(at::kByte));
+}
+
+std::size_t first_of(const std::vector<std::size_t>& chunks, int rank) {
+  return std::accumulate(chunks.begin(), chunks.begin() + rank, std::size_t{0});
+}
+
+Buffer bytes_of(const at::Tensor& t, std::size_t n) {
+  Buffer b = buffer_of(t);
+  b.count = n;
+  return b;
+}
+
+}  // namespace
+
+RowExchange::RowExchange(Communicator& rows, Communicator& sizes, std::vector<std::size_t> to,
+                         std::vector<std::size_t> from)
+    : rows_(rows), sizes_(sizes), to_(std::move(to)), from_(std::move(from)) {}
+
+std::vector<std::size_t> RowExchange::values(const std::vector<std::size_t>& chunks) const {
+  std::vector<std::size_t> n;
+  for (const std::size_t c : chunks) n.push_back(c * std::size_t(recv_.size(1) * recv_.size(2)));
+  return n;
+}
+
+void RowExchange::start(const at::Tensor& send, const at::Tensor& recv, const Coding& coding) {
+  send_ = send, recv_ = recv, codec_ = nullptr;
+  const auto me = std::size_t(rows_.rank());
+  const double chunk = double(recv.size(1) * recv.size(2)) * double(recv.element_size());
+  const double plain = double(std::size_t(send.size(0)) - to_[me]) * chunk;
+  bytes_.plain += plain;
+  send_sizes_.assign(std::size_t(send.size(0)), std::uint64_t(chunk));
+  if (coding.codec) encode(coding);
+  if (!codec_) {
+    bytes_.sent += plain;
+    work_ = rows_.all_to_all(buffer_of(send_), values(to_), buffer_of(recv_), values(from_));
+    return;
+  }
+  const auto total = std::accumulate(send_sizes_.begin(), send_sizes_.end(), std::uint64_t{0});
+  bytes_.sent += double(total) + 8 * double(std::size_t(send.size(0)) - to_[me]);
+  recv_sizes_.assign(std::size_t(recv_.size(0)), 0);
+  // Sizes of what stays here are zero and go nowhere.
+  work_ = sizes_
+              .all_to_all({send_sizes_.data(), send_sizes_.size(), DType::i64}, to_,
+                          {recv_sizes_.data(), recv_sizes_.size(), DType::i64}, from_);
+  if (send_.is_cpu())
+    work_ = work_.then([this] { return send_payload(); });
+  else
+    work_.wait(), work_ = send_payload();
+}
+
+void RowExchange::encode(const Coding& coding) {
+  const auto n = std::size_t(send_.size(1)), d = std::size_t(send_.size(2));
+  const std::size_t mine = first_of(to_, rows_.rank()), end = mine + to_[std::size_t(rows_.rank())];
+  const std::size_t there = first_of(from_, rows_.rank());
+  auto* from = send_.data_ptr<float>();
+  auto* to = recv_.data_ptr<float>();
+  std::vector<TableChunk> chunks(std::size_t(send_.size(0)));
+  for (std::size_t k = 0; k < chunks.size(); ++k) {
+    chunks[k] = {from + k * n * d, n, d, 0, coding.bounds[k], coding.scopes[k]};
+    if (coding.simulate)
+      chunks[k].self = from + k * n * d;
+    else if (k >= mine && k < end)
+      chunks[k].self = to + (there + k - mine) * n * d;
+  }
+  const auto device = send_.device();
+  encoded_ = room(encoded_, coding.codec->max_bytes(n, d) * chunks.size(), device);
+  if (device.is_cpu()) {
+    std::vector<std::uint64_t> sizes(chunks.size());
+    coding.codec->encode(chunks, buffer_of(encoded_), {sizes.data(), sizes.size(), DType::i64});
+    if (!coding.simulate) send_sizes_ = std::move(sizes);
+  } else {
+    scratch_ = room(scratch_, coding.codec->scratch_bytes(chunks), device);
+    const at::Tensor sizes = at::empty({send_.size(0)}, at::TensorOptions(device).dtype(at::kLong));
+    coding.codec->encode(chunks, buffer_of(encoded_), buffer_of(sizes), buffer_of(scratch_));
+    if (!coding.simulate) {
+      const at::Tensor host = sizes.cpu();  // the one wait of a step: how much travels
+      const auto* s = host.const_data_ptr<std::int64_t>();
+      send_sizes_.assign(s, s + host.numel());
+    }
+  }
+  if (!coding.simulate) codec_ = coding.codec;
+}
+
+Work RowExchange::send_payload() {
+  const std::size_t most = codec_->max_bytes(std::size_t(recv_.size(1)), std::size_t(recv_.size(2)));
+  std::vector<std::size_t> send, recv;
+  std::size_t at = 0;
+  for (const std::size_t n : to_) {
+    send.push_back(std::accumulate(send_sizes_.begin() + std::ptrdiff_t(at),
+                                   send_sizes_.begin() + std::ptrdiff_t(at + n), std::size_t{0}));
+    at += n;
+  }
+  at = 0;
+  for (std::size_t r = 0; r < from_.size(); ++r) {
+    recv.push_back(0);
+    for (std::size_t k = 0; k < from_[r]; ++k, ++at) {
+      const std::uint64_t size = recv_sizes_[at];
+      if (size > most || size % 4 != 0)
+        throw CommError("compressed exchange",
+                        "rank " + std::to_string(r) + " announces " + std::to_string(size) + " bytes for its chunk " +
+                            std::to_string(k) + ", at most " + std::to_string(most) + " are possible",
+                        "do all ranks run the same program and configuration?");
+      recv.back() += size;
+    }
+  }
+  const std::size_t total = std::accumulate(recv.begin(), recv.end(), std::size_t{0});
+  received_ = room(received_, std::max<std::size_t>(total, 4), recv_.device());
+  return rows_.all_to_all(bytes_of(encoded_, std::accumulate(send.begin(), send.end(), std::size_t{0})), send,
+                          bytes_of(received_, total), recv);
+}
+
+int RowExchange::source_of(std::size_t chunk) const {
+  int r = 0;
+  for (std::size_t first = from_[0]; chunk >= first; first += from_[std::size_t(r)]) ++r;
+  return r;
+}
+
+void RowExchange::decode() {
+  const auto n = std::size_t(recv_.size(1)), d = std::size_t(recv_.size(2));
+  const std::size_t mine = first_of(from_, rows_.rank()), end = mine + from_[std::size_t(rows_.rank())];
+  std::vector<CodedChunk> chunks;
+  const auto* code = received_.const_data_ptr<std::uint8_t>();
+  auto* to = recv_.data_ptr<float>();
+  std::vector<std::size_t> number;
+  for (std::size_t k = 0; k < recv_sizes_.size(); ++k) {
+    if (k >= mine && k < end) continue;
+    chunks.push_back({code, std::size_t(recv_sizes_[k]), to + k * n * d, n, d});
+    number.push_back(k);
+    code += recv_sizes_[k];
+  }
+  if (recv_.is_cpu()) {
+    for (std::size_t i = 0; i < chunks.size(); ++i) try {
+        codec_->decode({&chunks[i], 1});
+      } catch (const CommError& e) {
+        const int source = source_of(number[i]);
+        throw CommError("compressed exchange",
+                        "chunk " + std::to_string(number[i] - first_of(from_, source)) + " from rank " +
+                            std::to_string(source) + ": " + e.what());
+      }
+    return;
+  }
+  const at::Tensor status = at::zeros({1}, at::TensorOptions(recv_.device()).dtype(at::kInt));
+  codec_->decode(chunks, buffer_of(recv_).place, reinterpret_cast<std::uint32_t*>(status.data_ptr<int>()));
+}
+
+void RowExchange::finish() {
+  work_.wait();
+  if (codec_) decode();
+  send_ = recv_ = at::Tensor();
+}
+
+}  // namespace trireme::dlrm
