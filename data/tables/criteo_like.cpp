@@ -12,8 +12,8 @@ namespace trireme {
 namespace {
 
 constexpr int rank_of_truth = 3;
-// Strength of the effects by themselves and of their products: a logit of deviation about 1.7.
-constexpr double alone = 0.30, together = 0.055;
+// Strength of the effects by themselves and of their products: a logit of deviation about 1.2.
+constexpr double alone = 0.20, together = 0.015;
 
 const Shape& shape_of(const std::string& name) {
   const Shape* s = shape_named(name);

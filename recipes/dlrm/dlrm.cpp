@@ -4,11 +4,13 @@
 #include "comm/error.h"
 #include "framework/base/tensor.h"
 #include "framework/context.h"
+#include "framework/micro_batch.h"
 #include "framework/metrics/binary.h"
 #include "framework/plan.h"
 #include "recipes/dlrm/coder.h"
 #include "recipes/dlrm/plan.h"
 
+#include <deque>
 #include <numeric>
 
 #include <nlohmann/json.hpp>
@@ -42,13 +44,14 @@ class Dlrm : public Recipe {
     std::iota(ids.begin(), ids.end(), part.begin);
     return ids;
   }
+  bool looks_ahead() const override { return true; }
   std::vector<std::string> communicators() const override { return ShardedTables::communicators(); }
 
   at::Tensor backward(const Batch& batch, Context& c) override {
     coder_->run_length(c.steps);
     const auto gradient_known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward()); };
     const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
-    const at::Tensor logits = forward(batch, c, coder_->forward(tables_->mine(), c.now.step), gradient_known);
+    const at::Tensor logits = forward(batch, ids_for(batch, c), c, coder_->forward(tables_->mine(), c.now.step), gradient_known);
     const at::Tensor share = at::binary_cross_entropy_with_logits(logits.to(c.param_type()), label, {}, {},
                                                                   at::Reduction::Sum) /
                              double(label.size(0) * c.size());
@@ -74,7 +77,8 @@ class Dlrm : public Recipe {
       for (std::int64_t i = 0; i < b; ++i) ids.push_back(std::min(first + c.rank() * b + i, part.end - 1));
       const Batch batch = data_->read(ids, 0);
       const auto coding = config_.compression.eval ? coder_->forward(tables_->mine(), c.now.step) : nullptr;
-      const at::Tensor logits = forward(batch, c, coding, {}).to(at::kCPU, at::kDouble);
+      const at::Tensor logits =
+          forward(batch, tables_->send_ids(batch.columns.at("ids")), c, coding, {}).to(at::kCPU, at::kDouble);
       const std::int64_t own = std::clamp<std::int64_t>(part.end - first - c.rank() * b, 0, b);
       add(judged, batch, logits, own);
     }
@@ -117,10 +121,25 @@ class Dlrm : public Recipe {
                        "use f32 or bf16");
   }
 
-  at::Tensor forward(const Batch& batch, Context& c, const ShardedTables::CodingOf& coding,
+  // Those of a step were sent during the step before, if there was one; then those of the next step are.
+  ShardedTables::Ids ids_for(const Batch& batch, Context& c) {
+    const std::int64_t parts = c.accumulate();
+    if (sent_.empty() || sent_.front().epoch != batch.epoch || sent_.front().index != batch.index) {
+      sent_.clear();
+      sent_.push_back({batch.epoch, batch.index, tables_->send_ids(batch.columns.at("ids"))});
+    }
+    ShardedTables::Ids ids = std::move(sent_.front().ids);
+    sent_.pop_front();
+    if (++part_ < parts) return ids;
+    part_ = 0;
+    for (std::int64_t k = 0; c.next && k < parts; ++k)
+      sent_.push_back({c.next->epoch, c.next->index, tables_->send_ids(micro_batch(*c.next, k, parts).columns.at("ids").contiguous())});
+    return ids;
+  }
+
+  at::Tensor forward(const Batch& batch, ShardedTables::Ids ids, Context& c, const ShardedTables::CodingOf& coding,
                      std::function<void(const at::Tensor&)> gradient_known) {
-    tables_->send_ids(batch.columns.at("ids"));
-    tables_->start_fetch(coding);
+    tables_->start_fetch(std::move(ids), coding);
     const at::Tensor x = model_->bottom(to_device(batch.columns.at("dense"), c.device()).to(c.param_type()));
     at::Tensor rows = tables_->finish_fetch();
     if (gradient_known) rows.requires_grad_();
@@ -141,6 +160,7 @@ class Dlrm : public Recipe {
   // Sums over ranks of what travelled since the last line of metrics.
   void report(Context& c) {
     const ExchangeBytes f = tables_->forward().take_bytes(), b = tables_->backward().take_bytes();
+    c.spared(f.plain - f.sent + b.plain - b.sent);
     bytes_[0] += f.plain, bytes_[1] += f.sent, bytes_[2] += b.plain, bytes_[3] += b.sent;
     if (!c.logs_now() || (!coder_->forward_on() && !coder_->backward_on())) return;
     std::array<double, 4> all = std::exchange(bytes_, {});
@@ -156,6 +176,12 @@ class Dlrm : public Recipe {
   std::optional<ShardedTables> tables_;
   std::optional<Coder> coder_;
   std::vector<Param> params_;
+  struct Sent {
+    std::int64_t epoch, index;
+    ShardedTables::Ids ids;
+  };
+  std::deque<Sent> sent_;
+  std::int64_t part_ = 0;  // micro-batches of this step that are done
   std::array<double, 4> bytes_{};  // forward and backward: plain, sent
 };
 

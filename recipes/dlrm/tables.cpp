@@ -55,7 +55,7 @@ std::vector<Param> ShardedTables::parameters() const {
   return all;
 }
 
-void ShardedTables::send_ids(const at::Tensor& ids) {
+ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
   const std::int64_t b = ids.size(0), width = ids.size(1);
   const auto* from = ids.const_data_ptr<std::int32_t>();
   Ids x;
@@ -85,7 +85,7 @@ void ShardedTables::send_ids(const at::Tensor& ids) {
   x.sent = to_device(sent, context_.device());
   x.received = at::empty({ranks_, own * b}, x.sent.options());
   x.work = context_.comm("ids").all_to_all(buffer_of(x.sent), send, buffer_of(x.received), recv);
-  ids_.push_back(std::move(x));
+  return x;
 }
 
 at::Tensor ShardedTables::ids_of(const at::Tensor& received, std::size_t k, std::int64_t b) const {
@@ -96,10 +96,9 @@ at::Tensor ShardedTables::ids_of(const at::Tensor& received, std::size_t k, std:
                              received.storage_offset() + before * b);
 }
 
-void ShardedTables::start_fetch(const CodingOf& coding) {
+void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
   at::NoGradGuard no_grad;
-  current_ = std::move(ids_.front());
-  ids_.pop_front();
+  current_ = std::move(ids);
   current_.work.wait();
   const std::int64_t b = current_.b, n = std::int64_t(tables_.size());
   const auto options = at::TensorOptions(context_.device()).dtype(context_.param_type());

@@ -6,7 +6,6 @@
 #include "recipes/dlrm/exchange.h"
 #include "recipes/dlrm/planner.h"
 
-#include <deque>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -27,12 +26,17 @@ class ShardedTables {
   // Numbers of this rank's tables, and the rows last looked up of each: [ranks, b, d], before they were coded.
   const std::vector<std::int64_t>& mine() const { return owners_.tables[std::size_t(rank_)]; }
 
-  // ids i32 [b, width], in host memory: off they go to the owners. DataError where one is outside its table. Ids may
-  // be sent ahead; they are used in the order in which they were sent.
-  void send_ids(const at::Tensor& ids);
-  // Looks up the ids sent longest ago, and starts the rows on their way.
+  // Ids on their way to the owners of their tables.
+  struct Ids {
+    at::Tensor sent, received;  // i32; received: [ranks, b * this rank's width]
+    std::int64_t b = 0;
+    Work work;
+  };
+  // ids i32 [b, width], in host memory. DataError where one is outside its table.
+  Ids send_ids(const at::Tensor& ids);
+  // Looks the ids up, and starts the rows on their way.
   using CodingOf = std::function<Coding(const at::Tensor& rows)>;  // of [chunks, b, d], destination by destination
-  void start_fetch(const CodingOf& coding);
+  void start_fetch(Ids ids, const CodingOf& coding);
   at::Tensor finish_fetch();  // [tables, b, d], the samples of this rank, a leaf
 
   // The gradient of what finish_fetch() gave, back to the owners.
@@ -53,11 +57,6 @@ class ShardedTables {
   void state(Archive& ar);
 
  private:
-  struct Ids {
-    at::Tensor sent, received;  // i32; received: [ranks, b * this rank's width]
-    std::int64_t b = 0;
-    Work work;
-  };
   struct Waiting {
     at::Tensor ids, gradient;  // [ranks, b * width], [ranks, tables, b, d]
     std::int64_t b = 0;
@@ -74,7 +73,6 @@ class ShardedTables {
   std::vector<nn::EmbeddingTable> tables_;  // of this rank
   std::unique_ptr<Communicator> self_;
   std::optional<RowExchange> forward_, backward_;
-  std::deque<Ids> ids_;
   at::Tensor looked_up_, rows_, gradient_, returned_;
   Ids current_;
   bool returning_ = false;
