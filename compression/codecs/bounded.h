@@ -27,23 +27,23 @@ struct BoundedOptions {
   // auto (the fast one: dedup_rans), smallest (tries all, chunk by chunk), raw, packed, vector_lz, huffman, rans,
   // dedup_packed, dedup_huffman, dedup_rans; of fixed rate, without a bound: fp16, bf16, fp8, int8_row32, int4.
   std::string codec = "auto";
-  bool relative = true;          // bounds are fractions of R; else absolute
-  bool strict = true;            // re-check each value, keep those that miss the bound as they are
-  bool checksum = false;         // CRC32C of header and payload; a decoder that wants it refuses codes without
-  bool refuse_nonfinite = false; // encode throws Error (nonfinite) where it meets NaN or infinity
-  int code_width = 0;            // 8, 16 bits a code at most; 0: what the span needs
-  int window = 32;               // of vector_lz, rows: 1 to 255
+  bool relative = true;           // bounds are fractions of R; else absolute
+  bool strict = true;             // re-check each value, keep those that miss the bound as they are
+  bool checksum = false;          // CRC32C of header and payload; a decoder that wants it refuses codes without
+  bool refuse_nonfinite = false;  // encode throws Error (nonfinite) where it meets NaN or infinity
+  int code_width = 0;             // 8, 16 bits a code at most; 0: what the span needs
+  int window = 32;                // of vector_lz, rows: 1 to 255
 };
 
 // One chunk to encode.
 struct TableChunk {
   const float* rows = nullptr;
   std::size_t n = 0, dim = 1;
-  std::size_t stride = 0;        // floats from row to row; 0: dim
-  float bound = 0;               // >= 0
-  std::uint32_t scope = 0;       // chunks of equal scope lie side by side in the call and share R
-  // The chunk that stays here: what a receiver would get is written to `self` [n x dim] (stride self_stride, 0: dim; may
-  // be `rows`), no code is made, and its size is 0. It counts in R.
+  std::size_t stride = 0;   // floats from row to row; 0: dim
+  float bound = 0;          // >= 0
+  std::uint32_t scope = 0;  // chunks of equal scope lie side by side in the call and share R
+  // The chunk that stays here: what a receiver would get is written to `self` [n x dim] (stride self_stride, 0: dim;
+  // may be `rows`), no code is made, and its size is 0. It counts in R.
   float* self = nullptr;
   std::size_t self_stride = 0;
 };
@@ -54,16 +54,16 @@ struct CodedChunk {
   std::size_t bytes = 0;
   float* rows = nullptr;
   std::size_t n = 0, dim = 1;
-  std::size_t stride = 0;        // floats from row to row; 0: dim
+  std::size_t stride = 0;  // floats from row to row; 0: dim
 };
 
 // What a header says, for metrics. Throws CommError for bytes that are no header.
 struct ChunkInfo {
   std::string_view encoder;
-  float eb = 0;                  // absolute; 0: no loss
+  float eb = 0;                     // absolute; 0: no loss
   std::size_t rows = 0, bytes = 0;  // bytes: header, payload and padding
   bool nonfinite = false;
-  std::size_t outliers = 0;      // values kept as they are
+  std::size_t outliers = 0;  // values kept as they are
 };
 ChunkInfo inspect(std::span<const std::uint8_t> code);
 

@@ -1,0 +1,161 @@
+#include "compression/codecs/bounded.h"
+
+#include "comm/error.h"
+#include "comm/nearest.h"
+#include "compression/stages/chunk.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+namespace trireme {
+namespace {
+
+using namespace coding;
+
+// What a codec tries, chunk by chunk.
+const std::map<std::string, std::vector<Encoder>, std::less<>>& codecs() {
+  static const std::map<std::string, std::vector<Encoder>, std::less<>> all = {
+      {"auto", {}},
+      {"smallest", {vector_lz, huffman, rans, dedup_packed, dedup_huffman, dedup_rans}},
+      {"raw", {raw_values}},
+      {"packed", {packed_codes}},
+      {"vector_lz", {vector_lz}},
+      {"huffman", {huffman}},
+      {"rans", {rans}},
+      {"dedup_packed", {dedup_packed}},
+      {"dedup_huffman", {dedup_huffman}},
+      {"dedup_rans", {dedup_rans}},
+      {"fp16", {fp16}},
+      {"bf16", {bf16}},
+      {"fp8", {fp8}},
+      {"int8_row32", {int8_row32}},
+      {"int4", {int4}},
+  };
+  return all;
+}
+
+constexpr std::string_view encoder_names[encoders] = {
+    "raw",          "packed",       "constant", "vector_lz", "huffman", "dedup_huffman", "rans", "dedup_rans",
+    "dedup_packed", "dedup_values", "fp16",     "bf16",      "fp8",     "int8_row32",    "int4"};
+
+Settings settings_of(const BoundedOptions& o) {
+  Settings s;
+  s.try_all = codecs().at(o.codec);
+  s.smallest = o.codec == "smallest";
+  s.strict = o.strict;
+  s.checksum = o.checksum;
+  s.code_width = o.code_width;
+  s.window = static_cast<std::uint32_t>(o.window);
+  return s;
+}
+
+Rows rows_of(const TableChunk& c) { return {c.rows, c.n, c.dim, c.stride ? c.stride : c.dim}; }
+
+[[noreturn]] void refuse(const BadStream& bad, std::size_t chunk) {
+  throw CommError("codec bounded, chunk " + std::to_string(chunk), bad.what,
+                  "do all ranks run the same program and configuration?");
+}
+
+void check_call(const BoundedOptions& o, std::span<const TableChunk> chunks, const Buffer& out, const Buffer& sizes,
+                std::size_t room) {
+  if (!out.place.host()) throw Error(ExitCode::bug, "codec bounded", "this program has no CUDA twin of it");
+  if (out.bytes() < room || sizes.count < chunks.size() || size_of(sizes.dtype) != sizeof(std::uint64_t) ||
+      !sizes.place.host())
+    throw Error(ExitCode::bug, "codec bounded", "the output or the sizes are too small");
+  for (const auto& c : chunks)
+    if (!(c.bound >= 0) || !std::isfinite(c.bound))
+      throw UsageError("codec bounded", "a bound is negative or no number", "bounds are 0 or more");
+  static_cast<void>(o);
+}
+
+}  // namespace
+
+std::vector<std::string> Bounded::names() {
+  std::vector<std::string> all;
+  for (const auto& [name, tried] : codecs()) all.push_back(name);
+  return all;
+}
+
+Bounded::Bounded(BoundedOptions options, std::string_view where) : options_(std::move(options)) {
+  if (!codecs().contains(options_.codec)) {
+    std::string known;
+    for (const auto& n : names()) known += (known.empty() ? "" : ", ") + n;
+    const std::string near = nearest(options_.codec, names());
+    throw UsageError(where, "unknown codec '" + options_.codec.substr(0, 60) + "'",
+                     (near.empty() ? "" : "did you mean " + near + "? ") + ("known: " + known));
+  }
+  if (options_.code_width != 0 && options_.code_width != 8 && options_.code_width != 16)
+    throw UsageError(where, "codes have 8 or 16 bits", "say 8, 16, or 0 for what they need");
+  if (options_.window < 1 || options_.window > 255)
+    throw UsageError(where, "the window of vector_lz is 1 to 255 rows", "32 is the published one");
+}
+
+std::size_t Bounded::max_bytes(std::size_t rows, std::size_t dim) const {
+  return header_bytes + (options_.checksum ? checksum_bytes : 0) + 4 * rows * dim;
+}
+
+std::size_t Bounded::scratch_bytes(std::span<const TableChunk>) const { return 0; }
+
+void Bounded::encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer) const {
+  std::size_t room = 0;
+  for (const auto& c : chunks) room += c.self ? 0 : max_bytes(c.n, c.dim);
+  check_call(options_, chunks, out, sizes, room);
+  const Settings settings = settings_of(options_);
+  EncodeScratch scratch;
+  Bytes code;
+  auto* to = static_cast<std::uint8_t*>(out.data);
+  for (std::size_t first = 0, end = 0; first < chunks.size(); first = end) {
+    Range all;
+    std::vector<Range> own;
+    for (end = first; end < chunks.size() && chunks[end].scope == chunks[first].scope; ++end) {
+      own.push_back(range_of(rows_of(chunks[end])));
+      all.add(own.back());
+    }
+    if (all.nonfinite && options_.refuse_nonfinite)
+      throw Error(ExitCode::nonfinite, "codec bounded", "an embedding row holds NaN or infinity",
+                  "lower the learning rate, or let such chunks travel as they are (nonfinite: raw)");
+    for (std::size_t k = first; k < end; ++k) {
+      const TableChunk& c = chunks[k];
+      const Bound bound = bound_for(all, c.bound, options_.relative);
+      code.clear();
+      if (c.self)
+        self_chunk(rows_of(c), bound, own[k - first], settings, scratch, c.self, c.self_stride ? c.self_stride : c.dim);
+      else
+        encode_chunk(rows_of(c), bound, own[k - first], settings, scratch, code);
+      if (!code.empty()) std::memcpy(to, code.data(), code.size());
+      to += code.size();
+      static_cast<std::uint64_t*>(sizes.data)[k] = code.size();
+    }
+  }
+}
+
+void Bounded::decode(std::span<const CodedChunk> chunks, Place place, std::uint32_t* status) const {
+  if (!place.host()) throw Error(ExitCode::bug, "codec bounded", "this program has no CUDA twin of it");
+  for (std::size_t k = 0; k < chunks.size(); ++k) {
+    const CodedChunk& c = chunks[k];
+    try {
+      decode_chunk({c.code, c.bytes}, options_.checksum, c.n, c.dim, c.rows, c.stride ? c.stride : c.dim);
+    } catch (const BadStream& bad) {
+      refuse(bad, k);
+    }
+  }
+  if (status) *status = 0;
+}
+
+ChunkInfo inspect(std::span<const std::uint8_t> code) {
+  try {
+    const ChunkHeader h = read_header(code);
+    ChunkInfo info{encoder_names[h.encoder], h.eb, h.rows, code.size(), (h.flags & has_nonfinite) != 0, 0};
+    if (h.flags & has_outliers) {
+      std::uint32_t count = 0;
+      if (h.bytes >= sizeof count) std::memcpy(&count, code.data() + payload_at(h), sizeof count);
+      info.outliers = count;
+    }
+    return info;
+  } catch (const BadStream& bad) {
+    refuse(bad, 0);
+  }
+}
+
+}  // namespace trireme
