@@ -1,6 +1,7 @@
 #include "recipes/dlrm/config.h"
 
 #include "comm/error.h"
+#include "data/tables/file.h"
 
 namespace trireme::dlrm {
 
@@ -76,7 +77,7 @@ std::unique_ptr<TableData> open_data(const DataConfig& c) {
   if (c.generated())
     return std::make_unique<CriteoLike>(CriteoLikeSpec{c.shape, c.scale, c.shift, c.samples, c.test_samples,
                                                        c.positive_rate, std::uint64_t(c.seed)});
-  throw UsageError("data.file", c.file + " cannot be read yet");
+  return std::make_unique<TableFile>(c.file);
 }
 
 Shape shape_of(const ModelConfig& model, const DataConfig& data, std::int64_t dense, std::int64_t tables) {
