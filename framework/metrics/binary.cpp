@@ -73,14 +73,17 @@ double auc(std::span<const double> scores, std::span<const float> labels) {
 }
 
 std::map<std::string, double> binary_metrics(const Judged& mine, Communicator& comm) {
-  const auto n = std::int64_t(mine.labels.size());
-  std::vector<std::int64_t> counts(std::size_t(comm.size()));
-  comm.all_gather({&n, 1, DType::i64}, {counts.data(), counts.size(), DType::i64}).wait();
+  const std::int64_t sizes[] = {std::int64_t(mine.labels.size()), std::int64_t(mine.truth.size())};
+  std::vector<std::int64_t> all_sizes(2 * std::size_t(comm.size())), counts, true_counts;
+  comm.all_gather({sizes, 2, DType::i64}, {all_sizes.data(), all_sizes.size(), DType::i64}).wait();
+  bool has_truth = false;
+  for (std::size_t r = 0; r < all_sizes.size(); r += 2) {
+    counts.push_back(all_sizes[r]), true_counts.push_back(all_sizes[r + 1]);
+    has_truth |= true_counts.back() > 0;
+  }
   Judged all;
   all.logits = gather(mine.logits, counts, DType::f64, comm);
   all.labels = gather(mine.labels, counts, DType::f32, comm);
-  std::vector<std::int64_t> true_counts(counts);
-  if (mine.truth.empty()) true_counts.assign(true_counts.size(), 0);
   all.truth = gather(mine.truth, true_counts, DType::f64, comm);
   static const std::vector<std::string> names{"accuracy",    "auc",         "auc_reached",  "bayes_auc",
                                               "bce",         "calibration", "positive_rate"};
@@ -92,7 +95,7 @@ std::map<std::string, double> binary_metrics(const Judged& mine, Communicator& c
   comm.broadcast({values.data(), values.size(), DType::f64}, 0).wait();
   std::map<std::string, double> m;
   for (std::size_t i = 0; i < names.size(); ++i)
-    if (!mine.truth.empty() || (names[i] != "bayes_auc" && names[i] != "auc_reached")) m[names[i]] = values[i];
+    if (has_truth || (names[i] != "bayes_auc" && names[i] != "auc_reached")) m[names[i]] = values[i];
   return m;
 }
 

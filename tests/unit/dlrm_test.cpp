@@ -100,19 +100,26 @@ TEST(Dlrm, GradientIsTheDerivative) {
   const std::vector<std::string> keys{"precision=f64", "optimizer.lr=1"};
   std::map<std::string, at::Tensor> start;
   std::mutex mutex;
-  const Trained after = train(2, keys, [&](Session& s) {
-    const std::lock_guard lock(mutex);
-    for (const auto& p : s.parameters()) start[p.name] = p.value.detach().clone();
-  }, 1);
+  const Trained after = train(
+      2, keys,
+      [&](Session& s) {
+        const std::lock_guard lock(mutex);
+        for (const auto& p : s.parameters()) start[p.name] = p.value.detach().clone();
+      },
+      1);
   const auto loss_with = [&](const std::string& name, std::int64_t at, double change) {
-    return train(1, keys, [&](Session& s) {
-      at::NoGradGuard no_grad;
-      for (const auto& p : s.parameters())
-        if (p.name == name) p.value.detach().view({-1})[at] += change;
-    }, 1).losses[0];
+    return train(
+               1, keys,
+               [&](Session& s) {
+                 at::NoGradGuard no_grad;
+                 for (const auto& p : s.parameters())
+                   if (p.name == name) p.value.detach().view({-1})[at] += change;
+               },
+               1)
+        .losses[0];
   };
-  for (const std::string name : {"emb_l.5.weight", "emb_l.8.weight", "emb_l.16.weight", "bot_l.0.weight", "bot_l.2.bias",
-                                 "top_l.0.weight", "top_l.2.weight"}) {
+  for (const std::string name : {"emb_l.5.weight", "emb_l.8.weight", "emb_l.16.weight", "bot_l.0.weight",
+                                 "bot_l.2.bias", "top_l.0.weight", "top_l.2.weight"}) {
     const at::Tensor gradient = (start.at(name) - after.weights.at(name)).view({-1});
     const std::int64_t at = gradient.abs().argmax().item<std::int64_t>();
     const double h = 1e-5, slope = (loss_with(name, at, h) - loss_with(name, at, -h)) / (2 * h);
@@ -179,8 +186,9 @@ TEST(Dlrm, LossCurveOfPlainTorch) {
   const auto wanted = reference.at("losses").get<std::vector<double>>();
   for (const int ranks : {1, 2}) {
     run_loopback(ranks, [&](Communicator& world) {
-      Experiment e(Config::parse(yaml(), "dlrm.yaml",
-                                 {"batch_size=64", "steps=100", "optimizer.lr=0.1", "model.bottom=[32, 16]", "model.top=[32, 16]"}));
+      Experiment e(Config::parse(
+          yaml(), "dlrm.yaml",
+          {"batch_size=64", "steps=100", "optimizer.lr=0.1", "model.bottom=[32, 16]", "model.top=[32, 16]"}));
       Session session(world, e.train, *e.recipe);
       set_weights(session);
       for (std::int64_t s = 0; s < std::int64_t(wanted.size()); ++s) {
@@ -197,8 +205,9 @@ TEST(Dlrm, LossCurveOfPlainTorch) {
 TEST(EmbeddingTable, UpdatesLikeADenseReference) {
   const Table table{"t", 11, 3, "mean"};
   const at::Tensor ids = at::tensor({3, 3, 5, -1, -1, -1, 5, 3, 0, 10, -1, 3}, at::kInt).view({2, 2, 3});
-  const at::Tensor gradient = at::arange(16, at::kDouble).view({2, 2, 4}) / 7 - 1;
-  for (const auto rule : {kernels::SparseRule::sgd, kernels::SparseRule::adagrad, kernels::SparseRule::rowwise_adagrad}) {
+  const at::Tensor gradient = at::arange(16, at::kDouble).sin().view({2, 2, 4});
+  for (const auto rule :
+       {kernels::SparseRule::sgd, kernels::SparseRule::adagrad, kernels::SparseRule::rowwise_adagrad}) {
     nn::EmbeddingTable t(table, "t", 4, rule, 1, at::kDouble, at::kCPU);
     EXPECT_LE(t.weight().abs().max().item<double>(), 1 / std::sqrt(11.0));
     const at::Tensor before = t.weight().detach().clone(), out = at::empty({2, 2, 4}, at::kDouble);
@@ -216,7 +225,9 @@ TEST(EmbeddingTable, UpdatesLikeADenseReference) {
           pooled += before[id] / count;
           dense[id] += gradient.view({4, 4})[n] / count;
         }
-        if (step == 0) EXPECT_LT(max_difference(out.view({4, 4})[n], pooled), 1e-15);
+        if (step == 0) {
+          EXPECT_LT(max_difference(out.view({4, 4})[n], pooled), 1e-15);
+        }
       }
       if (rule == kernels::SparseRule::sgd) {
         w = w - 0.3 * dense;
@@ -296,8 +307,8 @@ TEST(Dlrm, ResumesWhereItWas) {
 // ---- the exchange ----
 
 TEST(Dlrm, WithoutLossTheCodedExchangeIsThePlainOne) {
-  const std::vector<std::string> lossless{"compression.forward.codec=smallest", "compression.forward.tight=0",
-                                          "compression.forward.base=0",        "compression.forward.loose=0",
+  const std::vector<std::string> lossless{"compression.forward.codec=smallest",  "compression.forward.tight=0",
+                                          "compression.forward.base=0",          "compression.forward.loose=0",
                                           "compression.backward.codec=smallest", "compression.backward.bound=0"};
   for (const int ranks : {1, 2, 3}) EXPECT_EQ(apart(train(ranks, {}), train(ranks, lossless)), 0) << ranks;
 }
@@ -325,13 +336,16 @@ TEST(Bounds, DecayOfTheArtifact) {
     for (int k = 0; k < 10; ++k) {
       const std::int64_t first = (k * T + 9) / 10;
       EXPECT_NEAR(decay_factor("step", c, first, T), c - k * (c - 1) / 10, 1e-12);
-      if (k > 0) EXPECT_NEAR(decay_factor("step", c, first - 1, T), c - (k - 1) * (c - 1) / 10, 1e-12);
+      if (k > 0) {
+        EXPECT_NEAR(decay_factor("step", c, first - 1, T), c - (k - 1) * (c - 1) / 10, 1e-12);
+      }
     }
     EXPECT_NEAR(decay_factor("step", c, T - 1, T), c - 9 * (c - 1) / 10, 1e-12);
     EXPECT_EQ(decay_factor("linear", c, 0, T), c);
     EXPECT_NEAR(decay_factor("linear", c, T / 2, T), (c + 1) / 2, 1e-12);
     EXPECT_EQ(decay_factor("log", c, 0, T), c);
-    EXPECT_NEAR(decay_factor("log", c, T / 2, T), c * ((1 - std::log(1 + (std::exp(1.0) - 1) / 2)) * (1 - 1 / c) + 1 / c), 1e-12);
+    EXPECT_NEAR(decay_factor("log", c, T / 2, T),
+                c * ((1 - std::log(1 + (std::exp(1.0) - 1) / 2)) * (1 - 1 / c) + 1 / c), 1e-12);
     EXPECT_EQ(decay_factor("constant", c, T - 1, T), c);
     for (const char* f : {"step", "linear", "log", "constant", "none"}) EXPECT_EQ(decay_factor(f, c, T, T), 1) << f;
     EXPECT_EQ(decay_factor("none", c, 0, T), 1);

@@ -53,7 +53,8 @@ std::string said(const std::function<void()>& f) {
 
 TEST(Criteo, ParsesALineByHand) {
   CriteoBlock b;
-  parse_criteo(line("1", {"0", "7", "-2", "", "100000"}, {"68fd1e64", "80E26C9B", "", "f", "ffffffff", "00000010"}), 0, b);
+  parse_criteo(line("1", {"0", "7", "-2", "", "100000"}, {"68fd1e64", "80E26C9B", "", "f", "ffffffff", "00000010"}), 0,
+               b);
   ASSERT_EQ(b.label, std::vector<std::uint8_t>{1});
   EXPECT_EQ(b.dense[0], 0);
   EXPECT_FLOAT_EQ(b.dense[1], std::log(8.0f));
@@ -82,7 +83,9 @@ TEST(Criteo, WordsAreHexadecimalOrRefused) {
       parse_criteo(line("0", {}, {word}), 0, b);
       const bool good = std::isxdigit(c) != 0;
       ASSERT_EQ(b.label.size(), good ? 1u : 0u) << place << " " << c;
-      if (good) ASSERT_EQ(b.words[0], std::uint32_t(std::stoul(word, nullptr, 16)));
+      if (good) {
+        ASSERT_EQ(b.words[0], std::uint32_t(std::stoul(word, nullptr, 16)));
+      }
     }
 }
 
@@ -91,7 +94,8 @@ TEST(Criteo, MalformedLinesAreLeftOutAndNamed) {
   const std::string good = line("1", {"5"}, {"a"}), cut = good.substr(0, good.size() - 4) + "\n";
   parse_criteo(good + cut + "\n" + line("2", {}, {}) + line("0", {"x"}, {}) + line("0", {}, {"123456789"}) +
                    good.substr(0, good.size() - 1) + "\t\n" + good.substr(0, good.size() - 1) + "\r\n" +
-                   good.substr(0, good.size() - 1), 0, b);
+                   good.substr(0, good.size() - 1),
+               0, b);
   EXPECT_EQ(b.lines, 9);
   EXPECT_EQ(b.label.size(), 3u);
   ASSERT_EQ(b.bad.size(), 6u);
@@ -107,7 +111,8 @@ TEST(Criteo, MalformedLinesAreLeftOutAndNamed) {
 TEST(Criteo, SevenDaysAndIdsByFirstAppearance) {
   const Folder folder;
   std::string text;
-  for (int i = 0; i < 17; ++i) text += line(i % 3 ? "0" : "1", {std::to_string(i)}, {i % 2 ? "ff" : "aa", std::to_string(i)});
+  for (int i = 0; i < 17; ++i)
+    text += line(i % 3 ? "0" : "1", {std::to_string(i)}, {i % 2 ? "ff" : "aa", std::to_string(i)});
   CriteoSpec spec;
   spec.files = {folder.write("train.txt", text)};
   spec.out = folder("criteo.h5");
@@ -117,10 +122,13 @@ TEST(Criteo, SevenDaysAndIdsByFirstAppearance) {
     EXPECT_EQ(r.lines, 17);
     // 17 = 7 x 2 + 3: days of 3, 3, 3, 2, 2, 2, 2.
     EXPECT_EQ(r.info.train.end, 15);
-    EXPECT_EQ(r.info.test.begin, 15), EXPECT_EQ(r.info.test.end, 16);
+    EXPECT_EQ(r.info.test.begin, 15);
+    EXPECT_EQ(r.info.test.end, 16);
     EXPECT_EQ(r.info.validation.end, 17);
     const TableFile file(spec.out);
-    EXPECT_EQ(file.tables()[0].rows, 2), EXPECT_EQ(file.tables()[1].rows, 17), EXPECT_EQ(file.tables()[2].rows, 1);
+    EXPECT_EQ(file.tables()[0].rows, 2);
+    EXPECT_EQ(file.tables()[1].rows, 17);
+    EXPECT_EQ(file.tables()[2].rows, 1);
     const std::vector<std::int64_t> ids{3, 0, 16};
     const Batch b = file.read(ids, 0);
     EXPECT_FLOAT_EQ(b.columns.at("dense")[0][0].item<float>(), std::log1p(3.0f));
@@ -131,19 +139,24 @@ TEST(Criteo, SevenDaysAndIdsByFirstAppearance) {
     const Hdf5File raw = Hdf5File::open(spec.out);
     std::int64_t words[2], counts[2];
     raw.read_rows("values/C1", 0, 2, words), raw.read_rows("counts/C1", 0, 2, counts);
-    EXPECT_EQ(words[0], 0xaa), EXPECT_EQ(words[1], 0xff);
-    EXPECT_EQ(counts[0], 9), EXPECT_EQ(counts[1], 8);
+    EXPECT_EQ(words[0], 0xaa);
+    EXPECT_EQ(words[1], 0xff);
+    EXPECT_EQ(counts[0], 9);
+    EXPECT_EQ(counts[1], 8);
   }
   spec.files = {folder.write("day_0", text), folder.write("day_1", text)};
   const CriteoReport two = prepare_criteo(spec);
-  EXPECT_EQ(two.info.train.end, 17), EXPECT_EQ(two.info.test.end, 26), EXPECT_EQ(two.info.validation.end, 34);
+  EXPECT_EQ(two.info.train.end, 17);
+  EXPECT_EQ(two.info.test.end, 26);
+  EXPECT_EQ(two.info.validation.end, 34);
   spec.drop_negatives = 0.5;
   const CriteoReport fewer = prepare_criteo(spec);
-  EXPECT_GT(fewer.dropped, 2), EXPECT_EQ(fewer.info.samples + fewer.dropped, 34);
+  EXPECT_GT(fewer.dropped, 2);
+  EXPECT_EQ(fewer.info.samples + fewer.dropped, 34);
   spec.files = {folder.write("bad.txt", text + std::string("1\t2\t3\n"))};
   spec.broken_share = 0;
   EXPECT_SAYS(said([&] { prepare_criteo(spec); }), "bad.txt:18");
-  EXPECT_SAYS(said([&] { prepare_criteo({{folder("none.txt")}, spec.out}); }), "cannot be read");
+  EXPECT_SAYS(said([&] { spec.files = {folder("none.txt")}, prepare_criteo(spec); }), "cannot be read");
 }
 
 TEST(TableFile, DamagedFilesAreErrors) {
@@ -172,15 +185,18 @@ TEST(TableFile, DamagedFilesAreErrors) {
 TEST(Csv, BagsQuotesAndBlanks) {
   const Folder folder;
   CsvSpec spec;
-  spec.from = folder.write("own.csv",
-                           "clicked,price,tags,shop\n1,10,a|b|a,\"x, y\"\n0,20,,z\n0,,b,\"x, y\"\n1,40,c|a,\"q\"\"\"\n");
+  spec.from = folder.write(
+      "own.csv", "clicked,price,tags,shop\n1,10,a|b|a,\"x, y\"\n0,20,,z\n0,,b,\"x, y\"\n1,40,c|a,\"q\"\"\"\n");
   spec.out = folder("own.h5"), spec.label = "clicked", spec.test = 0.25;
   const TableFileInfo info = prepare_csv(spec);
   EXPECT_EQ(info.dense, std::vector<std::string>{"price"});
   ASSERT_EQ(info.tables.size(), 2u);
-  EXPECT_EQ(info.tables[0].rows, 3), EXPECT_EQ(info.tables[0].width, 3);
-  EXPECT_EQ(info.tables[1].rows, 3), EXPECT_EQ(info.tables[1].width, 1);
-  EXPECT_EQ(info.train.size(), 3), EXPECT_EQ(info.test.size(), 1);
+  EXPECT_EQ(info.tables[0].rows, 3);
+  EXPECT_EQ(info.tables[0].width, 3);
+  EXPECT_EQ(info.tables[1].rows, 3);
+  EXPECT_EQ(info.tables[1].width, 1);
+  EXPECT_EQ(info.train.size(), 3);
+  EXPECT_EQ(info.test.size(), 1);
   const Batch b = TableFile(spec.out).read(std::vector<std::int64_t>{0, 1, 2, 3}, 0);
   const at::Tensor ids = at::tensor({0, 1, 0, 0, -1, -1, -1, 1, 1, -1, -1, 0, 2, 0, -1, 2}, at::kInt).view({4, 4});
   EXPECT_TRUE(at::equal(b.columns.at("ids"), ids)) << b.columns.at("ids");
@@ -196,9 +212,11 @@ TEST(Csv, BagsQuotesAndBlanks) {
 
 TEST(Flights, LabelAndColumns) {
   const Folder folder;
-  std::string text = "month,day,sched_dep_time,sched_arr_time,arr_delay,carrier,flight,tailnum,origin,dest,distance,hour\n";
+  std::string text =
+      "month,day,sched_dep_time,sched_arr_time,arr_delay,carrier,flight,tailnum,origin,dest,distance,hour\n";
   for (int i = 0; i < 20; ++i)
-    text += "1," + std::to_string(i + 1) + ",515,819," + (i == 3 ? "NA" : std::to_string(i * 3)) + ",UA,1545,N1,EWR,IAH,1400,5\n";
+    text += "1," + std::to_string(i + 1) + ",515,819," + (i == 3 ? "NA" : std::to_string(i * 3)) +
+            ",UA,1545,N1,EWR,IAH,1400,5\n";
   const TableFileInfo info = prepare_flights(folder.write("flights.csv", text), folder("flights.h5"));
   EXPECT_EQ(info.samples, 19);
   EXPECT_EQ(info.tables.size(), 7u);
@@ -209,7 +227,8 @@ TEST(Flights, LabelAndColumns) {
 }
 
 TEST(Zipf, DrawsItsProbabilities) {
-  for (const Zipf::Spec& spec : {Zipf::Spec{50, 1.1, 2}, {100000, 1.0, 1.5}, {3, 1, 0, {0.88, 0.12}}, {1, 1, 0}, {200000, 0.6, 0}}) {
+  for (const Zipf::Spec& spec :
+       {Zipf::Spec{50, 1.1, 2}, {100000, 1.0, 1.5}, {3, 1, 0, {0.88, 0.12}}, {1, 1, 0}, {200000, 0.6, 0}}) {
     const Zipf zipf(spec);
     double total = 0;
     for (std::int64_t i = 0; i < spec.n; ++i) total += zipf.probability(i);
@@ -221,7 +240,9 @@ TEST(Zipf, DrawsItsProbabilities) {
     double tail = 0, expected = 0;
     for (std::int64_t i = 0; i < spec.n; ++i) {
       const double p = zipf.probability(i), sigma = std::sqrt(p * (1 - p) / draws);
-      if (i < 20) EXPECT_NEAR(seen[std::size_t(i)] / draws, p, 5 * sigma + 1e-9) << i << " of " << spec.n;
+      if (i < 20) {
+        EXPECT_NEAR(seen[std::size_t(i)] / draws, p, 5 * sigma + 1e-9) << i << " of " << spec.n;
+      }
       if (i >= spec.n / 2) tail += seen[std::size_t(i)] / draws, expected += p;
     }
     EXPECT_NEAR(tail, expected, 5 * std::sqrt(expected / draws) + 1e-9) << spec.n;
@@ -282,7 +303,8 @@ TEST(Binary, AucIsTheShareOfPairs) {
   const auto p = [&](std::size_t i) { return 1 / (1 + std::exp(-truth[i])); };
   for (std::size_t a = 0; a < 300; ++a)
     for (std::size_t b = 0; b < 300; ++b) {
-      if (labels[a] == 1 && labels[b] == 0) ++pairs, won += scores[a] > scores[b] ? 1 : scores[a] == scores[b] ? 0.5 : 0;
+      if (labels[a] == 1 && labels[b] == 0)
+        ++pairs, won += scores[a] > scores[b] ? 1 : scores[a] == scores[b] ? 0.5 : 0;
       const double w = p(a) * (1 - p(b));
       weight += w, expected += w * (truth[a] > truth[b] ? 1 : truth[a] == truth[b] ? 0.5 : 0);
     }
@@ -293,11 +315,14 @@ TEST(Binary, AucIsTheShareOfPairs) {
     std::mutex mutex;
     run_loopback(ranks, [&](Communicator& world) {
       Judged mine;
-      for (std::size_t i = std::size_t(world.rank()); i < 300 && (world.rank() < 2); i += std::size_t(std::min(ranks, 2)))
+      for (std::size_t i = std::size_t(world.rank()); i < 300 && (world.rank() < 2);
+           i += std::size_t(std::min(ranks, 2)))
         mine.logits.push_back(scores[i]), mine.labels.push_back(labels[i]), mine.truth.push_back(truth[i]);
       const auto m = binary_metrics(mine, world);
       const std::lock_guard lock(mutex);
-      if (!metrics.empty()) EXPECT_EQ(metrics, m);
+      if (!metrics.empty()) {
+        EXPECT_EQ(metrics, m);
+      }
       metrics = m;
     });
     EXPECT_NEAR(metrics.at("auc"), won / pairs, 1e-12);
