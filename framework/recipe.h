@@ -67,6 +67,8 @@ class Recipe {
   // State besides parameters and optimizer that changes the next step. Written in update() only, under
   // Context::skip(), so that a skipped step changes nothing.
   virtual void state(Archive&) {}
+  // Which weights these are, for commands that know a model by itself: "clip"; empty: the recipe alone knows them.
+  virtual std::string_view model() const { return {}; }
   // What samples_per_s counts, for the console.
   virtual std::string unit() const { return "samples"; }
   // What a rank of `ranks` will hold and send, by formula; also before setup(), where the configuration says how much

@@ -5,8 +5,8 @@
 #include "data/workers.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -131,16 +131,15 @@ class Preparation {
 
   void judge(const CriteoBlock& b, const std::string& name, std::int64_t& line) {
     for (const auto& bad : b.bad)
-      if (report_.bad.size() < 10)
-        report_.bad.push_back(name + ":" + std::to_string(line + bad.line) + ": " + bad.why);
+      if (report_.bad.size() < 10) report_.bad.push_back(name + ":" + std::to_string(line + bad.line) + ": " + bad.why);
     line += b.lines;
     report_.lines += b.lines, report_.bad_lines += b.bad_lines;
     const double allowed = std::max(spec_.broken_share * double(report_.lines), 10 * spec_.broken_share * 1000);
     if (double(report_.bad_lines) <= allowed) return;
-    throw DataError(report_.bad.front(),
-                    std::to_string(report_.bad_lines) + " of " + std::to_string(report_.lines) +
-                        " lines so far are malformed",
-                    "lines have a label, 13 integers and 26 hexadecimal words between tabs; --broken-share allows more");
+    throw DataError(
+        report_.bad.front(),
+        std::to_string(report_.bad_lines) + " of " + std::to_string(report_.lines) + " lines so far are malformed",
+        "lines have a label, 13 integers and 26 hexadecimal words between tabs; --broken-share allows more");
   }
 
   void drop(CriteoBlock& b, const std::string& name) {
@@ -151,8 +150,10 @@ class Preparation {
         Rng rng(spec_.seed, "criteo/drop", std::uint64_t(sample_ + std::int64_t(i)));
         if (!b.label[i] && rng.uniform() < spec_.drop_negatives) continue;
         b.label[kept] = b.label[i];
-        std::copy_n(b.dense.begin() + std::ptrdiff_t(i * criteo_dense), criteo_dense, b.dense.begin() + std::ptrdiff_t(kept * criteo_dense));
-        std::copy_n(b.words.begin() + std::ptrdiff_t(i * criteo_tables), criteo_tables, b.words.begin() + std::ptrdiff_t(kept * criteo_tables));
+        std::copy_n(b.dense.begin() + std::ptrdiff_t(i * criteo_dense), criteo_dense,
+                    b.dense.begin() + std::ptrdiff_t(kept * criteo_dense));
+        std::copy_n(b.words.begin() + std::ptrdiff_t(i * criteo_tables), criteo_tables,
+                    b.words.begin() + std::ptrdiff_t(kept * criteo_tables));
         ++kept;
       }
       report_.dropped += std::int64_t(n - kept);

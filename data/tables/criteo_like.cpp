@@ -30,7 +30,9 @@ std::uint64_t mix(std::uint64_t x) {
 }
 
 // 16 bits as a number of mean 0 and variance 1.
-double unit(std::uint64_t bits) { return (double(bits & 0xffff) + 0.5) * (2 * 1.7320508075688772 / 65536) - 1.7320508075688772; }
+double unit(std::uint64_t bits) {
+  return (double(bits & 0xffff) + 0.5) * (2 * 1.7320508075688772 / 65536) - 1.7320508075688772;
+}
 
 // What is rare matters less, or nobody could learn most of the truth.
 double weight_of(std::int64_t id) { return std::pow(1 + double(id) / 20, -0.3); }

@@ -10,8 +10,8 @@ namespace trireme {
 
 struct CriteoLikeSpec {
   std::string shape = "kaggle";
-  double scale = 1;         // tables of more than 1,000 rows have about 1 / scale of them
-  double q = 1.5;           // Mandelbrot's shift: lighter tails at the same share of the first id
+  double scale = 1;  // tables of more than 1,000 rows have about 1 / scale of them
+  double q = 1.5;    // Mandelbrot's shift: lighter tails at the same share of the first id
   std::int64_t train = 1000000, test = 100000;
   double positive_rate = 0.25;
   std::uint64_t seed = 1;

@@ -104,9 +104,7 @@ struct Modulo {
   std::uint64_t m;
   std::uint32_t d;
   explicit Modulo(std::uint32_t divisor) : m(divisor ? ~std::uint64_t{0} / divisor + 1 : 0), d(divisor) {}
-  std::uint32_t operator()(std::uint32_t x) const {
-    return d ? std::uint32_t((__uint128_t(m * x) * d) >> 64) : x;
-  }
+  std::uint32_t operator()(std::uint32_t x) const { return d ? std::uint32_t((__uint128_t(m * x) * d) >> 64) : x; }
 };
 
 }  // namespace

@@ -100,8 +100,9 @@ std::vector<float> standardised(const std::vector<std::string>& column, const st
     const std::string& cell = column[std::size_t(i)];
     double value = std::nan("");
     if (!blank(cell) && !number(cell, value))
-      throw DataError(file + ":" + std::to_string(i + 2), "column " + name + " is dense, and '" + cell.substr(0, 40) +
-                                                              "' is no number", "name it in --sparse");
+      throw DataError(file + ":" + std::to_string(i + 2),
+                      "column " + name + " is dense, and '" + cell.substr(0, 40) + "' is no number",
+                      "name it in --sparse");
     x.push_back(value);
     if (k < train && std::isfinite(value)) sum += value, squares += value * value, ++n;
   }
@@ -126,8 +127,8 @@ std::vector<std::uint8_t> labels_of(const std::vector<std::string>& column, cons
     const std::string& s = column[std::size_t(i)];
     const bool one = s == "1" || s == "true" || s == "True" || s == "1.0";
     if (!one && s != "0" && s != "false" && s != "False" && s != "0.0")
-      throw DataError(spec.from + ":" + std::to_string(i + 2),
-                      "label " + spec.label + " is '" + s.substr(0, 40) + "'", "labels are 0 or 1");
+      throw DataError(spec.from + ":" + std::to_string(i + 2), "label " + spec.label + " is '" + s.substr(0, 40) + "'",
+                      "labels are 0 or 1");
     labels.push_back(one);
   }
   return labels;
@@ -190,8 +191,9 @@ Csv read_csv(const std::string& path) {
     std::vector<std::string> fields = fields_of(text, at, separator, path, line);
     if (fields.size() == 1 && fields[0].empty()) continue;
     if (fields.size() != csv.names.size())
-      refuse(path, line, "has " + std::to_string(fields.size()) + " fields, the first line names " +
-                             std::to_string(csv.names.size()));
+      refuse(
+          path, line,
+          "has " + std::to_string(fields.size()) + " fields, the first line names " + std::to_string(csv.names.size()));
     for (std::size_t c = 0; c < fields.size(); ++c) csv.columns[c].push_back(std::move(fields[c]));
   }
   return csv;
@@ -216,7 +218,8 @@ TableFileInfo prepare_csv(const CsvSpec& given, const Csv& csv) {
   std::vector<Sparse> sparse;
   std::int64_t width = 0;
   for (const auto& entry : spec.sparse) {
-    const std::string name = entry.substr(0, entry.find(':')), pooling = entry.size() > name.size() ? entry.substr(name.size() + 1) : "sum";
+    const std::string name = entry.substr(0, entry.find(':')),
+                      pooling = entry.size() > name.size() ? entry.substr(name.size() + 1) : "sum";
     if (pooling != "sum" && pooling != "mean")
       throw UsageError("--sparse", "'" + entry + "' asks for pooling '" + pooling + "'", "choose sum or mean");
     sparse.push_back(numbered(csv.at(name, spec.from), name, pooling));

@@ -24,10 +24,10 @@ Csv read_csv(const std::string& path);  // or .tsv, with tabs; both also .gz
 
 struct CsvSpec {
   std::string name = "table", from, out;
-  std::string label;                 // a column of 0 and 1
-  std::vector<std::string> dense;    // both empty: columns of numbers are dense, all others sparse
-  std::vector<std::string> sparse;   // NAME, or NAME:mean where a bag is averaged, not summed
-  double test = 0.1;                 // share held out: the last lines, or random ones
+  std::string label;                // a column of 0 and 1
+  std::vector<std::string> dense;   // both empty: columns of numbers are dense, all others sparse
+  std::vector<std::string> sparse;  // NAME, or NAME:mean where a bag is averaged, not summed
+  double test = 0.1;                // share held out: the last lines, or random ones
   bool random_test = false;
   std::uint64_t seed = 1;
 };

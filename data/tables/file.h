@@ -1,6 +1,6 @@
 // Prepared samples as one HDF5 file, mapped by its readers: dense f32 [n, D], ids i32 [n, W], label u8 [n]; truth f32
-// [n] of generated ones; counts/NAME i64 [rows], how often each id occurs; values/NAME, what each id stood for. The text
-// "tables" (JSON) says the rest.
+// [n] of generated ones; counts/NAME i64 [rows], how often each id occurs; values/NAME, what each id stood for. The
+// text "tables" (JSON) says the rest.
 #pragma once
 #include "data/hdf5.h"
 #include "data/tables/tables.h"
@@ -11,8 +11,8 @@
 namespace trireme {
 
 struct TableFileInfo {
-  std::string name;                 // criteo, flights, ...
-  std::vector<std::string> dense;   // names of the dense columns
+  std::string name;                // criteo, flights, ...
+  std::vector<std::string> dense;  // names of the dense columns
   std::vector<Table> tables;
   std::int64_t samples = 0;
   TableData::Part train, test, validation;

@@ -10,8 +10,8 @@ namespace trireme {
 
 struct ShapeTable {
   std::int64_t rows;
-  double s;                  // Zipf exponent that fits published dumps
-  char bound;                // T tight, B base, L loose; 0: not published
+  double s;                       // Zipf exponent that fits published dumps
+  char bound;                     // T tight, B base, L loose; 0: not published
   std::vector<double> head = {};  // shares of the most frequent ids, where they were counted
   double head_s = 0, head_q = 0;  // of the ids behind them
 };
@@ -20,6 +20,7 @@ struct Shape {
   std::string_view name;
   std::int64_t dense, dim;
   std::vector<std::int64_t> bottom, top;  // hidden layers; the bottom ends in dim, the top in 1
+  std::string_view encoders;              // the artifact's choice for each table: L vector-LZ, H Huffman; or empty
   std::vector<ShapeTable> tables;
 };
 

@@ -10,8 +10,8 @@ namespace trireme {
 
 struct Table {
   std::string name;
-  std::int64_t rows = 0;       // ids are 0 to rows - 1, below 2^31
-  std::int64_t width = 1;      // the longest bag
+  std::int64_t rows = 0;        // ids are 0 to rows - 1, below 2^31
+  std::int64_t width = 1;       // the longest bag
   std::string pooling = "sum";  // or mean: of the embeddings of a bag; an empty bag gives zeros
 };
 

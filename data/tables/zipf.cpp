@@ -72,9 +72,7 @@ double Zipf::probability(std::int64_t i) const {
 
 double same_first_share(std::int64_t n, double s, double q) {
   if (q == 0 || n < 2) return s;
-  const auto share = [n](double e, double shift) {
-    return std::pow(1 + shift, -e) / sum(1, n, e, shift, 512);
-  };
+  const auto share = [n](double e, double shift) { return std::pow(1 + shift, -e) / sum(1, n, e, shift, 512); };
   const double wanted = share(s, 0);
   double low = 0, high = 30;
   for (int k = 0; k < 50; ++k) {

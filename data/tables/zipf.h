@@ -16,15 +16,15 @@ class Zipf {
   };
   explicit Zipf(const Spec& spec);
 
-  std::int64_t draw(Rng& rng) const;     // from 0
+  std::int64_t draw(Rng& rng) const;         // from 0
   double probability(std::int64_t i) const;  // of rank i, from 0
   std::int64_t size() const { return spec_.n; }
 
  private:
   Spec spec_;
-  std::int64_t exact_ = 0;         // ranks with a probability of their own; the others by the integral
-  std::vector<double> p_;          // of those, and of all others together
-  std::vector<double> keep_;       // alias method (Walker 1977)
+  std::int64_t exact_ = 0;    // ranks with a probability of their own; the others by the integral
+  std::vector<double> p_;     // of those, and of all others together
+  std::vector<double> keep_;  // alias method (Walker 1977)
   std::vector<std::int32_t> other_;
   double low_ = 0, high_ = 0, norm_ = 1;  // the integral at both ends; of the power law
 };

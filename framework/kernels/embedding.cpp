@@ -141,10 +141,10 @@ void embedding_update(T* table, T* state, std::int64_t d, const Bags& bags, cons
   }
 }
 
-#define TRIREME_INSTANTIATE(T)                                                                       \
-  template void embedding_lookup(const T*, std::int64_t, const Bags&, SampleRows<T>);                \
-  template void embedding_update(T*, T*, std::int64_t, const Bags&, const DistinctIds&, SampleRows<const T>, SparseRule, \
-                                 double, double);
+#define TRIREME_INSTANTIATE(T)                                                                               \
+  template void embedding_lookup(const T*, std::int64_t, const Bags&, SampleRows<T>);                        \
+  template void embedding_update(T*, T*, std::int64_t, const Bags&, const DistinctIds&, SampleRows<const T>, \
+                                 SparseRule, double, double);
 TRIREME_INSTANTIATE(float)
 TRIREME_INSTANTIATE(double)
 

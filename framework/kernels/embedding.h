@@ -1,5 +1,5 @@
-// Embedding bags on the host, f32 and f64: lookup, and updates of the rows that a batch touched. Sums go in the order of
-// the samples, so results do not depend on the number of threads or ranks.
+// Embedding bags on the host, f32 and f64: lookup, and updates of the rows that a batch touched. Sums go in the order
+// of the samples, so results do not depend on the number of threads or ranks.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -34,8 +34,8 @@ class DistinctIds {
  public:
   void find(const Bags& bags);
   std::int64_t count() const { return std::int64_t(ids_.size()); }
-  const std::vector<std::int32_t>& ids() const { return ids_; }      // by first appearance
-  const std::vector<std::int64_t>& begin() const { return begin_; }  // count() + 1 entries into places()
+  const std::vector<std::int32_t>& ids() const { return ids_; }        // by first appearance
+  const std::vector<std::int64_t>& begin() const { return begin_; }    // count() + 1 entries into places()
   const std::vector<std::int32_t>& places() const { return places_; }  // sample * width + place in the bag
 
  private:

@@ -16,8 +16,11 @@ struct Scratch {
   std::int64_t f, padded;
   std::vector<T> z, zt, s;
   Scratch(std::int64_t vectors, std::int64_t d)
-      : f(vectors), padded((vectors + lanes - 1) / lanes * lanes), z(std::size_t(f * d)),
-        zt(std::size_t(d * padded)), s(std::size_t(f * padded)) {}
+      : f(vectors),
+        padded((vectors + lanes - 1) / lanes * lanes),
+        z(std::size_t(f * d)),
+        zt(std::size_t(d * padded)),
+        s(std::size_t(f * padded)) {}
 };
 
 template <class T>
@@ -98,7 +101,7 @@ void interact_backward(const Vectors<const T>& in, const T* grad, const Vectors<
   }
 }
 
-#define TRIREME_INSTANTIATE(T)                          \
+#define TRIREME_INSTANTIATE(T)                         \
   template void interact(const Vectors<const T>&, T*); \
   template void interact_backward(const Vectors<const T>&, const T*, const Vectors<T>&);
 TRIREME_INSTANTIATE(float)

@@ -10,7 +10,8 @@ namespace {
 
 // Rank 0 gets the values of all ranks in rank order.
 template <class T>
-std::vector<T> gather(const std::vector<T>& mine, std::span<const std::int64_t> counts, DType type, Communicator& comm) {
+std::vector<T> gather(const std::vector<T>& mine, std::span<const std::int64_t> counts, DType type,
+                      Communicator& comm) {
   const auto n = std::size_t(comm.size());
   std::vector<std::size_t> send(n, 0), recv(n, 0);
   send[0] = mine.size();
@@ -72,30 +73,34 @@ double auc(std::span<const double> scores, std::span<const float> labels) {
   return auc(scores, positive, negative);
 }
 
-std::map<std::string, double> binary_metrics(const Judged& mine, Communicator& comm) {
+Judged gathered(const Judged& mine, Communicator& comm) {
   const std::int64_t sizes[] = {std::int64_t(mine.labels.size()), std::int64_t(mine.truth.size())};
   std::vector<std::int64_t> all_sizes(2 * std::size_t(comm.size())), counts, true_counts;
   comm.all_gather({sizes, 2, DType::i64}, {all_sizes.data(), all_sizes.size(), DType::i64}).wait();
-  bool has_truth = false;
-  for (std::size_t r = 0; r < all_sizes.size(); r += 2) {
+  for (std::size_t r = 0; r < all_sizes.size(); r += 2)
     counts.push_back(all_sizes[r]), true_counts.push_back(all_sizes[r + 1]);
-    has_truth |= true_counts.back() > 0;
-  }
   Judged all;
   all.logits = gather(mine.logits, counts, DType::f64, comm);
   all.labels = gather(mine.labels, counts, DType::f32, comm);
   all.truth = gather(mine.truth, true_counts, DType::f64, comm);
-  static const std::vector<std::string> names{"accuracy",    "auc",         "auc_reached",  "bayes_auc",
-                                              "bce",         "calibration", "positive_rate"};
-  std::vector<double> values(names.size());
+  return all;
+}
+
+std::map<std::string, double> binary_metrics(const Judged& mine, Communicator& comm) {
+  const Judged all = gathered(mine, comm);
+  static const std::vector<std::string> names{"accuracy", "auc",         "auc_reached",  "bayes_auc",
+                                              "bce",      "calibration", "positive_rate"};
+  std::vector<double> values(2 * names.size());  // and which of them there are
   if (comm.rank() == 0) {
-    auto m = metrics_of(all);
-    for (std::size_t i = 0; i < names.size(); ++i) values[i] = m.contains(names[i]) ? m[names[i]] : 0;
+    const auto m = metrics_of(all);
+    for (std::size_t i = 0; i < names.size(); ++i)
+      if (const auto found = m.find(names[i]); found != m.end())
+        values[i] = found->second, values[names.size() + i] = 1;
   }
   comm.broadcast({values.data(), values.size(), DType::f64}, 0).wait();
   std::map<std::string, double> m;
   for (std::size_t i = 0; i < names.size(); ++i)
-    if (has_truth || (names[i] != "bayes_auc" && names[i] != "auc_reached")) m[names[i]] = values[i];
+    if (values[names.size() + i] != 0) m[names[i]] = values[i];
   return m;
 }
 

@@ -9,9 +9,9 @@
 
 namespace trireme {
 
-// Area under the ROC curve, the share of pairs (a positive, a negative) with the higher score on the positive, ties half
-// (Mann-Whitney). Weights: how much of each sample is positive and negative: 1 and 0 for labels, p and 1 - p for the
-// expectation under known probabilities. NaN where either sums to 0.
+// Area under the ROC curve, the share of pairs (a positive, a negative) with the higher score on the positive, ties
+// half (Mann-Whitney). Weights: how much of each sample is positive and negative: 1 and 0 for labels, p and 1 - p for
+// the expectation under known probabilities. NaN where either sums to 0.
 double auc(std::span<const double> scores, std::span<const double> positive, std::span<const double> negative);
 double auc(std::span<const double> scores, std::span<const float> labels);
 
@@ -20,6 +20,9 @@ struct Judged {
   std::vector<double> logits, truth;
   std::vector<float> labels;
 };
+
+// Collective: rank 0 gets those of all ranks in rank order, the others nothing. `comm` carries host memory.
+Judged gathered(const Judged& mine, Communicator& comm);
 
 // Collective, equal on all ranks. auc, accuracy (at probability 0.5), bce, calibration (mean of the predictions by the
 // positive rate), positive_rate; with truth also bayes_auc, the best AUC to expect of any model on these samples, and

@@ -14,7 +14,11 @@ namespace {
 constexpr double eps = 1e-10;  // of both Adagrads
 
 kernels::Bags bags_of(const at::Tensor& ids, const Table& t) {
-  return {ids.const_data_ptr<std::int32_t>(), ids.size(0) * ids.size(1), ids.size(2), ids.size(1), ids.stride(0),
+  return {ids.const_data_ptr<std::int32_t>(),
+          ids.size(0) * ids.size(1),
+          ids.size(2),
+          ids.size(1),
+          ids.stride(0),
           t.pooling == "mean"};
 }
 
@@ -98,8 +102,8 @@ void EmbeddingTable::update(const at::Tensor& ids, const at::Tensor& gradient, d
     kernels::embedding_update<double>(w.data_ptr<double>(), state_.defined() ? state_.data_ptr<double>() : nullptr, d,
                                       bags, distinct_, rows_of<const double>(gradient), rule_, lr, eps);
   else
-    kernels::embedding_update<float>(w.data_ptr<float>(), state_.defined() ? state_.data_ptr<float>() : nullptr, d, bags,
-                                     distinct_, rows_of<const float>(gradient), rule_, lr, eps);
+    kernels::embedding_update<float>(w.data_ptr<float>(), state_.defined() ? state_.data_ptr<float>() : nullptr, d,
+                                     bags, distinct_, rows_of<const float>(gradient), rule_, lr, eps);
 }
 
 void EmbeddingTable::update_on_device(const at::Tensor& ids, const at::Tensor& gradient, double lr,

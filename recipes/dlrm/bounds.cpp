@@ -10,7 +10,8 @@ namespace trireme::dlrm {
 
 void BoundsConfig::fields(Fields& f) {
   f("classes", classes,
-    "which tables get which bound: published (of the Criteo shapes), uniform (all base), explicit (the lists below), or a file of trireme dlrm analyze");
+    "which tables get which bound: published (of the Criteo shapes), uniform (all base), explicit (the lists below), "
+    "or a file of trireme dlrm analyze");
   f("tight", tight, "bound of the tight class, a share of a table's range of values", {.min = 0, .max = 1});
   f("base", base, "bound of the base class", {.min = 0, .max = 1});
   f("loose", loose, "bound of the loose class", {.min = 0, .max = 1});
@@ -48,10 +49,12 @@ Analysis Analysis::load(const std::string& path, std::int64_t tables) {
   const Config file = Config::load(path);
   file.read([&](Fields& f) { a.fields(f); });
   if (std::int64_t(a.classes.size()) != tables)
-    throw UsageError(path, "has classes of " + std::to_string(a.classes.size()) + " tables, the model has " +
-                               std::to_string(tables), "analyze a run on the same data");
+    throw UsageError(
+        path, "has classes of " + std::to_string(a.classes.size()) + " tables, the model has " + std::to_string(tables),
+        "analyze a run on the same data");
   for (const auto& c : a.classes)
-    if (c != "tight" && c != "base" && c != "loose") throw UsageError(path, "unknown class '" + c + "'", "known: tight, base, loose");
+    if (c != "tight" && c != "base" && c != "loose")
+      throw UsageError(path, "unknown class '" + c + "'", "known: tight, base, loose");
   return a;
 }
 

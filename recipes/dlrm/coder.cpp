@@ -1,14 +1,16 @@
 #include "recipes/dlrm/coder.h"
 
 #include "comm/error.h"
+#include "data/tables/shapes.h"
+
+#include <limits>
 
 #include <ATen/ATen.h>
 
 namespace trireme::dlrm {
 namespace {
 
-std::optional<Bounded> codec_of(const std::string& name, bool relative, const CompressionConfig& c, const char* place) {
-  if (name == "raw") return std::nullopt;
+Bounded codec_named(const std::string& name, bool relative, const CompressionConfig& c, const char* place) {
   BoundedOptions o;
   o.codec = name, o.relative = relative, o.strict = c.strict, o.checksum = c.checksum;
   o.refuse_nonfinite = c.nonfinite == "error";
@@ -33,16 +35,46 @@ std::vector<float> ranges(const at::Tensor& rows, std::int64_t tables) {
 
 }  // namespace
 
-Coder::Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables)
-    : config_(config),
-      bounds_(config.forward.bounds, data.shape, tables, "compression.forward.classes"),
-      forward_(codec_of(config.forward.codec, config.forward.scope == "chunk", config, "compression.forward.codec")),
-      backward_(codec_of(config.backward.codec, true, config, "compression.backward.codec")) {}
+Coder::Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables, bool on_device)
+    : config_(config), bounds_(config.forward.bounds, data.shape, tables, "compression.forward.classes") {
+  if (config.forward.codec != "raw") choose(data, tables);
+  if (config.backward.codec != "raw")
+    backward_.emplace(codec_named(config.backward.codec, true, config, "compression.backward.codec"));
+  if (on_device && by_name_.size() > 1)
+    throw UsageError("compression.forward.codec", "is another one for some tables, which a GPU cannot do",
+                     "choose one for all, as auto");
+}
+
+// `published` and `analysis` name one for each table, any other codec is that of all.
+void Coder::choose(const DataConfig& data, std::int64_t tables) {
+  const std::string& name = config_.forward.codec;
+  const char* place = "compression.forward.codec";
+  std::vector<std::string> names(std::size_t(tables), name);
+  if (name == "published") {
+    const auto* s = shape_named(data.shape);
+    if (!s || std::int64_t(s->encoders.size()) != tables)
+      throw UsageError(place, "nothing is published for these tables", "published is for kaggle and terabyte");
+    for (std::size_t t = 0; t < names.size(); ++t) names[t] = s->encoders[t] == 'L' ? "vector_lz" : "huffman";
+  } else if (name == "analysis") {
+    names = Analysis::load(config_.forward.bounds.classes, tables).codecs;
+    if (std::int64_t(names.size()) != tables)
+      throw UsageError(place, config_.forward.bounds.classes + " does not name a codec for each table",
+                       "write it with trireme dlrm analyze");
+  }
+  for (const auto& n : names) {
+    const auto at = by_name_.try_emplace(n, codec_named(n, config_.forward.scope == "chunk", config_, place)).first;
+    codecs_.push_back(&at->second);
+  }
+}
+
+std::string Coder::codec_of(std::int64_t table) const {
+  return codecs_.empty() ? "raw" : codecs_[std::size_t(table)]->options().codec;
+}
 
 ShardedTables::CodingOf Coder::forward(const std::vector<std::int64_t>& mine, std::int64_t step) const {
-  if (!forward_) return {};
+  if (!forward_on()) return {};
   return [this, &mine, step](const at::Tensor& rows) {
-    Coding c{&*forward_, config_.forward.simulate, {}, {}};
+    Coding c{{}, config_.forward.simulate, {}, {}};
     const auto n = std::int64_t(mine.size());
     std::vector<float> range;
     if (config_.forward.scope == "table" && rows.numel() > 0) range = ranges(rows, n);
@@ -51,6 +83,7 @@ ShardedTables::CodingOf Coder::forward(const std::vector<std::int64_t>& mine, st
       const double eb = relative(mine[t], step);
       c.bounds.push_back(range.empty() ? float(eb) : float(eb * double(range[t])));
       c.scopes.push_back(std::uint32_t(k));
+      c.codecs.push_back(codecs_[std::size_t(mine[t])]);
     }
     return c;
   };
@@ -59,7 +92,8 @@ ShardedTables::CodingOf Coder::forward(const std::vector<std::int64_t>& mine, st
 ShardedTables::CodingOf Coder::backward() const {
   if (!backward_) return {};
   return [this](const at::Tensor& gradient) {
-    Coding c{&*backward_, config_.backward.simulate, {}, {}};
+    Coding c{
+        std::vector<const Bounded*>(std::size_t(gradient.size(0)), &*backward_), config_.backward.simulate, {}, {}};
     for (std::int64_t k = 0; k < gradient.size(0); ++k) {
       c.bounds.push_back(float(config_.backward.bound));
       c.scopes.push_back(std::uint32_t(k));

@@ -3,18 +3,20 @@
 #include "recipes/dlrm/config.h"
 #include "recipes/dlrm/tables.h"
 
+#include <map>
 #include <optional>
 
 namespace trireme::dlrm {
 
 class Coder {
  public:
-  // UsageError for an unknown codec.
-  Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables);
+  // UsageError for an unknown codec. One codec for all tables: what a device can do.
+  Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables, bool on_device);
 
-  bool forward_on() const { return forward_.has_value(); }
+  bool forward_on() const { return !codecs_.empty(); }
   bool backward_on() const { return backward_.has_value(); }
   const Bounds& bounds() const { return bounds_; }
+  std::string codec_of(std::int64_t table) const;  // of the forward exchange
   // decay_steps: 0 stands for 0.21 of the run.
   void run_length(std::int64_t steps) { steps_ = steps; }
   double relative(std::int64_t table, std::int64_t step) const { return bounds_.relative(table, step, steps_); }
@@ -25,9 +27,12 @@ class Coder {
   ShardedTables::CodingOf backward() const;
 
  private:
+  void choose(const DataConfig& data, std::int64_t tables);
   CompressionConfig config_;
   Bounds bounds_;
-  std::optional<Bounded> forward_, backward_;
+  std::map<std::string, Bounded> by_name_;  // of the forward exchange
+  std::vector<const Bounded*> codecs_;      // of each table; empty: raw
+  std::optional<Bounded> backward_;
   std::int64_t steps_ = 0;
 };
 

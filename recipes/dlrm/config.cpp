@@ -7,7 +7,8 @@ namespace trireme::dlrm {
 
 void DataConfig::fields(Fields& f) {
   f("file", file, "criteo_like (generated), or a file of trireme data criteo, table, flights or criteo_like");
-  f.choice("shape", shape, {"kaggle", "terabyte", "mlperf_v1"}, "criteo_like: whose tables; else for published classes");
+  f.choice("shape", shape, {"kaggle", "terabyte", "mlperf_v1"},
+           "criteo_like: whose tables; else for published classes");
   f("scale", scale, "criteo_like: tables above 1,000 rows have 1 / scale of them", {.min = 1, .max = 1e6});
   f("shift", shift, "criteo_like: Mandelbrot's q, lighter tails", {.min = 0, .max = 100});
   f("positive_rate", positive_rate, "criteo_like: share of ones", {.min = 0.001, .max = 0.999});
@@ -41,7 +42,9 @@ void PlannerConfig::fields(Fields& f) {
 
 void ForwardConfig::fields(Fields& f) {
   f("codec", codec,
-    "of looked-up rows on their way to the samples: raw, auto, smallest, packed, vector_lz, huffman, rans, dedup_packed, dedup_huffman, dedup_rans, fp16, bf16, fp8, int8_row32, int4");
+    "of looked-up rows on their way to the samples: raw, auto, smallest, packed, vector_lz, huffman, rans, "
+    "dedup_packed, dedup_huffman, dedup_rans, fp16, bf16, fp8, int8_row32, int4; published: vector_lz or huffman as "
+    "SC'24 chose for each table; analysis: as the file in classes says");
   f.choice("scope", scope, {"table", "chunk"},
            "whose range of values a bound is relative to: a table's whole batch, or what goes to one rank");
   f("simulate", simulate, "values as they would arrive, sent as they are: nothing is saved");
@@ -75,8 +78,8 @@ void DlrmConfig::fields(Fields& f) {
 
 std::unique_ptr<TableData> open_data(const DataConfig& c) {
   if (c.generated())
-    return std::make_unique<CriteoLike>(CriteoLikeSpec{c.shape, c.scale, c.shift, c.samples, c.test_samples,
-                                                       c.positive_rate, std::uint64_t(c.seed)});
+    return std::make_unique<CriteoLike>(
+        CriteoLikeSpec{c.shape, c.scale, c.shift, c.samples, c.test_samples, c.positive_rate, std::uint64_t(c.seed)});
   return std::make_unique<TableFile>(c.file);
 }
 
@@ -88,8 +91,8 @@ Shape shape_of(const ModelConfig& model, const DataConfig& data, std::int64_t de
   for (const auto* list : {&s.bottom, &s.top})
     for (const std::int64_t w : *list)
       if (w < 1 || w > 1 << 20)
-        throw UsageError(list == &s.bottom ? "model.bottom" : "model.top",
-                         "has a layer of width " + std::to_string(w), "choose 1 to 1048576");
+        throw UsageError(list == &s.bottom ? "model.bottom" : "model.top", "has a layer of width " + std::to_string(w),
+                         "choose 1 to 1048576");
   return s;
 }
 

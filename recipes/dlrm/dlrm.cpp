@@ -4,14 +4,16 @@
 #include "comm/error.h"
 #include "framework/base/tensor.h"
 #include "framework/context.h"
-#include "framework/micro_batch.h"
 #include "framework/metrics/binary.h"
+#include "framework/micro_batch.h"
 #include "framework/plan.h"
+#include "recipes/dlrm/charts.h"
 #include "recipes/dlrm/coder.h"
 #include "recipes/dlrm/plan.h"
 
 #include <deque>
 #include <numeric>
+#include <ostream>
 
 #include <nlohmann/json.hpp>
 
@@ -27,7 +29,8 @@ class Dlrm : public Recipe {
     data_ = open_data(config_.data);
     const auto tables = std::int64_t(data_->tables().size());
     const Shape shape = shape_of(config_.model, config_.data, data_->dense(), tables);
-    coder_.emplace(config_.compression, config_.data, tables);
+    coder_.emplace(config_.compression, config_.data, tables, c.device().is_cuda());
+    check_type(c);
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(shape, params);
     tables_.emplace(data_->tables(), shape.dim, config_.embedding.rule(),
@@ -51,10 +54,11 @@ class Dlrm : public Recipe {
     coder_->run_length(c.steps);
     const auto gradient_known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward()); };
     const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
-    const at::Tensor logits = forward(batch, ids_for(batch, c), c, coder_->forward(tables_->mine(), c.now.step), gradient_known);
-    const at::Tensor share = at::binary_cross_entropy_with_logits(logits.to(c.param_type()), label, {}, {},
-                                                                  at::Reduction::Sum) /
-                             double(label.size(0) * c.size());
+    const at::Tensor logits =
+        forward(batch, ids_for(batch, c), c, coder_->forward(tables_->mine(), c.now.step), gradient_known);
+    const at::Tensor share =
+        at::binary_cross_entropy_with_logits(logits.to(c.param_type()), label, {}, {}, at::Reduction::Sum) /
+        double(label.size(0) * c.size());
     c.backward({&share, 1});
     tables_->finish_return();
     report(c);
@@ -69,9 +73,34 @@ class Dlrm : public Recipe {
   }
 
   std::map<std::string, double> evaluate(Context& c) override {
+    Judged judged;
+    each_test_batch(
+        c, [&](const Batch& batch, const at::Tensor& logits, std::int64_t own) { add(judged, batch, logits, own); });
+    return binary_metrics(judged, c.comm("control"));
+  }
+
+  void predict(Context& c, std::ostream& out) override {
+    if (c.rank() == 0) out << "sample,label,probability\n";
+    std::int64_t sample = data_->test().begin;
+    each_test_batch(c, [&](const Batch& batch, const at::Tensor& logits, std::int64_t own) {
+      Judged mine;
+      add(mine, batch, logits, own);
+      const Judged all = gathered(mine, c.comm("control"));
+      for (std::size_t i = 0; i < all.labels.size(); ++i)
+        out << sample++ << ',' << int(all.labels[i]) << ',' << 1 / (1 + std::exp(-all.logits[i])) << '\n';
+    });
+  }
+
+  std::string best_metric() const override { return "auc"; }
+  std::vector<std::string> headline_metrics() const override { return {"auc", "accuracy", "bce", "bayes_auc"}; }
+  std::vector<MetricChart> charts() const override { return dlrm_charts(); }
+
+  // f(batch, logits f64 [b], how many rows of it are this rank's own: the last batch may be filled up).
+  template <class F>
+  void each_test_batch(Context& c, const F& f) {
+    const at::NoGradGuard no_grad;
     const auto part = data_->test();
     const std::int64_t b = std::max<std::int64_t>(1, config_.eval_batch / c.size());
-    Judged judged;
     for (std::int64_t first = part.begin; first < part.end; first += b * c.size()) {
       std::vector<std::int64_t> ids;
       for (std::int64_t i = 0; i < b; ++i) ids.push_back(std::min(first + c.rank() * b + i, part.end - 1));
@@ -80,12 +109,9 @@ class Dlrm : public Recipe {
       const at::Tensor logits =
           forward(batch, tables_->send_ids(batch.columns.at("ids")), c, coding, {}).to(at::kCPU, at::kDouble);
       const std::int64_t own = std::clamp<std::int64_t>(part.end - first - c.rank() * b, 0, b);
-      add(judged, batch, logits, own);
+      f(batch, logits, own);
     }
-    return binary_metrics(judged, c.comm("control"));
   }
-  std::string best_metric() const override { return "auc"; }
-  std::vector<std::string> headline_metrics() const override { return {"auc", "accuracy", "bce", "bayes_auc"}; }
 
   void state(Archive& ar) override {
     std::string identity = data_->identity();
@@ -108,7 +134,10 @@ class Dlrm : public Recipe {
       tables.push_back({{"name", data_->tables()[t].name},
                         {"rows", data_->tables()[t].rows},
                         {"rank", tables_->owners().of_table[t]},
-                        {"bound", c == 'T' ? "tight" : c == 'L' ? "loose" : "base"}});
+                        {"codec", coder_->codec_of(std::int64_t(t))},
+                        {"bound", c == 'T'   ? "tight"
+                                  : c == 'L' ? "loose"
+                                             : "base"}});
     }
     return nlohmann::json{{"data", data_->identity()}, {"tables", tables}}.dump();
   }
@@ -119,6 +148,11 @@ class Dlrm : public Recipe {
     if (train.precision == "fp16")
       throw UsageError("precision", "fp16 scales the loss, and gradients of tables are not scaled back",
                        "use f32 or bf16");
+  }
+
+  void check_type(const Context& c) const {
+    if (c.param_type() == at::kDouble && (coder_->forward_on() || coder_->backward_on()))
+      throw UsageError("compression", "codes f32 values, and precision is f64", "use precision=f32");
   }
 
   // Those of a step were sent during the step before, if there was one; then those of the next step are.
@@ -133,8 +167,14 @@ class Dlrm : public Recipe {
     if (++part_ < parts) return ids;
     part_ = 0;
     for (std::int64_t k = 0; c.next && k < parts; ++k)
-      sent_.push_back({c.next->epoch, c.next->index, tables_->send_ids(micro_batch(*c.next, k, parts).columns.at("ids").contiguous())});
+      sent_.push_back({c.next->epoch, c.next->index, tables_->send_ids(part_of(*c.next, k, parts))});
     return ids;
+  }
+
+  static at::Tensor part_of(const Batch& batch, std::int64_t k, std::int64_t parts) {
+    const at::Tensor& ids = batch.columns.at("ids");
+    const std::int64_t n = ids.size(0) / parts;
+    return ids.narrow(0, k * n, n);
   }
 
   at::Tensor forward(const Batch& batch, ShardedTables::Ids ids, Context& c, const ShardedTables::CodingOf& coding,
@@ -181,7 +221,7 @@ class Dlrm : public Recipe {
     ShardedTables::Ids ids;
   };
   std::deque<Sent> sent_;
-  std::int64_t part_ = 0;  // micro-batches of this step that are done
+  std::int64_t part_ = 0;          // micro-batches of this step that are done
   std::array<double, 4> bytes_{};  // forward and backward: plain, sent
 };
 

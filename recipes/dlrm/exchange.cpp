@@ -45,7 +45,7 @@ void RowExchange::start(const at::Tensor& send, const at::Tensor& recv, const Co
   const double plain = double(std::size_t(send.size(0)) - to_[me]) * chunk;
   bytes_.plain += plain;
   send_sizes_.assign(std::size_t(send.size(0)), std::uint64_t(chunk));
-  if (coding.codec) encode(coding);
+  if (!coding.codecs.empty()) encode(coding);
   if (!codec_) {
     bytes_.sent += plain;
     work_ = rows_.all_to_all(buffer_of(send_), values(to_), buffer_of(recv_), values(from_));
@@ -55,9 +55,8 @@ void RowExchange::start(const at::Tensor& send, const at::Tensor& recv, const Co
   bytes_.sent += double(total) + 8 * double(std::size_t(send.size(0)) - to_[me]);
   recv_sizes_.assign(std::size_t(recv_.size(0)), 0);
   // Sizes of what stays here are zero and go nowhere.
-  work_ = sizes_
-              .all_to_all({send_sizes_.data(), send_sizes_.size(), DType::i64}, to_,
-                          {recv_sizes_.data(), recv_sizes_.size(), DType::i64}, from_);
+  work_ = sizes_.all_to_all({send_sizes_.data(), send_sizes_.size(), DType::i64}, to_,
+                            {recv_sizes_.data(), recv_sizes_.size(), DType::i64}, from_);
   if (send_.is_cpu())
     work_ = work_.then([this] { return send_payload(); });
   else
@@ -79,22 +78,38 @@ void RowExchange::encode(const Coding& coding) {
       chunks[k].self = to + (there + k - mine) * n * d;
   }
   const auto device = send_.device();
-  encoded_ = room(encoded_, coding.codec->max_bytes(n, d) * chunks.size(), device);
+  const Bounded* codec = coding.codecs.front();
+  encoded_ = room(encoded_, codec->max_bytes(n, d) * chunks.size(), device);
   if (device.is_cpu()) {
-    std::vector<std::uint64_t> sizes(chunks.size());
-    coding.codec->encode(chunks, buffer_of(encoded_), {sizes.data(), sizes.size(), DType::i64});
+    std::vector<std::uint64_t> sizes = encode_on_host(chunks, coding.codecs);
     if (!coding.simulate) send_sizes_ = std::move(sizes);
   } else {
-    scratch_ = room(scratch_, coding.codec->scratch_bytes(chunks), device);
+    scratch_ = room(scratch_, codec->scratch_bytes(chunks), device);
     const at::Tensor sizes = at::empty({send_.size(0)}, at::TensorOptions(device).dtype(at::kLong));
-    coding.codec->encode(chunks, buffer_of(encoded_), buffer_of(sizes), buffer_of(scratch_));
+    codec->encode(chunks, buffer_of(encoded_), buffer_of(sizes), buffer_of(scratch_));
     if (!coding.simulate) {
       const at::Tensor host = sizes.cpu();  // the one wait of a step: how much travels
       const auto* s = host.const_data_ptr<std::int64_t>();
       send_sizes_.assign(s, s + host.numel());
     }
   }
-  if (!coding.simulate) codec_ = coding.codec;
+  if (!coding.simulate) codec_ = codec;
+}
+
+// Chunks in a row with one codec are one call; codes lie one after another all the same.
+std::vector<std::uint64_t> RowExchange::encode_on_host(std::span<const TableChunk> chunks,
+                                                       const std::vector<const Bounded*>& codecs) {
+  std::vector<std::uint64_t> sizes(chunks.size());
+  auto* out = encoded_.data_ptr<std::uint8_t>();
+  std::size_t room = encoded_.nbytes();
+  for (std::size_t k = 0, end = 0; k < chunks.size(); k = end) {
+    while (end < chunks.size() && codecs[end] == codecs[k]) ++end;
+    codecs[k]->encode(chunks.subspan(k, end - k), {out, room, DType::u8}, {sizes.data() + k, end - k, DType::i64});
+    const auto bytes =
+        std::accumulate(sizes.begin() + std::ptrdiff_t(k), sizes.begin() + std::ptrdiff_t(end), std::size_t{0});
+    out += bytes, room -= bytes;
+  }
+  return sizes;
 }
 
 Work RowExchange::send_payload() {
@@ -149,9 +164,8 @@ void RowExchange::decode() {
         codec_->decode({&chunks[i], 1});
       } catch (const CommError& e) {
         const int source = source_of(number[i]);
-        throw CommError("compressed exchange",
-                        "chunk " + std::to_string(number[i] - first_of(from_, source)) + " from rank " +
-                            std::to_string(source) + ": " + e.what());
+        throw CommError("compressed exchange", "chunk " + std::to_string(number[i] - first_of(from_, source)) +
+                                                   " from rank " + std::to_string(source) + ": " + e.what());
       }
     return;
   }

@@ -15,8 +15,9 @@ namespace trireme::dlrm {
 
 // How chunks are coded. `bounds`: one a chunk that is sent, relative to the range of all chunks of its `scope`.
 struct Coding {
-  const Bounded* codec = nullptr;  // null: raw
-  bool simulate = false;           // values as they would arrive, sent as they are: nothing is saved
+  // One a chunk that is sent, none: raw. On a device all are the same: nobody knows there where the next code begins.
+  std::vector<const Bounded*> codecs;
+  bool simulate = false;  // values as they would arrive, sent as they are: nothing is saved
   std::vector<float> bounds;
   std::vector<std::uint32_t> scopes;
 };
@@ -43,6 +44,8 @@ class RowExchange {
 
  private:
   void encode(const Coding& coding);
+  std::vector<std::uint64_t> encode_on_host(std::span<const TableChunk> chunks,
+                                            const std::vector<const Bounded*>& codecs);
   Work send_payload();
   void decode();
   std::vector<std::size_t> values(const std::vector<std::size_t>& chunks) const;

@@ -19,8 +19,8 @@ std::int64_t state_width(const DlrmConfig& c, std::int64_t dim) {
 
 Owners owners_of(const DlrmConfig& config, const TableData& data, std::int64_t dim, int ranks,
                  const TrainConfig& train) {
-  const double limit = config.planner.memory_gib > 0 ? config.planner.memory_gib * 1073741824
-                                                     : std::numeric_limits<double>::infinity();
+  const double limit =
+      config.planner.memory_gib > 0 ? config.planner.memory_gib * 1073741824 : std::numeric_limits<double>::infinity();
   return plan_tables(data.tables(), double((dim + state_width(config, dim)) * value_bytes(train)), ranks, limit);
 }
 
@@ -51,9 +51,11 @@ void plan_dlrm(Plan& plan, const DlrmConfig& config, int ranks, const TrainConfi
   for (const auto& list : owners.tables) most = std::max(most, double(list.size()));
   const double row = b * double(shape.dim) * size * micro, others = ranks - 1;
   char formula[160];
-  std::snprintf(formula, sizeof formula, "(K-1) b x %.0f tables x %lld x %.0f", most, static_cast<long long>(shape.dim), size);
+  std::snprintf(formula, sizeof formula, "(K-1) b x %.0f tables x %lld x %.0f", most, static_cast<long long>(shape.dim),
+                size);
   plan.sent.push_back({"rows, forward, uncompressed", others * row * most, formula});
-  std::snprintf(formula, sizeof formula, "(K-1)/K b x %lld tables x %lld x %.0f", static_cast<long long>(tables), static_cast<long long>(shape.dim), size);
+  std::snprintf(formula, sizeof formula, "(K-1)/K b x %lld tables x %lld x %.0f", static_cast<long long>(tables),
+                static_cast<long long>(shape.dim), size);
   plan.sent.push_back({"gradients of rows, uncompressed", others / ranks * row * double(tables), formula});
   std::snprintf(formula, sizeof formula, "(K-1)/K b x %lld ids x 4", static_cast<long long>(data->width()));
   plan.sent.push_back({"ids", others / ranks * b * micro * double(data->width()) * 4, formula});

@@ -8,9 +8,9 @@
 namespace trireme::dlrm {
 
 struct Owners {
-  std::vector<int> of_table;                       // rank of each table
-  std::vector<std::vector<std::int64_t>> tables;   // of each rank, ascending; some ranks may have none
-  std::vector<double> bytes;                       // of each rank's tables and their state
+  std::vector<int> of_table;                      // rank of each table
+  std::vector<std::vector<std::int64_t>> tables;  // of each rank, ascending; some ranks may have none
+  std::vector<double> bytes;                      // of each rank's tables and their state
 };
 
 // Tables as whole pieces, the largest first, each to the rank that holds least. All tables cost the same in the

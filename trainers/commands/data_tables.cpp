@@ -22,7 +22,8 @@ namespace {
 double share(const std::string& option, const std::string& text) {
   char* end = nullptr;
   const double v = std::strtod(text.c_str(), &end);
-  if (text.empty() || *end || !(v >= 0 && v < 1)) throw UsageError(option, "'" + text + "' is no share", "choose 0 to 0.99");
+  if (text.empty() || *end || !(v >= 0 && v < 1))
+    throw UsageError(option, "'" + text + "' is no share", "choose 0 to 0.99");
   return v;
 }
 
