@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <ctime>
 #include <memory>
 #include <optional>
 #include <unordered_map>
@@ -51,6 +52,12 @@ class Mapped {
   void* data_ = nullptr;
   std::size_t size_ = 0;
 };
+
+double thread_seconds() {
+  timespec t{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return double(t.tv_sec) + double(t.tv_nsec) * 1e-9;
+}
 
 std::int64_t lines_in(std::string_view text) {
   const auto n = std::int64_t(std::count(text.begin(), text.end(), '\n'));
@@ -103,6 +110,7 @@ class Preparation {
     const auto n = std::size_t(workers_.threads());
     std::vector<CriteoBlock> blocks(n);
     std::vector<std::string_view> pieces;
+    std::vector<double> parsing(n);
     std::int64_t line = 1;
     for (std::size_t at = 0; at < text.size();) {
       const std::size_t first = at;
@@ -113,7 +121,9 @@ class Preparation {
         at = end;
       }
       workers_.each(std::int64_t(pieces.size()), [&](std::int64_t k) {
+        const double begin = thread_seconds();
         parse_criteo(pieces[std::size_t(k)], std::uint32_t(spec_.max_ind_range), blocks[std::size_t(k)]);
+        parsing[std::size_t(k)] += thread_seconds() - begin;
       });
       for (std::size_t k = 0; k < pieces.size(); ++k) {
         judge(blocks[k], name, line);
@@ -127,6 +137,7 @@ class Preparation {
       if (spec_.progress) spec_.progress(done_, total_);
       file.forget(at);
     }
+    for (const double s : parsing) report_.parsing += s;
   }
 
   void judge(const CriteoBlock& b, const std::string& name, std::int64_t& line) {

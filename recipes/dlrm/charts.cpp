@@ -3,15 +3,19 @@
 namespace trireme::dlrm {
 
 std::vector<MetricChart> dlrm_charts() {
-  return {{"AUC", {}, {{"model", {"eval/auc"}, {}}, {"best possible", {"eval/bayes_auc"}, {}}}, true},
-          {"Accuracy", {}, {{"", {"eval/accuracy"}, {}}}, true},
-          {"Cross-entropy of the test samples", {}, {{"", {"eval/bce"}, {}}}},
-          {"Calibration, positive rate, share of the way to the best AUC",
-           {"calibration", "positive rate", "AUC reached"},
-           {{"", {"eval/calibration", "eval/positive_rate", "eval/auc_reached"}, {}}}},
-          {"Compression of the exchange, f32 bytes by bytes sent",
-           {},
-           {{"rows, forward", {"forward_ratio"}, {}}, {"gradients, backward", {"backward_ratio"}, {}}}},
+  return {{"Held-out samples",
+           {"AUC", "best AUC", "accuracy"},
+           {{"", {"eval/auc", "eval/bayes_auc", "eval/accuracy"}, {}}},
+           true},
+          {"Probabilities",
+           {"cross-entropy", "calibration", "positive", "AUC reached"},
+           {{"", {"eval/bce", "eval/calibration", "eval/positive_rate", "eval/auc_reached"}, {}}}},
+          {"Exchange of a batch, both ways",
+           {"raw, ms", "coded, ms"},
+           {{"", {"eval/exchange_raw_ms", "eval/exchange_coded_ms"}, {}}}},
+          {"Compression: f32 bytes by bytes sent",
+           {"forward", "backward"},
+           {{"", {"forward_ratio", "backward_ratio"}, {}}}},
           {"Error bound by the class's own", {}, {{"", {"bound_factor"}, {}}}}};
 }
 

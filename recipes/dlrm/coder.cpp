@@ -90,7 +90,7 @@ ShardedTables::CodingOf Coder::forward(const std::vector<std::int64_t>& mine, st
 }
 
 ShardedTables::CodingOf Coder::backward() const {
-  if (!backward_) return {};
+  if (!backward_on()) return {};
   return [this](const at::Tensor& gradient) {
     Coding c{
         std::vector<const Bounded*>(std::size_t(gradient.size(0)), &*backward_), config_.backward.simulate, {}, {}};

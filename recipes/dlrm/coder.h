@@ -13,8 +13,10 @@ class Coder {
   // UsageError for an unknown codec. One codec for all tables: what a device can do.
   Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables, bool on_device);
 
-  bool forward_on() const { return !codecs_.empty(); }
-  bool backward_on() const { return backward_.has_value(); }
+  bool forward_on() const { return !codecs_.empty() && !forward_raw_; }
+  bool backward_on() const { return backward_.has_value() && !backward_raw_; }
+  // The link is too fast for codes.
+  void send_raw(bool forward, bool backward) { forward_raw_ = forward, backward_raw_ = backward; }
   const Bounds& bounds() const { return bounds_; }
   std::string codec_of(std::int64_t table) const;  // of the forward exchange
   // decay_steps: 0 stands for 0.21 of the run.
@@ -34,6 +36,7 @@ class Coder {
   std::vector<const Bounded*> codecs_;      // of each table; empty: raw
   std::optional<Bounded> backward_;
   std::int64_t steps_ = 0;
+  bool forward_raw_ = false, backward_raw_ = false;
 };
 
 }  // namespace trireme::dlrm

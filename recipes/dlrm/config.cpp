@@ -61,6 +61,9 @@ void BackwardConfig::fields(Fields& f) {
 void CompressionConfig::fields(Fields& f) {
   f.group("forward", forward, "looked-up rows");
   f.group("backward", backward, "their gradients");
+  f.choice("choose", choose, {"given", "link"},
+           "given: code what has a codec; link: only where that is faster, by a measurement at the start that the run "
+           "keeps");
   f("strict", strict, "check every value after rounding: the bound holds to the last bit");
   f("checksum", checksum, "codes carry a CRC32C");
   f("eval", eval, "compress in evaluation as well");

@@ -9,8 +9,10 @@
 #include "framework/plan.h"
 #include "recipes/dlrm/charts.h"
 #include "recipes/dlrm/coder.h"
+#include "recipes/dlrm/link.h"
 #include "recipes/dlrm/plan.h"
 
+#include <cstdio>
 #include <deque>
 #include <numeric>
 #include <ostream>
@@ -52,6 +54,7 @@ class Dlrm : public Recipe {
 
   at::Tensor backward(const Batch& batch, Context& c) override {
     coder_->run_length(c.steps);
+    choose_by_link(batch, c);
     const auto gradient_known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward()); };
     const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
     const at::Tensor logits =
@@ -76,7 +79,9 @@ class Dlrm : public Recipe {
     Judged judged;
     each_test_batch(
         c, [&](const Batch& batch, const at::Tensor& logits, std::int64_t own) { add(judged, batch, logits, own); });
-    return binary_metrics(judged, c.comm("control"));
+    auto metrics = binary_metrics(judged, c.comm("control"));
+    if (coder_->forward_on() || coder_->backward_on()) add_exchange_times(metrics, c);
+    return metrics;
   }
 
   void predict(Context& c, std::ostream& out) override {
@@ -119,6 +124,8 @@ class Dlrm : public Recipe {
     if (identity != data_->identity())
       throw DataError("data.file", "is other data than this run was started with: " + identity.substr(0, 200),
                       "put it back, or use --fresh to start over");
+    if (ar.has("exchange")) ar.text("exchange", exchange_);
+    send_as_chosen();
     tables_->state(ar);
   }
 
@@ -153,6 +160,33 @@ class Dlrm : public Recipe {
   void check_type(const Context& c) const {
     if (c.param_type() == at::kDouble && (coder_->forward_on() || coder_->backward_on()))
       throw UsageError("compression", "codes f32 values, and precision is f64", "use precision=f32");
+  }
+
+  // Once, at the first step of the run: the choice is part of its state, so that a resumed run takes the same bits.
+  void choose_by_link(const Batch& batch, Context& c) {
+    if (config_.compression.choose != "link" || !exchange_.empty()) return;
+    const ExchangeTimes t = time_exchange(*tables_, *coder_, part_of(batch, 0, 1), c);
+    exchange_ = t.forward.coded < t.forward.raw ? "coded" : "raw";
+    exchange_ += t.backward.coded < t.backward.raw ? " coded" : " raw";
+    char line[160];
+    std::snprintf(line, sizeof line,
+                  "exchange measured: forward raw %.3f ms, coded %.3f; backward raw %.3f, coded %.3f: %s",
+                  t.forward.raw, t.forward.coded, t.backward.raw, t.backward.coded, exchange_.c_str());
+    c.message(line);
+    send_as_chosen();
+  }
+  void send_as_chosen() {
+    if (!exchange_.empty()) coder_->send_raw(exchange_.starts_with("raw"), exchange_.ends_with("raw"));
+  }
+
+  void add_exchange_times(std::map<std::string, double>& metrics, Context& c) {
+    std::vector<std::int64_t> ids;
+    const std::int64_t b = c.config().batch_size / c.size();
+    const auto part = data_->train();
+    for (std::int64_t i = 0; i < b; ++i) ids.push_back(part.begin + (c.rank() * b + i) % part.size());
+    const ExchangeTimes t = time_exchange(*tables_, *coder_, data_->read(ids, 0).columns.at("ids"), c);
+    metrics["exchange_raw_ms"] = t.forward.raw + t.backward.raw;
+    metrics["exchange_coded_ms"] = t.forward.coded + t.backward.coded;
   }
 
   // Those of a step were sent during the step before, if there was one; then those of the next step are.
@@ -221,6 +255,7 @@ class Dlrm : public Recipe {
     ShardedTables::Ids ids;
   };
   std::deque<Sent> sent_;
+  std::string exchange_;           // what the link decided: forward and backward, raw or coded; empty: nothing yet
   std::int64_t part_ = 0;          // micro-batches of this step that are done
   std::array<double, 4> bytes_{};  // forward and backward: plain, sent
 };

@@ -65,9 +65,10 @@ TableFileInfo criteo(const DataOptions& o, const std::string& out) {
     };
   const CriteoReport r = prepare_criteo(spec);
   for (const auto& line : r.bad) std::printf("left out %s\n", line.c_str());
-  std::printf("%lld lines, %lld malformed, %lld negatives left out, %.0f MB/s\n", static_cast<long long>(r.lines),
-              static_cast<long long>(r.bad_lines), static_cast<long long>(r.dropped),
-              double(r.bytes) * 1e-6 / std::max(r.seconds, 1e-9));
+  std::printf(
+      "%lld lines, %lld malformed, %lld negatives left out; %.0f MB/s to HDF5, parsing alone %.0f MB/s a core\n",
+      static_cast<long long>(r.lines), static_cast<long long>(r.bad_lines), static_cast<long long>(r.dropped),
+      double(r.bytes) * 1e-6 / std::max(r.seconds, 1e-9), double(r.bytes) * 1e-6 / std::max(r.parsing, 1e-9));
   return r.info;
 }
 

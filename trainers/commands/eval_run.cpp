@@ -29,7 +29,8 @@ void print(const EvalRun& o, const std::map<std::string, double>& metrics, const
   }
   Record r;
   for (const auto& [key, value] : metrics) r.values["eval/" + key] = value;
-  std::cout << o.run << "\n" << evaluation_text(r, recipe.charts()) << std::endl;
+  const std::string text = evaluation_text(r, recipe.charts());  // begins with a line about a step
+  std::cout << o.run << "\n" << text.substr(std::min(text.size(), text.find('\n') + 1)) << std::endl;
 }
 
 void write_predictions(const EvalRun& o, Session& session, Recipe& recipe, Communicator& world) {
