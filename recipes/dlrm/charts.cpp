@@ -6,7 +6,7 @@ std::vector<MetricChart> dlrm_charts() {
   return {{"Held-out samples",
            {"AUC", "best AUC", "accuracy"},
            {{"", {"eval/auc", "eval/bayes_auc", "eval/accuracy"}, {}}},
-           true},
+           false},
           {"Probabilities",
            {"cross-entropy", "calibration", "positive", "AUC reached"},
            {{"", {"eval/bce", "eval/calibration", "eval/positive_rate", "eval/auc_reached"}, {}}}},

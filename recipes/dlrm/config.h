@@ -48,7 +48,7 @@ struct ForwardConfig {
 struct BackwardConfig {
   std::string codec = "raw", scope = "chunk";
   bool simulate = false;
-  double bound = 0.03;
+  double bound = 0.01;
   void fields(Fields& f);
 };
 

@@ -28,6 +28,12 @@ Buffer bytes_of(const at::Tensor& t, std::size_t n) {
 
 }  // namespace
 
+BadChunk::BadChunk(int from, std::size_t k, const std::string& why)
+    : CommError("compressed exchange", "chunk " + std::to_string(k) + " from rank " + std::to_string(from) + ": " + why,
+                "do all ranks run the same program and configuration?"),
+      rank(from),
+      chunk(k) {}
+
 RowExchange::RowExchange(Communicator& rows, Communicator& sizes, std::vector<std::size_t> to,
                          std::vector<std::size_t> from)
     : rows_(rows), sizes_(sizes), to_(std::move(to)), from_(std::move(from)) {}
@@ -127,10 +133,9 @@ Work RowExchange::send_payload() {
     for (std::size_t k = 0; k < from_[r]; ++k, ++at) {
       const std::uint64_t size = recv_sizes_[at];
       if (size > most || size % 4 != 0)
-        throw CommError("compressed exchange",
-                        "rank " + std::to_string(r) + " announces " + std::to_string(size) + " bytes for its chunk " +
-                            std::to_string(k) + ", at most " + std::to_string(most) + " are possible",
-                        "do all ranks run the same program and configuration?");
+        throw BadChunk(
+            int(r), k,
+            "it announces " + std::to_string(size) + " bytes, at most " + std::to_string(most) + " are possible");
       recv.back() += size;
     }
   }
@@ -164,8 +169,7 @@ void RowExchange::decode() {
         codec_->decode({&chunks[i], 1});
       } catch (const CommError& e) {
         const int source = source_of(number[i]);
-        throw CommError("compressed exchange", "chunk " + std::to_string(number[i] - first_of(from_, source)) +
-                                                   " from rank " + std::to_string(source) + ": " + e.what());
+        throw BadChunk(source, number[i] - first_of(from_, source), e.what());
       }
     return;
   }

@@ -3,6 +3,7 @@
 // rank. Coded, it goes in two stages (SC'24, arXiv 2407.04272): the sizes of all chunks, then their bytes.
 #pragma once
 #include "comm/communicator.h"
+#include "comm/error.h"
 #include "compression/codecs/bounded.h"
 
 #include <memory>
@@ -27,6 +28,13 @@ struct ExchangeBytes {
   double plain = 0, sent = 0;
 };
 
+// What a rank sent is no code: chunk `chunk` of those from `rank`, counted from 0.
+struct BadChunk : CommError {
+  BadChunk(int rank, std::size_t chunk, const std::string& why);
+  int rank;
+  std::size_t chunk;
+};
+
 class RowExchange {
  public:
   // to, from: chunks for and from each rank. `sizes`: for the sizes of codes in device memory, a communicator of the
@@ -36,7 +44,7 @@ class RowExchange {
   // send [sum of to, b, d], recv [sum of from, b, d]: rank by rank, both must stay as they are until finish(). With a
   // codec, `send` is changed by `simulate` only.
   void start(const at::Tensor& send, const at::Tensor& recv, const Coding& coding);
-  // `recv` is there. CommError naming the rank and the chunk where a code is bad.
+  // `recv` is there. Throws BadChunk.
   void finish();
   ExchangeBytes take_bytes() { return std::exchange(bytes_, {}); }
   // Of the last call: coded bytes of each chunk sent, 0: it stayed here.

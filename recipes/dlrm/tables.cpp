@@ -110,8 +110,17 @@ void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
   forward_->start(chunks, rows_, coding ? coding(chunks) : Coding{});
 }
 
+void ShardedTables::name_table(const BadChunk& e, std::int64_t table) const {
+  throw CommError("step " + std::to_string(context_.now.step + 1) + ", table " + all_[std::size_t(table)].name,
+                  e.what());
+}
+
 at::Tensor ShardedTables::finish_fetch() {
-  forward_->finish();
+  try {
+    forward_->finish();
+  } catch (const BadChunk& e) {
+    name_table(e, owners_.tables[std::size_t(e.rank)][e.chunk]);
+  }
   return std::exchange(rows_, at::Tensor());
 }
 
@@ -125,7 +134,11 @@ void ShardedTables::start_return(const at::Tensor& gradient, const CodingOf& cod
 }
 
 void ShardedTables::finish_return() {
-  backward_->finish();
+  try {
+    backward_->finish();
+  } catch (const BadChunk& e) {
+    name_table(e, mine()[e.chunk]);
+  }
   returning_ = false;
   const std::int64_t n = std::int64_t(tables_.size());
   waiting_.push_back({current_.received, returned_.view({ranks_, n, current_.b, dim_}), current_.b});

@@ -61,6 +61,7 @@ class ShardedTables {
     at::Tensor ids, gradient;  // [ranks, b * width], [ranks, tables, b, d]
     std::int64_t b = 0;
   };
+  [[noreturn]] void name_table(const BadChunk& e, std::int64_t table) const;
   at::Tensor ids_of(const at::Tensor& received, std::size_t k, std::int64_t b) const;
 
   const std::vector<Table> all_;

@@ -1,6 +1,7 @@
 // The recipe `dlrm` on loopback ranks: gradients, equal results on any number of ranks, resume, sparse updates, the
 // exchange, and the loss curve of the same model in plain PyTorch (tests/reference/dlrm_losses.py).
 #include "comm/local/loopback.h"
+#include "comm/wrappers/wrapper.h"
 #include "data/loader.h"
 #include "framework/experiment.h"
 #include "framework/io/checkpoint.h"
@@ -37,6 +38,13 @@ struct Trained {
   std::map<std::string, double> metrics, logged;
 };
 
+// What does not depend on the clock.
+std::map<std::string, double> evaluated(Session& session) {
+  auto metrics = session.evaluate();
+  std::erase_if(metrics, [](const auto& m) { return m.first.starts_with("exchange_"); });
+  return metrics;
+}
+
 using Change = std::function<void(Session&)>;
 
 Trained train(int ranks, const std::vector<std::string>& keys, const Change& before = {}, std::int64_t steps = 6) {
@@ -55,7 +63,7 @@ Trained train(int ranks, const std::vector<std::string>& keys, const Change& bef
       session.step(batch, s + 1 < steps ? &loader.peek() : nullptr);
       losses.push_back(session.loss());
     }
-    const auto metrics = session.evaluate();
+    const auto metrics = evaluated(session);
     const auto logged = session.take_logged();
     const std::lock_guard lock(mutex);
     for (const auto& p : session.parameters()) result.weights[p.name] = p.value.detach().clone();
@@ -279,7 +287,7 @@ Trained resumed(int ranks, int then, std::int64_t first, const std::vector<std::
         return;
       }
       const double loss = session.loss();
-      const auto metrics = session.evaluate();
+      const auto metrics = evaluated(session);
       const std::lock_guard lock(mutex);
       for (const auto& p : session.parameters()) result.weights[p.name] = p.value.detach().clone();
       if (world.rank() == 0) result.losses = {loss}, result.metrics = metrics;
@@ -328,6 +336,49 @@ TEST(Dlrm, FirstCodedStepIsTheSameOnAnyNumberOfRanks) {
   const std::vector<std::string> keys{"compression.forward.codec=auto"};
   const double one = train(1, keys, {}, 1).losses[0];
   for (const int ranks : {2, 4}) EXPECT_NEAR(train(ranks, keys, {}, 1).losses[0], one, 1e-5 * one);
+}
+
+// Rank 1 lies about the size of a code, or damages the codes themselves.
+class Liar final : public Wrapper {
+ public:
+  Liar(Communicator& inner, bool sizes) : Wrapper(inner), sizes_(sizes) {}
+  Work all_reduce(Buffer b, Op op) override { return inner_.all_reduce(b, op); }
+  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
+  Work all_gather(ConstBuffer in, Buffer out) override { return inner_.all_gather(in, out); }
+  Work broadcast(Buffer b, int root) override { return inner_.broadcast(b, root); }
+  Work barrier() override { return inner_.barrier(); }
+  std::unique_ptr<Communicator> split(int color, int key) override { return inner_.split(color, key); }
+  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                  std::span<const std::size_t> recv) override {
+    if (rank() == 1 && (in.dtype == DType::i64) == sizes_) {
+      auto* bytes = static_cast<std::uint8_t*>(const_cast<void*>(in.data));
+      sizes_ ? bytes[2] = 0xff : bytes[5] ^= 0xff;  // bytes 0 to 3 of a code say how long it is
+    }
+    return inner_.all_to_all(in, send, out, recv);
+  }
+
+ private:
+  const bool sizes_;
+};
+
+TEST(RowExchange, NamesTheRankWhoseCodeIsBad) {
+  const Bounded codec({.codec = "auto", .checksum = true});
+  for (const bool sizes : {true, false}) {
+    std::string what;
+    try {
+      run_loopback(2, [&](Communicator& world) {
+        Liar liar(world, sizes);
+        RowExchange exchange(liar, liar, {2, 2}, {2, 2});
+        const at::Tensor rows = at::randn({4, 8, 4}), out = at::empty({4, 8, 4});
+        Coding coding{std::vector<const Bounded*>(4, &codec), false, std::vector<float>(4, 0.01f), {0, 1, 2, 3}};
+        exchange.start(rows, out, coding);
+        exchange.finish();
+      });
+    } catch (const CommError& e) {
+      what = e.what();
+    }
+    EXPECT_NE(what.find("chunk 0 from rank 1"), std::string::npos) << sizes << ": " << what;
+  }
 }
 
 TEST(Bounds, DecayOfTheArtifact) {
