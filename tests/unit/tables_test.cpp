@@ -4,7 +4,7 @@
 #include "data/tables/criteo.h"
 #include "data/tables/criteo_like.h"
 #include "data/tables/csv.h"
-#include "framework/metrics/binary.h"
+#include "framework/models/binary.h"
 
 #include <cmath>
 #include <filesystem>

@@ -1,4 +1,4 @@
-#include "framework/metrics/binary.h"
+#include "framework/models/binary.h"
 
 #include <algorithm>
 #include <cmath>
