@@ -36,15 +36,17 @@ void send_line(int fd, const std::string& text) {
     throw DataError("benchmark pipe", std::string("cannot be written: ") + std::strerror(errno));
 }
 
-// The last words of an arm that failed: our own error, which mpirun buries under its banner, or else the last line.
+// The last words of an arm that failed: our own error or Python's, which mpirun buries under its banner, or else the
+// last line.
 std::string last_words(const std::string& file) {
   std::ifstream in(file);
-  std::string line, last = "it ended without a word";
+  std::string line, last = "it ended without a word", python;
   while (std::getline(in, line)) {
     if (line.starts_with("trireme: error: ")) return line.substr(16, 300);
+    if (python.empty() && line.find("Error: ") < 40 && !line.starts_with(' ')) python = line;
     if (line.find_first_not_of(" \t\r-") != std::string::npos) last = line;
   }
-  return last.substr(0, 300);
+  return (python.empty() ? last : python).substr(0, 300);
 }
 
 }  // namespace

@@ -41,7 +41,8 @@ std::string python() {
 
 std::vector<std::string> own_arm(const Options& o, const std::string& arm, const std::string& problem, int ranks,
                                  const std::string& folder) {
-  const std::vector<std::string> words{"bench", o.name, "--serve", folder, "--arm", arm, "--problem", problem};
+  const std::vector<std::string> words{"bench", o.name,      "--serve", folder,     "--arm",
+                                       arm,     "--problem", problem,   "--device", o.device};
   if (ranks > 1) return mpirun_command(ranks, words);
   std::vector<std::string> command{self().string()};
   command.insert(command.end(), words.begin(), words.end());

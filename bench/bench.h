@@ -18,6 +18,7 @@ struct Options {
   int ranks = 2;   // of benchmarks that say so
   // Part of the benchmark only, in its own words ("all_reduce"). In the processes that `run` starts: their case.
   std::string problem;
+  std::string device = "cpu";  // or cuda, of benchmarks that say so
   // Set in the processes that `run` starts: which arm this is, and the folder of its pipes.
   std::string serve, arm;
 };
@@ -26,6 +27,7 @@ struct Benchmark {
   std::string name, description;
   std::function<nlohmann::json(const Options&)> run;               // the rows
   std::function<void(const Options&, Communicator& world)> serve;  // one of our arms, on each of its ranks
+  bool on_devices = false;                                         // heeds `device`
 };
 using Benchmarks = Registry<Benchmark>;
 

@@ -6,7 +6,7 @@
 #include "comm/local/self.h"
 #include "data/image_text/prepared.h"
 #include "data/loader.h"
-#include "framework/device_memory.h"
+#include "framework/device_info.h"
 #include "framework/experiment.h"
 #include "framework/formats/safetensors.h"
 #include "framework/losses/contrastive.h"

@@ -52,6 +52,10 @@ void print_table(const nlohmann::json& rows) {
 
 int bench_command(const bench::Options& options) {
   const auto& benchmark = find(options.name);
+  if (options.device != "cpu" && options.device != "cuda")
+    throw UsageError("--device", "'" + options.device + "' is none", "write cpu or cuda");
+  if (options.device == "cuda" && !benchmark.on_devices)
+    throw UsageError("--device", "bench " + options.name + " has one place to run", "leave it out");
   catch_stop_signals();  // arms look for it (bench/arm.h)
   double before[1] = {0}, after[1] = {0};
   (void)getloadavg(before, 1);
@@ -73,6 +77,7 @@ const Commands::Entry registered({"bench", "one benchmark with its peer arm", []
                                     command.number("--ranks", o->ranks, "ranks of an arm (comm)", {2, 1024});
                                     command.text("--problem", o->problem,
                                                  "a part of it, e.g. all_reduce:1048576 of comm");
+                                    command.text("--device", o->device, "cpu or cuda (comm)");
                                     command.text("--serve", o->serve, "",
                                                  command.hidden);  // of the processes that a benchmark starts
                                     command.text("--arm", o->arm, "", command.hidden);

@@ -1,16 +1,18 @@
 // Kernels of gradient hooks on a GPU: GB/s of the fewest bytes that each has to move, and their share of the rate at
 // which the same card copies as many values in the same run. One process, no ranks.
 #include "bench/bench.h"
+#include "bench/device_time.h"
 #include "comm/device.h"
 #include "comm/error.h"
+#include "comm/local/self.h"
 #include "compression/compressor.h"
 #include "framework/base/quantile.h"
 #include "framework/base/tensor.h"
+#include "framework/gradients/hook.h"
 #include "framework/kernels/top_k.h"
+#include "framework/placement.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace trireme::bench {
 namespace {
@@ -23,17 +25,6 @@ struct Measured {
   std::function<void()> run;
   std::vector<double> ms = {};
 };
-
-double milliseconds(const std::function<void()>& f) {
-  constexpr int times = 20;
-  c10::Event begin(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT), end(at::kCUDA, c10::EventFlag::BACKEND_DEFAULT);
-  const c10::Stream stream = c10::impl::VirtualGuardImpl(at::kCUDA).getStream({at::kCUDA, 0});
-  begin.record(stream);
-  for (int i = 0; i < times; ++i) f();
-  end.record(stream);
-  end.synchronize();
-  return begin.elapsedTime(end) / times;
-}
 
 // What the kernels work on: values and errors, at random, and room for codes.
 struct Memory {
@@ -81,10 +72,43 @@ void add_top_k(std::vector<Measured>& all, const Memory& m) {
                  [job, place = buffer_of(m.values).place] { kernels::top_k(job, place); }});
 }
 
+// All of a step but what travels, on matrices of 1024 x 4096. The fewest bytes a value: gradient and error in, M out
+// (12); M for Q (4); M in, error and sum out (12).
+struct PowerSgd {
+  std::unique_ptr<Communicator> comm = for_device(make_self(), {at::Device(at::kCUDA, 0), /*nccl=*/true}, {});
+  Bucket bucket;
+  std::unique_ptr<GradientHook> hook;
+  std::vector<Work> works;
+
+  PowerSgd(std::int64_t n, std::int64_t rank) {
+    bucket.flat = at::randn({n}, at::TensorOptions().dtype(at::kFloat).device(at::kCUDA));
+    for (const at::Tensor& one : bucket.flat.view({-1, 1024, 4096}).unbind()) {
+      bucket.gradients.push_back(one);
+      bucket.parameters.push_back(std::to_string(bucket.parameters.size()));
+    }
+    HookConfig config;
+    config.name = "powersgd";
+    config.rank = rank;
+    hook = make_hook(config, bucket, *comm);
+  }
+  void run() {
+    works.clear();
+    Communicator* const lanes[] = {comm.get()};
+    hook->reduce(bucket, lanes, works);
+    for (auto& work : works) work.wait();
+  }
+};
+
+void add_power_sgd(std::vector<Measured>& all, std::int64_t n, std::int64_t rank) {
+  const auto one = std::make_shared<PowerSgd>(n, rank);
+  all.push_back({"powersgd, rank " + std::to_string(rank), double(n) * 28, [one] { one->run(); }});
+}
+
 nlohmann::json run(const Options& o) {
   if (!device_runtime() || device_runtime()->count() == 0)
     throw UsageError("bench hook_kernels", "needs a GPU", "run it where `trireme doctor` names one");
   const std::int64_t mib = o.problem.empty() ? 64 : std::stoll(o.problem);
+  if (mib < 16 || mib % 16 != 0) throw UsageError("--problem", "MiB of values in multiples of 16", "say --problem 64");
   const Memory m(mib << 18);
   std::vector<Measured> all;
   all.push_back({"copy", double(m.values.numel()) * 8, [&m] { m.error.copy_(m.values); }});
@@ -92,9 +116,10 @@ nlohmann::json run(const Options& o) {
   add_codec(all, m, "fp16", false);
   add_codec(all, m, "int8", true);
   add_top_k(all, m);
+  for (const std::int64_t rank : {4, 32}) add_power_sgd(all, m.values.numel(), rank);
   for (int block = -1; block < o.blocks; ++block)
     for (auto& one : all)
-      if (const double ms = milliseconds(one.run); block >= 0) one.ms.push_back(ms);
+      if (const double ms = device_ms(one.run); block >= 0) one.ms.push_back(ms);
   nlohmann::json rows = nlohmann::json::array();
   double copy = 0;
   for (const auto& one : all) {

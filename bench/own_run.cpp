@@ -31,7 +31,7 @@ OwnSession::OwnSession(Experiment& run, Communicator& world, int batches)
 void OwnSession::write(const std::string& file, const std::map<std::string, std::string>& metadata) {
   if (world_.rank() != 0) return;
   std::vector<NamedTensor> tensors;
-  for (const auto& p : session_.parameters()) tensors.push_back({p.name, p.value.detach()});
+  for (const auto& p : session_.parameters()) tensors.push_back({p.name, p.value.detach().cpu()});
   for (std::size_t k = 0; k < global_.size(); ++k) {
     const std::string name = "batch." + std::to_string(k) + ".";
     for (const auto& [column, value] : global_[k].columns) tensors.push_back({name + column, value});
@@ -40,11 +40,15 @@ void OwnSession::write(const std::string& file, const std::map<std::string, std:
   write_safetensors(file, tensors, metadata);
 }
 
-double OwnSession::step() {
+void OwnSession::advance() {
   session_.context().now.step = step_;
   session_.context().now.epoch = 1;
   session_.step(mine_[std::size_t(step_) % mine_.size()]);
   ++step_;
+}
+
+double OwnSession::step() {
+  advance();
   return session_.loss();
 }
 

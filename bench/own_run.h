@@ -13,8 +13,10 @@ class OwnSession {
   OwnSession(Experiment& run, Communicator& world, int batches);
   // Rank 0 writes initial weights and all global batches for the peer: tensors by name, and `batch.K.COLUMN`.
   void write(const std::string& file, const std::map<std::string, std::string>& metadata = {});
-  // Collective: one training step on the next batch, as the loop takes it. -> the global loss.
-  double step();
+  // Collective: one training step on the next batch, as the loop takes it. Does not read a device.
+  void advance();
+  double step();  // the same, -> the global loss
+  Session& session() { return session_; }
   std::size_t reduced_bytes() const { return session_.reduced_bytes(); }
 
  private:

@@ -31,5 +31,8 @@ add_library(trireme::torch INTERFACE IMPORTED)
 target_include_directories(trireme::torch SYSTEM INTERFACE ${_torch}/include ${_torch}/include/torch/csrc/api/include)
 # As flags: CMake would add its own, conflicting, run paths for full paths.
 target_link_libraries(trireme::torch INTERFACE -L${_torch}/lib -ltorch_cpu -lc10)
+# By its file name, before the compiler's own -lstdc++: where only libstdc++.a is installed for development the program
+# would get a second C++ runtime, whose std::call_once LibTorch would find in place of its own and crash in oneDNN.
+target_link_libraries(trireme::torch INTERFACE -l:libstdc++.so.6)
 # The wheel's CUDA libraries lie in sibling packages, which its own rpath finds at run time but ld does not.
 target_link_options(trireme::torch INTERFACE -Wl,--allow-shlib-undefined -Wl,-rpath,${_torch}/lib)

@@ -119,9 +119,16 @@ foreach(lib PNG TURBOJPEG WEBP FREETYPE PCRE2 ZLIB)
   endif()
 endforeach()
 foreach(part trainers bench)
-  trireme_library(trireme_${part} TORCH GLOB ${part}/*.cpp
+  file(GLOB cuda_sources CONFIGURE_DEPENDS ${part}/*_cuda.cpp)
+  if(TRIREME_CUDA_LINK)
+    set(cuda_sources "")
+  endif()
+  trireme_library(trireme_${part} TORCH GLOB ${part}/*.cpp EXCLUDE ${cuda_sources}
     LINK MPI::MPI_C Threads::Threads trireme::hdf5 CLI11::CLI11 nlohmann_json::nlohmann_json)
 endforeach()
+if(TRIREME_CUDA_LINK AND TARGET trireme_bench)
+  target_link_libraries(trireme_bench PUBLIC trireme::cuda)
+endif()
 # `trireme submit` carries the template: an installed program needs no file beside it.
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/slurm/launch.sbatch)
 file(READ ${CMAKE_SOURCE_DIR}/slurm/launch.sbatch launch_sbatch)

@@ -74,6 +74,8 @@ class Recipe {
   // What a rank of `ranks` will hold and send, by formula; also before setup(), where the configuration says how much
   // data there will be. False: not known.
   virtual bool plan(Plan&, int ranks, const TrainConfig&) const { return false; }
+  // Of training on one sample: forward and backward of all weights, multiply-adds x 2; after setup(). 0: not known.
+  virtual double flops_per_sample() const { return 0; }
   // Tells the peer-format exporters and reports what this model is; JSON, may be empty.
   virtual std::string describe() const { return "{}"; }
 };

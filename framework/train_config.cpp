@@ -48,6 +48,9 @@ void TrainConfig::fields(Fields& f) {
   f.group("watchdog", watchdog, "a job that hangs ends with exit code 4 and a line that says where");
   f("log_every", log_every, "steps between metric lines", {.min = 1});
   f("eval_every", eval_every, "steps between evaluations; 0 = at the end only", {.min = 0});
+  f("peak_tflops", peak_tflops,
+    "dense TFLOP/s of a rank's device that mfu is measured against; 0 = by its data sheet, none for a CPU",
+    {.min = 0});
   f("trace", trace, "write trace.json (Chrome trace)");
   f.resume_may_change(false);
   f.require(batch_size % accumulate == 0, "accumulate", "does not divide batch_size", "choose a divisor of it");

@@ -25,6 +25,7 @@ struct TrainConfig {
   CheckpointConfig checkpoint;
   WatchdogConfig watchdog;
   std::int64_t log_every = 10, eval_every = 0;
+  double peak_tflops = 0;
   std::string init_from;
   std::vector<std::string> freeze;
   double ema = 0;

@@ -95,7 +95,7 @@ class Loop {
                 std::uint64_t(config_.seed), {.prefetch = config_.prefetch}),
         folder_(open_run_folder(run_dir_of(options), options.fresh, setup.config, setup.schema, world)),
         checkpoints_(folder_.file("ckpt"), int(config_.checkpoint.keep), world),
-        report_(config_, session_, world) {
+        report_(config_, session_, world, setup.recipe->flops_per_sample()) {
     total_ = session_.context().steps;
     if (const auto latest = checkpoints_.latest(folder_.alone)) {
       session_.restore(checkpoints_.load(*latest), [this](Archive& ar) { state(ar); });

@@ -1,8 +1,9 @@
 #include "trainers/step_report.h"
 
 #include "comm/call_site.h"
-#include "framework/device_memory.h"
+#include "framework/device_info.h"
 #include "framework/metrics/trace.h"
+#include "framework/metrics/utilisation.h"
 
 #include <algorithm>
 #include <cmath>
@@ -29,8 +30,15 @@ std::string format(double v) {
 
 }  // namespace
 
-StepReport::StepReport(const TrainConfig& config, Session& session, Traced& world)
-    : config_(config), session_(session), world_(world), stragglers_(world.size()) {}
+StepReport::StepReport(const TrainConfig& config, Session& session, Traced& world, double flops_per_sample)
+    : config_(config),
+      session_(session),
+      world_(world),
+      stragglers_(world.size()),
+      flops_(flops_per_sample * double(config.batch_size)),
+      peak_tflops_(config.peak_tflops > 0
+                       ? config.peak_tflops
+                       : data_sheet_tflops(device_name(session.context().device()), config.precision)) {}
 
 void StepReport::begin_step() {
   begin_ = Trace::now_ns();
@@ -68,7 +76,11 @@ Record StepReport::record(std::int64_t step, double loss) {
   const auto [sent, uncompressed] = bytes_since_last_log();
   r.values["bytes_sent"] = sent / double(steps_);
   r.values["bytes_uncompressed"] = uncompressed / double(steps_);
-  r.values["mfu"] = std::nan("");  // no peak is known for a host
+  if (flops_ > 0) {
+    const Utilisation u = utilisation(flops_, r.values["step_ms"], world_.size(), peak_tflops_);
+    r.values["tflops"] = u.tflops;
+    r.values["mfu"] = u.mfu;
+  }
   for (const auto& [key, value] : session_.take_logged()) r.values[key] = value;
   sums_.clear();
   steps_ = 0;

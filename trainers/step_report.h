@@ -10,7 +10,8 @@ namespace trireme {
 // One per rank, used from the training thread; everything it is made from must outlive it.
 class StepReport {
  public:
-  StepReport(const TrainConfig& config, Session& session, Traced& world);
+  // flops_per_sample: the recipe's; 0 = not known.
+  StepReport(const TrainConfig& config, Session& session, Traced& world, double flops_per_sample);
 
   void begin_step();
   void loaded();    // its batch is there
@@ -27,6 +28,7 @@ class StepReport {
   Session& session_;
   Traced& world_;
   StragglerReport stragglers_;
+  const double flops_, peak_tflops_;  // of a step on all ranks; of a rank's device, 0 = not known
   std::map<std::string, double> sums_;  // ms
   std::int64_t steps_ = 0, begin_ = 0, loaded_ = 0;
   std::uint64_t blocked_before_ = 0;

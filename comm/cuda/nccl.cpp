@@ -224,14 +224,10 @@ class Nccl final : public Communicator {
     const std::uint64_t sent = from.back() - (from[self + 1] - from[self]);
     return enqueue("all_to_all", sent, in.place, out.place, [&](NcclWork& work) {
       const void* source = overlap(in.data, in.bytes(), out.data, out.bytes()) ? separate(work, in) : in.data;
-      if (send[self] > 0)
-        TRIREME_CUDA_CHECK(cudaMemcpyAsync(at(out.data, to[self]), at(source, from[self]), from[self + 1] - from[self],
-                                           cudaMemcpyDeviceToDevice, stream()));
       ncclResult_t result = nccl().GroupStart();
       const auto keep_first = [&](ncclResult_t r) { result = result == ncclSuccess ? r : result; };
       for (int r = 0; r < size(); ++r) {
-        const auto i = static_cast<std::size_t>(r);
-        if (i == self) continue;
+        const auto i = static_cast<std::size_t>(r);  // this rank too: NCCL copies beside what it sends
         if (send[i] > 0)
           keep_first(nccl().Send(at(source, from[i]), send[i], nccl_type(in.dtype), r, g_->comm, stream()));
         if (recv[i] > 0)

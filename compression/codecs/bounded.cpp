@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "comm/nearest.h"
+#include "compression/codecs/bounded_on_device.h"
 #include "compression/stages/chunk.h"
 
 #include <algorithm>
@@ -57,16 +58,13 @@ Rows rows_of(const TableChunk& c) { return {c.rows, c.n, c.dim, c.stride ? c.str
                   "do all ranks run the same program and configuration?");
 }
 
-void check_call(const BoundedOptions& o, std::span<const TableChunk> chunks, const Buffer& out, const Buffer& sizes,
-                std::size_t room) {
-  if (!out.place.host()) throw Error(ExitCode::bug, "codec bounded", "this program has no CUDA twin of it");
+void check_call(std::span<const TableChunk> chunks, const Buffer& out, const Buffer& sizes, std::size_t room) {
   if (out.bytes() < room || sizes.count < chunks.size() || size_of(sizes.dtype) != sizeof(std::uint64_t) ||
-      !sizes.place.host())
+      (out.place.host() && !sizes.place.host()))
     throw Error(ExitCode::bug, "codec bounded", "the output or the sizes are too small");
   for (const auto& c : chunks)
     if (!(c.bound >= 0) || !std::isfinite(c.bound))
       throw UsageError("codec bounded", "a bound is negative or no number", "bounds are 0 or more");
-  static_cast<void>(o);
 }
 
 }  // namespace
@@ -95,12 +93,11 @@ std::size_t Bounded::max_bytes(std::size_t rows, std::size_t dim) const {
   return header_bytes + (options_.checksum ? checksum_bytes : 0) + 4 * rows * dim;
 }
 
-std::size_t Bounded::scratch_bytes(std::span<const TableChunk>) const { return 0; }
-
-void Bounded::encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer) const {
+void Bounded::encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer scratch_memory) const {
   std::size_t room = 0;
   for (const auto& c : chunks) room += c.self ? 0 : max_bytes(c.n, c.dim);
-  check_call(options_, chunks, out, sizes, room);
+  check_call(chunks, out, sizes, room);
+  if (!out.place.host()) return encode_on_device(options_, chunks, out, sizes, scratch_memory);
   const Settings settings = settings_of(options_);
   EncodeScratch scratch;
   Bytes code;
@@ -130,8 +127,8 @@ void Bounded::encode(std::span<const TableChunk> chunks, Buffer out, Buffer size
   }
 }
 
-void Bounded::decode(std::span<const CodedChunk> chunks, Place place, std::uint32_t* status) const {
-  if (!place.host()) throw Error(ExitCode::bug, "codec bounded", "this program has no CUDA twin of it");
+void Bounded::decode(std::span<const CodedChunk> chunks, Place place, std::uint32_t* status, Buffer scratch) const {
+  if (!place.host()) return decode_on_device(options_, chunks, place, status, scratch);
   for (std::size_t k = 0; k < chunks.size(); ++k) {
     const CodedChunk& c = chunks[k];
     try {

@@ -39,9 +39,10 @@ struct BoundedOptions {
 struct TableChunk {
   const float* rows = nullptr;
   std::size_t n = 0, dim = 1;
-  std::size_t stride = 0;   // floats from row to row; 0: dim
-  float bound = 0;          // >= 0
-  std::uint32_t scope = 0;  // chunks of equal scope lie side by side in the call and share R
+  std::size_t stride = 0;                  // floats from row to row; 0: dim
+  float bound = 0;                         // >= 0
+  const float* bound_on_device = nullptr;  // on a device, set: the bound lies there, so that a graph can change it
+  std::uint32_t scope = 0;                 // chunks of equal scope lie side by side in the call and share R
   // The chunk that stays here: what a receiver would get is written to `self` [n x dim] (stride self_stride, 0: dim;
   // may be `rows`), no code is made, and its size is 0. It counts in R.
   float* self = nullptr;
@@ -76,14 +77,21 @@ class Bounded {
 
   std::size_t max_bytes(std::size_t rows, std::size_t dim) const;
 
-  // out: u8, at least the sum of max_bytes of the chunks that travel, on a device 4-byte aligned. sizes: u64, one per
-  // chunk; in host memory, or (out on a device) device or pinned memory, valid in stream order. scratch: u8 on the
-  // device, scratch_bytes() of them; none on the host. Nothing waits and nothing is allocated on a device.
+  // out: u8, at least the sum of max_bytes of the chunks that travel. sizes: u64, one per chunk, on the host.
+  //
+  // On a device (out.place): codecs auto, rans, dedup_rans, dedup_packed, packed and raw, without checksum; NaN and
+  // infinities travel. `out` begins at a multiple of 4; sizes lie in device or pinned memory, valid in stream order;
+  // scratch: u8 on the device, scratch_bytes() of them. Nothing waits and nothing is allocated; up to 400 chunks are
+  // four launches, each further 400 one more; it can be captured in a graph.
   void encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer scratch = {}) const;
-  // On the host: throws CommError, naming the chunk by its number. On a device: `status` (u32, device or pinned memory,
-  // one per call) becomes 0, or 1 + the number of a bad chunk, whose rows are then not to be used.
-  void decode(std::span<const CodedChunk> chunks, Place place = {}, std::uint32_t* status = nullptr) const;
   std::size_t scratch_bytes(std::span<const TableChunk> chunks) const;
+
+  // On the host: throws CommError, naming the chunk by its number. On a device (place; codes begin at multiples of 4):
+  // `status` (u32, device or pinned memory) becomes 0, or 1 + the number of the first bad chunk, whose rows are then
+  // not to be used; scratch as above, decode_scratch_bytes().
+  void decode(std::span<const CodedChunk> chunks, Place place = {}, std::uint32_t* status = nullptr,
+              Buffer scratch = {}) const;
+  std::size_t decode_scratch_bytes(std::span<const CodedChunk> chunks) const;
 
  private:
   BoundedOptions options_;

@@ -1,7 +1,7 @@
 // Classes of rows whose codes have frequencies of their own (format.h: class_of), for rANS.
 #pragma once
 #include "compression/stages/bytes.h"
-#include "compression/stages/format.h"
+#include "compression/stages/frequencies.h"
 
 namespace trireme::coding {
 

@@ -2,7 +2,7 @@
 // one bit a symbol). Both describe themselves; how many symbols they hold is known outside.
 #pragma once
 #include "compression/stages/bytes.h"
-#include "compression/stages/format.h"
+#include "compression/stages/frequencies.h"
 
 namespace trireme::coding {
 

@@ -93,13 +93,12 @@ void Layout::allocate(Flat& b) {
   cut(b);
 }
 
-// Into pieces as long as a bucket is meant to be; a hook or a shard wants the whole. (A GPU gains 2 % by pieces, and
-// the tests there have not seen them yet.)
+// Into pieces as long as a bucket is meant to be; a hook or a shard wants the whole.
 void Layout::cut(Flat& b) {
   const std::int64_t total = b.flat.numel();
   const double mib = std::max({options_.bucket_mib, options_.first_bucket_mib, shortest_piece_mib});
   const double wanted = mib * 1048576 / double(b.flat.element_size());
-  const bool whole = !b.comm || !b.flat.is_cpu() || options_.shard || options_.whole;
+  const bool whole = !b.comm || options_.shard || options_.whole;
   const std::int64_t pieces = whole ? 1 : std::max<std::int64_t>(1, std::llround(double(total) / wanted));
   b.ends.clear();
   for (std::int64_t k = 1; k < pieces; ++k) b.ends.push_back(total * k / pieces / line * line);

@@ -2,7 +2,7 @@
 //
 // Gradients live in flat buckets, filled in the order backward produces them (reverse of registration in the first
 // step, from then on the order that ranks observed in it, see order.h). A full bucket is summed over ranks at once, in
-// the same order on every rank; on a CPU one that a large parameter made much longer than asked goes in pieces, each as
+// the same order on every rank; one that a large parameter made much longer than asked goes in pieces, each as
 // soon as the gradients in it are written. Communicators sum in rank order element by element, so neither bucket sizes
 // nor overlap change a bit of a sum (a product that is computed in blocks of rows for it may round in another way).
 // Hooks (compression) work from the second step on, when the layout is final.

@@ -63,9 +63,9 @@ void add(const AddAtJob& job) {
 
 }  // namespace
 
-// Histograms, a few words, two counts a tile.
+// Histograms, a few words; of each tile three counts and room for its candidates.
 std::size_t top_k_scratch(std::int64_t count) {
-  return (3 * 2048 + 8) * 4 + std::size_t((count + top_k_tile - 1) / top_k_tile) * 8;
+  return (3 * 2048 + 8) * 4 + std::size_t((count + top_k_tile - 1) / top_k_tile) * (12 + 2 * top_k_tile);
 }
 
 constinit Kernel<TopKJob> top_k("top_k", select);

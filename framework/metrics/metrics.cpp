@@ -152,6 +152,7 @@ void Metrics::log(const Record& r) {
     impl_->seen(r.step, value_or_nan(r, "loss"));
     impl_->shown.lr = value_or_nan(r, "lr");
     impl_->shown.per_second = value_or_nan(r, "samples_per_s");
+    impl_->shown.mfu = value_or_nan(r, "mfu");
     if (!impl_->bar) impl_->print(progress_line(impl_->shown));
   }
   if (const auto text = evaluation_text(r, impl_->charts); !text.empty()) impl_->print(text);

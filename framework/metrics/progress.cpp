@@ -85,6 +85,7 @@ std::string progress_line(const ProgressState& p) {
   std::string s = step_text(p) + print("  loss %.4f", p.loss);
   if (!std::isnan(p.lr)) s += print("  lr %.1e", p.lr);
   if (!std::isnan(p.per_second)) s += print("  %5s %s/s", format_rate(p.per_second).c_str(), p.unit.c_str());
+  if (std::isfinite(p.mfu)) s += print("  mfu %.1f %%", 100 * p.mfu);
   if (p.eta >= 0) s += "  eta " + format_eta(p.eta);
   return s;
 }
@@ -96,7 +97,8 @@ std::string progress_bar(const ProgressState& p, int columns, bool utf8) {
   std::string tail = " " + step_text(p);
   const int room = columns - 1 - int(head.size());
   const std::string pieces[] = {std::isnan(p.loss) ? "" : print("  loss %.4f", p.loss), "  eta " + format_eta(p.eta),
-                                std::isnan(p.per_second) ? "" : "  " + format_rate(p.per_second) + " " + p.unit + "/s"};
+                                std::isnan(p.per_second) ? "" : "  " + format_rate(p.per_second) + " " + p.unit + "/s",
+                                std::isfinite(p.mfu) ? print("  mfu %.1f %%", 100 * p.mfu) : ""};
   for (const auto& piece : pieces)
     if (int(tail.size() + piece.size()) <= room) tail += piece;
   if (int(tail.size()) > room) tail.resize(std::size_t(std::max(room, 0)));

@@ -2,6 +2,7 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <string_view>
 
@@ -31,9 +32,10 @@ struct ProgressState {
   std::int64_t step = 0, total = 0;
   double loss = 0, lr = 0, per_second = 0, eta = -1;  // NaN, or eta < 0: unknown, left out
   std::string unit;
+  double mfu = std::numeric_limits<double>::quiet_NaN();
 };
 
-// `step 120/400  loss 3.2104  lr 5.0e-04  152 pairs/s  eta 01:12`
+// `step 120/400  loss 3.2104  lr 5.0e-04  152 pairs/s  mfu 41.2 %  eta 01:12`
 std::string progress_line(const ProgressState&);
 // A bar that fits in `columns`; ASCII unless `utf8`.
 std::string progress_bar(const ProgressState&, int columns, bool utf8);

@@ -163,13 +163,15 @@ class FastClip : public Recipe {
     return samples > 0;
   }
 
+  double flops_per_sample() const override { return model_->training_flops_per_pair(double(mean_tokens())); }
+
   std::string describe() const override {
     return nlohmann::json{{"data", pairs_->path()},
                           {"pairs", pairs_->size()},
                           {"training_pairs", train_.size()},
                           {"held_out_pairs", held_out_.size()},
                           {"vocab", tokenizer_->vocab_size()},
-                          {"flops_per_sample", model_->training_flops_per_pair(double(mean_tokens()))}}
+                          {"flops_per_sample", flops_per_sample()}}
         .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   }
 

@@ -100,6 +100,11 @@ TEST(Gpu, SkippedStepsAreCountedOnTheDevice) {
   EXPECT_NE(averages[10], averages[9]);
 }
 
+TEST(Gpu, TransformerNeverWaits) {
+  steps_without_waiting("recipe: transformer\nbatch_size: 64\ndevice: cuda\nmodel: {layers: 2}\nsamples: 2000\n",
+                        "bf16");
+}
+
 TEST(Gpu, MlpNeverWaits) {
   steps_without_waiting("recipe: mlp\nbatch_size: 64\ndevice: cuda\nsizes: [32, 64, 10]\nsamples: 2000\n", "f32");
 }

@@ -25,6 +25,25 @@ TEST_F(Gpu, LossesOfOneRankOverNccl) {
   expect_losses_of_one("checked", 2, {"communicator=nccl", "checked=true"});
 }
 
+// A bucket that a large weight made too long leaves in pieces: the same ones with and without overlap.
+TEST_F(Gpu, BucketsLeaveInPieces) {
+  Words kinds{"mpi"};
+  if (no_nccl(2).empty()) kinds.push_back("nccl");
+  for (const auto& kind : kinds) {
+    std::map<int, double> found[2];
+    for (const bool overlap : {false, true}) {
+      const std::string name = kind + (overlap ? " beside" : " after");
+      const Outcome o = train(name, 2, {"communicator=" + kind, overlap ? "overlap=true" : "overlap=false",
+                                        "bucket_mib=0.25", "first_bucket_mib=0.25", "model.vision_width=384",
+                                        "model.vision_heads=6", "steps=20"});
+      ASSERT_EQ(o.code, 0) << o;
+      found[overlap] = losses(folder.path / name);
+    }
+    EXPECT_EQ(found[0].size(), 20u);
+    EXPECT_EQ(found[0], found[1]) << kind;
+  }
+}
+
 TEST_F(Gpu, TrainsInHalfPrecision) {
   const Outcome o = train("one", 1);
   ASSERT_EQ(o.code, 0) << o;

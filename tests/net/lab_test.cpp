@@ -61,6 +61,23 @@ NET_TEST(Lab, SendsWhatTheFormulaSays, {2, 4}) {
   expect("all_to_all", others * b, [&] { return comm.all_to_all(whole, even, result, even); });
 }
 
+// --gpus: each host sees one GPU, which NCCL takes for another machine's. (No GPU is asked anything here.)
+TEST(Lab, GivesEachHostAGpu) {
+  const auto with_gpus = [](const char* hosts, const std::string& command) {
+    return run_words({"env", "CUDA_VISIBLE_DEVICES=3,1", lab_path(), "--gpus", "--hosts", hosts, "--", "mpirun", "-n",
+                      hosts, "sh", "-c", command},
+                     {}, std::chrono::seconds(60));
+  };
+  const Outcome outcome = with_gpus("2", "echo \"at $OMPI_COMM_WORLD_RANK: GPU $CUDA_VISIBLE_DEVICES of $NCCL_HOSTID "
+                                         "on $(hostname), $NCCL_SOCKET_IFNAME $NCCL_P2P_DISABLE$NCCL_SHM_DISABLE\"");
+  if (outcome.code == 77) GTEST_SKIP() << outcome.output;
+  EXPECT_NE(outcome.output.find("at 0: GPU 3 of host1 on host1, eth0 11"), std::string::npos) << outcome.output;
+  EXPECT_NE(outcome.output.find("at 1: GPU 1 of host2 on host2, eth0 11"), std::string::npos) << outcome.output;
+  const Outcome too_few = with_gpus("3", "true");
+  EXPECT_EQ(too_few.code, 77);
+  EXPECT_NE(too_few.output.find("3 hosts want a GPU each and 2 are here"), std::string::npos) << too_few.output;
+}
+
 // All that tests/contract asks for, one rank a host.
 TEST(Lab, KeepsTheContract) {
   for (const int n : {2, 4}) {
@@ -112,6 +129,13 @@ TEST(Lab, LeavesNothingWhenItIsStopped) {
     EXPECT_NE(outcome.output.find("up"), std::string::npos) << outcome.output;
     EXPECT_EQ(traces_of_labs(), before) << signal << ": " << outcome.output;
   }
+}
+
+TEST(Lab, TheStudyOfGpusKnowsItsParts) {
+  const char* source = std::getenv("TRIREME_SOURCE");
+  const Outcome outcome = run_words({std::string(source ? source : ".") + "/bench/gpu_lab", "--self-test"}, {},
+                                    std::chrono::seconds(30));
+  EXPECT_EQ(outcome.code, 0) << outcome.output;
 }
 
 TEST(Lab, RefusesNonsense) {

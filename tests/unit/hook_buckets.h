@@ -16,7 +16,7 @@ struct OneBucket {
     const std::int64_t shards = 64 * ranks, n = (1216 + 64 + 64 + shards - 1) / shards * shards;
     bucket.flat = at::zeros({n}, at::TensorOptions().dtype(at::kFloat).device(device));
     bucket.gradients = {bucket.flat.narrow(0, 0, 1200).view({40, 30}), bucket.flat.narrow(0, 1216, 50),
-                        bucket.flat.narrow(0, 1280, 1).view({})};
+                        bucket.flat.narrow(0, 1280, 1).squeeze()};
     bucket.parameters = {"m", "v", "s"};
   }
   void fill(std::uint64_t seed) {

@@ -290,6 +290,9 @@ TEST(Progress, BarsFitTheirWidth) {
   EXPECT_EQ(progress_bar(p, 100, false),
             " 30% ############---------------------------- step 120/400  loss 3.2104  eta 01:12  152 pairs/s");
   EXPECT_EQ(progress_line(p), "step 120/400  loss 3.2104  lr 5.0e-04    152 pairs/s  eta 01:12");
+  ProgressState known = p;
+  known.mfu = 0.412;
+  EXPECT_EQ(progress_line(known), "step 120/400  loss 3.2104  lr 5.0e-04    152 pairs/s  mfu 41.2 %  eta 01:12");
 }
 
 TEST(Progress, TimesAndRates) {

@@ -53,6 +53,49 @@ TEST(Optimizer, AdamWFollowsItsFormula) {
   }
 }
 
+// The kernel of f32 against the formula in f64: tensors of any size, a scale, a rate that lies in memory, a mask.
+TEST(Optimizer, AdamWInF32) {
+  OptimizerConfig c;
+  const auto rule = UpdateRules::create("adamw", c);
+  GroupStep s;
+  Rng rng(3, "adamw");
+  const auto random = [&](std::int64_t n) {
+    at::Tensor t = at::empty({n}, at::kFloat);
+    for (std::int64_t i = 0; i < n; ++i) t.data_ptr<float>()[i] = float(rng.normal());
+    return t;
+  };
+  for (const std::int64_t n : {1, 7, 64, 70001}) {
+    s.values.push_back(random(n));
+    s.first.push_back(random(n) * 0.1);
+    s.second.push_back(random(n).square() * 0.1);
+    s.grads.push_back(random(n));
+  }
+  s.grads[2] = random(128).view({64, 2}).select(1, 0);  // not contiguous
+  s.count = at::full({}, 3, at::kFloat);
+  s.settings = {99, 0.1};
+  s.settings.device_lr = at::full({}, 0.125, at::kFloat);
+  s.scale = at::full({}, 4, at::kFloat);
+  for (std::size_t k = 0; k < s.values.size(); ++k) {
+    GroupStep one = s;
+    const auto wide = [](const at::Tensor& t) { return t.to(at::kDouble); };
+    const at::Tensor g = wide(s.grads[k]) / 4, m = c.beta1 * wide(s.first[k]) + (1 - c.beta1) * g,
+                     v = c.beta2 * wide(s.second[k]) + (1 - c.beta2) * g * g;
+    const at::Tensor p = wide(s.values[k]) * (1 - 0.125 * 0.1) -
+                         0.125 * (m / (1 - std::pow(c.beta1, 3))) / ((v / (1 - std::pow(c.beta2, 3))).sqrt() + c.eps);
+    one.values = {s.values[k].clone()}, one.grads = {s.grads[k]};
+    one.first = {s.first[k].clone()}, one.second = {s.second[k].clone()};
+    one.skip = at::ones({}, at::kFloat);
+    rule->update(one);
+    EXPECT_TRUE(at::equal(one.values[0], s.values[k]) && at::equal(one.first[0], s.first[k]) &&
+                at::equal(one.second[0], s.second[k]));
+    one.skip = at::zeros({}, at::kFloat);
+    rule->update(one);
+    EXPECT_TRUE(at::allclose(wide(one.values[0]), p, 1e-6, 1e-6)) << k;
+    EXPECT_TRUE(at::allclose(wide(one.first[0]), m, 1e-6, 1e-7)) << k;
+    EXPECT_TRUE(at::allclose(wide(one.second[0]), v, 1e-6, 1e-7)) << k;
+  }
+}
+
 // What is masked leaves moments and step count alone, whatever the gradient, and a scale divides the gradient. `masked`
 // also as a device would be: the host does not look.
 TEST(Optimizer, SkipAndScaleOfEveryRule) {

@@ -19,7 +19,7 @@ namespace trireme {
 namespace {
 
 struct CodecCommand {
-  std::string file, rel_eb, abs_eb, codec = "smallest", device = "cpu";
+  std::string file, rel_eb, abs_eb, codec, device = "cpu";
   int rows = 0, dim = 0, chunk_rows = 0, window = 32, times = 5;
   bool json = false, checksum = false, tolerant = false, own_range = false;
 };
@@ -75,6 +75,18 @@ std::vector<TableChunk> chunks_of(const CodecCommand& o, const std::vector<float
   return chunks;
 }
 
+// Where the codes begin, and where their rows go.
+std::vector<CodedChunk> coded_chunks(const std::uint8_t* code, const std::vector<std::uint64_t>& sizes,
+                                     const std::vector<TableChunk>& chunks, float* rows) {
+  std::vector<CodedChunk> coded;
+  for (std::size_t k = 0; k < chunks.size(); ++k) {
+    coded.push_back({code, std::size_t(sizes[k]), rows, chunks[k].n, chunks[k].dim});
+    code += sizes[k];
+    rows += chunks[k].n * chunks[k].dim;
+  }
+  return coded;
+}
+
 Outcome on_host(const CodecCommand& o, const Bounded& codec, const std::vector<TableChunk>& chunks) {
   Outcome r;
   std::size_t room = 0, values = 0;
@@ -87,17 +99,69 @@ Outcome on_host(const CodecCommand& o, const Bounded& codec, const std::vector<T
     encode.push_back(seconds([&] {
       codec.encode(chunks, {r.code.data(), room, DType::u8}, {r.sizes.data(), r.sizes.size(), DType::i64});
     }));
-    std::vector<CodedChunk> coded;
-    std::size_t at = 0, to = 0;
-    for (std::size_t k = 0; k < chunks.size(); ++k) {
-      coded.push_back({r.code.data() + at, r.sizes[k], r.back.data() + to, chunks[k].n, chunks[k].dim});
-      at += r.sizes[k];
-      to += chunks[k].n * chunks[k].dim;
-    }
+    const auto coded = coded_chunks(r.code.data(), r.sizes, chunks, r.back.data());
     decode.push_back(seconds([&] { codec.decode(coded); }));
   }
   r.encode_s = quantile(encode, 0.5);
   r.decode_s = quantile(decode, 0.5);
+  return r;
+}
+
+// Times are of calls one behind the other, without the copies from and to the host.
+Outcome on_device(const CodecCommand& o, const Bounded& codec, std::vector<TableChunk> chunks,
+                  const std::vector<float>& values) {
+  const DeviceRuntime* cuda = device_runtime();
+  if (!cuda || cuda->count() == 0)
+    throw UsageError("codec --device", cuda ? "there is no GPU" : "this program was built without CUDA",
+                     "use --device cpu");
+  const auto stream = cuda->stream();
+  const Place place{cuda->current(), stream.get()};
+  const auto at_least_one = [](std::size_t n) { return std::max<std::size_t>(n, 1); };
+  const auto memory = [&](std::size_t bytes) { return cuda->memory(at_least_one(bytes)); };
+  std::size_t room = 0;
+  const auto in = memory(4 * values.size()), back = memory(4 * values.size());
+  if (!values.empty()) cuda->copy(in.get(), values.data(), 4 * values.size(), place);
+  for (auto& c : chunks) {
+    c.rows = static_cast<const float*>(in.get()) + (c.rows - values.data());
+    room += codec.max_bytes(c.n, c.dim);
+  }
+  const auto code = memory(room), sizes = memory(8 * chunks.size());
+  const std::size_t scratch_bytes = codec.scratch_bytes(chunks);
+  const auto scratch = memory(scratch_bytes);
+  Outcome r{std::vector<std::uint64_t>(chunks.size()), std::vector<std::uint8_t>(room),
+            std::vector<float>(values.size())};
+  constexpr int calls = 10;
+  const auto encode = [&] {
+    codec.encode(chunks, {code.get(), room, DType::u8, place}, {sizes.get(), chunks.size(), DType::i64, place},
+                 {scratch.get(), scratch_bytes, DType::u8, place});
+  };
+  const auto timed = [&](const auto& call, const auto& wait) {
+    std::vector<double> all;
+    for (int t = -1; t < o.times; ++t) {
+      const double s = seconds([&] {
+        for (int k = 0; k < calls; ++k) call();
+        wait();
+      });
+      if (t >= 0) all.push_back(s / calls);
+    }
+    return quantile(all, 0.5);
+  };
+  r.encode_s = timed(encode, [&] { cuda->copy(r.sizes.data(), sizes.get(), 8 * chunks.size(), place); });
+  const auto coded =
+      coded_chunks(static_cast<const std::uint8_t*>(code.get()), r.sizes, chunks, static_cast<float*>(back.get()));
+  const auto status = memory(4);
+  const std::size_t more_bytes = codec.decode_scratch_bytes(coded);
+  const auto more = memory(more_bytes);
+  std::uint32_t bad = 0;
+  r.decode_s = timed(
+      [&] {
+        codec.decode(coded, place, static_cast<std::uint32_t*>(status.get()),
+                     {more.get(), more_bytes, DType::u8, place});
+      },
+      [&] { cuda->copy(&bad, status.get(), 4, place); });
+  if (bad) throw Error(ExitCode::bug, "codec", "the GPU refuses its own code of chunk " + std::to_string(bad - 1));
+  cuda->copy(r.code.data(), code.get(), room, place);
+  if (!values.empty()) cuda->copy(r.back.data(), back.get(), 4 * values.size(), place);
   return r;
 }
 
@@ -125,7 +189,7 @@ nlohmann::ordered_json describe(const CodecCommand& o, const std::vector<float>&
   j["codec"] = encoders;
   j["rows"] = o.rows;
   j["dim"] = o.dim;
-  j["rel_eb"] = o.rel_eb.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(number_of("--rel-eb", o.rel_eb));
+  j["rel_eb"] = o.rel_eb.empty() ? nlohmann::ordered_json() : nlohmann::ordered_json(std::stod(o.rel_eb));
   j["bound"] = bound;
   j["max_abs_error"] = error;
   j["bytes_in"] = std::uint64_t(in);
@@ -144,9 +208,8 @@ int run(const CodecCommand& o) {
   if (o.rel_eb.empty() == o.abs_eb.empty())
     throw UsageError("codec", "it needs one bound", "give --rel-eb (a fraction of max - min) or --abs-eb");
   if (o.device != "cpu" && o.device != "cuda") throw UsageError("codec --device", "unknown device", "cpu or cuda");
-  if (o.device == "cuda") throw UsageError("codec --device", "this program has no CUDA twin of it", "use --device cpu");
   BoundedOptions options;
-  options.codec = o.codec;
+  options.codec = o.codec.empty() ? (o.device == "cuda" ? "auto" : "smallest") : o.codec;
   options.relative = !o.rel_eb.empty();
   options.strict = !o.tolerant;
   options.checksum = o.checksum;
@@ -154,7 +217,9 @@ int run(const CodecCommand& o) {
   const Bounded codec(options, "codec --codec");
   const float bound = options.relative ? number_of("--rel-eb", o.rel_eb) : number_of("--abs-eb", o.abs_eb);
   const auto values = read_rows(o);
-  const auto j = describe(o, values, on_host(o, codec, chunks_of(o, values, bound)));
+  const auto chunks = chunks_of(o, values, bound);
+  const auto j =
+      describe(o, values, o.device == "cuda" ? on_device(o, codec, chunks, values) : on_host(o, codec, chunks));
   if (o.json) {
     std::cout << j.dump() << std::endl;
     return 0;
@@ -173,7 +238,8 @@ const Commands::Entry registered(
        command.text("--rel-eb", o->rel_eb, "bound as a fraction of max - min; 0: no loss");
        command.text("--abs-eb", o->abs_eb, "bound as it is; 0: no loss");
        command.text("--codec", o->codec,
-                    "smallest (tries all), auto (the fast one), raw, packed, vector_lz, huffman, rans, dedup_packed, "
+                    "smallest (tries all; the default on a CPU), auto (the fast one; on a GPU), raw, packed, "
+                    "vector_lz, huffman, rans, dedup_packed, "
                     "dedup_huffman, dedup_rans, or without a bound fp16, bf16, fp8, int8_row32, int4");
        command.text("--device", o->device, "cpu or cuda");
        command.number("--chunk-rows", o->chunk_rows, "rows coded by themselves; 0: all together", {0, 1 << 30});

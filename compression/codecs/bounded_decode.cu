@@ -1,0 +1,399 @@
+// The CUDA twin of the error-bounded decoder: one launch, a block a chunk.
+#include "compression/codecs/bounded_decode.cuh"
+
+#include <cstring>
+
+namespace trireme {
+namespace {
+
+using namespace coding;
+
+constexpr std::size_t shared_memory = 216 * 1024, shared_small = 64 * 1024, most_staged = 40 * 1024;
+constexpr std::size_t chunks_a_launch = 600;
+
+struct Batch {
+  DeviceDecode::Chunk chunk[chunks_a_launch];
+};
+static_assert(sizeof(Batch) <= 32000);
+
+struct DecodeShared {
+  ChunkHeader header;
+  std::uint32_t bad;
+  std::uint32_t unique, form, streams, outliers, packed_bits;
+  std::uint32_t sums[block_warps];
+  std::uint32_t weight_rows[weight_classes], weight_first[weight_classes];
+  const std::uint8_t* outlier_at;
+  const std::uint8_t* codes_at;  // packed codes, or values
+  const std::uint8_t* bits_at;   // plain bits behind those of the lanes
+  std::uint32_t bits_left;       // bytes there
+  DeviceSource source[3];
+};
+
+struct Work {
+  std::uint8_t* codes;   // of the unique rows or of all, 8 or 16 bits
+  std::uint32_t* index;  // [n]
+  std::uint32_t* order;  // [n] unique rows by weight
+  std::uint8_t *weight, *repeat, *bits, *classes;
+};
+
+__device__ bool is_wide(const DecodeShared& s) { return s.header.code_width == 16; }
+__device__ Encoder encoder(const DecodeShared& s) { return static_cast<Encoder>(s.header.encoder); }
+__device__ bool indexed(Encoder e) { return e == dedup_rans || e == dedup_packed || e == dedup_values; }
+__device__ bool coded(Encoder e) { return e == packed_codes || e == rans || e == dedup_rans || e == dedup_packed; }
+
+// As check_header of decode_chunk.cpp, for the encoders that this twin knows.
+__device__ bool header_is_good(const ChunkHeader& h, const DeviceDecode::Chunk& c) {
+  const auto e = static_cast<Encoder>(h.encoder);
+  const float step = 2 * h.eb;
+  const std::uint32_t form = (h.flags & index_form_low ? 1 : 0) | (h.flags & index_form_high ? 2 : 0);
+  if (h.version != stream_version || (h.flags & ~all_flags) || (h.flags & has_checksum) || h.rows != c.n) return false;
+  if (std::uint64_t{c.bytes} != (header_bytes + std::uint64_t{h.bytes} + 3) / 4 * 4) return false;
+  if (coded(e)) {
+    if (h.code_width != 8 && (h.code_width != 16 || e == rans || e == dedup_rans)) return false;
+    if (!(h.eb > 0) || !(step - step == 0) || h.code_min > largest_code || h.code_min < -largest_code) return false;
+  } else if ((e != raw_values && e != constant_value && e != dedup_values) || h.code_width != 0 || h.eb != 0 ||
+             (h.flags & has_outliers)) {
+    return false;
+  }
+  if ((h.flags & has_nonfinite) && e != raw_values) return false;
+  if (form >= symbols && e != dedup_rans) return false;
+  return indexed(e) || form == plain;
+}
+
+__device__ void set_source(DeviceSource& t, std::uint32_t count, std::uint32_t period, std::uint32_t largest,
+                           std::uint8_t* out) {
+  t.count = count, t.period = period, t.largest = largest, t.out = out;
+}
+
+// The parts of the payload, by one thread.
+__device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReader in, const Work& w) {
+  const Encoder e = encoder(s);
+  const std::uint64_t values = std::uint64_t{c.n} * c.dim;
+  s.unique = c.n, s.streams = 0, s.outliers = 0, s.form = plain;
+  if (values == 0) return in.left() == 0 && e == raw_values;
+  if (s.header.flags & has_outliers) {
+    s.outliers = in.word();
+    s.outlier_at = in.take(8ull * s.outliers);
+  }
+  if (in.bad) return false;
+  if (e == raw_values) {
+    s.codes_at = in.at;
+    return in.left() == 4 * values;
+  }
+  if (e == constant_value) return in.left() == 0;
+  if (indexed(e)) {
+    s.unique = in.number();
+    s.form = (s.header.flags & index_form_low ? 1 : 0) | (s.header.flags & index_form_high ? 2 : 0);
+    if (in.bad || s.unique == 0 || s.unique > c.n) return false;
+    if (s.form == symbols && s.unique > most_symbols) return false;
+    if (s.form == weighted && s.unique == c.n) return false;
+  }
+  const std::uint64_t mine = std::uint64_t{s.unique} * c.dim;
+  std::uint32_t streams = 0;
+  const auto index_stream = [&](std::uint32_t count, std::uint32_t largest, std::uint8_t* out) {
+    const std::uint32_t size = in.number();
+    const std::uint8_t* bytes = in.take(size);
+    set_source(s.source[1 + streams], count, count, largest, out);
+    return !in.bad && parse_stream(s.source[1 + streams++], bytes, size);
+  };
+  if (s.form == symbols && !index_stream(c.n, s.unique - 1, w.repeat)) return false;
+  if (s.form == weighted && (!index_stream(s.unique, weight_classes - 1, w.weight) ||
+                             !index_stream(c.n - s.unique, weight_classes - 1, w.repeat)))
+    return false;
+  if (e == dedup_values) {
+    s.codes_at = in.take(4 * mine);
+  } else if (e == packed_codes || e == dedup_packed) {
+    s.packed_bits = in.byte();
+    if (s.packed_bits > (is_wide(s) ? 16u : 8u)) return false;
+    s.codes_at = in.take((s.packed_bits * mine + 7) / 8);
+  } else {
+    const std::uint64_t size =
+        e == rans || s.form == symbols || (s.form == plain && s.unique == 1) ? in.left() : in.number();
+    const std::uint8_t* bytes = in.take(size);
+    set_source(s.source[0], static_cast<std::uint32_t>(mine), c.dim, most_symbols - 1, w.codes);
+    if (in.bad || !parse_stream(s.source[0], bytes, size)) return false;
+    s.streams = 1 + streams;
+  }
+  s.bits_at = in.at;
+  s.bits_left = static_cast<std::uint32_t>(in.left());
+  return !in.bad && (indexed(e) || in.left() == 0);
+}
+
+__device__ void unpack(const DecodeShared& s, std::uint64_t values, std::uint8_t* codes) {
+  for (std::uint64_t i = threadIdx.x; i < values; i += block_threads) {
+    const std::uint32_t code = get_bits(s.codes_at, i * s.packed_bits, s.packed_bits);
+    if (is_wide(s))
+      reinterpret_cast<std::uint16_t*>(codes)[i] = static_cast<std::uint16_t>(code);
+    else
+      codes[i] = static_cast<std::uint8_t>(code);
+  }
+}
+
+// ---- the index ----
+
+// Unique rows in the order of their weights, each weight's by number: a warp a weight.
+__device__ void order_by_weight(DecodeShared& s, const Work& w) {
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int pass = 0; pass < 2; ++pass) {
+    if (warp < weight_classes) {
+      std::uint32_t before = 0;
+      for (std::uint32_t first = 0; first < s.unique; first += 32) {
+        const std::uint32_t u = first + lane;
+        const bool mine = u < s.unique && w.weight[u] == warp;
+        const std::uint32_t all = __ballot_sync(all_lanes, mine);
+        if (mine && pass) w.order[s.weight_first[warp] + before + __popc(all & ((1u << lane) - 1))] = u;
+        before += __popc(all);
+      }
+      if (!pass && lane == 0) s.weight_rows[warp] = before;
+    }
+    __syncthreads();
+    if (!pass && threadIdx.x == 0)
+      for (std::uint32_t k = 0, first = 0; k < weight_classes; first += s.weight_rows[k++]) s.weight_first[k] = first;
+    __syncthreads();
+  }
+}
+
+// All plain bits in one place; those of the lanes come first.
+__device__ bool gather_bits(DecodeShared& s, const Work& w, std::uint64_t bits) {
+  const std::uint64_t bytes = (bits + 7) / 8, lanes = s.streams ? 2ull << s.source[0].log2 : 0,
+                      along = min(lanes, bytes);
+  if (bytes - along != s.bits_left) return false;
+  for (std::uint64_t i = threadIdx.x; i < bytes; i += block_threads)
+    w.bits[i] = i < along ? s.source[0].late[i] : s.bits_at[i - along];
+  bool zeros = true;
+  for (std::uint64_t i = along + threadIdx.x; i < lanes; i += block_threads) zeros = zeros && s.source[0].late[i] == 0;
+  for (std::uint32_t k = 1; k < s.streams; ++k)
+    for (std::uint32_t i = threadIdx.x; i < 2u << s.source[k].log2; i += block_threads)
+      zeros = zeros && s.source[k].late[i] == 0;
+  return __syncthreads_and(zeros);
+}
+
+// Bits of a repeated row's number under the form; rows that repeat are counted from 0.
+__device__ std::uint32_t repeat_bits(const DecodeShared& s, const Work& w, std::uint32_t k) {
+  return s.form == weighted ? bits_for(s.weight_rows[w.repeat[k]]) : bits_for(s.unique);
+}
+
+// index[n] from the plain bits. All threads return alike.
+__device__ bool decode_index(DecodeShared& s, const Work& w, std::uint32_t n) {
+  const std::uint32_t number = bits_for(s.unique), repeated = n - s.unique;
+  bool good = true;
+  std::uint64_t bits = s.form == symbols ? 0 : s.form == plain ? std::uint64_t{number} * n : n;
+  if (s.form == first_bit) bits += std::uint64_t{number} * repeated;
+  if (s.form == weighted) {
+    order_by_weight(s, w);
+    std::uint32_t mine = 0, total;
+    for (std::uint32_t k = threadIdx.x; k < repeated; k += block_threads) {
+      good = good && w.repeat[k] > 0 && s.weight_rows[w.repeat[k]] > 0;
+      mine += repeat_bits(s, w, k);
+    }
+    block_scan(mine, s.sums, total);
+    bits += total;
+  }
+  if (!__syncthreads_and(good) || !gather_bits(s, w, bits)) return false;
+  if (s.form == symbols || s.form == plain) {
+    for (std::uint32_t r = threadIdx.x; r < n; r += block_threads) {
+      const std::uint32_t u = s.form == symbols ? w.repeat[r] : get_bits(w.bits, std::uint64_t{r} * number, number);
+      good = good && u < s.unique;
+      w.index[r] = u < s.unique ? u : 0;
+    }
+    return __syncthreads_and(good);
+  }
+  std::uint32_t firsts = 0, at = n;
+  for (std::uint32_t begin = 0; begin < n; begin += block_threads) {
+    const std::uint32_t r = begin + threadIdx.x;
+    const bool leads = r < n && get_bits(w.bits, r, 1);
+    std::uint32_t total, width_total;
+    const std::uint32_t before = firsts + block_scan(leads ? 1 : 0, s.sums, total);
+    const bool repeats = r < n && !leads && r - before < repeated;
+    const std::uint32_t width = repeats ? repeat_bits(s, w, r - before) : 0;
+    const std::uint32_t bit = at + block_scan(width, s.sums, width_total);
+    std::uint32_t u = before;
+    if (repeats && bit + width <= bits) {
+      u = get_bits(w.bits, bit, width);
+      if (s.form == weighted) {
+        const std::uint32_t weight = w.repeat[r - before];
+        good = good && u < s.weight_rows[weight];
+        u = u < s.weight_rows[weight] ? w.order[s.weight_first[weight] + u] : 0;
+      }
+    }
+    good = good && (r >= n || (u < s.unique && (leads || repeats)));
+    if (r < n) w.index[r] = u < s.unique ? u : 0;
+    firsts += total;
+    at += width_total;
+  }
+  return __syncthreads_and(good) && firsts == s.unique;
+}
+
+// ---- values ----
+
+__device__ bool finite(float x) { return x - x == 0; }
+
+// x' of every value. False: one is not finite.
+__device__ bool put_rows(const DecodeShared& s, const DeviceDecode::Chunk& c, const Work& w, bool index) {
+  const float step = 2 * s.header.eb;
+  const std::int32_t min = s.header.code_min;
+  bool good = true;
+  if (!is_wide(s) && c.dim % 4 == 0 && c.stride % 4 == 0 && aligned(c.rows, 16)) {
+    const std::uint32_t fours = c.dim / 4;
+    for (std::uint32_t i = threadIdx.x; i < c.n * fours; i += block_threads) {
+      const std::uint32_t r = i / fours, k = i - r * fours, from = index ? w.index[r] : r;
+      const std::uint32_t word = reinterpret_cast<const std::uint32_t*>(w.codes)[std::size_t{from} * fours + k];
+      float v[4];
+      for (int b = 0; b < 4; ++b) {
+        v[b] = __fmul_rn(static_cast<float>(min + static_cast<std::int32_t>(word >> (8 * b) & 255)), step);
+        good = good && finite(v[b]);
+      }
+      *reinterpret_cast<float4*>(c.rows + std::size_t{r} * c.stride + 4 * k) = make_float4(v[0], v[1], v[2], v[3]);
+    }
+    return good;
+  }
+  for (std::uint32_t i = threadIdx.x; i < c.n * c.dim; i += block_threads) {
+    const std::uint32_t r = i / c.dim, k = i - r * c.dim;
+    const std::size_t from = std::size_t{index ? w.index[r] : r} * c.dim + k;
+    const std::int32_t code = is_wide(s) ? reinterpret_cast<const std::uint16_t*>(w.codes)[from] : w.codes[from];
+    const float v = __fmul_rn(static_cast<float>(min + code), step);
+    good = good && finite(v);
+    c.rows[std::size_t{r} * c.stride + k] = v;
+  }
+  return good;
+}
+
+// Values as they are, by row or by unique row.
+__device__ bool put_values(const DecodeShared& s, const DeviceDecode::Chunk& c, const Work& w, bool index) {
+  bool good = true;
+  for (std::uint32_t i = threadIdx.x; i < c.n * c.dim; i += block_threads) {
+    const std::uint32_t r = i / c.dim, k = i - r * c.dim;
+    const std::size_t from = std::size_t{index ? w.index[r] : r} * c.dim + k;
+    const float v = __uint_as_float(encoder(s) == constant_value ? static_cast<std::uint32_t>(s.header.code_min)
+                                                                 : word_at(s.codes_at + 4 * from));
+    good = good && finite(v);
+    c.rows[std::size_t{r} * c.stride + k] = v;
+  }
+  return good || (s.header.flags & has_nonfinite);
+}
+
+// Values that would have missed the bound, over what is there. With outliers, values that are not finite may be among
+// those they replace: finite() counts afterwards.
+__device__ bool put_outliers(const DecodeShared& s, const DeviceDecode::Chunk& c) {
+  bool good = true;
+  for (std::uint32_t k = threadIdx.x; k < s.outliers; k += block_threads) {
+    const std::uint32_t i = word_at(s.outlier_at + 4 * std::size_t{k});
+    const bool inside = i < c.n * c.dim;
+    good = good && inside;
+    if (inside)
+      c.rows[std::size_t{i / c.dim} * c.stride + i % c.dim] =
+          __uint_as_float(word_at(s.outlier_at + 4 * (std::size_t{s.outliers} + k)));
+  }
+  good = __syncthreads_and(good);
+  for (std::uint32_t i = threadIdx.x; i < c.n * c.dim; i += block_threads)
+    good = good && finite(c.rows[std::size_t{i / c.dim} * c.stride + i % c.dim]);
+  return good;
+}
+
+__device__ Work take_memory(DecodeShared& s, const DeviceDecode::Chunk& c, Arena& arena) {
+  Work w{};
+  for (std::uint32_t k = 0; k < 3; ++k) {
+    SymbolTable* table = arena.take<SymbolTable>(k == 0 ? most_classes : 1);
+    std::uint8_t* late = arena.take<std::uint8_t>(2u << most_lanes_log2);
+    if (threadIdx.x == 0) s.source[k].table = table, s.source[k].late = late;
+  }
+  w.index = arena.take<std::uint32_t>(c.n);
+  w.order = arena.take<std::uint32_t>(c.n);
+  w.weight = arena.take<std::uint8_t>(c.n);
+  w.repeat = arena.take<std::uint8_t>(c.n);
+  w.classes = arena.take<std::uint8_t>(c.n);
+  w.bits = arena.take<std::uint8_t>((std::size_t{c.n} * (1 + bits_for(c.n))) / 8 + 8);
+  w.codes = arena.take<std::uint8_t>(std::size_t{c.n} * c.dim * (is_wide(s) ? 2 : 1));
+  if (threadIdx.x == 0)
+    for (auto& t : s.source) t.classes_of_row = w.classes;
+  return w;
+}
+
+__device__ bool decode_chunk(DecodeShared& s, const DeviceDecode::Chunk& c, const Work& w) {
+  const Encoder e = encoder(s);
+  if (e == raw_values || e == constant_value) return put_values(s, c, w, false);
+  if (s.streams) {
+    decode_streams(s.source, s.streams, &s.bad);
+    if (s.bad) return false;
+  } else if (coded(e)) {
+    unpack(s, std::uint64_t{s.unique} * c.dim, w.codes);
+    __syncthreads();
+  }
+  if (indexed(e) ? !decode_index(s, w, c.n) : !gather_bits(s, w, 0)) return false;
+  __syncthreads();
+  if (e == dedup_values) return put_values(s, c, w, true);
+  const bool good = put_rows(s, c, w, indexed(e));
+  if (s.outliers == 0) return good;
+  __syncthreads();
+  return put_outliers(s, c);
+}
+
+__global__ void __launch_bounds__(block_threads, 1)
+    decode_kernel(const __grid_constant__ Batch batch, std::uint32_t first, std::uint8_t* scratch,
+                  std::uint32_t shared_bytes, std::uint32_t* status) {
+  extern __shared__ __align__(16) std::uint8_t shared[];
+  __shared__ DecodeShared s;
+  const DeviceDecode::Chunk c = batch.chunk[blockIdx.x];
+  Arena arena{shared, shared_bytes, scratch + c.spill_at};
+  const std::uint8_t* code = c.code;
+  const bool large_enough = c.bytes >= header_bytes && c.bytes % 4 == 0;
+  if (threadIdx.x == 0) {
+    s.bad = large_enough ? 0 : 1;
+    if (large_enough) s.header = *reinterpret_cast<const ChunkHeader*>(code);
+    if (large_enough && !header_is_good(s.header, c)) s.bad = 1;
+  }
+  __syncthreads();
+  bool good = !s.bad;
+  if (good) {
+    if (c.bytes <= most_staged && s.header.encoder != raw_values) {
+      auto* staged = arena.take<std::uint32_t>(c.bytes / 4);
+      for (std::uint32_t i = threadIdx.x; i < c.bytes / 4; i += block_threads)
+        staged[i] = reinterpret_cast<const std::uint32_t*>(c.code)[i];
+      code = reinterpret_cast<const std::uint8_t*>(staged);
+    }
+    const Work w = take_memory(s, c, arena);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      const std::uint8_t* payload = code + header_bytes;
+      for (const std::uint8_t* pad = payload + s.header.bytes; pad < code + c.bytes; ++pad)
+        if (*pad) s.bad = 1;
+      if (!parse(s, c, {payload, payload + s.header.bytes, false}, w)) s.bad = 1;
+    }
+    __syncthreads();
+    good = !s.bad;
+    if (good && c.n * c.dim > 0) good = decode_chunk(s, c, w);
+  }
+  if (!__syncthreads_and(good) && threadIdx.x == 0) atomicMax(status, ~(first + blockIdx.x));
+}
+
+// The first bad chunk, from the largest complement.
+__global__ void status_kernel(std::uint32_t* status) {
+  if (*status) *status = ~*status + 1;
+}
+
+void decode(const DeviceDecode& job, Place place) {
+  const cudaStream_t stream = cuda_stream(place);
+  if (cudaMemsetAsync(job.status, 0, sizeof *job.status, stream) != cudaSuccess) check_launch("status of the decoder");
+  for (std::size_t first = 0; first < job.count; first += chunks_a_launch) {
+    Batch batch;
+    const std::size_t n = job.count - first < chunks_a_launch ? job.count - first : chunks_a_launch;
+    std::memcpy(batch.chunk, job.chunks + first, n * sizeof(DeviceDecode::Chunk));
+    std::size_t largest = 0;
+    for (std::size_t k = 0; k < n; ++k) {
+      const std::size_t values = std::size_t{batch.chunk[k].n} * batch.chunk[k].dim;
+      largest = values > largest ? values : largest;
+    }
+    const std::uint32_t bytes = shared_memory_of(reinterpret_cast<const void*>(decode_kernel), "decoder of rows",
+                                                 largest <= 8192 ? shared_small : shared_memory);
+    decode_kernel<<<static_cast<unsigned>(n), block_threads, bytes, stream>>>(batch, static_cast<std::uint32_t>(first),
+                                                                              job.scratch, bytes, job.status);
+    check_launch("decoder of rows");
+  }
+  status_kernel<<<1, 1, 0, stream>>>(job.status);
+  check_launch("status of the decoder");
+}
+
+const Kernel<DeviceDecode>::Twin twin(decode_bounded, decode);
+
+}  // namespace
+}  // namespace trireme

@@ -1,0 +1,80 @@
+// The error-bounded codec on a GPU: the jobs of its kernels (bounded_encode.cu, bounded_decode.cu). The codecs auto,
+// rans, dedup_rans, dedup_packed, packed and raw. (C++17: nvcc sees it.)
+#pragma once
+#include "comm/twins.h"
+#include "compression/stages/frequencies.h"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace trireme {
+
+struct DeviceChunk {
+  const float* rows = nullptr;
+  float* self = nullptr;
+  const float* bound_at = nullptr;  // set: the bound lies there
+  std::uint64_t slot_at = 0;        // in the scratch memory: this chunk's code, and what its making needs
+  std::uint32_t n = 0, dim = 1, stride = 1, self_stride = 1;
+  float bound = 0;
+  std::uint32_t first_piece = 0, pieces = 0;  // of values, for the range
+  std::uint32_t first_of_scope = 0, pieces_of_scope = 0;
+};
+constexpr std::size_t piece_values = 8192;  // at least; a piece is whole rows
+
+struct DeviceEncode {
+  const DeviceChunk* chunks = nullptr;  // in host memory
+  std::size_t count = 0, pieces = 0;
+  bool relative = true, strict = true;
+  std::uint32_t code_width = 0;
+  coding::Encoder only = coding::encoders;  // coding::encoders: auto
+  std::uint8_t* out = nullptr;
+  std::uint64_t* sizes = nullptr;
+  std::uint8_t* scratch = nullptr;
+};
+
+struct PieceRange {
+  float min, max;
+  std::uint32_t any, nonfinite;
+};
+TRIREME_SHARED std::size_t multiple_of_16(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
+// Scratch memory of encoding begins with descriptions, ranges of pieces and offsets; then come the slots.
+TRIREME_SHARED std::size_t encode_tables(std::size_t chunks, std::size_t pieces) {
+  return multiple_of_16(chunks * sizeof(DeviceChunk)) + multiple_of_16(pieces * sizeof(PieceRange)) +
+         multiple_of_16(chunks * sizeof(std::uint64_t));
+}
+
+// Where a chunk's slot has what; all multiples of 16.
+struct SlotLayout {
+  std::size_t code, words, spill, bytes;
+};
+TRIREME_SHARED SlotLayout slot_layout(std::size_t n, std::size_t dim) {
+  const std::size_t values = n * dim;
+  SlotLayout s{};
+  s.code = 0;
+  s.words = multiple_of_16(16384 + 4 * values + 16 * n);
+  s.spill = s.words + multiple_of_16(2 * (values + 4 * n) + 64);
+  s.bytes = s.spill + multiple_of_16(2 * values + 64 * n + 65536);
+  return s;
+}
+
+struct DeviceDecode {
+  struct Chunk {
+    const std::uint8_t* code = nullptr;
+    float* rows = nullptr;
+    std::uint64_t spill_at = 0;  // in the scratch memory
+    std::uint32_t bytes = 0, n = 0, dim = 1, stride = 1;
+  };
+  const Chunk* chunks = nullptr;  // in host memory
+  std::size_t count = 0;
+  std::uint32_t* status = nullptr;
+  std::uint8_t* scratch = nullptr;
+};
+// Of decoding, each chunk.
+TRIREME_SHARED std::size_t decode_spill(std::size_t n, std::size_t dim) {
+  return multiple_of_16(4 * n * dim + 64 * n + 65536);
+}
+
+extern Kernel<DeviceEncode> encode_bounded;
+extern Kernel<DeviceDecode> decode_bounded;
+
+}  // namespace trireme

@@ -1,0 +1,213 @@
+// The CUDA twin of the error-bounded encoder: four launches for all chunks. (1) ranges of pieces; (2) a block a chunk:
+// codes, unique rows, index, classes, tables and rANS into the chunk's slot; (3) where each code begins; (4) codes side
+// by side. Compiled with -fmad=false: rounds where the host rounds.
+#include "compression/codecs/bounded_body.cuh"
+
+#include <cstring>
+
+namespace trireme {
+namespace {
+
+using namespace coding;
+
+constexpr std::size_t shared_memory = 216 * 1024, shared_small = 64 * 1024;
+constexpr std::size_t chunks_a_launch = 400;  // descriptions travel as kernel arguments, of at most 32 KiB
+
+struct Batch {
+  DeviceChunk chunk[chunks_a_launch];
+};
+static_assert(sizeof(Batch) <= 32000);
+
+Tables tables_of(const DeviceEncode& job) {
+  Tables t;
+  t.chunks = reinterpret_cast<DeviceChunk*>(job.scratch);
+  t.pieces = reinterpret_cast<PieceRange*>(job.scratch + multiple_of_16(job.count * sizeof(DeviceChunk)));
+  t.offsets = reinterpret_cast<std::uint64_t*>(reinterpret_cast<std::uint8_t*>(t.pieces) +
+                                               multiple_of_16(job.pieces * sizeof(PieceRange)));
+  return t;
+}
+
+// Rows of each piece.
+__host__ __device__ std::uint32_t piece_rows(std::uint32_t dim) {
+  return dim == 0 ? 1 : static_cast<std::uint32_t>((piece_values + dim - 1) / dim);
+}
+
+__device__ void add(PieceRange& r, float x) {
+  if (x - x == 0) {
+    r.any = 1;
+    r.min = x < r.min ? x : r.min;
+    r.max = x > r.max ? x : r.max;
+  } else {
+    r.nonfinite = 1;
+  }
+}
+
+__global__ void __launch_bounds__(256)
+    range_kernel(const __grid_constant__ Batch batch, std::uint32_t count, std::uint32_t first_chunk, Tables t) {
+  for (std::uint32_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256)
+    t.chunks[first_chunk + i] = batch.chunk[i];
+  const std::uint32_t piece = batch.chunk[0].first_piece + blockIdx.x;
+  std::uint32_t k = 0;
+  for (std::uint32_t half = 512; half > 0; half /= 2)  // the chunk of this piece
+    if (k + half < count && batch.chunk[k + half].first_piece <= piece) k += half;
+  const DeviceChunk& c = batch.chunk[k];
+  const std::uint32_t first = (piece - c.first_piece) * piece_rows(c.dim), rows = min(piece_rows(c.dim), c.n - first);
+  if (piece - c.first_piece >= c.pieces) return;  // the whole block
+  PieceRange r{3.40282347e38f, -3.40282347e38f, 0, 0};
+  const float* from = c.rows + std::size_t{first} * c.stride;
+  if (in_fours(c)) {
+    const std::uint32_t fours = c.dim / 4;
+    for (std::uint32_t i = threadIdx.x; i < rows * fours; i += 256) {
+      const std::uint32_t row = i / fours;
+      const float4 x = *reinterpret_cast<const float4*>(from + std::size_t{row} * c.stride + (i - row * fours) * 4);
+      add(r, x.x), add(r, x.y), add(r, x.z), add(r, x.w);
+    }
+  } else {
+    for (std::uint32_t i = threadIdx.x; i < rows * c.dim; i += 256)
+      add(r, from[std::size_t{i / c.dim} * c.stride + i % c.dim]);
+  }
+  __shared__ PieceRange of_warp[8];
+  const PieceRange w{warp_min(r.min), warp_max(r.max), warp_max(r.any), warp_max(r.nonfinite)};
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = w;
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  const PieceRange all = merge(of_warp, 8);
+  if (threadIdx.x == 0) t.pieces[piece] = all;
+}
+
+// ---- a block a chunk ----
+
+// Memory of all steps; the codes come last, as the largest part.
+__device__ std::uint8_t* take_memory(const EncodeArguments& a, EncodeShared& s, DeviceRows& d, const DeviceChunk& c,
+                                     Arena& arena) {
+  take_rows(d, arena, c.n);
+  const std::size_t values = std::size_t{c.n} * c.dim;
+  if (s.bound.plan != Plan::codes) return nullptr;
+  for (std::uint32_t k = 0; k < most_streams; ++k) {
+    DeviceStream t;
+    take_tables(t, arena, k == 0 ? most_classes : 1);
+    take_lanes(t, arena, lanes_log2(k == 0 ? static_cast<std::uint32_t>(values) : c.n, lane_symbols));
+    if (threadIdx.x == 0) s.stream[k] = t;
+  }
+  return arena.take<std::uint8_t>(values * (a.code_width == 16 || s.span > 256 ? 2 : 1));
+}
+
+// The payload of a chunk that travels; 0: the values as they are.
+__device__ std::uint32_t encode_body(const EncodeArguments& a, EncodeShared& s, const DeviceChunk& c, DeviceRows& d,
+                                     std::uint8_t* codes, std::uint32_t* bins, std::uint8_t* slot) {
+  std::uint8_t* to = slot + header_bytes;
+  if (s.bound.plan == Plan::exact) return encode_values(s, d, c, to);
+  if (s.bound.plan != Plan::codes) return 0;
+  if (threadIdx.x == 0) {
+    s.header.code_width = s.wide ? 16 : 8;
+    s.header.eb = s.bound.eb;
+    s.header.code_min = s.code_min;
+    if (s.missed) s.header.flags |= has_outliers;
+  }
+  if (s.missed) put_outliers(s, c, to);
+  const std::uint32_t before = outlier_bytes(s);
+  return before + encode_codes(a, s, d, c, codes, bins, slot, to + before);
+}
+
+__global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_constant__ EncodeArguments a) {
+  extern __shared__ __align__(16) std::uint8_t shared[];
+  __shared__ EncodeShared s;
+  __shared__ std::uint32_t bins[distance_bins];
+  const DeviceChunk c = a.tables.chunks[blockIdx.x];
+  std::uint8_t* slot = a.slots + c.slot_at;
+  const std::size_t values = std::size_t{c.n} * c.dim;
+  plan_chunk(s, c, a.tables.pieces, a.relative);
+  const bool exact = s.bound.plan == Plan::exact;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    s.header = ChunkHeader();
+    s.header.rows = c.n;
+    if (a.only == raw_values || values == 0) s.bound.plan = Plan::raw;
+  }
+  __syncthreads();
+  DeviceRows d;
+  std::uint8_t* codes = nullptr;
+  Arena arena{shared, a.shared_bytes, slot + slot_layout(c.n, c.dim).spill};
+  if (!c.self && (s.bound.plan == Plan::exact || s.bound.plan == Plan::codes)) codes = take_memory(a, s, d, c, arena);
+  if (s.bound.plan == Plan::codes) make_codes(a, s, c, codes);
+  if (c.self) {
+    put_self(s, c);
+    if (threadIdx.x == 0) a.sizes[blockIdx.x] = 0;
+    return;
+  }
+  std::uint32_t bytes = encode_body(a, s, c, d, codes, bins, slot);
+  __syncthreads();
+  if (values > 0 && s.bound.plan == Plan::constant) {
+    if (threadIdx.x == 0) {
+      s.header.encoder = constant_value;
+      s.header.code_min = c.rows[0] == 0 ? 0 : __float_as_int(c.rows[0]);
+    }
+  } else if (values > 0 && bytes == 0) {
+    if (threadIdx.x == 0) s.header.flags = s.nonfinite ? has_nonfinite : exact ? without_loss : 0;
+    put_values(c, nullptr, c.n, slot + header_bytes);
+    bytes = static_cast<std::uint32_t>(4 * values);
+  }
+  write_header(s, slot, bytes, a.sizes + blockIdx.x);
+}
+
+// ---- side by side ----
+
+__global__ void __launch_bounds__(block_threads)
+    offsets_kernel(const std::uint64_t* sizes, std::uint32_t count, std::uint64_t* offsets) {
+  __shared__ std::uint32_t sums[block_warps];
+  std::uint64_t before = 0;
+  for (std::uint32_t first = 0; first < count; first += block_threads) {
+    const std::uint32_t k = first + threadIdx.x;
+    std::uint32_t total;
+    const std::uint32_t at = block_scan(k < count ? static_cast<std::uint32_t>(sizes[k] / 4) : 0, sums, total);
+    if (k < count) offsets[k] = 4 * (before + at);
+    before += total;
+  }
+}
+
+__global__ void __launch_bounds__(256)
+    compact_kernel(Tables t, const std::uint8_t* slots, const std::uint64_t* sizes, std::uint8_t* out) {
+  const auto* from = reinterpret_cast<const std::uint32_t*>(slots + t.chunks[blockIdx.x].slot_at);
+  auto* to = reinterpret_cast<std::uint32_t*>(out + t.offsets[blockIdx.x]);
+  const std::uint64_t words = sizes[blockIdx.x] / 4;
+  for (std::uint64_t i = std::uint64_t{blockIdx.y} * 256 + threadIdx.x; i < words; i += std::uint64_t{gridDim.y} * 256)
+    to[i] = from[i];
+}
+
+void encode(const DeviceEncode& job, Place place) {
+  const cudaStream_t stream = cuda_stream(place);
+  const Tables t = tables_of(job);
+  std::size_t largest = 0;
+  for (std::size_t first = 0; first < job.count; first += chunks_a_launch) {
+    Batch batch;
+    const std::size_t n = job.count - first < chunks_a_launch ? job.count - first : chunks_a_launch;
+    std::memcpy(batch.chunk, job.chunks + first, n * sizeof(DeviceChunk));
+    const DeviceChunk& last = batch.chunk[n - 1];
+    const unsigned pieces = last.first_piece + last.pieces - batch.chunk[0].first_piece;
+    range_kernel<<<pieces ? pieces : 1, 256, 0, stream>>>(batch, static_cast<std::uint32_t>(n),
+                                                          static_cast<std::uint32_t>(first), t);
+    check_launch("range of rows");
+    for (std::size_t k = 0; k < n; ++k) {
+      const std::size_t values = std::size_t{batch.chunk[k].n} * batch.chunk[k].dim;
+      largest = values > largest ? values : largest;
+    }
+  }
+  EncodeArguments a{t,          job.scratch + encode_tables(job.count, job.pieces),
+                    job.sizes,  job.relative,
+                    job.strict, job.code_width,
+                    job.only,   0};
+  a.shared_bytes = shared_memory_of(reinterpret_cast<const void*>(encode_kernel), "encoder of rows",
+                                    largest <= 8192 ? shared_small : shared_memory);
+  encode_kernel<<<static_cast<unsigned>(job.count), block_threads, a.shared_bytes, stream>>>(a);
+  check_launch("encoder of rows");
+  offsets_kernel<<<1, block_threads, 0, stream>>>(job.sizes, static_cast<std::uint32_t>(job.count), t.offsets);
+  check_launch("offsets of codes");
+  const unsigned parts = largest > 65536 ? 4 : 1;
+  compact_kernel<<<dim3(static_cast<unsigned>(job.count), parts), 256, 0, stream>>>(t, a.slots, job.sizes, job.out);
+  check_launch("codes side by side");
+}
+
+const Kernel<DeviceEncode>::Twin twin(encode_bounded, encode);
+
+}  // namespace
+}  // namespace trireme

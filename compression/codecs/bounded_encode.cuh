@@ -1,0 +1,92 @@
+// What a block of the encoder shares, and its parts: bounded_rows.cuh (codes, unique rows, index), bounded_streams.cuh
+// (tables, rANS, bytes).
+#pragma once
+#include "compression/codecs/bounded_device.h"
+#include "compression/stages/block.cuh"
+
+namespace trireme::coding {
+
+struct Tables {
+  DeviceChunk* chunks;
+  PieceRange* pieces;
+  std::uint64_t* offsets;
+};
+
+struct EncodeArguments {
+  Tables tables;
+  std::uint8_t* slots;
+  std::uint64_t* sizes;
+  bool relative, strict;
+  std::uint32_t code_width;
+  Encoder only;
+  std::uint32_t shared_bytes;
+};
+
+// As rans.cpp's, with the division by an invariant of Granlund and Montgomery (PLDI'94).
+struct DeviceCoder {
+  std::uint16_t frequency, first;
+  std::uint32_t magic;
+};
+__device__ inline DeviceCoder make_coder(std::uint32_t frequency, std::uint32_t first) {
+  DeviceCoder c{static_cast<std::uint16_t>(frequency), static_cast<std::uint16_t>(first), 0};
+  if (frequency)
+    c.magic =
+        static_cast<std::uint32_t>((((std::uint64_t{1} << bits_for(frequency)) - frequency) << 32) / frequency + 1);
+  return c;
+}
+__device__ inline std::uint32_t divide(std::uint32_t x, const DeviceCoder& c) {
+  const std::uint32_t shift = bits_for(c.frequency), high = __umulhi(c.magic, x);
+  return shift ? (high + ((x - high) >> 1)) >> (shift - 1) : x;
+}
+
+// A symbol stream on its way. Classes: of rows of `period` symbols.
+struct DeviceStream {
+  const std::uint8_t* symbols;
+  const std::uint32_t* row_of;  // rows lie apart: row r begins at symbols + row_of[r] * period
+  const std::uint8_t* class_of_row;
+  const std::uint8_t* late;
+  std::uint32_t late_bytes;
+  std::uint32_t count, period, classes, log2;
+  std::uint32_t* counts;       // [classes][256]
+  std::uint32_t* shares;       // [classes][256], for settle_levels
+  std::uint8_t* levels;        // [classes][256]
+  DeviceCoder* coders;         // [classes][256]
+  std::uint32_t* state;        // [lanes]
+  std::uint32_t* group_words;  // [groups]
+  std::uint16_t* words;        // [count]; a group's end at the end of its part
+  std::uint32_t low[most_classes], span[most_classes], top[most_classes];
+  std::uint32_t bytes;  // of all of it
+};
+
+constexpr std::uint32_t most_streams = 3;
+
+struct EncodeShared {
+  Bound bound;
+  float own_min, own_max;
+  std::uint32_t any, nonfinite;
+  std::int32_t code_min;
+  std::uint32_t span, missed, unique, wide, width;
+  std::uint32_t sums[block_warps];
+  unsigned long long cost[16];
+  std::uint32_t weight_rows[weight_classes], weight_repeats[weight_classes], weight_first[weight_classes];
+  std::uint32_t form, bits;  // of the index; plain bits in all
+  DeviceStream stream[most_streams];
+  std::uint32_t streams;
+  ChunkHeader header;
+};
+
+// The rows of a chunk as they are coded.
+struct DeviceRows {
+  std::uint8_t* codes;     // n rows of `width` bytes
+  std::uint32_t* index;    // [n] number of the unique row
+  std::uint32_t* unique;   // [n] where it is first
+  std::uint32_t* repeats;  // [n] of a unique row
+  std::uint32_t* place;    // [n] scratch
+  std::uint32_t* rank;     // [n] unique rows before this one
+  std::uint32_t* slots;    // the hash table, 2^k >= 2 n
+  std::uint32_t slot_mask;
+  std::uint8_t *weight, *repeat, *classes;  // [n]
+  std::uint32_t* bits;                      // plain bits of the index
+};
+
+}  // namespace trireme::coding

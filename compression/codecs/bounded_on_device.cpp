@@ -1,0 +1,148 @@
+#include "compression/codecs/bounded_on_device.h"
+
+#include "comm/error.h"
+#include "compression/codecs/bounded_device.h"
+
+namespace trireme {
+
+namespace {
+
+[[noreturn]] void none_on_host(const char* kernel) {
+  throw Error(ExitCode::bug, kernel, "is the twin of functions that take host memory");
+}
+
+}  // namespace
+
+constinit Kernel<DeviceEncode> encode_bounded("encode_bounded",
+                                              [](const DeviceEncode&) { none_on_host("encode_bounded"); });
+constinit Kernel<DeviceDecode> decode_bounded("decode_bounded",
+                                              [](const DeviceDecode&) { none_on_host("decode_bounded"); });
+
+namespace {
+
+using namespace coding;
+
+std::size_t pieces_of(std::size_t n, std::size_t dim) {
+  if (n * dim == 0) return 0;
+  const std::size_t rows = (piece_values + dim - 1) / dim;
+  return (n + rows - 1) / rows;
+}
+
+std::size_t stride_of(std::size_t stride, std::size_t dim) { return stride ? stride : dim; }
+
+// Which encoder a codec means there; encoders: auto.
+Encoder encoder_of(const BoundedOptions& o) {
+  if (o.checksum)
+    throw UsageError("codec bounded", "there are no checksums on a GPU", "leave checksum out, or code on the host");
+  if (o.codec == "auto") return encoders;
+  if (o.codec == "rans") return rans;
+  if (o.codec == "dedup_rans") return dedup_rans;
+  if (o.codec == "dedup_packed") return dedup_packed;
+  if (o.codec == "packed") return packed_codes;
+  if (o.codec == "raw") return raw_values;
+  throw UsageError("codec bounded", "codec " + o.codec + " has no kernels for a GPU",
+                   "auto, rans, dedup_rans, dedup_packed, packed and raw have");
+}
+
+void check_chunk(std::size_t n, std::size_t dim, std::size_t stride) {
+  if (n >= 1u << 31 || dim >= 1u << 31 || stride >= 1u << 31 || n * dim >= 1u << 31)
+    throw UsageError("codec bounded", "a chunk has 2^31 values or more", "cut it into several");
+}
+
+// Descriptions of the chunks, with their places in the scratch memory; `pieces` and `bytes` in all.
+std::vector<DeviceChunk> describe(std::span<const TableChunk> chunks, std::size_t& pieces, std::size_t& bytes) {
+  std::vector<DeviceChunk> all;
+  pieces = bytes = 0;
+  for (const auto& c : chunks) {
+    const std::size_t stride = stride_of(c.stride, c.dim), own = pieces_of(c.n, c.dim);
+    check_chunk(c.n, c.dim, stride);
+    DeviceChunk d;
+    d.rows = c.rows;
+    d.self = c.self;
+    d.bound_at = c.bound_on_device;
+    d.slot_at = bytes;
+    d.n = static_cast<std::uint32_t>(c.n);
+    d.dim = static_cast<std::uint32_t>(c.dim);
+    d.stride = static_cast<std::uint32_t>(stride);
+    d.self_stride = static_cast<std::uint32_t>(stride_of(c.self_stride, c.dim));
+    d.bound = c.bound;
+    d.first_piece = static_cast<std::uint32_t>(pieces);
+    d.pieces = static_cast<std::uint32_t>(own);
+    all.push_back(d);
+    pieces += own;
+    if (!c.self) bytes += slot_layout(c.n, c.dim).bytes;
+  }
+  for (std::size_t first = 0, end = 0; first < chunks.size(); first = end) {
+    while (end < chunks.size() && chunks[end].scope == chunks[first].scope) ++end;
+    for (std::size_t k = first; k < end; ++k) {
+      all[k].first_of_scope = all[first].first_piece;
+      all[k].pieces_of_scope = all[end - 1].first_piece + all[end - 1].pieces - all[first].first_piece;
+    }
+  }
+  return all;
+}
+
+}  // namespace
+
+std::size_t Bounded::scratch_bytes(std::span<const TableChunk> chunks) const {
+  std::size_t pieces, bytes;
+  describe(chunks, pieces, bytes);
+  return encode_tables(chunks.size(), pieces) + bytes;
+}
+
+void encode_on_device(const BoundedOptions& options, std::span<const TableChunk> chunks, const Buffer& out,
+                      const Buffer& sizes, const Buffer& scratch) {
+  if (chunks.empty()) return;
+  DeviceEncode job;
+  job.only = encoder_of(options);
+  std::size_t bytes;
+  const auto described = describe(chunks, job.pieces, bytes);
+  job.chunks = described.data();
+  job.count = chunks.size();
+  job.relative = options.relative;
+  job.strict = options.strict;
+  job.code_width = static_cast<std::uint32_t>(options.code_width);
+  job.out = static_cast<std::uint8_t*>(out.data);
+  job.sizes = static_cast<std::uint64_t*>(sizes.data);
+  job.scratch = static_cast<std::uint8_t*>(scratch.data);
+  if (scratch.place.device != out.place.device || scratch.bytes() < encode_tables(job.count, job.pieces) + bytes)
+    throw Error(ExitCode::bug, "codec bounded", "its scratch memory is too small, or elsewhere");
+  encode_bounded(job, out.place);
+}
+
+std::size_t Bounded::decode_scratch_bytes(std::span<const CodedChunk> chunks) const {
+  std::size_t bytes = 0;
+  for (const auto& c : chunks) bytes += decode_spill(c.n, c.dim);
+  return bytes;
+}
+
+void decode_on_device(const BoundedOptions& options, std::span<const CodedChunk> chunks, Place place,
+                      std::uint32_t* status, const Buffer& scratch) {
+  encoder_of(options);
+  std::vector<DeviceDecode::Chunk> described;
+  std::size_t bytes = 0;
+  for (const auto& c : chunks) {
+    const std::size_t stride = stride_of(c.stride, c.dim);
+    check_chunk(c.n, c.dim, stride);
+    DeviceDecode::Chunk d;
+    d.code = c.code;
+    d.rows = c.rows;
+    d.spill_at = bytes;
+    d.bytes = c.bytes >> 32 ? 0 : static_cast<std::uint32_t>(c.bytes);
+    d.n = static_cast<std::uint32_t>(c.n);
+    d.dim = static_cast<std::uint32_t>(c.dim);
+    d.stride = static_cast<std::uint32_t>(stride);
+    described.push_back(d);
+    bytes += decode_spill(c.n, c.dim);
+  }
+  if (!status || scratch.place.device != place.device || scratch.bytes() < bytes)
+    throw Error(ExitCode::bug, "codec bounded", "its scratch memory is too small, or elsewhere");
+  DeviceDecode job;
+  job.chunks = described.data();
+  job.count = chunks.size();
+  job.status = status;
+  job.scratch = static_cast<std::uint8_t*>(scratch.data);
+  decode_bounded(job, place);
+}
+
+}  // namespace trireme

@@ -1,0 +1,12 @@
+// The host's part of Bounded on a device.
+#pragma once
+#include "compression/codecs/bounded.h"
+
+namespace trireme {
+
+void encode_on_device(const BoundedOptions& options, std::span<const TableChunk> chunks, const Buffer& out,
+                      const Buffer& sizes, const Buffer& scratch);
+void decode_on_device(const BoundedOptions& options, std::span<const CodedChunk> chunks, Place place,
+                      std::uint32_t* status, const Buffer& scratch);
+
+}  // namespace trireme

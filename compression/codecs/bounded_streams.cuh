@@ -1,0 +1,315 @@
+// Encoder, second half: symbol streams, each with tables by class and interleaved rANS (rans.cpp has the layout).
+#pragma once
+#include "compression/codecs/bounded_encode.cuh"
+
+namespace trireme::coding {
+
+__device__ inline std::uint32_t row_of(const DeviceStream& t, std::uint32_t r) { return t.row_of ? t.row_of[r] : r; }
+
+// Memory of a stream of up to `count` symbols in up to `classes` classes.
+__device__ inline void take_tables(DeviceStream& t, Arena& arena, std::uint32_t classes) {
+  t.counts = arena.take<std::uint32_t>(classes * most_symbols);
+  t.shares = arena.take<std::uint32_t>(classes * most_symbols);
+  t.coders = arena.take<DeviceCoder>(classes * most_symbols);
+  t.levels = arena.take<std::uint8_t>(classes * most_symbols);
+}
+__device__ inline void take_lanes(DeviceStream& t, Arena& arena, std::uint32_t log2) {
+  t.state = arena.take<std::uint32_t>(std::size_t{1} << log2);
+  t.group_words = arena.take<std::uint32_t>((std::size_t{1} << log2) / group_lanes + 1);
+}
+
+// ---- classes of rows, as row_classes.cpp ----
+
+__device__ inline std::uint32_t distance_of(const std::uint8_t* row, std::uint32_t dim, std::uint32_t centre,
+                                            std::uint32_t shift) {
+  std::uint32_t sum = 0;
+  if (dim % 4 == 0) {
+    const std::uint32_t n = dim / 4, four = centre * 0x01010101u;
+    std::uint32_t k = shift % n;
+    for (std::uint32_t i = 0; i < n; ++i) {
+      sum += __vsadu4(reinterpret_cast<const std::uint32_t*>(row)[k], four);
+      k = k + 1 == n ? 0 : k + 1;
+    }
+  } else {
+    for (std::uint32_t i = 0; i < dim; ++i) sum += row[i] > centre ? row[i] - centre : centre - row[i];
+  }
+  return min(sum, distance_bins - 1);
+}
+
+// Counts of four classes, into t.counts; the code of zero is what the others leave over.
+__device__ inline void count_symbols(EncodeShared& s, DeviceStream& t, std::uint32_t rows, std::uint32_t centre,
+                                     const std::uint32_t* rows_of_class) {
+  for (std::uint32_t i = threadIdx.x; i < most_classes * most_symbols; i += block_threads) t.counts[i] = 0;
+  __syncthreads();
+  const std::uint32_t dim = t.period;
+  const auto add = [&](std::uint32_t c, std::uint32_t symbol) {
+    if (symbol != centre) atomicAdd(&t.counts[c * most_symbols + symbol], 1u);
+  };
+  if (dim % 4 == 0) {
+    const std::uint32_t words = dim / 4, four = centre * 0x01010101u;
+    for (std::uint32_t i = threadIdx.x; i < rows * words; i += block_threads) {
+      const std::uint32_t r = i / words, c = t.class_of_row[r];
+      const std::uint32_t word =
+          reinterpret_cast<const std::uint32_t*>(t.symbols + std::size_t{row_of(t, r)} * dim)[i - r * words];
+      if (word == four) continue;
+      for (std::uint32_t k = 0; k < 4; ++k) add(c, word >> (8 * k) & 255);
+    }
+  } else {
+    for (std::uint32_t i = threadIdx.x; i < t.count; i += block_threads) {
+      const std::uint32_t r = i / dim;
+      add(t.class_of_row[r], t.symbols[std::size_t{row_of(t, r)} * dim + i % dim]);
+    }
+  }
+  __syncthreads();
+  const unsigned lane = threadIdx.x % 32, c = threadIdx.x / 32;
+  if (c < most_classes) {
+    std::uint32_t others = 0;
+    for (std::uint32_t symbol = lane; symbol < most_symbols; symbol += 32)
+      others += t.counts[c * most_symbols + symbol];
+    others = warp_sum(others);
+    if (lane == 0) t.counts[c * most_symbols + centre] = rows_of_class[c] * dim - others;
+  }
+  __syncthreads();
+}
+
+// What classes `first` to `last` of the four cost as one, by one warp.
+__device__ inline unsigned long long cost_of(const DeviceStream& t, std::uint32_t first, std::uint32_t last) {
+  const unsigned lane = threadIdx.x % 32;
+  const auto count = [&](std::uint32_t symbol) {
+    std::uint32_t sum = 0;
+    for (std::uint32_t c = first; c <= last; ++c) sum += t.counts[c * most_symbols + symbol];
+    return sum;
+  };
+  std::uint32_t total = 0, low = most_symbols, high = 0;
+  for (std::uint32_t symbol = lane; symbol < most_symbols; symbol += 32) {
+    const std::uint32_t n = count(symbol);
+    total += n;
+    if (n) low = min(low, symbol), high = symbol;
+  }
+  total = warp_sum(total), low = warp_min(low), high = warp_max(high);
+  if (total == 0) return table_bits_256(1);
+  const std::uint32_t log2_total = log2_256(total);
+  unsigned long long bits = 0;
+  for (std::uint32_t symbol = lane; symbol < most_symbols; symbol += 32)
+    bits += symbol_bits_256(count(symbol), log2_total);
+  return warp_sum(bits) + table_bits_256(high - low + 1);
+}
+
+// Classes, counts of the classes, and their number. t: symbols, row_of, period, count are set; bins: shared, 1024.
+__device__ inline void classify(EncodeShared& s, DeviceStream& t, std::uint8_t* classes, std::uint32_t* distance,
+                                std::uint32_t* bins, std::uint32_t centre) {
+  __shared__ std::uint32_t rows_of_class[most_classes];
+  const std::uint32_t rows = t.count / t.period;
+  bins[threadIdx.x] = 0;
+  if (threadIdx.x < most_classes) rows_of_class[threadIdx.x] = 0;
+  __syncthreads();
+  for (std::uint32_t r = threadIdx.x; r < rows; r += block_threads) {
+    distance[r] = distance_of(t.symbols + std::size_t{row_of(t, r)} * t.period, t.period, centre, r);
+    atomicAdd(&bins[distance[r]], 1u);
+  }
+  __syncthreads();
+  std::uint32_t total;
+  const std::uint32_t nearer = block_scan(bins[threadIdx.x], s.sums, total);
+  bins[threadIdx.x] = nearer;
+  __syncthreads();
+  for (std::uint32_t r = threadIdx.x; r < rows; r += block_threads) {
+    const std::uint32_t c = class_of(bins[distance[r]], rows);
+    classes[r] = static_cast<std::uint8_t>(c);
+    atomicAdd(&rows_of_class[c], 1u);
+  }
+  __syncthreads();
+  t.class_of_row = classes;
+  count_symbols(s, t, rows, centre, rows_of_class);
+  const unsigned warp = threadIdx.x / 32;
+  constexpr std::uint32_t parts[7][2] = {{0, 3}, {0, 1}, {2, 3}, {0, 0}, {1, 1}, {2, 2}, {3, 3}};
+  if (warp < 7) {
+    const unsigned long long cost = cost_of(t, parts[warp][0], parts[warp][1]);
+    if (threadIdx.x % 32 == 0) s.cost[warp] = cost;
+  }
+  __syncthreads();
+  const unsigned long long one = s.cost[0], two = s.cost[1] + s.cost[2] + 256ull * rows,
+                           four = s.cost[3] + s.cost[4] + s.cost[5] + s.cost[6] + 512ull * rows;
+  const std::uint32_t n = one <= two && one <= four ? 1 : two <= four ? 2 : 4;
+  if (threadIdx.x == 0) t.classes = n;
+  for (std::uint32_t i = threadIdx.x; n < 4 && i < most_symbols; i += block_threads) {
+    std::uint32_t* count = t.counts + i;
+    const std::uint32_t low = count[0] + count[most_symbols], high = count[2 * most_symbols] + count[3 * most_symbols];
+    count[0] = n == 1 ? low + high : low;
+    count[most_symbols] = high;
+  }
+  for (std::uint32_t r = threadIdx.x; n < 4 && r < rows; r += block_threads) classes[r] = n == 1 ? 0 : classes[r] / 2;
+  __syncthreads();
+}
+
+// Counts of symbols that lie one after another, in one class.
+__device__ inline void count_flat(DeviceStream& t) {
+  for (std::uint32_t i = threadIdx.x; i < most_symbols; i += block_threads) t.counts[i] = 0;
+  __syncthreads();
+  for (std::uint32_t i = threadIdx.x; i < t.count; i += block_threads) atomicAdd(&t.counts[t.symbols[i]], 1u);
+  __syncthreads();
+}
+
+// The table of one class, by one warp.
+__device__ inline void make_table(DeviceStream& t, std::uint32_t c) {
+  const unsigned lane = threadIdx.x % 32;
+  std::uint32_t* count = t.counts + c * most_symbols;
+  std::uint32_t low = most_symbols - 1, high = 0, total = 0, most = 0;
+  for (std::uint32_t symbol = lane; symbol < most_symbols; symbol += 32)
+    if (count[symbol]) {
+      low = min(low, symbol), high = symbol;
+      total += count[symbol];
+      most = max(most, count[symbol]);
+    }
+  low = warp_min(low), high = warp_max(high), total = warp_sum(total), most = warp_max(most);
+  if (total == 0) high = low = most_symbols - 1;
+  std::uint32_t top = most_symbols;
+  for (std::uint32_t symbol = lane; symbol < most_symbols; symbol += 32)
+    if (total && count[symbol] == most) top = min(top, symbol);
+  top = total ? warp_min(top) - low : 0;
+  const std::uint32_t span = high - low + 1;
+  std::uint32_t* share = t.shares + c * most_symbols;
+  std::uint8_t* level = t.levels + c * most_symbols;
+  for (std::uint32_t i = lane; i < span; i += 32)
+    level[i] = level_below(share[i] = total ? share_256(count[low + i], total) : 0);
+  __syncwarp();
+  DeviceCoder* coder = t.coders + c * most_symbols + low;
+  if (lane == 0) {
+    settle_levels(count + low, share, span, top, level);
+    t.low[c] = low, t.span[c] = span, t.top[c] = top;
+    std::uint32_t sum = 0, first = 0;
+    for (std::uint32_t i = 0; i < span; ++i) sum += i == top ? 0 : level_frequency(level[i]);
+    for (std::uint32_t i = 0; i < span; ++i) {
+      const std::uint32_t frequency = i == top ? rans_total - sum : level_frequency(level[i]);
+      coder[i].frequency = static_cast<std::uint16_t>(frequency);
+      coder[i].first = static_cast<std::uint16_t>(first);
+      first += frequency;
+    }
+  }
+  __syncwarp();
+  for (std::uint32_t i = lane; i < span; i += 32) coder[i] = make_coder(coder[i].frequency, coder[i].first);
+}
+
+// ---- rANS ----
+
+// One group of lanes, by one warp, from the last symbol to the first.
+__device__ inline void encode_group(DeviceStream& t, std::uint32_t g) {
+  const unsigned lane = threadIdx.x % 32;
+  const Lanes lanes = lanes_of(t.log2, t.count);
+  const std::uint32_t first = static_cast<std::uint32_t>(min(std::uint64_t{t.count}, g * lanes.per_group)),
+                      end = static_cast<std::uint32_t>(min(std::uint64_t{t.count}, first + lanes.per_group)),
+                      steps = (end - first + lanes.in_group - 1) / lanes.in_group, mine = g * lanes.in_group + lane;
+  const bool in = lane < lanes.in_group;
+  std::uint32_t x = rans_low;
+  for (std::uint32_t b = 0; in && b < 2; ++b)
+    if (2 * mine + b < t.late_bytes) x |= static_cast<std::uint32_t>(t.late[2 * mine + b]) << (8 * b);
+  const std::uint32_t last = first + (steps ? steps - 1 : 0) * lanes.in_group + lane;
+  std::uint32_t row = last / t.period;
+  std::int64_t column = last % t.period;
+  std::uint32_t at = end;
+  const unsigned higher = ~((2u << lane) - 1);
+  for (std::uint32_t step = steps; step-- > 0; column -= lanes.in_group) {
+    while (column < 0) column += t.period, --row;
+    const std::uint32_t p = first + step * lanes.in_group + lane;
+    const bool active = in && p < end;
+    DeviceCoder c{1, 0, 0};
+    if (active) {
+      const std::uint8_t symbol =
+          t.symbols[std::size_t{row_of(t, row)} * t.period + static_cast<std::uint32_t>(column)];
+      c = t.coders[(t.classes > 1 ? t.class_of_row[row] : 0) * most_symbols + symbol];
+    }
+    const bool emit = active && (x >> (32 - rans_bits)) >= c.frequency;
+    const unsigned all = __ballot_sync(all_lanes, emit);
+    if (emit) {
+      t.words[at - 1 - __popc(all & higher)] = static_cast<std::uint16_t>(x);
+      x >>= 16;
+    }
+    at -= __popc(all);
+    if (active) {
+      const std::uint32_t whole = divide(x, c);
+      x = (whole << rans_bits) + (x - whole * c.frequency) + c.first;
+    }
+  }
+  if (in) t.state[mine] = x;
+  if (lane == 0) t.group_words[g] = end - at;
+}
+
+__device__ inline std::uint32_t groups_of(const DeviceStream& t) { return lanes_of(t.log2, t.count).groups; }
+__device__ inline std::uint32_t class_bytes(const DeviceStream& t) {
+  return (t.count / t.period * bits_for(t.classes) + 7) / 8;
+}
+__device__ inline std::uint32_t table_bytes(const DeviceStream& t, std::uint32_t c) {
+  return 3 + (level_bits * t.span[c] + 7) / 8;
+}
+
+// All streams of the chunk: tables a warp each, then groups a warp each; then their lengths.
+__device__ inline void encode_streams(EncodeShared& s) {
+  const unsigned warp = threadIdx.x / 32;
+  std::uint32_t task = 0;
+  for (std::uint32_t k = 0; k < s.streams; ++k)
+    for (std::uint32_t c = 0; c < s.stream[k].classes; ++c, ++task)
+      if (task % block_warps == warp) make_table(s.stream[k], c);
+  __syncthreads();
+  task = 0;
+  for (std::uint32_t k = 0; k < s.streams; ++k)
+    for (std::uint32_t g = 0; g < groups_of(s.stream[k]); ++g, ++task)
+      if (task % block_warps == warp) encode_group(s.stream[k], g);
+  __syncthreads();
+  if (threadIdx.x < s.streams) {
+    DeviceStream& t = s.stream[threadIdx.x];
+    const std::uint32_t groups = groups_of(t);
+    std::uint32_t bytes = 1 + class_bytes(t) + 4 * (groups - 1) + (4u << t.log2);
+    for (std::uint32_t c = 0; c < t.classes; ++c) bytes += table_bytes(t, c);
+    for (std::uint32_t g = 0; g < groups; ++g) bytes += 2 * t.group_words[g];
+    t.bytes = bytes;
+  }
+  __syncthreads();
+}
+
+// Its bytes, as they travel.
+__device__ inline void put_stream(const DeviceStream& t, std::uint8_t* to) {
+  const std::uint32_t class_log2 = bits_for(t.classes), packed = class_bytes(t), rows = t.count / t.period;
+  if (threadIdx.x == 0) to[0] = static_cast<std::uint8_t>(t.log2 | class_log2 << 4);
+  ++to;
+  for (std::uint32_t i = threadIdx.x; i < packed; i += block_threads) {
+    const std::uint32_t each = 8 / class_log2;
+    std::uint32_t byte = 0;
+    for (std::uint32_t k = 0; k < each; ++k)
+      if (i * each + k < rows) byte |= static_cast<std::uint32_t>(t.class_of_row[i * each + k]) << (k * class_log2);
+    to[i] = static_cast<std::uint8_t>(byte);
+  }
+  to += packed;
+  for (std::uint32_t c = 0; c < t.classes; ++c) {
+    const std::uint8_t* level = t.levels + c * most_symbols;
+    for (std::uint32_t i = threadIdx.x; i < table_bytes(t, c); i += block_threads) {
+      std::uint32_t byte = i == 0 ? t.low[c] : i == 1 ? t.span[c] - 1 : t.top[c];
+      for (std::uint32_t b = 0; i >= 3 && b < 8; ++b) {
+        const std::uint32_t bit = 8 * (i - 3) + b;
+        if (b == 0) byte = 0;
+        if (bit < level_bits * t.span[c]) byte |= (level[bit / level_bits] >> (bit % level_bits) & 1u) << b;
+      }
+      to[i] = static_cast<std::uint8_t>(byte);
+    }
+    to += table_bytes(t, c);
+  }
+  const std::uint32_t groups = groups_of(t);
+  const auto put_words = [&](const std::uint32_t* from, std::uint32_t n) {
+    for (std::uint32_t i = threadIdx.x; i < 4 * n; i += block_threads)
+      to[i] = static_cast<std::uint8_t>(from[i / 4] >> (8 * (i % 4)));
+    to += 4 * n;
+  };
+  put_words(t.group_words, groups - 1);
+  put_words(t.state, 1u << t.log2);
+  const Lanes lanes = lanes_of(t.log2, t.count);
+  for (std::uint32_t g = 0; g < groups; ++g) {
+    const std::uint32_t end = static_cast<std::uint32_t>(min(std::uint64_t{t.count}, (g + 1) * lanes.per_group)),
+                        n = t.group_words[g];
+    for (std::uint32_t i = threadIdx.x; i < n; i += block_threads) {
+      const std::uint16_t word = t.words[end - n + i];
+      to[2 * i] = static_cast<std::uint8_t>(word);
+      to[2 * i + 1] = static_cast<std::uint8_t>(word >> 8);
+    }
+    to += 2 * n;
+  }
+}
+
+}  // namespace trireme::coding

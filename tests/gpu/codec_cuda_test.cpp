@@ -1,0 +1,308 @@
+// links: comm
+// The error-bounded codec on a GPU against the host: the same bytes, the same values, the same refusals; and inside a
+// graph.
+#include "comm/device.h"
+#include "comm/error.h"
+#include "tests/unit/codec_rows.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include <gtest/gtest.h>
+
+#include <cuda_runtime_api.h>
+
+namespace trireme::test {
+namespace {
+
+bool no_gpu() { return !device_runtime() || device_runtime()->count() == 0; }
+#define NEEDS_GPU \
+  if (no_gpu()) GTEST_SKIP() << "no GPU"
+
+Place place() {
+  static const auto stream = device_runtime()->stream();
+  return {device_runtime()->current(), stream.get()};
+}
+
+// Device memory with room around it, which must stay as it was.
+class Memory {
+ public:
+  explicit Memory(std::size_t bytes) : bytes_(bytes), memory_(device_runtime()->memory(bytes + 2 * guard)) {
+    const std::vector<std::uint8_t> fill(bytes + 2 * guard, 0xA5);
+    copy(memory_.get(), fill.data(), fill.size());
+  }
+  template <class T>
+  explicit Memory(const std::vector<T>& host) : Memory(host.size() * sizeof(T)) {
+    copy(data(), host.data(), bytes_);
+  }
+  std::uint8_t* data() const { return static_cast<std::uint8_t*>(memory_.get()) + guard; }
+  template <class T = std::uint8_t>
+  std::vector<T> read() const {
+    std::vector<T> host(bytes_ / sizeof(T));
+    copy(host.data(), data(), host.size() * sizeof(T));
+    return host;
+  }
+  bool guards_whole() const {
+    std::vector<std::uint8_t> all(bytes_ + 2 * guard);
+    copy(all.data(), memory_.get(), all.size());
+    for (std::size_t i = 0; i < guard; ++i)
+      if (all[i] != 0xA5 || all[guard + bytes_ + i] != 0xA5) return false;
+    return true;
+  }
+  Buffer buffer(DType type = DType::u8) const { return {data(), bytes_ / size_of(type), type, place()}; }
+
+ private:
+  static void copy(void* to, const void* from, std::size_t bytes) {
+    if (bytes) device_runtime()->copy(to, from, bytes, place());
+  }
+  static constexpr std::size_t guard = 256;
+  std::size_t bytes_;
+  std::shared_ptr<void> memory_;
+};
+
+// What one call on the device makes of rows that lie on the host.
+class OnDevice {
+ public:
+  OnDevice(const BoundedOptions& options, std::vector<TableChunk> host) : codec_(options), chunks_(std::move(host)) {
+    std::size_t room = 0;
+    for (auto& c : chunks_) {
+      const std::size_t stride = c.stride ? c.stride : c.dim;
+      rows_.emplace_back(std::vector<float>(c.rows, c.rows + (c.n ? (c.n - 1) * stride + c.dim : 0)));
+      c.rows = reinterpret_cast<const float*>(rows_.back().data());
+      if (!c.self) room += codec_.max_bytes(c.n, c.dim);
+      if (c.self) {
+        selves_.emplace_back(4 * c.n * c.dim);
+        c.self = reinterpret_cast<float*>(selves_.back().data());
+      }
+    }
+    out_.emplace_back(room);
+    out_.emplace_back(8 * chunks_.size());
+    out_.emplace_back(codec_.scratch_bytes(chunks_));
+  }
+  void encode() { codec_.encode(chunks_, out_[0].buffer(), out_[1].buffer(DType::i64), out_[2].buffer()); }
+  Coded coded() const {
+    Coded c{out_[0].read(), out_[1].read<std::uint64_t>()};
+    std::size_t used = 0;
+    for (const auto s : c.sizes) used += s;
+    EXPECT_LE(used, c.code.size());
+    c.code.resize(used);
+    for (const auto& m : out_) EXPECT_TRUE(m.guards_whole());
+    return c;
+  }
+  std::vector<float> self(std::size_t k) const { return selves_[k].read<float>(); }
+
+ private:
+  Bounded codec_;
+  std::vector<TableChunk> chunks_;
+  std::vector<Memory> rows_, selves_, out_;
+};
+
+// Rows that the device makes of a code, and its status.
+std::pair<std::vector<std::vector<float>>, std::uint32_t> decode_there(const BoundedOptions& o, const Coded& c,
+                                                                       const std::vector<TableChunk>& like) {
+  const Bounded codec(o);
+  std::vector<Memory> codes, rows;
+  std::vector<CodedChunk> chunks;
+  for (std::size_t k = 0, at = 0; k < like.size(); at += c.sizes[k++]) {
+    codes.emplace_back(std::vector<std::uint8_t>(c.code.begin() + std::ptrdiff_t(at),
+                                                 c.code.begin() + std::ptrdiff_t(at + c.sizes[k])));
+    rows.emplace_back(4 * like[k].n * like[k].dim);
+    chunks.push_back(
+        {codes.back().data(), c.sizes[k], reinterpret_cast<float*>(rows.back().data()), like[k].n, like[k].dim});
+  }
+  const Memory status(std::vector<std::uint32_t>{77}), scratch(codec.decode_scratch_bytes(chunks));
+  codec.decode(chunks, place(), reinterpret_cast<std::uint32_t*>(status.data()), scratch.buffer());
+  std::pair<std::vector<std::vector<float>>, std::uint32_t> result{{}, status.read<std::uint32_t>()[0]};
+  for (const auto& r : rows) {
+    result.first.push_back(r.read<float>());
+    EXPECT_TRUE(r.guards_whole());
+  }
+  return result;
+}
+
+void expect_twins(const BoundedOptions& o, const std::vector<TableChunk>& chunks) {
+  const Coded host = encode_chunks(o, chunks);
+  OnDevice there(o, chunks);
+  there.encode();
+  const Coded device = there.coded();
+  EXPECT_EQ(device.sizes, host.sizes);
+  EXPECT_TRUE(device.code == host.code);
+  const auto [rows, status] = decode_there(o, host, chunks);
+  EXPECT_EQ(status, 0u);
+  for (std::size_t k = 0, at = 0; k < chunks.size(); at += host.sizes[k++]) {
+    std::vector<float> expected(chunks[k].n * chunks[k].dim);
+    const CodedChunk c{host.code.data() + at, host.sizes[k], expected.data(), chunks[k].n, chunks[k].dim};
+    Bounded(o).decode({&c, 1});
+    EXPECT_EQ(std::memcmp(rows[k].data(), expected.data(), 4 * expected.size()), 0) << "chunk " << k;
+  }
+}
+
+const std::vector<std::string> codecs = {"auto", "rans", "dedup_rans", "dedup_packed", "packed", "raw"};
+
+TEST(CudaCodec, BytesAndValuesAreTheHosts) {
+  NEEDS_GPU;
+  for (const auto& codec : codecs)
+    for (const auto& kind : kinds())
+      for (const auto& [n, dim] : {std::pair{1, 1},
+                                   {1, 64},
+                                   {33, 5},
+                                   {100, 16},
+                                   {257, 32},
+                                   {600, 8},
+                                   {0, 8},
+                                   {2048, 64},
+                                   {2049, 16},
+                                   {5000, 7},
+                                   {4096, 128}})
+        for (const float rel : {0.03f, 0.001f, 0.0f, 0.3f}) {
+          SCOPED_TRACE(codec + " " + kind + " " + std::to_string(n) + " x " + std::to_string(dim) + " " +
+                       std::to_string(rel));
+          BoundedOptions o;
+          o.codec = codec;
+          o.code_width = n == 33 ? 16 : n == 100 ? 8 : 0;
+          o.strict = n != 257;
+          const auto rows = make_rows(kind, std::size_t(n), std::size_t(dim), unsigned(n + dim));
+          expect_twins(o, {chunk_of(rows, std::size_t(n), std::size_t(dim), rel)});
+          if (HasFailure()) return;
+        }
+}
+
+TEST(CudaCodec, EdgesAreTheHosts) {
+  NEEDS_GPU;
+  const float inf = HUGE_VALF, nan = std::nanf("");
+  for (const auto& v : {std::vector<float>{3.5f, 3.5f},
+                        {0, -0.0f},
+                        {1, nan},
+                        {inf, -inf},
+                        {nan, nan},
+                        {0, 1e-42f},
+                        {-3e38f, 3e38f},
+                        {1e6f, 1e6f + 0.0625f},
+                        {3.4e38f, 3.3e38f}})
+    for (const float rel : {0.01f, 0.0f}) {
+      std::vector<float> rows;
+      for (int k = 0; k < 40; ++k) rows.insert(rows.end(), 16, v[std::size_t(k % 2)]);
+      expect_twins({}, {chunk_of(rows, 40, 16, rel)});
+    }
+}
+
+// Many chunks of several tables in one call: ranges by scope, one that stays, empty ones, more than one launch holds.
+TEST(CudaCodec, ManyChunksInOneCall) {
+  NEEDS_GPU;
+  const std::size_t dim = 16, tables = 90, each = 9;
+  std::vector<std::vector<float>> rows;
+  std::vector<TableChunk> chunks;
+  std::vector<float> self(40 * dim);
+  for (std::size_t t = 0; t < tables; ++t) {
+    rows.push_back(make_rows("embedding", 40 * each, dim, unsigned(t)));
+    for (std::size_t k = 0; k < each; ++k) {
+      TableChunk c = chunk_of(rows.back(), k == 3 ? 0 : 40, dim, 0.01f * float(1 + t % 5));
+      c.rows += k * 40 * dim;
+      c.scope = std::uint32_t(t);
+      chunks.push_back(c);
+    }
+  }
+  expect_twins({}, chunks);
+  for (std::size_t k = 5; k < chunks.size(); k += each) chunks[k].self = self.data();
+  const Coded host = encode_chunks({}, chunks);
+  OnDevice there({}, chunks);
+  there.encode();
+  EXPECT_TRUE(there.coded().code == host.code);
+  EXPECT_EQ(there.coded().sizes, host.sizes);
+  const std::vector<float> last = self;  // the host's, of the last table
+  EXPECT_EQ(there.self(tables - 1), last);
+}
+
+TEST(CudaCodec, RunsInAGraph) {
+  NEEDS_GPU;
+  const auto a = make_rows("embedding", 2048, 64, 1);
+  OnDevice there({}, {chunk_of(a, 2048, 64, 0.03f)});
+  there.encode();  // attributes of kernels are set once, outside
+  const auto stream = static_cast<cudaStream_t>(place().stream);
+  cudaGraph_t graph;
+  cudaGraphExec_t run;
+  ASSERT_EQ(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+  there.encode();
+  ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
+  std::size_t nodes = 0;
+  cudaGraphGetNodes(graph, nullptr, &nodes);
+  EXPECT_LE(nodes, 5u);
+  ASSERT_EQ(cudaGraphInstantiate(&run, graph, 0), cudaSuccess);
+  for (int k = 0; k < 3; ++k) ASSERT_EQ(cudaGraphLaunch(run, stream), cudaSuccess);
+  EXPECT_TRUE(there.coded().code == encode({}, a, 2048, 64, 0.03f).code);
+  cudaGraphExecDestroy(run);
+  cudaGraphDestroy(graph);
+}
+
+// Bad bytes: what the host refuses the device refuses, what it takes gives the same values. TRIREME_FUZZ=N payloads.
+TEST(CudaCodec, BadPayloads) {
+  NEEDS_GPU;
+  const char* wanted = std::getenv("TRIREME_FUZZ");
+  const std::size_t payloads = wanted ? std::size_t(std::atoll(wanted)) : 20000, batch = 256;
+  const std::size_t n = 60, dim = 8;
+  std::vector<Coded> good;
+  for (const auto& codec : codecs)
+    for (const auto& [kind, rel] : {std::pair{"embedding", 0.03f}, {"few", 0.03f}, {"shifted", 0.0005f}, {"few", 0.0f}})
+      good.push_back(encode({codec}, make_rows(kind, n, dim, 3), n, dim, rel));
+  std::mt19937_64 random(5);
+  for (std::size_t done = 0; done < payloads; done += batch) {
+    std::vector<Coded> bad(batch);
+    std::vector<TableChunk> like(1);
+    like[0].n = n, like[0].dim = dim;
+    for (auto& b : bad) {
+      b = good[random() % good.size()];
+      auto& code = b.code;
+      switch (random() % 4) {
+        case 0:
+          code[random() % code.size()] ^= std::uint8_t(1u << random() % 8);
+          break;
+        case 1:
+          for (int k = 0; k < 3; ++k) code[20 + random() % (code.size() - 20)] = std::uint8_t(random());
+          break;
+        case 2:
+          code[4] = std::uint8_t(random() % 10), code[6] = std::uint8_t(random() & 47);
+          break;
+        default:
+          for (std::size_t i = 20; i < code.size(); ++i) code[i] = std::uint8_t(random());
+      }
+    }
+    // One call with all: its status names the first that is bad.
+    const Bounded codec{BoundedOptions{}};
+    std::vector<std::uint8_t> all;
+    std::vector<std::size_t> at;
+    for (const auto& b : bad) {
+      at.push_back(all.size());
+      all.insert(all.end(), b.code.begin(), b.code.end());
+    }
+    const Memory codes(all), rows(4 * n * dim * batch), status(std::vector<std::uint32_t>{7});
+    std::vector<CodedChunk> chunks;
+    for (std::size_t k = 0; k < batch; ++k)
+      chunks.push_back(
+          {codes.data() + at[k], bad[k].code.size(), reinterpret_cast<float*>(rows.data()) + k * n * dim, n, dim});
+    const Memory scratch(codec.decode_scratch_bytes(chunks));
+    codec.decode(chunks, place(), reinterpret_cast<std::uint32_t*>(status.data()), scratch.buffer());
+    const auto values = rows.read<float>();
+    EXPECT_TRUE(rows.guards_whole());
+    std::uint32_t first = 0;
+    for (std::size_t k = 0; k < batch; ++k) {
+      std::vector<float> expected(n * dim);
+      const CodedChunk c{bad[k].code.data(), bad[k].code.size(), expected.data(), n, dim};
+      const int e = bad[k].code[4];
+      const bool known = e <= 2 || (e >= 6 && e <= 9);  // the device has no other decoders
+      try {
+        codec.decode({&c, 1});
+      } catch (const CommError&) {
+        if (!first) first = std::uint32_t(k + 1);
+        continue;
+      }
+      if (!known && !first) first = std::uint32_t(k + 1);
+      if (known) {
+        ASSERT_EQ(std::memcmp(expected.data(), values.data() + k * n * dim, 4 * n * dim), 0) << "encoder " << e;
+      }
+    }
+    ASSERT_EQ(status.read<std::uint32_t>()[0], first);
+  }
+}
+
+}  // namespace
+}  // namespace trireme::test
