@@ -69,7 +69,8 @@ Measured measure(const std::string& codec, const std::vector<at::Tensor>& batche
   for (int pass = 0; pass < 3; ++pass) {
     double e = 0, x = 0;
     for (const auto& rows : batches) {
-      const TableChunk chunk{rows.const_data_ptr<float>(), n, d, 0, float(bound)};
+      TableChunk chunk{rows.const_data_ptr<float>(), n, d};
+      chunk.bound = float(bound);
       std::uint64_t size = 0;
       const auto begin = Clock::now();
       bounded.encode({&chunk, 1}, {out.data(), out.size(), DType::u8}, {&size, 1, DType::i64});

@@ -2,7 +2,9 @@
 
 #include "comm/error.h"
 #include "data/tables/shapes.h"
+#include "framework/base/tensor.h"
 
+#include <algorithm>
 #include <limits>
 
 #include <ATen/ATen.h>
@@ -17,20 +19,16 @@ Bounded codec_named(const std::string& name, bool relative, const CompressionCon
   return Bounded(o, place);
 }
 
-// Range of the finite values of each table, over all its chunks: known to its owner alone.
-std::vector<float> ranges(const at::Tensor& rows, std::int64_t tables) {
+// Range of the finite values of each table, over all its chunks: known to its owner alone. f32 [tables].
+at::Tensor ranges(const at::Tensor& rows, std::int64_t tables) {
   const at::Tensor of_table = rows.view({-1, tables, rows.size(1) * rows.size(2)});
-  const auto extreme = [&](double instead, bool largest) {
-    const at::Tensor low = of_table.nan_to_num(instead, instead, instead);
-    return largest ? low.amax({0, 2}) : low.amin({0, 2});
-  };
   at::Tensor least = of_table.amin({0, 2}), most = of_table.amax({0, 2});
-  if (!(most - least).isfinite().all().item<bool>()) {
+  if (rows.is_cuda() || !(most - least).isfinite().all().item<bool>()) {
     const double huge = std::numeric_limits<float>::max();
-    most = extreme(-huge, true), least = extreme(huge, false);
+    most = of_table.nan_to_num(-huge, -huge, -huge).amax({0, 2}),
+    least = of_table.nan_to_num(huge, huge, huge).amin({0, 2});
   }
-  const at::Tensor r = (most - least).clamp_min(0).cpu();
-  return {r.const_data_ptr<float>(), r.const_data_ptr<float>() + tables};
+  return (most - least).clamp_min(0);
 }
 
 }  // namespace
@@ -76,14 +74,19 @@ ShardedTables::CodingOf Coder::forward(const std::vector<std::int64_t>& mine, st
   return [this, &mine, step](const at::Tensor& rows) {
     Coding c{{}, config_.forward.simulate, {}, {}};
     const auto n = std::int64_t(mine.size());
-    std::vector<float> range;
-    if (config_.forward.scope == "table" && rows.numel() > 0) range = ranges(rows, n);
+    std::vector<float> relative_bounds;
+    for (const std::int64_t t : mine) relative_bounds.push_back(float(relative(t, step)));
+    at::Tensor bounds = at::tensor(relative_bounds, at::kFloat);
+    if (config_.forward.scope == "table" && rows.numel() > 0)
+      bounds = to_device(bounds, rows.device()) * ranges(rows, n);
+    bounds = bounds.repeat({rows.size(0) / std::max<std::int64_t>(n, 1)});
+    if (bounds.is_cpu())
+      c.bounds.assign(bounds.const_data_ptr<float>(), bounds.const_data_ptr<float>() + bounds.numel());
+    else
+      c.device_bounds = bounds;
     for (std::int64_t k = 0; k < rows.size(0); ++k) {
-      const auto t = std::size_t(k % n);
-      const double eb = relative(mine[t], step);
-      c.bounds.push_back(range.empty() ? float(eb) : float(eb * double(range[t])));
       c.scopes.push_back(std::uint32_t(k));
-      c.codecs.push_back(codecs_[std::size_t(mine[t])]);
+      c.codecs.push_back(codecs_[std::size_t(mine[std::size_t(k % n)])]);
     }
     return c;
   };

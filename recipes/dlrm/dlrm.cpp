@@ -236,6 +236,13 @@ class Dlrm : public Recipe {
     const ExchangeBytes f = tables_->forward().take_bytes(), b = tables_->backward().take_bytes();
     c.spared(f.plain - f.sent + b.plain - b.sent);
     bytes_[0] += f.plain, bytes_[1] += f.sent, bytes_[2] += b.plain, bytes_[3] += b.sent;
+    if (c.logs_now())
+      for (RowExchange* x : {&tables_->forward(), &tables_->backward()})
+        if (const auto bad = x->take_bad())
+          throw CommError(
+              "compressed exchange",
+              "a code was damaged up to step " + std::to_string(c.now.step + 1) + ", chunk " + std::to_string(*bad),
+              "do all ranks run the same program and configuration?");
     if (!c.logs_now() || (!coder_->forward_on() && !coder_->backward_on())) return;
     std::array<double, 4> all = std::exchange(bytes_, {});
     c.comm("control").all_reduce({all.data(), all.size(), DType::f64}, Op::sum).wait();

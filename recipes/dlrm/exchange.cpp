@@ -77,7 +77,12 @@ void RowExchange::encode(const Coding& coding) {
   auto* to = recv_.data_ptr<float>();
   std::vector<TableChunk> chunks(std::size_t(send_.size(0)));
   for (std::size_t k = 0; k < chunks.size(); ++k) {
-    chunks[k] = {from + k * n * d, n, d, 0, coding.bounds[k], coding.scopes[k]};
+    TableChunk& c = chunks[k];
+    c.rows = from + k * n * d, c.n = n, c.dim = d, c.scope = coding.scopes[k];
+    if (coding.device_bounds.defined())
+      c.bound_on_device = coding.device_bounds.const_data_ptr<float>() + k;
+    else
+      c.bound = coding.bounds[k];
     if (coding.simulate)
       chunks[k].self = from + k * n * d;
     else if (k >= mine && k < end)
@@ -174,7 +179,16 @@ void RowExchange::decode() {
     return;
   }
   const at::Tensor status = at::zeros({1}, at::TensorOptions(recv_.device()).dtype(at::kInt));
-  codec_->decode(chunks, buffer_of(recv_).place, reinterpret_cast<std::uint32_t*>(status.data_ptr<int>()));
+  scratch_ = room(scratch_, codec_->decode_scratch_bytes(chunks), recv_.device());
+  codec_->decode(chunks, buffer_of(recv_).place, reinterpret_cast<std::uint32_t*>(status.data_ptr<int>()),
+                 buffer_of(scratch_));
+  bad_ = bad_.defined() ? at::maximum(bad_, status) : status;
+}
+
+std::optional<std::size_t> RowExchange::take_bad() {
+  if (!bad_.defined()) return std::nullopt;
+  const int first = std::exchange(bad_, at::Tensor()).item<int>();
+  return first > 0 ? std::optional(std::size_t(first - 1)) : std::nullopt;
 }
 
 void RowExchange::finish() {

@@ -7,6 +7,7 @@
 #include "compression/codecs/bounded.h"
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct Coding {
   bool simulate = false;  // values as they would arrive, sent as they are: nothing is saved
   std::vector<float> bounds;
   std::vector<std::uint32_t> scopes;
+  at::Tensor device_bounds = {};  // f32, one a chunk, on the device, in place of `bounds`
 };
 
 // Of this rank; chunks that stay here are not in it, headers and sizes are.
@@ -46,6 +48,9 @@ class RowExchange {
   void start(const at::Tensor& send, const at::Tensor& recv, const Coding& coding);
   // `recv` is there. Throws BadChunk.
   void finish();
+  // On a device nobody looks at once: was a code bad since the last call? Its number among those decoded in its call.
+  // Waits for the device.
+  std::optional<std::size_t> take_bad();
   ExchangeBytes take_bytes() { return std::exchange(bytes_, {}); }
   // Of the last call: coded bytes of each chunk sent, 0: it stayed here.
   const std::vector<std::uint64_t>& sizes() const { return send_sizes_; }
@@ -65,6 +70,7 @@ class RowExchange {
   const Bounded* codec_ = nullptr;
   std::vector<std::uint64_t> send_sizes_, recv_sizes_;
   at::Tensor encoded_, received_, scratch_;  // u8
+  at::Tensor bad_;                           // i32 [1], on a device
   Work work_;
   ExchangeBytes bytes_;
 };
