@@ -286,8 +286,9 @@ TEST(CriteoLike, ASampleIsAFunctionOfItsNumber) {
   }
   for (std::size_t a = 0; a < data.tables().size(); ++a)  // the order by size survives scaling
     for (std::size_t b = 0; b < data.tables().size(); ++b)
-      if (shape_named("terabyte")->tables[a].rows < shape_named("terabyte")->tables[b].rows)
+      if (shape_named("terabyte")->tables[a].rows < shape_named("terabyte")->tables[b].rows) {
         EXPECT_LE(data.tables()[a].rows, data.tables()[b].rows);
+      }
 }
 
 TEST(Binary, AucIsTheShareOfPairs) {
