@@ -72,7 +72,8 @@ std::string Coder::codec_of(std::int64_t table) const {
 ShardedTables::CodingOf Coder::forward(const std::vector<std::int64_t>& mine, std::int64_t step) const {
   if (!forward_on()) return {};
   return [this, &mine, step](const at::Tensor& rows) {
-    Coding c{{}, config_.forward.simulate, {}, {}};
+    Coding c;
+    c.codec = codecs_.front(), c.simulate = config_.forward.simulate;
     const auto n = std::int64_t(mine.size());
     std::vector<float> relative_bounds;
     for (const std::int64_t t : mine) relative_bounds.push_back(float(relative(t, step)));
@@ -95,8 +96,8 @@ ShardedTables::CodingOf Coder::forward(const std::vector<std::int64_t>& mine, st
 ShardedTables::CodingOf Coder::backward() const {
   if (!backward_on()) return {};
   return [this](const at::Tensor& gradient) {
-    Coding c{
-        std::vector<const Bounded*>(std::size_t(gradient.size(0)), &*backward_), config_.backward.simulate, {}, {}};
+    Coding c;
+    c.codec = &*backward_, c.simulate = config_.backward.simulate;
     for (std::int64_t k = 0; k < gradient.size(0); ++k) {
       c.bounds.push_back(float(config_.backward.bound));
       c.scopes.push_back(std::uint32_t(k));

@@ -51,7 +51,7 @@ void RowExchange::start(const at::Tensor& send, const at::Tensor& recv, const Co
   const double plain = double(std::size_t(send.size(0)) - to_[me]) * chunk;
   bytes_.plain += plain;
   send_sizes_.assign(std::size_t(send.size(0)), std::uint64_t(chunk));
-  if (!coding.codecs.empty()) encode(coding);
+  if (coding.codec) encode(coding);
   if (!codec_) {
     bytes_.sent += plain;
     work_ = rows_.all_to_all(buffer_of(send_), values(to_), buffer_of(recv_), values(from_));
@@ -89,10 +89,10 @@ void RowExchange::encode(const Coding& coding) {
       chunks[k].self = to + (there + k - mine) * n * d;
   }
   const auto device = send_.device();
-  const Bounded* codec = coding.codecs.front();
+  const Bounded* codec = coding.codec;
   encoded_ = room(encoded_, codec->max_bytes(n, d) * chunks.size(), device);
   if (device.is_cpu()) {
-    std::vector<std::uint64_t> sizes = encode_on_host(chunks, coding.codecs);
+    std::vector<std::uint64_t> sizes = encode_on_host(chunks, coding);
     if (!coding.simulate) send_sizes_ = std::move(sizes);
   } else {
     scratch_ = room(scratch_, codec->scratch_bytes(chunks), device);
@@ -108,14 +108,14 @@ void RowExchange::encode(const Coding& coding) {
 }
 
 // Chunks in a row with one codec are one call; codes lie one after another all the same.
-std::vector<std::uint64_t> RowExchange::encode_on_host(std::span<const TableChunk> chunks,
-                                                       const std::vector<const Bounded*>& codecs) {
+std::vector<std::uint64_t> RowExchange::encode_on_host(std::span<const TableChunk> chunks, const Coding& coding) {
+  const auto codec_of = [&](std::size_t k) { return coding.codecs.empty() ? coding.codec : coding.codecs[k]; };
   std::vector<std::uint64_t> sizes(chunks.size());
   auto* out = encoded_.data_ptr<std::uint8_t>();
   std::size_t room = encoded_.nbytes();
   for (std::size_t k = 0, end = 0; k < chunks.size(); k = end) {
-    while (end < chunks.size() && codecs[end] == codecs[k]) ++end;
-    codecs[k]->encode(chunks.subspan(k, end - k), {out, room, DType::u8}, {sizes.data() + k, end - k, DType::i64});
+    while (end < chunks.size() && codec_of(end) == codec_of(k)) ++end;
+    codec_of(k)->encode(chunks.subspan(k, end - k), {out, room, DType::u8}, {sizes.data() + k, end - k, DType::i64});
     const auto bytes =
         std::accumulate(sizes.begin() + std::ptrdiff_t(k), sizes.begin() + std::ptrdiff_t(end), std::size_t{0});
     out += bytes, room -= bytes;

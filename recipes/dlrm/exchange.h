@@ -17,11 +17,12 @@ namespace trireme::dlrm {
 
 // How chunks are coded. `bounds`: one a chunk that is sent, relative to the range of all chunks of its `scope`.
 struct Coding {
-  // One a chunk that is sent, none: raw. On a device all are the same: nobody knows there where the next code begins.
-  std::vector<const Bounded*> codecs;
-  bool simulate = false;  // values as they would arrive, sent as they are: nothing is saved
-  std::vector<float> bounds;
-  std::vector<std::uint32_t> scopes;
+  const Bounded* codec = nullptr;  // null: raw. The same choice on all ranks, also on those that send nothing
+  bool simulate = false;           // values as they would arrive, sent as they are: nothing is saved
+  // On a host, one a chunk that is sent, in its place: nobody knows on a device where the next code begins.
+  std::vector<const Bounded*> codecs = {};
+  std::vector<float> bounds = {};
+  std::vector<std::uint32_t> scopes = {};
   at::Tensor device_bounds = {};  // f32, one a chunk, on the device, in place of `bounds`
 };
 
@@ -57,8 +58,7 @@ class RowExchange {
 
  private:
   void encode(const Coding& coding);
-  std::vector<std::uint64_t> encode_on_host(std::span<const TableChunk> chunks,
-                                            const std::vector<const Bounded*>& codecs);
+  std::vector<std::uint64_t> encode_on_host(std::span<const TableChunk> chunks, const Coding& coding);
   Work send_payload();
   void decode();
   std::vector<std::size_t> values(const std::vector<std::size_t>& chunks) const;

@@ -101,6 +101,8 @@ TEST(Dlrm, EqualOnAnyNumberOfRanks) {
 TEST(Dlrm, RanksWithoutTables) {
   const std::vector<std::string> keys{"precision=f64"};
   EXPECT_LT(apart(train(1, keys, {}, 2), train(48, keys, {}, 2)), 1e-12);
+  const std::vector<std::string> codes{"compression.forward.codec=auto", "compression.backward.codec=auto"};
+  EXPECT_NEAR(train(48, codes, {}, 1).losses[0], train(1, codes, {}, 1).losses[0], 1e-5);
 }
 
 // The loss as a function of one weight, by finite differences, against the step that SGD takes.
@@ -370,7 +372,7 @@ TEST(RowExchange, NamesTheRankWhoseCodeIsBad) {
         Liar liar(world, sizes);
         RowExchange exchange(liar, liar, {2, 2}, {2, 2});
         const at::Tensor rows = at::randn({4, 8, 4}), out = at::empty({4, 8, 4});
-        Coding coding{std::vector<const Bounded*>(4, &codec), false, std::vector<float>(4, 0.01f), {0, 1, 2, 3}};
+        const Coding coding{&codec, false, {}, std::vector<float>(4, 0.01f), {0, 1, 2, 3}};
         exchange.start(rows, out, coding);
         exchange.finish();
       });
