@@ -8,7 +8,9 @@
 #include <deque>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include <ATen/Parallel.h>
 
@@ -41,6 +43,7 @@ struct Loader::Reader {
   const std::uint64_t seed;
   const LoaderOptions options;
   Cursor next;  // what next() returns
+  std::optional<Batch> peeked = {};
 
   // The order of one epoch; only the reading thread touches it.
   std::int64_t order_epoch = -1;
@@ -103,6 +106,7 @@ struct Loader::Reader {
   }
 
   void stop() {
+    peeked.reset();
     if (!thread.joinable()) return;
     thread.request_stop();
     thread.join();
@@ -149,7 +153,7 @@ Loader::Loader(const Dataset& data, std::vector<std::int64_t> ids, std::int64_t 
       throw DataError("loader", "sample " + std::to_string(id) + " of the split is not among the " +
                                     std::to_string(data.size()) + " of the data set");
   reader_.reset(
-      new Reader{data, std::move(ids), global_batch, rank, size, seed, options, {}, -1, {}, {}, {}, {}, {}, {}, {}});
+      new Reader{data, std::move(ids), global_batch, rank, size, seed, options, {}, {}, -1, {}, {}, {}, {}, {}, {}, {}});
 }
 
 Loader::~Loader() = default;
@@ -159,9 +163,15 @@ std::int64_t Loader::epoch() const { return reader_->next.epoch; }
 std::int64_t Loader::batch_in_epoch() const { return reader_->next.batch; }
 
 Batch Loader::next() {
-  Batch batch = reader_->take();
+  peek();
+  Batch batch = *std::exchange(reader_->peeked, std::nullopt);
   reader_->advance(reader_->next);
   return batch;
+}
+
+const Batch& Loader::peek() {
+  if (!reader_->peeked) reader_->peeked = reader_->take();
+  return *reader_->peeked;
 }
 
 void Loader::state(Archive& archive) {

@@ -27,6 +27,8 @@ class Loader {
   std::int64_t epoch() const;  // cursor: epoch and batch of what next() returns next
   std::int64_t batch_in_epoch() const;
   Batch next();  // endless; an error of the read thread is thrown here
+  // What next() returns next, until then. It counts as not yet consumed.
+  const Batch& peek();
 
   // The cursor of the next batch to be consumed, not of what was read ahead. On load a cursor beyond the
   // epoch (another global batch or split) throws DataError.

@@ -40,8 +40,9 @@ class Context {
   // What the run that goes on had saved as text, for what must be known before all is loaded; none where it starts.
   std::optional<std::string> saved_text(const std::string& name) const;
 
-  // The step being taken.
+  // The step being taken, and the batch of the one after it (Recipe::looks_ahead; null: not known).
   Step now;
+  const Batch* next = nullptr;
   // Known once the recipe is set up: whole batches in the training data, and optimizer steps of the whole run.
   std::int64_t steps_per_epoch = 1, steps = 0;
   std::int64_t accumulate() const { return config_.accumulate; }
@@ -61,6 +62,8 @@ class Context {
   bool logs_now() const { return (now.step + 1) % config_.log_every == 0 || now.step + 1 == steps; }
   // A metric of this step for the next log line: a scalar equal on all ranks.
   void log(std::string_view name, double value) { logged_[std::string(name)] = value; }
+  // Bytes that this rank did not send since the recipe coded them; metrics tell what it would have sent.
+  void spared(double bytes) { spared_ += bytes; }
   // A line for the user, from rank 0.
   void message(std::string_view line);
   std::function<void(std::string_view)> on_message;
@@ -73,6 +76,7 @@ class Context {
   const std::string checkpoints_;
   std::map<std::string, std::unique_ptr<Communicator>, std::less<>> comms_;
   std::map<std::string, double> logged_;
+  double spared_ = 0;
   const Recipe* recipe_ = nullptr;
   Reducer* reducer_ = nullptr;
   Optimizer* optimizer_ = nullptr;

@@ -16,6 +16,10 @@ at::Tensor Recipe::backward(const Batch& batch, Context& context) {
   return l.detach();
 }
 
+void Recipe::predict(Context& context, std::ostream&) {
+  throw UsageError("--predictions", "the recipe " + context.config().recipe + " has none", "leave it out");
+}
+
 void Recipe::update(const Step& s, Context& context) { context.step_optimizers(s); }
 
 GroupSettings Recipe::group(std::string_view name, const Step& s, const Context& context) const {

@@ -12,6 +12,7 @@
 #include "framework/config/config.h"
 #include "framework/metrics/charts.h"
 
+#include <iosfwd>
 #include <map>
 #include <string>
 #include <string_view>
@@ -44,6 +45,8 @@ class Recipe {
   virtual at::Tensor backward(const Batch&, Context&);
   // Communicators of its own besides "world" (Context::comm): duplicates of the world, made in sorted order.
   virtual std::vector<std::string> communicators() const { return {}; }
+  // True: Context::next is set during a step, so that what the next one needs of other ranks can be on its way.
+  virtual bool looks_ahead() const { return false; }
   // True: backward() gets all rows of the step and honours Context::accumulate() itself (contrastive losses).
   virtual bool whole_batch() const { return false; }
 
@@ -53,6 +56,8 @@ class Recipe {
 
   // Collective. Metrics without the `eval/` prefix, equal on all ranks.
   virtual std::map<std::string, double> evaluate(Context&) { return {}; }
+  // Collective. What the model says of each held-out sample, a line of CSV each below a heading, from rank 0.
+  virtual void predict(Context&, std::ostream& out);
   // The metric (higher is better) that picks the best checkpoint; keys printed in the `done:` line.
   virtual std::string best_metric() const { return {}; }
   virtual std::vector<std::string> headline_metrics() const { return {}; }
@@ -62,6 +67,8 @@ class Recipe {
   // State besides parameters and optimizer that changes the next step. Written in update() only, under
   // Context::skip(), so that a skipped step changes nothing.
   virtual void state(Archive&) {}
+  // Which weights these are, for commands that know a model by itself: "clip"; empty: the recipe alone knows them.
+  virtual std::string_view model() const { return {}; }
   // What samples_per_s counts, for the console.
   virtual std::string unit() const { return "samples"; }
   // What a rank of `ranks` will hold and send, by formula; also before setup(), where the configuration says how much

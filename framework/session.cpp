@@ -83,7 +83,7 @@ std::vector<Param> Session::apply_freeze() {
     p.value.set_requires_grad(!frozen);
     if (frozen) continue;
     used.back() = 1;
-    trained.push_back(p);
+    if (p.group != "sparse") trained.push_back(p);
   }
   context_.comm("control").all_reduce({used.data(), used.size(), DType::i64}, Op::max).wait();
   for (std::size_t i = 0; i < patterns.size(); ++i)
@@ -96,7 +96,8 @@ std::vector<Param> Session::apply_freeze() {
 
 Session::~Session() = default;
 
-void Session::step(const Batch& batch) {
+void Session::step(const Batch& batch, const Batch* next) {
+  context_.next = next;
   using Phase = StepClock::Phase;
   context_.clock_.begin();
   const OptimizerConfig& o = config_.optimizer;
@@ -228,6 +229,19 @@ std::map<std::string, double> Session::evaluate() {
   auto metrics = recipe_.evaluate(context_);
   swap();
   return metrics;
+}
+
+double Session::take_spared() { return std::exchange(context_.spared_, 0); }
+
+std::vector<std::string> Session::communicators() const {
+  std::vector<std::string> names;
+  for (const auto& [name, comm] : context_.comms_) names.push_back(name);
+  return names;
+}
+
+CommStats Session::stats(std::string_view communicator) const {
+  const auto* traced = dynamic_cast<const Traced*>(context_.comms_.find(communicator)->second.get());
+  return traced ? traced->stats() : CommStats{};
 }
 
 std::map<std::string, double> Session::take_logged() { return std::exchange(context_.logged_, {}); }

@@ -15,8 +15,8 @@ class Session {
   Session(Communicator& world, const TrainConfig& config, Recipe& recipe, const std::string& checkpoints = {});
   ~Session();
 
-  // Collective: gradients, reduction, update. Does not read the device.
-  void step(const Batch& batch);
+  // Collective: gradients, reduction, update. Does not read the device. `next`: for recipes that look ahead.
+  void step(const Batch& batch, const Batch* next = nullptr);
   // Sums over the steps since the last call; on a GPU they are the device's, and the call waits for it.
   StepTimes take_times() { return context_.clock_.take(); }
   // Host reads, equal on all ranks; on a GPU they wait for the step. loss: the sum of the ranks' shares.
@@ -28,6 +28,9 @@ class Session {
   // Evaluation sees the running average if there is one.
   std::map<std::string, double> evaluate();
   std::map<std::string, double> take_logged();
+  double take_spared();  // Context::spared() since the last call
+  CommStats stats(std::string_view communicator) const;
+  std::vector<std::string> communicators() const;  // of the context
   Context& context() { return context_; }
   const std::vector<Param>& parameters() const { return all_; }
   std::size_t reduced_bytes() const;

@@ -143,7 +143,7 @@ void dry_run(Experiment& run, Communicator& world, const std::function<void(Sess
     session.context().now.step = step;
     const Batch batch = loader.next();
     session.context().now.epoch = batch.epoch;
-    session.step(batch);
+    session.step(batch, recipe.looks_ahead() ? &loader.peek() : nullptr);
     after_step(session);
   }
   if (world.rank() != 0) return;

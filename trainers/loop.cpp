@@ -127,7 +127,8 @@ class Loop {
       session_.context().now.epoch = batch.epoch;
       report_.loaded();
       watchdog_.phase("the step");
-      session_.step(batch);
+      const bool ahead = setup_.recipe->looks_ahead() && step_ + 1 < total_;
+      session_.step(batch, ahead ? &loader_.peek() : nullptr);
       watchdog_.finished(++step_);
       // The host reads the device only where it must, and before a checkpoint; on a CPU reading is free.
       const bool read = session_.context().device().is_cpu() || due(config_.log_every) ||

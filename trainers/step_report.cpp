@@ -120,15 +120,14 @@ void StepReport::name_stragglers(Record& r, const std::vector<double>& own_ms) {
   }
 }
 
-// Sent, and what it would have been without gradient hooks.
+// Sent, and what it would have been without compression.
 std::pair<double, double> StepReport::bytes_since_last_log() {
   double gradients = 0, others = 0;
-  for (const std::string_view name : {"world", "grad", "control"})
-    if (const auto* traced = dynamic_cast<const Traced*>(&session_.context().comm(name)))
-      (name == "grad" ? gradients : others) += double(traced->stats().bytes);
+  for (const auto& name : session_.communicators())
+    (name == "grad" ? gradients : others) += double(session_.stats(name).bytes);
   const double sent = gradients + others - std::exchange(bytes_logged_, gradients + others);
   const double since = others - std::exchange(others_logged_, others);
-  return {sent, since + double(session_.plain_bytes()) * double(steps_)};
+  return {sent, since + double(session_.plain_bytes()) * double(steps_) + session_.take_spared()};
 }
 
 }  // namespace trireme

@@ -16,7 +16,8 @@ struct Param {
   at::Tensor value;                  // leaf; the master copy (f32 or f64)
   Communicator* replicas = nullptr;  // ranks that hold this same value; null = world. Size 1 = never reduced.
   // "decay", "no_decay", or a name of the recipe's own; "frozen": not trained; "buffer": no weight but saved with them,
-  // of any type (running statistics).
+  // of any type (running statistics); "sparse": trained by the recipe's update() from gradients of a few rows, neither
+  // reduced nor known to the optimizer, the norm and the running average.
   std::string group = "decay";
   // How it is saved, and with it its moments and its average. Left alone it follows `replicas`: once where `replicas`
   // is null, else once for each group of replicas, which only the same number of ranks can load. `rows`: this rank's

@@ -146,6 +146,7 @@ class FastClip : public Recipe {
 
   std::vector<MetricChart> charts() const override { return clip_charts(); }
   std::string unit() const override { return "pairs"; }
+  std::string_view model() const override { return "clip"; }
 
   void state(Archive& ar) override {
     archive_data(ar);

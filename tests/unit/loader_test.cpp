@@ -254,4 +254,28 @@ TEST(Loader, Mistakes) {
   EXPECT_THROW(large.state(archive), DataError);
 }
 
+// What is peeked at is next, and a saved cursor does not count it as consumed.
+TEST(Loader, PeekIsWhatComesNext) {
+  const Numbers data(20);
+  for (const bool prefetch : {false, true}) {
+    Loader loader(data, iota(20), 4, 0, 1, 7, {.prefetch = prefetch});
+    Loader same(data, iota(20), 4, 0, 1, 7, {.prefetch = false});
+    for (int k = 0; k < 7; ++k) {
+      const std::vector<std::int64_t> seen = loader.peek().ids, again = loader.peek().ids;
+      EXPECT_EQ(seen, again);
+      EXPECT_EQ(loader.batch_in_epoch(), same.batch_in_epoch());
+      MemoryArchive saved;
+      loader.state(saved);
+      EXPECT_EQ(loader.next().ids, seen);
+      EXPECT_EQ(seen, same.next().ids);
+      saved.load = true;
+      if (k == 2) {
+        loader.peek();
+        loader.state(saved);
+        EXPECT_EQ(loader.next().ids, seen) << "a loaded cursor forgets what was peeked at";
+      }
+    }
+  }
+}
+
 }  // namespace

@@ -28,12 +28,15 @@ namespace fs = std::filesystem;
 
 bool writes_tars(const DataOptions& o) { return o.name == "tar" || (o.name == "scenes" && o.format == "tar"); }
 
-const char* const known_names[] = {"openclipart", "emoji", "folder", "tars", "tar", "scenes", "cache-reference"};
+const char* const known_names[] = {"openclipart",     "emoji",  "folder",      "tars",  "tar",    "scenes",
+                                   "cache-reference", "criteo", "criteo_like", "table", "flights"};
 
 void check(const DataOptions& o) {
   if (std::find(std::begin(known_names), std::end(known_names), o.name) == std::end(known_names))
-    throw UsageError("trireme data", "unknown data set `" + o.name + "`",
-                     "known: openclipart, emoji, folder, tars, tar, scenes, cache-reference");
+    throw UsageError(
+        "trireme data", "unknown data set `" + o.name + "`",
+        "known: openclipart, emoji, folder, tars, tar, scenes, cache-reference, criteo, criteo_like, table, "
+        "flights");
   if (o.size < 8 || o.size > 1024)
     throw UsageError("trireme data", "--size " + std::to_string(o.size), "choose 8 to 1024 pixels");
   if (o.threads < 0 || o.threads > 256)
@@ -171,6 +174,7 @@ int write_tars_command(const DataOptions& o) {
 int data_command(const DataOptions& o) {
   check(o);
   if (o.name == "cache-reference") return cache_reference(o);
+  if (is_table_data(o.name)) return table_data(o);
   if (writes_tars(o)) return write_tars_command(o);
   std::error_code error;
   if (!o.out.empty() && (o.out.ends_with('/') || fs::is_directory(o.out, error)))
@@ -197,7 +201,7 @@ const Commands::Entry registered(
        command.text(
            "name", o->name,
            "openclipart, emoji, scenes; folder, tars: your own; tar: a folder as tars; cache-reference MODEL DATA: "
-           "a model's features of all pairs",
+           "a model's features of all pairs; of clicks: criteo, criteo_like, table: your CSV, flights",
            command.required);
        command.text("model", o->model, "cache-reference: run folder of fastclip, or OpenCLIP folder");
        command.text("data", o->data,
@@ -215,6 +219,19 @@ const Commands::Entry registered(
        command.text("--tokenizer", o->tokenizer, "cache-reference: CLIP merges file, where the model brings none");
        command.number("--batch", o->batch, "cache-reference: pairs at a time", {1, 65536});
        command.flag("--force", o->force, "prepare again");
+       command.texts("--day", o->files, "criteo: a file of tab-separated lines; several days: repeat it, in order");
+       command.number("--max-ind-range", o->max_ind_range, "criteo: categories modulo this; 0: as they are",
+                      {0, 2000000000});
+       command.text("--drop-negatives", o->drop_negatives, "criteo: share of the negatives that is left out");
+       command.text("--broken-share", o->broken, "criteo: malformed lines allowed");
+       command.text("--label", o->label, "table: the column of 0 and 1");
+       command.text("--dense", o->dense, "table: columns of numbers, with commas between them");
+       command.text("--sparse", o->sparse, "table: columns of words or bags (a|b); NAME:mean averages a bag");
+       command.text("--test", o->test, "table: share held out, at the end");
+       command.text("--shape", o->shape, "criteo_like: kaggle, terabyte or mlperf_v1");
+       command.number("--scale", o->scale, "criteo_like: large tables have 1 / scale of their rows", {1, 1000000});
+       command.number("--samples", o->samples, "criteo_like: to train on", {1, 2000000000});
+       command.number("--test-samples", o->test_samples, "criteo_like: beside them", {1, 2000000000});
        return [o](const CommandLine&) { return data_command(*o); };
      }});
 

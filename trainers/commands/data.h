@@ -1,6 +1,8 @@
-// `trireme data NAME`: prepares an image-text data set as one HDF5 file, or as tars; or a model's features of one.
+// `trireme data NAME`: prepares a data set: image-text pairs as one HDF5 file or as tars, a model's features of them, or
+// samples with tables.
 #pragma once
 #include <string>
+#include <vector>
 
 namespace trireme {
 
@@ -20,7 +22,17 @@ struct DataOptions {
   std::string device = "auto";
   std::string tokenizer;  // CLIP merges file, where the model brings none
   int batch = 64;         // pairs at a time
+  // Of samples with tables.
+  std::vector<std::string> files;       // criteo: days
+  std::string label, dense, sparse;     // table: a column, and lists of columns with commas between them
+  std::string test = "0.1", broken = "0.001", drop_negatives = "0";  // shares
+  std::string shape = "kaggle";         // criteo_like
+  int max_ind_range = 0, scale = 1, samples = 1000000, test_samples = 100000;
 };
+
+// `trireme data criteo|criteo_like|table|flights`: samples with tables as one HDF5 file. As data_command().
+bool is_table_data(const std::string& name);
+int table_data(const DataOptions& options);
 
 // `trireme data cache-reference MODEL DATA`: both features of every pair as one file (reference_features.h). As
 // data_command().

@@ -7,6 +7,7 @@
 #include "framework/models/zero_shot.h"
 #include "framework/placement.h"
 #include "trainers/commands/eval_data.h"
+#include "trainers/commands/eval_run.h"
 #include "trainers/launch.h"
 #include "trainers/ranks.h"
 #include "trainers/stop.h"
@@ -24,7 +25,7 @@ namespace trireme {
 namespace {
 
 struct EvalOptions {
-  std::string model, data, tokenizer, step = "newest", protocol = "ours", device = "auto", probe;
+  std::string model, data, tokenizer, step = "newest", protocol = "ours", device = "auto", probe, predictions;
   EvalSpec what;  // without its source
   int ranks = 0, threads = 0;
   bool raw = false, json = false;
@@ -222,16 +223,22 @@ int eval_command(const EvalOptions& o, const std::vector<std::string>& arguments
   if (!launched_ranks() && o.ranks > 1) return launch_ranks(o.ranks, arguments, OnStop::end);
   return on_ranks([&](Communicator& world, int) {
     end_on_stop_signals();  // there is nothing to save
+    if (model_of(o.model) != "clip")
+      return evaluate_run({o.model, o.data, o.predictions, o.device, o.threads, o.json}, world);
+    if (!o.predictions.empty())
+      throw UsageError("--predictions", "a CLIP model has none", "trireme embed writes its features");
     return evaluate(o, world);
   });
 }
 
 const Commands::Entry registered(
-    {"eval", "retrieval, zero-shot classification and linear probe of a CLIP model", [](CommandOptions& command) {
+    {"eval", "a run on what it holds out; of a CLIP model retrieval, zero-shot and linear probe",
+     [](CommandOptions& command) {
        const auto o = std::make_shared<EvalOptions>();
-       command.text("model", o->model, "run folder of fastclip, or OpenCLIP folder", command.required);
+       command.text("model", o->model, "run folder, or OpenCLIP folder", command.required);
        command.text("--data", o->data,
                     "prepared file or name, tars, CSV, or a folder in CLIP_benchmark's layout; of a run: its own");
+       command.text("--predictions", o->predictions, "dlrm: CSV to write, a line for each held-out sample");
        command.text("--split", o->what.split,
                     "held_out, train or all pairs; default: held_out of a prepared file, else all");
        command.text("--classes", o->what.classes, "file with the classes' names, one a line");

@@ -1,10 +1,13 @@
 // `trireme export RUN`: a model as files of other tools.
 #include "comm/error.h"
+#include "comm/local/self.h"
 #include "framework/command.h"
 #include "framework/formats/safetensors.h"
+#include "framework/init_from.h"
 #include "framework/io/file_io.h"
 #include "framework/models/clip_model.h"
 #include "framework/models/open_clip.h"
+#include "trainers/commands/eval_run.h"
 
 #include <cerrno>
 #include <iostream>
@@ -14,7 +17,7 @@ namespace trireme {
 namespace {
 
 struct ExportOptions {
-  std::string model, out, format = "openclip", tokenizer, step = "newest";
+  std::string model, out, format, tokenizer, step = "newest";
   bool raw = false;
 };
 
@@ -30,9 +33,24 @@ void clear(FileIo& io, const std::string& folder) {
   }
 }
 
+// Weights by the recipe's own names, which init_from reads back.
+int export_run(const ExportOptions& o) {
+  FileIo& io = system_io();
+  make_folder(io, o.out);
+  std::vector<NamedTensor> tensors;
+  const auto self = make_self();
+  for (const auto& [name, tensor] : weights_of(o.model, "RUN", *self)) tensors.push_back({name, tensor});
+  const std::string file = o.out + "/model.safetensors";
+  write_safetensors(file, tensors, {{"format", "pt"}});
+  std::cout << "export: safetensors.torch.load_file('" << file << "'), " << tensors.size() << " tensors" << std::endl;
+  return 0;
+}
+
 int export_model(const ExportOptions& o) {
-  if (o.format != "openclip") throw UsageError("--format", "'" + o.format + "' is none", "write openclip");
   if (o.out.empty()) throw UsageError("export", "no folder to write", "give --out DIR");
+  if (o.format == "safetensors" || (o.format.empty() && model_of(o.model) != "clip")) return export_run(o);
+  if (o.format != "openclip" && !o.format.empty())
+    throw UsageError("--format", "'" + o.format + "' is none", "write openclip or safetensors");
   const ClipModel model = load_clip(o.model, at::kCPU, at::kFloat, o.tokenizer, {o.step, !o.raw});
   FileIo& io = system_io();
   make_folder(io, o.out);
@@ -49,11 +67,14 @@ int export_model(const ExportOptions& o) {
 }
 
 const Commands::Entry registered(
-    {"export", "writes a model as open_clip loads it", [](CommandOptions& command) {
+    {"export", "writes a model as open_clip or PyTorch loads it", [](CommandOptions& command) {
        const auto o = std::make_shared<ExportOptions>();
-       command.text("model", o->model, "run folder of fastclip, or OpenCLIP folder", command.required);
+       command.text("model", o->model, "run folder, or OpenCLIP folder", command.required);
        command.text("--out", o->out, "folder to write");
-       command.text("--format", o->format, "openclip: config, weights and tokenizer in the layout of its hub");
+       command.text(
+           "--format", o->format,
+           "openclip: config, weights and tokenizer in the layout of its hub; safetensors: the weights by their "
+           "names; default: openclip of a CLIP model");
        command.text("--tokenizer", o->tokenizer, "CLIP merges file, where the model brings none");
        command.text("--step", o->step, "of a run: a checkpoint's step, newest or best");
        command.flag("--raw", o->raw, "of a run: the weights as trained, not their running average");

@@ -1,0 +1,226 @@
+// `trireme dlrm analyze RUN`: how much error each table can bear and which codec suits it, from lookups of a trained
+// model. After Feng et al., SC'24, arXiv 2407.04272 (artifact: build_dict.py, cr_log.py).
+#include "comm/error.h"
+#include "comm/local/self.h"
+#include "data/file.h"
+#include "data/rng.h"
+#include "framework/command.h"
+#include "framework/experiment.h"
+#include "framework/init_from.h"
+#include "recipes/dlrm/config.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <numeric>
+#include <string_view>
+#include <unordered_set>
+
+#include <ATen/ATen.h>
+
+namespace trireme::dlrm {
+namespace {
+
+struct Options {
+  std::string what, run, out, tight = "0.85", loose = "0.98", link = "4";
+  int rows = 2048, batches = 4;
+};
+
+double real(const std::string& option, const std::string& text) {
+  char* end = nullptr;
+  const double v = std::strtod(text.c_str(), &end);
+  if (text.empty() || *end || !(v >= 0)) throw UsageError(option, "'" + text + "' is no number", "write 0.9");
+  return v;
+}
+
+std::size_t distinct_rows(const void* data, std::size_t rows, std::size_t bytes) {
+  std::unordered_set<std::string_view> seen;
+  for (std::size_t r = 0; r < rows; ++r) seen.insert({static_cast<const char*>(data) + r * bytes, bytes});
+  return seen.size();
+}
+
+// Distinct rows of codes at a bound relative to the range, as the codec rounds.
+std::size_t distinct_codes(const at::Tensor& rows, double relative) {
+  const double step = 2 * relative * (rows.max() - rows.min()).item<double>();
+  if (step == 0) return distinct_rows(rows.const_data_ptr(), std::size_t(rows.size(0)), rows[0].nbytes());
+  const at::Tensor codes = at::round(rows / step).to(at::kInt).contiguous();
+  return distinct_rows(codes.const_data_ptr(), std::size_t(codes.size(0)), std::size_t(codes.size(1)) * 4);
+}
+
+struct Measured {
+  double ratio = 0, encode = 0, decode = 0;  // GB/s of f32 input
+};
+
+// One batch a chunk, each with its own range; times are of all.
+Measured measure(const std::string& codec, const std::vector<at::Tensor>& batches, double bound) {
+  using Clock = std::chrono::steady_clock;
+  BoundedOptions o;
+  o.codec = codec;
+  const Bounded bounded(o, "--codec");
+  const auto n = std::size_t(batches[0].size(0)), d = std::size_t(batches[0].size(1));
+  std::vector<std::uint8_t> out(bounded.max_bytes(n, d));
+  std::vector<float> back(n * d);
+  Measured m;
+  double plain = 0, coded = 0, encode = 1e30, decode = 1e30;
+  for (int pass = 0; pass < 3; ++pass) {
+    double e = 0, x = 0;
+    for (const auto& rows : batches) {
+      TableChunk chunk{rows.const_data_ptr<float>(), n, d};
+      chunk.bound = float(bound);
+      std::uint64_t size = 0;
+      const auto begin = Clock::now();
+      bounded.encode({&chunk, 1}, {out.data(), out.size(), DType::u8}, {&size, 1, DType::i64});
+      const auto middle = Clock::now();
+      const CodedChunk coded_chunk{out.data(), std::size_t(size), back.data(), n, d};
+      bounded.decode({&coded_chunk, 1});
+      e += std::chrono::duration<double>(middle - begin).count();
+      x += std::chrono::duration<double>(Clock::now() - middle).count();
+      if (pass == 0) plain += double(n * d) * 4, coded += double(size);
+    }
+    encode = std::min(encode, e), decode = std::min(decode, x);
+  }
+  return {plain / coded, plain / encode * 1e-9, plain / decode * 1e-9};
+}
+
+// SC'24's model of how much sooner a table is across a link of `link` GB/s.
+double speedup(const Measured& m, double link) { return 1 / (1 / m.ratio + link * (1 / m.encode + 1 / m.decode)); }
+
+struct TableReport {
+  std::string bound, codec;
+  std::int64_t rows = 0;
+  double unique[3] = {};  // at 0.005, 0.01, 0.02
+  Measured chosen;
+  std::map<std::string, double> ratios;  // of every codec
+};
+
+const std::vector<std::string> candidates{"vector_lz", "huffman", "dedup_huffman", "dedup_rans", "packed"};
+
+TableReport look(const std::vector<at::Tensor>& batches, const Table& table, const Options& o,
+                 const BoundsConfig& bounds) {
+  TableReport r;
+  r.rows = table.rows;
+  constexpr double at[] = {0.005, 0.01, 0.02};
+  for (const auto& rows : batches) {
+    const auto all = double(distinct_rows(rows.const_data_ptr(), std::size_t(rows.size(0)), rows[0].nbytes()));
+    for (int k = 0; k < 3; ++k) r.unique[k] += double(distinct_codes(rows, at[k])) / all / double(batches.size());
+  }
+  const double u = r.unique[1];
+  r.bound = u < real("--tight", o.tight)                          ? "tight"
+            : u >= real("--loose", o.loose) && table.rows <= 1000 ? "loose"
+                                                                  : "base";
+  const double eb = r.bound == "tight" ? bounds.tight : r.bound == "loose" ? bounds.loose : bounds.base;
+  double best = 0;
+  for (const auto& codec : candidates) {
+    const Measured m = measure(codec, batches, eb);
+    const double s = speedup(m, real("--link", o.link));
+    r.ratios[codec] = m.ratio;
+    if (s > best) best = s, r.codec = codec, r.chosen = m;
+  }
+  for (const char* codec : {"auto", "smallest"}) r.ratios[codec] = measure(codec, batches, eb).ratio;
+  r.ratios["vector_lz or huffman"] = std::max(r.ratios["vector_lz"], r.ratios["huffman"]);
+  if (best < 1) r.codec = "raw";  // the link is faster
+  return r;
+}
+
+std::string yaml_list(const std::string& key, const std::vector<TableReport>& all,
+                      const std::function<std::string(const TableReport&)>& value) {
+  std::string s = key + ": [";
+  for (std::size_t t = 0; t < all.size(); ++t) s += (t ? ", " : "") + value(all[t]);
+  return s + "]\n";
+}
+
+std::string digits(double v) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4g", v);
+  return text;
+}
+
+std::string yaml_of(const std::vector<TableReport>& all, const Options& o) {
+  return "# Written by trireme dlrm analyze " + o.run + ": read by compression.forward.classes\n" +
+         yaml_list("classes", all, [](const TableReport& r) { return r.bound; }) +
+         yaml_list("codecs", all, [](const TableReport& r) { return r.codec; }) +
+         yaml_list("rows", all, [](const TableReport& r) { return std::to_string(r.rows); }) +
+         yaml_list("unique_ratio", all, [](const TableReport& r) { return digits(r.unique[1]); }) +
+         yaml_list("merged_share", all, [](const TableReport& r) { return digits(1 - r.unique[1]); }) +
+         yaml_list("ratio", all, [](const TableReport& r) { return digits(r.chosen.ratio); });
+}
+
+// What training reads of the tables: batches of training samples, drawn at random.
+std::vector<at::Tensor> lookups(const TableData& data, const at::Tensor& weight, std::size_t table, const Options& o) {
+  std::int64_t column = 0;
+  for (std::size_t t = 0; t < table; ++t) column += data.tables()[t].width;
+  std::vector<at::Tensor> batches;
+  for (int k = 0; k < o.batches; ++k) {
+    Rng rng(1, "dlrm/analyze", std::uint64_t(k));
+    std::vector<std::int64_t> ids;
+    for (int i = 0; i < o.rows; ++i)
+      ids.push_back(data.train().begin + std::int64_t(rng.below(std::uint64_t(data.train().size()))));
+    const at::Tensor first = data.read(ids, 0).columns.at("ids").select(1, column).clamp_min(0);
+    batches.push_back(weight.index_select(0, first.to(at::kLong)).to(at::kFloat).contiguous());
+  }
+  return batches;
+}
+
+int analyze(const Options& o) {
+  if (o.what != "analyze") throw UsageError("trireme dlrm", "unknown word '" + o.what + "'", "known: analyze");
+  const std::string config_file = o.run + "/config.resolved.yaml";
+  if (!std::filesystem::exists(config_file)) throw UsageError(o.run, "is no run folder", "name a run of dlrm");
+  const Config file = Config::load(config_file);
+  if (file.string_at("recipe") != "dlrm") throw UsageError(o.run, "is no run of dlrm", "name one");
+  DlrmConfig config;
+  TrainConfig train;
+  file.read([&](Fields& f) { train.fields(f), config.fields(f); });
+  const auto data = open_data(config.data);
+  const auto self = make_self();
+  const auto weights = weights_of(o.run, "RUN", *self);
+  std::vector<TableReport> all;
+  std::printf("%-8s %11s %9s %9s %9s  %-6s %-14s %7s %7s %7s\n", "table", "rows", "Uq/U0 .005", ".01", ".02", "class",
+              "codec", "ratio", "enc", "dec");
+  double coded = 0;
+  for (std::size_t t = 0; t < data->tables().size(); ++t) {
+    const Table& table = data->tables()[t];
+    const auto weight = weights.find(table_name(std::int64_t(t)));
+    if (weight == weights.end()) throw DataError(o.run, "has no " + table_name(std::int64_t(t)), "name a run of dlrm");
+    all.push_back(look(lookups(*data, weight->second, t, o), table, o, config.compression.forward.bounds));
+    const TableReport& r = all.back();
+    coded += 1 / r.chosen.ratio;
+    std::printf("%-8s %11lld %9.3f %9.3f %9.3f  %-6s %-14s %7.1f %7.2f %7.2f\n", table.name.c_str(),
+                static_cast<long long>(r.rows), r.unique[0], r.unique[1], r.unique[2], r.bound.c_str(), r.codec.c_str(),
+                r.chosen.ratio, r.chosen.encode, r.chosen.decode);
+  }
+  std::printf("all tables, f32 bytes by coded bytes, headers counted, chunks of %d rows: as chosen %.2f", o.rows,
+              double(all.size()) / coded);
+  for (const auto& [codec, ratio] : all.front().ratios) {
+    double sum = 0;
+    for (const auto& r : all) sum += 1 / r.ratios.at(codec);
+    std::printf(", %s %.2f", codec.c_str(), double(all.size()) / sum);
+  }
+  std::printf("\nGB/s are of f32 on one thread\n");
+  const std::string out = o.out.empty() ? o.run + "/analysis.yaml" : o.out;
+  write_whole(out, [&](const std::string& name) { std::ofstream(name) << yaml_of(all, o); });
+  std::printf("wrote %s: train with compression.forward.classes=%s compression.forward.codec=analysis\n", out.c_str(),
+              out.c_str());
+  return 0;
+}
+
+const Commands::Entry registered(
+    {"dlrm", "analyze RUN: error bounds and codec of each table, from a trained model", [](CommandOptions& command) {
+       const auto o = std::make_shared<Options>();
+       command.text("what", o->what, "analyze", command.required);
+       command.text("run", o->run, "run folder of dlrm", command.required);
+       command.text("--out", o->out, "YAML to write; default: RUN/analysis.yaml");
+       command.number("--rows", o->rows, "samples of a batch that is looked up", {2, 1 << 20});
+       command.number("--batches", o->batches, "batches looked up", {1, 1000});
+       command.text("--tight", o->tight, "tables with fewer distinct rows of codes than this share are tight");
+       command.text("--loose", o->loose, "those of at most 1,000 rows with at least this share are loose");
+       command.text("--link", o->link, "GB/s of the link, for the choice of the codec");
+       return [o](const CommandLine&) { return analyze(*o); };
+     }});
+
+}  // namespace
+}  // namespace trireme::dlrm

@@ -1,0 +1,42 @@
+// What the two directions of the exchange lose: bounds of this step, and counts for the metrics.
+#pragma once
+#include "recipes/dlrm/config.h"
+#include "recipes/dlrm/tables.h"
+
+#include <map>
+#include <optional>
+
+namespace trireme::dlrm {
+
+class Coder {
+ public:
+  // UsageError for an unknown codec. One codec for all tables: what a device can do.
+  Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables, bool on_device);
+
+  bool forward_on() const { return !codecs_.empty() && !forward_raw_; }
+  bool backward_on() const { return backward_.has_value() && !backward_raw_; }
+  // The link is too fast for codes.
+  void send_raw(bool forward, bool backward) { forward_raw_ = forward, backward_raw_ = backward; }
+  const Bounds& bounds() const { return bounds_; }
+  std::string codec_of(std::int64_t table) const;  // of the forward exchange
+  // decay_steps: 0 stands for 0.21 of the run.
+  void run_length(std::int64_t steps) { steps_ = steps; }
+  double relative(std::int64_t table, std::int64_t step) const { return bounds_.relative(table, step, steps_); }
+  double factor(std::int64_t step) const { return bounds_.factor(step, steps_); }
+
+  // rows [ranks * mine, b, d], destination by destination: for start_fetch(). Empty where nothing is coded.
+  ShardedTables::CodingOf forward(const std::vector<std::int64_t>& mine, std::int64_t step) const;
+  ShardedTables::CodingOf backward() const;
+
+ private:
+  void choose(const DataConfig& data, std::int64_t tables);
+  CompressionConfig config_;
+  Bounds bounds_;
+  std::map<std::string, Bounded> by_name_;  // of the forward exchange
+  std::vector<const Bounded*> codecs_;      // of each table; empty: raw
+  std::optional<Bounded> backward_;
+  std::int64_t steps_ = 0;
+  bool forward_raw_ = false, backward_raw_ = false;
+};
+
+}  // namespace trireme::dlrm

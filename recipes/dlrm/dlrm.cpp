@@ -1,0 +1,273 @@
+// DLRM (Naumov et al., arXiv 1906.00091) with hybrid parallelism: each embedding table lies on one rank, the MLPs on
+// all. A step: ids to the tables' owners, rows to the samples while the bottom MLP computes, interaction and top MLP;
+// gradients of the rows back while the bottom MLP's backward computes; each owner updates the rows it looked up.
+#include "comm/error.h"
+#include "framework/base/tensor.h"
+#include "framework/context.h"
+#include "framework/micro_batch.h"
+#include "framework/models/binary.h"
+#include "framework/plan.h"
+#include "recipes/dlrm/charts.h"
+#include "recipes/dlrm/coder.h"
+#include "recipes/dlrm/link.h"
+#include "recipes/dlrm/plan.h"
+
+#include <cstdio>
+#include <deque>
+#include <numeric>
+#include <ostream>
+
+#include <nlohmann/json.hpp>
+
+namespace trireme::dlrm {
+namespace {
+
+class Dlrm : public Recipe {
+ public:
+  void fields(Fields& f) override { config_.fields(f); }
+
+  void setup(Context& c) override {
+    check(c.config());
+    data_ = open_data(config_.data);
+    const auto tables = std::int64_t(data_->tables().size());
+    const Shape shape = shape_of(config_.model, config_.data, data_->dense(), tables);
+    coder_.emplace(config_.compression, config_.data, tables, c.device().is_cuda());
+    check_type(c);
+    nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
+    model_.emplace(shape, params);
+    tables_.emplace(data_->tables(), shape.dim, config_.embedding.rule(),
+                    owners_of(config_, *data_, shape.dim, c.size(), c.config()), c);
+    params_ = params.all();
+    for (auto& p : tables_->parameters()) params_.push_back(std::move(p));
+  }
+
+  std::vector<Param> parameters() override { return params_; }
+  const Dataset& train_data() override { return *data_; }
+  std::vector<std::int64_t> train_ids() override {
+    const auto part = data_->train();
+    std::vector<std::int64_t> ids(std::size_t(part.size()));
+    std::iota(ids.begin(), ids.end(), part.begin);
+    return ids;
+  }
+  bool looks_ahead() const override { return true; }
+  std::vector<std::string> communicators() const override { return ShardedTables::communicators(); }
+
+  at::Tensor backward(const Batch& batch, Context& c) override {
+    coder_->run_length(c.steps);
+    choose_by_link(batch, c);
+    const auto gradient_known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward()); };
+    const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
+    const at::Tensor logits =
+        forward(batch, ids_for(batch, c), c, coder_->forward(tables_->mine(), c.now.step), gradient_known);
+    const at::Tensor share =
+        at::binary_cross_entropy_with_logits(logits.to(c.param_type()), label, {}, {}, at::Reduction::Sum) /
+        double(label.size(0) * c.size());
+    c.backward({&share, 1});
+    tables_->finish_return();
+    report(c);
+    return share.detach() + tables_->blame();
+  }
+
+  void update(const Step& s, Context& c) override {
+    c.step_optimizers(s);
+    const double peak = c.config().optimizer.lr;
+    const double lr = config_.embedding.lr > 0 ? config_.embedding.lr * (peak > 0 ? s.lr / peak : 1) : s.lr;
+    tables_->update(lr, c.skip());
+  }
+
+  std::map<std::string, double> evaluate(Context& c) override {
+    Judged judged;
+    each_test_batch(
+        c, [&](const Batch& batch, const at::Tensor& logits, std::int64_t own) { add(judged, batch, logits, own); });
+    auto metrics = binary_metrics(judged, c.comm("control"));
+    if (coder_->forward_on() || coder_->backward_on()) add_exchange_times(metrics, c);
+    return metrics;
+  }
+
+  void predict(Context& c, std::ostream& out) override {
+    if (c.rank() == 0) out << "sample,label,probability\n";
+    std::int64_t sample = data_->test().begin;
+    each_test_batch(c, [&](const Batch& batch, const at::Tensor& logits, std::int64_t own) {
+      Judged mine;
+      add(mine, batch, logits, own);
+      const Judged all = gathered(mine, c.comm("control"));
+      for (std::size_t i = 0; i < all.labels.size(); ++i)
+        out << sample++ << ',' << int(all.labels[i]) << ',' << 1 / (1 + std::exp(-all.logits[i])) << '\n';
+    });
+  }
+
+  std::string best_metric() const override { return "auc"; }
+  std::vector<std::string> headline_metrics() const override { return {"auc", "accuracy", "bce", "bayes_auc"}; }
+  std::vector<MetricChart> charts() const override { return dlrm_charts(); }
+
+  // f(batch, logits f64 [b], how many rows of it are this rank's own: the last batch may be filled up).
+  template <class F>
+  void each_test_batch(Context& c, const F& f) {
+    const at::NoGradGuard no_grad;
+    const auto part = data_->test();
+    const std::int64_t b = std::max<std::int64_t>(1, config_.eval_batch / c.size());
+    for (std::int64_t first = part.begin; first < part.end; first += b * c.size()) {
+      std::vector<std::int64_t> ids;
+      for (std::int64_t i = 0; i < b; ++i) ids.push_back(std::min(first + c.rank() * b + i, part.end - 1));
+      const Batch batch = data_->read(ids, 0);
+      const auto coding = config_.compression.eval ? coder_->forward(tables_->mine(), c.now.step) : nullptr;
+      const at::Tensor logits =
+          forward(batch, tables_->send_ids(batch.columns.at("ids")), c, coding, {}).to(at::kCPU, at::kDouble);
+      const std::int64_t own = std::clamp<std::int64_t>(part.end - first - c.rank() * b, 0, b);
+      f(batch, logits, own);
+    }
+  }
+
+  void state(Archive& ar) override {
+    std::string identity = data_->identity();
+    ar.text("data", identity);
+    if (identity != data_->identity())
+      throw DataError("data.file", "is other data than this run was started with: " + identity.substr(0, 200),
+                      "put it back, or use --fresh to start over");
+    if (ar.has("exchange")) ar.text("exchange", exchange_);
+    send_as_chosen();
+    tables_->state(ar);
+  }
+
+  bool plan(Plan& plan, int ranks, const TrainConfig& train) const override {
+    plan_dlrm(plan, config_, ranks, train);
+    return true;
+  }
+
+  std::string describe() const override {
+    nlohmann::json tables = nlohmann::json::array();
+    for (std::size_t t = 0; t < data_->tables().size(); ++t) {
+      const char c = coder_->bounds().class_of(std::int64_t(t));
+      tables.push_back({{"name", data_->tables()[t].name},
+                        {"rows", data_->tables()[t].rows},
+                        {"rank", tables_->owners().of_table[t]},
+                        {"codec", coder_->codec_of(std::int64_t(t))},
+                        {"bound", c == 'T'   ? "tight"
+                                  : c == 'L' ? "loose"
+                                             : "base"}});
+    }
+    return nlohmann::json{{"data", data_->identity()}, {"tables", tables}}.dump();
+  }
+
+ private:
+  static void check(const TrainConfig& train) {
+    if (train.ema > 0) throw UsageError("ema", "averages the MLPs, and tables have no average", "use ema=0");
+    if (train.precision == "fp16")
+      throw UsageError("precision", "fp16 scales the loss, and gradients of tables are not scaled back",
+                       "use f32 or bf16");
+  }
+
+  void check_type(const Context& c) const {
+    if (c.param_type() == at::kDouble && (coder_->forward_on() || coder_->backward_on()))
+      throw UsageError("compression", "codes f32 values, and precision is f64", "use precision=f32");
+  }
+
+  // Once, at the first step of the run: the choice is part of its state, so that a resumed run takes the same bits.
+  void choose_by_link(const Batch& batch, Context& c) {
+    if (config_.compression.choose != "link" || !exchange_.empty()) return;
+    const ExchangeTimes t = time_exchange(*tables_, *coder_, part_of(batch, 0, 1), c);
+    exchange_ = t.forward.coded < t.forward.raw ? "coded" : "raw";
+    exchange_ += t.backward.coded < t.backward.raw ? " coded" : " raw";
+    char line[160];
+    std::snprintf(line, sizeof line,
+                  "exchange measured: forward raw %.3f ms, coded %.3f; backward raw %.3f, coded %.3f: %s",
+                  t.forward.raw, t.forward.coded, t.backward.raw, t.backward.coded, exchange_.c_str());
+    c.message(line);
+    send_as_chosen();
+  }
+  void send_as_chosen() {
+    if (!exchange_.empty()) coder_->send_raw(exchange_.starts_with("raw"), exchange_.ends_with("raw"));
+  }
+
+  void add_exchange_times(std::map<std::string, double>& metrics, Context& c) {
+    std::vector<std::int64_t> ids;
+    const std::int64_t b = c.config().batch_size / c.size();
+    const auto part = data_->train();
+    for (std::int64_t i = 0; i < b; ++i) ids.push_back(part.begin + (c.rank() * b + i) % part.size());
+    const ExchangeTimes t = time_exchange(*tables_, *coder_, data_->read(ids, 0).columns.at("ids"), c);
+    metrics["exchange_raw_ms"] = t.forward.raw + t.backward.raw;
+    metrics["exchange_coded_ms"] = t.forward.coded + t.backward.coded;
+  }
+
+  // Those of a step were sent during the step before, if there was one; then those of the next step are.
+  ShardedTables::Ids ids_for(const Batch& batch, Context& c) {
+    const std::int64_t parts = c.accumulate();
+    if (sent_.empty() || sent_.front().epoch != batch.epoch || sent_.front().index != batch.index) {
+      sent_.clear();
+      sent_.push_back({batch.epoch, batch.index, tables_->send_ids(batch.columns.at("ids"))});
+    }
+    ShardedTables::Ids ids = std::move(sent_.front().ids);
+    sent_.pop_front();
+    if (++part_ < parts) return ids;
+    part_ = 0;
+    for (std::int64_t k = 0; c.next && k < parts; ++k)
+      sent_.push_back({c.next->epoch, c.next->index, tables_->send_ids(part_of(*c.next, k, parts))});
+    return ids;
+  }
+
+  static at::Tensor part_of(const Batch& batch, std::int64_t k, std::int64_t parts) {
+    const at::Tensor& ids = batch.columns.at("ids");
+    const std::int64_t n = ids.size(0) / parts;
+    return ids.narrow(0, k * n, n);
+  }
+
+  at::Tensor forward(const Batch& batch, ShardedTables::Ids ids, Context& c, const ShardedTables::CodingOf& coding,
+                     std::function<void(const at::Tensor&)> gradient_known) {
+    tables_->start_fetch(std::move(ids), coding);
+    const at::Tensor x = model_->bottom(to_device(batch.columns.at("dense"), c.device()).to(c.param_type()));
+    at::Tensor rows = tables_->finish_fetch();
+    if (gradient_known) rows.requires_grad_();
+    return model_->top(x, rows, tables_->places(), std::move(gradient_known));
+  }
+
+  static void add(Judged& judged, const Batch& batch, const at::Tensor& logits, std::int64_t n) {
+    const auto* l = logits.const_data_ptr<double>();
+    const auto* y = batch.columns.at("label").const_data_ptr<float>();
+    judged.logits.insert(judged.logits.end(), l, l + n);
+    judged.labels.insert(judged.labels.end(), y, y + n);
+    if (const auto truth = batch.columns.find("truth"); truth != batch.columns.end()) {
+      const auto* t = truth->second.const_data_ptr<float>();
+      judged.truth.insert(judged.truth.end(), t, t + n);
+    }
+  }
+
+  // Sums over ranks of what travelled since the last line of metrics.
+  void report(Context& c) {
+    const ExchangeBytes f = tables_->forward().take_bytes(), b = tables_->backward().take_bytes();
+    c.spared(f.plain - f.sent + b.plain - b.sent);
+    bytes_[0] += f.plain, bytes_[1] += f.sent, bytes_[2] += b.plain, bytes_[3] += b.sent;
+    if (c.logs_now())
+      for (RowExchange* x : {&tables_->forward(), &tables_->backward()})
+        if (const auto bad = x->take_bad())
+          throw CommError(
+              "compressed exchange",
+              "a code was damaged up to step " + std::to_string(c.now.step + 1) + ", chunk " + std::to_string(*bad),
+              "do all ranks run the same program and configuration?");
+    if (!c.logs_now() || (!coder_->forward_on() && !coder_->backward_on())) return;
+    std::array<double, 4> all = std::exchange(bytes_, {});
+    c.comm("control").all_reduce({all.data(), all.size(), DType::f64}, Op::sum).wait();
+    if (all[1] > 0) c.log("forward_ratio", all[0] / all[1]);
+    if (all[3] > 0) c.log("backward_ratio", all[2] / all[3]);
+    c.log("bound_factor", coder_->factor(c.now.step));
+  }
+
+  DlrmConfig config_;
+  std::unique_ptr<TableData> data_;
+  std::optional<Model> model_;
+  std::optional<ShardedTables> tables_;
+  std::optional<Coder> coder_;
+  std::vector<Param> params_;
+  struct Sent {
+    std::int64_t epoch, index;
+    ShardedTables::Ids ids;
+  };
+  std::deque<Sent> sent_;
+  std::string exchange_;           // what the link decided: forward and backward, raw or coded; empty: nothing yet
+  std::int64_t part_ = 0;          // micro-batches of this step that are done
+  std::array<double, 4> bytes_{};  // forward and backward: plain, sent
+};
+
+const Recipes::Entry registered("dlrm", [] { return std::make_unique<Dlrm>(); });
+
+}  // namespace
+}  // namespace trireme::dlrm

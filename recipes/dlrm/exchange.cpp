@@ -1,0 +1,200 @@
+#include "recipes/dlrm/exchange.h"
+
+#include "comm/error.h"
+#include "framework/base/tensor.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include <ATen/ATen.h>
+
+namespace trireme::dlrm {
+namespace {
+
+at::Tensor room(const at::Tensor& have, std::size_t bytes, at::Device device) {
+  if (have.defined() && have.nbytes() >= bytes) return have;
+  return at::empty({std::int64_t(bytes)}, at::TensorOptions(device).dtype(at::kByte));
+}
+
+std::size_t first_of(const std::vector<std::size_t>& chunks, int rank) {
+  return std::accumulate(chunks.begin(), chunks.begin() + rank, std::size_t{0});
+}
+
+Buffer bytes_of(const at::Tensor& t, std::size_t n) {
+  Buffer b = buffer_of(t);
+  b.count = n;
+  return b;
+}
+
+}  // namespace
+
+BadChunk::BadChunk(int from, std::size_t k, const std::string& why)
+    : CommError("compressed exchange", "chunk " + std::to_string(k) + " from rank " + std::to_string(from) + ": " + why,
+                "do all ranks run the same program and configuration?"),
+      rank(from),
+      chunk(k) {}
+
+RowExchange::RowExchange(Communicator& rows, Communicator& sizes, std::vector<std::size_t> to,
+                         std::vector<std::size_t> from)
+    : rows_(rows), sizes_(sizes), to_(std::move(to)), from_(std::move(from)) {}
+
+std::vector<std::size_t> RowExchange::values(const std::vector<std::size_t>& chunks) const {
+  std::vector<std::size_t> n;
+  for (const std::size_t c : chunks) n.push_back(c * std::size_t(recv_.size(1) * recv_.size(2)));
+  return n;
+}
+
+void RowExchange::start(const at::Tensor& send, const at::Tensor& recv, const Coding& coding) {
+  send_ = send, recv_ = recv, codec_ = nullptr;
+  const auto me = std::size_t(rows_.rank());
+  const double chunk = double(recv.size(1) * recv.size(2)) * double(recv.element_size());
+  const double plain = double(std::size_t(send.size(0)) - to_[me]) * chunk;
+  bytes_.plain += plain;
+  send_sizes_.assign(std::size_t(send.size(0)), std::uint64_t(chunk));
+  if (coding.codec) encode(coding);
+  if (!codec_) {
+    bytes_.sent += plain;
+    work_ = rows_.all_to_all(buffer_of(send_), values(to_), buffer_of(recv_), values(from_));
+    return;
+  }
+  const auto total = std::accumulate(send_sizes_.begin(), send_sizes_.end(), std::uint64_t{0});
+  bytes_.sent += double(total) + 8 * double(std::size_t(send.size(0)) - to_[me]);
+  recv_sizes_.assign(std::size_t(recv_.size(0)), 0);
+  // Sizes of what stays here are zero and go nowhere.
+  work_ = sizes_.all_to_all({send_sizes_.data(), send_sizes_.size(), DType::i64}, to_,
+                            {recv_sizes_.data(), recv_sizes_.size(), DType::i64}, from_);
+  if (send_.is_cpu())
+    work_ = work_.then([this] { return send_payload(); });
+  else
+    work_.wait(), work_ = send_payload();
+}
+
+void RowExchange::encode(const Coding& coding) {
+  const auto n = std::size_t(send_.size(1)), d = std::size_t(send_.size(2));
+  const std::size_t mine = first_of(to_, rows_.rank()), end = mine + to_[std::size_t(rows_.rank())];
+  const std::size_t there = first_of(from_, rows_.rank());
+  auto* from = send_.data_ptr<float>();
+  auto* to = recv_.data_ptr<float>();
+  std::vector<TableChunk> chunks(std::size_t(send_.size(0)));
+  for (std::size_t k = 0; k < chunks.size(); ++k) {
+    TableChunk& c = chunks[k];
+    c.rows = from + k * n * d, c.n = n, c.dim = d, c.scope = coding.scopes[k];
+    if (coding.device_bounds.defined())
+      c.bound_on_device = coding.device_bounds.const_data_ptr<float>() + k;
+    else
+      c.bound = coding.bounds[k];
+    if (coding.simulate)
+      chunks[k].self = from + k * n * d;
+    else if (k >= mine && k < end)
+      chunks[k].self = to + (there + k - mine) * n * d;
+  }
+  const auto device = send_.device();
+  const Bounded* codec = coding.codec;
+  encoded_ = room(encoded_, codec->max_bytes(n, d) * chunks.size(), device);
+  if (device.is_cpu()) {
+    std::vector<std::uint64_t> sizes = encode_on_host(chunks, coding);
+    if (!coding.simulate) send_sizes_ = std::move(sizes);
+  } else {
+    scratch_ = room(scratch_, codec->scratch_bytes(chunks), device);
+    const at::Tensor sizes = at::empty({send_.size(0)}, at::TensorOptions(device).dtype(at::kLong));
+    codec->encode(chunks, buffer_of(encoded_), buffer_of(sizes), buffer_of(scratch_));
+    if (!coding.simulate) {
+      const at::Tensor host = sizes.cpu();  // the one wait of a step: how much travels
+      const auto* s = host.const_data_ptr<std::int64_t>();
+      send_sizes_.assign(s, s + host.numel());
+    }
+  }
+  if (!coding.simulate) codec_ = codec;
+}
+
+// Chunks in a row with one codec are one call; codes lie one after another all the same.
+std::vector<std::uint64_t> RowExchange::encode_on_host(std::span<const TableChunk> chunks, const Coding& coding) {
+  const auto codec_of = [&](std::size_t k) { return coding.codecs.empty() ? coding.codec : coding.codecs[k]; };
+  std::vector<std::uint64_t> sizes(chunks.size());
+  auto* out = encoded_.data_ptr<std::uint8_t>();
+  std::size_t room = encoded_.nbytes();
+  for (std::size_t k = 0, end = 0; k < chunks.size(); k = end) {
+    while (end < chunks.size() && codec_of(end) == codec_of(k)) ++end;
+    codec_of(k)->encode(chunks.subspan(k, end - k), {out, room, DType::u8}, {sizes.data() + k, end - k, DType::i64});
+    const auto bytes =
+        std::accumulate(sizes.begin() + std::ptrdiff_t(k), sizes.begin() + std::ptrdiff_t(end), std::size_t{0});
+    out += bytes, room -= bytes;
+  }
+  return sizes;
+}
+
+Work RowExchange::send_payload() {
+  const std::size_t most = codec_->max_bytes(std::size_t(recv_.size(1)), std::size_t(recv_.size(2)));
+  std::vector<std::size_t> send, recv;
+  std::size_t at = 0;
+  for (const std::size_t n : to_) {
+    send.push_back(std::accumulate(send_sizes_.begin() + std::ptrdiff_t(at),
+                                   send_sizes_.begin() + std::ptrdiff_t(at + n), std::size_t{0}));
+    at += n;
+  }
+  at = 0;
+  for (std::size_t r = 0; r < from_.size(); ++r) {
+    recv.push_back(0);
+    for (std::size_t k = 0; k < from_[r]; ++k, ++at) {
+      const std::uint64_t size = recv_sizes_[at];
+      if (size > most || size % 4 != 0)
+        throw BadChunk(
+            int(r), k,
+            "it announces " + std::to_string(size) + " bytes, at most " + std::to_string(most) + " are possible");
+      recv.back() += size;
+    }
+  }
+  const std::size_t total = std::accumulate(recv.begin(), recv.end(), std::size_t{0});
+  received_ = room(received_, std::max<std::size_t>(total, 4), recv_.device());
+  return rows_.all_to_all(bytes_of(encoded_, std::accumulate(send.begin(), send.end(), std::size_t{0})), send,
+                          bytes_of(received_, total), recv);
+}
+
+int RowExchange::source_of(std::size_t chunk) const {
+  int r = 0;
+  for (std::size_t first = from_[0]; chunk >= first; first += from_[std::size_t(r)]) ++r;
+  return r;
+}
+
+void RowExchange::decode() {
+  const auto n = std::size_t(recv_.size(1)), d = std::size_t(recv_.size(2));
+  const std::size_t mine = first_of(from_, rows_.rank()), end = mine + from_[std::size_t(rows_.rank())];
+  std::vector<CodedChunk> chunks;
+  const auto* code = received_.const_data_ptr<std::uint8_t>();
+  auto* to = recv_.data_ptr<float>();
+  std::vector<std::size_t> number;
+  for (std::size_t k = 0; k < recv_sizes_.size(); ++k) {
+    if (k >= mine && k < end) continue;
+    chunks.push_back({code, std::size_t(recv_sizes_[k]), to + k * n * d, n, d});
+    number.push_back(k);
+    code += recv_sizes_[k];
+  }
+  if (recv_.is_cpu()) {
+    for (std::size_t i = 0; i < chunks.size(); ++i) try {
+        codec_->decode({&chunks[i], 1});
+      } catch (const CommError& e) {
+        const int source = source_of(number[i]);
+        throw BadChunk(source, number[i] - first_of(from_, source), e.what());
+      }
+    return;
+  }
+  const at::Tensor status = at::zeros({1}, at::TensorOptions(recv_.device()).dtype(at::kInt));
+  scratch_ = room(scratch_, codec_->decode_scratch_bytes(chunks), recv_.device());
+  codec_->decode(chunks, buffer_of(recv_).place, reinterpret_cast<std::uint32_t*>(status.data_ptr<int>()),
+                 buffer_of(scratch_));
+  bad_ = bad_.defined() ? at::maximum(bad_, status) : status;
+}
+
+std::optional<std::size_t> RowExchange::take_bad() {
+  if (!bad_.defined()) return std::nullopt;
+  const int first = std::exchange(bad_, at::Tensor()).item<int>();
+  return first > 0 ? std::optional(std::size_t(first - 1)) : std::nullopt;
+}
+
+void RowExchange::finish() {
+  work_.wait();
+  if (codec_) decode();
+  send_ = recv_ = at::Tensor();
+}
+
+}  // namespace trireme::dlrm

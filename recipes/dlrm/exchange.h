@@ -1,0 +1,78 @@
+// One direction of the all-to-all between the ranks that hold tables and the ranks that hold samples, raw or through
+// the bounded codec. A chunk is [b, d] f32 (f64 where nothing is coded): the rows of one table for the samples of one
+// rank. Coded, it goes in two stages (SC'24, arXiv 2407.04272): the sizes of all chunks, then their bytes.
+#pragma once
+#include "comm/communicator.h"
+#include "comm/error.h"
+#include "compression/codecs/bounded.h"
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace trireme::dlrm {
+
+// How chunks are coded. `bounds`: one a chunk that is sent, relative to the range of all chunks of its `scope`.
+struct Coding {
+  const Bounded* codec = nullptr;  // null: raw. The same choice on all ranks, also on those that send nothing
+  bool simulate = false;           // values as they would arrive, sent as they are: nothing is saved
+  // On a host, one a chunk that is sent, in its place: nobody knows on a device where the next code begins.
+  std::vector<const Bounded*> codecs = {};
+  std::vector<float> bounds = {};
+  std::vector<std::uint32_t> scopes = {};
+  at::Tensor device_bounds = {};  // f32, one a chunk, on the device, in place of `bounds`
+};
+
+// Of this rank; chunks that stay here are not in it, headers and sizes are.
+struct ExchangeBytes {
+  double plain = 0, sent = 0;
+};
+
+// What a rank sent is no code: chunk `chunk` of those from `rank`, counted from 0.
+struct BadChunk : CommError {
+  BadChunk(int rank, std::size_t chunk, const std::string& why);
+  int rank;
+  std::size_t chunk;
+};
+
+class RowExchange {
+ public:
+  // to, from: chunks for and from each rank. `sizes`: for the sizes of codes in device memory, a communicator of the
+  // host; may be `rows` itself where that is one. Both must outlive this.
+  RowExchange(Communicator& rows, Communicator& sizes, std::vector<std::size_t> to, std::vector<std::size_t> from);
+
+  // send [sum of to, b, d], recv [sum of from, b, d]: rank by rank, both must stay as they are until finish(). With a
+  // codec, `send` is changed by `simulate` only.
+  void start(const at::Tensor& send, const at::Tensor& recv, const Coding& coding);
+  // `recv` is there. Throws BadChunk.
+  void finish();
+  // On a device nobody looks at once: was a code bad since the last call? Its number among those decoded in its call.
+  // Waits for the device.
+  std::optional<std::size_t> take_bad();
+  ExchangeBytes take_bytes() { return std::exchange(bytes_, {}); }
+  // Of the last call: coded bytes of each chunk sent, 0: it stayed here.
+  const std::vector<std::uint64_t>& sizes() const { return send_sizes_; }
+
+ private:
+  void encode(const Coding& coding);
+  std::vector<std::uint64_t> encode_on_host(std::span<const TableChunk> chunks, const Coding& coding);
+  Work send_payload();
+  void decode();
+  std::vector<std::size_t> values(const std::vector<std::size_t>& chunks) const;
+  int source_of(std::size_t chunk) const;
+
+  Communicator &rows_, &sizes_;
+  const std::vector<std::size_t> to_, from_;
+  at::Tensor send_, recv_;
+  const Bounded* codec_ = nullptr;
+  std::vector<std::uint64_t> send_sizes_, recv_sizes_;
+  at::Tensor encoded_, received_, scratch_;  // u8
+  at::Tensor bad_;                           // i32 [1], on a device
+  Work work_;
+  ExchangeBytes bytes_;
+};
+
+}  // namespace trireme::dlrm

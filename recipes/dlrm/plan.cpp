@@ -1,0 +1,64 @@
+#include "recipes/dlrm/plan.h"
+
+#include "framework/nn/embedding.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <limits>
+
+namespace trireme::dlrm {
+namespace {
+
+std::int64_t value_bytes(const TrainConfig& train) { return train.precision == "f64" ? 8 : 4; }
+
+std::int64_t state_width(const DlrmConfig& c, std::int64_t dim) {
+  return nn::EmbeddingTable::state_width(c.embedding.rule(), dim);
+}
+
+}  // namespace
+
+Owners owners_of(const DlrmConfig& config, const TableData& data, std::int64_t dim, int ranks,
+                 const TrainConfig& train) {
+  const double limit =
+      config.planner.memory_gib > 0 ? config.planner.memory_gib * 1073741824 : std::numeric_limits<double>::infinity();
+  return plan_tables(data.tables(), double((dim + state_width(config, dim)) * value_bytes(train)), ranks, limit);
+}
+
+void plan_dlrm(Plan& plan, const DlrmConfig& config, int ranks, const TrainConfig& train) {
+  const auto data = open_data(config.data);
+  const auto tables = std::int64_t(data->tables().size());
+  const Shape shape = shape_of(config.model, config.data, data->dense(), tables);
+  nn::Parameters params = nn::Parameters::unset(at::kFloat, at::kMeta);
+  const Model model(shape, params);
+  plan.parameters = params.all();
+  const Owners owners = owners_of(config, *data, shape.dim, ranks, train);
+  const double size = double(value_bytes(train)), b = double(train.batch_size) / ranks / double(train.accumulate);
+  const double micro = double(train.accumulate);
+  for (int r = 0; r < ranks; ++r) {
+    std::int64_t rows = 0;
+    std::string names;
+    for (const std::int64_t t : owners.tables[std::size_t(r)]) {
+      rows += data->tables()[std::size_t(t)].rows;
+      names += (names.empty() ? "" : " ") + data->tables()[std::size_t(t)].name;
+    }
+    const bool fullest = r == int(std::max_element(owners.bytes.begin(), owners.bytes.end()) - owners.bytes.begin());
+    plan.memory.push_back({"tables of rank " + std::to_string(r), owners.bytes[std::size_t(r)],
+                           std::to_string(rows) + " rows x (" + std::to_string(shape.dim) + " + " +
+                               std::to_string(state_width(config, shape.dim)) + " of state): " + names,
+                           fullest});
+  }
+  double most = 0;
+  for (const auto& list : owners.tables) most = std::max(most, double(list.size()));
+  const double row = b * double(shape.dim) * size * micro, others = ranks - 1;
+  char formula[160];
+  std::snprintf(formula, sizeof formula, "(K-1) b x %.0f tables x %lld x %.0f", most, static_cast<long long>(shape.dim),
+                size);
+  plan.sent.push_back({"rows, forward, uncompressed", others * row * most, formula});
+  std::snprintf(formula, sizeof formula, "(K-1)/K b x %lld tables x %lld x %.0f", static_cast<long long>(tables),
+                static_cast<long long>(shape.dim), size);
+  plan.sent.push_back({"gradients of rows, uncompressed", others / ranks * row * double(tables), formula});
+  std::snprintf(formula, sizeof formula, "(K-1)/K b x %lld ids x 4", static_cast<long long>(data->width()));
+  plan.sent.push_back({"ids", others / ranks * b * micro * double(data->width()) * 4, formula});
+}
+
+}  // namespace trireme::dlrm

@@ -1,0 +1,83 @@
+// The embedding tables of all ranks, each on one of them, and the way of ids, rows and gradients between tables and
+// samples. Every call but the constructor and state() is collective.
+#pragma once
+#include "framework/context.h"
+#include "framework/nn/embedding.h"
+#include "recipes/dlrm/exchange.h"
+#include "recipes/dlrm/planner.h"
+
+#include <memory>
+#include <optional>
+#include <vector>
+
+namespace trireme::dlrm {
+
+class ShardedTables {
+ public:
+  static std::vector<std::string> communicators() { return {"exchange", "ids"}; }
+
+  ShardedTables(const std::vector<Table>& tables, std::int64_t dim, kernels::SparseRule rule, Owners owners,
+                Context& context);
+
+  std::vector<Param> parameters() const;  // those of this rank's tables
+  const Owners& owners() const { return owners_; }
+  // Where the rows of each table lie in what fetch() gives.
+  const std::vector<std::int64_t>& places() const { return places_; }
+  // Numbers of this rank's tables, and the rows last looked up of each: [ranks, b, d], before they were coded.
+  const std::vector<std::int64_t>& mine() const { return owners_.tables[std::size_t(rank_)]; }
+
+  // Ids on their way to the owners of their tables.
+  struct Ids {
+    at::Tensor sent, received;  // i32; received: [ranks, b * this rank's width]
+    std::int64_t b = 0;
+    Work work;
+  };
+  // ids i32 [b, width], in host memory. DataError where one is outside its table.
+  Ids send_ids(const at::Tensor& ids);
+  // Looks the ids up, and starts the rows on their way.
+  using CodingOf = std::function<Coding(const at::Tensor& rows)>;  // of [chunks, b, d], destination by destination
+  void start_fetch(Ids ids, const CodingOf& coding);
+  at::Tensor finish_fetch();  // [tables, b, d], the samples of this rank, a leaf
+
+  // The gradient of what finish_fetch() gave, back to the owners.
+  void start_return(const at::Tensor& gradient, const CodingOf& coding);
+  void finish_return();
+  bool returning() const { return returning_; }
+  // Are the gradients that came back finite? Of this rank's tables; an f64 scalar, 0 or NaN.
+  at::Tensor blame() const;
+  void forget() { waiting_.clear(); }
+
+  // One update by all gradients that came back since the last.
+  void update(double lr, const at::Tensor& skip);
+
+  const RowExchange& forward() const { return *forward_; }
+  RowExchange& forward() { return *forward_; }
+  RowExchange& backward() { return *backward_; }
+  // Tables move with their state to whoever holds them on another number of ranks.
+  void state(Archive& ar);
+
+ private:
+  struct Waiting {
+    at::Tensor ids, gradient;  // [ranks, b * width], [ranks, tables, b, d]
+    std::int64_t b = 0;
+  };
+  [[noreturn]] void name_table(const BadChunk& e, std::int64_t table) const;
+  at::Tensor ids_of(const at::Tensor& received, std::size_t k, std::int64_t b) const;
+
+  const std::vector<Table> all_;
+  const std::int64_t dim_;
+  const Owners owners_;
+  Context& context_;
+  const int rank_, ranks_;
+  std::vector<std::int64_t> columns_;  // of each table in ids
+  std::vector<std::int64_t> places_;
+  std::vector<nn::EmbeddingTable> tables_;  // of this rank
+  std::unique_ptr<Communicator> self_;
+  std::optional<RowExchange> forward_, backward_;
+  at::Tensor looked_up_, rows_, gradient_, returned_;
+  Ids current_;
+  bool returning_ = false;
+  std::vector<Waiting> waiting_;
+};
+
+}  // namespace trireme::dlrm

@@ -1,0 +1,96 @@
+// links: comm
+// A user's first hour with `dlrm`, through the program: own CSV, train, predictions, export and back. And what goes
+// wrong on the way: the code, one line, the cure.
+#include "tests/fault/program.h"
+
+#include <cmath>
+
+namespace trireme::test {
+namespace {
+
+class DlrmInput : public ::testing::Test {
+ protected:
+  Outcome run(const Words& words) { return run_program(words, {folder_.path, {"XDG_CACHE_HOME=" + path("cache")}}); }
+  std::string path(const std::string& name) const { return (folder_.path / name).string(); }
+
+  // An own CSV, prepared, and an experiment on it.
+  void prepare() {
+    std::string csv = "clicked,price,tags,shop\n";
+    for (int i = 0; i < 400; ++i)
+      csv += std::to_string(i % 5 < 2) + "," + std::to_string(i % 7) + "," +
+             (i % 3 ? "a|b" + std::to_string(i % 11) : "") + ",s" + std::to_string(i % 5) + "\n";
+    write_text(path("own.csv"), csv);
+    const Outcome o = run({"data", "table", "--from", "own.csv", "--label", "clicked", "--sparse", "tags:mean,shop",
+                           "--dense", "price", "--out", "own.h5"});
+    ASSERT_EQ(o.code, 0) << o;
+    write_text(path("own.yaml"),
+               "recipe: dlrm\nsteps: 60\nbatch_size: 40\ndevice: cpu\noptimizer: {name: sgd, lr: 0.5, momentum: 0.0, "
+               "weight_decay: 0.0, schedule: const}\ndata: {file: own.h5}\nmodel: {dim: 4, bottom: [8], top: [8]}\n"
+               "compression: {forward: {codec: auto}, backward: {codec: auto}}\n");
+  }
+
+  void refused(const Words& words, int code, const Words& parts) {
+    const Outcome o = run(words);
+    EXPECT_EQ(o.code, code) << o;
+    ASSERT_EQ(o.errors().size(), 1u) << o;
+    for (const auto& part : parts) EXPECT_NE(o.errors()[0].find(part), std::string::npos) << part << "\n" << o;
+  }
+
+  TempFolder folder_;
+};
+
+TEST_F(DlrmInput, FirstHour) {
+  prepare();
+  ASSERT_EQ(run({"train", "own.yaml", "--out", "a", "--ranks", "2"}).code, 0);
+  const Outcome eval = run({"eval", "a", "--predictions", "p.csv"});
+  ASSERT_EQ(eval.code, 0) << eval;
+  EXPECT_NE(eval.out.find("AUC"), std::string::npos) << eval;
+  const Words lines = lines_of(read_text(path("p.csv")));
+  ASSERT_EQ(lines.size(), 41u);
+  EXPECT_EQ(lines[0], "sample,label,probability");
+  EXPECT_TRUE(lines[1].starts_with("360,1,")) << lines[1];
+  ASSERT_EQ(run({"eval", "a", "--ranks", "2", "--predictions", "p2.csv"}).code, 0);
+  EXPECT_EQ(lines_of(read_text(path("p2.csv"))).size(), 41u);
+  // The export is all of the model: a run that begins with it says the same.
+  ASSERT_EQ(run({"export", "a", "--out", "weights"}).code, 0);
+  const Outcome back = run({"train", "own.yaml", "--out", "b", "steps=1", "optimizer.lr=0",
+                            "init_from=" + path("weights/model.safetensors")});
+  ASSERT_EQ(back.code, 0) << back;
+  ASSERT_EQ(run({"eval", "b", "--predictions", "p3.csv"}).code, 0);
+  EXPECT_EQ(read_text(path("p.csv")), read_text(path("p3.csv")));
+  const Outcome analysis = run({"dlrm", "analyze", "a", "--rows", "64", "--out", "classes.yaml"});
+  ASSERT_EQ(analysis.code, 0) << analysis;
+  const Outcome guided =
+      run({"train", "own.yaml", "--out", "c", "steps=2", "compression.forward.classes=classes.yaml"});
+  EXPECT_EQ(guided.code, 0) << guided;
+}
+
+TEST_F(DlrmInput, Mistakes) {
+  prepare();
+  std::string good = "1";
+  for (int k = 0; k < 39; ++k) good += "\t1";
+  write_text(path("short.txt"), good + "\n" + good.substr(0, good.size() - 2) + "\n");
+  refused({"data", "criteo", "--from", "short.txt", "--out", "c.h5", "--broken-share", "0"}, 3,
+          {"short.txt:2", "has too few columns", "26 hexadecimal words"});
+  EXPECT_FALSE(fs::exists(path("c.h5"))) << "nothing is left behind";
+  refused({"data", "criteo", "--from", "none.txt", "--out", "c.h5"}, 3, {"none.txt"});
+  refused({"data", "table", "--from", "own.csv", "--label", "nothing", "--out", "d.h5"}, 3, {"no column nothing"});
+  refused({"train", "own.yaml", "--out", "a", "planner.memory_gib=1e-9"}, 2, {"table", "planner.memory_gib"});
+  refused({"train", "own.yaml", "--out", "a", "compression.forward.codec=zip"}, 2,
+          {"compression.forward.codec", "zip"});
+  refused({"train", "own.yaml", "--out", "a", "precision=f64"}, 2, {"f64"});
+  refused({"train", "own.yaml", "--out", "a", "ema=0.9"}, 2, {"ema"});
+  refused({"train", "own.yaml", "--out", "a", "data.file=own.csv"}, 3, {"own.csv"});
+  refused({"train", "own.yaml", "--out", "a", "compression.forward.classes=own.yaml"}, 2, {"own.yaml"});
+  // An id beyond the table: the file is damaged where ids lie.
+  std::string file = read_text(path("own.h5"));
+  const std::string pattern("\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00", 12);  // an empty bag, then shop s0
+  auto at = file.find(pattern);
+  ASSERT_NE(at, file.npos);
+  for (; at != file.npos; at = file.find(pattern, at + 12)) file[at + 9] = 0x7f;
+  write_text(path("own.h5"), file);
+  refused({"train", "own.yaml", "--out", "a"}, 3, {"table shop", "has 5 rows", "asks for row 32512"});
+}
+
+}  // namespace
+}  // namespace trireme::test

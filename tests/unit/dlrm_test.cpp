@@ -1,0 +1,422 @@
+// The recipe `dlrm` on loopback ranks: gradients, equal results on any number of ranks, resume, sparse updates, the
+// exchange, and the loss curve of the same model in plain PyTorch (tests/reference/dlrm_losses.py).
+#include "comm/local/loopback.h"
+#include "comm/wrappers/wrapper.h"
+#include "data/loader.h"
+#include "framework/experiment.h"
+#include "framework/io/checkpoint.h"
+#include "framework/nn/embedding.h"
+#include "framework/session.h"
+#include "recipes/dlrm/bounds.h"
+#include "recipes/dlrm/exchange.h"
+#include "recipes/dlrm/planner.h"
+#include "tests/max_difference.h"
+#include "tests/unit/reference_files.h"
+
+#include <cmath>
+#include <fstream>
+#include <mutex>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+namespace trireme::test {
+namespace {
+
+using namespace dlrm;
+
+std::string yaml() {
+  return "recipe: dlrm\nbatch_size: 48\nsteps: 6\ndevice: cpu\nthreads: 1\nprefetch: false\n"
+         "optimizer: {name: sgd, lr: 0.5, momentum: 0.0, weight_decay: 0.0, schedule: const}\n"
+         "data: {shape: kaggle, scale: 10000, samples: 480, test_samples: 103}\n"
+         "model: {dim: 8, bottom: [16], top: [16]}\neval_batch: 40\n";
+}
+
+struct Trained {
+  std::map<std::string, at::Tensor> weights;  // of all ranks
+  std::vector<double> losses;
+  std::map<std::string, double> metrics, logged;
+};
+
+// What does not depend on the clock.
+std::map<std::string, double> evaluated(Session& session) {
+  auto metrics = session.evaluate();
+  std::erase_if(metrics, [](const auto& m) { return m.first.starts_with("exchange_"); });
+  return metrics;
+}
+
+using Change = std::function<void(Session&)>;
+
+Trained train(int ranks, const std::vector<std::string>& keys, const Change& before = {}, std::int64_t steps = 6) {
+  Trained result;
+  std::mutex mutex;
+  run_loopback(ranks, [&](Communicator& world) {
+    Experiment e(Config::parse(yaml(), "dlrm.yaml", keys));
+    Session session(world, e.train, *e.recipe);
+    Loader loader(e.recipe->train_data(), e.recipe->train_ids(), e.train.batch_size, world.rank(), ranks, 1,
+                  {.prefetch = false});
+    if (before) before(session);
+    std::vector<double> losses;
+    for (std::int64_t s = 0; s < steps; ++s) {
+      session.context().now.step = s;
+      const Batch batch = loader.next();
+      session.step(batch, s + 1 < steps ? &loader.peek() : nullptr);
+      losses.push_back(session.loss());
+    }
+    const auto metrics = evaluated(session);
+    const auto logged = session.take_logged();
+    const std::lock_guard lock(mutex);
+    for (const auto& p : session.parameters()) result.weights[p.name] = p.value.detach().clone();
+    if (world.rank() == 0) result.losses = losses, result.metrics = metrics, result.logged = logged;
+  });
+  return result;
+}
+
+double max_difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
+
+double apart(const Trained& a, const Trained& b) {
+  double worst = a.weights.size() == b.weights.size() ? 0 : std::nan("");
+  for (const auto& [name, w] : a.weights)
+    worst = nan_max(worst, ((w - b.weights.at(name)).abs().max() / w.abs().max()).item<double>());
+  for (std::size_t i = 0; i < a.losses.size(); ++i)
+    worst = nan_max(worst, std::abs(a.losses[i] - b.losses.at(i)) / std::abs(a.losses[i]));
+  for (const auto& [name, v] : a.metrics) worst = nan_max(worst, std::abs(v - b.metrics.at(name)) / std::abs(v));
+  return worst;
+}
+
+TEST(Dlrm, EqualOnAnyNumberOfRanks) {
+  for (const std::string rule : {"sgd", "adagrad", "rowwise_adagrad"}) {
+    const std::vector<std::string> keys{"precision=f64", "embedding.optimizer=" + rule};
+    const Trained one = train(1, keys);
+    EXPECT_LT(one.losses.back(), one.losses.front());
+    for (const int ranks : {2, 4}) EXPECT_LT(apart(one, train(ranks, keys)), 1e-12) << rule << " " << ranks;
+  }
+  const Trained one = train(1, {});
+  EXPECT_LT(apart(one, train(2, {})), 1e-5);
+  EXPECT_LT(apart(one, train(4, {})), 1e-5);
+  EXPECT_LT(apart(train(1, {"precision=f64"}), train(2, {"precision=f64", "accumulate=3"})), 1e-12);
+}
+
+// 26 tables on 48 ranks.
+TEST(Dlrm, RanksWithoutTables) {
+  const std::vector<std::string> keys{"precision=f64"};
+  EXPECT_LT(apart(train(1, keys, {}, 2), train(48, keys, {}, 2)), 1e-12);
+  const std::vector<std::string> codes{"compression.forward.codec=auto", "compression.backward.codec=auto"};
+  EXPECT_NEAR(train(48, codes, {}, 1).losses[0], train(1, codes, {}, 1).losses[0], 1e-5);
+}
+
+// The loss as a function of one weight, by finite differences, against the step that SGD takes.
+TEST(Dlrm, GradientIsTheDerivative) {
+  const std::vector<std::string> keys{"precision=f64", "optimizer.lr=1"};
+  std::map<std::string, at::Tensor> start;
+  std::mutex mutex;
+  const Trained after = train(
+      2, keys,
+      [&](Session& s) {
+        const std::lock_guard lock(mutex);
+        for (const auto& p : s.parameters()) start[p.name] = p.value.detach().clone();
+      },
+      1);
+  const auto loss_with = [&](const std::string& name, std::int64_t at, double change) {
+    return train(
+               1, keys,
+               [&](Session& s) {
+                 at::NoGradGuard no_grad;
+                 for (const auto& p : s.parameters())
+                   if (p.name == name) p.value.detach().view({-1})[at] += change;
+               },
+               1)
+        .losses[0];
+  };
+  for (const std::string name : {"emb_l.5.weight", "emb_l.8.weight", "emb_l.16.weight", "bot_l.0.weight",
+                                 "bot_l.2.bias", "top_l.0.weight", "top_l.2.weight"}) {
+    const at::Tensor gradient = (start.at(name) - after.weights.at(name)).view({-1});
+    const std::int64_t at = gradient.abs().argmax().item<std::int64_t>();
+    const double h = 1e-5, slope = (loss_with(name, at, h) - loss_with(name, at, -h)) / (2 * h);
+    EXPECT_NEAR(gradient[at].item<double>(), slope, 1e-7 * (1 + std::abs(slope))) << name;
+    EXPECT_GT(std::abs(slope), 1e-6) << name;
+  }
+}
+
+// ---- the same model in plain PyTorch ----
+
+std::uint64_t mixed(std::uint64_t x) {
+  x += 0x9e3779b97f4a7c15ull;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return x ^ (x >> 31);
+}
+double unit(std::uint64_t stream, std::uint64_t k) { return double(mixed((stream << 32) + k) >> 40) / (1 << 24); }
+
+void fill(const at::Tensor& t, std::uint64_t stream, double bound) {
+  for (std::int64_t k = 0; k < t.numel(); ++k)
+    t.data_ptr<float>()[k] = float(bound * (2 * unit(stream, std::uint64_t(k)) - 1));
+}
+
+// The weights of the script: MLPs first, then tables.
+void set_weights(Session& session) {
+  const at::NoGradGuard no_grad;
+  for (const auto& p : session.parameters()) {
+    const at::Tensor t = p.value.detach();
+    const std::string part = p.name.substr(0, 5);
+    const auto number = std::uint64_t(std::stoi(p.name.substr(6)));
+    if (part == "emb_l") {
+      fill(t, 13 + number, 1 / std::sqrt(double(t.size(0))) + 0.1);
+    } else {
+      const std::uint64_t stream = (part == "bot_l" ? 1 : 7) + number;
+      t.dim() == 2 ? fill(t, stream, 1 / std::sqrt(double(t.size(1)))) : fill(t, stream + 1, 0.1);
+    }
+  }
+}
+
+Batch batch_of(std::int64_t step, int rank, int ranks, const std::vector<std::int64_t>& rows) {
+  constexpr std::int64_t dense = 13, global = 64;
+  const std::int64_t b = global / ranks;
+  Batch batch;
+  const at::Tensor x = at::empty({b, dense}), ids = at::empty({b, 26}, at::kInt), label = at::empty({b});
+  for (std::int64_t i = 0; i < b; ++i) {
+    const auto n = std::uint64_t(step * global + rank * b + i);
+    for (std::int64_t j = 0; j < dense; ++j)
+      x.data_ptr<float>()[i * dense + j] = float(3 * unit(1000, n * dense + std::uint64_t(j)));
+    for (std::uint64_t t = 0; t < 26; ++t)
+      ids.data_ptr<int>()[i * 26 + std::int64_t(t)] = int(double(rows[t]) * std::pow(unit(2000 + t, n), 4));
+    const double p = 0.2 + 0.2 * (ids.data_ptr<int>()[i * 26 + 5] < 2) + 0.1 * (3 * unit(1000, n * dense));
+    label.data_ptr<float>()[i] = unit(3000, n) < p;
+    batch.ids.push_back(std::int64_t(n));
+  }
+  batch.columns = {{"dense", x}, {"ids", ids}, {"label", label}};
+  batch.index = step;
+  return batch;
+}
+
+TEST(Dlrm, LossCurveOfPlainTorch) {
+  std::ifstream file(testing::reference_file("dlrm_losses.json"));
+  const auto reference = nlohmann::json::parse(file);
+  const auto rows = reference.at("rows").get<std::vector<std::int64_t>>();
+  const auto wanted = reference.at("losses").get<std::vector<double>>();
+  for (const int ranks : {1, 2}) {
+    run_loopback(ranks, [&](Communicator& world) {
+      Experiment e(Config::parse(
+          yaml(), "dlrm.yaml",
+          {"batch_size=64", "steps=100", "optimizer.lr=0.1", "model.bottom=[32, 16]", "model.top=[32, 16]"}));
+      Session session(world, e.train, *e.recipe);
+      set_weights(session);
+      for (std::int64_t s = 0; s < std::int64_t(wanted.size()); ++s) {
+        session.context().now.step = s;
+        session.step(batch_of(s, world.rank(), ranks, rows));
+        ASSERT_NEAR(session.loss(), wanted[std::size_t(s)], 1e-5) << "step " << s << ", ranks " << ranks;
+      }
+    });
+  }
+}
+
+// ---- sparse updates ----
+
+TEST(EmbeddingTable, UpdatesLikeADenseReference) {
+  const Table table{"t", 11, 3, "mean"};
+  const at::Tensor ids = at::tensor({3, 3, 5, -1, -1, -1, 5, 3, 0, 10, -1, 3}, at::kInt).view({2, 2, 3});
+  const at::Tensor gradient = at::arange(16, at::kDouble).sin().view({2, 2, 4});
+  for (const auto rule :
+       {kernels::SparseRule::sgd, kernels::SparseRule::adagrad, kernels::SparseRule::rowwise_adagrad}) {
+    nn::EmbeddingTable t(table, "t", 4, rule, 1, at::kDouble, at::kCPU);
+    EXPECT_LE(t.weight().abs().max().item<double>(), 1 / std::sqrt(11.0));
+    const at::Tensor before = t.weight().detach().clone(), out = at::empty({2, 2, 4}, at::kDouble);
+    t.lookup(ids, out);
+    at::Tensor w = before.clone(), m = at::zeros({11, 4}, at::kDouble);
+    for (int step = 0; step < 2; ++step) {
+      at::Tensor dense = at::zeros({11, 4}, at::kDouble);
+      for (int n = 0; n < 4; ++n) {
+        const at::Tensor bag = ids.view({4, 3})[n];
+        const double count = std::max<double>(1, (bag >= 0).sum().item<double>());
+        at::Tensor pooled = at::zeros({4}, at::kDouble);
+        for (int k = 0; k < 3; ++k) {
+          const int id = bag[k].item<int>();
+          if (id < 0) continue;
+          pooled += before[id] / count;
+          dense[id] += gradient.view({4, 4})[n] / count;
+        }
+        if (step == 0) {
+          EXPECT_LT(max_difference(out.view({4, 4})[n], pooled), 1e-15);
+        }
+      }
+      if (rule == kernels::SparseRule::sgd) {
+        w = w - 0.3 * dense;
+      } else {
+        const at::Tensor square = dense * dense;
+        m = m + (rule == kernels::SparseRule::adagrad ? square : square.mean(1, true).expand({11, 4}));
+        w = w - 0.3 * dense / (m.sqrt() + 1e-10);
+      }
+      t.update(ids, gradient, 0.3, {});
+    }
+    EXPECT_LT(max_difference(t.weight().detach(), w), 1e-14) << int(rule);
+    const at::Tensor kept = t.weight().detach().clone();
+    t.update(ids, gradient, 0.3, at::ones({}));
+    EXPECT_TRUE(at::equal(kept, t.weight().detach())) << "a skipped step changes nothing";
+  }
+}
+
+// ---- resume ----
+
+// Steps 0 to `first` on `ranks`, saved; then to the end on `then`.
+Trained resumed(int ranks, int then, std::int64_t first, const std::vector<std::string>& keys) {
+  const std::string folder = ::testing::TempDir() + "dlrm_resume_" + std::to_string(ranks) + std::to_string(then);
+  std::filesystem::remove_all(folder);
+  std::filesystem::create_directories(folder);
+  Trained result;
+  std::mutex mutex;
+  for (const bool second : {false, true}) {
+    const int size = second ? then : ranks;
+    run_loopback(size, [&](Communicator& world) {
+      Experiment e(Config::parse(yaml(), "dlrm.yaml", keys));
+      Session session(world, e.train, *e.recipe);
+      Loader loader(e.recipe->train_data(), e.recipe->train_ids(), e.train.batch_size, world.rank(), size, 1,
+                    {.prefetch = false});
+      const auto state = [&](Archive& ar) {
+        session.state(ar);
+        Archive::Group g(ar, "loader");
+        loader.state(ar);
+      };
+      Checkpoints checkpoints(folder, 1, world);
+      if (second) session.restore(checkpoints.load(first), state);
+      for (std::int64_t s = second ? first : 0; s < (second ? 6 : first); ++s) {
+        session.context().now.step = s;
+        const Batch batch = loader.next();
+        session.step(batch, &loader.peek());
+      }
+      if (!second) {
+        checkpoints.save(first, Snapshot::take(state, world.rank()), "{}");
+        checkpoints.finish();
+        return;
+      }
+      const double loss = session.loss();
+      const auto metrics = evaluated(session);
+      const std::lock_guard lock(mutex);
+      for (const auto& p : session.parameters()) result.weights[p.name] = p.value.detach().clone();
+      if (world.rank() == 0) result.losses = {loss}, result.metrics = metrics;
+    });
+  }
+  std::filesystem::remove_all(folder);
+  return result;
+}
+
+TEST(Dlrm, ResumesWhereItWas) {
+  for (const std::string codec : {"raw", "auto"}) {
+    const std::vector<std::string> keys{"embedding.optimizer=rowwise_adagrad", "compression.forward.codec=" + codec,
+                                        "compression.backward.codec=" + codec};
+    Trained whole = train(2, keys);
+    whole.losses = {whole.losses.back()};
+    EXPECT_EQ(apart(whole, resumed(2, 2, 3, keys)), 0) << codec;
+  }
+  const std::vector<std::string> keys{"embedding.optimizer=adagrad", "precision=f64"};
+  Trained whole = train(2, keys);
+  whole.losses = {whole.losses.back()};
+  EXPECT_LT(apart(whole, resumed(2, 3, 3, keys)), 1e-12) << "tables move to other owners, with their state";
+  EXPECT_LT(apart(whole, resumed(4, 1, 2, keys)), 1e-12);
+}
+
+// ---- the exchange ----
+
+TEST(Dlrm, WithoutLossTheCodedExchangeIsThePlainOne) {
+  const std::vector<std::string> lossless{"compression.forward.codec=smallest",  "compression.forward.tight=0",
+                                          "compression.forward.base=0",          "compression.forward.loose=0",
+                                          "compression.backward.codec=smallest", "compression.backward.bound=0"};
+  for (const int ranks : {1, 2, 3}) EXPECT_EQ(apart(train(ranks, {}), train(ranks, lossless)), 0) << ranks;
+}
+
+TEST(Dlrm, SimulatedAndRealCodesGiveTheSameLosses) {
+  std::vector<std::string> keys{"compression.forward.codec=auto", "compression.backward.codec=auto"};
+  const Trained real = train(3, keys);
+  keys.push_back("compression.forward.simulate=true"), keys.push_back("compression.backward.simulate=true");
+  EXPECT_EQ(apart(real, train(3, keys)), 0);
+  EXPECT_GT(apart(real, train(3, {})), 0);
+  EXPECT_GT(real.logged.at("forward_ratio"), 2);
+  EXPECT_GT(real.logged.at("backward_ratio"), 2);
+}
+
+// Codes of scope `table` do not depend on the number of ranks: the first step agrees.
+TEST(Dlrm, FirstCodedStepIsTheSameOnAnyNumberOfRanks) {
+  const std::vector<std::string> keys{"compression.forward.codec=auto"};
+  const double one = train(1, keys, {}, 1).losses[0];
+  for (const int ranks : {2, 4}) EXPECT_NEAR(train(ranks, keys, {}, 1).losses[0], one, 1e-5 * one);
+}
+
+// Rank 1 lies about the size of a code, or damages the codes themselves.
+class Liar final : public Wrapper {
+ public:
+  Liar(Communicator& inner, bool sizes) : Wrapper(inner), sizes_(sizes) {}
+  Work all_reduce(Buffer b, Op op) override { return inner_.all_reduce(b, op); }
+  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
+  Work all_gather(ConstBuffer in, Buffer out) override { return inner_.all_gather(in, out); }
+  Work broadcast(Buffer b, int root) override { return inner_.broadcast(b, root); }
+  Work barrier() override { return inner_.barrier(); }
+  std::unique_ptr<Communicator> split(int color, int key) override { return inner_.split(color, key); }
+  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                  std::span<const std::size_t> recv) override {
+    if (rank() == 1 && (in.dtype == DType::i64) == sizes_) {
+      auto* bytes = static_cast<std::uint8_t*>(const_cast<void*>(in.data));
+      sizes_ ? bytes[2] = 0xff : bytes[5] ^= 0xff;  // bytes 0 to 3 of a code say how long it is
+    }
+    return inner_.all_to_all(in, send, out, recv);
+  }
+
+ private:
+  const bool sizes_;
+};
+
+TEST(RowExchange, NamesTheRankWhoseCodeIsBad) {
+  const Bounded codec({.codec = "auto", .checksum = true});
+  for (const bool sizes : {true, false}) {
+    std::string what;
+    try {
+      run_loopback(2, [&](Communicator& world) {
+        Liar liar(world, sizes);
+        RowExchange exchange(liar, liar, {2, 2}, {2, 2});
+        const at::Tensor rows = at::randn({4, 8, 4}), out = at::empty({4, 8, 4});
+        const Coding coding{&codec, false, {}, std::vector<float>(4, 0.01f), {0, 1, 2, 3}};
+        exchange.start(rows, out, coding);
+        exchange.finish();
+      });
+    } catch (const CommError& e) {
+      what = e.what();
+    }
+    EXPECT_NE(what.find("chunk 0 from rank 1"), std::string::npos) << sizes << ": " << what;
+  }
+}
+
+TEST(Bounds, DecayOfTheArtifact) {
+  const std::int64_t T = 65536;
+  for (const double c : {2.0, 3.0}) {
+    for (int k = 0; k < 10; ++k) {
+      const std::int64_t first = (k * T + 9) / 10;
+      EXPECT_NEAR(decay_factor("step", c, first, T), c - k * (c - 1) / 10, 1e-12);
+      if (k > 0) {
+        EXPECT_NEAR(decay_factor("step", c, first - 1, T), c - (k - 1) * (c - 1) / 10, 1e-12);
+      }
+    }
+    EXPECT_NEAR(decay_factor("step", c, T - 1, T), c - 9 * (c - 1) / 10, 1e-12);
+    EXPECT_EQ(decay_factor("linear", c, 0, T), c);
+    EXPECT_NEAR(decay_factor("linear", c, T / 2, T), (c + 1) / 2, 1e-12);
+    EXPECT_EQ(decay_factor("log", c, 0, T), c);
+    EXPECT_NEAR(decay_factor("log", c, T / 2, T),
+                c * ((1 - std::log(1 + (std::exp(1.0) - 1) / 2)) * (1 - 1 / c) + 1 / c), 1e-12);
+    EXPECT_EQ(decay_factor("constant", c, T - 1, T), c);
+    for (const char* f : {"step", "linear", "log", "constant", "none"}) EXPECT_EQ(decay_factor(f, c, T, T), 1) << f;
+    EXPECT_EQ(decay_factor("none", c, 0, T), 1);
+  }
+}
+
+TEST(Planner, BalancesAndRefuses) {
+  std::vector<Table> tables;
+  for (const std::int64_t rows : {10, 1000, 20, 900, 30, 800, 40}) tables.push_back({"t" + std::to_string(rows), rows});
+  const Owners two = plan_tables(tables, 4, 2, 1e9);
+  EXPECT_EQ(two.tables[0].size() + two.tables[1].size(), 7u);
+  EXPECT_LE(two.tables[0].size(), 4u);
+  EXPECT_LT(std::abs(two.bytes[0] - two.bytes[1]), 4 * 810);
+  EXPECT_EQ(plan_tables(tables, 4, 9, 1e9).tables[8].size(), 0u);
+  EXPECT_THROW(plan_tables(tables, 4, 9, 3999), UsageError);  // t1000 fits nowhere
+  EXPECT_THROW(plan_tables(tables, 4, 2, 4500), UsageError);  // all do not fit together
+  EXPECT_NO_THROW(plan_tables(tables, 4, 3, 4200));
+}
+
+}  // namespace
+}  // namespace trireme::test
