@@ -99,8 +99,9 @@ void Bounded::encode(std::span<const TableChunk> chunks, Buffer out, Buffer size
   check_call(chunks, out, sizes, room);
   if (!out.place.host()) return encode_on_device(options_, chunks, out, sizes, scratch_memory);
   const Settings settings = settings_of(options_);
-  EncodeScratch scratch;
-  Bytes code;
+  // Kept: fresh memory for every call would cost more than the coding.
+  thread_local EncodeScratch scratch;
+  thread_local Bytes code;
   auto* to = static_cast<std::uint8_t*>(out.data);
   std::vector<Range> own;
   std::map<std::uint32_t, Range> of_scope;
