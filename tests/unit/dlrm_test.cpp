@@ -218,7 +218,7 @@ TEST(EmbeddingTable, UpdatesLikeADenseReference) {
   const at::Tensor gradient = at::arange(16, at::kDouble).sin().view({2, 2, 4});
   for (const auto rule :
        {kernels::SparseRule::sgd, kernels::SparseRule::adagrad, kernels::SparseRule::rowwise_adagrad}) {
-    nn::EmbeddingTable t(table, "t", 4, rule, 1, at::kDouble, at::kCPU);
+    nn::EmbeddingTable t(table, "t", rule, 1, {11, 4, rule, at::kDouble});
     EXPECT_LE(t.weight().abs().max().item<double>(), 1 / std::sqrt(11.0));
     const at::Tensor before = t.weight().detach().clone(), out = at::empty({2, 2, 4}, at::kDouble);
     t.lookup(ids, out);
