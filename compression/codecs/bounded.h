@@ -79,10 +79,10 @@ class Bounded {
 
   // out: u8, at least the sum of max_bytes of the chunks that travel. sizes: u64, one per chunk, on the host.
   //
-  // On a device (out.place): codecs auto, rans, dedup_rans, dedup_packed, packed and raw, without checksum; NaN and
+  // On a device (out.place): all codecs but smallest, vector_lz, huffman and dedup_huffman, without checksum; NaN and
   // infinities travel. `out` begins at a multiple of 4; sizes lie in device or pinned memory, valid in stream order;
   // scratch: u8 on the device, scratch_bytes() of them. Nothing waits and nothing is allocated; up to 400 chunks are
-  // four launches, each further 400 one more; it can be captured in a graph.
+  // three launches, each further 400 one more; it can be captured in a graph.
   void encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer scratch = {}) const;
   std::size_t scratch_bytes(std::span<const TableChunk> chunks) const;
 

@@ -1,5 +1,6 @@
 // Encoder: the bytes of a chunk, from its codes or its values.
 #pragma once
+#include "compression/codecs/bounded_fixed.cuh"
 #include "compression/codecs/bounded_rows.cuh"
 #include "compression/codecs/bounded_streams.cuh"
 
@@ -97,7 +98,7 @@ __device__ inline void add_stream(EncodeShared& s, std::uint32_t k, const std::u
   if (threadIdx.x == 0) {
     t.symbols = symbols, t.row_of = nullptr, t.class_of_row = nullptr, t.late = nullptr;
     t.late_bytes = 0, t.count = t.period = count, t.classes = 1;
-    t.log2 = lanes_log2(count, lane_symbols);
+    t.log2 = fast_lanes_log2(count);
     t.words = words;
   }
   __syncthreads();
@@ -193,6 +194,14 @@ __device__ inline std::uint32_t encode_codes(const EncodeArguments& a, EncodeSha
   if (threadIdx.x == 0) set_flags(s, packed_codes, plain);
   put_packed(s, codes, nullptr, c.n, c.dim, to);
   return static_cast<std::uint32_t>(all);
+}
+
+// Rows of fixed rate, behind `to` or into c.self.
+__device__ inline void put_fixed_rate(const DeviceChunk& c, Encoder encoder, std::uint8_t* to) {
+  const std::size_t scales = scale_bytes(encoder, c.dim), codes = code_bytes(encoder, c.dim);
+  for (std::size_t r = threadIdx.x / 32; r < c.n; r += block_warps)
+    encode_row(encoder, c.rows + r * c.stride, c.dim, to + r * scales, to + c.n * scales + r * codes,
+               c.self ? c.self + r * c.self_stride : nullptr);
 }
 
 // No loss: rows that differ, bit by bit. Returns the bytes, or 0 where the values themselves are no longer.

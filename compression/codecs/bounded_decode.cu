@@ -1,5 +1,6 @@
 // The CUDA twin of the error-bounded decoder: one launch, a block a chunk.
-#include "compression/codecs/bounded_decode.cuh"
+#include "compression/codecs/bounded_fixed.cuh"
+#include "compression/codecs/bounded_index.cuh"
 
 #include <cstring>
 
@@ -16,30 +17,12 @@ struct Batch {
 };
 static_assert(sizeof(Batch) <= 32000);
 
-struct DecodeShared {
-  ChunkHeader header;
-  std::uint32_t bad;
-  std::uint32_t unique, form, streams, outliers, packed_bits;
-  std::uint32_t sums[block_warps];
-  std::uint32_t weight_rows[weight_classes], weight_first[weight_classes];
-  const std::uint8_t* outlier_at;
-  const std::uint8_t* codes_at;  // packed codes, or values
-  const std::uint8_t* bits_at;   // plain bits behind those of the lanes
-  std::uint32_t bits_left;       // bytes there
-  DeviceSource source[3];
-};
-
-struct Work {
-  std::uint8_t* codes;   // of the unique rows or of all, 8 or 16 bits
-  std::uint32_t* index;  // [n]
-  std::uint32_t* order;  // [n] unique rows by weight
-  std::uint8_t *weight, *repeat, *bits, *classes;
-};
-
 __device__ bool is_wide(const DecodeShared& s) { return s.header.code_width == 16; }
 __device__ Encoder encoder(const DecodeShared& s) { return static_cast<Encoder>(s.header.encoder); }
 __device__ bool indexed(Encoder e) { return e == dedup_rans || e == dedup_packed || e == dedup_values; }
 __device__ bool coded(Encoder e) { return e == packed_codes || e == rans || e == dedup_rans || e == dedup_packed; }
+
+__device__ bool fixed_rate(Encoder e) { return e >= fp16 && e < encoders; }
 
 // As check_header of decode_chunk.cpp, for the encoders that this twin knows.
 __device__ bool header_is_good(const ChunkHeader& h, const DeviceDecode::Chunk& c) {
@@ -51,8 +34,8 @@ __device__ bool header_is_good(const ChunkHeader& h, const DeviceDecode::Chunk& 
   if (coded(e)) {
     if (h.code_width != 8 && (h.code_width != 16 || e == rans || e == dedup_rans)) return false;
     if (!(h.eb > 0) || !(step - step == 0) || h.code_min > largest_code || h.code_min < -largest_code) return false;
-  } else if ((e != raw_values && e != constant_value && e != dedup_values) || h.code_width != 0 || h.eb != 0 ||
-             (h.flags & has_outliers)) {
+  } else if ((e != raw_values && e != constant_value && e != dedup_values && !fixed_rate(e)) || h.code_width != 0 ||
+             h.eb != 0 || (h.flags & has_outliers)) {
     return false;
   }
   if ((h.flags & has_nonfinite) && e != raw_values) return false;
@@ -81,6 +64,10 @@ __device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReade
     return in.left() == 4 * values;
   }
   if (e == constant_value) return in.left() == 0;
+  if (fixed_rate(e)) {
+    s.codes_at = in.at;
+    return in.left() == fixed_rate_bytes(e, c.n, c.dim);
+  }
   if (indexed(e)) {
     s.unique = in.number();
     s.form = (s.header.flags & index_form_low ? 1 : 0) | (s.header.flags & index_form_high ? 2 : 0);
@@ -127,101 +114,6 @@ __device__ void unpack(const DecodeShared& s, std::uint64_t values, std::uint8_t
     else
       codes[i] = static_cast<std::uint8_t>(code);
   }
-}
-
-// ---- the index ----
-
-// Unique rows in the order of their weights, each weight's by number: a warp a weight.
-__device__ void order_by_weight(DecodeShared& s, const Work& w) {
-  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  for (int pass = 0; pass < 2; ++pass) {
-    if (warp < weight_classes) {
-      std::uint32_t before = 0;
-      for (std::uint32_t first = 0; first < s.unique; first += 32) {
-        const std::uint32_t u = first + lane;
-        const bool mine = u < s.unique && w.weight[u] == warp;
-        const std::uint32_t all = __ballot_sync(all_lanes, mine);
-        if (mine && pass) w.order[s.weight_first[warp] + before + __popc(all & ((1u << lane) - 1))] = u;
-        before += __popc(all);
-      }
-      if (!pass && lane == 0) s.weight_rows[warp] = before;
-    }
-    __syncthreads();
-    if (!pass && threadIdx.x == 0)
-      for (std::uint32_t k = 0, first = 0; k < weight_classes; first += s.weight_rows[k++]) s.weight_first[k] = first;
-    __syncthreads();
-  }
-}
-
-// All plain bits in one place; those of the lanes come first.
-__device__ bool gather_bits(DecodeShared& s, const Work& w, std::uint64_t bits) {
-  const std::uint64_t bytes = (bits + 7) / 8, lanes = s.streams ? 2ull << s.source[0].log2 : 0,
-                      along = min(lanes, bytes);
-  if (bytes - along != s.bits_left) return false;
-  for (std::uint64_t i = threadIdx.x; i < bytes; i += block_threads)
-    w.bits[i] = i < along ? s.source[0].late[i] : s.bits_at[i - along];
-  bool zeros = true;
-  for (std::uint64_t i = along + threadIdx.x; i < lanes; i += block_threads) zeros = zeros && s.source[0].late[i] == 0;
-  for (std::uint32_t k = 1; k < s.streams; ++k)
-    for (std::uint32_t i = threadIdx.x; i < 2u << s.source[k].log2; i += block_threads)
-      zeros = zeros && s.source[k].late[i] == 0;
-  return __syncthreads_and(zeros);
-}
-
-// Bits of a repeated row's number under the form; rows that repeat are counted from 0.
-__device__ std::uint32_t repeat_bits(const DecodeShared& s, const Work& w, std::uint32_t k) {
-  return s.form == weighted ? bits_for(s.weight_rows[w.repeat[k]]) : bits_for(s.unique);
-}
-
-// index[n] from the plain bits. All threads return alike.
-__device__ bool decode_index(DecodeShared& s, const Work& w, std::uint32_t n) {
-  const std::uint32_t number = bits_for(s.unique), repeated = n - s.unique;
-  bool good = true;
-  std::uint64_t bits = s.form == symbols ? 0 : s.form == plain ? std::uint64_t{number} * n : n;
-  if (s.form == first_bit) bits += std::uint64_t{number} * repeated;
-  if (s.form == weighted) {
-    order_by_weight(s, w);
-    std::uint32_t mine = 0, total;
-    for (std::uint32_t k = threadIdx.x; k < repeated; k += block_threads) {
-      good = good && w.repeat[k] > 0 && s.weight_rows[w.repeat[k]] > 0;
-      mine += repeat_bits(s, w, k);
-    }
-    block_scan(mine, s.sums, total);
-    bits += total;
-  }
-  if (!__syncthreads_and(good) || !gather_bits(s, w, bits)) return false;
-  if (s.form == symbols || s.form == plain) {
-    for (std::uint32_t r = threadIdx.x; r < n; r += block_threads) {
-      const std::uint32_t u = s.form == symbols ? w.repeat[r] : get_bits(w.bits, std::uint64_t{r} * number, number);
-      good = good && u < s.unique;
-      w.index[r] = u < s.unique ? u : 0;
-    }
-    return __syncthreads_and(good);
-  }
-  std::uint32_t firsts = 0, at = n;
-  for (std::uint32_t begin = 0; begin < n; begin += block_threads) {
-    const std::uint32_t r = begin + threadIdx.x;
-    const bool leads = r < n && get_bits(w.bits, r, 1);
-    std::uint32_t total, width_total;
-    const std::uint32_t before = firsts + block_scan(leads ? 1 : 0, s.sums, total);
-    const bool repeats = r < n && !leads && r - before < repeated;
-    const std::uint32_t width = repeats ? repeat_bits(s, w, r - before) : 0;
-    const std::uint32_t bit = at + block_scan(width, s.sums, width_total);
-    std::uint32_t u = before;
-    if (repeats && bit + width <= bits) {
-      u = get_bits(w.bits, bit, width);
-      if (s.form == weighted) {
-        const std::uint32_t weight = w.repeat[r - before];
-        good = good && u < s.weight_rows[weight];
-        u = u < s.weight_rows[weight] ? w.order[s.weight_first[weight] + u] : 0;
-      }
-    }
-    good = good && (r >= n || (u < s.unique && (leads || repeats)));
-    if (r < n) w.index[r] = u < s.unique ? u : 0;
-    firsts += total;
-    at += width_total;
-  }
-  return __syncthreads_and(good) && firsts == s.unique;
 }
 
 // ---- values ----
@@ -272,6 +164,17 @@ __device__ bool put_values(const DecodeShared& s, const DeviceDecode::Chunk& c, 
   return good || (s.header.flags & has_nonfinite);
 }
 
+__device__ bool put_fixed_rate(const DecodeShared& s, const DeviceDecode::Chunk& c) {
+  const Encoder e = encoder(s);
+  const std::size_t scales = scale_bytes(e, c.dim), codes = code_bytes(e, c.dim);
+  bool good = true;
+  for (std::size_t r = threadIdx.x / 32; r < c.n; r += block_warps)
+    good =
+        decode_row(e, s.codes_at + r * scales, s.codes_at + c.n * scales + r * codes, c.dim, c.rows + r * c.stride) &&
+        good;
+  return good;
+}
+
 // Values that would have missed the bound, over what is there. With outliers, values that are not finite may be among
 // those they replace: finite() counts afterwards.
 __device__ bool put_outliers(const DecodeShared& s, const DeviceDecode::Chunk& c) {
@@ -312,6 +215,7 @@ __device__ Work take_memory(DecodeShared& s, const DeviceDecode::Chunk& c, Arena
 __device__ bool decode_chunk(DecodeShared& s, const DeviceDecode::Chunk& c, const Work& w) {
   const Encoder e = encoder(s);
   if (e == raw_values || e == constant_value) return put_values(s, c, w, false);
+  if (fixed_rate(e)) return put_fixed_rate(s, c);
   if (s.streams) {
     decode_streams(s.source, s.streams, &s.bad);
     if (s.bad) return false;

@@ -47,8 +47,8 @@ struct DeviceReader {
 };
 
 struct SymbolTable {
-  std::uint8_t symbol[rans_total];  // of each slot
-  std::uint16_t frequency[most_symbols], first[most_symbols];
+  std::uint8_t symbol[rans_total];        // of each slot
+  std::uint32_t frequency[most_symbols];  // | first slot << 16; of the symbols from the least on
 };
 
 struct DeviceSource {
@@ -97,13 +97,13 @@ __device__ inline bool read_table(DeviceSource& t, std::uint32_t c) {
   std::uint32_t sum = 0;
   for (std::uint32_t i = lane; i < t.span[c]; i += 32) {
     const std::uint32_t f = i == t.top[c] ? 0 : level_frequency(get_bits(t.table_at[c], level_bits * i, level_bits));
-    table.frequency[i] = static_cast<std::uint16_t>(f);
+    table.frequency[i] = f;
     sum += f;
   }
   sum = warp_sum(sum);
   if (sum >= rans_total) return false;
   __syncwarp();
-  if (lane == 0) table.frequency[t.top[c]] = static_cast<std::uint16_t>(rans_total - sum);
+  if (lane == 0) table.frequency[t.top[c]] = rans_total - sum;
   __syncwarp();
   std::uint32_t before = 0;
   for (std::uint32_t begin = 0; begin < t.span[c]; begin += 32) {
@@ -113,13 +113,14 @@ __device__ inline bool read_table(DeviceSource& t, std::uint32_t c) {
       const std::uint32_t other = __shfl_up_sync(all_lanes, upto, step);
       if (lane >= step) upto += other;
     }
-    if (i < t.span[c]) table.first[i] = static_cast<std::uint16_t>(before + upto - f);
+    if (i < t.span[c]) table.frequency[i] = f | (before + upto - f) << 16;
     before += __shfl_sync(all_lanes, upto, 31);
   }
   __syncwarp();
-  for (std::uint32_t i = 0; i < t.span[c]; ++i)
-    for (std::uint32_t k = lane; k < table.frequency[i]; k += 32)
-      table.symbol[table.first[i] + k] = static_cast<std::uint8_t>(i);
+  for (std::uint32_t i = 0; i < t.span[c]; ++i) {
+    const std::uint32_t f = table.frequency[i];
+    for (std::uint32_t k = lane; k < (f & 0xffff); k += 32) table.symbol[(f >> 16) + k] = static_cast<std::uint8_t>(i);
+  }
   return true;
 }
 
@@ -149,7 +150,8 @@ __device__ inline bool decode_group(const DeviceSource& t, std::uint32_t g) {
       const SymbolTable& table = t.table[c];
       const std::uint32_t symbol = table.symbol[slot];
       t.out[p] = static_cast<std::uint8_t>(t.low[c] + symbol);
-      x = table.frequency[symbol] * (x >> rans_bits) + slot - table.first[symbol];
+      const std::uint32_t f = table.frequency[symbol];
+      x = (f & 0xffff) * (x >> rans_bits) + slot - (f >> 16);
       wants = x < rans_low;
     }
     const unsigned asking = __ballot_sync(all_lanes, wants);

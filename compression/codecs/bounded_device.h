@@ -37,10 +37,9 @@ struct PieceRange {
   std::uint32_t any, nonfinite;
 };
 TRIREME_SHARED std::size_t multiple_of_16(std::size_t bytes) { return (bytes + 15) / 16 * 16; }
-// Scratch memory of encoding begins with descriptions, ranges of pieces and offsets; then come the slots.
+// Scratch memory of encoding begins with descriptions and ranges of pieces; then come the slots.
 TRIREME_SHARED std::size_t encode_tables(std::size_t chunks, std::size_t pieces) {
-  return multiple_of_16(chunks * sizeof(DeviceChunk)) + multiple_of_16(pieces * sizeof(PieceRange)) +
-         multiple_of_16(chunks * sizeof(std::uint64_t));
+  return multiple_of_16(chunks * sizeof(DeviceChunk)) + multiple_of_16(pieces * sizeof(PieceRange));
 }
 
 // Where a chunk's slot has what; all multiples of 16.

@@ -1,6 +1,6 @@
-// The CUDA twin of the error-bounded encoder: four launches for all chunks. (1) ranges of pieces; (2) a block a chunk:
-// codes, unique rows, index, classes, tables and rANS into the chunk's slot; (3) where each code begins; (4) codes side
-// by side. Compiled with -fmad=false: rounds where the host rounds.
+// The CUDA twin of the error-bounded encoder: three launches for all chunks. (1) ranges of pieces; (2) a block a chunk:
+// codes, unique rows, index, classes, tables and rANS into the chunk's slot; (3) the codes side by side.
+// Compiled with -fmad=false: rounds where the host rounds.
 #include "compression/codecs/bounded_body.cuh"
 
 #include <cstring>
@@ -22,8 +22,6 @@ Tables tables_of(const DeviceEncode& job) {
   Tables t;
   t.chunks = reinterpret_cast<DeviceChunk*>(job.scratch);
   t.pieces = reinterpret_cast<PieceRange*>(job.scratch + multiple_of_16(job.count * sizeof(DeviceChunk)));
-  t.offsets = reinterpret_cast<std::uint64_t*>(reinterpret_cast<std::uint8_t*>(t.pieces) +
-                                               multiple_of_16(job.pieces * sizeof(PieceRange)));
   return t;
 }
 
@@ -77,6 +75,9 @@ __global__ void __launch_bounds__(256)
 
 // ---- a block a chunk ----
 
+// Lanes of at most that many symbols (a stream of 32,768 has more than one a little shorter).
+__device__ std::uint32_t most_lanes_log2_of(std::uint32_t symbols) { return lanes_log2(symbols, 256); }
+
 // Memory of all steps; the codes come last, as the largest part.
 __device__ std::uint8_t* take_memory(const EncodeArguments& a, EncodeShared& s, DeviceRows& d, const DeviceChunk& c,
                                      Arena& arena) {
@@ -86,7 +87,7 @@ __device__ std::uint8_t* take_memory(const EncodeArguments& a, EncodeShared& s, 
   for (std::uint32_t k = 0; k < most_streams; ++k) {
     DeviceStream t;
     take_tables(t, arena, k == 0 ? most_classes : 1);
-    take_lanes(t, arena, lanes_log2(k == 0 ? static_cast<std::uint32_t>(values) : c.n, lane_symbols));
+    take_lanes(t, arena, most_lanes_log2_of(k == 0 ? static_cast<std::uint32_t>(values) : c.n));
     if (threadIdx.x == 0) s.stream[k] = t;
   }
   return arena.take<std::uint8_t>(values * (a.code_width == 16 || s.span > 256 ? 2 : 1));
@@ -97,6 +98,11 @@ __device__ std::uint32_t encode_body(const EncodeArguments& a, EncodeShared& s, 
                                      std::uint8_t* codes, std::uint32_t* bins, std::uint8_t* slot) {
   std::uint8_t* to = slot + header_bytes;
   if (s.bound.plan == Plan::exact) return encode_values(s, d, c, to);
+  if (s.bound.plan == Plan::fixed_rate) {
+    if (threadIdx.x == 0) s.header.encoder = a.only;
+    put_fixed_rate(c, a.only, to);
+    return static_cast<std::uint32_t>(fixed_rate_bytes(a.only, c.n, c.dim));
+  }
   if (s.bound.plan != Plan::codes) return 0;
   if (threadIdx.x == 0) {
     s.header.code_width = s.wide ? 16 : 8;
@@ -123,6 +129,8 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
     s.header = ChunkHeader();
     s.header.rows = c.n;
     if (a.only == raw_values || values == 0) s.bound.plan = Plan::raw;
+    if (a.only >= fp16 && a.only < encoders && s.bound.plan != Plan::raw)
+      s.bound.plan = fixed_rate_bytes(a.only, c.n, c.dim) < 4 * values ? Plan::fixed_rate : Plan::raw;
   }
   __syncthreads();
   DeviceRows d;
@@ -131,7 +139,10 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
   if (!c.self && (s.bound.plan == Plan::exact || s.bound.plan == Plan::codes)) codes = take_memory(a, s, d, c, arena);
   if (s.bound.plan == Plan::codes) make_codes(a, s, c, codes);
   if (c.self) {
-    put_self(s, c);
+    if (s.bound.plan == Plan::fixed_rate)
+      put_fixed_rate(c, a.only, nullptr);
+    else
+      put_self(s, c);
     if (threadIdx.x == 0) a.sizes[blockIdx.x] = 0;
     return;
   }
@@ -152,23 +163,19 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
 
 // ---- side by side ----
 
-__global__ void __launch_bounds__(block_threads)
-    offsets_kernel(const std::uint64_t* sizes, std::uint32_t count, std::uint64_t* offsets) {
-  __shared__ std::uint32_t sums[block_warps];
-  std::uint64_t before = 0;
-  for (std::uint32_t first = 0; first < count; first += block_threads) {
-    const std::uint32_t k = first + threadIdx.x;
-    std::uint32_t total;
-    const std::uint32_t at = block_scan(k < count ? static_cast<std::uint32_t>(sizes[k] / 4) : 0, sums, total);
-    if (k < count) offsets[k] = 4 * (before + at);
-    before += total;
-  }
-}
-
+// A few blocks a chunk; each finds where its chunk begins from the sizes before.
 __global__ void __launch_bounds__(256)
     compact_kernel(Tables t, const std::uint8_t* slots, const std::uint64_t* sizes, std::uint8_t* out) {
+  unsigned long long before = 0;
+  for (std::uint32_t k = threadIdx.x; k < blockIdx.x; k += 256) before += sizes[k];
+  __shared__ unsigned long long of_warp[8];
+  before = warp_sum(before);
+  if (threadIdx.x % 32 == 0) of_warp[threadIdx.x / 32] = before;
+  __syncthreads();
+  before = 0;
+  for (int w = 0; w < 8; ++w) before += of_warp[w];
   const auto* from = reinterpret_cast<const std::uint32_t*>(slots + t.chunks[blockIdx.x].slot_at);
-  auto* to = reinterpret_cast<std::uint32_t*>(out + t.offsets[blockIdx.x]);
+  auto* to = reinterpret_cast<std::uint32_t*>(out + before);
   const std::uint64_t words = sizes[blockIdx.x] / 4;
   for (std::uint64_t i = std::uint64_t{blockIdx.y} * 256 + threadIdx.x; i < words; i += std::uint64_t{gridDim.y} * 256)
     to[i] = from[i];
@@ -200,8 +207,6 @@ void encode(const DeviceEncode& job, Place place) {
                                     largest <= 8192 ? shared_small : shared_memory);
   encode_kernel<<<static_cast<unsigned>(job.count), block_threads, a.shared_bytes, stream>>>(a);
   check_launch("encoder of rows");
-  offsets_kernel<<<1, block_threads, 0, stream>>>(job.sizes, static_cast<std::uint32_t>(job.count), t.offsets);
-  check_launch("offsets of codes");
   const unsigned parts = largest > 65536 ? 4 : 1;
   compact_kernel<<<dim3(static_cast<unsigned>(job.count), parts), 256, 0, stream>>>(t, a.slots, job.sizes, job.out);
   check_launch("codes side by side");

@@ -9,7 +9,6 @@ namespace trireme::coding {
 struct Tables {
   DeviceChunk* chunks;
   PieceRange* pieces;
-  std::uint64_t* offsets;
 };
 
 struct EncodeArguments {

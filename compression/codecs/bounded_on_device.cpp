@@ -3,6 +3,8 @@
 #include "comm/error.h"
 #include "compression/codecs/bounded_device.h"
 
+#include <map>
+
 namespace trireme {
 
 namespace {
@@ -34,14 +36,20 @@ std::size_t stride_of(std::size_t stride, std::size_t dim) { return stride ? str
 Encoder encoder_of(const BoundedOptions& o) {
   if (o.checksum)
     throw UsageError("codec bounded", "there are no checksums on a GPU", "leave checksum out, or code on the host");
-  if (o.codec == "auto") return encoders;
-  if (o.codec == "rans") return rans;
-  if (o.codec == "dedup_rans") return dedup_rans;
-  if (o.codec == "dedup_packed") return dedup_packed;
-  if (o.codec == "packed") return packed_codes;
-  if (o.codec == "raw") return raw_values;
+  static const std::map<std::string, Encoder, std::less<>> known = {{"auto", encoders},
+                                                                    {"rans", rans},
+                                                                    {"dedup_rans", dedup_rans},
+                                                                    {"dedup_packed", dedup_packed},
+                                                                    {"packed", packed_codes},
+                                                                    {"raw", raw_values},
+                                                                    {"fp16", fp16},
+                                                                    {"bf16", bf16},
+                                                                    {"fp8", fp8},
+                                                                    {"int8_row32", int8_row32},
+                                                                    {"int4", int4}};
+  if (const auto found = known.find(o.codec); found != known.end()) return found->second;
   throw UsageError("codec bounded", "codec " + o.codec + " has no kernels for a GPU",
-                   "auto, rans, dedup_rans, dedup_packed, packed and raw have");
+                   "auto, rans, dedup_rans, dedup_packed, packed, raw and those of fixed rate have");
 }
 
 void check_chunk(std::size_t n, std::size_t dim, std::size_t stride) {

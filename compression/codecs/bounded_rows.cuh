@@ -6,8 +6,7 @@ namespace trireme::coding {
 
 __device__ inline std::int32_t code_of(float x, float step) { return __float2int_rn(__fdiv_rn(x, step)); }
 __device__ inline bool misses(float x, std::int32_t code, float step, float eb) {
-  const float there = __fmul_rn(static_cast<float>(code), step);
-  return fabs(static_cast<double>(x) - static_cast<double>(there)) > static_cast<double>(eb);
+  return misses_bound(x, __fmul_rn(static_cast<float>(code), step), eb);
 }
 
 // Range of pieces, by the first warp.
@@ -51,26 +50,38 @@ __device__ inline bool in_fours(const DeviceChunk& c) {
   return c.dim % 4 == 0 && c.stride % 4 == 0 && reinterpret_cast<std::size_t>(c.rows) % 16 == 0;
 }
 
+__device__ inline std::uint32_t four_codes(const float4& x, float step, float eb, std::int32_t min_code, bool strict,
+                                           std::uint32_t& missed) {
+  const float v[4] = {x.x, x.y, x.z, x.w};
+  std::uint32_t word = 0;
+  for (int k = 0; k < 4; ++k) {
+    const std::int32_t code = code_of(v[k], step);
+    if (strict && misses(v[k], code, step, eb)) ++missed;
+    word |= static_cast<std::uint32_t>(code - min_code) << (8 * k);
+  }
+  return word;
+}
+
 // Codes of 8 or 16 bits into `codes` (none: they are only counted), values that miss the bound into s.missed.
 __device__ inline void quantize_block(EncodeShared& s, const DeviceChunk& c, bool strict, std::uint8_t* codes) {
   const float eb = s.bound.eb, step = 2 * eb;
-  const std::int32_t min = s.code_min;
+  const std::int32_t min_code = s.code_min;
   const std::uint32_t values = c.n * c.dim;
   std::uint32_t missed = 0;
   if (codes && !s.wide && in_fours(c)) {
-    const std::uint32_t fours = c.dim / 4;
-    for (std::uint32_t i = threadIdx.x; i < values / 4; i += block_threads) {
-      const std::uint32_t r = i / fours;
-      const float4 x =
-          *reinterpret_cast<const float4*>(c.rows + static_cast<std::size_t>(r) * c.stride + (i - r * fours) * 4);
-      const float v[4] = {x.x, x.y, x.z, x.w};
-      std::uint32_t word = 0;
-      for (int k = 0; k < 4; ++k) {
-        const std::int32_t code = code_of(v[k], step);
-        if (strict && misses(v[k], code, step, eb)) ++missed;
-        word |= static_cast<std::uint32_t>(code - min) << (8 * k);
+    constexpr int ahead = 4;  // loads under way
+    const std::uint32_t fours = c.dim / 4, all = values / 4;
+    const bool dense = c.stride == c.dim;
+    for (std::uint32_t begin = threadIdx.x; begin < all; begin += ahead * block_threads) {
+      float4 x[ahead];
+      for (int k = 0; k < ahead; ++k) {
+        const std::uint32_t i = min(begin + k * block_threads, all - 1), r = dense ? 0 : i / fours;
+        x[k] = *reinterpret_cast<const float4*>(c.rows + std::size_t{r} * c.stride + (i - r * fours) * 4);
       }
-      reinterpret_cast<std::uint32_t*>(codes)[i] = word;
+      for (int k = 0; k < ahead; ++k)
+        if (begin + k * block_threads < all)
+          reinterpret_cast<std::uint32_t*>(codes)[begin + k * block_threads] =
+              four_codes(x[k], step, eb, min_code, strict, missed);
     }
   } else {
     for (std::uint32_t i = threadIdx.x; i < values; i += block_threads) {
@@ -80,9 +91,9 @@ __device__ inline void quantize_block(EncodeShared& s, const DeviceChunk& c, boo
       if (strict && misses(x, code, step, eb)) ++missed;
       if (!codes) continue;
       if (s.wide)
-        reinterpret_cast<std::uint16_t*>(codes)[i] = static_cast<std::uint16_t>(code - min);
+        reinterpret_cast<std::uint16_t*>(codes)[i] = static_cast<std::uint16_t>(code - min_code);
       else
-        codes[i] = static_cast<std::uint8_t>(code - min);
+        codes[i] = static_cast<std::uint8_t>(code - min_code);
     }
   }
   if (missed) atomicAdd(&s.missed, missed);

@@ -36,6 +36,31 @@ __device__ inline std::uint32_t distance_of(const std::uint8_t* row, std::uint32
   return min(sum, distance_bins - 1);
 }
 
+// Adds a row's symbols but `centre`. Those nearest to it, most of them, are counted by the row, so that few threads
+// meet.
+__device__ inline void count_row(const std::uint8_t* row, std::uint32_t words, std::uint32_t centre,
+                                 std::uint32_t shift, std::uint32_t* counts) {
+  constexpr int near = 3;
+  std::uint32_t n[2 * near] = {}, k = shift % words;
+  for (std::uint32_t i = 0; i < words; ++i) {
+    const std::uint32_t word = reinterpret_cast<const std::uint32_t*>(row)[k];
+    k = k + 1 == words ? 0 : k + 1;
+    std::uint32_t others = ~__vcmpeq4(word, centre * 0x01010101u);
+    if (!others) continue;
+    for (int d = 0; d < 2 * near; ++d) {
+      const std::uint32_t symbol = centre + static_cast<std::uint32_t>(d < near ? d - near : d - near + 1);
+      if (symbol >= most_symbols) continue;
+      const std::uint32_t equal = __vcmpeq4(word, symbol * 0x01010101u);
+      n[d] += __popc(equal) / 8;
+      others &= ~equal;
+    }
+    for (std::uint32_t b = 0; others && b < 4; ++b)
+      if (others >> (8 * b) & 1) atomicAdd(&counts[word >> (8 * b) & 255], 1u);
+  }
+  for (int d = 0; d < 2 * near; ++d)
+    if (n[d]) atomicAdd(&counts[centre + static_cast<std::uint32_t>(d < near ? d - near : d - near + 1)], n[d]);
+}
+
 // Counts of four classes, into t.counts; the code of zero is what the others leave over.
 __device__ inline void count_symbols(EncodeShared& s, DeviceStream& t, std::uint32_t rows, std::uint32_t centre,
                                      const std::uint32_t* rows_of_class) {
@@ -46,14 +71,9 @@ __device__ inline void count_symbols(EncodeShared& s, DeviceStream& t, std::uint
     if (symbol != centre) atomicAdd(&t.counts[c * most_symbols + symbol], 1u);
   };
   if (dim % 4 == 0) {
-    const std::uint32_t words = dim / 4, four = centre * 0x01010101u;
-    for (std::uint32_t i = threadIdx.x; i < rows * words; i += block_threads) {
-      const std::uint32_t r = i / words, c = t.class_of_row[r];
-      const std::uint32_t word =
-          reinterpret_cast<const std::uint32_t*>(t.symbols + std::size_t{row_of(t, r)} * dim)[i - r * words];
-      if (word == four) continue;
-      for (std::uint32_t k = 0; k < 4; ++k) add(c, word >> (8 * k) & 255);
-    }
+    for (std::uint32_t r = threadIdx.x; r < rows; r += block_threads)
+      count_row(t.symbols + std::size_t{row_of(t, r)} * dim, dim / 4, centre, r,
+                t.counts + t.class_of_row[r] * most_symbols);
   } else {
     for (std::uint32_t i = threadIdx.x; i < t.count; i += block_threads) {
       const std::uint32_t r = i / dim;
@@ -191,6 +211,22 @@ __device__ inline void make_table(DeviceStream& t, std::uint32_t c) {
 
 // ---- rANS ----
 
+struct Position {
+  std::uint32_t row;
+  std::int32_t column;
+  __device__ void back(std::uint32_t symbols, std::uint32_t period) {
+    column -= static_cast<std::int32_t>(symbols);
+    while (column < 0 && row > 0) column += static_cast<std::int32_t>(period), --row;
+  }
+};
+// Its place among the coders of all classes.
+__device__ inline std::uint32_t symbol_at(const DeviceStream& t, const Position& at) {
+  if (at.column < 0) return 0;  // before the first
+  const std::uint32_t symbol =
+      t.symbols[std::size_t{row_of(t, at.row)} * t.period + static_cast<std::uint32_t>(at.column)];
+  return (t.classes > 1 ? t.class_of_row[at.row] * most_symbols : 0) + symbol;
+}
+
 // One group of lanes, by one warp, from the last symbol to the first.
 __device__ inline void encode_group(DeviceStream& t, std::uint32_t g) {
   const unsigned lane = threadIdx.x % 32;
@@ -203,34 +239,34 @@ __device__ inline void encode_group(DeviceStream& t, std::uint32_t g) {
   for (std::uint32_t b = 0; in && b < 2; ++b)
     if (2 * mine + b < t.late_bytes) x |= static_cast<std::uint32_t>(t.late[2 * mine + b]) << (8 * b);
   const std::uint32_t last = first + (steps ? steps - 1 : 0) * lanes.in_group + lane;
-  std::uint32_t row = last / t.period;
-  std::int64_t column = last % t.period;
-  std::uint32_t at = end;
+  Position at{last / t.period, static_cast<std::int32_t>(last % t.period)};
+  const auto is_active = [&](std::uint32_t step) { return in && first + step * lanes.in_group + lane < end; };
+  // What does not depend on x is fetched ahead: the symbol two steps, its coder one.
+  std::uint32_t symbol = steps && is_active(steps - 1) ? symbol_at(t, at) : 0;
+  DeviceCoder next = t.coders[symbol];
+  at.back(lanes.in_group, t.period);
+  symbol = steps > 1 && in ? symbol_at(t, at) : 0;
+  std::uint32_t word = end;
   const unsigned higher = ~((2u << lane) - 1);
-  for (std::uint32_t step = steps; step-- > 0; column -= lanes.in_group) {
-    while (column < 0) column += t.period, --row;
-    const std::uint32_t p = first + step * lanes.in_group + lane;
-    const bool active = in && p < end;
-    DeviceCoder c{1, 0, 0};
-    if (active) {
-      const std::uint8_t symbol =
-          t.symbols[std::size_t{row_of(t, row)} * t.period + static_cast<std::uint32_t>(column)];
-      c = t.coders[(t.classes > 1 ? t.class_of_row[row] : 0) * most_symbols + symbol];
-    }
-    const bool emit = active && (x >> (32 - rans_bits)) >= c.frequency;
+  for (std::uint32_t step = steps; step-- > 0;) {
+    const DeviceCoder c = next;
+    next = t.coders[symbol];
+    at.back(lanes.in_group, t.period);
+    if (step > 1 && in) symbol = symbol_at(t, at);
+    const bool active = is_active(step), emit = active && (x >> (32 - rans_bits)) >= c.frequency;
     const unsigned all = __ballot_sync(all_lanes, emit);
     if (emit) {
-      t.words[at - 1 - __popc(all & higher)] = static_cast<std::uint16_t>(x);
+      t.words[word - 1 - __popc(all & higher)] = static_cast<std::uint16_t>(x);
       x >>= 16;
     }
-    at -= __popc(all);
+    word -= __popc(all);
     if (active) {
       const std::uint32_t whole = divide(x, c);
       x = (whole << rans_bits) + (x - whole * c.frequency) + c.first;
     }
   }
   if (in) t.state[mine] = x;
-  if (lane == 0) t.group_words[g] = end - at;
+  if (lane == 0) t.group_words[g] = end - word;
 }
 
 __device__ inline std::uint32_t groups_of(const DeviceStream& t) { return lanes_of(t.log2, t.count).groups; }

@@ -46,8 +46,9 @@ void put_symbols(Encoder encoder, const Bytes& codes, std::size_t dim, const Set
                                             centre_of(of.min, of.span));
   in.classes = classes.classes;
   in.class_of_row = classes.of_row.data();
-  const std::uint32_t lane = settings.smallest ? smallest_lane_symbols : lane_symbols;
-  late = late.subspan(encode_rans(in, lanes_log2(in.count, lane), late, out));
+  in.counts = classes.counts.data();
+  const std::uint32_t lanes = settings.smallest ? few_lanes_log2(in.count) : fast_lanes_log2(in.count);
+  late = late.subspan(encode_rans(in, lanes, late, out));
 }
 
 IndexForm put_dedup(Encoder encoder, const Shape& shape, const Settings& settings, EncodeScratch& s, Bytes& out) {

@@ -4,10 +4,10 @@
 #pragma once
 #include "compression/stages/bytes.h"
 #include "compression/stages/quantize.h"
+#include "compression/stages/rate_values.h"
 
 namespace trireme::coding {
 
-std::size_t fixed_rate_bytes(Encoder encoder, std::size_t n, std::size_t dim);
 void encode_fixed_rate(Encoder encoder, const Rows& rows, std::uint8_t* out);
 // bytes.size() is fixed_rate_bytes. Throws BadStream; what it gives is finite.
 void decode_fixed_rate(Encoder encoder, std::span<const std::uint8_t> bytes, std::size_t n, std::size_t dim,

@@ -66,7 +66,7 @@ static_assert(sizeof(ChunkHeader) == header_bytes);
 constexpr std::int32_t largest_code = 1 << 16;  // |x| / step beyond this: eb is but a few ulp of x, the values travel
 
 // What becomes of the chunks of one scope.
-enum class Plan : std::uint8_t { codes, constant, exact, raw };
+enum class Plan : std::uint8_t { codes, constant, exact, raw, fixed_rate };
 struct Bound {
   Plan plan = Plan::raw;
   float eb = 0;
@@ -88,6 +88,10 @@ TRIREME_SHARED Bound bound_for(float min, float max, float bound, bool relative)
   }
   return b;
 }
+
+// Does x' miss the bound? x' is 0 or between x / 2 and 2 x, so that the difference is exact in f32 (Sterbenz) and the
+// answer that of f64.
+TRIREME_SHARED bool misses_bound(float x, float there, float eb) { return __builtin_fabsf(x - there) > eb; }
 
 TRIREME_SHARED std::uint32_t floor_log2(std::uint32_t x) {
 #ifdef __CUDA_ARCH__

@@ -11,17 +11,22 @@
 namespace trireme::coding {
 namespace {
 
-// Floats as integers in their order; a value that is not finite counts for neither end.
-TRIREME_CLONES void scan(const float* v, std::size_t n, float& low, float& high, std::uint32_t& most) {
-  float a = low, b = high;
-  std::uint32_t m = most;
+// The bits of floats as integers in their order, and back.
+std::int32_t in_order(std::int32_t bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+
+struct Scanned {
+  std::int32_t low = std::numeric_limits<std::int32_t>::max(), high = std::numeric_limits<std::int32_t>::min();
+  std::int32_t largest = 0;  // bits of the largest magnitude
+};
+TRIREME_CLONES void scan(const float* v, std::size_t n, Scanned& all) {
+  std::int32_t low = all.low, high = all.high, largest = all.largest;
   for (std::size_t i = 0; i < n; ++i) {
-    const float x = v[i];
-    m = std::max(m, std::bit_cast<std::uint32_t>(x) & 0x7fffffffu);
-    a = x < a ? x : a;
-    b = x > b ? x : b;
+    const std::int32_t bits = std::bit_cast<std::int32_t>(v[i]), key = bits ^ ((bits >> 31) & 0x7fffffff);
+    largest = std::max(largest, bits & 0x7fffffff);
+    low = std::min(low, key);
+    high = std::max(high, key);
   }
-  low = a, high = b, most = m;
+  all = {low, high, largest};
 }
 
 // As scan, for rows that hold something else than numbers.
@@ -30,7 +35,7 @@ void scan_finite(const float* v, std::size_t n, float& low, float& high) {
     if (std::isfinite(v[i])) low = std::min(low, v[i]), high = std::max(high, v[i]);
 }
 
-constexpr std::uint32_t infinity_bits = 0x7f800000u;
+constexpr std::int32_t infinity_bits = 0x7f800000;
 
 }  // namespace
 
@@ -43,22 +48,22 @@ void Range::add(const Range& other) {
 }
 
 Range range_of(const Rows& rows) {
-  constexpr float most = std::numeric_limits<float>::max();
   Range r;
-  float low = most, high = -most;
-  for (std::size_t i = 0; i < rows.n; ++i) {
-    std::uint32_t bits = 0;
-    float row_low = low, row_high = high;
-    scan(rows.row(i), rows.dim, row_low, row_high, bits);
-    if (bits < infinity_bits) {
-      low = row_low, high = row_high;
-      r.any = r.any || rows.dim > 0;
-    } else {
-      r.nonfinite = true;
-      scan_finite(rows.row(i), rows.dim, low, high);
-      r.any = r.any || low <= high;
-    }
+  if (rows.values() == 0) return r;
+  const bool whole = rows.stride == rows.dim;
+  const std::size_t parts = whole ? 1 : rows.n, each = whole ? rows.values() : rows.dim;
+  Scanned all;
+  for (std::size_t i = 0; i < parts; ++i) scan(rows.row(i), each, all);
+  if (all.largest < infinity_bits) {
+    r.any = true;
+    r.min = std::bit_cast<float>(in_order(all.low)), r.max = std::bit_cast<float>(in_order(all.high));
+    return r;
   }
+  r.nonfinite = true;
+  constexpr float most = std::numeric_limits<float>::max();
+  float low = most, high = -most;
+  for (std::size_t i = 0; i < rows.n; ++i) scan_finite(rows.row(i), rows.dim, low, high);
+  r.any = low <= high;
   if (r.any) r.min = low, r.max = high;
   return r;
 }
@@ -80,7 +85,7 @@ TRIREME_CLONES void quantize_row(const float* v, std::size_t n, float eb, std::i
     code[i] = c;
     low = std::min(low, c);
     high = std::max(high, c);
-    missed |= std::abs(static_cast<double>(v[i]) - static_cast<double>(q * step)) > static_cast<double>(eb) ? 1 : 0;
+    missed |= misses_bound(v[i], q * step, eb) ? 1 : 0;
   }
   all.low = low, all.high = high, all.missed = missed != 0;
 }
@@ -89,10 +94,7 @@ TRIREME_CLONES void dequantize_row(const std::int32_t* code, std::size_t n, floa
   for (std::size_t i = 0; i < n; ++i) to[i] = static_cast<float>(code[i]) * step;
 }
 
-bool misses(float x, std::int32_t code, float eb) {
-  const float there = static_cast<float>(code) * (2 * eb);
-  return std::abs(static_cast<double>(x) - static_cast<double>(there)) > static_cast<double>(eb);
-}
+bool misses(float x, std::int32_t code, float eb) { return misses_bound(x, static_cast<float>(code) * (2 * eb), eb); }
 
 }  // namespace
 

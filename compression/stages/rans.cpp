@@ -6,16 +6,28 @@
 
 #include <algorithm>
 #include <array>
+#include <memory>
 
 namespace trireme::coding {
 namespace {
 
+// Encoding: x becomes floor(x / f) * 4096 + x mod f + first = x + bias + floor(x / f) * complement. The quotient is the
+// upper half of x * inverse; for f = 1 that is x - 1, for which the bias makes up.
 struct Coder {
-  std::uint32_t frequency, first;
-  double inverse;  // a little above 1 / frequency: floor(x * inverse) is x / frequency for all x < 2^32
+  std::uint64_t inverse;
+  std::uint32_t bias;
+  std::uint16_t frequency, complement;
 };
 using Coders = std::array<Coder, most_symbols>;
-using Counts = std::array<std::uint32_t, most_symbols>;
+using Counts = SymbolCounts;
+
+Coder coder_of(std::uint32_t frequency, std::uint32_t first) {
+  if (frequency == 0) return {};
+  const std::uint32_t complement = rans_total - frequency;
+  return {frequency == 1 ? ~std::uint64_t{0} : ~std::uint64_t{0} / frequency + 1,
+          frequency == 1 ? first + complement : first, static_cast<std::uint16_t>(frequency),
+          static_cast<std::uint16_t>(complement)};
+}
 
 // Frequencies that a table of levels means, in the order of the symbols. False where they are no frequencies.
 bool frequencies(const std::uint8_t* level, std::uint32_t span, std::uint32_t top, std::uint32_t* frequency) {
@@ -51,16 +63,44 @@ void write_table(const Counts& count, Bytes& out, Coders& coders) {
   std::uint32_t frequency[most_symbols];
   frequencies(level, span, top, frequency);
   for (std::uint32_t s = 0, first = 0; s < span; first += frequency[s++])
-    coders[low + s] = {frequency[s], first, frequency[s] ? (1 + 0x1p-50) / frequency[s] : 0};
+    coders[low + s] = coder_of(frequency[s], first);
 }
 
 std::vector<Counts> count_by_class(const Symbols& in, std::uint32_t period) {
+  if (in.counts) return {in.counts, in.counts + in.classes};
   std::vector<Counts> counts(in.classes, Counts{});
   for (std::uint32_t first = 0, row = 0; first < in.count; first += period, ++row) {
+    Counts parts[4] = {};
+    count_symbols(in.at + first, std::min(in.count - first, period), parts);
     Counts& count = counts[in.classes > 1 ? in.class_of_row[row] : 0];
-    for (std::uint32_t i = first; i < std::min(in.count, first + period); ++i) ++count[in.at[i]];
+    for (const Counts& p : parts)
+      for (std::uint32_t s = 0; s < most_symbols; ++s) count[s] += p[s];
   }
   return counts;
+}
+
+// The symbols of one group from `end` down to `first`, their words down from words[at]. Returns where the words begin.
+std::size_t encode_group(const Symbols& in, std::uint32_t period, const Coders* coders, std::uint64_t first,
+                         std::uint64_t end, std::uint32_t lanes, std::uint32_t* state, std::uint16_t* words,
+                         std::size_t at) {
+  const std::uint32_t mask = lanes - 1;
+  for (std::uint64_t stop = end; stop > first;) {  // row by row
+    const std::uint64_t row = (stop - 1) / period, begin = std::max(first, row * period);
+    const Coder* const coder = coders[in.classes > 1 ? in.class_of_row[row] : 0].data();
+    for (std::uint64_t i = stop; i-- > begin;) {
+      std::uint32_t& s = state[static_cast<std::uint32_t>(i - first) & mask];
+      const Coder& c = coder[in.at[i]];
+      std::uint32_t x = s;
+      const bool emit = (x >> (32 - rans_bits)) >= c.frequency;
+      words[at - 1] = static_cast<std::uint16_t>(x);
+      at -= emit;
+      x = emit ? x >> 16 : x;
+      const auto whole = static_cast<std::uint32_t>((static_cast<unsigned __int128>(c.inverse) * x) >> 64);
+      s = x + c.bias + whole * c.complement;
+    }
+    stop = begin;
+  }
+  return at;
 }
 
 }  // namespace
@@ -83,24 +123,16 @@ std::size_t encode_rans(const Symbols& in, std::uint32_t lanes_log2, std::span<c
       if (2 * l + b < late.size()) word |= std::uint32_t{late[2 * l + b]} << (8 * b);
     state[l] = rans_low | word;
   }
-  std::vector<std::uint16_t> words(in.count);
-  std::size_t at = words.size();  // written from the end, as the last symbol comes first
+  // Written from the end, as the last symbol comes first; one more, which a symbol without a word may overwrite.
+  const auto words = std::make_unique_for_overwrite<std::uint16_t[]>(in.count + 1);
+  std::size_t at = in.count + 1;
   std::vector<std::uint32_t> group_words(lanes.groups);
   for (std::uint32_t g = lanes.groups; g-- > 0;) {
     const std::uint64_t first = std::min<std::uint64_t>(in.count, g * lanes.per_group),
                         end = std::min<std::uint64_t>(in.count, first + lanes.per_group);
     const std::size_t before = at;
-    std::uint32_t* x = state.data() + std::size_t{g} * lanes.in_group;
-    for (std::uint64_t i = end; i-- > first;) {
-      std::uint32_t& s = x[(i - first) & (lanes.in_group - 1)];
-      const Coder& c = coders[in.classes > 1 ? in.class_of_row[i / period] : 0][in.at[i]];
-      if (s >= std::uint64_t{c.frequency} << (32 - rans_bits)) {
-        words[--at] = static_cast<std::uint16_t>(s);
-        s >>= 16;
-      }
-      const auto whole = static_cast<std::uint32_t>(s * c.inverse);
-      s = (whole << rans_bits) + (s - whole * c.frequency) + c.first;
-    }
+    at = encode_group(in, period, coders.data(), first, end, lanes.in_group,
+                      state.data() + std::size_t{g} * lanes.in_group, words.get(), at);
     group_words[g] = static_cast<std::uint32_t>(before - at);
   }
   for (std::uint32_t g = 0; g + 1 < lanes.groups; ++g) put(out, group_words[g]);
@@ -108,7 +140,7 @@ std::size_t encode_rans(const Symbols& in, std::uint32_t lanes_log2, std::span<c
     put(out, std::span(reinterpret_cast<const std::uint8_t*>(from), n * sizeof *from));
   };
   append(state.data(), state.size());
-  append(words.data() + at, words.size() - at);
+  append(words.get() + at, in.count + 1 - at);
   return std::min(late.size(), 2 * state.size());
 }
 

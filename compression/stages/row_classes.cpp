@@ -8,7 +8,7 @@
 namespace trireme::coding {
 namespace {
 
-using Counts = std::array<std::uint32_t, most_symbols>;
+using Counts = SymbolCounts;
 
 TRIREME_CLONES std::uint32_t distance(const std::uint8_t* row, std::uint32_t dim, std::uint32_t centre) {
   std::uint32_t sum = 0;
@@ -34,12 +34,10 @@ std::uint64_t cost_256(const Counts& counts) {
   return bits + table_bits_256(high - low + 1);
 }
 
-// Classes 2k and 2k + 1 become class k.
-std::array<Counts, 2> pairs(const std::array<Counts, 4>& four) {
-  std::array<Counts, 2> two;
-  for (std::size_t k = 0; k < 2; ++k)
-    for (std::uint32_t s = 0; s < most_symbols; ++s) two[k][s] = four[2 * k][s] + four[2 * k + 1][s];
-  return two;
+Counts sum(const Counts& a, const Counts& b) {
+  Counts both;
+  for (std::uint32_t s = 0; s < most_symbols; ++s) both[s] = a[s] + b[s];
+  return both;
 }
 
 }  // namespace
@@ -52,19 +50,20 @@ RowClasses choose_classes(const std::uint8_t* codes, std::uint32_t n, std::uint3
   for (std::uint32_t b = 1; b < distance_bins; ++b) nearer[b] = nearer[b - 1] + rows_at[b - 1];
   RowClasses out;
   out.of_row.resize(n);
-  std::array<Counts, 4> four{};
+  Counts parts[most_classes][4] = {};
   for (std::uint32_t r = 0; r < n; ++r) {
-    Counts& counts = four[out.of_row[r] = static_cast<std::uint8_t>(class_of(nearer[bin[r]], n))];
-    for (std::uint32_t i = 0; i < dim; ++i) ++counts[codes[std::size_t{r} * dim + i]];
+    const std::uint32_t c = out.of_row[r] = static_cast<std::uint8_t>(class_of(nearer[bin[r]], n));
+    count_symbols(codes + std::size_t{r} * dim, dim, parts[c]);
   }
-  const auto two = pairs(four);
-  Counts one;
-  for (std::uint32_t s = 0; s < most_symbols; ++s) one[s] = two[0][s] + two[1][s];
-  const std::uint64_t cost_1 = cost_256(one), cost_2 = cost_256(two[0]) + cost_256(two[1]) + 256 * std::uint64_t{n},
+  std::array<Counts, most_classes> four;
+  for (std::size_t c = 0; c < most_classes; ++c)
+    four[c] = sum(sum(parts[c][0], parts[c][1]), sum(parts[c][2], parts[c][3]));
+  const Counts near = sum(four[0], four[1]), far = sum(four[2], four[3]), one = sum(near, far);
+  const std::uint64_t cost_1 = cost_256(one), cost_2 = cost_256(near) + cost_256(far) + 256 * std::uint64_t{n},
                       cost_4 = cost_256(four[0]) + cost_256(four[1]) + cost_256(four[2]) + cost_256(four[3]) +
                                512 * std::uint64_t{n};
-  out.bits_256 = std::min({cost_1, cost_2, cost_4});
-  out.classes = out.bits_256 == cost_1 ? 1 : out.bits_256 == cost_2 ? 2 : 4;
+  out.classes = cost_1 <= cost_2 && cost_1 <= cost_4 ? 1 : cost_2 <= cost_4 ? 2 : 4;
+  out.counts = out.classes == 4 ? four : std::array<Counts, most_classes>{out.classes == 2 ? near : one, far};
   if (out.classes == 1) out.of_row.clear();
   if (out.classes == 2)
     for (auto& c : out.of_row) c /= 2;

@@ -6,13 +6,13 @@
 namespace trireme::coding {
 namespace {
 
-void encode_symbols(Entropy entropy, const Bytes& symbols, std::uint32_t lane_size, Bytes& out) {
+void encode_symbols(Entropy entropy, const Bytes& symbols, bool few_lanes, Bytes& out) {
   const Symbols in{symbols.data(), static_cast<std::uint32_t>(symbols.size())};
   Bytes stream;
   if (entropy == Entropy::huffman)
     encode_huffman(in, stream);
   else
-    encode_rans(in, lanes_log2(in.count, lane_size), {}, stream);
+    encode_rans(in, few_lanes ? few_lanes_log2(in.count) : fast_lanes_log2(in.count), {}, stream);
   put_number(out, static_cast<std::uint32_t>(stream.size()));
   put(out, stream);
 }
@@ -75,7 +75,7 @@ IndexForm choose_form(const Dedup& of, std::span<const std::uint32_t> repeats, E
   return static_cast<IndexForm>(std::min_element(bits.begin(), bits.end()) - bits.begin());
 }
 
-void encode_weighted(const Dedup& of, std::span<const std::uint32_t> repeats, Entropy entropy, std::uint32_t lane_size,
+void encode_weighted(const Dedup& of, std::span<const std::uint32_t> repeats, Entropy entropy, bool few_lanes,
                      IndexCode& out, BitWriter& bits) {
   Bytes weight(repeats.size()), repeat;
   std::vector<std::uint32_t> place(repeats.size());  // of a unique row among those of its class
@@ -90,12 +90,12 @@ void encode_weighted(const Dedup& of, std::span<const std::uint32_t> repeats, En
     repeat.push_back(weight[u]);
     bits.write(place[u], bits_for(size[weight[u]]));
   }
-  encode_symbols(entropy, weight, lane_size, out.streams);
-  encode_symbols(entropy, repeat, lane_size, out.streams);
+  encode_symbols(entropy, weight, few_lanes, out.streams);
+  encode_symbols(entropy, repeat, few_lanes, out.streams);
 }
 
 IndexCode encode_form(const Dedup& of, std::span<const std::uint32_t> repeats, IndexForm form, Entropy entropy,
-                      std::uint32_t lane_size) {
+                      bool few_lanes) {
   IndexCode out;
   out.form = form;
   BitWriter bits(out.bits);
@@ -104,9 +104,9 @@ IndexCode encode_form(const Dedup& of, std::span<const std::uint32_t> repeats, I
   if (form == first_bit || form == weighted)
     for (std::size_t r = 0; r < of.index.size(); ++r) bits.write(is_first(r) ? 1 : 0, 1);
   if (form == symbols) {
-    encode_symbols(entropy, Bytes(of.index.begin(), of.index.end()), lane_size, out.streams);
+    encode_symbols(entropy, Bytes(of.index.begin(), of.index.end()), few_lanes, out.streams);
   } else if (form == weighted) {
-    encode_weighted(of, repeats, entropy, lane_size, out, bits);
+    encode_weighted(of, repeats, entropy, few_lanes, out, bits);
   } else {
     for (std::size_t r = 0; r < of.index.size(); ++r)
       if (form == plain || !is_first(r)) bits.write(of.index[r], number);
@@ -119,13 +119,13 @@ IndexCode encode_form(const Dedup& of, std::span<const std::uint32_t> repeats, I
 
 IndexCode encode_index(const Dedup& of, Entropy entropy, bool smallest) {
   const auto repeats = repeats_of(of);
-  if (!smallest) return encode_form(of, repeats, choose_form(of, repeats, entropy), entropy, lane_symbols);
+  if (!smallest) return encode_form(of, repeats, choose_form(of, repeats, entropy), entropy, false);
   IndexCode best;
   for (const IndexForm form : {plain, first_bit, symbols, weighted}) {
     if (form >= symbols && entropy == Entropy::none) break;
     if (form == symbols && of.unique.size() > most_symbols) continue;
     if (form == weighted && of.unique.size() == of.index.size()) continue;
-    IndexCode code = encode_form(of, repeats, form, entropy, smallest_lane_symbols);
+    IndexCode code = encode_form(of, repeats, form, entropy, true);
     if (form == plain || code.streams.size() + code.bits.size() < best.streams.size() + best.bits.size())
       best = std::move(code);
   }

@@ -4,7 +4,19 @@
 #include "compression/stages/bytes.h"
 #include "compression/stages/frequencies.h"
 
+#include <array>
+
 namespace trireme::coding {
+
+using SymbolCounts = std::array<std::uint32_t, most_symbols>;
+// Adds n symbols to one of the four counts: neighbours go to different ones, so that equal symbols do not wait for each
+// other.
+inline void count_symbols(const std::uint8_t* at, std::size_t n, SymbolCounts (&counts)[4]) {
+  std::size_t i = 0;
+  for (; i + 4 <= n; i += 4)
+    for (std::size_t k = 0; k < 4; ++k) ++counts[k][at[i + k]];
+  for (; i < n; ++i) ++counts[0][at[i]];
+}
 
 struct Symbols {
   const std::uint8_t* at = nullptr;
@@ -12,6 +24,7 @@ struct Symbols {
   // rANS: rows of `period` symbols (0: one row) have frequencies of their class. classes: 1, 2 or 4.
   std::uint32_t period = 0, classes = 1;
   const std::uint8_t* class_of_row = nullptr;
+  const SymbolCounts* counts = nullptr;  // of each class, if they are known
 };
 
 enum class Entropy { none, huffman, rans };
