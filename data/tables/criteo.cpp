@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "data/rng.h"
+#include "data/tables/npz.h"
 #include "data/workers.h"
 
 #include <algorithm>
@@ -197,10 +198,12 @@ class Preparation {
       writer_->values(name, ids_[std::size_t(t)].words);
       writer_->counts(name, ids_[std::size_t(t)].counts);
     }
-    // One file is seven days of equal length, the first ones longer by one where it does not come out even.
-    const std::int64_t last = ends.size() > 1 ? ends[ends.size() - 2] : n / 7 * 6 + std::min<std::int64_t>(n % 7, 6);
-    const std::int64_t middle = last + (n - last + 1) / 2;
-    info.train = {0, last}, info.test = {last, middle}, info.validation = {middle, n};
+    if (ends.size() == 1) {
+      seven_days(info);
+    } else {
+      const std::int64_t last = ends[ends.size() - 2], middle = last + (n - last + 1) / 2;
+      info.train = {0, last}, info.test = {last, middle}, info.validation = {middle, n};
+    }
     writer_->finish(info);
     return info;
   }

@@ -43,7 +43,7 @@ struct CriteoSpec {
 struct CriteoReport {
   TableFileInfo info;
   std::int64_t lines = 0, bad_lines = 0, dropped = 0, bytes = 0;
-  std::vector<std::string> bad;  // the first few, with file and line
+  std::vector<std::string> bad;     // the first few, with file and line
   double seconds = 0, parsing = 0;  // of all; of the parser alone, summed over its threads
 };
 

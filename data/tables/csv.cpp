@@ -240,17 +240,27 @@ TableFileInfo prepare_flights(const std::string& from, const std::string& out) {
   spec.name = "flights", spec.from = from, spec.out = out, spec.label = "late", spec.random_test = true;
   spec.dense = {"distance", "sched_dep_time", "sched_arr_time", "day"};
   spec.sparse = {"month", "hour", "carrier", "flight", "tailnum", "origin", "dest"};
+  const std::vector<std::pair<std::string, std::string>> pairs{{"month", "day"}, {"origin", "dest"}};
   Csv known;
   known.names = spec.dense;
   known.names.insert(known.names.end(), spec.sparse.begin(), spec.sparse.end());
   known.columns.resize(known.names.size());
   std::vector<std::string> late;
+  std::vector<std::vector<std::string>> joined(pairs.size());
   for (std::int64_t i = 0; i < all.rows(); ++i) {
     double minutes = 0;
     if (!number(delay[std::size_t(i)], minutes)) continue;  // cancelled, or sent elsewhere
     late.push_back(minutes > 15 ? "1" : "0");
     for (std::size_t c = 0; c < known.names.size(); ++c)
       known.columns[c].push_back(all.at(known.names[c], from)[std::size_t(i)]);
+    for (std::size_t k = 0; k < pairs.size(); ++k)
+      joined[k].push_back(all.at(pairs[k].first, from)[std::size_t(i)] + " " +
+                          all.at(pairs[k].second, from)[std::size_t(i)]);
+  }
+  for (std::size_t k = 0; k < pairs.size(); ++k) {
+    spec.sparse.push_back(pairs[k].first + " and " + pairs[k].second);
+    known.names.push_back(spec.sparse.back());
+    known.columns.push_back(std::move(joined[k]));
   }
   known.names.push_back("late");
   known.columns.push_back(std::move(late));

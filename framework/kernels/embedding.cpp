@@ -46,13 +46,6 @@ std::size_t hash(std::int32_t id) { return std::size_t(std::uint32_t(id) * 26544
 
 }  // namespace
 
-std::int64_t first_bad(const Bags& bags, std::int64_t rows) {
-  for (std::int64_t n = 0; n < bags.n; ++n)
-    for (std::int64_t w = 0; w < bags.width; ++w)
-      if (const std::int32_t id = bag_of(bags, n)[w]; id < -1 || id >= rows) return n;
-  return -1;
-}
-
 template <class T>
 void embedding_lookup(const T* table, std::int64_t d, const Bags& bags, SampleRows<T> out) {
 #pragma omp parallel for schedule(static) if (bags.n * d > 16384)

@@ -22,9 +22,6 @@ struct Bags {
   bool mean;  // the mean of a bag in place of its sum
 };
 
-// First id outside [0, rows) other than -1, as the number of its sample; -1: there is none.
-std::int64_t first_bad(const Bags& bags, std::int64_t rows);
-
 // out[sample] = pooled rows of the table [rows, d].
 template <class T>
 void embedding_lookup(const T* table, std::int64_t d, const Bags& bags, SampleRows<T> out);

@@ -46,31 +46,51 @@ std::int64_t EmbeddingTable::state_width(kernels::SparseRule rule, std::int64_t 
   return rule == kernels::SparseRule::sgd ? 0 : rule == kernels::SparseRule::adagrad ? dim : 1;
 }
 
-EmbeddingTable::EmbeddingTable(const Table& table, const std::string& name, std::int64_t dim, kernels::SparseRule rule,
-                               std::uint64_t seed, at::ScalarType type, at::Device device)
-    : table_(table), rule_(rule) {
-  at::Tensor host = at::empty({table.rows, dim}, type);
-  type == at::kDouble ? draw<double>(host, seed, name) : draw<float>(host, seed, name);
-  weight_ = host.to(device).requires_grad_();
-  const auto options = at::TensorOptions(device).dtype(type);
-  if (rule == kernels::SparseRule::adagrad) state_ = at::zeros({table.rows, dim}, options);
-  if (rule == kernels::SparseRule::rowwise_adagrad) state_ = at::zeros({table.rows}, options);
+EmbeddingRows::EmbeddingRows(std::int64_t rows, std::int64_t dim, kernels::SparseRule rule, at::TensorOptions options)
+    : weight(at::empty({rows, dim}, options)) {
+  if (rule == kernels::SparseRule::adagrad) state = at::zeros({rows, dim}, options);
+  if (rule == kernels::SparseRule::rowwise_adagrad) state = at::zeros({rows}, options);
 }
 
-void EmbeddingTable::check(const at::Tensor& ids) const {
-  if (!ids.is_cpu()) return;
-  const kernels::Bags bags = bags_of(ids, table_);
-  const std::int64_t bad = kernels::first_bad(bags, table_.rows);
-  if (bad < 0) return;
-  const at::Tensor bag = ids.view({ids.size(0), ids.size(1), ids.size(2)})[bad / bags.block][bad % bags.block];
-  throw DataError("table " + table_.name,
-                  "sample " + std::to_string(bad) + " of the batch has an id beyond the table's " +
-                      std::to_string(table_.rows) + " rows: " + std::to_string(bag.max().item<std::int32_t>()),
-                  "prepare the data anew, or give the table more rows");
+EmbeddingRows EmbeddingRows::part(std::int64_t first, std::int64_t rows) const {
+  EmbeddingRows p;
+  p.weight = weight.narrow(0, first, rows);
+  if (state.defined()) p.state = state.narrow(0, first, rows);
+  return p;
+}
+
+void EmbeddingRows::lookup(const at::Tensor& ids, at::Tensor out) const {
+  at::index_select_out(out, weight.detach(), 0, ids);
+}
+
+void EmbeddingRows::update(const at::Tensor& ids, const at::Tensor& gradient, kernels::SparseRule rule, double lr,
+                           const at::Tensor& skip) {
+  at::Tensor w = weight.detach(), g = gradient;
+  if (skip.defined()) g = at::where(skip > 0, at::zeros({}, g.options()), g);
+  if (rule == kernels::SparseRule::sgd) {
+    w.index_add_(0, ids, g, -lr);
+    return;
+  }
+  const auto [distinct, number, counts] = at::_unique2(ids, /*sorted=*/true, /*return_inverse=*/true);
+  const at::Tensor sum = at::zeros({distinct.size(0), w.size(1)}, g.options()).index_add_(0, number, g);
+  const at::Tensor square = rule == kernels::SparseRule::adagrad ? sum * sum : (sum * sum).mean(1);
+  at::Tensor m = state.index_select(0, distinct) + square;
+  state.index_copy_(0, distinct, m);
+  if (m.dim() == 1) m = m.unsqueeze(1);
+  w.index_add_(0, distinct, sum / (m.sqrt() + eps), -lr);
+}
+
+EmbeddingTable::EmbeddingTable(const Table& table, const std::string& name, kernels::SparseRule rule,
+                               std::uint64_t seed, EmbeddingRows memory)
+    : table_(table), rule_(rule), rows_(std::move(memory)) {
+  at::Tensor host = at::empty(rows_.weight.sizes(), rows_.weight.scalar_type());
+  host.scalar_type() == at::kDouble ? draw<double>(host, seed, name) : draw<float>(host, seed, name);
+  rows_.weight.copy_(host);
+  rows_.weight.requires_grad_();
 }
 
 void EmbeddingTable::lookup(const at::Tensor& ids, const at::Tensor& out) const {
-  const at::Tensor w = weight_.detach();
+  const at::Tensor w = rows_.weight.detach();
   const std::int64_t d = w.size(1);
   if (w.is_cpu()) {
     if (w.scalar_type() == at::kDouble)
@@ -87,43 +107,26 @@ void EmbeddingTable::lookup(const at::Tensor& ids, const at::Tensor& out) const 
 
 // [P, b, w]: what each id counts in its bag; 0 where there is none.
 at::Tensor EmbeddingTable::shares(const at::Tensor& ids) const {
-  const at::Tensor there = (ids >= 0).to(weight_.scalar_type());
+  const at::Tensor there = (ids >= 0).to(rows_.weight.scalar_type());
   return table_.pooling == "mean" ? there / there.sum(2, /*keepdim=*/true).clamp_min(1) : there;
 }
 
 void EmbeddingTable::update(const at::Tensor& ids, const at::Tensor& gradient, double lr, const at::Tensor& skip) {
-  at::Tensor w = weight_.detach();
-  if (!w.is_cpu()) return update_on_device(ids, gradient, lr, skip);
+  at::Tensor w = rows_.weight.detach(), &m = rows_.state;
+  const std::int64_t d = w.size(1);
+  if (!w.is_cpu()) {
+    const at::Tensor g = (gradient.unsqueeze(2) * shares(ids).unsqueeze(-1)).reshape({-1, d});
+    return rows_.update(ids.reshape({-1}).clamp_min(0).to(at::kLong), g, rule_, lr, skip);
+  }
   if (skip.defined() && skip.item<float>() != 0) return;
   const kernels::Bags bags = bags_of(ids, table_);
   distinct_.find(bags);
-  const std::int64_t d = w.size(1);
   if (w.scalar_type() == at::kDouble)
-    kernels::embedding_update<double>(w.data_ptr<double>(), state_.defined() ? state_.data_ptr<double>() : nullptr, d,
-                                      bags, distinct_, rows_of<const double>(gradient), rule_, lr, eps);
+    kernels::embedding_update<double>(w.data_ptr<double>(), m.defined() ? m.data_ptr<double>() : nullptr, d, bags,
+                                      distinct_, rows_of<const double>(gradient), rule_, lr, eps);
   else
-    kernels::embedding_update<float>(w.data_ptr<float>(), state_.defined() ? state_.data_ptr<float>() : nullptr, d,
-                                     bags, distinct_, rows_of<const float>(gradient), rule_, lr, eps);
-}
-
-void EmbeddingTable::update_on_device(const at::Tensor& ids, const at::Tensor& gradient, double lr,
-                                      const at::Tensor& skip) {
-  at::Tensor w = weight_.detach();
-  const std::int64_t d = w.size(1);
-  at::Tensor g = (gradient.unsqueeze(2) * shares(ids).unsqueeze(-1)).reshape({-1, d});
-  if (skip.defined()) g = at::where(skip > 0, at::zeros({}, g.options()), g);
-  const at::Tensor flat = ids.reshape({-1}).clamp_min(0).to(at::kLong);
-  if (rule_ == kernels::SparseRule::sgd) {
-    w.index_add_(0, flat, g, -lr);
-    return;
-  }
-  const auto [distinct, number, counts] = at::_unique2(flat, /*sorted=*/true, /*return_inverse=*/true);
-  const at::Tensor sum = at::zeros({distinct.size(0), d}, g.options()).index_add_(0, number, g);
-  const at::Tensor square = rule_ == kernels::SparseRule::adagrad ? sum * sum : (sum * sum).mean(1);
-  at::Tensor m = state_.index_select(0, distinct) + square;
-  state_.index_copy_(0, distinct, m);
-  if (m.dim() == 1) m = m.unsqueeze(1);
-  w.index_add_(0, distinct, sum / (m.sqrt() + eps), -lr);
+    kernels::embedding_update<float>(w.data_ptr<float>(), m.defined() ? m.data_ptr<float>() : nullptr, d, bags,
+                                     distinct_, rows_of<const float>(gradient), rule_, lr, eps);
 }
 
 }  // namespace trireme::nn

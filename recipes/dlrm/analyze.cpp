@@ -27,8 +27,8 @@ namespace trireme::dlrm {
 namespace {
 
 struct Options {
-  std::string what, run, out, tight = "0.85", loose = "0.98", link = "4";
-  int rows = 2048, batches = 4;
+  std::string what, run, out, tight = "0.98", link = "4";
+  int rows = 2048, batches = 4, loose_rows = 200;
 };
 
 double real(const std::string& option, const std::string& text) {
@@ -110,9 +110,7 @@ TableReport look(const std::vector<at::Tensor>& batches, const Table& table, con
     for (int k = 0; k < 3; ++k) r.unique[k] += double(distinct_codes(rows, at[k])) / all / double(batches.size());
   }
   const double u = r.unique[1];
-  r.bound = u < real("--tight", o.tight)                          ? "tight"
-            : u >= real("--loose", o.loose) && table.rows <= 1000 ? "loose"
-                                                                  : "base";
+  r.bound = u < real("--tight", o.tight) ? "tight" : table.rows <= o.loose_rows ? "loose" : "base";
   const double eb = r.bound == "tight" ? bounds.tight : r.bound == "loose" ? bounds.loose : bounds.base;
   double best = 0;
   for (const auto& codec : candidates) {
@@ -217,7 +215,7 @@ const Commands::Entry registered(
        command.number("--rows", o->rows, "samples of a batch that is looked up", {2, 1 << 20});
        command.number("--batches", o->batches, "batches looked up", {1, 1000});
        command.text("--tight", o->tight, "tables with fewer distinct rows of codes than this share are tight");
-       command.text("--loose", o->loose, "those of at most 1,000 rows with at least this share are loose");
+       command.number("--loose-rows", o->loose_rows, "tables of at most so many rows are loose", {0, 1 << 30});
        command.text("--link", o->link, "GB/s of the link, for the choice of the codec");
        return [o](const CommandLine&) { return analyze(*o); };
      }});

@@ -6,6 +6,7 @@
 #include "framework/kernels/sum_of_squares.h"
 #include "recipes/dlrm/model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -23,7 +24,7 @@ std::vector<std::size_t> tables_of_ranks(const Owners& o) {
 }  // namespace
 
 ShardedTables::ShardedTables(const std::vector<Table>& tables, std::int64_t dim, kernels::SparseRule rule,
-                             Owners owners, Context& context)
+                             Owners owners, Context& context, bool together)
     : all_(tables),
       dim_(dim),
       owners_(std::move(owners)),
@@ -31,14 +32,26 @@ ShardedTables::ShardedTables(const std::vector<Table>& tables, std::int64_t dim,
       rank_(context.rank()),
       ranks_(context.size()),
       places_(tables.size()),
+      rule_(rule),
       self_(make_self()) {
   std::int64_t column = 0, place = 0;
   for (const auto& t : all_) columns_.push_back(column), column += t.width;
   for (const auto& list : owners_.tables)
     for (const std::int64_t t : list) places_[std::size_t(t)] = place++;
-  for (const std::int64_t t : mine())
-    tables_.emplace_back(all_[std::size_t(t)], table_name(t), dim, rule, std::uint64_t(context.config().seed),
-                         context.param_type(), context.device());
+  std::vector<std::int64_t> firsts;
+  std::int64_t rows_here = 0;
+  for (const std::int64_t t : mine()) {
+    together &= all_[std::size_t(t)].width == 1;
+    firsts.push_back(rows_here), rows_here += all_[std::size_t(t)].rows;
+  }
+  const auto options = at::TensorOptions(context.device()).dtype(context.param_type());
+  all_rows_.emplace(rows_here, dim, rule, options);
+  for (std::size_t k = 0; k < firsts.size(); ++k) {
+    const Table& table = all_[std::size_t(mine()[k])];
+    tables_.emplace_back(table, table_name(mine()[k]), rule, std::uint64_t(context.config().seed),
+                         all_rows_->part(firsts[k], table.rows));
+  }
+  if (together && !firsts.empty()) firsts_ = at::tensor(firsts, at::kLong).view({1, -1, 1}).to(context.device());
   Communicator& rows = context.comm("exchange");
   Communicator& sizes = context.device().is_cpu() ? rows : context.comm("control");
   forward_.emplace(rows, sizes, each(tables_.size(), ranks_), tables_of_ranks(owners_));
@@ -101,10 +114,14 @@ void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
   current_ = std::move(ids);
   current_.work.wait();
   const std::int64_t b = current_.b, n = std::int64_t(tables_.size());
-  const auto options = at::TensorOptions(context_.device()).dtype(context_.param_type());
+  const at::TensorOptions options = all_rows_->weight.options();
   if (!looked_up_.defined() || looked_up_.size(2) != b) looked_up_ = at::empty({ranks_, n, b, dim_}, options);
   rows_ = at::empty({std::int64_t(all_.size()), b, dim_}, options);
-  for (std::size_t k = 0; k < tables_.size(); ++k)
+  if (firsts_.defined()) {
+    current_.flat = (current_.received.view({ranks_, n, b}) + firsts_).view({-1});
+    all_rows_->lookup(current_.flat, looked_up_.view({-1, dim_}));
+  }
+  for (std::size_t k = 0; k < tables_.size() && !firsts_.defined(); ++k)
     tables_[k].lookup(ids_of(current_.received, k, b), looked_up_.select(1, std::int64_t(k)));
   const at::Tensor chunks = looked_up_.view({ranks_ * n, b, dim_});
   forward_->start(chunks, rows_, coding ? coding(chunks) : Coding{});
@@ -141,7 +158,7 @@ void ShardedTables::finish_return() {
   }
   returning_ = false;
   const std::int64_t n = std::int64_t(tables_.size());
-  waiting_.push_back({current_.received, returned_.view({ranks_, n, current_.b, dim_}), current_.b});
+  waiting_.push_back({current_.received, returned_.view({ranks_, n, current_.b, dim_}), current_.flat, current_.b});
   gradient_ = returned_ = at::Tensor();
 }
 
@@ -162,8 +179,21 @@ at::Tensor ShardedTables::blame() const {
   return sum;
 }
 
+void ShardedTables::update_together(double lr, const at::Tensor& skip) {
+  std::vector<at::Tensor> ids, gradients;
+  for (const auto& w : waiting_) ids.push_back(w.flat), gradients.push_back(w.gradient.view({-1, dim_}));
+  if (ids.size() == 1)
+    all_rows_->update(ids[0], gradients[0], rule_, lr, skip);
+  else if (!ids.empty())
+    all_rows_->update(at::cat(ids), at::cat(gradients), rule_, lr, skip);
+  waiting_.clear();
+}
+
 void ShardedTables::update(double lr, const at::Tensor& skip) {
   at::NoGradGuard no_grad;
+  const bool all_trained =
+      std::all_of(tables_.begin(), tables_.end(), [](const auto& t) { return t.weight().requires_grad(); });
+  if (firsts_.defined() && all_trained) return update_together(lr, skip);
   for (std::size_t k = 0; k < tables_.size(); ++k) {
     if (!tables_[k].weight().requires_grad() || waiting_.empty()) continue;  // `freeze` names it
     std::vector<at::Tensor> ids, gradients;

@@ -16,8 +16,9 @@ class ShardedTables {
  public:
   static std::vector<std::string> communicators() { return {"exchange", "ids"}; }
 
+  // together: one operator serves all tables, as a GPU wants it; where a sample has more ids than one, each its own.
   ShardedTables(const std::vector<Table>& tables, std::int64_t dim, kernels::SparseRule rule, Owners owners,
-                Context& context);
+                Context& context, bool together);
 
   std::vector<Param> parameters() const;  // those of this rank's tables
   const Owners& owners() const { return owners_; }
@@ -29,8 +30,9 @@ class ShardedTables {
   // Ids on their way to the owners of their tables.
   struct Ids {
     at::Tensor sent, received;  // i32; received: [ranks, b * this rank's width]
+    at::Tensor flat = {};       // together: i64 rows of all tables of this rank, [ranks * tables * b]
     std::int64_t b = 0;
-    Work work;
+    Work work = {};
   };
   // ids i32 [b, width], in host memory. DataError where one is outside its table.
   Ids send_ids(const at::Tensor& ids);
@@ -58,10 +60,11 @@ class ShardedTables {
 
  private:
   struct Waiting {
-    at::Tensor ids, gradient;  // [ranks, b * width], [ranks, tables, b, d]
+    at::Tensor ids, gradient, flat;  // [ranks, b * width], [ranks, tables, b, d], as Ids::flat
     std::int64_t b = 0;
   };
   [[noreturn]] void name_table(const BadChunk& e, std::int64_t table) const;
+  void update_together(double lr, const at::Tensor& skip);
   at::Tensor ids_of(const at::Tensor& received, std::size_t k, std::int64_t b) const;
 
   const std::vector<Table> all_;
@@ -71,7 +74,10 @@ class ShardedTables {
   const int rank_, ranks_;
   std::vector<std::int64_t> columns_;  // of each table in ids
   std::vector<std::int64_t> places_;
-  std::vector<nn::EmbeddingTable> tables_;  // of this rank
+  const kernels::SparseRule rule_;
+  std::optional<nn::EmbeddingRows> all_rows_;  // of the tables of this rank, one after the other
+  std::vector<nn::EmbeddingTable> tables_;     // of this rank, parts of it
+  at::Tensor firsts_;                          // together: i64 [tables], the first row of each
   std::unique_ptr<Communicator> self_;
   std::optional<RowExchange> forward_, backward_;
   at::Tensor looked_up_, rows_, gradient_, returned_;

@@ -3,6 +3,7 @@
 #include "comm/local/loopback.h"
 #include "comm/wrappers/wrapper.h"
 #include "data/loader.h"
+#include "data/rng.h"
 #include "framework/experiment.h"
 #include "framework/io/checkpoint.h"
 #include "framework/nn/embedding.h"
@@ -10,6 +11,7 @@
 #include "recipes/dlrm/bounds.h"
 #include "recipes/dlrm/exchange.h"
 #include "recipes/dlrm/planner.h"
+#include "recipes/dlrm/tables.h"
 #include "tests/max_difference.h"
 #include "tests/unit/reference_files.h"
 
@@ -218,7 +220,7 @@ TEST(EmbeddingTable, UpdatesLikeADenseReference) {
   const at::Tensor gradient = at::arange(16, at::kDouble).sin().view({2, 2, 4});
   for (const auto rule :
        {kernels::SparseRule::sgd, kernels::SparseRule::adagrad, kernels::SparseRule::rowwise_adagrad}) {
-    nn::EmbeddingTable t(table, "t", 4, rule, 1, at::kDouble, at::kCPU);
+    nn::EmbeddingTable t(table, "t", rule, 1, {11, 4, rule, at::kDouble});
     EXPECT_LE(t.weight().abs().max().item<double>(), 1 / std::sqrt(11.0));
     const at::Tensor before = t.weight().detach().clone(), out = at::empty({2, 2, 4}, at::kDouble);
     t.lookup(ids, out);
@@ -253,6 +255,35 @@ TEST(EmbeddingTable, UpdatesLikeADenseReference) {
     t.update(ids, gradient, 0.3, at::ones({}));
     EXPECT_TRUE(at::equal(kept, t.weight().detach())) << "a skipped step changes nothing";
   }
+}
+
+// As a GPU does it: all tables of a rank by one operator.
+TEST(ShardedTables, TogetherIsOneByOne) {
+  const std::vector<Table> tables{{"a", 5}, {"b", 40}, {"c", 3}, {"d", 17}, {"e", 9}};
+  for (const auto rule : {kernels::SparseRule::sgd, kernels::SparseRule::adagrad, kernels::SparseRule::rowwise_adagrad})
+    run_loopback(2, [&](Communicator& world) {
+      TrainConfig config;
+      config.device = "cpu", config.precision = "f64";
+      Context context(world, config, ShardedTables::communicators());
+      const Owners owners = plan_tables(tables, 8, 2, 1e9);
+      ShardedTables apart(tables, 4, rule, owners, context, false), together(tables, 4, rule, owners, context, true);
+      for (int step = 0; step < 3; ++step) {
+        at::Tensor ids = at::empty({6, 5}, at::kInt);
+        Rng rng(1, "ids", std::uint64_t(step), std::uint64_t(world.rank()));
+        for (int i = 0; i < 30; ++i)
+          ids.data_ptr<int>()[i] = int(rng.below(std::uint64_t(tables[std::size_t(i % 5)].rows)));
+        at::Tensor rows[2];
+        for (ShardedTables* t : {&apart, &together}) {
+          t->start_fetch(t->send_ids(ids), {});
+          at::Tensor& r = rows[t == &together];
+          r = t->finish_fetch();
+          t->start_return(r.sin() + 0.3, {});
+          t->finish_return();
+          t->update(0.2, at::zeros({}));
+        }
+        EXPECT_LT(max_difference(rows[0], rows[1]), 1e-13) << "step " << step << " rule " << int(rule);
+      }
+    });
 }
 
 // ---- resume ----

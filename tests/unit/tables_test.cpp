@@ -4,7 +4,9 @@
 #include "data/tables/criteo.h"
 #include "data/tables/criteo_like.h"
 #include "data/tables/csv.h"
+#include "data/tables/npz.h"
 #include "framework/models/binary.h"
+#include "tests/unit/reference_files.h"
 
 #include <cmath>
 #include <filesystem>
@@ -159,6 +161,35 @@ TEST(Criteo, SevenDaysAndIdsByFirstAppearance) {
   EXPECT_SAYS(said([&] { spec.files = {folder("none.txt")}, prepare_criteo(spec); }), "cannot be read");
 }
 
+TEST(Criteo, NpzOfTheReference) {
+  const Folder folder;
+  const std::string from = testing::reference_file("criteo.npz");
+  const TableFileInfo info = prepare_criteo_npz(from, folder("npz.h5"));
+  EXPECT_EQ(info.train.end, 18);
+  EXPECT_EQ(info.test.end, 20);
+  const TableFile file(folder("npz.h5"));
+  const Batch b = file.read(std::vector<std::int64_t>{4, 20}, 0);
+  for (int i = 0; i < 2; ++i) {
+    const int n = i ? 20 : 4;
+    EXPECT_EQ(b.columns.at("label")[i].item<float>(), n % 3 == 0);
+    for (int k = 0; k < 13; ++k)
+      EXPECT_FLOAT_EQ(b.columns.at("dense")[i][k].item<float>(), std::log1p(float((n * 13 + k) * 7 % 50)));
+    for (int t = 0; t < 26; ++t) EXPECT_EQ(b.columns.at("ids")[i][t].item<int>(), (n * 26 + t) * 11 % (t + 2));
+  }
+  // Cut anywhere, or with any byte changed: an error, or arrays.
+  std::ifstream in(from, std::ios::binary);
+  const std::string whole((std::istreambuf_iterator<char>(in)), {});
+  const auto read = [](const std::string& s) {
+    read_npz({reinterpret_cast<const std::uint8_t*>(s.data()), s.size()}, "x.npz");
+  };
+  for (std::size_t n = 0; n < whole.size(); n += 3) EXPECT_NE(said([&] { read(whole.substr(0, n)); }), "nothing") << n;
+  for (std::size_t at = 0; at < whole.size(); ++at) {
+    std::string changed = whole;
+    changed[at] = char(changed[at] ^ 0x55);
+    said([&] { read(changed); });
+  }
+}
+
 TEST(TableFile, DamagedFilesAreErrors) {
   const Folder folder;
   const CriteoLike data({"kaggle", 10000, 1.5, 50, 10, 0.25, 1});
@@ -219,7 +250,7 @@ TEST(Flights, LabelAndColumns) {
             ",UA,1545,N1,EWR,IAH,1400,5\n";
   const TableFileInfo info = prepare_flights(folder.write("flights.csv", text), folder("flights.h5"));
   EXPECT_EQ(info.samples, 19);
-  EXPECT_EQ(info.tables.size(), 7u);
+  EXPECT_EQ(info.tables.size(), 9u);
   const TableFile file(folder("flights.h5"));
   std::vector<std::int64_t> ids(19);
   std::iota(ids.begin(), ids.end(), 0);

@@ -4,6 +4,7 @@
 #include "data/tables/criteo.h"
 #include "data/tables/criteo_like.h"
 #include "data/tables/csv.h"
+#include "data/tables/npz.h"
 #include "trainers/commands/data.h"
 
 #include <algorithm>
@@ -47,6 +48,7 @@ void print(const TableFileInfo& info, const std::string& out, double seconds) {
 }
 
 TableFileInfo criteo(const DataOptions& o, const std::string& out) {
+  if (o.from.ends_with(".npz")) return prepare_criteo_npz(o.from, out);
   CriteoSpec spec;
   spec.files = o.files;
   if (!o.from.empty()) spec.files.insert(spec.files.begin(), o.from);
