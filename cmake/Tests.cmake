@@ -117,3 +117,10 @@ if(python3 AND NOT TRIREME_SANITIZE)
   add_test(NAME unit.study_statistics COMMAND ${python3} ${CMAKE_SOURCE_DIR}/bench/studies/study.py --self-test)
   set_tests_properties(unit.study_statistics PROPERTIES LABELS unit TIMEOUT 60)
 endif()
+
+# The codec as operators of PyTorch, from the Python whose torch it was built with.
+if(TARGET trireme_torch)
+  add_test(NAME unit.torch_ops COMMAND ${TRIREME_TORCH_PYTHON} ${CMAKE_SOURCE_DIR}/tests/python/torch_ops_test.py
+    $<TARGET_FILE:trireme_torch> ${CMAKE_SOURCE_DIR}/docs/codecs.md)
+  set_tests_properties(unit.torch_ops PROPERTIES LABELS unit TIMEOUT 120 SKIP_RETURN_CODE 77)
+endif()
