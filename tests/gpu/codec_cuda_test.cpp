@@ -3,6 +3,7 @@
 // graph.
 #include "comm/device.h"
 #include "comm/error.h"
+#include "compression/c_api.h"
 #include "tests/unit/codec_rows.h"
 
 #include <algorithm>
