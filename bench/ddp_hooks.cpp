@@ -194,9 +194,15 @@ void start_arms(const Options& o, Contestants& all, const Scratch& scratch) {
       }
       c.arm = std::make_unique<Arm>(c.name(), command, c.ranks, folder);
     }
-    for (auto& c : all)
-      if (c.ddp == ddp && !c.arm->ready(std::chrono::seconds(300)))
+    bool any = false;
+    for (auto& c : all) {
+      if (c.ddp != ddp) continue;
+      if (c.arm->ready(std::chrono::seconds(300)))
+        any = true;
+      else
         std::fprintf(stderr, "%s: %s\n", c.name().c_str(), c.arm->skipped().c_str());
+    }
+    if (!ddp && !any) throw DataError("bench ddp_hooks", all.front().arm->skipped());
   }
 }
 
