@@ -99,31 +99,30 @@ void Bounded::encode(std::span<const TableChunk> chunks, Buffer out, Buffer size
   check_call(chunks, out, sizes, room);
   if (!out.place.host()) return encode_on_device(options_, chunks, out, sizes, scratch_memory);
   const Settings settings = settings_of(options_);
-  EncodeScratch scratch;
-  Bytes code;
+  // Kept: fresh memory for every call would cost more than the coding.
+  thread_local EncodeScratch scratch;
+  thread_local Bytes code;
   auto* to = static_cast<std::uint8_t*>(out.data);
-  for (std::size_t first = 0, end = 0; first < chunks.size(); first = end) {
-    Range all;
-    std::vector<Range> own;
-    for (end = first; end < chunks.size() && chunks[end].scope == chunks[first].scope; ++end) {
-      own.push_back(range_of(rows_of(chunks[end])));
-      all.add(own.back());
-    }
-    if (all.nonfinite && options_.refuse_nonfinite)
+  std::vector<Range> own;
+  std::map<std::uint32_t, Range> of_scope;
+  for (const auto& c : chunks) {
+    own.push_back(range_of(rows_of(c)));
+    of_scope[c.scope].add(own.back());
+    if (own.back().nonfinite && options_.refuse_nonfinite)
       throw Error(ExitCode::nonfinite, "codec bounded", "an embedding row holds NaN or infinity",
                   "lower the learning rate, or let such chunks travel as they are (nonfinite: raw)");
-    for (std::size_t k = first; k < end; ++k) {
-      const TableChunk& c = chunks[k];
-      const Bound bound = bound_for(all, c.bound, options_.relative);
-      code.clear();
-      if (c.self)
-        self_chunk(rows_of(c), bound, own[k - first], settings, scratch, c.self, c.self_stride ? c.self_stride : c.dim);
-      else
-        encode_chunk(rows_of(c), bound, own[k - first], settings, scratch, code);
-      if (!code.empty()) std::memcpy(to, code.data(), code.size());
-      to += code.size();
-      static_cast<std::uint64_t*>(sizes.data)[k] = code.size();
-    }
+  }
+  for (std::size_t k = 0; k < chunks.size(); ++k) {
+    const TableChunk& c = chunks[k];
+    const Bound bound = bound_for(of_scope[c.scope], c.bound, options_.relative);
+    code.clear();
+    if (c.self)
+      self_chunk(rows_of(c), bound, own[k], settings, scratch, c.self, c.self_stride ? c.self_stride : c.dim);
+    else
+      encode_chunk(rows_of(c), bound, own[k], settings, scratch, code);
+    if (!code.empty()) std::memcpy(to, code.data(), code.size());
+    to += code.size();
+    static_cast<std::uint64_t*>(sizes.data)[k] = code.size();
   }
 }
 

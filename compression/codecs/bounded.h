@@ -42,7 +42,7 @@ struct TableChunk {
   std::size_t stride = 0;                  // floats from row to row; 0: dim
   float bound = 0;                         // >= 0
   const float* bound_on_device = nullptr;  // on a device, set: the bound lies there, so that a graph can change it
-  std::uint32_t scope = 0;                 // chunks of equal scope lie side by side in the call and share R
+  std::uint32_t scope = 0;                 // chunks of equal scope share R, wherever they stand in the call
   // The chunk that stays here: what a receiver would get is written to `self` [n x dim] (stride self_stride, 0: dim;
   // may be `rows`), no code is made, and its size is 0. It counts in R.
   float* self = nullptr;

@@ -16,13 +16,14 @@ struct DeviceChunk {
   std::uint64_t slot_at = 0;        // in the scratch memory: this chunk's code, and what its making needs
   std::uint32_t n = 0, dim = 1, stride = 1, self_stride = 1;
   float bound = 0;
+  std::uint32_t number = 0;                   // in the call
   std::uint32_t first_piece = 0, pieces = 0;  // of values, for the range
   std::uint32_t first_of_scope = 0, pieces_of_scope = 0;
 };
 constexpr std::size_t piece_values = 8192;  // at least; a piece is whole rows
 
 struct DeviceEncode {
-  const DeviceChunk* chunks = nullptr;  // in host memory
+  const DeviceChunk* chunks = nullptr;  // in host memory, in the order of their pieces
   std::size_t count = 0, pieces = 0;
   bool relative = true, strict = true;
   std::uint32_t code_width = 0;

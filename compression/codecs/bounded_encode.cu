@@ -41,9 +41,9 @@ __device__ void add(PieceRange& r, float x) {
 }
 
 __global__ void __launch_bounds__(256)
-    range_kernel(const __grid_constant__ Batch batch, std::uint32_t count, std::uint32_t first_chunk, Tables t) {
+    range_kernel(const __grid_constant__ Batch batch, std::uint32_t count, Tables t) {
   for (std::uint32_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256)
-    t.chunks[first_chunk + i] = batch.chunk[i];
+    t.chunks[batch.chunk[i].number] = batch.chunk[i];
   const std::uint32_t piece = batch.chunk[0].first_piece + blockIdx.x;
   std::uint32_t k = 0;
   for (std::uint32_t half = 512; half > 0; half /= 2)  // the chunk of this piece
@@ -191,8 +191,7 @@ void encode(const DeviceEncode& job, Place place) {
     std::memcpy(batch.chunk, job.chunks + first, n * sizeof(DeviceChunk));
     const DeviceChunk& last = batch.chunk[n - 1];
     const unsigned pieces = last.first_piece + last.pieces - batch.chunk[0].first_piece;
-    range_kernel<<<pieces ? pieces : 1, 256, 0, stream>>>(batch, static_cast<std::uint32_t>(n),
-                                                          static_cast<std::uint32_t>(first), t);
+    range_kernel<<<pieces ? pieces : 1, 256, 0, stream>>>(batch, static_cast<std::uint32_t>(n), t);
     check_launch("range of rows");
     for (std::size_t k = 0; k < n; ++k) {
       const std::size_t values = std::size_t{batch.chunk[k].n} * batch.chunk[k].dim;

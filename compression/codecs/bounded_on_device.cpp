@@ -3,7 +3,9 @@
 #include "comm/error.h"
 #include "compression/codecs/bounded_device.h"
 
+#include <algorithm>
 #include <map>
+#include <numeric>
 
 namespace trireme {
 
@@ -57,11 +59,16 @@ void check_chunk(std::size_t n, std::size_t dim, std::size_t stride) {
     throw UsageError("codec bounded", "a chunk has 2^31 values or more", "cut it into several");
 }
 
-// Descriptions of the chunks, with their places in the scratch memory; `pieces` and `bytes` in all.
+// Descriptions of the chunks, those of a scope side by side, with their places in the scratch memory; `pieces` and
+// `bytes` in all.
 std::vector<DeviceChunk> describe(std::span<const TableChunk> chunks, std::size_t& pieces, std::size_t& bytes) {
+  std::vector<std::size_t> order(chunks.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return chunks[a].scope < chunks[b].scope; });
   std::vector<DeviceChunk> all;
   pieces = bytes = 0;
-  for (const auto& c : chunks) {
+  for (const std::size_t k : order) {
+    const TableChunk& c = chunks[k];
     const std::size_t stride = stride_of(c.stride, c.dim), own = pieces_of(c.n, c.dim);
     check_chunk(c.n, c.dim, stride);
     DeviceChunk d;
@@ -74,14 +81,15 @@ std::vector<DeviceChunk> describe(std::span<const TableChunk> chunks, std::size_
     d.stride = static_cast<std::uint32_t>(stride);
     d.self_stride = static_cast<std::uint32_t>(stride_of(c.self_stride, c.dim));
     d.bound = c.bound;
+    d.number = static_cast<std::uint32_t>(k);
     d.first_piece = static_cast<std::uint32_t>(pieces);
     d.pieces = static_cast<std::uint32_t>(own);
     all.push_back(d);
     pieces += own;
     if (!c.self) bytes += slot_layout(c.n, c.dim).bytes;
   }
-  for (std::size_t first = 0, end = 0; first < chunks.size(); first = end) {
-    while (end < chunks.size() && chunks[end].scope == chunks[first].scope) ++end;
+  for (std::size_t first = 0, end = 0; first < all.size(); first = end) {
+    while (end < all.size() && chunks[order[end]].scope == chunks[order[first]].scope) ++end;
     for (std::size_t k = first; k < end; ++k) {
       all[k].first_of_scope = all[first].first_piece;
       all[k].pieces_of_scope = all[end - 1].first_piece + all[end - 1].pieces - all[first].first_piece;
