@@ -99,6 +99,15 @@ TEST(Dlrm, EqualOnAnyNumberOfRanks) {
   EXPECT_LT(apart(train(1, {"precision=f64"}), train(2, {"precision=f64", "accumulate=3"})), 1e-12);
 }
 
+// Bags of up to 100 ids, and ids drawn twice in one.
+TEST(Dlrm, BagsAreEqualOnAnyNumberOfRanks) {
+  const std::vector<std::string> keys{"precision=f64",      "data.shape=mlperf_v2",
+                                      "data.scale=1000000", "batch_size=24",
+                                      "model.dim=4",        "embedding.optimizer=rowwise_adagrad",
+                                      "embedding.lr=0.01",  "optimizer.lr=0.05"};
+  EXPECT_LT(apart(train(1, keys, {}, 3), train(3, keys, {}, 3)), 1e-12);
+}
+
 // 26 tables on 48 ranks.
 TEST(Dlrm, RanksWithoutTables) {
   const std::vector<std::string> keys{"precision=f64"};
