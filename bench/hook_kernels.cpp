@@ -116,7 +116,7 @@ nlohmann::json run(const Options& o) {
   all.push_back({"copy", double(m.values.numel()) * 8, [&m] { m.error.copy_(m.values); }});
   add_codec(all, m, "bf16", false);
   add_codec(all, m, "fp16", false);
-  add_codec(all, m, "int8", true);
+  for (const char* name : {"int8", "fp8", "int4"}) add_codec(all, m, name, true);
   add_top_k(all, m);
   for (const std::int64_t rank : {4, 32}) add_power_sgd(all, m.values.numel(), rank);
   for (int block = -1; block < o.blocks; ++block)

@@ -4,8 +4,8 @@
 
 namespace trireme {
 
-extern Kernel<EncodeJob> encode_bf16, encode_fp16, encode_int8;
-extern Kernel<DecodeJob> decode_bf16, decode_fp16, decode_int8;
+extern Kernel<EncodeJob> encode_bf16, encode_fp16, encode_int8, encode_fp8, encode_int4;
+extern Kernel<DecodeJob> decode_bf16, decode_fp16, decode_int8, decode_fp8, decode_int4;
 
 // Layout of a code of int8: all scales (f32), then all codes (i8).
 constexpr std::size_t int8_block = 256;
