@@ -141,7 +141,7 @@ if(TRIREME_RECIPES AND TARGET trireme_recipes)
   target_sources(trireme_recipes PRIVATE ${sources})
 endif()
 
-trireme_twins(trireme_cuda_twins data framework)
+trireme_twins(trireme_cuda_twins data framework bench)
 
 set(trireme_parts ${trireme_comm_parts} ${trireme_cuda_twins})
 foreach(part data framework trainers bench recipes)

@@ -3,8 +3,8 @@
  *
  * - Every function returns 0, or a code of comm/error.h (1 a bug, 2 a wrong argument, 4 bad bytes, 5 not finite, 6 no
  *   memory) and leaves one line for trireme_codec_message(). Nothing throws, nothing is printed.
- * - Memory is the caller's: ask for sizes, then hand over `out`, `sizes`, `scratch`. On a GPU nothing is allocated there
- *   and nothing waits; on the host a thread keeps its working memory from call to call.
+ * - Memory is the caller's: ask for sizes, then hand over `out`, `sizes`, `scratch`. On a GPU nothing is allocated
+ * there and nothing waits; on the host a thread keeps its working memory from call to call.
  * - A codec may be used by one thread at a time to encode, by several to decode.
  */
 #ifndef TRIREME_COMPRESSION_C_API_H
@@ -39,7 +39,8 @@ typedef struct {
   size_t n, dim, stride;
 } trireme_code;
 
-/* name: as `trireme codec --codec` (auto, smallest, dedup_huffman, ...). relative: bounds are fractions of max - min. */
+/* name: as `trireme codec --codec` (auto, smallest, dedup_huffman, ...). relative: bounds are fractions of max - min.
+ */
 int trireme_codec_create(const char* name, int relative, int checksum, trireme_codec** codec);
 void trireme_codec_destroy(trireme_codec* codec); /* null: nothing */
 
@@ -54,8 +55,8 @@ int trireme_codec_decode_size(const trireme_codec* codec, const trireme_code* ch
 int trireme_codec_encode(const trireme_codec* codec, const trireme_rows* chunks, size_t count, trireme_place place,
                          void* out, size_t out_bytes, uint64_t* sizes, void* scratch, size_t scratch_bytes);
 
-/* On the host bad bytes are code 4. On a device *status (there, or pinned) becomes 0, or 1 + the number of the first bad
- * chunk, in stream order; on the host it may be null. */
+/* On the host bad bytes are code 4. On a device *status (there, or pinned) becomes 0, or 1 + the number of the first
+ * bad chunk, in stream order; on the host it may be null. */
 int trireme_codec_decode(const trireme_codec* codec, const trireme_code* chunks, size_t count, trireme_place place,
                          uint32_t* status, void* scratch, size_t scratch_bytes);
 

@@ -1,5 +1,5 @@
-// The error-bounded codec as operators of PyTorch: torch.ops.load_library("libtrireme_torch.so"); docs/codecs.md has ten
-// lines that use them.
+// The error-bounded codec as operators of PyTorch: torch.ops.load_library("libtrireme_torch.so"); docs/codecs.md has
+// ten lines that use them.
 //
 // encode(x, rows, bound, codec, relative, shared_range) -> (bytes, sizes): x [n x dim] f32 whose rows are contiguous,
 //   cut into chunks of rows[k] rows. bytes: u8, room for the longest codes, the codes one after another at its
@@ -31,7 +31,9 @@ Place place_of(const Tensor& t) {
 
 Buffer bytes_of(const Tensor& t) { return {t.data_ptr(), std::size_t(t.numel()), DType::u8, place_of(t)}; }
 
-Tensor make(std::int64_t n, at::ScalarType type, const Tensor& like) { return at::empty({n}, like.options().dtype(type)); }
+Tensor make(std::int64_t n, at::ScalarType type, const Tensor& like) {
+  return at::empty({n}, like.options().dtype(type));
+}
 
 Bounded codec_of(std::string_view name, bool relative) {
   BoundedOptions o;
@@ -85,8 +87,8 @@ std::tuple<Tensor, Tensor> decode_async(const Tensor& bytes, IntArrayRef sizes, 
   TORCH_CHECK_VALUE(sizes.size() == rows.size() && dim > 0, "trireme::decode: sizes and rows do not match");
   std::int64_t all = 0, n = 0;
   for (std::size_t k = 0; k < rows.size(); ++k) {
-    TORCH_CHECK_VALUE(sizes[k] >= 0 && rows[k] >= 0 && sizes[k] <= bytes.numel() - all,
-                      "trireme::decode: chunk ", k, " lies beyond the bytes");
+    TORCH_CHECK_VALUE(sizes[k] >= 0 && rows[k] >= 0 && sizes[k] <= bytes.numel() - all, "trireme::decode: chunk ", k,
+                      " lies beyond the bytes");
     all += sizes[k], n += rows[k];
   }
   const c10::OptionalDeviceGuard guard(bytes.is_cuda() ? std::optional(bytes.device()) : std::nullopt);

@@ -29,8 +29,9 @@ void load(Int4Block, const std::uint8_t* from, std::size_t n, std::uint8_t* code
   if (n % 2) codes[n - 1] = from[n / 2] & 15;
 }
 
+// Inlined, or they would not be cloned.
 template <class Format>
-inline void encode_blocks(const EncodeJob& job) {
+[[gnu::always_inline]] inline void encode_blocks(const EncodeJob& job) {
   const auto [in, before, error, count, code] = job;
   std::uint8_t* const codes_at = code + sizeof(float) * scaled_blocks(count);
   float sum[scaled_block];
@@ -59,7 +60,7 @@ inline void encode_blocks(const EncodeJob& job) {
 
 // The sum of several codes, block by block.
 template <class Format>
-inline void decode_blocks(const DecodeJob& job) {
+[[gnu::always_inline]] inline void decode_blocks(const DecodeJob& job) {
   std::uint8_t codes[scaled_block];
   for (std::size_t first = 0; first < job.count; first += scaled_block) {
     const std::size_t n = std::min(scaled_block, job.count - first);

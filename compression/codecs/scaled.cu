@@ -112,8 +112,7 @@ template <class Format>
 void encode(const EncodeJob& job, Place place) {
   const std::size_t blocks = scaled_blocks(job.count);
   const bool vectors = aligned(job.in, 16) && aligned(job.before, 16) && aligned(job.error, 16) && aligned(job.code, 4);
-  encode_kernel<Format>
-      <<<cuda_blocks(blocks, threads / lanes), threads, 0, cuda_stream(place)>>>(job, vectors, blocks);
+  encode_kernel<Format><<<cuda_blocks(blocks, threads / lanes), threads, 0, cuda_stream(place)>>>(job, vectors, blocks);
   check_launch("fp8 or int4 encoder");
 }
 

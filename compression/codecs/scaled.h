@@ -1,5 +1,5 @@
-// fp8 and int4 of flat values: a scale for each block of 128, its largest magnitude the largest code. Shared by the host
-// functions and the CUDA twins. (C++17: nvcc sees it.)
+// fp8 and int4 of flat values: a scale for each block of 128, its largest magnitude the largest code. Shared by the
+// host functions and the CUDA twins. (C++17: nvcc sees it.)
 #pragma once
 #include "compression/codecs/kernels.h"
 #include "compression/stages/rate_values.h"

@@ -42,7 +42,9 @@ std::vector<Values> inputs(std::size_t n) {
 }
 
 // The largest error as a share of the largest magnitude of 128 values.
-float precision(const std::string& codec) { return codec == "fp8" ? 1 / 28.0f : codec == "int4" ? 1 / 14.0f : 1 / 254.0f; }
+float precision(const std::string& codec) {
+  return codec == "fp8" ? 1 / 28.0f : codec == "int4" ? 1 / 14.0f : 1 / 254.0f;
+}
 
 struct Code {
   std::vector<std::uint8_t> bytes;
@@ -370,7 +372,8 @@ TEST_P(CompressorContract, AllReduceIsEqualOnAllRanksAndNearTheSum) {
       }
       for (const auto& v : s.of) EXPECT_EQ(v, s.of[0]);
       for (std::size_t i = 0; i < n; ++i)
-        ASSERT_NEAR(s.of[0][i], exact[i], codec->bounded() ? (ranks + 1) * bound + 1e-6 * size[i] : coarse * (ranks + 1))
+        ASSERT_NEAR(s.of[0][i], exact[i],
+                    codec->bounded() ? (ranks + 1) * bound + 1e-6 * size[i] : coarse * (ranks + 1))
             << ranks << " ranks, element " << i << " of " << n;
       if (codec->fixed_size()) {
         EXPECT_EQ(s.bytes, s.formula) << ranks << " ranks, " << n;
@@ -461,7 +464,8 @@ TEST(Scaled, AreTheFormulas) {
     for (std::size_t i = first; i < last; ++i) largest = test::nan_max(largest, std::abs(v[i]));
     for (std::size_t i = first; i < last; ++i) {
       const double scale = largest / 7, q = v[i] / scale;
-      EXPECT_NEAR(int4[i], std::nearbyint(q) * scale, 1e-5 * scale + (std::abs(q - std::nearbyint(q)) > 0.4999 ? scale : 0));
+      EXPECT_NEAR(int4[i], std::nearbyint(q) * scale,
+                  1e-5 * scale + (std::abs(q - std::nearbyint(q)) > 0.4999 ? scale : 0));
       // e4m3: three bits behind the first one, from 2^-6 of the scale on; multiples of 2^-9 below.
       const double x = std::abs(v[i]) / (largest / 448), unit = std::exp2(std::max(std::floor(std::log2(x)), -6.0) - 3);
       const double near = std::nearbyint(x / unit) * unit * largest / 448;

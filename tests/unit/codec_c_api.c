@@ -6,12 +6,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CHECK(what)                                                          \
-  do                                                                         \
-    if (!(what)) {                                                           \
-      printf("%d: %s (%s)\n", __LINE__, #what, trireme_codec_message());     \
-      exit(1);                                                               \
-    }                                                                        \
+#define CHECK(what)                                                      \
+  do                                                                     \
+    if (!(what)) {                                                       \
+      printf("%d: %s (%s)\n", __LINE__, #what, trireme_codec_message()); \
+      exit(1);                                                           \
+    }                                                                    \
   while (0)
 
 enum { ROWS = 300, DIM = 24, STRIDE = 30, CHUNKS = 3, GUARD = 64 };
@@ -56,7 +56,7 @@ static void round_trip(const char* name, int checksum) {
     for (int i = 0; i < DIM; ++i)
       CHECK(fabs((double)rows[r * STRIDE + i] - back[r * DIM + i]) <= (double)(r < 100 ? 0.01f : 0.05f));
 
-  coded[2].bytes -= 4;  /* too short */
+  coded[2].bytes -= 4; /* too short */
   CHECK(trireme_codec_decode(codec, coded, CHUNKS, host, NULL, NULL, 0) == 4);
   CHECK(strstr(trireme_codec_message(), "chunk 2"));
   coded[2].bytes += 4;

@@ -26,7 +26,7 @@ TrainConfig with_hook(const std::string& name) {
   return c;
 }
 
-std::vector<std::string> lossy() { 
+std::vector<std::string> lossy() {
   return {"bf16", "fp16", "int8", "fp8", "int4", "fixed_length", "bounded", "top_k", "powersgd"};
 }
 

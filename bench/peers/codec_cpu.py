@@ -2,7 +2,7 @@
 """The error-bounded codec beside zstd, zfp and SZ3 on one core: ratio, GB/s of float input both ways, largest error.
 
   pip install numpy zstandard zfpy pysz
-  bench/peers/codecs.py LIBRARY [--dumps DIR] [--json FILE] [--svg FILE] [--blocks 9]
+  bench/peers/codec_cpu.py LIBRARY [--dumps DIR] [--json FILE] [--svg FILE] [--blocks 9]
 
 LIBRARY: libtrireme_codec.so. DIR: terabyte_table1_2048x64.f32 and kaggle_table5_128x32.f32, which are not ours to pass
 on. Every arm gets the same relative bound and finds max - min itself, codes each chunk alone, and is timed in CPU
@@ -219,7 +219,7 @@ def plot(rows, what):
            f'<text x="{left}" y="14" font-size="12">{what}, relative bound 0.03, one core</text>']
     for p, key in enumerate(("encode_gbps", "decode_gbps")):
         x0, y1 = left + p * (panel + 64), top + 260
-        x = lambda v: x0 + panel * math.log(v) / math.log(60)
+        x = lambda v: x0 + panel * math.log(v) / math.log(120)
         y = lambda v: y1 - 260 * math.log(max(v, low) / low) / math.log(high / low)
         out.append(f'<text x="{x0}" y="{top - 4}">{key[:6]}, GB/s of float input</text>'
                    f'<text x="{x0 + panel}" y="{y1 + 26}" text-anchor="end">ratio</text>')
@@ -233,11 +233,14 @@ def plot(rows, what):
                       key=lambda r: r["ratio"])
         line = " ".join(f'{x(r["ratio"]):.0f},{y(r[key]):.0f}' for r in best)
         out.append(f'<polyline points="{line}" fill="none" stroke="#999" stroke-dasharray="4 3"/>')
-        for r in rows:
-            own = r["arm"].startswith("trireme")
-            out.append(f'<circle cx="{x(r["ratio"]):.0f}" cy="{y(r[key]):.0f}" r="3.5" '
-                       f'fill="{"#c2410c" if own else "#1d4ed8"}"/><text x="{x(r["ratio"]) + 5:.0f}" '
-                       f'y="{y(r[key]) - 3:.0f}" font-size="8">{r["arm"].removeprefix("trireme ")}</text>')
+        labels = []
+        for r in sorted(rows, key=lambda r: -r[key]):
+            own, cx, cy, at = r["arm"].startswith("trireme"), x(r["ratio"]), y(r[key]), y(r[key]) + 3
+            while any(abs(at - b) < 8 and abs(cx - a) < 75 for a, b in labels):
+                at += 1
+            labels.append((cx, at))
+            out.append(f'<circle cx="{cx:.0f}" cy="{cy:.0f}" r="3" fill="{"#c2410c" if own else "#1d4ed8"}"/>'
+                       f'<text x="{cx + 5:.0f}" y="{at:.0f}" font-size="8">{r["arm"].removeprefix("trireme ")}</text>')
     return "\n".join(out) + "</svg>\n"
 
 
