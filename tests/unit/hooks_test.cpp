@@ -9,6 +9,7 @@
 #include "tests/unit/regression_recipe.h"
 
 #include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
 
 namespace trireme {
 namespace {
@@ -215,6 +216,34 @@ TEST(TopK, AnIndexThatIsNoneIsNan) {
   EXPECT_TRUE(std::isnan(out[0]));
   EXPECT_EQ(out[1], 3);
   EXPECT_EQ(out[3], 4);
+}
+
+TEST(TopK, RefusesMoreThanItCanAddress) {
+  run_loopback(2, [](Communicator& comm) {
+    Bucket large;
+    large.flat = at::empty({std::int64_t(1) << 31}, at::TensorOptions().dtype(at::kFloat).device(at::kMeta));
+    EXPECT_THROW(make_hook(with_hook("top_k").hook, large, comm), UsageError);
+  });
+}
+
+// Weights without elements, alone in a bucket or beside others.
+TEST(Hooks, EmptyParametersPass) {
+  for (const auto& name : lossy())
+    for (const double mib : {1e-6, 1.0})
+      run_loopback(2, [&](Communicator& comm) {
+        const at::Tensor w = at::ones({8, 16}, at::kFloat).requires_grad_(),
+                         empty = at::ones({0, 16}, at::kFloat).requires_grad_();
+        Reducer reducer({{"w", w}, {"empty", empty}}, comm,
+                        {.bucket_mib = mib, .first_bucket_mib = mib, .hook = with_hook(name).hook});
+        for (std::int64_t step = 0; step < 2; ++step) {
+          reducer.begin_step(step);
+          reducer.arm(true);
+          torch::autograd::backward({w.sum() + empty.sum()}, {});
+          reducer.finish();
+        }
+        EXPECT_EQ(empty.grad().sizes(), empty.sizes());
+        EXPECT_NEAR(w.grad().max().item<float>(), 2, 0.01) << name;
+      });
 }
 
 // A step that is not finite is seen by everybody, skipped, and leaves nothing behind.
