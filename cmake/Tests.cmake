@@ -38,7 +38,7 @@ foreach(label unit contract mpi golden fault net slurm gpu)
     endif()
     file(STRINGS ${file} first LIMIT_COUNT 1)
     trireme_skip_pch(${file})
-    file(STRINGS ${file} uses_torch REGEX "at::|torch::|framework/session.h" LIMIT_COUNT 1)
+    file(STRINGS ${file} uses_torch REGEX "at::|torch::|framework/(session.h|models/)" LIMIT_COUNT 1)
     add_executable(${name} ${file})
     # As the objects are compiled, or the precompiled header would not fit.
     set_target_properties(${name} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
