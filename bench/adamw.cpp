@@ -2,9 +2,6 @@
 // a copy of as many bytes, which is the floor. One process, no ranks.
 #include "bench/bench.h"
 #include "bench/device_time.h"
-#include "comm/device.h"
-#include "comm/error.h"
-#include "framework/base/quantile.h"
 #include "framework/optim/rule.h"
 
 #include <ATen/ATen.h>
@@ -34,8 +31,7 @@ GroupStep transformer_group(std::int64_t width, int layers) {
 }
 
 nlohmann::json run(const Options& o) {
-  if (!device_runtime() || device_runtime()->count() == 0)
-    throw UsageError("bench adamw", "needs a GPU", "run it where `trireme doctor` names one");
+  need_gpu(o.name);
   at::NoGradGuard no_grad;
   const GroupStep s = transformer_group(1024, 12);
   const OptimizerConfig c;
@@ -44,33 +40,23 @@ nlohmann::json run(const Options& o) {
   for (const auto& v : s.values) n += v.numel();
   const double bytes = double(n) * 28;  // four arrays read, three written
   const at::Tensor from = at::randn({n * 7 / 2}, s.count.options()), to = at::empty_like(from);
-  struct Measured {
-    std::string name;
-    std::function<void()> run;
-    std::vector<double> ms = {};
-  };
-  std::vector<Measured> all{
-      {"copy", [&] { to.copy_(from); }},
-      {"trireme", [&] { rule->update(s); }},
-      {"torch fused", [&] {
+  std::vector<DeviceArm> all{
+      {"copy", bytes, [&] { to.copy_(from); }},
+      {"trireme", bytes, [&] { rule->update(s); }},
+      {"torch fused", bytes, [&] {
          auto values = s.values, grads = s.grads, first = s.first, second = s.second;
          at::_fused_adamw_(values, grads, first, second, {}, std::vector<at::Tensor>(values.size(), s.count),
                            s.settings.lr, c.beta1, c.beta2, s.settings.weight_decay, c.eps, false, false, {}, s.skip);
        }}};
-  for (int block = -1; block < o.blocks; ++block)
-    for (auto& one : all)
-      if (const double ms = device_ms(one.run); block >= 0) one.ms.push_back(ms);
+  take_turns(all, o.blocks);
   nlohmann::json rows = nlohmann::json::array();
-  const double floor = quantile(all[0].ms, 0.5);
-  for (const auto& one : all) {
-    const double ms = quantile(one.ms, 0.5);
+  for (const auto& one : all)
     rows.push_back({{"arm", one.name},
                     {"parameters", n},
                     {"tensors", s.values.size()},
-                    {"step_ms", ms},
-                    {"gb_s", bytes / ms / 1e6},
-                    {"share_of_copy", floor / ms}});
-  }
+                    {"step_ms", one.median()},
+                    {"gb_s", one.gb_s()},
+                    {"share_of_copy", one.gb_s() / all[0].gb_s()}});
   return rows;
 }
 

@@ -4,9 +4,9 @@
 #include "bench/bench.h"
 #include "bench/codec_case.h"
 #include "bench/device_time.h"
-#include "comm/device.h"
 #include "comm/error.h"
-#include "framework/base/quantile.h"
+
+#include <cstdlib>
 
 #include <ATen/ATen.h>
 
@@ -18,9 +18,10 @@ struct Shape {
 };
 
 nlohmann::json run(const Options& o) {
-  if (!device_runtime() || device_runtime()->count() == 0)
-    throw UsageError("bench codec_kernels", "needs a GPU", "run it where `trireme doctor` names one");
-  const float rel = o.problem.empty() ? 0.043f : std::stof(o.problem);
+  need_gpu(o.name);
+  const float rel = o.problem.empty() ? 0.043f : std::strtof(o.problem.c_str(), nullptr);
+  if (!(rel > 0 && rel < 1))
+    throw UsageError("--problem", "a relative bound above 0 and below 1", "say --problem 0.03");
   nlohmann::json rows = nlohmann::json::array();
   for (const Shape& s : {Shape{128, 2048, 64}, Shape{26, 2048, 64}, Shape{26, 128, 32}, Shape{1024, 64, 64}})
     for (const char* codec : {"auto", "dedup_packed"}) {
@@ -28,26 +29,23 @@ nlohmann::json run(const Options& o) {
       options.codec = codec;
       const at::Tensor in = rows_on_gpu(s.chunks, s.rows, s.dim), copy = at::empty_like(in);
       CodecCase c(in, options, rel);
-      std::vector<std::pair<std::string, std::function<void()>>> arms = {
-          {"copy", [&] { copy.copy_(in); }}, {"encode", [&] { c.encode(); }}, {"decode", [&] { c.decode(); }}};
-      std::vector<std::vector<double>> ms(arms.size());
-      for (int block = -1; block < o.blocks; ++block)
-        for (std::size_t a = 0; a < arms.size(); ++a)
-          if (const double t = device_ms(arms[a].second); block >= 0) ms[a].push_back(t);
+      const auto bytes = double(in.nbytes());
+      std::vector<DeviceArm> arms = {{"copy", bytes, [&] { copy.copy_(in); }},
+                                     {"encode", bytes, [&] { c.encode(); }},
+                                     {"decode", bytes, [&] { c.decode(); }}};
+      take_turns(arms, o.blocks);
       if (!c.good()) throw Error(ExitCode::bug, "bench codec_kernels", "the decoder refused what the encoder made");
-      for (std::size_t a = 0; a < arms.size(); ++a) {
-        const double t = quantile(ms[a], 0.5);
-        rows.push_back({{"arm", arms[a].first},
+      for (const auto& arm : arms)
+        rows.push_back({{"arm", arm.name},
                         {"codec", codec},
                         {"rel_eb", rel},
                         {"chunks", s.chunks},
                         {"rows", s.rows},
                         {"dim", s.dim},
-                        {"mib", double(in.nbytes()) / 1048576},
-                        {"step_ms", t},
-                        {"gb_s", double(in.nbytes()) / t / 1e6},
+                        {"mib", bytes / 1048576},
+                        {"step_ms", arm.median()},
+                        {"gb_s", arm.gb_s()},
                         {"ratio", c.ratio()}});
-      }
     }
   return rows;
 }

@@ -5,7 +5,6 @@
 #include "bench/device_time.h"
 #include "bench/nvcomp.h"
 #include "bench/quantize_pass.h"
-#include "comm/device.h"
 #include "comm/error.h"
 #include "framework/base/quantile.h"
 #include "framework/base/tensor.h"
@@ -113,8 +112,7 @@ nlohmann::json measure(std::int64_t mib, const std::string& library, int blocks)
 }
 
 nlohmann::json run(const Options& o) {
-  if (!device_runtime() || device_runtime()->count() == 0)
-    throw UsageError("bench codec_peers", "needs a GPU", "run it where `trireme doctor` names one");
+  need_gpu(o.name);
   if (o.problem.empty())
     throw UsageError("bench codec_peers", "which nvCOMP?", "say --problem PATH of libnvcomp.so.6 (docs/codecs.md)");
   nlohmann::json all = nlohmann::json::array();

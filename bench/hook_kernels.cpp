@@ -2,11 +2,9 @@
 // which the same card copies as many values in the same run. One process, no ranks.
 #include "bench/bench.h"
 #include "bench/device_time.h"
-#include "comm/device.h"
 #include "comm/error.h"
 #include "comm/local/self.h"
 #include "compression/compressor.h"
-#include "framework/base/quantile.h"
 #include "framework/base/tensor.h"
 #include "framework/gradients/hook.h"
 #include "framework/kernels/top_k.h"
@@ -21,13 +19,6 @@ namespace {
 
 constexpr double density = 0.01;
 
-struct Measured {
-  std::string name;
-  double bytes;  // the fewest
-  std::function<void()> run;
-  std::vector<double> ms = {};
-};
-
 // What the kernels work on: values and errors, at random, and room for codes.
 struct Memory {
   at::Tensor values, before, error, code, scratch;
@@ -41,7 +32,7 @@ struct Memory {
   }
 };
 
-void add_codec(std::vector<Measured>& all, const Memory& m, const std::string& name, bool feedback) {
+void add_codec(std::vector<DeviceArm>& all, const Memory& m, const std::string& name, bool feedback) {
   const std::shared_ptr<Compressor> codec = Compressors::create(name, "bench");
   const auto n = std::size_t(m.values.numel());
   const std::size_t bytes = codec->max_bytes(n);
@@ -59,7 +50,7 @@ void add_codec(std::vector<Measured>& all, const Memory& m, const std::string& n
                  }});
 }
 
-void add_top_k(std::vector<Measured>& all, const Memory& m) {
+void add_top_k(std::vector<DeviceArm>& all, const Memory& m) {
   const std::int64_t n = m.values.numel(), keep = std::int64_t(double(n) * density);
   kernels::TopKJob job;
   job.in = m.values.const_data_ptr<float>();
@@ -101,34 +92,31 @@ struct PowerSgd {
   }
 };
 
-void add_power_sgd(std::vector<Measured>& all, std::int64_t n, std::int64_t rank) {
+void add_power_sgd(std::vector<DeviceArm>& all, std::int64_t n, std::int64_t rank) {
   const auto one = std::make_shared<PowerSgd>(n, rank);
   all.push_back({"powersgd, rank " + std::to_string(rank), double(n) * 28, [one] { one->run(); }});
 }
 
 nlohmann::json run(const Options& o) {
-  if (!device_runtime() || device_runtime()->count() == 0)
-    throw UsageError("bench hook_kernels", "needs a GPU", "run it where `trireme doctor` names one");
+  need_gpu(o.name);
   const std::int64_t mib = o.problem.empty() ? 64 : std::atoll(o.problem.c_str());
   if (mib < 16 || mib % 16 != 0) throw UsageError("--problem", "MiB of values in multiples of 16", "say --problem 64");
   const Memory m(mib << 18);
-  std::vector<Measured> all;
+  std::vector<DeviceArm> all;
   all.push_back({"copy", double(m.values.numel()) * 8, [&m] { m.error.copy_(m.values); }});
   add_codec(all, m, "bf16", false);
   add_codec(all, m, "fp16", false);
   for (const char* name : {"int8", "fp8", "int4"}) add_codec(all, m, name, true);
   add_top_k(all, m);
   for (const std::int64_t rank : {4, 32}) add_power_sgd(all, m.values.numel(), rank);
-  for (int block = -1; block < o.blocks; ++block)
-    for (auto& one : all)
-      if (const double ms = device_ms(one.run); block >= 0) one.ms.push_back(ms);
+  take_turns(all, o.blocks);
   nlohmann::json rows = nlohmann::json::array();
-  double copy = 0;
-  for (const auto& one : all) {
-    const double ms = quantile(one.ms, 0.5), rate = one.bytes / ms / 1e6;
-    if (copy == 0) copy = rate;
-    rows.push_back({{"arm", one.name}, {"mib", mib}, {"step_ms", ms}, {"gb_s", rate}, {"share_of_copy", rate / copy}});
-  }
+  for (const auto& one : all)
+    rows.push_back({{"arm", one.name},
+                    {"mib", mib},
+                    {"step_ms", one.median()},
+                    {"gb_s", one.gb_s()},
+                    {"share_of_copy", one.gb_s() / all[0].gb_s()}});
   return rows;
 }
 

@@ -31,12 +31,15 @@ bool writes_tars(const DataOptions& o) { return o.name == "tar" || (o.name == "s
 const char* const known_names[] = {"openclipart",     "emoji",  "folder",      "tars",  "tar",    "scenes",
                                    "cache-reference", "criteo", "criteo_like", "table", "flights"};
 
+std::string all_names() {
+  std::string all;
+  for (const char* name : known_names) all += (all.empty() ? "" : ", ") + std::string(name);
+  return all;
+}
+
 void check(const DataOptions& o) {
   if (std::find(std::begin(known_names), std::end(known_names), o.name) == std::end(known_names))
-    throw UsageError(
-        "trireme data", "unknown data set `" + o.name + "`",
-        "known: openclipart, emoji, folder, tars, tar, scenes, cache-reference, criteo, criteo_like, table, "
-        "flights");
+    throw UsageError("trireme data", "unknown data set `" + o.name + "`", "known: " + all_names());
   if (o.size < 8 || o.size > 1024)
     throw UsageError("trireme data", "--size " + std::to_string(o.size), "choose 8 to 1024 pixels");
   if (o.threads < 0 || o.threads > 256)
