@@ -108,6 +108,7 @@ NpyArray array_of(const Bytes& b, const std::string& name, std::string text) {
   NpyArray a;
   const auto type = head.find("'descr': '<"), shape = head.find("'shape': (");
   if (type == head.npos || shape == head.npos || head.find("'fortran_order': False") == head.npos) bad();
+  if (head.size() - type < 13) bad();
   a.kind = head[type + 11], a.bytes = head[type + 12] - '0';
   if ((a.kind != 'i' && a.kind != 'f') || (a.bytes != 4 && a.bytes != 8)) bad();
   std::uint64_t count = 1;
