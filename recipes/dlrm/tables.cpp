@@ -42,7 +42,7 @@ ShardedTables::ShardedTables(const std::vector<Table>& tables, std::int64_t dim,
   std::int64_t rows_here = 0;
   for (const std::int64_t t : mine()) {
     together &= all_[std::size_t(t)].width == 1;
-    firsts.push_back(rows_here), rows_here += all_[std::size_t(t)].rows;
+    firsts.push_back(++rows_here), rows_here += all_[std::size_t(t)].rows;  // before each table a row of zeros: id -1
   }
   const auto options = at::TensorOptions(context.device()).dtype(context.param_type());
   all_rows_.emplace(rows_here, dim, rule, options);
@@ -51,7 +51,11 @@ ShardedTables::ShardedTables(const std::vector<Table>& tables, std::int64_t dim,
     tables_.emplace_back(table, table_name(mine()[k]), rule, std::uint64_t(context.config().seed),
                          all_rows_->part(firsts[k], table.rows));
   }
-  if (together && !firsts.empty()) firsts_ = at::tensor(firsts, at::kLong).view({1, -1, 1}).to(context.device());
+  if (together && !firsts.empty()) {
+    firsts_ = at::tensor(firsts, at::kLong).view({1, -1, 1}).to(context.device());
+    blanks_ = firsts_.flatten() - 1;
+    forget_blanks();
+  }
   Communicator& rows = context.comm("exchange");
   Communicator& sizes = context.device().is_cpu() ? rows : context.comm("control");
   forward_.emplace(rows, sizes, each(tables_.size(), ranks_), tables_of_ranks(owners_));
@@ -179,6 +183,12 @@ at::Tensor ShardedTables::blame() const {
   return sum;
 }
 
+// What was added to the rows that stand for no id.
+void ShardedTables::forget_blanks() {
+  const at::NoGradGuard no_grad;
+  all_rows_->weight.index_fill_(0, blanks_, 0);
+}
+
 void ShardedTables::update_together(double lr, const at::Tensor& skip) {
   std::vector<at::Tensor> ids, gradients;
   for (const auto& w : waiting_) ids.push_back(w.flat), gradients.push_back(w.gradient.view({-1, dim_}));
@@ -186,6 +196,7 @@ void ShardedTables::update_together(double lr, const at::Tensor& skip) {
     all_rows_->update(ids[0], gradients[0], rule_, lr, skip);
   else if (!ids.empty())
     all_rows_->update(at::cat(ids), at::cat(gradients), rule_, lr, skip);
+  if (!ids.empty()) forget_blanks();
   waiting_.clear();
 }
 
