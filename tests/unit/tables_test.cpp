@@ -350,6 +350,7 @@ TEST(Binary, AucIsTheShareOfPairs) {
     }
   EXPECT_NEAR(auc(scores, labels), won / pairs, 1e-12);
   EXPECT_TRUE(std::isnan(auc(std::vector<double>{1, 2}, std::vector<float>{1, 1})));
+  EXPECT_TRUE(std::isnan(auc(std::vector<double>{1, std::nan(""), 2}, std::vector<float>{1, 0, 0})));
   for (const int ranks : {1, 3}) {  // the last rank has none
     std::map<std::string, double> metrics;
     std::mutex mutex;
