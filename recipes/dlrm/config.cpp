@@ -37,7 +37,7 @@ void EmbeddingConfig::fields(Fields& f) {
 }
 
 void PlannerConfig::fields(Fields& f) {
-  f("memory_gib", memory_gib, "most that a rank may hold of tables and their state; 0: the machine's memory",
+  f("memory_gib", memory_gib, "most that a rank may hold of tables and their state; 0: the memory of the smallest machine",
     {.min = 0});
 }
 
