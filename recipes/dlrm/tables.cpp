@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 namespace trireme::dlrm {
 namespace {
@@ -167,20 +166,12 @@ void ShardedTables::finish_return() {
 }
 
 at::Tensor ShardedTables::blame() const {
-  const at::Tensor zero = at::zeros({}, at::TensorOptions(context_.device()).dtype(at::kDouble));
-  at::Tensor sum = zero;
-  for (const auto& w : waiting_) {
-    const at::Tensor& g = w.gradient;
-    if (!g.is_cpu()) {
-      sum = sum + (g.sum(at::kDouble) * 0);
-      continue;
-    }
-    const double squares = g.scalar_type() == at::kDouble
-                               ? kernels::sum_of_squares(g.const_data_ptr<double>(), g.numel())
-                               : kernels::sum_of_squares(g.const_data_ptr<float>(), g.numel());
-    if (!std::isfinite(squares)) sum = sum + std::numeric_limits<double>::quiet_NaN();
-  }
-  return sum;
+  const at::Tensor& g = waiting_.back().gradient;
+  if (!g.is_cpu()) return g.sum(at::kDouble) * 0;
+  const double squares = g.scalar_type() == at::kDouble
+                             ? kernels::sum_of_squares(g.const_data_ptr<double>(), g.numel())
+                             : kernels::sum_of_squares(g.const_data_ptr<float>(), g.numel());
+  return at::scalar_tensor(std::isfinite(squares) ? 0 : std::nan(""), at::kDouble);
 }
 
 // What was added to the rows that stand for no id.

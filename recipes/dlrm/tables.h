@@ -45,7 +45,7 @@ class ShardedTables {
   void start_return(const at::Tensor& gradient, const CodingOf& coding);
   void finish_return();
   bool returning() const { return returning_; }
-  // Are the gradients that came back finite? Of this rank's tables; an f64 scalar, 0 or NaN.
+  // Are the gradients that came back last finite? Of this rank's tables; an f64 scalar, 0 or NaN.
   at::Tensor blame() const;
   void forget() { waiting_.clear(); }
 
