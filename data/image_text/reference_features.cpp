@@ -50,8 +50,8 @@ void ReferenceFeatures::check(const Hdf5File& file, const Pairs& data) {
 void ReferenceFeatures::map(const Hdf5File& file) {
   mapped_.emplace(path_);
   const auto begin = [&](const char* name) {
-    const std::byte* rows = mapped_->rows(std::uint64_t(file.offset(name)), std::uint64_t(n_),
-                                          std::uint64_t(d_) * at::elementSize(type_));
+    const std::byte* rows =
+        mapped_->rows(std::uint64_t(file.offset(name)), std::uint64_t(n_), std::uint64_t(d_) * at::elementSize(type_));
     if (!rows) throw DataError(path_, "is cut short", make_anew);
     return rows;
   };

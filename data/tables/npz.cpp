@@ -107,7 +107,9 @@ NpyArray array_of(const Bytes& b, const std::string& name, std::string text) {
   const std::string head = text.substr(begin, length);
   NpyArray a;
   const auto type = head.find("'descr': '<"), shape = head.find("'shape': (");
-  if (type == head.npos || type + 13 > head.size() || shape == head.npos || head.find("'fortran_order': False") == head.npos) bad();
+  if (type == head.npos || type + 13 > head.size() || shape == head.npos ||
+      head.find("'fortran_order': False") == head.npos)
+    bad();
   a.kind = head[type + 11], a.bytes = head[type + 12] - '0';
   if ((a.kind != 'i' && a.kind != 'f') || (a.bytes != 4 && a.bytes != 8)) bad();
   std::uint64_t count = 1;
@@ -167,8 +169,7 @@ void seven_days(TableFileInfo& info) {
 TableFileInfo prepare_criteo_npz(const std::string& from, const std::string& out) {
   const auto all = read_npz(read_file(from, most_bytes), from);
   const auto found = all.find("X_cat");
-  if (found == all.end() || found->second.shape.size() != 2 || found->second.shape[0] < 7 ||
-      found->second.shape[1] < 1)
+  if (found == all.end() || found->second.shape.size() != 2 || found->second.shape[0] < 7 || found->second.shape[1] < 1)
     throw DataError(from, "has no X_cat", "name kaggleAdDisplayChallenge_processed.npz of facebookresearch/dlrm");
   const NpyArray& ids = found->second;
   const std::int64_t n = ids.shape[0], tables = ids.shape[1];

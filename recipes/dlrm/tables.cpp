@@ -168,9 +168,8 @@ void ShardedTables::finish_return() {
 at::Tensor ShardedTables::blame() const {
   const at::Tensor& g = waiting_.back().gradient;
   if (!g.is_cpu()) return g.sum(at::kDouble) * 0;
-  const double squares = g.scalar_type() == at::kDouble
-                             ? kernels::sum_of_squares(g.const_data_ptr<double>(), g.numel())
-                             : kernels::sum_of_squares(g.const_data_ptr<float>(), g.numel());
+  const double squares = g.scalar_type() == at::kDouble ? kernels::sum_of_squares(g.const_data_ptr<double>(), g.numel())
+                                                        : kernels::sum_of_squares(g.const_data_ptr<float>(), g.numel());
   return at::scalar_tensor(std::isfinite(squares) ? 0 : std::nan(""), at::kDouble);
 }
 
