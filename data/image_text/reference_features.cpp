@@ -7,11 +7,6 @@
 
 #include <ATen/ATen.h>
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 namespace trireme {
 namespace {
 
@@ -35,10 +30,6 @@ ReferenceFeatures::ReferenceFeatures(const std::string& path, const Pairs& data)
   map(file);
 }
 
-ReferenceFeatures::~ReferenceFeatures() {
-  if (mapped_) munmap(mapped_, mapped_bytes_);
-}
-
 void ReferenceFeatures::check(const Hdf5File& file, const Pairs& data) {
   for (const char* name : {"image", "text", "identity", "model", "weights"})
     if (!file.has(name)) throw DataError(path_, std::string("is no file of features: it has no ") + name, make_anew);
@@ -57,23 +48,12 @@ void ReferenceFeatures::check(const Hdf5File& file, const Pairs& data) {
 }
 
 void ReferenceFeatures::map(const Hdf5File& file) {
-  const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-  struct stat s {};
-  void* p = MAP_FAILED;
-  if (fd >= 0 && fstat(fd, &s) == 0) p = mmap(nullptr, std::size_t(s.st_size), PROT_READ, MAP_SHARED, fd, 0);
-  const int error = errno;
-  if (fd >= 0) ::close(fd);
-  if (p == MAP_FAILED)
-    throw DataError(path_, std::string("cannot be mapped: ") + std::strerror(error), "check its permissions");
-  mapped_ = p, mapped_bytes_ = std::size_t(s.st_size);
-  const auto bytes = std::uint64_t(n_) * std::uint64_t(d_) * at::elementSize(type_);
+  mapped_.emplace(path_);
   const auto begin = [&](const char* name) {
-    const auto offset = std::uint64_t(file.offset(name));
-    if (offset > mapped_bytes_ || bytes > mapped_bytes_ - offset) {
-      munmap(mapped_, mapped_bytes_);
-      throw DataError(path_, "is cut short", make_anew);
-    }
-    return static_cast<const std::byte*>(mapped_) + offset;
+    const std::byte* rows =
+        mapped_->rows(std::uint64_t(file.offset(name)), std::uint64_t(n_), std::uint64_t(d_) * at::elementSize(type_));
+    if (!rows) throw DataError(path_, "is cut short", make_anew);
+    return rows;
   };
   image_ = begin("image"), text_ = begin("text");
 }

@@ -5,8 +5,10 @@
 #pragma once
 #include "data/hdf5.h"
 #include "data/image_text/pairs.h"
+#include "data/mapped_file.h"
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -24,9 +26,6 @@ class ReferenceFeatures {
  public:
   // DataError with the cure: no such file, another or a cut one, or features of other data than `data`.
   ReferenceFeatures(const std::string& path, const Pairs& data);
-  ~ReferenceFeatures();
-  ReferenceFeatures(const ReferenceFeatures&) = delete;
-  ReferenceFeatures& operator=(const ReferenceFeatures&) = delete;
 
   std::int64_t size() const { return n_; }
   std::int64_t width() const { return d_; }
@@ -44,8 +43,7 @@ class ReferenceFeatures {
   std::string path_, model_, weights_;
   std::int64_t n_ = 0, d_ = 0;
   at::ScalarType type_ = at::kFloat;
-  void* mapped_ = nullptr;
-  std::size_t mapped_bytes_ = 0;
+  std::optional<MappedFile> mapped_;
   const std::byte *image_ = nullptr, *text_ = nullptr;
 };
 

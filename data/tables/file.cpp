@@ -12,11 +12,6 @@
 
 #include <ATen/ATen.h>
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 namespace trireme {
 namespace {
 
@@ -136,31 +131,17 @@ TableFile::TableFile(const std::string& path) : path_(path) {
   map(file);
 }
 
-TableFile::~TableFile() {
-  if (mapped_) munmap(mapped_, bytes_);
-}
-
 void TableFile::map(const Hdf5File& file) {
-  const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-  struct stat s {};
-  void* p = MAP_FAILED;
-  if (fd >= 0 && fstat(fd, &s) == 0) p = mmap(nullptr, std::size_t(s.st_size), PROT_READ, MAP_SHARED, fd, 0);
-  const int error = errno;
-  if (fd >= 0) ::close(fd);
-  if (p == MAP_FAILED)
-    throw DataError(path_, std::string("cannot be mapped: ") + std::strerror(error), "check its permissions");
-  mapped_ = p, bytes_ = std::size_t(s.st_size);
-  const auto at = [&](const char* name, DType dtype, std::int64_t columns) -> const std::byte* {
-    const auto bytes = std::uint64_t(info_.samples) * std::uint64_t(columns) * size_of(dtype);
+  mapped_.emplace(path_);
+  const auto at = [&](const char* name, DType dtype, std::int64_t columns) {
     const auto a = file.has(name) ? file.array(name) : Hdf5File::Array{};
-    const auto offset = file.has(name) ? std::uint64_t(file.offset(name)) : bytes_ + 1;
     const std::int64_t wide = a.shape.size() == 2 ? a.shape[1] : 1;
-    if (a.shape.empty() || a.dtype != dtype || a.shape[0] < info_.samples || wide != columns || offset > bytes_ ||
-        bytes > bytes_ - offset) {
-      munmap(std::exchange(mapped_, nullptr), bytes_);
-      throw DataError(path_, std::string("its array ") + name + " is cut short or missing", prepare_anew);
-    }
-    return static_cast<const std::byte*>(mapped_) + offset;
+    const std::byte* rows = nullptr;
+    if (!a.shape.empty() && a.dtype == dtype && a.shape[0] >= info_.samples && wide == columns)
+      rows = mapped_->rows(std::uint64_t(file.offset(name)), std::uint64_t(info_.samples),
+                           std::uint64_t(columns) * size_of(dtype));
+    if (!rows) throw DataError(path_, std::string("its array ") + name + " is cut short or missing", prepare_anew);
+    return rows;
   };
   dense_ = reinterpret_cast<const float*>(at("dense", DType::f32, std::max<std::int64_t>(dense(), 1)));
   ids_ = reinterpret_cast<const std::int32_t*>(at("ids", DType::i32, width()));

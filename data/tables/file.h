@@ -3,10 +3,12 @@
 // text "tables" (JSON) says the rest.
 #pragma once
 #include "data/hdf5.h"
+#include "data/mapped_file.h"
 #include "data/tables/tables.h"
 
 #include <array>
 #include <cstddef>
+#include <optional>
 
 namespace trireme {
 
@@ -43,9 +45,6 @@ class TableFileWriter {
 class TableFile final : public TableData {
  public:
   explicit TableFile(const std::string& path);  // DataError
-  ~TableFile() override;
-  TableFile(const TableFile&) = delete;
-  TableFile& operator=(const TableFile&) = delete;
 
   std::int64_t size() const override { return info_.samples; }
   Batch read(std::span<const std::int64_t> ids, std::int64_t epoch) const override;
@@ -61,8 +60,7 @@ class TableFile final : public TableData {
   void map(const Hdf5File& file);
   const std::string path_;
   TableFileInfo info_;
-  void* mapped_ = nullptr;
-  std::size_t bytes_ = 0;
+  std::optional<MappedFile> mapped_;
   const float *dense_ = nullptr, *truth_ = nullptr;
   const std::int32_t* ids_ = nullptr;
   const std::uint8_t* label_ = nullptr;

@@ -107,8 +107,9 @@ NpyArray array_of(const Bytes& b, const std::string& name, std::string text) {
   const std::string head = text.substr(begin, length);
   NpyArray a;
   const auto type = head.find("'descr': '<"), shape = head.find("'shape': (");
-  if (type == head.npos || shape == head.npos || head.find("'fortran_order': False") == head.npos) bad();
-  if (head.size() - type < 13) bad();
+  if (type == head.npos || type + 13 > head.size() || shape == head.npos ||
+      head.find("'fortran_order': False") == head.npos)
+    bad();
   a.kind = head[type + 11], a.bytes = head[type + 12] - '0';
   if ((a.kind != 'i' && a.kind != 'f') || (a.bytes != 4 && a.bytes != 8)) bad();
   std::uint64_t count = 1;
@@ -168,7 +169,7 @@ void seven_days(TableFileInfo& info) {
 TableFileInfo prepare_criteo_npz(const std::string& from, const std::string& out) {
   const auto all = read_npz(read_file(from, most_bytes), from);
   const auto found = all.find("X_cat");
-  if (found == all.end() || found->second.shape.size() != 2 || found->second.shape[0] < 7)
+  if (found == all.end() || found->second.shape.size() != 2 || found->second.shape[0] < 7 || found->second.shape[1] < 1)
     throw DataError(from, "has no X_cat", "name kaggleAdDisplayChallenge_processed.npz of facebookresearch/dlrm");
   const NpyArray& ids = found->second;
   const std::int64_t n = ids.shape[0], tables = ids.shape[1];
@@ -178,8 +179,13 @@ TableFileInfo prepare_criteo_npz(const std::string& from, const std::string& out
   const NpyArray& counts = needed(all, "counts", {tables}, from);
   TableFileInfo info{"criteo", {}, {}, n, {}, {}, {}, {}};
   for (std::int64_t k = 0; k < wide; ++k) info.dense.push_back("I" + std::to_string(k + 1));
-  for (std::int64_t t = 0; t < tables; ++t)
-    info.tables.push_back({"C" + std::to_string(t + 1), std::max<std::int64_t>(1, std::int64_t(counts.at(t)))});
+  for (std::int64_t t = 0; t < tables; ++t) {
+    const double rows = counts.at(t);
+    if (!(rows >= 0 && rows < 2147483648.0))
+      throw DataError(from, "its counts give table " + std::to_string(t) + " no number of rows below 2^31",
+                      "make the .npz anew");
+    info.tables.push_back({"C" + std::to_string(t + 1), std::max<std::int64_t>(1, std::int64_t(rows))});
+  }
   TableFileWriter writer(out, n, wide, tables, false);
   constexpr std::int64_t block = 65536;
   for (std::int64_t first = 0; first < n; first += block) {

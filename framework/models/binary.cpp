@@ -52,8 +52,8 @@ std::map<std::string, double> metrics_of(const Judged& all) {
 }  // namespace
 
 double auc(std::span<const double> scores, std::span<const double> positive, std::span<const double> negative) {
-  constexpr double none = std::numeric_limits<double>::quiet_NaN();
-  if (std::any_of(scores.begin(), scores.end(), [](double s) { return std::isnan(s); })) return none;  // no order
+  const auto nan = std::numeric_limits<double>::quiet_NaN();
+  if (std::any_of(scores.begin(), scores.end(), [](double s) { return std::isnan(s); })) return nan;  // has no order
   std::vector<std::size_t> order(scores.size());
   std::iota(order.begin(), order.end(), 0);
   std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return scores[a] < scores[b]; });
@@ -66,7 +66,7 @@ double auc(std::span<const double> scores, std::span<const double> positive, std
     pairs += tied_positive * (below + tied_negative / 2);
     below += tied_negative, all_positive += tied_positive;
   }
-  return all_positive > 0 && below > 0 ? pairs / (all_positive * below) : none;
+  return all_positive > 0 && below > 0 ? pairs / (all_positive * below) : nan;
 }
 
 double auc(std::span<const double> scores, std::span<const float> labels) {

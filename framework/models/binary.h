@@ -11,7 +11,7 @@ namespace trireme {
 
 // Area under the ROC curve, the share of pairs (a positive, a negative) with the higher score on the positive, ties
 // half (Mann-Whitney). Weights: how much of each sample is positive and negative: 1 and 0 for labels, p and 1 - p for
-// the expectation under known probabilities. NaN where either sums to 0.
+// the expectation under known probabilities. NaN where either sums to 0, or a score is NaN.
 double auc(std::span<const double> scores, std::span<const double> positive, std::span<const double> negative);
 double auc(std::span<const double> scores, std::span<const float> labels);
 

@@ -148,18 +148,25 @@ std::string yaml_of(const std::vector<TableReport>& all, const Options& o) {
          yaml_list("ratio", all, [](const TableReport& r) { return digits(r.chosen.ratio); });
 }
 
-// What training reads of the tables: batches of training samples, drawn at random.
-std::vector<at::Tensor> lookups(const TableData& data, const at::Tensor& weight, std::size_t table, const Options& o) {
-  std::int64_t column = 0;
-  for (std::size_t t = 0; t < table; ++t) column += data.tables()[t].width;
+// The ids of batches of training samples, drawn at random.
+std::vector<at::Tensor> batches_of_ids(const TableData& data, const Options& o) {
   std::vector<at::Tensor> batches;
   for (int k = 0; k < o.batches; ++k) {
     Rng rng(1, "dlrm/analyze", std::uint64_t(k));
     std::vector<std::int64_t> ids;
     for (int i = 0; i < o.rows; ++i)
       ids.push_back(data.train().begin + std::int64_t(rng.below(std::uint64_t(data.train().size()))));
-    const at::Tensor first = data.read(ids, 0).columns.at("ids").select(1, column).clamp_min(0);
-    batches.push_back(weight.index_select(0, first.to(at::kLong)).to(at::kFloat).contiguous());
+    batches.push_back(data.read(ids, 0).columns.at("ids"));
+  }
+  return batches;
+}
+
+// What training reads of the table whose ids begin at this column: the first of each bag.
+std::vector<at::Tensor> lookups(const std::vector<at::Tensor>& ids, std::int64_t column, const at::Tensor& weight) {
+  std::vector<at::Tensor> batches;
+  for (const auto& batch : ids) {
+    const at::Tensor first = batch.select(1, column).clamp_min(0).to(at::kLong);
+    batches.push_back(weight.index_select(0, first).to(at::kFloat).contiguous());
   }
   return batches;
 }
@@ -180,13 +187,16 @@ int analyze(const Options& o) {
   std::printf("%-8s %11s %9s %9s %9s  %-6s %-14s %7s %7s %7s\n", "table", "rows", "Uq/U0 .005", ".01", ".02", "class",
               "codec", "ratio", "enc", "dec");
   double coded = 0;
+  const auto ids = batches_of_ids(*data, o);
+  std::int64_t column = 0;
   for (std::size_t t = 0; t < data->tables().size(); ++t) {
     const Table& table = data->tables()[t];
     const auto weight = weights.find(table_name(std::int64_t(t)));
     if (weight == weights.end()) throw DataError(o.run, "has no " + table_name(std::int64_t(t)), "name a run of dlrm");
-    all.push_back(look(lookups(*data, weight->second, t, o), table, o, config.compression.forward.bounds));
+    all.push_back(look(lookups(ids, column, weight->second), table, o, config.compression.forward.bounds));
     const TableReport& r = all.back();
     coded += 1 / r.chosen.ratio;
+    column += table.width;
     std::printf("%-8s %11lld %9.3f %9.3f %9.3f  %-6s %-14s %7.1f %7.2f %7.2f\n", table.name.c_str(),
                 static_cast<long long>(r.rows), r.unique[0], r.unique[1], r.unique[2], r.bound.c_str(), r.codec.c_str(),
                 r.chosen.ratio, r.chosen.encode, r.chosen.decode);

@@ -37,8 +37,8 @@ void EmbeddingConfig::fields(Fields& f) {
 }
 
 void PlannerConfig::fields(Fields& f) {
-  f("memory_gib", memory_gib, "most that a rank may hold of tables and their state; 0: the machine's memory",
-    {.min = 0});
+  f("memory_gib", memory_gib,
+    "most that a rank may hold of tables and their state; 0: the memory of the smallest machine", {.min = 0});
 }
 
 void ForwardConfig::fields(Fields& f) {

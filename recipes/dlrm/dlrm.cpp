@@ -35,8 +35,10 @@ class Dlrm : public Recipe {
     check_type(c);
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(shape, params);
+    double memory = machine_memory();  // hosts may differ, and the plan may not
+    c.comm("control").all_reduce({&memory, 1, DType::f64}, Op::min).wait();
     tables_.emplace(data_->tables(), shape.dim, config_.embedding.rule(),
-                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), true), c, c.device().is_cuda());
+                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), memory), c, c.device().is_cuda());
     params_ = params.all();
     for (auto& p : tables_->parameters()) params_.push_back(std::move(p));
   }
@@ -112,7 +114,8 @@ class Dlrm : public Recipe {
   void each_test_batch(Context& c, const F& f) {
     const at::NoGradGuard no_grad;
     const auto part = data_->test();
-    const std::int64_t b = std::max<std::int64_t>(1, config_.eval_batch / c.size());
+    const std::int64_t most = (part.size() + c.size() - 1) / c.size();  // no batch is larger than the data
+    const std::int64_t b = std::max<std::int64_t>(1, std::min(config_.eval_batch / c.size(), most));
     for (std::int64_t first = part.begin; first < part.end; first += b * c.size()) {
       std::vector<std::int64_t> ids;
       for (std::int64_t i = 0; i < b; ++i) ids.push_back(std::min(first + c.rank() * b + i, part.end - 1));

@@ -7,9 +7,11 @@
 
 namespace trireme::dlrm {
 
-// here: on this machine, so that without planner.memory_gib its memory is the limit of a rank.
+double machine_memory();  // bytes
+
+// memory: bytes that a rank may hold where planner.memory_gib does not say; the same on all ranks, as the plan must be.
 Owners owners_of(const DlrmConfig& config, const TableData& data, std::int64_t dim, int ranks, const TrainConfig& train,
-                 bool here);
+                 double memory);
 void plan_dlrm(Plan& plan, const DlrmConfig& config, int ranks, const TrainConfig& train);
 
 }  // namespace trireme::dlrm

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 namespace trireme::dlrm {
 namespace {
@@ -42,7 +41,7 @@ ShardedTables::ShardedTables(const std::vector<Table>& tables, std::int64_t dim,
   std::int64_t rows_here = 0;
   for (const std::int64_t t : mine()) {
     together &= all_[std::size_t(t)].width == 1;
-    firsts.push_back(rows_here), rows_here += all_[std::size_t(t)].rows;
+    firsts.push_back(++rows_here), rows_here += all_[std::size_t(t)].rows;  // before each table a row of zeros: id -1
   }
   const auto options = at::TensorOptions(context.device()).dtype(context.param_type());
   all_rows_.emplace(rows_here, dim, rule, options);
@@ -51,7 +50,11 @@ ShardedTables::ShardedTables(const std::vector<Table>& tables, std::int64_t dim,
     tables_.emplace_back(table, table_name(mine()[k]), rule, std::uint64_t(context.config().seed),
                          all_rows_->part(firsts[k], table.rows));
   }
-  if (together && !firsts.empty()) firsts_ = at::tensor(firsts, at::kLong).view({1, -1, 1}).to(context.device());
+  if (together && !firsts.empty()) {
+    firsts_ = at::tensor(firsts, at::kLong).view({1, -1, 1}).to(context.device());
+    blanks_ = firsts_.flatten() - 1;
+    forget_blanks();
+  }
   Communicator& rows = context.comm("exchange");
   Communicator& sizes = context.device().is_cpu() ? rows : context.comm("control");
   forward_.emplace(rows, sizes, each(tables_.size(), ranks_), tables_of_ranks(owners_));
@@ -163,20 +166,17 @@ void ShardedTables::finish_return() {
 }
 
 at::Tensor ShardedTables::blame() const {
-  const at::Tensor zero = at::zeros({}, at::TensorOptions(context_.device()).dtype(at::kDouble));
-  at::Tensor sum = zero;
-  for (const auto& w : waiting_) {
-    const at::Tensor& g = w.gradient;
-    if (!g.is_cpu()) {
-      sum = sum + (g.sum(at::kDouble) * 0);
-      continue;
-    }
-    const double squares = g.scalar_type() == at::kDouble
-                               ? kernels::sum_of_squares(g.const_data_ptr<double>(), g.numel())
-                               : kernels::sum_of_squares(g.const_data_ptr<float>(), g.numel());
-    if (!std::isfinite(squares)) sum = sum + std::numeric_limits<double>::quiet_NaN();
-  }
-  return sum;
+  const at::Tensor& g = waiting_.back().gradient;
+  if (!g.is_cpu()) return g.sum(at::kDouble) * 0;
+  const double squares = g.scalar_type() == at::kDouble ? kernels::sum_of_squares(g.const_data_ptr<double>(), g.numel())
+                                                        : kernels::sum_of_squares(g.const_data_ptr<float>(), g.numel());
+  return at::scalar_tensor(std::isfinite(squares) ? 0 : std::nan(""), at::kDouble);
+}
+
+// What was added to the rows that stand for no id.
+void ShardedTables::forget_blanks() {
+  const at::NoGradGuard no_grad;
+  all_rows_->weight.index_fill_(0, blanks_, 0);
 }
 
 void ShardedTables::update_together(double lr, const at::Tensor& skip) {
@@ -186,6 +186,7 @@ void ShardedTables::update_together(double lr, const at::Tensor& skip) {
     all_rows_->update(ids[0], gradients[0], rule_, lr, skip);
   else if (!ids.empty())
     all_rows_->update(at::cat(ids), at::cat(gradients), rule_, lr, skip);
+  if (!ids.empty()) forget_blanks();
   waiting_.clear();
 }
 

@@ -45,7 +45,7 @@ class ShardedTables {
   void start_return(const at::Tensor& gradient, const CodingOf& coding);
   void finish_return();
   bool returning() const { return returning_; }
-  // Are the gradients that came back finite? Of this rank's tables; an f64 scalar, 0 or NaN.
+  // Are the gradients that came back last finite? Of this rank's tables; an f64 scalar, 0 or NaN.
   at::Tensor blame() const;
   void forget() { waiting_.clear(); }
 
@@ -65,6 +65,7 @@ class ShardedTables {
   };
   [[noreturn]] void name_table(const BadChunk& e, std::int64_t table) const;
   void update_together(double lr, const at::Tensor& skip);
+  void forget_blanks();
   at::Tensor ids_of(const at::Tensor& received, std::size_t k, std::int64_t b) const;
 
   const std::vector<Table> all_;
@@ -77,7 +78,8 @@ class ShardedTables {
   const kernels::SparseRule rule_;
   std::optional<nn::EmbeddingRows> all_rows_;  // of the tables of this rank, one after the other
   std::vector<nn::EmbeddingTable> tables_;     // of this rank, parts of it
-  at::Tensor firsts_;                          // together: i64 [tables], the first row of each
+  at::Tensor firsts_;                          // together: i64 [1, tables, 1], the first row of each
+  at::Tensor blanks_;                          // together: i64 [tables], the row before it, all zeros
   std::unique_ptr<Communicator> self_;
   std::optional<RowExchange> forward_, backward_;
   at::Tensor looked_up_, rows_, gradient_, returned_;

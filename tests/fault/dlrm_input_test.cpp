@@ -58,6 +58,8 @@ TEST_F(DlrmInput, FirstHour) {
   ASSERT_EQ(back.code, 0) << back;
   ASSERT_EQ(run({"eval", "b", "--predictions", "p3.csv"}).code, 0);
   EXPECT_EQ(read_text(path("p.csv")), read_text(path("p3.csv")));
+  refused({"export", "a", "--out", "other", "--step", "best"}, 2, {"--step"});
+  refused({"eval", "a", "--raw"}, 2, {"--raw"});
   const Outcome analysis = run({"dlrm", "analyze", "a", "--rows", "64", "--out", "classes.yaml"});
   ASSERT_EQ(analysis.code, 0) << analysis;
   const Outcome guided =

@@ -280,7 +280,7 @@ TEST(ShardedTables, TogetherIsOneByOne) {
         at::Tensor ids = at::empty({6, 5}, at::kInt);
         Rng rng(1, "ids", std::uint64_t(step), std::uint64_t(world.rank()));
         for (int i = 0; i < 30; ++i)
-          ids.data_ptr<int>()[i] = int(rng.below(std::uint64_t(tables[std::size_t(i % 5)].rows)));
+          ids.data_ptr<int>()[i] = int(rng.below(std::uint64_t(tables[std::size_t(i % 5)].rows + 1))) - 1;  // -1: blank
         at::Tensor rows[2];
         for (ShardedTables* t : {&apart, &together}) {
           t->start_fetch(t->send_ids(ids), {});

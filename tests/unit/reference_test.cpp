@@ -13,6 +13,7 @@
 #include "framework/session.h"
 #include "tests/gpu/blots.h"
 #include "tests/needs.h"
+#include "tests/unit/said.h"
 #include "trainers/commands/data.h"
 
 #include <cstring>
@@ -26,17 +27,6 @@ namespace {
 
 using fastclip::Reference;
 using fastclip::ReferenceConfig;
-
-std::string said(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "nothing";
-}
-
-#define EXPECT_SAYS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
 
 double furthest(const at::Tensor& a, const at::Tensor& b) {
   return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();

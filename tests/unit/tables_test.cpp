@@ -7,6 +7,7 @@
 #include "data/tables/npz.h"
 #include "framework/models/binary.h"
 #include "tests/unit/reference_files.h"
+#include "tests/unit/said.h"
 
 #include <cmath>
 #include <filesystem>
@@ -22,6 +23,7 @@ namespace trireme {
 namespace {
 
 namespace fs = std::filesystem;
+using test::said;
 
 struct Folder {
   fs::path path = fs::path(::testing::TempDir()) / "tables_test";
@@ -42,16 +44,6 @@ std::string line(const std::string& label, const std::vector<std::string>& integ
   for (std::size_t k = 0; k < 26; ++k) s += "\t" + (k < words.size() ? words[k] : "");
   return s + "\n";
 }
-
-std::string said(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "nothing";
-}
-#define EXPECT_SAYS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
 
 TEST(Criteo, ParsesALineByHand) {
   CriteoBlock b;
@@ -350,7 +342,7 @@ TEST(Binary, AucIsTheShareOfPairs) {
     }
   EXPECT_NEAR(auc(scores, labels), won / pairs, 1e-12);
   EXPECT_TRUE(std::isnan(auc(std::vector<double>{1, 2}, std::vector<float>{1, 1})));
-  EXPECT_TRUE(std::isnan(auc(std::vector<double>{1, std::nan(""), 0}, std::vector<float>{1, 0, 1})));
+  EXPECT_TRUE(std::isnan(auc(std::vector<double>{1, std::nan(""), 2}, std::vector<float>{1, 0, 0})));
   for (const int ranks : {1, 3}) {  // the last rank has none
     std::map<std::string, double> metrics;
     std::mutex mutex;

@@ -223,8 +223,12 @@ int eval_command(const EvalOptions& o, const std::vector<std::string>& arguments
   if (!launched_ranks() && o.ranks > 1) return launch_ranks(o.ranks, arguments, OnStop::end);
   return on_ranks([&](Communicator& world, int) {
     end_on_stop_signals();  // there is nothing to save
-    if (model_of(o.model) != "clip")
+    if (model_of(o.model) != "clip") {
+      if (o.step != "newest" || o.raw)
+        throw UsageError(o.raw ? "--raw" : "--step", "is for CLIP models, and this run's newest checkpoint is judged",
+                         "leave it out");
       return evaluate_run({o.model, o.data, o.predictions, o.device, o.threads, o.json}, world);
+    }
     if (!o.predictions.empty())
       throw UsageError("--predictions", "a CLIP model has none", "trireme embed writes its features");
     return evaluate(o, world);

@@ -35,6 +35,9 @@ void clear(FileIo& io, const std::string& folder) {
 
 // Weights by the recipe's own names, which init_from reads back.
 int export_run(const ExportOptions& o) {
+  if (o.step != "newest" || o.raw)
+    throw UsageError(o.raw ? "--raw" : "--step", "is for CLIP models, and safetensors are of the newest checkpoint",
+                     "leave it out");
   FileIo& io = system_io();
   make_folder(io, o.out);
   std::vector<NamedTensor> tensors;
