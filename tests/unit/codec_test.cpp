@@ -351,6 +351,14 @@ TEST(Symbols, OfAnIndexHaveOneClass) {
 }
 
 // Shannon's bound: rANS needs little more, below one bit a symbol too.
+TEST(Rans, LanesMayBeMoreThanSymbols) {
+  const Bytes in(40, 7), of_row{0, 1};
+  Bytes code, out(in.size()), late;
+  encode_rans({in.data(), 40, 20, 2, of_row.data()}, most_lanes_log2, {}, code);
+  decode_rans(code, 40, 20, most_symbols - 1, out.data(), late);
+  EXPECT_EQ(out, in);
+}
+
 TEST(Rans, IsNearTheEntropy) {
   std::mt19937 random(3);
   for (const double p : {0.5, 0.8, 0.95, 0.99}) {
