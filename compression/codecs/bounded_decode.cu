@@ -218,8 +218,7 @@ __device__ bool decode_chunk(DecodeShared& s, const DeviceDecode::Chunk& c, cons
   if (e == raw_values || e == constant_value) return put_values(s, c, w, false);
   if (fixed_rate(e)) return put_fixed_rate(s, c);
   if (s.streams) {
-    decode_streams(s.source, s.streams, &s.bad);
-    if (s.bad) return false;
+    if (!decode_streams(s.source, s.streams)) return false;
   } else if (coded(e)) {
     unpack(s, std::uint64_t{s.unique} * c.dim, w.codes);
     __syncthreads();
