@@ -288,7 +288,7 @@ void decode(const DeviceDecode& job, Place place) {
       largest = values > largest ? values : largest;
     }
     const std::uint32_t bytes = shared_memory_of(reinterpret_cast<const void*>(decode_kernel), "decoder of rows",
-                                                 largest <= 8192 ? shared_small : shared_memory);
+                                                 largest <= 8192 ? shared_small : shared_memory, shared_memory);
     decode_kernel<<<static_cast<unsigned>(n), block_threads, bytes, stream>>>(batch, static_cast<std::uint32_t>(first),
                                                                               job.scratch, bytes, job.status);
     check_launch("decoder of rows");
