@@ -144,7 +144,10 @@ void decode_on_device(const BoundedOptions& options, std::span<const CodedChunk>
     d.code = c.code;
     d.rows = c.rows;
     d.spill_at = bytes;
-    d.bytes = c.bytes >> 32 ? 0 : static_cast<std::uint32_t>(c.bytes);
+    // Bytes of another rank's telling may end anywhere, and what lies behind them begins there: a code of no bytes is
+    // bad.
+    const bool can_be = c.bytes >> 32 == 0 && reinterpret_cast<std::uintptr_t>(c.code) % 4 == 0;
+    d.bytes = can_be ? static_cast<std::uint32_t>(c.bytes) : 0;
     d.n = static_cast<std::uint32_t>(c.n);
     d.dim = static_cast<std::uint32_t>(c.dim);
     d.stride = static_cast<std::uint32_t>(stride);
