@@ -7,6 +7,7 @@
 // - eb = bound * R for a relative bound, R = max - min of the finite values of all chunks of one `scope` (a table's
 //   whole batch, or each chunk alone); else eb = bound. bound 0: no loss. NaN and infinities: the chunk travels as it
 //   is, bit by bit, or is refused.
+// - A chunk has fewer than 2^30 values: UsageError.
 // - Chunks lie one after another; every code is a multiple of 4 bytes long and begins at such an address.
 // - decode checks all that it reads: bad bytes throw CommError and nothing is written outside the chunk's rows.
 // - The same bytes on CPU and GPU. One thread at a time may call encode of one object; decode may run on several.

@@ -239,6 +239,14 @@ TEST(BoundedCodec, WhatMakesNoSenseIsRefused) {
   EXPECT_THROW(Bounded{o}, UsageError);
   EXPECT_THROW(encode({}, std::vector<float>(8, 1), 1, 8, -1), UsageError);
   EXPECT_THROW(encode({}, std::vector<float>(8, 1), 1, 8, std::nanf("")), UsageError);
+  // More than a header can count the bytes of; the rows are not looked at.
+  TableChunk large;
+  large.n = std::size_t{1} << 24, large.dim = 64;
+  std::uint64_t size = 0;
+  const std::size_t room = Bounded({}).max_bytes(large.n, large.dim);
+  EXPECT_THROW(Bounded({}).encode({&large, 1}, {&size, room, DType::u8}, {&size, 1, DType::i64}), UsageError);
+  const CodedChunk coded{nullptr, 0, nullptr, large.n, large.dim};
+  EXPECT_THROW(Bounded({}).decode({&coded, 1}), UsageError);
 }
 
 // ---- stages ----
