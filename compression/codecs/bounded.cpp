@@ -77,6 +77,11 @@ void check_size(std::size_t n, std::size_t dim, std::size_t stride) {
     throw UsageError("codec bounded", "a chunk has 2^30 values or more, or a row is as long", "cut it into several");
 }
 
+float f32_bound(double bound) {
+  const auto near = static_cast<float>(bound);
+  return near > bound ? std::nextafter(near, 0.0f) : near;
+}
+
 std::vector<std::string> Bounded::names() {
   std::vector<std::string> all;
   for (const auto& [name, tried] : codecs()) all.push_back(name);

@@ -36,6 +36,9 @@ struct BoundedOptions {
   int window = 32;                // of vector_lz, rows: 1 to 255
 };
 
+// The largest f32 that is not above the bound.
+float f32_bound(double bound);
+
 // One chunk to encode.
 struct TableChunk {
   const float* rows = nullptr;

@@ -51,6 +51,14 @@ TEST(BoundedCodec, TheBoundHoldsForEveryValue) {
   EXPECT_GT(most, 0.999);  // the bound is used
 }
 
+TEST(BoundedCodec, AnF32BoundIsNotAboveTheDouble) {
+  EXPECT_GT(double(float(0.1)), 0.1);  // the nearest is
+  EXPECT_EQ(f32_bound(0.1), std::nextafter(float(0.1), 0.0f));
+  EXPECT_EQ(f32_bound(0.03), float(0.03));  // the nearest is below
+  EXPECT_EQ(f32_bound(0), 0.0f);
+  EXPECT_LT(f32_bound(-1), 0.0f);
+}
+
 TEST(BoundedCodec, TolerantIsWithinTwoUlp) {
   for (const auto& kind : kinds()) {
     const auto rows = make_rows(kind, 500, 33, 1);
