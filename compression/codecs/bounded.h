@@ -90,9 +90,9 @@ class Bounded {
   void encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer scratch = {}) const;
   std::size_t scratch_bytes(std::span<const TableChunk> chunks) const;
 
-  // On the host: throws CommError, naming the chunk by its number. On a device (place; codes that begin at no multiple of 4 are bad):
-  // `status` (u32, device or pinned memory) becomes 0, or 1 + the number of the first bad chunk, whose rows are then
-  // not to be used; scratch as above, decode_scratch_bytes().
+  // On the host: throws CommError, naming the chunk by its number. On a device (place; codes that begin at no multiple
+  // of 4 are bad): `status` (u32, device or pinned memory) becomes 0, or 1 + the number of the first bad chunk, whose
+  // rows are then not to be used; scratch as above, decode_scratch_bytes().
   void decode(std::span<const CodedChunk> chunks, Place place = {}, std::uint32_t* status = nullptr,
               Buffer scratch = {}) const;
   std::size_t decode_scratch_bytes(std::span<const CodedChunk> chunks) const;
