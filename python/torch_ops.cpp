@@ -71,7 +71,7 @@ std::tuple<Tensor, Tensor> encode(const Tensor& x, IntArrayRef rows, double boun
     TableChunk& c = chunks[k];
     c.rows = from;
     c.n = std::size_t(rows[k]), c.dim = std::size_t(x.size(1)), c.stride = std::size_t(x.stride(0));
-    c.bound = float(bound);
+    c.bound = f32_bound(bound);
     c.scope = shared_range ? 0 : std::uint32_t(k);
     from += rows[k] * x.stride(0);
   }

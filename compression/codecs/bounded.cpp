@@ -62,12 +62,25 @@ void check_call(std::span<const TableChunk> chunks, const Buffer& out, const Buf
   if (out.bytes() < room || sizes.count < chunks.size() || size_of(sizes.dtype) != sizeof(std::uint64_t) ||
       (out.place.host() && !sizes.place.host()))
     throw Error(ExitCode::bug, "codec bounded", "the output or the sizes are too small");
-  for (const auto& c : chunks)
+  for (const auto& c : chunks) {
+    check_size(c.n, c.dim, c.stride);
     if (!(c.bound >= 0) || !std::isfinite(c.bound))
       throw UsageError("codec bounded", "a bound is negative or no number", "bounds are 0 or more");
+  }
 }
 
 }  // namespace
+
+void check_size(std::size_t n, std::size_t dim, std::size_t stride) {
+  constexpr std::size_t most = std::size_t{1} << 31;
+  if (n >= most || dim >= most || stride >= most || n * dim >= most / 2)
+    throw UsageError("codec bounded", "a chunk has 2^30 values or more, or a row is as long", "cut it into several");
+}
+
+float f32_bound(double bound) {
+  const auto near = static_cast<float>(bound);
+  return near > bound ? std::nextafter(near, 0.0f) : near;
+}
 
 std::vector<std::string> Bounded::names() {
   std::vector<std::string> all;
@@ -130,6 +143,7 @@ void Bounded::decode(std::span<const CodedChunk> chunks, Place place, std::uint3
   if (!place.host()) return decode_on_device(options_, chunks, place, status, scratch);
   for (std::size_t k = 0; k < chunks.size(); ++k) {
     const CodedChunk& c = chunks[k];
+    check_size(c.n, c.dim, c.stride);
     try {
       decode_chunk({c.code, c.bytes}, options_.checksum, c.n, c.dim, c.rows, c.stride ? c.stride : c.dim);
     } catch (const BadStream& bad) {

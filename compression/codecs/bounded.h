@@ -7,6 +7,7 @@
 // - eb = bound * R for a relative bound, R = max - min of the finite values of all chunks of one `scope` (a table's
 //   whole batch, or each chunk alone); else eb = bound. bound 0: no loss. NaN and infinities: the chunk travels as it
 //   is, bit by bit, or is refused.
+// - A chunk has fewer than 2^30 values: UsageError.
 // - Chunks lie one after another; every code is a multiple of 4 bytes long and begins at such an address.
 // - decode checks all that it reads: bad bytes throw CommError and nothing is written outside the chunk's rows.
 // - The same bytes on CPU and GPU. One thread at a time may call encode of one object; decode may run on several.
@@ -34,6 +35,9 @@ struct BoundedOptions {
   int code_width = 0;             // 8, 16 bits a code at most; 0: what the span needs
   int window = 32;                // of vector_lz, rows: 1 to 255
 };
+
+// The largest f32 that is not above the bound.
+float f32_bound(double bound);
 
 // One chunk to encode.
 struct TableChunk {
@@ -86,9 +90,9 @@ class Bounded {
   void encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer scratch = {}) const;
   std::size_t scratch_bytes(std::span<const TableChunk> chunks) const;
 
-  // On the host: throws CommError, naming the chunk by its number. On a device (place; codes begin at multiples of 4):
-  // `status` (u32, device or pinned memory) becomes 0, or 1 + the number of the first bad chunk, whose rows are then
-  // not to be used; scratch as above, decode_scratch_bytes().
+  // On the host: throws CommError, naming the chunk by its number. On a device (place; codes that begin at no multiple
+  // of 4 are bad): `status` (u32, device or pinned memory) becomes 0, or 1 + the number of the first bad chunk, whose
+  // rows are then not to be used; scratch as above, decode_scratch_bytes().
   void decode(std::span<const CodedChunk> chunks, Place place = {}, std::uint32_t* status = nullptr,
               Buffer scratch = {}) const;
   std::size_t decode_scratch_bytes(std::span<const CodedChunk> chunks) const;

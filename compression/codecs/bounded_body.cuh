@@ -238,6 +238,7 @@ __device__ inline std::uint32_t outlier_bytes(const EncodeShared& s) { return s.
 // Makes the codes, or finds that the values travel as they are (row_shape of encode_chunk.cpp).
 __device__ inline void make_codes(const EncodeArguments& a, EncodeShared& s, const DeviceChunk& c,
                                   std::uint8_t* codes) {
+  __syncthreads();  // all have read the plan that brought them here
   if (threadIdx.x == 0) {
     s.wide = a.code_width == 16 || s.span > 256;
     if (s.span > (a.code_width == 8 ? 256u : 65536u)) s.bound.plan = Plan::raw;

@@ -218,8 +218,7 @@ __device__ bool decode_chunk(DecodeShared& s, const DeviceDecode::Chunk& c, cons
   if (e == raw_values || e == constant_value) return put_values(s, c, w, false);
   if (fixed_rate(e)) return put_fixed_rate(s, c);
   if (s.streams) {
-    decode_streams(s.source, s.streams, &s.bad);
-    if (s.bad) return false;
+    if (!decode_streams(s.source, s.streams)) return false;
   } else if (coded(e)) {
     unpack(s, std::uint64_t{s.unique} * c.dim, w.codes);
     __syncthreads();
@@ -289,7 +288,7 @@ void decode(const DeviceDecode& job, Place place) {
       largest = values > largest ? values : largest;
     }
     const std::uint32_t bytes = shared_memory_of(reinterpret_cast<const void*>(decode_kernel), "decoder of rows",
-                                                 largest <= 8192 ? shared_small : shared_memory);
+                                                 largest <= 8192 ? shared_small : shared_memory, shared_memory);
     decode_kernel<<<static_cast<unsigned>(n), block_threads, bytes, stream>>>(batch, static_cast<std::uint32_t>(first),
                                                                               job.scratch, bytes, job.status);
     check_launch("decoder of rows");

@@ -1,5 +1,5 @@
 // Decoder: symbol streams, a warp a group of lanes. Every length, offset and index is checked before it is used; what
-// is wrong sets DecodeShared::bad, and nothing is read or written outside.
+// is wrong is told to the whole block at once, and nothing is read or written outside.
 #pragma once
 #include "compression/codecs/bounded_device.h"
 #include "compression/stages/block.cuh"
@@ -174,9 +174,10 @@ __device__ inline bool decode_group(const DeviceSource& t, std::uint32_t g) {
   return __all_sync(all_lanes, good && at == mine);
 }
 
-// All streams: classes and tables, then groups. Whatever is wrong sets `bad`.
-__device__ inline void decode_streams(DeviceSource* source, std::uint32_t streams, std::uint32_t* bad) {
-  const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+// All streams: classes and tables, then groups. All threads return alike: false, something is wrong.
+__device__ inline bool decode_streams(DeviceSource* source, std::uint32_t streams) {
+  const unsigned warp = threadIdx.x / 32;
+  bool good = true;
   for (std::uint32_t k = 0; k < streams; ++k) {
     const DeviceSource& t = source[k];
     const std::uint32_t log2 = bits_for(t.classes), rows = (t.count + t.period - 1) / t.period;
@@ -186,14 +187,13 @@ __device__ inline void decode_streams(DeviceSource* source, std::uint32_t stream
   std::uint32_t task = 0;
   for (std::uint32_t k = 0; k < streams; ++k)
     for (std::uint32_t c = 0; c < source[k].classes; ++c, ++task)
-      if (task % block_warps == warp && !read_table(source[k], c) && lane == 0) *bad = 1;
-  __syncthreads();
-  if (*bad) return;
+      if (task % block_warps == warp) good = read_table(source[k], c) && good;
+  if (!__syncthreads_and(good)) return false;
   task = 0;
   for (std::uint32_t k = 0; k < streams; ++k)
     for (std::uint32_t g = 0; g < lanes_of(source[k].log2, source[k].count).groups; ++g, ++task)
-      if (task % block_warps == warp && !decode_group(source[k], g) && lane == 0) *bad = 1;
-  __syncthreads();
+      if (task % block_warps == warp) good = decode_group(source[k], g) && good;
+  return __syncthreads_and(good);
 }
 
 }  // namespace trireme::coding

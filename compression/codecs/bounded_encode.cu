@@ -203,7 +203,7 @@ void encode(const DeviceEncode& job, Place place) {
                     job.strict, job.code_width,
                     job.only,   0};
   a.shared_bytes = shared_memory_of(reinterpret_cast<const void*>(encode_kernel), "encoder of rows",
-                                    largest <= 8192 ? shared_small : shared_memory);
+                                    largest <= 8192 ? shared_small : shared_memory, shared_memory);
   encode_kernel<<<static_cast<unsigned>(job.count), block_threads, a.shared_bytes, stream>>>(a);
   check_launch("encoder of rows");
   const unsigned parts = largest > 65536 ? 4 : 1;

@@ -61,13 +61,12 @@ constexpr std::uint32_t most_streams = 3;
 
 struct EncodeShared {
   Bound bound;
-  float own_min, own_max;
-  std::uint32_t any, nonfinite;
+  std::uint32_t nonfinite;
   std::int32_t code_min;
-  std::uint32_t span, missed, unique, wide, width;
+  std::uint32_t span, missed, unique, wide;
   std::uint32_t sums[block_warps];
   unsigned long long cost[16];
-  std::uint32_t weight_rows[weight_classes], weight_repeats[weight_classes], weight_first[weight_classes];
+  std::uint32_t weight_rows[weight_classes], weight_repeats[weight_classes];
   std::uint32_t form, bits;  // of the index; plain bits in all
   DeviceStream stream[most_streams];
   std::uint32_t streams;
@@ -76,7 +75,6 @@ struct EncodeShared {
 
 // The rows of a chunk as they are coded.
 struct DeviceRows {
-  std::uint8_t* codes;     // n rows of `width` bytes
   std::uint32_t* index;    // [n] number of the unique row
   std::uint32_t* unique;   // [n] where it is first
   std::uint32_t* repeats;  // [n] of a unique row

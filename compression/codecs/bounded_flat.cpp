@@ -3,9 +3,6 @@
 #include "compression/chunks.h"
 #include "compression/codecs/bounded.h"
 
-#include <cmath>
-#include <limits>
-
 namespace trireme {
 namespace {
 
@@ -23,7 +20,7 @@ class BoundedFlat final : public Compressor {
                   c.rows = in;
                   c.n = rows(count);
                   c.dim = count / c.n;
-                  c.bound = below(bound);
+                  c.bound = f32_bound(bound);
                   std::uint64_t size = 0;
                   codec_.encode({&c, 1}, {to, max_bytes(count), DType::u8}, {&size, 1, DType::i64});
                   return size;
@@ -39,11 +36,6 @@ class BoundedFlat final : public Compressor {
 
  private:
   static std::size_t rows(std::size_t count) { return count % row == 0 && count > 0 ? count / row : 1; }
-  // The largest f32 that is not above.
-  static float below(double bound) {
-    const auto near = static_cast<float>(bound);
-    return near > bound ? std::nextafter(near, 0.0f) : near;
-  }
   static BoundedOptions options() {
     BoundedOptions o;
     o.relative = false;

@@ -54,11 +54,6 @@ Encoder encoder_of(const BoundedOptions& o) {
                    "auto, rans, dedup_rans, dedup_packed, packed, raw and those of fixed rate have");
 }
 
-void check_chunk(std::size_t n, std::size_t dim, std::size_t stride) {
-  if (n >= 1u << 31 || dim >= 1u << 31 || stride >= 1u << 31 || n * dim >= 1u << 31)
-    throw UsageError("codec bounded", "a chunk has 2^31 values or more", "cut it into several");
-}
-
 // Descriptions of the chunks, those of a scope side by side, with their places in the scratch memory; `pieces` and
 // `bytes` in all.
 std::vector<DeviceChunk> describe(std::span<const TableChunk> chunks, std::size_t& pieces, std::size_t& bytes) {
@@ -70,7 +65,7 @@ std::vector<DeviceChunk> describe(std::span<const TableChunk> chunks, std::size_
   for (const std::size_t k : order) {
     const TableChunk& c = chunks[k];
     const std::size_t stride = stride_of(c.stride, c.dim), own = pieces_of(c.n, c.dim);
-    check_chunk(c.n, c.dim, stride);
+    check_size(c.n, c.dim, stride);
     DeviceChunk d;
     d.rows = c.rows;
     d.self = c.self;
@@ -139,12 +134,15 @@ void decode_on_device(const BoundedOptions& options, std::span<const CodedChunk>
   std::size_t bytes = 0;
   for (const auto& c : chunks) {
     const std::size_t stride = stride_of(c.stride, c.dim);
-    check_chunk(c.n, c.dim, stride);
+    check_size(c.n, c.dim, stride);
     DeviceDecode::Chunk d;
     d.code = c.code;
     d.rows = c.rows;
     d.spill_at = bytes;
-    d.bytes = c.bytes >> 32 ? 0 : static_cast<std::uint32_t>(c.bytes);
+    // Bytes of another rank's telling may end anywhere, and what lies behind them begins there: a code of no bytes is
+    // bad.
+    const bool can_be = c.bytes >> 32 == 0 && reinterpret_cast<std::uintptr_t>(c.code) % 4 == 0;
+    d.bytes = can_be ? static_cast<std::uint32_t>(c.bytes) : 0;
     d.n = static_cast<std::uint32_t>(c.n);
     d.dim = static_cast<std::uint32_t>(c.dim);
     d.stride = static_cast<std::uint32_t>(stride);

@@ -33,7 +33,6 @@ __device__ inline void plan_chunk(EncodeShared& s, const DeviceChunk& c, const P
                      all = merge(pieces + c.first_of_scope, c.pieces_of_scope);
     if (threadIdx.x == 0) {
       s.bound = bound_for(all.min, all.max, c.bound_at ? *c.bound_at : c.bound, relative);
-      s.own_min = own.min, s.own_max = own.max;
       s.nonfinite = own.nonfinite;
       if (own.nonfinite && s.bound.plan != Plan::raw) s.bound.plan = Plan::raw;
       if (s.bound.plan == Plan::codes) {

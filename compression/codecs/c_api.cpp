@@ -38,15 +38,20 @@ void need(bool given, const char* what) {
   if (!given) throw UsageError("codec", std::string(what) + " is null", "hand over memory of your own");
 }
 
+// Rows of the caller, of which n * dim values are read or written.
+void check_rows(const float* rows, std::size_t n, std::size_t dim, std::size_t stride, const char* what) {
+  need(rows || n * dim == 0, what);
+  if (stride && stride < dim)
+    throw UsageError("codec", "a stride is shorter than a row", "count it in floats; 0 means dim");
+}
+
 std::vector<TableChunk> chunks_of(const trireme_codec* codec, const trireme_rows* chunks, std::size_t count) {
   need(codec, "the codec");
   need(chunks || count == 0, "the list of chunks");
   std::vector<TableChunk> all(count);
   for (std::size_t k = 0; k < count; ++k) {
     const trireme_rows& from = chunks[k];
-    need(from.rows || from.n * from.dim == 0, "a chunk's rows");
-    if (from.stride && from.stride < from.dim)
-      throw UsageError("codec", "a stride is shorter than a row", "count it in floats; 0 means dim");
+    check_rows(from.rows, from.n, from.dim, from.stride, "a chunk's rows");
     all[k].rows = from.rows;
     all[k].n = from.n, all[k].dim = from.dim, all[k].stride = from.stride;
     all[k].bound = from.bound, all[k].scope = from.scope;
@@ -61,9 +66,7 @@ std::vector<CodedChunk> chunks_of(const trireme_codec* codec, const trireme_code
   for (std::size_t k = 0; k < count; ++k) {
     const trireme_code& from = chunks[k];
     need(from.code || from.bytes == 0, "a chunk's code");
-    need(from.rows || from.n * from.dim == 0, "where a chunk's rows go");
-    if (from.stride && from.stride < from.dim)
-      throw UsageError("codec", "a stride is shorter than a row", "count it in floats; 0 means dim");
+    check_rows(from.rows, from.n, from.dim, from.stride, "where a chunk's rows go");
     all[k] = {from.code, from.bytes, from.rows, from.n, from.dim, from.stride};
   }
   return all;

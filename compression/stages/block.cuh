@@ -29,18 +29,20 @@ struct Arena {
   }
 };
 
-// Dynamic shared memory that a kernel may have on this device, at most `wanted`. Throws CommError.
-inline std::uint32_t shared_memory_of(const void* kernel, const char* name, std::size_t wanted) {
+// Dynamic shared memory for a launch of the kernel: `wanted`, or what this device has. The kernel is always allowed
+// `most_wanted`: another thread may be about to launch it. Throws CommError.
+inline std::uint32_t shared_memory_of(const void* kernel, const char* name, std::size_t wanted,
+                                      std::size_t most_wanted) {
   constexpr std::size_t others = 8192;  // what the kernel declares itself
   int device = 0, most = 0;
   cudaError_t result = cudaGetDevice(&device);
   if (result == cudaSuccess) result = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   const std::size_t room = static_cast<std::size_t>(most) > others ? static_cast<std::size_t>(most) - others : 0,
-                    bytes = wanted < room ? wanted : room;
+                    allowed = most_wanted < room ? most_wanted : room;
   if (result == cudaSuccess)
-    result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(allowed));
   if (result != cudaSuccess) throw CommError(name, cudaGetErrorString(result));
-  return static_cast<std::uint32_t>(bytes);
+  return static_cast<std::uint32_t>(wanted < allowed ? wanted : allowed);
 }
 
 // Sum of the values of the threads before. sums: shared, block_warps of them.

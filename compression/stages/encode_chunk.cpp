@@ -171,9 +171,8 @@ float constant_of(const Rows& rows) { return rows.row(0)[0] == 0 ? 0.0f : rows.r
 Encoder only_encoder(const Settings& settings) {
   return settings.try_all.size() == 1 ? settings.try_all[0] : dedup_rans;
 }
-Plan plan_of(const Rows& rows, const Bound& bound, const Range& range, const Settings& settings) {
-  if (range.nonfinite || only_encoder(settings) == raw_values || rows.values() >= std::size_t{1} << 31)
-    return Plan::raw;
+Plan plan_of(const Bound& bound, const Range& range, const Settings& settings) {
+  if (range.nonfinite || only_encoder(settings) == raw_values) return Plan::raw;
   return bound.plan;
 }
 
@@ -185,7 +184,7 @@ void encode_chunk(const Rows& rows, const Bound& bound, const Range& range, cons
   out.resize(payload);
   ChunkHeader header;
   header.rows = static_cast<std::uint32_t>(rows.n);
-  const Plan plan = plan_of(rows, bound, range, settings);
+  const Plan plan = plan_of(bound, range, settings);
   Shape shape{rows.n, rows.dim, false};
   if (rows.values() == 0) {
   } else if (plan != Plan::raw && is_fixed_rate(only_encoder(settings))) {
@@ -224,7 +223,7 @@ void encode_chunk(const Rows& rows, const Bound& bound, const Range& range, cons
 
 void self_chunk(const Rows& rows, const Bound& bound, const Range& range, const Settings& settings, EncodeScratch& s,
                 float* to, std::size_t stride) {
-  const Plan plan = plan_of(rows, bound, range, settings);
+  const Plan plan = plan_of(bound, range, settings);
   Shape shape{rows.n, rows.dim, false};
   if (rows.values() == 0) return;
   if (plan != Plan::raw && is_fixed_rate(only_encoder(settings))) {

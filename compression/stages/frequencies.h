@@ -34,7 +34,7 @@ TRIREME_SHARED Lanes lanes_of(std::uint32_t log2, std::uint64_t symbols) {
   return l;
 }
 
-// Frequencies are sent as 5-bit levels, 1/0.4 octave apart; the most frequent symbol takes what is left.
+// Frequencies are sent as 5-bit levels, about 0.4 octave apart; the most frequent symbol takes what is left.
 constexpr std::uint32_t level_bits = 5, levels = 32;
 TRIREME_SHARED std::uint32_t level_frequency(std::uint32_t level) {
   constexpr std::uint16_t of[levels] = {0,   1,   2,   3,    4,    5,    6,    8,    10,   13,  17,

@@ -186,6 +186,7 @@ inline const std::uint8_t* decode_turn(const Slots& table, std::uint32_t n, std:
 const std::uint8_t* decode_group(const Slots* slots, const std::uint8_t* class_of_row, std::uint32_t period,
                                  std::uint64_t first, std::uint64_t end, std::uint32_t lanes, std::uint32_t* state,
                                  const std::uint8_t* word, const std::uint8_t* words_end, std::uint8_t* out) {
+  if (first == end) return word;  // more lanes than symbols; `first` names no row
   std::uint32_t row = static_cast<std::uint32_t>(first / period), column = static_cast<std::uint32_t>(first % period);
   const Slots* table = slots + (class_of_row ? class_of_row[row] : 0);
   for (std::uint64_t i = first; i < end; i += lanes) {

@@ -348,6 +348,9 @@ TEST(CudaCodec, FromC) {
   code.bytes = size - 4;
   ASSERT_EQ(trireme_codec_decode(codec, &code, 1, there, status_at, more.data(), scratch_bytes), 0);
   EXPECT_EQ(status.read<std::uint32_t>()[0], 1u);
+  code.code = out.data() + 2, code.bytes = size;  // as behind a code whose size was tampered with
+  ASSERT_EQ(trireme_codec_decode(codec, &code, 1, there, status_at, more.data(), scratch_bytes), 0);
+  EXPECT_EQ(status.read<std::uint32_t>()[0], 1u);
   EXPECT_EQ(trireme_codec_decode(codec, &code, 1, there, nullptr, more.data(), scratch_bytes), 2);
   for (const auto* m : {&out, &scratch, &back, &sizes, &status, &more}) EXPECT_TRUE(m->guards_whole());
   trireme_codec_destroy(codec);

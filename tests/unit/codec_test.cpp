@@ -51,6 +51,14 @@ TEST(BoundedCodec, TheBoundHoldsForEveryValue) {
   EXPECT_GT(most, 0.999);  // the bound is used
 }
 
+TEST(BoundedCodec, AnF32BoundIsNotAboveTheDouble) {
+  EXPECT_GT(double(float(0.1)), 0.1);  // the nearest is
+  EXPECT_EQ(f32_bound(0.1), std::nextafter(float(0.1), 0.0f));
+  EXPECT_EQ(f32_bound(0.03), float(0.03));  // the nearest is below
+  EXPECT_EQ(f32_bound(0), 0.0f);
+  EXPECT_LT(f32_bound(-1), 0.0f);
+}
+
 TEST(BoundedCodec, TolerantIsWithinTwoUlp) {
   for (const auto& kind : kinds()) {
     const auto rows = make_rows(kind, 500, 33, 1);
@@ -239,6 +247,14 @@ TEST(BoundedCodec, WhatMakesNoSenseIsRefused) {
   EXPECT_THROW(Bounded{o}, UsageError);
   EXPECT_THROW(encode({}, std::vector<float>(8, 1), 1, 8, -1), UsageError);
   EXPECT_THROW(encode({}, std::vector<float>(8, 1), 1, 8, std::nanf("")), UsageError);
+  // More than a header can count the bytes of; the rows are not looked at.
+  TableChunk large;
+  large.n = std::size_t{1} << 24, large.dim = 64;
+  std::uint64_t size = 0;
+  const std::size_t room = Bounded({}).max_bytes(large.n, large.dim);
+  EXPECT_THROW(Bounded({}).encode({&large, 1}, {&size, room, DType::u8}, {&size, 1, DType::i64}), UsageError);
+  const CodedChunk coded{nullptr, 0, nullptr, large.n, large.dim};
+  EXPECT_THROW(Bounded({}).decode({&coded, 1}), UsageError);
 }
 
 // ---- stages ----
@@ -351,6 +367,14 @@ TEST(Symbols, OfAnIndexHaveOneClass) {
 }
 
 // Shannon's bound: rANS needs little more, below one bit a symbol too.
+TEST(Rans, LanesMayBeMoreThanSymbols) {
+  const Bytes in(40, 7), of_row{0, 1};
+  Bytes code, out(in.size()), late;
+  encode_rans({in.data(), 40, 20, 2, of_row.data()}, most_lanes_log2, {}, code);
+  decode_rans(code, 40, 20, most_symbols - 1, out.data(), late);
+  EXPECT_EQ(out, in);
+}
+
 TEST(Rans, IsNearTheEntropy) {
   std::mt19937 random(3);
   for (const double p : {0.5, 0.8, 0.95, 0.99}) {
