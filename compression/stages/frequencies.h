@@ -54,6 +54,17 @@ TRIREME_SHARED std::uint8_t level_below(std::uint32_t share) {
     if (l + half < levels && 256 * level_frequency(l + half) <= share) l += half;
   return static_cast<std::uint8_t>(l);
 }
+// Levels whose frequencies add up to `sum`, all or more, are lowered: the largest first. Rare.
+TRIREME_SHARED void lower_levels(std::uint32_t span, std::uint32_t top, std::uint32_t sum, std::uint8_t* level) {
+  while (sum >= rans_total) {
+    std::uint32_t most = top;
+    for (std::uint32_t s = 0; s < span; ++s)
+      if (level[s] > level[most]) most = s;
+    sum -= level_frequency(level[most]) - level_frequency(level[most] - 1u);
+    --level[most];
+  }
+}
+
 // Then in the order of the symbols: this level or the next. Errors are carried along, so that what is left for the most
 // frequent symbol, `top`, is about its share; there and where a symbol does not occur, the level becomes 0.
 TRIREME_SHARED void settle_levels(const std::uint32_t* count, const std::uint32_t* share, std::uint32_t span,
@@ -74,13 +85,7 @@ TRIREME_SHARED void settle_levels(const std::uint32_t* count, const std::uint32_
     carried = wanted - 256 * static_cast<std::int32_t>(level_frequency(l));
     sum += level_frequency(l);
   }
-  while (sum >= rans_total) {
-    std::uint32_t most = top;
-    for (std::uint32_t s = 0; s < span; ++s)
-      if (level[s] > level[most]) most = s;
-    sum -= level_frequency(level[most]) - level_frequency(level[most] - 1u);
-    --level[most];
-  }
+  lower_levels(span, top, sum, level);
 }
 
 // Bits (in 1/256) that symbols of these counts take, and 24 + 5 bits a symbol of their table.
