@@ -72,7 +72,6 @@ __device__ inline bool parse_stream(DeviceSource& t, const std::uint8_t* bytes, 
   t.classes = 1u << class_log2;
   if (in.bad || t.log2 > most_lanes_log2 || class_log2 > 2) return false;
   const std::uint64_t rows = (t.count + t.period - 1) / t.period;
-  if (rows == 1 && t.classes > 1) return false;
   t.class_bits = in.take((rows * class_log2 + 7) / 8);
   for (std::uint32_t c = 0; c < t.classes; ++c) {
     t.low[c] = in.byte(), t.span[c] = in.byte() + 1, t.top[c] = in.byte();

@@ -109,7 +109,8 @@ __device__ inline std::uint32_t get_bits(const std::uint8_t* bytes, std::uint64_
 // with one division in all.
 struct Walk {
   std::uint32_t row, column, width, rows, columns;
-  __device__ explicit Walk(std::uint32_t w) : row(threadIdx.x / w), width(w), rows(block_threads / w) {
+  __device__ explicit Walk(std::uint32_t w) {
+    width = w, row = threadIdx.x / w, rows = block_threads / w;
     column = threadIdx.x - row * w;
     columns = block_threads - rows * w;
   }

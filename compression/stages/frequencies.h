@@ -13,13 +13,14 @@ constexpr std::uint32_t longest_code = 12, sub_stream = 1024;
 // (a warp) take turns symbol by symbol and share a sequence of words.
 constexpr std::uint32_t rans_bits = 12, rans_total = 1u << rans_bits, rans_low = 1u << 16, group_lanes = 32;
 constexpr std::uint32_t most_lanes_log2 = 10;
-// Lanes of a stream. The fast choice: enough of them for a GPU; the smallest: about 2048 symbols each.
+// Lanes of a stream. The fast choice: as many steps one after another as a GPU does in 10 to 20 us; the smallest: about
+// 2048 symbols each.
 TRIREME_SHARED std::uint32_t lanes_log2(std::uint32_t symbols, std::uint32_t each) {
   const std::uint32_t log2 = bits_for((symbols + each - 1) / each);
   return log2 < most_lanes_log2 ? log2 : most_lanes_log2;
 }
 TRIREME_SHARED std::uint32_t fast_lanes_log2(std::uint32_t symbols) {
-  return lanes_log2(symbols, symbols < 32768 ? 512 : 256);
+  return lanes_log2(symbols, 256);
 }
 TRIREME_SHARED std::uint32_t few_lanes_log2(std::uint32_t symbols) { return lanes_log2(symbols, 2048); }
 struct Lanes {

@@ -198,12 +198,13 @@ const std::uint8_t* decode_group(const Slots* slots, const std::uint8_t* class_o
 
 void decode_rans(std::span<const std::uint8_t> bytes, std::uint32_t count, std::uint32_t period, std::uint32_t largest,
                  std::uint8_t* out, Bytes& late) {
+  const std::uint32_t allowed = period ? most_classes : 1;
   if (period == 0) period = count;
   const std::uint32_t rows = (count + period - 1) / period;
   Reader in(bytes);
   const std::uint8_t shape = in.get<std::uint8_t>();
   const std::uint32_t log2 = shape & 15u, classes_log2 = shape >> 4, classes = 1u << classes_log2;
-  if (log2 > most_lanes_log2 || classes > (rows > 1 ? most_classes : 1)) bad_stream("it has too many lanes or classes");
+  if (log2 > most_lanes_log2 || classes > allowed) bad_stream("it has too many lanes or classes");
   std::vector<std::uint8_t> class_of_row;
   if (classes > 1) {
     BitReader bits(in.take(bytes_of_bits(std::uint64_t{classes_log2} * rows)));
