@@ -148,8 +148,8 @@ __device__ inline bool decode_group(const DeviceSource& t, std::uint32_t g) {
   const std::uint32_t own = __shfl_sync(all_lanes, group_size, g);
   const std::uint64_t words = g + 1 < lanes.groups ? own : all - min(all, skipped);
   if (skipped + words > all) return false;
-  const std::uint8_t* const word = t.words + 2 * skipped;
-  const auto mine = static_cast<std::uint32_t>(words);
+  const auto mine = static_cast<std::uint32_t>(words), last = mine ? mine - 1 : 0;
+  const std::uint8_t* const word = mine ? t.words + 2 * skipped : t.states;  // something to read, where there is none
   const bool in = lane < in_group;
   std::uint32_t x = in ? word_at(t.states + 4 * (g * in_group + lane)) : rans_low, at = 0;
   bool good = x >= rans_low;
@@ -168,13 +168,11 @@ __device__ inline bool decode_group(const DeviceSource& t, std::uint32_t g) {
     const bool wants = active && later < rans_low;
     x = active ? later : x;
     if (active) out[p] = static_cast<std::uint8_t>(entry);
+    // All lanes read, which is faster than to branch. Who asks for too many ends with `at` beyond `mine`.
     const unsigned asking = __ballot_sync(all_lanes, wants);
-    if (wants) {
-      const std::uint32_t mine_at = at + __popc(asking & lower);
-      good = good && mine_at < mine;
-      const std::uint8_t* next = word + 2 * (mine_at < mine ? mine_at : 0);
-      x = x << 16 | (mine ? next[0] | static_cast<std::uint32_t>(next[1]) << 8 : 0);
-    }
+    const std::uint8_t* const next = word + 2 * std::size_t{min(at + __popc(asking & lower), last)};
+    const std::uint32_t more = next[0] | static_cast<std::uint32_t>(next[1]) << 8;
+    x = wants ? x << 16 | more : x;
     at += __popc(asking);
   }
   if (in) {
