@@ -144,8 +144,8 @@ __device__ bool put_rows(const DecodeShared& s, const DeviceDecode::Chunk& c, co
     const std::uint32_t* const numbers = w.index;
     const auto* const codes = reinterpret_cast<const std::uint32_t*>(w.codes);
     float* const rows = c.rows;
-    const bool check = !finite(__fmul_rn(static_cast<float>(min), step)) ||
-                       !finite(__fmul_rn(static_cast<float>(min + 255), step));
+    const bool check =
+        !finite(__fmul_rn(static_cast<float>(min), step)) || !finite(__fmul_rn(static_cast<float>(min + 255), step));
     Walk at(fours);
     for (std::uint32_t i = threadIdx.x; i < c.n * fours; i += block_threads, at.next()) {
       const std::uint32_t word = codes[(index ? numbers[at.row] : at.row) * fours + at.column];

@@ -113,8 +113,7 @@ __device__ inline void quantize_block(EncodeShared& s, const DeviceChunk& c, boo
     for (std::uint32_t i = threadIdx.x; i < values; i += block_threads) {
       const std::uint32_t r = i / c.dim;
       bool misses;
-      const std::uint32_t code =
-          quantizer(c.rows[static_cast<std::size_t>(r) * c.stride + (i - r * c.dim)], misses);
+      const std::uint32_t code = quantizer(c.rows[static_cast<std::size_t>(r) * c.stride + (i - r * c.dim)], misses);
       missed += misses ? 1 : 0;
       if (!codes) continue;
       if (wide)

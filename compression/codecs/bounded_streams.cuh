@@ -236,8 +236,9 @@ __device__ inline void make_table(DeviceStream& t, std::uint32_t c) {
   sum = warp_sum(sum);  // that of `top` is 0
   std::uint32_t before = 0;
   for (std::uint32_t begin = 0; begin < span; begin += 32) {
-    const std::uint32_t i = begin + lane,
-                        frequency = i >= span ? 0 : i == top ? rans_total - sum : level_frequency(level[i]);
+    const std::uint32_t i = begin + lane, frequency = i >= span  ? 0
+                                                      : i == top ? rans_total - sum
+                                                                 : level_frequency(level[i]);
     const std::uint32_t upto = warp_scan(frequency);
     if (i < span) coder[i] = make_coder(frequency, before + upto - frequency);
     before += __shfl_sync(all_lanes, upto, 31);
@@ -298,7 +299,8 @@ __device__ inline void encode_group(DeviceStream& t, std::uint32_t g) {
     next = coders[symbol];
     at.back(in_group, period);
     if (step > 1 && in) symbol = symbol_at(source, at);
-    const bool active = in && first + step * in_group + lane < end, emit = active && (x >> (32 - rans_bits)) >= c.frequency;
+    const bool active = in && first + step * in_group + lane < end,
+               emit = active && (x >> (32 - rans_bits)) >= c.frequency;
     const unsigned all = __ballot_sync(all_lanes, emit);
     if (emit) words[word - 1 - __popc(all & higher)] = static_cast<std::uint16_t>(x);
     x = emit ? x >> 16 : x;

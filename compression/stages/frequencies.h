@@ -19,9 +19,7 @@ TRIREME_SHARED std::uint32_t lanes_log2(std::uint32_t symbols, std::uint32_t eac
   const std::uint32_t log2 = bits_for((symbols + each - 1) / each);
   return log2 < most_lanes_log2 ? log2 : most_lanes_log2;
 }
-TRIREME_SHARED std::uint32_t fast_lanes_log2(std::uint32_t symbols) {
-  return lanes_log2(symbols, 256);
-}
+TRIREME_SHARED std::uint32_t fast_lanes_log2(std::uint32_t symbols) { return lanes_log2(symbols, 256); }
 TRIREME_SHARED std::uint32_t few_lanes_log2(std::uint32_t symbols) { return lanes_log2(symbols, 2048); }
 struct Lanes {
   std::uint32_t in_group, groups;

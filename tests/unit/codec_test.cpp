@@ -341,6 +341,15 @@ TEST(Symbols, ComeBackFromBothCoders) {
       }
 }
 
+// A stream of the index is not made of rows: a GPU's decoder has room for the table of one class.
+TEST(Symbols, OfAnIndexHaveOneClass) {
+  const Bytes symbols(14, 3), classes = {0, 1};
+  Bytes stream, back(14), late;
+  encode_rans({symbols.data(), 14, 7, 2, classes.data()}, 0, {}, stream);
+  EXPECT_NO_THROW(decode_rans(stream, 14, 7, 255, back.data(), late));
+  EXPECT_THROW(decode_rans(stream, 14, 0, 255, back.data(), late), BadStream);
+}
+
 // Shannon's bound: rANS needs little more, below one bit a symbol too.
 TEST(Rans, IsNearTheEntropy) {
   std::mt19937 random(3);
