@@ -168,8 +168,8 @@ __device__ inline void count_flat(DeviceStream& t) {
   __syncthreads();
 }
 
-// settle_levels for 32 symbols, one a lane, by one warp: bit k of the answer says that symbol k takes the higher of its
-// two levels. Every lane carries the error along; what the others hold comes by shuffles, which do not wait for it.
+// settle_levels for 32 symbols, one a lane: bit k says that symbol k takes the higher of its two levels. Every lane
+// carries the error along; what the others hold comes by shuffles, which do not wait for it.
 __device__ inline std::uint32_t higher_levels(std::uint32_t share, std::uint32_t frequencies, std::int32_t& carried) {
   std::uint32_t higher = 0;
   std::int32_t error = carried;
@@ -231,10 +231,9 @@ __device__ inline void make_table(DeviceStream& t, std::uint32_t c) {
   DeviceCoder* coder = t.coders + c * most_symbols + low;
   choose_levels(count + low, span, top, total, level);
   if (lane == 0) t.low[c] = low, t.span[c] = span, t.top[c] = top;
-  std::uint32_t sum = 0;
+  std::uint32_t sum = 0, before = 0;
   for (std::uint32_t i = lane; i < span; i += 32) sum += level_frequency(level[i]);
   sum = warp_sum(sum);  // that of `top` is 0
-  std::uint32_t before = 0;
   for (std::uint32_t begin = 0; begin < span; begin += 32) {
     const std::uint32_t i = begin + lane, frequency = i >= span  ? 0
                                                       : i == top ? rans_total - sum
@@ -247,7 +246,7 @@ __device__ inline void make_table(DeviceStream& t, std::uint32_t c) {
 
 // ---- rANS ----
 
-// What a warp reads of a stream, in registers: from shared memory it would be read again after each store.
+// In registers: from shared memory they would be read again after each store.
 struct SymbolSource {
   const std::uint8_t* symbols;
   const std::uint32_t* row_of;
@@ -262,12 +261,15 @@ struct Position {
     while (column < 0 && row > 0) column += static_cast<std::int32_t>(period), --row;
   }
 };
-// Its place among the coders of all classes.
-__device__ inline std::uint32_t symbol_at(const SymbolSource& t, const Position& at) {
-  if (at.column < 0) return 0;  // before the first
-  const std::uint32_t row = t.row_of ? t.row_of[at.row] : at.row,
-                      symbol = t.symbols[std::size_t{row} * t.period + static_cast<std::uint32_t>(at.column)];
-  return (t.class_of_row ? t.class_of_row[at.row] * most_symbols : 0) + symbol;
+// A symbol and its class, apart, so that nothing waits for them before they are used.
+struct Loaded {
+  std::uint32_t symbol, of_class;
+  __device__ std::uint32_t coder() const { return of_class * most_symbols + symbol; }
+};
+__device__ inline Loaded symbol_at(const SymbolSource& t, const Position& at) {
+  const std::uint32_t row = t.row_of ? t.row_of[at.row] : at.row;
+  const auto column = static_cast<std::uint32_t>(max(at.column, 0));  // before the first: any
+  return {t.symbols[std::size_t{row} * t.period + column], t.class_of_row ? t.class_of_row[at.row] : 0u};
 }
 
 // One group of lanes, by one warp, from the last symbol to the first.
@@ -287,18 +289,20 @@ __device__ inline void encode_group(DeviceStream& t, std::uint32_t g) {
   for (std::uint32_t b = 0; in && b < 2; ++b)
     if (2 * mine + b < t.late_bytes) x |= static_cast<std::uint32_t>(t.late[2 * mine + b]) << (8 * b);
   const std::uint32_t last = first + (steps ? steps - 1 : 0) * in_group + lane;
-  Position at{last / period, static_cast<std::int32_t>(last % period)};
+  Position at{0, 0};
+  if (in) at = {last / period, static_cast<std::int32_t>(last % period)};
   // What does not depend on x is fetched ahead: the symbol two steps, its coder one.
-  std::uint32_t symbol = in && last < end ? symbol_at(source, at) : 0, word = end;
-  DeviceCoder next = coders[symbol];
+  Loaded symbol = in && last < end ? symbol_at(source, at) : Loaded{0, 0};
+  std::uint32_t word = end;
+  DeviceCoder next = coders[symbol.coder()];
   at.back(in_group, period);
-  symbol = steps > 1 && in ? symbol_at(source, at) : 0;
+  symbol = symbol_at(source, at);
   const unsigned higher = ~((2u << lane) - 1);
   for (std::uint32_t step = steps; step-- > 0;) {
     const DeviceCoder c = next;
-    next = coders[symbol];
+    next = coders[symbol.coder()];
     at.back(in_group, period);
-    if (step > 1 && in) symbol = symbol_at(source, at);
+    symbol = symbol_at(source, at);
     const bool active = in && first + step * in_group + lane < end,
                emit = active && (x >> (32 - rans_bits)) >= c.frequency;
     const unsigned all = __ballot_sync(all_lanes, emit);
@@ -392,6 +396,5 @@ __device__ inline void put_stream(const DeviceStream& t, std::uint8_t* to) {
     }
   }
 }
-static_assert((1u << most_lanes_log2) / group_lanes <= 32, "a warp sums the groups before its own");
 
 }  // namespace trireme::coding
