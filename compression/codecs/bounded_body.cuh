@@ -40,24 +40,32 @@ __device__ inline std::uint64_t packed_size(std::uint32_t span, std::uint64_t va
   return 1 + (bits_for(span) * values + 7) / 8;
 }
 
-// Codes of all rows or of the unique ones, in as few bits as their span needs. A thread makes whole bytes.
+// Codes of all rows or of the unique ones, in as few bits as their span needs. A thread takes eight: whole bytes.
 __device__ inline void put_packed(const EncodeShared& s, const std::uint8_t* codes, const std::uint32_t* rows,
                                   std::uint32_t n, std::uint32_t dim, std::uint8_t* to) {
-  const std::uint32_t bits = bits_for(s.span);
+  const std::uint32_t bits = bits_for(s.span), values = n * dim;
+  const bool wide = s.wide;
   if (threadIdx.x == 0) to[0] = static_cast<std::uint8_t>(bits);
-  const std::uint64_t values = std::uint64_t{n} * dim, bytes = packed_size(s.span, values) - 1;
-  for (std::uint64_t i = threadIdx.x; i < bytes; i += block_threads) {
-    std::uint32_t byte = 0, filled = 0;
-    while (filled < 8) {
-      const std::uint64_t bit = 8 * i + filled, value = bit / bits;
-      if (value >= values) break;
-      const std::uint64_t r = value / dim, at = (rows ? rows[r] : r) * dim + value % dim;
-      const std::uint32_t code = s.wide ? reinterpret_cast<const std::uint16_t*>(codes)[at] : codes[at],
-                          skipped = static_cast<std::uint32_t>(bit % bits);
-      byte |= code >> skipped << filled;
-      filled += bits - skipped;
+  for (std::uint32_t i = threadIdx.x; 8 * i < values; i += block_threads) {
+    const std::uint32_t here = min(8u, values - 8 * i);
+    std::uint32_t r = 8 * i / dim, column = 8 * i - r * dim, first = (rows ? rows[r] : r) * dim, code[8];
+#pragma unroll
+    for (std::uint32_t k = 0; k < 8; ++k) {
+      code[k] = 0;
+      if (k >= here) continue;
+      const std::uint32_t at = first + column;
+      code[k] = wide ? reinterpret_cast<const std::uint16_t*>(codes)[at] : codes[at];
+      if (++column == dim && k + 1 < here) column = 0, ++r, first = (rows ? rows[r] : r) * dim;
     }
-    to[1 + i] = static_cast<std::uint8_t>(byte);
+    std::uint8_t* at = to + 1 + std::size_t{bits} * i;
+    std::uint32_t held = 0, filled = 0;
+#pragma unroll
+    for (std::uint32_t k = 0; k < 8; ++k) {
+      held |= code[k] << filled;
+      filled += k < here ? bits : 0;
+      for (; filled >= 8; filled -= 8, held >>= 8) *at++ = static_cast<std::uint8_t>(held);
+    }
+    if (filled) *at = static_cast<std::uint8_t>(held);
   }
 }
 

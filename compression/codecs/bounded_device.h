@@ -71,7 +71,7 @@ struct DeviceDecode {
 };
 // Of decoding, each chunk.
 TRIREME_SHARED std::size_t decode_spill(std::size_t n, std::size_t dim) {
-  return multiple_of_16(4 * n * dim + 64 * n + 65536);
+  return multiple_of_16(4 * n * dim + 64 * n + 136 * 1024);
 }
 
 extern Kernel<DeviceEncode> encode_bounded;

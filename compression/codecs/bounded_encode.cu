@@ -75,9 +75,6 @@ __global__ void __launch_bounds__(256)
 
 // ---- a block a chunk ----
 
-// Lanes of at most that many symbols (a stream of 32,768 has more than one a little shorter).
-__device__ std::uint32_t most_lanes_log2_of(std::uint32_t symbols) { return lanes_log2(symbols, 256); }
-
 // Memory of all steps; the codes come last, as the largest part.
 __device__ std::uint8_t* take_memory(const EncodeArguments& a, EncodeShared& s, DeviceRows& d, const DeviceChunk& c,
                                      Arena& arena) {
@@ -87,7 +84,7 @@ __device__ std::uint8_t* take_memory(const EncodeArguments& a, EncodeShared& s, 
   for (std::uint32_t k = 0; k < most_streams; ++k) {
     DeviceStream t;
     take_tables(t, arena, k == 0 ? most_classes : 1);
-    take_lanes(t, arena, most_lanes_log2_of(k == 0 ? static_cast<std::uint32_t>(values) : c.n));
+    take_lanes(t, arena, fast_lanes_log2(k == 0 ? static_cast<std::uint32_t>(values) : c.n));
     if (threadIdx.x == 0) s.stream[k] = t;
   }
   return arena.take<std::uint8_t>(values * (a.code_width == 16 || s.span > 256 ? 2 : 1));
