@@ -3,6 +3,7 @@
 #include "framework/command.h"
 
 #include "bench/bench.h"
+#include "comm/device.h"
 #include "comm/error.h"
 #include "trainers/ranks.h"
 #include "trainers/stop.h"
@@ -56,6 +57,9 @@ int bench_command(const bench::Options& options) {
     throw UsageError("--device", "'" + options.device + "' is none", "write cpu or cuda");
   if (options.device == "cuda" && !benchmark.on_devices)
     throw UsageError("--device", "bench " + options.name + " has one place to run", "leave it out");
+  if (options.device == "cuda" && (!device_runtime() || device_runtime()->count() == 0))
+    throw UsageError("--device", "no GPU is here that this program can use",
+                     "run it where `trireme doctor` names one, built with the preset cuda");
   catch_stop_signals();  // arms look for it (bench/arm.h)
   double before[1] = {0}, after[1] = {0};
   (void)getloadavg(before, 1);

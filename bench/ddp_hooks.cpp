@@ -194,9 +194,15 @@ void start_arms(const Options& o, Contestants& all, const Scratch& scratch) {
       }
       c.arm = std::make_unique<Arm>(c.name(), command, c.ranks, folder);
     }
-    for (auto& c : all)
-      if (c.ddp == ddp && !c.arm->ready(std::chrono::seconds(300)))
+    bool any = false;
+    for (auto& c : all) {
+      if (c.ddp != ddp) continue;
+      if (c.arm->ready(std::chrono::seconds(300)))
+        any = true;
+      else
         std::fprintf(stderr, "%s: %s\n", c.name().c_str(), c.arm->skipped().c_str());
+    }
+    if (!ddp && !any) throw DataError("bench ddp_hooks", all.front().arm->skipped());
   }
 }
 
@@ -216,11 +222,13 @@ nlohmann::json timed_row(const Contestants& all, const Contestant& c) {
   if (c.ms.empty()) return row;
   row.update(c.last);
   row.erase("ms");
+  if (!std::getenv("TRIREME_LAB")) row.erase("sent");  // nothing counts it elsewhere
   row.update({{"step_ms", quantile(c.ms, 0.5)},
               {"low_ms", quantile(c.ms, 0.25)},
               {"high_ms", quantile(c.ms, 0.75)},
               {"blocks", c.ms.size()}});
-  if (const Contestant* peer = c.ddp ? nullptr : rival(all, c); peer && peer->ms.size() == c.ms.size()) {
+  if (const Contestant* peer = c.ddp ? nullptr : rival(all, c);
+      peer && c.ms.size() > 1 && peer->ms.size() == c.ms.size()) {
     const Ratio r = ratio_of(peer->ms, c.ms);
     row.update({{"against", peer->name()}, {"ratio", r.mean}, {"ratio_low", r.low}, {"ratio_high", r.high}});
   }
@@ -287,14 +295,28 @@ nlohmann::json learn(const Options& o, const std::vector<std::string>& ours, con
   return judged(rows);
 }
 
+// What and which part of it: "64", "512 line", "mlp buckets", "scaling".
+std::pair<std::string, std::string> problem_of(const Options& o) {
+  std::istringstream words(o.problem.empty() ? "64" : o.problem);
+  std::string what, part, more;
+  words >> what >> part >> more;
+  const bool number = !what.empty() && what.size() < 7 && what.find_first_not_of("0123456789") == what.npos &&
+                      std::atoi(what.c_str()) > 0;
+  const bool known = number          ? part.empty() || part == "line" || part == "powersgd" || part == "buckets"
+                     : what == "mlp" ? part == "buckets"
+                                     : part.empty() && (what == "scaling" || what == "losses");
+  if (!known || !more.empty())
+    throw UsageError("bench ddp_hooks --problem", "'" + o.problem + "' is none",
+                     "512, 64, each also with line, powersgd or buckets; mlp buckets; scaling; losses");
+  return {what, part};
+}
+
 nlohmann::json run(const Options& o) {
   const std::vector<std::string> plain{"none", "bf16", "int8", "top_k"}, peers_plain{"none", "bf16"};
   const std::vector<std::string> low_rank{"powersgd-4", "powersgd-16", "powersgd-32"};
   std::vector<std::string> peers_low_rank = low_rank;
   for (const auto& hook : low_rank) peers_low_rank.push_back(hook + "-bf16");
-  std::istringstream words(o.problem.empty() ? "64" : o.problem);
-  std::string what, part;
-  words >> what >> part;
+  const auto [what, part] = problem_of(o);
   Contestants all;
   if (what == "losses") {
     auto ours = plain, ddp = peers_plain;
@@ -309,10 +331,6 @@ nlohmann::json run(const Options& o) {
   }
   const bool mlp = what == "mlp";
   const Case c{mlp ? "mlp" : "transformer", mlp ? 4096 : std::atoi(what.c_str())};
-  if (c.rows < 1 || (mlp && part != "buckets") ||
-      (!part.empty() && part != "line" && part != "powersgd" && part != "buckets"))
-    throw UsageError("bench ddp_hooks --problem", "'" + o.problem + "' is none",
-                     "512, 64, each also with line, powersgd or buckets; mlp buckets; scaling; losses");
   add_arms(all, c, 1, {"none"}, {"none"});  // compute alone
   nlohmann::json rows;
   if (part == "buckets") {

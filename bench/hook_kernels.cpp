@@ -12,6 +12,8 @@
 #include "framework/kernels/top_k.h"
 #include "framework/placement.h"
 
+#include <cstdlib>
+
 #include <ATen/ATen.h>
 
 namespace trireme::bench {
@@ -107,14 +109,14 @@ void add_power_sgd(std::vector<Measured>& all, std::int64_t n, std::int64_t rank
 nlohmann::json run(const Options& o) {
   if (!device_runtime() || device_runtime()->count() == 0)
     throw UsageError("bench hook_kernels", "needs a GPU", "run it where `trireme doctor` names one");
-  const std::int64_t mib = o.problem.empty() ? 64 : std::stoll(o.problem);
+  const std::int64_t mib = o.problem.empty() ? 64 : std::atoll(o.problem.c_str());
   if (mib < 16 || mib % 16 != 0) throw UsageError("--problem", "MiB of values in multiples of 16", "say --problem 64");
   const Memory m(mib << 18);
   std::vector<Measured> all;
   all.push_back({"copy", double(m.values.numel()) * 8, [&m] { m.error.copy_(m.values); }});
   add_codec(all, m, "bf16", false);
   add_codec(all, m, "fp16", false);
-  add_codec(all, m, "int8", true);
+  for (const char* name : {"int8", "fp8", "int4"}) add_codec(all, m, name, true);
   add_top_k(all, m);
   for (const std::int64_t rank : {4, 32}) add_power_sgd(all, m.values.numel(), rank);
   for (int block = -1; block < o.blocks; ++block)

@@ -117,3 +117,23 @@ if(python3 AND NOT TRIREME_SANITIZE)
   add_test(NAME unit.study_statistics COMMAND ${python3} ${CMAKE_SOURCE_DIR}/bench/studies/study.py --self-test)
   set_tests_properties(unit.study_statistics PROPERTIES LABELS unit TIMEOUT 60)
 endif()
+
+# The codec from C, in a release build with nothing beside it; and as operators of PyTorch, from the Python whose torch it
+# was built with.
+add_executable(codec_c_api tests/unit/codec_c_api.c)
+target_compile_options(codec_c_api PRIVATE -std=c11 -pedantic)
+target_link_libraries(codec_c_api PRIVATE trireme_options m)
+if(TARGET trireme_codec)
+  target_link_libraries(codec_c_api PRIVATE trireme_codec)
+else()
+  target_link_libraries(codec_c_api PRIVATE $<TARGET_LINKER_FILE:trireme_comm_only>)
+  add_dependencies(codec_c_api trireme_comm_only)
+endif()
+add_test(NAME unit.codec_c_api COMMAND codec_c_api)
+set_tests_properties(unit.codec_c_api PROPERTIES LABELS "unit;sanitized" TIMEOUT 60 ENVIRONMENT "${test_environment}")
+add_dependencies(sanitized_tests codec_c_api)
+if(TARGET trireme_torch)
+  add_test(NAME unit.torch_ops COMMAND ${TRIREME_TORCH_PYTHON} ${CMAKE_SOURCE_DIR}/tests/python/torch_ops_test.py
+    $<TARGET_FILE:trireme_torch> ${CMAKE_SOURCE_DIR}/docs/codecs.md)
+  set_tests_properties(unit.torch_ops PROPERTIES LABELS unit TIMEOUT 120 SKIP_RETURN_CODE 77)
+endif()

@@ -4,8 +4,8 @@
 
 namespace trireme {
 
-// f32 chunks in one place that the codec takes, room for all of them, one u64 size each in host memory. Throws Error
-// (bug).
+// f32 chunks in one place that the codec takes, room for all of them, one u64 size each in host memory. Throws
+// Error (bug).
 void check_encode(const Compressor& codec, std::span<const Chunk> chunks, const Buffer& out, const Buffer& sizes);
 // One size per output, together no more than the input, none above max_bytes. Throws CommError.
 void check_decode(const Compressor& codec, std::string_view name, const ConstBuffer& in,

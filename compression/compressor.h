@@ -8,10 +8,9 @@
 // - decode checks what it reads (it came from another rank): bad bytes throw CommError, nothing is written outside
 //   `out`.
 // - One thread at a time may call encode; decode may run on several threads.
-// - On a device all buffers of a call but `sizes` lie there, codes begin at an even address, the work is enqueued on
-// the
-//   stream of `out` and nothing waits for it; codes and errors have the bits that the
-//   host would make, but for the payload of NaNs.
+// - On a device all buffers of a call but `sizes` lie there, codes of a summable codec aligned as its sum_type, others
+//   anywhere; the work is enqueued on the stream of `out` and nothing waits for it; codes and errors have the bits that
+//   the host would make, but for the payload of NaNs.
 #pragma once
 #include "comm/archive.h"
 #include "comm/buffer.h"

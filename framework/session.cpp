@@ -53,6 +53,7 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe,
   context_.steps = config.epochs > 0 ? config.epochs * context_.steps_per_epoch : config.steps;
   all_ = recipe.parameters();
   settle_sharing(all_, context_.comm("control"));
+  count_parameters();
   const std::vector<Param> trained = apply_freeze();
   reducer_ = std::make_unique<Reducer>(
       trained, context_.comm("grad"),
@@ -206,11 +207,13 @@ double Session::gradient_norm() const { return norm_.item<double>(); }
 std::size_t Session::reduced_bytes() const { return reducer_->bytes_per_step(); }
 std::size_t Session::plain_bytes() const { return reducer_->plain_bytes(); }
 
-std::int64_t Session::parameter_count() const {
-  std::int64_t n = 0;
+// What one rank alone holds counts beside what the others hold alone.
+void Session::count_parameters() {
+  std::int64_t alone = 0, shared = 0;
   for (const auto& p : all_)
-    if (p.group != "buffer") n += p.value.numel();
-  return n;
+    if (p.group != "buffer") (p.replicas && p.replicas->size() == 1 ? alone : shared) += p.value.numel();
+  context_.comm("control").all_reduce({&alone, 1, DType::i64}, Op::sum).wait();
+  parameter_count_ = alone + shared;
 }
 
 std::map<std::string, double> Session::evaluate() {

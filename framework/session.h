@@ -35,7 +35,7 @@ class Session {
   const std::vector<Param>& parameters() const { return all_; }
   std::size_t reduced_bytes() const;
   std::size_t plain_bytes() const;  // Reducer::plain_bytes
-  std::int64_t parameter_count() const;
+  std::int64_t parameter_count() const { return parameter_count_; }  // of all ranks, each once
 
   // Weights only, and all state. Local, but for loading the order of other buckets than there are: see restore().
   void weights(Archive& ar);
@@ -47,6 +47,7 @@ class Session {
   void restore(const Snapshot& snapshot, const std::function<void(Archive&)>& state);
 
  private:
+  void count_parameters();
   std::vector<Param> apply_freeze();
   void guard_update();
   void restart_average();
@@ -60,6 +61,7 @@ class Session {
   std::unique_ptr<Reducer> reducer_;
   std::unique_ptr<Optimizer> optimizer_;
   bool shards_owned_ = false;
+  std::int64_t parameter_count_ = 0;
   std::vector<at::Tensor> average_;  // EMA of the trained parameters
   SkippedSteps skipped_steps_;
   at::Tensor loss_, norm_, growth_;  // global ones of the last step; growth_: good steps since the loss scale changed

@@ -8,11 +8,11 @@ import time
 import torch
 import torch.distributed as dist
 import torch.distributed.algorithms.ddp_comm_hooks.default_hooks as default_hooks
-import torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook as powersgd
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+import powersgd
 from arm import Server, read_safetensors
 from transformer import Transformer
 
@@ -61,9 +61,9 @@ def register(model, hook, start):
     if name == "bf16":
         model.register_comm_hook(None, default_hooks.bf16_compress_hook)
     if name == "powersgd":
-        state = powersgd.PowerSGDState(None, matrix_approximation_rank=int(more[0]), start_powerSGD_iter=start)
+        state = powersgd.state(matrix_approximation_rank=int(more[0]), start_powerSGD_iter=start)
         wrap = default_hooks.bf16_compress_wrapper if more[1:] == ["bf16"] else lambda f: f
-        model.register_comm_hook(state, wrap(powersgd.powerSGD_hook))
+        model.register_comm_hook(state, wrap(powersgd.hook.powerSGD_hook))
 
 
 def link_bytes():

@@ -5,11 +5,11 @@ import argparse
 import torch
 import torch.distributed as dist
 import torch.distributed.algorithms.ddp_comm_hooks.default_hooks as default_hooks
-import torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook as powersgd
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+import powersgd
 from arm import Server, join_gloo, read_safetensors
 
 parser = argparse.ArgumentParser()
@@ -41,8 +41,8 @@ if args.arm not in ("compute", "comm"):
     # As ours: a first bucket of 1 MiB, rebuilt in the observed order.
     model = DistributedDataParallel(model, bucket_cap_mb=args.bucket_mib, gradient_as_bucket_view=args.arm != "copy")
 if args.arm == "powersgd":  # rank as ours, from the third step on: it may not start before buckets are rebuilt
-    model.register_comm_hook(powersgd.PowerSGDState(None, matrix_approximation_rank=32, start_powerSGD_iter=2),
-                             powersgd.powerSGD_hook)
+    model.register_comm_hook(powersgd.state(matrix_approximation_rank=32, start_powerSGD_iter=2),
+                             powersgd.hook.powerSGD_hook)
 if args.arm == "bf16":
     model.register_comm_hook(None, default_hooks.bf16_compress_hook)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=True)

@@ -81,8 +81,8 @@ __device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReade
     const std::uint32_t size = in.number();
     const std::uint8_t* bytes = in.take(size);
     set_source(s.source[1 + streams], count, count, largest, out);
-    DeviceSource& t = s.source[1 + streams++];
-    return !in.bad && parse_stream(t, bytes, size) && t.classes == 1;
+    if (in.bad || !parse_stream(s.source[1 + streams], bytes, size)) return false;
+    return s.source[1 + streams++].classes == 1;  // there is room for one table
   };
   if (s.form == symbols && !index_stream(c.n, s.unique - 1, w.repeat)) return false;
   if (s.form == weighted && (!index_stream(s.unique, weight_classes - 1, w.weight) ||

@@ -162,6 +162,26 @@ void read_table(Reader& in, std::uint32_t largest, Slots& slots) {
     for (std::uint32_t k = 0; k < frequency[s]; ++k) slots[slot++] = (low + s) | (frequency[s] - 1) << 8 | k << 20;
 }
 
+// The state behind a symbol of slot `e`, before it asks for a word.
+inline std::uint32_t after(std::uint32_t x, std::uint32_t e) {
+  return ((e >> 8 & 0xfff) + 1) * (x >> rans_bits) + (e >> 20);
+}
+
+// A turn of n lanes within a row, with a word for each at hand: no branches, which nobody could foretell.
+inline const std::uint8_t* decode_turn(const Slots& table, std::uint32_t n, std::uint32_t* state,
+                                       const std::uint8_t* word, std::uint8_t* out) {
+  for (std::uint32_t l = 0; l < n; ++l) {
+    const std::uint32_t e = table[state[l] & (rans_total - 1)], x = after(state[l], e);
+    std::uint16_t next;
+    std::memcpy(&next, word, 2);
+    const bool refill = x < rans_low;
+    out[l] = static_cast<std::uint8_t>(e);
+    word += refill ? 2 : 0;
+    state[l] = refill ? x << 16 | next : x;
+  }
+  return word;
+}
+
 // One group: symbols first to end of the stream, from its words. Returns where the words end.
 const std::uint8_t* decode_group(const Slots* slots, const std::uint8_t* class_of_row, std::uint32_t period,
                                  std::uint64_t first, std::uint64_t end, std::uint32_t lanes, std::uint32_t* state,
@@ -170,6 +190,16 @@ const std::uint8_t* decode_group(const Slots* slots, const std::uint8_t* class_o
   const Slots* table = slots + (class_of_row ? class_of_row[row] : 0);
   for (std::uint64_t i = first; i < end; i += lanes) {
     const std::uint32_t n = static_cast<std::uint32_t>(std::min<std::uint64_t>(lanes, end - i));
+    if (column == period) {
+      column = 0;
+      ++row;
+      if (class_of_row) table = slots + class_of_row[row];
+    }
+    if (n <= period - column && words_end - word >= std::ptrdiff_t{2} * n) {
+      word = decode_turn(*table, n, state, word, out + i);
+      column += n;
+      continue;
+    }
     for (std::uint32_t l = 0; l < n; ++l) {
       if (column == period) {
         column = 0;
@@ -180,7 +210,7 @@ const std::uint8_t* decode_group(const Slots* slots, const std::uint8_t* class_o
       std::uint32_t x = state[l];
       const std::uint32_t e = (*table)[x & (rans_total - 1)];
       out[i + l] = static_cast<std::uint8_t>(e);
-      x = ((e >> 8 & 0xfff) + 1) * (x >> rans_bits) + (e >> 20);
+      x = after(x, e);
       if (x < rans_low) {
         if (words_end - word < 2) bad_stream("a part ends too early");
         std::uint16_t next;

@@ -38,21 +38,21 @@ TRIREME_SHARED std::uint32_t float_bits(float x) {
   return bits;
 }
 
-// e4m3: 1 sign, 4 exponent (bias 7) and 3 mantissa bits; |x| <= 448 but for rounding.
+// e4m3: 1 sign, 4 exponent (bias 7) and 3 mantissa bits; |x| <= 448 but for rounding. Masks, not branches, for vectors.
 TRIREME_SHARED std::uint8_t to_fp8(float x) {
-  const std::uint32_t bits = float_bits(x), sign = bits >> 24 & 0x80;
-  const float size = bits_float(bits & 0x7fffffffu);
-  if (size < 0x1p-6f) return static_cast<std::uint8_t>(sign | static_cast<std::uint32_t>(nearbyintf(size * 0x1p9f)));
-  const std::uint32_t rounded = (bits & 0x7fffffffu) + 0x7ffffu + (bits >> 20 & 1u),
-                      code = (rounded >> 20) - (120u << 3);
+  const std::uint32_t bits = float_bits(x), sign = bits >> 24 & 0x80, size = bits & 0x7fffffffu;
+  // Below 2^-6 a multiple of 2^-9: the nearest integer, ties to even, in the low bits of 2^23 + it.
+  const std::uint32_t least = float_bits(bits_float(size) * 0x1p9f + 0x1p23f) - float_bits(0x1p23f),
+                      rounded = ((size + 0x7ffffu + (bits >> 20 & 1u)) >> 20) - (120u << 3),
+                      small = 0u - (size < 0x3c800000u), code = (least & small) | (rounded & ~small);
   return static_cast<std::uint8_t>(sign | (code < 0x7e ? code : 0x7e));
 }
 TRIREME_SHARED float from_fp8(std::uint8_t code) {
-  const std::uint32_t exponent = code >> 3 & 15, mantissa = code & 7;
-  const float size = exponent
-                         ? static_cast<float>(8 + mantissa) * bits_float((exponent + 117) << 23)  // 2^(exponent - 10)
-                         : static_cast<float>(mantissa) * 0x1p-9f;
-  return code & 0x80 ? -size : size;
+  const std::uint32_t size = code & 0x7fu, sign = (code & 0x80u) << 24;
+  const std::uint32_t least = float_bits(static_cast<float>(static_cast<int>(size)) * 0x1p-9f),
+                      normal = (size << 20) + (120u << 23);
+  const std::uint32_t small = 0u - (size < 8);
+  return bits_float(sign | (least & small) | (normal & ~small));
 }
 
 // Between the least and the greatest of a block's values.

@@ -34,8 +34,8 @@ void encode_huffman(const Symbols& in, Bytes& out);
 // that went along.
 std::size_t encode_rans(const Symbols& in, std::uint32_t lanes_log2, std::span<const std::uint8_t> late, Bytes& out);
 
-// Into out[count], each at most `largest`. period: symbols of a row, as the encoder had it. The stream must end with
-// `bytes`. Throw BadStream.
+// Into out[count], each at most `largest`. period: symbols of a row, as the encoder had it; 0: the symbols make no rows
+// and have one class. The stream must end with `bytes`. Throw BadStream.
 void decode_huffman(std::span<const std::uint8_t> bytes, std::uint32_t count, std::uint32_t largest, std::uint8_t* out);
 void decode_rans(std::span<const std::uint8_t> bytes, std::uint32_t count, std::uint32_t period, std::uint32_t largest,
                  std::uint8_t* out, Bytes& late);

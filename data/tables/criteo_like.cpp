@@ -17,7 +17,8 @@ constexpr double alone = 0.20, together = 0.015;
 
 const Shape& shape_of(const std::string& name) {
   const Shape* s = shape_named(name);
-  if (!s) throw UsageError("data.shape", "unknown shape '" + name + "'", "known: kaggle, terabyte, mlperf_v1");
+  if (!s)
+    throw UsageError("data.shape", "unknown shape '" + name + "'", "known: kaggle, terabyte, mlperf_v1, mlperf_v2");
   return *s;
 }
 
@@ -43,7 +44,7 @@ CriteoLike::CriteoLike(const CriteoLikeSpec& spec) : spec_(spec), shape_(shape_o
   for (std::size_t t = 0; t < shape_.tables.size(); ++t) {
     const ShapeTable& s = shape_.tables[t];
     const std::int64_t rows = scaled_rows(s.rows, spec_.scale);
-    tables_.push_back({"C" + std::to_string(t), rows});
+    tables_.push_back({std::string("C").append(std::to_string(t)), rows, s.width});
     if (s.head.empty())
       ids_.emplace_back(Zipf::Spec{rows, same_first_share(rows, s.s, spec_.q), spec_.q});
     else

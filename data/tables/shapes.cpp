@@ -73,10 +73,18 @@ const Shape mlperf_v1{
      {40000000, 1.23, 0}, {40000000, 1.34, 0}, {590152, 1.39, 0}, {12973, 0.77, 0}, {108, 2.23, 0},
      {36, 1.92, 0}}};
 
+Shape multi_hot(Shape shape) {
+  constexpr std::int64_t widths[] = {3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1};
+  shape.name = "mlperf_v2";
+  for (std::size_t t = 0; t < shape.tables.size(); ++t) shape.tables[t].width = widths[t];
+  return shape;
+}
+const Shape mlperf_v2 = multi_hot(mlperf_v1);
+
 }  // namespace
 
 const Shape* shape_named(std::string_view name) {
-  for (const Shape* s : {&kaggle, &terabyte, &mlperf_v1})
+  for (const Shape* s : {&kaggle, &terabyte, &mlperf_v1, &mlperf_v2})
     if (s->name == name) return s;
   return nullptr;
 }

@@ -14,6 +14,7 @@ struct ShapeTable {
   char bound;                     // T tight, B base, L loose; 0: not published
   std::vector<double> head = {};  // shares of the most frequent ids, where they were counted
   double head_s = 0, head_q = 0;  // of the ids behind them
+  std::int64_t width = 1;         // ids of a sample
 };
 
 struct Shape {
@@ -24,7 +25,7 @@ struct Shape {
   std::vector<ShapeTable> tables;
 };
 
-// kaggle, terabyte (10M cap), mlperf_v1 (40M cap); null: no such name.
+// kaggle, terabyte (10M cap), mlperf_v1 (40M cap), mlperf_v2 (the same with bags of up to 100 ids); null: no such name.
 const Shape* shape_named(std::string_view name);
 
 // Rows by 1 / scale where there are more than 1,000; the order by size stays.

@@ -19,9 +19,10 @@ class PowerSgd final : public GradientHook {
     std::int64_t first = 0, second = 0, errors = 0;
     for (std::size_t i = 0; i < bucket.gradients.size(); ++i) {
       const auto& g = bucket.gradients[i];
-      const std::int64_t m = g.dim() >= 2 ? g.size(0) : 1, n = g.numel() / m;
+      const bool matrix = g.dim() >= 2 && g.numel() > 0;
+      const std::int64_t m = matrix ? g.size(0) : 1, n = g.numel() / m;
       const std::int64_t r = std::min({config.rank, m, n});
-      if (g.dim() < 2 || 2 * r * (m + n) > m * n) {
+      if (!matrix || 2 * r * (m + n) > m * n) {
         plain_.push_back(i);
         first += g.numel();
       } else {
@@ -149,7 +150,7 @@ class PowerSgd final : public GradientHook {
   void finish(Bucket& bucket) {
     at::NoGradGuard no_grad;
     for (auto& x : matrices_) {
-      x.error.addmm_(x.p.t(), x.own_q, 1, -1);
+      if (feedback_) x.error.addmm_(x.p.t(), x.own_q, 1, -1);
       at::Tensor sum = bucket.gradients[x.gradient].view({x.m, x.n});
       at::mm_out(sum, x.p.t(), x.q);
     }
@@ -157,7 +158,7 @@ class PowerSgd final : public GradientHook {
     lost_.zero_();
     kernels::restart_rows({rows_of(q_rows_), std::int64_t(matrices_.size()), lost_.data_ptr<float>()},
                           buffer_of(second_).place);
-    take_back(lost_, error_, {});  // the step is skipped; the next one starts clean
+    if (feedback_) take_back(lost_, error_, {});  // the step is skipped; the next one starts clean
     std::int64_t at = 0;
     for (const auto i : plain_) {
       auto& g = bucket.gradients[i];

@@ -104,7 +104,7 @@ struct Reducer::Impl {
     std::map<Communicator*, std::size_t> number;  // of a communicator's buckets: the same on all its ranks
     for (std::size_t k = 0; k < buckets.size(); ++k) {
       const auto& b = buckets[k];
-      if (!b.comm || options.hook.name == "none") continue;
+      if (!b.comm || b.flat.numel() == 0 || options.hook.name == "none") continue;
       auto& f = flights[k];
       f.number = number[b.comm]++;
       f.hook = make_hook(options.hook, b, *b.comm);
@@ -287,8 +287,8 @@ struct Reducer::Impl {
     for (std::size_t k = 0; k < buckets.size(); ++k) {
       if (!flights[k].coded) continue;
       flights[k].hook->undo(skip);
-      take_back(skip, buckets[k].flat,
-                {});  // a code of blocks spreads what is not finite to the zeros between parameters
+      // A code of blocks spreads what is not finite to the zeros between parameters.
+      take_back(skip, buckets[k].flat, {});
     }
   }
 

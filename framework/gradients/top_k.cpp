@@ -2,10 +2,12 @@
 // (Stich, Cordonnier and Jaggi, NeurIPS'18).
 #include "framework/kernels/top_k.h"
 
+#include "comm/error.h"
 #include "framework/base/tensor.h"
 #include "framework/gradients/hook.h"
 
 #include <cmath>
+#include <limits>
 #include <utility>
 
 namespace trireme {
@@ -21,7 +23,7 @@ class TopK final : public GradientHook {
         mine_(at::zeros({2, keep_}, bucket.flat.options().dtype(at::kInt))),
         all_(at::zeros({comm.size(), 2, keep_}, mine_.options())),
         scratch_(at::empty({bucket.flat.is_cpu() ? 0 : std::int64_t(kernels::top_k_scratch(bucket.flat.numel()))},
-                           mine_.options())) {}
+                           mine_.options().dtype(at::kByte))) {}
 
   void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
     std::swap(rest_, before_);
@@ -75,6 +77,10 @@ class TopK final : public GradientHook {
 };
 
 const GradientHooks::Entry registered("top_k", [](const HookConfig& c, const Bucket& b, const Communicator& comm) {
+  if (b.flat.numel() > std::numeric_limits<std::int32_t>::max())
+    throw UsageError("hook.name",
+                     "top_k sends places as 32 bits, and a bucket has " + std::to_string(b.flat.numel()) + " values",
+                     "freeze what is so large, or use another hook");
   return std::make_unique<TopK>(c, b, comm);
 });
 

@@ -1,5 +1,6 @@
 #include "framework/metrics/utilisation.h"
 
+#include <cctype>
 #include <limits>
 
 namespace trireme {
@@ -10,7 +11,7 @@ struct Card {
   double half, single, twice;  // dense TFLOP/s: bf16 and fp16 by tensor cores; f32; f64 (by tensor cores where they do)
 };
 
-// The vendor's data sheets, without sparsity. The longer name first where one is part of another.
+// The vendor's data sheets, without sparsity. The longer name first where one begins with another.
 constexpr Card cards[] = {
     {"GB200", 2500, 80, 40},      {"B200", 2250, 75, 37},          {"H200", 989.4, 66.9, 66.9},
     {"GH200", 989.4, 66.9, 66.9}, {"H100 PCIe", 756, 51.2, 51.2},  {"H100 NVL", 835, 60, 60},
@@ -20,11 +21,21 @@ constexpr Card cards[] = {
     {"L40", 181, 90.5, 1.41},     {"L4", 121, 30.3, 0.47},         {"RTX 4090", 165.2, 82.6, 1.29},
     {"RTX 3090", 71, 35.6, 0.56}};
 
+// Whole words of it alone: "RTX A4000" is no A40.
+bool names(std::string_view device, std::string_view card) {
+  const auto part_of_word = [&](std::size_t i) {
+    return i < device.size() && std::isalnum(static_cast<unsigned char>(device[i]));
+  };
+  for (auto at = device.find(card); at != device.npos; at = device.find(card, at + 1))
+    if ((at == 0 || !part_of_word(at - 1)) && !part_of_word(at + card.size())) return true;
+  return false;
+}
+
 }  // namespace
 
 double data_sheet_tflops(std::string_view device, std::string_view precision) {
   for (const Card& card : cards) {
-    if (device.find(card.name) == device.npos) continue;
+    if (!names(device, card.name)) continue;
     return precision == "f64" ? card.twice : precision == "f32" ? card.single : card.half;
   }
   return 0;

@@ -2,8 +2,13 @@
 #pragma once
 #include "framework/metrics/charts.h"
 
+#include <string>
+#include <vector>
+
 namespace trireme::dlrm {
 
-std::vector<MetricChart> dlrm_charts();
+// tables: their names, once they are known.
+std::vector<MetricChart> dlrm_charts(const std::vector<std::string>& tables);
+std::string ratio_of_table(const std::string& table);  // the metric
 
 }  // namespace trireme::dlrm

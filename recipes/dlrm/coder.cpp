@@ -2,10 +2,9 @@
 
 #include "comm/error.h"
 #include "data/tables/shapes.h"
-#include "framework/base/tensor.h"
 
-#include <algorithm>
 #include <limits>
+#include <set>
 
 #include <ATen/ATen.h>
 
@@ -19,16 +18,17 @@ Bounded codec_named(const std::string& name, bool relative, const CompressionCon
   return Bounded(o, place);
 }
 
-// Range of the finite values of each table, over all its chunks: known to its owner alone. f32 [tables].
-at::Tensor ranges(const at::Tensor& rows, std::int64_t tables) {
+// Range of the finite values of each table, over all its chunks: known to its owner alone.
+std::vector<float> ranges(const at::Tensor& rows, std::int64_t tables) {
   const at::Tensor of_table = rows.view({-1, tables, rows.size(1) * rows.size(2)});
   at::Tensor least = of_table.amin({0, 2}), most = of_table.amax({0, 2});
-  if (rows.is_cuda() || !(most - least).isfinite().all().item<bool>()) {
+  if (!(most - least).isfinite().all().item<bool>()) {
     const double huge = std::numeric_limits<float>::max();
-    most = of_table.nan_to_num(-huge, -huge, -huge).amax({0, 2}),
+    most = of_table.nan_to_num(-huge, -huge, -huge).amax({0, 2});
     least = of_table.nan_to_num(huge, huge, huge).amin({0, 2});
   }
-  return (most - least).clamp_min(0);
+  const at::Tensor r = (most - least).clamp_min(0);
+  return {r.const_data_ptr<float>(), r.const_data_ptr<float>() + tables};
 }
 
 }  // namespace
@@ -59,10 +59,10 @@ void Coder::choose(const DataConfig& data, std::int64_t tables) {
       throw UsageError(place, config_.forward.bounds.classes + " does not name a codec for each table",
                        "write it with trireme dlrm analyze");
   }
-  for (const auto& n : names) {
-    const auto at = by_name_.try_emplace(n, codec_named(n, config_.forward.scope == "chunk", config_, place)).first;
-    codecs_.push_back(&at->second);
-  }
+  const bool one = std::set<std::string>(names.begin(), names.end()).size() == 1;
+  const bool relative = one || config_.forward.scope == "chunk";
+  for (const auto& n : names)
+    codecs_.push_back(&by_name_.try_emplace(n, codec_named(n, relative, config_, place)).first->second);
 }
 
 std::string Coder::codec_of(std::int64_t table) const {
@@ -75,19 +75,14 @@ ShardedTables::CodingOf Coder::forward(const std::vector<std::int64_t>& mine, st
     Coding c;
     c.codec = codecs_.front(), c.simulate = config_.forward.simulate;
     const auto n = std::int64_t(mine.size());
-    std::vector<float> relative_bounds;
-    for (const std::int64_t t : mine) relative_bounds.push_back(float(relative(t, step)));
-    at::Tensor bounds = at::tensor(relative_bounds, at::kFloat);
-    if (config_.forward.scope == "table" && rows.numel() > 0)
-      bounds = to_device(bounds, rows.device()) * ranges(rows, n);
-    bounds = bounds.repeat({rows.size(0) / std::max<std::int64_t>(n, 1)});
-    if (bounds.is_cpu())
-      c.bounds.assign(bounds.const_data_ptr<float>(), bounds.const_data_ptr<float>() + bounds.numel());
-    else
-      c.device_bounds = bounds;
+    std::vector<float> range;  // several codecs are several calls, and none of them sees all of a table
+    if (!codecs_.front()->options().relative && rows.numel() > 0) range = ranges(rows, n);
     for (std::int64_t k = 0; k < rows.size(0); ++k) {
-      c.scopes.push_back(std::uint32_t(k));
-      c.codecs.push_back(codecs_[std::size_t(mine[std::size_t(k % n)])]);
+      const auto t = std::size_t(k % n);
+      const double bound = relative(mine[t], step);
+      c.bounds.push_back(float(range.empty() ? bound : bound * double(range[t])));
+      c.scopes.push_back(std::uint32_t(config_.forward.scope == "table" ? t : std::size_t(k)));
+      if (by_name_.size() > 1) c.codecs.push_back(codecs_[std::size_t(mine[t])]);
     }
     return c;
   };

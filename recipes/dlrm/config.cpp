@@ -7,7 +7,7 @@ namespace trireme::dlrm {
 
 void DataConfig::fields(Fields& f) {
   f("file", file, "criteo_like (generated), or a file of trireme data criteo, table, flights or criteo_like");
-  f.choice("shape", shape, {"kaggle", "terabyte", "mlperf_v1"},
+  f.choice("shape", shape, {"kaggle", "terabyte", "mlperf_v1", "mlperf_v2"},
            "criteo_like: whose tables; else for published classes");
   f("scale", scale, "criteo_like: tables above 1,000 rows have 1 / scale of them", {.min = 1, .max = 1e6});
   f("shift", shift, "criteo_like: Mandelbrot's q, lighter tails", {.min = 0, .max = 100});
@@ -18,7 +18,7 @@ void DataConfig::fields(Fields& f) {
 }
 
 void ModelConfig::fields(Fields& f) {
-  f.choice("shape", shape, {"data", "kaggle", "terabyte", "mlperf_v1"},
+  f.choice("shape", shape, {"data", "kaggle", "terabyte", "mlperf_v1", "mlperf_v2"},
            "public sizes of embeddings and MLPs; data: those of data.shape");
   f("dim", dim, "width of an embedding; 0: the shape's", {.min = 0, .max = 65536});
   f("bottom", bottom, "hidden layers of the bottom MLP, which ends in dim; empty: the shape's");
@@ -37,7 +37,8 @@ void EmbeddingConfig::fields(Fields& f) {
 }
 
 void PlannerConfig::fields(Fields& f) {
-  f("memory_gib", memory_gib, "most that a rank may hold of tables and their state; 0: no limit", {.min = 0});
+  f("memory_gib", memory_gib, "most that a rank may hold of tables and their state; 0: the machine's memory",
+    {.min = 0});
 }
 
 void ForwardConfig::fields(Fields& f) {

@@ -36,7 +36,7 @@ class Dlrm : public Recipe {
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(shape, params);
     tables_.emplace(data_->tables(), shape.dim, config_.embedding.rule(),
-                    owners_of(config_, *data_, shape.dim, c.size(), c.config()), c, c.device().is_cuda());
+                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), true), c, c.device().is_cuda());
     params_ = params.all();
     for (auto& p : tables_->parameters()) params_.push_back(std::move(p));
   }
@@ -80,7 +80,7 @@ class Dlrm : public Recipe {
     each_test_batch(
         c, [&](const Batch& batch, const at::Tensor& logits, std::int64_t own) { add(judged, batch, logits, own); });
     auto metrics = binary_metrics(judged, c.comm("control"));
-    if (coder_->forward_on() || coder_->backward_on()) add_exchange_times(metrics, c);
+    if (coder_->forward_on() || coder_->backward_on()) add_exchange(metrics, c);
     return metrics;
   }
 
@@ -97,8 +97,15 @@ class Dlrm : public Recipe {
   }
 
   std::string best_metric() const override { return "auc"; }
-  std::vector<std::string> headline_metrics() const override { return {"auc", "accuracy", "bce", "bayes_auc"}; }
-  std::vector<MetricChart> charts() const override { return dlrm_charts(); }
+  std::vector<std::string> headline_metrics() const override {
+    return {"auc", "accuracy", "bce", "bayes_auc", "forward_ratio", "backward_ratio"};
+  }
+  std::vector<MetricChart> charts() const override {
+    std::vector<std::string> names;
+    if (data_ && coder_->forward_on())
+      for (const auto& t : data_->tables()) names.push_back(t.name);
+    return dlrm_charts(names);
+  }
 
   // f(batch, logits f64 [b], how many rows of it are this rank's own: the last batch may be filled up).
   template <class F>
@@ -179,7 +186,12 @@ class Dlrm : public Recipe {
     if (!exchange_.empty()) coder_->send_raw(exchange_.starts_with("raw"), exchange_.ends_with("raw"));
   }
 
-  void add_exchange_times(std::map<std::string, double>& metrics, Context& c) {
+  // Ratios since the last evaluation, and times now.
+  void add_exchange(std::map<std::string, double>& metrics, Context& c) {
+    std::array<double, 4> all = std::exchange(since_evaluation_, {});
+    c.comm("control").all_reduce({all.data(), all.size(), DType::f64}, Op::sum).wait();
+    if (all[1] > 0) metrics["forward_ratio"] = all[0] / all[1];
+    if (all[3] > 0) metrics["backward_ratio"] = all[2] / all[3];
     std::vector<std::int64_t> ids;
     const std::int64_t b = c.config().batch_size / c.size();
     const auto part = data_->train();
@@ -235,7 +247,8 @@ class Dlrm : public Recipe {
   void report(Context& c) {
     const ExchangeBytes f = tables_->forward().take_bytes(), b = tables_->backward().take_bytes();
     c.spared(f.plain - f.sent + b.plain - b.sent);
-    bytes_[0] += f.plain, bytes_[1] += f.sent, bytes_[2] += b.plain, bytes_[3] += b.sent;
+    for (auto* sum : {&bytes_, &since_evaluation_})
+      (*sum)[0] += f.plain, (*sum)[1] += f.sent, (*sum)[2] += b.plain, (*sum)[3] += b.sent;
     if (c.logs_now())
       for (RowExchange* x : {&tables_->forward(), &tables_->backward()})
         if (const auto bad = x->take_bad())
@@ -249,6 +262,22 @@ class Dlrm : public Recipe {
     if (all[1] > 0) c.log("forward_ratio", all[0] / all[1]);
     if (all[3] > 0) c.log("backward_ratio", all[2] / all[3]);
     c.log("bound_factor", coder_->factor(c.now.step));
+    if (coder_->forward_on()) report_tables(c);
+  }
+
+  // Of this step's rows, as they left for other ranks.
+  void report_tables(Context& c) {
+    const auto& mine = tables_->mine();
+    const auto& sizes = tables_->forward().sizes();
+    std::vector<double> bytes(2 * data_->tables().size());  // plain and sent of each
+    for (std::size_t k = 0; k < sizes.size(); ++k) {
+      if (sizes[k] == 0) continue;
+      const auto t = std::size_t(mine[k % mine.size()]);
+      bytes[2 * t] += double(tables_->chunk_bytes()), bytes[2 * t + 1] += double(sizes[k]) + 8;
+    }
+    c.comm("control").all_reduce({bytes.data(), bytes.size(), DType::f64}, Op::sum).wait();
+    for (std::size_t t = 0; 2 * t < bytes.size(); ++t)
+      if (bytes[2 * t + 1] > 0) c.log(ratio_of_table(data_->tables()[t].name), bytes[2 * t] / bytes[2 * t + 1]);
   }
 
   DlrmConfig config_;
@@ -262,9 +291,9 @@ class Dlrm : public Recipe {
     ShardedTables::Ids ids;
   };
   std::deque<Sent> sent_;
-  std::string exchange_;           // what the link decided: forward and backward, raw or coded; empty: nothing yet
-  std::int64_t part_ = 0;          // micro-batches of this step that are done
-  std::array<double, 4> bytes_{};  // forward and backward: plain, sent
+  std::string exchange_;   // what the link decided: forward and backward, raw or coded; empty: nothing yet
+  std::int64_t part_ = 0;  // micro-batches of this step that are done
+  std::array<double, 4> bytes_{}, since_evaluation_{};  // forward and backward: plain, sent
 };
 
 const Recipes::Entry registered("dlrm", [] { return std::make_unique<Dlrm>(); });

@@ -79,10 +79,7 @@ void RowExchange::encode(const Coding& coding) {
   for (std::size_t k = 0; k < chunks.size(); ++k) {
     TableChunk& c = chunks[k];
     c.rows = from + k * n * d, c.n = n, c.dim = d, c.scope = coding.scopes[k];
-    if (coding.device_bounds.defined())
-      c.bound_on_device = coding.device_bounds.const_data_ptr<float>() + k;
-    else
-      c.bound = coding.bounds[k];
+    c.bound = coding.bounds[k];
     if (coding.simulate)
       chunks[k].self = from + k * n * d;
     else if (k >= mine && k < end)

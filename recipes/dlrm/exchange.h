@@ -23,7 +23,6 @@ struct Coding {
   std::vector<const Bounded*> codecs = {};
   std::vector<float> bounds = {};
   std::vector<std::uint32_t> scopes = {};
-  at::Tensor device_bounds = {};  // f32, one a chunk, on the device, in place of `bounds`
 };
 
 // Of this rank; chunks that stay here are not in it, headers and sizes are.

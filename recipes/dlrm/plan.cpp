@@ -6,6 +6,8 @@
 #include <cstdio>
 #include <limits>
 
+#include <unistd.h>
+
 namespace trireme::dlrm {
 namespace {
 
@@ -17,10 +19,12 @@ std::int64_t state_width(const DlrmConfig& c, std::int64_t dim) {
 
 }  // namespace
 
-Owners owners_of(const DlrmConfig& config, const TableData& data, std::int64_t dim, int ranks,
-                 const TrainConfig& train) {
-  const double limit =
-      config.planner.memory_gib > 0 ? config.planner.memory_gib * 1073741824 : std::numeric_limits<double>::infinity();
+Owners owners_of(const DlrmConfig& config, const TableData& data, std::int64_t dim, int ranks, const TrainConfig& train,
+                 bool here) {
+  double limit = config.planner.memory_gib * 1073741824;
+  if (limit == 0)
+    limit = here ? double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE))
+                 : std::numeric_limits<double>::infinity();
   return plan_tables(data.tables(), double((dim + state_width(config, dim)) * value_bytes(train)), ranks, limit);
 }
 
@@ -31,7 +35,7 @@ void plan_dlrm(Plan& plan, const DlrmConfig& config, int ranks, const TrainConfi
   nn::Parameters params = nn::Parameters::unset(at::kFloat, at::kMeta);
   const Model model(shape, params);
   plan.parameters = params.all();
-  const Owners owners = owners_of(config, *data, shape.dim, ranks, train);
+  const Owners owners = owners_of(config, *data, shape.dim, ranks, train, false);
   const double size = double(value_bytes(train)), b = double(train.batch_size) / ranks / double(train.accumulate);
   const double micro = double(train.accumulate);
   for (int r = 0; r < ranks; ++r) {

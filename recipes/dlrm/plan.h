@@ -7,8 +7,9 @@
 
 namespace trireme::dlrm {
 
-Owners owners_of(const DlrmConfig& config, const TableData& data, std::int64_t dim, int ranks,
-                 const TrainConfig& train);
+// here: on this machine, so that without planner.memory_gib its memory is the limit of a rank.
+Owners owners_of(const DlrmConfig& config, const TableData& data, std::int64_t dim, int ranks, const TrainConfig& train,
+                 bool here);
 void plan_dlrm(Plan& plan, const DlrmConfig& config, int ranks, const TrainConfig& train);
 
 }  // namespace trireme::dlrm

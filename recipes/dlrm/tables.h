@@ -52,7 +52,7 @@ class ShardedTables {
   // One update by all gradients that came back since the last.
   void update(double lr, const at::Tensor& skip);
 
-  const RowExchange& forward() const { return *forward_; }
+  std::int64_t chunk_bytes() const { return current_.b * dim_ * std::int64_t(all_rows_->weight.element_size()); }
   RowExchange& forward() { return *forward_; }
   RowExchange& backward() { return *backward_; }
   // Tables move with their state to whoever holds them on another number of ranks.

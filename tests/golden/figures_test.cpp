@@ -88,7 +88,9 @@ TEST(Utilisation, IsAShareOfTheDataSheetsPeak) {
   EXPECT_EQ(data_sheet_tflops("NVIDIA A100-SXM4-80GB", "f64"), 19.5);
   EXPECT_EQ(data_sheet_tflops("NVIDIA L4", "bf16"), 121);
   EXPECT_EQ(data_sheet_tflops("NVIDIA L40S", "bf16"), 362);
-  EXPECT_EQ(data_sheet_tflops("", "f32"), 0);
+  EXPECT_EQ(data_sheet_tflops("NVIDIA GH200 480GB", "bf16"), 989.4);
+  for (const char* other : {"", "NVIDIA RTX A4000", "NVIDIA RTX A1000 Laptop GPU", "NVIDIA A10G", "Tesla T4"})
+    EXPECT_EQ(data_sheet_tflops(other, "f32"), 0) << other;
   const Utilisation u = utilisation(400e12, 500, 2, 800);
   EXPECT_DOUBLE_EQ(u.tflops, 400);
   EXPECT_DOUBLE_EQ(u.mfu, 0.5);

@@ -3,6 +3,7 @@
 // graph.
 #include "comm/device.h"
 #include "comm/error.h"
+#include "compression/c_api.h"
 #include "tests/unit/codec_rows.h"
 
 #include <algorithm>
@@ -307,6 +308,49 @@ TEST(CudaCodec, BadPayloads) {
     }
     ASSERT_EQ(status.read<std::uint32_t>()[0], first);
   }
+}
+
+// compression/c_api.h on a stream of the caller's: the host's bytes, its refusals, nothing beside the memory given.
+TEST(CudaCodec, FromC) {
+  NEEDS_GPU;
+  const std::size_t n = 700, dim = 48;
+  const auto values = make_rows("embedding", n, dim, 3);
+  const Memory in(values), back(4 * n * dim), status(std::vector<std::uint32_t>{77}), sizes(8);
+  const trireme_place there{place().device, place().stream}, host{-1, nullptr};
+  trireme_codec* codec = nullptr;
+  ASSERT_EQ(trireme_codec_create("auto", 1, 0, &codec), 0);
+  trireme_rows rows{reinterpret_cast<const float*>(in.data()), n, dim, 0, 0.03f, 0};
+  std::size_t room = 0, scratch_bytes = 0;
+  ASSERT_EQ(trireme_codec_encode_size(codec, &rows, 1, there, &room, &scratch_bytes), 0);
+  const Memory out(room), scratch(scratch_bytes);
+  auto* const sizes_at = reinterpret_cast<std::uint64_t*>(sizes.data());
+  ASSERT_EQ(trireme_codec_encode(codec, &rows, 1, there, out.data(), room, sizes_at, scratch.data(), scratch_bytes), 0)
+      << trireme_codec_message();
+  EXPECT_EQ(trireme_codec_encode(codec, &rows, 1, there, out.data(), room, sizes_at, scratch.data(), scratch_bytes - 1),
+            2);
+  const std::uint64_t size = sizes.read<std::uint64_t>()[0];
+  rows.rows = values.data();
+  std::vector<std::uint8_t> expected(room);
+  std::uint64_t expected_size = 0;
+  ASSERT_EQ(trireme_codec_encode(codec, &rows, 1, host, expected.data(), room, &expected_size, nullptr, 0), 0);
+  ASSERT_EQ(size, expected_size);
+  EXPECT_EQ(std::memcmp(out.read().data(), expected.data(), size), 0);
+  trireme_code code{out.data(), size, reinterpret_cast<float*>(back.data()), n, dim, 0};
+  ASSERT_EQ(trireme_codec_decode_size(codec, &code, 1, there, &scratch_bytes), 0);
+  const Memory more(scratch_bytes);
+  auto* const status_at = reinterpret_cast<std::uint32_t*>(status.data());
+  ASSERT_EQ(trireme_codec_decode(codec, &code, 1, there, status_at, more.data(), scratch_bytes), 0);
+  EXPECT_EQ(status.read<std::uint32_t>()[0], 0u);
+  std::vector<float> decoded(n * dim);
+  trireme_code here{expected.data(), size, decoded.data(), n, dim, 0};
+  ASSERT_EQ(trireme_codec_decode(codec, &here, 1, host, nullptr, nullptr, 0), 0);
+  EXPECT_EQ(back.read<float>(), decoded);
+  code.bytes = size - 4;
+  ASSERT_EQ(trireme_codec_decode(codec, &code, 1, there, status_at, more.data(), scratch_bytes), 0);
+  EXPECT_EQ(status.read<std::uint32_t>()[0], 1u);
+  EXPECT_EQ(trireme_codec_decode(codec, &code, 1, there, nullptr, more.data(), scratch_bytes), 2);
+  for (const auto* m : {&out, &scratch, &back, &sizes, &status, &more}) EXPECT_TRUE(m->guards_whole());
+  trireme_codec_destroy(codec);
 }
 
 }  // namespace

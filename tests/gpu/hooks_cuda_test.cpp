@@ -21,7 +21,7 @@
 namespace trireme::test {
 namespace {
 
-const std::vector<std::string> names = {"bf16", "fp16", "int8", "top_k", "powersgd"};
+const std::vector<std::string> names = {"bf16", "fp16", "int8", "fp8", "int4", "top_k", "powersgd"};
 
 bool no_gpu() { return !device_runtime() || device_runtime()->count() == 0; }
 std::string no_nccl(int ranks) {

@@ -37,6 +37,7 @@ const std::map<std::string, std::vector<std::string>> folders = {
     {"trainers", {"comm", "compression", "data", "framework"}},
     {"recipes", {"comm", "compression", "data", "framework"}},
     {"bench", {"comm", "compression", "data", "framework", "trainers", "recipes"}},
+    {"python", {"comm", "compression"}},
 };
 const std::vector<std::string> without_torch = {"comm", "compression"};
 

@@ -322,6 +322,14 @@ TEST(CriteoLike, ASampleIsAFunctionOfItsNumber) {
       }
 }
 
+TEST(CriteoLike, BagsOfSeveralIds) {
+  const CriteoLike data({"mlperf_v2", 1e6, 1.5, 100, 10, 0.25, 7});
+  EXPECT_EQ(data.width(), 214);
+  const at::Tensor ids = data.read(std::vector<std::int64_t>{0, 99}, 0).columns.at("ids");
+  EXPECT_EQ(ids.size(1), 214);
+  EXPECT_GE(ids.min().item<int>(), 0);
+}
+
 TEST(Binary, AucIsTheShareOfPairs) {
   Rng rng(5, "auc");
   std::vector<double> scores, truth;

@@ -228,7 +228,7 @@ const Commands::Entry registered(
        command.text("--dense", o->dense, "table: columns of numbers, with commas between them");
        command.text("--sparse", o->sparse, "table: columns of words or bags (a|b); NAME:mean averages a bag");
        command.text("--test", o->test, "table: share held out, at the end");
-       command.text("--shape", o->shape, "criteo_like: kaggle, terabyte or mlperf_v1");
+       command.text("--shape", o->shape, "criteo_like: kaggle, terabyte, mlperf_v1 or mlperf_v2");
        command.number("--scale", o->scale, "criteo_like: large tables have 1 / scale of their rows", {1, 1000000});
        command.number("--samples", o->samples, "criteo_like: to train on", {1, 2000000000});
        command.number("--test-samples", o->test_samples, "criteo_like: beside them", {1, 2000000000});

@@ -1,0 +1,131 @@
+// The error-bounded codec on a GPU beside nvCOMP's ANS and Bitcomp and fp8 with a scale a row: ratio, GB/s of f32
+// values, largest error. ANS is lossless: "ans" codes what is already quantised, "quantise + ans" begins with values.
+#include "bench/bench.h"
+#include "bench/codec_case.h"
+#include "bench/device_time.h"
+#include "bench/nvcomp.h"
+#include "bench/quantize_pass.h"
+#include "comm/device.h"
+#include "comm/error.h"
+#include "framework/base/quantile.h"
+#include "framework/base/tensor.h"
+
+#include <ATen/ATen.h>
+
+namespace trireme::bench {
+namespace {
+
+constexpr std::int64_t rows = 2048, dim = 64;
+
+struct CodecArm {
+  std::string name;
+  std::function<void()> encode, decode;
+  double ratio = 0, error = 0;
+  std::vector<double> encode_ms = {}, decode_ms = {};
+};
+
+double largest_error(const at::Tensor& in, const at::Tensor& back) {
+  return (in - back.view_as(in)).abs().max().item<double>();
+}
+
+void add_ours(std::vector<CodecArm>& arms, const at::Tensor& in, const std::string& codec, float bound, bool relative,
+              const std::string& name) {
+  BoundedOptions o;
+  o.codec = codec;
+  o.relative = relative;
+  const auto one = std::make_shared<CodecCase>(in, o, bound);
+  one->decode();
+  if (!one->good()) throw Error(ExitCode::bug, "bench codec_peers", "the decoder refused what the encoder made");
+  arms.push_back(
+      {name, [one] { one->encode(); }, [one] { one->decode(); }, one->ratio(), largest_error(in, one->decoded())});
+}
+
+void add_ans(std::vector<CodecArm>& arms, const at::Tensor& in, const std::string& library, float bound, int kib) {
+  const auto chunks = std::size_t(in.size(0));
+  const at::Tensor codes = at::empty(in.sizes(), in.options().dtype(at::kChar)), back = at::empty_like(in),
+                   steps = at::empty({in.size(0)}, in.options()),
+                   partial = at::empty({in.size(0) * 2 * quantize_parts}, in.options());
+  const QuantizePass pass{in.const_data_ptr<float>(),    chunks,
+                          std::size_t(rows * dim),       bound,
+                          codes.data_ptr<std::int8_t>(), steps.data_ptr<float>(),
+                          partial.data_ptr<float>()};
+  const Place place = buffer_of(in).place;
+  quantize_pass(pass, place);
+  const auto ans = std::make_shared<Nvcomp>(library, Nvcomp::Coder::ans, codes, std::size_t(kib) << 10);
+  const DequantizePass widen{ans->decoded().const_data_ptr<std::int8_t>(), chunks, std::size_t(rows * dim),
+                             steps.const_data_ptr<float>(), back.data_ptr<float>()};
+  const auto decode = [=] {  // the tensors live in it
+    ans->decode();
+    dequantize_pass(widen, place);
+    (void)back, (void)steps;
+  };
+  const auto encode = [=] {
+    quantize_pass(pass, place);
+    ans->encode();
+    (void)codes, (void)partial, (void)in;
+  };
+  decode();
+  if (!ans->good()) throw Error(ExitCode::bug, "bench codec_peers", "nvCOMP refused what it made");
+  const double ratio = double(in.nbytes()) / double(ans->coded_bytes() + 4 * chunks), error = largest_error(in, back);
+  const std::string name = "ans, chunks of " + std::to_string(kib) + " KiB";
+  arms.push_back({name, [=] { ans->encode(); }, [=] { ans->decode(); }, ratio, error});
+  arms.push_back({"quantise + " + name, encode, decode, ratio, error});
+}
+
+// And ours at the error that it reached.
+void add_bitcomp(std::vector<CodecArm>& arms, const at::Tensor& in, const std::string& library, float bound) {
+  const double delta = 2.0 * bound * (in.max() - in.min()).item<double>();
+  double error = 0;
+  for (const int kib : {64, 256}) {
+    const auto one = std::make_shared<Nvcomp>(library, Nvcomp::Coder::bitcomp_lossy, in, std::size_t(kib) << 10, delta);
+    one->decode();
+    if (!one->good()) throw Error(ExitCode::bug, "bench codec_peers", "nvCOMP refused what it made");
+    error = largest_error(in, one->decoded());
+    arms.push_back({"bitcomp lossy, chunks of " + std::to_string(kib) + " KiB", [one] { one->encode(); },
+                    [one] { one->decode(); }, double(in.nbytes()) / double(one->coded_bytes()), error});
+  }
+  add_ours(arms, in, "auto", float(error), false, "trireme auto, error of bitcomp");
+}
+
+nlohmann::json measure(std::int64_t mib, const std::string& library, int blocks) {
+  const float bound = 0.043f;
+  const at::Tensor in = rows_on_gpu(std::size_t(mib << 18) / (rows * dim), rows, dim), copy = at::empty_like(in);
+  std::vector<CodecArm> arms;
+  arms.push_back({"copy", [&] { copy.copy_(in); }, [&] { copy.copy_(in); }, 1, 0});
+  for (const char* codec : {"auto", "dedup_packed", "packed", "fp8"})
+    add_ours(arms, in, codec, bound, true, std::string("trireme ") + codec);
+  for (const int kib : {64, 128, 256}) add_ans(arms, in, library, bound, kib);
+  add_bitcomp(arms, in, library, bound);
+  for (int block = -1; block < blocks; ++block)
+    for (auto& arm : arms) {
+      const double encode = device_ms(arm.encode), decode = device_ms(arm.decode);
+      if (block >= 0) arm.encode_ms.push_back(encode), arm.decode_ms.push_back(decode);
+    }
+  nlohmann::json table = nlohmann::json::array();
+  for (const auto& arm : arms)
+    table.push_back({{"problem", std::to_string(mib) + " MiB"},
+                     {"arm", arm.name},
+                     {"ratio", arm.ratio},
+                     {"max_error", arm.error},
+                     {"encode_gb_s", double(in.nbytes()) / quantile(arm.encode_ms, 0.5) / 1e6},
+                     {"decode_gb_s", double(in.nbytes()) / quantile(arm.decode_ms, 0.5) / 1e6}});
+  return table;
+}
+
+nlohmann::json run(const Options& o) {
+  if (!device_runtime() || device_runtime()->count() == 0)
+    throw UsageError("bench codec_peers", "needs a GPU", "run it where `trireme doctor` names one");
+  if (o.problem.empty())
+    throw UsageError("bench codec_peers", "which nvCOMP?", "say --problem PATH of libnvcomp.so.6 (docs/codecs.md)");
+  nlohmann::json all = nlohmann::json::array();
+  for (const std::int64_t mib : {64, 512})
+    for (auto& row : measure(mib, o.problem, o.blocks)) all.push_back(row);
+  return all;
+}
+
+const Benchmarks::Entry entry({"codec_peers",
+                               "the error-bounded codec on a GPU beside nvCOMP (--problem PATH of libnvcomp.so.6)", run,
+                               nullptr});
+
+}  // namespace
+}  // namespace trireme::bench
