@@ -1,5 +1,5 @@
 // The CUDA twin of the error-bounded encoder: three launches for all chunks. (1) ranges of pieces; (2) a block a chunk:
-// codes, unique rows, index, classes, tables and rANS into the chunk's slot; (3) the codes side by side.
+// codes, unique rows, index and what its encoder makes of them into the chunk's slot; (3) the codes side by side.
 // Compiled with -fmad=false: rounds where the host rounds.
 #include "compression/codecs/bounded_body.cuh"
 
@@ -76,29 +76,36 @@ __global__ void __launch_bounds__(256)
 // ---- a block a chunk ----
 
 // Memory of all steps; the codes come last, as the largest part.
-__device__ std::uint8_t* take_memory(const EncodeArguments& a, EncodeShared& s, DeviceRows& d, const DeviceChunk& c,
-                                     Arena& arena) {
-  take_rows(d, arena, c.n);
+__device__ std::uint8_t* take_memory(EncodeShared& s, DeviceRows& d, const DeviceChunk& c, Arena& arena) {
+  const bool of_codes = s.bound.plan == Plan::codes, books = c.only == huffman || c.only == dedup_huffman;
+  // Huffman's own codes share the fast memory with those it reads.
+  if (!of_codes || (c.only != huffman && c.only != packed_codes)) take_rows(d, arena, c.n);
   const std::size_t values = std::size_t{c.n} * c.dim;
-  if (s.bound.plan != Plan::codes) return nullptr;
+  if (!of_codes) return nullptr;
   for (std::uint32_t k = 0; k < most_streams; ++k) {
     DeviceStream t;
+    if (books) {
+      DeviceBook* const book = arena.take<DeviceBook>(1);
+      if (threadIdx.x == 0) s.book[k] = book;
+      continue;
+    }
+    if (c.only != encoders && c.only != rans && c.only != dedup_rans) break;
     take_tables(t, arena, k == 0 ? most_classes : 1);
     take_lanes(t, arena, fast_lanes_log2(k == 0 ? static_cast<std::uint32_t>(values) : c.n));
     if (threadIdx.x == 0) s.stream[k] = t;
   }
-  return arena.take<std::uint8_t>(values * (a.code_width == 16 || s.span > 256 ? 2 : 1));
+  return arena.take<std::uint8_t>(values * (c.code_width == 16 || s.span > 256 ? 2 : 1));
 }
 
 // The payload of a chunk that travels; 0: the values as they are.
-__device__ std::uint32_t encode_body(const EncodeArguments& a, EncodeShared& s, const DeviceChunk& c, DeviceRows& d,
-                                     std::uint8_t* codes, std::uint32_t* bins, std::uint8_t* slot) {
+__device__ std::uint32_t encode_body(EncodeShared& s, const DeviceChunk& c, DeviceRows& d, std::uint8_t* codes,
+                                     std::uint32_t* bins, const Arena& arena, std::uint8_t* slot) {
   std::uint8_t* to = slot + header_bytes;
   if (s.bound.plan == Plan::exact) return encode_values(s, d, c, to);
   if (s.bound.plan == Plan::fixed_rate) {
-    if (threadIdx.x == 0) s.header.encoder = a.only;
-    put_fixed_rate(c, a.only, to);
-    return static_cast<std::uint32_t>(fixed_rate_bytes(a.only, c.n, c.dim));
+    if (threadIdx.x == 0) s.header.encoder = c.only;
+    put_fixed_rate(c, c.only, to);
+    return static_cast<std::uint32_t>(fixed_rate_bytes(c.only, c.n, c.dim));
   }
   if (s.bound.plan != Plan::codes) return 0;
   if (threadIdx.x == 0) {
@@ -109,7 +116,7 @@ __device__ std::uint32_t encode_body(const EncodeArguments& a, EncodeShared& s, 
   }
   if (s.missed) put_outliers(s, c, to);
   const std::uint32_t before = outlier_bytes(s);
-  return before + encode_codes(a, s, d, c, codes, bins, slot, to + before);
+  return before + encode_codes(s, d, c, codes, bins, arena, slot, to + before);
 }
 
 __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_constant__ EncodeArguments a) {
@@ -125,25 +132,25 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
   if (threadIdx.x == 0) {
     s.header = ChunkHeader();
     s.header.rows = c.n;
-    if (a.only == raw_values || values == 0) s.bound.plan = Plan::raw;
-    if (a.only >= fp16 && a.only < encoders && s.bound.plan != Plan::raw)
-      s.bound.plan = fixed_rate_bytes(a.only, c.n, c.dim) < 4 * values ? Plan::fixed_rate : Plan::raw;
+    if (c.only == raw_values || values == 0) s.bound.plan = Plan::raw;
+    if (c.only >= fp16 && c.only < encoders && s.bound.plan != Plan::raw)
+      s.bound.plan = fixed_rate_bytes(c.only, c.n, c.dim) < 4 * values ? Plan::fixed_rate : Plan::raw;
   }
   __syncthreads();
   DeviceRows d;
   std::uint8_t* codes = nullptr;
   Arena arena{shared, a.shared_bytes, slot + slot_layout(c.n, c.dim).spill};
-  if (!c.self && (s.bound.plan == Plan::exact || s.bound.plan == Plan::codes)) codes = take_memory(a, s, d, c, arena);
+  if (!c.self && (s.bound.plan == Plan::exact || s.bound.plan == Plan::codes)) codes = take_memory(s, d, c, arena);
   if (s.bound.plan == Plan::codes) make_codes(a, s, c, codes);
   if (c.self) {
     if (s.bound.plan == Plan::fixed_rate)
-      put_fixed_rate(c, a.only, nullptr);
+      put_fixed_rate(c, c.only, nullptr);
     else
       put_self(s, c);
     if (threadIdx.x == 0) a.sizes[blockIdx.x] = 0;
     return;
   }
-  std::uint32_t bytes = encode_body(a, s, c, d, codes, bins, slot);
+  std::uint32_t bytes = encode_body(s, c, d, codes, bins, arena, slot);
   __syncthreads();
   if (values > 0 && s.bound.plan == Plan::constant) {
     if (threadIdx.x == 0) {
@@ -195,10 +202,7 @@ void encode(const DeviceEncode& job, Place place) {
       largest = values > largest ? values : largest;
     }
   }
-  EncodeArguments a{t,          job.scratch + encode_tables(job.count, job.pieces),
-                    job.sizes,  job.relative,
-                    job.strict, job.code_width,
-                    job.only,   0};
+  EncodeArguments a{t, job.scratch + encode_tables(job.count, job.pieces), job.sizes, job.relative, job.strict, 0};
   a.shared_bytes = shared_memory_of(reinterpret_cast<const void*>(encode_kernel), "encoder of rows",
                                     largest <= 8192 ? shared_small : shared_memory);
   encode_kernel<<<static_cast<unsigned>(job.count), block_threads, a.shared_bytes, stream>>>(a);
