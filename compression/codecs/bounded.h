@@ -84,8 +84,9 @@ class Bounded {
   //
   // On a device (out.place): all codecs but smallest, without checksum; NaN and infinities travel. `out` begins at a
   // multiple of 4; sizes lie in device or pinned memory, valid in stream order; scratch: u8 on the device,
-  // scratch_bytes() of them. Nothing waits and nothing is allocated; up to 400 chunks are three launches, each further
-  // 400 one more; it can be captured in a graph.
+  // scratch_bytes() of them. Nothing waits and nothing is allocated; up to 400 chunks are three launches (four
+  // where vector_lz, huffman or dedup_huffman are for some chunks alone), each further 400 one more; it can be captured
+  // in a graph.
   void encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer scratch = {}) const;
   std::size_t scratch_bytes(std::span<const TableChunk> chunks) const;
 

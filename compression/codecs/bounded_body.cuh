@@ -212,13 +212,17 @@ __device__ inline std::uint64_t encode_huffman(EncodeShared& s, DeviceRows& d, c
   return size;
 }
 
+__host__ __device__ inline bool is_of_paper(Encoder e) { return e == vector_lz || e == huffman || e == dedup_huffman; }
+
 // The encoder of codes that do not suit symbols, or else the one that is asked for.
 __device__ inline Encoder encoder_for(const EncodeShared& s, Encoder only) {
   const bool symbols = only == huffman || only == rans, indexed = only == dedup_huffman || only == dedup_rans;
   return s.wide && symbols ? packed_codes : s.wide && indexed ? dedup_packed : only;
 }
 
-// Codes of plan `codes`: the header's fields and the body. Returns the bytes behind `to`.
+// Codes of plan `codes`: the header's fields and the body. Returns the bytes behind `to`. of_paper: huffman, vector_lz
+// and dedup_huffman, which have a kernel of their own; rANS needs all registers.
+template <bool of_paper>
 __device__ inline std::uint32_t encode_codes(EncodeShared& s, DeviceRows& d, const DeviceChunk& c, std::uint8_t* codes,
                                              std::uint32_t* bins, const Arena& arena, std::uint8_t* slot,
                                              std::uint8_t* to) {
@@ -234,13 +238,13 @@ __device__ inline std::uint32_t encode_codes(EncodeShared& s, DeviceRows& d, con
   if (index) choose_form_block(s, d, c.n, e != dedup_packed);
   const std::uint64_t all = packed_size(s.span, std::uint64_t{c.n} * c.dim);
   std::uint64_t size = all;
-  if (e == rans || e == dedup_rans) {
+  if (!of_paper && (e == rans || e == dedup_rans)) {
     size = encode_symbols(s, d, c, codes, index, bins, reinterpret_cast<std::uint16_t*>(slot + layout.words), to);
-  } else if (e == huffman || e == dedup_huffman) {
+  } else if (of_paper && (e == huffman || e == dedup_huffman)) {
     const bool fits = arena.fast_left >= all + 64;  // no larger than the packed codes, else they are not made
     size = encode_huffman(s, d, c, codes, index, all,
                           reinterpret_cast<std::uint32_t*>(fits ? arena.fast : slot + layout.words), to);
-  } else if (e == vector_lz) {
+  } else if (of_paper && e == vector_lz) {
     size = encode_lz(s, d, codes, c.n, width, c.window, all, to);
   } else if (index) {
     put_index(s, d, c.n);

@@ -1,5 +1,6 @@
 // The CUDA twin of the error-bounded encoder: three launches for all chunks. (1) ranges of pieces; (2) a block a chunk:
-// codes, unique rows, index and what its encoder makes of them into the chunk's slot; (3) the codes side by side.
+// codes, unique rows, index and what its encoder makes of them into the chunk's slot, in one kernel for the encoders of
+// SC'24 and one for all others; (3) the codes side by side.
 // Compiled with -fmad=false: rounds where the host rounds.
 #include "compression/codecs/bounded_body.cuh"
 
@@ -98,6 +99,7 @@ __device__ std::uint8_t* take_memory(EncodeShared& s, DeviceRows& d, const Devic
 }
 
 // The payload of a chunk that travels; 0: the values as they are.
+template <bool of_paper>
 __device__ std::uint32_t encode_body(EncodeShared& s, const DeviceChunk& c, DeviceRows& d, std::uint8_t* codes,
                                      std::uint32_t* bins, const Arena& arena, std::uint8_t* slot) {
   std::uint8_t* to = slot + header_bytes;
@@ -116,14 +118,16 @@ __device__ std::uint32_t encode_body(EncodeShared& s, const DeviceChunk& c, Devi
   }
   if (s.missed) put_outliers(s, c, to);
   const std::uint32_t before = outlier_bytes(s);
-  return before + encode_codes(s, d, c, codes, bins, arena, slot, to + before);
+  return before + encode_codes<of_paper>(s, d, c, codes, bins, arena, slot, to + before);
 }
 
+template <bool of_paper>
 __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_constant__ EncodeArguments a) {
   extern __shared__ __align__(16) std::uint8_t shared[];
   __shared__ EncodeShared s;
   __shared__ std::uint32_t bins[distance_bins];
   const DeviceChunk c = a.tables.chunks[blockIdx.x];
+  if (is_of_paper(c.only) != of_paper) return;  // the whole block
   std::uint8_t* slot = a.slots + c.slot_at;
   const std::size_t values = std::size_t{c.n} * c.dim;
   plan_chunk(s, c, a.tables.pieces, a.relative);
@@ -150,7 +154,7 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
     if (threadIdx.x == 0) a.sizes[blockIdx.x] = 0;
     return;
   }
-  std::uint32_t bytes = encode_body(s, c, d, codes, bins, arena, slot);
+  std::uint32_t bytes = encode_body<of_paper>(s, c, d, codes, bins, arena, slot);
   __syncthreads();
   if (values > 0 && s.bound.plan == Plan::constant) {
     if (threadIdx.x == 0) {
@@ -189,6 +193,7 @@ void encode(const DeviceEncode& job, Place place) {
   const cudaStream_t stream = cuda_stream(place);
   const Tables t = tables_of(job);
   std::size_t largest = 0;
+  bool of_paper = false, others = false;
   for (std::size_t first = 0; first < job.count; first += chunks_a_launch) {
     Batch batch;
     const std::size_t n = job.count - first < chunks_a_launch ? job.count - first : chunks_a_launch;
@@ -200,13 +205,22 @@ void encode(const DeviceEncode& job, Place place) {
     for (std::size_t k = 0; k < n; ++k) {
       const std::size_t values = std::size_t{batch.chunk[k].n} * batch.chunk[k].dim;
       largest = values > largest ? values : largest;
+      (is_of_paper(batch.chunk[k].only) ? of_paper : others) = true;
     }
   }
   EncodeArguments a{t, job.scratch + encode_tables(job.count, job.pieces), job.sizes, job.relative, job.strict, 0};
-  a.shared_bytes = shared_memory_of(reinterpret_cast<const void*>(encode_kernel), "encoder of rows",
-                                    largest <= 8192 ? shared_small : shared_memory);
-  encode_kernel<<<static_cast<unsigned>(job.count), block_threads, a.shared_bytes, stream>>>(a);
-  check_launch("encoder of rows");
+  const std::size_t wanted = largest <= 8192 ? shared_small : shared_memory;
+  const auto count = static_cast<unsigned>(job.count);
+  if (others) {
+    a.shared_bytes = shared_memory_of(reinterpret_cast<const void*>(encode_kernel<false>), "encoder of rows", wanted);
+    encode_kernel<false><<<count, block_threads, a.shared_bytes, stream>>>(a);
+    check_launch("encoder of rows");
+  }
+  if (of_paper) {
+    a.shared_bytes = shared_memory_of(reinterpret_cast<const void*>(encode_kernel<true>), "encoder of rows", wanted);
+    encode_kernel<true><<<count, block_threads, a.shared_bytes, stream>>>(a);
+    check_launch("encoder of rows");
+  }
   const unsigned parts = largest > 65536 ? 4 : 1;
   compact_kernel<<<dim3(static_cast<unsigned>(job.count), parts), 256, 0, stream>>>(t, a.slots, job.sizes, job.out);
   check_launch("codes side by side");

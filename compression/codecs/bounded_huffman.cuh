@@ -230,9 +230,9 @@ __device__ inline void put_words(const std::uint32_t* words, std::uint8_t* to, s
   }
 }
 
-// All bytes of a stream. words: room for its codes and one more.
-__device__ inline void put_huffman(EncodeShared& s, const DeviceBook& b, const HuffmanStream& t, std::uint32_t* words,
-                                   std::uint8_t* to) {
+// All bytes of a stream. words: room for its codes and one more. On its own: its registers are many.
+__device__ __noinline__ void put_huffman(EncodeShared& s, const DeviceBook& b, HuffmanStream t, std::uint32_t* words,
+                                         std::uint8_t* to) {
   if (threadIdx.x == 0) to[0] = static_cast<std::uint8_t>(b.low), to[1] = static_cast<std::uint8_t>(b.span - 1);
   to += 2;
   if (b.span == 1) return;  // all threads

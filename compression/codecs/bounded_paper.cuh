@@ -153,8 +153,8 @@ __device__ inline bool decode_parts(const DeviceSource* source, std::uint32_t st
 }
 
 // All streams. Whatever is wrong sets `bad`.
-__device__ inline void decode_books(const DeviceSource* source, std::uint32_t streams, std::uint32_t* sums,
-                                    std::uint32_t* bad) {
+__device__ __noinline__ void decode_books(const DeviceSource* source, std::uint32_t streams, std::uint32_t* sums,
+                                          std::uint32_t* bad) {
   const unsigned warp = threadIdx.x / 32;
   for (std::uint32_t k = 0; k < streams; ++k) {
     const DeviceSource& t = source[k];
@@ -261,7 +261,7 @@ __device__ inline void copy_literals(const Work& w, const LzBlock& b, std::uint3
 }
 
 // Literals into w.codes, side by side, and the literal of each row into w.index. All threads return alike.
-__device__ inline bool decode_lz(DecodeShared& s, const Work& w, std::uint32_t n, std::uint32_t width) {
+__device__ __noinline__ bool decode_lz(DecodeShared& s, Work w, std::uint32_t n, std::uint32_t width) {
   const std::uint32_t blocks = (n + lz_block - 1) / lz_block;
   const std::uint8_t* const bytes = s.codes_at;
   std::uint64_t at = 6ull * blocks - 4;
