@@ -23,7 +23,7 @@ nlohmann::json run(const Options& o) {
   const float rel = o.problem.empty() ? 0.043f : std::stof(o.problem);
   nlohmann::json rows = nlohmann::json::array();
   for (const Shape& s : {Shape{128, 2048, 64}, Shape{26, 2048, 64}, Shape{26, 128, 32}, Shape{1024, 64, 64}})
-    for (const char* codec : {"auto", "dedup_packed"}) {
+    for (const char* codec : {"auto", "dedup_packed", "dedup_huffman", "huffman", "vector_lz"}) {
       BoundedOptions options;
       options.codec = codec;
       const at::Tensor in = rows_on_gpu(s.chunks, s.rows, s.dim), copy = at::empty_like(in);
