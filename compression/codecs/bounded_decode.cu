@@ -53,6 +53,10 @@ __device__ void set_source(DeviceSource& t, std::uint32_t count, std::uint32_t p
   t.count = count, t.period = period, t.largest = largest, t.out = out;
 }
 
+__device__ bool parse_symbols(Encoder e, DeviceSource& t, const std::uint8_t* bytes, std::uint64_t size) {
+  return books(e) ? parse_huffman(t, bytes, size) : parse_stream(t, bytes, size);
+}
+
 // The parts of the payload, by one thread.
 __device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReader in, const Work& w) {
   const Encoder e = encoder(s);
@@ -86,8 +90,7 @@ __device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReade
     const std::uint32_t size = in.number();
     const std::uint8_t* bytes = in.take(size);
     set_source(s.source[1 + streams], count, count, largest, out);
-    DeviceSource& t = s.source[1 + streams];
-    if (in.bad || !(books(e) ? parse_huffman(t, bytes, size) : parse_stream(t, bytes, size))) return false;
+    if (in.bad || !parse_symbols(e, s.source[1 + streams], bytes, size)) return false;
     return s.source[1 + streams++].classes == 1;  // there is room for one table
   };
   if (s.form == symbols && !index_stream(c.n, s.unique - 1, w.repeat)) return false;
@@ -107,8 +110,7 @@ __device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReade
         e == rans || e == huffman || s.form == symbols || (s.form == plain && s.unique == 1) ? in.left() : in.number();
     const std::uint8_t* bytes = in.take(size);
     set_source(s.source[0], static_cast<std::uint32_t>(mine), c.dim, most_symbols - 1, nullptr);
-    DeviceSource& t = s.source[0];
-    if (in.bad || !(books(e) ? parse_huffman(t, bytes, size) : parse_stream(t, bytes, size))) return false;
+    if (in.bad || !parse_symbols(e, s.source[0], bytes, size)) return false;
     s.streams = 1 + streams;
   }
   s.bits_at = in.at;
