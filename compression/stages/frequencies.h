@@ -1,4 +1,5 @@
-// Symbol streams and vector-LZ: the numbers that coders share, and how frequencies become levels. (C++17: nvcc sees it.)
+// Symbol streams and vector-LZ: the numbers that coders share, and how frequencies become levels. (C++17: nvcc sees
+// it.)
 #pragma once
 #include "compression/stages/format.h"
 

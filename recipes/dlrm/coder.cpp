@@ -40,8 +40,7 @@ void Coder::choose(const DataConfig& data, std::int64_t tables) {
       throw UsageError(place, config_.forward.bounds.classes + " does not name a codec for each table",
                        "write it with trireme dlrm analyze");
   }
-  for (const auto& n : names)
-    codecs_.push_back(&by_name_.try_emplace(n, codec_named(n, config_, place)).first->second);
+  for (const auto& n : names) codecs_.push_back(&by_name_.try_emplace(n, codec_named(n, config_, place)).first->second);
 }
 
 std::string Coder::codec_of(std::int64_t table) const {
