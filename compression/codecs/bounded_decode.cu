@@ -1,6 +1,7 @@
 // The CUDA twin of the error-bounded decoder: one launch, a block a chunk.
 #include "compression/codecs/bounded_fixed.cuh"
 #include "compression/codecs/bounded_index.cuh"
+#include "compression/codecs/bounded_paper.cuh"
 
 #include <cstring>
 
@@ -19,12 +20,16 @@ static_assert(sizeof(Batch) <= 32000);
 
 __device__ bool is_wide(const DecodeShared& s) { return s.header.code_width == 16; }
 __device__ Encoder encoder(const DecodeShared& s) { return static_cast<Encoder>(s.header.encoder); }
-__device__ bool indexed(Encoder e) { return e == dedup_rans || e == dedup_packed || e == dedup_values; }
-__device__ bool coded(Encoder e) { return e == packed_codes || e == rans || e == dedup_rans || e == dedup_packed; }
+__device__ bool books(Encoder e) { return e == huffman || e == dedup_huffman; }
+__device__ bool streamed(Encoder e) { return books(e) || e == rans || e == dedup_rans; }
+__device__ bool indexed(Encoder e) {
+  return e == dedup_huffman || e == dedup_rans || e == dedup_packed || e == dedup_values;
+}
+__device__ bool coded(Encoder e) { return streamed(e) || e == packed_codes || e == vector_lz || e == dedup_packed; }
 
 __device__ bool fixed_rate(Encoder e) { return e >= fp16 && e < encoders; }
 
-// As check_header of decode_chunk.cpp, for the encoders that this twin knows.
+// As check_header of decode_chunk.cpp.
 __device__ bool header_is_good(const ChunkHeader& h, const DeviceDecode::Chunk& c) {
   const auto e = static_cast<Encoder>(h.encoder);
   const float step = 2 * h.eb;
@@ -32,20 +37,24 @@ __device__ bool header_is_good(const ChunkHeader& h, const DeviceDecode::Chunk& 
   if (h.version != stream_version || (h.flags & ~all_flags) || (h.flags & has_checksum) || h.rows != c.n) return false;
   if (std::uint64_t{c.bytes} != (header_bytes + std::uint64_t{h.bytes} + 3) / 4 * 4) return false;
   if (coded(e)) {
-    if (h.code_width != 8 && (h.code_width != 16 || e == rans || e == dedup_rans)) return false;
+    if (h.code_width != 8 && (h.code_width != 16 || streamed(e))) return false;
     if (!(h.eb > 0) || !(step - step == 0) || h.code_min > largest_code || h.code_min < -largest_code) return false;
   } else if ((e != raw_values && e != constant_value && e != dedup_values && !fixed_rate(e)) || h.code_width != 0 ||
              h.eb != 0 || (h.flags & has_outliers)) {
     return false;
   }
   if ((h.flags & has_nonfinite) && e != raw_values) return false;
-  if (form >= symbols && e != dedup_rans) return false;
+  if (form >= symbols && e != dedup_rans && e != dedup_huffman) return false;
   return indexed(e) || form == plain;
 }
 
 __device__ void set_source(DeviceSource& t, std::uint32_t count, std::uint32_t period, std::uint32_t largest,
                            std::uint8_t* out) {
   t.count = count, t.period = period, t.largest = largest, t.out = out;
+}
+
+__device__ bool parse_symbols(Encoder e, DeviceSource& t, const std::uint8_t* bytes, std::uint64_t size) {
+  return books(e) ? parse_huffman(t, bytes, size) : parse_stream(t, bytes, size);
 }
 
 // The parts of the payload, by one thread.
@@ -81,8 +90,8 @@ __device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReade
     const std::uint32_t size = in.number();
     const std::uint8_t* bytes = in.take(size);
     set_source(s.source[1 + streams], count, count, largest, out);
-    DeviceSource& t = s.source[1 + streams++];
-    return !in.bad && parse_stream(t, bytes, size) && t.classes == 1;
+    if (in.bad || !parse_symbols(e, s.source[1 + streams], bytes, size)) return false;
+    return s.source[1 + streams++].classes == 1;  // there is room for one table
   };
   if (s.form == symbols && !index_stream(c.n, s.unique - 1, w.repeat)) return false;
   if (s.form == weighted && (!index_stream(s.unique, weight_classes - 1, w.weight) ||
@@ -94,17 +103,19 @@ __device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReade
     s.packed_bits = in.byte();
     if (s.packed_bits > (is_wide(s) ? 16u : 8u)) return false;
     s.codes_at = in.take((s.packed_bits * mine + 7) / 8);
+  } else if (e == vector_lz) {
+    s.codes_at = in.at;
   } else {
     const std::uint64_t size =
-        e == rans || s.form == symbols || (s.form == plain && s.unique == 1) ? in.left() : in.number();
+        e == rans || e == huffman || s.form == symbols || (s.form == plain && s.unique == 1) ? in.left() : in.number();
     const std::uint8_t* bytes = in.take(size);
     set_source(s.source[0], static_cast<std::uint32_t>(mine), c.dim, most_symbols - 1, nullptr);
-    if (in.bad || !parse_stream(s.source[0], bytes, size)) return false;
+    if (in.bad || !parse_symbols(e, s.source[0], bytes, size)) return false;
     s.streams = 1 + streams;
   }
   s.bits_at = in.at;
   s.bits_left = static_cast<std::uint32_t>(in.left());
-  return !in.bad && (indexed(e) || in.left() == 0);
+  return !in.bad && (indexed(e) || e == vector_lz || in.left() == 0);
 }
 
 // Packed codes, eight at a time: they are as many bytes as a code has bits.
@@ -230,7 +241,7 @@ __device__ Work take_memory(DecodeShared& s, const DeviceDecode::Chunk& c, Arena
 __device__ void take_tables(DecodeShared& s, const DeviceDecode::Chunk& c, Arena& arena, Work& w) {
   for (std::uint32_t k = 0; k < s.streams; ++k) {
     auto* const symbols = arena.take<std::uint32_t>(s.source[k].classes * most_symbols);
-    std::uint8_t* const late = arena.take<std::uint8_t>(2u << s.source[k].log2);
+    std::uint8_t* const late = arena.take<std::uint8_t>(s.source[k].late_bytes);
     SymbolTable* const table = arena.take<SymbolTable>(s.source[k].classes);
     if (threadIdx.x == 0) s.source[k].symbols = symbols, s.source[k].late = late, s.source[k].table = table;
   }
@@ -243,16 +254,18 @@ __device__ bool decode_chunk(DecodeShared& s, const DeviceDecode::Chunk& c, cons
   const Encoder e = encoder(s);
   if (e == raw_values || e == constant_value) return put_values(s, c, w, false);
   if (fixed_rate(e)) return put_fixed_rate(s, c);
-  if (s.streams) {
-    if (!decode_streams(s.source, s.streams)) return false;
+  if (e == vector_lz) {
+    if (!decode_lz(s, w, c.n, c.dim * (is_wide(s) ? 2 : 1))) return false;
+  } else if (s.streams) {
+    if (!(books(e) ? decode_books(s.source, s.streams, s.sums) : decode_streams(s.source, s.streams))) return false;
   } else if (coded(e)) {
     unpack(s, s.unique * c.dim, w.codes);
     __syncthreads();
   }
-  if (indexed(e) ? !decode_index(s, w, c.n) : !gather_bits(s, w, 0)) return false;
+  if (indexed(e) ? !decode_index(s, w, c.n) : e != vector_lz && !gather_bits(s, w, 0)) return false;
   __syncthreads();
   if (e == dedup_values) return put_values(s, c, w, true);
-  const bool good = put_rows(s, c, w, indexed(e));
+  const bool good = put_rows(s, c, w, indexed(e) || e == vector_lz);
   if (s.outliers == 0) return good;
   __syncthreads();
   return put_outliers(s, c);

@@ -53,6 +53,7 @@ struct SymbolTable {
 
 struct DeviceSource {
   std::uint32_t count, period, largest, log2, classes;
+  std::uint32_t late_bytes;  // [2 lanes]; of Huffman 0
   const std::uint8_t* class_bits;
   const std::uint8_t* table_at[most_classes];  // the levels
   std::uint32_t low[most_classes], span[most_classes], top[most_classes];
@@ -61,7 +62,7 @@ struct DeviceSource {
   std::uint32_t* symbols;  // [classes][256] frequency | first slot << 16, of the symbols from the least on
   std::uint8_t* classes_of_row;
   std::uint8_t* out;   // [count]
-  std::uint8_t* late;  // [2 lanes]
+  std::uint8_t* late;  // [late_bytes]
 };
 
 // By one thread: where its parts lie. False: it cannot be one.
@@ -70,6 +71,7 @@ __device__ inline bool parse_stream(DeviceSource& t, const std::uint8_t* bytes, 
   const std::uint32_t shape = in.byte(), class_log2 = shape >> 4;
   t.log2 = shape & 15;
   t.classes = 1u << class_log2;
+  t.late_bytes = 2u << t.log2;
   if (in.bad || t.log2 > most_lanes_log2 || class_log2 > 2) return false;
   const std::uint64_t rows = (t.count + t.period - 1) / t.period;
   t.class_bits = in.take((rows * class_log2 + 7) / 8);

@@ -1,5 +1,5 @@
 // What a block of the encoder shares, and its parts: bounded_rows.cuh (codes, unique rows, index), bounded_streams.cuh
-// (tables, rANS, bytes).
+// (tables, rANS, bytes), bounded_huffman.cuh, bounded_lz.cuh.
 #pragma once
 #include "compression/codecs/bounded_device.h"
 #include "compression/stages/block.cuh"
@@ -16,8 +16,6 @@ struct EncodeArguments {
   std::uint8_t* slots;
   std::uint64_t* sizes;
   bool relative, strict;
-  std::uint32_t code_width;
-  Encoder only;
   std::uint32_t shared_bytes;
 };
 
@@ -59,6 +57,7 @@ struct DeviceStream {
 };
 
 constexpr std::uint32_t most_streams = 3;
+struct DeviceBook;
 
 struct EncodeShared {
   Bound bound;
@@ -70,6 +69,7 @@ struct EncodeShared {
   std::uint32_t weight_rows[weight_classes], weight_repeats[weight_classes];
   std::uint32_t form, bits;  // of the index; plain bits in all
   DeviceStream stream[most_streams];
+  DeviceBook* book[most_streams];  // Huffman
   std::uint32_t streams;
   ChunkHeader header;
 };

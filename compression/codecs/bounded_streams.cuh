@@ -161,10 +161,10 @@ __device__ inline void classify(EncodeShared& s, DeviceStream& t, std::uint8_t* 
 }
 
 // Counts of symbols that lie one after another, in one class.
-__device__ inline void count_flat(DeviceStream& t) {
-  for (std::uint32_t i = threadIdx.x; i < most_symbols; i += block_threads) t.counts[i] = 0;
+__device__ inline void count_bytes(std::uint32_t* counts, const std::uint8_t* symbols, std::uint32_t n) {
+  for (std::uint32_t i = threadIdx.x; i < most_symbols; i += block_threads) counts[i] = 0;
   __syncthreads();
-  for (std::uint32_t i = threadIdx.x; i < t.count; i += block_threads) atomicAdd(&t.counts[t.symbols[i]], 1u);
+  for (std::uint32_t i = threadIdx.x; i < n; i += block_threads) atomicAdd(&counts[symbols[i]], 1u);
   __syncthreads();
 }
 

@@ -1,4 +1,5 @@
-// Symbol streams: the numbers that their coders share, and how frequencies become levels. (C++17: nvcc sees it.)
+// Symbol streams and vector-LZ: the numbers that coders share, and how frequencies become levels. (C++17: nvcc sees
+// it.)
 #pragma once
 #include "compression/stages/format.h"
 
@@ -8,6 +9,9 @@ constexpr std::uint32_t most_symbols = 256;
 
 // Huffman: codes of at most 12 bits; sub-streams of 1024 symbols are decoded side by side.
 constexpr std::uint32_t longest_code = 12, sub_stream = 1024;
+
+// Vector-LZ: rows of a block, which refers to no other.
+constexpr std::uint32_t lz_block = 2048;
 
 // rANS (Duda 2013) with 32-bit states, 16 bits written at a time, probabilities in 1/4096. Up to 32 lanes of one group
 // (a warp) take turns symbol by symbol and share a sequence of words.

@@ -31,7 +31,7 @@ class Dlrm : public Recipe {
     data_ = open_data(config_.data);
     const auto tables = std::int64_t(data_->tables().size());
     const Shape shape = shape_of(config_.model, config_.data, data_->dense(), tables);
-    coder_.emplace(config_.compression, config_.data, tables, c.device().is_cuda());
+    coder_.emplace(config_.compression, config_.data, tables);
     check_type(c);
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(shape, params);

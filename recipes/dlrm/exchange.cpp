@@ -80,6 +80,7 @@ void RowExchange::encode(const Coding& coding) {
     TableChunk& c = chunks[k];
     c.rows = from + k * n * d, c.n = n, c.dim = d, c.scope = coding.scopes[k];
     c.bound = coding.bounds[k];
+    if (!coding.codecs.empty()) c.as = coding.codecs[k];
     if (coding.simulate)
       chunks[k].self = from + k * n * d;
     else if (k >= mine && k < end)
@@ -89,7 +90,8 @@ void RowExchange::encode(const Coding& coding) {
   const Bounded* codec = coding.codec;
   encoded_ = room(encoded_, codec->max_bytes(n, d) * chunks.size(), device);
   if (device.is_cpu()) {
-    std::vector<std::uint64_t> sizes = encode_on_host(chunks, coding);
+    std::vector<std::uint64_t> sizes(chunks.size());
+    codec->encode(chunks, buffer_of(encoded_), {sizes.data(), sizes.size(), DType::i64});
     if (!coding.simulate) send_sizes_ = std::move(sizes);
   } else {
     scratch_ = room(scratch_, codec->scratch_bytes(chunks), device);
@@ -102,22 +104,6 @@ void RowExchange::encode(const Coding& coding) {
     }
   }
   if (!coding.simulate) codec_ = codec;
-}
-
-// Chunks in a row with one codec are one call; codes lie one after another all the same.
-std::vector<std::uint64_t> RowExchange::encode_on_host(std::span<const TableChunk> chunks, const Coding& coding) {
-  const auto codec_of = [&](std::size_t k) { return coding.codecs.empty() ? coding.codec : coding.codecs[k]; };
-  std::vector<std::uint64_t> sizes(chunks.size());
-  auto* out = encoded_.data_ptr<std::uint8_t>();
-  std::size_t room = encoded_.nbytes();
-  for (std::size_t k = 0, end = 0; k < chunks.size(); k = end) {
-    while (end < chunks.size() && codec_of(end) == codec_of(k)) ++end;
-    codec_of(k)->encode(chunks.subspan(k, end - k), {out, room, DType::u8}, {sizes.data() + k, end - k, DType::i64});
-    const auto bytes =
-        std::accumulate(sizes.begin() + std::ptrdiff_t(k), sizes.begin() + std::ptrdiff_t(end), std::size_t{0});
-    out += bytes, room -= bytes;
-  }
-  return sizes;
 }
 
 Work RowExchange::send_payload() {

@@ -19,7 +19,7 @@ namespace trireme::dlrm {
 struct Coding {
   const Bounded* codec = nullptr;  // null: raw. The same choice on all ranks, also on those that send nothing
   bool simulate = false;           // values as they would arrive, sent as they are: nothing is saved
-  // On a host, one a chunk that is sent, in its place: nobody knows on a device where the next code begins.
+  // Set: one a chunk that is sent, whose codec takes the place of that of `codec`.
   std::vector<const Bounded*> codecs = {};
   std::vector<float> bounds = {};
   std::vector<std::uint32_t> scopes = {};
@@ -57,7 +57,6 @@ class RowExchange {
 
  private:
   void encode(const Coding& coding);
-  std::vector<std::uint64_t> encode_on_host(std::span<const TableChunk> chunks, const Coding& coding);
   Work send_payload();
   void decode();
   std::vector<std::size_t> values(const std::vector<std::size_t>& chunks) const;

@@ -60,6 +60,11 @@ TEST_F(DlrmGpu, CodesOnTheDevice) {
   ASSERT_EQ(gpu.code, 0) << gpu;
   ASSERT_EQ(run("host", 2, "cpu", both).code, 0);
   expect_near("gpu", "host", 1e-2);  // an ulp in a table may move a code by one
+  const Words paper{"communicator=mpi", "compression.forward.codec=published"};  // one of two codecs for each table
+  const Outcome published = run("published", 2, "cuda", paper);
+  ASSERT_EQ(published.code, 0) << published;
+  ASSERT_EQ(run("published on the host", 2, "cpu", paper).code, 0);
+  expect_near("published", "published on the host", 1e-2);
   const Outcome link =
       run("link", 2, "cuda", {"communicator=mpi", "compression.forward.codec=auto", "compression.choose=link"});
   ASSERT_EQ(link.code, 0) << link;
