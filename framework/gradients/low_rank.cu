@@ -17,6 +17,7 @@ struct Tile {
   const LowRankMatrix& x;
   std::int64_t row, column;
   std::int64_t split;  // the tile's place along the sum that tiles share
+  bool whole;          // nothing of it lies outside, and its rows lie on 16 bytes
 };
 
 template <int which>
@@ -30,20 +31,28 @@ __device__ Tile tile_of_block(const LowRankJob& job) {
   const LowRankMatrix& x = job.matrices[low];
   constexpr int height = low_rank_tile[which][0], width = low_rank_tile[which][1];
   const std::int64_t across = (x.n + width - 1) / width, t = at - x.first_tile[which];
-  return {x, t / across * height, t % across * width, which == 0 ? t % across : t / across};
+  const std::int64_t row = t / across * height, column = t % across * width;
+  const bool vectors = x.n % vector == 0 && aligned(job.error + x.error, 16) && aligned(x.q, 16) &&
+                       aligned(x.own_q, 16) && aligned(job.gradient + x.gradient, 16) &&
+                       (!job.before || aligned(job.before + x.error, 16));
+  return {x, row, column, which == 0 ? t % across : t / across,
+          vectors && row + height <= x.m && column + width <= x.n};
 }
 
-// Four neighbours from p + i on, of which those before `end` exist: zeros behind.
+// Four neighbours from p + i on, of which those before `end` exist: zeros behind. Without a branch where all do and lie
+// on 16 bytes, so that many loads are on their way at once.
+template <bool whole = false>
 __device__ float4 load(const float* p, std::int64_t i, std::int64_t end) {
-  if (i + vector <= end && aligned(p + i, 16)) return *reinterpret_cast<const float4*>(p + i);
+  if (whole || (i + vector <= end && aligned(p + i, 16))) return *reinterpret_cast<const float4*>(p + i);
   float v[vector] = {};
 #pragma unroll
   for (int k = 0; k < vector; ++k)
     if (i + k < end) v[k] = p[i + k];
   return make_float4(v[0], v[1], v[2], v[3]);
 }
+template <bool whole>
 __device__ void store(float* p, std::int64_t i, std::int64_t end, float4 value) {
-  if (i + vector <= end && aligned(p + i, 16)) {
+  if (whole || (i + vector <= end && aligned(p + i, 16))) {
     *reinterpret_cast<float4*>(p + i) = value;
     return;
   }
@@ -72,6 +81,7 @@ struct Project {
   static_assert(splits * ranks * row_stride <= (rows + ranks) * stride);
 
   // 64 columns of M, by the way kept as error, and of Q.
+  template <bool whole>
   static __device__ void stage(const LowRankJob& job, const Tile& t, std::int64_t from, std::int64_t first_rank,
                                float* m, float* q) {
     const LowRankMatrix& x = t.x;
@@ -80,15 +90,15 @@ struct Project {
       const int at = k * threads + static_cast<int>(threadIdx.x), row = at / (step / vector);
       const int column = at % (step / vector) * vector;
       float4 v = make_float4(0, 0, 0, 0);
-      if (t.row + row < x.m) {
+      if (whole || t.row + row < x.m) {
         const std::int64_t begin = (t.row + row) * x.n, i = from + column;
         float* error = job.error + x.error + begin;
         if (first_rank > 0) {
-          v = load(error, i, x.n);
+          v = load<whole>(error, i, x.n);
         } else {
-          v = load(job.gradient + x.gradient + begin, i, x.n);
-          if (job.before) v = plus(load(job.before + x.error + begin, i, x.n), v);
-          store(error, i, x.n, v);
+          v = load<whole>(job.gradient + x.gradient + begin, i, x.n);
+          if (job.before) v = plus(load<whole>(job.before + x.error + begin, i, x.n), v);
+          store<whole>(error, i, x.n, v);
         }
       }
       *reinterpret_cast<float4*>(m + row * stride + column) = v;
@@ -97,7 +107,7 @@ struct Project {
       const int rank = at / (step / vector), column = at % (step / vector) * vector;
       const bool there = first_rank + rank < x.r;
       *reinterpret_cast<float4*>(q + rank * stride + column) =
-          there ? load(x.q + (first_rank + rank) * x.n, from + column, x.n) : make_float4(0, 0, 0, 0);
+          there ? load<whole>(x.q + (first_rank + rank) * x.n, from + column, x.n) : make_float4(0, 0, 0, 0);
     }
   }
 
@@ -108,9 +118,12 @@ struct Project {
     const int rank = warp_of_thread() % rank_warps * 4 * each + lane_of_thread() % 4;
     float sum[8][each] = {};
     for (std::int64_t from = t.column; from < t.column + columns && from < x.n; from += step) {
-      stage(job, t, from, first_rank, m, q);
+      if (t.whole)
+        stage<true>(job, t, from, first_rank, m, q);
+      else
+        stage<false>(job, t, from, first_rank, m, q);
       __syncthreads();
-#pragma unroll 2
+#pragma unroll 1
       for (int k = split * vector; k < step; k += splits * vector) {
         float4 b[each];
 #pragma unroll
@@ -168,11 +181,12 @@ struct BackProject {
     }
   }
 
+  template <bool whole>
   static __device__ void load_row(const float* row, std::int64_t i, std::int64_t end, float (&v)[width]) {
     if constexpr (width == 4) {
-      const float4 a = load(row, i, end);
+      const float4 a = load<whole>(row, i, end);
       v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-    } else if (i + 2 <= end && aligned(row + i, 8)) {
+    } else if (whole || (i + 2 <= end && aligned(row + i, 8))) {
       const float2 a = *reinterpret_cast<const float2*>(row + i);
       v[0] = a.x, v[1] = a.y;
     } else {
@@ -182,13 +196,15 @@ struct BackProject {
   }
 
   // Rows [begin, end) of the tile.
+  template <bool whole>
   static __device__ void multiply(const LowRankJob& job, const Tile& t, int begin, int end, std::int64_t column,
                                   const float* p, float (&sum)[ranks][width]) {
     const float* m = job.error + t.x.error + t.row * t.x.n;
     for (int first = begin; first < end; first += together) {
       float v[together][width];
 #pragma unroll
-      for (int u = 0; u < together; ++u) load_row(m + (first + u) * t.x.n, column, first + u < end ? t.x.n : 0, v[u]);
+      for (int u = 0; u < together; ++u)
+        load_row<whole>(m + (first + u) * t.x.n, column, first + u < end ? t.x.n : 0, v[u]);
 #pragma unroll
       for (int u = 0; u < together; ++u)
 #pragma unroll
@@ -214,7 +230,10 @@ struct BackProject {
     const std::int64_t column = t.column + own, left = x.m - t.row;
     float sum[ranks][width] = {};
     const int end = left < begin + rows_of_warp ? static_cast<int>(left) : begin + rows_of_warp;
-    multiply(job, t, begin, end, column, shared, sum);
+    if (t.whole)
+      multiply<true>(job, t, begin, end, column, shared, sum);
+    else
+      multiply<false>(job, t, begin, end, column, shared, sum);
 #pragma unroll
     for (int half = row_warps / 2; half > 0; half /= 2) {
       __syncthreads();
@@ -296,7 +315,7 @@ struct Approximate {
 
   static __device__ void multiply(const Factors& f, int row, int column, float4 (&error)[rows_of_warp],
                                   float4 (&sum)[rows_of_warp]) {
-#pragma unroll 4
+#pragma unroll 2
     for (int k = 0; k < ranks; ++k) {
       const float4 a = *reinterpret_cast<const float4*>(&f.p[k][row]);
       const float4 b = *reinterpret_cast<const float4*>(&f.p[k][row + vector]);
@@ -311,6 +330,7 @@ struct Approximate {
     }
   }
 
+  template <bool whole>
   static __device__ void run(const LowRankJob& job, const Tile& t, Factors& f) {
     const LowRankMatrix& x = t.x;
     const int column = lane_of_thread() * vector;
@@ -321,7 +341,7 @@ struct Approximate {
       float* out = job.gradient + x.gradient + (t.row + row) * x.n;
 #pragma unroll
       for (int i = 0; i < rows_of_warp; ++i) {
-        error[i] = load(m + i * x.n, t.column + column, t.row + row + i < x.m ? x.n : 0);
+        error[i] = load<whole>(m + i * x.n, t.column + column, t.row + row + i < x.m ? x.n : 0);
         sum[i] = make_float4(0, 0, 0, 0);
       }
       for (std::int64_t rank = 0; rank < x.r; rank += ranks) {
@@ -335,8 +355,8 @@ struct Approximate {
 #pragma unroll
       for (int i = 0; i < rows_of_warp; ++i) {
         const std::int64_t end = t.row + row + i < x.m ? x.n : 0;
-        store(m + i * x.n, t.column + column, end, error[i]);
-        store(out + i * x.n, t.column + column, end, sum[i]);
+        store<whole>(m + i * x.n, t.column + column, end, error[i]);
+        store<whole>(out + i * x.n, t.column + column, end, sum[i]);
       }
     }
   }
@@ -345,7 +365,11 @@ struct Approximate {
 template <int ranks>
 __global__ void __launch_bounds__(threads, 2) approximate_kernel(const __grid_constant__ LowRankJob job) {
   __shared__ __align__(16) typename Approximate<ranks>::Factors factors;
-  Approximate<ranks>::run(job, tile_of_block<2>(job), factors);
+  const Tile t = tile_of_block<2>(job);
+  if (t.whole)
+    Approximate<ranks>::template run<true>(job, t, factors);
+  else
+    Approximate<ranks>::template run<false>(job, t, factors);
 }
 
 using KernelOfJob = void (*)(LowRankJob);
