@@ -58,7 +58,7 @@ class PowerSgd final : public GradientHook {
     Bucket* b = &bucket;
     works.push_back(c->all_reduce(buffer_of(first_), Op::sum).then([this, c, b] {
       const Place there = buffer_of(first_).place;
-      kernels::orthonormalize({rows_of(p_rows_), std::int64_t(matrices_.size())}, there);
+      kernels::orthonormalize({rows_of(p_rows_), job_.count, job_.rank, orthonormal_.data_ptr<double>()}, there);
       back_project(job_of(*b), there);
       return c->all_reduce(buffer_of(second_), Op::sum).then([this, b] {
         finish(*b);
@@ -117,6 +117,8 @@ class PowerSgd final : public GradientHook {
     const std::int64_t partial = low_rank_layout(all.data(), std::ssize(all), job_);
     low_rank_ = table(all, second_.device());
     partial_ = at::empty({second_.is_cuda() ? partial : 0}, second_.options());
+    const std::int64_t products = kernels::orthonormal_scratch(job_.count, job_.rank);
+    orthonormal_ = at::empty({second_.is_cuda() ? products : 0}, second_.options().dtype(at::kDouble));
     return p;
   }
 
@@ -172,7 +174,7 @@ class PowerSgd final : public GradientHook {
   at::Tensor rest_;                                 // the part of first_ that travels as it is
   at::Tensor start_, lost_;                         // all Q as they began; 1 where a Q was not finite
   at::Tensor p_rows_, q_rows_, low_rank_;           // kernels::Rows and LowRankMatrix of each matrix
-  at::Tensor partial_;                              // of LowRankJob
+  at::Tensor partial_, orthonormal_;                // scratch of the kernels
   LowRankJob job_;                                  // but for its pointers
 };
 
