@@ -24,26 +24,30 @@ struct Project {
   static __device__ void stage(const LowRankJob& job, const Tile& t, std::int64_t from, std::int64_t first_rank,
                                float* m, float* q) {
     const LowRankMatrix& x = t.x;
+    constexpr int each_thread = rows * step / (threads * vector), rows_apart = threads * vector / step;
+    const int row = static_cast<int>(threadIdx.x) / (step / vector);
+    const int column = static_cast<int>(threadIdx.x) % (step / vector) * vector;
+    const std::int64_t i = (t.row + row) * x.n + from + column, apart = rows_apart * x.n;
+    const auto end = [&](int k) {  // of the row, in the terms of i
+      const std::int64_t own = t.row + row + k * rows_apart;
+      return own < x.m ? (own + 1) * x.n : 0;
+    };
+    float* error = job.error + x.error;
+    const float* source = first_rank > 0 ? error : job.gradient + x.gradient;
+    float4 v[each_thread];
 #pragma unroll
-    for (int k = 0; k < rows * step / (threads * vector); ++k) {
-      const int at = k * threads + static_cast<int>(threadIdx.x), row = at / (step / vector);
-      const int column = at % (step / vector) * vector;
-      float4 v = make_float4(0, 0, 0, 0);
-      if (whole || t.row + row < x.m) {
-        const std::int64_t begin = (t.row + row) * x.n, i = from + column;
-        float* error = job.error + x.error + begin;
-        if (first_rank > 0) {
-          v = load<whole>(error, i, x.n);
-        } else {
-          v = load<whole>(job.gradient + x.gradient + begin, i, x.n);
-          if (job.before) v = plus(load<whole>(job.before + x.error + begin, i, x.n), v);
-          store<whole>(error, i, x.n, v);
-        }
-      }
-      *reinterpret_cast<float4*>(m + row * stride + column) = v;
-    }
+    for (int k = 0; k < each_thread; ++k) v[k] = load<whole>(source, i + k * apart, end(k));
+    if (first_rank == 0 && job.before)
+#pragma unroll
+      for (int k = 0; k < each_thread; ++k) v[k] = plus(load<whole>(job.before + x.error, i + k * apart, end(k)), v[k]);
+    if (first_rank == 0)
+#pragma unroll
+      for (int k = 0; k < each_thread; ++k) store<whole>(error, i + k * apart, end(k), v[k]);
+#pragma unroll
+    for (int k = 0; k < each_thread; ++k)
+      *reinterpret_cast<float4*>(m + (row + k * rows_apart) * stride + column) = v[k];
     for (int at = static_cast<int>(threadIdx.x); at < ranks * step / vector; at += threads) {
-      const int rank = at / (step / vector), column = at % (step / vector) * vector;
+      const int rank = at / (step / vector);
       const bool there = first_rank + rank < x.r;
       *reinterpret_cast<float4*>(q + rank * stride + column) =
           there ? load<whole>(x.q + (first_rank + rank) * x.n, from + column, x.n) : make_float4(0, 0, 0, 0);
