@@ -36,7 +36,7 @@ class Dlrm : public Recipe {
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(shape, params);
     tables_.emplace(data_->tables(), shape.dim, config_.embedding.rule(),
-                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), true), c, c.device().is_cuda());
+                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), true), c);
     params_ = params.all();
     for (auto& p : tables_->parameters()) params_.push_back(std::move(p));
   }
