@@ -59,17 +59,12 @@ std::vector<Param> ShardedTables::parameters() const {
   return all;
 }
 
-ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
+// By owner, then by table.
+void ShardedTables::sort_on_host(const at::Tensor& ids, at::Tensor& sent) const {
   const std::int64_t b = ids.size(0), width = ids.size(1);
   const auto* from = ids.const_data_ptr<std::int32_t>();
-  Ids x;
-  x.b = b;
-  at::Tensor sent = at::empty({b * width}, at::kInt);
   auto* to = sent.mutable_data_ptr<std::int32_t>();
-  std::vector<std::size_t> send, recv;
-  const std::int64_t own = held_->columns();
-  for (const auto& list : owners_.tables) {
-    send.push_back(0), recv.push_back(std::size_t(own * b));
+  for (const auto& list : owners_.tables)
     for (const std::int64_t t : list) {
       const Table& table = all_[std::size_t(t)];
       for (std::int64_t i = 0; i < b; ++i)
@@ -82,12 +77,41 @@ ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
                             "prepare the data anew");
           *to++ = id;
         }
-      send.back() += std::size_t(b * table.width);
     }
+}
+
+at::Tensor ShardedTables::sort_on_device(const at::Tensor& ids) {
+  if (!order_.defined() || order_.numel() != ids.numel()) {
+    const std::int64_t b = ids.size(0), width = ids.size(1);
+    std::vector<std::int64_t> order;
+    for (const auto& list : owners_.tables)
+      for (const std::int64_t t : list)
+        for (std::int64_t i = 0; i < b; ++i)
+          for (std::int64_t w = 0; w < all_[std::size_t(t)].width; ++w)
+            order.push_back(i * width + columns_[std::size_t(t)] + w);
+    order_ = to_device(at::tensor(order, at::kLong), ids.device());
   }
-  x.sent = to_device(sent, context_.device());
+  return ids.reshape({-1}).index_select(0, order_);
+}
+
+ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
+  const std::int64_t b = ids.size(0), own = held_->columns();
+  Ids x;
+  x.b = b;
+  std::vector<std::size_t> send;
+  for (const auto& list : owners_.tables) {
+    send.push_back(0);
+    for (const std::int64_t t : list) send.back() += std::size_t(b * all_[std::size_t(t)].width);
+  }
+  if (ids.is_cpu()) {
+    at::Tensor sent = at::empty({ids.numel()}, at::kInt);
+    sort_on_host(ids, sent);
+    x.sent = to_device(sent, context_.device());
+  } else {
+    x.sent = sort_on_device(ids);
+  }
   x.received = at::empty({ranks_, own * b}, x.sent.options());
-  x.work = context_.comm("ids").all_to_all(buffer_of(x.sent), send, buffer_of(x.received), recv);
+  x.work = context_.comm("ids").all_to_all(buffer_of(x.sent), send, buffer_of(x.received), each(std::size_t(own * b), ranks_));
   return x;
 }
 

@@ -32,7 +32,7 @@ class ShardedTables {
     std::int64_t b = 0;
     Work work = {};
   };
-  // ids i32 [b, width], in host memory. DataError where one is outside its table.
+  // ids i32 [b, width], in host memory: DataError where one is outside its table. Or on the device: then nobody looks.
   Ids send_ids(const at::Tensor& ids);
   // Looks the ids up, and starts the rows on their way.
   using CodingOf = std::function<Coding(const at::Tensor& rows)>;  // of [chunks, b, d], destination by destination
@@ -60,6 +60,8 @@ class ShardedTables {
   struct Waiting {
     at::Tensor ids, gradient;  // [ranks, b * width], [ranks, tables, b, d]
   };
+  void sort_on_host(const at::Tensor& ids, at::Tensor& sent) const;
+  at::Tensor sort_on_device(const at::Tensor& ids);
   [[noreturn]] void name_table(const BadChunk& e, std::int64_t table) const;
 
   const std::vector<Table> all_;
@@ -69,6 +71,7 @@ class ShardedTables {
   const int rank_, ranks_;
   std::vector<std::int64_t> columns_;  // of each table in ids
   at::Tensor places_;
+  at::Tensor order_;  // sort_on_device(): where the ids that are sent stand in the batch, i64
   std::optional<nn::EmbeddingTables> held_;  // by this rank
   std::unique_ptr<Communicator> self_;
   std::optional<RowExchange> forward_, backward_;
