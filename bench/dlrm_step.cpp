@@ -1,6 +1,6 @@
-// One DLRM step of the Kaggle shape (d = 16), one rank on a CPU or a GPU, beside plain PyTorch (EmbeddingBag with sparse
-// gradients, as facebookresearch/dlrm) and, on a GPU, PyTorch in a CUDA graph. f32 without TF32, SGD, equal weights and
-// batches, which lie on the device. --problem BATCH or BATCH/SCALE: tables of 1 / SCALE of the rows.
+// One DLRM step of the Kaggle shape (d = 16), one rank on a CPU or a GPU, beside plain PyTorch (EmbeddingBag with
+// sparse gradients, as facebookresearch/dlrm) and, on a GPU, PyTorch in a CUDA graph. f32 without TF32, SGD, equal
+// weights and batches, which lie on the device. --problem BATCH or BATCH/SCALE: tables of 1 / SCALE of the rows.
 #include "bench/bench.h"
 #include "bench/own_run.h"
 #include "comm/error.h"
@@ -69,8 +69,7 @@ nlohmann::json run_problem(const Options& o, const std::string& problem) {
   if (o.device == "cuda") peers.push_back("graph");
   for (const auto& peer : peers)
     start("torch " + peer,
-          peer_arm("dlrm_step.py",
-                   {"--file", start_file(scratch.path("trireme")), "--arm", peer, "--device", o.device},
+          peer_arm("dlrm_step.py", {"--file", start_file(scratch.path("trireme")), "--arm", peer, "--device", o.device},
                    scratch.path(peer)),
           scratch.path(peer));
   std::vector<Arm*> arms;

@@ -52,8 +52,8 @@ class DistinctIds {
  public:
   void find(const Bags& bags, std::int64_t table);
   std::int64_t count() const { return std::int64_t(ids_.size()); }
-  const std::vector<std::int32_t>& ids() const { return ids_; }       // by first appearance
-  const std::vector<std::int64_t>& begin() const { return begin_; }   // count() + 1 entries into places()
+  const std::vector<std::int32_t>& ids() const { return ids_; }      // by first appearance
+  const std::vector<std::int64_t>& begin() const { return begin_; }  // count() + 1 entries into places()
   const std::vector<Asked>& places() const { return places_; }
 
  private:
@@ -154,9 +154,8 @@ void update_on_host(const UpdateJob<T>& job) {
 
 }  // namespace
 
-constinit Kernel<UpdateScratchJob> embedding_update_scratch("embedding update", [](const UpdateScratchJob& job) {
-  *job.bytes = 0;
-});
+constinit Kernel<UpdateScratchJob> embedding_update_scratch("embedding update",
+                                                            [](const UpdateScratchJob& job) { *job.bytes = 0; });
 constinit Kernel<LookupJob<float>> embedding_lookup_f32("embedding lookup", lookup_on_host<float>);
 constinit Kernel<LookupJob<double>> embedding_lookup_f64("embedding lookup", lookup_on_host<double>);
 constinit Kernel<UpdateJob<float>> embedding_update_f32("embedding update", update_on_host<float>);

@@ -1,6 +1,6 @@
-// Lookup: a group of lanes for each bag. Update: places are sorted by their row (cub, stable, so that those of a row keep
-// the order of the samples); a group of lanes for each piece of a row sums it and, where it is all of the row, updates
-// it; of longer rows a second launch adds the pieces. No atomics.
+// Lookup: a group of lanes for each bag. Update: places are sorted by their row (cub, stable, so that those of a row
+// keep the order of the samples); a group of lanes for each piece of a row sums it and, where it is all of the row,
+// updates it; of longer rows a second launch adds the pieces. No atomics.
 #include "comm/cuda_launch.h"
 #include "framework/kernels/embedding.h"
 
@@ -28,8 +28,8 @@ bool in_packs(const void* a, const void* b, const void* c, std::int64_t d) {
 // ---- lookup ----
 
 template <class T, int n>
-__global__ void __launch_bounds__(threads) lookup_kernel(LookupJob<T> job, std::uint32_t packs, std::uint32_t b,
-                                                         std::uint32_t count) {
+__global__ void __launch_bounds__(threads)
+    lookup_kernel(LookupJob<T> job, std::uint32_t packs, std::uint32_t b, std::uint32_t count) {
   const std::int64_t at = static_cast<std::int64_t>(blockIdx.x) * threads + threadIdx.x;
   if (at >= job.bags.size() * packs) return;
   const std::uint32_t bag = static_cast<std::uint32_t>(at / packs), k = static_cast<std::uint32_t>(at % packs);
@@ -71,9 +71,9 @@ void lookup_on_cuda(const LookupJob<T>& job, Place place) {
 
 // ---- update ----
 
-// Of `places` entries each: rows and bags, as they stand and sorted by row. longs: for each `piece` sorted places, where
-// the row begins that has more than one piece and begins there; -1: none. parts: sums of whole pieces by where they
-// begin, then those of last ones by where the one before begins.
+// Of `places` entries each: rows and bags, as they stand and sorted by row. longs: for each `piece` sorted places,
+// where the row begins that has more than one piece and begins there; -1: none. parts: sums of whole pieces by where
+// they begin, then those of last ones by where the one before begins.
 struct Scratch {
   std::uint32_t *rows, *sorted_rows, *bags, *sorted_bags;
   std::int32_t* longs;
@@ -187,8 +187,7 @@ __device__ Pack<T, n> sum_of(const UpdateJob<T>& job, const std::uint32_t* bags,
 }
 
 template <class T, int n>
-__global__ void __launch_bounds__(threads) pieces_kernel(UpdateJob<T> job, Scratch s, RowStep<T> step,
-                                                         unsigned lanes) {
+__global__ void __launch_bounds__(threads) pieces_kernel(UpdateJob<T> job, Scratch s, RowStep<T> step, unsigned lanes) {
   if (job.skip && *job.skip != 0) return;
   extern __shared__ __align__(16) unsigned char memory[];
   const auto places = static_cast<std::uint32_t>(job.bags.places());

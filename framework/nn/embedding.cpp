@@ -77,9 +77,9 @@ kernels::Bags EmbeddingTables::bags_of(const at::Tensor& ids, std::int64_t b) co
 
 void EmbeddingTables::lookup(const at::Tensor& ids, const at::Tensor& out) const {
   AT_DISPATCH_FLOATING_TYPES(all_.scalar_type(), "lookup", [&] {
-    kernels::embedding_lookup({all_.const_data_ptr<scalar_t>(), dim_, bags_of(ids, out.size(2)),
-                               out.mutable_data_ptr<scalar_t>()},
-                              buffer_of(all_).place);
+    kernels::embedding_lookup(
+        {all_.const_data_ptr<scalar_t>(), dim_, bags_of(ids, out.size(2)), out.mutable_data_ptr<scalar_t>()},
+        buffer_of(all_).place);
   });
 }
 

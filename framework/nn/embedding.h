@@ -1,5 +1,5 @@
-// The embedding tables that one rank holds, in one piece of memory: pooled lookup of bags, and sparse updates, each of all
-// tables at once.
+// The embedding tables that one rank holds, in one piece of memory: pooled lookup of bags, and sparse updates, each of
+// all tables at once.
 #pragma once
 #include "data/tables/tables.h"
 #include "framework/kernels/embedding.h"
@@ -17,9 +17,9 @@ class EmbeddingTables {
 
   std::size_t size() const { return tables_.size(); }
   const Table& table(std::size_t k) const { return tables_[k]; }
-  std::int64_t columns() const { return columns_; }                            // the sum of the widths
-  const at::Tensor& weight(std::size_t k) const { return weights_[k]; }        // [rows, d], a leaf
-  at::Tensor& state(std::size_t k) { return states_[k]; }                      // of the rule: [rows, d], [rows] or undefined
+  std::int64_t columns() const { return columns_; }                      // the sum of the widths
+  const at::Tensor& weight(std::size_t k) const { return weights_[k]; }  // [rows, d], a leaf
+  at::Tensor& state(std::size_t k) { return states_[k]; }                // of the rule: [rows, d], [rows] or undefined
   at::TensorOptions options() const { return all_.options(); }
 
   // ids i32 [P, b * columns()], in each of P blocks of samples table after table [b, width], -1: no id -> out

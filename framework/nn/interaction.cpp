@@ -18,8 +18,12 @@ struct Known : torch::CustomClassHolder {
 
 template <class T>
 kernels::Vectors<const T> vectors(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& place) {
-  return {x.const_data_ptr<T>(),        rows.const_data_ptr<T>(), place.const_data_ptr<std::int64_t>(),
-          place.numel(), x.size(0), x.size(1)};
+  return {x.const_data_ptr<T>(),
+          rows.const_data_ptr<T>(),
+          place.const_data_ptr<std::int64_t>(),
+          place.numel(),
+          x.size(0),
+          x.size(1)};
 }
 
 at::Tensor forward_of(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& place) {
@@ -45,11 +49,11 @@ struct Interaction : torch::autograd::Function<Interaction> {
     const at::Tensor dx = at::empty_like(x), drows = at::empty_like(rows);
     AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "interaction", [&] {
       const auto in = vectors<scalar_t>(x, rows, place);
-      kernels::interact_backward({in,
-                                  grad.const_data_ptr<scalar_t>(),
-                                  {dx.mutable_data_ptr<scalar_t>(), drows.mutable_data_ptr<scalar_t>(), in.place,
-                                   in.tables, in.n, in.d}},
-                                 buffer_of(x).place);
+      kernels::interact_backward(
+          {in,
+           grad.const_data_ptr<scalar_t>(),
+           {dx.mutable_data_ptr<scalar_t>(), drows.mutable_data_ptr<scalar_t>(), in.place, in.tables, in.n, in.d}},
+          buffer_of(x).place);
     });
     const auto holder = ctx->saved_data["known"].toCapsule();
     if (const auto& known = static_cast<const Known&>(*holder); known.call) known.call(drows);

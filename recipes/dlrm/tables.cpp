@@ -111,7 +111,8 @@ ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
     x.sent = sort_on_device(ids);
   }
   x.received = at::empty({ranks_, own * b}, x.sent.options());
-  x.work = context_.comm("ids").all_to_all(buffer_of(x.sent), send, buffer_of(x.received), each(std::size_t(own * b), ranks_));
+  x.work = context_.comm("ids").all_to_all(buffer_of(x.sent), send, buffer_of(x.received),
+                                           each(std::size_t(own * b), ranks_));
   return x;
 }
 
@@ -195,8 +196,7 @@ void ShardedTables::update(double lr, const at::Tensor& skip) {
 void ShardedTables::state(Archive& ar) {
   for (std::size_t k = 0; k < held_->size(); ++k)
     if (held_->state(k).defined())
-      archive(ar, "embedding/" + table_name(mine()[k]), held_->state(k),
-              {Sharing::rows, 0, held_->table(k).rows});
+      archive(ar, "embedding/" + table_name(mine()[k]), held_->state(k), {Sharing::rows, 0, held_->table(k).rows});
 }
 
 }  // namespace trireme::dlrm

@@ -71,7 +71,7 @@ class ShardedTables {
   const int rank_, ranks_;
   std::vector<std::int64_t> columns_;  // of each table in ids
   at::Tensor places_;
-  at::Tensor order_;  // sort_on_device(): where the ids that are sent stand in the batch, i64
+  at::Tensor order_;                         // sort_on_device(): where the ids that are sent stand in the batch, i64
   std::optional<nn::EmbeddingTables> held_;  // by this rank
   std::unique_ptr<Communicator> self_;
   std::optional<RowExchange> forward_, backward_;

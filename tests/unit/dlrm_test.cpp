@@ -258,8 +258,7 @@ TEST(EmbeddingTables, UpdateLikeADenseReference) {
       std::int64_t before = 0;
       for (std::size_t k = 0; k < 4; ++k) {
         const Table& table = bag_tables[k];
-        const at::Tensor ids =
-            a.ids.narrow(1, before * b, table.width * b).reshape({2 * b, table.width}).to(at::kLong);
+        const at::Tensor ids = a.ids.narrow(1, before * b, table.width * b).reshape({2 * b, table.width}).to(at::kLong);
         before += table.width;
         at::Tensor share = (ids >= 0).to(at::kDouble);
         if (table.pooling == "mean") share = share / share.sum(1, true).clamp_min(1);
