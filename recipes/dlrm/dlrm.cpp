@@ -38,7 +38,7 @@ class Dlrm : public Recipe {
     double memory = machine_memory();  // hosts may differ, and the plan may not
     c.comm("control").all_reduce({&memory, 1, DType::f64}, Op::min).wait();
     tables_.emplace(data_->tables(), shape.dim, config_.embedding.rule(),
-                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), memory), c, c.device().is_cuda());
+                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), memory), c);
     params_ = params.all();
     for (auto& p : tables_->parameters()) params_.push_back(std::move(p));
   }
