@@ -30,8 +30,7 @@ inline bool allow_shared_memory(const void* kernel, std::size_t bytes, const cha
   cudaError_t result = cudaGetDevice(&device);
   if (result == cudaSuccess) result = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (result == cudaSuccess && bytes > static_cast<std::size_t>(most)) return false;
-  if (result == cudaSuccess)
-    result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  if (result == cudaSuccess) result = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (result != cudaSuccess) throw CommError(name, cudaGetErrorString(result));
   return true;
 }

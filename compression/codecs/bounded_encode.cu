@@ -211,8 +211,7 @@ void encode(const DeviceEncode& job, Place place) {
   EncodeArguments a{t, job.scratch + encode_tables(job.count, job.pieces), job.sizes, job.relative, job.strict, 0};
   const std::size_t wanted = largest <= 8192 ? shared_small : shared_memory;
   const auto launch = [&](auto* kernel) {
-    a.shared_bytes =
-        shared_memory_of(reinterpret_cast<const void*>(kernel), "encoder of rows", wanted, shared_memory);
+    a.shared_bytes = shared_memory_of(reinterpret_cast<const void*>(kernel), "encoder of rows", wanted, shared_memory);
     kernel<<<static_cast<unsigned>(job.count), block_threads, a.shared_bytes, stream>>>(a);
     check_launch("encoder of rows");
   };
