@@ -76,6 +76,28 @@ TEST_F(DlrmGpu, CodesOnTheDevice) {
   EXPECT_NE(link.out.find("exchange measured"), std::string::npos) << link;
 }
 
+// One table with blanks, on two ranks: one of them codes nothing on the way to the samples, and reads nothing back.
+TEST_F(DlrmGpu, ARankWithoutTables) {
+  std::string csv = "clicked,price,shop\n";
+  for (int i = 0; i < 4000; ++i)
+    csv += std::to_string(i % 5 < 2) + "," + std::to_string(i % 7) + "," +
+           (i % 9 == 4 ? "" : "s" + std::to_string(i % 13)) + "\n";
+  write_text(folder.path / "own.csv", csv);
+  const Outcome prepared = run_program({"data", "table", "--from", "own.csv", "--label", "clicked", "--sparse", "shop",
+                                        "--dense", "price", "--out", "own.h5"},
+                                       {folder.path});
+  ASSERT_EQ(prepared.code, 0) << prepared;
+  Words keys{"data.file=own.h5"};
+  ASSERT_EQ(run("alone", 1, "cpu", keys).code, 0);
+  for (const char* more : {"communicator=mpi", "compression.forward.codec=auto", "compression.forward.tight=0",
+                           "compression.forward.base=0", "compression.forward.loose=0",
+                           "compression.backward.codec=auto", "compression.backward.bound=0"})
+    keys.push_back(more);
+  const Outcome o = run("two", 2, "cuda", keys);
+  ASSERT_EQ(o.code, 0) << o;
+  expect_near("alone", "two", 1e-4);
+}
+
 // No atomics: a run gives its bits again.
 TEST_F(DlrmGpu, TwiceTheSameBits) {
   const Words keys{"embedding.optimizer=rowwise_adagrad", "embedding.lr=0.01"};
