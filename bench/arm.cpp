@@ -242,6 +242,17 @@ void Server::reply(double total_ms, double cpu_ms, const std::vector<double>& lo
   reply({{"ms", total_ms}, {"cpu_ms", cpu_ms}, {"losses", losses}});
 }
 
+void Server::run(const std::function<void()>& step, const std::function<double()>& loss) {
+  while (const auto n = next()) {
+    const auto begin = std::chrono::steady_clock::now();
+    const double cpu = thread_cpu_ms();
+    for (int i = 0; i < *n; ++i) step();
+    const double last = loss();
+    const std::chrono::duration<double, std::milli> ms = std::chrono::steady_clock::now() - begin;
+    reply(ms.count(), thread_cpu_ms() - cpu, {last});
+  }
+}
+
 void Server::run(const std::function<double()>& step) {
   while (const auto n = next()) {
     std::vector<double> losses;

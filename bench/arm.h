@@ -80,6 +80,8 @@ class Server {
   void reply(double total_ms, double cpu_ms, const std::vector<double>& losses);
   // Runs `step`, which returns the global loss, on command until the end.
   void run(const std::function<double()>& step);
+  // The same where the host runs ahead of a device: `step` enqueues one, `loss` reads the last one's at a block's end.
+  void run(const std::function<void()>& step, const std::function<double()>& loss);
 
  private:
   int rank_, command_ = -1, reply_ = -1;

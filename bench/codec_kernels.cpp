@@ -24,7 +24,7 @@ nlohmann::json run(const Options& o) {
     throw UsageError("--problem", "a relative bound above 0 and below 1", "say --problem 0.03");
   nlohmann::json rows = nlohmann::json::array();
   for (const Shape& s : {Shape{128, 2048, 64}, Shape{26, 2048, 64}, Shape{26, 128, 32}, Shape{1024, 64, 64}})
-    for (const char* codec : {"auto", "dedup_packed"}) {
+    for (const char* codec : {"auto", "dedup_packed", "dedup_huffman", "huffman", "vector_lz"}) {
       BoundedOptions options;
       options.codec = codec;
       const at::Tensor in = rows_on_gpu(s.chunks, s.rows, s.dim), copy = at::empty_like(in);

@@ -40,6 +40,11 @@ void OwnSession::write(const std::string& file, const std::map<std::string, std:
   write_safetensors(file, tensors, metadata);
 }
 
+void OwnSession::move_batches() {
+  for (Batch& b : mine_)
+    for (auto& [name, column] : b.columns) column = column.to(session_.context().device());
+}
+
 void OwnSession::advance() {
   session_.context().now.step = step_;
   session_.context().now.epoch = 1;

@@ -13,6 +13,8 @@ class OwnSession {
   OwnSession(Experiment& run, Communicator& world, int batches);
   // Rank 0 writes initial weights and all global batches for the peer: tensors by name, and `batch.K.COLUMN`.
   void write(const std::string& file, const std::map<std::string, std::string>& metadata = {});
+  // From now on the columns of the batches lie on the session's device.
+  void move_batches();
   // Collective: one training step on the next batch, as the loop takes it. Does not read a device.
   void advance();
   double step();  // the same, -> the global loss

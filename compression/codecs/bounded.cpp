@@ -51,6 +51,14 @@ Settings settings_of(const BoundedOptions& o) {
   return s;
 }
 
+// Codec, code width and window of one, all else of the other.
+Settings settings_as(BoundedOptions call, const BoundedOptions& codec) {
+  call.codec = codec.codec;
+  call.code_width = codec.code_width;
+  call.window = codec.window;
+  return settings_of(call);
+}
+
 Rows rows_of(const TableChunk& c) { return {c.rows, c.n, c.dim, c.stride ? c.stride : c.dim}; }
 
 [[noreturn]] void refuse(const BadStream& bad, std::size_t chunk) {
@@ -111,7 +119,8 @@ void Bounded::encode(std::span<const TableChunk> chunks, Buffer out, Buffer size
   for (const auto& c : chunks) room += c.self ? 0 : max_bytes(c.n, c.dim);
   check_call(chunks, out, sizes, room);
   if (!out.place.host()) return encode_on_device(options_, chunks, out, sizes, scratch_memory);
-  const Settings settings = settings_of(options_);
+  const Settings of_call = settings_of(options_);
+  std::map<const Bounded*, Settings> of_codec;  // those of TableChunk::as
   // Kept: fresh memory for every call would cost more than the coding.
   thread_local EncodeScratch scratch;
   thread_local Bytes code;
@@ -128,6 +137,8 @@ void Bounded::encode(std::span<const TableChunk> chunks, Buffer out, Buffer size
   for (std::size_t k = 0; k < chunks.size(); ++k) {
     const TableChunk& c = chunks[k];
     const Bound bound = bound_for(of_scope[c.scope], c.bound, options_.relative);
+    if (c.as && !of_codec.contains(c.as)) of_codec[c.as] = settings_as(options_, c.as->options());
+    const Settings& settings = c.as ? of_codec[c.as] : of_call;
     code.clear();
     if (c.self)
       self_chunk(rows_of(c), bound, own[k], settings, scratch, c.self, c.self_stride ? c.self_stride : c.dim);

@@ -39,6 +39,8 @@ struct BoundedOptions {
 // The largest f32 that is not above the bound.
 float f32_bound(double bound);
 
+class Bounded;
+
 // One chunk to encode.
 struct TableChunk {
   const float* rows = nullptr;
@@ -51,6 +53,7 @@ struct TableChunk {
   // may be `rows`), no code is made, and its size is 0. It counts in R.
   float* self = nullptr;
   std::size_t self_stride = 0;
+  const Bounded* as = nullptr;  // set: coded by its codec, code width and window; all else is that of the call
 };
 
 // One chunk to decode: exactly n rows are expected.
@@ -83,10 +86,11 @@ class Bounded {
 
   // out: u8, at least the sum of max_bytes of the chunks that travel. sizes: u64, one per chunk, on the host.
   //
-  // On a device (out.place): all codecs but smallest, vector_lz, huffman and dedup_huffman, without checksum; NaN and
-  // infinities travel. `out` begins at a multiple of 4; sizes lie in device or pinned memory, valid in stream order;
-  // scratch: u8 on the device, scratch_bytes() of them. Nothing waits and nothing is allocated; up to 400 chunks are
-  // three launches, each further 400 one more; it can be captured in a graph.
+  // On a device (out.place): all codecs but smallest, without checksum; NaN and infinities travel. `out` begins at a
+  // multiple of 4; sizes lie in device or pinned memory, valid in stream order; scratch: u8 on the device,
+  // scratch_bytes() of them. Nothing waits and nothing is allocated; up to 400 chunks are three launches (four
+  // where vector_lz, huffman or dedup_huffman are for some chunks alone), each further 400 one more; it can be captured
+  // in a graph.
   void encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer scratch = {}) const;
   std::size_t scratch_bytes(std::span<const TableChunk> chunks) const;
 

@@ -1,6 +1,8 @@
 // Encoder: the bytes of a chunk, from its codes or its values.
 #pragma once
 #include "compression/codecs/bounded_fixed.cuh"
+#include "compression/codecs/bounded_huffman.cuh"
+#include "compression/codecs/bounded_lz.cuh"
 #include "compression/codecs/bounded_rows.cuh"
 #include "compression/codecs/bounded_streams.cuh"
 
@@ -40,24 +42,32 @@ __device__ inline std::uint64_t packed_size(std::uint32_t span, std::uint64_t va
   return 1 + (bits_for(span) * values + 7) / 8;
 }
 
-// Codes of all rows or of the unique ones, in as few bits as their span needs. A thread makes whole bytes.
+// Codes of all rows or of the unique ones, in as few bits as their span needs. A thread takes eight: whole bytes.
 __device__ inline void put_packed(const EncodeShared& s, const std::uint8_t* codes, const std::uint32_t* rows,
                                   std::uint32_t n, std::uint32_t dim, std::uint8_t* to) {
-  const std::uint32_t bits = bits_for(s.span);
+  const std::uint32_t bits = bits_for(s.span), values = n * dim;
+  const bool wide = s.wide;
   if (threadIdx.x == 0) to[0] = static_cast<std::uint8_t>(bits);
-  const std::uint64_t values = std::uint64_t{n} * dim, bytes = packed_size(s.span, values) - 1;
-  for (std::uint64_t i = threadIdx.x; i < bytes; i += block_threads) {
-    std::uint32_t byte = 0, filled = 0;
-    while (filled < 8) {
-      const std::uint64_t bit = 8 * i + filled, value = bit / bits;
-      if (value >= values) break;
-      const std::uint64_t r = value / dim, at = (rows ? rows[r] : r) * dim + value % dim;
-      const std::uint32_t code = s.wide ? reinterpret_cast<const std::uint16_t*>(codes)[at] : codes[at],
-                          skipped = static_cast<std::uint32_t>(bit % bits);
-      byte |= code >> skipped << filled;
-      filled += bits - skipped;
+  for (std::uint32_t i = threadIdx.x; 8 * i < values; i += block_threads) {
+    const std::uint32_t here = min(8u, values - 8 * i);
+    std::uint32_t r = 8 * i / dim, column = 8 * i - r * dim, first = (rows ? rows[r] : r) * dim, code[8];
+#pragma unroll
+    for (std::uint32_t k = 0; k < 8; ++k) {
+      code[k] = 0;
+      if (k >= here) continue;
+      const std::uint32_t at = first + column;
+      code[k] = wide ? reinterpret_cast<const std::uint16_t*>(codes)[at] : codes[at];
+      if (++column == dim && k + 1 < here) column = 0, ++r, first = (rows ? rows[r] : r) * dim;
     }
-    to[1 + i] = static_cast<std::uint8_t>(byte);
+    std::uint8_t* at = to + 1 + std::size_t{bits} * i;
+    std::uint32_t held = 0, filled = 0;
+#pragma unroll
+    for (std::uint32_t k = 0; k < 8; ++k) {
+      held |= code[k] << filled;
+      filled += k < here ? bits : 0;
+      for (; filled >= 8; filled -= 8, held >>= 8) *at++ = static_cast<std::uint8_t>(held);
+    }
+    if (filled) *at = static_cast<std::uint8_t>(held);
   }
 }
 
@@ -132,7 +142,7 @@ __device__ inline std::uint32_t encode_symbols(EncodeShared& s, DeviceRows& d, c
     add_stream(s, 2, d.repeat, c.n - s.unique, words + s.unique);
   }
   classify(s, t, d.classes, d.place, bins, centre_of(s.code_min, s.span));
-  for (std::uint32_t k = 1; k < s.streams; ++k) count_flat(s.stream[k]);
+  for (std::uint32_t k = 1; k < s.streams; ++k) count_bytes(s.stream[k].counts, s.stream[k].symbols, s.stream[k].count);
   encode_streams(s);
   std::uint32_t at = 0;
   if (index) {
@@ -157,24 +167,85 @@ __device__ inline std::uint32_t encode_symbols(EncodeShared& s, DeviceRows& d, c
   return at + bytes - along;
 }
 
-// Codes of plan `codes`: the header's fields and the body. Returns the bytes behind `to`.
-__device__ inline std::uint32_t encode_codes(const EncodeArguments& a, EncodeShared& s, DeviceRows& d,
-                                             const DeviceChunk& c, std::uint8_t* codes, std::uint32_t* bins,
-                                             std::uint8_t* slot, std::uint8_t* to) {
-  const SlotLayout layout = slot_layout(c.n, c.dim);
-  const bool automatic = a.only == encoders, some_index = automatic || a.only == dedup_rans || a.only == dedup_packed;
-  const std::uint32_t width = c.dim * (s.wide ? 2 : 1);
-  bool index = some_index;
-  if (some_index) {
-    dedup_block(s, d, {codes, width, width, width % 4 == 0}, c.n);
-    if (automatic) index = worth_an_index(c.n, s.unique, c.dim, s.span);
+// The body of huffman and dedup_huffman. Returns its bytes; where they are `most` or more they are not there. words:
+// room for the codes of any stream.
+__device__ inline std::uint64_t encode_huffman(EncodeShared& s, DeviceRows& d, const DeviceChunk& c,
+                                               const std::uint8_t* codes, bool index, std::uint64_t most,
+                                               std::uint32_t* words, std::uint8_t* to) {
+  if (index) put_index(s, d, c.n);
+  HuffmanStream t[most_streams] = {{codes, index ? d.unique : nullptr, (index ? s.unique : c.n) * c.dim, c.dim}};
+  std::uint32_t streams = 1;
+  if (index && s.form == symbols) {
+    for (std::uint32_t r = threadIdx.x; r < c.n; r += block_threads)
+      d.weight[r] = static_cast<std::uint8_t>(d.index[r]);
+    t[streams++] = {d.weight, nullptr, c.n, c.n};
+  } else if (index && s.form == weighted) {
+    t[streams++] = {d.weight, nullptr, s.unique, s.unique};
+    t[streams++] = {d.repeat, nullptr, c.n - s.unique, c.n - s.unique};
   }
-  const bool entropy = !s.wide && (automatic || a.only == rans || a.only == dedup_rans);
-  if (index) choose_form_block(s, d, c.n, entropy);
+  __syncthreads();
+  count_rows(*s.book[0], t[0], centre_of(s.code_min, s.span));
+  for (std::uint32_t k = 1; k < streams; ++k) count_bytes(s.book[k]->count, t[k].symbols, t[k].count);
+  const unsigned warp = threadIdx.x / 32;
+  if (warp < streams) make_book(*s.book[warp], t[warp].count);
+  __syncthreads();
+  const std::uint32_t bits = index ? (s.bits + 7) / 8 : 0;
+  std::uint64_t size = s.book[0]->bytes + std::uint64_t{bits};
+  if (index) size += number_bytes(s.unique);
+  for (std::uint32_t k = bits ? 0 : 1; k < streams; ++k) size += number_bytes(s.book[k]->bytes);
+  for (std::uint32_t k = 1; k < streams; ++k) size += s.book[k]->bytes;
+  if (size >= most) return size;
+  if (index) {
+    if (threadIdx.x == 0) put_number(to, s.unique);
+    to += number_bytes(s.unique);
+  }
+  for (std::uint32_t n = 0; n < streams; ++n) {  // those of the index first
+    const std::uint32_t k = (n + 1) % streams, bytes = s.book[k]->bytes;
+    if (k || bits) {
+      if (threadIdx.x == 0) put_number(to, bytes);
+      to += number_bytes(bytes);
+    }
+    put_huffman(s, *s.book[k], t[k], words, to);
+    to += bytes;
+  }
+  block_copy(to, reinterpret_cast<const std::uint8_t*>(d.bits), bits);
+  return size;
+}
+
+__host__ __device__ inline bool is_of_paper(Encoder e) { return e == vector_lz || e == huffman || e == dedup_huffman; }
+
+// The encoder of codes that do not suit symbols, or else the one that is asked for.
+__device__ inline Encoder encoder_for(const EncodeShared& s, Encoder only) {
+  const bool symbols = only == huffman || only == rans, indexed = only == dedup_huffman || only == dedup_rans;
+  return s.wide && symbols ? packed_codes : s.wide && indexed ? dedup_packed : only;
+}
+
+// Codes of plan `codes`: the header's fields and the body. Returns the bytes behind `to`. of_paper: huffman, vector_lz
+// and dedup_huffman, which have a kernel of their own; rANS needs all registers.
+template <bool of_paper>
+__device__ inline std::uint32_t encode_codes(EncodeShared& s, DeviceRows& d, const DeviceChunk& c, std::uint8_t* codes,
+                                             std::uint32_t* bins, const Arena& arena, std::uint8_t* slot,
+                                             std::uint8_t* to) {
+  const SlotLayout layout = slot_layout(c.n, c.dim);
+  Encoder e = encoder_for(s, c.only);
+  const std::uint32_t width = c.dim * (s.wide ? 2 : 1);
+  if (e != packed_codes && e != huffman && e != rans) dedup_block(s, d, {codes, width, width, width % 4 == 0}, c.n);
+  if (e == encoders) {
+    const bool index = worth_an_index(c.n, s.unique, c.dim, s.span);
+    e = s.wide ? (index ? dedup_packed : packed_codes) : index ? dedup_rans : rans;
+  }
+  const bool index = e == dedup_huffman || e == dedup_rans || e == dedup_packed;
+  if (index) choose_form_block(s, d, c.n, e != dedup_packed);
   const std::uint64_t all = packed_size(s.span, std::uint64_t{c.n} * c.dim);
   std::uint64_t size = all;
-  if (entropy) {
+  if (!of_paper && (e == rans || e == dedup_rans)) {
     size = encode_symbols(s, d, c, codes, index, bins, reinterpret_cast<std::uint16_t*>(slot + layout.words), to);
+  } else if (of_paper && (e == huffman || e == dedup_huffman)) {
+    const bool fits = arena.fast_left >= all + 64;  // no larger than the packed codes, else they are not made
+    size = encode_huffman(s, d, c, codes, index, all,
+                          reinterpret_cast<std::uint32_t*>(fits ? arena.fast : slot + layout.words), to);
+  } else if (of_paper && e == vector_lz) {
+    size = encode_lz(s, d, codes, c.n, width, c.window, all, to);
   } else if (index) {
     put_index(s, d, c.n);
     const std::uint32_t head = number_bytes(s.unique), bits = (s.bits + 7) / 8;
@@ -188,7 +259,7 @@ __device__ inline std::uint32_t encode_codes(const EncodeArguments& a, EncodeSha
   }
   __syncthreads();
   if (size < all) {
-    if (threadIdx.x == 0) set_flags(s, entropy ? (index ? dedup_rans : rans) : dedup_packed, index ? s.form : plain);
+    if (threadIdx.x == 0) set_flags(s, e, index ? s.form : plain);
     return static_cast<std::uint32_t>(size);
   }
   if (threadIdx.x == 0) set_flags(s, packed_codes, plain);
@@ -240,8 +311,8 @@ __device__ inline void make_codes(const EncodeArguments& a, EncodeShared& s, con
                                   std::uint8_t* codes) {
   __syncthreads();  // all have read the plan that brought them here
   if (threadIdx.x == 0) {
-    s.wide = a.code_width == 16 || s.span > 256;
-    if (s.span > (a.code_width == 8 ? 256u : 65536u)) s.bound.plan = Plan::raw;
+    s.wide = c.code_width == 16 || s.span > 256;
+    if (s.span > (c.code_width == 8 ? 256u : 65536u)) s.bound.plan = Plan::raw;
   }
   __syncthreads();
   if (s.bound.plan == Plan::raw) return;

@@ -1,6 +1,7 @@
 // The CUDA twin of the error-bounded decoder: one launch, a block a chunk.
 #include "compression/codecs/bounded_fixed.cuh"
 #include "compression/codecs/bounded_index.cuh"
+#include "compression/codecs/bounded_paper.cuh"
 
 #include <cstring>
 
@@ -9,7 +10,7 @@ namespace {
 
 using namespace coding;
 
-constexpr std::size_t shared_memory = 216 * 1024, shared_small = 64 * 1024, most_staged = 40 * 1024;
+constexpr std::size_t shared_memory = 216 * 1024, shared_small = 104 * 1024, most_staged = 40 * 1024;
 constexpr std::size_t chunks_a_launch = 600;
 
 struct Batch {
@@ -19,12 +20,16 @@ static_assert(sizeof(Batch) <= 32000);
 
 __device__ bool is_wide(const DecodeShared& s) { return s.header.code_width == 16; }
 __device__ Encoder encoder(const DecodeShared& s) { return static_cast<Encoder>(s.header.encoder); }
-__device__ bool indexed(Encoder e) { return e == dedup_rans || e == dedup_packed || e == dedup_values; }
-__device__ bool coded(Encoder e) { return e == packed_codes || e == rans || e == dedup_rans || e == dedup_packed; }
+__device__ bool books(Encoder e) { return e == huffman || e == dedup_huffman; }
+__device__ bool streamed(Encoder e) { return books(e) || e == rans || e == dedup_rans; }
+__device__ bool indexed(Encoder e) {
+  return e == dedup_huffman || e == dedup_rans || e == dedup_packed || e == dedup_values;
+}
+__device__ bool coded(Encoder e) { return streamed(e) || e == packed_codes || e == vector_lz || e == dedup_packed; }
 
 __device__ bool fixed_rate(Encoder e) { return e >= fp16 && e < encoders; }
 
-// As check_header of decode_chunk.cpp, for the encoders that this twin knows.
+// As check_header of decode_chunk.cpp.
 __device__ bool header_is_good(const ChunkHeader& h, const DeviceDecode::Chunk& c) {
   const auto e = static_cast<Encoder>(h.encoder);
   const float step = 2 * h.eb;
@@ -32,20 +37,24 @@ __device__ bool header_is_good(const ChunkHeader& h, const DeviceDecode::Chunk& 
   if (h.version != stream_version || (h.flags & ~all_flags) || (h.flags & has_checksum) || h.rows != c.n) return false;
   if (std::uint64_t{c.bytes} != (header_bytes + std::uint64_t{h.bytes} + 3) / 4 * 4) return false;
   if (coded(e)) {
-    if (h.code_width != 8 && (h.code_width != 16 || e == rans || e == dedup_rans)) return false;
+    if (h.code_width != 8 && (h.code_width != 16 || streamed(e))) return false;
     if (!(h.eb > 0) || !(step - step == 0) || h.code_min > largest_code || h.code_min < -largest_code) return false;
   } else if ((e != raw_values && e != constant_value && e != dedup_values && !fixed_rate(e)) || h.code_width != 0 ||
              h.eb != 0 || (h.flags & has_outliers)) {
     return false;
   }
   if ((h.flags & has_nonfinite) && e != raw_values) return false;
-  if (form >= symbols && e != dedup_rans) return false;
+  if (form >= symbols && e != dedup_rans && e != dedup_huffman) return false;
   return indexed(e) || form == plain;
 }
 
 __device__ void set_source(DeviceSource& t, std::uint32_t count, std::uint32_t period, std::uint32_t largest,
                            std::uint8_t* out) {
   t.count = count, t.period = period, t.largest = largest, t.out = out;
+}
+
+__device__ bool parse_symbols(Encoder e, DeviceSource& t, const std::uint8_t* bytes, std::uint64_t size) {
+  return books(e) ? parse_huffman(t, bytes, size) : parse_stream(t, bytes, size);
 }
 
 // The parts of the payload, by one thread.
@@ -81,7 +90,7 @@ __device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReade
     const std::uint32_t size = in.number();
     const std::uint8_t* bytes = in.take(size);
     set_source(s.source[1 + streams], count, count, largest, out);
-    if (in.bad || !parse_stream(s.source[1 + streams], bytes, size)) return false;
+    if (in.bad || !parse_symbols(e, s.source[1 + streams], bytes, size)) return false;
     return s.source[1 + streams++].classes == 1;  // there is room for one table
   };
   if (s.form == symbols && !index_stream(c.n, s.unique - 1, w.repeat)) return false;
@@ -94,26 +103,41 @@ __device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReade
     s.packed_bits = in.byte();
     if (s.packed_bits > (is_wide(s) ? 16u : 8u)) return false;
     s.codes_at = in.take((s.packed_bits * mine + 7) / 8);
+  } else if (e == vector_lz) {
+    s.codes_at = in.at;
   } else {
     const std::uint64_t size =
-        e == rans || s.form == symbols || (s.form == plain && s.unique == 1) ? in.left() : in.number();
+        e == rans || e == huffman || s.form == symbols || (s.form == plain && s.unique == 1) ? in.left() : in.number();
     const std::uint8_t* bytes = in.take(size);
-    set_source(s.source[0], static_cast<std::uint32_t>(mine), c.dim, most_symbols - 1, w.codes);
-    if (in.bad || !parse_stream(s.source[0], bytes, size)) return false;
+    set_source(s.source[0], static_cast<std::uint32_t>(mine), c.dim, most_symbols - 1, nullptr);
+    if (in.bad || !parse_symbols(e, s.source[0], bytes, size)) return false;
     s.streams = 1 + streams;
   }
   s.bits_at = in.at;
   s.bits_left = static_cast<std::uint32_t>(in.left());
-  return !in.bad && (indexed(e) || in.left() == 0);
+  return !in.bad && (indexed(e) || e == vector_lz || in.left() == 0);
 }
 
-__device__ void unpack(const DecodeShared& s, std::uint64_t values, std::uint8_t* codes) {
-  for (std::uint64_t i = threadIdx.x; i < values; i += block_threads) {
-    const std::uint32_t code = get_bits(s.codes_at, i * s.packed_bits, s.packed_bits);
-    if (is_wide(s))
-      reinterpret_cast<std::uint16_t*>(codes)[i] = static_cast<std::uint16_t>(code);
-    else
-      codes[i] = static_cast<std::uint8_t>(code);
+// Packed codes, eight at a time: they are as many bytes as a code has bits.
+__device__ void unpack(const DecodeShared& s, std::uint32_t values, std::uint8_t* codes) {
+  const std::uint32_t bits = s.packed_bits, mask = (1u << bits) - 1;
+  const std::uint8_t* const from = s.codes_at;
+  const bool wide = is_wide(s);
+  for (std::uint32_t i = threadIdx.x; 8 * i < values; i += block_threads) {
+    const std::uint32_t n = min(8u, values - 8 * i), bytes = (n * bits + 7) / 8;
+    const std::uint8_t* const at = from + std::size_t{bits} * i;
+    std::uint64_t held = 0;
+    std::uint32_t filled = 0, next = 0;
+    for (std::uint32_t k = 0; k < n; ++k) {
+      for (; filled < bits && next < bytes; filled += 8) held |= std::uint64_t{at[next++]} << filled;
+      const std::uint32_t code = static_cast<std::uint32_t>(held) & mask;
+      if (wide)
+        reinterpret_cast<std::uint16_t*>(codes)[8 * i + k] = static_cast<std::uint16_t>(code);
+      else
+        codes[8 * i + k] = static_cast<std::uint8_t>(code);
+      held >>= bits;
+      filled -= bits;
+    }
   }
 }
 
@@ -127,16 +151,21 @@ __device__ bool put_rows(const DecodeShared& s, const DeviceDecode::Chunk& c, co
   const std::int32_t min = s.header.code_min;
   bool good = true;
   if (!is_wide(s) && c.dim % 4 == 0 && c.stride % 4 == 0 && aligned(c.rows, 16)) {
-    const std::uint32_t fours = c.dim / 4;
-    for (std::uint32_t i = threadIdx.x; i < c.n * fours; i += block_threads) {
-      const std::uint32_t r = i / fours, k = i - r * fours, from = index ? w.index[r] : r;
-      const std::uint32_t word = reinterpret_cast<const std::uint32_t*>(w.codes)[std::size_t{from} * fours + k];
+    const std::uint32_t fours = c.dim / 4, stride = c.stride;
+    const std::uint32_t* const numbers = w.index;
+    const auto* const codes = reinterpret_cast<const std::uint32_t*>(w.codes);
+    float* const rows = c.rows;
+    const bool check =
+        !finite(__fmul_rn(static_cast<float>(min), step)) || !finite(__fmul_rn(static_cast<float>(min + 255), step));
+    Walk at(fours);
+    for (std::uint32_t i = threadIdx.x; i < c.n * fours; i += block_threads, at.next()) {
+      const std::uint32_t word = codes[(index ? numbers[at.row] : at.row) * fours + at.column];
       float v[4];
-      for (int b = 0; b < 4; ++b) {
+      for (int b = 0; b < 4; ++b)
         v[b] = __fmul_rn(static_cast<float>(min + static_cast<std::int32_t>(word >> (8 * b) & 255)), step);
-        good = good && finite(v[b]);
-      }
-      *reinterpret_cast<float4*>(c.rows + std::size_t{r} * c.stride + 4 * k) = make_float4(v[0], v[1], v[2], v[3]);
+      for (int b = 0; check && b < 4; ++b) good = good && finite(v[b]);
+      *reinterpret_cast<float4*>(rows + std::size_t{at.row} * stride + 4 * at.column) =
+          make_float4(v[0], v[1], v[2], v[3]);
     }
     return good;
   }
@@ -194,39 +223,49 @@ __device__ bool put_outliers(const DecodeShared& s, const DeviceDecode::Chunk& c
   return good;
 }
 
+// What parse() lets streams point at.
 __device__ Work take_memory(DecodeShared& s, const DeviceDecode::Chunk& c, Arena& arena) {
   Work w{};
-  for (std::uint32_t k = 0; k < 3; ++k) {
-    SymbolTable* table = arena.take<SymbolTable>(k == 0 ? most_classes : 1);
-    std::uint8_t* late = arena.take<std::uint8_t>(2u << most_lanes_log2);
-    if (threadIdx.x == 0) s.source[k].table = table, s.source[k].late = late;
-  }
   w.index = arena.take<std::uint32_t>(c.n);
   w.order = arena.take<std::uint32_t>(c.n);
   w.weight = arena.take<std::uint8_t>(c.n);
   w.repeat = arena.take<std::uint8_t>(c.n);
   w.classes = arena.take<std::uint8_t>(c.n);
   w.bits = arena.take<std::uint8_t>((std::size_t{c.n} * (1 + bits_for(c.n))) / 8 + 8);
-  w.codes = arena.take<std::uint8_t>(std::size_t{c.n} * c.dim * (is_wide(s) ? 2 : 1));
   if (threadIdx.x == 0)
     for (auto& t : s.source) t.classes_of_row = w.classes;
   return w;
+}
+
+// What depends on the payload: tables of the streams there are, and the codes, as the largest part.
+__device__ void take_tables(DecodeShared& s, const DeviceDecode::Chunk& c, Arena& arena, Work& w) {
+  for (std::uint32_t k = 0; k < s.streams; ++k) {
+    auto* const symbols = arena.take<std::uint32_t>(s.source[k].classes * most_symbols);
+    std::uint8_t* const late = arena.take<std::uint8_t>(s.source[k].late_bytes);
+    SymbolTable* const table = arena.take<SymbolTable>(s.source[k].classes);
+    if (threadIdx.x == 0) s.source[k].symbols = symbols, s.source[k].late = late, s.source[k].table = table;
+  }
+  w.codes = arena.take<std::uint8_t>(std::size_t{s.unique} * c.dim * (is_wide(s) ? 2 : 1));
+  if (threadIdx.x == 0) s.source[0].out = w.codes;
+  __syncthreads();
 }
 
 __device__ bool decode_chunk(DecodeShared& s, const DeviceDecode::Chunk& c, const Work& w) {
   const Encoder e = encoder(s);
   if (e == raw_values || e == constant_value) return put_values(s, c, w, false);
   if (fixed_rate(e)) return put_fixed_rate(s, c);
-  if (s.streams) {
-    if (!decode_streams(s.source, s.streams)) return false;
+  if (e == vector_lz) {
+    if (!decode_lz(s, w, c.n, c.dim * (is_wide(s) ? 2 : 1))) return false;
+  } else if (s.streams) {
+    if (!(books(e) ? decode_books(s.source, s.streams, s.sums) : decode_streams(s.source, s.streams))) return false;
   } else if (coded(e)) {
-    unpack(s, std::uint64_t{s.unique} * c.dim, w.codes);
+    unpack(s, s.unique * c.dim, w.codes);
     __syncthreads();
   }
-  if (indexed(e) ? !decode_index(s, w, c.n) : !gather_bits(s, w, 0)) return false;
+  if (indexed(e) ? !decode_index(s, w, c.n) : e != vector_lz && !gather_bits(s, w, 0)) return false;
   __syncthreads();
   if (e == dedup_values) return put_values(s, c, w, true);
-  const bool good = put_rows(s, c, w, indexed(e));
+  const bool good = put_rows(s, c, w, indexed(e) || e == vector_lz);
   if (s.outliers == 0) return good;
   __syncthreads();
   return put_outliers(s, c);
@@ -255,7 +294,7 @@ __global__ void __launch_bounds__(block_threads, 1)
         staged[i] = reinterpret_cast<const std::uint32_t*>(c.code)[i];
       code = reinterpret_cast<const std::uint8_t*>(staged);
     }
-    const Work w = take_memory(s, c, arena);
+    Work w = take_memory(s, c, arena);
     __syncthreads();
     if (threadIdx.x == 0) {
       const std::uint8_t* payload = code + header_bytes;
@@ -265,7 +304,10 @@ __global__ void __launch_bounds__(block_threads, 1)
     }
     __syncthreads();
     good = !s.bad;
-    if (good && c.n * c.dim > 0) good = decode_chunk(s, c, w);
+    if (good && c.n * c.dim > 0) {
+      take_tables(s, c, arena, w);
+      good = decode_chunk(s, c, w);
+    }
   }
   if (!__syncthreads_and(good) && threadIdx.x == 0) atomicMax(status, ~(first + blockIdx.x));
 }

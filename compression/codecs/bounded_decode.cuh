@@ -46,21 +46,23 @@ struct DeviceReader {
   }
 };
 
+// As in rans.cpp. Of each slot: symbol | (frequency - 1) << 8 | (slot - first slot of the symbol) << 20.
 struct SymbolTable {
-  std::uint8_t symbol[rans_total];        // of each slot
-  std::uint32_t frequency[most_symbols];  // | first slot << 16; of the symbols from the least on
+  std::uint32_t slot[rans_total];
 };
 
 struct DeviceSource {
   std::uint32_t count, period, largest, log2, classes;
+  std::uint32_t late_bytes;  // [2 lanes]; of Huffman 0
   const std::uint8_t* class_bits;
   const std::uint8_t* table_at[most_classes];  // the levels
   std::uint32_t low[most_classes], span[most_classes], top[most_classes];
   const std::uint8_t *group_words, *states, *words, *end;
-  SymbolTable* table;  // [classes]
+  SymbolTable* table;      // [classes]
+  std::uint32_t* symbols;  // [classes][256] frequency | first slot << 16, of the symbols from the least on
   std::uint8_t* classes_of_row;
   std::uint8_t* out;   // [count]
-  std::uint8_t* late;  // [2 lanes]
+  std::uint8_t* late;  // [late_bytes]
 };
 
 // By one thread: where its parts lie. False: it cannot be one.
@@ -69,6 +71,7 @@ __device__ inline bool parse_stream(DeviceSource& t, const std::uint8_t* bytes, 
   const std::uint32_t shape = in.byte(), class_log2 = shape >> 4;
   t.log2 = shape & 15;
   t.classes = 1u << class_log2;
+  t.late_bytes = 2u << t.log2;
   if (in.bad || t.log2 > most_lanes_log2 || class_log2 > 2) return false;
   const std::uint64_t rows = (t.count + t.period - 1) / t.period;
   t.class_bits = in.take((rows * class_log2 + 7) / 8);
@@ -90,89 +93,99 @@ __device__ inline std::uint32_t word_at(const std::uint8_t* p) {
          static_cast<std::uint32_t>(p[3]) << 24;
 }
 
-// One class's table, by one warp. False: its frequencies are none.
-__device__ inline bool read_table(DeviceSource& t, std::uint32_t c) {
+// The frequencies of one class, by one warp. False: they are none.
+__device__ inline bool read_frequencies(const DeviceSource& t, std::uint32_t c) {
   const unsigned lane = threadIdx.x % 32;
-  SymbolTable& table = t.table[c];
+  std::uint32_t* const symbol = t.symbols + c * most_symbols;
+  const std::uint32_t span = t.span[c], top = t.top[c];
+  const std::uint8_t* const bits = t.table_at[c];
   std::uint32_t sum = 0;
-  for (std::uint32_t i = lane; i < t.span[c]; i += 32) {
-    const std::uint32_t f = i == t.top[c] ? 0 : level_frequency(get_bits(t.table_at[c], level_bits * i, level_bits));
-    table.frequency[i] = f;
+  for (std::uint32_t i = lane; i < span; i += 32) {
+    const std::uint32_t f = i == top ? 0 : level_frequency(get_bits(bits, level_bits * i, level_bits));
+    symbol[i] = f;
     sum += f;
   }
   sum = warp_sum(sum);
   if (sum >= rans_total) return false;
-  __syncwarp();
-  if (lane == 0) table.frequency[t.top[c]] = rans_total - sum;
-  __syncwarp();
   std::uint32_t before = 0;
-  for (std::uint32_t begin = 0; begin < t.span[c]; begin += 32) {
-    const std::uint32_t i = begin + lane, f = i < t.span[c] ? table.frequency[i] : 0;
-    std::uint32_t upto = f;
-    for (unsigned step = 1; step < 32; step *= 2) {
-      const std::uint32_t other = __shfl_up_sync(all_lanes, upto, step);
-      if (lane >= step) upto += other;
-    }
-    if (i < t.span[c]) table.frequency[i] = f | (before + upto - f) << 16;
+  for (std::uint32_t begin = 0; begin < span; begin += 32) {
+    const std::uint32_t i = begin + lane, f = i >= span ? 0 : i == top ? rans_total - sum : symbol[i];
+    const std::uint32_t upto = warp_scan(f);
+    if (i < span) symbol[i] = f | (before + upto - f) << 16;
     before += __shfl_sync(all_lanes, upto, 31);
   }
-  __syncwarp();
-  for (std::uint32_t i = 0; i < t.span[c]; ++i) {
-    const std::uint32_t f = table.frequency[i];
-    for (std::uint32_t k = lane; k < (f & 0xffff); k += 32) table.symbol[(f >> 16) + k] = static_cast<std::uint8_t>(i);
-  }
   return true;
+}
+
+// The slots of every class of a stream: a warp a symbol.
+__device__ inline void fill_slots(const DeviceSource& t) {
+  const unsigned lane = threadIdx.x % 32;
+  const std::uint32_t classes = t.classes;
+  for (std::uint32_t c = 0; c < classes; ++c) {
+    std::uint32_t* const slot = t.table[c].slot;
+    const std::uint32_t* const symbols = t.symbols + c * most_symbols;
+    const std::uint32_t span = t.span[c], low = t.low[c];
+    for (std::uint32_t i = threadIdx.x / 32; i < span; i += block_warps) {
+      const std::uint32_t f = symbols[i], n = f & 0xffff, entry = (low + i) | (n - 1) << 8;
+      for (std::uint32_t k = lane; k < n; k += 32) slot[(f >> 16) + k] = entry | k << 20;
+    }
+  }
 }
 
 // One group, by one warp. False: its words are too few or too many, or a lane does not end where it began.
 __device__ inline bool decode_group(const DeviceSource& t, std::uint32_t g) {
   const unsigned lane = threadIdx.x % 32;
-  const Lanes lanes = lanes_of(t.log2, t.count);
-  const std::uint32_t first = static_cast<std::uint32_t>(min(std::uint64_t{t.count}, g * lanes.per_group)),
-                      end = static_cast<std::uint32_t>(min(std::uint64_t{t.count}, first + lanes.per_group));
-  std::uint64_t skipped = 0;
-  for (std::uint32_t k = 0; k < g; ++k) skipped += word_at(t.group_words + 4 * k);
-  const std::uint64_t all = static_cast<std::uint64_t>(t.end - t.words) / 2,
-                      mine = g + 1 < lanes.groups ? word_at(t.group_words + 4 * g) : all - min(all, skipped);
-  if (skipped + mine > all) return false;
-  const std::uint8_t* word = t.words + 2 * skipped;
-  const bool in = lane < lanes.in_group;
-  std::uint32_t x = in ? word_at(t.states + 4 * (g * lanes.in_group + lane)) : rans_low, at = 0;
+  // In registers: from shared memory they would be read again after each store.
+  const std::uint32_t count = t.count, period = t.period;
+  const SymbolTable* const tables = t.table;
+  const std::uint8_t* const classes_of_row = t.classes > 1 ? t.classes_of_row : nullptr;
+  std::uint8_t* const out = t.out;
+  const Lanes lanes = lanes_of(t.log2, count);
+  const std::uint32_t in_group = lanes.in_group,
+                      first = static_cast<std::uint32_t>(min(std::uint64_t{count}, g * lanes.per_group)),
+                      end = static_cast<std::uint32_t>(min(std::uint64_t{count}, first + lanes.per_group));
+  const std::uint32_t group_size = lane + 1 < lanes.groups ? word_at(t.group_words + 4 * lane) : 0;  // of group `lane`
+  const std::uint64_t skipped = warp_sum(lane < g ? std::uint64_t{group_size} : 0),
+                      all = static_cast<std::uint64_t>(t.end - t.words) / 2;
+  const std::uint32_t own = __shfl_sync(all_lanes, group_size, g);
+  const std::uint64_t words = g + 1 < lanes.groups ? own : all - min(all, skipped);
+  if (skipped + words > all) return false;
+  const auto mine = static_cast<std::uint32_t>(words), last = mine ? mine - 1 : 0;
+  const std::uint8_t* const word = mine ? t.words + 2 * skipped : t.states;  // something to read, where there is none
+  const bool in = lane < in_group;
+  std::uint32_t x = in ? word_at(t.states + 4 * (g * in_group + lane)) : rans_low, at = 0;
   bool good = x >= rans_low;
-  std::uint32_t row = (first + lane) / t.period, column = (first + lane) % t.period;
+  std::uint32_t row = (first + lane) / period, column = (first + lane) % period;
+  std::uint32_t base = classes_of_row && in && first + lane < end ? classes_of_row[row] : 0;
   const unsigned lower = (1u << lane) - 1;
-  for (std::uint32_t begin = first; begin < end; begin += lanes.in_group) {
-    const std::uint32_t p = begin + lane;
+  for (std::uint32_t p = first + lane, begin = first; begin < end; begin += in_group, p += in_group) {
     const bool active = in && p < end;
-    bool wants = false;
-    if (active) {
-      const std::uint32_t c = t.classes > 1 ? t.classes_of_row[row] : 0, slot = x & (rans_total - 1);
-      const SymbolTable& table = t.table[c];
-      const std::uint32_t symbol = table.symbol[slot];
-      t.out[p] = static_cast<std::uint8_t>(t.low[c] + symbol);
-      const std::uint32_t f = table.frequency[symbol];
-      x = (f & 0xffff) * (x >> rans_bits) + slot - (f >> 16);
-      wants = x < rans_low;
-    }
+    const std::uint32_t entry = tables[base].slot[x & (rans_total - 1)];
+    // The class of the next symbol does not wait for this one.
+    const std::uint32_t old_row = row;
+    column += in_group;
+    while (column >= period) column -= period, ++row;
+    if (classes_of_row && row != old_row && in && p + in_group < end) base = classes_of_row[row];
+    const std::uint32_t later = ((entry >> 8 & 0xfff) + 1) * (x >> rans_bits) + (entry >> 20);
+    const bool wants = active && later < rans_low;
+    x = active ? later : x;
+    if (active) out[p] = static_cast<std::uint8_t>(entry);
+    // All lanes read, which is faster than to branch. Who asks for too many ends with `at` beyond `mine`.
     const unsigned asking = __ballot_sync(all_lanes, wants);
-    if (wants) {
-      const std::uint32_t mine_at = at + __popc(asking & lower);
-      good = good && mine_at < mine;
-      const std::uint8_t* next = word + 2 * (mine_at < mine ? mine_at : 0);
-      x = x << 16 | (mine ? next[0] | static_cast<std::uint32_t>(next[1]) << 8 : 0);
-    }
+    const std::uint8_t* const next = word + 2 * std::size_t{min(at + __popc(asking & lower), last)};
+    const std::uint32_t more = next[0] | static_cast<std::uint32_t>(next[1]) << 8;
+    x = wants ? x << 16 | more : x;
     at += __popc(asking);
-    column += lanes.in_group;
-    while (column >= t.period) column -= t.period, ++row;
   }
   if (in) {
     good = good && x >> 16 == 1;
-    std::uint8_t* late = t.late + 2 * (g * lanes.in_group + lane);
+    std::uint8_t* late = t.late + 2 * (g * in_group + lane);
     late[0] = static_cast<std::uint8_t>(x);
     late[1] = static_cast<std::uint8_t>(x >> 8);
   }
   return __all_sync(all_lanes, good && at == mine);
 }
+static_assert((1u << most_lanes_log2) / group_lanes <= 32, "a warp reads the sizes of all groups at once");
 
 // All streams: classes and tables, then groups. All threads return alike: false, something is wrong.
 __device__ inline bool decode_streams(DeviceSource* source, std::uint32_t streams) {
@@ -187,8 +200,10 @@ __device__ inline bool decode_streams(DeviceSource* source, std::uint32_t stream
   std::uint32_t task = 0;
   for (std::uint32_t k = 0; k < streams; ++k)
     for (std::uint32_t c = 0; c < source[k].classes; ++c, ++task)
-      if (task % block_warps == warp) good = read_table(source[k], c) && good;
+      if (task % block_warps == warp) good = read_frequencies(source[k], c) && good;
   if (!__syncthreads_and(good)) return false;
+  for (std::uint32_t k = 0; k < streams; ++k) fill_slots(source[k]);
+  __syncthreads();
   task = 0;
   for (std::uint32_t k = 0; k < streams; ++k)
     for (std::uint32_t g = 0; g < lanes_of(source[k].log2, source[k].count).groups; ++g, ++task)

@@ -1,5 +1,5 @@
-// The error-bounded codec on a GPU: the jobs of its kernels (bounded_encode.cu, bounded_decode.cu). The codecs auto,
-// rans, dedup_rans, dedup_packed, packed and raw. (C++17: nvcc sees it.)
+// The error-bounded codec on a GPU: the jobs of its kernels (bounded_encode.cu, bounded_decode.cu), which know every
+// encoder. (C++17: nvcc sees it.)
 #pragma once
 #include "comm/twins.h"
 #include "compression/stages/frequencies.h"
@@ -19,6 +19,9 @@ struct DeviceChunk {
   std::uint32_t number = 0;                   // in the call
   std::uint32_t first_piece = 0, pieces = 0;  // of values, for the range
   std::uint32_t first_of_scope = 0, pieces_of_scope = 0;
+  coding::Encoder only = coding::encoders;  // coding::encoders: auto
+  std::uint8_t window = 32;                 // of vector_lz
+  std::uint8_t code_width = 0;
 };
 constexpr std::size_t piece_values = 8192;  // at least; a piece is whole rows
 
@@ -26,8 +29,6 @@ struct DeviceEncode {
   const DeviceChunk* chunks = nullptr;  // in host memory, in the order of their pieces
   std::size_t count = 0, pieces = 0;
   bool relative = true, strict = true;
-  std::uint32_t code_width = 0;
-  coding::Encoder only = coding::encoders;  // coding::encoders: auto
   std::uint8_t* out = nullptr;
   std::uint64_t* sizes = nullptr;
   std::uint8_t* scratch = nullptr;
@@ -71,7 +72,7 @@ struct DeviceDecode {
 };
 // Of decoding, each chunk.
 TRIREME_SHARED std::size_t decode_spill(std::size_t n, std::size_t dim) {
-  return multiple_of_16(4 * n * dim + 64 * n + 65536);
+  return multiple_of_16(4 * n * dim + 64 * n + 136 * 1024);
 }
 
 extern Kernel<DeviceEncode> encode_bounded;

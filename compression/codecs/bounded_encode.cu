@@ -1,5 +1,6 @@
 // The CUDA twin of the error-bounded encoder: three launches for all chunks. (1) ranges of pieces; (2) a block a chunk:
-// codes, unique rows, index, classes, tables and rANS into the chunk's slot; (3) the codes side by side.
+// codes, unique rows, index and what its encoder makes of them into the chunk's slot, in one kernel for the encoders of
+// SC'24 and one for all others; (3) the codes side by side.
 // Compiled with -fmad=false: rounds where the host rounds.
 #include "compression/codecs/bounded_body.cuh"
 
@@ -75,33 +76,38 @@ __global__ void __launch_bounds__(256)
 
 // ---- a block a chunk ----
 
-// Lanes of at most that many symbols (a stream of 32,768 has more than one a little shorter).
-__device__ std::uint32_t most_lanes_log2_of(std::uint32_t symbols) { return lanes_log2(symbols, 256); }
-
 // Memory of all steps; the codes come last, as the largest part.
-__device__ std::uint8_t* take_memory(const EncodeArguments& a, EncodeShared& s, DeviceRows& d, const DeviceChunk& c,
-                                     Arena& arena) {
-  take_rows(d, arena, c.n);
+__device__ std::uint8_t* take_memory(EncodeShared& s, DeviceRows& d, const DeviceChunk& c, Arena& arena) {
+  const bool of_codes = s.bound.plan == Plan::codes, books = c.only == huffman || c.only == dedup_huffman;
+  // Huffman's own codes share the fast memory with those it reads.
+  if (!of_codes || (c.only != huffman && c.only != packed_codes)) take_rows(d, arena, c.n);
   const std::size_t values = std::size_t{c.n} * c.dim;
-  if (s.bound.plan != Plan::codes) return nullptr;
+  if (!of_codes) return nullptr;
   for (std::uint32_t k = 0; k < most_streams; ++k) {
     DeviceStream t;
+    if (books) {
+      DeviceBook* const book = arena.take<DeviceBook>(1);
+      if (threadIdx.x == 0) s.book[k] = book;
+      continue;
+    }
+    if (c.only != encoders && c.only != rans && c.only != dedup_rans) break;
     take_tables(t, arena, k == 0 ? most_classes : 1);
-    take_lanes(t, arena, most_lanes_log2_of(k == 0 ? static_cast<std::uint32_t>(values) : c.n));
+    take_lanes(t, arena, fast_lanes_log2(k == 0 ? static_cast<std::uint32_t>(values) : c.n));
     if (threadIdx.x == 0) s.stream[k] = t;
   }
-  return arena.take<std::uint8_t>(values * (a.code_width == 16 || s.span > 256 ? 2 : 1));
+  return arena.take<std::uint8_t>(values * (c.code_width == 16 || s.span > 256 ? 2 : 1));
 }
 
 // The payload of a chunk that travels; 0: the values as they are.
-__device__ std::uint32_t encode_body(const EncodeArguments& a, EncodeShared& s, const DeviceChunk& c, DeviceRows& d,
-                                     std::uint8_t* codes, std::uint32_t* bins, std::uint8_t* slot) {
+template <bool of_paper>
+__device__ std::uint32_t encode_body(EncodeShared& s, const DeviceChunk& c, DeviceRows& d, std::uint8_t* codes,
+                                     std::uint32_t* bins, const Arena& arena, std::uint8_t* slot) {
   std::uint8_t* to = slot + header_bytes;
   if (s.bound.plan == Plan::exact) return encode_values(s, d, c, to);
   if (s.bound.plan == Plan::fixed_rate) {
-    if (threadIdx.x == 0) s.header.encoder = a.only;
-    put_fixed_rate(c, a.only, to);
-    return static_cast<std::uint32_t>(fixed_rate_bytes(a.only, c.n, c.dim));
+    if (threadIdx.x == 0) s.header.encoder = c.only;
+    put_fixed_rate(c, c.only, to);
+    return static_cast<std::uint32_t>(fixed_rate_bytes(c.only, c.n, c.dim));
   }
   if (s.bound.plan != Plan::codes) return 0;
   if (threadIdx.x == 0) {
@@ -112,14 +118,16 @@ __device__ std::uint32_t encode_body(const EncodeArguments& a, EncodeShared& s, 
   }
   if (s.missed) put_outliers(s, c, to);
   const std::uint32_t before = outlier_bytes(s);
-  return before + encode_codes(a, s, d, c, codes, bins, slot, to + before);
+  return before + encode_codes<of_paper>(s, d, c, codes, bins, arena, slot, to + before);
 }
 
+template <bool of_paper>
 __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_constant__ EncodeArguments a) {
   extern __shared__ __align__(16) std::uint8_t shared[];
   __shared__ EncodeShared s;
   __shared__ std::uint32_t bins[distance_bins];
   const DeviceChunk c = a.tables.chunks[blockIdx.x];
+  if (is_of_paper(c.only) != of_paper) return;  // the whole block
   std::uint8_t* slot = a.slots + c.slot_at;
   const std::size_t values = std::size_t{c.n} * c.dim;
   plan_chunk(s, c, a.tables.pieces, a.relative);
@@ -128,25 +136,25 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
   if (threadIdx.x == 0) {
     s.header = ChunkHeader();
     s.header.rows = c.n;
-    if (a.only == raw_values || values == 0) s.bound.plan = Plan::raw;
-    if (a.only >= fp16 && a.only < encoders && s.bound.plan != Plan::raw)
-      s.bound.plan = fixed_rate_bytes(a.only, c.n, c.dim) < 4 * values ? Plan::fixed_rate : Plan::raw;
+    if (c.only == raw_values || values == 0) s.bound.plan = Plan::raw;
+    if (c.only >= fp16 && c.only < encoders && s.bound.plan != Plan::raw)
+      s.bound.plan = fixed_rate_bytes(c.only, c.n, c.dim) < 4 * values ? Plan::fixed_rate : Plan::raw;
   }
   __syncthreads();
   DeviceRows d;
   std::uint8_t* codes = nullptr;
   Arena arena{shared, a.shared_bytes, slot + slot_layout(c.n, c.dim).spill};
-  if (!c.self && (s.bound.plan == Plan::exact || s.bound.plan == Plan::codes)) codes = take_memory(a, s, d, c, arena);
+  if (!c.self && (s.bound.plan == Plan::exact || s.bound.plan == Plan::codes)) codes = take_memory(s, d, c, arena);
   if (s.bound.plan == Plan::codes) make_codes(a, s, c, codes);
   if (c.self) {
     if (s.bound.plan == Plan::fixed_rate)
-      put_fixed_rate(c, a.only, nullptr);
+      put_fixed_rate(c, c.only, nullptr);
     else
       put_self(s, c);
     if (threadIdx.x == 0) a.sizes[blockIdx.x] = 0;
     return;
   }
-  std::uint32_t bytes = encode_body(a, s, c, d, codes, bins, slot);
+  std::uint32_t bytes = encode_body<of_paper>(s, c, d, codes, bins, arena, slot);
   __syncthreads();
   if (values > 0 && s.bound.plan == Plan::constant) {
     if (threadIdx.x == 0) {
@@ -185,6 +193,7 @@ void encode(const DeviceEncode& job, Place place) {
   const cudaStream_t stream = cuda_stream(place);
   const Tables t = tables_of(job);
   std::size_t largest = 0;
+  bool of_paper = false, others = false;
   for (std::size_t first = 0; first < job.count; first += chunks_a_launch) {
     Batch batch;
     const std::size_t n = job.count - first < chunks_a_launch ? job.count - first : chunks_a_launch;
@@ -196,16 +205,18 @@ void encode(const DeviceEncode& job, Place place) {
     for (std::size_t k = 0; k < n; ++k) {
       const std::size_t values = std::size_t{batch.chunk[k].n} * batch.chunk[k].dim;
       largest = values > largest ? values : largest;
+      (is_of_paper(batch.chunk[k].only) ? of_paper : others) = true;
     }
   }
-  EncodeArguments a{t,          job.scratch + encode_tables(job.count, job.pieces),
-                    job.sizes,  job.relative,
-                    job.strict, job.code_width,
-                    job.only,   0};
-  a.shared_bytes = shared_memory_of(reinterpret_cast<const void*>(encode_kernel), "encoder of rows",
-                                    largest <= 8192 ? shared_small : shared_memory, shared_memory);
-  encode_kernel<<<static_cast<unsigned>(job.count), block_threads, a.shared_bytes, stream>>>(a);
-  check_launch("encoder of rows");
+  EncodeArguments a{t, job.scratch + encode_tables(job.count, job.pieces), job.sizes, job.relative, job.strict, 0};
+  const std::size_t wanted = largest <= 8192 ? shared_small : shared_memory;
+  const auto launch = [&](auto* kernel) {
+    a.shared_bytes = shared_memory_of(reinterpret_cast<const void*>(kernel), "encoder of rows", wanted, shared_memory);
+    kernel<<<static_cast<unsigned>(job.count), block_threads, a.shared_bytes, stream>>>(a);
+    check_launch("encoder of rows");
+  };
+  if (others) launch(encode_kernel<false>);
+  if (of_paper) launch(encode_kernel<true>);
   const unsigned parts = largest > 65536 ? 4 : 1;
   compact_kernel<<<dim3(static_cast<unsigned>(job.count), parts), 256, 0, stream>>>(t, a.slots, job.sizes, job.out);
   check_launch("codes side by side");

@@ -1,5 +1,5 @@
 // What a block of the encoder shares, and its parts: bounded_rows.cuh (codes, unique rows, index), bounded_streams.cuh
-// (tables, rANS, bytes).
+// (tables, rANS, bytes), bounded_huffman.cuh, bounded_lz.cuh.
 #pragma once
 #include "compression/codecs/bounded_device.h"
 #include "compression/stages/block.cuh"
@@ -16,21 +16,21 @@ struct EncodeArguments {
   std::uint8_t* slots;
   std::uint64_t* sizes;
   bool relative, strict;
-  std::uint32_t code_width;
-  Encoder only;
   std::uint32_t shared_bytes;
 };
 
 // As rans.cpp's, with the division by an invariant of Granlund and Montgomery (PLDI'94).
-struct DeviceCoder {
+struct alignas(8) DeviceCoder {  // one load
   std::uint16_t frequency, first;
   std::uint32_t magic;
 };
 __device__ inline DeviceCoder make_coder(std::uint32_t frequency, std::uint32_t first) {
   DeviceCoder c{static_cast<std::uint16_t>(frequency), static_cast<std::uint16_t>(first), 0};
-  if (frequency)
-    c.magic =
-        static_cast<std::uint32_t>((((std::uint64_t{1} << bits_for(frequency)) - frequency) << 32) / frequency + 1);
+  if (frequency) {  // ((2^bits - frequency) << 32) / frequency + 1, in two steps of 16 bits
+    const std::uint32_t above = (1u << bits_for(frequency)) - frequency, high = (above << 16) / frequency,
+                        rest = (above << 16) - high * frequency;
+    c.magic = (high << 16) + (rest << 16) / frequency + 1;
+  }
   return c;
 }
 __device__ inline std::uint32_t divide(std::uint32_t x, const DeviceCoder& c) {
@@ -47,7 +47,6 @@ struct DeviceStream {
   std::uint32_t late_bytes;
   std::uint32_t count, period, classes, log2;
   std::uint32_t* counts;       // [classes][256]
-  std::uint32_t* shares;       // [classes][256], for settle_levels
   std::uint8_t* levels;        // [classes][256]
   DeviceCoder* coders;         // [classes][256]
   std::uint32_t* state;        // [lanes]
@@ -58,6 +57,7 @@ struct DeviceStream {
 };
 
 constexpr std::uint32_t most_streams = 3;
+struct DeviceBook;
 
 struct EncodeShared {
   Bound bound;
@@ -69,6 +69,7 @@ struct EncodeShared {
   std::uint32_t weight_rows[weight_classes], weight_repeats[weight_classes];
   std::uint32_t form, bits;  // of the index; plain bits in all
   DeviceStream stream[most_streams];
+  DeviceBook* book[most_streams];  // Huffman
   std::uint32_t streams;
   ChunkHeader header;
 };

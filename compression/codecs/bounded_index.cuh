@@ -48,15 +48,14 @@ __device__ inline void order_by_weight(DecodeShared& s, const Work& w) {
 
 // All plain bits in one place; those of the lanes come first.
 __device__ inline bool gather_bits(DecodeShared& s, const Work& w, std::uint64_t bits) {
-  const std::uint64_t bytes = (bits + 7) / 8, lanes = s.streams ? 2ull << s.source[0].log2 : 0,
-                      along = min(lanes, bytes);
+  const std::uint64_t bytes = (bits + 7) / 8, lanes = s.streams ? s.source[0].late_bytes : 0, along = min(lanes, bytes);
   if (bytes - along != s.bits_left) return false;
   for (std::uint64_t i = threadIdx.x; i < bytes; i += block_threads)
     w.bits[i] = i < along ? s.source[0].late[i] : s.bits_at[i - along];
   bool zeros = true;
   for (std::uint64_t i = along + threadIdx.x; i < lanes; i += block_threads) zeros = zeros && s.source[0].late[i] == 0;
   for (std::uint32_t k = 1; k < s.streams; ++k)
-    for (std::uint32_t i = threadIdx.x; i < 2u << s.source[k].log2; i += block_threads)
+    for (std::uint32_t i = threadIdx.x; i < s.source[k].late_bytes; i += block_threads)
       zeros = zeros && s.source[k].late[i] == 0;
   return __syncthreads_and(zeros);
 }

@@ -36,9 +36,10 @@ std::size_t stride_of(std::size_t stride, std::size_t dim) { return stride ? str
 
 // Which encoder a codec means there; encoders: auto.
 Encoder encoder_of(const BoundedOptions& o) {
-  if (o.checksum)
-    throw UsageError("codec bounded", "there are no checksums on a GPU", "leave checksum out, or code on the host");
   static const std::map<std::string, Encoder, std::less<>> known = {{"auto", encoders},
+                                                                    {"vector_lz", vector_lz},
+                                                                    {"huffman", huffman},
+                                                                    {"dedup_huffman", dedup_huffman},
                                                                     {"rans", rans},
                                                                     {"dedup_rans", dedup_rans},
                                                                     {"dedup_packed", dedup_packed},
@@ -51,7 +52,12 @@ Encoder encoder_of(const BoundedOptions& o) {
                                                                     {"int4", int4}};
   if (const auto found = known.find(o.codec); found != known.end()) return found->second;
   throw UsageError("codec bounded", "codec " + o.codec + " has no kernels for a GPU",
-                   "auto, rans, dedup_rans, dedup_packed, packed, raw and those of fixed rate have");
+                   "every codec but smallest has; auto is nearest to it");
+}
+
+void refuse_checksum(const BoundedOptions& o) {
+  if (o.checksum)
+    throw UsageError("codec bounded", "there are no checksums on a GPU", "leave checksum out, or code on the host");
 }
 
 // Descriptions of the chunks, those of a scope side by side, with their places in the scratch memory; `pieces` and
@@ -104,15 +110,24 @@ std::size_t Bounded::scratch_bytes(std::span<const TableChunk> chunks) const {
 void encode_on_device(const BoundedOptions& options, std::span<const TableChunk> chunks, const Buffer& out,
                       const Buffer& sizes, const Buffer& scratch) {
   if (chunks.empty()) return;
+  refuse_checksum(options);
   DeviceEncode job;
-  job.only = encoder_of(options);
   std::size_t bytes;
-  const auto described = describe(chunks, job.pieces, bytes);
+  auto described = describe(chunks, job.pieces, bytes);
+  const BoundedOptions* last = nullptr;
+  Encoder only = encoders;
+  for (DeviceChunk& d : described) {
+    const Bounded* as = chunks[d.number].as;
+    const BoundedOptions& how = as ? as->options() : options;
+    if (&how != last) only = encoder_of(how), last = &how;
+    d.only = only;
+    d.window = static_cast<std::uint8_t>(how.window);
+    d.code_width = static_cast<std::uint8_t>(how.code_width);
+  }
   job.chunks = described.data();
   job.count = chunks.size();
   job.relative = options.relative;
   job.strict = options.strict;
-  job.code_width = static_cast<std::uint32_t>(options.code_width);
   job.out = static_cast<std::uint8_t*>(out.data);
   job.sizes = static_cast<std::uint64_t*>(sizes.data);
   job.scratch = static_cast<std::uint8_t*>(scratch.data);
@@ -129,7 +144,7 @@ std::size_t Bounded::decode_scratch_bytes(std::span<const CodedChunk> chunks) co
 
 void decode_on_device(const BoundedOptions& options, std::span<const CodedChunk> chunks, Place place,
                       std::uint32_t* status, const Buffer& scratch) {
-  encoder_of(options);
+  refuse_checksum(options);
   std::vector<DeviceDecode::Chunk> described;
   std::size_t bytes = 0;
   for (const auto& c : chunks) {

@@ -49,25 +49,52 @@ __device__ inline bool in_fours(const DeviceChunk& c) {
   return c.dim % 4 == 0 && c.stride % 4 == 0 && reinterpret_cast<std::size_t>(c.rows) % 16 == 0;
 }
 
-__device__ inline std::uint32_t four_codes(const float4& x, float step, float eb, std::int32_t min_code, bool strict,
-                                           std::uint32_t& missed) {
+// code_of without a division: x times 1 / step is at most 2^-22 |code| away from the quotient, so that only near the
+// middle between two codes the division decides. Sums with 1.5 * 2^23 round to integers.
+struct Quantizer {
+  float step, inverse, eb, limit;
+  std::int32_t min_code;
+  bool strict;
+  __device__ Quantizer(const EncodeShared& s, bool is_strict) {
+    eb = s.bound.eb, step = 2 * eb, inverse = __fdiv_rn(1.0f, step);
+    min_code = s.code_min, strict = is_strict;
+    const std::int32_t last = s.code_min + static_cast<std::int32_t>(s.span) - 1,
+                       largest = 1 + (last > -s.code_min ? last : -s.code_min);
+    limit = step > 1e-30f && step < 1e30f ? 0.5f - static_cast<float>(largest) * 0x1p-21f : -1.0f;
+  }
+  // Its code less the least one. Is it above the bound?
+  __device__ std::uint32_t operator()(float x, bool& missed) const {
+    constexpr float middle = 12582912.0f;
+    const float quotient = __fmul_rn(x, inverse), sum = quotient + middle;
+    float whole = sum - middle;
+    std::int32_t code = __float_as_int(sum) - 0x4b400000;
+    if (!(__builtin_fabsf(quotient - whole) <= limit)) {
+      code = code_of(x, step);
+      whole = static_cast<float>(code);
+    }
+    missed = strict && misses_bound(x, __fmul_rn(whole, step), eb);
+    return static_cast<std::uint32_t>(code - min_code);
+  }
+};
+
+__device__ inline std::uint32_t four_codes(const float4& x, const Quantizer& quantizer, std::uint32_t& missed) {
   const float v[4] = {x.x, x.y, x.z, x.w};
   std::uint32_t word = 0;
   for (int k = 0; k < 4; ++k) {
-    const std::int32_t code = code_of(v[k], step);
-    if (strict && misses(v[k], code, step, eb)) ++missed;
-    word |= static_cast<std::uint32_t>(code - min_code) << (8 * k);
+    bool misses;
+    word |= quantizer(v[k], misses) << (8 * k);
+    missed += misses ? 1 : 0;
   }
   return word;
 }
 
 // Codes of 8 or 16 bits into `codes` (none: they are only counted), values that miss the bound into s.missed.
 __device__ inline void quantize_block(EncodeShared& s, const DeviceChunk& c, bool strict, std::uint8_t* codes) {
-  const float eb = s.bound.eb, step = 2 * eb;
-  const std::int32_t min_code = s.code_min;
+  const Quantizer quantizer(s, strict);
   const std::uint32_t values = c.n * c.dim;
+  const bool wide = s.wide;
   std::uint32_t missed = 0;
-  if (codes && !s.wide && in_fours(c)) {
+  if (codes && !wide && in_fours(c)) {
     constexpr int ahead = 4;  // loads under way
     const std::uint32_t fours = c.dim / 4, all = values / 4;
     const bool dense = c.stride == c.dim;
@@ -79,20 +106,19 @@ __device__ inline void quantize_block(EncodeShared& s, const DeviceChunk& c, boo
       }
       for (int k = 0; k < ahead; ++k)
         if (begin + k * block_threads < all)
-          reinterpret_cast<std::uint32_t*>(codes)[begin + k * block_threads] =
-              four_codes(x[k], step, eb, min_code, strict, missed);
+          reinterpret_cast<std::uint32_t*>(codes)[begin + k * block_threads] = four_codes(x[k], quantizer, missed);
     }
   } else {
     for (std::uint32_t i = threadIdx.x; i < values; i += block_threads) {
       const std::uint32_t r = i / c.dim;
-      const float x = c.rows[static_cast<std::size_t>(r) * c.stride + (i - r * c.dim)];
-      const std::int32_t code = code_of(x, step);
-      if (strict && misses(x, code, step, eb)) ++missed;
+      bool misses;
+      const std::uint32_t code = quantizer(c.rows[static_cast<std::size_t>(r) * c.stride + (i - r * c.dim)], misses);
+      missed += misses ? 1 : 0;
       if (!codes) continue;
-      if (s.wide)
-        reinterpret_cast<std::uint16_t*>(codes)[i] = static_cast<std::uint16_t>(code - min_code);
+      if (wide)
+        reinterpret_cast<std::uint16_t*>(codes)[i] = static_cast<std::uint16_t>(code);
       else
-        codes[i] = static_cast<std::uint8_t>(code - min_code);
+        codes[i] = static_cast<std::uint8_t>(code);
     }
   }
   if (missed) atomicAdd(&s.missed, missed);
@@ -176,10 +202,12 @@ __device__ inline void dedup_block(EncodeShared& s, DeviceRows& d, const ByteRow
   for (std::uint32_t r = threadIdx.x; r < n; r += block_threads) {
     std::uint32_t at = hash_row(rows, r) & d.slot_mask;
     for (;; at = (at + 1) & d.slot_mask) {
-      const std::uint32_t there = atomicCAS(&d.slots[at], none, r);
+      // Read first: rows that repeat often would queue for the atomics.
+      std::uint32_t there = *static_cast<volatile std::uint32_t*>(&d.slots[at]);
+      if (there == none) there = atomicCAS(&d.slots[at], none, r);
       if (there == none) break;
       if (!equal_rows(rows, r, there)) continue;
-      atomicMin(&d.slots[at], r);
+      if (r < there) atomicMin(&d.slots[at], r);
       break;
     }
     d.index[r] = at;

@@ -9,7 +9,6 @@ __device__ inline std::uint32_t row_of(const DeviceStream& t, std::uint32_t r) {
 // Memory of a stream of up to `count` symbols in up to `classes` classes.
 __device__ inline void take_tables(DeviceStream& t, Arena& arena, std::uint32_t classes) {
   t.counts = arena.take<std::uint32_t>(classes * most_symbols);
-  t.shares = arena.take<std::uint32_t>(classes * most_symbols);
   t.coders = arena.take<DeviceCoder>(classes * most_symbols);
   t.levels = arena.take<std::uint8_t>(classes * most_symbols);
 }
@@ -162,17 +161,58 @@ __device__ inline void classify(EncodeShared& s, DeviceStream& t, std::uint8_t* 
 }
 
 // Counts of symbols that lie one after another, in one class.
-__device__ inline void count_flat(DeviceStream& t) {
-  for (std::uint32_t i = threadIdx.x; i < most_symbols; i += block_threads) t.counts[i] = 0;
+__device__ inline void count_bytes(std::uint32_t* counts, const std::uint8_t* symbols, std::uint32_t n) {
+  for (std::uint32_t i = threadIdx.x; i < most_symbols; i += block_threads) counts[i] = 0;
   __syncthreads();
-  for (std::uint32_t i = threadIdx.x; i < t.count; i += block_threads) atomicAdd(&t.counts[t.symbols[i]], 1u);
+  for (std::uint32_t i = threadIdx.x; i < n; i += block_threads) atomicAdd(&counts[symbols[i]], 1u);
   __syncthreads();
+}
+
+// settle_levels for 32 symbols, one a lane: bit k says that symbol k takes the higher of its two levels. Every lane
+// carries the error along; what the others hold comes by shuffles, which do not wait for it.
+__device__ inline std::uint32_t higher_levels(std::uint32_t share, std::uint32_t frequencies, std::int32_t& carried) {
+  std::uint32_t higher = 0;
+  std::int32_t error = carried;
+#pragma unroll
+  for (std::uint32_t k = 0; k < 32; ++k) {
+    const std::uint32_t both = __shfl_sync(all_lanes, frequencies, k);
+    const auto low = static_cast<std::int32_t>(256 * (both & 0xffff)),
+               high = static_cast<std::int32_t>(256 * (both >> 16));
+    const std::int32_t wanted = error + static_cast<std::int32_t>(__shfl_sync(all_lanes, share, k));
+    const bool up = high - wanted < wanted - low;
+    higher |= (up ? 1u : 0u) << k;
+    error = wanted - (up ? high : low);
+  }
+  carried = error;
+  return higher;
+}
+
+// The levels of symbols low to low + span, by one warp; as settle_levels.
+__device__ inline void choose_levels(const std::uint32_t* count, std::uint32_t span, std::uint32_t top,
+                                     std::uint32_t total, std::uint8_t* level) {
+  const unsigned lane = threadIdx.x % 32;
+  std::int32_t carried = 0;
+  std::uint32_t sum = 0;
+  for (std::uint32_t begin = 0; begin < span; begin += 32) {
+    const std::uint32_t i = begin + lane;
+    const bool counts = i < span && i != top && count[i];
+    const std::uint32_t share = counts ? share_256(count[i], total) : 0, l = counts ? level_below(share) : 0,
+                        next = counts && l + 1 == levels ? 0xffffu : level_frequency(counts ? l + 1 : 0);
+    const std::uint32_t higher = higher_levels(share, level_frequency(l) | next << 16, carried),
+                        mine = counts ? l + (higher >> lane & 1) : 0;
+    if (i < span) level[i] = static_cast<std::uint8_t>(mine);
+    sum += level_frequency(mine);
+  }
+  sum = warp_sum(sum);
+  __syncwarp();
+  if (lane == 0) lower_levels(span, top, sum, level);
+  __syncwarp();
 }
 
 // The table of one class, by one warp.
 __device__ inline void make_table(DeviceStream& t, std::uint32_t c) {
   const unsigned lane = threadIdx.x % 32;
-  std::uint32_t* count = t.counts + c * most_symbols;
+  const std::uint32_t* count = t.counts + c * most_symbols;
   std::uint32_t low = most_symbols - 1, high = 0, total = 0, most = 0;
   for (std::uint32_t symbol = lane; symbol < most_symbols; symbol += 32)
     if (count[symbol]) {
@@ -187,30 +227,32 @@ __device__ inline void make_table(DeviceStream& t, std::uint32_t c) {
     if (total && count[symbol] == most) top = min(top, symbol);
   top = total ? warp_min(top) - low : 0;
   const std::uint32_t span = high - low + 1;
-  std::uint32_t* share = t.shares + c * most_symbols;
   std::uint8_t* level = t.levels + c * most_symbols;
-  for (std::uint32_t i = lane; i < span; i += 32)
-    level[i] = level_below(share[i] = total ? share_256(count[low + i], total) : 0);
-  __syncwarp();
   DeviceCoder* coder = t.coders + c * most_symbols + low;
-  if (lane == 0) {
-    settle_levels(count + low, share, span, top, level);
-    t.low[c] = low, t.span[c] = span, t.top[c] = top;
-    std::uint32_t sum = 0, first = 0;
-    for (std::uint32_t i = 0; i < span; ++i) sum += i == top ? 0 : level_frequency(level[i]);
-    for (std::uint32_t i = 0; i < span; ++i) {
-      const std::uint32_t frequency = i == top ? rans_total - sum : level_frequency(level[i]);
-      coder[i].frequency = static_cast<std::uint16_t>(frequency);
-      coder[i].first = static_cast<std::uint16_t>(first);
-      first += frequency;
-    }
+  choose_levels(count + low, span, top, total, level);
+  if (lane == 0) t.low[c] = low, t.span[c] = span, t.top[c] = top;
+  std::uint32_t sum = 0, before = 0;
+  for (std::uint32_t i = lane; i < span; i += 32) sum += level_frequency(level[i]);
+  sum = warp_sum(sum);  // that of `top` is 0
+  for (std::uint32_t begin = 0; begin < span; begin += 32) {
+    const std::uint32_t i = begin + lane, frequency = i >= span  ? 0
+                                                      : i == top ? rans_total - sum
+                                                                 : level_frequency(level[i]);
+    const std::uint32_t upto = warp_scan(frequency);
+    if (i < span) coder[i] = make_coder(frequency, before + upto - frequency);
+    before += __shfl_sync(all_lanes, upto, 31);
   }
-  __syncwarp();
-  for (std::uint32_t i = lane; i < span; i += 32) coder[i] = make_coder(coder[i].frequency, coder[i].first);
 }
 
 // ---- rANS ----
 
+// In registers: from shared memory they would be read again after each store.
+struct SymbolSource {
+  const std::uint8_t* symbols;
+  const std::uint32_t* row_of;
+  const std::uint8_t* class_of_row;  // none: one class
+  std::uint32_t period;
+};
 struct Position {
   std::uint32_t row;
   std::int32_t column;
@@ -219,51 +261,56 @@ struct Position {
     while (column < 0 && row > 0) column += static_cast<std::int32_t>(period), --row;
   }
 };
-// Its place among the coders of all classes.
-__device__ inline std::uint32_t symbol_at(const DeviceStream& t, const Position& at) {
-  if (at.column < 0) return 0;  // before the first
-  const std::uint32_t symbol =
-      t.symbols[std::size_t{row_of(t, at.row)} * t.period + static_cast<std::uint32_t>(at.column)];
-  return (t.classes > 1 ? t.class_of_row[at.row] * most_symbols : 0) + symbol;
+// A symbol and its class, apart, so that nothing waits for them before they are used.
+struct Loaded {
+  std::uint32_t symbol, of_class;
+  __device__ std::uint32_t coder() const { return of_class * most_symbols + symbol; }
+};
+__device__ inline Loaded symbol_at(const SymbolSource& t, const Position& at) {
+  const std::uint32_t row = t.row_of ? t.row_of[at.row] : at.row;
+  const auto column = static_cast<std::uint32_t>(max(at.column, 0));  // before the first: any
+  return {t.symbols[std::size_t{row} * t.period + column], t.class_of_row ? t.class_of_row[at.row] : 0u};
 }
 
 // One group of lanes, by one warp, from the last symbol to the first.
 __device__ inline void encode_group(DeviceStream& t, std::uint32_t g) {
   const unsigned lane = threadIdx.x % 32;
-  const Lanes lanes = lanes_of(t.log2, t.count);
-  const std::uint32_t first = static_cast<std::uint32_t>(min(std::uint64_t{t.count}, g * lanes.per_group)),
-                      end = static_cast<std::uint32_t>(min(std::uint64_t{t.count}, first + lanes.per_group)),
-                      steps = (end - first + lanes.in_group - 1) / lanes.in_group, mine = g * lanes.in_group + lane;
-  const bool in = lane < lanes.in_group;
+  const SymbolSource source{t.symbols, t.row_of, t.classes > 1 ? t.class_of_row : nullptr, t.period};
+  const DeviceCoder* const coders = t.coders;
+  std::uint16_t* const words = t.words;
+  const std::uint32_t count = t.count, period = t.period;
+  const Lanes lanes = lanes_of(t.log2, count);
+  const std::uint32_t in_group = lanes.in_group,
+                      first = static_cast<std::uint32_t>(min(std::uint64_t{count}, g * lanes.per_group)),
+                      end = static_cast<std::uint32_t>(min(std::uint64_t{count}, first + lanes.per_group)),
+                      steps = (end - first + in_group - 1) / in_group, mine = g * in_group + lane;
+  const bool in = lane < in_group;
   std::uint32_t x = rans_low;
   for (std::uint32_t b = 0; in && b < 2; ++b)
     if (2 * mine + b < t.late_bytes) x |= static_cast<std::uint32_t>(t.late[2 * mine + b]) << (8 * b);
-  const std::uint32_t last = first + (steps ? steps - 1 : 0) * lanes.in_group + lane;
-  Position at{last / t.period, static_cast<std::int32_t>(last % t.period)};
-  const auto is_active = [&](std::uint32_t step) { return in && first + step * lanes.in_group + lane < end; };
+  const std::uint32_t last = first + (steps ? steps - 1 : 0) * in_group + lane;
+  Position at{0, 0};
+  if (in) at = {last / period, static_cast<std::int32_t>(last % period)};
   // What does not depend on x is fetched ahead: the symbol two steps, its coder one.
-  std::uint32_t symbol = steps && is_active(steps - 1) ? symbol_at(t, at) : 0;
-  DeviceCoder next = t.coders[symbol];
-  at.back(lanes.in_group, t.period);
-  symbol = steps > 1 && in ? symbol_at(t, at) : 0;
+  Loaded symbol = in && last < end ? symbol_at(source, at) : Loaded{0, 0};
   std::uint32_t word = end;
+  DeviceCoder next = coders[symbol.coder()];
+  at.back(in_group, period);
+  symbol = symbol_at(source, at);
   const unsigned higher = ~((2u << lane) - 1);
   for (std::uint32_t step = steps; step-- > 0;) {
     const DeviceCoder c = next;
-    next = t.coders[symbol];
-    at.back(lanes.in_group, t.period);
-    if (step > 1 && in) symbol = symbol_at(t, at);
-    const bool active = is_active(step), emit = active && (x >> (32 - rans_bits)) >= c.frequency;
+    next = coders[symbol.coder()];
+    at.back(in_group, period);
+    symbol = symbol_at(source, at);
+    const bool active = in && first + step * in_group + lane < end,
+               emit = active && (x >> (32 - rans_bits)) >= c.frequency;
     const unsigned all = __ballot_sync(all_lanes, emit);
-    if (emit) {
-      t.words[word - 1 - __popc(all & higher)] = static_cast<std::uint16_t>(x);
-      x >>= 16;
-    }
+    if (emit) words[word - 1 - __popc(all & higher)] = static_cast<std::uint16_t>(x);
+    x = emit ? x >> 16 : x;
     word -= __popc(all);
-    if (active) {
-      const std::uint32_t whole = divide(x, c);
-      x = (whole << rans_bits) + (x - whole * c.frequency) + c.first;
-    }
+    const std::uint32_t whole = divide(x, c);
+    if (active) x += whole * (rans_total - c.frequency) + c.first;
   }
   if (in) t.state[mine] = x;
   if (lane == 0) t.group_words[g] = end - word;
@@ -336,15 +383,17 @@ __device__ inline void put_stream(const DeviceStream& t, std::uint8_t* to) {
   put_words(t.group_words, groups - 1);
   put_words(t.state, 1u << t.log2);
   const Lanes lanes = lanes_of(t.log2, t.count);
-  for (std::uint32_t g = 0; g < groups; ++g) {
+  const unsigned lane = threadIdx.x % 32;
+  const std::uint16_t* const words = t.words;
+  for (std::uint32_t g = threadIdx.x / 32; g < groups; g += block_warps) {  // a warp a group; at most 32 groups
     const std::uint32_t end = static_cast<std::uint32_t>(min(std::uint64_t{t.count}, (g + 1) * lanes.per_group)),
-                        n = t.group_words[g];
-    for (std::uint32_t i = threadIdx.x; i < n; i += block_threads) {
-      const std::uint16_t word = t.words[end - n + i];
-      to[2 * i] = static_cast<std::uint8_t>(word);
-      to[2 * i + 1] = static_cast<std::uint8_t>(word >> 8);
+                        n = t.group_words[g], before = warp_sum(lane < g ? t.group_words[lane] : 0);
+    std::uint8_t* const part = to + 2 * std::size_t{before};
+    for (std::uint32_t i = lane; i < n; i += 32) {
+      const std::uint16_t word = words[end - n + i];
+      part[2 * i] = static_cast<std::uint8_t>(word);
+      part[2 * i + 1] = static_cast<std::uint8_t>(word >> 8);
     }
-    to += 2 * n;
   }
 }
 

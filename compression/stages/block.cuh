@@ -45,24 +45,23 @@ inline std::uint32_t shared_memory_of(const void* kernel, const char* name, std:
   return static_cast<std::uint32_t>(wanted < allowed ? wanted : allowed);
 }
 
+// Sum of the values of the lanes before and this one.
+__device__ inline std::uint32_t warp_scan(std::uint32_t value) {
+  const unsigned lane = threadIdx.x % 32;
+  for (unsigned step = 1; step < 32; step *= 2) {
+    const std::uint32_t before = __shfl_up_sync(all_lanes, value, step);
+    if (lane >= step) value += before;
+  }
+  return value;
+}
+
 // Sum of the values of the threads before. sums: shared, block_warps of them.
 __device__ inline std::uint32_t block_scan(std::uint32_t value, std::uint32_t* sums, std::uint32_t& total) {
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  std::uint32_t sum = value;
-  for (unsigned step = 1; step < 32; step *= 2) {
-    const std::uint32_t before = __shfl_up_sync(all_lanes, sum, step);
-    if (lane >= step) sum += before;
-  }
+  const std::uint32_t sum = warp_scan(value);
   if (lane == 31) sums[warp] = sum;
   __syncthreads();
-  if (warp == 0) {
-    std::uint32_t of_warps = sums[lane];
-    for (unsigned step = 1; step < 32; step *= 2) {
-      const std::uint32_t before = __shfl_up_sync(all_lanes, of_warps, step);
-      if (lane >= step) of_warps += before;
-    }
-    sums[lane] = of_warps;
-  }
+  if (warp == 0) sums[lane] = warp_scan(sums[lane]);
   __syncthreads();
   total = sums[block_warps - 1];
   const std::uint32_t before = (warp ? sums[warp - 1] : 0) + sum - value;
@@ -107,6 +106,22 @@ __device__ inline std::uint32_t get_bits(const std::uint8_t* bytes, std::uint64_
   for (std::uint64_t b = first; b <= last; ++b) word |= static_cast<std::uint32_t>(bytes[b]) << (8 * (b - first));
   return word >> (bit % 8) & ((1u << bits) - 1);
 }
+
+// Where the elements of a block's threads lie in rows of `width`: thread by thread, block_threads further each time,
+// with one division in all.
+struct Walk {
+  std::uint32_t row, column, width, rows, columns;
+  __device__ explicit Walk(std::uint32_t w) {
+    width = w, row = threadIdx.x / w, rows = block_threads / w;
+    column = threadIdx.x - row * w;
+    columns = block_threads - rows * w;
+  }
+  __device__ void next() {
+    row += rows;
+    column += columns;
+    if (column >= width) column -= width, ++row;
+  }
+};
 
 // Bytes at any addresses.
 __device__ inline void block_copy(std::uint8_t* to, const std::uint8_t* from, std::size_t bytes) {

@@ -1,4 +1,5 @@
-// Symbol streams: the numbers that their coders share, and how frequencies become levels. (C++17: nvcc sees it.)
+// Symbol streams and vector-LZ: the numbers that coders share, and how frequencies become levels. (C++17: nvcc sees
+// it.)
 #pragma once
 #include "compression/stages/format.h"
 
@@ -9,18 +10,20 @@ constexpr std::uint32_t most_symbols = 256;
 // Huffman: codes of at most 12 bits; sub-streams of 1024 symbols are decoded side by side.
 constexpr std::uint32_t longest_code = 12, sub_stream = 1024;
 
+// Vector-LZ: rows of a block, which refers to no other.
+constexpr std::uint32_t lz_block = 2048;
+
 // rANS (Duda 2013) with 32-bit states, 16 bits written at a time, probabilities in 1/4096. Up to 32 lanes of one group
 // (a warp) take turns symbol by symbol and share a sequence of words.
 constexpr std::uint32_t rans_bits = 12, rans_total = 1u << rans_bits, rans_low = 1u << 16, group_lanes = 32;
 constexpr std::uint32_t most_lanes_log2 = 10;
-// Lanes of a stream. The fast choice: enough of them for a GPU; the smallest: about 2048 symbols each.
+// Lanes of a stream. The fast choice: as many steps one after another as a GPU does in 10 to 20 us; the smallest: about
+// 2048 symbols each.
 TRIREME_SHARED std::uint32_t lanes_log2(std::uint32_t symbols, std::uint32_t each) {
   const std::uint32_t log2 = bits_for((symbols + each - 1) / each);
   return log2 < most_lanes_log2 ? log2 : most_lanes_log2;
 }
-TRIREME_SHARED std::uint32_t fast_lanes_log2(std::uint32_t symbols) {
-  return lanes_log2(symbols, symbols < 32768 ? 512 : 256);
-}
+TRIREME_SHARED std::uint32_t fast_lanes_log2(std::uint32_t symbols) { return lanes_log2(symbols, 256); }
 TRIREME_SHARED std::uint32_t few_lanes_log2(std::uint32_t symbols) { return lanes_log2(symbols, 2048); }
 struct Lanes {
   std::uint32_t in_group, groups;
@@ -54,6 +57,17 @@ TRIREME_SHARED std::uint8_t level_below(std::uint32_t share) {
     if (l + half < levels && 256 * level_frequency(l + half) <= share) l += half;
   return static_cast<std::uint8_t>(l);
 }
+// Levels whose frequencies add up to `sum`, all or more, are lowered: the largest first. Rare.
+TRIREME_SHARED void lower_levels(std::uint32_t span, std::uint32_t top, std::uint32_t sum, std::uint8_t* level) {
+  while (sum >= rans_total) {
+    std::uint32_t most = top;
+    for (std::uint32_t s = 0; s < span; ++s)
+      if (level[s] > level[most]) most = s;
+    sum -= level_frequency(level[most]) - level_frequency(level[most] - 1u);
+    --level[most];
+  }
+}
+
 // Then in the order of the symbols: this level or the next. Errors are carried along, so that what is left for the most
 // frequent symbol, `top`, is about its share; there and where a symbol does not occur, the level becomes 0.
 TRIREME_SHARED void settle_levels(const std::uint32_t* count, const std::uint32_t* share, std::uint32_t span,
@@ -74,13 +88,7 @@ TRIREME_SHARED void settle_levels(const std::uint32_t* count, const std::uint32_
     carried = wanted - 256 * static_cast<std::int32_t>(level_frequency(l));
     sum += level_frequency(l);
   }
-  while (sum >= rans_total) {
-    std::uint32_t most = top;
-    for (std::uint32_t s = 0; s < span; ++s)
-      if (level[s] > level[most]) most = s;
-    sum -= level_frequency(level[most]) - level_frequency(level[most] - 1u);
-    --level[most];
-  }
+  lower_levels(span, top, sum, level);
 }
 
 // Bits (in 1/256) that symbols of these counts take, and 24 + 5 bits a symbol of their table.

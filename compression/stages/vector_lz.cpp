@@ -52,7 +52,8 @@ bool encode_vector_lz(const std::uint8_t* rows, std::size_t n, std::size_t width
                       std::size_t most, Bytes& out, LzCounts* counts) {
   Bytes sizes, body;
   for (std::size_t first = 0; first < n; first += lz_block) {
-    const Block b = encode_block(rows + first * width, std::min(lz_block, n - first), width, window, counts);
+    const Block b =
+        encode_block(rows + first * width, std::min<std::size_t>(lz_block, n - first), width, window, counts);
     put(out, static_cast<std::uint16_t>(b.tokens));
     if (first + lz_block < n) put(sizes, static_cast<std::uint32_t>(b.data.size()));
     put(body, b.flags);
@@ -95,7 +96,7 @@ void decode_vector_lz(std::span<const std::uint8_t> bytes, std::size_t n, std::s
     const std::size_t count = tokens.get<std::uint16_t>();
     const auto flags = in.take(bytes_of_bits(count));
     Reader data(first + lz_block < n ? in.take(sizes.get<std::uint32_t>()) : in.rest());
-    decode_block(count, flags, data, std::min(lz_block, n - first), width, rows + first * width);
+    decode_block(count, flags, data, std::min<std::size_t>(lz_block, n - first), width, rows + first * width);
     if (data.left()) bad_stream("a part has bytes left over");
   }
   if (in.left()) bad_stream("a part has bytes left over");

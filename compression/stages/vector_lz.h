@@ -4,10 +4,9 @@
 // data: rows as they are, matches as u8 length, u8 distance.
 #pragma once
 #include "compression/stages/bytes.h"
+#include "compression/stages/frequencies.h"
 
 namespace trireme::coding {
-
-constexpr std::size_t lz_block = 2048;
 
 struct LzCounts {
   std::size_t matches = 0, covered = 0;  // tokens that are matches, and their rows

@@ -6,6 +6,7 @@
 #include "data/rng.h"
 #include "framework/base/tensor.h"
 #include "framework/gradients/hook.h"
+#include "framework/gradients/low_rank.h"
 #include "framework/kernels/orthonormal.h"
 
 #include <utility>
@@ -26,7 +27,7 @@ class PowerSgd final : public GradientHook {
         plain_.push_back(i);
         first += g.numel();
       } else {
-        matrices_.push_back({i, m, n, r, {}, {}, {}, {}, {}});
+        matrices_.push_back({bucket.parameters[i], {m, n, r, offset(bucket, g)}});
         first += r * m, second += r * n, errors += m * n;
       }
     }
@@ -39,42 +40,15 @@ class PowerSgd final : public GradientHook {
     start_ = at::empty({second}, at::kFloat);
     second_before_ = at::zeros_like(second_);
     lost_ = at::zeros({1}, options);
-    std::vector<kernels::Rows> ps, qs;
-    std::int64_t p = 0, q = 0, e = 0;
-    for (auto& x : matrices_) {
-      x.p = take(first_, p, x.r, x.m);
-      x.q = take(second_, q, x.r, x.n);
-      q -= x.r * x.n;
-      x.own_q = take(own_second_, q, x.r, x.n);
-      if (feedback_) {
-        x.error_before = take(error_before_, e, x.m, x.n);
-        e -= x.m * x.n;
-      }
-      x.error = take(error_, e, x.m, x.n);
-      draw(bucket.parameters[x.gradient], x.r, x.n, start_.data_ptr<float>() + (q - x.r * x.n));
-      ps.push_back({x.p.data_ptr<float>(), nullptr, x.r, x.m});
-      qs.push_back({x.q.data_ptr<float>(), nullptr, x.r, x.n});
-    }
-    start_ = start_.to(options.device());
-    second_.copy_(start_);
-    for (auto& rows : qs) rows.start = start_.data_ptr<float>() + (rows.data - second_.data_ptr<float>());
-    p_rows_ = table(ps, options.device());
-    q_rows_ = table(qs, options.device());
+    const std::int64_t p = place_matrices();
     rest_ = first_.narrow(0, p, first - p);
   }
 
   void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
     at::NoGradGuard no_grad;
-    if (feedback_) swap_errors();
+    if (feedback_) std::swap(error_, error_before_);
     second_before_.copy_(second_);
-    for (auto& x : matrices_) {
-      const at::Tensor gradient = bucket.gradients[x.gradient].view({x.m, x.n});
-      if (feedback_)
-        at::add_out(x.error, x.error_before, gradient);
-      else
-        x.error.copy_(gradient);
-      at::mm_out(x.p, x.q, x.error.t());
-    }
+    project(job_of(bucket), buffer_of(first_).place);
     std::int64_t at = 0;
     for (const auto i : plain_) {
       const std::int64_t n = bucket.gradients[i].numel();
@@ -84,10 +58,9 @@ class PowerSgd final : public GradientHook {
     Communicator* c = lanes[0];
     Bucket* b = &bucket;
     works.push_back(c->all_reduce(buffer_of(first_), Op::sum).then([this, c, b] {
-      at::NoGradGuard no_grad;
-      kernels::orthonormalize({rows_of(p_rows_), std::int64_t(matrices_.size())}, buffer_of(first_).place);
-      for (auto& x : matrices_) at::mm_out(x.own_q, x.p, x.error);
-      second_.copy_(own_second_);
+      const Place there = buffer_of(first_).place;
+      kernels::orthonormalize({rows_of(p_rows_), job_.count, job_.rank, orthonormal_.data_ptr<double>()}, there);
+      back_project(job_of(*b), there);
       return c->all_reduce(buffer_of(second_), Op::sum).then([this, b] {
         finish(*b);
         return Work();
@@ -117,22 +90,52 @@ class PowerSgd final : public GradientHook {
 
  private:
   struct Matrix {
-    std::size_t gradient;
-    std::int64_t m, n, r;
-    at::Tensor p, q, own_q;  // [r, m], [r, n], [r, n]: transposed, so that vectors are contiguous
-    at::Tensor error;        // [m, n]: error feedback, during a step M
-    at::Tensor error_before;
+    std::string name;
+    LowRankMatrix low_rank;  // factors transposed, so that vectors are contiguous
   };
 
-  static at::Tensor take(const at::Tensor& flat, std::int64_t& at, std::int64_t rows, std::int64_t columns) {
-    const at::Tensor view = flat.narrow(0, at, rows * columns).view({rows, columns});
-    at += rows * columns;
-    return view;
+  // In f32 values.
+  static std::int64_t offset(const Bucket& bucket, const at::Tensor& gradient) {
+    return gradient.const_data_ptr<float>() - bucket.flat.const_data_ptr<float>();
   }
 
-  void swap_errors() {
-    std::swap(error_, error_before_);
-    for (auto& x : matrices_) std::swap(x.error, x.error_before);
+  // Shares out first_, second_ and errors, and draws the first Q. Returns what all P have.
+  std::int64_t place_matrices() {
+    std::vector<kernels::Rows> ps, qs;
+    std::vector<LowRankMatrix> all;
+    std::int64_t p = 0, q = 0, e = 0;
+    for (auto& [name, x] : matrices_) {
+      x.error = e;
+      x.p = first_.data_ptr<float>() + p;
+      x.q = second_.data_ptr<float>() + q;
+      x.own_q = own_second_.data_ptr<float>() + q;
+      draw(name, x.r, x.n, start_.data_ptr<float>() + q);
+      ps.push_back({x.p, nullptr, x.r, x.m});
+      qs.push_back({x.q, nullptr, x.r, x.n});
+      all.push_back(x);
+      p += x.r * x.m, q += x.r * x.n, e += x.m * x.n;
+    }
+    start_ = start_.to(second_.device());
+    second_.copy_(start_);
+    for (auto& rows : qs) rows.start = start_.data_ptr<float>() + (rows.data - second_.data_ptr<float>());
+    p_rows_ = table(ps, second_.device());
+    q_rows_ = table(qs, second_.device());
+    const std::int64_t partial = low_rank_layout(all.data(), std::ssize(all), job_);
+    low_rank_ = table(all, second_.device());
+    partial_ = at::empty({second_.is_cuda() ? partial : 0}, second_.options());
+    const std::int64_t products = kernels::orthonormal_scratch(job_.count, job_.rank);
+    orthonormal_ = at::empty({second_.is_cuda() ? products : 0}, second_.options().dtype(at::kDouble));
+    return p;
+  }
+
+  LowRankJob job_of(const Bucket& bucket) {
+    LowRankJob job = job_;
+    job.matrices = static_cast<const LowRankMatrix*>(low_rank_.const_data_ptr());
+    job.gradient = bucket.flat.data_ptr<float>();
+    job.before = feedback_ ? error_before_.const_data_ptr<float>() : nullptr;
+    job.error = error_.data_ptr<float>();
+    job.partial = partial_.data_ptr<float>();
+    return job;
   }
 
   // Equal on all ranks.
@@ -144,8 +147,9 @@ class PowerSgd final : public GradientHook {
   }
 
   // What kernels read, beside the matrices.
-  static at::Tensor table(std::vector<kernels::Rows>& rows, at::Device device) {
-    const auto bytes = std::int64_t(rows.size() * sizeof(kernels::Rows));
+  template <class T>
+  static at::Tensor table(std::vector<T>& rows, at::Device device) {
+    const auto bytes = std::int64_t(rows.size() * sizeof(T));
     return at::from_blob(rows.data(), {bytes}, at::kByte).clone().to(device);
   }
   static const kernels::Rows* rows_of(const at::Tensor& table) {
@@ -154,11 +158,7 @@ class PowerSgd final : public GradientHook {
 
   void finish(Bucket& bucket) {
     at::NoGradGuard no_grad;
-    for (auto& x : matrices_) {
-      if (feedback_) x.error.addmm_(x.p.t(), x.own_q, 1, -1);
-      at::Tensor sum = bucket.gradients[x.gradient].view({x.m, x.n});
-      at::mm_out(sum, x.p.t(), x.q);
-    }
+    approximate(job_of(bucket), buffer_of(second_).place);
     // A direction that is lost (a zero gradient) or not finite would stay so.
     lost_.zero_();
     kernels::restart_rows({rows_of(q_rows_), std::int64_t(matrices_.size()), lost_.data_ptr<float>()},
@@ -179,7 +179,9 @@ class PowerSgd final : public GradientHook {
   at::Tensor error_before_, second_before_;         // as they were before the last step
   at::Tensor rest_;                                 // the part of first_ that travels as it is
   at::Tensor start_, lost_;                         // all Q as they began; 1 where a Q was not finite
-  at::Tensor p_rows_, q_rows_;                      // kernels::Rows of each matrix
+  at::Tensor p_rows_, q_rows_, low_rank_;           // kernels::Rows and LowRankMatrix of each matrix
+  at::Tensor partial_, orthonormal_;                // scratch of the kernels
+  LowRankJob job_;                                  // but for its pointers
 };
 
 const GradientHooks::Entry registered("powersgd", [](const HookConfig& c, const Bucket& b, const Communicator&) {

@@ -1,53 +1,126 @@
-// Embedding bags on the host, f32 and f64: lookup, and updates of the rows that a batch touched. Sums go in the order
-// of the samples, so results do not depend on the number of threads or ranks.
+// Embedding bags of several tables at once, f32 and f64, on the host and on CUDA, equal bit by bit: lookup, and updates
+// of the rows that a batch touched. Sums for a row go by pieces of `piece` occurrences in the order of the samples,
+// then over the pieces: so results do not depend on threads, ranks or the device. (C++17: nvcc sees it.)
 #pragma once
+#include "comm/twins.h"
+
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+
+#ifdef __CUDACC__
+#define TRIREME_BOTH __host__ __device__
+#else
+#define TRIREME_BOTH
+#endif
 
 namespace trireme::kernels {
 
-// Rows of width d, one a sample, that lie in equal blocks of `block` samples, the blocks `stride` elements apart:
-// sample n is at data + n / block * stride + n % block * d.
-template <class T>
-struct SampleRows {
-  T* data;
-  std::int64_t block, stride;
+// A table: rows [first, first + rows) of memory that it shares with others. `column`: the widths of the tables before.
+struct BagTable {
+  std::int64_t first, rows, column, width;
+  std::int32_t mean;     // the mean of a bag in place of its sum
+  std::int32_t trained;  // 0: update() leaves it alone
 };
 
-// ids [n, width], each in [0, rows) or -1: no id. The ids of block k of samples begin at ids + k * stride.
+// What `blocks` ranks ask of `count` tables: ids [blocks, b * columns], in each block table after table [b, width]. An
+// id is a row of its table, or -1: none. Bags are numbered block by block, then table by table. At most 2^31 - 1 bags
+// and places.
 struct Bags {
+  const BagTable* tables;  // of the place
   const std::int32_t* ids;
-  std::int64_t n, width, block, stride;
-  bool mean;  // the mean of a bag in place of its sum
+  std::int64_t count, blocks, b, columns;
+
+  TRIREME_BOTH std::int64_t size() const { return blocks * count * b; }
+  TRIREME_BOTH std::int64_t places() const { return blocks * columns * b; }
+  TRIREME_BOTH const std::int32_t* of(std::int64_t block, const BagTable& t, std::int64_t sample) const {
+    return ids + (block * columns + t.column) * b + sample * t.width;
+  }
 };
 
-// out[sample] = pooled rows of the table [rows, d].
+// What each id counts in its bag: 1, or its share in the mean.
 template <class T>
-void embedding_lookup(const T* table, std::int64_t d, const Bags& bags, SampleRows<T> out);
+TRIREME_BOTH T share_of(const BagTable& table, const std::int32_t* ids) {
+  if (!table.mean) return T(1);
+  std::int64_t n = 0;
+  for (std::int64_t w = 0; w < table.width; ++w) n += ids[w] >= 0;
+  return T(1) / T(n > 1 ? n : 1);
+}
 
-// The distinct ids of a batch, and for each the places of `ids` where it stands, ascending. Keeps its memory.
-class DistinctIds {
- public:
-  void find(const Bags& bags);
-  std::int64_t count() const { return std::int64_t(ids_.size()); }
-  const std::vector<std::int32_t>& ids() const { return ids_; }        // by first appearance
-  const std::vector<std::int64_t>& begin() const { return begin_; }    // count() + 1 entries into places()
-  const std::vector<std::int32_t>& places() const { return places_; }  // sample * width + place in the bag
+TRIREME_BOTH inline float fused(float a, float b, float c) { return fmaf(a, b, c); }
+TRIREME_BOTH inline double fused(double a, double b, double c) { return fma(a, b, c); }
+TRIREME_BOTH inline float root(float x) { return sqrtf(x); }
+TRIREME_BOTH inline double root(double x) { return sqrt(x); }
 
- private:
-  std::vector<std::int32_t> ids_, places_, of_place_;
-  std::vector<std::int64_t> begin_;
-  std::vector<std::int64_t> slots_;  // hash table: id and its number, -1: free
+// out [size(), d] = the pooled rows of `rows` [*, d].
+template <class T>
+struct LookupJob {
+  const T* rows;
+  std::int64_t d;
+  Bags bags;
+  T* out;
 };
 
 enum class SparseRule : std::uint8_t { sgd, adagrad, rowwise_adagrad };
 
-// Sums the gradients of each distinct id, then one update of its row: sgd w -= lr g; adagrad m += g^2,
-// w -= lr g / (sqrt(m) + eps); rowwise_adagrad the same with m += mean(g^2), one number a row. state: [rows, d], [rows]
-// or null.
+constexpr std::int64_t piece = 64;
+
+// Sums the gradients [bags.size(), d] of each distinct row, then updates it once: sgd w -= lr g; adagrad m += g^2,
+// w -= lr g / (sqrt(m) + eps); rowwise_adagrad the same with m += mean(g^2), one number a row. state: as rows, one a
+// row, or null.
 template <class T>
-void embedding_update(T* table, T* state, std::int64_t d, const Bags& bags, const DistinctIds& distinct,
-                      SampleRows<const T> gradient, SparseRule rule, double lr, double eps);
+struct UpdateJob {
+  T *rows, *state;
+  std::int64_t d, all_rows;  // of all tables, below 2^32 - 1
+  Bags bags;
+  const T* gradient;
+  SparseRule rule;
+  double lr, eps;
+  const float* skip;  // of the place; not null, and not 0: nothing changes
+  void* scratch;      // memory of the place, aligned to 256, for no longer than the call's work lasts
+};
+// How much of it.
+struct UpdateScratchJob {
+  std::int64_t places, d;
+  std::size_t element;  // bytes of a T
+  std::size_t* bytes;   // of the host
+};
+
+// What is the same for all rows.
+template <class T>
+struct RowStep {
+  T lr, eps;
+};
+
+// One element: g of the sum; m its state (adagrad), or what the row's has become (rowwise_adagrad).
+template <class T>
+TRIREME_BOTH void update_element(const RowStep<T>& s, SparseRule rule, T g, T& w, T* m, T row_state) {
+  if (rule == SparseRule::sgd) {
+    w = fused(-s.lr, g, w);
+  } else if (rule == SparseRule::adagrad) {
+    *m = fused(g, g, *m);
+    w -= s.lr * g / (root(*m) + s.eps);
+  } else {
+    w -= s.lr * g / (root(row_state) + s.eps);
+  }
+}
+
+// m of a row whose summed gradient is g [d].
+template <class T>
+TRIREME_BOTH T row_state(const T* g, std::int64_t d, T before) {
+  T squares = 0;
+  for (std::int64_t i = 0; i < d; ++i) squares = fused(g[i], g[i], squares);
+  return before + squares / T(d);
+}
+
+extern Kernel<UpdateScratchJob> embedding_update_scratch;
+extern Kernel<LookupJob<float>> embedding_lookup_f32;
+extern Kernel<LookupJob<double>> embedding_lookup_f64;
+extern Kernel<UpdateJob<float>> embedding_update_f32;
+extern Kernel<UpdateJob<double>> embedding_update_f64;
+inline void embedding_lookup(const LookupJob<float>& job, Place place) { embedding_lookup_f32(job, place); }
+inline void embedding_lookup(const LookupJob<double>& job, Place place) { embedding_lookup_f64(job, place); }
+inline void embedding_update(const UpdateJob<float>& job, Place place) { embedding_update_f32(job, place); }
+inline void embedding_update(const UpdateJob<double>& job, Place place) { embedding_update_f64(job, place); }
 
 }  // namespace trireme::kernels

@@ -42,7 +42,7 @@ struct Scratch {
 
 template <class T>
 const T* vector_of(const Vectors<const T>& in, std::int64_t i, std::int64_t sample) {
-  return i == 0 ? in.x + sample * in.d : in.rows + (in.place[std::size_t(i - 1)] * in.n + sample) * in.d;
+  return i == 0 ? in.x + sample * in.d : in.rows + (in.place[i - 1] * in.n + sample) * in.d;
 }
 
 // out[r][0..n) = sum over k < depth of left[r][k] * right[k][0..n) for four rows r; n a multiple of the lanes.
@@ -98,39 +98,40 @@ void gradients(const Vectors<const T>& in, std::int64_t sample, Scratch<T>& c, c
     four_rows(c.s.data() + i * c.wide, c.wide, f, c.z.data(), c.d, c.d, sums, c.d);
     for (std::int64_t r = 0; r < at_once && i + r < f; ++r) {
       const std::int64_t k = i + r;
-      T* out = k == 0 ? to.x + sample * d : to.rows + (to.place[std::size_t(k - 1)] * in.n + sample) * d;
+      T* out = k == 0 ? to.x + sample * d : to.rows + (to.place[k - 1] * in.n + sample) * d;
       std::memcpy(out, sums + r * c.d, std::size_t(d) * sizeof(T));
     }
   }
   for (std::int64_t k = 0; k < d; ++k) to.x[sample * d + k] += grad[k];
 }
 
+template <class T>
+void on_host(const InteractJob<T>& job) {
+  const std::int64_t width = width_of(job.in);
+#pragma omp parallel if (job.in.n > 64)
+  {
+    Scratch<T> c(job.in.tables + 1, job.in.d);
+#pragma omp for schedule(static)
+    for (std::int64_t n = 0; n < job.in.n; ++n) products(job.in, n, c, job.out + n * width);
+  }
+}
+
+template <class T>
+void backward_on_host(const InteractBackwardJob<T>& job) {
+  const std::int64_t width = width_of(job.in);
+#pragma omp parallel if (job.in.n > 64)
+  {
+    Scratch<T> c(job.in.tables + 1, job.in.d);
+#pragma omp for schedule(static)
+    for (std::int64_t n = 0; n < job.in.n; ++n) gradients(job.in, n, c, job.grad + n * width, job.to);
+  }
+}
+
 }  // namespace
 
-template <class T>
-void interact(const Vectors<const T>& in, T* out) {
-#pragma omp parallel if (in.n > 64)
-  {
-    Scratch<T> c(std::int64_t(in.place.size()) + 1, in.d);
-#pragma omp for schedule(static)
-    for (std::int64_t n = 0; n < in.n; ++n) products(in, n, c, out + n * in.width());
-  }
-}
-
-template <class T>
-void interact_backward(const Vectors<const T>& in, const T* grad, const Vectors<T>& to) {
-#pragma omp parallel if (in.n > 64)
-  {
-    Scratch<T> c(std::int64_t(in.place.size()) + 1, in.d);
-#pragma omp for schedule(static)
-    for (std::int64_t n = 0; n < in.n; ++n) gradients(in, n, c, grad + n * in.width(), to);
-  }
-}
-
-#define TRIREME_INSTANTIATE(T)                         \
-  template void interact(const Vectors<const T>&, T*); \
-  template void interact_backward(const Vectors<const T>&, const T*, const Vectors<T>&);
-TRIREME_INSTANTIATE(float)
-TRIREME_INSTANTIATE(double)
+constinit Kernel<InteractJob<float>> interact_f32("interaction", on_host<float>);
+constinit Kernel<InteractJob<double>> interact_f64("interaction", on_host<double>);
+constinit Kernel<InteractBackwardJob<float>> interact_backward_f32("interaction", backward_on_host<float>);
+constinit Kernel<InteractBackwardJob<double>> interact_backward_f64("interaction", backward_on_host<double>);
 
 }  // namespace trireme::kernels

@@ -1,28 +1,57 @@
-// DLRM's dot interaction on the host, f32 and f64 (Naumov et al., arXiv 1906.00091): of the vectors T = [x, e_1 .. e_F]
-// of a sample, x followed by the strictly lower triangle of T T^T, row by row.
+// DLRM's dot interaction, f32 and f64, on the host and on CUDA (Naumov et al., arXiv 1906.00091): of the vectors
+// T = [x, e_1 .. e_F] of a sample, x followed by the strictly lower triangle of T T^T, row by row. Sums go in one order
+// on both. (C++17: nvcc sees it.)
 #pragma once
+#include "comm/twins.h"
+
 #include <cstdint>
-#include <span>
+
+#ifdef __CUDACC__
+#define TRIREME_BOTH __host__ __device__
+#else
+#define TRIREME_BOTH
+#endif
 
 namespace trireme::kernels {
 
-// The vectors of n samples: x [n, d]; e_k [n, d] at rows + place[k] * n * d, k counting from 0.
+// The vectors of n samples: x [n, d]; e_k [n, d] at rows + place[k] * n * d, k counting from 0 to tables - 1.
 template <class T>
 struct Vectors {
   T *x, *rows;
-  std::span<const std::int64_t> place;
-  std::int64_t n, d;
-  std::int64_t width() const {  // of the output
-    const auto f = std::int64_t(place.size()) + 1;
-    return d + f * (f - 1) / 2;
-  }
+  const std::int64_t* place;  // of the place, as all here
+  std::int64_t tables, n, d;
 };
 
-// out [n, width()].
+// Of a sample's output.
 template <class T>
-void interact(const Vectors<const T>& in, T* out);
-// grad [n, width()] of the output -> that of each vector, where `to` says.
+TRIREME_BOTH std::int64_t width_of(const Vectors<T>& v) {
+  return v.d + (v.tables + 1) * v.tables / 2;
+}
+
+// out [n, width_of()].
 template <class T>
-void interact_backward(const Vectors<const T>& in, const T* grad, const Vectors<T>& to);
+struct InteractJob {
+  Vectors<const T> in;
+  T* out;
+};
+
+// grad [n, width_of()] of the output -> that of each vector, where `to` says.
+template <class T>
+struct InteractBackwardJob {
+  Vectors<const T> in;
+  const T* grad;
+  Vectors<T> to;
+};
+
+extern Kernel<InteractJob<float>> interact_f32;
+extern Kernel<InteractJob<double>> interact_f64;
+extern Kernel<InteractBackwardJob<float>> interact_backward_f32;
+extern Kernel<InteractBackwardJob<double>> interact_backward_f64;
+inline void interact(const InteractJob<float>& job, Place place) { interact_f32(job, place); }
+inline void interact(const InteractJob<double>& job, Place place) { interact_f64(job, place); }
+inline void interact_backward(const InteractBackwardJob<float>& job, Place place) { interact_backward_f32(job, place); }
+inline void interact_backward(const InteractBackwardJob<double>& job, Place place) {
+  interact_backward_f64(job, place);
+}
 
 }  // namespace trireme::kernels

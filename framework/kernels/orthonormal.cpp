@@ -2,30 +2,55 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 namespace trireme::kernels {
 namespace {
 
 double dot(const float* a, const float* b, std::int64_t n) {
   double sum = 0;
+#pragma omp simd reduction(+ : sum)
   for (std::int64_t i = 0; i < n; ++i) sum += double(a[i]) * double(b[i]);
   return sum;
 }
 
-void orthonormalize_one(const Rows& rows) {
-  const std::int64_t n = rows.length;
-  for (std::int64_t k = 0; k < rows.count; ++k) {
-    float* row = rows.data + k * n;
-    const double before = std::sqrt(dot(row, row, n));
-    for (std::int64_t j = 0; j < k; ++j) {
-      const float* other = rows.data + j * n;
-      const double along = dot(row, other, n);
-      for (std::int64_t i = 0; i < n; ++i) row[i] = float(row[i] - along * other[i]);
+// Products of rows in, factors of rows out: row k becomes the sum over j <= k of a[k][j] times row j.
+void eliminate(std::vector<double>& a, std::int64_t r) {
+  std::vector<double> square, scale;  // of a row as it was; of what is left of it
+  for (std::int64_t k = 0; k < r; ++k) square.push_back(a[k * r + k]);
+  for (std::int64_t k = 0; k < r; ++k) {
+    const double left = a[k * r + k];
+    const bool dependent = left <= 1e-12 * square[k];  // a NaN is not: the step is then skipped
+    scale.push_back(dependent ? 0 : 1 / std::sqrt(left));
+    for (std::int64_t i = k + 1; i < r; ++i) {
+      const double factor = a[i * r + k] * (dependent ? 0 : 1 / left);
+      for (std::int64_t j = 0; j < r; ++j) a[i * r + j] -= factor * a[k * r + j];
+      a[i * r + k] = -factor;
     }
-    const double norm = std::sqrt(dot(row, row, n));
-    // What is left of a dependent row is rounding error. A NaN row stays NaN: the step is then skipped.
-    const double scale = norm <= 1e-6 * before ? 0 : 1 / norm;
-    for (std::int64_t i = 0; i < n; ++i) row[i] = float(row[i] * scale);
+  }
+  for (std::int64_t k = 0; k < r; ++k) {
+    a[k * r + k] = 1;
+    for (std::int64_t j = 0; j <= k; ++j) a[k * r + j] *= scale[k];
+  }
+}
+
+void orthonormalize_one(const Rows& rows) {
+  const std::int64_t r = rows.count, n = rows.length;
+  std::vector<double> a(r * r);
+  for (std::int64_t i = 0; i < r; ++i)
+    for (std::int64_t j = 0; j <= i; ++j) a[i * r + j] = a[j * r + i] = dot(rows.data + i * n, rows.data + j * n, n);
+  eliminate(a, r);
+  constexpr std::int64_t columns = 512;
+  for (std::int64_t first = 0; first < n; first += columns) {
+    const std::int64_t here = std::min(columns, n - first);
+    for (std::int64_t k = r - 1; k >= 0; --k) {  // the rows before it are still as they were
+      double sum[columns] = {};
+      for (std::int64_t j = 0; j <= k; ++j) {
+        const float* row = rows.data + j * n + first;
+        for (std::int64_t i = 0; i < here; ++i) sum[i] += a[k * r + j] * row[i];
+      }
+      for (std::int64_t i = 0; i < here; ++i) rows.data[k * n + first + i] = float(sum[i]);
+    }
   }
 }
 

@@ -14,12 +14,18 @@ struct Rows {
   std::int64_t count = 0, length = 0;
 };
 
-// The rows of each matrix become orthonormal, by modified Gram-Schmidt with sums in f64. A row that depends on those
-// before it becomes zero; a row that is not finite becomes NaN.
+// The rows of each matrix become orthonormal, as by Gram and Schmidt: the products of all rows and what follows from
+// them in f64, so that rows are read once and rounded once. A row that depends on those before it, to 1e-6 of its
+// length, becomes zero; a row that is not finite becomes NaN, or has NaN where it is not finite.
 struct OrthonormalJob {
   const Rows* matrices = nullptr;
-  std::int64_t count = 0;
+  std::int64_t count = 0, most_rows = 0;
+  double* scratch = nullptr;  // on CUDA: orthonormal_scratch values
 };
+inline constexpr int orthonormal_splits = 16;  // of the columns, each with sums of its own
+inline std::int64_t orthonormal_scratch(std::int64_t count, std::int64_t most_rows) {
+  return count * (orthonormal_splits + 1) * most_rows * most_rows;
+}
 extern Kernel<OrthonormalJob> orthonormalize;
 
 // A row whose sum of squares (rounded to f32) is zero or not finite becomes its `start` again: as it is it would stay

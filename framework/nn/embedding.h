@@ -1,7 +1,5 @@
-// One embedding table, held whole by one rank: pooled lookup of bags, and sparse updates.
-//
-// Samples lie in equal blocks, one from each rank. ids [P, b, w] i32, -1: no id; rows [P, b, d]; both may be strided in
-// their first dimension and are dense in the others, so they may be views of what an exchange sent or received.
+// The embedding tables that one rank holds, in one piece of memory: pooled lookup of bags, and sparse updates, each of
+// all tables at once.
 #pragma once
 #include "data/tables/tables.h"
 #include "framework/kernels/embedding.h"
@@ -10,45 +8,42 @@
 
 namespace trireme::nn {
 
-// All rows of several tables, in one piece, so that one operator serves them all: what a GPU wants.
-struct EmbeddingRows {
-  at::Tensor weight, state;  // [rows, d]; as EmbeddingTable::state
-  EmbeddingRows(std::int64_t rows, std::int64_t dim, kernels::SparseRule rule, at::TensorOptions options);
-  EmbeddingRows part(std::int64_t first, std::int64_t rows) const;  // a view
-
-  // ids i64 [n] -> rows [n, d].
-  void lookup(const at::Tensor& ids, at::Tensor out) const;
-  // As EmbeddingTable::update; gradient [n, d].
-  void update(const at::Tensor& ids, const at::Tensor& gradient, kernels::SparseRule rule, double lr,
-              const at::Tensor& skip);
-
- private:
-  EmbeddingRows() = default;
-};
-
-class EmbeddingTable {
+class EmbeddingTables {
  public:
-  // Weights U(-1/sqrt(rows), 1/sqrt(rows)), drawn from (seed, name, row), into `memory`.
-  EmbeddingTable(const Table& table, const std::string& name, kernels::SparseRule rule, std::uint64_t seed,
-                 EmbeddingRows memory);
+  // Weights U(-1/sqrt(rows), 1/sqrt(rows)) of each table, drawn from (seed, its name, row). options: f32 or f64. There
+  // may be no table at all.
+  EmbeddingTables(std::vector<Table> tables, const std::vector<std::string>& names, std::int64_t dim,
+                  kernels::SparseRule rule, std::uint64_t seed, at::TensorOptions options);
 
-  const Table& table() const { return table_; }
-  const at::Tensor& weight() const { return rows_.weight; }  // [rows, d], a leaf
-  at::Tensor& state() { return rows_.state; }                // of the rule: [rows, d], [rows] or undefined
+  std::size_t size() const { return tables_.size(); }
+  const Table& table(std::size_t k) const { return tables_[k]; }
+  std::int64_t columns() const { return columns_; }                      // the sum of the widths
+  const at::Tensor& weight(std::size_t k) const { return weights_[k]; }  // [rows, d], a leaf
+  at::Tensor& state(std::size_t k) { return states_[k]; }                // of the rule: [rows, d], [rows] or undefined
+  at::TensorOptions options() const { return all_.options(); }
 
+  // ids i32 [P, b * columns()], in each of P blocks of samples table after table [b, width], -1: no id -> out
+  // [P, tables, b, d]. On the device of the tables, contiguous.
   void lookup(const at::Tensor& ids, const at::Tensor& out) const;
-  // Sums what samples ask of one row, then updates it once. skip: f32 scalar on the device, 1 = change nothing.
+  // Sums what samples ask of one row, then updates it once; gradient as `out`. Tables that `freeze` names stay as they
+  // are. skip: f32 scalar on the device, 1 = change nothing; or undefined.
   void update(const at::Tensor& ids, const at::Tensor& gradient, double lr, const at::Tensor& skip);
   // Elements of state for each row.
   static std::int64_t state_width(kernels::SparseRule rule, std::int64_t dim);
 
  private:
-  at::Tensor shares(const at::Tensor& ids) const;
+  kernels::Bags bags_of(const at::Tensor& ids, std::int64_t b) const;
+  void publish();
 
-  Table table_;
-  kernels::SparseRule rule_;
-  EmbeddingRows rows_;
-  kernels::DistinctIds distinct_;
+  const std::vector<Table> tables_;
+  const std::int64_t dim_;
+  const kernels::SparseRule rule_;
+  std::int64_t columns_ = 0;
+  at::Tensor all_, all_state_;
+  std::vector<at::Tensor> weights_, states_;
+  std::vector<kernels::BagTable> bag_tables_;
+  at::Tensor published_;  // bag_tables_ where the tables are, u8
+  at::Tensor scratch_;    // of update(), u8
 };
 
 }  // namespace trireme::nn

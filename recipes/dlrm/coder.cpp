@@ -3,44 +3,25 @@
 #include "comm/error.h"
 #include "data/tables/shapes.h"
 
-#include <limits>
-#include <set>
-
 #include <ATen/ATen.h>
 
 namespace trireme::dlrm {
 namespace {
 
-Bounded codec_named(const std::string& name, bool relative, const CompressionConfig& c, const char* place) {
+Bounded codec_named(const std::string& name, const CompressionConfig& c, const char* place) {
   BoundedOptions o;
-  o.codec = name, o.relative = relative, o.strict = c.strict, o.checksum = c.checksum;
+  o.codec = name, o.strict = c.strict, o.checksum = c.checksum;
   o.refuse_nonfinite = c.nonfinite == "error";
   return Bounded(o, place);
 }
 
-// Range of the finite values of each table, over all its chunks: known to its owner alone.
-std::vector<float> ranges(const at::Tensor& rows, std::int64_t tables) {
-  const at::Tensor of_table = rows.view({-1, tables, rows.size(1) * rows.size(2)});
-  at::Tensor least = of_table.amin({0, 2}), most = of_table.amax({0, 2});
-  if (!(most - least).isfinite().all().item<bool>()) {
-    const double huge = std::numeric_limits<float>::max();
-    most = of_table.nan_to_num(-huge, -huge, -huge).amax({0, 2});
-    least = of_table.nan_to_num(huge, huge, huge).amin({0, 2});
-  }
-  const at::Tensor r = (most - least).clamp_min(0);
-  return {r.const_data_ptr<float>(), r.const_data_ptr<float>() + tables};
-}
-
 }  // namespace
 
-Coder::Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables, bool on_device)
+Coder::Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables)
     : config_(config), bounds_(config.forward.bounds, data.shape, tables, "compression.forward.classes") {
   if (config.forward.codec != "raw") choose(data, tables);
   if (config.backward.codec != "raw")
-    backward_.emplace(codec_named(config.backward.codec, true, config, "compression.backward.codec"));
-  if (on_device && by_name_.size() > 1)
-    throw UsageError("compression.forward.codec", "is another one for some tables, which a GPU cannot do",
-                     "choose one for all, as auto");
+    backward_.emplace(codec_named(config.backward.codec, config, "compression.backward.codec"));
 }
 
 // `published` and `analysis` name one for each table, any other codec is that of all.
@@ -59,10 +40,7 @@ void Coder::choose(const DataConfig& data, std::int64_t tables) {
       throw UsageError(place, config_.forward.bounds.classes + " does not name a codec for each table",
                        "write it with trireme dlrm analyze");
   }
-  const bool one = std::set<std::string>(names.begin(), names.end()).size() == 1;
-  const bool relative = one || config_.forward.scope == "chunk";
-  for (const auto& n : names)
-    codecs_.push_back(&by_name_.try_emplace(n, codec_named(n, relative, config_, place)).first->second);
+  for (const auto& n : names) codecs_.push_back(&by_name_.try_emplace(n, codec_named(n, config_, place)).first->second);
 }
 
 std::string Coder::codec_of(std::int64_t table) const {
@@ -75,12 +53,9 @@ ShardedTables::CodingOf Coder::forward(const std::vector<std::int64_t>& mine, st
     Coding c;
     c.codec = codecs_.front(), c.simulate = config_.forward.simulate;
     const auto n = std::int64_t(mine.size());
-    std::vector<float> range;  // several codecs are several calls, and none of them sees all of a table
-    if (!codecs_.front()->options().relative && rows.numel() > 0) range = ranges(rows, n);
     for (std::int64_t k = 0; k < rows.size(0); ++k) {
       const auto t = std::size_t(k % n);
-      const double bound = relative(mine[t], step);
-      c.bounds.push_back(float(range.empty() ? bound : bound * double(range[t])));
+      c.bounds.push_back(float(relative(mine[t], step)));
       c.scopes.push_back(std::uint32_t(config_.forward.scope == "table" ? t : std::size_t(k)));
       if (by_name_.size() > 1) c.codecs.push_back(codecs_[std::size_t(mine[t])]);
     }

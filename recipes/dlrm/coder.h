@@ -10,8 +10,8 @@ namespace trireme::dlrm {
 
 class Coder {
  public:
-  // UsageError for an unknown codec. One codec for all tables: what a device can do.
-  Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables, bool on_device);
+  // UsageError for an unknown codec.
+  Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables);
 
   bool forward_on() const { return !codecs_.empty() && !forward_raw_; }
   bool backward_on() const { return backward_.has_value() && !backward_raw_; }

@@ -31,14 +31,14 @@ class Dlrm : public Recipe {
     data_ = open_data(config_.data);
     const auto tables = std::int64_t(data_->tables().size());
     const Shape shape = shape_of(config_.model, config_.data, data_->dense(), tables);
-    coder_.emplace(config_.compression, config_.data, tables, c.device().is_cuda());
+    coder_.emplace(config_.compression, config_.data, tables);
     check_type(c);
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(shape, params);
     double memory = machine_memory();  // hosts may differ, and the plan may not
     c.comm("control").all_reduce({&memory, 1, DType::f64}, Op::min).wait();
     tables_.emplace(data_->tables(), shape.dim, config_.embedding.rule(),
-                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), memory), c, c.device().is_cuda());
+                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), memory), c);
     params_ = params.all();
     for (auto& p : tables_->parameters()) params_.push_back(std::move(p));
   }

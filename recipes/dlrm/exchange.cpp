@@ -57,16 +57,18 @@ void RowExchange::start(const at::Tensor& send, const at::Tensor& recv, const Co
     work_ = rows_.all_to_all(buffer_of(send_), values(to_), buffer_of(recv_), values(from_));
     return;
   }
+  if (!send_.is_cpu()) return;  // in finish()
+  send_sizes();
+  work_ = work_.then([this] { return send_payload(); });
+}
+
+void RowExchange::send_sizes() {
   const auto total = std::accumulate(send_sizes_.begin(), send_sizes_.end(), std::uint64_t{0});
-  bytes_.sent += double(total) + 8 * double(std::size_t(send.size(0)) - to_[me]);
+  bytes_.sent += double(total) + 8 * double(send_sizes_.size() - to_[std::size_t(rows_.rank())]);
   recv_sizes_.assign(std::size_t(recv_.size(0)), 0);
   // Sizes of what stays here are zero and go nowhere.
   work_ = sizes_.all_to_all({send_sizes_.data(), send_sizes_.size(), DType::i64}, to_,
                             {recv_sizes_.data(), recv_sizes_.size(), DType::i64}, from_);
-  if (send_.is_cpu())
-    work_ = work_.then([this] { return send_payload(); });
-  else
-    work_.wait(), work_ = send_payload();
 }
 
 void RowExchange::encode(const Coding& coding) {
@@ -80,44 +82,39 @@ void RowExchange::encode(const Coding& coding) {
     TableChunk& c = chunks[k];
     c.rows = from + k * n * d, c.n = n, c.dim = d, c.scope = coding.scopes[k];
     c.bound = coding.bounds[k];
+    if (!coding.codecs.empty()) c.as = coding.codecs[k];
     if (coding.simulate)
       chunks[k].self = from + k * n * d;
     else if (k >= mine && k < end)
       chunks[k].self = to + (there + k - mine) * n * d;
   }
-  const auto device = send_.device();
   const Bounded* codec = coding.codec;
-  encoded_ = room(encoded_, codec->max_bytes(n, d) * chunks.size(), device);
-  if (device.is_cpu()) {
-    std::vector<std::uint64_t> sizes = encode_on_host(chunks, coding);
+  if (send_.is_cpu()) {
+    encoded_ = room(encoded_, codec->max_bytes(n, d) * chunks.size(), send_.device());
+    std::vector<std::uint64_t> sizes(chunks.size());
+    codec->encode(chunks, buffer_of(encoded_), {sizes.data(), sizes.size(), DType::i64});
     if (!coding.simulate) send_sizes_ = std::move(sizes);
   } else {
-    scratch_ = room(scratch_, codec->scratch_bytes(chunks), device);
-    const at::Tensor sizes = at::empty({send_.size(0)}, at::TensorOptions(device).dtype(at::kLong));
-    codec->encode(chunks, buffer_of(encoded_), buffer_of(sizes), buffer_of(scratch_));
-    if (!coding.simulate) {
-      const at::Tensor host = sizes.cpu();  // the one wait of a step: how much travels
-      const auto* s = host.const_data_ptr<std::int64_t>();
-      send_sizes_.assign(s, s + host.numel());
-    }
+    if (!chunks.empty()) encode_on_device(chunks, *codec);
+    if (coding.simulate && side_) side_->lead();
   }
   if (!coding.simulate) codec_ = codec;
 }
 
-// Chunks in a row with one codec are one call; codes lie one after another all the same.
-std::vector<std::uint64_t> RowExchange::encode_on_host(std::span<const TableChunk> chunks, const Coding& coding) {
-  const auto codec_of = [&](std::size_t k) { return coding.codecs.empty() ? coding.codec : coding.codecs[k]; };
-  std::vector<std::uint64_t> sizes(chunks.size());
-  auto* out = encoded_.data_ptr<std::uint8_t>();
-  std::size_t room = encoded_.nbytes();
-  for (std::size_t k = 0, end = 0; k < chunks.size(); k = end) {
-    while (end < chunks.size() && codec_of(end) == codec_of(k)) ++end;
-    codec_of(k)->encode(chunks.subspan(k, end - k), {out, room, DType::u8}, {sizes.data() + k, end - k, DType::i64});
-    const auto bytes =
-        std::accumulate(sizes.begin() + std::ptrdiff_t(k), sizes.begin() + std::ptrdiff_t(end), std::size_t{0});
-    out += bytes, room -= bytes;
-  }
-  return sizes;
+void RowExchange::encode_on_device(std::span<const TableChunk> chunks, const Bounded& codec) {
+  const at::TensorOptions longs = at::TensorOptions().dtype(at::kLong);
+  const auto n = std::int64_t(chunks.size());
+  if (!side_) side_.emplace(send_.device());
+  if (!coded_sizes_.defined() || coded_sizes_.numel() != n) coded_sizes_ = at::empty({n}, longs.pinned_memory(true));
+  side_->follow();
+  side_->run([&] {
+    encoded_ = room(encoded_, codec.max_bytes(chunks[0].n, chunks[0].dim) * chunks.size(), send_.device());
+    scratch_ = room(scratch_, codec.scratch_bytes(chunks), send_.device());
+    const at::Tensor sizes = at::empty({n}, longs.device(send_.device()));
+    codec.encode(chunks, buffer_of(encoded_), buffer_of(sizes), buffer_of(scratch_));
+    coded_sizes_.copy_(sizes, /*non_blocking=*/true);
+  });
+  side_->mark();
 }
 
 Work RowExchange::send_payload() {
@@ -189,9 +186,34 @@ std::optional<std::size_t> RowExchange::take_bad() {
 }
 
 void RowExchange::finish() {
-  work_.wait();
-  if (codec_) decode();
+  if (codec_ && !recv_.is_cpu()) {
+    finish_on_device();
+  } else {
+    work_.wait();
+    if (codec_) decode();
+  }
   send_ = recv_ = at::Tensor();
+}
+
+// The one wait of the host for this direction: how much travels.
+void RowExchange::finish_on_device() {
+  if (!side_) side_.emplace(recv_.device());
+  if (!send_sizes_.empty()) {
+    side_->wait_host();
+    const auto* s = coded_sizes_.const_data_ptr<std::int64_t>();
+    send_sizes_.assign(s, s + coded_sizes_.numel());
+  } else {
+    side_->follow();  // nothing was coded here, and `recv` is of the current stream
+  }
+  send_sizes();
+  work_.wait();
+  side_->run([&] {
+    encoded_ = room(encoded_, 4, recv_.device());  // a rank without tables has coded nothing
+    work_ = send_payload();
+    work_.wait();
+    decode();
+  });
+  side_->lead();
 }
 
 }  // namespace trireme::dlrm

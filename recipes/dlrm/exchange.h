@@ -5,6 +5,7 @@
 #include "comm/communicator.h"
 #include "comm/error.h"
 #include "compression/codecs/bounded.h"
+#include "recipes/dlrm/side_stream.h"
 
 #include <memory>
 #include <optional>
@@ -19,7 +20,7 @@ namespace trireme::dlrm {
 struct Coding {
   const Bounded* codec = nullptr;  // null: raw. The same choice on all ranks, also on those that send nothing
   bool simulate = false;           // values as they would arrive, sent as they are: nothing is saved
-  // On a host, one a chunk that is sent, in its place: nobody knows on a device where the next code begins.
+  // Set: one a chunk that is sent, whose codec takes the place of that of `codec`.
   std::vector<const Bounded*> codecs = {};
   std::vector<float> bounds = {};
   std::vector<std::uint32_t> scopes = {};
@@ -44,7 +45,8 @@ class RowExchange {
   RowExchange(Communicator& rows, Communicator& sizes, std::vector<std::size_t> to, std::vector<std::size_t> from);
 
   // send [sum of to, b, d], recv [sum of from, b, d]: rank by rank, both must stay as they are until finish(). With a
-  // codec, `send` is changed by `simulate` only.
+  // codec, `send` is changed by `simulate` only. On a device codes are made, sent and read on a stream of its own, and
+  // the host waits for their sizes in finish(): what the caller enqueues between the two runs beside them.
   void start(const at::Tensor& send, const at::Tensor& recv, const Coding& coding);
   // `recv` is there. Throws BadChunk.
   void finish();
@@ -57,7 +59,9 @@ class RowExchange {
 
  private:
   void encode(const Coding& coding);
-  std::vector<std::uint64_t> encode_on_host(std::span<const TableChunk> chunks, const Coding& coding);
+  void encode_on_device(std::span<const TableChunk> chunks, const Bounded& codec);
+  void finish_on_device();
+  void send_sizes();
   Work send_payload();
   void decode();
   std::vector<std::size_t> values(const std::vector<std::size_t>& chunks) const;
@@ -69,6 +73,8 @@ class RowExchange {
   const Bounded* codec_ = nullptr;
   std::vector<std::uint64_t> send_sizes_, recv_sizes_;
   at::Tensor encoded_, received_, scratch_;  // u8
+  std::optional<SideStream> side_;           // of a device
+  at::Tensor coded_sizes_;                   // i64, pinned, there after the side stream's mark
   at::Tensor bad_;                           // i32 [1], on a device
   Work work_;
   ExchangeBytes bytes_;

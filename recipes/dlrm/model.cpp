@@ -37,7 +37,7 @@ Model::Model(const Shape& shape, nn::Parameters& params)
       bottom_(params, "bot_l", widths(shape.dense, shape.bottom, shape.dim), true),
       top_(params, "top_l", widths(shape.interactions(), shape.top, 1), false) {}
 
-at::Tensor Model::top(const at::Tensor& x, const at::Tensor& rows, const std::vector<std::int64_t>& place,
+at::Tensor Model::top(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& place,
                       std::function<void(const at::Tensor&)> known) const {
   return top_(nn::interaction(x.to(rows.scalar_type()), rows, place, std::move(known))).squeeze(1);
 }

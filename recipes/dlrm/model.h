@@ -32,8 +32,8 @@ class Model {
   Model(const Shape& shape, nn::Parameters& params);
   const Shape& shape() const { return shape_; }
   at::Tensor bottom(const at::Tensor& dense) const { return bottom_(dense); }  // [n, dense] -> [n, dim]
-  // rows [tables, n, dim], table k at place[k] -> logits [n]. `known`: see nn::interaction.
-  at::Tensor top(const at::Tensor& x, const at::Tensor& rows, const std::vector<std::int64_t>& place,
+  // rows [tables, n, dim], table k at place[k], i64 -> logits [n]. `known`: see nn::interaction.
+  at::Tensor top(const at::Tensor& x, const at::Tensor& rows, const at::Tensor& place,
                  std::function<void(const at::Tensor&)> known = {}) const;
 
  private:

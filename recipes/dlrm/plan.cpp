@@ -14,7 +14,7 @@ namespace {
 std::int64_t value_bytes(const TrainConfig& train) { return train.precision == "f64" ? 8 : 4; }
 
 std::int64_t state_width(const DlrmConfig& c, std::int64_t dim) {
-  return nn::EmbeddingTable::state_width(c.embedding.rule(), dim);
+  return nn::EmbeddingTables::state_width(c.embedding.rule(), dim);
 }
 
 }  // namespace

@@ -23,66 +23,47 @@ std::vector<std::size_t> tables_of_ranks(const Owners& o) {
 }  // namespace
 
 ShardedTables::ShardedTables(const std::vector<Table>& tables, std::int64_t dim, kernels::SparseRule rule,
-                             Owners owners, Context& context, bool together)
+                             Owners owners, Context& context)
     : all_(tables),
       dim_(dim),
       owners_(std::move(owners)),
       context_(context),
       rank_(context.rank()),
       ranks_(context.size()),
-      places_(tables.size()),
-      rule_(rule),
       self_(make_self()) {
   std::int64_t column = 0, place = 0;
   for (const auto& t : all_) columns_.push_back(column), column += t.width;
+  std::vector<std::int64_t> places(all_.size());
   for (const auto& list : owners_.tables)
-    for (const std::int64_t t : list) places_[std::size_t(t)] = place++;
-  std::vector<std::int64_t> firsts;
-  std::int64_t rows_here = 0;
-  for (const std::int64_t t : mine()) {
-    together &= all_[std::size_t(t)].width == 1;
-    firsts.push_back(++rows_here), rows_here += all_[std::size_t(t)].rows;  // before each table a row of zeros: id -1
-  }
-  const auto options = at::TensorOptions(context.device()).dtype(context.param_type());
-  all_rows_.emplace(rows_here, dim, rule, options);
-  for (std::size_t k = 0; k < firsts.size(); ++k) {
-    const Table& table = all_[std::size_t(mine()[k])];
-    tables_.emplace_back(table, table_name(mine()[k]), rule, std::uint64_t(context.config().seed),
-                         all_rows_->part(firsts[k], table.rows));
-  }
-  if (together && !firsts.empty()) {
-    firsts_ = at::tensor(firsts, at::kLong).view({1, -1, 1}).to(context.device());
-    blanks_ = firsts_.flatten() - 1;
-    forget_blanks();
-  }
+    for (const std::int64_t t : list) places[std::size_t(t)] = place++;
+  places_ = to_device(at::tensor(places, at::kLong), context.device());
+  std::vector<Table> held;
+  std::vector<std::string> names;
+  for (const std::int64_t t : mine()) held.push_back(all_[std::size_t(t)]), names.push_back(table_name(t));
+  held_.emplace(std::move(held), names, dim, rule, std::uint64_t(context.config().seed),
+                at::TensorOptions(context.device()).dtype(context.param_type()));
   Communicator& rows = context.comm("exchange");
   Communicator& sizes = context.device().is_cpu() ? rows : context.comm("control");
-  forward_.emplace(rows, sizes, each(tables_.size(), ranks_), tables_of_ranks(owners_));
-  backward_.emplace(rows, sizes, tables_of_ranks(owners_), each(tables_.size(), ranks_));
+  forward_.emplace(rows, sizes, each(held_->size(), ranks_), tables_of_ranks(owners_));
+  backward_.emplace(rows, sizes, tables_of_ranks(owners_), each(held_->size(), ranks_));
 }
 
 std::vector<Param> ShardedTables::parameters() const {
   std::vector<Param> all;
-  for (std::size_t k = 0; k < tables_.size(); ++k) {
-    Param p{table_name(mine()[k]), tables_[k].weight(), self_.get(), "sparse"};
-    p.sharing = {Sharing::rows, 0, tables_[k].table().rows};
+  for (std::size_t k = 0; k < held_->size(); ++k) {
+    Param p{table_name(mine()[k]), held_->weight(k), self_.get(), "sparse"};
+    p.sharing = {Sharing::rows, 0, held_->table(k).rows};
     all.push_back(std::move(p));
   }
   return all;
 }
 
-ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
+// By owner, then by table.
+void ShardedTables::sort_on_host(const at::Tensor& ids, at::Tensor& sent) const {
   const std::int64_t b = ids.size(0), width = ids.size(1);
   const auto* from = ids.const_data_ptr<std::int32_t>();
-  Ids x;
-  x.b = b;
-  at::Tensor sent = at::empty({b * width}, at::kInt);
   auto* to = sent.mutable_data_ptr<std::int32_t>();
-  std::vector<std::size_t> send, recv;
-  std::int64_t own = 0;
-  for (const std::int64_t t : mine()) own += all_[std::size_t(t)].width;
-  for (const auto& list : owners_.tables) {
-    send.push_back(0), recv.push_back(std::size_t(own * b));
+  for (const auto& list : owners_.tables)
     for (const std::int64_t t : list) {
       const Table& table = all_[std::size_t(t)];
       for (std::int64_t i = 0; i < b; ++i)
@@ -95,37 +76,54 @@ ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
                             "prepare the data anew");
           *to++ = id;
         }
-      send.back() += std::size_t(b * table.width);
     }
-  }
-  x.sent = to_device(sent, context_.device());
-  x.received = at::empty({ranks_, own * b}, x.sent.options());
-  x.work = context_.comm("ids").all_to_all(buffer_of(x.sent), send, buffer_of(x.received), recv);
-  return x;
 }
 
-at::Tensor ShardedTables::ids_of(const at::Tensor& received, std::size_t k, std::int64_t b) const {
-  std::int64_t before = 0;
-  for (std::size_t j = 0; j < k; ++j) before += tables_[j].table().width;
-  const std::int64_t w = tables_[k].table().width;
-  return received.as_strided({received.size(0), b, w}, {received.stride(0), w, 1},
-                             received.storage_offset() + before * b);
+at::Tensor ShardedTables::sort_on_device(const at::Tensor& ids) {
+  if (!order_.defined() || order_.numel() != ids.numel()) {
+    const std::int64_t b = ids.size(0), width = ids.size(1);
+    std::vector<std::int64_t> order;
+    for (const auto& list : owners_.tables)
+      for (const std::int64_t t : list)
+        for (std::int64_t i = 0; i < b; ++i)
+          for (std::int64_t w = 0; w < all_[std::size_t(t)].width; ++w)
+            order.push_back(i * width + columns_[std::size_t(t)] + w);
+    order_ = to_device(at::tensor(order, at::kLong), ids.device());
+  }
+  return ids.reshape({-1}).index_select(0, order_);
+}
+
+ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
+  const std::int64_t b = ids.size(0), own = held_->columns();
+  Ids x;
+  x.b = b;
+  std::vector<std::size_t> send;
+  for (const auto& list : owners_.tables) {
+    send.push_back(0);
+    for (const std::int64_t t : list) send.back() += std::size_t(b * all_[std::size_t(t)].width);
+  }
+  if (ids.is_cpu()) {
+    at::Tensor sent = at::empty({ids.numel()}, at::kInt);
+    sort_on_host(ids, sent);
+    x.sent = to_device(sent, context_.device());
+  } else {
+    x.sent = sort_on_device(ids);
+  }
+  x.received = at::empty({ranks_, own * b}, x.sent.options());
+  x.work = context_.comm("ids").all_to_all(buffer_of(x.sent), send, buffer_of(x.received),
+                                           each(std::size_t(own * b), ranks_));
+  return x;
 }
 
 void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
   at::NoGradGuard no_grad;
   current_ = std::move(ids);
   current_.work.wait();
-  const std::int64_t b = current_.b, n = std::int64_t(tables_.size());
-  const at::TensorOptions options = all_rows_->weight.options();
+  const std::int64_t b = current_.b, n = std::int64_t(held_->size());
+  const at::TensorOptions options = held_->options();
   if (!looked_up_.defined() || looked_up_.size(2) != b) looked_up_ = at::empty({ranks_, n, b, dim_}, options);
   rows_ = at::empty({std::int64_t(all_.size()), b, dim_}, options);
-  if (firsts_.defined()) {
-    current_.flat = (current_.received.view({ranks_, n, b}) + firsts_).view({-1});
-    all_rows_->lookup(current_.flat, looked_up_.view({-1, dim_}));
-  }
-  for (std::size_t k = 0; k < tables_.size() && !firsts_.defined(); ++k)
-    tables_[k].lookup(ids_of(current_.received, k, b), looked_up_.select(1, std::int64_t(k)));
+  held_->lookup(current_.received, looked_up_);
   const at::Tensor chunks = looked_up_.view({ranks_ * n, b, dim_});
   forward_->start(chunks, rows_, coding ? coding(chunks) : Coding{});
 }
@@ -146,7 +144,7 @@ at::Tensor ShardedTables::finish_fetch() {
 
 void ShardedTables::start_return(const at::Tensor& gradient, const CodingOf& coding) {
   at::NoGradGuard no_grad;
-  const std::int64_t b = gradient.size(1), n = std::int64_t(tables_.size());
+  const std::int64_t b = gradient.size(1), n = std::int64_t(held_->size());
   gradient_ = gradient;
   returned_ = at::empty({ranks_ * n, b, dim_}, gradient.options());
   returning_ = true;
@@ -160,8 +158,8 @@ void ShardedTables::finish_return() {
     name_table(e, mine()[e.chunk]);
   }
   returning_ = false;
-  const std::int64_t n = std::int64_t(tables_.size());
-  waiting_.push_back({current_.received, returned_.view({ranks_, n, current_.b, dim_}), current_.flat, current_.b});
+  const std::int64_t n = std::int64_t(held_->size());
+  waiting_.push_back({current_.received, returned_.view({ranks_, n, current_.b, dim_})});
   gradient_ = returned_ = at::Tensor();
 }
 
@@ -173,49 +171,22 @@ at::Tensor ShardedTables::blame() const {
   return at::scalar_tensor(std::isfinite(squares) ? 0 : std::nan(""), at::kDouble);
 }
 
-// What was added to the rows that stand for no id.
-void ShardedTables::forget_blanks() {
-  const at::NoGradGuard no_grad;
-  all_rows_->weight.index_fill_(0, blanks_, 0);
-}
-
-void ShardedTables::update_together(double lr, const at::Tensor& skip) {
-  std::vector<at::Tensor> ids, gradients;
-  for (const auto& w : waiting_) ids.push_back(w.flat), gradients.push_back(w.gradient.view({-1, dim_}));
-  if (ids.size() == 1)
-    all_rows_->update(ids[0], gradients[0], rule_, lr, skip);
-  else if (!ids.empty())
-    all_rows_->update(at::cat(ids), at::cat(gradients), rule_, lr, skip);
-  if (!ids.empty()) forget_blanks();
-  waiting_.clear();
-}
-
 void ShardedTables::update(double lr, const at::Tensor& skip) {
   at::NoGradGuard no_grad;
-  const bool all_trained =
-      std::all_of(tables_.begin(), tables_.end(), [](const auto& t) { return t.weight().requires_grad(); });
-  if (firsts_.defined() && all_trained) return update_together(lr, skip);
-  for (std::size_t k = 0; k < tables_.size(); ++k) {
-    if (!tables_[k].weight().requires_grad() || waiting_.empty()) continue;  // `freeze` names it
-    std::vector<at::Tensor> ids, gradients;
-    for (const auto& w : waiting_) {
-      ids.push_back(ids_of(w.ids, k, w.b));
-      gradients.push_back(w.gradient.select(1, std::int64_t(k)));
-    }
-    // Micro-batches: one update by all of them.
-    if (ids.size() == 1)
-      tables_[k].update(ids[0], gradients[0], lr, skip);
-    else
-      tables_[k].update(at::cat(ids), at::cat(gradients), lr, skip);
-  }
+  std::vector<at::Tensor> ids, gradients;
+  for (const auto& w : waiting_) ids.push_back(w.ids), gradients.push_back(w.gradient);
+  // Micro-batches: one update by all of them.
+  if (ids.size() == 1)
+    held_->update(ids[0], gradients[0], lr, skip);
+  else if (!ids.empty())
+    held_->update(at::cat(ids), at::cat(gradients), lr, skip);
   waiting_.clear();
 }
 
 void ShardedTables::state(Archive& ar) {
-  for (std::size_t k = 0; k < tables_.size(); ++k)
-    if (tables_[k].state().defined())
-      archive(ar, "embedding/" + table_name(mine()[k]), tables_[k].state(),
-              {Sharing::rows, 0, tables_[k].table().rows});
+  for (std::size_t k = 0; k < held_->size(); ++k)
+    if (held_->state(k).defined())
+      archive(ar, "embedding/" + table_name(mine()[k]), held_->state(k), {Sharing::rows, 0, held_->table(k).rows});
 }
 
 }  // namespace trireme::dlrm

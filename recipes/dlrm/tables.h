@@ -16,25 +16,23 @@ class ShardedTables {
  public:
   static std::vector<std::string> communicators() { return {"exchange", "ids"}; }
 
-  // together: one operator serves all tables, as a GPU wants it; where a sample has more ids than one, each its own.
   ShardedTables(const std::vector<Table>& tables, std::int64_t dim, kernels::SparseRule rule, Owners owners,
-                Context& context, bool together);
+                Context& context);
 
   std::vector<Param> parameters() const;  // those of this rank's tables
   const Owners& owners() const { return owners_; }
-  // Where the rows of each table lie in what fetch() gives.
-  const std::vector<std::int64_t>& places() const { return places_; }
+  // Where the rows of each table lie in what finish_fetch() gives: i64, on the device.
+  const at::Tensor& places() const { return places_; }
   // Numbers of this rank's tables, and the rows last looked up of each: [ranks, b, d], before they were coded.
   const std::vector<std::int64_t>& mine() const { return owners_.tables[std::size_t(rank_)]; }
 
   // Ids on their way to the owners of their tables.
   struct Ids {
     at::Tensor sent, received;  // i32; received: [ranks, b * this rank's width]
-    at::Tensor flat = {};       // together: i64 rows of all tables of this rank, [ranks * tables * b]
     std::int64_t b = 0;
     Work work = {};
   };
-  // ids i32 [b, width], in host memory. DataError where one is outside its table.
+  // ids i32 [b, width], in host memory: DataError where one is outside its table. Or on the device: then nobody looks.
   Ids send_ids(const at::Tensor& ids);
   // Looks the ids up, and starts the rows on their way.
   using CodingOf = std::function<Coding(const at::Tensor& rows)>;  // of [chunks, b, d], destination by destination
@@ -52,7 +50,7 @@ class ShardedTables {
   // One update by all gradients that came back since the last.
   void update(double lr, const at::Tensor& skip);
 
-  std::int64_t chunk_bytes() const { return current_.b * dim_ * std::int64_t(all_rows_->weight.element_size()); }
+  std::int64_t chunk_bytes() const { return current_.b * dim_ * std::int64_t(held_->options().dtype().itemsize()); }
   RowExchange& forward() { return *forward_; }
   RowExchange& backward() { return *backward_; }
   // Tables move with their state to whoever holds them on another number of ranks.
@@ -60,13 +58,11 @@ class ShardedTables {
 
  private:
   struct Waiting {
-    at::Tensor ids, gradient, flat;  // [ranks, b * width], [ranks, tables, b, d], as Ids::flat
-    std::int64_t b = 0;
+    at::Tensor ids, gradient;  // [ranks, b * width], [ranks, tables, b, d]
   };
+  void sort_on_host(const at::Tensor& ids, at::Tensor& sent) const;
+  at::Tensor sort_on_device(const at::Tensor& ids);
   [[noreturn]] void name_table(const BadChunk& e, std::int64_t table) const;
-  void update_together(double lr, const at::Tensor& skip);
-  void forget_blanks();
-  at::Tensor ids_of(const at::Tensor& received, std::size_t k, std::int64_t b) const;
 
   const std::vector<Table> all_;
   const std::int64_t dim_;
@@ -74,12 +70,9 @@ class ShardedTables {
   Context& context_;
   const int rank_, ranks_;
   std::vector<std::int64_t> columns_;  // of each table in ids
-  std::vector<std::int64_t> places_;
-  const kernels::SparseRule rule_;
-  std::optional<nn::EmbeddingRows> all_rows_;  // of the tables of this rank, one after the other
-  std::vector<nn::EmbeddingTable> tables_;     // of this rank, parts of it
-  at::Tensor firsts_;                          // together: i64 [1, tables, 1], the first row of each
-  at::Tensor blanks_;                          // together: i64 [tables], the row before it, all zeros
+  at::Tensor places_;
+  at::Tensor order_;                         // sort_on_device(): where the ids that are sent stand in the batch, i64
+  std::optional<nn::EmbeddingTables> held_;  // by this rank
   std::unique_ptr<Communicator> self_;
   std::optional<RowExchange> forward_, backward_;
   at::Tensor looked_up_, rows_, gradient_, returned_;

@@ -1,6 +1,11 @@
 // DLRM on a GPU through the program: the losses of a CPU, of one rank on several, and of raw rows through a lossless
-// codec. Data is made on the way.
+// codec. Data is made on the way. And its kernels against their host twins, bit by bit.
+#include "data/rng.h"
+#include "framework/nn/embedding.h"
+#include "framework/nn/interaction.h"
 #include "tests/gpu/training.h"
+
+#include <ATen/ATen.h>
 
 namespace trireme::test {
 namespace {
@@ -60,10 +65,99 @@ TEST_F(DlrmGpu, CodesOnTheDevice) {
   ASSERT_EQ(gpu.code, 0) << gpu;
   ASSERT_EQ(run("host", 2, "cpu", both).code, 0);
   expect_near("gpu", "host", 1e-2);  // an ulp in a table may move a code by one
+  const Words paper{"communicator=mpi", "compression.forward.codec=published"};  // one of two codecs for each table
+  const Outcome published = run("published", 2, "cuda", paper);
+  ASSERT_EQ(published.code, 0) << published;
+  ASSERT_EQ(run("published on the host", 2, "cpu", paper).code, 0);
+  expect_near("published", "published on the host", 1e-2);
   const Outcome link =
       run("link", 2, "cuda", {"communicator=mpi", "compression.forward.codec=auto", "compression.choose=link"});
   ASSERT_EQ(link.code, 0) << link;
   EXPECT_NE(link.out.find("exchange measured"), std::string::npos) << link;
+}
+
+// One table with blanks, on two ranks: one of them codes nothing on the way to the samples, and reads nothing back.
+TEST_F(DlrmGpu, ARankWithoutTables) {
+  std::string csv = "clicked,price,shop\n";
+  for (int i = 0; i < 4000; ++i)
+    csv += std::to_string(i % 5 < 2) + "," + std::to_string(i % 7) + "," +
+           (i % 9 == 4 ? "" : "s" + std::to_string(i % 13)) + "\n";
+  write_text(folder.path / "own.csv", csv);
+  const Outcome prepared = run_program({"data", "table", "--from", "own.csv", "--label", "clicked", "--sparse", "shop",
+                                        "--dense", "price", "--out", "own.h5"},
+                                       {folder.path});
+  ASSERT_EQ(prepared.code, 0) << prepared;
+  Words keys{"data.file=own.h5"};
+  ASSERT_EQ(run("alone", 1, "cpu", keys).code, 0);
+  for (const char* more : {"communicator=mpi", "compression.forward.codec=auto", "compression.forward.tight=0",
+                           "compression.forward.base=0", "compression.forward.loose=0",
+                           "compression.backward.codec=auto", "compression.backward.bound=0"})
+    keys.push_back(more);
+  const Outcome o = run("two", 2, "cuda", keys);
+  ASSERT_EQ(o.code, 0) << o;
+  expect_near("alone", "two", 1e-4);
+}
+
+// No atomics: a run gives its bits again.
+TEST_F(DlrmGpu, TwiceTheSameBits) {
+  const Words keys{"embedding.optimizer=rowwise_adagrad", "embedding.lr=0.01"};
+  ASSERT_EQ(run("first", 1, "cuda", keys).code, 0);
+  ASSERT_EQ(run("second", 1, "cuda", keys).code, 0);
+  expect_near("first", "second", 0);
+}
+
+// Tables of one id and of bags, one of few rows: sums in one piece and in many.
+TEST_F(DlrmGpu, EmbeddingsHaveTheBitsOfTheHost) {
+  const std::vector<Table> tables{{"a", 3}, {"b", 11, 3, "mean"}, {"c", 100000}, {"d", 500, 2}};
+  const std::vector<std::string> names{"a", "b", "c", "d"};
+  for (const auto type : {at::kFloat, at::kDouble})
+    for (const std::int64_t d : {6, 16, 64})
+      for (const auto rule :
+           {kernels::SparseRule::sgd, kernels::SparseRule::adagrad, kernels::SparseRule::rowwise_adagrad}) {
+        const at::TensorOptions options = at::TensorOptions().dtype(type);
+        nn::EmbeddingTables host(tables, names, d, rule, 1, options);
+        nn::EmbeddingTables device(tables, names, d, rule, 1, options.device(at::kCUDA));
+        for (const std::int64_t b : {1, 63, 2048}) {
+          at::Tensor ids = at::empty({2, 7 * b}, at::kInt);
+          Rng rng(1, "ids", std::uint64_t(b));
+          int* id = ids.data_ptr<int>();
+          for (int block = 0; block < 2; ++block)
+            for (const Table& t : tables)
+              for (std::int64_t i = 0; i < b * t.width; ++i)
+                *id++ = rng.below(4) == 0 ? -1 : int(rng.below(std::uint64_t(t.rows)));  // -1: a blank
+          const at::Tensor gradient = at::randn({2, 4, b, d}, options), skip = at::zeros({});
+          const at::Tensor rows = at::empty_like(gradient), there = at::empty_like(gradient, at::kCUDA);
+          host.lookup(ids, rows), device.lookup(ids.cuda(), there);
+          EXPECT_TRUE(at::equal(rows, there.cpu())) << "lookup, b " << b << " d " << d;
+          host.update(ids, gradient, 0.1, skip), device.update(ids.cuda(), gradient.cuda(), 0.1, skip.cuda());
+          device.update(ids.cuda(), gradient.cuda(), 0.1, at::ones({}).cuda());  // skipped
+          for (std::size_t k = 0; k < tables.size(); ++k) {
+            EXPECT_TRUE(at::equal(host.weight(k).detach(), device.weight(k).detach().cpu()))
+                << b << " " << d << " " << k;
+            if (host.state(k).defined()) {
+              EXPECT_TRUE(at::equal(host.state(k), device.state(k).cpu())) << b << " " << d << " " << k;
+            }
+          }
+        }
+      }
+}
+
+TEST_F(DlrmGpu, InteractionHasTheValuesOfTheHost) {
+  const at::Tensor place = at::tensor({2, 0, 1, 3}, at::kLong);
+  for (const std::int64_t d : {4, 16, 19, 64}) {
+    at::Tensor out[2], dx[2], drows[2];
+    const at::Tensor x = at::randn({100, d}, at::kDouble), rows = at::randn({4, 100, d}, at::kDouble);
+    for (const bool gpu : {false, true}) {
+      const at::Device device(gpu ? at::kCUDA : at::kCPU);
+      at::Tensor a = x.to(device).clone().requires_grad_(), b = rows.to(device).clone().requires_grad_();
+      const at::Tensor y = nn::interaction(a, b, place.to(device));
+      (y * y).sum().backward();
+      out[gpu] = y.detach().cpu(), dx[gpu] = a.grad().cpu(), drows[gpu] = b.grad().cpu();
+    }
+    EXPECT_LT(at::abs(out[0] - out[1]).max().item<double>(), 1e-12);
+    EXPECT_LT(at::abs(dx[0] - dx[1]).max().item<double>(), 1e-10);
+    EXPECT_LT(at::abs(drows[0] - drows[1]).max().item<double>(), 1e-10);
+  }
 }
 
 }  // namespace

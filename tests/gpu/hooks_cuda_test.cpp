@@ -15,6 +15,7 @@
 #include "tests/max_difference.h"
 #include "tests/mpi_harness.h"
 #include "tests/unit/hook_buckets.h"
+#include "tests/unit/low_rank_case.h"
 
 #include <c10/cuda/CUDAFunctions.h>
 
@@ -138,8 +139,8 @@ TEST(CudaAdamW, EqualsItsTwin) {
 
 TEST(CudaHooks, RowsAreOrthonormal) {
   if (no_gpu()) GTEST_SKIP() << "no GPU";
-  for (const std::int64_t r : {1, 4, 32})
-    for (const std::int64_t m : {33, 768, 50007}) {
+  for (const std::int64_t r : {1, 4, 32, 33, 70})
+    for (const std::int64_t m : {77, 768, 50007}) {
       const at::Tensor rows = random(r * m, 5).view({r, m}), start = random(r * m, 6).view({r, m});
       if (r == 4) rows[3].copy_(rows[0] * 2 - rows[1]);  // depends on others: becomes zero
       const at::Tensor there = rows.cuda(), start_there = start.cuda(), lost = at::zeros({1}, there.options());
@@ -151,14 +152,32 @@ TEST(CudaHooks, RowsAreOrthonormal) {
       const at::Tensor here_table = table(rows, start), there_table = table(there, start_there);
       const Place place = buffer_of(there).place;
       float lost_here = 0;
-      kernels::orthonormalize({of(here_table), 1}, {});
-      kernels::orthonormalize({of(there_table), 1}, place);
+      const at::Tensor scratch = at::empty({kernels::orthonormal_scratch(1, r)}, there.options().dtype(at::kDouble));
+      kernels::orthonormalize({of(here_table), 1, r}, {});
+      kernels::orthonormalize({of(there_table), 1, r, scratch.data_ptr<double>()}, place);
       EXPECT_LE((there.cpu() - rows).abs().max().item<float>(), 1e-5 * rows.abs().max().item<float>()) << r << " " << m;
       kernels::restart_rows({of(here_table), 1, &lost_here}, {});
       kernels::restart_rows({of(there_table), 1, lost.data_ptr<float>()}, place);
       EXPECT_LE((there.cpu() - rows).abs().max().item<float>(), 1e-5 * rows.abs().max().item<float>()) << r << " " << m;
       EXPECT_EQ(lost.item<float>(), lost_here);
     }
+}
+
+// Whole tiles, edges, rows off 16 bytes, and ranks in one piece and in several; the same bits in a second run.
+TEST(CudaHooks, LowRankKernelsEqualF64) {
+  if (no_gpu()) GTEST_SKIP() << "no GPU";
+  const std::vector<std::pair<std::int64_t, std::int64_t>> shapes = {{1024, 4096}, {300, 516}, {33, 71}, {1, 9},
+                                                                     {130, 260},   {5, 1027},  {64, 256}};
+  for (const std::int64_t rank : {1, 3, 4, 8, 16, 32, 33, 64, 70})
+    for (const bool feedback : {true, false})
+      for (const std::int64_t shift : {0, 1}) {
+        SCOPED_TRACE("rank " + std::to_string(rank) + (feedback ? ", feedback" : "") + ", " + std::to_string(shift));
+        LowRankCase one(shapes, rank, feedback, shift, at::kCUDA), again(shapes, rank, feedback, shift, at::kCUDA);
+        EXPECT_LE(one.worst(), 1e-5);
+        again.worst();
+        for (const auto& [a, b] : {std::pair{one.p, again.p}, {one.own_q, again.own_q}, {one.error, again.error}})
+          EXPECT_EQ(different(a.cpu(), b), 0);
+      }
 }
 
 Snapshot kept_by(GradientHook& hook, int rank) {

@@ -140,6 +140,21 @@ TEST(BoundedCodec, ScopesShareTheirRange) {
   }
 }
 
+TEST(BoundedCodec, ACodecAChunkInOneCall) {
+  const std::size_t n = 64, dim = 16;
+  const auto rows = make_rows("embedding", n, dim, 3);
+  std::vector<Bounded> all;
+  for (const auto& codec : Bounded::names()) all.emplace_back(BoundedOptions{codec});
+  std::vector<TableChunk> chunks(all.size(), chunk_of(rows, n, dim, 0.03f));
+  std::vector<std::uint8_t> expected;
+  for (std::size_t k = 0; k < all.size(); ++k) {
+    chunks[k].as = &all[k];
+    const auto alone = encode(all[k].options(), rows, n, dim, 0.03f).code;
+    expected.insert(expected.end(), alone.begin(), alone.end());
+  }
+  EXPECT_EQ(encode_chunks({}, chunks).code, expected);
+}
+
 TEST(BoundedCodec, RowsMayLieApart) {
   const std::size_t n = 100, dim = 24, stride = 40;
   const auto rows = make_rows("embedding", n, dim, 6);

@@ -223,76 +223,70 @@ TEST(Dlrm, LossCurveOfPlainTorch) {
 
 // ---- sparse updates ----
 
-TEST(EmbeddingTable, UpdatesLikeADenseReference) {
-  const Table table{"t", 11, 3, "mean"};
-  const at::Tensor ids = at::tensor({3, 3, 5, -1, -1, -1, 5, 3, 0, 10, -1, 3}, at::kInt).view({2, 2, 3});
-  const at::Tensor gradient = at::arange(16, at::kDouble).sin().view({2, 2, 4});
-  for (const auto rule :
-       {kernels::SparseRule::sgd, kernels::SparseRule::adagrad, kernels::SparseRule::rowwise_adagrad}) {
-    nn::EmbeddingTable t(table, "t", rule, 1, {11, 4, rule, at::kDouble});
-    EXPECT_LE(t.weight().abs().max().item<double>(), 1 / std::sqrt(11.0));
-    const at::Tensor before = t.weight().detach().clone(), out = at::empty({2, 2, 4}, at::kDouble);
-    t.lookup(ids, out);
-    at::Tensor w = before.clone(), m = at::zeros({11, 4}, at::kDouble);
-    for (int step = 0; step < 2; ++step) {
-      at::Tensor dense = at::zeros({11, 4}, at::kDouble);
-      for (int n = 0; n < 4; ++n) {
-        const at::Tensor bag = ids.view({4, 3})[n];
-        const double count = std::max<double>(1, (bag >= 0).sum().item<double>());
-        at::Tensor pooled = at::zeros({4}, at::kDouble);
-        for (int k = 0; k < 3; ++k) {
-          const int id = bag[k].item<int>();
-          if (id < 0) continue;
-          pooled += before[id] / count;
-          dense[id] += gradient.view({4, 4})[n] / count;
-        }
-        if (step == 0) {
-          EXPECT_LT(max_difference(out.view({4, 4})[n], pooled), 1e-15);
-        }
-      }
-      if (rule == kernels::SparseRule::sgd) {
-        w = w - 0.3 * dense;
-      } else {
-        const at::Tensor square = dense * dense;
-        m = m + (rule == kernels::SparseRule::adagrad ? square : square.mean(1, true).expand({11, 4}));
-        w = w - 0.3 * dense / (m.sqrt() + 1e-10);
-      }
-      t.update(ids, gradient, 0.3, {});
-    }
-    EXPECT_LT(max_difference(t.weight().detach(), w), 1e-14) << int(rule);
-    const at::Tensor kept = t.weight().detach().clone();
-    t.update(ids, gradient, 0.3, at::ones({}));
-    EXPECT_TRUE(at::equal(kept, t.weight().detach())) << "a skipped step changes nothing";
-  }
+// Tables of one id and of bags, summed and averaged; few rows, so that most stand in several pieces of a sum.
+const std::vector<Table> bag_tables{{"a", 3}, {"b", 11, 3, "mean"}, {"c", 40}, {"d", 5, 2}};
+
+struct Asked {
+  at::Tensor ids, gradient;  // [2, 7 b], [2, tables, b, d]
+};
+Asked asked(std::int64_t b, std::int64_t d, std::uint64_t step) {
+  Asked a{at::empty({2, 7 * b}, at::kInt), at::empty({2, 4, b, d}, at::kDouble)};
+  Rng rng(1, "asked", step);
+  int* id = a.ids.data_ptr<int>();
+  for (int block = 0; block < 2; ++block)
+    for (const Table& t : bag_tables)
+      for (std::int64_t i = 0; i < b * t.width; ++i)
+        *id++ = rng.below(4) == 0 ? -1 : int(rng.below(std::uint64_t(t.rows)));  // -1: a blank
+  for (std::int64_t i = 0; i < a.gradient.numel(); ++i) a.gradient.data_ptr<double>()[i] = rng.normal();
+  return a;
 }
 
-// As a GPU does it: all tables of a rank by one operator.
-TEST(ShardedTables, TogetherIsOneByOne) {
-  const std::vector<Table> tables{{"a", 5}, {"b", 40}, {"c", 3}, {"d", 17}, {"e", 9}};
-  for (const auto rule : {kernels::SparseRule::sgd, kernels::SparseRule::adagrad, kernels::SparseRule::rowwise_adagrad})
-    run_loopback(2, [&](Communicator& world) {
-      TrainConfig config;
-      config.device = "cpu", config.precision = "f64";
-      Context context(world, config, ShardedTables::communicators());
-      const Owners owners = plan_tables(tables, 8, 2, 1e9);
-      ShardedTables apart(tables, 4, rule, owners, context, false), together(tables, 4, rule, owners, context, true);
-      for (int step = 0; step < 3; ++step) {
-        at::Tensor ids = at::empty({6, 5}, at::kInt);
-        Rng rng(1, "ids", std::uint64_t(step), std::uint64_t(world.rank()));
-        for (int i = 0; i < 30; ++i)
-          ids.data_ptr<int>()[i] = int(rng.below(std::uint64_t(tables[std::size_t(i % 5)].rows + 1))) - 1;  // -1: blank
-        at::Tensor rows[2];
-        for (ShardedTables* t : {&apart, &together}) {
-          t->start_fetch(t->send_ids(ids), {});
-          at::Tensor& r = rows[t == &together];
-          r = t->finish_fetch();
-          t->start_return(r.sin() + 0.3, {});
-          t->finish_return();
-          t->update(0.2, at::zeros({}));
+TEST(EmbeddingTables, UpdateLikeADenseReference) {
+  const std::int64_t b = 250, d = 4;
+  for (const auto rule :
+       {kernels::SparseRule::sgd, kernels::SparseRule::adagrad, kernels::SparseRule::rowwise_adagrad}) {
+    nn::EmbeddingTables t(bag_tables, {"a", "b", "c", "d"}, d, rule, 1, at::kDouble);
+    std::vector<at::Tensor> w, m;
+    for (std::size_t k = 0; k < 4; ++k) {
+      EXPECT_LE(t.weight(k).abs().max().item<double>(), 1 / std::sqrt(double(bag_tables[k].rows)));
+      w.push_back(t.weight(k).detach().clone()), m.push_back(at::zeros_like(w[k]));
+    }
+    for (std::uint64_t step = 0; step < 2; ++step) {
+      const Asked a = asked(b, d, step);
+      const at::Tensor out = at::empty({2, 4, b, d}, at::kDouble);
+      t.lookup(a.ids, out);
+      std::int64_t before = 0;
+      for (std::size_t k = 0; k < 4; ++k) {
+        const Table& table = bag_tables[k];
+        const at::Tensor ids = a.ids.narrow(1, before * b, table.width * b).reshape({2 * b, table.width}).to(at::kLong);
+        before += table.width;
+        at::Tensor share = (ids >= 0).to(at::kDouble);
+        if (table.pooling == "mean") share = share / share.sum(1, true).clamp_min(1);
+        const at::Tensor one = at::zeros({2 * b, table.rows}, at::kDouble).scatter_add_(1, ids.clamp_min(0), share);
+        EXPECT_LT(max_difference(out.select(1, std::int64_t(k)).reshape({2 * b, d}), one.mm(w[k])), 1e-14);
+        const at::Tensor dense = one.t().mm(a.gradient.select(1, std::int64_t(k)).reshape({2 * b, d}));
+        if (rule == kernels::SparseRule::sgd) {
+          w[k] = w[k] - 0.3 * dense;
+          continue;
         }
-        EXPECT_LT(max_difference(rows[0], rows[1]), 1e-13) << "step " << step << " rule " << int(rule);
+        const at::Tensor square = dense * dense;
+        m[k] = m[k] + (rule == kernels::SparseRule::adagrad ? square : square.mean(1, true).expand_as(square));
+        w[k] = w[k] - 0.3 * dense / (m[k].sqrt() + 1e-10);
       }
-    });
+      t.update(a.ids, a.gradient, 0.3, {});
+    }
+    for (std::size_t k = 0; k < 4; ++k)
+      EXPECT_LT(max_difference(t.weight(k).detach(), w[k]), 1e-11) << "rule " << int(rule) << " table " << k;
+    const Asked a = asked(b, d, 2);
+    const at::Tensor kept = t.weight(1).detach().clone(), moved = t.weight(2).detach().clone();
+    t.update(a.ids, a.gradient, 0.3, at::ones({}));
+    EXPECT_TRUE(at::equal(kept, t.weight(1).detach())) << "a skipped step changes nothing";
+    at::Tensor frozen = t.weight(1);
+    frozen.set_requires_grad(false);
+    t.update(a.ids, a.gradient, 0.3, at::zeros({}));
+    EXPECT_TRUE(at::equal(kept, t.weight(1)));
+    EXPECT_FALSE(at::equal(moved, t.weight(2).detach()));
+  }
 }
 
 // ---- resume ----

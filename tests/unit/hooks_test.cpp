@@ -4,8 +4,10 @@
 #include "framework/base/tensor.h"
 #include "framework/gradients/reducer.h"
 #include "framework/io/checkpoint.h"
+#include "framework/kernels/orthonormal.h"
 #include "framework/kernels/top_k.h"
 #include "tests/unit/hook_buckets.h"
+#include "tests/unit/low_rank_case.h"
 #include "tests/unit/regression_recipe.h"
 
 #include <gtest/gtest.h>
@@ -158,6 +160,37 @@ TEST(PowerSgd, AZeroGradientDoesNotEndTheDirection) {
     reduce(*hook, one.bucket, comm);
     EXPECT_GT(one.bucket.gradients[0].abs().max().item<float>(), 0.1);
   });
+}
+
+TEST(PowerSgd, ProductsOfItsMatricesEqualF64) {
+  for (const std::int64_t rank : {1, 3, 4, 32, 33})
+    for (const bool feedback : {true, false}) {
+      LowRankCase one({{300, 516}, {33, 71}, {1, 9}, {5, 1027}}, rank, feedback, 1, at::kCPU);
+      EXPECT_LE(one.worst(), 1e-5) << rank;
+    }
+}
+
+// Rows that nearly depend on each other, one that does, and one that is not finite.
+TEST(PowerSgd, RowsAreOrthonormal) {
+  for (const std::int64_t r : {1, 4, 33}) {
+    const std::int64_t n = 1003;
+    at::manual_seed(5);
+    at::Tensor rows = at::randn({r, n});
+    rows = rows[0] + 0.01 * rows;
+    if (r > 2) rows[2].copy_(2 * rows[0] - rows[1]);
+    rows = rows.contiguous();
+    const at::Tensor before = rows.to(at::kDouble);
+    const kernels::Rows one{rows.data_ptr<float>(), nullptr, r, n};
+    kernels::orthonormalize({&one, 1, r}, {});
+    const at::Tensor now = rows.to(at::kDouble);
+    at::Tensor wanted = at::eye(r, at::kDouble);
+    if (r > 2) wanted[2][2] = 0;
+    EXPECT_LE((now.mm(now.t()) - wanted).abs().max().item<double>(), 1e-5) << r;
+    EXPECT_LE((before.mm(now.t()).mm(now) - before).norm().item<double>(), 1e-5 * before.norm().item<double>()) << r;
+    rows[r - 1][5] = INFINITY;
+    kernels::orthonormalize({&one, 1, r}, {});
+    EXPECT_TRUE(rows[r - 1].isnan().any().item<bool>()) << r;
+  }
 }
 
 TEST(TopK, TheLargestTravelAndTheRestWaits) {
