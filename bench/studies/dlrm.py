@@ -65,7 +65,7 @@ def name_of(arm, seed):
 
 def runs_of(part, options):
     common = COMMON + SETTINGS[part] + ["compression.forward.codec=raw", "compression.backward.codec=raw"]
-    common += ["device=cuda" if options.gpus else "device=cpu"]
+    common += ["device=cuda"] if options.gpus else ["device=cpu", "threads=1"]  # several runs share the cores
     if part == "flights":
         common += [f"data.file={options.data}/flights.h5"]
     return [Run(name_of(arm, seed), "recipes/dlrm/quickstart.yaml", common + keys + [f"seed={seed}"])
