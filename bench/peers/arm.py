@@ -36,7 +36,7 @@ def read_safetensors(path):
     """(tensors by name, metadata), without the safetensors package."""
     import struct
     import torch
-    types = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64}
+    types = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64, "I32": torch.int32}
     data = bytearray(open(path, "rb").read())
     (n,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8:8 + n])
