@@ -92,6 +92,11 @@ endforeach()
 add_library(no_locks MODULE tests/fault/no_locks.c)
 add_dependencies(data_input_test no_locks)
 target_compile_definitions(data_input_test PRIVATE TRIREME_NO_LOCKS="$<TARGET_FILE:no_locks>")
+# Preloaded into the ranks, it makes one of them announce a code of a size that cannot be.
+add_library(forged_sizes MODULE tests/fault/forged_sizes.c)
+target_link_libraries(forged_sizes PRIVATE MPI::MPI_C)
+add_dependencies(dlrm_input_test forged_sizes)
+target_compile_definitions(dlrm_input_test PRIVATE TRIREME_FORGED_SIZES="$<TARGET_FILE:forged_sizes>")
 
 # The communication layer is portable MPI: where MPICH is installed as well, its tests run against that too.
 find_program(TRIREME_MPICH_MPIEXEC mpiexec.mpich)

@@ -37,4 +37,12 @@ std::string gunzip([[maybe_unused]] std::span<const std::uint8_t> in, const std:
 #endif
 }
 
+std::optional<std::uint32_t> zip_crc32([[maybe_unused]] std::span<const std::uint8_t> bytes) {
+#ifdef TRIREME_HAS_ZLIB
+  return std::uint32_t(crc32_z(0, bytes.data(), bytes.size()));
+#else
+  return std::nullopt;
+#endif
+}
+
 }  // namespace trireme

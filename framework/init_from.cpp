@@ -65,9 +65,9 @@ std::int64_t newest_checkpoint(const std::string& source, const std::string& key
   return step;
 }
 
-// The newest checkpoint of a run, the same on all ranks.
-void load_run(const std::string& source, const std::string& key, Communicator& comm,
-              const std::function<void(const Snapshot&)>& use) {
+// The newest checkpoint of a run, the same on all ranks; its step.
+std::int64_t load_run(const std::string& source, const std::string& key, Communicator& comm,
+                      const std::function<void(const Snapshot&)>& use) {
   const auto self = make_self();
   // Read only: the source may be a run that is writing right now.
   Checkpoints checkpoints(source + "/ckpt", 1 << 20, *self);
@@ -80,7 +80,7 @@ void load_run(const std::string& source, const std::string& key, Communicator& c
                                                             key + " needs a sound run of a model of the same shape");
                                           }
                                         }));
-    if (!failure) return;
+    if (!failure) return step;
     // That run may have removed it meanwhile, having written a newer one.
     const std::int64_t newer = newest_checkpoint(source, key, checkpoints, comm);
     if (newer == step) raise(*failure);
@@ -100,8 +100,9 @@ std::map<std::string, at::Tensor> tensors_of(const Snapshot& snapshot) {
 
 }  // namespace
 
-void init_from(const std::string& source, Session& session, Communicator& comm) {
+std::int64_t init_from(const std::string& source, Session& session, Communicator& comm) {
   at::NoGradGuard no_grad;
+  std::int64_t step = 0;
   const std::vector<std::string> names = all_names(session.parameters(), comm);
   const std::set<std::string> known(names.begin(), names.end());
   agree(comm, attempt([&] {
@@ -111,7 +112,7 @@ void init_from(const std::string& source, Session& session, Communicator& comm) 
                                "train from the beginning, or let the recipe say which rows each rank holds");
         }));
   if (is_run(source))
-    load_run(source, "init_from", comm, [&](const Snapshot& snapshot) {
+    step = load_run(source, "init_from", comm, [&](const Snapshot& snapshot) {
       for (const auto& [name, entry] : snapshot.entries)
         if (name.starts_with("model/")) check_surplus("", name.substr(6), known);
       snapshot.restore([&](Archive& ar) { session.weights(ar); });
@@ -119,6 +120,7 @@ void init_from(const std::string& source, Session& session, Communicator& comm) 
   else
     agree(comm, attempt([&] { load_tensors(source, session, known); }));
   session.weights_loaded();
+  return step;
 }
 
 std::map<std::string, at::Tensor> weights_of(const std::string& source, const std::string& key, Communicator& comm) {

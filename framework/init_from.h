@@ -9,8 +9,9 @@ namespace trireme {
 
 // `source`: a run folder (its newest checkpoint), a .safetensors file, or an OpenCLIP folder. Every parameter must be
 // there with its shape; else DataError naming the first that is not. Collective over `comm`: all ranks load the same
-// checkpoint, though the source may be a run that is writing right now, and an error of one is thrown on all.
-void init_from(const std::string& source, Session& session, Communicator& comm);
+// checkpoint, though the source may be a run that is writing right now, and an error of one is thrown on all. Returns
+// the step of that checkpoint, 0 for files.
+std::int64_t init_from(const std::string& source, Session& session, Communicator& comm);
 
 // All weights of such a source by name, on the host: those of a model beside the trained one. Of a run that keeps a
 // running average, that one. `key` named the source, for errors. Collective over `comm` as init_from().

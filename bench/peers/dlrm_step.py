@@ -113,6 +113,8 @@ def main():
     p.add_argument("--arm", choices=["plain", "graph"])
     p.add_argument("--device", choices=["cpu", "cuda"])
     a = p.parse_args()
+    if a.device == "cpu":
+        torch.set_num_threads(1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     tensors, meta = read_safetensors(a.file)
     count = int(meta["batches"])

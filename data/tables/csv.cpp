@@ -20,9 +20,10 @@ constexpr std::int64_t most_bytes = std::int64_t{16} << 30;
   throw DataError(file + ":" + std::to_string(line), what, "every line has the fields that the first one names");
 }
 
-// Fields of the line that begins at `at`, which moves behind its end.
+// Fields of the line that begins at `at`, which moves behind its end; `line` counts the ends of lines within quotes.
 std::vector<std::string> fields_of(const std::string& text, std::size_t& at, char separator, const std::string& file,
-                                   std::int64_t line) {
+                                   std::int64_t& line) {
+  const std::int64_t first = line;
   std::vector<std::string> fields(1);
   while (at < text.size()) {
     const char c = text[at++];
@@ -32,7 +33,8 @@ std::vector<std::string> fields_of(const std::string& text, std::size_t& at, cha
       fields.emplace_back();
     } else if (c == '"' && fields.back().empty()) {
       for (;; ++at) {
-        if (at >= text.size()) refuse(file, line, "has a quote that does not end");
+        if (at >= text.size()) refuse(file, first, "has a quote that does not end");
+        line += text[at] == '\n';
         if (text[at] != '"') {
           fields.back() += text[at];
         } else if (at + 1 < text.size() && text[at + 1] == '"') {
@@ -92,7 +94,8 @@ Sparse numbered(const std::vector<std::string>& column, const std::string& name,
 }
 
 std::vector<float> standardised(const std::vector<std::string>& column, const std::vector<std::int64_t>& order,
-                                std::int64_t train, const std::string& name, const std::string& file) {
+                                const std::vector<std::int64_t>& lines, std::int64_t train, const std::string& name,
+                                const std::string& file) {
   std::vector<double> x;
   double sum = 0, squares = 0, n = 0;
   for (std::int64_t k = 0; k < std::int64_t(order.size()); ++k) {
@@ -100,7 +103,7 @@ std::vector<float> standardised(const std::vector<std::string>& column, const st
     const std::string& cell = column[std::size_t(i)];
     double value = std::nan("");
     if (!blank(cell) && !number(cell, value))
-      throw DataError(file + ":" + std::to_string(i + 2),
+      throw DataError(file + ":" + std::to_string(lines[std::size_t(i)]),
                       "column " + name + " is dense, and '" + cell.substr(0, 40) + "' is no number",
                       "name it in --sparse");
     x.push_back(value);
@@ -121,14 +124,14 @@ std::vector<std::int64_t> order_of(std::int64_t n, const CsvSpec& spec) {
 }
 
 std::vector<std::uint8_t> labels_of(const std::vector<std::string>& column, const std::vector<std::int64_t>& order,
-                                    const CsvSpec& spec) {
+                                    const std::vector<std::int64_t>& lines, const CsvSpec& spec) {
   std::vector<std::uint8_t> labels;
   for (const std::int64_t i : order) {
     const std::string& s = column[std::size_t(i)];
     const bool one = s == "1" || s == "true" || s == "True" || s == "1.0";
     if (!one && s != "0" && s != "false" && s != "False" && s != "0.0")
-      throw DataError(spec.from + ":" + std::to_string(i + 2), "label " + spec.label + " is '" + s.substr(0, 40) + "'",
-                      "labels are 0 or 1");
+      throw DataError(spec.from + ":" + std::to_string(lines[std::size_t(i)]),
+                      "label " + spec.label + " is '" + s.substr(0, 40) + "'", "labels are 0 or 1");
     labels.push_back(one);
   }
   return labels;
@@ -180,20 +183,21 @@ Csv read_csv(const std::string& path) {
   const std::string text = packed ? gunzip(bytes, path, most_bytes) : std::string(bytes.begin(), bytes.end());
   const char separator = path.ends_with(".tsv") || path.ends_with(".tsv.gz") ? '\t' : ',';
   Csv csv;
-  std::size_t at = 0;
+  std::size_t at = text.starts_with("\xef\xbb\xbf") ? 3 : 0;  // the byte order mark of spreadsheets
   std::int64_t line = 1;
   csv.names = fields_of(text, at, separator, path, line);
   csv.columns.resize(csv.names.size());
   if (std::set<std::string>(csv.names.begin(), csv.names.end()).size() != csv.names.size())
     refuse(path, 1, "names a column twice");
   while (at < text.size()) {
-    ++line;
+    const std::int64_t first = ++line;
     std::vector<std::string> fields = fields_of(text, at, separator, path, line);
     if (fields.size() == 1 && fields[0].empty()) continue;
     if (fields.size() != csv.names.size())
       refuse(
-          path, line,
+          path, first,
           "has " + std::to_string(fields.size()) + " fields, the first line names " + std::to_string(csv.names.size()));
+    csv.lines.push_back(first);
     for (std::size_t c = 0; c < fields.size(); ++c) csv.columns[c].push_back(std::move(fields[c]));
   }
   return csv;
@@ -210,15 +214,16 @@ TableFileInfo prepare_csv(const CsvSpec& given, const Csv& csv) {
   if (spec.sparse.empty())
     throw DataError(spec.from, "has no sparse column", "name one in --sparse, even if it holds numbers");
   const auto order = order_of(n, spec);
-  const auto labels = labels_of(csv.at(spec.label, spec.from), order, spec);
-  TableFileInfo info{spec.name, spec.dense, {}, n, {0, n - held_out}, {n - held_out, n}, {}, {}};
+  const auto labels = labels_of(csv.at(spec.label, spec.from), order, csv.lines, spec);
+  TableFileInfo info{spec.name, spec.dense, {}, n, {0, n - held_out}, {n - held_out, n}, {}, {}, spec.source};
   std::vector<std::vector<float>> dense;
   for (const auto& name : spec.dense)
-    dense.push_back(standardised(csv.at(name, spec.from), order, n - held_out, name, spec.from));
+    dense.push_back(standardised(csv.at(name, spec.from), order, csv.lines, n - held_out, name, spec.from));
   std::vector<Sparse> sparse;
   std::int64_t width = 0;
   for (const auto& entry : spec.sparse) {
-    const std::string name = entry.substr(0, entry.find(':')),
+    const bool whole = std::find(csv.names.begin(), csv.names.end(), entry) != csv.names.end();  // a name with a ':'
+    const std::string name = whole ? entry : entry.substr(0, entry.rfind(':')),
                       pooling = entry.size() > name.size() ? entry.substr(name.size() + 1) : "sum";
     if (pooling != "sum" && pooling != "mean")
       throw UsageError("--sparse", "'" + entry + "' asks for pooling '" + pooling + "'", "choose sum or mean");
@@ -233,11 +238,12 @@ TableFileInfo prepare_csv(const CsvSpec& given, const Csv& csv) {
   return info;
 }
 
-TableFileInfo prepare_flights(const std::string& from, const std::string& out) {
+TableFileInfo prepare_flights(const std::string& from, const std::string& out, const std::string& source) {
   const Csv all = read_csv(from);
   const auto& delay = all.at("arr_delay", from);
   CsvSpec spec;
-  spec.name = "flights", spec.from = from, spec.out = out, spec.label = "late", spec.random_test = true;
+  spec.name = "flights", spec.from = from, spec.out = out, spec.label = "late", spec.random_test = true,
+  spec.source = source;
   spec.dense = {"distance", "sched_dep_time", "sched_arr_time", "day"};
   spec.sparse = {"month", "hour", "carrier", "flight", "tailnum", "origin", "dest"};
   const std::vector<std::pair<std::string, std::string>> pairs{{"month", "day"}, {"origin", "dest"}};
@@ -251,6 +257,7 @@ TableFileInfo prepare_flights(const std::string& from, const std::string& out) {
     double minutes = 0;
     if (!number(delay[std::size_t(i)], minutes)) continue;  // cancelled, or sent elsewhere
     late.push_back(minutes > 15 ? "1" : "0");
+    known.lines.push_back(all.lines[std::size_t(i)]);
     for (std::size_t c = 0; c < known.names.size(); ++c)
       known.columns[c].push_back(all.at(known.names[c], from)[std::size_t(i)]);
     for (std::size_t k = 0; k < pairs.size(); ++k)

@@ -30,7 +30,8 @@ nlohmann::json json_of(const TableFileInfo& info) {
           {"train", part(info.train)},
           {"test", part(info.test)},
           {"validation", part(info.validation)},
-          {"identity", info.identity}};
+          {"identity", info.identity},
+          {"source", info.source}};
 }
 
 TableData::Part part_of(const nlohmann::json& j, std::int64_t samples) {
@@ -59,6 +60,7 @@ TableFileInfo info_of(const std::string& text, const std::string& path) {
     info.test = part_of(j.at("test"), info.samples);
     info.validation = part_of(j.at("validation"), info.samples);
     info.identity = j.at("identity");
+    info.source = j.value("source", "");
     return info;
   } catch (const std::exception& e) {
     throw DataError(path, std::string("its description is damaged: ") + e.what(), prepare_anew);
@@ -171,7 +173,8 @@ Batch TableFile::read(std::span<const std::int64_t> ids, std::int64_t) const {
   return batch;
 }
 
-void write_table_file(const TableData& data, const std::string& name, const std::string& path) {
+void write_table_file(const TableData& data, const std::string& name, const std::string& path,
+                      const std::string& source) {
   constexpr std::int64_t block = 65536;
   TableFileWriter writer(path, data.size(), data.dense(), data.width(), data.has_truth());
   std::vector<std::int64_t> ids;
@@ -184,8 +187,8 @@ void write_table_file(const TableData& data, const std::string& name, const std:
                batch.columns.at("ids").const_data_ptr<std::int32_t>(), label.const_data_ptr<std::uint8_t>(),
                data.has_truth() ? batch.columns.at("truth").const_data_ptr<float>() : nullptr);
   }
-  TableFileInfo info{name, {}, data.tables(), 0, data.train(), data.test(), {}, {}};
-  for (std::int64_t j = 0; j < data.dense(); ++j) info.dense.push_back("I" + std::to_string(j + 1));
+  TableFileInfo info{name, {}, data.tables(), 0, data.train(), data.test(), {}, {}, source};
+  for (std::int64_t j = 0; j < data.dense(); ++j) info.dense.push_back(std::string("I").append(std::to_string(j + 1)));
   writer.finish(std::move(info));
 }
 

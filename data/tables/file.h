@@ -19,6 +19,7 @@ struct TableFileInfo {
   std::int64_t samples = 0;
   TableData::Part train, test, validation;
   std::string identity;  // filled in by the writer
+  std::string source;    // what it was made from and how, as the caller says it: another source is another file
 };
 
 // Writes blocks of samples in their order. What it writes is there once finish() has returned.
@@ -67,6 +68,7 @@ class TableFile final : public TableData {
 };
 
 // Any data as such a file, in its own order.
-void write_table_file(const TableData& data, const std::string& name, const std::string& path);
+void write_table_file(const TableData& data, const std::string& name, const std::string& path,
+                      const std::string& source = {});
 
 }  // namespace trireme

@@ -87,7 +87,10 @@ std::string unpacked(const Bytes& b, const Member& m) {
   const std::uint64_t begin = m.header + 30 + b.at<std::uint16_t>(m.header + 26) + b.at<std::uint16_t>(m.header + 28);
   const auto data = b.part(begin, m.packed);
   if (m.size > std::uint64_t(most_bytes)) b.refuse("its member " + m.name + " is too large");
-  if (m.method == 0) return {data.begin(), data.end()};
+  if (m.method == 0) {
+    if (const auto crc = zip_crc32(data); crc && *crc != m.crc) b.refuse("its member " + m.name + " is damaged");
+    return {data.begin(), data.end()};
+  }
   if (m.method != 8) b.refuse("its member " + m.name + " is packed in a way that NumPy does not use");
   std::vector<std::uint8_t> gzip{0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255};
   gzip.insert(gzip.end(), data.begin(), data.end());
@@ -166,7 +169,7 @@ void seven_days(TableFileInfo& info) {
   info.train = {0, last}, info.test = {last, middle}, info.validation = {middle, n};
 }
 
-TableFileInfo prepare_criteo_npz(const std::string& from, const std::string& out) {
+TableFileInfo prepare_criteo_npz(const std::string& from, const std::string& out, const std::string& source) {
   const auto all = read_npz(read_file(from, most_bytes), from);
   const auto found = all.find("X_cat");
   if (found == all.end() || found->second.shape.size() != 2 || found->second.shape[0] < 7 || found->second.shape[1] < 1)
@@ -177,7 +180,7 @@ TableFileInfo prepare_criteo_npz(const std::string& from, const std::string& out
   const std::int64_t wide = x != all.end() && x->second.shape.size() == 2 ? x->second.shape[1] : 0;
   const NpyArray &dense = needed(all, "X_int", {n, wide}, from), &labels = needed(all, "y", {n}, from);
   const NpyArray& counts = needed(all, "counts", {tables}, from);
-  TableFileInfo info{"criteo", {}, {}, n, {}, {}, {}, {}};
+  TableFileInfo info{"criteo", {}, {}, n, {}, {}, {}, {}, source};
   for (std::int64_t k = 0; k < wide; ++k) info.dense.push_back("I" + std::to_string(k + 1));
   for (std::int64_t t = 0; t < tables; ++t) {
     const double rows = counts.at(t);

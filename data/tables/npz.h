@@ -22,7 +22,7 @@ struct NpyArray {
 std::map<std::string, NpyArray> read_npz(std::span<const std::uint8_t> file, const std::string& path);
 
 // Seven days of equal length, as prepare_criteo() has them.
-TableFileInfo prepare_criteo_npz(const std::string& from, const std::string& out);
+TableFileInfo prepare_criteo_npz(const std::string& from, const std::string& out, const std::string& source = {});
 
 // Parts of one file of n samples: six days of seven train, the last is halved into test and validation.
 void seven_days(TableFileInfo& info);

@@ -4,6 +4,7 @@
 
 #include <bit>
 #include <cmath>
+#include <limits>
 
 namespace trireme::kernels {
 namespace {
@@ -105,6 +106,35 @@ void activation_backward(Activation act, const T* z, T* dy, T* y, T* dbias, std:
 }
 
 template <class T>
+void bias_relu(T* z, const T* bias, bool relu, std::int64_t rows, std::int64_t width) {
+  const T least = relu ? T(0) : -std::numeric_limits<T>::infinity();
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+  for (std::int64_t r = 0; r < rows; ++r)
+#pragma omp simd
+    for (std::int64_t c = 0; c < width; ++c) {
+      const T v = z[r * width + c] + bias[c];
+      z[r * width + c] = v < least ? least : v;
+    }
+}
+
+template <class T>
+void relu_backward(const T* y, const T* dy, T* dz, T* dbias, std::int64_t rows, std::int64_t width) {
+  sum_columns_by_block<T>(rows, width, dbias, [&](std::int64_t begin, std::int64_t end, T* sums) {
+    for (std::int64_t r = begin; r < end; ++r) {
+      const T *yr = y + r * width, *from = dy + r * width;
+      T* to = dz + r * width;
+#pragma omp simd
+      for (std::int64_t c = 0; c < width; ++c) {
+        const T d = from[c];  // read in any case: a masked load would keep this loop from being vectorised
+        const T passed = yr[c] <= T(0) ? T(0) : d;
+        to[c] = passed;
+        sums[c] += passed;
+      }
+    }
+  });
+}
+
+template <class T>
 void bias_residual(const T* x, const T* bias, T* y, std::int64_t rows, std::int64_t width) {
 #pragma omp parallel for schedule(static)
   for (std::int64_t r = 0; r < rows; ++r)
@@ -124,6 +154,8 @@ void column_sums(const T* x, T* sums, std::int64_t rows, std::int64_t width) {
 #define TRIREME_ACTIVATION(T)                                                                      \
   template void bias_activation(Activation, T*, const T*, T*, std::int64_t, std::int64_t);         \
   template void activation_backward(Activation, const T*, T*, T*, T*, std::int64_t, std::int64_t); \
+  template void bias_relu(T*, const T*, bool, std::int64_t, std::int64_t);                         \
+  template void relu_backward(const T*, const T*, T*, T*, std::int64_t, std::int64_t);             \
   template void bias_residual(const T*, const T*, T*, std::int64_t, std::int64_t);                 \
   template void column_sums(const T*, T*, std::int64_t, std::int64_t);
 TRIREME_ACTIVATION(float)

@@ -1,4 +1,4 @@
-// Pointwise parts of a transformer MLP, fused so that each array is touched once. Row-major [rows, width], host memory.
+// Pointwise parts of an MLP, fused so that each array is touched once. Row-major [rows, width], host memory.
 #pragma once
 #include <cstdint>
 
@@ -16,6 +16,14 @@ void bias_activation(Activation act, T* z, const T* bias, T* y, std::int64_t row
 // dz = dy * act'(z) in place of dy; y = act(z) again; dbias [width] = column sums of dz.
 template <class T>
 void activation_backward(Activation act, const T* z, T* dy, T* y, T* dbias, std::int64_t rows, std::int64_t width);
+
+// z += bias, and where `relu` z = max(z, 0); NaN stays NaN.
+template <class T>
+void bias_relu(T* z, const T* bias, bool relu, std::int64_t rows, std::int64_t width);
+
+// dz = dy where y = max(z, 0) is not 0, else 0; dbias [width] = column sums of dz.
+template <class T>
+void relu_backward(const T* y, const T* dy, T* dz, T* dbias, std::int64_t rows, std::int64_t width);
 
 // y = x + y + bias.
 template <class T>

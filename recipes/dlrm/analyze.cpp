@@ -8,6 +8,7 @@
 #include "framework/experiment.h"
 #include "framework/init_from.h"
 #include "recipes/dlrm/config.h"
+#include "recipes/dlrm/whole_job.h"
 
 #include <algorithm>
 #include <chrono>
@@ -18,6 +19,7 @@
 #include <iostream>
 #include <map>
 #include <numeric>
+#include <sstream>
 #include <string_view>
 #include <unordered_set>
 
@@ -27,7 +29,7 @@ namespace trireme::dlrm {
 namespace {
 
 struct Options {
-  std::string what, run, out, tight = "0.98", link = "4";
+  std::string what, run, out, tight = "0.98", link = "4", ranks, dump;
   int rows = 2048, batches = 4, loose_rows = 200;
 };
 
@@ -148,17 +150,13 @@ std::string yaml_of(const std::vector<TableReport>& all, const Options& o) {
          yaml_list("ratio", all, [](const TableReport& r) { return digits(r.chosen.ratio); });
 }
 
-// The ids of batches of training samples, drawn at random.
-std::vector<at::Tensor> batches_of_ids(const TableData& data, const Options& o) {
-  std::vector<at::Tensor> batches;
-  for (int k = 0; k < o.batches; ++k) {
-    Rng rng(1, "dlrm/analyze", std::uint64_t(k));
-    std::vector<std::int64_t> ids;
-    for (int i = 0; i < o.rows; ++i)
-      ids.push_back(data.train().begin + std::int64_t(rng.below(std::uint64_t(data.train().size()))));
-    batches.push_back(data.read(ids, 0).columns.at("ids"));
-  }
-  return batches;
+// Training samples, drawn at random.
+Batch batch_of(const TableData& data, const Options& o, int k) {
+  Rng rng(1, "dlrm/analyze", std::uint64_t(k));
+  std::vector<std::int64_t> ids;
+  for (int i = 0; i < o.rows; ++i)
+    ids.push_back(data.train().begin + std::int64_t(rng.below(std::uint64_t(data.train().size()))));
+  return data.read(ids, 0);
 }
 
 // What training reads of the table whose ids begin at this column: the first of each bag.
@@ -169,6 +167,66 @@ std::vector<at::Tensor> lookups(const std::vector<at::Tensor>& ids, std::int64_t
     batches.push_back(weight.index_select(0, first).to(at::kFloat).contiguous());
   }
   return batches;
+}
+
+std::vector<int> ranks_of(const Options& o) {
+  std::vector<int> all;
+  std::istringstream in(o.ranks);
+  for (std::string word; std::getline(in, word, ',');) {
+    const auto n = int(real("--ranks", word));
+    if (n < 1 || n > o.rows || std::to_string(n) != word)
+      throw UsageError("--ranks", "'" + word + "' is no number of ranks", "write --ranks 4,8,32, at most --rows");
+    all.push_back(n);
+  }
+  return all;
+}
+
+// Ratios of the whole exchange on other numbers of ranks, with the bounds that the run ends with.
+void print_whole_job(const Options& o, const DlrmConfig& config, const TableData& data,
+                     const std::map<std::string, at::Tensor>& weights) {
+  const auto tables = std::int64_t(data.tables().size());
+  const Shape shape = shape_of(config.model, config.data, data.dense(), tables);
+  const Bounds bounds(config.compression.forward.bounds, config.data.shape, tables, "compression.forward.classes");
+  std::vector<double> forward;  // what is left when the decay has ended
+  for (std::int64_t t = 0; t < tables; ++t) forward.push_back(bounds.relative(t, 1, 0) / bounds.factor(1, 0));
+  const std::vector<double> backward(forward.size(), config.compression.backward.bound);
+  std::vector<at::Tensor> rows, gradients;
+  for (int k = 0; k < o.batches; ++k) {
+    const Batch batch = batch_of(data, o, k);
+    std::vector<at::Tensor> looked;
+    std::int64_t column = 0;
+    for (std::int64_t t = 0; t < tables; ++t) {
+      looked.push_back(lookups({batch.columns.at("ids")}, column, weights.at(table_name(t)))[0]);
+      column += data.tables()[std::size_t(t)].width;
+    }
+    const Looked l = look_up(shape, weights, at::stack(looked), batch.columns.at("dense"), batch.columns.at("label"));
+    rows.push_back(l.rows), gradients.push_back(l.gradients);
+  }
+  std::printf(
+      "\nthe whole exchange of batches of %d, f32 bytes by bytes sent, headers and sizes counted; gradients within "
+      "%g\n",
+      o.rows, config.compression.backward.bound);
+  for (const bool back : {false, true})
+    for (const int ranks : ranks_of(o)) {
+      std::printf("%s, %d ranks, %d rows a chunk:", back ? "backward" : "forward", ranks, o.rows / ranks);
+      for (const auto& [codec, ratio] :
+           whole_job(back ? gradients : rows, back ? backward : forward, ranks,
+                     (back ? config.compression.backward.scope : config.compression.forward.scope) == "table"))
+        std::printf(" %s %.2f,", codec.c_str(), ratio);
+      std::printf("\n");
+    }
+}
+
+// Raw f32, as `trireme codec` reads it: table_T_batch_K.f32, rows x dim.
+void dump(const Options& o, std::size_t table, const std::vector<at::Tensor>& batches) {
+  std::filesystem::create_directories(o.dump);
+  for (std::size_t k = 0; k < batches.size(); ++k) {
+    const std::string name = o.dump + "/table_" + std::to_string(table) + "_batch_" + std::to_string(k) + ".f32";
+    std::ofstream out(name, std::ios::binary);
+    out.write(static_cast<const char*>(batches[k].const_data_ptr()), std::streamsize(batches[k].nbytes()));
+    out.flush();
+    if (!out) throw DataError(name, "cannot be written", "is the disk full?");
+  }
 }
 
 int analyze(const Options& o) {
@@ -187,13 +245,16 @@ int analyze(const Options& o) {
   std::printf("%-8s %11s %9s %9s %9s  %-6s %-14s %7s %7s %7s\n", "table", "rows", "Uq/U0 .005", ".01", ".02", "class",
               "codec", "ratio", "enc", "dec");
   double coded = 0;
-  const auto ids = batches_of_ids(*data, o);
+  std::vector<at::Tensor> ids;
+  for (int k = 0; k < o.batches; ++k) ids.push_back(batch_of(*data, o, k).columns.at("ids"));
   std::int64_t column = 0;
   for (std::size_t t = 0; t < data->tables().size(); ++t) {
     const Table& table = data->tables()[t];
     const auto weight = weights.find(table_name(std::int64_t(t)));
     if (weight == weights.end()) throw DataError(o.run, "has no " + table_name(std::int64_t(t)), "name a run of dlrm");
-    all.push_back(look(lookups(ids, column, weight->second), table, o, config.compression.forward.bounds));
+    const auto batches = lookups(ids, column, weight->second);
+    all.push_back(look(batches, table, o, config.compression.forward.bounds));
+    if (!o.dump.empty()) dump(o, t, batches);
     const TableReport& r = all.back();
     coded += 1 / r.chosen.ratio;
     column += table.width;
@@ -209,6 +270,7 @@ int analyze(const Options& o) {
     std::printf(", %s %.2f", codec.c_str(), double(all.size()) / sum);
   }
   std::printf("\nGB/s are of f32 on one thread\n");
+  if (!o.ranks.empty()) print_whole_job(o, config, *data, weights);
   const std::string out = o.out.empty() ? o.run + "/analysis.yaml" : o.out;
   write_whole(out, [&](const std::string& name) { std::ofstream(name) << yaml_of(all, o); });
   std::printf("wrote %s: train with compression.forward.classes=%s compression.forward.codec=analysis\n", out.c_str(),
@@ -225,6 +287,8 @@ const Commands::Entry registered(
        command.number("--rows", o->rows, "samples of a batch that is looked up", {2, 1 << 20});
        command.number("--batches", o->batches, "batches looked up", {1, 1000});
        command.text("--tight", o->tight, "tables with fewer distinct rows of codes than this share are tight");
+       command.text("--ranks", o->ranks, "4,8,32: also what the whole exchange would send both ways on so many ranks");
+       command.text("--dump", o->dump, "folder for the rows that were looked up, for trireme codec");
        command.number("--loose-rows", o->loose_rows, "tables of at most so many rows are loose", {0, 1 << 30});
        command.text("--link", o->link, "GB/s of the link, for the choice of the codec");
        return [o](const CommandLine&) { return analyze(*o); };

@@ -113,6 +113,7 @@ class Dlrm : public Recipe {
   template <class F>
   void each_test_batch(Context& c, const F& f) {
     const at::NoGradGuard no_grad;
+    coder_->run_length(c.steps);
     const auto part = data_->test();
     const std::int64_t most = (part.size() + c.size() - 1) / c.size();  // no batch is larger than the data
     const std::int64_t b = std::max<std::int64_t>(1, std::min(config_.eval_batch / c.size(), most));

@@ -12,7 +12,7 @@ namespace {
 
 std::string gib(double bytes) {
   char text[32];
-  std::snprintf(text, sizeof text, "%.2f GiB", bytes / 1073741824);
+  std::snprintf(text, sizeof text, "%.3g GiB", bytes / 1073741824);
   return text;
 }
 

@@ -1,7 +1,7 @@
 // links: comm
 // A user's first hour with `dlrm`, through the program: own CSV, train, predictions, export and back. And what goes
 // wrong on the way: the code, one line, the cure.
-#include "tests/fault/program.h"
+#include "tests/fault/experiment.h"
 
 #include <cmath>
 
@@ -24,7 +24,8 @@ class DlrmInput : public ::testing::Test {
                            "--dense", "price", "--out", "own.h5"});
     ASSERT_EQ(o.code, 0) << o;
     write_text(path("own.yaml"),
-               "recipe: dlrm\nsteps: 60\nbatch_size: 40\ndevice: cpu\noptimizer: {name: sgd, lr: 0.5, momentum: 0.0, "
+               "recipe: dlrm\nsteps: 60\nbatch_size: 40\nlog_every: 100\ndevice: cpu\noptimizer: {name: sgd, lr: 0.5, "
+               "momentum: 0.0, "
                "weight_decay: 0.0, schedule: const}\ndata: {file: own.h5}\nmodel: {dim: 4, bottom: [8], top: [8]}\n"
                "compression: {forward: {codec: auto}, backward: {codec: auto}}\n");
   }
@@ -60,11 +61,20 @@ TEST_F(DlrmInput, FirstHour) {
   EXPECT_EQ(read_text(path("p.csv")), read_text(path("p3.csv")));
   refused({"export", "a", "--out", "other", "--step", "best"}, 2, {"--step"});
   refused({"eval", "a", "--raw"}, 2, {"--raw"});
-  const Outcome analysis = run({"dlrm", "analyze", "a", "--rows", "64", "--out", "classes.yaml"});
+  const Outcome analysis = run({"dlrm", "analyze", "a", "--rows", "64", "--ranks", "1,4", "--out", "classes.yaml"});
   ASSERT_EQ(analysis.code, 0) << analysis;
+  EXPECT_NE(analysis.out.find("backward, 4 ranks, 16 rows a chunk:"), std::string::npos) << analysis;
   const Outcome guided =
       run({"train", "own.yaml", "--out", "c", "steps=2", "compression.forward.classes=classes.yaml"});
   EXPECT_EQ(guided.code, 0) << guided;
+  // Evaluation under compression takes the bounds of the step that the checkpoint was saved after.
+  const Outcome coded = run({"train", "own.yaml", "--out", "d", "compression.eval=true", "compression.forward.base=0.2",
+                             "compression.forward.decay_steps=70"});
+  ASSERT_EQ(coded.code, 0) << coded;
+  const Outcome again = run({"eval", "d", "--json"});
+  ASSERT_EQ(again.code, 0) << again;
+  const auto bce = nlohmann::json::parse(again.out).at("bce").get<double>();
+  EXPECT_EQ(bce, logged(path("d"), "eval/bce").back().second);
 }
 
 TEST_F(DlrmInput, Mistakes) {
@@ -77,6 +87,10 @@ TEST_F(DlrmInput, Mistakes) {
   EXPECT_FALSE(fs::exists(path("c.h5"))) << "nothing is left behind";
   refused({"data", "criteo", "--from", "none.txt", "--out", "c.h5"}, 3, {"none.txt"});
   refused({"data", "table", "--from", "own.csv", "--label", "nothing", "--out", "d.h5"}, 3, {"no column nothing"});
+  // What is there was made from another file, or in another way.
+  write_text(path("other.csv"), read_text(path("own.csv")));
+  refused({"data", "table", "--from", "other.csv", "--label", "clicked", "--sparse", "shop", "--out", "own.h5"}, 3,
+          {"own.csv", "--force"});
   refused({"train", "own.yaml", "--out", "a", "planner.memory_gib=1e-9"}, 2, {"table", "planner.memory_gib"});
   refused({"train", "own.yaml", "--out", "a", "compression.forward.codec=zip"}, 2,
           {"compression.forward.codec", "zip"});
@@ -92,6 +106,50 @@ TEST_F(DlrmInput, Mistakes) {
   for (; at != file.npos; at = file.find(pattern, at + 12)) file[at + 9] = 0x7f;
   write_text(path("own.h5"), file);
   refused({"train", "own.yaml", "--out", "a"}, 3, {"table shop", "has 5 rows", "asks for row 32512"});
+}
+
+// A rank that is killed, and one that announces a code of a size that cannot be: the job ends with one line, its
+// checkpoints are whole, and the same command goes on from them, on as many ranks to the bit, on others nearly.
+TEST_F(DlrmInput, NothingIsLost) {
+  prepare();
+  const auto into = [&](const std::string& out, const std::string& ranks = "2") {
+    return Words{"train", "own.yaml", "--ranks", ranks, "--out", out, "steps=800", "checkpoint.every=100", "threads=1"};
+  };
+  const auto go_on = [&](const std::string& out, const std::string& ranks) {
+    const Outcome o = run(into(out, ranks));
+    EXPECT_EQ(o.code, 0) << o;
+    EXPECT_NE(o.out.find("resumed at step"), std::string::npos) << o;
+  };
+  ASSERT_EQ(run(into("whole")).code, 0);
+
+  Program p(into("killed"), {folder_.path});
+  const auto begun = [&] { return !checkpoint_steps(path("killed")).empty() || p.ended(); };
+  ASSERT_TRUE(wait_until(begun, std::chrono::seconds(60)));
+  const pid_t victim = p.rank(1);
+  ASSERT_GT(victim, 0) << "the run was over before a rank could be killed";
+  kill(victim, SIGKILL);
+  const Outcome killed = p.wait(std::chrono::seconds(20));
+  EXPECT_EQ(killed.code, 4) << killed;
+  ASSERT_EQ(killed.errors().size(), 1u) << killed;
+  EXPECT_NE(killed.errors()[0].find("rank 1: was lost"), std::string::npos) << killed;
+  EXPECT_NE(killed.errors()[0].find("the same command resumes"), std::string::npos) << killed;
+  fs::copy(path("killed"), path("moved"), fs::copy_options::recursive);
+  go_on("killed", "2");
+  EXPECT_EQ(final_state(path("killed")), final_state(path("whole")));
+  go_on("moved", "4");  // tables move to other owners
+  EXPECT_NEAR(logged(path("moved")).back().second, logged(path("whole")).back().second, 1e-3);
+
+  // Two messages of sizes a step: about step 250.
+  const Program::Options lying{folder_.path,
+                               {"LD_PRELOAD=" TRIREME_FORGED_SIZES, "TRIREME_MPI_TRANSPORT=p2p", "FORGE_AT=500"}};
+  const Outcome forged = run_program(into("forged"), lying);
+  EXPECT_EQ(forged.code, 4) << forged;
+  ASSERT_EQ(forged.errors().size(), 1u) << forged;
+  for (const std::string part : {"error: step 2", ", table ", "from rank 1", "announces 10995116", "same program"})
+    EXPECT_NE(forged.errors()[0].find(part), std::string::npos) << part << "\n" << forged;
+  EXPECT_FALSE(checkpoint_steps(path("forged")).empty());
+  go_on("forged", "2");
+  EXPECT_EQ(final_state(path("forged")), final_state(path("whole")));
 }
 
 }  // namespace

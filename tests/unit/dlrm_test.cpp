@@ -96,6 +96,7 @@ TEST(Dlrm, EqualOnAnyNumberOfRanks) {
   const Trained one = train(1, {});
   EXPECT_LT(apart(one, train(2, {})), 1e-5);
   EXPECT_LT(apart(one, train(4, {})), 1e-5);
+  EXPECT_LT(apart(one, train(8, {})), 1e-5);
   EXPECT_LT(apart(train(1, {"precision=f64"}), train(2, {"precision=f64", "accumulate=3"})), 1e-12);
 }
 

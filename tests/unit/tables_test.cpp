@@ -148,6 +148,9 @@ TEST(Criteo, SevenDaysAndIdsByFirstAppearance) {
   EXPECT_GT(fewer.dropped, 2);
   EXPECT_EQ(fewer.info.samples + fewer.dropped, 34);
   spec.files = {folder.write("bad.txt", text + std::string("1\t2\t3\n"))};
+  EXPECT_SAYS(said([&] { prepare_criteo(spec); }), "1 of 18 lines are malformed");  // more than 0.001 of them
+  spec.broken_share = 0.06;
+  EXPECT_EQ(prepare_criteo(spec).bad_lines, 1);
   spec.broken_share = 0;
   EXPECT_SAYS(said([&] { prepare_criteo(spec); }), "bad.txt:18");
   EXPECT_SAYS(said([&] { spec.files = {folder("none.txt")}, prepare_criteo(spec); }), "cannot be read");
@@ -180,6 +183,39 @@ TEST(Criteo, NpzOfTheReference) {
     changed[at] = char(changed[at] ^ 0x55);
     said([&] { read(changed); });
   }
+}
+
+// A zip file with one member that is not packed, as np.savez writes it.
+std::string stored_zip(const std::string& name, const std::string& data) {
+  std::uint32_t crc = ~0u;
+  for (const unsigned char c : data) {
+    crc ^= c;
+    for (int k = 0; k < 8; ++k) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0);
+  }
+  const auto little = [](std::uint64_t v, int bytes) {
+    std::string s;
+    for (int k = 0; k < bytes; ++k) s += char(v >> (8 * k));
+    return s;
+  };
+  const std::string common = little(20, 2) + little(0, 8) + little(~crc, 4) + little(data.size(), 4) +
+                             little(data.size(), 4) + little(name.size(), 2) + little(0, 2);
+  const std::string member = "PK\3\4" + common + name + data;
+  const std::string directory = "PK\1\2" + little(20, 2) + common + little(0, 10) + little(0, 4) + name;
+  return member + directory + "PK\5\6" + little(0, 4) + little(1, 2) + little(1, 2) + little(directory.size(), 4) +
+         little(member.size(), 4) + little(0, 2);
+}
+
+TEST(Criteo, AStoredMemberIsChecked) {
+  std::string head = "{'descr': '<i4', 'fortran_order': False, 'shape': (3,), }";
+  head += std::string(117 - head.size(), ' ') + "\n";
+  const std::string npy = std::string("\x93NUMPY\1\0\x76\0", 10) + head + std::string("\5\0\0\0\6\0\0\0\7\0\0\0", 12);
+  std::string zip = stored_zip("y.npy", npy);
+  const auto read = [&] {
+    return read_npz({reinterpret_cast<const std::uint8_t*>(zip.data()), zip.size()}, "x.npz").at("y").at(2);
+  };
+  EXPECT_EQ(read(), 7);
+  zip[zip.find("\7\0\0\0", 140)] ^= 1;
+  EXPECT_SAYS(said(read), "its member y.npy is damaged");
 }
 
 TEST(TableFile, DamagedFilesAreErrors) {
@@ -231,6 +267,29 @@ TEST(Csv, BagsQuotesAndBlanks) {
   EXPECT_SAYS(said([&] { prepare_csv(spec); }), "no column nothing");
   spec.from = folder.write("bad.csv", "a,b\n1,2\n1\n");
   EXPECT_SAYS(said([&] { prepare_csv(spec); }), "bad.csv:3");
+}
+
+// What a spreadsheet writes: a byte order mark, line ends within quotes, blank lines; and names with a colon.
+TEST(Csv, LinesAreThoseOfTheFile) {
+  const Folder folder;
+  const std::string text =
+      "\xef\xbb\xbf"
+      "clicked,price,a:b\n1,2,\"x\ny\"\n\n0,3,z\n1,";
+  CsvSpec spec;
+  spec.label = "clicked", spec.dense = {"price"}, spec.sparse = {"a:b"}, spec.test = 0.3;
+  spec.from = folder.write("good.csv", text + "4,z\n"), spec.out = folder("good.h5");
+  const TableFileInfo info = prepare_csv(spec);
+  EXPECT_EQ(info.samples, 3);
+  EXPECT_EQ(info.tables[0].name, "a:b");
+  EXPECT_EQ(info.tables[0].rows, 2);
+  spec.sparse = {"a:b:mean"};
+  EXPECT_EQ(prepare_csv(spec).tables[0].pooling, "mean");
+  spec.from = folder.write("bad.csv", text + "dear,z\n");
+  EXPECT_SAYS(said([&] { prepare_csv(spec); }), "bad.csv:6");
+  spec.from = folder.write("bad.csv", text + "4\n");
+  EXPECT_SAYS(said([&] { prepare_csv(spec); }), "bad.csv:6");
+  spec.from = folder.write("bad.csv", text + "4,z\nmaybe,4,z\n");
+  EXPECT_SAYS(said([&] { prepare_csv(spec); }), "bad.csv:7");
 }
 
 TEST(Flights, LabelAndColumns) {

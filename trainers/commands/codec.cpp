@@ -25,12 +25,12 @@ struct CodecCommand {
 };
 
 float number_of(const char* option, const std::string& text) {
-  float value = 0;
+  double value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || !(value >= 0) || !std::isfinite(value))
     throw UsageError(std::string("codec ") + option, "'" + text + "' is no bound",
                      "give a number >= 0, for example 0.03");
-  return value;
+  return f32_bound(value);  // never above what was given
 }
 
 std::vector<float> read_rows(const CodecCommand& o) {

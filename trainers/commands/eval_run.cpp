@@ -7,6 +7,7 @@
 #include "framework/metrics/metrics.h"
 #include "framework/session.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -62,7 +63,9 @@ int evaluate_run(const EvalRun& o, Communicator& world) {
   Experiment e(Config::load(config_of(o.run), keys));
   at::set_num_threads(o.threads ? o.threads : std::max(1, at::get_num_threads()));
   Session session(world, e.train, *e.recipe);
-  init_from(o.run, session, session.context().comm("control"));
+  // The step that the checkpoint was saved after: what follows a schedule is as it was then.
+  const std::int64_t step = init_from(o.run, session, session.context().comm("control"));
+  session.context().now.step = std::max<std::int64_t>(step - 1, 0);
   const auto metrics = session.evaluate();
   if (!o.predictions.empty()) write_predictions(o, session, *e.recipe, world);
   if (world.rank() == 0) print(o, metrics, *e.recipe);

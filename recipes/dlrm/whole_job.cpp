@@ -1,0 +1,80 @@
+#include "recipes/dlrm/whole_job.h"
+
+#include "comm/error.h"
+
+#include <algorithm>
+
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/autograd.h>
+
+namespace trireme::dlrm {
+namespace {
+
+// Coded bytes of each table over all batches.
+std::vector<double> coded_bytes(const std::string& codec, const std::vector<at::Tensor>& batches,
+                                const std::vector<double>& bounds, int ranks, bool shared) {
+  BoundedOptions options;
+  options.codec = codec;
+  const Bounded bounded(options);
+  const auto n = std::size_t(batches[0].size(1) / ranks), d = std::size_t(batches[0].size(2));
+  std::vector<std::uint8_t> out(bounded.max_bytes(n, d) * std::size_t(ranks));
+  std::vector<std::uint64_t> sizes(static_cast<std::size_t>(ranks));
+  std::vector<double> bytes(bounds.size());
+  for (const auto& batch : batches)
+    for (std::size_t t = 0; t < bounds.size(); ++t) {
+      const at::Tensor rows = batch[std::int64_t(t)].contiguous();
+      std::vector<TableChunk> chunks(sizes.size());
+      for (std::size_t k = 0; k < chunks.size(); ++k) {
+        TableChunk& c = chunks[k];
+        c.rows = rows.const_data_ptr<float>() + k * n * d, c.n = n, c.dim = d;
+        c.bound = float(bounds[t]), c.scope = std::uint32_t(shared ? 0 : k);
+      }
+      bounded.encode(chunks, {out.data(), out.size(), DType::u8}, {sizes.data(), sizes.size(), DType::i64});
+      for (const std::uint64_t s : sizes) bytes[t] += double(s) + 8;
+    }
+  return bytes;
+}
+
+}  // namespace
+
+Looked look_up(const Shape& shape, const std::map<std::string, at::Tensor>& weights, const at::Tensor& rows,
+               const at::Tensor& dense, const at::Tensor& label) {
+  nn::Parameters params = nn::Parameters::unset(at::kFloat, at::kCPU);
+  const Model model(shape, params);
+  for (const auto& p : params.all()) {
+    const auto found = weights.find(p.name);
+    if (found == weights.end() || found->second.sizes() != p.value.sizes())
+      throw DataError("RUN", "has no " + p.name + " of this model", "name a run of dlrm");
+    p.value.detach().copy_(found->second);
+  }
+  std::vector<std::int64_t> places;
+  for (std::int64_t t = 0; t < shape.tables; ++t) places.push_back(t);
+  const at::Tensor leaf = rows.detach().clone().requires_grad_();
+  const at::Tensor logits = model.top(model.bottom(dense), leaf, places);
+  const at::Tensor loss = at::binary_cross_entropy_with_logits(logits, label);
+  const auto gradients = torch::autograd::grad({loss}, {leaf});
+  return {rows, gradients[0]};
+}
+
+std::map<std::string, double> whole_job(const std::vector<at::Tensor>& batches, const std::vector<double>& bounds,
+                                        int ranks, bool shared) {
+  double plain = 0;
+  for (const auto& b : batches) plain += double(b.size(1) / ranks * ranks * b.size(0) * b.size(2)) * 4;
+  std::map<std::string, std::vector<double>> bytes;
+  for (const std::string codec :
+       {"vector_lz", "huffman", "packed", "dedup_huffman", "auto", "smallest", "int8_row32", "int4"})
+    bytes[codec] = coded_bytes(codec, batches, bounds, ranks, shared);
+  std::vector<double>& better = bytes["vector_lz or huffman"];
+  for (std::size_t t = 0; t < bounds.size(); ++t)
+    better.push_back(std::min(bytes["vector_lz"][t], bytes["huffman"][t]));
+  std::map<std::string, double> ratios;
+  for (const auto& [codec, of_table] : bytes) {
+    double sum = 0;
+    for (const double b : of_table) sum += b;
+    ratios[codec] = plain / sum;
+  }
+  return ratios;
+}
+
+}  // namespace trireme::dlrm
