@@ -46,11 +46,15 @@ std::string answer(const json& row, const char* key, const std::string& where) {
 
 enum class Shape { instruction, messages, pair };
 
-Shape shape_of(const json& row, const std::string& where) {
+// A line may serve both objectives.
+Shape shape_of(const json& row, bool pairs, const std::string& where) {
   if (!row.is_object()) throw DataError(where, "is no JSON object, or cut short", shapes);
+  const bool pair = row.contains("chosen") && row.contains("rejected");
+  if (pairs && !pair) throw DataError(where, "holds no preference pair", "write {prompt, chosen, rejected}");
+  if (pairs) return Shape::pair;
   if (row.contains("messages")) return Shape::messages;
-  if (row.contains("chosen") && row.contains("rejected")) return Shape::pair;
   if (row.contains("instruction")) return Shape::instruction;
+  if (pair) throw DataError(where, "holds a preference pair", "choose the objective dpo, or another file");
   throw DataError(where, "has none of the known shapes", shapes);
 }
 
@@ -79,12 +83,9 @@ class Rows {
   Rows(const std::string& path, bool pairs) : path_(path), pairs_(pairs) {}
 
   void add(const json& row, const std::string& where) {
-    const Shape shape = shape_of(row, where);
+    const Shape shape = shape_of(row, pairs_, where);
     if (all_.empty()) shape_ = shape;
     if (shape != shape_) throw DataError(where, "has another shape than the lines before", "keep one shape in a file");
-    if ((shape == Shape::pair) != pairs_)
-      throw DataError(where, pairs_ ? "holds no preference pair" : "holds a preference pair",
-                      pairs_ ? "write {prompt, chosen, rejected}" : "choose the objective dpo, or another file");
     all_.push_back(conversation(row, shape, where));
   }
   std::vector<Conversation> take() {
