@@ -142,14 +142,14 @@ class Encoder {
     std::vector<BpeSymbol> symbols;
     symbols.reserve(text.size());
     bool unknown_before = false;
+    std::uint32_t left_out = 0;  // bytes before the first symbol
     for (unsigned char b : text) {
-      const std::int32_t id = impl_.byte_ids[b] >= 0 ? impl_.byte_ids[b] : impl_.unknown;
       const bool unknown = impl_.byte_ids[b] < 0;
-      if (id < 0 || (unknown && unknown_before && impl_.fuse_unknown)) {
-        if (!symbols.empty()) ++symbols.back().bytes;
-      } else {
-        symbols.push_back({id, 1});
-      }
+      const std::int32_t id = unknown ? impl_.unknown : impl_.byte_ids[b];
+      if (id >= 0 && !(unknown && unknown_before && impl_.fuse_unknown))
+        symbols.push_back({id, 1 + (symbols.empty() ? left_out : 0)});
+      else
+        ++(symbols.empty() ? left_out : symbols.back().bytes);
       unknown_before = unknown;
     }
     return symbols;
