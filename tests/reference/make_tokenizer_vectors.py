@@ -90,7 +90,7 @@ def cases(t, count):
 TALKS = [
     [("user", "How many?"), ("assistant", "12 + 7 = 19\nAnswer: 19")],
     [("system", "Be brief. "), ("user", "  2 + 2?\n"), ("assistant", " 4 "), ("user", "And 3 more?"), ("assistant", "7")],
-    [("user", "cafe\u0301 <|im_start|>?"), ("assistant", "\u0301odd\u3000"), ("system", "late"), ("user", "x")],
+    [("user", "cafe\u0301 <|im_start|>\u0338?"), ("assistant", "\u0301odd\u3000"), ("system", "late"), ("user", "x")],
     [("user", "Think."), ("assistant", "<think>\nhm\n</think>\n\nyes"), ("user", "again"), ("assistant", "no")],
 ]
 # With marks of what the assistant generates: its contents and the mark that ends them.
