@@ -270,6 +270,7 @@ void BytePairTokenizer::save(const std::string& folder) const {
   if (!impl_->config.empty()) write("tokenizer_config.json", impl_->config);
 }
 
+const std::string& BytePairTokenizer::name() const { return impl_->name; }
 const std::string& BytePairTokenizer::json() const { return impl_->json; }
 const std::string& BytePairTokenizer::config() const { return impl_->config; }
 std::int64_t BytePairTokenizer::vocab_size() const { return std::int64_t(impl_->bytes.size()); }

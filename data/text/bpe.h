@@ -34,6 +34,7 @@ class BytePairTokenizer {
 
   // tokenizer.json and tokenizer_config.json into `folder`, which must be there; other programs load them.
   void save(const std::string& folder) const;
+  const std::string& name() const;    // where it came from, to begin an error
   const std::string& json() const;    // tokenizer.json
   const std::string& config() const;  // tokenizer_config.json; empty: there was none
 

@@ -40,7 +40,7 @@ struct WordCache {
 };
 
 struct BytePairTokenizer::Impl {
-  std::string json, config;
+  std::string name, json, config;
   std::vector<std::string> bytes;            // by id: what it decodes to
   std::vector<std::uint8_t> known, special;  // by id
   std::array<std::int32_t, 256> byte_ids{};  // -1: the vocabulary lacks this byte

@@ -36,7 +36,7 @@ class Reader {
   explicit Reader(const std::string& name) : name_(name), impl_(std::make_shared<Impl>()) {}
 
   std::shared_ptr<const Impl> read(std::string_view tokenizer, std::string_view config) {
-    impl_->json = tokenizer, impl_->config = config;
+    impl_->name = name_, impl_->json = tokenizer, impl_->config = config;
     const json root = parse_json(tokenizer);
     if (!root.is_object()) throw wrong("is no JSON, or cut short", "copy the file again");
     const json& model = part(root, "model");

@@ -2,7 +2,6 @@
 
 #include "comm/crc32c.h"
 #include "comm/error.h"
-#include "data/file.h"
 #include "data/rng.h"
 #include "data/text/arithmetic.h"
 #include "data/text/jsonl.h"
@@ -32,9 +31,7 @@ void check(const InstructionSpec& s) {
 class Builder {
  public:
   Builder(const InstructionSpec& spec, const BytePairTokenizer& tokenizer)
-      : spec_(spec),
-        tokenizer_(tokenizer),
-        format_(chat_template(spec.chat_template, tokenizer, "the model's folder")) {
+      : spec_(spec), tokenizer_(tokenizer), format_(chat_template(spec.chat_template, tokenizer, tokenizer.name())) {
     out_.end = end_of_answer(format_, tokenizer);
   }
 
@@ -46,18 +43,28 @@ class Builder {
     if (out_.train.empty() && out_.train_pairs.empty())
       throw DataError(spec_.data, "no sample of at most " + std::to_string(spec_.length) + " ids keeps an answer",
                       "make the length larger");
-    out_.identity += " template " + std::string(name_of(format_)) + " length " + std::to_string(spec_.length) +
-                     (spec_.full_loss ? " full loss" : "") + (spec_.pairs ? " pairs" : "") + " seed " +
-                     std::to_string(spec_.seed) + " tokenizer " + checksum(tokenizer_.json());
+    identify();
     return std::move(out_);
   }
 
  private:
-  static std::string checksum(std::string_view bytes) { return std::to_string(crc32c(bytes.data(), bytes.size())); }
+  // By the ids themselves: template, tokenizer, length and mask are in them.
+  void identify() {
+    std::uint32_t sum = 0;
+    const auto add = [&](const Example& e) {
+      sum = crc32c(e.ids.data(), e.ids.size() * sizeof(e.ids[0]), sum);
+      sum = crc32c(e.mask.data(), e.mask.size(), sum);
+    };
+    for (const auto* list : {&out_.train, &out_.validation})
+      for (const Example& e : *list) add(e);
+    for (const auto* list : {&out_.train_pairs, &out_.validation_pairs})
+      for (const Pair& p : *list) add(p.chosen), add(p.rejected);
+    out_.identity = std::to_string(out_.train.size() + out_.train_pairs.size()) + " samples and " +
+                    std::to_string(out_.validation.size() + out_.validation_pairs.size()) + " held out, ids " +
+                    std::to_string(sum);
+  }
 
   void arithmetic() {
-    out_.identity = "arithmetic level " + std::to_string(spec_.level) + ", " + std::to_string(spec_.train) + " and " +
-                    std::to_string(spec_.held_out) + " held out";
     const auto make = [&](ArithmeticSplit split, std::int64_t i) {
       const auto p = arithmetic_problem(spec_.level, spec_.seed, split, i);
       Conversation c;
@@ -77,8 +84,6 @@ class Builder {
 
   void files() {
     const auto all = read_conversations(spec_.data, spec_.pairs);
-    const auto bytes = read_file(spec_.data, std::numeric_limits<std::int64_t>::max());
-    out_.identity = "data " + std::to_string(crc32c(bytes.data(), bytes.size()));
     if (!spec_.validation.empty()) {
       for (const auto& c : all) add(c, false);
       for (const auto& c : read_conversations(spec_.validation, spec_.pairs)) add(c, true);

@@ -34,7 +34,7 @@ struct Instructions {
   std::vector<Question> test;                       // of arithmetic
   std::int64_t cut = 0, left_out = 0;               // samples longer than `length`; those of them that are not used
   std::int64_t end = -1;                            // the id that ends an answer
-  std::string identity;                             // the data and how it was read, in words and checksums
+  std::string identity;                             // how many, and a checksum of all ids and masks
 };
 
 // Everything in memory. DataError FILE:LINE; UsageError for a spec that cannot be.

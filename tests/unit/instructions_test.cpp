@@ -148,6 +148,9 @@ TEST(Instructions, ArithmeticExamplesPairsAndQuestions) {
   EXPECT_EQ(pairs.train_pairs[3].chosen.ids, e.ids);
   EXPECT_NE(pairs.train_pairs[3].rejected.ids, e.ids);
   EXPECT_NE(pairs.identity, data.identity);
+  EXPECT_EQ(read_instructions(spec, t).identity, pairs.identity);
+  spec.seed = 2;
+  EXPECT_NE(read_instructions(spec, t).identity, pairs.identity);
   spec.pairs = false, spec.length = 8;  // the questions alone fill it
   EXPECT_THROW(read_instructions(spec, t), DataError);
   spec.length = 1;
