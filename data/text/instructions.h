@@ -1,0 +1,43 @@
+// Data of finetuning: generated arithmetic or the user's JSON lines, as ids, loss masks and questions with known
+// answers.
+#pragma once
+#include "data/text/chat.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace trireme {
+
+struct InstructionSpec {
+  std::string data = "arithmetic";     // arithmetic, or a file of JSON lines (data/text/jsonl.h)
+  std::string validation;              // another such file; empty: a share of `data`, drawn by the seed
+  double validation_share = 0.1;       // at least one sample
+  std::string chat_template = "auto";  // data/text/chat.h
+  bool full_loss = false;              // every id counts, else the answers alone
+  std::int64_t length = 512;           // ids; longer samples are cut, and left out if no id that counts is left
+  bool pairs = false;                  // preference pairs instead of examples
+  int level = 1;                       // of arithmetic: 1 to 3
+  std::int64_t train = 2000, held_out = 200, test = 200;  // of arithmetic: how many
+  std::uint64_t seed = 1;
+};
+
+// For the exact-match metric: answers_match() of data/text/arithmetic.h.
+struct Question {
+  std::vector<std::int32_t> prompt;
+  std::string answer;
+};
+
+struct Instructions {
+  std::vector<Example> train, validation;           // empty when `pairs`
+  std::vector<Pair> train_pairs, validation_pairs;  // empty else
+  std::vector<Question> test;                       // of arithmetic
+  std::int64_t cut = 0, left_out = 0;               // samples longer than `length`; those of them that are not used
+  std::int64_t end = -1;                            // the id that ends an answer
+  std::string identity;                             // how many, and a checksum of all ids and masks
+};
+
+// Everything in memory. DataError FILE:LINE; UsageError for a spec that cannot be.
+Instructions read_instructions(const InstructionSpec& spec, const BytePairTokenizer& tokenizer);
+
+}  // namespace trireme
