@@ -41,11 +41,11 @@ kernels::DropoutKey dropout_of(const AdapterInit& init, const SlotRows& rows) {
 // Masters of one target, drawn on the host: the same on every device.
 at::Tensor initial_a(const AdapterInit& init, const std::string& name, std::int64_t rank, std::int64_t in) {
   Rng rng(init.seed, "lora_A " + name);
-  at::Tensor a = at::empty({rank, in}, at::kDouble);
   const double bound = 1 / std::sqrt(double(in)), std = 1 / double(rank);
-  double* p = a.mutable_data_ptr<double>();
+  at::Tensor a = at::empty({rank, in}, at::kFloat);
+  float* p = a.mutable_data_ptr<float>();
   for (std::int64_t i = 0; i < a.numel(); ++i)
-    p[i] = init.gaussian ? std * rng.normal() : bound * (2 * rng.uniform() - 1);
+    p[i] = float(init.gaussian ? std * rng.normal() : bound * (rng.u32() * 0x1p-31 - 1));
   return a;
 }
 
@@ -100,7 +100,7 @@ void AdapterStore::check_slot(std::int64_t slot, bool filled, const char* what) 
     throw Error(ExitCode::bug, what, "slot " + std::to_string(slot) + (filled ? " is empty" : " is taken"));
 }
 
-void AdapterStore::fill(std::int64_t slot, const AdapterInit& init) {
+void AdapterStore::fill(std::int64_t slot, const AdapterInit& init, const at::Tensor& flat) {
   check_slot(slot, false, "fill");
   if (init.shapes.size() != targets_.size()) throw Error(ExitCode::bug, "fill", "one shape a target is wanted");
   if (!(init.dropout >= 0 && init.dropout < 1)) throw UsageError("lora_dropout", "it must lie in [0, 1)");
@@ -135,13 +135,16 @@ void AdapterStore::fill(std::int64_t slot, const AdapterInit& init) {
     const auto named = [&](const at::Tensor& flat) {
       return AdapterTensors{targets_[t].name, a(flat).narrow(0, 0, rank), b(flat).narrow(1, 0, rank)};
     };
-    named(host).a.copy_(initial_a(init, targets_[t].name, rank, in));
+    if (!flat.defined()) named(host).a.copy_(initial_a(init, targets_[t].name, rank, in));
     s.masters.push_back(named(s.weights));
     s.grads.push_back(named(s.gradients));
     (*s.adapters)[t] = {a(s.working), b(s.working), a(s.gradients), b(s.gradients), init.shapes[t].scale};
     at += wide * (in + out);
   }
-  s.weights.copy_(host);
+  if (flat.defined() && flat.numel() != size)
+    throw UsageError(
+        "LoRA", "the adapter has " + std::to_string(flat.numel()) + " weights, its shapes " + std::to_string(size));
+  s.weights.copy_(flat.defined() ? flat : host);
   slots_[std::size_t(slot)] = std::move(s);
   publish(slot);
 }
@@ -176,6 +179,11 @@ at::Tensor AdapterStore::flat_weights(std::int64_t slot) const {
 at::Tensor AdapterStore::flat_gradients(std::int64_t slot) const {
   check_slot(slot, true, "flat_gradients");
   return slots_[std::size_t(slot)].gradients;
+}
+
+at::Tensor AdapterStore::flat_working(std::int64_t slot) const {
+  check_slot(slot, true, "flat_working");
+  return slots_[std::size_t(slot)].working;
 }
 
 void AdapterStore::publish(std::int64_t slot) {

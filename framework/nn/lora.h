@@ -61,8 +61,8 @@ class AdapterStore {
   // A backbone whose weights move (sharded, gathered layer by layer): what `target` is from now on.
   void set_base(std::int64_t target, at::Tensor weight, at::Tensor bias);
 
-  // A free slot gets an adapter as PEFT initializes it. Throws UsageError.
-  void fill(std::int64_t slot, const AdapterInit& init);
+  // A free slot gets an adapter as PEFT initializes it, or with these flat weights. Throws UsageError.
+  void fill(std::int64_t slot, const AdapterInit& init, const at::Tensor& flat = {});
   void clear(std::int64_t slot);  // its memory is freed
   bool filled(std::int64_t slot) const;
   const AdapterInit& init(std::int64_t slot) const;
@@ -73,6 +73,7 @@ class AdapterStore {
   // The same, flat, all targets one after the other; ranks are padded to a multiple of 8 with zeros that stay zeros.
   at::Tensor flat_weights(std::int64_t slot) const;
   at::Tensor flat_gradients(std::int64_t slot) const;
+  at::Tensor flat_working(std::int64_t slot) const;  // of the base's type; the masters themselves where that is theirs
 
   // Composition of the passes to come: ascending, disjoint rows; a slot may come once. `training`: dropout is on.
   // Backward of an earlier pass is still right. Throws UsageError.
