@@ -29,15 +29,6 @@ constexpr std::pair<std::string_view, LoraBackend> backends[] = {{"kernels", Lor
 
 std::int64_t padded(std::int64_t rank) { return (rank + 7) / 8 * 8; }
 
-kernels::DropoutKey dropout_of(const AdapterInit& init, const SlotRows& rows) {
-  Rng rng(init.seed, "lora_dropout");
-  return {.key = {rng.u32(), rng.u32()},
-          .step = std::uint32_t(rows.step),
-          .row = std::uint32_t(rows.job_row),
-          .threshold = std::uint32_t(std::min(init.dropout * 0x1p32, 0x1p32 - 1)),
-          .scale = float(1 / (1 - init.dropout))};
-}
-
 // Masters of one target, drawn on the host: the same on every device.
 at::Tensor initial_a(const AdapterInit& init, const std::string& name, std::int64_t rank, std::int64_t in) {
   Rng rng(init.seed, "lora_A " + name);
@@ -60,6 +51,17 @@ bool alike(const LoraPass& a, const LoraPass& b) {
 
 }  // namespace
 
+kernels::DropoutKey dropout_key(const AdapterInit& init, const SlotRows& rows) {
+  Rng rng(init.seed, "lora_dropout");
+  return {.key = {rng.u32(), rng.u32()},
+          .step = std::uint32_t(rows.step),
+          .row = std::uint32_t(rows.job_row),
+          .threshold = std::uint32_t(std::min(init.dropout * 0x1p32, 0x1p32 - 1)),
+          .scale = float(1 / (1 - init.dropout))};
+}
+
+std::uint32_t dropout_module(std::string_view target) { return Rng(0, "module " + std::string(target)).u32(); }
+
 LoraBackend lora_backend(std::string_view name) {
   for (const auto& [known, backend] : backends)
     if (known == name) return backend;
@@ -77,7 +79,7 @@ AdapterStore::AdapterStore(std::vector<Projection> targets, std::int64_t slots, 
   for (const auto& t : targets_)
     if (t.weight.dtype() != options.dtype() || t.weight.device() != options.device())
       throw UsageError(t.name, "its weight differs in type or device from that of " + targets_[0].name);
-  for (const auto& t : targets_) modules_.push_back(Rng(0, "module " + t.name).u32());
+  for (const auto& t : targets_) modules_.push_back(dropout_module(t.name));
   anchor_ = at::zeros({}, options).set_requires_grad(true);
   pass_ = std::make_shared<LoraPass>();
 }
@@ -207,7 +209,7 @@ void AdapterStore::begin(std::vector<SlotRows> rows, bool training) {
     const Slot& s = slots_[std::size_t(r.slot)];
     pass->groups.push_back({r, {}, s.adapters});
     if (training && s.init.dropout > 0) {
-      pass->groups.back().dropout = dropout_of(s.init, r);
+      pass->groups.back().dropout = dropout_key(s.init, r);
       pass->dropout = true;
     }
   }

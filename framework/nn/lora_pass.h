@@ -28,6 +28,10 @@ struct LoraPass {
   std::int64_t longest = 0, block_count = 0;
 };
 
+// What masks follow from: of a job's rows, and of a target.
+kernels::DropoutKey dropout_key(const AdapterInit& init, const SlotRows& rows);
+std::uint32_t dropout_module(std::string_view target);
+
 // Of a composition. `like` tells the device.
 void make_tables(LoraPass& pass, std::size_t targets, const at::Tensor& like);
 
