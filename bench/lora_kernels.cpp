@@ -38,7 +38,7 @@ struct Case {
     }
   }
   void run() {
-    x.mutable_grad() = {};
+    x.mutable_grad().reset();
     store.project(0, x).backward(g);
   }
 };
