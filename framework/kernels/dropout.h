@@ -4,9 +4,9 @@
 #include <cstdint>
 
 #ifdef __CUDACC__
-#define TRIREME_DROPOUT_BOTH __host__ __device__
+#define TRIREME_BOTH __host__ __device__
 #else
-#define TRIREME_DROPOUT_BOTH
+#define TRIREME_BOTH
 #endif
 
 namespace trireme::kernels {
@@ -25,7 +25,7 @@ struct DropoutWords {
 };
 
 // The numbers of columns [4 quad, 4 quad + 4).
-inline TRIREME_DROPOUT_BOTH DropoutWords dropout_words(const DropoutKey& k, std::uint32_t module, std::uint32_t row,
+inline TRIREME_BOTH DropoutWords dropout_words(const DropoutKey& k, std::uint32_t module, std::uint32_t row,
                                                        std::uint32_t quad) {
   std::uint32_t c[4] = {k.row + row, quad, module, k.step}, key[2] = {k.key[0], k.key[1]};
   for (int round = 0; round < 10; ++round) {
@@ -40,7 +40,7 @@ inline TRIREME_DROPOUT_BOTH DropoutWords dropout_words(const DropoutKey& k, std:
 }
 
 // What a value is multiplied by.
-inline TRIREME_DROPOUT_BOTH float dropout_factor(const DropoutKey& k, std::uint32_t number) {
+inline TRIREME_BOTH float dropout_factor(const DropoutKey& k, std::uint32_t number) {
   return number < k.threshold ? 0.0f : k.scale;
 }
 

@@ -54,25 +54,27 @@ struct Part<Brain> {
 
 // f of every group that adapts the target: groups are apart, so threads may take them.
 template <class F>
-void each_group(const GroupedTable& t, F f) {
+void each_group(const GroupedTable& t, const GroupedAdapter* adapters, F f) {
 #pragma omp parallel for schedule(dynamic) if (t.groups > 1)
   for (std::int64_t g = 0; g < t.groups; ++g)
-    if (t.adapters[g].rank > 0 && t.rows[g].last > t.rows[g].first)
-      f(t.rows[g], t.adapters[g], t.rows[g].first, t.rows[g].last - t.rows[g].first);
+    if (adapters[g].rank > 0 && t.rows[g].last > t.rows[g].first)
+      f(t.rows[g], adapters[g], t.rows[g].first, t.rows[g].last - t.rows[g].first);
 }
 
 template <class T>
-void shrink(const GroupedShrink& job) {
+void shrink(const GroupedShrink& job, const ShrinkTarget& to) {
   using Value = typename Part<T>::Value;
-  each_group(job.table, [&](const GroupedRows&, const GroupedAdapter& w, std::int64_t first, std::int64_t rows) {
-    const Part<T> x(job.x, first, rows, job.width, job.width);
-    Part<T> s(job.s, first, rows, w.rank, job.table.rank_stride);
-    if (job.backward)
-      s.map.noalias() = (x.map * Part<T>(w.b, 0, job.width, w.rank, w.rank).map) * static_cast<Value>(w.scale);
-    else
-      s.map.noalias() = x.map * Part<T>(w.a, 0, w.rank, job.width, job.width).map.transpose();
-    s.store();
-  });
+  const auto width = to.width;
+  each_group(job.table, to.adapters,
+             [&](const GroupedRows&, const GroupedAdapter& w, std::int64_t first, std::int64_t rows) {
+               const Part<T> x(to.x, first, rows, width, width);
+               Part<T> s(to.s, first, rows, w.rank, job.table.rank_stride);
+               if (job.backward)
+                 s.map.noalias() = (x.map * Part<T>(w.b, 0, width, w.rank, w.rank).map) * static_cast<Value>(w.scale);
+               else
+                 s.map.noalias() = x.map * Part<T>(w.a, 0, w.rank, width, width).map.transpose();
+               s.store();
+             });
 }
 
 // Numbers of a row's quad are drawn once.
@@ -87,37 +89,41 @@ void mask(const DropoutKey& key, std::uint32_t module, std::int64_t row, std::in
 }
 
 template <class T>
-void expand(const GroupedExpand& job) {
+void expand(const GroupedExpand& job, const ExpandTarget& from, const ExpandTarget& to, bool add) {
   using Value = typename Part<T>::Value;
-  each_group(job.table, [&](const GroupedRows& g, const GroupedAdapter& w, std::int64_t first, std::int64_t rows) {
-    const Part<T> s(job.s, first, rows, w.rank, job.table.rank_stride);
-    Part<T> y(job.y, first, rows, job.width, job.width);
-    if (!job.backward) {
-      y.map.noalias() +=
-          (s.map * static_cast<Value>(w.scale)) * Part<T>(w.b, 0, job.width, w.rank, w.rank).map.transpose();
-    } else if (g.dropout.threshold == 0) {
-      y.map.noalias() += s.map * Part<T>(w.a, 0, w.rank, job.width, job.width).map;
-    } else {
-      Matrix<Value> change = s.map * Part<T>(w.a, 0, w.rank, job.width, job.width).map;
-      for (std::int64_t i = 0; i < rows; ++i) mask(g.dropout, job.module, i, job.width, change.data() + i * job.width);
-      y.map += change;
-    }
-    y.store();
-  });
+  const auto width = to.width;
+  each_group(job.table, from.adapters,
+             [&](const GroupedRows& g, const GroupedAdapter& w, std::int64_t first, std::int64_t rows) {
+               const Part<T> s(from.s, first, rows, w.rank, job.table.rank_stride);
+               Part<T> y(to.y, first, rows, width, width);
+               if (!add) y.map.setZero();
+               if (!add && to.bias) y.map.rowwise() += Part<T>(to.bias, 0, 1, width, width).map.row(0);
+               if (!job.backward) {
+                 const Part<T> b(w.b, 0, width, w.rank, w.rank);
+                 y.map.noalias() += (s.map * static_cast<Value>(w.scale)) * b.map.transpose();
+               } else {
+                 Matrix<Value> change = s.map * Part<T>(w.a, 0, w.rank, width, width).map;
+                 for (std::int64_t i = 0; i < rows && g.dropout.threshold != 0; ++i)
+                   mask(g.dropout, from.module, i, width, change.data() + i * width);
+                 y.map += change;
+               }
+               y.store();
+             });
 }
 
 template <class T>
-void outer(const GroupedOuter& job) {
+void outer(const GroupedOuter& job, const OuterTarget& of) {
   using Value = typename Part<T>::Value;
-  each_group(job.table, [&](const GroupedRows&, const GroupedAdapter& w, std::int64_t first, std::int64_t rows) {
-    const auto stride = job.table.rank_stride;
-    const Part<T> x(job.x, first, rows, job.in, job.in), ds(job.ds, first, rows, w.rank, stride);
-    const Part<T> dy(job.dy, first, rows, job.out, job.out), s(job.s, first, rows, w.rank, stride);
-    Part<Value>(w.da, 0, w.rank, job.in, job.in).map.noalias() += ds.map.transpose() * x.map;
-    // The paper prints dB without the scale.
-    Part<Value>(w.db, 0, job.out, w.rank, w.rank).map.noalias() +=
-        dy.map.transpose() * (s.map * static_cast<Value>(w.scale));
-  });
+  each_group(job.table, of.adapters,
+             [&](const GroupedRows&, const GroupedAdapter& w, std::int64_t first, std::int64_t rows) {
+               const auto stride = job.table.rank_stride;
+               const Part<T> x(of.x, first, rows, of.in, of.in), ds(of.ds, first, rows, w.rank, stride);
+               const Part<T> dy(of.dy, first, rows, of.out, of.out), s(of.s, first, rows, w.rank, stride);
+               Part<Value>(w.da, 0, w.rank, of.in, of.in).map.noalias() += ds.map.transpose() * x.map;
+               // The paper prints dB without the scale.
+               Part<Value>(w.db, 0, of.out, w.rank, w.rank).map.noalias() +=
+                   dy.map.transpose() * (s.map * static_cast<Value>(w.scale));
+             });
 }
 
 template <class T>
@@ -148,13 +154,19 @@ void by_type(const Job& job, F run) {
 }
 
 void shrink_on_host(const GroupedShrink& job) {
-  by_type(job, [&](auto t) { shrink<typename decltype(t)::type>(job); });
+  for (int t = 0; t < job.targets; ++t)
+    by_type(job, [&](auto type) { shrink<typename decltype(type)::type>(job, job.target[t]); });
 }
 void expand_on_host(const GroupedExpand& job) {
-  by_type(job, [&](auto t) { expand<typename decltype(t)::type>(job); });
+  for (int t = 0; t < job.targets; ++t)
+    by_type(job, [&](auto type) {
+      expand<typename decltype(type)::type>(job, job.target[t], job.target[job.backward ? 0 : t],
+                                            job.add || (job.backward && t > 0));
+    });
 }
 void outer_on_host(const GroupedOuter& job) {
-  by_type(job, [&](auto t) { outer<typename decltype(t)::type>(job); });
+  for (int t = 0; t < job.targets; ++t)
+    by_type(job, [&](auto type) { outer<typename decltype(type)::type>(job, job.target[t]); });
 }
 void dropout_on_host(const GroupedDropout& job) {
   by_type(job, [&](auto t) { dropout<typename decltype(t)::type>(job); });

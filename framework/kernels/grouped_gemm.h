@@ -36,44 +36,65 @@ struct GroupedBlock {
 
 // What all targets of a pass share. All pointers are of the place.
 struct GroupedTable {
-  const GroupedRows* rows = nullptr;         // a group each, ascending and disjoint
-  const GroupedAdapter* adapters = nullptr;  // of this target, a group each
-  const GroupedBlock* blocks = nullptr;      // every 64 rows of every group once
+  const GroupedRows* rows = nullptr;     // a group each, ascending and disjoint
+  const GroupedBlock* blocks = nullptr;  // every 64 rows of every group once
   std::int64_t groups = 0, block_count = 0;
   std::int64_t longest = 0;      // rows of the longest group
   std::int64_t rank_stride = 0;  // columns of S and dS: at least the largest rank; a multiple of 8
   std::int64_t tokens = 0;       // rows of the token matrices
 };
 
-struct GroupedShrink {
-  GroupedTable table;
-  DType type = DType::f32;  // f32, bf16; on the host f64 too
-  bool backward = false;    // S = X A^T, or dS = s dY B
+// Targets that share their input (q, k, v; gate, up) go in one launch, side by side, so that it is read from memory
+// once. adapters: a group each. type: f32, bf16; on the host f64 too.
+constexpr int grouped_most_targets = 3;
+
+struct ShrinkTarget {
+  const GroupedAdapter* adapters = nullptr;
   const void* x = nullptr;  // [tokens, width]
   std::int64_t width = 0;
-  void* s = nullptr;         // [tokens, rank_stride]; columns from a group's rank on are not written
-  float* partial = nullptr;  // [grouped_column_splits(), tokens, rank_stride], where that is not 1
+  void* s = nullptr;  // [tokens, rank_stride]; columns from a group's rank on are not written
+};
+struct GroupedShrink {
+  GroupedTable table;
+  DType type = DType::f32;
+  bool backward = false;  // S = X A^T, or dS = s dY B
+  int targets = 0;
+  ShrinkTarget target[grouped_most_targets] = {};
+  float* partial = nullptr;  // [grouped_splits(job), targets, tokens, rank_stride], where that is not 1
 };
 extern Kernel<GroupedShrink> grouped_shrink;
 
-struct GroupedExpand {
-  GroupedTable table;
-  DType type = DType::f32;
-  bool backward = false;    // Y += s S B^T, or dX += mask (dS A)
+struct ExpandTarget {
+  const GroupedAdapter* adapters = nullptr;
   const void* s = nullptr;  // [tokens, rank_stride]
   void* y = nullptr;        // [tokens, width]
   std::int64_t width = 0;
-  std::uint32_t module = 0;  // dropout's name of the target
+  const void* bias = nullptr;  // [width] or null; where y is written
+  std::uint32_t module = 0;    // dropout's name of the target
+};
+struct GroupedExpand {
+  GroupedTable table;
+  DType type = DType::f32;
+  bool backward =
+      false;        // Y += s S B^T each, or dX += the sum of mask (dS A), y of the first; several: without dropout
+  bool add = true;  // false: rows of groups that adapt the target are written, with the bias, rather than added to
+  int targets = 0;
+  ExpandTarget target[grouped_most_targets] = {};
 };
 extern Kernel<GroupedExpand> grouped_expand;
 
-struct GroupedOuter {
-  GroupedTable table;
-  DType type = DType::f32;
+struct OuterTarget {
+  const GroupedAdapter* adapters = nullptr;
   const void *x = nullptr, *ds = nullptr;  // dA += dS^T X
   const void *dy = nullptr, *s = nullptr;  // dB += s dY^T S
   std::int64_t in = 0, out = 0;
-  float* partial = nullptr;  // [grouped_token_splits(), groups, in + out, rank_stride], where that is not 1
+};
+struct GroupedOuter {
+  GroupedTable table;
+  DType type = DType::f32;
+  int targets = 0;
+  OuterTarget target[grouped_most_targets] = {};
+  float* partial = nullptr;  // [grouped_splits(job), groups, all in and out, rank_stride], where that is not 1
 };
 extern Kernel<GroupedOuter> grouped_outer;
 
@@ -96,12 +117,18 @@ inline std::int64_t grouped_splits(std::int64_t blocks, std::int64_t length) {
   while (splits < 16 && blocks * splits * 2 <= wanted && length >= least * splits * 2) splits *= 2;
   return splits;
 }
-// Of a shrink over `width` columns, and of an outer over the rows of groups.
-inline std::int64_t grouped_column_splits(const GroupedTable& t, std::int64_t width) {
-  return grouped_splits(t.block_count, width);
+inline std::int64_t grouped_splits(const GroupedShrink& job) {
+  std::int64_t width = 0;
+  for (int t = 0; t < job.targets; ++t) width = width < job.target[t].width ? job.target[t].width : width;
+  return grouped_splits(job.table.block_count * job.targets, width);
 }
-inline std::int64_t grouped_token_splits(const GroupedTable& t, std::int64_t in, std::int64_t out) {
-  return grouped_splits(t.groups * ((in + 63) / 64 + (out + 63) / 64), t.longest);
+inline TRIREME_BOTH std::int64_t grouped_columns(const GroupedOuter& job) {
+  std::int64_t columns = 0;
+  for (int t = 0; t < job.targets; ++t) columns += job.target[t].in + job.target[t].out;
+  return columns;
+}
+inline std::int64_t grouped_splits(const GroupedOuter& job) {
+  return grouped_splits(job.table.groups * ((grouped_columns(job) + 63) / 64), job.table.longest);
 }
 
 }  // namespace trireme::kernels

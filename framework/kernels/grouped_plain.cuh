@@ -65,58 +65,63 @@ __device__ void add_gradient(const GroupedAdapter& w, bool of_a, std::int64_t in
 
 // Blocks: x 64 rows of a group, y tiles of the product's columns, z halves of the rows.
 template <class T>
-__global__ void __launch_bounds__(plain_threads) plain_shrink_kernel(const __grid_constant__ GroupedShrink job) {
+__global__ void __launch_bounds__(plain_threads)
+    plain_shrink_kernel(const __grid_constant__ GroupedShrink job, ShrinkTarget target) {
   const GroupedBlock at = job.table.blocks[blockIdx.x];
   const GroupedRows g = job.table.rows[at.group];
-  const GroupedAdapter w = job.table.adapters[at.group];
+  const GroupedAdapter w = target.adapters[at.group];
   if (static_cast<std::int64_t>(blockIdx.y) * plain_tile >= w.rank) return;
-  const Strided<T> x{static_cast<const T*>(job.x) + g.first * job.width, job.width, 1, g.last - g.first, job.width};
-  const Strided<T> weights = job.backward ? Strided<T>{static_cast<const T*>(w.b), w.rank, 1, job.width, w.rank}
-                                          : Strided<T>{static_cast<const T*>(w.a), 1, job.width, job.width, w.rank};
-  T* const s = static_cast<T*>(job.s) + g.first * job.table.rank_stride;
+  const std::int64_t width = target.width;
+  const Strided<T> x{static_cast<const T*>(target.x) + g.first * width, width, 1, g.last - g.first, width};
+  const Strided<T> weights = job.backward ? Strided<T>{static_cast<const T*>(w.b), w.rank, 1, width, w.rank}
+                                          : Strided<T>{static_cast<const T*>(w.a), 1, width, width, w.rank};
+  T* const s = static_cast<T*>(target.s) + g.first * job.table.rank_stride;
   const float scale = job.backward ? w.scale : 1.0f;
   plain_product(x, weights, at.block * grouped_rows + blockIdx.z * plain_tile, blockIdx.y * plain_tile,
                 [&](std::int64_t i, std::int64_t j, float v) { put(s + i * job.table.rank_stride + j, v * scale); });
 }
 
 template <class T>
-__global__ void __launch_bounds__(plain_threads) plain_expand_kernel(const __grid_constant__ GroupedExpand job) {
+__global__ void __launch_bounds__(plain_threads)
+    plain_expand_kernel(const __grid_constant__ GroupedExpand job, ExpandTarget from, ExpandTarget to, bool add) {
   const GroupedBlock at = job.table.blocks[blockIdx.x];
   const GroupedRows g = job.table.rows[at.group];
-  const GroupedAdapter w = job.table.adapters[at.group];
+  const GroupedAdapter w = from.adapters[at.group];
   if (w.rank == 0) return;
-  const Strided<T> s{static_cast<const T*>(job.s) + g.first * job.table.rank_stride, job.table.rank_stride, 1,
-                     g.last - g.first, w.rank};
-  const Strided<T> weights = job.backward ? Strided<T>{static_cast<const T*>(w.a), job.width, 1, w.rank, job.width}
-                                          : Strided<T>{static_cast<const T*>(w.b), 1, w.rank, w.rank, job.width};
-  T* const y = static_cast<T*>(job.y) + g.first * job.width;
+  const std::int64_t width = to.width, stride = job.table.rank_stride;
+  const Strided<T> s{static_cast<const T*>(from.s) + g.first * stride, stride, 1, g.last - g.first, w.rank};
+  const Strided<T> weights = job.backward ? Strided<T>{static_cast<const T*>(w.a), width, 1, w.rank, width}
+                                          : Strided<T>{static_cast<const T*>(w.b), 1, w.rank, w.rank, width};
+  T* const y = static_cast<T*>(to.y) + g.first * width;
+  const T* const bias = static_cast<const T*>(to.bias);
   plain_product(s, weights, at.block * grouped_rows + blockIdx.z * plain_tile, blockIdx.y * plain_tile,
                 [&](std::int64_t i, std::int64_t j, float v) {
                   float by = w.scale;
                   if (job.backward) {
-                    const DropoutWords words = dropout_words(g.dropout, job.module, static_cast<std::uint32_t>(i),
+                    const DropoutWords words = dropout_words(g.dropout, from.module, static_cast<std::uint32_t>(i),
                                                              static_cast<std::uint32_t>(j / 4));
                     by = g.dropout.threshold == 0 ? 1.0f : dropout_factor(g.dropout, words.word[j % 4]);
                   }
-                  T* const to = y + i * job.width + j;
-                  put(to, fmaf(v, by, value_of(*to)));
+                  T* const at = y + i * width + j;
+                  put(at, fmaf(v, by, add ? value_of(*at) : bias ? value_of(bias[j]) : 0.0f));
                 });
 }
 
 // Blocks: x tiles of columns, of x first and then of dy; y groups; z tiles of the rank.
 template <class T>
-__global__ void __launch_bounds__(plain_threads) plain_outer_kernel(const __grid_constant__ GroupedOuter job) {
+__global__ void __launch_bounds__(plain_threads)
+    plain_outer_kernel(const __grid_constant__ GroupedOuter job, OuterTarget target) {
   const GroupedRows g = job.table.rows[blockIdx.y];
-  const GroupedAdapter w = job.table.adapters[blockIdx.y];
+  const GroupedAdapter w = target.adapters[blockIdx.y];
   if (static_cast<std::int64_t>(blockIdx.z) * plain_tile >= w.rank) return;
-  const auto in_tiles = static_cast<unsigned>((job.in + plain_tile - 1) / plain_tile);
+  const auto in_tiles = static_cast<unsigned>((target.in + plain_tile - 1) / plain_tile);
   const bool of_a = blockIdx.x < in_tiles;
-  const std::int64_t width = of_a ? job.in : job.out, rows = g.last - g.first, stride = job.table.rank_stride;
-  const Strided<T> n{static_cast<const T*>(of_a ? job.ds : job.s) + g.first * stride, 1, stride, w.rank, rows};
-  const Strided<T> m{static_cast<const T*>(of_a ? job.x : job.dy) + g.first * width, width, 1, rows, width};
+  const std::int64_t width = of_a ? target.in : target.out, rows = g.last - g.first, stride = job.table.rank_stride;
+  const Strided<T> n{static_cast<const T*>(of_a ? target.ds : target.s) + g.first * stride, 1, stride, w.rank, rows};
+  const Strided<T> m{static_cast<const T*>(of_a ? target.x : target.dy) + g.first * width, width, 1, rows, width};
   plain_product(
       n, m, blockIdx.z * plain_tile, (of_a ? blockIdx.x : blockIdx.x - in_tiles) * plain_tile,
-      [&](std::int64_t j, std::int64_t c, float v) { add_gradient(w, of_a, job.in, static_cast<int>(j), c, v); });
+      [&](std::int64_t j, std::int64_t c, float v) { add_gradient(w, of_a, target.in, static_cast<int>(j), c, v); });
 }
 
 __device__ int group_of(const GroupedDropout& job, std::int64_t row) {
@@ -158,23 +163,34 @@ unsigned plain_tiles(std::int64_t n) { return cuda_blocks(static_cast<std::size_
 
 void plain_shrink(const GroupedShrink& job, Place place) {
   const dim3 grid(static_cast<unsigned>(job.table.block_count), plain_tiles(job.table.rank_stride), 2);
-  plain_type(job.type,
-             [&](auto v) { plain_shrink_kernel<decltype(v)><<<grid, plain_threads, 0, cuda_stream(place)>>>(job); });
+  for (int t = 0; t < job.targets; ++t)
+    plain_type(job.type, [&](auto v) {
+      plain_shrink_kernel<decltype(v)><<<grid, plain_threads, 0, cuda_stream(place)>>>(job, job.target[t]);
+    });
   check_launch("grouped_shrink");
 }
 
 void plain_expand(const GroupedExpand& job, Place place) {
-  const dim3 grid(static_cast<unsigned>(job.table.block_count), plain_tiles(job.width), 2);
-  plain_type(job.type,
-             [&](auto v) { plain_expand_kernel<decltype(v)><<<grid, plain_threads, 0, cuda_stream(place)>>>(job); });
+  for (int t = 0; t < job.targets; ++t) {
+    const ExpandTarget& to = job.target[job.backward ? 0 : t];
+    const dim3 grid(static_cast<unsigned>(job.table.block_count), plain_tiles(to.width), 2);
+    const bool add = job.add || (job.backward && t > 0);
+    plain_type(job.type, [&](auto v) {
+      plain_expand_kernel<decltype(v)><<<grid, plain_threads, 0, cuda_stream(place)>>>(job, job.target[t], to, add);
+    });
+  }
   check_launch("grouped_expand");
 }
 
 void plain_outer(const GroupedOuter& job, Place place) {
-  const dim3 grid(plain_tiles(job.in) + plain_tiles(job.out), static_cast<unsigned>(job.table.groups),
-                  plain_tiles(job.table.rank_stride));
-  plain_type(job.type,
-             [&](auto v) { plain_outer_kernel<decltype(v)><<<grid, plain_threads, 0, cuda_stream(place)>>>(job); });
+  for (int t = 0; t < job.targets; ++t) {
+    const OuterTarget& of = job.target[t];
+    const dim3 grid(plain_tiles(of.in) + plain_tiles(of.out), static_cast<unsigned>(job.table.groups),
+                    plain_tiles(job.table.rank_stride));
+    plain_type(job.type, [&](auto v) {
+      plain_outer_kernel<decltype(v)><<<grid, plain_threads, 0, cuda_stream(place)>>>(job, of);
+    });
+  }
   check_launch("grouped_outer");
 }
 

@@ -17,8 +17,8 @@ at::Tensor loop_forward(const LoraPass& pass, std::int64_t target, const at::Ten
   return at::cat(kept);
 }
 
-void loop_backward(const LoraPass& pass, std::int64_t target, std::uint32_t, const at::Tensor& x,
-                   const at::Tensor& kept, const at::Tensor& dy, at::Tensor& dx) {
+void loop_backward(const LoraPass& pass, std::int64_t target, const at::Tensor& x, const at::Tensor& kept,
+                   const at::Tensor& dy, at::Tensor& dx) {
   std::int64_t at = 0;
   each_adapter(pass, target, [&](const LoraGroup& group, const LoraAdapter& w) {
     const auto rows = group.rows.last - group.rows.first, rank = w.a.size(0);
@@ -88,8 +88,8 @@ at::Tensor grouped_forward(const LoraPass& pass, std::int64_t target, const at::
   return s;
 }
 
-void grouped_backward(const LoraPass& pass, std::int64_t target, std::uint32_t, const at::Tensor& x,
-                      const at::Tensor& s, const at::Tensor& dy, at::Tensor& dx) {
+void grouped_backward(const LoraPass& pass, std::int64_t target, const at::Tensor& x, const at::Tensor& s,
+                      const at::Tensor& dy, at::Tensor& dx) {
   const Stack w = stacked(pass, target, true);
   const at::Tensor offsets = ends(w, x);
   const auto rows = w.rows.back().last;
@@ -120,7 +120,7 @@ at::Tensor bmm_forward(const LoraPass& pass, std::int64_t target, const at::Tens
   return s;
 }
 
-void bmm_backward(const LoraPass& pass, std::int64_t target, std::uint32_t, const at::Tensor& x, const at::Tensor& s,
+void bmm_backward(const LoraPass& pass, std::int64_t target, const at::Tensor& x, const at::Tensor& s,
                   const at::Tensor& dy, at::Tensor& dx) {
   const Stack w = stacked(pass, target, false);
   const at::Tensor d = padded(w, dy), ds = at::bmm(d, w.b);
@@ -158,7 +158,7 @@ at::Tensor wide_forward(const LoraPass& pass, std::int64_t target, const at::Ten
   return s;
 }
 
-void wide_backward(const LoraPass& pass, std::int64_t target, std::uint32_t, const at::Tensor& x, const at::Tensor& s,
+void wide_backward(const LoraPass& pass, std::int64_t target, const at::Tensor& x, const at::Tensor& s,
                    const at::Tensor& dy, at::Tensor& dx) {
   const Wide w = side_by_side(pass, target, x.size(0));
   const at::Tensor ds = at::mm(dy, w.b).mul_(w.mask);

@@ -24,6 +24,8 @@ struct LoraPass {
   bool dropout = false;
   std::vector<LoraGroup> groups;        // with rows
   std::vector<std::int64_t> most_rank;  // a target, over the groups
+  std::vector<bool> by_all;             // a target: do all groups adapt it?
+  std::int64_t rows_from_0 = 0;         // groups cover rows [0, this) without a gap; 0: they do not
   at::Tensor rows, adapters, blocks;    // GroupedRows; GroupedAdapter [targets, groups]; GroupedBlock
   std::int64_t longest = 0, block_count = 0;
 };
@@ -35,24 +37,42 @@ std::uint32_t dropout_module(std::string_view target);
 // Of a composition. `like` tells the device.
 void make_tables(LoraPass& pass, std::size_t targets, const at::Tensor& like);
 
-// y += the LoRA path of x, [tokens, in], contiguous. What backward needs beside x comes back. `module`: dropout's name
-// of the target.
-at::Tensor lora_forward(const LoraPass& pass, std::int64_t target, std::uint32_t module, const at::Tensor& x,
-                        at::Tensor& y);
-// Adds to the adapters' gradients and, where it is defined, to dx.
-void lora_backward(const LoraPass& pass, std::int64_t target, std::uint32_t module, const at::Tensor& x,
-                   const at::Tensor& s, const at::Tensor& dy, at::Tensor& dx);
+// Targets of one input. `module`: dropout's name of the target.
+struct LoraTarget {
+  std::int64_t index = 0;
+  std::uint32_t module = 0;
+  at::Tensor weight, bias;
+};
+struct LoraCall {
+  std::shared_ptr<const LoraPass> pass;
+  std::vector<LoraTarget> targets;
+};
 
-// The backends; x is what dropout left.
+// [tokens, in] -> a [tokens, out] a target; what backward needs beside x is put into `kept`.
+std::vector<at::Tensor> lora_forward(const LoraCall& call, const at::Tensor& x, std::vector<at::Tensor>& kept);
+// Adds to the adapters' gradients. -> the gradient of x, where it is wanted.
+at::Tensor lora_backward(const LoraCall& call, const at::Tensor& x, const std::vector<at::Tensor>& kept,
+                         const std::vector<at::Tensor>& dy, bool wanted);
+
+// The same of the LoRA path by own kernels, on which the base's product is put: what they write is read by that
+// product, which has time for it, and not by them. False: the composition does not allow it (rows or targets of
+// nobody).
+bool lora_comes_first(const LoraCall& call, std::int64_t tokens);
+std::vector<at::Tensor> kernels_forward(const LoraCall& call, const at::Tensor& x, std::vector<at::Tensor>& kept);
+at::Tensor kernels_backward(const LoraCall& call, const at::Tensor& x, const std::vector<at::Tensor>& kept,
+                            const std::vector<at::Tensor>& dy, bool wanted);
+
+// x, or what dropout leaves of it.
+at::Tensor dropped(const LoraPass& pass, std::uint32_t module, const at::Tensor& x);
+void drop(const LoraPass& pass, std::uint32_t module, at::Tensor& x);  // in place
+
+// The other backends, of one target: y += ...; x is what dropout left.
 struct LoraArm {
   at::Tensor (*forward)(const LoraPass& pass, std::int64_t target, const at::Tensor& x, at::Tensor& y);
-  void (*backward)(const LoraPass& pass, std::int64_t target, std::uint32_t module, const at::Tensor& x,
-                   const at::Tensor& s, const at::Tensor& dy, at::Tensor& dx);
+  void (*backward)(const LoraPass& pass, std::int64_t target, const at::Tensor& x, const at::Tensor& s,
+                   const at::Tensor& dy, at::Tensor& dx);
 };
-extern const LoraArm lora_kernels, lora_grouped_mm, lora_bmm, lora_loop, lora_wide;
-
-// The arm by own kernels puts dropout's mask on dx by itself.
-inline bool masks_itself(const LoraPass& pass) { return pass.backend == LoraBackend::kernels; }
+extern const LoraArm lora_grouped_mm, lora_bmm, lora_loop, lora_wide;
 
 // Calls f(group, adapter) for the groups that adapt `target`, in the order of their rows.
 template <class F>
