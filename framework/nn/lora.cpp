@@ -154,6 +154,11 @@ void AdapterStore::fill(std::int64_t slot, const AdapterInit& init, const at::Te
 void AdapterStore::clear(std::int64_t slot) {
   check_slot(slot, true, "clear");
   slots_[std::size_t(slot)] = Slot();
+  for (const auto& group : pass_->groups)
+    if (group.rows.slot == slot) {
+      pass_ = std::make_shared<LoraPass>();  // it would keep the memory
+      return;
+    }
 }
 
 bool AdapterStore::filled(std::int64_t slot) const { return slots_.at(std::size_t(slot)).filled; }

@@ -63,7 +63,7 @@ class AdapterStore {
 
   // A free slot gets an adapter as PEFT initializes it, or with these flat weights. Throws UsageError.
   void fill(std::int64_t slot, const AdapterInit& init, const at::Tensor& flat = {});
-  void clear(std::int64_t slot);  // its memory is freed
+  void clear(std::int64_t slot);  // its memory is freed once no backward needs it; begin() comes next
   bool filled(std::int64_t slot) const;
   const AdapterInit& init(std::int64_t slot) const;
   // Adapted targets of a slot: masters and gradients. Call `publish` after masters were written from outside.

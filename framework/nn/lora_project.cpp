@@ -1,3 +1,4 @@
+#include "comm/error.h"
 #include "framework/nn/lora_pass.h"
 
 namespace trireme::nn {
@@ -83,10 +84,15 @@ at::Tensor lora_backward(const LoraCall& call, const at::Tensor& x, const std::v
 }
 
 std::vector<at::Tensor> AdapterStore::project(std::span<const std::int64_t> targets, const at::Tensor& x) {
+  if (!pass_->groups.empty() && pass_->groups.back().rows.last > x.size(0))
+    throw Error(ExitCode::bug, "project", "rows of slots go beyond the batch's " + std::to_string(x.size(0)));
   auto kept = c10::make_intrusive<Kept>();
   kept->call.pass = pass_;
   for (const auto target : targets) {
     const auto t = std::size_t(target);
+    const at::Tensor& weight = targets_.at(t).weight;
+    if (x.dim() != 2 || x.size(1) != weight.size(1) || x.scalar_type() != weight.scalar_type())
+      throw Error(ExitCode::bug, "project", targets_[t].name + " has another width or type than its input");
     kept->call.targets.push_back({target, modules_[t], targets_[t].weight, targets_[t].bias});
   }
   return Adapted::apply(x.contiguous(), anchor_, kept);

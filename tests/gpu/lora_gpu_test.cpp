@@ -29,34 +29,42 @@ struct Case {
   std::int64_t in, out;
   std::vector<std::int64_t> ranks, rows;
   double dropout = 0;
+  bool whole = false;  // every row is somebody's
 };
 
-// -> y, dx and all gradients, on the host. Data and weights are values of bf16 in every type.
+// Three targets of one input -> their outputs, dx and all gradients, on the host. Data and weights are values of bf16
+// in every type.
 std::vector<at::Tensor> run(const Case& c, LoraBackend backend, at::Device device, at::ScalarType type) {
   at::manual_seed(11);
   const auto draw = [&](at::IntArrayRef shape, double std) {
     return (at::randn(shape) * std).to(at::kBFloat16).to(device, type);
   };
-  AdapterStore store({{"w", draw({c.out, c.in}, 1 / std::sqrt(double(c.in))), draw({c.out}, 1)}},
+  const double std = 1 / std::sqrt(double(c.in));
+  AdapterStore store({{"q", draw({c.out, c.in}, std), draw({c.out}, 1)},
+                      {"k", draw({72, c.in}, std), {}},
+                      {"v", draw({c.in, c.in}, std), {}}},
                      std::int64_t(c.ranks.size()), 128, backend);
   std::vector<SlotRows> rows;
-  std::int64_t at = 1;
+  std::int64_t at = c.whole ? 0 : 1;
   for (std::size_t i = 0; i < c.ranks.size(); ++i) {
     const auto slot = std::int64_t(i);
-    store.fill(slot, {.shapes = {{c.ranks[i], 0.5 + double(i)}}, .seed = i, .dropout = c.dropout});
+    store.fill(slot, {.shapes = {{c.ranks[i], 0.5}, {8, 2}, {c.ranks[i], 1}}, .seed = i, .dropout = c.dropout});
     for (auto& t : store.weights(slot)) {
-      t.a.copy_(draw(t.a.sizes(), 1 / std::sqrt(double(c.in))));
+      t.a.copy_(draw(t.a.sizes(), std));
       t.b.copy_(draw(t.b.sizes(), 0.1));
     }
     store.publish(slot);
     rows.push_back({slot, at, at + c.rows[i], 3, 50});
-    at += c.rows[i] + std::int64_t(i % 2);
+    at += c.rows[i] + (c.whole ? 0 : std::int64_t(i % 2));
   }
-  const at::Tensor x = draw({at + 3, c.in}, 1).set_requires_grad(true), g = draw({at + 3, c.out}, 1);
+  if (!c.whole) at += 3;
+  const at::Tensor x = draw({at, c.in}, 1).set_requires_grad(true);
   store.begin(rows, true);
-  const at::Tensor y = store.project(0, x);
-  y.backward(g);
-  std::vector<at::Tensor> all{y, x.grad()};
+  const std::int64_t targets[] = {0, 1, 2};
+  std::vector<at::Tensor> all = store.project(targets, x), g;
+  for (const auto& y : all) g.push_back(draw(y.sizes(), 1));
+  torch::autograd::backward(all, g);
+  all.push_back(x.grad());
   for (std::size_t i = 0; i < c.ranks.size(); ++i) all.push_back(store.flat_gradients(std::int64_t(i)));
   for (auto& t : all) t = t.detach().cpu();
   return all;
@@ -71,7 +79,10 @@ const std::vector<Case> cases = {{96, 200, {8, 16, 4, 16}, {1, 63, 64, 65}},
                                  {256, 384, {16}, {1100}},
                                  {512, 512, {16, 64, 8, 32, 16, 16, 64, 128}, {100, 1, 300, 64, 65, 7, 0, 512}},
                                  {37, 50, {16, 24}, {30, 70}},
-                                 {256, 512, {16, 64}, {100, 200}, 0.25}};
+                                 {256, 512, {16, 64}, {100, 200}, 0.25},
+                                 {512, 640, {16, 64, 8, 32}, {100, 1, 300, 64}, 0, true},
+                                 {256, 512, {16, 64}, {100, 200}, 0.25, true},
+                                 {37, 50, {16, 24}, {30, 70}, 0, true}};
 
 TEST(Gpu, LoraKernelsEqualTheHosts) {
   if (no_gpu()) GTEST_SKIP() << "no GPU";

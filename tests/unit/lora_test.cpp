@@ -188,6 +188,29 @@ INSTANTIATE_TEST_SUITE_P(Dropout, Backends,
                                           testing::Values(0.3)),
                          name_of);
 
+// Where every row has a job that adapts every target, the base's product is put on what the kernels wrote.
+TEST(Lora, KernelsMayWriteBeforeTheBase) {
+  std::vector<at::Tensor> all[2];
+  for (const auto backend : {LoraBackend::loop, LoraBackend::kernels}) {
+    AdapterStore store(projections(at::kDouble), 3, 64, backend);
+    std::vector<SlotRows> rows;
+    for (std::int64_t i = 0; i < 3; ++i) {
+      store.fill(i, {.shapes = {{8 << i, 2}, {8, 0.5}, {16, 1}}, .seed = std::uint64_t(i), .dropout = 0.1 * double(i)});
+      at::manual_seed(std::uint64_t(i));
+      for (auto& t : store.weights(i)) t.b.normal_();
+      rows.push_back({i, 70 * i, 70 * (i + 1)});
+    }
+    store.begin(rows, true);
+    const at::Tensor x = at::randn({210, in}, at::kDouble).set_requires_grad(true);
+    const at::Tensor y = model(store, x);
+    y.square().sum().backward();
+    auto& found = all[backend == LoraBackend::kernels];
+    found = {y, x.grad()};
+    for (std::int64_t i = 0; i < 3; ++i) found.push_back(store.flat_gradients(i));
+  }
+  for (std::size_t k = 0; k < all[0].size(); ++k) EXPECT_LT(max_difference(all[1][k], all[0][k]), 1e-12) << k;
+}
+
 // PEFT: A uniform in +-1/sqrt(in) (kaiming_uniform_ with a = sqrt 5), or normal of std 1/rank; B zero. By seed and name
 // alone: another slot, store and order of targets give the same bits.
 TEST(Lora, InitIsPeftsAndKnowsNoSlot) {
@@ -221,6 +244,10 @@ TEST(Lora, RefusesWhatHasNoRoom) {
   store.fill(0, {.shapes = {{8, 1}, {0, 0}, {0, 0}}});
   EXPECT_THROW(store.fill(0, {.shapes = {{8, 1}, {0, 0}, {0, 0}}}), Error);
   EXPECT_THROW(AdapterOptimizer(store).start(0, {.lr = NAN}), UsageError);
+  store.begin({{0, 0, 40}}, true);
+  EXPECT_THROW(store.project(0, at::zeros({39, in})), Error);
+  EXPECT_THROW(store.project(2, at::zeros({40, in})), Error);
+  EXPECT_THROW(store.begin({{0, 0, 4}, {0, 4, 8}}, true), Error);
 }
 
 // Training jobs, alone or together; the same numbers whoever shares the batch.
