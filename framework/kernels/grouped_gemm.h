@@ -75,8 +75,8 @@ struct ExpandTarget {
 struct GroupedExpand {
   GroupedTable table;
   DType type = DType::f32;
-  bool backward =
-      false;        // Y += s S B^T each, or dX += the sum of mask (dS A), y of the first; several: without dropout
+  // Y += s S B^T each, or dX += the sum of mask (dS A), y of the first; several of these: without dropout.
+  bool backward = false;
   bool add = true;  // false: rows of groups that adapt the target are written, with the bias, rather than added to
   int targets = 0;
   ExpandTarget target[grouped_most_targets] = {};
