@@ -41,7 +41,7 @@ template <int rows, int columns>
 __device__ void fetch(bf16* tile, const bf16* from, std::int64_t stride, int there_rows, int there_columns) {
   constexpr int each = columns / 8;
   static_assert(rows * each % threads == 0, "all threads copy alike");
-#pragma unroll
+#pragma unroll 4  // more would keep more addresses in registers than there are
   for (int k = 0; k < rows * each / threads; ++k) {
     const int i = static_cast<int>(threadIdx.x) + k * threads, row = i / each, column = i % each * 8;
     const bool there = row < there_rows && column < there_columns;
