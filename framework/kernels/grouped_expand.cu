@@ -20,6 +20,43 @@ __device__ float2 factors(const GroupedRows& g, std::uint32_t module, std::int64
                      dropout_factor(g.dropout, second ? w.word[3] : w.word[1]));
 }
 
+// Sums of a block, by what they are multiplied with, onto its tile of y in shared memory.
+template <bool backward>
+__device__ void put_sums(const GroupedExpand& job, const ExpandTarget& target, const Span& span,
+                         std::int64_t first_column, const float (&sum)[expand_columns / 8][4], bf16* ys) {
+  constexpr int y_stride = expand_columns + pad;
+  const std::int64_t columns = target.width - first_column;
+#pragma unroll
+  for (int j = 0; j < expand_columns; j += 8)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = warp() * 16 + half * 8 + lane() / 4, column = j + lane() % 4 * 2;
+      float2 by = make_float2(span.adapter.scale, span.adapter.scale), before = make_float2(0, 0);
+      if constexpr (backward)
+        by = span.group.dropout.threshold == 0
+                 ? make_float2(1, 1)
+                 : factors(span.group, target.module, span.first + row, first_column + column);
+      auto* const at = reinterpret_cast<__nv_bfloat162*>(ys + row * y_stride + column);
+      if (job.add)
+        before = __bfloat1622float2(*at);
+      else if (target.bias && column < columns)
+        before = __bfloat1622float2(
+            *reinterpret_cast<const __nv_bfloat162*>(static_cast<const bf16*>(target.bias) + first_column + column));
+      *at = __floats2bfloat162_rn(fmaf(sum[j / 8][2 * half], by.x, before.x),
+                                  fmaf(sum[j / 8][2 * half + 1], by.y, before.y));
+    }
+}
+
+__device__ void write_rows(const bf16* ys, bf16* y, std::int64_t width, int rows, int columns) {
+  constexpr int each = expand_columns / 8;
+  for (int i = static_cast<int>(threadIdx.x); i < rows * each; i += threads) {
+    const int row = i / each, column = i % each * 8;
+    if (column < columns)
+      *reinterpret_cast<uint4*>(y + row * width + column) =
+          *reinterpret_cast<const uint4*>(ys + row * (expand_columns + pad) + column);
+  }
+}
+
 // Blocks of x: tiles of columns, of y: 64 rows. Forward: the tiles of one target after the other's. Backward: all
 // targets' sums in one.
 template <int rank, bool backward>
@@ -78,33 +115,9 @@ __global__ void __launch_bounds__(threads, expands_at_once(rank))
   if (!any) return;
   wait_copies<0>();
   __syncthreads();
-#pragma unroll
-  for (int j = 0; j < expand_columns; j += 8)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = warp() * 16 + half * 8 + lane() / 4, column = j + lane() % 4 * 2;
-      float2 by = make_float2(span.adapter.scale, span.adapter.scale), before = make_float2(0, 0);
-      if constexpr (backward)
-        by = span.group.dropout.threshold == 0
-                 ? make_float2(1, 1)
-                 : factors(span.group, target.module, span.first + row, first_column + column);
-      auto* const at = reinterpret_cast<__nv_bfloat162*>(ys + row * y_stride + column);
-      if (job.add)
-        before = __bfloat1622float2(*at);
-      else if (target.bias && column < columns)
-        before = __bfloat1622float2(
-            *reinterpret_cast<const __nv_bfloat162*>(static_cast<const bf16*>(target.bias) + first_column + column));
-      *at = __floats2bfloat162_rn(fmaf(sum[j / 8][2 * half], by.x, before.x),
-                                  fmaf(sum[j / 8][2 * half + 1], by.y, before.y));
-    }
+  put_sums<backward>(job, target, span, first_column, sum, ys);
   __syncthreads();
-  constexpr int each = expand_columns / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < span.rows * each; i += threads) {
-    const int row = i / each, column = i % each * 8;
-    if (column < columns)
-      *reinterpret_cast<uint4*>(y + row * target.width + column) =
-          *reinterpret_cast<const uint4*>(ys + row * y_stride + column);
-  }
+  write_rows(ys, y, target.width, span.rows, columns);
 }
 
 template <class T>

@@ -9,6 +9,30 @@ constexpr int shrink_shared(bool backward) {
   return stages * (block_rows * (chunk + pad) + (backward ? chunk * (rank + pad) : rank * (chunk + pad))) * 2;
 }
 
+// A block's sums, in bf16, or of a part of the columns as they are.
+template <int rank>
+__device__ void put_shrink(const GroupedShrink& job, unsigned of_target, const Span& span,
+                           const float (&sum)[rank / 8][4]) {
+  const GroupedAdapter& w = span.adapter;
+  const float scale = job.backward ? w.scale : 1.0f;
+#pragma unroll
+  for (int j = 0; j < rank; j += 8)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = warp() * 16 + half * 8 + lane() / 4, column = j + lane() % 4 * 2;
+      if (j >= w.rank || row >= span.rows) continue;
+      const float v0 = sum[j / 8][2 * half], v1 = sum[j / 8][2 * half + 1];
+      const std::int64_t to = (span.first + row) * job.table.rank_stride + column;
+      if (gridDim.y > 1)
+        *reinterpret_cast<float2*>(
+            job.partial + (blockIdx.y * job.targets + of_target) * job.table.tokens * job.table.rank_stride + to) =
+            make_float2(v0, v1);
+      else
+        *reinterpret_cast<__nv_bfloat162*>(static_cast<bf16*>(job.target[of_target].s) + to) =
+            __floats2bfloat162_rn(v0 * scale, v1 * scale);
+    }
+}
+
 // Blocks of x: targets of the first 64 rows, of the next ...: neighbours read the same rows. Of y: parts of the
 // columns.
 template <int rank, bool backward>
@@ -57,23 +81,7 @@ __global__ void __launch_bounds__(threads, streams_at_once(rank))
             }
         }
       });
-  const float scale = backward ? w.scale : 1.0f;
-#pragma unroll
-  for (int j = 0; j < rank; j += 8)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = warp() * 16 + half * 8 + lane() / 4, column = j + lane() % 4 * 2;
-      if (j >= w.rank || row >= span.rows) continue;
-      const float v0 = sum[j / 8][2 * half], v1 = sum[j / 8][2 * half + 1];
-      const std::int64_t to = (span.first + row) * job.table.rank_stride + column;
-      if (gridDim.y > 1)
-        *reinterpret_cast<float2*>(
-            job.partial + (blockIdx.y * job.targets + of_target) * job.table.tokens * job.table.rank_stride + to) =
-            make_float2(v0, v1);
-      else
-        *reinterpret_cast<__nv_bfloat162*>(static_cast<bf16*>(target.s) + to) =
-            __floats2bfloat162_rn(v0 * scale, v1 * scale);
-    }
+  put_shrink<rank>(job, of_target, span, sum);
 }
 
 // The parts of a shrink's sums, one after the other.
