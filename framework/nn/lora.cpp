@@ -218,9 +218,16 @@ void AdapterStore::begin(std::vector<SlotRows> rows, bool training) {
       pass->dropout = true;
     }
   }
-  if (!pass->dropout && !pass_->dropout && alike(*pass, *pass_)) return;
-  make_tables(*pass, targets_.size(), anchor_);
-  pass_ = std::move(pass);
+  if (!alike(*pass, *pass_)) {
+    make_tables(*pass, targets_.size(), anchor_);
+    pass_ = std::move(pass);
+  } else if (pass->dropout || pass_->dropout) {  // the same tables but for the masks
+    auto next = std::make_shared<LoraPass>(*pass_);
+    next->dropout = pass->dropout;
+    next->groups = std::move(pass->groups);
+    make_rows(*next, anchor_);
+    pass_ = std::move(next);
+  }
 }
 
 void AdapterStore::zero_gradients() {

@@ -202,18 +202,24 @@ at::Tensor kernels_backward(const LoraCall& call, const at::Tensor& x, const std
   return dx;
 }
 
-void make_tables(LoraPass& pass, std::size_t targets, const at::Tensor& like) {
+void make_rows(LoraPass& pass, const at::Tensor& like) {
   std::vector<kernels::GroupedRows> rows;
+  for (const auto& group : pass.groups)
+    rows.push_back({std::int32_t(group.rows.first), std::int32_t(group.rows.last), group.dropout});
+  pass.rows = bytes_on(rows, like);
+}
+
+void make_tables(LoraPass& pass, std::size_t targets, const at::Tensor& like) {
+  make_rows(pass, like);
   std::vector<kernels::GroupedBlock> blocks;
   bool whole = true;
-  for (const auto& group : pass.groups) {
-    whole = whole && group.rows.first == pass.rows_from_0;
-    pass.rows_from_0 = group.rows.last;
-    const auto count = group.rows.last - group.rows.first;
-    for (std::int64_t b = 0; b * kernels::grouped_rows < count; ++b)
-      blocks.push_back({std::int32_t(rows.size()), std::int32_t(b)});
-    rows.push_back({std::int32_t(group.rows.first), std::int32_t(group.rows.last), group.dropout});
-    pass.longest = std::max(pass.longest, count);
+  for (std::size_t g = 0; g < pass.groups.size(); ++g) {
+    const SlotRows& rows = pass.groups[g].rows;
+    whole = whole && rows.first == pass.rows_from_0;
+    pass.rows_from_0 = rows.last;
+    for (std::int64_t b = 0; b * kernels::grouped_rows < rows.last - rows.first; ++b)
+      blocks.push_back({std::int32_t(g), std::int32_t(b)});
+    pass.longest = std::max(pass.longest, rows.last - rows.first);
   }
   if (!whole) pass.rows_from_0 = 0;
   std::vector<kernels::GroupedAdapter> adapters;
@@ -232,7 +238,6 @@ void make_tables(LoraPass& pass, std::size_t targets, const at::Tensor& like) {
       pass.most_rank[t] = std::max(pass.most_rank[t], w.a.size(0));
     }
   pass.block_count = std::int64_t(blocks.size());
-  pass.rows = bytes_on(rows, like);
   pass.adapters = bytes_on(adapters, like);
   pass.blocks = bytes_on(blocks, like);
 }

@@ -34,7 +34,8 @@ struct LoraPass {
 kernels::DropoutKey dropout_key(const AdapterInit& init, const SlotRows& rows);
 std::uint32_t dropout_module(std::string_view target);
 
-// Of a composition. `like` tells the device.
+// Of a composition; only of its rows and their dropout. `like` tells the device.
+void make_rows(LoraPass& pass, const at::Tensor& like);
 void make_tables(LoraPass& pass, std::size_t targets, const at::Tensor& like);
 
 // Targets of one input. `module`: dropout's name of the target.

@@ -1,6 +1,7 @@
 // Batched LoRA: every backend against autograd in f64; jobs that share a batch against the same jobs alone; the
 // optimizer against PyTorch's.
 #include "framework/nn/adapter_optimizer.h"
+#include "framework/nn/checkpoint.h"
 #include "framework/nn/lora_pass.h"
 
 #include <cmath>
@@ -425,6 +426,23 @@ TEST(Lora, ParkedJobGoesOnBitByBit) {
     EXPECT_TRUE(same_bits(a.second, b.second));
     EXPECT_EQ(b.updates, 8);
   }
+}
+
+// A checkpointed part is computed again in backward: dropout's masks too.
+TEST(Lora, CheckpointedPartsGiveTheSameBits) {
+  Training kept({0, 1, 2}, at::kFloat, LoraBackend::kernels), again({0, 1, 2}, at::kFloat, LoraBackend::kernels);
+  const std::vector<SlotRows> rows = {{0, 0, 30, 4, 0}, {1, 30, 50, 2, 10}, {2, 50, 120, 9, 0}};
+  const at::Tensor x = at::randn({120, in}).set_requires_grad(true), g = at::randn({120, in});
+  kept.store.begin(rows, true);
+  again.store.begin(rows, true);
+  model(kept.store, x).backward(g);
+  const at::Tensor dx = x.grad().clone();
+  x.mutable_grad().reset();
+  const auto part = [&](const at::Tensor& h, std::span<const at::Tensor>) { return model(again.store, h); };
+  checkpointed(part, x, {}).backward(g);
+  EXPECT_TRUE(same_bits(x.grad(), dx));
+  for (std::int64_t slot = 0; slot < 3; ++slot)
+    EXPECT_TRUE(same_bits(again.store.flat_gradients(slot), kept.store.flat_gradients(slot)));
 }
 
 // Evaluation drops nothing, and an earlier pass's backward is right after the next has begun.
