@@ -36,7 +36,7 @@ struct AdapterInit {
 // Rows [first, last) of the token batch. Rows of no slot run the base alone.
 struct SlotRows {
   std::int64_t slot = 0, first = 0, last = 0;
-  std::int64_t step = 0, job_row = 0;  // the job's step, and where `first` stands among its rows: keys of dropout
+  std::int64_t job_row = 0, step = 0;  // where `first` stands among the rows of the job's step: keys of dropout
 };
 
 struct AdapterTensors {

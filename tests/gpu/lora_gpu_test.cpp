@@ -132,7 +132,7 @@ std::vector<at::Tensor> train(at::Device device, at::ScalarType type, std::int64
       x.push_back(at::randn({50 + 40 * i, 64}).to(device, type));
       if (i == poison && n == 1) x.back().fill_(NAN);
       const auto first = rows.empty() ? 0 : rows.back().last;
-      rows.push_back({i, first, first + x.back().size(0), n, 0});
+      rows.push_back({i, first, first + x.back().size(0), 0, n});
     }
     store.begin(rows, true);
     const at::Tensor all = at::cat(x), y = store.project(0, all);

@@ -279,7 +279,7 @@ struct Training {
     const auto type = store.targets()[0].weight.scalar_type();
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       const auto t = length(jobs[i]);
-      rows.push_back({std::int64_t(i), at, at + t, n, 0});
+      rows.push_back({std::int64_t(i), at, at + t, 0, n});
       at += t;
       at::manual_seed(std::uint64_t(1000 * jobs[i] + n));
       x.push_back(at::randn({t, in}).to(type));
