@@ -1,0 +1,105 @@
+#include "comm/error.h"
+#include "framework/nn/lora_pass.h"
+
+namespace trireme::nn {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+struct Kept : torch::CustomClassHolder {
+  LoraCall call;
+};
+
+// Several targets of one input are one node: gradients of the input are summed by the products that make them.
+struct Adapted : torch::autograd::Function<Adapted> {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& anchor,
+                               const c10::intrusive_ptr<Kept>& kept) {
+    variable_list saved;
+    variable_list all = lora_forward(kept->call, x, saved);
+    saved.push_back(x);
+    ctx->saved_data["kept"] = c10::IValue::make_capsule(kept);
+    ctx->save_for_backward(saved);
+    return all;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto kept = c10::static_intrusive_pointer_cast<Kept>(ctx->saved_data["kept"].toCapsule());
+    auto saved = ctx->get_saved_variables();
+    const at::Tensor x = saved.back();
+    saved.pop_back();
+    for (auto& g : grads) g = g.contiguous();
+    return {lora_backward(kept->call, x, saved, grads, ctx->needs_input_grad(0)), {}, {}};
+  }
+};
+
+const LoraArm& arm_of(const LoraPass& pass) {
+  switch (pass.backend) {
+    case LoraBackend::grouped_mm:
+      return lora_grouped_mm;
+    case LoraBackend::bmm:
+      return lora_bmm;
+    case LoraBackend::wide:
+      return lora_wide;
+    default:
+      return lora_loop;
+  }
+}
+
+bool adapted(const LoraPass& pass, const LoraTarget& t) {
+  return !pass.groups.empty() && pass.most_rank[std::size_t(t.index)] > 0;
+}
+
+}  // namespace
+
+std::vector<at::Tensor> lora_forward(const LoraCall& call, const at::Tensor& x, std::vector<at::Tensor>& kept) {
+  const LoraPass& pass = *call.pass;
+  if (pass.backend == LoraBackend::kernels && !pass.groups.empty()) return kernels_forward(call, x, kept);
+  std::vector<at::Tensor> all;
+  for (const auto& t : call.targets) {
+    all.push_back(t.bias.defined() ? at::addmm(t.bias, x, t.weight.t()) : at::mm(x, t.weight.t()));
+    kept.push_back(adapted(pass, t) ? arm_of(pass).forward(pass, t.index, dropped(pass, t.module, x), all.back())
+                                    : at::Tensor());
+  }
+  return all;
+}
+
+at::Tensor lora_backward(const LoraCall& call, const at::Tensor& x, const std::vector<at::Tensor>& kept,
+                         const std::vector<at::Tensor>& dy, bool wanted) {
+  const LoraPass& pass = *call.pass;
+  if (pass.backend == LoraBackend::kernels && !pass.groups.empty()) return kernels_backward(call, x, kept, dy, wanted);
+  at::Tensor dx;
+  for (std::size_t i = 0; i < call.targets.size(); ++i) {
+    const auto& t = call.targets[i];
+    if (wanted && i == 0) dx = at::mm(dy[i], t.weight);
+    if (wanted && i > 0) dx.addmm_(dy[i], t.weight);
+    if (!adapted(pass, t)) continue;
+    at::Tensor change = wanted && pass.dropout ? at::zeros_like(dx) : dx;
+    arm_of(pass).backward(pass, t.index, dropped(pass, t.module, x), kept[i], dy[i], change);
+    if (!wanted || !pass.dropout) continue;
+    drop(pass, t.module, change);
+    dx.add_(change);
+  }
+  return dx;
+}
+
+std::vector<at::Tensor> AdapterStore::project(std::span<const std::int64_t> targets, const at::Tensor& x) {
+  if (!pass_->groups.empty() && pass_->groups.back().rows.last > x.size(0))
+    throw Error(ExitCode::bug, "project", "rows of slots go beyond the batch's " + std::to_string(x.size(0)));
+  auto kept = c10::make_intrusive<Kept>();
+  kept->call.pass = pass_;
+  for (const auto target : targets) {
+    const auto t = std::size_t(target);
+    const at::Tensor& weight = targets_.at(t).weight;
+    if (x.dim() != 2 || x.size(1) != weight.size(1) || x.scalar_type() != weight.scalar_type())
+      throw Error(ExitCode::bug, "project", targets_[t].name + " has another width or type than its input");
+    kept->call.targets.push_back({target, modules_[t], targets_[t].weight, targets_[t].bias});
+  }
+  return Adapted::apply(x.contiguous(), anchor_, kept);
+}
+
+at::Tensor AdapterStore::project(std::int64_t target, const at::Tensor& x) {
+  return project(std::span(&target, 1), x)[0];
+}
+
+}  // namespace trireme::nn
