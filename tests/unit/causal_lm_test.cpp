@@ -4,6 +4,7 @@
 
 #include "framework/losses/token_loss.h"
 #include "framework/models/adapters.h"
+#include "framework/models/causal_lm_load.h"
 #include "framework/models/generate.h"
 #include "tests/fault/program.h"
 #include "tests/max_difference.h"
@@ -184,7 +185,7 @@ TEST(CausalLm, FoldersAreWrittenAsTheyWereRead) {
     const TempFolder temp;
     const std::string out = (temp.path / "model").string();
     const CausalLm model = model_of(folder_of(family), at::kBFloat16);
-    write_hf_folder(out, model, 4000, "");  // several shards
+    write_hf_folder(out, model, 4000, folder_of(family));  // several shards
     EXPECT_TRUE(fs::exists(out + "/model.safetensors.index.json"));
     const HfFolder before(folder_of(family)), after(out);
     EXPECT_EQ(before.names(), after.names()) << family;
@@ -197,7 +198,7 @@ TEST(CausalLm, FoldersAreWrittenAsTheyWereRead) {
     EXPECT_EQ(a, b);
     for (const auto& entry : fs::directory_iterator(out)) EXPECT_LT(fs::file_size(entry.path()), 8000u);
     // Whole again over the shards, which must go.
-    write_hf_folder(out, model, 1 << 30, "");
+    write_hf_folder(out, model, 1 << 30, folder_of(family));
     EXPECT_FALSE(fs::exists(out + "/model.safetensors.index.json"));
     EXPECT_EQ(HfFolder(out).names(), before.names());
   }
@@ -296,7 +297,7 @@ TEST(CausalLm, OtherArchitecturesAreRefused) {
 class BrokenFolder : public ::testing::Test {
  protected:
   BrokenFolder() : folder(temp.path / "model") {
-    write_hf_folder(folder.string(), model_of(folder_of("llama"), at::kFloat), 20000, "");
+    write_hf_folder(folder.string(), model_of(folder_of("llama"), at::kFloat), 20000, folder_of("llama"));
   }
   void change_index(const std::function<void(json&)>& change) {
     json index = json::parse(read_text(folder / "model.safetensors.index.json"));
