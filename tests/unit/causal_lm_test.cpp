@@ -12,6 +12,7 @@
 #include "tests/unit/said.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -269,6 +270,36 @@ TEST(CausalLm, RandomModelsFollowSeedAndName) {
     const bool drawn = a[i].first.kind == LmWeight::matrix || a[i].first.kind == LmWeight::embedding;
     EXPECT_NEAR(a[i].second.std().item<double>(), drawn ? 0.02 : 0, 0.003) << a[i].first.name;
   }
+}
+
+// The other way round: transformers and PEFT on folders written here, of drawn models.
+TEST(CausalLm, TransformersAndPeftReadWhatIsWritten) {
+  const char* python = std::getenv("TRIREME_PEFT_PYTHON");
+  if (!python || !*python) GTEST_SKIP() << "TRIREME_PEFT_PYTHON names no python with transformers and peft";
+  const TempFolder temp;
+  for (const auto& family : families) {
+    const std::string root = (temp.path / family).string();
+    const HfFolder from(folder_of(family));
+    CausalLm model = CausalLm::random(parse_causal_lm_config(from.config(), family), 5, at::kCPU, at::kFloat);
+    for (const auto& [w, value] : model.weights()) at::Tensor(value).mul_(w.kind == LmWeight::one ? 1 : 10);
+    PeftConfig config = read_peft(folder_of(family) + "/adapter").config;
+    const auto store = make_adapter_store(model, {&config, 1}, 1, nn::LoraBackend::loop);
+    store->fill(0, adapter_init(model, *store, config, 3, family));
+    for (const auto& t : store->weights(0)) at::Tensor(t.b).uniform_(-1, 1);
+    store->publish(0);
+    const PeftAdapter adapter = adapter_of(*store, 0, config);
+    const at::Tensor ids = Safetensors(folder_of(family) + "/logits.safetensors").tensor("ids");
+    const at::Tensor adapted = logits_of(model, ids, store.get());
+    store->begin({}, false);
+    write_hf_folder(root + "/model", model, 9000, folder_of(family));
+    write_hf_folder(root + "/merged", merged(model, adapter, family), 1 << 30, folder_of(family));
+    write_peft(root + "/adapter", adapter, family);
+    write_safetensors(root + "/ours.safetensors",
+                      std::vector<NamedTensor>{{"ids", ids}, {"adapted", adapted}, {"base", logits_of(model, ids)}});
+  }
+  const std::string command =
+      std::string(python) + " " + std::getenv("TRIREME_SOURCE") + "/tests/peers/lm_parity.py " + temp.path.string();
+  EXPECT_EQ(std::system(command.c_str()), 0);
 }
 
 // ---- bad input
