@@ -399,10 +399,10 @@ TEST_F(LanguageModelProgram, LogitsAndExport) {
   EXPECT_LT(difference(logits("base"), reference.tensor("logits")), 2e-5);
   EXPECT_EQ(run({"logits", model, "--adapter", adapter, "--ids", ids, "--out", "adapted"}).code, 0);
   EXPECT_LT(difference(logits("adapted"), reference.tensor("adapted")), 2e-5);
-  const Outcome exported = run({"export", model, "--adapter", adapter, "--format", "hf", "--out", "merged"});
+  const Outcome exported = run({"export", model, "--adapter", adapter, "--precision", "f32", "--out", "merged"});
   EXPECT_EQ(exported.code, 0) << exported;
   EXPECT_EQ(run({"logits", "merged", "--ids", ids, "--out", "of_merged"}).code, 0);
-  EXPECT_LT(difference(logits("of_merged"), reference.tensor("adapted")), 0.2);  // the folder is bf16
+  EXPECT_LT(difference(logits("of_merged"), reference.tensor("adapted")), 3e-5);
 
   at::Tensor beyond = reference.tensor("ids").clone();
   beyond[1][3] = 29;
@@ -424,7 +424,7 @@ TEST_F(LanguageModelProgram, PretrainingMakesAFolder) {
   for (int i = 0; i < 400; ++i) text += "The cat number " + std::to_string(i % 37) + " sat on the mat.\n\n";
   write_text(temp.path / "cats.txt", text);
   write_text(temp.path / "p.yaml",
-             "recipe: causal_lm\nsteps: 30\nbatch_size: 8\nthreads: 1\ndevice: cpu\n"
+             "recipe: causal_lm\nsteps: 100\nbatch_size: 8\nthreads: 1\ndevice: cpu\n"
              "optimizer: {lr: 1.0e-2, warmup: 5, weight_decay: 0.0}\n"
              "model: {layers: 2, width: 32, intermediate: 64, heads: 4, kv_heads: 2, vocab: 300}\n"
              "text: {sources: [" +
@@ -436,7 +436,7 @@ TEST_F(LanguageModelProgram, PretrainingMakesAFolder) {
   const Outcome two = run({"train", "p.yaml", "--ranks", "2", "--out", "b"});
   ASSERT_EQ(two.code, 0) << two;
   EXPECT_NEAR(loss_of(two), loss_of(whole), 1e-3);
-  ASSERT_EQ(run({"train", "p.yaml", "steps=30", "--out", "c", "--fresh"}).code, 0);
+  ASSERT_EQ(run({"train", "p.yaml", "seed=1", "--out", "c", "--fresh"}).code, 0);
 
   ASSERT_EQ(run({"export", "a", "--out", "folder", "--shard-mib", "1"}).code, 0);
   const at::Tensor ids = at::arange(60).view({2, 30});
@@ -447,7 +447,7 @@ TEST_F(LanguageModelProgram, PretrainingMakesAFolder) {
   EXPECT_EQ(difference(logits("of_a"), logits("of_c")), 0);
   const Outcome said = run({"generate", "folder", "--prompt", "The cat number 3", "--max", "20"});
   EXPECT_EQ(said.code, 0) << said;
-  EXPECT_SAYS(said.out, "sat on the mat");
+  EXPECT_SAYS(said.out, "sat on the mat") << said;
   EXPECT_EQ(run({"generate", "a", "--prompt", "The cat number 3", "--max", "20"}).out, said.out);
 }
 

@@ -10,6 +10,7 @@
 #include "framework/models/clip_model.h"
 #include "framework/models/open_clip.h"
 #include "trainers/commands/eval_run.h"
+#include "trainers/commands/language_model.h"
 
 #include <cerrno>
 #include <iostream>
@@ -19,7 +20,7 @@ namespace trireme {
 namespace {
 
 struct ExportOptions {
-  std::string model, out, format, tokenizer, adapter, step = "newest";
+  std::string model, out, format, tokenizer, adapter, step = "newest", precision = "file";
   int shard_mib = 4096;
   bool raw = false;
 };
@@ -54,7 +55,7 @@ int export_run(const ExportOptions& o) {
 
 // A language model, with an adapter in its weights if one is given.
 int export_hf(const ExportOptions& o) {
-  CausalLm model = load_causal_lm(o.model, at::kCPU, {}, {o.step, !o.raw});
+  CausalLm model = load_causal_lm(o.model, at::kCPU, weights_type(o.precision), {o.step, !o.raw});
   if (!o.adapter.empty()) model = merged(model, read_peft(o.adapter), o.adapter);
   write_hf_folder(o.out, model, std::int64_t(o.shard_mib) << 20, o.model);
   std::cout << "export: transformers.AutoModelForCausalLM.from_pretrained('" << o.out << "')" << std::endl;
@@ -95,6 +96,9 @@ const Commands::Entry registered(
            "transformers; safetensors: the weights by their names; default: openclip of a CLIP model, hf of a language "
            "model");
        command.text("--adapter", o->adapter, "adapter folder of PEFT, which is added to the weights (hf)");
+       command.text("--precision", o->precision,
+                    "of the weights that are written (hf): f32, f64, bf16, or file: as they are; merged weights are "
+                    "rounded to it");
        command.number("--shard-mib", o->shard_mib, "size of a weights file (hf)", {1, 1 << 20});
        command.text("--tokenizer", o->tokenizer, "CLIP merges file, where the model brings none");
        command.text("--step", o->step, "of a run: a checkpoint's step, newest or best");

@@ -16,6 +16,14 @@ void language_model_options(CommandOptions& command, LanguageModelOptions& o) {
   command.text("--precision", o.precision, "f32, f64, bf16, or file: that of the weights in the folder");
 }
 
+std::optional<at::ScalarType> weights_type(const std::string& name) {
+  if (name == "file") return std::nullopt;
+  if (name == "f32") return at::kFloat;
+  if (name == "f64") return at::kDouble;
+  if (name == "bf16") return at::kBFloat16;
+  throw UsageError("--precision", "'" + name + "' is none", "write f32, f64, bf16 or file");
+}
+
 void LanguageModel::begin(std::span<const std::int64_t> lengths) const {
   if (!store) return;
   const auto rows = std::accumulate(lengths.begin(), lengths.end(), std::int64_t(0));
@@ -23,16 +31,7 @@ void LanguageModel::begin(std::span<const std::int64_t> lengths) const {
 }
 
 LanguageModel load_language_model(const LanguageModelOptions& o) {
-  std::optional<at::ScalarType> type;
-  if (o.precision == "f32")
-    type = at::kFloat;
-  else if (o.precision == "f64")
-    type = at::kDouble;
-  else if (o.precision == "bf16")
-    type = at::kBFloat16;
-  else if (o.precision != "file")
-    throw UsageError("--precision", "'" + o.precision + "' is none", "write f32, f64, bf16 or file");
-  LanguageModel m{load_causal_lm(o.model, one_device(o.device), type), nullptr};
+  LanguageModel m{load_causal_lm(o.model, one_device(o.device), weights_type(o.precision)), nullptr};
   if (o.adapter.empty()) return m;
   const PeftAdapter adapter = read_peft(o.adapter);
   m.store = make_adapter_store(m.model, {&adapter.config, 1}, 1, nn::LoraBackend::loop);

@@ -4,6 +4,7 @@
 #include "framework/models/adapters.h"
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -12,6 +13,8 @@ namespace trireme {
 struct LanguageModelOptions {
   std::string model, adapter, device = "auto", precision = "f32";
 };
+// f32, f64 or bf16; none of "file": the type in the folder. UsageError for another word.
+std::optional<at::ScalarType> weights_type(const std::string& precision);
 void language_model_options(CommandOptions& command, LanguageModelOptions& options);
 
 struct LanguageModel {
