@@ -436,7 +436,7 @@ TEST_F(LanguageModelProgram, PretrainingMakesAFolder) {
   const Outcome two = run({"train", "p.yaml", "--ranks", "2", "--out", "b"});
   ASSERT_EQ(two.code, 0) << two;
   EXPECT_NEAR(loss_of(two), loss_of(whole), 1e-3);
-  ASSERT_EQ(run({"train", "p.yaml", "seed=1", "--out", "c", "--fresh"}).code, 0);
+  ASSERT_EQ(run({"train", "p.yaml", "log_every=7", "--out", "c", "--fresh"}).code, 0);
 
   ASSERT_EQ(run({"export", "a", "--out", "folder", "--shard-mib", "1"}).code, 0);
   const at::Tensor ids = at::arange(60).view({2, 30});
