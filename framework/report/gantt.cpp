@@ -155,7 +155,7 @@ Schedule read_schedule(const std::string& run_dir) {
   for (auto* bars : {&s.plan, &s.actual})
     for (const auto& b : *bars)
       for (int g : b.gpus)
-        if (g < 0 || g >= s.gpus || !std::isfinite(b.end - b.start))
+        if (g < 0 || g >= s.gpus || s.gpus > 65536 || !(b.start >= 0 && b.end >= b.start && b.end < 1e12))
           throw DataError(path,
                           "task " + b.task + " lies on GPU " + std::to_string(g) + " of " + std::to_string(s.gpus));
   return s;
