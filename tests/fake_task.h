@@ -72,8 +72,9 @@ inline void expect_apart(const std::vector<GanttBar>& bars) {
   for (const auto& a : bars)
     for (const auto& b : bars)
       for (int g : a.gpus)
-        if (&a < &b && std::find(b.gpus.begin(), b.gpus.end(), g) != b.gpus.end())
+        if (&a < &b && std::find(b.gpus.begin(), b.gpus.end(), g) != b.gpus.end()) {
           EXPECT_TRUE(a.end <= b.start + 1e-9 || b.end <= a.start + 1e-9) << a.task << " and " << b.task << " on " << g;
+        }
 }
 
 }  // namespace trireme::test

@@ -160,7 +160,7 @@ TEST(Cluster, GpusAreNeighbours) {
   EXPECT_EQ(gpus.take(4), (std::vector<int>{2, 3, 4, 5})) << "the fullest host with room";
   EXPECT_EQ(gpus.take(4), (std::vector<int>{8, 9, 10, 11}));
   gpus.release({2, 3, 4, 5});
-  gpus.take({3});
+  gpus.claim({3});
   EXPECT_EQ(gpus.take(1), (std::vector<int>{12})) << "the host with fewer free";
   EXPECT_EQ(gpus.take(4), (std::vector<int>{4, 5, 6, 7})) << "the shortest run";
   EXPECT_EQ(gpus.free(), 4);

@@ -49,11 +49,11 @@ std::vector<int> Gpus::take(int count) {
         if (int(chosen.size()) < count) chosen.push_back(id);
     std::sort(chosen.begin(), chosen.end());
   }
-  take(chosen);
+  claim(chosen);
   return chosen;
 }
 
-void Gpus::take(const std::vector<int>& these) {
+void Gpus::claim(const std::vector<int>& these) {
   for (int id : these) {
     if (taken_.at(std::size_t(id))) throw Error(ExitCode::bug, "cluster", "GPU " + std::to_string(id) + " taken twice");
     taken_[std::size_t(id)] = 1;

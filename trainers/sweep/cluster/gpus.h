@@ -11,7 +11,7 @@ class Gpus {
  public:
   Gpus(int count, int per_node);
   std::vector<int> take(int count);  // ascending; at most `free()`
-  void take(const std::vector<int>& these);
+  void claim(const std::vector<int>& these);
   void release(const std::vector<int>& these);
   int free() const;
 
