@@ -74,18 +74,20 @@ struct Exits {
   const char* name;
   bool cut, curves;  // curves: jobs diverge and overfit as well, up to 30 % of warm-up and 50 % of the rest
   Durations durations;
-  bool repack;  // survivors on half the GPUs, for twice the time
-  bool spread;  // tasks arrive over the time that the work takes at least
+  enum { never, always, planned } repack;  // survivors on half the GPUs, for twice the time
+  bool spread;                             // tasks arrive over the time that the work takes at least
 };
 const Exits arms[] = {
-    {"none", false, false, Durations::worst, false, false},
-    {"cut, told expected", true, false, Durations::expected, false, false},
-    {"cut, told worst", true, false, Durations::worst, false, false},
-    {"cut and curves, told expected", true, true, Durations::expected, false, false},
-    {"cut and curves, told worst", true, true, Durations::worst, false, false},
-    {"cut and curves, told expected, repacked", true, true, Durations::expected, true, false},
-    {"none, arriving", false, false, Durations::worst, false, true},
-    {"cut and curves, told expected, arriving", true, true, Durations::expected, false, true},
+    {"none", false, false, Durations::worst, Exits::never, false},
+    {"cut, told expected", true, false, Durations::expected, Exits::never, false},
+    {"cut, told worst", true, false, Durations::worst, Exits::never, false},
+    {"cut and curves, told expected", true, true, Durations::expected, Exits::never, false},
+    {"cut and curves, told worst", true, true, Durations::worst, Exits::never, false},
+    {"cut and curves, told expected, always repacked", true, true, Durations::expected, Exits::always, false},
+    {"cut and curves, told expected, repacked where the plan gains", true, true, Durations::expected, Exits::planned,
+     false},
+    {"none, arriving", false, false, Durations::worst, Exits::never, true},
+    {"cut and curves, told expected, arriving", true, true, Durations::expected, Exits::never, true},
 };
 
 std::vector<Recorded> recorded(int gpus, int tasks, std::uint64_t seed, const Exits& e) {
@@ -100,7 +102,10 @@ std::vector<Recorded> recorded(int gpus, int tasks, std::uint64_t seed, const Ex
       r.before_cut = warmup * t.seconds * first;
       r.after_cut = keep * (1 - warmup) * t.seconds * rest;
     }
-    if (e.repack && t.gpus > 1) r.gpus_after /= 2, r.after_cut *= 2;
+    if (e.repack != Exits::never && t.gpus > 1) {
+      if (e.repack == Exits::planned) r.after_cut_all = r.after_cut;
+      r.gpus_after /= 2, r.after_cut *= 2;
+    }
     area += t.gpus * r.before_cut + r.gpus_after * r.after_cut;
     all.push_back(r);
   }
@@ -113,7 +118,7 @@ double real_bound(int gpus, const std::vector<Recorded>& tasks) {
   double area = 0, last = 0;
   for (const auto& r : tasks) {
     area += r.task.gpus * r.before_cut + r.gpus_after * r.after_cut;
-    last = std::max(last, r.arrival + r.before_cut + r.after_cut);
+    last = std::max(last, r.arrival + r.before_cut + (r.after_cut_all > 0 ? r.after_cut_all : r.after_cut));
   }
   return std::max(area / gpus, last);
 }

@@ -211,6 +211,16 @@ TEST(Simulator, ReplansOnEveryEvent) {
   EXPECT_GE(t.plans, 4);
 }
 
+// On half its GPUs what remains takes twice as long: worth it only where another task waits for them.
+TEST(Simulator, ShrinksWhereThePlanGains) {
+  const Recorded cut{{"cut", 2, 10}, 0, 1, 4, 1, 2};
+  const Trace alone = simulate({2, 8, Policy::search, {}}, {cut});
+  EXPECT_EQ(alone.makespan, 3) << "keeps both";
+  const Trace shared = simulate({2, 8, Policy::search, {}}, {cut, {{"next", 1, 4}, 0.5, 4, 0, 0, 0}});
+  EXPECT_EQ(shared.makespan, 5) << "gives one to `next`";
+  test::expect_apart(shared.actual);
+}
+
 TEST(Simulator, RunsSixtyFourGpus) {
   std::vector<Recorded> tasks = recorded(88, 5, 0.05, 0.25, true);
   for (std::size_t i = 0; i < tasks.size(); ++i) tasks[i].arrival = 0.1 * double(i);

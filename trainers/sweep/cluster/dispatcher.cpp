@@ -88,9 +88,10 @@ void Dispatcher::hear(const Report& report, int rank, Decision& decision) {
   const std::string task = leaders_.at(rank);
   if (report.kind == Report::cut) {
     const std::size_t had = ranks_.at(task).size();
-    const auto kept = scheduler_.cut(task, now(), report.remaining, int(report.ranks));
-    journal_.cut(now(), task, kept, report.remaining);
-    say("task " + task + " cut, " + seconds_text(report.remaining) + " left on " + ranks_text(kept));
+    const auto kept = scheduler_.cut(task, now(), report.remaining, int(report.ranks), report.remaining_all);
+    const double remaining = kept.size() == had && report.remaining_all > 0 ? report.remaining_all : report.remaining;
+    journal_.cut(now(), task, kept, remaining);
+    say("task " + task + " cut, " + seconds_text(remaining) + " left on " + ranks_text(kept));
     orders_.at(task).resume = true;
     ranks_.at(task) = kept;
     if (kept.size() == had)

@@ -14,7 +14,7 @@ namespace trireme::cluster {
 struct Report {
   enum Kind : std::int64_t { nothing, cut, done, failed };
   std::int64_t kind = nothing, ranks = 0, stop = 0;
-  double remaining = 0;
+  double remaining = 0, remaining_all = 0;
   char why[224] = {};
 };
 

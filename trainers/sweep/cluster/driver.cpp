@@ -83,7 +83,7 @@ void Rank::tick() {
   if (const auto failure = attempt([&] { event = run_->tick(); })) return failed(*failure);
   if (event.kind == TaskEvent::tick) return;
   report_.kind = event.kind == TaskEvent::cut ? Report::cut : Report::done;
-  report_.ranks = event.ranks, report_.remaining = event.remaining;
+  report_.ranks = event.ranks, report_.remaining = event.remaining, report_.remaining_all = event.remaining_all;
   paused_ = true;
   if (event.kind == TaskEvent::done) run_.reset();
 }

@@ -25,8 +25,9 @@ struct TaskOrder {
 struct TaskEvent {
   enum Kind { tick, cut, done };
   Kind kind = tick;
-  double remaining = 0;  // cut: seconds that are left on `ranks` ranks
-  int ranks = 0;         // cut: of its ranks that it still wants, at most all
+  double remaining = 0;      // cut: seconds that are left on `ranks` ranks
+  int ranks = 0;             // cut: of its ranks that it still wants, at most all
+  double remaining_all = 0;  // cut: on all of its ranks; 0: no less than on `ranks`. The plan chooses
 };
 
 // One task on its ranks: a generator of events. Every call is collective over the communicator that it was made with,

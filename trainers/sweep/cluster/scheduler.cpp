@@ -26,9 +26,18 @@ void Scheduler::complete(const std::string& task) {
   changed_ = true;
 }
 
-std::vector<int> Scheduler::cut(const std::string& task, double now, double remaining, int gpus) {
+std::vector<int> Scheduler::cut(const std::string& task, double now, double remaining, int gpus, double remaining_all) {
   Running& r = running_.at(task);
-  const auto keep = r.gpus.begin() + std::clamp(gpus, 1, int(r.gpus.size()));
+  const int all = int(r.gpus.size());
+  gpus = std::clamp(gpus, 1, all);
+  if (gpus < all && remaining_all > 0 && remaining_all < remaining) {
+    r.start = now, r.end = now + remaining_all, r.after_cut = true;
+    Problem p = problem(now);
+    const double wide = plan(p, settings_.policy, settings_.limits).makespan;
+    p.running[std::size_t(std::distance(running_.begin(), running_.find(task)))] = {gpus, remaining};
+    if (plan(p, settings_.policy, settings_.limits).makespan > wide) gpus = all, remaining = remaining_all;
+  }
+  const auto keep = r.gpus.begin() + gpus;
   gpus_.release({keep, r.gpus.end()});
   r.gpus.erase(keep, r.gpus.end());
   r.start = now, r.end = now + remaining, r.after_cut = true;
@@ -36,20 +45,20 @@ std::vector<int> Scheduler::cut(const std::string& task, double now, double rema
   return r.gpus;
 }
 
-void Scheduler::requeue(const std::string& task, const Task& rest) {
-  complete(task);
-  arrive(rest);
-}
-
 double Scheduler::expected_end(const Running& r, double now) {
   return r.end > now ? r.end : now + 0.05 * (now - r.start);
+}
+
+Problem Scheduler::problem(double now) const {
+  Problem p{settings_.gpus, waiting_, {}};
+  for (const auto& [name, r] : running_) p.running.push_back({int(r.gpus.size()), expected_end(r, now) - now});
+  return p;
 }
 
 std::vector<Start> Scheduler::due(double now) {
   if (!changed_) return {};
   changed_ = false;
-  Problem p{settings_.gpus, waiting_, {}};
-  for (const auto& [name, r] : running_) p.running.push_back({int(r.gpus.size()), expected_end(r, now) - now});
+  const Problem p = problem(now);
   plan_ = plan(p, settings_.policy, settings_.limits);
   check(p, plan_);
   ++plans_;

@@ -29,11 +29,9 @@ class Scheduler {
 
   void arrive(const Task&);  // names are unique
   void complete(const std::string& task);
-  // Keeps the first `gpus` of its GPUs, the others are free at once. Returns those kept.
-  std::vector<int> cut(const std::string& task, double now, double remaining, int gpus);
-  // Waits again, for what is left of it.
-  void requeue(const std::string& task, const Task& rest);
-
+  // What remains takes `remaining` on the first `gpus` of its GPUs and `remaining_all` on all (0: no less). Gives the
+  // others back at once, unless the plan would end later. Returns those kept.
+  std::vector<int> cut(const std::string& task, double now, double remaining, int gpus, double remaining_all);
   // Tasks that start now. Replans if anything happened since the last call.
   std::vector<Start> due(double now);
 
@@ -52,6 +50,7 @@ class Scheduler {
   };
   // A task that overruns is expected to need a twentieth of its time more.
   static double expected_end(const Running& r, double now);
+  Problem problem(double now) const;
   void draw(double now);
 
   Settings settings_;

@@ -42,9 +42,12 @@ Trace simulate(const Settings& settings, const std::vector<Recorded>& tasks) {
       Live& run = l->second;
       trace.actual[run.bar].end = now;
       if (run.cut_to_come) {
-        const auto kept = scheduler.cut(l->first, now, run.recorded->after_cut, run.recorded->gpus_after);
+        const auto kept = scheduler.cut(l->first, now, run.recorded->after_cut, run.recorded->gpus_after,
+                                        run.recorded->after_cut_all);
+        const bool all = run.recorded->after_cut_all > 0 && int(kept.size()) == run.recorded->task.gpus;
+        const double left = all ? run.recorded->after_cut_all : run.recorded->after_cut;
         trace.actual.push_back({l->first, kept, now, now, true});
-        run = {run.recorded, trace.actual.size() - 1, now + run.recorded->after_cut, false};
+        run = {run.recorded, trace.actual.size() - 1, now + left, false};
         ++l;
       } else {
         scheduler.complete(l->first);

@@ -13,6 +13,7 @@ struct Recorded {
   double before_cut = 0;  // what it took until the cut; all of it where none came (after_cut = 0)
   double after_cut = 0;   // ... and from there on, on gpus_after GPUs
   int gpus_after = 0;
+  double after_cut_all = 0;  // on all of its GPUs; 0: no less
 };
 
 struct Trace {
