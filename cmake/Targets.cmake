@@ -124,7 +124,7 @@ foreach(part trainers bench)
     set(cuda_sources "")
   endif()
   trireme_library(trireme_${part} TORCH GLOB ${part}/*.cpp EXCLUDE ${cuda_sources}
-    LINK MPI::MPI_C Threads::Threads trireme::hdf5 CLI11::CLI11 nlohmann_json::nlohmann_json)
+    LINK MPI::MPI_C Threads::Threads trireme::hdf5 CLI11::CLI11 nlohmann_json::nlohmann_json Eigen3::Eigen)
 endforeach()
 if(TRIREME_CUDA_LINK AND TARGET trireme_bench)
   target_link_libraries(trireme_bench PUBLIC trireme::cuda)
