@@ -76,9 +76,6 @@ class Config {
 
   // The string at a top-level key, before any schema is known (which recipe?). Throws when absent.
   std::string string_at(std::string_view key) const;
-  // The names in the mapping at a dotted key, in the file's order: of schemas that list what the user names. Empty when
-  // absent or no mapping.
-  std::vector<std::string> names_at(std::string_view dotted_key) const;
   // "file:line:col: data.path", to begin an error about that value (a file it names is missing, ...).
   std::string place(std::string_view dotted_key) const;
   // Reads every key of the schema `visit(fields)` into its variables; a key of the file that the schema lacks

@@ -104,26 +104,13 @@ std::string Config::string_at(std::string_view key) const {
   return node->text;
 }
 
-const config::Node* Config::Impl::at(std::string_view key) const {
-  const config::Node* node = &root;
+std::string Config::place(std::string_view key) const {
+  const config::Node* node = &impl_->root;
   for (std::string_view rest = key; node && !rest.empty();) {
     const std::string_view name = rest.substr(0, rest.find('.'));
     node = node->find(name);
     rest.remove_prefix(std::min(rest.size(), name.size() + 1));
   }
-  return node;
-}
-
-std::vector<std::string> Config::names_at(std::string_view key) const {
-  const config::Node* node = impl_->at(key);
-  std::vector<std::string> names;
-  if (node)
-    for (const auto& entry : node->entries) names.push_back(entry.key);
-  return names;
-}
-
-std::string Config::place(std::string_view key) const {
-  const config::Node* node = impl_->at(key);
   return (node ? node->origin.place() : impl_->file) + ": " + std::string(key);
 }
 

@@ -72,6 +72,5 @@ namespace trireme {
 struct Config::Impl {
   std::string file;
   config::Node root;
-  const config::Node* at(std::string_view dotted_key) const;  // null when absent
 };
 }  // namespace trireme

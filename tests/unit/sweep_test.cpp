@@ -172,7 +172,7 @@ tasks:
 )";
 
 TEST_F(Sweep, ReadsTheSearchSpace) {
-  const SweepConfig c = read_sweep(Config::parse(yaml, "s.yaml", {"tasks.easy.held_out=9"}));
+  const SweepConfig c = read_sweep(file(yaml), {"tasks.easy.held_out=9"});
   ASSERT_EQ(c.tasks.size(), 2u);
   EXPECT_EQ(c.early_exit.keep_ratio, 0.5);
   EXPECT_EQ(c.tasks[0].data.held_out, 9);
@@ -197,18 +197,18 @@ TEST_F(Sweep, ReadsTheSearchSpace) {
 }
 
 TEST_F(Sweep, NamesWhatIsWrongInTheYaml) {
-  const auto says = [](std::vector<std::string> keys, const std::string& text = yaml) {
-    return said([&] { read_sweep(Config::parse(text, "s.yaml", keys)); });
+  const auto says = [&](std::vector<std::string> keys, const std::string& text = yaml) {
+    return said([&] { read_sweep(file(text), keys); });
   };
   EXPECT_EQ(says({}), "nothing");
   EXPECT_SAYS(says({"search.ranks=4"}), "did you mean rank");
-  EXPECT_SAYS(says({}, "recipe: lora_sweep\nmodel: m\ntasks:\n  a: {levle: 2}\n"), "s.yaml:4");
+  EXPECT_SAYS(says({}, "recipe: lora_sweep\nmodel: m\ntasks:\n  a: {levle: 2}\n"), "f.jsonl:4");
   EXPECT_SAYS(says({"search.alpha=2x"}), "'2x' is no alpha");
   EXPECT_SAYS(says({"search.rank=[0]"}), "ranks are 1 to 128");
   EXPECT_SAYS(says({}, "recipe: lora_sweep\nmodel: m\n"), "no task is named");
   EXPECT_SAYS(says({}, "recipe: lora_sweep\ntasks: {a: {level: 1}}\n"), "has no model");
   EXPECT_SAYS(says({"execution.arm=both"}), "grouped");
-  const SweepConfig c = read_sweep(Config::parse(yaml, "s.yaml"));
+  const SweepConfig c = read_sweep(file(yaml), {});
   SearchConfig search = c.search;
   search.random = 13;
   EXPECT_SAYS(said([&] { candidates(search, 1, "s.yaml:3"); }), "s.yaml:3: search.random asks for 13 of 12");

@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "data/rng.h"
+#include "framework/config/tree.h"
 
 #include <algorithm>
 #include <charconv>
@@ -152,19 +153,24 @@ void SweepConfig::fields(Fields& f) {
   f.group("tasks", list, "by name");
 }
 
-SweepConfig read_sweep(const Config& config) {
+SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& overrides) {
+  const Config config = Config::load(path, overrides);
   SweepConfig sweep;
-  for (const auto& name : config.names_at("tasks")) {
+  // The schema lists the tasks that the file names.
+  const config::Node root = config::load_tree(path, overrides), *tasks = root.find("tasks");
+  for (const auto& [name, origin, value] : tasks ? tasks->entries : std::vector<config::Entry>()) {
     TaskConfig task;
     task.name = name;
-    task.place = config.place("tasks." + name);
+    task.place = origin.place() + ": tasks." + name;
     if (name.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != name.npos)
       throw UsageError(task.place, "a task's name is letters, digits, _ and -", "rename it: it names a folder");
-    sweep.tasks.push_back(task);
+    sweep.tasks.push_back(std::move(task));
   }
   if (sweep.tasks.empty())
     throw UsageError(config.place("tasks"), "no task is named", "tasks: {easy: {data: arithmetic, level: 1}}");
-  config.read(sweep_schema(sweep));
+  const auto schema = [&](Fields& f) { sweep.fields(f); };
+  config.read(schema);
+  sweep.resolved = config.print(schema, true);
   for (auto& task : sweep.tasks) {
     if (task.model.empty()) task.model = sweep.model;
     if (task.model.empty()) throw UsageError(task.place, "has no model", "add model: FOLDER, for all tasks or this one");
@@ -173,10 +179,6 @@ SweepConfig read_sweep(const Config& config) {
     task.data.full_loss = sweep.train.loss_mask == "full";
   }
   return sweep;
-}
-
-std::function<void(Fields&)> sweep_schema(SweepConfig& config) {
-  return [&config](Fields& f) { config.fields(f); };
 }
 
 std::vector<Candidate> candidates(const SearchConfig& s, std::uint64_t seed, const std::string& place) {

@@ -57,6 +57,7 @@ struct SweepConfig {
   std::int64_t slots = 0, checkpoint_every = 200;
   bool steal = true;
   std::vector<TaskConfig> tasks;
+  std::string resolved;  // as YAML, with origins
   void fields(Fields&);
 };
 
@@ -67,10 +68,8 @@ struct Candidate {
   std::int64_t rank = 0, batch_size = 0;
 };
 
-// Reads the file: the tasks' names come from it. Throws UsageError file:line.
-SweepConfig read_sweep(const Config& config);
-// The schema with the tasks of `config`, for printing and comparing.
-std::function<void(Fields&)> sweep_schema(SweepConfig& config);
+// Reads the file with key=value over it. Throws UsageError file:line.
+SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& overrides);
 
 // Every combination in the order lr, rank, batch size, the last running fastest; or a seeded draw of `random` of them,
 // without repetition. Throws UsageError at `place`.
