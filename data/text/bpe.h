@@ -19,6 +19,7 @@ struct TokenSpan {
 // Immutable after construction; any thread may encode and decode.
 class BytePairTokenizer {
  public:
+  struct Impl;
   // `path`: tokenizer.json, or the model folder that holds it. Marks (bos, eos, pad) come from tokenizer_config.json
   // beside it, if there is one. DataError naming the file: missing, cut, no byte-level BPE (the part that is not ours
   // is named), merges that make no token.
@@ -42,15 +43,18 @@ class BytePairTokenizer {
   std::optional<std::int64_t> eos() const;
   std::optional<std::int64_t> pad() const;
 
+  // What encode() sees of a text: valid UTF-8, in form C where the file says so.
+  std::string normalized(std::string_view text) const;
+
   // `marks`: with what the post-processor adds (Llama-3: <|begin_of_text|>). Added tokens are found in the text.
-  // Malformed UTF-8 becomes U+FFFD. `spans` (may be null): one for each id; marks have empty ones.
+  // Malformed UTF-8 becomes U+FFFD. `spans` (may be null): one for each id, in a text that is normalized() already;
+  // marks have empty ones.
   std::vector<std::int64_t> encode(std::string_view text, bool marks = false,
                                    std::vector<TokenSpan>* spans = nullptr) const;
   // Bytes that are no UTF-8 become U+FFFD. DataError: an id that no token has.
   std::string decode(std::span<const std::int64_t> ids, bool skip_special = false) const;
 
  private:
-  struct Impl;
   explicit BytePairTokenizer(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
   std::shared_ptr<const Impl> impl_;
 };

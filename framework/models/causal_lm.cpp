@@ -1,0 +1,178 @@
+#include "framework/models/causal_lm.h"
+
+#include "comm/error.h"
+
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+
+namespace trireme {
+namespace {
+
+constexpr double std_of_draws = 0.02;  // initializer_range of all families
+
+at::Generator generator(at::Device device, std::uint64_t seed) {
+  at::Generator g =
+      device.is_cpu() ? at::detail::createCPUGenerator()
+                      : at::globalContext().getAcceleratorHooksInterface(device.type()).getNewGenerator(device.index());
+  g.set_current_seed(seed);
+  return g;
+}
+
+std::uint64_t hash(std::uint64_t seed, const std::string& name) {
+  std::uint64_t h = 0xCBF29CE484222325 ^ (seed * 0x9E3779B97F4A7C15);
+  for (const unsigned char c : name) h = (h ^ c) * 0x100000001B3;
+  return h;
+}
+
+std::vector<std::int64_t> on_disk(const LmWeight& w) {
+  auto shape = w.shape;
+  if (w.transposed) std::swap(shape[0], shape[1]);
+  return shape;
+}
+
+}  // namespace
+
+CausalLm::CausalLm(CausalLmConfig config, const Source& source) : config_(std::move(config)) {
+  layers_.resize(std::size_t(config_.layers));
+  visit([&](const LmWeight& w, at::Tensor& t) { t = source(w); });
+  if (!config_.gpt2())
+    frequencies_ = at::tensor(config_.rope.frequencies(config_.head_dim), at::kFloat).to(embedding_.device());
+}
+
+CausalLm CausalLm::from_folder(const std::string& path, at::Device device, std::optional<at::ScalarType> dtype) {
+  const HfFolder folder(path);
+  CausalLmConfig config = parse_causal_lm_config(folder.config(), folder.config_file());
+  const at::ScalarType type = dtype.value_or(config.dtype);
+  // The published GPT-2 was saved without its outer module.
+  const bool bare = config.gpt2() && !folder.has("transformer.wte.weight") && folder.has("wte.weight");
+  return CausalLm(std::move(config), [&](const LmWeight& w) {
+    const std::string name = bare && w.name.starts_with("transformer.") ? w.name.substr(12) : w.name;
+    const at::Tensor t = folder.tensor(name, on_disk(w)).to(device, type);
+    // Never the mapping itself: the file may be replaced while the model is used.
+    return w.transposed ? t.t().contiguous() : t.is_cpu() && type == t.scalar_type() ? t.clone() : t;
+  });
+}
+
+CausalLm CausalLm::random(const CausalLmConfig& config, std::uint64_t seed, at::Device device, at::ScalarType dtype) {
+  const auto options = at::TensorOptions().dtype(dtype).device(device);
+  return CausalLm(config, [&](const LmWeight& w) {
+    if (w.kind == LmWeight::one) return at::ones(w.shape, options);
+    if (w.kind == LmWeight::zero) return at::zeros(w.shape, options);
+    return at::empty(w.shape, options).normal_(0, w.std, generator(device, hash(seed, w.name)));
+  });
+}
+
+void CausalLm::visit_layer(std::int64_t i, const Visit& f) {
+  const CausalLmConfig& c = config_;
+  LmLayer& l = layers_[std::size_t(i)];
+  const bool gpt2 = c.gpt2();
+  const std::string at = (gpt2 ? "transformer.h." : "model.layers.") + std::to_string(i) + ".";
+  const auto one = [&](LmWeight w, at::Tensor& t) {
+    w.layer = i;
+    f(w, t);
+  };
+  const auto norm = [&](LmNorm& n, const char* name, std::int64_t width) {
+    one({at + name + ".weight", {width}, LmWeight::one}, n.weight);
+    if (gpt2) one({at + name + ".bias", {width}, LmWeight::zero}, n.bias);
+  };
+  const auto linear = [&](LmLinear& p, const char* name, std::int64_t out, std::int64_t in, bool bias, bool residual) {
+    p.name = at + name;
+    const double std = std_of_draws / (gpt2 && residual ? std::sqrt(2.0 * double(c.layers)) : 1.0);
+    one({p.name + ".weight", {out, in}, LmWeight::matrix, gpt2, std}, p.weight);
+    if (bias) one({p.name + ".bias", {out}, LmWeight::zero}, p.bias);
+  };
+  const std::int64_t h = c.hidden, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  if (gpt2) {
+    norm(l.before_attention, "ln_1", h);
+    linear(l.q, "attn.c_attn", 3 * h, h, true, false);
+    linear(l.o, "attn.c_proj", h, h, true, true);
+    norm(l.before_mlp, "ln_2", h);
+    linear(l.up, "mlp.c_fc", c.intermediate, h, true, false);
+    linear(l.down, "mlp.c_proj", h, c.intermediate, true, true);
+    return;
+  }
+  norm(l.before_attention, "input_layernorm", h);
+  linear(l.q, "self_attn.q_proj", q, h, c.qkv_bias, false);
+  linear(l.k, "self_attn.k_proj", kv, h, c.qkv_bias, false);
+  linear(l.v, "self_attn.v_proj", kv, h, c.qkv_bias, false);
+  linear(l.o, "self_attn.o_proj", h, q, c.out_bias, true);
+  if (c.qk_norm) {
+    norm(l.q_norm, "self_attn.q_norm", c.head_dim);
+    norm(l.k_norm, "self_attn.k_norm", c.head_dim);
+  }
+  norm(l.before_mlp, "post_attention_layernorm", h);
+  linear(l.gate, "mlp.gate_proj", c.intermediate, h, c.mlp_bias, false);
+  linear(l.up, "mlp.up_proj", c.intermediate, h, c.mlp_bias, false);
+  linear(l.down, "mlp.down_proj", h, c.intermediate, c.mlp_bias, true);
+}
+
+void CausalLm::visit(const Visit& f) {
+  const CausalLmConfig& c = config_;
+  const bool gpt2 = c.gpt2();
+  f({gpt2 ? "transformer.wte.weight" : "model.embed_tokens.weight",
+     {c.vocab, c.hidden},
+     LmWeight::embedding,
+     false,
+     std_of_draws},
+    embedding_);
+  if (gpt2)
+    f({"transformer.wpe.weight", {c.max_length, c.hidden}, LmWeight::embedding, false, std_of_draws}, positions_);
+  for (std::int64_t i = 0; i < c.layers; ++i) visit_layer(i, f);
+  const std::string last = gpt2 ? "transformer.ln_f" : "model.norm";
+  f({last + ".weight", {c.hidden}, LmWeight::one}, norm_.weight);
+  if (gpt2) f({last + ".bias", {c.hidden}, LmWeight::zero}, norm_.bias);
+  if (!c.tied) f({"lm_head.weight", {c.vocab, c.hidden}, LmWeight::matrix, false, std_of_draws}, head_);
+}
+
+std::vector<nn::Projection> CausalLm::projections() const {
+  std::vector<nn::Projection> all;
+  for (const auto& l : layers_)
+    for (const LmLinear* p : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down})
+      if (p->weight.defined()) all.push_back(*p);
+  return all;
+}
+
+std::vector<std::pair<LmWeight, at::Tensor>> CausalLm::weights() const {
+  std::vector<std::pair<LmWeight, at::Tensor>> all;
+  CausalLm shared = *this;
+  shared.visit([&](const LmWeight& w, at::Tensor& t) { all.emplace_back(w, t); });
+  return all;
+}
+
+void CausalLm::set_weight(const LmWeight& weight, const at::Tensor& value) {
+  const Visit set = [&](const LmWeight& w, at::Tensor& t) {
+    if (w.name == weight.name) t = value;
+  };
+  weight.layer < 0 ? visit(set) : visit_layer(weight.layer, set);
+}
+
+void CausalLm::attach(nn::AdapterStore* store, const std::map<std::string, std::int64_t>& target_of_module) {
+  store_ = store;
+  for (auto& l : layers_)
+    for (LmLinear* p : {&l.q, &l.k, &l.v, &l.o, &l.gate, &l.up, &l.down}) {
+      const auto found = target_of_module.find(p->name);
+      p->target = store && p->weight.defined() && found != target_of_module.end() ? found->second : -1;
+    }
+}
+
+nn::KvCache CausalLm::cache(std::int64_t samples, std::int64_t capacity) const {
+  nn::KvCache all;
+  all.capacity = capacity;
+  all.lengths.assign(std::size_t(samples), 0);
+  for (std::int64_t i = 0; i < config_.layers; ++i)
+    for (auto* of : {&all.k, &all.v})
+      of->push_back(at::zeros({samples, capacity, config_.kv_heads, config_.head_dim}, embedding_.options()));
+  return all;
+}
+
+void write_hf_folder(const std::string& folder, const CausalLm& model, std::int64_t file_bytes,
+                     const std::string& tokenizer_from) {
+  HfWriter writer(folder, file_bytes);
+  for (const auto& [w, value] : model.weights()) writer.add({w.name, w.transposed ? value.t() : value});
+  if (!tokenizer_from.empty()) copy_tokenizer(tokenizer_from, folder);
+  writer.finish(print_causal_lm_config(model.config(), model.dtype()));
+}
+
+}  // namespace trireme

@@ -1,0 +1,140 @@
+// A pass through the layers.
+#include "comm/error.h"
+#include "framework/models/causal_lm.h"
+#include "framework/nn/checkpoint.h"
+
+#include <cmath>
+#include <numeric>
+
+#include <ATen/ATen.h>
+
+namespace trireme {
+namespace {
+
+// Halves of a head turn against each other, as in Hugging Face's files. x [T, heads, d], cos and sin [T, 1, d].
+at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  const auto halves = x.chunk(2, -1);
+  return x * cos.to(x.scalar_type()) + at::cat({halves[1].neg(), halves[0]}, -1) * sin.to(x.scalar_type());
+}
+
+}  // namespace
+
+struct CausalLm::Pass {
+  std::shared_ptr<const nn::SampleLayout> layout;
+  nn::KvCache* cache = nullptr;
+  nn::CachedLayout cached;
+  at::Tensor cos, sin;  // f32 [T, 1, head_dim]
+};
+
+at::Tensor CausalLm::apply(const LmLinear& l, const at::Tensor& x) const {
+  return l.target >= 0 ? store_->project(l.target, x) : at::linear(x, l.weight, l.bias);
+}
+
+std::vector<at::Tensor> CausalLm::apply(std::initializer_list<const LmLinear*> all, const at::Tensor& x) const {
+  std::vector<std::int64_t> targets;
+  for (const LmLinear* l : all)
+    if (l->target >= 0) targets.push_back(l->target);
+  if (targets.size() == all.size()) return store_->project(targets, x);  // one sum of the input's gradient
+  std::vector<at::Tensor> ys;
+  for (const LmLinear* l : all) ys.push_back(apply(*l, x));
+  return ys;
+}
+
+at::Tensor CausalLm::norm(const LmNorm& n, const at::Tensor& x) const {
+  const at::Tensor weight = n.weight.to(x.scalar_type());
+  if (n.bias.defined()) return at::layer_norm(x, {x.size(-1)}, weight, n.bias.to(x.scalar_type()), config_.eps);
+  return at::rms_norm(x, {x.size(-1)}, weight, config_.eps);
+}
+
+at::Tensor CausalLm::attention(std::int64_t i, const at::Tensor& x, const Pass& pass) const {
+  const CausalLmConfig& c = config_;
+  const LmLayer& l = layers_[std::size_t(i)];
+  const auto qkv = c.gpt2() ? apply(l.q, x).chunk(3, -1) : apply({&l.q, &l.k, &l.v}, x);
+  at::Tensor q = qkv[0].reshape({-1, c.heads, c.head_dim}), k = qkv[1].reshape({-1, c.kv_heads, c.head_dim});
+  const at::Tensor v = qkv[2].reshape({-1, c.kv_heads, c.head_dim});
+  if (c.qk_norm) {
+    q = norm(l.q_norm, q);
+    k = norm(l.k_norm, k);
+  }
+  if (pass.cos.defined()) {
+    q = rotate(q, pass.cos, pass.sin);
+    k = rotate(k, pass.cos, pass.sin);
+  }
+  const double scale = (c.scaled ? 1 / std::sqrt(double(c.head_dim)) : 1.0) / (c.by_layer ? double(i + 1) : 1.0);
+  return apply(l.o, pass.cache ? nn::cached_attention(q, k, v, *pass.cache, std::size_t(i), pass.cached, scale)
+                               : nn::causal_attention(q, k, v, *pass.layout, scale));
+}
+
+at::Tensor CausalLm::mlp(const LmLayer& l, const at::Tensor& x) const {
+  if (config_.gpt2()) return apply(l.down, at::gelu(apply(l.up, x), "tanh"));
+  const auto parts = apply({&l.gate, &l.up}, x);
+  return apply(l.down, at::silu(parts[0]) * parts[1]);
+}
+
+at::Tensor CausalLm::layer(std::int64_t i, const at::Tensor& x, const Pass& pass) const {
+  if (before_layer_) before_layer_(i);
+  const LmLayer& l = layers_[std::size_t(i)];
+  const at::Tensor y = x + attention(i, norm(l.before_attention, x), pass);
+  return y + mlp(l, norm(l.before_mlp, y));
+}
+
+void CausalLm::check(const TokenBatch& batch, const nn::KvCache* cache) const {
+  const auto total = std::accumulate(batch.lengths.begin(), batch.lengths.end(), std::int64_t(0));
+  if (batch.ids.dim() != 1 || batch.ids.size(0) != total)
+    throw Error(ExitCode::bug, "token batch", "the lengths of its samples do not sum to its tokens");
+  for (std::size_t i = 0; i < batch.lengths.size(); ++i) {
+    const std::int64_t longest = batch.lengths[i] + (cache ? cache->lengths[i] : 0);
+    if (config_.max_length > 0 && longest > config_.max_length)
+      throw UsageError(
+          "sample " + std::to_string(i),
+          "has " + std::to_string(longest) + " tokens, the model takes " + std::to_string(config_.max_length),
+          "shorten it");
+    if (cache && longest > cache->capacity) throw Error(ExitCode::bug, "key-value cache", "is too small");
+  }
+}
+
+at::Tensor CausalLm::embed(const TokenBatch& batch, Pass& pass) const {
+  const at::Tensor positions = pass.cache ? pass.cached.positions : pass.layout->positions;
+  at::Tensor x = at::embedding(embedding_, batch.ids);
+  if (config_.gpt2()) return x + at::embedding(positions_, positions);
+  const at::Tensor angles = positions.to(at::kFloat).unsqueeze(1) * frequencies_;
+  const at::Tensor both = at::cat({angles, angles}, 1).unsqueeze(1);
+  pass.cos = both.cos();
+  pass.sin = both.sin();
+  return x;
+}
+
+at::Tensor CausalLm::hidden(const TokenBatch& batch) const {
+  check(batch, nullptr);
+  if (!layout_ || layout_->lengths != batch.lengths || layout_->positions.device() != batch.ids.device())
+    layout_ = std::make_shared<const nn::SampleLayout>(nn::sample_layout(batch.lengths, batch.ids.device()));
+  Pass pass;
+  pass.layout = layout_;
+  at::Tensor x = embed(batch, pass);
+  const bool again = checkpointing_ && at::GradMode::is_enabled();
+  // Without it no backward is run: the base has no gradient, and adapters are not inputs of a layer.
+  if (again && !x.requires_grad()) x = x.detach().requires_grad_();
+  for (std::int64_t i = 0; i < config_.layers; ++i) {
+    const nn::CheckpointedPart part = [this, i, pass](const at::Tensor& in, std::span<const at::Tensor>) {
+      return layer(i, in, pass);
+    };
+    x = again ? nn::checkpointed(part, x, {}) : part(x, {});
+  }
+  return norm(norm_, x);
+}
+
+at::Tensor CausalLm::hidden(const TokenBatch& batch, nn::KvCache& cache) const {
+  check(batch, &cache);
+  const at::NoGradGuard no_grad;
+  Pass pass;
+  pass.cache = &cache;
+  pass.cached = nn::cached_layout(cache, batch.lengths, batch.ids.device());
+  at::Tensor x = embed(batch, pass);
+  for (std::int64_t i = 0; i < config_.layers; ++i) x = layer(i, x, pass);
+  for (std::size_t i = 0; i < batch.lengths.size(); ++i) cache.lengths[i] += batch.lengths[i];
+  return norm(norm_, x);
+}
+
+at::Tensor CausalLm::logits(const at::Tensor& hidden) const { return at::linear(hidden, head()); }
+
+}  // namespace trireme
