@@ -47,6 +47,36 @@ bool surely_composed(std::string_view text) {
   return std::none_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) >= 0xCC; });
 }
 
+// What the steps make of `text`, whose first `lead` bytes are not the user's.
+void split_from(std::span<const PreTokenizerStep> steps, std::string_view text, std::size_t offset, std::size_t lead,
+                const PieceAction& word) {
+  if (text.empty()) return;
+  if (steps.empty()) return word(text, offset, lead);
+  const PreTokenizerStep& s = steps[0];
+  const auto later = steps.subspan(1);
+  if (s.prefix_space) {
+    if (text[0] == ' ') return split_from(later, text, offset, lead, word);
+    return split_from(later, " " + std::string(text), offset, lead + 1, word);
+  }
+  const auto part = [&](std::size_t first, std::size_t last) {
+    const std::size_t kept = std::min(lead, first);  // bytes before this part that are not the user's
+    split_from(later, text.substr(first, last - first), offset + first - kept, lead - kept, word);
+  };
+  std::size_t from = 0, search = 0;
+  while (search < text.size()) {
+    const auto [first, last] = s.split->find(text, search);
+    if (first == text.npos) break;
+    if (last == first) {  // an empty match splits nothing
+      search = first + length_of(static_cast<unsigned char>(text[std::min(first, text.size() - 1)]));
+      continue;
+    }
+    if (from < first) part(from, first);
+    part(first, last);
+    from = search = last;
+  }
+  if (from < text.size()) part(from, text.size());
+}
+
 // One call of encode(): its text, ids so far, and a cache for itself.
 class Encoder {
  public:
@@ -84,34 +114,7 @@ class Encoder {
     if (from < text.size()) between(text.substr(from), offset + from);
   }
 
-  // `lead`: bytes in front of `text` that are not the user's.
-  void piece(std::string_view text, std::size_t offset, std::size_t lead, std::size_t step) {
-    if (text.empty()) return;
-    if (step == impl_.steps.size()) return word(text, offset, lead);
-    const PreTokenizerStep& s = impl_.steps[step];
-    if (s.prefix_space) {
-      if (text[0] == ' ') return piece(text, offset, lead, step + 1);
-      const std::string spaced = " " + std::string(text);
-      return piece(spaced, offset, lead + 1, step + 1);
-    }
-    const auto part = [&](std::size_t first, std::size_t last) {
-      const std::size_t kept = std::min(lead, first);  // bytes before this part that are not the user's
-      piece(text.substr(first, last - first), offset + first - kept, lead - kept, step + 1);
-    };
-    std::size_t from = 0, search = 0;
-    while (search < text.size()) {
-      const auto [first, last] = s.split->find(text, search);
-      if (first == text.npos) break;
-      if (last == first) {  // an empty match splits nothing
-        search = first + length_of(static_cast<unsigned char>(text[std::min(first, text.size() - 1)]));
-        continue;
-      }
-      if (from < first) part(from, first);
-      part(first, last);
-      from = search = last;
-    }
-    if (from < text.size()) part(from, text.size());
-  }
+  void rest(std::string_view text, std::size_t offset) { split_pieces(impl_, text, offset, word_); }
 
  private:
   void put(std::int32_t id, std::size_t first, std::size_t last) {
@@ -161,6 +164,9 @@ class Encoder {
   }
 
   const Impl& impl_;
+  const PieceAction word_ = [this](std::string_view text, std::size_t offset, std::size_t lead) {
+    word(text, offset, lead);
+  };
   std::vector<std::int64_t>& ids_;
   std::vector<TokenSpan>* spans_;
   std::unique_ptr<WordCache> cache_;
@@ -197,6 +203,10 @@ std::string text_of(const std::filesystem::path& path) {
 }
 
 }  // namespace
+
+void split_pieces(const Impl& impl, std::string_view text, std::size_t offset, const PieceAction& word) {
+  split_from(impl.steps, text, offset, 0, word);
+}
 
 void AddedTokens::add(AddedToken token) {
   any = true;
@@ -272,7 +282,7 @@ std::vector<std::int64_t> BytePairTokenizer::encode(std::string_view text, bool 
     std::string composed;
     if (impl_->nfc && !surely_composed(part)) part = composed = encode_utf8(nfc(decode_utf8(part)));
     encoder.tokens(impl_->normalized, part, offset,
-                   [&](std::string_view rest, std::size_t at) { encoder.piece(rest, at, 0, 0); });
+                   [&](std::string_view rest, std::size_t at) { encoder.rest(rest, at); });
   });
   if (marks)
     for (auto id : impl_->after) encoder.mark(id, text.size());

@@ -4,6 +4,7 @@
 #include "data/text/bpe_merges.h"
 #include "data/text/pattern.h"
 
+#include <functional>
 #include <mutex>
 
 namespace trireme {
@@ -57,6 +58,12 @@ struct BytePairTokenizer::Impl {
   mutable std::mutex mutex;
   mutable std::vector<std::unique_ptr<WordCache>> caches;
 };
+
+// Calls `word` for each piece of the pre-tokenizer: its text, where it begins, and how many bytes at its beginning are
+// not the user's.
+using PieceAction = std::function<void(std::string_view text, std::size_t offset, std::size_t lead)>;
+void split_pieces(const BytePairTokenizer::Impl& impl, std::string_view text, std::size_t offset,
+                  const PieceAction& word);
 
 // DataError naming `name`.
 std::shared_ptr<const BytePairTokenizer::Impl> read_bpe(std::string_view tokenizer, std::string_view config,

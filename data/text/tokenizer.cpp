@@ -3,6 +3,8 @@
 #include "comm/error.h"
 #include "data/file.h"
 #include "data/gzip.h"
+#include "data/text/bpe_merges.h"
+#include "data/text/pair_counts.h"
 #include "data/text/text.h"
 #include "data/text/unicode.h"
 #include "data/text/words.h"
@@ -13,6 +15,7 @@
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <queue>
 #include <set>
 #include <shared_mutex>
@@ -31,8 +34,7 @@ constexpr std::string_view end_of_word = "</w>", header = "#version: trireme byt
 constexpr std::string_view mark_names[] = {"<start_of_text>", "<end_of_text>"};
 constexpr std::size_t max_cached_words = 1 << 20;
 
-// Bytes as printable characters: the visible Latin-1 ones stand for themselves, the others follow from
-// U+0100. Ids follow this order: byte_order[id] is the byte.
+// Bytes as printable characters, in whose order ids follow: order[id] is the byte.
 struct Alphabet {
   std::array<std::uint8_t, 256> order;
   std::array<std::int32_t, 256> id;
@@ -40,17 +42,13 @@ struct Alphabet {
   std::map<std::string, std::uint8_t, std::less<>> byte;
 
   Alphabet() {
-    auto visible = [](int b) { return (b >= '!' && b <= '~') || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE; };
-    int n = 0;
-    for (int b = 0; b < 256; ++b)
-      if (visible(b)) order[n++] = std::uint8_t(b);
-    const int direct = n;
-    for (int b = 0; b < 256; ++b)
-      if (!visible(b)) order[n++] = std::uint8_t(b);
+    const auto& characters = byte_alphabet().character;
+    std::iota(order.begin(), order.end(), std::uint8_t(0));
+    std::sort(order.begin(), order.end(), [&](auto a, auto b) { return characters[a] < characters[b]; });
     for (int i = 0; i < 256; ++i) {
       const std::uint8_t b = order[i];
       id[b] = i;
-      append_utf8(symbol[b], i < direct ? char32_t(b) : char32_t(256 + i - direct));
+      append_utf8(symbol[b], characters[b]);
       byte[symbol[b]] = b;
     }
   }
@@ -72,65 +70,6 @@ Ids word_bytes(std::string_view word) {
   ids.back() += bytes;  // the end of a word is another symbol
   return ids;
 }
-
-// Replaces every (a, b), left to right.
-void merge(Ids& ids, Id a, Id b, Id joined) {
-  std::size_t out = 0;
-  for (std::size_t i = 0; i < ids.size(); ++i)
-    if (i + 1 < ids.size() && ids[i] == a && ids[i + 1] == b) {
-      ids[out++] = joined;
-      ++i;
-    } else {
-      ids[out++] = ids[i];
-    }
-  ids.resize(out);
-}
-
-// How often each pair of neighbours occurs in the words that a tokenizer is learnt from.
-struct PairCounts {
-  using Pair = std::pair<Id, Id>;
-  struct Word {
-    Ids ids;
-    std::int64_t count;
-  };
-  std::vector<Word> words;
-  std::map<Pair, std::int64_t> counts;
-  std::map<Pair, std::set<std::size_t>> where;
-  std::set<std::pair<std::int64_t, Pair>> order;  // (-count, pair): begin() is the next merge
-
-  void add(std::string_view word, std::int64_t count) {
-    words.push_back({word_bytes(word), count});
-    count_word(words.size() - 1, 1);
-  }
-  void never(Pair p) {  // whatever its count becomes
-    order.erase(order.begin());
-    counts[p] = std::numeric_limits<std::int64_t>::min() / 2;
-  }
-  void join(Pair p, Id joined) {
-    const auto touched = std::move(where[p]);
-    where.erase(p);
-    for (std::size_t w : touched) {
-      count_word(w, -1);
-      merge(words[w].ids, p.first, p.second, joined);
-      count_word(w, 1);
-    }
-  }
-
- private:
-  void change(Pair p, std::int64_t by) {
-    std::int64_t& n = counts[p];
-    if (n > 0) order.erase({-n, p});
-    n += by;
-    if (n > 0) order.insert({-n, p});
-  }
-  void count_word(std::size_t w, int sign) {
-    const Ids& ids = words[w].ids;
-    for (std::size_t i = 0; i + 1 < ids.size(); ++i) {
-      change({ids[i], ids[i + 1]}, sign * words[w].count);
-      if (sign > 0) where[{ids[i], ids[i + 1]}].insert(w);
-    }
-  }
-};
 
 }  // namespace
 
@@ -300,12 +239,13 @@ Tokenizer Tokenizer::train(std::span<const std::string> captions, std::int64_t v
     });
 
   PairCounts pairs;
-  for (const auto& [word, count] : counts) pairs.add(word, count);
+  for (const auto& [word, count] : counts) pairs.add(word_bytes(word), count);
   auto impl = std::make_shared<Impl>();
   std::set<std::string> symbols;
-  while (base + std::int64_t(impl->merges.size()) < vocab_size && !pairs.order.empty() &&
-         pairs.order.begin()->first <= -2) {
-    const auto pair = pairs.order.begin()->second;
+  while (base + std::int64_t(impl->merges.size()) < vocab_size) {
+    const auto next = pairs.next();
+    if (!next) break;
+    const auto pair = *next;
     const Id joined = Id(2 * bytes) + Id(impl->merges.size());
     impl->add(pair.first, pair.second);
     // Another split of a known symbol, or text that would read as a word's end in the file: skip this pair.

@@ -1,0 +1,33 @@
+// Adapters of PEFT on a causal language model: into the slots of a store, out of them, and into the weights.
+#pragma once
+#include "framework/formats/peft.h"
+#include "framework/models/causal_lm.h"
+
+#include <memory>
+#include <span>
+#include <string>
+
+namespace trireme {
+
+// A store for all modules that any of these adapters has, with room for the largest rank; `model` runs through it from
+// now on (CausalLm::attach). UsageError as peft_targets().
+std::unique_ptr<nn::AdapterStore> make_adapter_store(CausalLm& model, std::span<const PeftConfig> configs,
+                                                     std::int64_t slots, nn::LoraBackend backend);
+
+// Ranks and scales of one adapter by the store's targets. UsageError(place): see peft_targets(); a module that the
+// store was not made for.
+nn::AdapterInit adapter_init(const CausalLm& model, const nn::AdapterStore& store, const PeftConfig& config,
+                             std::uint64_t seed, const std::string& place);
+
+// A free slot gets the weights of a folder, to go on from. DataError(place): modules or shapes that are not those the
+// adapter's own config asks for on this model.
+void load_adapter(const CausalLm& model, nn::AdapterStore& store, std::int64_t slot, const PeftAdapter& adapter,
+                  const std::string& place);
+
+// What write_peft() writes of a slot: copies on the host.
+PeftAdapter adapter_of(const nn::AdapterStore& store, std::int64_t slot, const PeftConfig& config);
+
+// The model with W + scale * B A in place of W; other weights are shared. The sum is f32 (f64), then of W's type.
+CausalLm merged(const CausalLm& model, const PeftAdapter& adapter, const std::string& place);
+
+}  // namespace trireme
