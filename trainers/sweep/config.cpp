@@ -171,6 +171,7 @@ SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& 
   const auto schema = [&](Fields& f) { sweep.fields(f); };
   config.read(schema);
   sweep.resolved = config.print(schema, true);
+  sweep.settings = config.print(schema, false);
   for (auto& task : sweep.tasks) {
     if (task.model.empty()) task.model = sweep.model;
     if (task.model.empty()) throw UsageError(task.place, "has no model", "add model: FOLDER, for all tasks or this one");

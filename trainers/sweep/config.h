@@ -57,7 +57,7 @@ struct SweepConfig {
   std::int64_t slots = 0, checkpoint_every = 200;
   bool steal = true;
   std::vector<TaskConfig> tasks;
-  std::string resolved;  // as YAML, with origins
+  std::string resolved, settings;  // as YAML, with and without where each value came from
   void fields(Fields&);
 };
 

@@ -8,6 +8,7 @@
 #pragma once
 #include "comm/communicator.h"
 #include "framework/io/checkpoint.h"
+#include "framework/formats/peft.h"
 #include "framework/models/causal_lm.h"
 #include "trainers/sweep/job.h"
 #include "trainers/sweep/journal.h"

@@ -43,7 +43,7 @@ void Job::resume(nn::AdapterStore& store, std::int64_t slot) {
   at::Tensor w = store.flat_weights(slot);
   w.copy_(parked_);
   store.publish(slot);
-  parked_ = {};
+  parked_ = at::Tensor();
   first_ = first_.to(w.device());
   second_ = second_.to(w.device());
   updates_ = updates_.to(w.device());
@@ -69,7 +69,7 @@ void Job::update(nn::AdapterStore& store, std::int64_t slot, const at::Tensor& l
   job.beta2 = config.beta2;
   job.eps = config.eps;
   job.weight_decay = config.weight_decay;
-  kernels::adamw(buffer_of(w).place, job);
+  kernels::adamw(job, buffer_of(w).place);
   store.publish(slot);
   losses_.push_back(loss.detach());
   ++step_;

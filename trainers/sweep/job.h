@@ -41,7 +41,7 @@ class Job {
   std::vector<double> fold(double alpha);
   double average() const { return average_.value; }
   void evaluated_now(bool best, const nn::AdapterStore& store, std::int64_t slot);  // best: keep a copy
-  void drop_best() { best_ = {}; }
+  void drop_best() { best_ = at::Tensor(); }
   const at::Tensor& best() const { return best_; }  // flat, on the host
   std::int64_t best_step() const { return best_step_; }
 

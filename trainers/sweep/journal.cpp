@@ -1,5 +1,7 @@
 #include "trainers/sweep/journal.h"
 
+#include "comm/error.h"
+
 #include <cmath>
 #include <cstdio>
 #include <fstream>
