@@ -7,7 +7,7 @@ fail() { printf 'trireme: error: %s\n' "$*" >&2; exit 3; }
 build_packages="g++ cmake ninja-build ccache pkg-config python3 python3-venv libopenmpi-dev openmpi-bin libhdf5-dev
   libyaml-cpp-dev libeigen3-dev libcli11-dev nlohmann-json3-dev libpng-dev libturbojpeg0-dev libwebp-dev
   libfreetype-dev libpcre2-dev zlib1g-dev"
-data_packages="openclipart-png openclipart-svg"
+data_packages="openclipart-png openclipart-svg wordnet-base"
 test_packages="libgtest-dev fonts-noto-color-emoji unicode-cldr-core procps"
 
 # setup_packages run|check: Debian and Ubuntu packages, with root or through sudo.

@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "data/file.h"
+#include "data/json.h"
 #include "data/text/bpe_model.h"
 #include "data/text/text.h"
 #include "data/text/unicode.h"
@@ -236,7 +237,14 @@ BytePairTokenizer BytePairTokenizer::read(const std::string& path) {
         file.string(), "no such file",
         "name a folder with tokenizer.json; transformers writes one with save_pretrained of a fast tokenizer");
   const fs::path config = file.parent_path() / "tokenizer_config.json";
-  return from_json(text_of(file), fs::exists(config, error) ? text_of(config) : "", file.string());
+  std::string said = fs::exists(config, error) ? text_of(config) : "";
+  if (const fs::path jinja = file.parent_path() / "chat_template.jinja"; fs::exists(jinja, error)) {
+    auto root = parse_json(said);
+    if (!root.is_object()) root = nlohmann::json::object();
+    root["chat_template"] = utf8_or_latin1(text_of(jinja));
+    said = root.dump(2);
+  }
+  return from_json(text_of(file), said, file.string());
 }
 
 void BytePairTokenizer::save(const std::string& folder) const {

@@ -51,11 +51,19 @@ Json frame(bool rules) {
   return file;
 }
 
-Json marks_of_config() {
+// ChatML, saying which part the assistant generates.
+constexpr const char* chat =
+    "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\\n' }}"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content ~ '<|im_end|>' }}{% endgeneration %}"
+    "{% else %}{{ m.content ~ '<|im_end|>' }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+Json config_of_marks() {
   return {{"tokenizer_class", "PreTrainedTokenizerFast"},
           {"bos_token", marks[0]},
           {"eos_token", marks[0]},
           {"pad_token", marks[0]},
+          {"chat_template", chat},
           {"clean_up_tokenization_spaces", false},
           {"model_max_length", 1000000}};
 }
@@ -97,7 +105,7 @@ BytePairTokenizer BytePairTokenizer::train(std::span<const std::string> texts, s
     tokens.push_back(joined);
   }
   for (std::size_t id = 0; id < tokens.size(); ++id) file["model"]["vocab"][tokens[id]] = id;
-  return from_json(file.dump(), marks_of_config().dump(2), "tokenizer");
+  return from_json(file.dump(), config_of_marks().dump(2), "tokenizer");
 }
 
 }  // namespace trireme

@@ -28,8 +28,9 @@ namespace fs = std::filesystem;
 
 bool writes_tars(const DataOptions& o) { return o.name == "tar" || (o.name == "scenes" && o.format == "tar"); }
 
-const char* const known_names[] = {"openclipart",     "emoji",  "folder",      "tars",  "tar",    "scenes",
-                                   "cache-reference", "criteo", "criteo_like", "table", "flights"};
+const char* const known_names[] = {"openclipart", "emoji",           "folder", "tars",        "tar",
+                                   "scenes",      "cache-reference", "criteo", "criteo_like", "table",
+                                   "flights",     "wordnet",         "gcide",  "arithmetic"};
 
 std::string all_names() {
   std::string all;
@@ -178,6 +179,7 @@ int data_command(const DataOptions& o) {
   check(o);
   if (o.name == "cache-reference") return cache_reference(o);
   if (is_table_data(o.name)) return table_data(o);
+  if (is_text_data(o.name)) return text_data(o);
   if (writes_tars(o)) return write_tars_command(o);
   std::error_code error;
   if (!o.out.empty() && (o.out.ends_with('/') || fs::is_directory(o.out, error)))
@@ -204,18 +206,20 @@ const Commands::Entry registered(
        command.text(
            "name", o->name,
            "openclipart, emoji, scenes; folder, tars: your own; tar: a folder as tars; cache-reference MODEL DATA: "
-           "a model's features of all pairs; of clicks: criteo, criteo_like, table: your CSV, flights",
+           "a model's features of all pairs; of clicks: criteo, criteo_like, table: your CSV, flights; text: wordnet, "
+           "gcide, arithmetic",
            command.required);
        command.text("model", o->model, "cache-reference: run folder of fastclip, or OpenCLIP folder");
        command.text("data", o->data,
                     "cache-reference: data as data.file names it, or an experiment (.yaml) or run on it");
        command.text("--out", o->out, "prepared file");
        command.number("--size", o->size, "pixels a side", {8, 1024});
-       command.text("--from", o->from, "your images: a folder, a CSV of filepath,title, or tars");
+       command.text("--from", o->from,
+                    "your images: a folder, a CSV of filepath,title, or tars; wordnet, gcide: their place");
        command.number("--threads", o->threads, "that decode; 0: one a core", {0, 256});
        command.number("--pairs", o->pairs, "scenes: pairs to train on", {1, 2000000000});
        command.number("--held-out", o->held_out, "scenes: pairs beside them", {0, 1000000});
-       command.number("--seed", o->seed, "scenes", {0, 2000000000});
+       command.number("--seed", o->seed, "scenes, arithmetic", {0, 2000000000});
        command.text("--format", o->format, "scenes: h5, or tar for JPEG tars");
        command.text("--type", o->type, "cache-reference: f16 or f32");
        command.text("--device", o->device, "cache-reference: auto, cpu or cuda");
@@ -227,6 +231,8 @@ const Commands::Entry registered(
                       {0, 2000000000});
        command.text("--drop-negatives", o->drop_negatives, "criteo: share of the negatives that is left out");
        command.text("--broken-share", o->broken, "criteo: malformed lines allowed");
+       command.number("--level", o->level, "arithmetic: 1 to 3", {1, 3});
+       command.number("--problems", o->problems, "arithmetic: how many", {1, 2000000000});
        command.text("--label", o->label, "table: the column of 0 and 1");
        command.text("--dense", o->dense, "table: columns of numbers, with commas between them");
        command.text("--sparse", o->sparse, "table: columns of words or bags (a|b); NAME:mean averages a bag");

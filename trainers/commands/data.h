@@ -1,5 +1,5 @@
-// `trireme data NAME`: prepares a data set: image-text pairs as one HDF5 file or as tars, a model's features of them, or
-// samples with tables.
+// `trireme data NAME`: prepares a data set: image-text pairs as one HDF5 file or as tars, a model's features of them,
+// samples with tables, or text.
 #pragma once
 #include <string>
 #include <vector>
@@ -23,16 +23,21 @@ struct DataOptions {
   std::string tokenizer;  // CLIP merges file, where the model brings none
   int batch = 64;         // pairs at a time
   // Of samples with tables.
-  std::vector<std::string> files;       // criteo: days
-  std::string label, dense, sparse;     // table: a column, and lists of columns with commas between them
+  std::vector<std::string> files;    // criteo: days
+  std::string label, dense, sparse;  // table: a column, and lists of columns with commas between them
   std::string test = "0.1", broken = "0.001", drop_negatives = "0";  // shares
-  std::string shape = "kaggle";         // criteo_like
+  std::string shape = "kaggle";                                      // criteo_like
+  int level = 1, problems = 2000;                                    // of arithmetic
   int max_ind_range = 0, scale = 1, samples = 1000000, test_samples = 100000;
 };
 
 // `trireme data criteo|criteo_like|table|flights`: samples with tables as one HDF5 file. As data_command().
 bool is_table_data(const std::string& name);
 int table_data(const DataOptions& options);
+
+// `trireme data wordnet|gcide|arithmetic`: text, a document a paragraph, or problems as JSON lines. As data_command().
+bool is_text_data(const std::string& name);
+int text_data(const DataOptions& options);
 
 // `trireme data cache-reference MODEL DATA`: both features of every pair as one file (reference_features.h). As
 // data_command().
