@@ -40,7 +40,9 @@ struct Part<Brain> {
   std::int64_t stride;
   Matrix<float> map;
   Part(const void* p, std::int64_t first, std::int64_t rows, std::int64_t columns, std::int64_t row)
-      : at(const_cast<std::uint16_t*>(static_cast<const std::uint16_t*>(p)) + first * row), stride(row), map(rows, columns) {
+      : at(const_cast<std::uint16_t*>(static_cast<const std::uint16_t*>(p)) + first * row),
+        stride(row),
+        map(rows, columns) {
     for (std::int64_t i = 0; i < rows; ++i)
       widen(DType::bf16, at + i * stride, map.data() + i * columns, static_cast<std::size_t>(columns));
   }
@@ -77,7 +79,8 @@ void shrink(const GroupedShrink& job) {
 template <class Value>
 void mask(const DropoutKey& key, std::uint32_t module, std::int64_t row, std::int64_t width, Value* values) {
   for (std::int64_t c = 0; c < width; c += 4) {
-    const DropoutWords w = dropout_words(key, module, static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(c / 4));
+    const DropoutWords w =
+        dropout_words(key, module, static_cast<std::uint32_t>(row), static_cast<std::uint32_t>(c / 4));
     for (std::int64_t k = 0; k < std::min<std::int64_t>(4, width - c); ++k)
       values[c + k] *= static_cast<Value>(dropout_factor(key, w.word[k]));
   }
@@ -90,7 +93,8 @@ void expand(const GroupedExpand& job) {
     const Part<T> s(job.s, first, rows, w.rank, job.table.rank_stride);
     Part<T> y(job.y, first, rows, job.width, job.width);
     if (!job.backward) {
-      y.map.noalias() += (s.map * static_cast<Value>(w.scale)) * Part<T>(w.b, 0, job.width, w.rank, w.rank).map.transpose();
+      y.map.noalias() +=
+          (s.map * static_cast<Value>(w.scale)) * Part<T>(w.b, 0, job.width, w.rank, w.rank).map.transpose();
     } else if (g.dropout.threshold == 0) {
       y.map.noalias() += s.map * Part<T>(w.a, 0, w.rank, job.width, job.width).map;
     } else {

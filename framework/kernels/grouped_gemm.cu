@@ -30,8 +30,8 @@ __device__ Span span_of(const GroupedTable& t, unsigned block) {
   return s;
 }
 
-// A tile of rows x columns at `from`, whose rows are `stride` apart: the first `there_rows` x `there_columns` of it, zeros
-// else. there_columns is a multiple of 8.
+// A tile of rows x columns at `from`, whose rows are `stride` apart: the first `there_rows` x `there_columns` of it,
+// zeros else. there_columns is a multiple of 8.
 template <int rows, int columns>
 __device__ void fetch(bf16* tile, const bf16* from, std::int64_t stride, int there_rows, int there_columns) {
   constexpr int each = columns / 8;
@@ -89,7 +89,8 @@ __global__ void __launch_bounds__(threads) shrink_kernel(const __grid_constant__
         const int from = i * chunk, left = length - from;
         fetch<block_rows, chunk>(xs + stage * x_size, x + from, job.width, span.rows, left);
         if constexpr (backward)
-          fetch<chunk, rank>(ws + stage * w_size, weights + static_cast<std::int64_t>(from) * w.rank, w.rank, left, w.rank);
+          fetch<chunk, rank>(ws + stage * w_size, weights + static_cast<std::int64_t>(from) * w.rank, w.rank, left,
+                             w.rank);
         else
           fetch<rank, chunk>(ws + stage * w_size, weights + from, job.width, w.rank, left);
       },
@@ -200,8 +201,9 @@ __global__ void __launch_bounds__(threads) expand_kernel(const __grid_constant__
       const int row = warp() * 16 + half * 8 + lane() / 4, column = j + lane() % 4 * 2;
       float2 by = make_float2(w.scale, w.scale);
       if constexpr (backward)
-        by = span.group.dropout.threshold == 0 ? make_float2(1, 1)
-                                               : factors(span.group, job.module, span.first + row, first_column + column);
+        by = span.group.dropout.threshold == 0
+                 ? make_float2(1, 1)
+                 : factors(span.group, job.module, span.first + row, first_column + column);
       auto* const at = reinterpret_cast<__nv_bfloat162*>(ys + row * y_stride + column);
       const float2 before = __bfloat1622float2(*at);
       *at = __floats2bfloat162_rn(fmaf(sum[j / 8][2 * half], by.x, before.x),
@@ -235,7 +237,8 @@ __global__ void __launch_bounds__(threads) outer_kernel(const __grid_constant__ 
   const auto in_tiles = static_cast<unsigned>((job.in + outer_columns - 1) / outer_columns);
   const bool of_a = blockIdx.x < in_tiles;
   const std::int64_t width = of_a ? job.in : job.out;
-  const std::int64_t first_column = static_cast<std::int64_t>(of_a ? blockIdx.x : blockIdx.x - in_tiles) * outer_columns;
+  const std::int64_t first_column =
+      static_cast<std::int64_t>(of_a ? blockIdx.x : blockIdx.x - in_tiles) * outer_columns;
   const int columns = static_cast<int>(min(static_cast<std::int64_t>(outer_columns), width - first_column));
   const std::int64_t first = group.first + static_cast<std::int64_t>(blockIdx.z) * part;
   const int rows = static_cast<int>(min(static_cast<std::int64_t>(part), group.last - first));  // may be negative
@@ -284,7 +287,8 @@ __global__ void __launch_bounds__(threads) outer_sum_kernel(const __grid_constan
   const GroupedAdapter w = job.table.adapters[blockIdx.y];
   const std::int64_t columns = job.in + job.out, size = columns * job.table.rank_stride;
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * threads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * threads + threadIdx.x; i < columns * w.rank; i += step) {
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * threads + threadIdx.x; i < columns * w.rank;
+       i += step) {
     const std::int64_t c = i / w.rank;
     const int of_rank = static_cast<int>(i % w.rank);
     const float* const at = job.partial + blockIdx.y * size + c * job.table.rank_stride + of_rank;
@@ -380,8 +384,8 @@ void outer_on_cuda(const GroupedOuter& job, Place place) {
     const unsigned tiles = cuda_blocks(static_cast<std::size_t>(job.in), outer_columns) +
                            cuda_blocks(static_cast<std::size_t>(job.out), outer_columns);
     allow_shared<outer_kernel<rank>>(bytes, place);
-    outer_kernel<rank><<<dim3(tiles, groups, splits), threads, bytes, cuda_stream(place)>>>(
-        job, part_of(job.table.longest, splits));
+    outer_kernel<rank>
+        <<<dim3(tiles, groups, splits), threads, bytes, cuda_stream(place)>>>(job, part_of(job.table.longest, splits));
     check_launch("grouped_outer");
     if (splits == 1) return;
     outer_sum_kernel<<<dim3(64, groups), threads, 0, cuda_stream(place)>>>(job, static_cast<int>(splits));

@@ -11,7 +11,7 @@
 
 namespace trireme::kernels {
 
-constexpr std::int64_t grouped_rows = 64;       // of a block
+constexpr std::int64_t grouped_rows = 64;  // of a block
 constexpr std::int64_t grouped_most_rank = 128;
 
 // Rows [first, last) of the token matrices, and the dropout of their input.
@@ -51,8 +51,8 @@ struct GroupedShrink {
   bool backward = false;    // S = X A^T, or dS = s dY B
   const void* x = nullptr;  // [tokens, width]
   std::int64_t width = 0;
-  void* s = nullptr;           // [tokens, rank_stride]; columns from a group's rank on are not written
-  float* partial = nullptr;    // [grouped_column_splits(), tokens, rank_stride], where that is not 1
+  void* s = nullptr;         // [tokens, rank_stride]; columns from a group's rank on are not written
+  float* partial = nullptr;  // [grouped_column_splits(), tokens, rank_stride], where that is not 1
 };
 extern Kernel<GroupedShrink> grouped_shrink;
 

@@ -55,7 +55,8 @@ __device__ void plain_product(const Strided<T>& a, const Strided<T>& b, std::int
     if (i0 + row + e * step < a.rows && j0 + lane < b.columns) store(i0 + row + e * step, j0 + lane, sum[e]);
 }
 
-__device__ void add_gradient(const GroupedAdapter& w, bool of_a, std::int64_t in, int of_rank, std::int64_t c, float v) {
+__device__ void add_gradient(const GroupedAdapter& w, bool of_a, std::int64_t in, int of_rank, std::int64_t c,
+                             float v) {
   if (of_a)
     static_cast<float*>(w.da)[of_rank * in + c] += v;
   else  // the paper prints it without the scale
@@ -113,10 +114,9 @@ __global__ void __launch_bounds__(plain_threads) plain_outer_kernel(const __grid
   const std::int64_t width = of_a ? job.in : job.out, rows = g.last - g.first, stride = job.table.rank_stride;
   const Strided<T> n{static_cast<const T*>(of_a ? job.ds : job.s) + g.first * stride, 1, stride, w.rank, rows};
   const Strided<T> m{static_cast<const T*>(of_a ? job.x : job.dy) + g.first * width, width, 1, rows, width};
-  plain_product(n, m, blockIdx.z * plain_tile, (of_a ? blockIdx.x : blockIdx.x - in_tiles) * plain_tile,
-                [&](std::int64_t j, std::int64_t c, float v) {
-                  add_gradient(w, of_a, job.in, static_cast<int>(j), c, v);
-                });
+  plain_product(
+      n, m, blockIdx.z * plain_tile, (of_a ? blockIdx.x : blockIdx.x - in_tiles) * plain_tile,
+      [&](std::int64_t j, std::int64_t c, float v) { add_gradient(w, of_a, job.in, static_cast<int>(j), c, v); });
 }
 
 __device__ int group_of(const GroupedDropout& job, std::int64_t row) {
@@ -158,33 +158,29 @@ unsigned plain_tiles(std::int64_t n) { return cuda_blocks(static_cast<std::size_
 
 void plain_shrink(const GroupedShrink& job, Place place) {
   const dim3 grid(static_cast<unsigned>(job.table.block_count), plain_tiles(job.table.rank_stride), 2);
-  plain_type(job.type, [&](auto v) {
-    plain_shrink_kernel<decltype(v)><<<grid, plain_threads, 0, cuda_stream(place)>>>(job);
-  });
+  plain_type(job.type,
+             [&](auto v) { plain_shrink_kernel<decltype(v)><<<grid, plain_threads, 0, cuda_stream(place)>>>(job); });
   check_launch("grouped_shrink");
 }
 
 void plain_expand(const GroupedExpand& job, Place place) {
   const dim3 grid(static_cast<unsigned>(job.table.block_count), plain_tiles(job.width), 2);
-  plain_type(job.type, [&](auto v) {
-    plain_expand_kernel<decltype(v)><<<grid, plain_threads, 0, cuda_stream(place)>>>(job);
-  });
+  plain_type(job.type,
+             [&](auto v) { plain_expand_kernel<decltype(v)><<<grid, plain_threads, 0, cuda_stream(place)>>>(job); });
   check_launch("grouped_expand");
 }
 
 void plain_outer(const GroupedOuter& job, Place place) {
   const dim3 grid(plain_tiles(job.in) + plain_tiles(job.out), static_cast<unsigned>(job.table.groups),
                   plain_tiles(job.table.rank_stride));
-  plain_type(job.type, [&](auto v) {
-    plain_outer_kernel<decltype(v)><<<grid, plain_threads, 0, cuda_stream(place)>>>(job);
-  });
+  plain_type(job.type,
+             [&](auto v) { plain_outer_kernel<decltype(v)><<<grid, plain_threads, 0, cuda_stream(place)>>>(job); });
   check_launch("grouped_outer");
 }
 
 void plain_dropout(const GroupedDropout& job, Place place) {
   plain_type(job.type, [&](auto v) {
-    plain_dropout_kernel<decltype(v)>
-        <<<static_cast<unsigned>(job.tokens), plain_threads, 0, cuda_stream(place)>>>(job);
+    plain_dropout_kernel<decltype(v)><<<static_cast<unsigned>(job.tokens), plain_threads, 0, cuda_stream(place)>>>(job);
   });
   check_launch("grouped_dropout");
 }

@@ -1,6 +1,7 @@
 // Tensor core products of bf16 tiles in shared memory, m16n8k16 with f32 sums, and the asynchronous copies that fill
 // them (PTX ISA 8, mma, ldmatrix and cp.async; from sm_80 on). Rows of a tile lie 16 bytes further apart than they are
-// long: the eight rows that ldmatrix reads at once then hit eight different groups of banks. Included by .cu files only.
+// long: the eight rows that ldmatrix reads at once then hit eight different groups of banks. Included by .cu files
+// only.
 #pragma once
 #include <cuda_bf16.h>
 

@@ -167,12 +167,4 @@ nn::KvCache CausalLm::cache(std::int64_t samples, std::int64_t capacity) const {
   return all;
 }
 
-void write_hf_folder(const std::string& folder, const CausalLm& model, std::int64_t file_bytes,
-                     const std::string& tokenizer_from) {
-  HfWriter writer(folder, file_bytes);
-  for (const auto& [w, value] : model.weights()) writer.add({w.name, w.transposed ? value.t() : value});
-  if (!tokenizer_from.empty()) copy_tokenizer(tokenizer_from, folder);
-  writer.finish(print_causal_lm_config(model.config(), model.dtype()));
-}
-
 }  // namespace trireme

@@ -108,9 +108,4 @@ class CausalLm {
   mutable std::shared_ptr<const nn::SampleLayout> layout_;  // of the last pass: compositions repeat
 };
 
-// Writes a folder that transformers loads; files of at most `file_bytes`. `tokenizer_from`: a folder whose tokenizer
-// goes along, or empty.
-void write_hf_folder(const std::string& folder, const CausalLm& model, std::int64_t file_bytes,
-                     const std::string& tokenizer_from);
-
 }  // namespace trireme

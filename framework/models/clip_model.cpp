@@ -1,13 +1,10 @@
 #include "framework/models/clip_model.h"
 
 #include "comm/error.h"
-#include "comm/local/self.h"
 #include "framework/base/tensor.h"
-#include "framework/io/checkpoint.h"
 #include "framework/models/open_clip.h"
+#include "framework/models/saved_run.h"
 
-#include <charconv>
-#include <cstring>
 #include <filesystem>
 #include <set>
 
@@ -58,53 +55,22 @@ ClipModel from_folder(const std::string& path, at::Device device, at::ScalarType
                 device, type);
 }
 
-std::int64_t step_of(const std::string& path, const Checkpoints& checkpoints, const std::string& wanted) {
-  std::int64_t step = 0;
-  if (wanted == "newest" || wanted == "best") {
-    const auto found = wanted == "best" ? checkpoints.best() : checkpoints.newest();
-    if (!found)
-      throw DataError(path, "has no complete checkpoint" + std::string(wanted == "best" ? " marked best" : ""));
-    return *found;
-  }
-  const char* end = wanted.data() + wanted.size();
-  if (const auto r = std::from_chars(wanted.data(), end, step); r.ec != std::errc() || r.ptr != end || step < 0)
-    throw UsageError("--step", "'" + wanted + "' is no step", "write a number, newest or best");
-  return step;
-}
-
 constexpr std::string_view no_run_of_ours =
     "it is no run of fastclip, or of an older version: go on with it for a step";
 
-// A text of the recipe's state.
-std::optional<std::string> text_in(const Snapshot& snapshot, const std::string& name) {
-  const auto found = snapshot.entries.find("recipe/" + name);
-  if (found == snapshot.entries.end()) return std::nullopt;
-  return std::string(reinterpret_cast<const char*>(found->second.bytes.data()), found->second.bytes.size());
-}
-
 ClipModel from_run(const std::string& path, at::Device device, at::ScalarType type, const std::string& tokenizer,
                    const ClipWeights& weights) {
-  const auto self = make_self();
-  Checkpoints checkpoints(path + "/ckpt", 1 << 20, *self);  // read only: the run may be going on
-  const Snapshot snapshot = checkpoints.load(step_of(path, checkpoints, weights.step));
+  const SavedRun run = read_run(path, weights.step, weights.average);
+  const std::string& place = run.snapshot.place;
   const auto text = [&](const std::string& name) {
-    const auto found = text_in(snapshot, name);
-    if (!found) throw DataError(snapshot.place, "does not say what model it is", no_run_of_ours);
+    const auto found = run.text(name);
+    if (!found) throw DataError(place, "does not say what model it is", no_run_of_ours);
     return *found;
   };
-  const OpenClipConfig config = parse_open_clip_config(text("open_clip_config"), snapshot.place);
-  Tensors tensors;
-  for (const char* group : {"model/", "average/"}) {
-    if (group[0] == 'a' && !weights.average) continue;
-    for (const auto& [name, e] : snapshot.entries)
-      if (name.starts_with(group))
-        tensors[name.substr(std::strlen(group))] =
-            at::from_blob(const_cast<std::byte*>(e.bytes.data()), e.shape, scalar_type(e.dtype));
-  }
-  check_shapes(config.model, tensors, snapshot.place);
-  return filled(config,
-                tokenizer.empty() ? Tokenizer::from_text(text("tokenizer"), snapshot.place) : tokenizer_file(tokenizer),
-                tensors, path, device, type);
+  const OpenClipConfig config = parse_open_clip_config(text("open_clip_config"), place);
+  check_shapes(config.model, run.weights, place);
+  return filled(config, tokenizer.empty() ? Tokenizer::from_text(text("tokenizer"), place) : tokenizer_file(tokenizer),
+                run.weights, path, device, type);
 }
 
 // f(first row, rows) for `rows` at a time, on the host in one tensor.

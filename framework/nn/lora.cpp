@@ -5,6 +5,7 @@
 #include "framework/base/tensor.h"
 #include "framework/nn/lora_pass.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace trireme::nn {
@@ -26,18 +27,40 @@ constexpr std::pair<std::string_view, LoraBackend> backends[] = {{"kernels", Lor
                                                                  {"loop", LoraBackend::loop},
                                                                  {"wide", LoraBackend::wide}};
 
+std::int64_t padded(std::int64_t rank) { return (rank + 7) / 8 * 8; }
+
 // Masters of one target, drawn on the host: the same on every device.
 at::Tensor initial_a(const AdapterInit& init, const std::string& name, std::int64_t rank, std::int64_t in) {
   Rng rng(init.seed, "lora_A " + name);
-  at::Tensor a = at::empty({rank, in}, at::kDouble);
   const double bound = 1 / std::sqrt(double(in)), std = 1 / double(rank);
-  double* p = a.mutable_data_ptr<double>();
+  at::Tensor a = at::empty({rank, in}, at::kFloat);
+  float* p = a.mutable_data_ptr<float>();
   for (std::int64_t i = 0; i < a.numel(); ++i)
-    p[i] = init.gaussian ? std * rng.normal() : bound * (2 * rng.uniform() - 1);
+    p[i] = float(init.gaussian ? std * rng.normal() : bound * (rng.u32() * 0x1p-31 - 1));
   return a;
 }
 
+// Do both need the same tables?
+bool alike(const LoraPass& a, const LoraPass& b) {
+  return a.backend == b.backend && std::equal(a.groups.begin(), a.groups.end(), b.groups.begin(), b.groups.end(),
+                                              [](const LoraGroup& x, const LoraGroup& y) {
+                                                return x.adapters == y.adapters && x.rows.first == y.rows.first &&
+                                                       x.rows.last == y.rows.last;
+                                              });
+}
+
 }  // namespace
+
+kernels::DropoutKey dropout_key(const AdapterInit& init, const SlotRows& rows) {
+  Rng rng(init.seed, "lora_dropout");
+  return {.key = {rng.u32(), rng.u32()},
+          .step = std::uint32_t(rows.step),
+          .row = std::uint32_t(rows.job_row),
+          .threshold = std::uint32_t(std::min(init.dropout * 0x1p32, 0x1p32 - 1)),
+          .scale = float(1 / (1 - init.dropout))};
+}
+
+std::uint32_t dropout_module(std::string_view target) { return Rng(0, "module " + std::string(target)).u32(); }
 
 LoraBackend lora_backend(std::string_view name) {
   for (const auto& [known, backend] : backends)
@@ -56,6 +79,7 @@ AdapterStore::AdapterStore(std::vector<Projection> targets, std::int64_t slots, 
   for (const auto& t : targets_)
     if (t.weight.dtype() != options.dtype() || t.weight.device() != options.device())
       throw UsageError(t.name, "its weight differs in type or device from that of " + targets_[0].name);
+  for (const auto& t : targets_) modules_.push_back(dropout_module(t.name));
   anchor_ = at::zeros({}, options).set_requires_grad(true);
   pass_ = std::make_shared<LoraPass>();
 }
@@ -78,7 +102,7 @@ void AdapterStore::check_slot(std::int64_t slot, bool filled, const char* what) 
     throw Error(ExitCode::bug, what, "slot " + std::to_string(slot) + (filled ? " is empty" : " is taken"));
 }
 
-void AdapterStore::fill(std::int64_t slot, const AdapterInit& init) {
+void AdapterStore::fill(std::int64_t slot, const AdapterInit& init, const at::Tensor& flat) {
   check_slot(slot, false, "fill");
   if (init.shapes.size() != targets_.size()) throw Error(ExitCode::bug, "fill", "one shape a target is wanted");
   if (!(init.dropout >= 0 && init.dropout < 1)) throw UsageError("lora_dropout", "it must lie in [0, 1)");
@@ -93,7 +117,7 @@ void AdapterStore::fill(std::int64_t slot, const AdapterInit& init) {
       throw UsageError(targets_[t].name, "its rank is " + std::to_string(rank),
                        "ranks up to " + std::to_string(r_max_) + " have room here");
     if (!std::isfinite(init.shapes[t].scale)) throw UsageError(targets_[t].name, "its LoRA scale is not finite");
-    size += rank * (targets_[t].weight.size(0) + targets_[t].weight.size(1));
+    size += padded(rank) * (targets_[t].weight.size(0) + targets_[t].weight.size(1));
   }
   if (size == 0) throw UsageError("LoRA", "the adapter has no target");
   const auto base = targets_[0].weight.options();
@@ -107,15 +131,22 @@ void AdapterStore::fill(std::int64_t slot, const AdapterInit& init) {
   for (std::size_t t = 0; t < targets_.size(); ++t) {
     const auto rank = init.shapes[t].rank, out = targets_[t].weight.size(0), in = targets_[t].weight.size(1);
     if (rank == 0) continue;
-    const auto a = [&](const at::Tensor& flat) { return flat.narrow(0, at, rank * in).view({rank, in}); };
-    const auto b = [&](const at::Tensor& flat) { return flat.narrow(0, at + rank * in, out * rank).view({out, rank}); };
-    a(host).copy_(initial_a(init, targets_[t].name, rank, in));
-    s.masters.push_back({targets_[t].name, a(s.weights), b(s.weights)});
-    s.grads.push_back({targets_[t].name, a(s.gradients), b(s.gradients)});
+    const auto wide = padded(rank);
+    const auto a = [&](const at::Tensor& flat) { return flat.narrow(0, at, wide * in).view({wide, in}); };
+    const auto b = [&](const at::Tensor& flat) { return flat.narrow(0, at + wide * in, out * wide).view({out, wide}); };
+    const auto named = [&](const at::Tensor& flat) {
+      return AdapterTensors{targets_[t].name, a(flat).narrow(0, 0, rank), b(flat).narrow(1, 0, rank)};
+    };
+    if (!flat.defined()) named(host).a.copy_(initial_a(init, targets_[t].name, rank, in));
+    s.masters.push_back(named(s.weights));
+    s.grads.push_back(named(s.gradients));
     (*s.adapters)[t] = {a(s.working), b(s.working), a(s.gradients), b(s.gradients), init.shapes[t].scale};
-    at += rank * (in + out);
+    at += wide * (in + out);
   }
-  s.weights.copy_(host);
+  if (flat.defined() && flat.numel() != size)
+    throw UsageError(
+        "LoRA", "the adapter has " + std::to_string(flat.numel()) + " weights, its shapes " + std::to_string(size));
+  s.weights.copy_(flat.defined() ? flat : host);
   slots_[std::size_t(slot)] = std::move(s);
   publish(slot);
 }
@@ -152,6 +183,11 @@ at::Tensor AdapterStore::flat_gradients(std::int64_t slot) const {
   return slots_[std::size_t(slot)].gradients;
 }
 
+at::Tensor AdapterStore::flat_working(std::int64_t slot) const {
+  check_slot(slot, true, "flat_working");
+  return slots_[std::size_t(slot)].working;
+}
+
 void AdapterStore::publish(std::int64_t slot) {
   check_slot(slot, true, "publish");
   Slot& s = slots_[std::size_t(slot)];
@@ -169,8 +205,16 @@ void AdapterStore::begin(std::vector<SlotRows> rows, bool training) {
     if (seen[std::size_t(r.slot)]) throw Error(ExitCode::bug, "begin", "a slot comes twice");
     seen[std::size_t(r.slot)] = true;
     end = r.last;
-    if (r.last > r.first) pass->groups.push_back({r, slots_[std::size_t(r.slot)].adapters});
+    if (r.last == r.first) continue;
+    const Slot& s = slots_[std::size_t(r.slot)];
+    pass->groups.push_back({r, {}, s.adapters});
+    if (training && s.init.dropout > 0) {
+      pass->groups.back().dropout = dropout_key(s.init, r);
+      pass->dropout = true;
+    }
   }
+  if (!pass->dropout && !pass_->dropout && alike(*pass, *pass_)) return;
+  make_tables(*pass, targets_.size(), anchor_);
   pass_ = std::move(pass);
 }
 

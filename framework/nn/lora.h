@@ -36,7 +36,7 @@ struct AdapterInit {
 // Rows [first, last) of the token batch. Rows of no slot run the base alone.
 struct SlotRows {
   std::int64_t slot = 0, first = 0, last = 0;
-  std::int64_t job_row = 0;  // of `first`, among all rows of the job's step: dropout is keyed by it
+  std::int64_t step = 0, job_row = 0;  // the job's step, and where `first` stands among its rows: keys of dropout
 };
 
 struct AdapterTensors {
@@ -61,8 +61,8 @@ class AdapterStore {
   // A backbone whose weights move (sharded, gathered layer by layer): what `target` is from now on.
   void set_base(std::int64_t target, at::Tensor weight, at::Tensor bias);
 
-  // A free slot gets an adapter as PEFT initializes it. Throws UsageError.
-  void fill(std::int64_t slot, const AdapterInit& init);
+  // A free slot gets an adapter as PEFT initializes it, or with these flat weights. Throws UsageError.
+  void fill(std::int64_t slot, const AdapterInit& init, const at::Tensor& flat = {});
   void clear(std::int64_t slot);  // its memory is freed
   bool filled(std::int64_t slot) const;
   const AdapterInit& init(std::int64_t slot) const;
@@ -70,9 +70,10 @@ class AdapterStore {
   std::vector<AdapterTensors> weights(std::int64_t slot) const;
   std::vector<AdapterTensors> gradients(std::int64_t slot) const;
   void publish(std::int64_t slot);
-  // The same, flat, all targets one after the other: [size of the adapter].
+  // The same, flat, all targets one after the other; ranks are padded to a multiple of 8 with zeros that stay zeros.
   at::Tensor flat_weights(std::int64_t slot) const;
   at::Tensor flat_gradients(std::int64_t slot) const;
+  at::Tensor flat_working(std::int64_t slot) const;  // of the base's type; the masters themselves where that is theirs
 
   // Composition of the passes to come: ascending, disjoint rows; a slot may come once. `training`: dropout is on.
   // Backward of an earlier pass is still right. Throws UsageError.
@@ -90,6 +91,7 @@ class AdapterStore {
   void check_slot(std::int64_t slot, bool filled, const char* what) const;
 
   std::vector<Projection> targets_;
+  std::vector<std::uint32_t> modules_;  // names of targets, as dropout knows them
   std::vector<Slot> slots_;
   std::int64_t r_max_;
   LoraBackend backend_;

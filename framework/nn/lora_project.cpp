@@ -8,46 +8,62 @@ using torch::autograd::variable_list;
 
 struct Kept : torch::CustomClassHolder {
   std::shared_ptr<const LoraPass> pass;
-  std::int64_t target = 0;
-  Projection base;
+  struct Target {
+    std::int64_t index;
+    std::uint32_t module;
+    at::Tensor weight, bias;
+  };
+  std::vector<Target> targets;
 };
 
+// Several targets of one input are one node: gradients of the input are summed by the products that make them.
 struct Adapted : torch::autograd::Function<Adapted> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& anchor,
-                            const c10::intrusive_ptr<Kept>& kept) {
-    const Projection& base = kept->base;
-    at::Tensor y = base.bias.defined() ? at::addmm(base.bias, x, base.weight.t()) : at::mm(x, base.weight.t());
-    const at::Tensor s = lora_forward(*kept->pass, kept->target, x, y);
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& anchor,
+                               const c10::intrusive_ptr<Kept>& kept) {
+    variable_list all, saved{x};
+    for (const auto& t : kept->targets) {
+      at::Tensor y = t.bias.defined() ? at::addmm(t.bias, x, t.weight.t()) : at::mm(x, t.weight.t());
+      saved.push_back(lora_forward(*kept->pass, t.index, t.module, x, y));
+      all.push_back(y);
+    }
     ctx->saved_data["kept"] = c10::IValue::make_capsule(kept);
-    ctx->save_for_backward({x, s});
-    return y;
+    ctx->save_for_backward(saved);
+    return all;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto kept = c10::static_intrusive_pointer_cast<Kept>(ctx->saved_data["kept"].toCapsule());
     const auto saved = ctx->get_saved_variables();
-    const at::Tensor dy = grads[0].contiguous();
     at::Tensor dx;
-    if (ctx->needs_input_grad(0)) dx = at::mm(dy, kept->base.weight);
-    lora_backward(*kept->pass, kept->target, saved[0], saved[1], dy, dx);
+    for (std::size_t i = 0; i < kept->targets.size(); ++i) {
+      const auto& t = kept->targets[i];
+      const at::Tensor dy = grads[i].contiguous();
+      if (ctx->needs_input_grad(0)) {
+        if (i == 0)
+          dx = at::mm(dy, t.weight);
+        else
+          dx.addmm_(dy, t.weight);
+      }
+      lora_backward(*kept->pass, t.index, t.module, saved[0], saved[i + 1], dy, dx);
+    }
     return {dx, {}, {}};
   }
 };
 
 }  // namespace
 
-at::Tensor AdapterStore::project(std::int64_t target, const at::Tensor& x) {
+std::vector<at::Tensor> AdapterStore::project(std::span<const std::int64_t> targets, const at::Tensor& x) {
   auto kept = c10::make_intrusive<Kept>();
   kept->pass = pass_;
-  kept->target = target;
-  kept->base = targets_[std::size_t(target)];
+  for (const auto target : targets) {
+    const auto t = std::size_t(target);
+    kept->targets.push_back({target, modules_[t], targets_[t].weight, targets_[t].bias});
+  }
   return Adapted::apply(x.contiguous(), anchor_, kept);
 }
 
-std::vector<at::Tensor> AdapterStore::project(std::span<const std::int64_t> targets, const at::Tensor& x) {
-  std::vector<at::Tensor> all;
-  for (const auto target : targets) all.push_back(project(target, x));
-  return all;
+at::Tensor AdapterStore::project(std::int64_t target, const at::Tensor& x) {
+  return project(std::span(&target, 1), x)[0];
 }
 
 }  // namespace trireme::nn

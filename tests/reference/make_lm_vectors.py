@@ -59,12 +59,10 @@ def main():
     ids = torch.randint(0, 29, (2, 12), generator=torch.Generator().manual_seed(7))
     for name, (make, config) in models.items():
         folder = os.path.join(out, name)
-        config._attn_implementation = "eager"
         model = make(config)
         draw(model, 1)
-        saved = model.to(torch.bfloat16)  # exact: 8 bits
-        saved.save_pretrained(folder)
-        model = saved.to(torch.float32)
+        model.to(torch.bfloat16).save_pretrained(folder)  # exact: 8 bits
+        model = make.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
         for extra in ("generation_config.json",):
             if os.path.exists(os.path.join(folder, extra)):
                 os.remove(os.path.join(folder, extra))
@@ -80,8 +78,8 @@ def main():
         values["base_model_name_or_path"] = name
         json.dump(values, open(path, "w"), indent=1, sort_keys=True)
         tensors["adapted"] = torch.stack(logits(tuned, ids))
-        tensors["greedy"] = tuned.generate(input_ids=ids[:1, :5], max_new_tokens=12, do_sample=False, eos_token_id=None,
-                                           pad_token_id=0)[0]
+        tensors["greedy"] = tuned.generate(input_ids=ids[:1, :5], attention_mask=torch.ones(1, 5), max_new_tokens=12,
+                                           do_sample=False, eos_token_id=None, pad_token_id=0)[0]
         save_file({k: v.contiguous() for k, v in tensors.items()}, os.path.join(folder, "logits.safetensors"))
 
 

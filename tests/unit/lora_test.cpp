@@ -1,79 +1,426 @@
-// Batched LoRA: every backend against autograd in f64.
-#include "framework/nn/lora.h"
+// Batched LoRA: every backend against autograd in f64; jobs that share a batch against the same jobs alone; the
+// optimizer against PyTorch's.
+#include "framework/nn/adapter_optimizer.h"
+#include "framework/nn/lora_pass.h"
 
+#include <cmath>
+#include <cstring>
+#include <map>
 
 #include <gtest/gtest.h>
+#include <torch/optim/adamw.h>
 
 namespace trireme::nn {
 namespace {
 
-// Of the larger of both, or 1. NaN where either has one.
+// Relative to the largest of b, or of 1. NaN where either has one.
 double max_difference(const at::Tensor& a, const at::Tensor& b) {
   if (a.numel() == 0) return a.sizes() == b.sizes() ? 0 : 1;
-  return ((a - b).abs().max() / at::clamp_min(b.abs().max(), 1)).item<double>();
+  const at::Tensor x = a.to(at::kDouble), y = b.to(at::kDouble);
+  return ((x - y).abs().max() / at::clamp_min(y.abs().max(), 1)).item<double>();
 }
 
-struct Job {
-  std::int64_t rank, rows;
-  double scale;
-};
+bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  return a.sizes() == b.sizes() &&
+         std::memcmp(a.contiguous().const_data_ptr(), b.contiguous().const_data_ptr(), a.nbytes()) == 0;
+}
 
-std::vector<Projection> projections(std::int64_t in, std::int64_t out, at::ScalarType type) {
+constexpr std::int64_t in = 48, out = 80;
+
+std::vector<Projection> projections(at::ScalarType type) {
   at::manual_seed(1);
   return {{"m.0.q_proj", at::randn({out, in}, at::kDouble).div_(8).to(type), at::randn({out}, at::kDouble).to(type)},
+          {"m.0.k_proj", at::randn({out, in}, at::kDouble).div_(8).to(type), {}},
           {"m.0.o_proj", at::randn({in, out}, at::kDouble).div_(8).to(type), {}}};
 }
 
-TEST(Lora, ProjectEqualsAutograd) {
-  const std::vector<Job> jobs = {{8, 1, 2.0},   {16, 63, 0.5}, {64, 0, 1.0},
-                                 {16, 64, 3.0}, {8, 65, 1.0},  {64, 130, 0.25}};
-  AdapterStore store(projections(48, 80, at::kDouble), 7, 64, LoraBackend::loop);
-  std::vector<SlotRows> rows;
-  std::int64_t at = 3;  // rows of no slot at the front
-  for (std::size_t i = 0; i < jobs.size(); ++i) {
-    const auto slot = std::int64_t(i + (i > 1));  // slot 2 is empty
-    store.fill(slot, {.shapes = {{jobs[i].rank, jobs[i].scale}, {jobs[i].rank, jobs[i].scale}}, .seed = 5 + i});
-    for (auto& t : store.weights(slot)) t.b.normal_(0, 0.2);
-    store.publish(slot);
-    rows.push_back({slot, at, at + jobs[i].rows});
-    at += jobs[i].rows;
-  }
-  store.begin(rows, true);
-  const at::Tensor x = at::randn({at + 2, 48}, at::kDouble).set_requires_grad(true), g = at::randn_like(x);
-  const at::Tensor y = store.project(1, at::gelu(store.project(0, x)));
-  y.backward(g);
-  const at::Tensor dx = x.grad().clone();
-  x.mutable_grad().reset();
+// o(gelu(q(x)) * k(x)): two targets of one input, and one behind.
+at::Tensor model(AdapterStore& store, const at::Tensor& x) {
+  const std::int64_t targets[] = {0, 1};
+  const auto y = store.project(targets, x);
+  return store.project(2, at::gelu(y[0]) * y[1]);
+}
 
-  std::vector<std::vector<at::Tensor>> leaves;
-  at::Tensor h = x;
-  for (std::int64_t t = 0; t < 2; ++t) {
-    const auto& base = store.targets()[std::size_t(t)];
-    if (t) h = at::gelu(h);
+struct Job {
+  std::vector<AdapterShape> shapes;
+  std::int64_t rows;
+};
+
+// Ranks 4 to 64, one job that adapts one target only, scales other than 1, lengths around a block's 64 rows, none too.
+const std::vector<Job> jobs = {{{{8, 2.0}, {8, 0.5}, {4, 1.5}}, 1}, {{{16, 0.5}, {16, 0.5}, {16, 3}}, 63},
+                               {{{64, 1}, {64, 1}, {64, 1}}, 0},    {{{64, 0.25}, {16, 2}, {8, 1}}, 64},
+                               {{{0, 0}, {12, 1.25}, {0, 0}}, 65},  {{{16, 1}, {64, 0.5}, {64, 0.5}}, 1000}};
+
+struct Batch {
+  std::vector<SlotRows> rows;
+  at::Tensor x, g;
+};
+
+// Slot 2 stays empty; rows of no slot stand before, between and behind.
+Batch fill(AdapterStore& store, double dropout) {
+  Batch batch;
+  std::int64_t at = 3;
+  for (std::size_t i = 0; i < jobs.size(); ++i) {
+    const auto slot = std::int64_t(i + (i >= 2));
+    store.fill(slot, {.shapes = jobs[i].shapes, .seed = 5 + i, .dropout = i % 2 ? dropout : 0});
+    for (auto& t : store.weights(slot)) t.b.copy_(at::randn(t.b.sizes(), at::kDouble).mul_(0.2));
+    store.publish(slot);
+    batch.rows.push_back({slot, at, at + jobs[i].rows, 7, 100});
+    at += jobs[i].rows + std::int64_t(i == 3);
+  }
+  const auto type = store.targets()[0].weight.scalar_type();
+  batch.x = at::randn({at + 2, in}, at::kDouble).to(type);
+  batch.g = at::randn({at + 2, in}, at::kDouble).to(type);
+  return batch;
+}
+
+struct Reference {
+  at::Tensor y, dx;
+  std::map<std::pair<std::int64_t, std::string>, std::pair<at::Tensor, at::Tensor>> gradients;  // slot, target: a, b
+};
+
+// By autograd in f64, from the weights in the base's type.
+Reference reference(AdapterStore& store, const Batch& batch, const std::map<std::string, at::Tensor>& masks) {
+  Reference r;
+  std::map<std::pair<std::int64_t, std::string>, std::pair<at::Tensor, at::Tensor>> leaves;
+  const auto type = store.targets()[0].weight.scalar_type();
+  const auto wide = [&](const at::Tensor& t) { return t.detach().to(type).to(at::kDouble); };
+  const auto layer = [&](std::size_t target, const at::Tensor& h) {
+    const Projection& base = store.targets()[target];
     std::vector<at::Tensor> parts;
-    const at::Tensor own = at::linear(h, base.weight, base.bias);
+    const at::Tensor own = at::linear(h, wide(base.weight), base.bias.defined() ? wide(base.bias) : at::Tensor());
     std::int64_t done = 0;
-    for (std::size_t i = 0; i < rows.size(); ++i) {
-      const auto w = store.weights(rows[i].slot)[std::size_t(t)];
-      leaves.push_back({w.a.clone().set_requires_grad(true), w.b.clone().set_requires_grad(true)});
-      parts.push_back(own.slice(0, done, rows[i].first));
-      const at::Tensor part = h.slice(0, rows[i].first, rows[i].last);
-      parts.push_back(own.slice(0, rows[i].first, rows[i].last) +
-                      jobs[i].scale * part.mm(leaves.back()[0].t()).mm(leaves.back()[1].t()));
-      done = rows[i].last;
+    for (const auto& rows : batch.rows) {
+      parts.push_back(own.slice(0, done, rows.first));
+      at::Tensor y = own.slice(0, rows.first, rows.last);
+      for (const auto& w : store.weights(rows.slot))
+        if (w.target == base.name) {
+          auto& leaf = leaves[{rows.slot, base.name}];
+          leaf = {wide(w.a).set_requires_grad(true), wide(w.b).set_requires_grad(true)};
+          at::Tensor x = h.slice(0, rows.first, rows.last);
+          if (!masks.empty()) x = x * masks.at(base.name).slice(0, rows.first, rows.last);
+          y = y + store.init(rows.slot).shapes[target].scale * x.mm(leaf.first.t()).mm(leaf.second.t());
+        }
+      parts.push_back(y);
+      done = rows.last;
     }
     parts.push_back(own.slice(0, done));
-    h = at::cat(parts);
-  }
-  EXPECT_LT(max_difference(y, h), 1e-11);
-  h.backward(g);
-  EXPECT_LT(max_difference(dx, x.grad()), 1e-11);
-  for (std::size_t i = 0; i < rows.size(); ++i)
-    for (std::size_t t = 0; t < 2; ++t) {
-      const auto got = store.gradients(rows[i].slot)[t];
-      EXPECT_LT(max_difference(got.a, leaves[t * rows.size() + i][0].grad()), 1e-10) << i;
-      EXPECT_LT(max_difference(got.b, leaves[t * rows.size() + i][1].grad()), 1e-10) << i;
+    return at::cat(parts);
+  };
+  const at::Tensor x = wide(batch.x).set_requires_grad(true);
+  r.y = layer(2, at::gelu(layer(0, x)) * layer(1, x));
+  r.y.backward(batch.g.to(at::kDouble));
+  r.dx = x.grad();
+  for (auto& [key, leaf] : leaves) r.gradients[key] = {leaf.first.grad(), leaf.second.grad()};
+  return r;
+}
+
+// The mask of all rows, 1 where a job drops nothing.
+std::map<std::string, at::Tensor> masks_of(AdapterStore& store, const Batch& batch) {
+  std::map<std::string, at::Tensor> all;
+  for (const auto& target : store.targets()) {
+    at::Tensor m = at::ones({batch.x.size(0), target.weight.size(1)}, at::kDouble);
+    for (const auto& rows : batch.rows) {
+      const auto& init = store.init(rows.slot);
+      if (init.dropout == 0) continue;
+      const kernels::DropoutKey key = dropout_key(init, rows);
+      auto at = m.accessor<double, 2>();
+      for (std::int64_t i = rows.first; i < rows.last; ++i)
+        for (std::int64_t c = 0; c < m.size(1); ++c) {
+          const auto words = kernels::dropout_words(key, dropout_module(target.name), std::uint32_t(i - rows.first),
+                                                    std::uint32_t(c / 4));
+          at[i][c] = double(words.word[c % 4]) < init.dropout * 0x1p32 ? 0 : double(float(1 / (1 - init.dropout)));
+        }
     }
+    all[target.name] = m;
+  }
+  return all;
+}
+
+class Backends : public testing::TestWithParam<std::tuple<LoraBackend, at::ScalarType, double>> {};
+
+TEST_P(Backends, EqualAutogradInF64) {
+  const auto [backend, type, dropout] = GetParam();
+  AdapterStore store(projections(type), 8, 64, backend);
+  const Batch batch = fill(store, dropout);
+  store.begin(batch.rows, true);
+  const at::Tensor x = batch.x.clone().set_requires_grad(true);
+  const at::Tensor y = model(store, x);
+  y.backward(batch.g);
+  const Reference want =
+      reference(store, batch, dropout > 0 ? masks_of(store, batch) : std::map<std::string, at::Tensor>());
+  const double near = type == at::kDouble ? 1e-11 : type == at::kFloat ? 2e-5 : 0.03;
+  EXPECT_LT(max_difference(y, want.y), near);
+  EXPECT_LT(max_difference(x.grad(), want.dx), near);
+  std::size_t compared = 0;
+  for (const auto& rows : batch.rows)
+    for (const auto& got : store.gradients(rows.slot)) {
+      const auto& [a, b] = want.gradients.at({rows.slot, got.target});
+      EXPECT_LT(max_difference(got.a, a), near) << rows.slot << got.target;
+      EXPECT_LT(max_difference(got.b, b), near) << rows.slot << got.target;
+      ++compared;
+    }
+  EXPECT_EQ(compared, 16u);
+}
+
+std::string name_of(const testing::TestParamInfo<Backends::ParamType>& info) {
+  const char* const names[] = {"kernels", "grouped_mm", "bmm", "loop", "wide"};
+  const auto type = std::get<1>(info.param);
+  return std::string(names[int(std::get<0>(info.param))]) +
+         (type == at::kDouble  ? "_f64"
+          : type == at::kFloat ? "_f32"
+                               : "_bf16") +
+         (std::get<2>(info.param) > 0 ? "_dropout" : "");
+}
+
+INSTANTIATE_TEST_SUITE_P(F64, Backends,
+                         testing::Combine(testing::Values(LoraBackend::kernels, LoraBackend::bmm, LoraBackend::loop,
+                                                          LoraBackend::wide),
+                                          testing::Values(at::kDouble), testing::Values(0.0, 0.3)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Narrow, Backends,
+                         testing::Combine(testing::Values(LoraBackend::kernels, LoraBackend::grouped_mm,
+                                                          LoraBackend::bmm, LoraBackend::loop, LoraBackend::wide),
+                                          testing::Values(at::kFloat, at::kBFloat16), testing::Values(0.0)),
+                         name_of);
+INSTANTIATE_TEST_SUITE_P(Dropout, Backends,
+                         testing::Combine(testing::Values(LoraBackend::grouped_mm), testing::Values(at::kFloat),
+                                          testing::Values(0.3)),
+                         name_of);
+
+// PEFT: A uniform in +-1/sqrt(in) (kaiming_uniform_ with a = sqrt 5), or normal of std 1/rank; B zero. By seed and name
+// alone: another slot, store and order of targets give the same bits.
+TEST(Lora, InitIsPeftsAndKnowsNoSlot) {
+  const at::Tensor w = at::zeros({32, 4096});
+  AdapterStore one({{"a", w, {}}, {"b", w, {}}}, 3, 64), other({{"b", w, {}}}, 1, 64);
+  one.fill(0, {.shapes = {{64, 1}, {64, 1}}, .seed = 9});
+  one.fill(2, {.shapes = {{64, 1}, {64, 1}}, .seed = 10, .gaussian = true});
+  other.fill(0, {.shapes = {{64, 2}}, .seed = 9});
+  const auto t = one.weights(0), n = one.weights(2);
+  const double bound = 1 / std::sqrt(4096.0);
+  EXPECT_LE(t[0].a.abs().max().item<double>(), bound * 1.0001);
+  EXPECT_GT(t[0].a.abs().max().item<double>(), bound * 0.999);
+  EXPECT_NEAR(t[0].a.mean().item<double>() / bound, 0, 0.006);
+  EXPECT_NEAR(t[0].a.var().item<double>() / (bound * bound / 3), 1, 0.01);
+  EXPECT_NEAR(n[0].a.std().item<double>() * 64, 1, 0.01);
+  EXPECT_NEAR((n[0].a.pow(4).mean() * std::pow(64.0, 4)).item<double>(), 3, 0.1);  // of a normal one
+  EXPECT_EQ(t[0].b.abs().max().item<double>(), 0);
+  EXPECT_FALSE(same_bits(t[0].a, t[1].a));
+  EXPECT_TRUE(same_bits(t[1].a, other.weights(0)[0].a));
+}
+
+TEST(Lora, RefusesWhatHasNoRoom) {
+  AdapterStore store(projections(at::kFloat), 2, 16);
+  EXPECT_THROW(store.fill(0, {.shapes = {{17, 1}, {0, 0}, {0, 0}}}), UsageError);
+  EXPECT_THROW(store.fill(0, {.shapes = {{0, 0}, {0, 0}, {0, 0}}}), UsageError);
+  EXPECT_THROW(store.fill(0, {.shapes = {{8, NAN}, {0, 0}, {0, 0}}}), UsageError);
+  EXPECT_THROW(store.fill(0, {.shapes = {{8, 1}, {0, 0}, {0, 0}}, .dropout = 1}), UsageError);
+  EXPECT_THROW(AdapterStore(projections(at::kFloat), 1, 129), UsageError);
+  EXPECT_THROW(lora_backend("fast"), UsageError);
+  EXPECT_THROW(store.begin({{0, 0, 4}}, true), Error);  // an empty slot
+  store.fill(0, {.shapes = {{8, 1}, {0, 0}, {0, 0}}});
+  EXPECT_THROW(store.fill(0, {.shapes = {{8, 1}, {0, 0}, {0, 0}}}), Error);
+  EXPECT_THROW(AdapterOptimizer(store).start(0, {.lr = NAN}), UsageError);
+}
+
+// Training jobs, alone or together; the same numbers whoever shares the batch.
+struct Training {
+  AdapterStore store;
+  AdapterOptimizer optimizer;
+  std::vector<std::int64_t> jobs;  // in slot order
+  Training(std::vector<std::int64_t> which, at::ScalarType type, LoraBackend backend)
+      : store(projections(type), std::int64_t(which.size()), 64, backend), optimizer(store), jobs(std::move(which)) {
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+      const auto rank = std::int64_t(8) << jobs[i];
+      store.fill(std::int64_t(i), {.shapes = {{rank, 2}, {rank, 2}, {rank, 2}},
+                                   .seed = std::uint64_t(jobs[i]),
+                                   .dropout = 0.1 * double(jobs[i])});
+      optimizer.start(std::int64_t(i), rates(jobs[i]));
+    }
+  }
+  static AdapterRates rates(std::int64_t job) {
+    return {.lr = 0.003 * double(job + 1), .weight_decay = 0.1 * double(job), .clip_norm = job == 1 ? 0 : 0.5};
+  }
+  static std::int64_t length(std::int64_t job) { return 10 + 30 * job; }
+  // Mean squares of a job's own rows of y - x. `poison`: a job whose input is NaN.
+  void step(std::int64_t n, std::int64_t poison = -1) {
+    std::vector<SlotRows> rows;
+    std::vector<at::Tensor> x;
+    std::vector<std::int64_t> slots;
+    std::int64_t at = 0;
+    const auto type = store.targets()[0].weight.scalar_type();
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+      const auto t = length(jobs[i]);
+      rows.push_back({std::int64_t(i), at, at + t, n, 0});
+      at += t;
+      at::manual_seed(std::uint64_t(1000 * jobs[i] + n));
+      x.push_back(at::randn({t, in}).to(type));
+      if (jobs[i] == poison) x.back()[0][0] = NAN;
+      slots.push_back(std::int64_t(i));
+    }
+    store.begin(rows, true);
+    const at::Tensor all = at::cat(x), y = model(store, all);
+    std::vector<at::Tensor> losses;
+    for (const auto& r : rows) losses.push_back((y - all).slice(0, r.first, r.last).to(at::kFloat).square().mean());
+    at::stack(losses).sum().backward();
+    optimizer.step(slots, at::stack(losses).detach());
+  }
+};
+
+TEST(Lora, PackedJobsEqualSoloJobs) {
+  for (const auto backend : {LoraBackend::kernels, LoraBackend::loop}) {
+    Training packed({0, 1, 2}, at::kFloat, backend);
+    for (std::int64_t n = 0; n < 20; ++n) packed.step(n);
+    for (std::int64_t job = 0; job < 3; ++job) {
+      Training solo({job}, at::kFloat, backend);
+      const at::Tensor before = solo.store.flat_weights(0).clone();
+      for (std::int64_t n = 0; n < 20; ++n) solo.step(n);
+      const at::Tensor w = solo.store.flat_weights(0);
+      EXPECT_LT((packed.store.flat_weights(job) - w).abs().max().item<double>(), 2e-4) << job;
+      EXPECT_GT((before - w).abs().max().item<double>(), 0.02) << job;
+    }
+  }
+}
+
+// Padding of ranks stays zero, in bf16 too, and the working copy is the masters'.
+TEST(Lora, PaddingStaysZeroAndMastersArePublished) {
+  AdapterStore store(projections(at::kBFloat16), 1, 64);
+  AdapterOptimizer optimizer(store);
+  store.fill(0, {.shapes = {{12, 1}, {3, 1}, {16, 1}}, .seed = 1});
+  optimizer.start(0, {.lr = 0.01});
+  for (int n = 0; n < 3; ++n) {
+    store.begin({{0, 0, 30}}, true);
+    model(store, at::randn({30, in}).to(at::kBFloat16)).backward(at::randn({30, in}).to(at::kBFloat16));
+    optimizer.step(std::array{std::int64_t(0)}, {});
+  }
+  EXPECT_TRUE(same_bits(store.flat_working(0), store.flat_weights(0).to(at::kBFloat16)));
+  const at::Tensor a = store.flat_weights(0).narrow(0, 0, 16 * in).view({16, in});
+  const at::Tensor b = store.flat_weights(0).narrow(0, 16 * in, 16 * out).view({out, 16});
+  EXPECT_GT(b.narrow(1, 0, 12).abs().min().item<double>(), 0);
+  EXPECT_EQ(a.narrow(0, 12, 4).abs().max().item<double>(), 0);
+  EXPECT_EQ(b.narrow(1, 12, 4).abs().max().item<double>(), 0);
+}
+
+TEST(Lora, OneJobsNaNIsItsOwn) {
+  Training sick({0, 1, 2}, at::kFloat, LoraBackend::kernels), well({0, 1, 2}, at::kFloat, LoraBackend::kernels);
+  for (std::int64_t n = 0; n < 6; ++n) {
+    sick.step(n, n == 2 ? 1 : -1);
+    well.step(n);
+  }
+  EXPECT_TRUE(same_bits(sick.optimizer.alive(), at::tensor({1.0f, 0.0f, 1.0f})));
+  EXPECT_TRUE(same_bits(sick.optimizer.updates(), at::tensor({6.0f, 2.0f, 6.0f})));
+  EXPECT_TRUE(at::isfinite(sick.store.flat_weights(1)).all().item<bool>());
+  for (const std::int64_t slot : {0, 2})
+    EXPECT_TRUE(same_bits(sick.store.flat_weights(slot), well.store.flat_weights(slot)));
+}
+
+TEST(Lora, OptimizerEqualsTorchInF64) {
+  AdapterStore store({{"w", at::zeros({20, 30}), {}}}, 3, 8);
+  AdapterOptimizer optimizer(store);
+  std::vector<at::Tensor> want;
+  std::vector<std::unique_ptr<torch::optim::AdamW>> peers;
+  const AdapterRates rates[] = {{0.01, 0.1, 0.5}, {0.003, 0, 0}, {0.02, 0.01, 1e6}};
+  for (std::int64_t slot = 0; slot < 3; ++slot) {
+    store.fill(slot, {.shapes = {{8, 1}}, .seed = std::uint64_t(slot)});
+    optimizer.start(slot, rates[slot]);
+    want.push_back(store.flat_weights(slot).to(at::kDouble).set_requires_grad(true));
+    torch::optim::AdamWOptions options(rates[slot].lr);
+    options.weight_decay(rates[slot].weight_decay);
+    peers.push_back(std::make_unique<torch::optim::AdamW>(std::vector<at::Tensor>{want.back()}, options));
+  }
+  at::manual_seed(3);
+  for (int n = 0; n < 30; ++n) {
+    for (std::int64_t slot = 0; slot < 3; ++slot) {
+      const at::Tensor g = at::randn({400}, at::kDouble) * std::exp(0.1 * n - 4);  // clipping begins on the way
+      store.flat_gradients(slot).copy_(g);
+      double factor = 1;
+      if (rates[slot].clip_norm > 0)  // torch.nn.utils.clip_grad_norm_
+        factor = std::min(1.0, rates[slot].clip_norm / (g.to(at::kFloat).norm().item<double>() + 1e-6));
+      want[std::size_t(slot)].mutable_grad() = g.to(at::kFloat).to(at::kDouble) * factor;
+      if (n == 15 && slot == 0) {
+        optimizer.set_lr(0, 0.002);
+        static_cast<torch::optim::AdamWOptions&>(peers[0]->param_groups()[0].options()).lr(0.002);
+      }
+      peers[std::size_t(slot)]->step();
+    }
+    optimizer.step(std::array<std::int64_t, 3>{0, 1, 2}, {});
+  }
+  for (std::int64_t slot = 0; slot < 3; ++slot)
+    EXPECT_LT(max_difference(store.flat_weights(slot), want[std::size_t(slot)].detach()), 3e-6) << slot;
+}
+
+// Names in memory.
+class MemoryArchive : public Archive {
+ public:
+  std::map<std::string, std::string> bytes;
+  bool reading = false;
+  bool loading() const override { return reading; }
+  bool has(std::string_view name) const override { return !reading || bytes.contains(full(name)); }
+  void text(std::string_view name, std::string& value, bool) override {
+    reading ? void(value = bytes.at(full(name))) : void(bytes[full(name)] = value);
+  }
+  void array(std::string_view name, DType dtype, std::span<const std::int64_t> shape, void* data, Sharing) override {
+    std::size_t size = size_of(dtype);
+    for (const auto n : shape) size *= std::size_t(n);
+    auto& kept = bytes[full(name)];
+    if (!reading) kept.assign(static_cast<const char*>(data), size);
+    ASSERT_EQ(kept.size(), size) << name;
+    if (reading && size > 0) std::memcpy(data, kept.data(), size);
+  }
+};
+
+// Taken out, through an archive, and back into another slot of another store: as if nothing had happened.
+TEST(Lora, ParkedJobGoesOnBitByBit) {
+  Training whole({2, 1}, at::kFloat, LoraBackend::kernels), parted({2, 1}, at::kFloat, LoraBackend::kernels);
+  for (std::int64_t n = 0; n < 4; ++n) whole.step(n), parted.step(n);
+  MemoryArchive ar;
+  for (const std::int64_t slot : {0, 1}) {
+    const Archive::Group group(ar, "job" + std::to_string(slot));
+    parted.optimizer.park(slot).state(ar);
+  }
+  Training later({2, 1}, at::kFloat, LoraBackend::kernels);
+  ar.reading = true;
+  for (const std::int64_t slot : {1, 0}) {
+    const Archive::Group group(ar, "job" + std::to_string(slot));
+    ParkedAdapter job;
+    job.state(ar);
+    later.optimizer.stop(slot);
+    later.store.clear(slot);
+    EXPECT_FALSE(later.store.filled(slot));
+    later.optimizer.unpark(slot, job);
+    EXPECT_TRUE(same_bits(later.store.flat_weights(slot), whole.store.flat_weights(slot)));
+  }
+  for (std::int64_t n = 4; n < 8; ++n) whole.step(n), later.step(n);
+  for (const std::int64_t slot : {0, 1}) {
+    const ParkedAdapter a = whole.optimizer.park(slot), b = later.optimizer.park(slot);
+    EXPECT_TRUE(same_bits(a.weights, b.weights));
+    EXPECT_TRUE(same_bits(a.first, b.first));
+    EXPECT_TRUE(same_bits(a.second, b.second));
+    EXPECT_EQ(b.updates, 8);
+  }
+}
+
+// Evaluation drops nothing, and an earlier pass's backward is right after the next has begun.
+TEST(Lora, PassesKeepTheirComposition) {
+  AdapterStore store(projections(at::kFloat), 2, 16);
+  store.fill(0, {.shapes = {{16, 1}, {16, 1}, {16, 1}}, .seed = 1, .dropout = 0.5});
+  for (auto& t : store.weights(0)) t.b.normal_();
+  const at::Tensor x = at::randn({20, in});
+  store.begin({{0, 0, 20, 1, 0}}, true);
+  const at::Tensor first = model(store, x);
+  store.begin({{0, 0, 20, 1, 0}}, false);
+  const at::Tensor clean = model(store, x);
+  EXPECT_GT(max_difference(first, clean), 0.01);
+  store.begin({}, true);
+  EXPECT_GT(max_difference(model(store, x), clean), 0.01);  // the base alone
+  first.sum().backward();
+  const at::Tensor g = store.flat_gradients(0).clone();
+  store.zero_gradients();
+  store.begin({{0, 0, 20, 1, 0}}, true);
+  const at::Tensor again = model(store, x);
+  again.sum().backward();
+  EXPECT_TRUE(same_bits(first, again));
+  EXPECT_TRUE(same_bits(g, store.flat_gradients(0)));
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include "framework/models/generate.h"
 
 #include "data/text/chat.h"
+#include "framework/models/causal_lm_load.h"
 #include "trainers/commands/language_model.h"
 
 #include <iostream>
@@ -19,7 +20,7 @@ struct GenerateOptions {
 
 int generate(const GenerateOptions& o) {
   const LanguageModel m = load_language_model(o.model);
-  const auto tokenizer = BytePairTokenizer::read(o.model.model);
+  const auto tokenizer = load_tokenizer(o.model.model);
   GreedyOptions greedy_options;
   greedy_options.most = o.most;
   greedy_options.ends = m.model.config().end_ids;

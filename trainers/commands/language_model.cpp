@@ -1,6 +1,7 @@
 #include "trainers/commands/language_model.h"
 
 #include "comm/error.h"
+#include "framework/models/causal_lm_load.h"
 #include "framework/placement.h"
 
 #include <numeric>
@@ -8,7 +9,8 @@
 namespace trireme {
 
 void language_model_options(CommandOptions& command, LanguageModelOptions& o) {
-  command.text("model", o.model, "Hugging Face folder: config.json and safetensors", command.required);
+  command.text("model", o.model, "Hugging Face folder (config.json and safetensors), or a run of causal_lm",
+               command.required);
   command.text("--adapter", o.adapter, "adapter folder of PEFT");
   command.text("--device", o.device, "auto, cpu or cuda");
   command.text("--precision", o.precision, "f32, f64, bf16, or file: that of the weights in the folder");
@@ -30,7 +32,7 @@ LanguageModel load_language_model(const LanguageModelOptions& o) {
     type = at::kBFloat16;
   else if (o.precision != "file")
     throw UsageError("--precision", "'" + o.precision + "' is none", "write f32, f64, bf16 or file");
-  LanguageModel m{CausalLm::from_folder(o.model, one_device(o.device), type), nullptr};
+  LanguageModel m{load_causal_lm(o.model, one_device(o.device), type), nullptr};
   if (o.adapter.empty()) return m;
   const PeftAdapter adapter = read_peft(o.adapter);
   m.store = make_adapter_store(m.model, {&adapter.config, 1}, 1, nn::LoraBackend::loop);

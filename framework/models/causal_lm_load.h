@@ -1,0 +1,28 @@
+// A causal language model and its tokenizer from whatever holds them: a folder of Hugging Face, or a run of the recipe
+// causal_lm.
+#pragma once
+#include "data/text/bpe.h"
+#include "framework/models/causal_lm.h"
+
+#include <optional>
+#include <string>
+
+namespace trireme {
+
+// Which checkpoint of a run, and whether its running average.
+struct LmCheckpoint {
+  std::string step = "newest";
+  bool average = true;
+};
+
+// No dtype: that of config.json, of a run f32. DataError: neither folder nor run, or what CausalLm::from_folder() says.
+CausalLm load_causal_lm(const std::string& path, at::Device device, std::optional<at::ScalarType> dtype = {},
+                        const LmCheckpoint& checkpoint = {});
+BytePairTokenizer load_tokenizer(const std::string& path);
+
+// Writes the model with the tokenizer that `from` (either kind) holds, if it holds one; transformers loads the folder.
+// Files of at most `file_bytes`.
+void write_hf_folder(const std::string& folder, const CausalLm& model, std::int64_t file_bytes,
+                     const std::string& from);
+
+}  // namespace trireme
