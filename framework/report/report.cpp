@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "framework/io/file_io.h"
+#include "framework/report/gantt.h"
 #include "framework/report/page.h"
 #include "framework/report/sections.h"
 
@@ -157,7 +158,9 @@ std::string heading(const std::vector<Run>& runs) {
 void write_report(const std::vector<std::string>& run_dirs, const std::string& out_file) {
   if (run_dirs.empty()) throw UsageError("report", "no run folder given");
   const auto runs = read_runs(run_dirs);
-  if (std::all_of(runs.begin(), runs.end(), [](const Run& r) { return r.records.empty(); }))
+  std::string schedules;
+  for (const auto& dir : run_dirs) schedules += schedule_section(dir);
+  if (schedules.empty() && std::all_of(runs.begin(), runs.end(), [](const Run& r) { return r.records.empty(); }))
     throw DataError(run_dirs.front(), "no metrics in it",
                     "give the folder that `trireme train` wrote, the one with metrics.jsonl");
   std::string page = page_begin("Trireme: " + runs.front().name) + heading(runs);
@@ -170,6 +173,7 @@ void write_report(const std::vector<std::string>& run_dirs, const std::string& o
     for (const auto& note : run.notes) notes += "<p>" + escape_html(note) + "</p>";
   if (!notes.empty()) page += "<div class=\"notes\">" + notes + "</div>\n";
   if (runs.size() > 1) page += comparison(runs);
+  page += schedules;
   page += "<h2>Training</h2><div class=\"grid\">" + loss_section(runs) + "</div>\n";
   page += evaluation_section(runs) + phase_section(runs) + steps_section(runs);
   page += "<h2>Setting</h2>";

@@ -1,0 +1,136 @@
+#include "trainers/sweep/cluster/journal.h"
+
+#include "comm/error.h"
+#include "data/json.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+namespace trireme::cluster {
+namespace {
+
+std::string path_of(const std::string& run_dir) { return run_dir + "/schedule.jsonl"; }
+
+nlohmann::json bar(const GanttBar& b) {
+  return {{"task", b.task}, {"gpus", b.gpus}, {"start", b.start}, {"end", b.end}, {"after_cut", b.after_cut}};
+}
+
+Unfinished& find(std::vector<Unfinished>& all, const std::string& task) {
+  const auto it = std::find_if(all.begin(), all.end(), [&](const Unfinished& u) { return u.task.name == task; });
+  if (it == all.end()) throw DataError(task, "never arrived");
+  return *it;
+}
+
+struct Reader {
+  Recovered found;
+  std::map<std::string, double> since;  // start or cut of what runs
+
+  void take(const nlohmann::json& line) {
+    found.t = line.at("t");
+    const std::string event = line.at("event");
+    if (event == "arrive") {
+      const Task task{line.at("task"), line.at("gpus"), line.at("seconds")};
+      found.unfinished.push_back({task, line.at("text")});
+      found.tasks.insert(task.name), found.letters.insert(line.at("letter").get<std::string>());
+    } else if (event == "start" || event == "cut") {
+      Unfinished& u = find(found.unfinished, line.at("task"));
+      u.started = true;
+      u.task.gpus = int(line.at("gpus").size());
+      since[u.task.name] = found.t;
+      if (event == "cut") u.after_cut = true, u.task.seconds = line.at("remaining");
+    } else if (event == "done" || event == "failed") {
+      const Unfinished& u = find(found.unfinished, line.at("task"));
+      found.unfinished.erase(found.unfinished.begin() + (&u - found.unfinished.data()));
+    }
+    if (event == "stop") settle();
+  }
+  // Time that passed is taken off what is left; a twentieth of it always is.
+  void settle() {
+    for (auto& u : found.unfinished)
+      if (const auto it = since.find(u.task.name); it != since.end())
+        u.task.seconds = std::max(u.task.seconds - (found.t - it->second), 0.05 * u.task.seconds);
+    since.clear();
+  }
+};
+
+}  // namespace
+
+Journal::Journal(const std::string& run_dir) : file_(path_of(run_dir)) {}
+
+void Journal::write(double t, const char* event, nlohmann::json line) {
+  line["t"] = t, line["event"] = event;
+  file_.write(line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+}
+
+void Journal::begin(double t, int gpus) { write(t, "begin", {{"gpus", gpus}}); }
+
+void Journal::arrive(double t, const Task& task, const std::string& text, const std::string& letter) {
+  write(t, "arrive",
+        {{"task", task.name}, {"gpus", task.gpus}, {"seconds", task.seconds}, {"text", text}, {"letter", letter}});
+  file_.sync();
+}
+
+void Journal::plan(double t, bool arrived, const Plan& plan, const std::vector<GanttBar>& bars) {
+  nlohmann::json all = nlohmann::json::array();
+  for (const auto& b : bars) all.push_back(bar(b));
+  write(t, "plan",
+        {{"arrived", arrived},
+         {"makespan", t + plan.makespan},
+         {"bound", t + plan.bound},
+         {"optimal", plan.optimal},
+         {"by", plan.by},
+         {"bars", all}});
+}
+
+void Journal::start(double t, const Start& s, bool after_cut) {
+  write(t, "start", {{"task", s.task}, {"gpus", s.gpus}, {"after_cut", after_cut}});
+}
+
+void Journal::cut(double t, const std::string& task, const std::vector<int>& kept, double remaining) {
+  write(t, "cut", {{"task", task}, {"gpus", kept}, {"remaining", remaining}, {"after_cut", true}});
+}
+
+void Journal::done(double t, const std::string& task) { write(t, "done", {{"task", task}}); }
+
+void Journal::failed(double t, const std::string& task, const std::string& why) {
+  write(t, "failed", {{"task", task}, {"why", why}});
+}
+
+void Journal::refused(double t, const std::string& letter, const std::string& why) {
+  write(t, "refused", {{"letter", letter}, {"why", why}});
+}
+
+void Journal::stop(double t) {
+  write(t, "stop", nlohmann::json::object());
+  file_.sync();
+}
+
+Recovered recover(const std::string& run_dir) {
+  const std::string path = path_of(run_dir);
+  if (!std::filesystem::exists(path)) return {};
+  std::stringstream all;
+  all << std::ifstream(path).rdbuf();
+  const std::string text = all.str();
+  const std::size_t whole = text.rfind('\n') == std::string::npos ? 0 : text.rfind('\n') + 1;
+  if (whole < text.size()) std::filesystem::resize_file(path, whole);
+  Reader reader;
+  int number = 1;
+  for (std::size_t at = 0; at < whole; ++number) {
+    const std::size_t end = text.find('\n', at);
+    const auto line = parse_json(std::string_view(text).substr(at, end - at));
+    at = end + 1;
+    try {
+      if (!line.is_object()) throw DataError(path, "no JSON object");
+      reader.take(line);
+    } catch (const std::exception&) {
+      throw DataError(path + ":" + std::to_string(number), "is no line of a schedule",
+                      "remove it, or start with --fresh");
+    }
+  }
+  reader.settle();
+  return reader.found;
+}
+
+}  // namespace trireme::cluster

@@ -1,0 +1,51 @@
+// RUN/schedule.jsonl: what the inter-task scheduler planned and what happened, one JSON object a line, each with `t`
+// (seconds of the run) and `event`. It is what a killed run resumes from and what the report draws.
+//   begin gpus | arrive task gpus seconds text letter | plan arrived makespan bound optimal by bars | start task gpus
+//   after_cut | cut task gpus remaining | done task | failed task why | refused letter why | stop
+#pragma once
+#include "framework/io/file_io.h"
+#include "trainers/sweep/cluster/scheduler.h"
+
+#include <set>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+namespace trireme::cluster {
+
+class Journal {
+ public:
+  explicit Journal(const std::string& run_dir);
+
+  void begin(double t, int gpus);
+  // On disk when it returns: the letter may be put away.
+  void arrive(double t, const Task& task, const std::string& text, const std::string& letter);
+  void plan(double t, bool arrived, const Plan& plan, const std::vector<GanttBar>& bars);
+  void start(double t, const Start& start, bool after_cut);
+  void cut(double t, const std::string& task, const std::vector<int>& kept, double remaining);
+  void done(double t, const std::string& task);
+  void failed(double t, const std::string& task, const std::string& why);
+  void refused(double t, const std::string& letter, const std::string& why);
+  void stop(double t);
+
+ private:
+  void write(double t, const char* event, nlohmann::json line);
+  AppendFile file_;
+};
+
+// What a journal says of a run that ended or was killed.
+struct Unfinished {
+  Task task;  // seconds and GPUs: of what is left
+  std::string text;
+  bool started = false, after_cut = false;
+};
+struct Recovered {
+  double t = 0;                          // of its last line
+  std::vector<Unfinished> unfinished;    // in the order of arrival
+  std::set<std::string> tasks, letters;  // all that arrived, finished ones included
+};
+// Nothing where there is no journal. A torn last line is cut off the file; other broken lines throw DataError.
+Recovered recover(const std::string& run_dir);
+
+}  // namespace trireme::cluster
