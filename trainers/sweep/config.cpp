@@ -169,9 +169,10 @@ SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& 
   if (sweep.tasks.empty())
     throw UsageError(config.place("tasks"), "no task is named", "tasks: {easy: {data: arithmetic, level: 1}}");
   const auto schema = [&](Fields& f) { sweep.fields(f); };
-  config.read(schema);
+  // Printing visits the schema, which lets tasks' searches begin as the sweep's again: so reading comes last.
   sweep.resolved = config.print(schema, true);
   sweep.settings = config.print(schema, false);
+  config.read(schema);
   for (auto& task : sweep.tasks) {
     if (task.model.empty()) task.model = sweep.model;
     if (task.model.empty()) throw UsageError(task.place, "has no model", "add model: FOLDER, for all tasks or this one");
