@@ -20,7 +20,7 @@ int sweep_command(SweepOptions o, const CommandLine& line) {
   if (o.out.empty()) o.out = "runs/" + std::filesystem::path(o.file).stem().string();
   if (!launched_ranks()) read_sweep(o.file, o.overrides);  // a mistake is told once, before any rank starts
   if (!launched_ranks() && o.ranks > 1) return launch_ranks(o.ranks, line.words);
-  return on_ranks([&](Communicator& world, int) { return run_sweep(o, world); });
+  return on_ranks([&](Communicator& world, int local) { return run_sweep(o, world, local); });
 }
 
 std::string description() {

@@ -129,7 +129,7 @@ struct Tasks {
 void SweepConfig::fields(Fields& f) {
   f.choice("recipe", recipe, {"lora_sweep"}, "what the file describes");
   f("model", model, "folder of the backbone");
-  f("pretrain", pretrain, "experiment that makes the backbone where its folder is missing");
+  f("pretrain", pretrain, "experiment beside this file that makes the backbone where its folder is missing");
   f("seed", seed, "of adapters, orders and draws", {.min = 0});
   f("threads", threads, "of a process; 0: as torch has it", {.min = 0, .max = 1024});
   f.choice("device", device, {"auto", "cpu", "cuda"}, "where it runs");

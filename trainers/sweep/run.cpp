@@ -4,7 +4,9 @@
 #include "data/file.h"
 #include "framework/base/agree.h"
 #include "framework/io/folder_lock.h"
+#include "framework/models/causal_lm_load.h"
 #include "framework/placement.h"
+#include "trainers/loop.h"
 #include "trainers/stop.h"
 
 #include <filesystem>
@@ -27,8 +29,8 @@ TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communi
   TaskInputs in;
   agree(ranks, attempt([&] {
           const at::Device device = one_device(sweep.device);
-          in.model = CausalLm::from_folder(task.model, device, sweep.precision == "bf16" ? at::kBFloat16 : at::kFloat);
-          const auto tokenizer = BytePairTokenizer::read(task.model);
+          in.model = load_causal_lm(task.model, device, sweep.precision == "bf16" ? at::kBFloat16 : at::kFloat);
+          const auto tokenizer = load_tokenizer(task.model);
           in.data = read_instructions(task.data, tokenizer);
         }));
   return in;
@@ -52,6 +54,19 @@ void take_folder(const SweepRun& run, const SweepConfig& sweep, std::unique_ptr<
   replace_durably(system_io(), saved, sweep.settings);
 }
 
+// The sweep's backbone where it is missing, by the experiment that the file names; a run that was stopped goes on. A run
+// writes its report last.
+int make_backbone(const SweepRun& run, const SweepConfig& sweep, Communicator& world, int local_ranks) {
+  std::int64_t there = fs::exists(sweep.model + "/report.html") || fs::exists(sweep.model + "/config.json");
+  world.broadcast({&there, 1, DType::i64}, 0).wait();
+  if (sweep.pretrain.empty() || there) return 0;
+  if (world.rank() == 0) std::cout << "backbone: " << sweep.model << " is not there yet, " << sweep.pretrain << " makes it\n";
+  TrainOptions options;
+  options.file = (fs::path(run.file).parent_path() / sweep.pretrain).string();
+  options.out = sweep.model;
+  return train(options, world, local_ranks);
+}
+
 }  // namespace
 
 std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks,
@@ -72,13 +87,14 @@ std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& 
   return outcome;
 }
 
-int run_sweep(const SweepRun& run, Communicator& world) {
+int run_sweep(const SweepRun& run, Communicator& world, int local_ranks) {
   SweepConfig sweep;
   std::unique_ptr<FolderLock> lock;
   agree(world, attempt([&] {
           sweep = read_sweep(run.file, run.overrides);
           if (world.rank() == 0) take_folder(run, sweep, lock);
         }));
+  if (const int code = make_backbone(run, sweep, world, local_ranks)) return code;
   if (sweep.threads) at::set_num_threads(int(sweep.threads));
   std::vector<TaskOutcome> outcomes;
   for (const auto& task : sweep.tasks) {

@@ -22,7 +22,7 @@ struct SweepRun {
   bool fresh = false;
 };
 // Collective: all tasks of the file in its order on all ranks, the table on the terminal and report.html. The exit code.
-int run_sweep(const SweepRun& run, Communicator& world);
+int run_sweep(const SweepRun& run, Communicator& world, int local_ranks);
 
 // result.json of a task.
 std::string print_outcome(const TaskOutcome& outcome, const TaskConfig& task);
