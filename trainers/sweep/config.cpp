@@ -201,8 +201,8 @@ std::vector<Candidate> candidates(const SearchConfig& s, std::uint64_t seed, con
     c.lr = s.lr[std::size_t(at) / s.batch_size.size() / s.rank.size()];
     c.alpha = *alpha_of(s.alpha, c.rank);
     const std::string number = std::to_string(list.size());
-    c.job = std::string(digits - number.size(), '0') + number + "-lr" + short_number(c.lr) + "-r" +
-            std::to_string(c.rank) + "-b" + std::to_string(c.batch_size);
+    c.key = "lr" + short_number(c.lr) + "-r" + std::to_string(c.rank) + "-b" + std::to_string(c.batch_size);
+    c.job = std::string(digits - number.size(), '0') + number + "-" + c.key;
     list.push_back(c);
   }
   return list;

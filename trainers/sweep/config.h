@@ -63,9 +63,10 @@ struct SweepConfig {
 
 // One configuration of a task's search space.
 struct Candidate {
-  std::string job;  // its name: the number in the task's list and the values, "07-lr3e-4-r16-b2"; names sort as the list
+  std::string job;  // its name: the number in the task's list and the key, "07-lr3e-4-r16-b2"; names sort as the list
   double lr = 0, alpha = 0;
   std::int64_t rank = 0, batch_size = 0;
+  std::string key = {};  // of its values alone: what its random numbers are keyed by
 };
 
 // Reads the file with key=value over it. Throws UsageError file:line.

@@ -97,14 +97,18 @@ std::vector<Load> Executor::make_jobs() {
   const bool pairs = !data_.train_pairs.empty();
   const auto samples = std::int64_t(pairs ? data_.train_pairs.size() : data_.train.size());
   const std::int64_t length = longest(data_);
+  std::map<std::int64_t, std::int64_t> size_of_rank;
   std::vector<Load> loads;
   for (std::size_t i = 0; i < candidates_.size(); ++i) {
     const Candidate& c = candidates_[i];
-    const std::uint64_t seed = Rng(std::uint64_t(sweep_.seed), "job", i).u64();
+    const std::uint64_t seed = Rng(std::uint64_t(sweep_.seed), "job " + c.key).u64();
     auto init = adapter_init(model_, *store_, adapters_[i], seed, "job " + c.job);
-    std::int64_t parameters = 0;
-    for (std::size_t t = 0; t < init.shapes.size(); ++t)
-      parameters += init.shapes[t].rank * (store_->targets()[t].weight.size(0) + store_->targets()[t].weight.size(1));
+    std::int64_t& parameters = size_of_rank[c.rank];  // as the store lays them out
+    if (parameters == 0) {
+      store_->fill(0, init);
+      parameters = store_->flat_weights(0).numel();
+      store_->clear(0);
+    }
     jobs_.emplace_back(c, samples, sweep_.train.epochs, std::move(init), parameters);
     loads.push_back({c.job, c.batch_size, c.batch_size * length * (pairs ? 2 : 1), parameters});
   }

@@ -1,12 +1,10 @@
 #include "trainers/sweep/job.h"
 
-#include "comm/error.h"
 #include "data/rng.h"
 #include "framework/base/tensor.h"
 #include "framework/kernels/adamw.h"
 
 #include <ATen/ATen.h>
-#include <nlohmann/json.hpp>
 
 namespace trireme::sweep {
 
@@ -93,47 +91,36 @@ void Job::evaluated_now(bool best, const nn::AdapterStore& store, std::int64_t s
   best_step_ = step_;
 }
 
+// As rows that one rank holds: another number of ranks can load them.
 void Job::state(Archive& ar, nn::AdapterStore& store, std::int64_t slot, bool ended) {
-  using nlohmann::json;
-  const auto archive_flat = [&](const char* name, at::Tensor& t) {
-    if (!t.defined()) t = at::zeros({parameters_}, at::kFloat);
-    archive(ar, name, t, {.kind = Sharing::per_rank});
+  const auto flat = [&](const char* name, at::Tensor& t, std::int64_t n, at::ScalarType type) {
+    if (!t.defined()) t = at::zeros({n}, type);
+    archive(ar, name, t, {Sharing::rows, 0, n});
   };
-  std::vector<double> losses;
-  for (const auto& l : losses_) losses.push_back(l.item<double>());
-  json losses_text = json::array();
-  for (double l : losses) losses_text.push_back(std::isfinite(l) ? json(l) : json());
-  json scalars{{"step", step_},
-               {"evaluated", evaluated_},
-               {"best_step", best_step_},
-               {"average", std::isfinite(average_.value) ? json(average_.value) : json()},
-               {"begun", average_.begun},
-               {"best", best_.defined()},
-               {"losses", losses_text}};
-  std::string text = scalars.dump();
-  ar.text("scalars", text, true);
-  bool best = best_.defined();
+  at::Tensor numbers = at::tensor({double(step_), double(evaluated_), double(best_step_), average_.value,
+                                   double(average_.begun), double(best_.defined()), double(losses_.size())},
+                                  at::kDouble);
+  flat("scalars", numbers, numbers.numel(), at::kDouble);
+  const double* v = numbers.const_data_ptr<double>();
+  const auto pending = std::int64_t(v[6]);
+  at::Tensor losses = losses_.empty() ? at::zeros({pending}, at::kFloat) : at::stack(losses_).to(at::kCPU, at::kFloat);
+  if (pending) flat("losses", losses, pending, at::kFloat);
   if (ar.loading()) {
-    scalars = json::parse(text);
-    step_ = scalars.at("step").get<std::int64_t>();
-    evaluated_ = scalars.at("evaluated").get<std::int64_t>();
-    best_step_ = scalars.at("best_step").get<std::int64_t>();
-    const auto number = [](const json& v) { return v.is_null() ? std::nan("") : v.get<double>(); };
-    average_ = {number(scalars.at("average")), scalars.at("begun").get<bool>()};
-    best = scalars.at("best").get<bool>();
-    losses_.clear();
-    for (const auto& l : scalars.at("losses")) losses_.push_back(at::scalar_tensor(number(l), at::kFloat));
+    step_ = std::int64_t(v[0]), evaluated_ = std::int64_t(v[1]), best_step_ = std::int64_t(v[2]);
+    average_ = {v[3], v[4] != 0};
+    losses_ = pending ? losses.unbind() : std::vector<at::Tensor>();
   }
-  if (best) archive_flat("best", best_);
+  if (v[5] != 0) flat("best", best_, parameters_, at::kFloat);
   if (ended) return;
   if (ar.loading() && slot >= 0) start(store, slot);
   at::Tensor weights = slot >= 0 ? store.flat_weights(slot) : parked_;
-  archive_flat("weights", weights);
+  flat("weights", weights, parameters_, at::kFloat);
   if (slot < 0) parked_ = weights;
-  archive_flat("first", first_);
-  archive_flat("second", second_);
-  if (!updates_.defined()) updates_ = at::zeros({}, at::kFloat);
-  archive(ar, "updates", updates_, {.kind = Sharing::per_rank});
+  flat("first", first_, parameters_, at::kFloat);
+  flat("second", second_, parameters_, at::kFloat);
+  at::Tensor updates = updates_.defined() ? updates_.reshape({1}) : at::zeros({1}, at::kFloat);
+  flat("updates", updates, 1, at::kFloat);
+  if (ar.loading()) updates_ = updates.reshape({}).to(slot >= 0 ? weights.device() : at::Device(at::kCPU));
   if (ar.loading() && slot >= 0) store.publish(slot);
 }
 

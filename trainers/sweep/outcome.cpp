@@ -35,12 +35,7 @@ void Executor::restore() {
   if (!checkpoints_) return;
   const auto step = checkpoints_->latest();
   if (!step) return;
-  const Snapshot snapshot = checkpoints_->load(*step);
-  if (snapshot.written_by)
-    throw UsageError(folder_, "was begun on " + std::to_string(snapshot.written_by) + " ranks, and these are " +
-                                  std::to_string(ranks_.size()),
-                     "go on with as many, or start over with --fresh");
-  snapshot.restore([this](Archive& ar) { state(ar); });
+  checkpoints_->load(*step).restore([this](Archive& ar) { state(ar); });
   restored_ = tick_;
 }
 

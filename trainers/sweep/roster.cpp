@@ -65,7 +65,7 @@ std::vector<Roster::Move> Roster::plan() {
   std::vector<Entry*> entries;
   for (auto& j : jobs_) {
     const auto state = exits_.job(j.load.job).state;
-    const bool back = j.phase == Phase::parked && state == EarlyExit::State::going_on;
+    const bool back = j.phase == Phase::parked && state != EarlyExit::State::waiting;
     if (j.phase != Phase::queued && !back) continue;
     queue.push_back(j.load);
     entries.push_back(&j);
@@ -121,7 +121,7 @@ std::int64_t Roster::winner() const {
 }
 
 std::string Roster::save() const {
-  nlohmann::json all{{"exits", exits_.save()}, {"freed", freed_.value_or(0)}, {"jobs", nlohmann::json::array()}};
+  nlohmann::json all{{"exits", exits_.save()}, {"freed", freed_.value_or(0)}, {"ranks", ranks_}, {"jobs", nlohmann::json::array()}};
   for (const auto& j : jobs_) all["jobs"].push_back({j.load.job, j.step, int(j.phase), j.rank});
   return all.dump();
 }
@@ -135,6 +135,10 @@ void Roster::load(const std::string& text) {
     jobs_[i].step = j[1].get<std::int64_t>();
     jobs_[i].phase = Phase(j[2].get<int>());
     jobs_[i].rank = j[3].get<int>();
+    if (all.at("ranks").get<int>() == ranks_) continue;
+    // Other ranks now: all that has a state begins parked, and plan() places it anew.
+    if (jobs_[i].rank >= 0) jobs_[i].rank %= ranks_;
+    if (jobs_[i].phase == Phase::running || jobs_[i].phase == Phase::waiting) jobs_[i].phase = Phase::parked;
   }
 }
 

@@ -51,7 +51,7 @@ class Roster {
   std::int64_t winner() const;
 
   std::string save() const;
-  void load(const std::string& text);
+  void load(const std::string& text);  // also of another number of ranks
 
  private:
   std::vector<Load> running(int rank) const;
