@@ -109,7 +109,7 @@ set_source_files_properties(${pixels} PROPERTIES SKIP_PRECOMPILE_HEADERS ON
   COMPILE_OPTIONS "-march=${TRIREME_MARCH};-fno-math-errno;-fno-trapping-math;-Wno-uninitialized;-Wno-maybe-uninitialized")
 # What runs over every byte of a file or a tensor: at -O0 under a sanitizer it would be most of a test's time.
 if(TRIREME_SANITIZE)
-  file(GLOB hot CONFIGURE_DEPENDS framework/kernels/*.cpp framework/io/*.cpp comm/crc32c.cpp compression/stages/*.cpp data/scenes/*.cpp tests/unit/checkpoint_test.cpp)
+  file(GLOB hot CONFIGURE_DEPENDS framework/kernels/*.cpp framework/io/*.cpp comm/crc32c.cpp compression/stages/*.cpp data/scenes/*.cpp trainers/sweep/cluster/search.cpp tests/unit/checkpoint_test.cpp)
   set_property(SOURCE ${hot} ${pixels} APPEND PROPERTY COMPILE_OPTIONS -O1)
 endif()
 foreach(lib PNG TURBOJPEG WEBP FREETYPE PCRE2 ZLIB)
