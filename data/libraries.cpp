@@ -39,7 +39,7 @@ const std::vector<Library>& libraries() {
                                            {"JPEG", jpeg, "no JPEG pictures", "libturbojpeg0-dev"},
                                            {"WebP", webp, "no WebP pictures", "libwebp-dev"},
                                            {"FreeType", freetype, "no emoji data set", "libfreetype-dev"},
-                                           {"PCRE2", pcre2, "no text tokenizer, so no CLIP", "libpcre2-dev"},
+                                           {"PCRE2", pcre2, "no text tokenizer: no CLIP, no language models", "libpcre2-dev"},
                                            {"zlib", zlib, "no gzip", "zlib1g-dev"}};
   return all;
 }

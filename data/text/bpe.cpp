@@ -48,6 +48,27 @@ bool surely_composed(std::string_view text) {
   return std::none_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) >= 0xCC; });
 }
 
+// Calls `found` with each added token and where it lies, and `between` with what lies between them and where.
+template <class Found, class Between>
+void split_at_tokens(const AddedTokens& added, std::string_view text, Found found, Between between) {
+  std::size_t from = 0;
+  for (std::size_t at = 0; added.any && at < text.size();) {
+    const AddedToken* token = added.at(text.substr(at));
+    if (!token) {
+      ++at;
+      continue;
+    }
+    std::size_t first = at, last = at + token->text.size();
+    at = last;
+    if (token->lstrip) first = std::max(from, first - space_at_end(text.substr(0, first)));
+    if (token->rstrip) last += space_at_start(text.substr(last));
+    if (from < first) between(text.substr(from, first - from), from);
+    found(*token, first, last);
+    from = last;
+  }
+  if (from < text.size()) between(text.substr(from), from);
+}
+
 // What the steps make of `text`, whose first `lead` bytes are not the user's.
 void split_from(std::span<const PreTokenizerStep> steps, std::string_view text, std::size_t offset, std::size_t lead,
                 const PieceAction& word) {
@@ -94,25 +115,14 @@ class Encoder {
 
   void mark(std::int32_t id, std::size_t at) { put(id, at, at); }
 
-  // Calls `between` with what lies between added tokens and where.
   template <class F>
   void tokens(const AddedTokens& added, std::string_view text, std::size_t offset, F between) {
-    std::size_t from = 0;
-    for (std::size_t at = 0; added.any && at < text.size();) {
-      const AddedToken* token = added.at(text.substr(at));
-      if (!token) {
-        ++at;
-        continue;
-      }
-      std::size_t first = at, last = at + token->text.size();
-      at = last;
-      if (token->lstrip) first = std::max(from, first - space_at_end(text.substr(0, first)));
-      if (token->rstrip) last += space_at_start(text.substr(last));
-      if (from < first) between(text.substr(from, first - from), offset + from);
-      put(token->id, offset + first, offset + last);
-      from = last;
-    }
-    if (from < text.size()) between(text.substr(from), offset + from);
+    split_at_tokens(
+        added, text,
+        [&](const AddedToken& token, std::size_t first, std::size_t last) {
+          put(token.id, offset + first, offset + last);
+        },
+        [&](std::string_view part, std::size_t at) { between(part, offset + at); });
   }
 
   void rest(std::string_view text, std::size_t offset) { split_pieces(impl_, text, offset, word_); }
@@ -142,14 +152,14 @@ class Encoder {
     std::vector<BpeSymbol> symbols;
     symbols.reserve(text.size());
     bool unknown_before = false;
+    std::uint32_t left_out = 0;  // bytes before the first symbol
     for (unsigned char b : text) {
-      const std::int32_t id = impl_.byte_ids[b] >= 0 ? impl_.byte_ids[b] : impl_.unknown;
       const bool unknown = impl_.byte_ids[b] < 0;
-      if (id < 0 || (unknown && unknown_before && impl_.fuse_unknown)) {
-        if (!symbols.empty()) ++symbols.back().bytes;
-      } else {
-        symbols.push_back({id, 1});
-      }
+      const std::int32_t id = unknown ? impl_.unknown : impl_.byte_ids[b];
+      if (id >= 0 && !(unknown && unknown_before && impl_.fuse_unknown))
+        symbols.push_back({id, 1 + (symbols.empty() ? left_out : 0)});
+      else
+        ++(symbols.empty() ? left_out : symbols.back().bytes);
       unknown_before = unknown;
     }
     return symbols;
@@ -273,8 +283,15 @@ std::optional<std::int64_t> BytePairTokenizer::id(std::string_view token) const 
 }
 
 std::string BytePairTokenizer::normalized(std::string_view text) const {
-  std::string valid = valid_utf8(text) ? std::string(text) : encode_utf8(decode_utf8(text));
-  return !impl_->nfc || surely_composed(valid) ? valid : encode_utf8(nfc(decode_utf8(valid)));
+  const std::string valid = valid_utf8(text) ? std::string(text) : encode_utf8(decode_utf8(text));
+  if (!impl_->nfc || surely_composed(valid)) return valid;
+  std::string out;
+  const std::string_view all = valid;
+  split_at_tokens(
+      impl_->raw, all,
+      [&](const AddedToken&, std::size_t first, std::size_t last) { out += all.substr(first, last - first); },
+      [&](std::string_view part, std::size_t) { out += encode_utf8(nfc(decode_utf8(part))); });
+  return out;
 }
 
 std::vector<std::int64_t> BytePairTokenizer::encode(std::string_view text, bool marks,

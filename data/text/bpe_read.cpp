@@ -172,7 +172,8 @@ class Reader {
       } else {
         throw not_two(rank);
       }
-      impl_->merges.add(named(a, rank), named(b, rank), {std::int32_t(rank), named(a + b, rank)});
+      const std::int32_t left = named(a, rank), right = named(b, rank);
+      impl_->merges.add(left, right, {std::int32_t(rank), named(a + b, rank)});
     }
   }
   DataError not_two(std::size_t rank) const {

@@ -3,6 +3,7 @@
 #include "comm/error.h"
 
 #include <cmath>
+#include <set>
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -26,6 +27,12 @@ std::uint64_t hash(std::uint64_t seed, const std::string& name) {
   return h;
 }
 
+// What published files hold beside weights: RoPE's frequencies, GPT-2's masks, the head that is the embedding.
+bool no_weight(const std::string& name, bool tied) {
+  return name.ends_with("rotary_emb.inv_freq") || name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias") ||
+         (tied && name == "lm_head.weight");
+}
+
 std::vector<std::int64_t> on_disk(const LmWeight& w) {
   auto shape = w.shape;
   if (w.transposed) std::swap(shape[0], shape[1]);
@@ -47,12 +54,20 @@ CausalLm CausalLm::from_folder(const std::string& path, at::Device device, std::
   const at::ScalarType type = dtype.value_or(config.dtype);
   // The published GPT-2 was saved without its outer module.
   const bool bare = config.gpt2() && !folder.has("transformer.wte.weight") && folder.has("wte.weight");
-  return CausalLm(std::move(config), [&](const LmWeight& w) {
+  std::set<std::string> known;
+  CausalLm model(std::move(config), [&](const LmWeight& w) {
     const std::string name = bare && w.name.starts_with("transformer.") ? w.name.substr(12) : w.name;
-    const at::Tensor t = folder.tensor(name, on_disk(w)).to(device, type);
-    // Never the mapping itself: the file may be replaced while the model is used.
-    return w.transposed ? t.t().contiguous() : t.is_cpu() && type == t.scalar_type() ? t.clone() : t;
+    known.insert(name);
+    // A copy, never the mapping itself: the file may change while the model is used.
+    const at::Tensor t = folder.tensor(name, on_disk(w)).to(device, type, false, true);
+    return w.transposed ? t.t().contiguous() : t;
   });
+  // A deeper model's first layers must not pass for this one.
+  for (const auto& name : folder.names())
+    if (!known.contains(name) && !no_weight(name, model.config().tied))
+      throw DataError(folder.file_of(name), "holds tensor '" + name + "', which config.json has no place for",
+                      "the weights do not belong to this config.json");
+  return model;
 }
 
 CausalLm CausalLm::random(const CausalLmConfig& config, std::uint64_t seed, at::Device device, at::ScalarType dtype) {

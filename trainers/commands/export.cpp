@@ -5,6 +5,8 @@
 #include "framework/formats/safetensors.h"
 #include "framework/init_from.h"
 #include "framework/io/file_io.h"
+#include "framework/models/adapters.h"
+#include "framework/models/causal_lm_load.h"
 #include "framework/models/clip_model.h"
 #include "framework/models/open_clip.h"
 #include "trainers/commands/eval_run.h"
@@ -17,7 +19,8 @@ namespace trireme {
 namespace {
 
 struct ExportOptions {
-  std::string model, out, format, tokenizer, step = "newest";
+  std::string model, out, format, tokenizer, adapter, step = "newest";
+  int shard_mib = 4096;
   bool raw = false;
 };
 
@@ -49,11 +52,23 @@ int export_run(const ExportOptions& o) {
   return 0;
 }
 
+// A language model, with an adapter in its weights if one is given.
+int export_hf(const ExportOptions& o) {
+  CausalLm model = load_causal_lm(o.model, at::kCPU, {}, {o.step, !o.raw});
+  if (!o.adapter.empty()) model = merged(model, read_peft(o.adapter), o.adapter);
+  write_hf_folder(o.out, model, std::int64_t(o.shard_mib) << 20, o.model);
+  std::cout << "export: transformers.AutoModelForCausalLM.from_pretrained('" << o.out << "')" << std::endl;
+  return 0;
+}
+
 int export_model(const ExportOptions& o) {
   if (o.out.empty()) throw UsageError("export", "no folder to write", "give --out DIR");
+  const bool language = is_hf_folder(o.model) || model_of(o.model) == "causal_lm";
+  if (o.format == "hf" || (o.format.empty() && language)) return export_hf(o);
+  if (!o.adapter.empty()) throw UsageError("--adapter", "is for --format hf", "leave it out");
   if (o.format == "safetensors" || (o.format.empty() && model_of(o.model) != "clip")) return export_run(o);
   if (o.format != "openclip" && !o.format.empty())
-    throw UsageError("--format", "'" + o.format + "' is none", "write openclip or safetensors");
+    throw UsageError("--format", "'" + o.format + "' is none", "write openclip, hf or safetensors");
   const ClipModel model = load_clip(o.model, at::kCPU, at::kFloat, o.tokenizer, {o.step, !o.raw});
   FileIo& io = system_io();
   make_folder(io, o.out);
@@ -70,14 +85,17 @@ int export_model(const ExportOptions& o) {
 }
 
 const Commands::Entry registered(
-    {"export", "writes a model as open_clip or PyTorch loads it", [](CommandOptions& command) {
+    {"export", "writes a model as open_clip, transformers or PyTorch loads it", [](CommandOptions& command) {
        const auto o = std::make_shared<ExportOptions>();
-       command.text("model", o->model, "run folder, or OpenCLIP folder", command.required);
+       command.text("model", o->model, "run folder, OpenCLIP folder, or Hugging Face folder", command.required);
        command.text("--out", o->out, "folder to write");
        command.text(
            "--format", o->format,
-           "openclip: config, weights and tokenizer in the layout of its hub; safetensors: the weights by their "
-           "names; default: openclip of a CLIP model");
+           "openclip: config, weights and tokenizer in the layout of its hub; hf: a language model's folder for "
+           "transformers; safetensors: the weights by their names; default: openclip of a CLIP model, hf of a language "
+           "model");
+       command.text("--adapter", o->adapter, "adapter folder of PEFT, which is added to the weights (hf)");
+       command.number("--shard-mib", o->shard_mib, "size of a weights file (hf)", {1, 1 << 20});
        command.text("--tokenizer", o->tokenizer, "CLIP merges file, where the model brings none");
        command.text("--step", o->step, "of a run: a checkpoint's step, newest or best");
        command.flag("--raw", o->raw, "of a run: the weights as trained, not their running average");

@@ -30,7 +30,7 @@ int generate(const GenerateOptions& o) {
     prompt = tokenizer.encode(o.prompt, true);
   } else {
     const ChatTemplate format = chat_template(o.chat, tokenizer, o.model.model);
-    for (const auto id : encode_prompt({{"user", o.prompt}}, format, tokenizer, "--prompt")) prompt.push_back(id);
+    for (const auto id : encode_prompt({Message{.role = "user", .content = o.prompt, .input = {}}}, format, tokenizer, "--prompt")) prompt.push_back(id);
     greedy_options.ends.push_back(end_of_answer(format, tokenizer));
   }
   if (const auto eos = tokenizer.eos()) greedy_options.ends.push_back(*eos);
