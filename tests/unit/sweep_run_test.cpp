@@ -208,7 +208,7 @@ TEST_F(SweepRun, GoesOnToTheBit) {
       r = run(*make_self(), where, [&] { return ++ticks > every; });
       ASSERT_LT(runs, 200);
     }
-    EXPECT_GT(runs, 2);
+    EXPECT_GE(runs, 2);
     EXPECT_EQ(r->losses, whole.losses);
     EXPECT_EQ(r->decisions, whole.decisions);
     ASSERT_EQ(r->best[0].size(), whole.best[0].size());

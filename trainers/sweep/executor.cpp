@@ -87,6 +87,9 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
     checkpoints_ = std::make_unique<Checkpoints>(folder_ + "/ckpt", 1, ranks);
   }
   if (task.objective == "dpo") reference_pairs();
+  if (ranks.rank() == 0 && evaluation_ratio_ > 0.25)
+    std::cerr << task.name << ": evaluation will cost about " << evaluation_ratio_
+              << " of training; lower early_exit.val_cap or raise early_exit.eval_fraction\n";
 }
 
 Executor::~Executor() = default;
@@ -255,30 +258,37 @@ void Executor::drop_ended() {
 }
 
 std::optional<TaskOutcome> Executor::run(const std::function<bool()>& stop) {
-  const auto begin = std::chrono::steady_clock::now();
-  if (ranks_.rank() == 0 && evaluation_ratio_ > 0.25)
-    std::cerr << task_.name << ": evaluation will cost about " << evaluation_ratio_
-              << " of training; lower early_exit.val_cap or raise early_exit.eval_fraction\n";
   restore();
-  for (;; ++tick_) {
-    move_jobs();
-    // Half an evaluation is never saved: it comes before any other tick.
-    const Tick mine = wanted(), tick = agree(mine != evaluate && stop && stop() ? halt : mine);
-    if (tick == idle) break;
-    const bool due_now = tick == train && sweep_.checkpoint_every && tick_ % sweep_.checkpoint_every == 0;
-    if (checkpoints_ && tick_ != restored_ && tick_ > 0 && (due_now || tick == halt)) save();
-    if (tick == halt) {
-      if (checkpoints_) checkpoints_->finish();
-      return {};
-    }
-    tick == evaluate ? evaluate_pass() : train_pass();
-    exchange();
+  for (;;) {
+    const Progress progress = tick(stop && stop());
+    if (progress == Progress::stopped) return {};
+    if (progress == Progress::over) return finish();
   }
+}
+
+Executor::Progress Executor::tick(bool stop) {
+  const auto begin = std::chrono::steady_clock::now();
+  move_jobs();
+  // Half an evaluation is never saved: it comes before any other tick.
+  const Tick mine = wanted(), tick = agree(mine != evaluate && stop ? halt : mine);
+  if (tick == idle) return Progress::over;
+  const bool due_now = tick == train && sweep_.checkpoint_every && tick_ % sweep_.checkpoint_every == 0;
+  if (checkpoints_ && tick_ != restored_ && tick_ > 0 && (due_now || tick == halt)) save();
+  if (tick == halt) {
+    if (checkpoints_) checkpoints_->finish();
+    return Progress::stopped;
+  }
+  tick == evaluate ? evaluate_pass() : train_pass();
+  exchange();
+  ++tick_;
+  seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return Progress::going;
+}
+
+TaskOutcome Executor::finish() {
   if (checkpoints_) checkpoints_->finish();
   journal_.progress(*roster_, true);
-  TaskOutcome result = outcome();
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  return result;
+  return outcome();
 }
 
 }  // namespace trireme::sweep

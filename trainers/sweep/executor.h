@@ -52,6 +52,12 @@ class Executor {
   // Runs until the task is over, from its newest checkpoint where there is one, and writes the winner's folder. `stop`: asked
   // once a tick; where it says so on any rank, the state is saved and nothing is returned.
   std::optional<TaskOutcome> run(const std::function<bool()>& stop = {});
+  // The same in pieces, for who runs several tasks: restore once, tick until it returns something else than going
+  // (`stop` as above), then finish where the task is over.
+  enum class Progress { going, over, stopped };
+  void restore();
+  Progress tick(bool stop);
+  TaskOutcome finish();
   // Called on every rank with what early exit decided, as it comes: what a scheduler of tasks listens to.
   void on_decisions(std::function<void(const Roster&, const std::vector<Decision>&)> f) { heard_ = std::move(f); }
 
@@ -91,7 +97,6 @@ class Executor {
 
   void state(Archive& ar);
   void save();
-  void restore();
   TaskOutcome outcome();
   void write_winner(std::int64_t winner);
 
@@ -117,7 +122,7 @@ class Executor {
   std::function<void(const Roster&, const std::vector<Decision>&)> heard_;
   std::int64_t tick_ = 0, passes_ = 0, empty_passes_ = 0, moves_ = 0, chunk_tokens_ = 4096;
   std::int64_t restored_ = -1;  // the tick it went on from
-  double evaluation_seconds_ = 0, evaluation_ratio_ = 0;
+  double seconds_ = 0, evaluation_seconds_ = 0, evaluation_ratio_ = 0;
 };
 
 }  // namespace trireme::sweep

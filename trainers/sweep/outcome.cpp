@@ -14,6 +14,7 @@ void Executor::state(Archive& ar) {
   ar.text("roster", roster);
   ar.text("journal", journal);
   ar.value("tick", tick_);
+  ar.value("seconds", seconds_);
   if (ar.loading()) {
     roster_->load(roster);
     journal_.restore(journal);
@@ -66,6 +67,7 @@ TaskOutcome Executor::outcome() {
   ranks_.all_reduce({sums, 3, DType::f64}, Op::sum).wait();
   out.empty_share = sums[0] > 0 ? sums[1] / sums[0] : 0;
   out.evaluation_seconds = sums[2];
+  out.seconds = seconds_;
   out.evaluation_ratio = evaluation_ratio_;
   out.moves_between_ranks = moves_;
   if (sharded_) out.gathers = sharded_->gathers(), out.gathered_bytes = sharded_->bytes_received();
