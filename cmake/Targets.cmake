@@ -126,6 +126,8 @@ foreach(part trainers bench)
   trireme_library(trireme_${part} TORCH GLOB ${part}/*.cpp EXCLUDE ${cuda_sources}
     LINK MPI::MPI_C Threads::Threads trireme::hdf5 CLI11::CLI11 nlohmann_json::nlohmann_json)
 endforeach()
+get_target_property(eigen Eigen3::Eigen INTERFACE_INCLUDE_DIRECTORIES)
+set_source_files_properties(trainers/sweep/packing.cpp PROPERTIES INCLUDE_DIRECTORIES "${eigen}")
 if(TRIREME_CUDA_LINK AND TARGET trireme_bench)
   target_link_libraries(trireme_bench PUBLIC trireme::cuda)
 endif()

@@ -1,0 +1,304 @@
+// The executor of a sweep on a tiny random Llama: packed jobs are solo jobs, a broken one ends alone, a killed sweep
+// goes on to the bit, and adapter parallelism is the same packs on their own.
+#include "comm/local/loopback.h"
+#include "comm/local/self.h"
+#include "comm/wrappers/wrapper.h"
+#include "data/file.h"
+#include "tests/unit/said.h"
+#include "trainers/sweep/executor.h"
+#include "trainers/sweep/replay.h"
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <mutex>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+namespace trireme::sweep {
+namespace {
+
+using test::said;
+namespace fs = std::filesystem;
+
+CausalLm tiny() {
+  CausalLmConfig c;
+  c.family = "llama";
+  c.vocab = 61, c.hidden = 32, c.intermediate = 48, c.layers = 4, c.heads = 4, c.kv_heads = 2, c.head_dim = 8;
+  c.eps = 1e-5;
+  return CausalLm::random(c, 3, at::kCPU, at::kFloat);
+}
+
+// Arithmetic sequences; the step is told by the first three ids, which do not count.
+Example sequence(std::int64_t i) {
+  Example e;
+  for (std::int64_t k = 0; k < 7 + i % 5; ++k) {
+    e.ids.push_back(std::int32_t((i * 17 + k * (1 + i % 4)) % 61));
+    e.mask.push_back(k >= 3);
+  }
+  return e;
+}
+
+Instructions sequences(bool pairs) {
+  Instructions d;
+  for (std::int64_t i = 0; i < 30; ++i) {
+    const Example e = sequence(i);
+    Example wrong = e;
+    wrong.ids.back() = (wrong.ids.back() + 5) % 61;
+    if (pairs)
+      (i < 24 ? d.train_pairs : d.validation_pairs).push_back({e, wrong});
+    else
+      (i < 24 ? d.train : d.validation).push_back(e);
+  }
+  return d;
+}
+
+struct Result {
+  TaskOutcome outcome;
+  std::string losses, decisions;
+  std::vector<std::vector<std::pair<std::string, at::Tensor>>> best;  // by rank: of the jobs it ended with
+};
+
+std::string text_of(const fs::path& file) {
+  std::ifstream in(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+struct SweepRun : testing::Test {
+  fs::path dir = fs::path(testing::TempDir()) / ("sweep_run_" + std::to_string(getpid()));
+  SweepConfig sweep;
+  TaskConfig task;
+  int folders = 0;
+
+  void SetUp() override {
+    at::set_num_threads(1);
+    fs::create_directories(dir);
+    sweep.train.epochs = 2;
+    sweep.train.weight_decay = 0.1;
+    sweep.early_exit.warmup_ratio = 0.25;
+    sweep.early_exit.eval_fraction = 0.1;
+    sweep.checkpoint_every = 0;
+    task.name = "t";
+    task.search.lr = {1e-3, 2e-2};
+    task.search.rank = {2, 4};
+    task.search.batch_size = {2, 4};
+  }
+  void TearDown() override { fs::remove_all(dir); }
+
+  std::optional<Result> run(Communicator& ranks, const std::string& folder, const std::function<bool()>& stop = {}) {
+    const Instructions data = sequences(task.objective == "dpo");
+    Executor executor(sweep, task, tiny(), data, ranks, folder);
+    auto outcome = executor.run(stop);
+    if (!outcome) return {};
+    Result r{*outcome, text_of(folder + "/losses.jsonl"), text_of(folder + "/decisions.jsonl"), {{}}};
+    for (const auto& j : executor.roster().jobs())
+      if (j.rank == ranks.rank() && executor.weights(j.load.job).defined())
+        r.best[0].push_back({j.load.job.substr(j.load.job.find('-') + 1), executor.weights(j.load.job)});
+    return r;
+  }
+  std::string folder() { return dir / std::to_string(folders++); }
+  Result alone(const std::string& where) { return *run(*make_self(), where); }
+  Result alone() { return alone(folder()); }
+  Result on(int ranks) {
+    Result all;
+    std::mutex mutex;
+    const std::string where = folder();
+    run_loopback(ranks, [&](Communicator& world) {
+      const Result r = *run(world, where);
+      const std::lock_guard lock(mutex);
+      for (const auto& b : r.best[0]) all.best.resize(1), all.best[0].push_back(b);
+      if (world.rank() == 0) all.outcome = r.outcome, all.losses = r.losses, all.decisions = r.decisions;
+    });
+    return all;
+  }
+};
+
+// Losses by "job step kind".
+std::map<std::string, double> by_line(const std::string& losses) {
+  std::map<std::string, double> all;
+  std::istringstream in(losses);
+  std::string line;
+  std::getline(in, line);
+  while (std::getline(in, line)) {
+    const auto o = nlohmann::json::parse(line);
+    for (const char* key : {"train_loss", "val_loss"})
+      if (o.contains(key)) {
+        std::string job = o["job"];
+        all[job.substr(job.find('-') + 1) + " " + std::to_string(o["step"].get<int>()) + key] =
+            o[key].is_null() ? std::nan("") : o[key].get<double>();
+      }
+  }
+  return all;
+}
+
+void expect_close(const std::string& a, const std::string& b, double tolerance) {
+  const auto x = by_line(a), y = by_line(b);
+  ASSERT_EQ(x.size(), y.size());
+  for (const auto& [key, value] : x) {
+    ASSERT_TRUE(y.contains(key)) << key;
+    if (std::isfinite(value)) EXPECT_NEAR(value, y.at(key), tolerance * (1 + std::abs(value))) << key;
+  }
+}
+
+// Who was told what, when; not in which order jobs came by.
+std::set<std::string> exits(const std::string& decisions) {
+  std::set<std::string> all;
+  std::istringstream in(decisions);
+  for (std::string line; std::getline(in, line);) {
+    const auto o = nlohmann::json::parse(line);
+    all.insert(o["job"].get<std::string>() + " " + o["step"].dump() + " " + o["decision"].get<std::string>() + o["rank"].dump());
+  }
+  return all;
+}
+
+TEST_F(SweepRun, PackedJobsAreSoloJobs) {
+  const Result packed = alone();
+  EXPECT_EQ(packed.outcome.jobs.size(), 8u);
+  EXPECT_GE(packed.outcome.winner, 0);
+  EXPECT_GT(exits(packed.decisions).size(), 7u);
+  EXPECT_LT(packed.outcome.samples, packed.outcome.all_samples);
+  for (const auto& [arm, slots] : std::vector<std::pair<std::string, std::int64_t>>{
+           {"sequential", 0}, {"loop", 0}, {"wide", 0}, {"grouped", 3}}) {
+    sweep.arm = arm;
+    sweep.slots = slots;
+    const Result other = alone();
+    expect_close(packed.losses, other.losses, 2e-4);
+    EXPECT_EQ(exits(packed.decisions), exits(other.decisions)) << arm;
+    EXPECT_EQ(packed.outcome.winner, other.outcome.winner) << arm;
+  }
+}
+
+TEST_F(SweepRun, ItsLossesReplayToItsDecisions) {
+  const std::string where = folder();
+  const Result r = alone(where);
+  std::string again;
+  for (const auto& d : replay(where + "/losses.jsonl", {})) again += d.json() + "\n";
+  EXPECT_EQ(again, r.decisions);
+  EXPECT_TRUE(fs::exists(where + "/winner/adapter_model.safetensors"));
+}
+
+TEST_F(SweepRun, PreferencePairs) {
+  task.objective = "dpo";
+  task.search.lr = {1e-2};
+  const Result r = alone();
+  const auto losses = by_line(r.losses);
+  // Before any step the margin is that of the reference: log 2.
+  EXPECT_NEAR(losses.at("lr0.01-r2-b2 1train_loss"), std::log(2), 1e-6);
+  const auto best = r.outcome.jobs[std::size_t(r.outcome.winner)].best;
+  EXPECT_LT(best, std::log(2));
+  sweep.arm = "sequential";
+  expect_close(r.losses, alone().losses, 2e-4);
+}
+
+// Stopped at every so many ticks and taken up again: the same files, to the bit. Three places for eight jobs, so that some
+// are parked.
+TEST_F(SweepRun, GoesOnToTheBit) {
+  sweep.slots = 3;
+  const Result whole = alone();
+  sweep.checkpoint_every = 5;
+  for (const int every : {3, 17}) {
+    const std::string where = folder();
+    std::optional<Result> r;
+    int runs = 0;
+    for (; !r; ++runs) {
+      int ticks = 0;
+      r = run(*make_self(), where, [&] { return ++ticks > every; });
+      ASSERT_LT(runs, 200);
+    }
+    EXPECT_GE(runs, 2);
+    EXPECT_EQ(r->losses, whole.losses);
+    EXPECT_EQ(r->decisions, whole.decisions);
+    ASSERT_EQ(r->best[0].size(), whole.best[0].size());
+    for (std::size_t i = 0; i < whole.best[0].size(); ++i)
+      EXPECT_TRUE(at::equal(r->best[0][i].second, whole.best[0][i].second)) << whole.best[0][i].first;
+  }
+}
+
+// The first so many passes on two ranks, the rest on one.
+TEST_F(SweepRun, GoesOnOnOtherRanks) {
+  const Result whole = alone();
+  sweep.checkpoint_every = 5;
+  const std::string where = folder();
+  run_loopback(2, [&](Communicator& world) {
+    int ticks = 0;
+    EXPECT_FALSE(run(world, where, [&] { return ++ticks > 9; }));
+  });
+  const Result rest = alone(where);
+  expect_close(whole.losses, rest.losses, 2e-4);
+  EXPECT_EQ(exits(whole.decisions), exits(rest.decisions));
+}
+
+// Six jobs warm up in two places on two ranks; a rank without jobs takes one that was parked on the other.
+TEST_F(SweepRun, RanksTakeParkedJobs) {
+  task.search.rank = {4};
+  task.search.lr = {1e-3, 5e-3, 2e-2};
+  const Result one = alone();
+  sweep.slots = 1;
+  const Result two = on(2);
+  expect_close(one.losses, two.losses, 2e-4);
+  EXPECT_EQ(exits(one.decisions), exits(two.decisions));
+  EXPECT_EQ(one.outcome.winner, two.outcome.winner);
+}
+
+TEST_F(SweepRun, ABrokenJobEndsAlone) {
+  task.search.rank = {4};
+  sweep.early_exit.keep_ratio = 1;
+  task.search.lr = {1e-3};
+  const Result good = alone();
+  task.search.lr = {1e-3, 1e30};
+  const Result both = alone();
+  const auto x = by_line(good.losses), y = by_line(both.losses);
+  for (const auto& [key, value] : x) EXPECT_NEAR(value, y.at(key), 2e-4 * (1 + std::abs(value))) << key;
+  int diverged = 0;
+  for (const auto& j : both.outcome.jobs) diverged += j.candidate.lr > 1 && j.end == "diverging";
+  EXPECT_EQ(diverged, 2);
+  EXPECT_LT(both.outcome.jobs[std::size_t(both.outcome.winner)].candidate.lr, 1);
+}
+
+TEST_F(SweepRun, NamesJobAndModule) {
+  sweep.memory_capacity = 1.1e6;
+  task.search.batch_size = {1, 64};
+  EXPECT_SAYS(said([&] { alone(); }), "-b64");
+  sweep.memory_capacity = 0;
+  sweep.lora.targets = {"q_proj", "qq_proj"};
+  EXPECT_SAYS(said([&] { alone(); }), "qq_proj");
+}
+
+TEST_F(SweepRun, RanksKeepWholeAdapters) {
+  sweep.early_exit.enabled = false;
+  sweep.train.checkpointing = true;
+  sweep.steal = false;
+  const Result two = on(2), four = on(4);
+  const auto bits_of = [](const Result& r) {
+    std::map<std::string, at::Tensor> all;
+    for (const auto& [key, t] : r.best[0]) all[key] = t;
+    return all;
+  };
+  const auto all_two = bits_of(two), all_four = bits_of(four);
+  ASSERT_EQ(all_two.size(), 8u);
+  ASSERT_EQ(all_four.size(), 8u);
+  const auto compare = [&](const std::map<std::string, at::Tensor>& all, const std::string& losses) {
+    const Result separate = alone();
+    const auto x = by_line(losses);
+    for (const auto& [key, value] : by_line(separate.losses)) EXPECT_EQ(value, x.at(key)) << key;
+    for (const auto& [key, t] : separate.best[0]) EXPECT_TRUE(at::equal(t, all.at(key))) << key;
+  };
+  // Two ranks: one job of each rank goes to each, in turn; four: lr and rank.
+  for (const std::int64_t rank : {2, 4}) {
+    task.search.rank = {rank};
+    task.search.lr = {1e-3, 2e-2};
+    compare(all_two, two.losses);
+    for (const double lr : {1e-3, 2e-2}) {
+      task.search.lr = {lr};
+      compare(all_four, four.losses);
+    }
+  }
+  EXPECT_EQ(two.outcome.moves_between_ranks, 0);
+  EXPECT_GT(two.outcome.gathers, 0);
+}
+
+}  // namespace
+}  // namespace trireme::sweep

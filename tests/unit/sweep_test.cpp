@@ -1,0 +1,218 @@
+// The sweep's decisions without a model: early exit against 56 curves of a Python reference
+// (tests/reference/early_exit_cases.py), packing, the memory fit, and the search space of the YAML.
+#include "data/rng.h"
+#include "tests/unit/said.h"
+#include "trainers/sweep/config.h"
+#include "trainers/sweep/packing.h"
+#include "trainers/sweep/replay.h"
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <set>
+
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+namespace trireme::sweep {
+namespace {
+
+using nlohmann::json;
+using test::said;
+namespace fs = std::filesystem;
+
+struct Sweep : testing::Test {
+  fs::path dir = fs::path(testing::TempDir()) / ("sweep_" + std::to_string(getpid()));
+  void SetUp() override { fs::create_directories(dir); }
+  void TearDown() override { fs::remove_all(dir); }
+  std::string file(const std::string& text) const {
+    std::ofstream(dir / "f.jsonl") << text;
+    return dir / "f.jsonl";
+  }
+};
+
+json reference_cases() {
+  std::ifstream in(std::string(std::getenv("TRIREME_SOURCE")) + "/tests/reference/early_exit_cases.json");
+  return json::parse(in);
+}
+
+std::string text_of(const json& a_case) {
+  std::string text = a_case["header"].dump() + "\n";
+  for (const auto& line : a_case["lines"]) text += line.dump() + "\n";
+  return text;
+}
+
+void expect_same(const json& got, const json& want, const std::string& name) {
+  for (const char* key : {"job", "step", "decision", "rank"}) EXPECT_EQ(got[key], want[key]) << name << " " << key;
+  for (const char* key : {"train_ema", "val_loss", "slope_train", "slope_val", "gap"}) {
+    ASSERT_EQ(got[key].is_null(), want[key].is_null()) << name << " " << key << got << want;
+    if (!got[key].is_null())
+      EXPECT_NEAR(got[key].get<double>(), want[key].get<double>(), 1e-12 * (1 + std::abs(want[key].get<double>())))
+          << name << " " << key;
+  }
+}
+
+TEST_F(Sweep, DecidesAsTheReference) {
+  const json cases = reference_cases();
+  ASSERT_GE(cases.size(), 40u);
+  std::set<std::string> seen;
+  for (const auto& c : cases) {
+    const auto decisions = replay(file(text_of(c)), {});
+    ASSERT_EQ(decisions.size(), c["decisions"].size()) << c["name"];
+    for (std::size_t i = 0; i < decisions.size(); ++i) {
+      expect_same(json::parse(decisions[i].json()), c["decisions"][i], c["name"]);
+      seen.insert(decisions[i].decision);
+    }
+  }
+  EXPECT_EQ(seen.size(), 4u);
+}
+
+// Saved after any evaluation and loaded again, the same follows, to the bit.
+TEST_F(Sweep, GoesOnFromSavedState) {
+  for (const auto& c : reference_cases()) {
+    EarlyExitConfig config;
+    const json& header = c["header"];
+    if (header.contains("cut")) config.cut = header["cut"].get<std::string>();
+    config.ema_alpha = header.value("ema_alpha", 0.1);
+    config.warmup_ratio = header.value("warmup_ratio", 0.05);
+    const auto total = header["total_steps"].get<std::map<std::string, std::int64_t>>();
+    EarlyExit whole(config, total);
+    auto broken = std::make_unique<EarlyExit>(config, total);
+    for (const auto& line : c["lines"]) {
+      if (!line.contains("val_loss") || line["val_loss"].is_null()) continue;
+      const double v = line["val_loss"], e = 0.1 + v / 3;
+      const auto a = whole.evaluate(line["job"], line["step"], &e, v), b = broken->evaluate(line["job"], line["step"], &e, v);
+      ASSERT_EQ(a.size(), b.size());
+      for (std::size_t i = 0; i < a.size(); ++i) EXPECT_EQ(a[i].json(), b[i].json());
+      const std::string saved = broken->save();
+      broken = std::make_unique<EarlyExit>(config, total);
+      broken->load(saved);
+      EXPECT_EQ(broken->save(), saved);
+    }
+  }
+}
+
+TEST_F(Sweep, RefusesBadFiles) {
+  const std::string head = R"({"task":"t","total_steps":{"j":100}})";
+  const auto says = [&](const std::string& text) { return said([&] { replay(file(text), {}); }); };
+  EXPECT_SAYS(says(""), "f.jsonl:1: has no first line");
+  EXPECT_SAYS(says("{\"task\":\n"), "f.jsonl:1: is no JSON");
+  EXPECT_SAYS(says("{}"), "f.jsonl:1: the first line has no \"task\"");
+  EXPECT_SAYS(says(R"({"task":"t","total_steps":{"j":0}})"), "f.jsonl:1: total_steps of job 'j'");
+  EXPECT_SAYS(says(R"({"task":"t","total_steps":{"j":5},"tau_slop":1})"), "did you mean tau_slope");
+  EXPECT_SAYS(says(R"({"task":"t","total_steps":{"j":5},"window":1})"), "window");
+  EXPECT_SAYS(says(head + "\n[1]"), "f.jsonl:2: is no JSON object");
+  EXPECT_SAYS(says(head + "\n\n" + R"({"job":"k","step":1,"val_loss":1})"), "f.jsonl:3: job 'k' is not in total_steps");
+  EXPECT_SAYS(says(head + "\n" + R"({"job":"j","step":1})"), "neither \"train_loss\" nor \"val_loss\"");
+  EXPECT_SAYS(says(head + "\n" + R"({"job":"j","step":101,"val_loss":1})"), "no whole number from 0 to 100");
+  EXPECT_SAYS(says(head + "\n" + R"({"job":"j","step":1.5,"val_loss":1})"), "no whole number");
+  EXPECT_SAYS(says(head + "\n" + R"({"job":"j","step":1,"val_loss":"x"})"), "neither a number nor null");
+  const std::string twice = R"({"job":"j","step":1,"val_loss":1})";
+  EXPECT_SAYS(says(head + "\n" + twice + "\n" + twice), "f.jsonl:3: step 1 of job 'j' does not come after");
+  EXPECT_SAYS(says(std::string(100000, '[')), "is no JSON");
+  EXPECT_SAYS(said([&] { replay(file(head), {"keep_ratio=2"}); }), "keep_ratio");
+}
+
+// Jobs come and go at random; at all times what runs fits, and who came in obeys the rule.
+TEST_F(Sweep, BackfillsSameSizeFirst) {
+  const MemoryLimit limit{{1000, 10}, 0.9 * 8000, 6};
+  for (std::uint64_t seed = 0; seed < 50; ++seed) {
+    Rng rng(seed, "trace");
+    std::vector<Load> queue, running;
+    for (int i = 0; i < 40; ++i) {
+      const std::int64_t b = std::int64_t(1) << rng.below(5);
+      queue.push_back({std::to_string(i), b, 16 * b, std::int64_t(1 + rng.below(8))});
+    }
+    std::optional<std::int64_t> freed;
+    while (!queue.empty() || !running.empty()) {
+      const auto started = admit(limit, queue, running, freed);
+      const auto before = running;
+      for (const auto i : started) running.push_back(queue[i]);
+      ASSERT_LE(limit.model.bytes(running), limit.bytes);
+      ASSERT_LE(std::int64_t(running.size()), limit.slots);
+      if (freed && !started.empty() && queue[started[0]].batch_size != *freed)
+        for (const auto& q : queue)
+          EXPECT_FALSE(q.batch_size == *freed && limit.allows(before, q)) << "a job of the freed size could have come";
+      if (!freed)
+        for (std::size_t i = 1; i < started.size(); ++i)
+          EXPECT_GE(queue[started[i - 1]].batch_size, queue[started[i]].batch_size);
+      std::vector<Load> rest;
+      for (std::size_t i = 0; i < queue.size(); ++i)
+        if (std::find(started.begin(), started.end(), i) == started.end()) rest.push_back(queue[i]);
+      queue = rest;
+      for (const auto& q : queue) EXPECT_FALSE(limit.allows(running, q)) << "room is left";
+      ASSERT_FALSE(running.empty());
+      const auto out = std::ptrdiff_t(rng.below(running.size()));
+      freed = running[std::size_t(out)].batch_size;
+      running.erase(running.begin() + out);
+    }
+  }
+}
+
+TEST_F(Sweep, FitsMemory) {
+  std::vector<Profiled> profiles;
+  for (const std::int64_t jobs : {1, 2, 4, 8})
+    for (const std::int64_t b : {1, 4, 16})
+      profiles.push_back({jobs * b * 512, jobs * 1000, 3e9 + 2e5 * double(jobs * b * 512) + 18.0 * double(jobs) * 1000});
+  const MemoryModel model = fit_memory(profiles);
+  EXPECT_NEAR(model.fixed, 3e9, 1e3);
+  EXPECT_NEAR(model.per_token, 2e5, 1e-2);
+  EXPECT_THROW(fit_memory(std::vector<Profiled>{{512, 1, 1}, {512, 2, 2}}), Error);
+}
+
+const char* const yaml = R"(recipe: lora_sweep
+model: backbone
+search: {lr: [1e-4, 3e-4], rank: [8, 16], batch_size: [1, 2, 4], alpha: 2r}
+early_exit: {keep_ratio: 0.5}
+tasks:
+  easy: {level: 1}
+  hard:
+    level: 3
+    search: {random: 5, alpha: 16}
+)";
+
+TEST_F(Sweep, ReadsTheSearchSpace) {
+  const SweepConfig c = read_sweep(file(yaml), {"tasks.easy.held_out=9"});
+  ASSERT_EQ(c.tasks.size(), 2u);
+  EXPECT_EQ(c.early_exit.keep_ratio, 0.5);
+  EXPECT_EQ(c.tasks[0].data.held_out, 9);
+  EXPECT_EQ(c.tasks[1].data.level, 3);
+  EXPECT_EQ(c.tasks[1].model, "backbone");
+  const auto grid = candidates(c.tasks[0].search, 1, "");
+  ASSERT_EQ(grid.size(), 12u);
+  EXPECT_EQ(grid[0].job, "00-lr1e-4-r8-b1");
+  EXPECT_EQ(grid[11].job, "11-lr3e-4-r16-b4");
+  EXPECT_EQ(grid[11].alpha, 32);
+  std::set<std::tuple<double, std::int64_t, std::int64_t>> all;
+  for (const auto& j : grid) all.insert({j.lr, j.rank, j.batch_size});
+  EXPECT_EQ(all.size(), 12u);
+  const auto drawn = candidates(c.tasks[1].search, 1, "");
+  ASSERT_EQ(drawn.size(), 5u);
+  EXPECT_EQ(drawn[0].alpha, 16);
+  std::set<std::string> names;
+  for (const auto& j : drawn) names.insert(j.job.substr(j.job.find('-')));
+  EXPECT_EQ(names.size(), 5u);
+  EXPECT_NE(candidates(c.tasks[1].search, 2, "")[0].job + candidates(c.tasks[1].search, 2, "")[4].job,
+            drawn[0].job + drawn[4].job);
+}
+
+TEST_F(Sweep, NamesWhatIsWrongInTheYaml) {
+  const auto says = [&](std::vector<std::string> keys, const std::string& text = yaml) {
+    return said([&] { read_sweep(file(text), keys); });
+  };
+  EXPECT_EQ(says({}), "nothing");
+  EXPECT_SAYS(says({"search.ranks=4"}), "did you mean rank");
+  EXPECT_SAYS(says({}, "recipe: lora_sweep\nmodel: m\ntasks:\n  a: {levle: 2}\n"), "f.jsonl:4");
+  EXPECT_SAYS(says({"search.alpha=2x"}), "'2x' is no alpha");
+  EXPECT_SAYS(says({"search.rank=[0]"}), "ranks are 1 to 128");
+  EXPECT_SAYS(says({}, "recipe: lora_sweep\nmodel: m\n"), "no task is named");
+  EXPECT_SAYS(says({}, "recipe: lora_sweep\ntasks: {a: {level: 1}}\n"), "has no model");
+  EXPECT_SAYS(says({"execution.arm=both"}), "grouped");
+  const SweepConfig c = read_sweep(file(yaml), {});
+  SearchConfig search = c.search;
+  search.random = 13;
+  EXPECT_SAYS(said([&] { candidates(search, 1, "s.yaml:3"); }), "s.yaml:3: search.random asks for 13 of 12");
+}
+
+}  // namespace
+}  // namespace trireme::sweep

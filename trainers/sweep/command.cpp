@@ -1,0 +1,44 @@
+// `trireme sweep`: runs an experiment of many LoRA jobs, or one of the verbs that register themselves (verb.h).
+#include "framework/command.h"
+#include "trainers/launch.h"
+#include "trainers/ranks.h"
+#include "trainers/sweep/run.h"
+#include "trainers/sweep/verb.h"
+
+#include <filesystem>
+#include <memory>
+
+namespace trireme::sweep {
+namespace {
+
+struct SweepOptions : SweepRun {
+  int ranks = 0;
+};
+
+int sweep_command(SweepOptions o, const CommandLine& line) {
+  if (Verbs::has(o.file)) return Verbs::get(o.file).run(o.overrides);
+  if (o.out.empty()) o.out = "runs/" + std::filesystem::path(o.file).stem().string();
+  if (!launched_ranks()) read_sweep(o.file, o.overrides);  // a mistake is told once, before any rank starts
+  if (!launched_ranks() && o.ranks > 1) return launch_ranks(o.ranks, line.words);
+  return on_ranks([&](Communicator& world, int local) { return run_sweep(o, world, local); });
+}
+
+std::string description() {
+  std::string text = "many LoRA jobs on one backbone; FILE is an experiment, a YAML file, or one of:";
+  for (const auto& verb : Verbs::values()) text += "\n  " + verb.name + " " + verb.usage;
+  return text;
+}
+
+const Commands::Entry registered({"sweep", "many LoRA jobs on one backbone", [](CommandOptions& command) {
+                                    const auto o = std::make_shared<SweepOptions>();
+                                    static const std::string doc = description();
+                                    command.text("file", o->file, doc, command.required);
+                                    command.texts("overrides", o->overrides, "key=value, over the file's values");
+                                    command.number("--ranks", o->ranks, "start this many MPI ranks", {1, 100000});
+                                    command.text("--out", o->out, "folder of the sweep (default runs/<yaml stem>)");
+                                    command.flag("--fresh", o->fresh, "rename an existing folder and start over");
+                                    return [o](const CommandLine& line) { return sweep_command(*o, line); };
+                                  }});
+
+}  // namespace
+}  // namespace trireme::sweep

@@ -1,0 +1,211 @@
+#include "trainers/sweep/config.h"
+
+#include "comm/error.h"
+#include "data/rng.h"
+#include "framework/config/tree.h"
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <optional>
+
+namespace trireme::sweep {
+namespace {
+
+// "2r" or "r": a multiple of the rank; "16": itself.
+std::optional<double> alpha_of(std::string_view text, std::int64_t rank) {
+  const bool of_rank = text.ends_with('r');
+  if (of_rank) text.remove_suffix(1);
+  if (text.empty()) return of_rank ? std::optional(double(rank)) : std::nullopt;
+  double value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || !std::isfinite(value) || value <= 0) return {};
+  return of_rank ? value * double(rank) : value;
+}
+
+std::string short_number(double v) {
+  char text[32];
+  const auto [end, error] = std::to_chars(text, text + sizeof text, v);
+  std::string s(text, end);
+  if (const auto zero = s.find("e-0"); zero != s.npos) s.erase(zero + 2, 1);
+  return s;
+}
+
+template <class T>
+bool positive(const std::vector<T>& values) {
+  return !values.empty() && std::all_of(values.begin(), values.end(), [](T v) { return v > 0; });
+}
+
+}  // namespace
+
+void SearchConfig::fields(Fields& f) {
+  f("lr", lr, "learning rates");
+  f("rank", rank, "ranks of adapters");
+  f("batch_size", batch_size, "samples a step of a job");
+  f("alpha", alpha, "LoRA's alpha: a multiple of the rank (2r), or a number");
+  f("random", random, "combinations drawn by the seed; 0: all of them", {.min = 0, .max = 100'000});
+  f.require(positive(lr), "lr", "learning rates are numbers above 0", "lr: [1e-4, 3e-4]");
+  f.require(positive(rank) && *std::max_element(rank.begin(), rank.end()) <= 128, "rank", "ranks are 1 to 128",
+            "rank: [16, 32]");
+  f.require(positive(batch_size), "batch_size", "batch sizes are at least 1", "batch_size: [1, 2, 4]");
+  f.require(alpha_of(alpha, 1).has_value(), "alpha", "'" + alpha + "' is no alpha", "alpha: 2r, or alpha: 16");
+}
+
+void LoraConfig::fields(Fields& f) {
+  f("rslora", rslora, "scale alpha / sqrt(rank) in place of alpha / rank");
+  f("dropout", dropout, "share of the adapters' input that is dropped in training", {.min = 0, .max = 0.99});
+  f("targets", targets, "modules that are adapted: names or their ends after a dot; all-linear");
+  f.require(!targets.empty(), "targets", "no module is named", "targets: [q_proj, v_proj]");
+}
+
+void JobTrainConfig::fields(Fields& f) {
+  f("epochs", epochs, "passes over the data of each job", {.min = 1});
+  f("weight_decay", weight_decay, "of AdamW", {.min = 0, .max = 10});
+  f("beta1", beta1, "of AdamW", {.min = 0, .max = 0.9999});
+  f("beta2", beta2, "of AdamW", {.min = 0, .max = 0.99999});
+  f("eps", eps, "of AdamW", {.min = 0, .max = 1});
+  f("clip_norm", clip_norm, "largest norm of a job's gradient; 0: any", {.min = 0});
+  f("dpo_beta", dpo_beta, "beta of DPO", {.min = 1e-6, .max = 100});
+  f("checkpointing", checkpointing, "keep each layer's input alone and run the layer again in backward");
+  f.choice("loss_mask", loss_mask, {"completion", "full"}, "ids that count: the answers', or all");
+}
+
+void TaskConfig::fields(Fields& f) {
+  f("model", model, "folder of the backbone; the sweep's where empty");
+  f.choice("objective", objective, {"sft", "dpo"}, "next-token loss, or preference pairs");
+  f("ranks", ranks, "ranks that the task runs on", {.min = 1, .max = 4096});
+  f("data", data.data, "arithmetic, or a file of JSON lines");
+  f("validation", data.validation, "file of JSON lines to evaluate on; empty: validation_share of data");
+  f("validation_share", data.validation_share, "of data that is held out", {.min = 0, .max = 0.9});
+  f("template", data.chat_template, "plain, alpaca, chatml, qwen2, qwen2_5, llama3, or auto");
+  f("length", data.length, "longest sample in ids", {.min = 8, .max = 1 << 20});
+  std::int64_t level = data.level;
+  f("level", level, "difficulty of arithmetic", {.min = 1, .max = 3});
+  data.level = int(level);
+  f("train", data.train, "samples of arithmetic", {.min = 1, .max = 100'000'000});
+  f("held_out", data.held_out, "validation samples of arithmetic", {.min = 1, .max = 1'000'000});
+  f("test", data.test, "questions of arithmetic for exact match", {.min = 0, .max = 1'000'000});
+  f.group("search", search, "what this task tries; the sweep's where absent");
+}
+
+namespace {
+
+struct Execution {
+  SweepConfig& c;
+  void fields(Fields& f) {
+    f.choice("arm", c.arm, {"grouped", "sequential", "loop", "wide"},
+             "grouped: many jobs in one pass; sequential: one job at a time; loop, wide: other ways to run the adapters");
+    f.choice("backend", c.backend, {"kernels", "grouped_mm", "bmm"}, "how grouped adapters are computed");
+    f("slots", c.slots, "jobs of a rank at a time; 0: as memory allows", {.min = 0, .max = 4096});
+  }
+};
+struct Memory {
+  SweepConfig& c;
+  void fields(Fields& f) {
+    f("margin", c.memory_margin, "share of the capacity that jobs may fill", {.min = 0.01, .max = 1});
+    f("capacity", c.memory_capacity, "bytes a rank; 0: the device's, and on a CPU no limit", {.min = 0});
+  }
+};
+struct AdapterParallel {
+  SweepConfig& c;
+  void fields(Fields& f) { f("steal", c.steal, "a rank without jobs takes those that wait on others"); }
+};
+struct CheckpointKeys {
+  SweepConfig& c;
+  void fields(Fields& f) {
+    f.resume_may_change(true);
+    f("every", c.checkpoint_every, "passes between checkpoints; 0: none", {.min = 0});
+  }
+};
+struct Tasks {
+  SweepConfig& c;
+  void fields(Fields& f) {
+    for (auto& task : c.tasks) f.group(task.name, task, "a task: one model, data and search space");
+  }
+};
+
+}  // namespace
+
+void SweepConfig::fields(Fields& f) {
+  f.choice("recipe", recipe, {"lora_sweep"}, "what the file describes");
+  f("model", model, "folder of the backbone");
+  f("pretrain", pretrain, "experiment beside this file that makes the backbone where its folder is missing");
+  f("seed", seed, "of adapters, orders and draws", {.min = 0});
+  f("threads", threads, "of a process; 0: as torch has it", {.min = 0, .max = 1024});
+  f.choice("device", device, {"auto", "cpu", "cuda"}, "where it runs");
+  f.choice("precision", precision, {"f32", "bf16"}, "of the backbone");
+  f("communicator", communicator, "between ranks");
+  f.group("search", search, "what every task tries");
+  f.group("lora", lora, "adapters");
+  f.group("train", train, "a job's training");
+  f.group("early_exit", early_exit, "which jobs go on");
+  Execution execution{*this};
+  f.group("execution", execution, "how jobs share passes");
+  Memory memory{*this};
+  f.group("memory", memory, "how many jobs a rank takes");
+  AdapterParallel ap{*this};
+  f.group("adapter_parallel", ap, "jobs on several ranks");
+  CheckpointKeys checkpoint{*this};
+  f.group("checkpoint", checkpoint, "state of the sweep");
+  // A task's search begins as the sweep's, which has been read by now.
+  for (auto& task : tasks) task.search = search;
+  Tasks list{*this};
+  f.group("tasks", list, "by name");
+}
+
+SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& overrides) {
+  const Config config = Config::load(path, overrides);
+  SweepConfig sweep;
+  // The schema lists the tasks that the file names.
+  const config::Node root = config::load_tree(path, overrides), *tasks = root.find("tasks");
+  for (const auto& [name, origin, value] : tasks ? tasks->entries : std::vector<config::Entry>()) {
+    TaskConfig task;
+    task.name = name;
+    task.place = origin.place() + ": tasks." + name;
+    if (name.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != name.npos)
+      throw UsageError(task.place, "a task's name is letters, digits, _ and -", "rename it: it names a folder");
+    sweep.tasks.push_back(std::move(task));
+  }
+  if (sweep.tasks.empty())
+    throw UsageError(config.place("tasks"), "no task is named", "tasks: {easy: {data: arithmetic, level: 1}}");
+  const auto schema = [&](Fields& f) { sweep.fields(f); };
+  // Printing visits the schema, which lets tasks' searches begin as the sweep's again: so reading comes last.
+  sweep.resolved = config.print(schema, true);
+  sweep.settings = config.print(schema, false);
+  config.read(schema);
+  for (auto& task : sweep.tasks) {
+    if (task.model.empty()) task.model = sweep.model;
+    if (task.model.empty()) throw UsageError(task.place, "has no model", "add model: FOLDER, for all tasks or this one");
+    task.data.seed = std::uint64_t(sweep.seed);
+    task.data.pairs = task.objective == "dpo";
+    task.data.full_loss = sweep.train.loss_mask == "full";
+  }
+  return sweep;
+}
+
+std::vector<Candidate> candidates(const SearchConfig& s, std::uint64_t seed, const std::string& place) {
+  const auto all = std::int64_t(s.lr.size() * s.rank.size() * s.batch_size.size());
+  if (s.random > all)
+    throw UsageError(place, "search.random asks for " + std::to_string(s.random) + " of " + std::to_string(all) +
+                                " combinations",
+                     "lower it, or list more values");
+  auto order = permutation(all, Rng(seed, "search"));
+  order.resize(std::size_t(s.random ? s.random : all));
+  std::sort(order.begin(), order.end());
+  const std::size_t digits = std::to_string(order.size() - 1).size();
+  std::vector<Candidate> list;
+  for (const auto at : order) {
+    Candidate c;
+    c.batch_size = s.batch_size[std::size_t(at) % s.batch_size.size()];
+    c.rank = s.rank[std::size_t(at) / s.batch_size.size() % s.rank.size()];
+    c.lr = s.lr[std::size_t(at) / s.batch_size.size() / s.rank.size()];
+    c.alpha = *alpha_of(s.alpha, c.rank);
+    const std::string number = std::to_string(list.size());
+    c.key = "lr" + short_number(c.lr) + "-r" + std::to_string(c.rank) + "-b" + std::to_string(c.batch_size);
+    c.job = std::string(digits - number.size(), '0') + number + "-" + c.key;
+    list.push_back(c);
+  }
+  return list;
+}
+
+}  // namespace trireme::sweep

@@ -1,0 +1,79 @@
+// The experiment of `trireme sweep`.
+#pragma once
+#include "data/text/instructions.h"
+#include "framework/config/config.h"
+#include "trainers/sweep/early_exit.h"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace trireme::sweep {
+
+// Values of which a task tries every combination, or `random` of them drawn by the seed.
+struct SearchConfig {
+  std::vector<double> lr = {1e-5, 5e-5, 2e-4, 3e-4, 5e-4};
+  std::vector<std::int64_t> rank = {16, 32, 64}, batch_size = {1, 2, 4, 8};
+  std::string alpha = "2r";  // a multiple of the rank ("2r", "r"), or a number
+  std::int64_t random = 0;   // 0: the whole grid
+  void fields(Fields&);
+};
+
+struct LoraConfig {
+  bool rslora = false;
+  double dropout = 0;
+  std::vector<std::string> targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+  void fields(Fields&);
+};
+
+struct JobTrainConfig {
+  std::int64_t epochs = 3;
+  double weight_decay = 0.01, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, clip_norm = 1, dpo_beta = 0.1;
+  bool checkpointing = false;
+  std::string loss_mask = "completion";
+  void fields(Fields&);
+};
+
+struct TaskConfig {
+  std::string name;
+  std::string model, objective = "sft";
+  std::int64_t ranks = 1;
+  InstructionSpec data;
+  SearchConfig search;
+  std::string place;  // in the file, to begin an error
+  void fields(Fields&);
+};
+
+struct SweepConfig {
+  std::string recipe = "lora_sweep", model, pretrain;
+  std::int64_t seed = 2024, threads = 0;
+  std::string device = "auto", precision = "f32", communicator = "auto";
+  SearchConfig search;
+  LoraConfig lora;
+  JobTrainConfig train;
+  EarlyExitConfig early_exit;
+  std::string arm = "grouped", backend = "kernels";
+  double memory_margin = 0.9, memory_capacity = 0;
+  std::int64_t slots = 0, checkpoint_every = 200;
+  bool steal = true;
+  std::vector<TaskConfig> tasks;
+  std::string resolved, settings;  // as YAML, with and without where each value came from
+  void fields(Fields&);
+};
+
+// One configuration of a task's search space.
+struct Candidate {
+  std::string job;  // its name: the number in the task's list and the key, "07-lr3e-4-r16-b2"; names sort as the list
+  double lr = 0, alpha = 0;
+  std::int64_t rank = 0, batch_size = 0;
+  std::string key = {};  // of its values alone: what its random numbers are keyed by
+};
+
+// Reads the file with key=value over it. Throws UsageError file:line.
+SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& overrides);
+
+// Every combination in the order lr, rank, batch size, the last running fastest; or a seeded draw of `random` of them,
+// without repetition. Throws UsageError at `place`.
+std::vector<Candidate> candidates(const SearchConfig& search, std::uint64_t seed, const std::string& place);
+
+}  // namespace trireme::sweep

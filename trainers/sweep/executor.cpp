@@ -1,0 +1,294 @@
+#include "trainers/sweep/executor.h"
+
+#include "comm/error.h"
+#include "data/rng.h"
+#include "framework/base/agree.h"
+#include "framework/base/tensor.h"
+#include "framework/models/adapters.h"
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <iostream>
+#include <numeric>
+
+#include <ATen/ATen.h>
+#include <nlohmann/json.hpp>
+
+namespace trireme::sweep {
+namespace {
+
+nn::LoraBackend backend_of(const SweepConfig& c) {
+  return nn::lora_backend(c.arm == "loop" || c.arm == "wide" ? c.arm : c.backend);
+}
+
+PeftConfig adapter_config(const SweepConfig& sweep, const TaskConfig& task, const Candidate& c) {
+  PeftConfig p;
+  p.base_model = task.model;
+  p.rank = c.rank;
+  p.alpha = c.alpha;
+  p.dropout = sweep.lora.dropout;
+  p.rslora = sweep.lora.rslora;
+  if (sweep.lora.targets == std::vector<std::string>{"all-linear"})
+    p.regex = "all-linear";
+  else
+    p.targets = sweep.lora.targets;
+  return p;
+}
+
+std::int64_t longest(const Instructions& data) {
+  std::size_t most = 1;
+  for (const auto& e : data.train) most = std::max(most, e.ids.size());
+  for (const auto& p : data.train_pairs) most = std::max({most, p.chosen.ids.size(), p.rejected.ids.size()});
+  return std::int64_t(most);
+}
+
+// What a pass keeps of one token for backward, in bytes: of each layer its input alone, and one layer whole; or all.
+double bytes_per_token(const CausalLmConfig& m, at::ScalarType type, bool checkpointing) {
+  const double each = double(at::elementSize(type)), layer = each * double(14 * m.hidden + 5 * m.intermediate);
+  const double kept = checkpointing ? each * double(m.layers * m.hidden) + layer : layer * double(m.layers);
+  return kept + 2 * each * double(m.hidden);
+}
+
+}  // namespace
+
+Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm model, const Instructions& data,
+                   Communicator& ranks, std::string folder)
+    : sweep_(sweep), task_(task), model_(std::move(model)), data_(data), ranks_(ranks), folder_(std::move(folder)) {
+  if (data.train.empty() && data.train_pairs.empty())
+    throw DataError(task.data.data, "has no sample to train on", "give a file with samples shorter than length");
+  candidates_ = candidates(task.search, std::uint64_t(sweep.seed), task.place);
+  const std::vector<Load> loads = make_jobs();
+  std::vector<std::int64_t> steps;
+  for (const auto& j : jobs_) steps.push_back(j.total_steps());
+  roster_ = std::make_unique<Roster>(sweep.early_exit, memory_limit(loads), ranks.size(), sweep.steal, loads, steps);
+  model_.set_checkpointing(sweep.train.checkpointing);
+  if (ranks.size() > 1) {
+    gathers_ = ranks.split(0, ranks.rank());
+    sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_);
+  }
+  cap_validation();
+  if (ranks.rank() == 0) make_folder(system_io(), folder_);
+  nlohmann::ordered_json header{{"task", task.name}, {"total_steps", nlohmann::json::object()}};
+  for (const auto& j : jobs_) header["total_steps"][j.candidate().job] = j.total_steps();
+  const EarlyExitConfig& e = sweep.early_exit;
+  header.update({{"enabled", e.enabled},           {"cut", e.cut},
+                 {"warmup_ratio", e.warmup_ratio}, {"keep_ratio", e.keep_ratio},
+                 {"window", e.window},             {"patience_div", e.patience_div},
+                 {"tau_slope", e.tau_slope},       {"patience_ovf", e.patience_ovf},
+                 {"tau_gap", e.tau_gap},           {"ema_alpha", e.ema_alpha},
+                 {"asha_max_t", e.asha_max_t},     {"asha_grace", e.asha_grace},
+                 {"asha_eta", e.asha_eta}});
+  if (ranks.rank() == 0) journal_ = Journal(folder_, task.name, header.dump());
+  if (sweep.checkpoint_every > 0) {
+    ranks.barrier().wait();
+    if (ranks.rank() == 0) make_folder(system_io(), folder_ + "/ckpt");
+    ranks.barrier().wait();
+    checkpoints_ = std::make_unique<Checkpoints>(folder_ + "/ckpt", 1, ranks);
+  }
+  if (task.objective == "dpo") reference_pairs();
+  if (ranks.rank() == 0 && evaluation_ratio_ > 0.25)
+    std::cerr << task.name << ": evaluation will cost about " << evaluation_ratio_
+              << " of training; lower early_exit.val_cap or raise early_exit.eval_fraction\n";
+}
+
+Executor::~Executor() = default;
+
+std::vector<Load> Executor::make_jobs() {
+  for (const auto& c : candidates_) adapters_.push_back(adapter_config(sweep_, task_, c));
+  store_ = make_adapter_store(model_, adapters_, std::int64_t(candidates_.size()), backend_of(sweep_));
+  const bool pairs = !data_.train_pairs.empty();
+  const auto samples = std::int64_t(pairs ? data_.train_pairs.size() : data_.train.size());
+  const std::int64_t length = longest(data_);
+  std::map<std::int64_t, std::int64_t> size_of_rank;
+  std::vector<Load> loads;
+  for (std::size_t i = 0; i < candidates_.size(); ++i) {
+    const Candidate& c = candidates_[i];
+    const std::uint64_t seed = Rng(std::uint64_t(sweep_.seed), "job " + c.key).u64();
+    auto init = adapter_init(model_, *store_, adapters_[i], seed, "job " + c.job);
+    std::int64_t& parameters = size_of_rank[c.rank];  // as the store lays them out
+    if (parameters == 0) {
+      store_->fill(0, init);
+      parameters = store_->flat_weights(0).numel();
+      store_->clear(0);
+    }
+    jobs_.emplace_back(c, samples, sweep_.train.epochs, std::move(init), parameters);
+    loads.push_back({c.job, c.batch_size, c.batch_size * length * (pairs ? 2 : 1), parameters});
+  }
+  return loads;
+}
+
+MemoryLimit Executor::memory_limit(const std::vector<Load>& loads) const {
+  MemoryLimit limit;
+  double weights = 0, layers = 0;
+  for (const auto& [weight, value] : model_.weights())
+    (weight.layer < 0 ? weights : layers) += double(value.numel() * std::int64_t(value.element_size()));
+  limit.model.fixed = weights + layers / ranks_.size();
+  limit.model.per_token = bytes_per_token(model_.config(), model_.dtype(), sweep_.train.checkpointing || ranks_.size() > 1);
+  limit.bytes = sweep_.memory_capacity > 0 ? sweep_.memory_margin * sweep_.memory_capacity
+                                           : std::numeric_limits<double>::infinity();
+  limit.slots = sweep_.arm == "sequential" ? 1 : sweep_.slots > 0 ? sweep_.slots : std::int64_t(loads.size());
+  return limit;
+}
+
+// Evaluation may cost about a fifth of training: E passes over n_val samples against epochs over n_train, which cost
+// twice (with checkpointing three times) as much a sample.
+void Executor::cap_validation() {
+  const auto n = std::int64_t(task_.objective == "dpo" ? data_.validation_pairs.size() : data_.validation.size());
+  if (n == 0)
+    throw DataError(task_.data.data, "leaves no sample for validation", "raise validation_share, or name validation");
+  const double times = sweep_.train.checkpointing ? 3 : 2, passes = 1 / sweep_.early_exit.eval_fraction;
+  const double trained = double(sweep_.train.epochs * std::int64_t(std::max(data_.train.size(), data_.train_pairs.size())));
+  const auto affordable = std::int64_t(0.2 * times * trained / passes);
+  const std::int64_t cap = sweep_.early_exit.val_cap ? sweep_.early_exit.val_cap : std::max<std::int64_t>(16, affordable);
+  validation_ = permutation(n, Rng(std::uint64_t(sweep_.seed), "validation"));
+  validation_.resize(std::size_t(std::min(n, cap)));
+  std::sort(validation_.begin(), validation_.end());
+  evaluation_ratio_ = passes * double(validation_.size()) / (times * trained);
+}
+
+bool Executor::here(std::int64_t job) const {
+  const auto& j = roster_->jobs()[std::size_t(job)];
+  return j.rank == ranks_.rank() && (j.phase == Roster::Phase::running || j.phase == Roster::Phase::waiting);
+}
+
+bool Executor::due(std::int64_t job) const {
+  const Job& j = jobs_[std::size_t(job)];
+  return here(job) && j.step() > j.evaluated() && evaluates_at(sweep_.early_exit, j.total_steps(), j.step());
+}
+
+Executor::Tick Executor::wanted() const {
+  if (evaluation_) return evaluate;
+  Tick tick = idle;
+  for (std::size_t i = 0; i < jobs_.size(); ++i) {
+    const auto job = std::int64_t(i);
+    if (due(job)) return evaluate;
+    if (here(job) && roster_->jobs()[i].phase == Roster::Phase::running) tick = train;
+  }
+  return tick;
+}
+
+Executor::Tick Executor::agree(Tick mine) {
+  std::int64_t kind = mine;
+  ranks_.all_reduce({&kind, 1, DType::i64}, Op::max).wait();
+  return Tick(kind);
+}
+
+void Executor::move_jobs() {
+  for (const auto& move : roster_->plan()) {
+    Job& job = jobs_[std::size_t(move.job)];
+    if (move.kind == Roster::Move::take) {
+      take(move);
+    } else if (move.rank == ranks_.rank()) {
+      if (move.kind == Roster::Move::start) job.start(*store_, move.job);
+      if (move.kind == Roster::Move::park) job.park(*store_, move.job);
+      if (move.kind == Roster::Move::resume) job.resume(*store_, move.job);
+    }
+  }
+}
+
+// A parked job's state from one rank to another; the others pass by.
+void Executor::take(const Roster::Move& move) {
+  Job& job = jobs_[std::size_t(move.job)];
+  const bool from = move.from == ranks_.rank(), to = move.rank == ranks_.rank();
+  const auto ranks = std::size_t(ranks_.size());
+  at::Tensor tensors = from ? job.packed_tensors() : at::zeros({to ? 4 * job.parameters() : 0}, at::kFloat), got = tensors;
+  if (from) got = at::zeros({0}, at::kFloat);
+  std::vector<double> scalars = from ? job.packed_scalars() : std::vector<double>(to ? Job::scalars : 0);
+  std::vector<std::size_t> send(ranks, 0), recv(ranks, 0);
+  const auto exchange_all = [&](ConstBuffer out, Buffer in, std::size_t count) {
+    if (from) send[std::size_t(move.rank)] = count;
+    if (to) recv[std::size_t(move.from)] = count;
+    ranks_.all_to_all(out, send, in, recv).wait();
+  };
+  const at::Tensor none = at::zeros({0}, at::kFloat);
+  exchange_all(buffer_of(from ? tensors : none), buffer_of(to ? got : none), std::size_t(4 * job.parameters()));
+  std::vector<double> out = from ? scalars : std::vector<double>();
+  exchange_all({out.data(), out.size(), DType::f64}, {scalars.data(), to ? scalars.size() : 0, DType::f64}, Job::scalars);
+  ++moves_;
+  if (!to) return;
+  job.unpack(got, scalars);
+  job.resume(*store_, move.job);
+}
+
+void Executor::exchange() {
+  auto most = std::int64_t(payload_.size());
+  ranks_.all_reduce({&most, 1, DType::i64}, Op::max).wait();
+  if (most == 0) return;
+  const auto size = std::size_t(most) + 1, ranks = std::size_t(ranks_.size());
+  std::vector<double> mine(size, 0), all(size * ranks);
+  mine[0] = double(payload_.size());
+  std::copy(payload_.begin(), payload_.end(), mine.begin() + 1);
+  ranks_.all_gather({mine.data(), size, DType::f64}, {all.data(), all.size(), DType::f64}).wait();
+  if (ranks == 1) all = mine;
+  payload_.clear();
+  std::vector<std::vector<double>> told;
+  for (std::size_t r = 0; r < ranks; ++r) {
+    const auto from = all.begin() + std::ptrdiff_t(r * size) + 1;
+    told.emplace_back(from, from + std::ptrdiff_t(all[r * size]));
+  }
+  for (const auto& payload : told) hear(payload);
+  drop_ended();
+}
+
+// Of one rank: job, step, average, loss, and the train losses since its last evaluation, each time with their number.
+void Executor::hear(const std::vector<double>& payload) {
+  for (std::size_t at = 0; at < payload.size();) {
+    const Evaluated e{std::int64_t(payload[at]), std::int64_t(payload[at + 1]), payload[at + 2], payload[at + 3]};
+    const auto n = std::size_t(payload[at + 4]);
+    const std::vector<double> losses(payload.begin() + std::ptrdiff_t(at + 5), payload.begin() + std::ptrdiff_t(at + 5 + n));
+    at += 5 + n;
+    journal_.losses(candidates_[std::size_t(e.job)].job, e.step - std::int64_t(n), losses, e.step, e.loss);
+    const auto decisions = roster_->hear(e);
+    for (const auto& d : decisions) journal_.decided(d);
+    if (heard_) heard_(*roster_, decisions);
+    journal_.progress(*roster_, false);
+  }
+}
+
+// Whoever has left frees its slot; a best copy stays of those that may win.
+void Executor::drop_ended() {
+  for (std::size_t i = 0; i < jobs_.size(); ++i) {
+    const auto& j = roster_->jobs()[i];
+    if (j.phase != Roster::Phase::done && j.phase != Roster::Phase::exited) continue;
+    if (store_->filled(std::int64_t(i))) store_->clear(std::int64_t(i));
+    const auto& reason = roster_->exits().job(j.load.job).reason;
+    if (j.phase == Roster::Phase::exited && reason != "overfitting") jobs_[i].drop_best();
+  }
+}
+
+std::optional<TaskOutcome> Executor::run(const std::function<bool()>& stop) {
+  restore();
+  for (;;) {
+    const Progress progress = tick(stop && stop());
+    if (progress == Progress::stopped) return {};
+    if (progress == Progress::over) return finish();
+  }
+}
+
+Executor::Progress Executor::tick(bool stop) {
+  const auto begin = std::chrono::steady_clock::now();
+  move_jobs();
+  // Half an evaluation is never saved: it comes before any other tick.
+  const Tick mine = wanted(), tick = agree(mine != evaluate && stop ? halt : mine);
+  if (tick == idle) return Progress::over;
+  const bool due_now = tick == train && sweep_.checkpoint_every && tick_ % sweep_.checkpoint_every == 0;
+  if (checkpoints_ && tick_ != restored_ && tick_ > 0 && (due_now || tick == halt)) save();
+  if (tick == halt) {
+    if (checkpoints_) checkpoints_->finish();
+    return Progress::stopped;
+  }
+  tick == evaluate ? evaluate_pass() : train_pass();
+  exchange();
+  ++tick_;
+  seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return Progress::going;
+}
+
+TaskOutcome Executor::finish() {
+  if (checkpoints_) checkpoints_->finish();
+  journal_.progress(*roster_, true);
+  return outcome();
+}
+
+}  // namespace trireme::sweep

@@ -1,0 +1,128 @@
+// One task on the ranks of one executor: all its jobs, many in a pass, on one frozen backbone (ALTO, sections 3 to 7).
+// Passes go in ticks, of a kind that all ranks agree on, so that ranks which share a backbone gather the same layers:
+//   evaluate   where any rank has a job to evaluate; ranks without one make an empty pass
+//   train      a step of every job that can go on
+//   idle       no rank has anything to do: the task is over
+// What an evaluation found travels to all ranks at the end of its tick (scalars); each then moves its own jobs as the
+// roster, the same on all, says. No adapter's number travels, but where a parked job moves to a rank without jobs.
+#pragma once
+#include "comm/communicator.h"
+#include "framework/io/checkpoint.h"
+#include "framework/formats/peft.h"
+#include "framework/models/causal_lm.h"
+#include "trainers/sweep/job.h"
+#include "trainers/sweep/journal.h"
+#include "trainers/sweep/pack.h"
+#include "trainers/sweep/roster.h"
+#include "trainers/sweep/sharded_backbone.h"
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace trireme::sweep {
+
+struct JobOutcome {
+  Candidate candidate;
+  std::string end;  // done, diverging, overfitting, underperforming
+  std::int64_t steps = 0, total_steps = 0;
+  double best = 0;
+};
+
+struct TaskOutcome {
+  std::vector<JobOutcome> jobs;
+  std::int64_t winner = -1;       // none: every job diverged
+  std::string winner_folder;      // of PEFT
+  std::int64_t samples = 0, all_samples = 0;  // trained, and without early exit
+  double seconds = 0, evaluation_seconds = 0, empty_share = 0;
+  std::int64_t moves_between_ranks = 0, gathers = 0, gathered_bytes = 0;  // bytes: received by a rank
+  double evaluation_ratio = 0;    // forecast: time of evaluation over that of training
+};
+
+class Executor {
+ public:
+  // model and tokenizer: the task's, the same on all ranks. folder: the task's, seen by all; state goes there. Collective,
+  // as all members are. Throws UsageError naming a job that is too large, or a module that is not there.
+  Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm model, const Instructions& data,
+           Communicator& ranks, std::string folder);
+  ~Executor();
+
+  // Runs until the task is over, from its newest checkpoint where there is one, and writes the winner's folder. `stop`: asked
+  // once a tick; where it says so on any rank, the state is saved and nothing is returned.
+  std::optional<TaskOutcome> run(const std::function<bool()>& stop = {});
+  // The same in pieces, for who runs several tasks: restore once, tick until it returns something else than going
+  // (`stop` as above), then finish where the task is over.
+  enum class Progress { going, over, stopped };
+  void restore();
+  Progress tick(bool stop);
+  TaskOutcome finish();
+  // Called on every rank with what early exit decided, as it comes: what a scheduler of tasks listens to.
+  void on_decisions(std::function<void(const Roster&, const std::vector<Decision>&)> f) { heard_ = std::move(f); }
+
+  // Flat weights of a job this rank holds, for tests: as they stand, or undefined.
+  at::Tensor weights(const std::string& job) const;
+  const Roster& roster() const { return *roster_; }
+
+ private:
+  struct Evaluation {
+    std::vector<std::int64_t> jobs;
+    std::vector<double> sums, counts;
+    std::int64_t next = 0;
+  };
+  enum Tick : std::int64_t { idle = 0, train = 1, halt = 2, evaluate = 3 };  // the largest that a rank wants is taken
+
+  std::vector<Load> make_jobs();
+  MemoryLimit memory_limit(const std::vector<Load>& loads) const;
+  void reference_pairs();
+  std::vector<ReferencedPair> referenced(const std::vector<Pair>& pairs);
+  void cap_validation();
+
+  void move_jobs();
+  void take(const Roster::Move& move);
+  Tick agree(Tick mine);
+  Tick wanted() const;
+  bool due(std::int64_t job) const;
+  bool here(std::int64_t job) const;  // in a slot of this rank
+  void train_pass();
+  void evaluate_pass();
+  void begin_evaluation();
+  void finish_evaluation();
+  void exchange();
+  void hear(const std::vector<double>& payload);
+  void drop_ended();
+  at::Tensor losses_of(const Pack& pack);
+  void fill(Pack& pack, bool training, std::int64_t sample) const;
+
+  void state(Archive& ar);
+  void save();
+  TaskOutcome outcome();
+  void write_winner(std::int64_t winner);
+
+  const SweepConfig& sweep_;
+  const TaskConfig& task_;
+  CausalLm model_;
+  const Instructions& data_;
+  Communicator& ranks_;
+  std::string folder_;
+  std::vector<Candidate> candidates_;
+  std::vector<PeftConfig> adapters_;
+  std::unique_ptr<nn::AdapterStore> store_;
+  std::unique_ptr<Communicator> gathers_;
+  std::unique_ptr<ShardedBackbone> sharded_;
+  std::vector<Job> jobs_;  // all of the task; those of other ranks stay as they began
+  std::unique_ptr<Roster> roster_;
+  Journal journal_;
+  std::unique_ptr<Checkpoints> checkpoints_;
+  std::vector<ReferencedPair> train_pairs_, validation_pairs_;
+  std::vector<std::int64_t> validation_;  // the samples that count, in order
+  std::optional<Evaluation> evaluation_;
+  std::vector<double> payload_;  // what this rank tells at the end of the tick
+  std::function<void(const Roster&, const std::vector<Decision>&)> heard_;
+  std::int64_t tick_ = 0, passes_ = 0, empty_passes_ = 0, moves_ = 0, chunk_tokens_ = 4096;
+  std::int64_t restored_ = -1;  // the tick it went on from
+  double seconds_ = 0, evaluation_seconds_ = 0, evaluation_ratio_ = 0;
+};
+
+}  // namespace trireme::sweep

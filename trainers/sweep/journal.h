@@ -1,0 +1,39 @@
+// What a task leaves in its folder as it runs, and says on the terminal. Rank 0's; others hold one that does nothing.
+#pragma once
+#include "framework/io/file_io.h"
+#include "trainers/sweep/roster.h"
+
+#include <chrono>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace trireme::sweep {
+
+// decisions.jsonl: early_exit.h's Decision::json(), a line each. losses.jsonl: what `trireme sweep decide` replays, and
+// decides the same on.
+class Journal {
+ public:
+  Journal() = default;
+  // header: the first line of losses.jsonl. Both files are written anew: a sweep that goes on calls restore.
+  Journal(std::string folder, std::string task, const std::string& header);
+
+  // Losses of a job's steps first + 1, ... up to the evaluation, and its validation loss.
+  void losses(const std::string& job, std::int64_t first, const std::vector<double>& train, std::int64_t step, double v);
+  void decided(const Decision& decision);
+  // The table's line: jobs by phase, exits by reason, best so far, time left. At most one in two seconds, unless `now`.
+  void progress(const Roster& roster, bool now);
+
+  std::string save() const;  // for checkpoints
+  void restore(const std::string& text);
+
+ private:
+  void write(const char* file, const std::string& line);
+  std::string folder_, task_;
+  std::string losses_, decisions_;  // both files' text
+  std::int64_t decided_ = 0;
+  std::chrono::steady_clock::time_point begun_, told_{};
+  double share_begun_ = -1;
+};
+
+}  // namespace trireme::sweep

@@ -1,0 +1,51 @@
+// Which jobs run at a time: the memory that they take, admission, and what comes in when one leaves (ALTO, section 7.1).
+// Torch-free.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace trireme::sweep {
+
+// What a job adds to a pass.
+struct Load {
+  std::string job;
+  std::int64_t batch_size = 0;
+  std::int64_t tokens = 0;      // of its longest batch: batch size times the longest sample, twice that for pairs
+  std::int64_t parameters = 0;  // of its adapter
+};
+
+// Bytes = fixed + per_token * tokens + 18 * adapter parameters (f32 master, gradient and two moments, and a copy of two
+// bytes in which the pass computes).
+struct MemoryModel {
+  double fixed = 0, per_token = 0;
+  static constexpr double adapter_bytes = 18;
+  double bytes(std::span<const Load> jobs) const;
+};
+
+struct Profiled {
+  std::int64_t tokens = 0, parameters = 0;
+  double bytes = 0;  // the most that was reserved
+};
+// Least squares over fixed and per_token, once the adapters' part, which is known, is taken off. At least two different
+// numbers of tokens. Throws Error (bug).
+MemoryModel fit_memory(std::span<const Profiled> profiles);
+
+struct MemoryLimit {
+  MemoryModel model;
+  double bytes = 0;         // margin times capacity
+  std::int64_t slots = 0;   // jobs at a time
+  bool allows(std::span<const Load> running, const Load& next) const;
+};
+
+// Indices of `queue` in the order in which they may start: after a job of batch size `freed` left, first those of that
+// size; then any others, large batches first, equal ones in the queue's order.
+std::vector<std::size_t> admission_order(std::span<const Load> queue, std::optional<std::int64_t> freed);
+
+// The jobs of `queue` (indices) to start beside `running` on one rank: in admission order, each that is allowed.
+std::vector<std::size_t> admit(const MemoryLimit& limit, std::span<const Load> queue, std::vector<Load> running,
+                               std::optional<std::int64_t> freed = {});
+
+}  // namespace trireme::sweep

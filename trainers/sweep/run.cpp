@@ -1,0 +1,113 @@
+#include "trainers/sweep/run.h"
+
+#include "comm/error.h"
+#include "data/file.h"
+#include "framework/base/agree.h"
+#include "framework/io/folder_lock.h"
+#include "framework/models/causal_lm_load.h"
+#include "framework/placement.h"
+#include "trainers/loop.h"
+#include "trainers/stop.h"
+
+#include <filesystem>
+#include <iostream>
+
+#include <ATen/Parallel.h>
+
+namespace trireme::sweep {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct TaskInputs {
+  std::optional<CausalLm> model;
+  std::optional<Instructions> data;
+};
+
+// On all ranks, or an error on all.
+TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks) {
+  TaskInputs in;
+  agree(ranks, attempt([&] {
+          const at::Device device = one_device(sweep.device);
+          in.model = load_causal_lm(task.model, device, sweep.precision == "bf16" ? at::kBFloat16 : at::kFloat);
+          const auto tokenizer = load_tokenizer(task.model);
+          in.data = read_instructions(task.data, tokenizer);
+        }));
+  return in;
+}
+
+// A sweep goes on where its file says the same as when it began.
+void take_folder(const SweepRun& run, const SweepConfig& sweep, std::unique_ptr<FolderLock>& lock) {
+  if (run.fresh && fs::exists(run.out)) {
+    int n = 1;
+    while (fs::exists(run.out + ".old-" + std::to_string(n))) ++n;
+    rename_path(system_io(), run.out, run.out + ".old-" + std::to_string(n));
+  }
+  make_folder(system_io(), run.out);
+  lock = std::make_unique<FolderLock>(run.out);
+  const std::string saved = run.out + "/config.resolved.yaml";
+  if (fs::exists(saved)) {
+    const auto bytes = read_file(saved, 1 << 20);
+    if (std::string(bytes.begin(), bytes.end()) != sweep.settings)
+      throw UsageError(run.out, "holds a sweep with other settings", "use its settings, another --out, or --fresh to start over");
+  }
+  replace_durably(system_io(), saved, sweep.settings);
+}
+
+// The sweep's backbone where it is missing, by the experiment that the file names; a run that was stopped goes on. A run
+// writes its report last.
+int make_backbone(const SweepRun& run, const SweepConfig& sweep, Communicator& world, int local_ranks) {
+  std::int64_t there = fs::exists(sweep.model + "/report.html") || fs::exists(sweep.model + "/config.json");
+  world.broadcast({&there, 1, DType::i64}, 0).wait();
+  if (sweep.pretrain.empty() || there) return 0;
+  if (world.rank() == 0) std::cout << "backbone: " << sweep.model << " is not there yet, " << sweep.pretrain << " makes it\n";
+  TrainOptions options;
+  options.file = (fs::path(run.file).parent_path() / sweep.pretrain).string();
+  options.out = sweep.model;
+  return train(options, world, local_ranks);
+}
+
+}  // namespace
+
+std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks,
+                                    const std::string& folder, const std::function<bool()>& stop,
+                                    std::function<void(const Roster&, const std::vector<Decision>&)> heard) {
+  const std::string result = folder + "/result.json";
+  std::int64_t over = fs::exists(result);
+  ranks.broadcast({&over, 1, DType::i64}, 0).wait();
+  if (over) {
+    const auto bytes = read_file(result, 1 << 26);
+    return parse_outcome({bytes.begin(), bytes.end()}, result);
+  }
+  const TaskInputs in = read_inputs(sweep, task, ranks);
+  Executor executor(sweep, task, *in.model, *in.data, ranks, folder);
+  executor.on_decisions(std::move(heard));
+  auto outcome = executor.run(stop);
+  if (outcome && ranks.rank() == 0) replace_durably(system_io(), result, print_outcome(*outcome, task));
+  return outcome;
+}
+
+int run_sweep(const SweepRun& run, Communicator& world, int local_ranks) {
+  SweepConfig sweep;
+  std::unique_ptr<FolderLock> lock;
+  agree(world, attempt([&] {
+          sweep = read_sweep(run.file, run.overrides);
+          if (world.rank() == 0) take_folder(run, sweep, lock);
+        }));
+  if (const int code = make_backbone(run, sweep, world, local_ranks)) return code;
+  if (sweep.threads) at::set_num_threads(int(sweep.threads));
+  std::vector<TaskOutcome> outcomes;
+  for (const auto& task : sweep.tasks) {
+    auto outcome = run_task(sweep, task, world, run.out + "/" + task.name, [] { return stop_requested(); });
+    if (!outcome) return int(ExitCode::stopped);
+    if (world.rank() == 0) std::cout << outcome_table(*outcome, task) << std::flush;
+    outcomes.push_back(std::move(*outcome));
+  }
+  if (world.rank() == 0) {
+    write_page(run.out, sweep, outcomes);
+    std::cout << "report: " << run.out << "/report.html\n";
+  }
+  return 0;
+}
+
+}  // namespace trireme::sweep

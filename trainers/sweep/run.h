@@ -1,0 +1,35 @@
+// A sweep from its file to its page: backbones, tasks one after the other, winners, report.
+#pragma once
+#include "comm/communicator.h"
+#include "trainers/sweep/executor.h"
+
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace trireme::sweep {
+
+// One task on the ranks of one executor, as a scheduler of tasks calls it. Reads model and data, runs, and writes
+// FOLDER/{losses.jsonl, decisions.jsonl, result.json, winner/}. A task whose result.json is there is over: it is read.
+// None where `stop` ended it: the same call goes on later. Errors of one rank are those of all.
+std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks,
+                                    const std::string& folder, const std::function<bool()>& stop = {},
+                                    std::function<void(const Roster&, const std::vector<Decision>&)> heard = {});
+
+struct SweepRun {
+  std::string file, out;
+  std::vector<std::string> overrides;
+  bool fresh = false;
+};
+// Collective: all tasks of the file in its order on all ranks, the table on the terminal and report.html. The exit code.
+int run_sweep(const SweepRun& run, Communicator& world, int local_ranks);
+
+// result.json of a task.
+std::string print_outcome(const TaskOutcome& outcome, const TaskConfig& task);
+TaskOutcome parse_outcome(const std::string& json, const std::string& place);
+// The jobs as a table, best first, and what was saved.
+std::string outcome_table(const TaskOutcome& outcome, const TaskConfig& task);
+// report.html: of every task the table, losses, exits and samples saved.
+void write_page(const std::string& folder, const SweepConfig& sweep, const std::vector<TaskOutcome>& outcomes);
+
+}  // namespace trireme::sweep
