@@ -8,9 +8,7 @@ namespace trireme::dlrm {
 struct SideStream::Impl {
   c10::Stream stream;
   c10::Event marked, order;
-  c10::Stream current() const {
-    return c10::impl::VirtualGuardImpl(stream.device_type()).getStream(stream.device());
-  }
+  c10::Stream current() const { return c10::impl::VirtualGuardImpl(stream.device_type()).getStream(stream.device()); }
 };
 
 SideStream::SideStream(at::Device device)
