@@ -2,6 +2,7 @@
 
 #include "comm/call_site.h"
 #include "comm/error.h"
+#include "compression/compressor.h"
 #include "framework/base/agree.h"
 #include "framework/base/replicas.h"
 #include "framework/base/tensor.h"
@@ -62,6 +63,9 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe,
   context_.reducer_ = reducer_.get();
   context_.optimizer_ = optimizer_.get();
   if (config.precision == "fp16") {
+    if (Compressors::has(config.hook.name) && Compressors::create(config.hook.name, "hook.name")->bounded())
+      throw UsageError("hook.bound", "is absolute, and fp16 multiplies gradients by a loss scale that moves",
+                       "use precision=bf16, or a hook without a bound");
     const auto scalar = at::TensorOptions(context_.device()).dtype(at::kFloat);
     context_.scale_ = at::full({}, 65536.0, scalar);
     growth_ = at::zeros({}, scalar.dtype(at::kInt));
@@ -135,7 +139,7 @@ void Session::step(const Batch& batch, const Batch* next) {
     at::NoGradGuard no_grad;
     guard_update();
     skipped_steps_.count(context_.skip_, context_.now.step + 1);
-    reducer_->step_done(context_.skip_);
+    reducer_->step_done(context_.skip_, rescale_);
     recipe_.update(context_.now, context_);
     if (!average_.empty()) average_weights();
   }
@@ -171,6 +175,7 @@ void Session::guard_update() {
     // The kernel divides by the scale this step was computed with: update a copy.
     at::Tensor next = context_.scale_.clone();
     at::_amp_update_scale_(next, growth_, context_.skip_, 2.0, 0.5, 2000);
+    rescale_ = next / context_.scale_;  // a power of two
     context_.scale_ = next;
   }
 }

@@ -65,6 +65,7 @@ class Session {
   std::vector<at::Tensor> average_;  // EMA of the trained parameters
   SkippedSteps skipped_steps_;
   at::Tensor loss_, norm_, growth_;  // global ones of the last step; growth_: good steps since the loss scale changed
+  at::Tensor rescale_;              // what the loss scale is multiplied by for the next step
 };
 
 }  // namespace trireme

@@ -73,6 +73,12 @@ class CodecHook final : public GradientHook {
     take_back(skip, owned_, owned_before_);
   }
 
+  void rescale(const at::Tensor& factor) override {
+    if (!sent_.defined()) return;
+    scale_kept(sent_, factor);
+    scale_kept(owned_, factor);
+  }
+
   void state(Archive& ar, Sharing::Kind) override {
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       Archive::Group group(ar, "piece/" + std::to_string(i));

@@ -27,6 +27,11 @@ void take_back(const at::Tensor& skip, const at::Tensor& now, const at::Tensor& 
                    to.place);
 }
 
+void scale_kept(const at::Tensor& now, const at::Tensor& factor) {
+  const Buffer at = buffer_of(now);
+  kernels::rescale({factor.const_data_ptr<float>(), static_cast<float*>(at.data), now.numel()}, at.place);
+}
+
 std::unique_ptr<GradientHook> make_hook(const HookConfig& config, const Bucket& bucket, const Communicator& comm) {
   if (bucket.flat.scalar_type() != at::kFloat)
     throw UsageError("hook.name", config.name + " compresses f32 gradients only",

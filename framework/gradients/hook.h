@@ -49,6 +49,9 @@ class GradientHook {
   // Once all works of the last reduce are complete. Where `skip`, an f32 scalar beside the bucket, is 1, that reduce
   // belongs to a step that is not taken: what is kept is as before it. A device is not waited for (take_back).
   virtual void undo(const at::Tensor& skip) { static_cast<void>(skip); }
+  // After undo: from the next step on gradients are `factor` (f32 scalar beside the bucket) times as large, and so must
+  // be what is kept of them (a loss scale that changed).
+  virtual void rescale(const at::Tensor& factor) { static_cast<void>(factor); }
   // `common`: how what is equal on all ranks of the bucket is saved.
   virtual void state(Archive&, Sharing::Kind common) { static_cast<void>(common); }
 };
@@ -57,6 +60,9 @@ using GradientHooks = Factories<GradientHook, const HookConfig&, const Bucket&, 
 
 // `now` becomes `before` again, or zeros where that is undefined, if `skip` is not 0. Contiguous f32, in stream order.
 void take_back(const at::Tensor& skip, const at::Tensor& now, const at::Tensor& before);
+
+// now *= factor, which is mostly 1 and costs nothing then. Contiguous f32, in stream order.
+void scale_kept(const at::Tensor& now, const at::Tensor& factor);
 
 // Throws UsageError for an unknown name, for anything but f32 gradients, and on a device for a codec that has no form
 // for it.

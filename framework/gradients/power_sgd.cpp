@@ -105,6 +105,11 @@ class PowerSgd final : public GradientHook {
     take_back(skip, second_, second_before_);
   }
 
+  // Directions have no unit: the next P is made orthonormal.
+  void rescale(const at::Tensor& factor) override {
+    if (feedback_) scale_kept(error_, factor);
+  }
+
   void state(Archive& ar, Sharing::Kind common) override {
     if (feedback_ && ar.has("error")) archive(ar, "error", error_, {Sharing::per_rank});
     if (common == Sharing::replicated || ar.has("q")) archive(ar, "q", second_, {common});

@@ -282,11 +282,12 @@ struct Reducer::Impl {
     if (!order_known) adopt_observed_order();
   }
 
-  void step_done(const at::Tensor& skip) {
+  void step_done(const at::Tensor& skip, const at::Tensor& rescale) {
     if (!skip.defined()) return;
     for (std::size_t k = 0; k < buckets.size(); ++k) {
       if (!flights[k].coded) continue;
       flights[k].hook->undo(skip);
+      if (rescale.defined()) flights[k].hook->rescale(rescale);
       // A code of blocks spreads what is not finite to the zeros between parameters.
       take_back(skip, buckets[k].flat, {});
     }
@@ -348,7 +349,7 @@ void Reducer::arm(bool last) { impl_->last = last; }
 void Reducer::finish() { impl_->finish(); }
 bool Reducer::settled() const { return impl_->order_known; }
 std::vector<Slice> Reducer::owned() const { return impl_->layout.owned(); }
-void Reducer::step_done(const at::Tensor& skip) { impl_->step_done(skip); }
+void Reducer::step_done(const at::Tensor& skip, const at::Tensor& rescale) { impl_->step_done(skip, rescale); }
 void Reducer::gather_weights() { impl_->gather_weights(); }
 std::size_t Reducer::plain_bytes() const { return impl_->plain_bytes(); }
 void Reducer::layout(Archive& ar) { impl_->order_state(ar); }

@@ -50,8 +50,9 @@ class Reducer {
   // What this rank updates once it is; whole parameters unless `shard`.
   std::vector<Slice> owned() const;
   // After finish(), when it is agreed whether the step is taken. `skip`: f32 scalar, 1 = it is not, and what hooks keep
-  // is as before it. Does not read a device.
-  void step_done(const at::Tensor& skip);
+  // is as before it. `rescale`: f32 scalar, what a loss scale is multiplied by from the next step on, or undefined.
+  // Does not read a device.
+  void step_done(const at::Tensor& skip, const at::Tensor& rescale = {});
   // With `shard`, after the update, collective: every rank gets the weights that others updated.
   void gather_weights();
 

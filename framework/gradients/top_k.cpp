@@ -51,6 +51,7 @@ class TopK final : public GradientHook {
   }
 
   void undo(const at::Tensor& skip) override { take_back(skip, rest_, before_); }
+  void rescale(const at::Tensor& factor) override { scale_kept(rest_, factor); }
 
   void state(Archive& ar, Sharing::Kind) override {
     if (feedback_ && ar.has("rest")) archive(ar, "rest", rest_, {Sharing::per_rank});

@@ -1,5 +1,5 @@
-// What a step that is not taken leaves behind is put back where a flag says so that the host does not read. On the host
-// and on CUDA. (C++17: nvcc sees it.)
+// What a step leaves behind is put back, or brought to another unit, where a number says so that the host does not read.
+// On the host and on CUDA. (C++17: nvcc sees it.)
 #pragma once
 #include "comm/twins.h"
 
@@ -15,5 +15,13 @@ struct CopyIfJob {
   std::int64_t count = 0;
 };
 extern Kernel<CopyIfJob> copy_if;
+
+// at[i] *= *factor; nothing is touched where that is 1. All of the place.
+struct RescaleJob {
+  const float* factor = nullptr;
+  float* at = nullptr;
+  std::int64_t count = 0;
+};
+extern Kernel<RescaleJob> rescale;
 
 }  // namespace trireme::kernels

@@ -294,6 +294,40 @@ TEST(Hooks, AStepTakenBackLeavesNothing) {
       });
 }
 
+// Gradients of twice the size, and what is kept brought to that: sums of twice the size, to the bit.
+TEST(Hooks, WhatIsKeptFollowsTheUnitOfGradients) {
+  for (const auto& name : lossy())
+    run_loopback(2, [&](Communicator& comm) {
+      OneBucket one(2), other(2);
+      const HookConfig config = with_hook(name).hook;
+      if (Compressors::has(name) && Compressors::create(name, "hook.name")->bounded()) return;  // fp16 refuses those
+      const auto hook = make_hook(config, one.bucket, comm), plain = make_hook(config, other.bucket, comm);
+      for (std::uint64_t s = 0; s < 6; ++s) {
+        const double unit = s < 2 ? 1 : s < 4 ? 4 : 0.5;
+        one.bucket.flat.zero_(), other.bucket.flat.zero_();
+        one.fill(2 * s + std::uint64_t(comm.rank())), other.fill(2 * s + std::uint64_t(comm.rank()));
+        one.bucket.flat.mul_(unit);
+        reduce(*hook, one.bucket, comm);
+        reduce(*plain, other.bucket, comm);
+        EXPECT_TRUE(at::equal(one.bucket.flat, other.bucket.flat * unit)) << name << ", step " << s;
+        hook->undo(at::zeros({}));
+        hook->rescale(at::full({}, s == 1 ? 4.0 : s == 3 ? 0.125 : 1.0));
+        plain->undo(at::zeros({}));
+      }
+    });
+}
+
+TEST(Hooks, ABoundUnderALossScaleIsRefused) {
+  for (const std::string name : {"fixed_length", "bounded"}) {
+    TrainConfig c = with_hook(name);
+    c.precision = "fp16";
+    run_loopback(1, [&](Communicator& world) {
+      Regression recipe;
+      EXPECT_THROW(Session(world, c, recipe), UsageError) << name;
+    });
+  }
+}
+
 // Trains with and without a step that is masked because of the loss of one rank, or of a gradient.
 TEST(Hooks, AMaskedStepDoesNotUseUpWhatTheyKeep) {
   for (const auto& name : lossy())
