@@ -45,6 +45,8 @@ void take(const nlohmann::json& line, Schedule& s, std::map<std::string, std::si
   const auto close = [&](const std::string& task) {
     if (const auto it = open.find(task); it != open.end()) s.actual[it->second].end = t, open.erase(it);
   };
+  if (event == "begin" || event == "stop")  // begin: also after a kill
+    while (!open.empty()) close(open.begin()->first);
   if (event == "begin") {
     s.gpus = std::max(s.gpus, line.at("gpus").get<int>());
   } else if (event == "plan") {
@@ -59,8 +61,6 @@ void take(const nlohmann::json& line, Schedule& s, std::map<std::string, std::si
     s.actual.push_back({task, line.at("gpus"), t, t, line.at("after_cut")});
   } else if (event == "done" || event == "failed") {
     close(line.at("task"));
-  } else if (event == "stop") {
-    while (!open.empty()) close(open.begin()->first);
   }
   for (const auto& [task, bar] : open) s.actual[bar].end = t;
 }

@@ -335,6 +335,31 @@ TEST(Driver, GoesOnAfterAStop) {
   EXPECT_THROW(recover(run), DataError);
 }
 
+// Killed after any line of the journal: it reads, and the run goes on to the end.
+TEST(Driver, GoesOnAfterAKill) {
+  const Folder folder;
+  const std::string run = folder.path.string(), path = run + "/schedule.jsonl";
+  run_loopback(4, [&](Communicator& world) { test::drive_fakes(world, run, four_tasks); });
+  std::vector<std::string> lines;
+  std::ifstream in(path);
+  for (std::string line; std::getline(in, line);) lines.push_back(line + "\n");
+  ASSERT_GT(lines.size(), 15u);
+  for (std::size_t n = 0; n < lines.size(); ++n) {
+    std::ofstream out(path);
+    for (std::size_t i = 0; i < n; ++i) out << lines[i];
+    out << lines[n].substr(0, lines[n].size() / 2);
+    out.close();
+    const Recovered found = recover(run);
+    EXPECT_LE(found.unfinished.size(), found.tasks.size());
+    test::expect_apart(read_schedule(run).actual);
+    if (n % 6 != 3) continue;
+    run_loopback(4, [&](Communicator& world) { test::drive_fakes(world, run, four_tasks); });
+    EXPECT_TRUE(recover(run).unfinished.empty());
+    EXPECT_EQ(recover(run).tasks.size(), 4u);
+    test::expect_apart(read_schedule(run).actual);
+  }
+}
+
 TEST(Driver, RefusesWhatDoesNotFit) {
   const Folder folder;
   for (const std::string text : {"wide 9 1 1 0 0 0", "never 1 0 1 0 0 0", "nonsense"})

@@ -119,6 +119,7 @@ Decision Dispatcher::decide(const std::vector<Report>& reports) {
     hear(reports[r], int(r), decision);
     decision.stop |= reports[r].stop != 0;
   }
+  decision.stop &= !scheduler_.done();  // nothing is left to stop
   if (decision.stop) {
     journal_.stop(now());
     result_.stopped = true;
