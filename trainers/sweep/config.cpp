@@ -73,7 +73,8 @@ void JobTrainConfig::fields(Fields& f) {
 void TaskConfig::fields(Fields& f) {
   f("model", model, "folder of the backbone; the sweep's where empty");
   f.choice("objective", objective, {"sft", "dpo"}, "next-token loss, or preference pairs");
-  f("ranks", ranks, "ranks that the task runs on", {.min = 1, .max = 4096});
+  f("ranks", ranks, "ranks that the task runs on, beside other tasks; 0: all, one task after the other",
+    {.min = 0, .max = 4096});
   f("data", data.data, "arithmetic, or a file of JSON lines");
   f("validation", data.validation, "file of JSON lines to evaluate on; empty: validation_share of data");
   f("validation_share", data.validation_share, "of data that is held out", {.min = 0, .max = 0.9});
@@ -153,11 +154,12 @@ void SweepConfig::fields(Fields& f) {
   f.group("tasks", list, "by name");
 }
 
-SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& overrides) {
-  const Config config = Config::load(path, overrides);
+namespace {
+
+// The schema lists the tasks that the file, whose tree is `root`, names.
+SweepConfig read_tree(const Config& config, const config::Node& root) {
   SweepConfig sweep;
-  // The schema lists the tasks that the file names.
-  const config::Node root = config::load_tree(path, overrides), *tasks = root.find("tasks");
+  const config::Node* tasks = root.find("tasks");
   for (const auto& [name, origin, value] : tasks ? tasks->entries : std::vector<config::Entry>()) {
     TaskConfig task;
     task.name = name;
@@ -181,6 +183,16 @@ SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& 
     task.data.full_loss = sweep.train.loss_mask == "full";
   }
   return sweep;
+}
+
+}  // namespace
+
+SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& overrides) {
+  return read_tree(Config::load(path, overrides), config::load_tree(path, overrides));
+}
+
+SweepConfig parse_sweep(const std::string& yaml, const std::string& place) {
+  return read_tree(Config::parse(yaml, place), config::parse_tree(yaml, place, {}));
 }
 
 std::vector<Candidate> candidates(const SearchConfig& s, std::uint64_t seed, const std::string& place) {

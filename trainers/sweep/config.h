@@ -37,7 +37,7 @@ struct JobTrainConfig {
 struct TaskConfig {
   std::string name;
   std::string model, objective = "sft";
-  std::int64_t ranks = 1;
+  std::int64_t ranks = 0;  // 0: all
   InstructionSpec data;
   SearchConfig search;
   std::string place;  // in the file, to begin an error
@@ -71,6 +71,7 @@ struct Candidate {
 
 // Reads the file with key=value over it. Throws UsageError file:line.
 SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& overrides);
+SweepConfig parse_sweep(const std::string& yaml, const std::string& place);
 
 // Every combination in the order lr, rank, batch size, the last running fastest; or a seeded draw of `random` of them,
 // without repetition. Throws UsageError at `place`.

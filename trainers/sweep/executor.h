@@ -58,6 +58,9 @@ class Executor {
   void restore();
   Progress tick(bool stop);
   TaskOutcome finish();
+  void save();  // after a tick that was stopped, or any that left no evaluation half done
+  // Seconds that what is left takes at the speed so far, as rank 0 measures. Collective.
+  double remaining_seconds();
   // Called on every rank with what early exit decided, as it comes: what a scheduler of tasks listens to.
   void on_decisions(std::function<void(const Roster&, const std::vector<Decision>&)> f) { heard_ = std::move(f); }
 
@@ -96,7 +99,6 @@ class Executor {
   void fill(Pack& pack, bool training, std::int64_t sample) const;
 
   void state(Archive& ar);
-  void save();
   TaskOutcome outcome();
   void write_winner(std::int64_t winner);
 

@@ -45,6 +45,18 @@ at::Tensor Executor::weights(const std::string& job) const {
   return store_->filled(i) ? store_->flat_weights(i) : jobs_[std::size_t(i)].best();
 }
 
+double Executor::remaining_seconds() {
+  double done = 0, left = 0;
+  for (const auto& j : roster_->jobs()) {
+    done += double(j.step * j.load.batch_size);
+    const bool over = j.phase == Roster::Phase::exited || j.phase == Roster::Phase::done;
+    if (!over) left += double((j.total_steps - j.step) * j.load.batch_size);
+  }
+  double seconds = done > 0 ? seconds_ * left / done : 0;
+  ranks_.broadcast({&seconds, 1, DType::f64}, 0).wait();
+  return seconds;
+}
+
 TaskOutcome Executor::outcome() {
   TaskOutcome out;
   for (std::size_t i = 0; i < jobs_.size(); ++i) {

@@ -9,6 +9,7 @@
 #include "trainers/loop.h"
 #include "trainers/stop.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <iostream>
 
@@ -18,23 +19,6 @@ namespace trireme::sweep {
 namespace {
 
 namespace fs = std::filesystem;
-
-struct TaskInputs {
-  std::optional<CausalLm> model;
-  std::optional<Instructions> data;
-};
-
-// On all ranks, or an error on all.
-TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks) {
-  TaskInputs in;
-  agree(ranks, attempt([&] {
-          const at::Device device = one_device(sweep.device);
-          in.model = load_causal_lm(task.model, device, sweep.precision == "bf16" ? at::kBFloat16 : at::kFloat);
-          const auto tokenizer = load_tokenizer(task.model);
-          in.data = read_instructions(task.data, tokenizer);
-        }));
-  return in;
-}
 
 // A sweep goes on where its file says the same as when it began.
 void take_folder(const SweepRun& run, const SweepConfig& sweep, std::unique_ptr<FolderLock>& lock) {
@@ -69,21 +53,39 @@ int make_backbone(const SweepRun& run, const SweepConfig& sweep, Communicator& w
 
 }  // namespace
 
+TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks) {
+  TaskInputs in;
+  agree(ranks, attempt([&] {
+          const at::Device device = one_device(sweep.device);
+          in.model = load_causal_lm(task.model, device, sweep.precision == "bf16" ? at::kBFloat16 : at::kFloat);
+          const auto tokenizer = load_tokenizer(task.model);
+          in.data = read_instructions(task.data, tokenizer);
+        }));
+  return in;
+}
+
+void write_outcome(const std::string& folder, const TaskOutcome& outcome, const TaskConfig& task) {
+  replace_durably(system_io(), folder + "/result.json", print_outcome(outcome, task));
+}
+
+std::optional<TaskOutcome> read_outcome(const std::string& folder) {
+  const std::string result = folder + "/result.json";
+  if (!fs::exists(result)) return {};
+  const auto bytes = read_file(result, 1 << 26);
+  return parse_outcome({bytes.begin(), bytes.end()}, result);
+}
+
 std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks,
                                     const std::string& folder, const std::function<bool()>& stop,
                                     std::function<void(const Roster&, const std::vector<Decision>&)> heard) {
-  const std::string result = folder + "/result.json";
-  std::int64_t over = fs::exists(result);
+  std::int64_t over = fs::exists(folder + "/result.json");
   ranks.broadcast({&over, 1, DType::i64}, 0).wait();
-  if (over) {
-    const auto bytes = read_file(result, 1 << 26);
-    return parse_outcome({bytes.begin(), bytes.end()}, result);
-  }
+  if (over) return read_outcome(folder);
   const TaskInputs in = read_inputs(sweep, task, ranks);
   Executor executor(sweep, task, *in.model, *in.data, ranks, folder);
   executor.on_decisions(std::move(heard));
   auto outcome = executor.run(stop);
-  if (outcome && ranks.rank() == 0) replace_durably(system_io(), result, print_outcome(*outcome, task));
+  if (outcome && ranks.rank() == 0) write_outcome(folder, *outcome, task);
   return outcome;
 }
 
@@ -97,6 +99,9 @@ int run_sweep(const SweepRun& run, Communicator& world, int local_ranks) {
   if (const int code = make_backbone(run, sweep, world, local_ranks)) return code;
   if (sweep.threads) at::set_num_threads(int(sweep.threads));
   std::vector<TaskOutcome> outcomes;
+  const bool beside = std::any_of(sweep.tasks.begin(), sweep.tasks.end(), [](const auto& t) { return t.ranks > 0; });
+  if (beside && world.size() > 1 && !run_beside(sweep, world, run.out, [] { return stop_requested(); }))
+    return int(ExitCode::stopped);
   for (const auto& task : sweep.tasks) {
     auto outcome = run_task(sweep, task, world, run.out + "/" + task.name, [] { return stop_requested(); });
     if (!outcome) return int(ExitCode::stopped);

@@ -16,6 +16,20 @@ std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& 
                                     const std::string& folder, const std::function<bool()>& stop = {},
                                     std::function<void(const Roster&, const std::vector<Decision>&)> heard = {});
 
+// Model and data of a task, read on every rank, or an error on all. The model may be shared by tasks.
+struct TaskInputs {
+  std::optional<CausalLm> model;
+  std::optional<Instructions> data;
+};
+TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks);
+void write_outcome(const std::string& folder, const TaskOutcome& outcome, const TaskConfig& task);  // result.json
+std::optional<TaskOutcome> read_outcome(const std::string& folder);                                 // none: not over
+
+// Collective over the world: tasks beside each other, each on its own number of ranks, by the scheduler of tasks
+// (cluster/driver.h); others may come by `trireme sweep add`, each a file with one task. Returns false where it was stopped.
+bool run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out,
+                const std::function<bool()>& stop);
+
 struct SweepRun {
   std::string file, out;
   std::vector<std::string> overrides;
