@@ -34,7 +34,7 @@ class Session {
   Context& context() { return context_; }
   const std::vector<Param>& parameters() const { return all_; }
   std::size_t reduced_bytes() const;
-  std::size_t plain_bytes() const;  // Reducer::plain_bytes
+  std::size_t plain_bytes() const;                                   // Reducer::plain_bytes
   std::int64_t parameter_count() const { return parameter_count_; }  // of all ranks, each once
 
   // Weights only, and all state. Local, but for loading the order of other buckets than there are: see restore().
@@ -65,7 +65,7 @@ class Session {
   std::vector<at::Tensor> average_;  // EMA of the trained parameters
   SkippedSteps skipped_steps_;
   at::Tensor loss_, norm_, growth_;  // global ones of the last step; growth_: good steps since the loss scale changed
-  at::Tensor rescale_;              // what the loss scale is multiplied by for the next step
+  at::Tensor rescale_;               // what the loss scale is multiplied by for the next step
 };
 
 }  // namespace trireme

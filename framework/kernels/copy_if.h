@@ -1,5 +1,5 @@
-// What a step leaves behind is put back, or brought to another unit, where a number says so that the host does not read.
-// On the host and on CUDA. (C++17: nvcc sees it.)
+// What a step leaves behind is put back, or brought to another unit, where a number says so that the host does not
+// read. On the host and on CUDA. (C++17: nvcc sees it.)
 #pragma once
 #include "comm/twins.h"
 
