@@ -35,7 +35,7 @@ std::vector<int> Scheduler::cut(const std::string& task, double now, double rema
     Problem p = problem(now);
     const double wide = plan(p, settings_.policy, settings_.limits).makespan;
     p.running[std::size_t(std::distance(running_.begin(), running_.find(task)))] = {gpus, remaining};
-    if (plan(p, settings_.policy, settings_.limits).makespan > wide) gpus = all, remaining = remaining_all;
+    if (plan(p, settings_.policy, settings_.limits).makespan >= wide) gpus = all, remaining = remaining_all;
   }
   const auto keep = r.gpus.begin() + gpus;
   gpus_.release({keep, r.gpus.end()});

@@ -30,7 +30,7 @@ class Scheduler {
   void arrive(const Task&);  // names are unique
   void complete(const std::string& task);
   // What remains takes `remaining` on the first `gpus` of its GPUs and `remaining_all` on all (0: no less). Gives the
-  // others back at once, unless the plan would end later. Returns those kept.
+  // others back at once if the plan then ends earlier, or all are no faster. Returns those kept.
   std::vector<int> cut(const std::string& task, double now, double remaining, int gpus, double remaining_all);
   // Tasks that start now. Replans if anything happened since the last call.
   std::vector<Start> due(double now);
