@@ -58,6 +58,7 @@ Instructions sequences(bool pairs) {
 
 struct Result {
   TaskOutcome outcome;
+  std::map<std::string, std::size_t> counts = {};  // of rank 0: bytes it sent
   std::string losses, decisions;
   std::vector<std::vector<std::pair<std::string, at::Tensor>>> best;  // by rank: of the jobs it ended with
 };
@@ -66,6 +67,32 @@ std::string text_of(const fs::path& file) {
   std::ifstream in(file, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};
 }
+
+// Bytes sent by kind of collective and type of element, over all communicators of a rank.
+using Counts = std::map<std::string, std::size_t>;
+class Counting : public Wrapper {
+ public:
+  Counting(Communicator& inner, Counts& counts) : Wrapper(inner), counts_(counts) {}
+  Counting(std::unique_ptr<Communicator> inner, Counts& counts) : Wrapper(std::move(inner)), counts_(counts) {}
+  Work all_reduce(Buffer b, Op op) override { return add("all_reduce", b), inner_.all_reduce(b, op); }
+  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override {
+    return add("reduce_scatter", in), inner_.reduce_scatter(in, out, op);
+  }
+  Work all_gather(ConstBuffer in, Buffer out) override { return add("all_gather", in), inner_.all_gather(in, out); }
+  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                  std::span<const std::size_t> recv) override {
+    return add("all_to_all", in), inner_.all_to_all(in, send, out, recv);
+  }
+  Work broadcast(Buffer b, int root) override { return add("broadcast", b), inner_.broadcast(b, root); }
+  Work barrier() override { return inner_.barrier(); }
+  std::unique_ptr<Communicator> split(int color, int key) override {
+    return std::make_unique<Counting>(inner_.split(color, key), counts_);
+  }
+
+ private:
+  void add(const char* what, const ConstBuffer& b) { counts_[what + (" " + std::string(name(b.dtype)))] += b.bytes(); }
+  Counts& counts_;
+};
 
 struct SweepRun : testing::Test {
   fs::path dir = fs::path(testing::TempDir()) / ("sweep_run_" + std::to_string(getpid()));
@@ -93,7 +120,7 @@ struct SweepRun : testing::Test {
     Executor executor(sweep, task, tiny(), data, ranks, folder);
     auto outcome = executor.run(stop);
     if (!outcome) return {};
-    Result r{*outcome, text_of(folder + "/losses.jsonl"), text_of(folder + "/decisions.jsonl"), {{}}};
+    Result r{*outcome, {}, text_of(folder + "/losses.jsonl"), text_of(folder + "/decisions.jsonl"), {{}}};
     for (const auto& j : executor.roster().jobs())
       if (j.rank == ranks.rank() && executor.weights(j.load.job).defined())
         r.best[0].push_back({j.load.job.substr(j.load.job.find('-') + 1), executor.weights(j.load.job)});
@@ -106,11 +133,14 @@ struct SweepRun : testing::Test {
     Result all;
     std::mutex mutex;
     const std::string where = folder();
-    run_loopback(ranks, [&](Communicator& world) {
+    run_loopback(ranks, [&](Communicator& plain) {
+      Counts counts;
+      Counting world(plain, counts);
       const Result r = *run(world, where);
       const std::lock_guard lock(mutex);
       for (const auto& b : r.best[0]) all.best.resize(1), all.best[0].push_back(b);
-      if (world.rank() == 0) all.outcome = r.outcome, all.losses = r.losses, all.decisions = r.decisions;
+      if (world.rank() == 0)
+        all.counts = counts, all.outcome = r.outcome, all.losses = r.losses, all.decisions = r.decisions;
     });
     return all;
   }
@@ -149,7 +179,8 @@ std::set<std::string> exits(const std::string& decisions) {
   std::istringstream in(decisions);
   for (std::string line; std::getline(in, line);) {
     const auto o = nlohmann::json::parse(line);
-    all.insert(o["job"].get<std::string>() + " " + o["step"].dump() + " " + o["decision"].get<std::string>() + o["rank"].dump());
+    all.insert(o["job"].get<std::string>() + " " + o["step"].dump() + " " + o["decision"].get<std::string>() +
+               o["rank"].dump());
   }
   return all;
 }
@@ -160,8 +191,8 @@ TEST_F(SweepRun, PackedJobsAreSoloJobs) {
   EXPECT_GE(packed.outcome.winner, 0);
   EXPECT_GT(exits(packed.decisions).size(), 7u);
   EXPECT_LT(packed.outcome.samples, packed.outcome.all_samples);
-  for (const auto& [arm, slots] : std::vector<std::pair<std::string, std::int64_t>>{
-           {"sequential", 0}, {"loop", 0}, {"wide", 0}, {"grouped", 3}}) {
+  for (const auto& [arm, slots] :
+       std::vector<std::pair<std::string, std::int64_t>>{{"sequential", 0}, {"loop", 0}, {"wide", 0}, {"grouped", 3}}) {
     sweep.arm = arm;
     sweep.slots = slots;
     const Result other = alone();
@@ -193,8 +224,8 @@ TEST_F(SweepRun, PreferencePairs) {
   expect_close(r.losses, alone().losses, 2e-4);
 }
 
-// Stopped at every so many ticks and taken up again: the same files, to the bit. Three places for eight jobs, so that some
-// are parked.
+// Stopped at every so many ticks and taken up again: the same files, to the bit. Three places for eight jobs, so that
+// some are parked.
 TEST_F(SweepRun, GoesOnToTheBit) {
   sweep.slots = 3;
   const Result whole = alone();
@@ -296,8 +327,16 @@ TEST_F(SweepRun, RanksKeepWholeAdapters) {
       compare(all_four, four.losses);
     }
   }
-  EXPECT_EQ(two.outcome.moves_between_ranks, 0);
-  EXPECT_GT(two.outcome.gathers, 0);
+  // What travels: layers of the backbone, as bytes, of which a rank sends its share; and scalars. No f32.
+  for (const auto& [ranks, r] : {std::pair{2, &two}, {4, &four}}) {
+    for (const auto& [what, bytes] : r->counts)
+      EXPECT_TRUE(what.ends_with("u8") || what.ends_with("f64") || what.ends_with("i64")) << what << " " << bytes;
+    EXPECT_EQ(std::int64_t(r->counts.at("all_gather u8")) * (ranks - 1), r->outcome.gathered_bytes);
+    EXPECT_FALSE(r->counts.contains("all_to_all f64"));
+    EXPECT_EQ(r->outcome.moves_between_ranks, 0);
+    // A layer has q and o [32, 32], k and v [16, 32], three of the MLP [48, 32] and two norms: 7,744 values.
+    EXPECT_EQ(r->outcome.gathered_bytes * ranks, r->outcome.gathers * 4 * 7744 * (ranks - 1));
+  }
 }
 
 }  // namespace

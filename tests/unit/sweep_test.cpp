@@ -81,7 +81,8 @@ TEST_F(Sweep, GoesOnFromSavedState) {
     for (const auto& line : c["lines"]) {
       if (!line.contains("val_loss") || line["val_loss"].is_null()) continue;
       const double v = line["val_loss"], e = 0.1 + v / 3;
-      const auto a = whole.evaluate(line["job"], line["step"], &e, v), b = broken->evaluate(line["job"], line["step"], &e, v);
+      const auto a = whole.evaluate(line["job"], line["step"], &e, v),
+                 b = broken->evaluate(line["job"], line["step"], &e, v);
       ASSERT_EQ(a.size(), b.size());
       for (std::size_t i = 0; i < a.size(); ++i) EXPECT_EQ(a[i].json(), b[i].json());
       const std::string saved = broken->save();
@@ -153,7 +154,8 @@ TEST_F(Sweep, FitsMemory) {
   std::vector<Profiled> profiles;
   for (const std::int64_t jobs : {1, 2, 4, 8})
     for (const std::int64_t b : {1, 4, 16})
-      profiles.push_back({jobs * b * 512, jobs * 1000, 3e9 + 2e5 * double(jobs * b * 512) + 18.0 * double(jobs) * 1000});
+      profiles.push_back(
+          {jobs * b * 512, jobs * 1000, 3e9 + 2e5 * double(jobs * b * 512) + 18.0 * double(jobs) * 1000});
   const MemoryModel model = fit_memory(profiles);
   EXPECT_NEAR(model.fixed, 3e9, 1e3);
   EXPECT_NEAR(model.per_token, 2e5, 1e-2);

@@ -37,16 +37,17 @@ Order read_order(const std::string& text) {
   return order;
 }
 
-// Worst case, without early exit: what all jobs would train, at a speed that the weights' bytes tell. A forecast before any
-// measurement; the scheduler hears what is left at the cut.
+// Worst case, without early exit: what all jobs would train, at a speed that the weights' bytes tell. A forecast before
+// any measurement; the scheduler hears what is left at the cut.
 double predicted_seconds(const TaskConfig& task, std::int64_t epochs, std::int64_t ranks) {
   double bytes = 0;
   std::error_code ignored;
   for (const auto& file : fs::recursive_directory_iterator(task.model, ignored))
     if (file.is_regular_file()) bytes += double(file.file_size());
   constexpr double bytes_per_second = 5e8;  // weights read for a token, forward and backward
-  const auto jobs = task.search.random ? task.search.random
-                                       : std::int64_t(task.search.lr.size() * task.search.rank.size() * task.search.batch_size.size());
+  const auto jobs = task.search.random
+                        ? task.search.random
+                        : std::int64_t(task.search.lr.size() * task.search.rank.size() * task.search.batch_size.size());
   const double tokens = double(jobs * epochs * task.data.train) * double(task.data.length) / 4;
   return 1 + tokens * bytes / bytes_per_second / 64 / double(ranks);
 }
@@ -54,7 +55,9 @@ double predicted_seconds(const TaskConfig& task, std::int64_t epochs, std::int64
 class Beside : public cluster::TaskRun {
  public:
   Beside(Order order, Communicator& ranks, const std::string& out)
-      : order_(std::move(order)), ranks_(ranks), folder_(out + "/" + order_.task.name),
+      : order_(std::move(order)),
+        ranks_(ranks),
+        folder_(out + "/" + order_.task.name),
         inputs_(read_inputs(order_.sweep, order_.task, ranks)),
         executor_(order_.sweep, order_.task, *inputs_.model, *inputs_.data, ranks, folder_) {
     executor_.restore();

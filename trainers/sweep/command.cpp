@@ -1,5 +1,6 @@
 // `trireme sweep`: runs an experiment of many LoRA jobs, or one of the verbs that register themselves (verb.h).
 #include "framework/command.h"
+
 #include "trainers/launch.h"
 #include "trainers/ranks.h"
 #include "trainers/sweep/run.h"

@@ -94,8 +94,9 @@ namespace {
 struct Execution {
   SweepConfig& c;
   void fields(Fields& f) {
-    f.choice("arm", c.arm, {"grouped", "sequential", "loop", "wide"},
-             "grouped: many jobs in one pass; sequential: one job at a time; loop, wide: other ways to run the adapters");
+    f.choice(
+        "arm", c.arm, {"grouped", "sequential", "loop", "wide"},
+        "grouped: many jobs in one pass; sequential: one job at a time; loop, wide: other ways to run the adapters");
     f.choice("backend", c.backend, {"kernels", "grouped_mm", "bmm"}, "how grouped adapters are computed");
     f("slots", c.slots, "jobs of a rank at a time; 0: as memory allows", {.min = 0, .max = 4096});
   }
@@ -177,7 +178,8 @@ SweepConfig read_tree(const Config& config, const config::Node& root) {
   config.read(schema);
   for (auto& task : sweep.tasks) {
     if (task.model.empty()) task.model = sweep.model;
-    if (task.model.empty()) throw UsageError(task.place, "has no model", "add model: FOLDER, for all tasks or this one");
+    if (task.model.empty())
+      throw UsageError(task.place, "has no model", "add model: FOLDER, for all tasks or this one");
     task.data.seed = std::uint64_t(sweep.seed);
     task.data.pairs = task.objective == "dpo";
     task.data.full_loss = sweep.train.loss_mask == "full";
@@ -198,9 +200,9 @@ SweepConfig parse_sweep(const std::string& yaml, const std::string& place) {
 std::vector<Candidate> candidates(const SearchConfig& s, std::uint64_t seed, const std::string& place) {
   const auto all = std::int64_t(s.lr.size() * s.rank.size() * s.batch_size.size());
   if (s.random > all)
-    throw UsageError(place, "search.random asks for " + std::to_string(s.random) + " of " + std::to_string(all) +
-                                " combinations",
-                     "lower it, or list more values");
+    throw UsageError(
+        place, "search.random asks for " + std::to_string(s.random) + " of " + std::to_string(all) + " combinations",
+        "lower it, or list more values");
   auto order = permutation(all, Rng(seed, "search"));
   order.resize(std::size_t(s.random ? s.random : all));
   std::sort(order.begin(), order.end());

@@ -20,7 +20,8 @@ double number(const json& v, double otherwise) { return v.is_null() ? otherwise 
 
 void EarlyExitConfig::fields(Fields& f) {
   f("enabled", enabled, "false: every job runs to its end; evaluations stay");
-  f.choice("cut", cut, {"barrier", "asha"}, "barrier: once, at the end of warm-up; asha: at each rung, without waiting");
+  f.choice("cut", cut, {"barrier", "asha"},
+           "barrier: once, at the end of warm-up; asha: at each rung, without waiting");
   f("warmup_ratio", warmup_ratio, "share of a job's steps before the cut", {.min = 0, .max = 1});
   f("keep_ratio", keep_ratio, "share of the jobs that the cut keeps", {.min = 0, .max = 1});
   f("window", window, "evaluations that a slope is taken over", {.min = 2, .max = 1000});
@@ -197,13 +198,19 @@ std::string EarlyExit::save() const {
   for (const auto& [milestone, losses] : rungs_) all["rungs"].push_back({milestone, losses});
   for (const auto& [name, job] : jobs_) {
     json& j = all["jobs"][name];
-    j = {{"state", int(job.state)}, {"reason", job.reason},           {"diverging", job.diverging},
-         {"step", job.step},        {"overfitting", job.overfitting}, {"best", number(job.best)},
-         {"rungs", job.rungs},      {"e", json::array()},             {"v", json::array()}};
+    j = {{"state", int(job.state)},
+         {"reason", job.reason},
+         {"diverging", job.diverging},
+         {"step", job.step},
+         {"overfitting", job.overfitting},
+         {"best", number(job.best)},
+         {"rungs", job.rungs},
+         {"e", json::array()},
+         {"v", json::array()}};
     for (double e : job.e) j["e"].push_back(number(e));
     for (double v : job.v) j["v"].push_back(number(v));
     const Decision& b = job.boundary;
-    j["boundary"] = {b.step, number(b.train_ema), number(b.val_loss), number(b.slope_train), number(b.slope_val),
+    j["boundary"] = {b.step,       number(b.train_ema), number(b.val_loss), number(b.slope_train), number(b.slope_val),
                      number(b.gap)};
   }
   return all.dump();
@@ -229,8 +236,15 @@ void EarlyExit::load(const std::string& text) {
     for (const auto& e : j.at("e")) job.e.push_back(number(e, unknown));
     for (const auto& v : j.at("v")) job.v.push_back(number(v, unknown));
     const json& b = j.at("boundary");
-    job.boundary = {name, b[0].get<std::int64_t>(), "", number(b[1], unknown), number(b[2], unknown),
-                    number(b[3], unknown), number(b[4], unknown), number(b[5], unknown), 0};
+    job.boundary = {name,
+                    b[0].get<std::int64_t>(),
+                    "",
+                    number(b[1], unknown),
+                    number(b[2], unknown),
+                    number(b[3], unknown),
+                    number(b[4], unknown),
+                    number(b[5], unknown),
+                    0};
   }
 }
 

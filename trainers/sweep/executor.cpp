@@ -72,12 +72,18 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
   nlohmann::ordered_json header{{"task", task.name}, {"total_steps", nlohmann::json::object()}};
   for (const auto& j : jobs_) header["total_steps"][j.candidate().job] = j.total_steps();
   const EarlyExitConfig& e = sweep.early_exit;
-  header.update({{"enabled", e.enabled},           {"cut", e.cut},
-                 {"warmup_ratio", e.warmup_ratio}, {"keep_ratio", e.keep_ratio},
-                 {"window", e.window},             {"patience_div", e.patience_div},
-                 {"tau_slope", e.tau_slope},       {"patience_ovf", e.patience_ovf},
-                 {"tau_gap", e.tau_gap},           {"ema_alpha", e.ema_alpha},
-                 {"asha_max_t", e.asha_max_t},     {"asha_grace", e.asha_grace},
+  header.update({{"enabled", e.enabled},
+                 {"cut", e.cut},
+                 {"warmup_ratio", e.warmup_ratio},
+                 {"keep_ratio", e.keep_ratio},
+                 {"window", e.window},
+                 {"patience_div", e.patience_div},
+                 {"tau_slope", e.tau_slope},
+                 {"patience_ovf", e.patience_ovf},
+                 {"tau_gap", e.tau_gap},
+                 {"ema_alpha", e.ema_alpha},
+                 {"asha_max_t", e.asha_max_t},
+                 {"asha_grace", e.asha_grace},
                  {"asha_eta", e.asha_eta}});
   if (ranks.rank() == 0) journal_ = Journal(folder_, task.name, header.dump());
   if (sweep.checkpoint_every > 0) {
@@ -124,7 +130,8 @@ MemoryLimit Executor::memory_limit(const std::vector<Load>& loads) const {
   for (const auto& [weight, value] : model_.weights())
     (weight.layer < 0 ? weights : layers) += double(value.numel() * std::int64_t(value.element_size()));
   limit.model.fixed = weights + layers / ranks_.size();
-  limit.model.per_token = bytes_per_token(model_.config(), model_.dtype(), sweep_.train.checkpointing || ranks_.size() > 1);
+  limit.model.per_token =
+      bytes_per_token(model_.config(), model_.dtype(), sweep_.train.checkpointing || ranks_.size() > 1);
   limit.bytes = sweep_.memory_capacity > 0 ? sweep_.memory_margin * sweep_.memory_capacity
                                            : std::numeric_limits<double>::infinity();
   limit.slots = sweep_.arm == "sequential" ? 1 : sweep_.slots > 0 ? sweep_.slots : std::int64_t(loads.size());
@@ -138,9 +145,11 @@ void Executor::cap_validation() {
   if (n == 0)
     throw DataError(task_.data.data, "leaves no sample for validation", "raise validation_share, or name validation");
   const double times = sweep_.train.checkpointing ? 3 : 2, passes = 1 / sweep_.early_exit.eval_fraction;
-  const double trained = double(sweep_.train.epochs * std::int64_t(std::max(data_.train.size(), data_.train_pairs.size())));
+  const double trained =
+      double(sweep_.train.epochs * std::int64_t(std::max(data_.train.size(), data_.train_pairs.size())));
   const auto affordable = std::int64_t(0.2 * times * trained / passes);
-  const std::int64_t cap = sweep_.early_exit.val_cap ? sweep_.early_exit.val_cap : std::max<std::int64_t>(16, affordable);
+  const std::int64_t cap =
+      sweep_.early_exit.val_cap ? sweep_.early_exit.val_cap : std::max<std::int64_t>(16, affordable);
   validation_ = permutation(n, Rng(std::uint64_t(sweep_.seed), "validation"));
   validation_.resize(std::size_t(std::min(n, cap)));
   std::sort(validation_.begin(), validation_.end());
@@ -192,7 +201,8 @@ void Executor::take(const Roster::Move& move) {
   Job& job = jobs_[std::size_t(move.job)];
   const bool from = move.from == ranks_.rank(), to = move.rank == ranks_.rank();
   const auto ranks = std::size_t(ranks_.size());
-  at::Tensor tensors = from ? job.packed_tensors() : at::zeros({to ? 4 * job.parameters() : 0}, at::kFloat), got = tensors;
+  at::Tensor tensors = from ? job.packed_tensors() : at::zeros({to ? 4 * job.parameters() : 0}, at::kFloat),
+             got = tensors;
   if (from) got = at::zeros({0}, at::kFloat);
   std::vector<double> scalars = from ? job.packed_scalars() : std::vector<double>(to ? Job::scalars : 0);
   std::vector<std::size_t> send(ranks, 0), recv(ranks, 0);
@@ -204,7 +214,8 @@ void Executor::take(const Roster::Move& move) {
   const at::Tensor none = at::zeros({0}, at::kFloat);
   exchange_all(buffer_of(from ? tensors : none), buffer_of(to ? got : none), std::size_t(4 * job.parameters()));
   std::vector<double> out = from ? scalars : std::vector<double>();
-  exchange_all({out.data(), out.size(), DType::f64}, {scalars.data(), to ? scalars.size() : 0, DType::f64}, Job::scalars);
+  exchange_all({out.data(), out.size(), DType::f64}, {scalars.data(), to ? scalars.size() : 0, DType::f64},
+               Job::scalars);
   ++moves_;
   if (!to) return;
   job.unpack(got, scalars);
@@ -236,7 +247,8 @@ void Executor::hear(const std::vector<double>& payload) {
   for (std::size_t at = 0; at < payload.size();) {
     const Evaluated e{std::int64_t(payload[at]), std::int64_t(payload[at + 1]), payload[at + 2], payload[at + 3]};
     const auto n = std::size_t(payload[at + 4]);
-    const std::vector<double> losses(payload.begin() + std::ptrdiff_t(at + 5), payload.begin() + std::ptrdiff_t(at + 5 + n));
+    const std::vector<double> losses(payload.begin() + std::ptrdiff_t(at + 5),
+                                     payload.begin() + std::ptrdiff_t(at + 5 + n));
     at += 5 + n;
     journal_.losses(candidates_[std::size_t(e.job)].job, e.step - std::int64_t(n), losses, e.step, e.loss);
     const auto decisions = roster_->hear(e);

@@ -7,8 +7,8 @@
 // roster, the same on all, says. No adapter's number travels, but where a parked job moves to a rank without jobs.
 #pragma once
 #include "comm/communicator.h"
-#include "framework/io/checkpoint.h"
 #include "framework/formats/peft.h"
+#include "framework/io/checkpoint.h"
 #include "framework/models/causal_lm.h"
 #include "trainers/sweep/job.h"
 #include "trainers/sweep/journal.h"
@@ -33,24 +33,24 @@ struct JobOutcome {
 
 struct TaskOutcome {
   std::vector<JobOutcome> jobs;
-  std::int64_t winner = -1;       // none: every job diverged
-  std::string winner_folder;      // of PEFT
+  std::int64_t winner = -1;                   // none: every job diverged
+  std::string winner_folder;                  // of PEFT
   std::int64_t samples = 0, all_samples = 0;  // trained, and without early exit
   double seconds = 0, evaluation_seconds = 0, empty_share = 0;
   std::int64_t moves_between_ranks = 0, gathers = 0, gathered_bytes = 0;  // bytes: received by a rank
-  double evaluation_ratio = 0;    // forecast: time of evaluation over that of training
+  double evaluation_ratio = 0;  // forecast: time of evaluation over that of training
 };
 
 class Executor {
  public:
-  // model and tokenizer: the task's, the same on all ranks. folder: the task's, seen by all; state goes there. Collective,
-  // as all members are. Throws UsageError naming a job that is too large, or a module that is not there.
+  // model and tokenizer: the task's, the same on all ranks. folder: the task's, seen by all; state goes there.
+  // Collective, as all members are. Throws UsageError naming a job that is too large, or a module that is not there.
   Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm model, const Instructions& data,
            Communicator& ranks, std::string folder);
   ~Executor();
 
-  // Runs until the task is over, from its newest checkpoint where there is one, and writes the winner's folder. `stop`: asked
-  // once a tick; where it says so on any rank, the state is saved and nothing is returned.
+  // Runs until the task is over, from its newest checkpoint where there is one, and writes the winner's folder. `stop`:
+  // asked once a tick; where it says so on any rank, the state is saved and nothing is returned.
   std::optional<TaskOutcome> run(const std::function<bool()>& stop = {});
   // The same in pieces, for who runs several tasks: restore once, tick until it returns something else than going
   // (`stop` as above), then finish where the task is over.

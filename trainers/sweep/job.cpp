@@ -129,8 +129,8 @@ at::Tensor Job::packed_tensors() const {
 }
 
 std::vector<double> Job::packed_scalars() const {
-  return {double(step_), double(evaluated_), double(best_step_), average_.value, updates_.item<double>(),
-          best_.defined() ? 1.0 : 0.0};
+  return {double(step_),  double(evaluated_),      double(best_step_),
+          average_.value, updates_.item<double>(), best_.defined() ? 1.0 : 0.0};
 }
 
 void Job::unpack(const at::Tensor& tensors, const std::vector<double>& scalars) {

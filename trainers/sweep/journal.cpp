@@ -8,6 +8,7 @@
 #include <iostream>
 
 #include <nlohmann/json.hpp>
+
 #include <unistd.h>
 
 namespace trireme::sweep {
@@ -93,7 +94,8 @@ void Journal::progress(const Roster& roster, bool now) {
   }
   const double share = all > 0 ? done / all : 1, seconds = std::chrono::duration<double>(time - begun_).count();
   if (share_begun_ < 0) share_begun_ = share;
-  if (share > share_begun_ + 0.01) line += " at most " + duration(seconds * (1 - share) / (share - share_begun_)) + " left,";
+  if (share > share_begun_ + 0.01)
+    line += " at most " + duration(seconds * (1 - share) / (share - share_begun_)) + " left,";
   line.back() = ' ';
   const bool terminal = isatty(STDERR_FILENO);
   std::cerr << (terminal ? "\r\033[K" : "") << line << (terminal && !now ? "" : "\n") << std::flush;

@@ -19,7 +19,8 @@ class Journal {
   Journal(std::string folder, std::string task, const std::string& header);
 
   // Losses of a job's steps first + 1, ... up to the evaluation, and its validation loss.
-  void losses(const std::string& job, std::int64_t first, const std::vector<double>& train, std::int64_t step, double v);
+  void losses(const std::string& job, std::int64_t first, const std::vector<double>& train, std::int64_t step,
+              double v);
   void decided(const Decision& decision);
   // The table's line: jobs by phase, exits by reason, best so far, time left. At most one in two seconds, unless `now`.
   void progress(const Roster& roster, bool now);

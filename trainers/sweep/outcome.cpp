@@ -62,7 +62,8 @@ TaskOutcome Executor::outcome() {
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
     const auto& j = roster_->jobs()[i];
     const auto& e = roster_->exits().job(j.load.job);
-    out.jobs.push_back({candidates_[i], j.phase == Roster::Phase::done ? "done" : e.reason, j.step, j.total_steps, e.best});
+    out.jobs.push_back(
+        {candidates_[i], j.phase == Roster::Phase::done ? "done" : e.reason, j.step, j.total_steps, e.best});
     const auto samples = std::int64_t(std::max(data_.train.size(), data_.train_pairs.size()));
     out.all_samples += samples * sweep_.train.epochs;
     out.samples += std::min(j.step * j.load.batch_size, samples * sweep_.train.epochs);

@@ -45,7 +45,8 @@ at::Tensor Pack::labels(at::Device device) const { return on_device(labels_, dev
 
 at::Tensor Pack::log_probabilities(const at::Tensor& token_losses) const {
   std::vector<std::int64_t> sample;
-  for (std::size_t s = 0; s < lengths_.size(); ++s) sample.insert(sample.end(), std::size_t(lengths_[s]), std::int64_t(s));
+  for (std::size_t s = 0; s < lengths_.size(); ++s)
+    sample.insert(sample.end(), std::size_t(lengths_[s]), std::int64_t(s));
   const at::Tensor zero = at::zeros({std::int64_t(lengths_.size())}, token_losses.options());
   return -zero.index_add(0, on_device(sample, token_losses.device()), token_losses);
 }

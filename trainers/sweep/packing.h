@@ -1,5 +1,5 @@
-// Which jobs run at a time: the memory that they take, admission, and what comes in when one leaves (ALTO, section 7.1).
-// Torch-free.
+// Which jobs run at a time: the memory that they take, admission, and what comes in when one leaves (ALTO,
+// section 7.1). Torch-free.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -35,8 +35,8 @@ MemoryModel fit_memory(std::span<const Profiled> profiles);
 
 struct MemoryLimit {
   MemoryModel model;
-  double bytes = 0;         // margin times capacity
-  std::int64_t slots = 0;   // jobs at a time
+  double bytes = 0;        // margin times capacity
+  std::int64_t slots = 0;  // jobs at a time
   bool allows(std::span<const Load> running, const Load& next) const;
 };
 

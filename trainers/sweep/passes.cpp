@@ -68,7 +68,8 @@ void Executor::evaluate_pass() {
   Evaluation& e = *evaluation_;
   Pack pack;
   const auto jobs = std::int64_t(e.jobs.size());
-  const std::int64_t tokens = std::max<std::int64_t>(1, roster_->jobs()[0].load.tokens / roster_->jobs()[0].load.batch_size);
+  const std::int64_t tokens =
+      std::max<std::int64_t>(1, roster_->jobs()[0].load.tokens / roster_->jobs()[0].load.batch_size);
   const std::int64_t end = std::min<std::int64_t>(std::int64_t(validation_.size()),
                                                   e.next + std::max<std::int64_t>(1, chunk_tokens_ / (jobs * tokens)));
   for (const auto job : e.jobs) {
@@ -107,8 +108,8 @@ void Executor::fill(Pack& pack, bool training, std::int64_t sample) const {
     pack.add(training ? data_.train[s] : data_.validation[s]);
 }
 
-// The reference of DPO is the backbone without adapters, which never changes: one forward of each pair in all. Every rank
-// computes all of them, in the same passes.
+// The reference of DPO is the backbone without adapters, which never changes: one forward of each pair in all. Every
+// rank computes all of them, in the same passes.
 void Executor::reference_pairs() {
   train_pairs_ = referenced(data_.train_pairs);
   validation_pairs_ = referenced(data_.validation_pairs);

@@ -41,7 +41,8 @@ class Replay {
 
   std::string where() const { return file_ + ":" + std::to_string(std::max<std::size_t>(line_, 1)); }
   [[noreturn]] void bad(const std::string& what) const {
-    throw DataError(where(), what, R"(first {"task", "total_steps": {"job": 100}}, then {"job", "step", "train_loss" or "val_loss"})");
+    throw DataError(where(), what,
+                    R"(first {"task", "total_steps": {"job": 100}}, then {"job", "step", "train_loss" or "val_loss"})");
   }
 
   void header(json& o) {
@@ -103,12 +104,14 @@ class Replay {
 };
 
 int decide(const std::vector<std::string>& words) {
-  if (words.empty()) throw UsageError("sweep decide", "no file is given", "trireme sweep decide FILE.jsonl [key=value ...]");
+  if (words.empty())
+    throw UsageError("sweep decide", "no file is given", "trireme sweep decide FILE.jsonl [key=value ...]");
   for (const auto& d : replay(words[0], {words.begin() + 1, words.end()})) std::cout << d.json() << "\n";
   return 0;
 }
 
-const Verbs::Entry registered({"decide", "FILE.jsonl [key=value ...]: what early exit decides on a file of losses", decide});
+const Verbs::Entry registered({"decide", "FILE.jsonl [key=value ...]: what early exit decides on a file of losses",
+                               decide});
 
 }  // namespace
 

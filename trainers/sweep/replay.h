@@ -7,10 +7,10 @@
 
 namespace trireme::sweep {
 
-// FILE.jsonl: a first line {"task": "t", "total_steps": {"job": steps, ...}}, which may hold keys of EarlyExitConfig too,
-// then in time order {"job", "step", "train_loss"} and {"job", "step", "val_loss"} (null: not finite); a line with both is
-// read in this order. What a job that has exited reports is not looked at. overrides: key=value of EarlyExitConfig.
-// Throws DataError "file:line: what" for lines that say something else, UsageError for settings.
+// FILE.jsonl: a first line {"task": "t", "total_steps": {"job": steps, ...}}, which may hold keys of EarlyExitConfig
+// too, then in time order {"job", "step", "train_loss"} and {"job", "step", "val_loss"} (null: not finite); a line with
+// both is read in this order. What a job that has exited reports is not looked at. overrides: key=value of
+// EarlyExitConfig. Throws DataError "file:line: what" for lines that say something else, UsageError for settings.
 std::vector<Decision> replay(const std::string& file, const std::vector<std::string>& overrides);
 
 }  // namespace trireme::sweep

@@ -43,7 +43,13 @@ std::vector<Series> curves(const std::string& file, const TaskOutcome& o) {
   for (const auto& j : o.jobs) {
     index[j.candidate.job] = series.size();
     const bool won = o.winner == std::int64_t(series.size());
-    series.push_back({won ? j.candidate.job : "", won ? "var(--c0)" : j.end == "diverging" ? "var(--c3)" : j.end == "overfitting" ? "var(--c1)" : "var(--muted)", {}, won ? Series::line : Series::faint});
+    series.push_back({won ? j.candidate.job : "",
+                      won                      ? "var(--c0)"
+                      : j.end == "diverging"   ? "var(--c3)"
+                      : j.end == "overfitting" ? "var(--c1)"
+                                               : "var(--muted)",
+                      {},
+                      won ? Series::line : Series::faint});
   }
   std::ifstream in(file);
   for (std::string line; std::getline(in, line);) {
@@ -70,29 +76,47 @@ std::string section(const std::string& folder, const TaskConfig& task, const Tas
   summary.push_back({"samples saved by early exit", format_value(saved(o), Unit::percent)});
   summary.push_back({"time", text("%.1f s, %.1f s of it evaluation", o.seconds, o.evaluation_seconds)});
   summary.push_back({"passes without work", format_value(o.empty_share, Unit::percent)});
-  if (o.gathers) summary.push_back({"layers gathered", text("%lld, %.1f MB received by a rank", (long long)o.gathers, double(o.gathered_bytes) / 1e6)});
-  summary.push_back({"winner", o.winner < 0 ? "none" : o.jobs[std::size_t(o.winner)].candidate.job + " in " + o.winner_folder});
+  if (o.gathers)
+    summary.push_back({"layers gathered",
+                       text("%lld, %.1f MB received by a rank", (long long)o.gathers, double(o.gathered_bytes) / 1e6)});
+  summary.push_back(
+      {"winner", o.winner < 0 ? "none" : o.jobs[std::size_t(o.winner)].candidate.job + " in " + o.winner_folder});
   Table jobs;
   for (const auto i : best_first(o)) {
     const auto& j = o.jobs[i];
-    jobs.push_back({j.candidate.job, text("%.4f, %s after %lld of %lld steps", j.best, j.end.c_str(), (long long)j.steps, (long long)j.total_steps)});
+    jobs.push_back({j.candidate.job, text("%.4f, %s after %lld of %lld steps", j.best, j.end.c_str(),
+                                          (long long)j.steps, (long long)j.total_steps)});
   }
   return "<h2>" + escape_html(task.name) + "</h2>" + html_table(summary, "", "") +
-         figure("wide", chart.title, "", line_chart(chart)) + details("jobs", html_table(jobs, "job", "best validation loss"));
+         figure("wide", chart.title, "", line_chart(chart)) +
+         details("jobs", html_table(jobs, "job", "best validation loss"));
 }
 
 }  // namespace
 
 std::string print_outcome(const TaskOutcome& o, const TaskConfig& task) {
-  ordered_json all{{"task", task.name}, {"winner", o.winner}, {"winner_folder", o.winner_folder}, {"samples", o.samples},
-                   {"all_samples", o.all_samples}, {"seconds", o.seconds}, {"evaluation_seconds", o.evaluation_seconds},
-                   {"evaluation_ratio", o.evaluation_ratio}, {"empty_share", o.empty_share},
-                   {"moves_between_ranks", o.moves_between_ranks}, {"gathers", o.gathers},
-                   {"gathered_bytes", o.gathered_bytes}, {"jobs", ordered_json::array()}};
+  ordered_json all{{"task", task.name},
+                   {"winner", o.winner},
+                   {"winner_folder", o.winner_folder},
+                   {"samples", o.samples},
+                   {"all_samples", o.all_samples},
+                   {"seconds", o.seconds},
+                   {"evaluation_seconds", o.evaluation_seconds},
+                   {"evaluation_ratio", o.evaluation_ratio},
+                   {"empty_share", o.empty_share},
+                   {"moves_between_ranks", o.moves_between_ranks},
+                   {"gathers", o.gathers},
+                   {"gathered_bytes", o.gathered_bytes},
+                   {"jobs", ordered_json::array()}};
   for (const auto& j : o.jobs)
-    all["jobs"].push_back({{"job", j.candidate.job}, {"lr", j.candidate.lr}, {"rank", j.candidate.rank},
-                           {"batch_size", j.candidate.batch_size}, {"alpha", j.candidate.alpha}, {"end", j.end},
-                           {"steps", j.steps}, {"total_steps", j.total_steps},
+    all["jobs"].push_back({{"job", j.candidate.job},
+                           {"lr", j.candidate.lr},
+                           {"rank", j.candidate.rank},
+                           {"batch_size", j.candidate.batch_size},
+                           {"alpha", j.candidate.alpha},
+                           {"end", j.end},
+                           {"steps", j.steps},
+                           {"total_steps", j.total_steps},
                            {"best", std::isfinite(j.best) ? ordered_json(j.best) : ordered_json()}});
   return all.dump(1) + "\n";
 }
@@ -128,13 +152,15 @@ TaskOutcome parse_outcome(const std::string& json, const std::string& place) {
 std::string outcome_table(const TaskOutcome& o, const TaskConfig& task) {
   std::size_t widest = 3;
   for (const auto& j : o.jobs) widest = std::max(widest, j.candidate.job.size());
-  std::string table = "task " + task.name + "\n" + text("%-*s %10s %12s  %s\n", int(widest), "job", "best loss", "steps", "end");
+  std::string table =
+      "task " + task.name + "\n" + text("%-*s %10s %12s  %s\n", int(widest), "job", "best loss", "steps", "end");
   for (const auto i : best_first(o)) {
     const auto& j = o.jobs[i];
     table += text("%-*s %10.4f %5lld/%-6lld  %s%s\n", int(widest), j.candidate.job.c_str(), j.best, (long long)j.steps,
                   (long long)j.total_steps, j.end.c_str(), o.winner == std::int64_t(i) ? "  <- winner" : "");
   }
-  table += text("%.1f %% of samples saved, %.1f s, %.1f s of it evaluation\n", 100 * saved(o), o.seconds, o.evaluation_seconds);
+  table += text("%.1f %% of samples saved, %.1f s, %.1f s of it evaluation\n", 100 * saved(o), o.seconds,
+                o.evaluation_seconds);
   return table + (o.winner < 0 ? "no job has a result\n" : "winner: " + o.winner_folder + "\n");
 }
 

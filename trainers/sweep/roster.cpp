@@ -9,7 +9,8 @@
 namespace trireme::sweep {
 namespace {
 
-std::map<std::string, std::int64_t> steps_by_name(const std::vector<Load>& loads, const std::vector<std::int64_t>& steps) {
+std::map<std::string, std::int64_t> steps_by_name(const std::vector<Load>& loads,
+                                                  const std::vector<std::int64_t>& steps) {
   std::map<std::string, std::int64_t> by_name;
   for (std::size_t i = 0; i < loads.size(); ++i) by_name[loads[i].job] = steps[i];
   return by_name;
@@ -103,8 +104,7 @@ std::vector<Decision> Roster::hear(const Evaluated& event) {
     if (state == EarlyExit::State::waiting && j.phase == Phase::running) j.phase = Phase::waiting;
     if (state == EarlyExit::State::going_on && j.phase == Phase::waiting) j.phase = Phase::running;
     const bool here = j.phase == Phase::running || j.phase == Phase::parked;
-    if (state == EarlyExit::State::going_on && here && j.step == j.total_steps)
-      leave(j, Phase::done);
+    if (state == EarlyExit::State::going_on && here && j.step == j.total_steps) leave(j, Phase::done);
   }
   return decisions;
 }
@@ -121,7 +121,8 @@ std::int64_t Roster::winner() const {
 }
 
 std::string Roster::save() const {
-  nlohmann::json all{{"exits", exits_.save()}, {"freed", freed_.value_or(0)}, {"ranks", ranks_}, {"jobs", nlohmann::json::array()}};
+  nlohmann::json all{
+      {"exits", exits_.save()}, {"freed", freed_.value_or(0)}, {"ranks", ranks_}, {"jobs", nlohmann::json::array()}};
   for (const auto& j : jobs_) all["jobs"].push_back({j.load.job, j.step, int(j.phase), j.rank});
   return all.dump();
 }

@@ -33,18 +33,20 @@ void take_folder(const SweepRun& run, const SweepConfig& sweep, std::unique_ptr<
   if (fs::exists(saved)) {
     const auto bytes = read_file(saved, 1 << 20);
     if (std::string(bytes.begin(), bytes.end()) != sweep.settings)
-      throw UsageError(run.out, "holds a sweep with other settings", "use its settings, another --out, or --fresh to start over");
+      throw UsageError(run.out, "holds a sweep with other settings",
+                       "use its settings, another --out, or --fresh to start over");
   }
   replace_durably(system_io(), saved, sweep.settings);
 }
 
-// The sweep's backbone where it is missing, by the experiment that the file names; a run that was stopped goes on. A run
-// writes its report last.
+// The sweep's backbone where it is missing, by the experiment that the file names; a run that was stopped goes on. A
+// run writes its report last.
 int make_backbone(const SweepRun& run, const SweepConfig& sweep, Communicator& world, int local_ranks) {
   std::int64_t there = fs::exists(sweep.model + "/report.html") || fs::exists(sweep.model + "/config.json");
   world.broadcast({&there, 1, DType::i64}, 0).wait();
   if (sweep.pretrain.empty() || there) return 0;
-  if (world.rank() == 0) std::cout << "backbone: " << sweep.model << " is not there yet, " << sweep.pretrain << " makes it\n";
+  if (world.rank() == 0)
+    std::cout << "backbone: " << sweep.model << " is not there yet, " << sweep.pretrain << " makes it\n";
   TrainOptions options;
   options.file = (fs::path(run.file).parent_path() / sweep.pretrain).string();
   options.out = sweep.model;

@@ -26,7 +26,8 @@ void write_outcome(const std::string& folder, const TaskOutcome& outcome, const 
 std::optional<TaskOutcome> read_outcome(const std::string& folder);                                 // none: not over
 
 // Collective over the world: tasks beside each other, each on its own number of ranks, by the scheduler of tasks
-// (cluster/driver.h); others may come by `trireme sweep add`, each a file with one task. Returns false where it was stopped.
+// (cluster/driver.h); others may come by `trireme sweep add`, each a file with one task. Returns false where it was
+// stopped.
 bool run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out,
                 const std::function<bool()>& stop);
 
@@ -35,7 +36,8 @@ struct SweepRun {
   std::vector<std::string> overrides;
   bool fresh = false;
 };
-// Collective: all tasks of the file in its order on all ranks, the table on the terminal and report.html. The exit code.
+// Collective: all tasks of the file in its order on all ranks, the table on the terminal and report.html. The exit
+// code.
 int run_sweep(const SweepRun& run, Communicator& world, int local_ranks);
 
 // result.json of a task.

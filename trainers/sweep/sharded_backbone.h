@@ -1,6 +1,6 @@
-// A frozen backbone whose layers lie on several ranks, a share of each on every rank, and are gathered as a pass comes to
-// them (adapter parallelism: ALTO, arXiv 2604.05426, 6.2): layer l + 1 travels while layer l computes. Two layers are
-// whole at a time. What lies outside of layers (embedding, head, last norm) stays whole on every rank.
+// A frozen backbone whose layers lie on several ranks, a share of each on every rank, and are gathered as a pass comes
+// to them (adapter parallelism: ALTO, arXiv 2604.05426, 6.2): layer l + 1 travels while layer l computes. Two layers
+// are whole at a time. What lies outside of layers (embedding, head, last norm) stays whole on every rank.
 #pragma once
 #include "comm/communicator.h"
 #include "framework/models/causal_lm.h"
@@ -14,22 +14,22 @@ namespace trireme::sweep {
 
 class ShardedBackbone {
  public:
-  // Cuts the layers of `model`, whose weights are let go, over the ranks of `ranks`, which is used for nothing else. The
-  // model runs with checkpointing from now on: a layer's weights are there again when it runs again. Collective calls
-  // follow from the order of layers alone, so all ranks must run the same kinds of passes.
+  // Cuts the layers of `model`, whose weights are let go, over the ranks of `ranks`, which is used for nothing else.
+  // The model runs with checkpointing from now on: a layer's weights are there again when it runs again. Collective
+  // calls follow from the order of layers alone, so all ranks must run the same kinds of passes.
   ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Communicator& ranks);
   ~ShardedBackbone();
 
   // The gathers of a pass, without the pass. backward: of one that has a backward.
   void empty_pass(bool backward);
   std::int64_t gathers() const { return gathers_; }
-  std::int64_t bytes_received() const;  // of this rank, so far
+  std::int64_t bytes_received() const;                                 // of this rank, so far
   std::int64_t layer_bytes() const { return share_ * ranks_.size(); }  // padded
 
  private:
   struct Piece {
     LmWeight weight;
-    std::int64_t offset = 0;  // in the layer's buffer, bytes
+    std::int64_t offset = 0;   // in the layer's buffer, bytes
     std::int64_t target = -1;  // of the store, for a projection's weight
     bool bias = false;
   };
