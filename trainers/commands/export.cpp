@@ -1,6 +1,7 @@
 // `trireme export RUN`: a model as files of other tools.
 #include "comm/error.h"
 #include "comm/local/self.h"
+#include "data/file.h"
 #include "framework/command.h"
 #include "framework/formats/safetensors.h"
 #include "framework/init_from.h"
@@ -11,8 +12,11 @@
 #include "framework/models/open_clip.h"
 #include "trainers/commands/eval_run.h"
 #include "trainers/commands/language_model.h"
+#include "trainers/sweep/run.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <filesystem>
 #include <iostream>
 #include <system_error>
 
@@ -20,7 +24,7 @@ namespace trireme {
 namespace {
 
 struct ExportOptions {
-  std::string model, out, format, tokenizer, adapter, step = "newest", precision = "file";
+  std::string model, out, format, tokenizer, adapter, task, step = "newest", precision = "file";
   int shard_mib = 4096;
   bool raw = false;
 };
@@ -62,14 +66,54 @@ int export_hf(const ExportOptions& o) {
   return 0;
 }
 
+// The tasks of a sweep that are over, by name.
+std::vector<std::string> tasks_over(const std::string& run) {
+  std::vector<std::string> tasks;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(run, ignored))
+    if (std::filesystem::exists(entry.path() / "result.json")) tasks.push_back(entry.path().filename().string());
+  std::sort(tasks.begin(), tasks.end());
+  return tasks;
+}
+
+// The best adapter of a sweep's task.
+int export_peft(const ExportOptions& o) {
+  const auto tasks = tasks_over(o.model);
+  if (tasks.empty())
+    throw DataError(o.model, "holds no task of a sweep that is over", "give the folder of `trireme sweep`");
+  std::string names;
+  for (const auto& t : tasks) names += (names.empty() ? "" : ", ") + t;
+  if (o.task.empty() && tasks.size() > 1)
+    throw UsageError(o.model, "holds several tasks: " + names, "add --task " + tasks.front());
+  const std::string task = o.task.empty() ? tasks.front() : o.task;
+  if (std::find(tasks.begin(), tasks.end(), task) == tasks.end())
+    throw UsageError("--task", "no task '" + task + "' is over in " + o.model, "take one of: " + names);
+  const auto outcome = *sweep::read_outcome(o.model + "/" + task);
+  if (outcome.winner < 0) throw DataError(o.model + "/" + task, "has no winner: no job ended with a result");
+  const std::string from = o.model + "/" + task + "/winner";
+  const PeftAdapter adapter = read_peft(from);
+  FileIo& io = system_io();
+  make_folder(io, o.out);
+  for (const char* name : {"adapter_model.safetensors", "adapter_config.json"}) {  // with its config it is an adapter
+    const auto bytes = read_file(from + "/" + name, std::int64_t(1) << 40);
+    replace_durably(io, o.out + "/" + name, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  }
+  std::cout << "export: " << outcome.jobs[std::size_t(outcome.winner)].candidate.job
+            << "; peft.PeftModel.from_pretrained(model, '" << o.out << "'), model from " << adapter.config.base_model
+            << std::endl;
+  return 0;
+}
+
 int export_model(const ExportOptions& o) {
   if (o.out.empty()) throw UsageError("export", "no folder to write", "give --out DIR");
+  if (o.format == "peft") return export_peft(o);
+  if (!o.task.empty()) throw UsageError("--task", "is for --format peft", "leave it out");
   const bool language = is_hf_folder(o.model) || model_of(o.model) == "causal_lm";
   if (o.format == "hf" || (o.format.empty() && language)) return export_hf(o);
   if (!o.adapter.empty()) throw UsageError("--adapter", "is for --format hf", "leave it out");
   if (o.format == "safetensors" || (o.format.empty() && model_of(o.model) != "clip")) return export_run(o);
   if (o.format != "openclip" && !o.format.empty())
-    throw UsageError("--format", "'" + o.format + "' is none", "write openclip, hf or safetensors");
+    throw UsageError("--format", "'" + o.format + "' is none", "write openclip, hf, peft or safetensors");
   const ClipModel model = load_clip(o.model, at::kCPU, at::kFloat, o.tokenizer, {o.step, !o.raw});
   FileIo& io = system_io();
   make_folder(io, o.out);
@@ -93,8 +137,10 @@ const Commands::Entry registered(
        command.text(
            "--format", o->format,
            "openclip: config, weights and tokenizer in the layout of its hub; hf: a language model's folder for "
-           "transformers; safetensors: the weights by their names; default: openclip of a CLIP model, hf of a language "
+           "transformers; peft: the winner of a sweep, whose folder is given; safetensors: the weights by their names; "
+           "default: openclip of a CLIP model, hf of a language "
            "model");
+       command.text("--task", o->task, "of a sweep: whose winner (peft)");
        command.text("--adapter", o->adapter, "adapter folder of PEFT, which is added to the weights (hf)");
        command.text("--precision", o->precision,
                     "of the weights that are written (hf): f32, f64, bf16, or file: as they are; merged weights are "

@@ -68,7 +68,9 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
     sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_);
   }
   cap_validation();
-  if (ranks.rank() == 0) make_folder(system_io(), folder_);
+  trireme::agree(ranks, attempt([&] {
+                   if (ranks.rank() == 0) make_folder(system_io(), folder_);
+                 }));
   nlohmann::ordered_json header{{"task", task.name}, {"total_steps", nlohmann::json::object()}};
   for (const auto& j : jobs_) header["total_steps"][j.candidate().job] = j.total_steps();
   const EarlyExitConfig& e = sweep.early_exit;
@@ -85,11 +87,12 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
                  {"asha_max_t", e.asha_max_t},
                  {"asha_grace", e.asha_grace},
                  {"asha_eta", e.asha_eta}});
-  if (ranks.rank() == 0) journal_ = Journal(folder_, task.name, header.dump());
+  trireme::agree(ranks, attempt([&] {
+                   if (ranks.rank() != 0) return;
+                   journal_ = Journal(folder_, task.name, header.dump());
+                   if (sweep.checkpoint_every > 0) make_folder(system_io(), folder_ + "/ckpt");
+                 }));
   if (sweep.checkpoint_every > 0) {
-    ranks.barrier().wait();
-    if (ranks.rank() == 0) make_folder(system_io(), folder_ + "/ckpt");
-    ranks.barrier().wait();
     checkpoints_ = std::make_unique<Checkpoints>(folder_ + "/ckpt", 1, ranks);
   }
   if (task.objective == "dpo") reference_pairs();
@@ -238,7 +241,10 @@ void Executor::exchange() {
     const auto from = all.begin() + std::ptrdiff_t(r * size) + 1;
     told.emplace_back(from, from + std::ptrdiff_t(all[r * size]));
   }
-  for (const auto& payload : told) hear(payload);
+  // Rank 0 alone writes, and its disk may be full.
+  trireme::agree(ranks_, attempt([&] {
+                   for (const auto& payload : told) hear(payload);
+                 }));
   drop_ended();
 }
 

@@ -23,7 +23,7 @@ void Executor::train_pass() {
   std::vector<std::int64_t> in_pack;
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
     if (!here(std::int64_t(i)) || roster_->jobs()[i].phase != Roster::Phase::running) continue;
-    pack.begin_job(std::int64_t(i));
+    pack.begin_job(std::int64_t(i), jobs_[i].step());
     in_pack.push_back(std::int64_t(i));
     for (const auto sample : jobs_[i].next_batch()) fill(pack, true, sample);
   }
