@@ -48,10 +48,8 @@ Looked look_up(const Shape& shape, const std::map<std::string, at::Tensor>& weig
       throw DataError("RUN", "has no " + p.name + " of this model", "name a run of dlrm");
     p.value.detach().copy_(found->second);
   }
-  std::vector<std::int64_t> places;
-  for (std::int64_t t = 0; t < shape.tables; ++t) places.push_back(t);
   const at::Tensor leaf = rows.detach().clone().requires_grad_();
-  const at::Tensor logits = model.top(model.bottom(dense), leaf, places);
+  const at::Tensor logits = model.top(model.bottom(dense), leaf, at::arange(shape.tables));
   const at::Tensor loss = at::binary_cross_entropy_with_logits(logits, label);
   const auto gradients = torch::autograd::grad({loss}, {leaf});
   return {rows, gradients[0]};
