@@ -54,8 +54,8 @@ TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   std::string lines;
   for (int i = 0; i < 20; ++i) lines += good;
   write_text(dir() / "bad.jsonl", lines + "{\"instruction\": NaN, \"output\": \"5\"}\n");
-  write_text(dir() / "live.yaml", sweep(task("long", ", ranks: 1", 400) + task("short", ", ranks: 1") +
-                                        "  bad: {data: bad.jsonl, length: 64, template: alpaca, ranks: 1}\n"));
+  write_text(dir() / "live.yaml", sweep(task("long", ", ranks: 1", 700) + task("short", ", ranks: 1") +
+                                        "  bad: {data: bad.jsonl, length: 256, template: alpaca, ranks: 1}\n"));
   write_text(dir() / "late.yaml", sweep(task("late", ", ranks: 2")));
   write_text(dir() / "broken.yaml", sweep(task("broken", ", rankz: 2")));
   write_text(dir() / "wide.yaml", sweep(task("wide", ", ranks: 3")));
@@ -93,8 +93,8 @@ TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
 
 TEST_F(SweepCommand, InTurnTooOneFailsAlone) {
   write_text(dir() / "none.jsonl", "{\"instruction\": 1e999\n");
-  write_text(dir() / "turn.yaml", sweep("  bad: {data: none.jsonl, length: 64, template: alpaca}\n" + task("fine", "") +
-                                        task("module", ", model: nowhere")));
+  write_text(dir() / "turn.yaml", sweep("  bad: {data: none.jsonl, length: 256, template: alpaca}\n" +
+                                        task("fine", "") + task("module", ", model: nowhere")));
   const Outcome end = trireme({"sweep", "turn.yaml", "--out", "turn"});
   EXPECT_EQ(end.code, 3) << end;
   ASSERT_EQ(end.errors().size(), 2u) << end;
