@@ -350,6 +350,32 @@ TEST_F(TaskRun, RanksReadTheSameFile) {
   EXPECT_SAYS(on_two("seed=2024"), "");
 }
 
+TEST_F(TaskRun, GoesOnFromAnAdapter) {
+  task.search = {{2e-2}, {4}, {4}};
+  const std::string first = folder(), second = folder();
+  const double best = alone(first).outcome.jobs[0].best;
+  task.adapter = first + "/winner";
+  task.search.lr = {1e-14};
+  const double again = alone(second).outcome.jobs[0].best;
+  EXPECT_NEAR(again, best, 1e-6);
+  const PeftAdapter a = read_peft(task.adapter), b = read_peft(second + "/winner");
+  ASSERT_EQ(a.modules.size(), b.modules.size());
+  for (std::size_t i = 0; i < a.modules.size(); ++i) {
+    EXPECT_TRUE(at::allclose(a.modules[i].a, b.modules[i].a, 1e-6, 1e-9)) << a.modules[i].name;
+    EXPECT_TRUE(at::allclose(a.modules[i].b, b.modules[i].b, 1e-6, 1e-9)) << a.modules[i].name;
+  }
+  task.search.rank = {2};
+  EXPECT_SAYS(said([&] { alone(); }), task.adapter + " has another rank");
+  task.search.rank = {4};
+  task.search.alpha = "3r";
+  EXPECT_SAYS(said([&] { alone(); }), task.adapter + " has another rank, alpha");
+  PeftAdapter bad = a;
+  bad.modules[0].a = bad.modules[0].a * std::nan("");
+  write_peft(dir / "bad", bad, "llama");
+  task.adapter = dir / "bad";
+  EXPECT_SAYS(said([&] { alone(); }), (dir / "bad").string() + "/adapter_model.safetensors: tensor");
+}
+
 TEST_F(TaskRun, RanksKeepWholeAdapters) {
   sweep.early_exit.enabled = false;
   sweep.train.checkpointing = true;

@@ -8,8 +8,13 @@
 
 namespace trireme::sweep {
 
-Job::Job(Candidate candidate, std::int64_t samples, std::int64_t epochs, nn::AdapterInit init, std::int64_t parameters)
-    : candidate_(std::move(candidate)), init_(std::move(init)), samples_(samples), parameters_(parameters) {
+Job::Job(Candidate candidate, std::int64_t samples, std::int64_t epochs, nn::AdapterInit init, std::int64_t parameters,
+         at::Tensor begin)
+    : candidate_(std::move(candidate)),
+      init_(std::move(init)),
+      samples_(samples),
+      parameters_(parameters),
+      begin_(std::move(begin)) {
   total_ = epochs * ((samples + candidate_.batch_size - 1) / candidate_.batch_size);
 }
 
@@ -21,7 +26,7 @@ std::vector<std::int64_t> Job::next_batch() const {
 }
 
 void Job::start(nn::AdapterStore& store, std::int64_t slot) {
-  store.fill(slot, init_);
+  store.fill(slot, init_, begin_);
   const at::Tensor w = store.flat_weights(slot);
   first_ = at::zeros_like(w);
   second_ = at::zeros_like(w);

@@ -14,8 +14,10 @@ namespace trireme::sweep {
 
 class Job {
  public:
-  // samples: of the training data. init: what its adapter begins as.
-  Job(Candidate candidate, std::int64_t samples, std::int64_t epochs, nn::AdapterInit init, std::int64_t parameters);
+  // samples: of the training data. init: what its adapter begins as, with the flat weights `begin` where there are
+  // some.
+  Job(Candidate candidate, std::int64_t samples, std::int64_t epochs, nn::AdapterInit init, std::int64_t parameters,
+      at::Tensor begin = {});
 
   const Candidate& candidate() const { return candidate_; }
   std::int64_t total_steps() const { return total_; }
@@ -59,7 +61,7 @@ class Job {
   std::int64_t samples_, total_, parameters_, step_ = 0, evaluated_ = 0, best_step_ = 0;
   Average average_;
   std::vector<at::Tensor> losses_;
-  at::Tensor parked_, first_, second_, updates_, best_;
+  at::Tensor begin_, parked_, first_, second_, updates_, best_;
 };
 
 }  // namespace trireme::sweep
