@@ -91,15 +91,26 @@ TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   EXPECT_EQ(trireme({"sweep", "add", "late.yaml", "--to", "nowhere"}).code, 3);
 }
 
+// The last number of a file of weights is no number any more.
+void poison(const fs::path& file) {
+  std::string bytes = read_text(file);
+  bytes.replace(bytes.size() - 4, 4, std::string("\0\0\xc0\x7f", 4));
+  write_text(file, bytes);
+}
+
 TEST_F(SweepCommand, InTurnTooOneFailsAlone) {
+  ASSERT_EQ(trireme({"export", "backbone", "--format", "hf", "--out", "nan"}).code, 0);
+  poison(dir() / "nan/model.safetensors");
   write_text(dir() / "none.jsonl", "{\"instruction\": 1e999\n");
-  write_text(dir() / "turn.yaml", sweep("  bad: {data: none.jsonl, length: 256, template: alpaca}\n" +
-                                        task("fine", "") + task("module", ", model: nowhere")));
+  write_text(dir() / "turn.yaml",
+             sweep("  bad: {data: none.jsonl, length: 256, template: alpaca}\n" + task("fine", "") +
+                   task("module", ", model: nowhere") + task("weights", ", model: nan")));
   const Outcome end = trireme({"sweep", "turn.yaml", "--out", "turn"});
   EXPECT_EQ(end.code, 3) << end;
-  ASSERT_EQ(end.errors().size(), 2u) << end;
+  ASSERT_EQ(end.errors().size(), 3u) << end;
   EXPECT_TRUE(holds(end.errors()[0], "task bad: ") && holds(end.errors()[0], "none.jsonl:1")) << end;
   EXPECT_TRUE(holds(end.errors()[1], "task module: nowhere")) << end;
+  EXPECT_TRUE(holds(end.errors()[2], "task weights: nan: tensor '") && holds(end.errors()[2], "not finite")) << end;
   EXPECT_TRUE(over("turn/fine"));
 }
 
@@ -115,7 +126,7 @@ void write_ids(const fs::path& file) {
   write_text(file, bytes);
 }
 
-TEST_F(SweepCommand, ExportsAWinnerThatPeftLoads) {
+TEST_F(SweepCommand, ExportsAWinner) {
   write_text(dir() / "two.yaml", sweep(task("one", "") + task("two", "")));
   const Outcome end = trireme({"sweep", "two.yaml", "--out", "two"});
   ASSERT_EQ(end.code, 0) << end;
@@ -139,19 +150,27 @@ TEST_F(SweepCommand, ExportsAWinnerThatPeftLoads) {
   EXPECT_EQ(read_text(dir() / "l.safetensors"), exported);
   // One number of it is no number: refused by name.
   fs::copy(dir() / "best", dir() / "poisoned");
-  std::string bytes = read_text(dir() / "poisoned/adapter_model.safetensors");
-  bytes.replace(bytes.size() - 4, 4, std::string("\0\0\xc0\x7f", 4));
-  write_text(dir() / "poisoned/adapter_model.safetensors", bytes);
+  poison(dir() / "poisoned/adapter_model.safetensors");
   const Outcome poisoned = logits("poisoned");
   EXPECT_EQ(poisoned.code, 3) << poisoned;
   EXPECT_TRUE(holds(poisoned.err, "poisoned/adapter_model.safetensors") && holds(poisoned.err, "not finite"))
       << poisoned;
+}
+
+TEST_F(SweepCommand, PeftGivesTheLogitsOfTheWinner) {
   const char* python = std::getenv("TRIREME_PEFT_PYTHON");
   if (!python || !*python) GTEST_SKIP() << "TRIREME_PEFT_PYTHON names no python with transformers and peft";
+  write_text(dir() / "peft.yaml", sweep(task("only", "")));
+  ASSERT_EQ(trireme({"sweep", "peft.yaml", "--out", "peft"}).code, 0);
+  ASSERT_EQ(trireme({"export", "peft", "--format", "peft", "--out", "only"}).code, 0);
   ASSERT_EQ(trireme({"export", "backbone", "--format", "hf", "--out", "hf"}).code, 0);
+  write_ids(dir() / "ids.safetensors");
+  ASSERT_EQ(
+      trireme({"logits", "backbone", "--adapter", "only", "--ids", "ids.safetensors", "--out", "p.safetensors"}).code,
+      0);
   const std::string at = dir().string() + "/", command = std::string(python) + " " + std::getenv("TRIREME_SOURCE") +
-                                                         "/tests/peers/sweep_winner.py " + at + "hf " + at + "best " +
-                                                         at + "ids.safetensors " + at + "l.safetensors";
+                                                         "/tests/peers/sweep_winner.py " + at + "hf " + at + "only " +
+                                                         at + "ids.safetensors " + at + "p.safetensors";
   EXPECT_EQ(std::system(command.c_str()), 0);
 }
 

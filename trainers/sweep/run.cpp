@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <iostream>
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
 namespace trireme::sweep {
@@ -110,6 +111,11 @@ TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communi
   agree(ranks, attempt([&] {
           const at::Device device = one_device(sweep.device);
           in.model = load_causal_lm(task.model, device, sweep.precision == "bf16" ? at::kBFloat16 : at::kFloat);
+          // Every job would diverge on it, and no decision would say why.
+          for (const auto& [weight, value] : in.model->weights())
+            if (!at::isfinite(value).all().item<bool>())
+              throw DataError(task.model, "tensor '" + weight.name + "' holds a number that is not finite",
+                              "fetch the model again, or train it at a lower rate");
           const auto tokenizer = load_tokenizer(task.model);
           in.data = read_instructions(task.data, tokenizer);
         }));
