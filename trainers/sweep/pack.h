@@ -17,8 +17,8 @@ struct ReferencedPair {
 
 class Pack {
  public:
-  // Jobs in the order of their slots. job_row: rows of the job's step that came in earlier packs.
-  void begin_job(std::int64_t slot, std::int64_t job_row = 0);
+  // Jobs in the order of their slots. step: the job's own, which dropout's masks follow from.
+  void begin_job(std::int64_t slot, std::int64_t step);
   void add(const Example& example);
   void add(const ReferencedPair& pair);
 
