@@ -1,6 +1,7 @@
 // `trireme export RUN`: a model as files of other tools.
 #include "comm/error.h"
 #include "comm/local/self.h"
+#include "data/file.h"
 #include "framework/command.h"
 #include "framework/formats/safetensors.h"
 #include "framework/init_from.h"
@@ -13,7 +14,9 @@
 #include "trainers/commands/language_model.h"
 
 #include <cerrno>
+#include <filesystem>
 #include <iostream>
+#include <set>
 #include <system_error>
 
 namespace trireme {
@@ -62,14 +65,46 @@ int export_hf(const ExportOptions& o) {
   return 0;
 }
 
+// The winner of a sweep's task. o.model: the sweep's folder, or the task's in it.
+std::string winner_of(const std::string& model) {
+  namespace fs = std::filesystem;
+  std::set<std::string> tasks;
+  const auto look = [&](const fs::path& task) {
+    if (fs::is_regular_file(task / "winner/adapter_config.json")) tasks.insert(task.string());
+  };
+  look(model);
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(model, error)) look(entry.path());
+  if (tasks.empty()) throw DataError(model, "holds no winner of a sweep", "name a sweep that has ended");
+  std::string all;
+  for (const auto& task : tasks) all += (all.empty() ? "" : ", ") + task;
+  if (tasks.size() > 1) throw UsageError("export", model + " has several tasks", "name one of " + all);
+  return all + "/winner";
+}
+
+int export_adapter(const ExportOptions& o) {
+  const std::string winner = winner_of(o.model), weights = "/adapter_model.safetensors";
+  const std::string config = "/adapter_config.json";
+  make_folder(system_io(), o.out);
+  std::error_code error;
+  std::filesystem::copy_file(winner + weights, o.out + weights, std::filesystem::copy_options::overwrite_existing,
+                             error);
+  if (error) throw DataError(o.out + weights, "cannot be written: " + error.message(), "choose another --out");
+  const auto text = read_file(winner + config, 1 << 24);
+  replace_durably(system_io(), o.out + config, {reinterpret_cast<const char*>(text.data()), text.size()});
+  std::cout << "export: peft.PeftModel.from_pretrained(base, '" << o.out << "')" << std::endl;
+  return 0;
+}
+
 int export_model(const ExportOptions& o) {
   if (o.out.empty()) throw UsageError("export", "no folder to write", "give --out DIR");
+  if (o.format == "peft") return export_adapter(o);
   const bool language = is_hf_folder(o.model) || model_of(o.model) == "causal_lm";
   if (o.format == "hf" || (o.format.empty() && language)) return export_hf(o);
   if (!o.adapter.empty()) throw UsageError("--adapter", "is for --format hf", "leave it out");
   if (o.format == "safetensors" || (o.format.empty() && model_of(o.model) != "clip")) return export_run(o);
   if (o.format != "openclip" && !o.format.empty())
-    throw UsageError("--format", "'" + o.format + "' is none", "write openclip, hf or safetensors");
+    throw UsageError("--format", "'" + o.format + "' is none", "write openclip, hf, peft or safetensors");
   const ClipModel model = load_clip(o.model, at::kCPU, at::kFloat, o.tokenizer, {o.step, !o.raw});
   FileIo& io = system_io();
   make_folder(io, o.out);
@@ -88,13 +123,13 @@ int export_model(const ExportOptions& o) {
 const Commands::Entry registered(
     {"export", "writes a model as open_clip, transformers or PyTorch loads it", [](CommandOptions& command) {
        const auto o = std::make_shared<ExportOptions>();
-       command.text("model", o->model, "run folder, OpenCLIP folder, or Hugging Face folder", command.required);
+       command.text("model", o->model, "run folder (peft: of a sweep or a task in it), OpenCLIP folder, or Hugging Face folder", command.required);
        command.text("--out", o->out, "folder to write");
        command.text(
            "--format", o->format,
            "openclip: config, weights and tokenizer in the layout of its hub; hf: a language model's folder for "
-           "transformers; safetensors: the weights by their names; default: openclip of a CLIP model, hf of a language "
-           "model");
+           "transformers; peft: the adapter that won a sweep; safetensors: the weights by their names; default: "
+           "openclip of a CLIP model, hf of a language model");
        command.text("--adapter", o->adapter, "adapter folder of PEFT, which is added to the weights (hf)");
        command.text("--precision", o->precision,
                     "of the weights that are written (hf): f32, f64, bf16, or file: as they are; merged weights are "
