@@ -58,6 +58,7 @@ class Job {
   nn::AdapterInit init_;
   std::int64_t samples_, total_, parameters_, step_ = 0, evaluated_ = 0, best_step_ = 0;
   Average average_;
+  at::Tensor pending_losses() const;  // f32 on the host
   std::vector<at::Tensor> losses_;
   at::Tensor parked_, first_, second_, updates_, best_;
 };
