@@ -56,7 +56,6 @@ std::vector<std::vector<std::int64_t>> greedy(const CausalLm& model,
       next[i] = {*id++};
       const bool ended = std::find(o.ends.begin(), o.ends.end(), next[i][0]) != o.ends.end();
       if (!ended) made[i].push_back(next[i][0]);
-      if (!ended && i == 0 && o.told) o.told(next[i][0]);
       if (ended || std::int64_t(made[i].size()) >= o.most || (room > 0 && cache.lengths[i] >= room)) next[i].clear();
     }
   }

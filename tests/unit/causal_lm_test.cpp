@@ -460,7 +460,8 @@ TEST(Peft, TargetsRanksAndScales) {
   EXPECT_EQ(modules({{"target_modules", {"model.layers.1.mlp.up_proj", "v_proj"}}}), (All{3, 4}));
   EXPECT_EQ(modules({{"target_modules", {"1.self_attn.q_proj"}}}), (All{2}));
   EXPECT_EQ(modules({{"target_modules", R"(.*\.1\.self_attn\..*)"}}), (All{2, 4}));
-  EXPECT_EQ(modules({{"target_modules", "all-linear"}}), (All{0, 1, 2, 3, 4}));
+  for (const char* all : {"all-linear", "All-Linear"})
+    EXPECT_EQ(modules({{"target_modules", all}}), (All{0, 1, 2, 3, 4}));
   EXPECT_EQ(modules({{"target_modules", "all-linear"}, {"exclude_modules", {"q_proj"}}}), (All{1, 3, 4}));
   const auto t = targets({{"target_modules", "all-linear"},
                           {"use_rslora", true},
@@ -486,6 +487,7 @@ TEST(Peft, BadConfigsAreRefused) {
   EXPECT_SAYS(refused({{"modules_to_save", {"lm_head"}}}), "modules_to_save");
   EXPECT_SAYS(refused({{"init_lora_weights", "pissa"}}), "pissa");
   EXPECT_SAYS(refused({{"r", 0}}), "r is out of range");
+  EXPECT_SAYS(refused({{"r", 4.5}}), "r is no whole number");
   EXPECT_SAYS(refused({{"rank_pattern", {{"q_proj", 0}}}}), "rank_pattern.q_proj");
 }
 
