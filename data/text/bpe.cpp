@@ -213,6 +213,15 @@ std::string text_of(const std::filesystem::path& path) {
   return std::string(bytes.begin(), bytes.end());
 }
 
+// A model whose end mark is its class's in transformers, where the tokenizer's files name none: published GPT-2.
+bool marked_by_class(const std::filesystem::path& config) {
+  std::error_code error;
+  if (!std::filesystem::exists(config, error)) return false;
+  const auto root = parse_json(text_of(config));
+  if (!root.is_object() || !root.contains("model_type")) return false;
+  return root["model_type"] == "gpt2" || root["model_type"] == "qwen2" || root["model_type"] == "qwen3";
+}
+
 }  // namespace
 
 void split_pieces(const Impl& impl, std::string_view text, std::size_t offset, const PieceAction& word) {
@@ -248,10 +257,14 @@ BytePairTokenizer BytePairTokenizer::read(const std::string& path) {
         "name a folder with tokenizer.json; transformers writes one with save_pretrained of a fast tokenizer");
   const fs::path config = file.parent_path() / "tokenizer_config.json";
   std::string said = fs::exists(config, error) ? text_of(config) : "";
+  auto root = said.empty() ? nlohmann::json::object() : parse_json(said);
+  if (!root.is_object()) return from_json(text_of(file), said, file.string());  // which refuses it
   if (const fs::path jinja = file.parent_path() / "chat_template.jinja"; fs::exists(jinja, error)) {
-    auto root = parse_json(said);
-    if (!root.is_object()) root = nlohmann::json::object();
     root["chat_template"] = utf8_or_latin1(text_of(jinja));
+    said = root.dump(2);
+  }
+  if (!root.contains("eos_token") && marked_by_class(file.parent_path() / "config.json")) {
+    root["eos_token"] = "<|endoftext|>";
     said = root.dump(2);
   }
   return from_json(text_of(file), said, file.string());
@@ -318,9 +331,7 @@ std::vector<std::int64_t> BytePairTokenizer::encode(std::string_view text, bool 
 std::string BytePairTokenizer::decode(std::span<const std::int64_t> ids, bool skip_special) const {
   std::string bytes;
   for (const std::int64_t id : ids) {
-    if (id < 0 || id >= vocab_size() || !impl_->known[id])
-      throw DataError("tokenizer", "no token has the id " + std::to_string(id),
-                      "decode ids of this tokenizer's vocabulary of " + std::to_string(vocab_size()));
+    if (id < 0 || id >= vocab_size() || !impl_->known[id]) continue;
     if (!skip_special || !impl_->special[id]) bytes += impl_->bytes[id];
   }
   return lossy(bytes);

@@ -52,7 +52,7 @@ class BytePairTokenizer {
   // marks have empty ones.
   std::vector<std::int64_t> encode(std::string_view text, bool marks = false,
                                    std::vector<TokenSpan>* spans = nullptr) const;
-  // Bytes that are no UTF-8 become U+FFFD. DataError: an id that no token has.
+  // Bytes that are no UTF-8 become U+FFFD. Ids that no token has are left out: models have more rows than tokens.
   std::string decode(std::span<const std::int64_t> ids, bool skip_special = false) const;
 
  private:

@@ -59,14 +59,12 @@ std::size_t MergeTable::slot(std::uint64_t key) const {
   return i;
 }
 
-bool MergeTable::add(std::int32_t a, std::int32_t b, Merge merge) {
+void MergeTable::add(std::int32_t a, std::int32_t b, Merge merge) {
   const std::uint64_t key = pair_key(a, b);
   const std::size_t i = slot(key);
-  if (keys_[i] == key) return false;
+  size_ += keys_[i] != key;
   keys_[i] = key;
   merges_[i] = merge;
-  ++size_;
-  return true;
 }
 
 const MergeTable::Merge* MergeTable::find(std::int32_t a, std::int32_t b) const {

@@ -27,7 +27,7 @@ class MergeTable {
     std::int32_t rank, joined;
   };
   void reserve(std::size_t merges);
-  bool add(std::int32_t a, std::int32_t b, Merge merge);  // false: the pair is there already
+  void add(std::int32_t a, std::int32_t b, Merge merge);  // of a pair that is there already the last counts
   const Merge* find(std::int32_t a, std::int32_t b) const;
   std::size_t size() const { return size_; }
 

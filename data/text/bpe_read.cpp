@@ -15,6 +15,7 @@ using nlohmann::json;
 using Impl = BytePairTokenizer::Impl;
 
 constexpr std::int64_t max_holes = 1 << 16;  // ids without a token: a hostile file must not take all memory
+constexpr std::size_t max_steps = 16;        // of the pre-tokenizer: each is a recursion of split_from()
 constexpr const char* gpt2_split = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
 std::string text(const json& object, const char* key) {
@@ -205,6 +206,7 @@ class Reader {
   }
 
   void pre_tokenizer(const json& p, bool last) {
+    if (impl_->steps.size() > max_steps) throw foreign("the pre-tokenizer", "one of many steps");
     const std::string type = text(p, "type");
     if (type == "Sequence") {
       const json& steps = part(p, "pretokenizers");

@@ -62,7 +62,7 @@ Tokens open_tokens(const std::string& path) {
   file.read_rows("ends", 0, documents, t.ends.data());
   t.file = std::make_unique<MappedFile>(path);
   t.ids = reinterpret_cast<const std::int32_t*>(t.file->rows(std::uint64_t(file.offset("ids")), std::uint64_t(n), 4));
-  if (!t.ids || t.ends.empty() || t.ends.back() != n || !std::is_sorted(t.ends.begin(), t.ends.end()))
+  if (!t.ids || t.ends.empty() || t.ends[0] < 0 || t.ends.back() != n || !std::is_sorted(t.ends.begin(), t.ends.end()))
     throw DataError(path, "is damaged", "remove it: it is made again");
   return t;
 }
@@ -130,7 +130,8 @@ PackedText::PackedText(const CorpusSpec& spec, const BytePairTokenizer& tokenize
   for (const auto& d : documents)
     sum = crc32c(d.data(), d.size() + 1, sum), bytes += d.size();  // its 0 parts documents
   const std::string name = "tokens-" + std::to_string(bytes) + "-" + std::to_string(sum) + "-" +
-                           std::to_string(crc32c(tokenizer.json().data(), tokenizer.json().size()));
+                           std::to_string(crc32c(tokenizer.json().data(), tokenizer.json().size())) + "-" +
+                           std::to_string(*tokenizer.eos());
   const std::string path = data_cache(name + ".h5");
   if (std::error_code error; !std::filesystem::exists(path, error))
     write_tokens(path, documents, tokenizer, *tokenizer.eos());

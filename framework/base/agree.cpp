@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <cstring>
+#include <filesystem>
 #include <new>
 #include <numeric>
 #include <vector>
@@ -26,6 +27,10 @@ Failure failure_of(std::exception_ptr e) {
     const std::string text = x.what_without_backtrace();
     if (text.find("can't allocate memory") != std::string::npos) return {ExitCode::memory, out_of_memory};
     return {ExitCode::bug, "bug: " + text.substr(0, text.find('\n'))};
+  } catch (const std::filesystem::filesystem_error& x) {
+    // Of paths that a user or a file from outside gives: too long, or not to be looked into.
+    const DataError e(x.path1().string().substr(0, 200), x.code().message(), "check the path");
+    return {e.code(), e.what()};
   } catch (const std::exception& x) {
     return {ExitCode::bug, std::string("bug: ") + x.what()};
   } catch (...) {

@@ -5,6 +5,7 @@
 #include "framework/formats/peft.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <map>
 #include <optional>
@@ -74,10 +75,14 @@ void read_names(const Ordered& v, const char* key, std::vector<std::string>& to,
 void read_targets(const Ordered& root, PeftConfig& c, const std::string& place) {
   if (root.contains("target_modules") && !root["target_modules"].is_null()) {
     const auto& v = root["target_modules"];
-    if (v.is_string())
+    if (v.is_string()) {
       c.regex = v.get<std::string>();
-    else
+      std::string lower = c.regex;  // as PEFT compares it
+      std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char ch) { return std::tolower(ch); });
+      if (lower == "all-linear") c.regex = lower;
+    } else {
       read_names(v, "target_modules", c.targets, place);
+    }
     if (c.regex.empty() && c.targets.empty()) fail(place, "target_modules", "is empty");
   }
   if (root.contains("exclude_modules") && !empty(root["exclude_modules"])) {
@@ -149,6 +154,7 @@ PeftConfig parse_peft_config(std::string_view text, const std::string& place) {
   if (root.contains("bias") && root["bias"] != "none") fail(place, "bias", "is not \"none\"");
   PeftConfig c;
   c.rank = std::int64_t(number(root, "r", 8, 1, largest_rank, place));
+  if (root.contains("r") && !root["r"].is_null() && root["r"] != c.rank) fail(place, "r", "is no whole number");
   c.alpha = number(root, "lora_alpha", 8, 1e-12, 1e12, place);
   c.dropout = number(root, "lora_dropout", 0, 0, 0.999999, place);
   if (root.contains("use_rslora") && !root["use_rslora"].is_boolean() && !root["use_rslora"].is_null())

@@ -52,7 +52,12 @@ struct TokenLosses : torch::autograd::Function<TokenLosses> {
   static variable_list backward(AutogradContext* ctx, variable_list dy) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor weight = dy[0].unsqueeze(1);
-    if (ctx->saved_data["beside"].toBool()) return {(saved[0] * weight.to(saved[0].scalar_type())), {}, {}, {}, {}, {}};
+    if (ctx->saved_data["beside"].toBool()) {
+      // Rounded once: a weight of bf16 would scale all of a job's gradient wrongly.
+      at::Tensor gradient = at::empty_like(saved[0]);
+      at::mul_out(gradient, saved[0], weight);
+      return {gradient, {}, {}, {}, {}, {}};
+    }
     const at::Tensor &hidden = saved[0], &head = saved[1], &labels = saved[2];
     const std::int64_t chunk = ctx->saved_data["chunk"].toInt();
     std::vector<at::Tensor> parts;

@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 
+#include <array>
 #include <cmath>
 #include <set>
 
@@ -39,6 +40,18 @@ std::vector<std::int64_t> on_disk(const LmWeight& w) {
   return shape;
 }
 
+// A head of its own, whatever config.json says of ties: transformers then believes the weights.
+bool has_other_head(const HfFolder& folder, const CausalLmConfig& config) {
+  if (!folder.has("lm_head.weight")) return false;
+  const std::array shape{config.vocab, config.hidden};
+  for (const char* embedding : {"model.embed_tokens.weight", "transformer.wte.weight", "wte.weight"})
+    if (folder.has(embedding)) {
+      const at::Tensor head = folder.tensor("lm_head.weight", shape);
+      return !head.equal(folder.tensor(embedding, shape).to(head.scalar_type()));
+    }
+  return false;
+}
+
 }  // namespace
 
 CausalLm::CausalLm(CausalLmConfig config, const Source& source) : config_(std::move(config)) {
@@ -52,6 +65,7 @@ CausalLm CausalLm::from_folder(const std::string& path, at::Device device, std::
   const HfFolder folder(path);
   CausalLmConfig config = parse_causal_lm_config(folder.config(), folder.config_file());
   const at::ScalarType type = dtype.value_or(config.dtype);
+  config.tied = config.tied && !has_other_head(folder, config);
   // The published GPT-2 was saved without its outer module.
   const bool bare = config.gpt2() && !folder.has("transformer.wte.weight") && folder.has("wte.weight");
   std::set<std::string> known;

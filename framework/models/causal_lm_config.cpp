@@ -229,6 +229,8 @@ std::string print_causal_lm_config(const CausalLmConfig& config, at::ScalarType 
                                                           {"gpt2", "GPT2LMHeadModel"}};
   json all = parse_json(config.document);
   all.erase("torch_dtype");
+  if (parse_causal_lm_config(config.document, "config.json").tied != config.tied)
+    all["tie_word_embeddings"] = config.tied;
   all["dtype"] = dtype == at::kDouble     ? "float64"
                  : dtype == at::kBFloat16 ? "bfloat16"
                  : dtype == at::kHalf     ? "float16"

@@ -31,12 +31,16 @@ std::vector<std::vector<std::int64_t>> greedy(const CausalLm& model,
   std::vector<std::vector<std::int64_t>> next = prompts, made(prompts.size());
   std::size_t longest = 0;
   for (const auto& p : prompts) longest = std::max(longest, p.size());
-  nn::KvCache cache = model.cache(std::int64_t(prompts.size()), std::int64_t(longest) + o.most);
+  // It grows with the text: most samples end long before `most`.
+  nn::KvCache cache =
+      model.cache(std::int64_t(prompts.size()), std::int64_t(longest) + std::min<std::int64_t>(o.most, 64));
   const std::int64_t room = model.config().max_length;
   while (std::any_of(next.begin(), next.end(), [](const auto& ids) { return !ids.empty(); })) {
     TokenBatch batch;
     std::vector<std::int64_t> ids, last;
-    for (const auto& n : next) {
+    for (std::size_t i = 0; i < next.size(); ++i) {
+      const auto& n = next[i];
+      nn::reserve(cache, cache.lengths[i] + std::int64_t(n.size()));
       ids.insert(ids.end(), n.begin(), n.end());
       batch.lengths.push_back(std::int64_t(n.size()));
       if (!n.empty()) last.push_back(std::int64_t(ids.size()) - 1);
@@ -52,7 +56,6 @@ std::vector<std::vector<std::int64_t>> greedy(const CausalLm& model,
       next[i] = {*id++};
       const bool ended = std::find(o.ends.begin(), o.ends.end(), next[i][0]) != o.ends.end();
       if (!ended) made[i].push_back(next[i][0]);
-      if (!ended && i == 0 && o.told) o.told(next[i][0]);
       if (ended || std::int64_t(made[i].size()) >= o.most || (room > 0 && cache.lengths[i] >= room)) next[i].clear();
     }
   }

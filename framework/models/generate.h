@@ -14,8 +14,6 @@ struct GreedyOptions {
   // Before each pass, with the tokens that it has of each sample in their order (0: that one has ended): for
   // AdapterStore::begin.
   std::function<void(std::span<const std::int64_t> lengths)> before_pass;
-  // With each token of sample 0, as it comes.
-  std::function<void(std::int64_t id)> told;
 };
 
 // The likeliest continuation token by token, of the first id among equals. prompts: at least one token each. A sample

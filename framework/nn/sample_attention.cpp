@@ -90,6 +90,14 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
   return layout.places.defined() ? all.index_select(0, layout.places) : all;
 }
 
+void reserve(KvCache& cache, std::int64_t positions) {
+  if (positions <= cache.capacity) return;
+  const std::int64_t more = std::max(positions, 2 * cache.capacity) - cache.capacity;
+  for (auto* all : {&cache.k, &cache.v})
+    for (at::Tensor& t : *all) t = at::constant_pad_nd(t, {0, 0, 0, 0, 0, more});
+  cache.capacity += more;
+}
+
 CachedLayout cached_layout(const KvCache& cache, const std::vector<std::int64_t>& news, at::Device device) {
   CachedLayout layout;
   layout.samples = std::int64_t(news.size());

@@ -34,6 +34,9 @@ struct KvCache {
   std::vector<at::Tensor> k, v;       // by layer [samples, capacity, kv_heads, d], zeros where nothing is yet
 };
 
+// Room for at least that many positions a sample, and then for twice as many as before.
+void reserve(KvCache& cache, std::int64_t positions);
+
 // Of one pass of new tokens: news[i] >= 0 more of sample i.
 struct CachedLayout {
   std::int64_t samples, longest, total;  // samples; the most new tokens of one; the most tokens of one, with the past

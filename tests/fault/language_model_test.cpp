@@ -55,6 +55,18 @@ TEST_F(LanguageModelProgram, LogitsAndExport) {
   EXPECT_EQ(other.code, 2);
   EXPECT_SAYS(other.err, "no linear module 'c_");
   EXPECT_EQ(run({"logits", "nowhere", "--ids", ids, "--out", "x"}).code, 3);
+
+  // Names that no file system takes: of the user, and of an index from outside.
+  const std::string long_name(5000, 'a');
+  fs::create_directories(temp.path / "long");
+  fs::copy(model + "/config.json", temp.path / "long");
+  write_text(temp.path / "long/model.safetensors.index.json",
+             "{\"weight_map\": {\"model.norm.weight\": \"" + long_name + ".safetensors\"}}");
+  for (const std::string& path : {long_name, std::string("long")}) {
+    const Outcome o = run({"logits", path, "--ids", ids, "--out", "x"});
+    EXPECT_EQ(o.code, 3) << o;
+    EXPECT_SAYS(o.err, "File name too long; check the path");
+  }
 }
 
 // From text to a folder: the loss falls, one rank or two, and the run, its folder and what goes on from it are one

@@ -157,6 +157,21 @@ TEST(TokenLoss, EqualsCrossEntropyInAnyChunks) {
     }
 }
 
+// A job's mean weighs by 1 / n, which bf16 lacks: the gradient is rounded where it ends, not that weight.
+TEST(TokenLoss, WeightsAreNotOfTheHeadsType) {
+  at::manual_seed(5);
+  const at::Tensor labels = at::randint(0, 11, {64}, at::kLong);
+  const at::Tensor w = at::randn({11, 16}).to(at::kBFloat16), x = at::randn({64, 16}).to(at::kBFloat16);
+  const auto gradient = [&](double weight) {
+    at::Tensor a = x.clone().requires_grad_();
+    (token_losses(a, w, labels).sum() * weight).backward();
+    return a.grad().to(at::kDouble);
+  };
+  const double weight = 0.3;  // bf16 says 0.3008
+  const at::Tensor one = gradient(1);
+  EXPECT_NEAR((gradient(weight) * one).sum().item<double>() / (one * one).sum().item<double>(), weight, 5e-4);
+}
+
 // Greedy with the cache: what transformers' generate() made; batched with others, what each gives alone.
 TEST(Generate, IsTransformersGreedy) {
   for (const auto& family : families) {
@@ -178,6 +193,21 @@ TEST(Generate, IsTransformersGreedy) {
     for (std::size_t i = 0; i < prompts.size(); ++i)
       EXPECT_EQ(together[i], greedy(model, {prompts[i]}, o)[0]) << family << " " << i;
     EXPECT_LE(together[1].size(), 7u);
+    o.most = std::int64_t(1) << 40;  // costs nothing that is not decoded
+    EXPECT_EQ(greedy(model, {prompt}, o)[0], together[1]) << family;
+  }
+}
+
+// The cache grows while samples of different lengths are in it.
+TEST(Generate, GoesOnBeyondTheCachesFirstRoom) {
+  const CausalLm model = model_of(folder_of("llama"), at::kDouble);
+  const std::vector<std::vector<std::int64_t>> prompts{{1, 2, 7, 4}, {3}};
+  const auto whole = greedy(model, prompts, {.most = 150});
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    ASSERT_EQ(whole[i].size(), 150u);
+    auto so_far = prompts[i];
+    so_far.insert(so_far.end(), whole[i].begin(), whole[i].begin() + 140);
+    EXPECT_EQ(greedy(model, {so_far}, {.most = 10})[0], std::vector(whole[i].begin() + 140, whole[i].end()));
   }
 }
 
@@ -253,6 +283,32 @@ TEST(CausalLm, OldFoldersAreRead) {
     const Safetensors reference(folder_of(family) + "/logits.safetensors");
     EXPECT_EQ(CausalLm::from_folder(out.string(), at::kCPU).dtype(), at::kBFloat16);
     EXPECT_LT(difference(logits_of(model_of(out.string()), reference.tensor("ids")), reference.tensor("logits")), 2e-5);
+  }
+}
+
+// A head beside the embedding counts where it is another, though config.json ties both; a copy is the embedding.
+TEST(CausalLm, AHeadOfItsOwnIsNotTied) {
+  for (const std::string family : {"qwen3", "gpt2"}) {
+    const TempFolder temp;
+    const HfFolder from(folder_of(family));
+    write_text(temp.path / "config.json", from.config());
+    std::vector<NamedTensor> tensors;
+    for (const auto& name : from.names()) tensors.push_back({name, Safetensors(from.file_of(name)).tensor(name)});
+    const CausalLm before = model_of(folder_of(family));
+    const at::Tensor ids = Safetensors(folder_of(family) + "/logits.safetensors").tensor("ids");
+    const at::Tensor embedding = Safetensors(from.file_of(from.names()[0])).tensor(
+        family == "gpt2" ? "transformer.wte.weight" : "model.embed_tokens.weight");
+    for (const double by : {1.0, -2.0}) {
+      auto all = tensors;
+      all.push_back({"lm_head.weight", (embedding * by).contiguous()});
+      write_safetensors((temp.path / "model.safetensors").string(), all);
+      const CausalLm model = model_of(temp.path.string());
+      EXPECT_LT(difference(logits_of(model, ids), logits_of(before, ids) * by), 1e-5) << family << by;
+      const std::string out = (temp.path / "out").string();
+      write_hf_folder(out, model, 1 << 30, temp.path.string());
+      EXPECT_EQ(HfFolder(out).has("lm_head.weight"), by != 1);
+      EXPECT_EQ(parse_causal_lm_config(HfFolder(out).config(), out).tied, by == 1);
+    }
   }
 }
 
@@ -404,7 +460,8 @@ TEST(Peft, TargetsRanksAndScales) {
   EXPECT_EQ(modules({{"target_modules", {"model.layers.1.mlp.up_proj", "v_proj"}}}), (All{3, 4}));
   EXPECT_EQ(modules({{"target_modules", {"1.self_attn.q_proj"}}}), (All{2}));
   EXPECT_EQ(modules({{"target_modules", R"(.*\.1\.self_attn\..*)"}}), (All{2, 4}));
-  EXPECT_EQ(modules({{"target_modules", "all-linear"}}), (All{0, 1, 2, 3, 4}));
+  for (const char* all : {"all-linear", "All-Linear"})
+    EXPECT_EQ(modules({{"target_modules", all}}), (All{0, 1, 2, 3, 4}));
   EXPECT_EQ(modules({{"target_modules", "all-linear"}, {"exclude_modules", {"q_proj"}}}), (All{1, 3, 4}));
   const auto t = targets({{"target_modules", "all-linear"},
                           {"use_rslora", true},
@@ -430,6 +487,7 @@ TEST(Peft, BadConfigsAreRefused) {
   EXPECT_SAYS(refused({{"modules_to_save", {"lm_head"}}}), "modules_to_save");
   EXPECT_SAYS(refused({{"init_lora_weights", "pissa"}}), "pissa");
   EXPECT_SAYS(refused({{"r", 0}}), "r is out of range");
+  EXPECT_SAYS(refused({{"r", 4.5}}), "r is no whole number");
   EXPECT_SAYS(refused({{"rank_pattern", {{"q_proj", 0}}}}), "rank_pattern.q_proj");
 }
 

@@ -15,6 +15,7 @@
 #include <set>
 
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
 
 #include <unistd.h>
 
@@ -312,6 +313,12 @@ TEST(PackedText, HoldsEveryDocumentOnceInASeededOrder) {
   for (const auto& d : seen[1]) EXPECT_FALSE(seen[0].contains(d));
   EXPECT_GE(seen[0].size() + seen[1].size(), 396u);  // at most the ends are dropped
   EXPECT_LE(packed.tokens() - ids_seen, 2 * spec.length);
+
+  // Another mark is another text.
+  auto marks = nlohmann::json::parse(t.config());
+  marks["eos_token"] = "<|im_end|>";
+  const auto marked = BytePairTokenizer::from_json(t.json(), marks.dump(), "marked");
+  EXPECT_NE(t.decode(stream(PackedText(spec, marked), 0, 2)).find("<|im_end|>"), std::string::npos);
 
   const PackedText again(spec, t);  // from the cache
   EXPECT_EQ(stream(again, 0, again.size()), stream(packed, 0, packed.size()));

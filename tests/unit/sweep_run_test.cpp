@@ -263,6 +263,7 @@ TEST_F(TaskRun, PreferencePairs) {
 // some are parked.
 TEST_F(TaskRun, GoesOnToTheBit) {
   sweep.slots = 3;
+  sweep.lora.dropout = 0.2;  // whose masks follow from a job's steps
   const Result whole = alone();
   sweep.checkpoint_every = 5;
   for (const int every : {3, 17}) {
@@ -281,6 +282,24 @@ TEST_F(TaskRun, GoesOnToTheBit) {
     for (std::size_t i = 0; i < whole.best[0].size(); ++i)
       EXPECT_TRUE(at::equal(r->best[0][i].second, whole.best[0][i].second)) << whole.best[0][i].first;
   }
+}
+
+// Other samples than those the sweep was stopped with are no continuation; ids beyond the embedding none at all.
+TEST_F(SweepRun, RefusesOtherData) {
+  sweep.checkpoint_every = 2;
+  const std::string where = folder();
+  Instructions data = sequences(false);
+  data.identity = "24 samples";
+  const auto go = [&] {
+    int ticks = 0;
+    const auto self = make_self();
+    Executor(sweep, task, tiny(), data, *self, where).run([&] { return ++ticks > 7; });
+  };
+  go();
+  data.identity = "23 samples";
+  EXPECT_SAYS(said(go), "is not what this sweep began with (24 samples)");
+  data.validation[2].ids[1] = 61;
+  EXPECT_SAYS(said(go), "holds token 61, the model's vocabulary has 61");
 }
 
 // The first so many passes on two ranks, the rest on one.

@@ -3,6 +3,7 @@
 #include "data/rng.h"
 #include "tests/unit/said.h"
 #include "trainers/sweep/config.h"
+#include "trainers/sweep/pack.h"
 #include "trainers/sweep/packing.h"
 #include "trainers/sweep/replay.h"
 
@@ -148,6 +149,22 @@ TEST_F(Sweep, BackfillsSameSizeFirst) {
       running.erase(running.begin() + out);
     }
   }
+}
+
+// Dropout's masks follow from a job's own step: the same one at every step would be no dropout.
+TEST_F(Sweep, PacksKnowTheStep) {
+  const Example e{{1, 2, 3}, {0, 1, 1}};
+  Pack pack;
+  pack.begin_job(0, 7);
+  pack.add(e);
+  pack.begin_job(2, 9);
+  pack.add(e), pack.add(e);
+  ASSERT_EQ(pack.rows().size(), 2u);
+  EXPECT_EQ(pack.rows()[0].step, 7);
+  EXPECT_EQ(pack.rows()[1].step, 9);
+  EXPECT_EQ(pack.rows()[1].first, 3);
+  EXPECT_EQ(pack.rows()[1].last, 9);
+  EXPECT_EQ(pack.rows()[1].job_row, 0);
 }
 
 TEST_F(Sweep, FitsMemory) {

@@ -44,6 +44,21 @@ std::int64_t longest(const Instructions& data) {
   return std::int64_t(most);
 }
 
+// On a GPU an id beyond the embedding would end the whole process.
+void check_ids(const Instructions& data, std::int64_t vocab, const std::string& where) {
+  const auto check = [&](const Example& e) {
+    for (const std::int64_t id : e.ids)
+      if (id < 0 || id >= vocab)
+        throw DataError(where,
+                        "holds token " + std::to_string(id) + ", the model's vocabulary has " + std::to_string(vocab),
+                        "the tokenizer does not belong to this model");
+  };
+  for (const auto* list : {&data.train, &data.validation})
+    for (const Example& e : *list) check(e);
+  for (const auto* list : {&data.train_pairs, &data.validation_pairs})
+    for (const Pair& p : *list) check(p.chosen), check(p.rejected);
+}
+
 // What a pass keeps of one token for backward, in bytes: of each layer its input alone, and one layer whole; or all.
 double bytes_per_token(const CausalLmConfig& m, at::ScalarType type, bool checkpointing) {
   const double each = double(at::elementSize(type)), layer = each * double(14 * m.hidden + 5 * m.intermediate);
@@ -58,6 +73,7 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
     : sweep_(sweep), task_(task), model_(std::move(model)), data_(data), ranks_(ranks), folder_(std::move(folder)) {
   if (data.train.empty() && data.train_pairs.empty())
     throw DataError(task.data.data, "has no sample to train on", "give a file with samples shorter than length");
+  check_ids(data, model_.config().vocab, task.data.data);
   candidates_ = candidates(task.search, std::uint64_t(sweep.seed), task.place);
   const std::vector<Load> loads = make_jobs();
   std::vector<std::int64_t> steps;

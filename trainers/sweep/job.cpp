@@ -78,10 +78,17 @@ void Job::update(nn::AdapterStore& store, std::int64_t slot, const at::Tensor& l
   ++step_;
 }
 
+// Those of before a resumption are on the host, later ones where the job trains.
+at::Tensor Job::pending_losses() const {
+  std::vector<at::Tensor> all;
+  for (const auto& l : losses_) all.push_back(l.to(losses_.back().device()));
+  return at::stack(all).to(at::kCPU, at::kFloat);
+}
+
 std::vector<double> Job::fold(double alpha) {
   std::vector<double> values;
   if (!losses_.empty()) {
-    const at::Tensor all = at::stack(losses_).to(at::kCPU, at::kDouble);
+    const at::Tensor all = pending_losses().to(at::kDouble);
     values.assign(all.const_data_ptr<double>(), all.const_data_ptr<double>() + all.numel());
   }
   losses_.clear();
@@ -108,7 +115,7 @@ void Job::state(Archive& ar, nn::AdapterStore& store, std::int64_t slot, bool en
   flat("scalars", numbers, numbers.numel(), at::kDouble);
   const double* v = numbers.const_data_ptr<double>();
   const auto pending = std::int64_t(v[6]);
-  at::Tensor losses = losses_.empty() ? at::zeros({pending}, at::kFloat) : at::stack(losses_).to(at::kCPU, at::kFloat);
+  at::Tensor losses = losses_.empty() ? at::zeros({pending}, at::kFloat) : pending_losses();
   if (pending) flat("losses", losses, pending, at::kFloat);
   if (ar.loading()) {
     step_ = std::int64_t(v[0]), evaluated_ = std::int64_t(v[1]), best_step_ = std::int64_t(v[2]);

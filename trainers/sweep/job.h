@@ -56,6 +56,7 @@ class Job {
   static constexpr std::size_t scalars = 6;
 
  private:
+  at::Tensor pending_losses() const;  // f32 on the host
   Candidate candidate_;
   nn::AdapterInit init_;
   std::int64_t samples_, total_, parameters_, step_ = 0, evaluated_ = 0, best_step_ = 0;

@@ -10,7 +10,11 @@
 namespace trireme::sweep {
 
 void Executor::state(Archive& ar) {
-  std::string roster = roster_->save(), journal = journal_.save();
+  std::string roster = roster_->save(), journal = journal_.save(), data = data_.identity;
+  ar.text("data", data);
+  if (data != data_.identity)
+    throw DataError(task_.data.data, "is not what this sweep began with (" + data + ")",
+                    "put it back, or use --fresh to start over");
   ar.text("roster", roster);
   ar.text("journal", journal);
   ar.value("tick", tick_);

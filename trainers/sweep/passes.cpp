@@ -73,7 +73,7 @@ void Executor::evaluate_pass() {
   const std::int64_t end = std::min<std::int64_t>(std::int64_t(validation_.size()),
                                                   e.next + std::max<std::int64_t>(1, chunk_tokens_ / (jobs * tokens)));
   for (const auto job : e.jobs) {
-    pack.begin_job(job);
+    pack.begin_job(job, 0);
     for (std::int64_t s = e.next; s < end; ++s) fill(pack, false, validation_[std::size_t(s)]);
   }
   store_->begin(pack.rows(), false);
@@ -121,7 +121,7 @@ std::vector<ReferencedPair> Executor::referenced(const std::vector<Pair>& pairs)
   constexpr std::size_t at_a_time = 8;
   for (std::size_t i = 0; i < pairs.size(); i += at_a_time) {
     Pack pack;
-    pack.begin_job(0);
+    pack.begin_job(0, 0);
     const std::size_t end = std::min(i + at_a_time, pairs.size());
     for (std::size_t k = i; k < end; ++k) pack.add(ReferencedPair{&pairs[k]});
     store_->begin({}, false);

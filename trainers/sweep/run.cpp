@@ -1,5 +1,6 @@
 #include "trainers/sweep/run.h"
 
+#include "comm/crc32c.h"
 #include "comm/error.h"
 #include "data/file.h"
 #include "framework/base/agree.h"
@@ -119,6 +120,12 @@ TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communi
           const auto tokenizer = load_tokenizer(task.model);
           in.data = read_instructions(task.data, tokenizer);
         }));
+  // A rank that reads other samples would train other jobs.
+  const std::int64_t sum = crc32c(in.data->identity.data(), in.data->identity.size());
+  std::int64_t least[2] = {sum, -sum};  // the second: the largest
+  ranks.all_reduce({least, 2, DType::i64}, Op::min).wait();
+  if (least[0] != -least[1])
+    throw DataError(task.data.data, "or its tokenizer is not the same on all ranks", "give all nodes the same files");
   return in;
 }
 
