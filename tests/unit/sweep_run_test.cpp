@@ -285,7 +285,7 @@ TEST_F(TaskRun, GoesOnToTheBit) {
 }
 
 // Other samples than those the sweep was stopped with are no continuation; ids beyond the embedding none at all.
-TEST_F(SweepRun, RefusesOtherData) {
+TEST_F(TaskRun, RefusesOtherData) {
   sweep.checkpoint_every = 2;
   const std::string where = folder();
   Instructions data = sequences(false);
