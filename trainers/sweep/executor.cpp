@@ -119,6 +119,8 @@ Executor::~Executor() = default;
 std::vector<Load> Executor::make_jobs() {
   for (const auto& c : candidates_) adapters_.push_back(adapter_config(sweep_, task_, c));
   store_ = make_adapter_store(model_, adapters_, std::int64_t(candidates_.size()), backend_of(sweep_));
+  optimizer_ =
+      std::make_unique<nn::AdapterOptimizer>(*store_, sweep_.train.beta1, sweep_.train.beta2, sweep_.train.eps);
   const bool pairs = !data_.train_pairs.empty();
   const auto samples = std::int64_t(pairs ? data_.train_pairs.size() : data_.train.size());
   const std::int64_t length = longest(data_);
@@ -134,7 +136,7 @@ std::vector<Load> Executor::make_jobs() {
       parameters = store_->flat_weights(0).numel();
       store_->clear(0);
     }
-    jobs_.emplace_back(c, samples, sweep_.train.epochs, std::move(init), parameters);
+    jobs_.emplace_back(c, samples, sweep_.train, std::move(init), parameters);
     loads.push_back({c.job, c.batch_size, c.batch_size * length * (pairs ? 2 : 1), parameters});
   }
   return loads;
@@ -205,9 +207,9 @@ void Executor::move_jobs() {
     if (move.kind == Roster::Move::take) {
       take(move);
     } else if (move.rank == ranks_.rank()) {
-      if (move.kind == Roster::Move::start) job.start(*store_, move.job);
-      if (move.kind == Roster::Move::park) job.park(*store_, move.job);
-      if (move.kind == Roster::Move::resume) job.resume(*store_, move.job);
+      if (move.kind == Roster::Move::start) job.start(*store_, *optimizer_, move.job);
+      if (move.kind == Roster::Move::park) job.park(*store_, *optimizer_, move.job);
+      if (move.kind == Roster::Move::resume) job.resume(*optimizer_, move.job);
     }
   }
 }
@@ -235,7 +237,7 @@ void Executor::take(const Roster::Move& move) {
   ++moves_;
   if (!to) return;
   job.unpack(got, scalars);
-  job.resume(*store_, move.job);
+  job.resume(*optimizer_, move.job);
 }
 
 void Executor::exchange() {
@@ -279,7 +281,10 @@ void Executor::drop_ended() {
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
     const auto& j = roster_->jobs()[i];
     if (j.phase != Roster::Phase::done && j.phase != Roster::Phase::exited) continue;
-    if (store_->filled(std::int64_t(i))) store_->clear(std::int64_t(i));
+    if (store_->filled(std::int64_t(i))) {
+      optimizer_->stop(std::int64_t(i));
+      store_->clear(std::int64_t(i));
+    }
     const auto& reason = roster_->exits().job(j.load.job).reason;
     if (j.phase == Roster::Phase::exited && reason != "overfitting") jobs_[i].drop_best();
   }
