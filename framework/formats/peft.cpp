@@ -38,6 +38,7 @@ PeftAdapter read_peft(const std::string& folder) {
     const std::string module = name.substr(outer.size(), name.size() - outer.size() - a_end.size());
     const at::Tensor t = file.tensor(name);
     if (t.dim() != 2 || !at::isFloatingType(t.scalar_type())) throw bad("is no matrix of floating numbers");
+    if (!at::isfinite(t).all().item<bool>()) throw bad("holds a number that is not finite");
     PeftModule& m = modules[module];
     m.name = module;
     (a ? m.a : m.b) = t;

@@ -52,7 +52,7 @@ struct PeftAdapter {
 };
 
 // Host tensors that keep the file mapped. DataError with file and tensor: a name that is no module's A or B, one
-// without the other, shapes that do not go together.
+// without the other, shapes that do not go together, numbers that are not finite.
 PeftAdapter read_peft(const std::string& folder);
 // As f32. `family`: the model's, for fan_in_fan_out. The config comes last.
 void write_peft(const std::string& folder, const PeftAdapter& adapter, const std::string& family);

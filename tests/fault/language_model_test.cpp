@@ -69,25 +69,6 @@ TEST_F(LanguageModelProgram, LogitsAndExport) {
   }
 }
 
-TEST_F(LanguageModelProgram, ExportsASweepsWinner) {
-  const auto win = [&](const std::string& task) {
-    fs::create_directories(temp.path / "sweep" / task);
-    fs::copy(folder_of("qwen2") + "/adapter", temp.path / "sweep" / task / "winner");
-  };
-  fs::create_directories(temp.path / "sweep/other");
-  const Words words{"export", "sweep", "--format", "peft", "--out", "best"};
-  EXPECT_EQ(run(words).code, 3);  // no task has ended
-  win("first");
-  EXPECT_EQ(run(words).code, 0);
-  for (const std::string name : {"adapter_config.json", "adapter_model.safetensors"})
-    EXPECT_EQ(read_text(temp.path / "best" / name), read_text(folder_of("qwen2") + "/adapter/" + name));
-  win("second");
-  const Outcome two = run(words);
-  EXPECT_EQ(two.code, 2);
-  EXPECT_SAYS(two.err, "sweep/first, sweep/second");
-  EXPECT_EQ(run({"export", "sweep/second", "--format", "peft", "--out", "best"}).code, 0);
-}
-
 // From text to a folder: the loss falls, one rank or two, and the run, its folder and what goes on from it are one
 // model.
 TEST_F(LanguageModelProgram, PretrainingMakesAFolder) {

@@ -505,5 +505,18 @@ TEST(Peft, WeightsThatDoNotFitAreNamed) {
   EXPECT_SAYS(error([](PeftAdapter& a) { a.modules[0].b = a.modules[0].b.slice(0, 1); }), "another width");
 }
 
+TEST(Peft, NumbersThatAreNotFiniteAreRefused) {
+  const TempFolder temp;
+  for (const double poison : {double(NAN), double(INFINITY)}) {
+    PeftAdapter bad = read_peft(folder_of("llama") + "/adapter");
+    bad.modules[1].b = bad.modules[1].b.clone();
+    bad.modules[1].b[0][0] = poison;
+    write_peft(temp.path.string(), bad, "llama");
+    const std::string what = said([&] { read_peft(temp.path.string()); });
+    EXPECT_SAYS(what, temp.path.string() + "/adapter_model.safetensors");
+    EXPECT_SAYS(what, bad.modules[1].name + ".lora_B.weight' holds a number that is not finite");
+  }
+}
+
 }  // namespace
 }  // namespace trireme::test

@@ -7,6 +7,7 @@
 #include "tests/unit/said.h"
 #include "trainers/sweep/executor.h"
 #include "trainers/sweep/replay.h"
+#include "trainers/sweep/run.h"
 
 #include <cmath>
 #include <filesystem>
@@ -94,10 +95,11 @@ class Counting : public Wrapper {
   Counts& counts_;
 };
 
-struct SweepRun : testing::Test {
+struct TaskRun : testing::Test {
   fs::path dir = fs::path(testing::TempDir()) / ("sweep_run_" + std::to_string(getpid()));
   SweepConfig sweep;
   TaskConfig task;
+  std::optional<Instructions> own_data;
   int folders = 0;
 
   void SetUp() override {
@@ -116,7 +118,7 @@ struct SweepRun : testing::Test {
   void TearDown() override { fs::remove_all(dir); }
 
   std::optional<Result> run(Communicator& ranks, const std::string& folder, const std::function<bool()>& stop = {}) {
-    const Instructions data = sequences(task.objective == "dpo");
+    const Instructions data = own_data ? *own_data : sequences(task.objective == "dpo");
     Executor executor(sweep, task, tiny(), data, ranks, folder);
     auto outcome = executor.run(stop);
     if (!outcome) return {};
@@ -185,7 +187,7 @@ std::set<std::string> exits(const std::string& decisions) {
   return all;
 }
 
-TEST_F(SweepRun, PackedJobsAreSoloJobs) {
+TEST_F(TaskRun, PackedJobsAreSoloJobs) {
   const Result packed = alone();
   EXPECT_EQ(packed.outcome.jobs.size(), 8u);
   EXPECT_GE(packed.outcome.winner, 0);
@@ -202,7 +204,40 @@ TEST_F(SweepRun, PackedJobsAreSoloJobs) {
   }
 }
 
-TEST_F(SweepRun, ItsLossesReplayToItsDecisions) {
+// A mask is keyed by the job and its own step and rows: it differs from step to step, and nobody in the pack moves it.
+TEST_F(TaskRun, DropoutIsTheJobsOwn) {
+  sweep.lora.dropout = 0.5;
+  const Result packed = alone();
+  for (const auto& [arm, slots] :
+       std::vector<std::pair<std::string, std::int64_t>>{{"sequential", 0}, {"loop", 0}, {"grouped", 3}}) {
+    sweep.arm = arm, sweep.slots = slots;
+    const Result other = alone();
+    expect_close(packed.losses, other.losses, 2e-4);
+    EXPECT_EQ(exits(packed.decisions), exits(other.decisions)) << arm;
+  }
+  // One sample again and again: under one mask its loss falls at every step, under others it jumps.
+  own_data = Instructions{};
+  own_data->train = {sequence(1)};
+  own_data->validation = {sequence(1)};
+  sweep.early_exit.enabled = false;
+  sweep.train.epochs = 60;
+  sweep.arm = "grouped", sweep.slots = 0;
+  task.search = {{3e-3}, {4}, {1}};
+  const auto rises = [&] {
+    const auto losses = by_line(alone().losses);
+    int n = 0;
+    for (int step = 2; step <= 60; ++step) {
+      const auto at = [&](int s) { return losses.at("lr0.003-r4-b1 " + std::to_string(s) + "train_loss"); };
+      n += at(step) > at(step - 1);
+    }
+    return n;
+  };
+  EXPECT_GT(rises(), 10);
+  sweep.lora.dropout = 0;
+  EXPECT_EQ(rises(), 0);
+}
+
+TEST_F(TaskRun, ItsLossesReplayToItsDecisions) {
   const std::string where = folder();
   const Result r = alone(where);
   std::string again;
@@ -211,7 +246,7 @@ TEST_F(SweepRun, ItsLossesReplayToItsDecisions) {
   EXPECT_TRUE(fs::exists(where + "/winner/adapter_model.safetensors"));
 }
 
-TEST_F(SweepRun, PreferencePairs) {
+TEST_F(TaskRun, PreferencePairs) {
   task.objective = "dpo";
   task.search.lr = {1e-2};
   const Result r = alone();
@@ -226,7 +261,7 @@ TEST_F(SweepRun, PreferencePairs) {
 
 // Stopped at every so many ticks and taken up again: the same files, to the bit. Three places for eight jobs, so that
 // some are parked.
-TEST_F(SweepRun, GoesOnToTheBit) {
+TEST_F(TaskRun, GoesOnToTheBit) {
   sweep.slots = 3;
   sweep.lora.dropout = 0.2;  // whose masks follow from a job's steps
   const Result whole = alone();
@@ -250,7 +285,7 @@ TEST_F(SweepRun, GoesOnToTheBit) {
 }
 
 // Other samples than those the sweep was stopped with are no continuation; ids beyond the embedding none at all.
-TEST_F(SweepRun, RefusesOtherData) {
+TEST_F(TaskRun, RefusesOtherData) {
   sweep.checkpoint_every = 2;
   const std::string where = folder();
   Instructions data = sequences(false);
@@ -268,7 +303,7 @@ TEST_F(SweepRun, RefusesOtherData) {
 }
 
 // The first so many passes on two ranks, the rest on one.
-TEST_F(SweepRun, GoesOnOnOtherRanks) {
+TEST_F(TaskRun, GoesOnOnOtherRanks) {
   const Result whole = alone();
   sweep.checkpoint_every = 5;
   const std::string where = folder();
@@ -282,7 +317,7 @@ TEST_F(SweepRun, GoesOnOnOtherRanks) {
 }
 
 // Six jobs warm up in two places on two ranks; a rank without jobs takes one that was parked on the other.
-TEST_F(SweepRun, RanksTakeParkedJobs) {
+TEST_F(TaskRun, RanksTakeParkedJobs) {
   task.search.rank = {4};
   task.search.lr = {1e-3, 5e-3, 2e-2};
   const Result one = alone();
@@ -293,7 +328,7 @@ TEST_F(SweepRun, RanksTakeParkedJobs) {
   EXPECT_EQ(one.outcome.winner, two.outcome.winner);
 }
 
-TEST_F(SweepRun, ABrokenJobEndsAlone) {
+TEST_F(TaskRun, ABrokenJobEndsAlone) {
   task.search.rank = {4};
   sweep.early_exit.keep_ratio = 1;
   task.search.lr = {1e-3};
@@ -308,7 +343,7 @@ TEST_F(SweepRun, ABrokenJobEndsAlone) {
   EXPECT_LT(both.outcome.jobs[std::size_t(both.outcome.winner)].candidate.lr, 1);
 }
 
-TEST_F(SweepRun, NamesJobAndModule) {
+TEST_F(TaskRun, NamesJobAndModule) {
   sweep.memory_capacity = 1.1e6;
   task.search.batch_size = {1, 64};
   EXPECT_SAYS(said([&] { alone(); }), "-b64");
@@ -317,7 +352,50 @@ TEST_F(SweepRun, NamesJobAndModule) {
   EXPECT_SAYS(said([&] { alone(); }), "qq_proj");
 }
 
-TEST_F(SweepRun, RanksKeepWholeAdapters) {
+TEST_F(TaskRun, RanksReadTheSameFile) {
+  const std::string file = dir / "sweep.yaml";
+  std::ofstream(file) << "recipe: lora_sweep\nmodel: " << dir.string() << "/none\ntasks: {t: {data: arithmetic}}\n";
+  const auto on_two = [&](const std::string& of_second) {
+    return said([&] {
+      run_loopback(2, [&](Communicator& world) {
+        SweepRun own{file, dir / "out", {}};
+        if (world.rank() == 1) own.overrides = {of_second};
+        run_sweep(own, world, 2);
+      });
+    });
+  };
+  EXPECT_SAYS(on_two("seed=7"), "on rank 1");
+  EXPECT_SAYS(on_two("train.epochs=77"), "on rank 1");
+  EXPECT_SAYS(on_two("seed=2024"), "");
+}
+
+TEST_F(TaskRun, GoesOnFromAnAdapter) {
+  task.search = {{2e-2}, {4}, {4}};
+  const std::string first = folder(), second = folder();
+  const double best = alone(first).outcome.jobs[0].best;
+  task.adapter = first + "/winner";
+  task.search.lr = {1e-14};
+  const double again = alone(second).outcome.jobs[0].best;
+  EXPECT_NEAR(again, best, 1e-6);
+  const PeftAdapter a = read_peft(task.adapter), b = read_peft(second + "/winner");
+  ASSERT_EQ(a.modules.size(), b.modules.size());
+  for (std::size_t i = 0; i < a.modules.size(); ++i) {
+    EXPECT_TRUE(at::allclose(a.modules[i].a, b.modules[i].a, 1e-6, 1e-9)) << a.modules[i].name;
+    EXPECT_TRUE(at::allclose(a.modules[i].b, b.modules[i].b, 1e-6, 1e-9)) << a.modules[i].name;
+  }
+  task.search.rank = {2};
+  EXPECT_SAYS(said([&] { alone(); }), task.adapter + " has another rank");
+  task.search.rank = {4};
+  task.search.alpha = "3r";
+  EXPECT_SAYS(said([&] { alone(); }), task.adapter + " has another rank, alpha");
+  PeftAdapter bad = a;
+  bad.modules[0].a = bad.modules[0].a * std::nan("");
+  write_peft(dir / "bad", bad, "llama");
+  task.adapter = dir / "bad";
+  EXPECT_SAYS(said([&] { alone(); }), (dir / "bad").string() + "/adapter_model.safetensors: tensor");
+}
+
+TEST_F(TaskRun, RanksKeepWholeAdapters) {
   sweep.early_exit.enabled = false;
   sweep.train.checkpointing = true;
   sweep.steal = false;

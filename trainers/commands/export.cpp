@@ -12,18 +12,19 @@
 #include "framework/models/open_clip.h"
 #include "trainers/commands/eval_run.h"
 #include "trainers/commands/language_model.h"
+#include "trainers/sweep/run.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 #include <iostream>
-#include <set>
 #include <system_error>
 
 namespace trireme {
 namespace {
 
 struct ExportOptions {
-  std::string model, out, format, tokenizer, adapter, step = "newest", precision = "file";
+  std::string model, out, format, tokenizer, adapter, task, step = "newest", precision = "file";
   int shard_mib = 4096;
   bool raw = false;
 };
@@ -65,40 +66,48 @@ int export_hf(const ExportOptions& o) {
   return 0;
 }
 
-// The winner of a sweep's task. o.model: the sweep's folder, or the task's in it.
-std::string winner_of(const std::string& model) {
-  namespace fs = std::filesystem;
-  std::set<std::string> tasks;
-  const auto look = [&](const fs::path& task) {
-    if (fs::is_regular_file(task / "winner/adapter_config.json")) tasks.insert(task.string());
-  };
-  look(model);
-  std::error_code error;
-  for (const auto& entry : fs::directory_iterator(model, error)) look(entry.path());
-  if (tasks.empty()) throw DataError(model, "holds no winner of a sweep", "name a sweep that has ended");
-  std::string all;
-  for (const auto& task : tasks) all += (all.empty() ? "" : ", ") + task;
-  if (tasks.size() > 1) throw UsageError("export", model + " has several tasks", "name one of " + all);
-  return all + "/winner";
+// The tasks of a sweep that are over, by name.
+std::vector<std::string> tasks_over(const std::string& run) {
+  std::vector<std::string> tasks;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(run, ignored))
+    if (std::filesystem::exists(entry.path() / "result.json")) tasks.push_back(entry.path().filename().string());
+  std::sort(tasks.begin(), tasks.end());
+  return tasks;
 }
 
-int export_adapter(const ExportOptions& o) {
-  const std::string winner = winner_of(o.model), weights = "/adapter_model.safetensors";
-  const std::string config = "/adapter_config.json";
-  make_folder(system_io(), o.out);
-  std::error_code error;
-  std::filesystem::copy_file(winner + weights, o.out + weights, std::filesystem::copy_options::overwrite_existing,
-                             error);
-  if (error) throw DataError(o.out + weights, "cannot be written: " + error.message(), "choose another --out");
-  const auto text = read_file(winner + config, 1 << 24);
-  replace_durably(system_io(), o.out + config, {reinterpret_cast<const char*>(text.data()), text.size()});
-  std::cout << "export: peft.PeftModel.from_pretrained(base, '" << o.out << "')" << std::endl;
+// The best adapter of a sweep's task.
+int export_peft(const ExportOptions& o) {
+  const auto tasks = tasks_over(o.model);
+  if (tasks.empty())
+    throw DataError(o.model, "holds no task of a sweep that is over", "give the folder of `trireme sweep`");
+  std::string names;
+  for (const auto& t : tasks) names += (names.empty() ? "" : ", ") + t;
+  if (o.task.empty() && tasks.size() > 1)
+    throw UsageError(o.model, "holds several tasks: " + names, "add --task " + tasks.front());
+  const std::string task = o.task.empty() ? tasks.front() : o.task;
+  if (std::find(tasks.begin(), tasks.end(), task) == tasks.end())
+    throw UsageError("--task", "no task '" + task + "' is over in " + o.model, "take one of: " + names);
+  const auto outcome = *sweep::read_outcome(o.model + "/" + task);
+  if (outcome.winner < 0) throw DataError(o.model + "/" + task, "has no winner: no job ended with a result");
+  const std::string from = o.model + "/" + task + "/winner";
+  const PeftAdapter adapter = read_peft(from);
+  FileIo& io = system_io();
+  make_folder(io, o.out);
+  for (const char* name : {"adapter_model.safetensors", "adapter_config.json"}) {  // with its config it is an adapter
+    const auto bytes = read_file(from + "/" + name, std::int64_t(1) << 40);
+    replace_durably(io, o.out + "/" + name, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+  }
+  std::cout << "export: " << outcome.jobs[std::size_t(outcome.winner)].candidate.job
+            << "; peft.PeftModel.from_pretrained(model, '" << o.out << "'), model from " << adapter.config.base_model
+            << std::endl;
   return 0;
 }
 
 int export_model(const ExportOptions& o) {
   if (o.out.empty()) throw UsageError("export", "no folder to write", "give --out DIR");
-  if (o.format == "peft") return export_adapter(o);
+  if (o.format == "peft") return export_peft(o);
+  if (!o.task.empty()) throw UsageError("--task", "is for --format peft", "leave it out");
   const bool language = is_hf_folder(o.model) || model_of(o.model) == "causal_lm";
   if (o.format == "hf" || (o.format.empty() && language)) return export_hf(o);
   if (!o.adapter.empty()) throw UsageError("--adapter", "is for --format hf", "leave it out");
@@ -123,13 +132,15 @@ int export_model(const ExportOptions& o) {
 const Commands::Entry registered(
     {"export", "writes a model as open_clip, transformers or PyTorch loads it", [](CommandOptions& command) {
        const auto o = std::make_shared<ExportOptions>();
-       command.text("model", o->model, "run folder (peft: of a sweep or a task in it), OpenCLIP folder, or Hugging Face folder", command.required);
+       command.text("model", o->model, "run folder, OpenCLIP folder, or Hugging Face folder", command.required);
        command.text("--out", o->out, "folder to write");
        command.text(
            "--format", o->format,
            "openclip: config, weights and tokenizer in the layout of its hub; hf: a language model's folder for "
-           "transformers; peft: the adapter that won a sweep; safetensors: the weights by their names; default: "
-           "openclip of a CLIP model, hf of a language model");
+           "transformers; peft: the winner of a sweep, whose folder is given; safetensors: the weights by their names; "
+           "default: openclip of a CLIP model, hf of a language "
+           "model");
+       command.text("--task", o->task, "of a sweep: whose winner (peft)");
        command.text("--adapter", o->adapter, "adapter folder of PEFT, which is added to the weights (hf)");
        command.text("--precision", o->precision,
                     "of the weights that are written (hf): f32, f64, bf16, or file: as they are; merged weights are "

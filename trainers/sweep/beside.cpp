@@ -2,6 +2,7 @@
 #include "comm/error.h"
 #include "framework/base/agree.h"
 #include "trainers/sweep/cluster/driver.h"
+#include "trainers/sweep/cluster/journal.h"
 #include "trainers/sweep/run.h"
 
 #include <algorithm>
@@ -98,8 +99,8 @@ class Beside : public cluster::TaskRun {
 
 }  // namespace
 
-bool run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out,
-                const std::function<bool()>& stop) {
+SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out,
+                    const std::function<bool()>& stop) {
   cluster::DriveOptions options;
   options.settings.gpus = world.size();
   options.run_dir = out;
@@ -115,7 +116,13 @@ bool run_beside(const SweepConfig& sweep, Communicator& world, const std::string
   const auto start = [&](const cluster::TaskOrder& task, Communicator& ranks) -> std::unique_ptr<cluster::TaskRun> {
     return std::make_unique<Beside>(read_order(task.text), ranks, out);
   };
-  return !cluster::drive(world, options, read, start).stopped;
+  SweepEnd end;
+  end.stopped = cluster::drive(world, options, read, start).stopped;
+  if (world.rank() != 0) return end;
+  const auto journal = cluster::recover(out);
+  for (const auto& t : journal.done) end.done.push_back(read_order(t.text).task);
+  for (const auto& f : journal.failed) end.failed.push_back({f.task.task.name, f.why});
+  return end;
 }
 
 }  // namespace trireme::sweep

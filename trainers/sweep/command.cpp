@@ -1,6 +1,7 @@
 // `trireme sweep`: runs an experiment of many LoRA jobs, or one of the verbs that register themselves (verb.h).
 #include "framework/command.h"
 
+#include "comm/error.h"
 #include "trainers/launch.h"
 #include "trainers/ranks.h"
 #include "trainers/sweep/run.h"
@@ -13,10 +14,15 @@ namespace trireme::sweep {
 namespace {
 
 struct SweepOptions : SweepRun {
+  std::string to;
   int ranks = 0;
 };
 
 int sweep_command(SweepOptions o, const CommandLine& line) {
+  if (!o.to.empty()) {
+    if (o.file != "add") throw UsageError("--to", "is for trireme sweep add", "leave it out");
+    o.overrides.insert(o.overrides.end(), {"--to", o.to});
+  }
   if (Verbs::has(o.file)) return Verbs::get(o.file).run(o.overrides);
   if (o.out.empty()) o.out = "runs/" + std::filesystem::path(o.file).stem().string();
   if (!launched_ranks()) read_sweep(o.file, o.overrides);  // a mistake is told once, before any rank starts
@@ -36,6 +42,7 @@ const Commands::Entry registered({"sweep", "many LoRA jobs on one backbone", [](
                                     command.text("file", o->file, doc, command.required);
                                     command.texts("overrides", o->overrides, "key=value, over the file's values");
                                     command.number("--ranks", o->ranks, "start this many MPI ranks", {1, 100000});
+                                    command.text("--to", o->to, "of add: folder of the sweep that runs");
                                     command.text("--out", o->out, "folder of the sweep (default runs/<yaml stem>)");
                                     command.flag("--fresh", o->fresh, "rename an existing folder and start over");
                                     return [o](const CommandLine& line) { return sweep_command(*o, line); };

@@ -72,6 +72,7 @@ void JobTrainConfig::fields(Fields& f) {
 
 void TaskConfig::fields(Fields& f) {
   f("model", model, "folder of the backbone; the sweep's where empty");
+  f("adapter", adapter, "folder of PEFT that every job goes on from, of the search's rank and alpha; empty: new ones");
   f.choice("objective", objective, {"sft", "dpo"}, "next-token loss, or preference pairs");
   f("ranks", ranks, "ranks that the task runs on, beside other tasks; 0: all, one task after the other",
     {.min = 0, .max = 4096});

@@ -36,7 +36,7 @@ struct JobTrainConfig {
 
 struct TaskConfig {
   std::string name;
-  std::string model, objective = "sft";
+  std::string model, adapter, objective = "sft";
   std::int64_t ranks = 0;  // 0: all
   InstructionSpec data;
   SearchConfig search;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 #include <iostream>
 #include <numeric>
@@ -84,7 +85,6 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
     sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_);
   }
   cap_validation();
-  if (ranks.rank() == 0) make_folder(system_io(), folder_);
   nlohmann::ordered_json header{{"task", task.name}, {"total_steps", nlohmann::json::object()}};
   for (const auto& j : jobs_) header["total_steps"][j.candidate().job] = j.total_steps();
   const EarlyExitConfig& e = sweep.early_exit;
@@ -101,13 +101,13 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
                  {"asha_max_t", e.asha_max_t},
                  {"asha_grace", e.asha_grace},
                  {"asha_eta", e.asha_eta}});
-  if (ranks.rank() == 0) journal_ = Journal(folder_, task.name, header.dump());
-  if (sweep.checkpoint_every > 0) {
-    ranks.barrier().wait();
-    if (ranks.rank() == 0) make_folder(system_io(), folder_ + "/ckpt");
-    ranks.barrier().wait();
-    checkpoints_ = std::make_unique<Checkpoints>(folder_ + "/ckpt", 1, ranks);
-  }
+  trireme::agree(ranks, attempt([&] {
+                   if (ranks.rank() != 0) return;
+                   make_folder(system_io(), folder_);
+                   journal_ = Journal(folder_, task.name, header.dump());
+                   if (sweep.checkpoint_every > 0) make_folder(system_io(), folder_ + "/ckpt");
+                 }));
+  if (sweep.checkpoint_every > 0) checkpoints_ = std::make_unique<Checkpoints>(folder_ + "/ckpt", 1, ranks);
   if (task.objective == "dpo") reference_pairs();
   if (ranks.rank() == 0 && evaluation_ratio_ > 0.25)
     std::cerr << task.name << ": evaluation will cost about " << evaluation_ratio_
@@ -116,9 +116,30 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
 
 Executor::~Executor() = default;
 
+// Flat weights of the adapter that jobs go on from, which must be one of their kind.
+at::Tensor Executor::weights_from(const PeftAdapter& adapter, const Candidate& c, const nn::AdapterInit& init) {
+  load_adapter(model_, *store_, 0, adapter, task_.adapter);
+  const auto& its = store_->init(0).shapes;
+  const bool same = std::equal(its.begin(), its.end(), init.shapes.begin(), init.shapes.end(), [](auto& a, auto& b) {
+    return a.rank == b.rank && std::abs(a.scale - b.scale) <= 1e-9 * std::abs(b.scale);
+  });
+  const at::Tensor flat = store_->flat_weights(0).clone();
+  store_->clear(0);
+  if (!same)
+    throw UsageError(task_.place, task_.adapter + " has another rank, alpha or targets than job " + c.job,
+                     "search for the rank and alpha of its adapter_config.json, with the same lora.targets");
+  return flat;
+}
+
 std::vector<Load> Executor::make_jobs() {
+  std::optional<PeftAdapter> from;
+  trireme::agree(ranks_, attempt([&] {
+                   if (!task_.adapter.empty()) from = read_peft(task_.adapter);
+                 }));
   for (const auto& c : candidates_) adapters_.push_back(adapter_config(sweep_, task_, c));
-  store_ = make_adapter_store(model_, adapters_, std::int64_t(candidates_.size()), backend_of(sweep_));
+  std::vector<PeftConfig> kinds = adapters_;
+  if (from) kinds.push_back(from->config);
+  store_ = make_adapter_store(model_, kinds, std::int64_t(candidates_.size()), backend_of(sweep_));
   optimizer_ =
       std::make_unique<nn::AdapterOptimizer>(*store_, sweep_.train.beta1, sweep_.train.beta2, sweep_.train.eps);
   const bool pairs = !data_.train_pairs.empty();
@@ -136,7 +157,8 @@ std::vector<Load> Executor::make_jobs() {
       parameters = store_->flat_weights(0).numel();
       store_->clear(0);
     }
-    jobs_.emplace_back(c, samples, sweep_.train, std::move(init), parameters);
+    const at::Tensor begin = from ? weights_from(*from, c, init) : at::Tensor();
+    jobs_.emplace_back(c, samples, sweep_.train, std::move(init), parameters, begin);
     loads.push_back({c.job, c.batch_size, c.batch_size * length * (pairs ? 2 : 1), parameters});
   }
   return loads;
@@ -256,7 +278,10 @@ void Executor::exchange() {
     const auto from = all.begin() + std::ptrdiff_t(r * size) + 1;
     told.emplace_back(from, from + std::ptrdiff_t(all[r * size]));
   }
-  for (const auto& payload : told) hear(payload);
+  // Rank 0 alone writes, and its disk may be full.
+  trireme::agree(ranks_, attempt([&] {
+                   for (const auto& payload : told) hear(payload);
+                 }));
   drop_ended();
 }
 

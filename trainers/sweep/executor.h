@@ -77,6 +77,7 @@ class Executor {
   enum Tick : std::int64_t { idle = 0, train = 1, halt = 2, evaluate = 3 };  // the largest that a rank wants is taken
 
   std::vector<Load> make_jobs();
+  at::Tensor weights_from(const PeftAdapter& adapter, const Candidate& c, const nn::AdapterInit& init);
   MemoryLimit memory_limit(const std::vector<Load>& loads) const;
   void reference_pairs();
   std::vector<ReferencedPair> referenced(const std::vector<Pair>& pairs);

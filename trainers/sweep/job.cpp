@@ -8,12 +8,13 @@
 namespace trireme::sweep {
 
 Job::Job(Candidate candidate, std::int64_t samples, const JobTrainConfig& config, nn::AdapterInit init,
-         std::int64_t parameters)
+         std::int64_t parameters, at::Tensor begin)
     : candidate_(std::move(candidate)),
       init_(std::move(init)),
       rates_{candidate_.lr, config.weight_decay, config.clip_norm},
       samples_(samples),
-      parameters_(parameters) {
+      parameters_(parameters),
+      begin_(std::move(begin)) {
   total_ = config.epochs * ((samples + candidate_.batch_size - 1) / candidate_.batch_size);
 }
 
@@ -25,7 +26,7 @@ std::vector<std::int64_t> Job::next_batch() const {
 }
 
 void Job::start(nn::AdapterStore& store, nn::AdapterOptimizer& optimizer, std::int64_t slot) {
-  store.fill(slot, init_);
+  store.fill(slot, init_, begin_);
   optimizer.start(slot, rates_);
 }
 

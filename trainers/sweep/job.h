@@ -14,9 +14,10 @@ namespace trireme::sweep {
 
 class Job {
  public:
-  // samples: of the training data. init: what its adapter begins as.
+  // samples: of the training data. init: what its adapter begins as, with the flat weights `begin` where there are
+  // some.
   Job(Candidate candidate, std::int64_t samples, const JobTrainConfig& config, nn::AdapterInit init,
-      std::int64_t parameters);
+      std::int64_t parameters, at::Tensor begin = {});
 
   const Candidate& candidate() const { return candidate_; }
   std::int64_t total_steps() const { return total_; }
@@ -55,15 +56,15 @@ class Job {
   static constexpr std::size_t scalars = 7;
 
  private:
+  at::Tensor pending_losses() const;  // f32 on the host
   Candidate candidate_;
   nn::AdapterInit init_;
   nn::AdapterRates rates_;
   std::int64_t samples_, total_, parameters_, step_ = 0, evaluated_ = 0, best_step_ = 0;
   Average average_;
-  at::Tensor pending_losses() const;  // f32 on the host
   std::vector<at::Tensor> losses_;
   nn::ParkedAdapter parked_;
-  at::Tensor best_;
+  at::Tensor begin_, best_;
 };
 
 }  // namespace trireme::sweep

@@ -14,7 +14,7 @@ at::Tensor on_device(const std::vector<std::int64_t>& values, at::Device device)
 
 void Pack::begin_job(std::int64_t slot, std::int64_t step) {
   const auto here = std::int64_t(ids_.size());
-  rows_.push_back({.slot = slot, .first = here, .last = here, .step = step});
+  rows_.push_back({slot, here, here, 0, step});
   counts_.push_back(0);
   first_sample_.push_back(std::int64_t(lengths_.size()));
   first_pair_.push_back(std::int64_t(reference_margins_.size()));

@@ -17,7 +17,8 @@ struct ReferencedPair {
 
 class Pack {
  public:
-  // Jobs in the order of their slots. step: the job's own, which dropout's masks follow from.
+  // Jobs in the order of their slots. step: the job's own, by which its dropout differs from step to step. Rows count
+  // from the job's first, so a mask is the same whoever shares the pack: a job's step lies in one pack whole.
   void begin_job(std::int64_t slot, std::int64_t step);
   void add(const Example& example);
   void add(const ReferencedPair& pair);

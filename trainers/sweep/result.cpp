@@ -3,6 +3,7 @@
 #include "data/json.h"
 #include "framework/io/file_io.h"
 #include "framework/report/chart.h"
+#include "framework/report/gantt.h"
 #include "framework/report/page.h"
 #include "trainers/sweep/run.h"
 
@@ -164,9 +165,10 @@ std::string outcome_table(const TaskOutcome& o, const TaskConfig& task) {
   return table + (o.winner < 0 ? "no job has a result\n" : "winner: " + o.winner_folder + "\n");
 }
 
-void write_page(const std::string& folder, const SweepConfig& sweep, const std::vector<TaskOutcome>& outcomes) {
-  std::string page = page_begin("sweep " + folder);
-  for (std::size_t i = 0; i < outcomes.size(); ++i) page += section(folder, sweep.tasks[i], outcomes[i]);
+void write_page(const std::string& folder, const SweepConfig& sweep, const std::vector<TaskConfig>& tasks,
+                const std::vector<TaskOutcome>& outcomes) {
+  std::string page = page_begin("sweep " + folder) + schedule_section(folder);
+  for (std::size_t i = 0; i < outcomes.size(); ++i) page += section(folder, tasks[i], outcomes[i]);
   page += details("configuration", "<pre>" + escape_html(sweep.resolved) + "</pre>") + page_end();
   replace_durably(system_io(), folder + "/report.html", page);
 }

@@ -54,6 +54,56 @@ int make_backbone(const SweepRun& run, const SweepConfig& sweep, Communicator& w
   return train(options, world, local_ranks);
 }
 
+void same_on_all(const SweepConfig& sweep, const SweepRun& run, Communicator& world) {
+  const std::string mine = sweep.settings;
+  auto size = std::int64_t(mine.size());
+  world.broadcast({&size, 1, DType::i64}, 0).wait();
+  std::string first = mine;
+  first.resize(std::size_t(size));
+  world.broadcast({first.data(), first.size(), DType::u8}, 0).wait();
+  agree(world, attempt([&] {
+          if (first != mine)
+            throw UsageError(run.file,
+                             "says something else on rank " + std::to_string(world.rank()) + " than on rank 0",
+                             "give all ranks the same file and words");
+        }));
+}
+
+// One task after the other on all ranks. What a task's own input does wrong ends that task alone; any other failure may
+// be one rank's, and ends all.
+SweepEnd run_in_turn(const SweepConfig& sweep, Communicator& world, const std::string& out) {
+  SweepEnd end;
+  for (const auto& task : sweep.tasks) {
+    std::optional<TaskOutcome> outcome;
+    const auto failure = attempt(
+        [&] { outcome = run_task(sweep, task, world, out + "/" + task.name, [] { return stop_requested(); }); });
+    if (failure && failure->code != ExitCode::usage && failure->code != ExitCode::data) raise(*failure);
+    if (failure) {
+      end.failed.push_back({task.name, *failure});
+      if (world.rank() == 0) std::cout << "task " << task.name << " failed: " << failure->what << std::endl;
+    } else if (outcome) {
+      end.done.push_back(task);
+    } else {
+      end.stopped = true;
+      return end;
+    }
+  }
+  return end;
+}
+
+// Tables and page of what is done, and a line for every task that failed. The exit code.
+ExitCode tell(const SweepConfig& sweep, const SweepEnd& end, const std::string& out) {
+  std::vector<TaskOutcome> outcomes;
+  for (const auto& task : end.done) {
+    outcomes.push_back(*read_outcome(out + "/" + task.name));
+    std::cout << outcome_table(outcomes.back(), task);
+  }
+  write_page(out, sweep, end.done, outcomes);
+  std::cout << "report: " << out << "/report.html" << std::endl;
+  for (const auto& f : end.failed) std::cerr << "trireme: error: task " << f.name << ": " << f.why.what << std::endl;
+  return end.failed.empty() ? ExitCode::ok : end.failed.front().why.code;
+}
+
 }  // namespace
 
 TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks) {
@@ -94,34 +144,33 @@ std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& 
   Executor executor(sweep, task, *in.model, *in.data, ranks, folder);
   executor.on_decisions(std::move(heard));
   auto outcome = executor.run(stop);
-  if (outcome && ranks.rank() == 0) write_outcome(folder, *outcome, task);
+  if (!outcome) return outcome;
+  agree(ranks, attempt([&] {
+          if (ranks.rank() == 0) write_outcome(folder, *outcome, task);
+        }));
   return outcome;
 }
 
 int run_sweep(const SweepRun& run, Communicator& world, int local_ranks) {
   SweepConfig sweep;
   std::unique_ptr<FolderLock> lock;
+  agree(world, attempt([&] { sweep = read_sweep(run.file, run.overrides); }));
+  same_on_all(sweep, run, world);
   agree(world, attempt([&] {
-          sweep = read_sweep(run.file, run.overrides);
           if (world.rank() == 0) take_folder(run, sweep, lock);
         }));
   if (const int code = make_backbone(run, sweep, world, local_ranks)) return code;
   if (sweep.threads) at::set_num_threads(int(sweep.threads));
-  std::vector<TaskOutcome> outcomes;
   const bool beside = std::any_of(sweep.tasks.begin(), sweep.tasks.end(), [](const auto& t) { return t.ranks > 0; });
-  if (beside && world.size() > 1 && !run_beside(sweep, world, run.out, [] { return stop_requested(); }))
-    return int(ExitCode::stopped);
-  for (const auto& task : sweep.tasks) {
-    auto outcome = run_task(sweep, task, world, run.out + "/" + task.name, [] { return stop_requested(); });
-    if (!outcome) return int(ExitCode::stopped);
-    if (world.rank() == 0) std::cout << outcome_table(*outcome, task) << std::flush;
-    outcomes.push_back(std::move(*outcome));
-  }
-  if (world.rank() == 0) {
-    write_page(run.out, sweep, outcomes);
-    std::cout << "report: " << run.out << "/report.html\n";
-  }
-  return 0;
+  const SweepEnd end = beside && world.size() > 1 ? run_beside(sweep, world, run.out, [] { return stop_requested(); })
+                                                  : run_in_turn(sweep, world, run.out);
+  if (end.stopped) return int(ExitCode::stopped);
+  std::int64_t code = 0;
+  agree(world, attempt([&] {
+          if (world.rank() == 0) code = std::int64_t(tell(sweep, end, run.out));
+        }));
+  world.broadcast({&code, 1, DType::i64}, 0).wait();
+  return int(code);
 }
 
 }  // namespace trireme::sweep

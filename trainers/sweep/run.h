@@ -1,6 +1,7 @@
 // A sweep from its file to its page: backbones, tasks one after the other, winners, report.
 #pragma once
 #include "comm/communicator.h"
+#include "framework/base/agree.h"
 #include "trainers/sweep/executor.h"
 
 #include <functional>
@@ -25,19 +26,28 @@ TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communi
 void write_outcome(const std::string& folder, const TaskOutcome& outcome, const TaskConfig& task);  // result.json
 std::optional<TaskOutcome> read_outcome(const std::string& folder);                                 // none: not over
 
+// What the tasks came to, as rank 0 knows it; `stopped` on every rank. A task that failed did so alone.
+struct SweepEnd {
+  struct FailedTask {
+    std::string name;
+    Failure why;
+  };
+  bool stopped = false;
+  std::vector<TaskConfig> done;
+  std::vector<FailedTask> failed;
+};
 // Collective over the world: tasks beside each other, each on its own number of ranks, by the scheduler of tasks
-// (cluster/driver.h); others may come by `trireme sweep add`, each a file with one task. Returns false where it was
-// stopped.
-bool run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out,
-                const std::function<bool()>& stop);
+// (cluster/driver.h); others may come by `trireme sweep add`, each a file with one task.
+SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out,
+                    const std::function<bool()>& stop);
 
 struct SweepRun {
   std::string file, out;
   std::vector<std::string> overrides;
   bool fresh = false;
 };
-// Collective: all tasks of the file in its order on all ranks, the table on the terminal and report.html. The exit
-// code.
+// Collective: all tasks of the file, the tables on the terminal and report.html. The exit code: of the first task that
+// failed, each of which is told in a line at the end. Ranks that read different settings: UsageError.
 int run_sweep(const SweepRun& run, Communicator& world, int local_ranks);
 
 // result.json of a task.
@@ -46,6 +56,7 @@ TaskOutcome parse_outcome(const std::string& json, const std::string& place);
 // The jobs as a table, best first, and what was saved.
 std::string outcome_table(const TaskOutcome& outcome, const TaskConfig& task);
 // report.html: of every task the table, losses, exits and samples saved.
-void write_page(const std::string& folder, const SweepConfig& sweep, const std::vector<TaskOutcome>& outcomes);
+void write_page(const std::string& folder, const SweepConfig& sweep, const std::vector<TaskConfig>& tasks,
+                const std::vector<TaskOutcome>& outcomes);
 
 }  // namespace trireme::sweep

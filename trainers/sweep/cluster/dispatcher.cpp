@@ -31,6 +31,7 @@ Dispatcher::Dispatcher(const DriveOptions& options, const ReadTask& read)
       inbox_(options.run_dir),
       scheduler_(options.settings) {
   journal_.begin(now(), options.settings.gpus);
+  for (const auto& f : before_.failed) before_.unfinished.push_back(f.task);
   for (const auto& u : before_.unfinished) {
     scheduler_.arrive(u.task);
     orders_[u.task.name] = {u.task.name, u.text, u.started};
@@ -103,7 +104,7 @@ void Dispatcher::hear(const Report& report, int rank, Decision& decision) {
   scheduler_.complete(task);
   if (report.kind == Report::failed) {
     ++result_.failed;
-    journal_.failed(now(), task, report.why);
+    journal_.failed(now(), task, {ExitCode(report.code), report.why});
     say("task " + task + " failed: " + report.why);
   } else {
     ++result_.done;

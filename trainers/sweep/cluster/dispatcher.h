@@ -13,9 +13,9 @@ namespace trireme::cluster {
 // What a task's first rank says in a round. Plain bytes: it travels.
 struct Report {
   enum Kind : std::int64_t { nothing, cut, done, failed };
-  std::int64_t kind = nothing, ranks = 0, stop = 0;
+  std::int64_t kind = nothing, ranks = 0, stop = 0, code = 0;
   double remaining = 0, remaining_all = 0;
-  char why[224] = {};
+  char why[600] = {};
 };
 
 // A task that begins, goes on or moves; empty ranks: nobody.

@@ -74,7 +74,7 @@ class Rank {
 void Rank::failed(const Failure& f) {
   if (f.code == ExitCode::communication) raise(f);
   run_.reset(), paused_ = true;
-  report_.kind = Report::failed;
+  report_.kind = Report::failed, report_.code = std::int64_t(f.code);
   std::strncpy(report_.why, f.what.c_str(), sizeof report_.why - 1);
 }
 

@@ -30,6 +30,10 @@ struct Reader {
   void take(const nlohmann::json& line) {
     found.t = line.at("t");
     const std::string event = line.at("event");
+    if (event == "begin") {
+      for (auto& f : found.failed) found.unfinished.push_back(f.task);
+      found.failed.clear();
+    }
     if (event == "arrive") {
       const Task task{line.at("task"), line.at("gpus"), line.at("seconds")};
       found.unfinished.push_back({task, line.at("text")});
@@ -42,6 +46,11 @@ struct Reader {
       if (event == "cut") u.after_cut = true, u.task.seconds = line.at("remaining");
     } else if (event == "done" || event == "failed") {
       const Unfinished& u = find(found.unfinished, line.at("task"));
+      since.erase(u.task.name);
+      if (event == "done")
+        found.done.push_back(u);
+      else
+        found.failed.push_back({u, {ExitCode(line.at("code").get<int>()), line.at("why").get<std::string>()}});
       found.unfinished.erase(found.unfinished.begin() + (&u - found.unfinished.data()));
     }
     if (event == "stop") settle();
@@ -94,8 +103,8 @@ void Journal::cut(double t, const std::string& task, const std::vector<int>& kep
 
 void Journal::done(double t, const std::string& task) { write(t, "done", {{"task", task}}); }
 
-void Journal::failed(double t, const std::string& task, const std::string& why) {
-  write(t, "failed", {{"task", task}, {"why", why}});
+void Journal::failed(double t, const std::string& task, const Failure& why) {
+  write(t, "failed", {{"task", task}, {"why", why.what}, {"code", int(why.code)}});
 }
 
 void Journal::refused(double t, const std::string& letter, const std::string& why) {

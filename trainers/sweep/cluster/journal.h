@@ -1,8 +1,9 @@
 // RUN/schedule.jsonl: what the inter-task scheduler planned and what happened, one JSON object a line, each with `t`
 // (seconds of the run) and `event`. It is what a killed run resumes from and what the report draws.
 //   begin gpus | arrive task gpus seconds text letter | plan arrived makespan bound optimal by bars | start task gpus
-//   after_cut | cut task gpus remaining | done task | failed task why | refused letter why | stop
+//   after_cut | cut task gpus remaining | done task | failed task why code | refused letter why | stop
 #pragma once
+#include "framework/base/agree.h"
 #include "framework/io/file_io.h"
 #include "trainers/sweep/cluster/scheduler.h"
 
@@ -25,7 +26,7 @@ class Journal {
   void start(double t, const Start& start, bool after_cut);
   void cut(double t, const std::string& task, const std::vector<int>& kept, double remaining);
   void done(double t, const std::string& task);
-  void failed(double t, const std::string& task, const std::string& why);
+  void failed(double t, const std::string& task, const Failure& why);
   void refused(double t, const std::string& letter, const std::string& why);
   void stop(double t);
 
@@ -40,9 +41,15 @@ struct Unfinished {
   std::string text;
   bool started = false, after_cut = false;
 };
+struct Failed {
+  Unfinished task;
+  Failure why;
+};
 struct Recovered {
-  double t = 0;                          // of its last line
-  std::vector<Unfinished> unfinished;    // in the order of arrival
+  double t = 0;                        // of its last line
+  std::vector<Unfinished> unfinished;  // in the order of arrival
+  std::vector<Failed> failed;          // since the last begin: a run that is begun again tries them again
+  std::vector<Unfinished> done;
   std::set<std::string> tasks, letters;  // all that arrived, finished ones included
 };
 // Nothing where there is no journal. A torn last line is cut off the file; other broken lines throw DataError.

@@ -1,0 +1,159 @@
+// links: comm
+// `trireme sweep` as its users start it: tasks beside each other, one that another process hands in, one that fails;
+// what is left to export, and PEFT on it.
+#include "tests/fault/program.h"
+
+#include <nlohmann/json.hpp>
+
+namespace trireme::test {
+namespace {
+
+using std::chrono::seconds;
+
+class SweepCommand : public ::testing::Test {
+ protected:
+  // A backbone of two layers, trained for some steps, once for all tests.
+  static void SetUpTestSuite() {
+    shared_ = new TempFolder;
+    write_text(
+        dir() / "backbone.yaml",
+        "recipe: causal_lm\nsteps: 20\nbatch_size: 8\nthreads: 1\noptimizer: {lr: 3.0e-3}\neval_every: 0\n"
+        "checkpoint: {every: 20}\nmodel: {layers: 2, width: 32, intermediate: 64, heads: 2, kv_heads: 1, vocab: 300}\n"
+        "text: {sources: [arithmetic], length: 64, arithmetic: 200}\n");
+    const Outcome o = trireme({"train", "backbone.yaml", "--out", "backbone"});
+    ASSERT_EQ(o.code, 0) << o;
+  }
+  static void TearDownTestSuite() { delete std::exchange(shared_, nullptr); }
+  static const fs::path& dir() { return shared_->path; }
+  static Outcome trireme(const Words& words) { return run_program(words, {.folder = dir()}); }
+
+  static std::string sweep(const std::string& tasks) {
+    return "recipe: lora_sweep\nmodel: backbone\nthreads: 1\ncheckpoint: {every: 0}\n"
+           "search: {lr: [2.0e-2, 5.0e-2], rank: [4], batch_size: [4]}\n"
+           "early_exit: {eval_fraction: 0.1, val_cap: 4}\ntasks:\n" +
+           tasks;
+  }
+  static std::string task(const std::string& name, const std::string& more, int train = 24) {
+    return "  " + name + ": {data: arithmetic, level: 1, length: 64, train: " + std::to_string(train) +
+           ", held_out: 8, test: 0, template: plain" + more + "}\n";
+  }
+  static bool over(const std::string& task) { return fs::exists(dir() / task / "result.json"); }
+  static TempFolder* shared_;
+};
+TempFolder* SweepCommand::shared_ = nullptr;
+
+bool holds(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+int count(const std::string& text, const std::string& part) {
+  int n = 0;
+  for (std::size_t at = text.find(part); at != text.npos; at = text.find(part, at + 1)) ++n;
+  return n;
+}
+
+TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
+  const std::string good = "{\"instruction\": \"2 and 3\", \"output\": \"5\"}\n";
+  std::string lines;
+  for (int i = 0; i < 20; ++i) lines += good;
+  write_text(dir() / "bad.jsonl", lines + "{\"instruction\": NaN, \"output\": \"5\"}\n");
+  write_text(dir() / "live.yaml", sweep(task("long", ", ranks: 1", 700) + task("short", ", ranks: 1") +
+                                        "  bad: {data: bad.jsonl, length: 256, template: alpaca, ranks: 1}\n"));
+  write_text(dir() / "late.yaml", sweep(task("late", ", ranks: 2")));
+  write_text(dir() / "broken.yaml", sweep(task("broken", ", rankz: 2")));
+  write_text(dir() / "wide.yaml", sweep(task("wide", ", ranks: 3")));
+  Program live({"sweep", "live.yaml", "--out", "live", "--ranks", "2"}, {.folder = dir()});
+  ASSERT_TRUE(wait_until([&] { return fs::exists(dir() / "live/long/losses.jsonl") || live.ended(); }, seconds(40)));
+  ASSERT_FALSE(live.ended()) << live.wait();
+  const Outcome late = trireme({"sweep", "add", "late.yaml", "--to", "live"});
+  EXPECT_EQ(late.code, 0) << late;
+  EXPECT_TRUE(holds(late.out, "accepted")) << late;
+  const Outcome broken = trireme({"sweep", "add", "broken.yaml", "--to", "live"});
+  EXPECT_EQ(broken.code, 2) << broken;
+  EXPECT_TRUE(holds(broken.err, "broken.yaml: refused") && holds(broken.err, "rankz")) << broken;
+  const Outcome wide = trireme({"sweep", "add", "wide.yaml", "--to", "live"});
+  EXPECT_EQ(wide.code, 2) << wide;
+  const Outcome end = live.wait(seconds(120));
+  EXPECT_EQ(end.code, 3) << end;
+  ASSERT_EQ(end.errors().size(), 1u) << end;
+  EXPECT_TRUE(holds(end.errors()[0], "task bad: ") && holds(end.errors()[0], "bad.jsonl:21")) << end;
+  EXPECT_EQ(count(end.out, "task bad failed"), 1) << end;
+  for (const char* name : {"long", "short", "late"}) {
+    EXPECT_TRUE(over(std::string("live/") + name)) << name;
+    EXPECT_TRUE(holds(end.out, "winner: live/" + std::string(name) + "/winner")) << end;
+  }
+  EXPECT_FALSE(over("live/bad"));
+  const std::string page = read_text(dir() / "live/report.html");
+  EXPECT_TRUE(holds(page, "Planned") && holds(page, "Actual") && holds(page, "<h2>late</h2>"));
+  // Mended, the same command does what is left.
+  write_text(dir() / "bad.jsonl", lines + good);
+  const Outcome again = trireme({"sweep", "live.yaml", "--out", "live", "--ranks", "2"});
+  EXPECT_EQ(again.code, 0) << again;
+  EXPECT_TRUE(over("live/bad"));
+  EXPECT_TRUE(holds(again.out, "winner: live/late/winner")) << again;
+  EXPECT_EQ(trireme({"sweep", "add", "late.yaml", "--to", "nowhere"}).code, 3);
+}
+
+TEST_F(SweepCommand, InTurnTooOneFailsAlone) {
+  write_text(dir() / "none.jsonl", "{\"instruction\": 1e999\n");
+  write_text(dir() / "turn.yaml", sweep("  bad: {data: none.jsonl, length: 256, template: alpaca}\n" +
+                                        task("fine", "") + task("module", ", model: nowhere")));
+  const Outcome end = trireme({"sweep", "turn.yaml", "--out", "turn"});
+  EXPECT_EQ(end.code, 3) << end;
+  ASSERT_EQ(end.errors().size(), 2u) << end;
+  EXPECT_TRUE(holds(end.errors()[0], "task bad: ") && holds(end.errors()[0], "none.jsonl:1")) << end;
+  EXPECT_TRUE(holds(end.errors()[1], "task module: nowhere")) << end;
+  EXPECT_TRUE(over("turn/fine"));
+}
+
+// A row of the ids 3, 4, ..., as `trireme logits` reads it.
+void write_ids(const fs::path& file) {
+  constexpr int n = 24;
+  std::string header = R"({"ids":{"dtype":"I64","shape":[2,12],"data_offsets":[0,192]}})", bytes;
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  const auto put = [&](std::int64_t v) { bytes.append(reinterpret_cast<const char*>(&v), 8); };
+  put(std::int64_t(header.size()));
+  bytes += header;
+  for (std::int64_t i = 0; i < n; ++i) put(3 + i * 11 % 290);
+  write_text(file, bytes);
+}
+
+TEST_F(SweepCommand, ExportsAWinnerThatPeftLoads) {
+  write_text(dir() / "two.yaml", sweep(task("one", "") + task("two", "")));
+  const Outcome end = trireme({"sweep", "two.yaml", "--out", "two"});
+  ASSERT_EQ(end.code, 0) << end;
+  EXPECT_TRUE(end.errors().empty()) << end;
+  const Words words{"export", "two", "--format", "peft", "--out", "best"};
+  const Outcome which = trireme(words);
+  EXPECT_EQ(which.code, 2) << which;
+  EXPECT_TRUE(holds(which.err, "one, two")) << which;
+  EXPECT_EQ(trireme({"export", "two", "--format", "peft", "--task", "three", "--out", "best"}).code, 2);
+  EXPECT_EQ(trireme({"export", "backbone", "--format", "peft", "--out", "best"}).code, 3);
+  const Outcome done = trireme({"export", "two", "--format", "peft", "--task", "two", "--out", "best"});
+  ASSERT_EQ(done.code, 0) << done;
+  write_ids(dir() / "ids.safetensors");
+  const auto logits = [&](const std::string& adapter) {
+    return trireme({"logits", "backbone", "--adapter", adapter, "--ids", "ids.safetensors", "--out", "l.safetensors"});
+  };
+  const Outcome ours = logits("best");
+  ASSERT_EQ(ours.code, 0) << ours;
+  const std::string exported = read_text(dir() / "l.safetensors");
+  ASSERT_EQ(logits("two/two/winner").code, 0);
+  EXPECT_EQ(read_text(dir() / "l.safetensors"), exported);
+  // One number of it is no number: refused by name.
+  fs::copy(dir() / "best", dir() / "poisoned");
+  std::string bytes = read_text(dir() / "poisoned/adapter_model.safetensors");
+  bytes.replace(bytes.size() - 4, 4, std::string("\0\0\xc0\x7f", 4));
+  write_text(dir() / "poisoned/adapter_model.safetensors", bytes);
+  const Outcome poisoned = logits("poisoned");
+  EXPECT_EQ(poisoned.code, 3) << poisoned;
+  EXPECT_TRUE(holds(poisoned.err, "poisoned/adapter_model.safetensors") && holds(poisoned.err, "not finite"))
+      << poisoned;
+  const char* python = std::getenv("TRIREME_PEFT_PYTHON");
+  if (!python || !*python) GTEST_SKIP() << "TRIREME_PEFT_PYTHON names no python with transformers and peft";
+  ASSERT_EQ(trireme({"export", "backbone", "--format", "hf", "--out", "hf"}).code, 0);
+  const std::string at = dir().string() + "/", command = std::string(python) + " " + std::getenv("TRIREME_SOURCE") +
+                                                         "/tests/peers/sweep_winner.py " + at + "hf " + at + "best " +
+                                                         at + "ids.safetensors " + at + "l.safetensors";
+  EXPECT_EQ(std::system(command.c_str()), 0);
+}
+
+}  // namespace
+}  // namespace trireme::test
