@@ -140,6 +140,8 @@ std::vector<Load> Executor::make_jobs() {
   std::vector<PeftConfig> kinds = adapters_;
   if (from) kinds.push_back(from->config);
   store_ = make_adapter_store(model_, kinds, std::int64_t(candidates_.size()), backend_of(sweep_));
+  optimizer_ =
+      std::make_unique<nn::AdapterOptimizer>(*store_, sweep_.train.beta1, sweep_.train.beta2, sweep_.train.eps);
   const bool pairs = !data_.train_pairs.empty();
   const auto samples = std::int64_t(pairs ? data_.train_pairs.size() : data_.train.size());
   const std::int64_t length = longest(data_);
@@ -156,7 +158,7 @@ std::vector<Load> Executor::make_jobs() {
       store_->clear(0);
     }
     const at::Tensor begin = from ? weights_from(*from, c, init) : at::Tensor();
-    jobs_.emplace_back(c, samples, sweep_.train.epochs, std::move(init), parameters, begin);
+    jobs_.emplace_back(c, samples, sweep_.train, std::move(init), parameters, begin);
     loads.push_back({c.job, c.batch_size, c.batch_size * length * (pairs ? 2 : 1), parameters});
   }
   return loads;
@@ -227,9 +229,9 @@ void Executor::move_jobs() {
     if (move.kind == Roster::Move::take) {
       take(move);
     } else if (move.rank == ranks_.rank()) {
-      if (move.kind == Roster::Move::start) job.start(*store_, move.job);
-      if (move.kind == Roster::Move::park) job.park(*store_, move.job);
-      if (move.kind == Roster::Move::resume) job.resume(*store_, move.job);
+      if (move.kind == Roster::Move::start) job.start(*store_, *optimizer_, move.job);
+      if (move.kind == Roster::Move::park) job.park(*store_, *optimizer_, move.job);
+      if (move.kind == Roster::Move::resume) job.resume(*optimizer_, move.job);
     }
   }
 }
@@ -257,7 +259,7 @@ void Executor::take(const Roster::Move& move) {
   ++moves_;
   if (!to) return;
   job.unpack(got, scalars);
-  job.resume(*store_, move.job);
+  job.resume(*optimizer_, move.job);
 }
 
 void Executor::exchange() {
@@ -304,7 +306,10 @@ void Executor::drop_ended() {
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
     const auto& j = roster_->jobs()[i];
     if (j.phase != Roster::Phase::done && j.phase != Roster::Phase::exited) continue;
-    if (store_->filled(std::int64_t(i))) store_->clear(std::int64_t(i));
+    if (store_->filled(std::int64_t(i))) {
+      optimizer_->stop(std::int64_t(i));
+      store_->clear(std::int64_t(i));
+    }
     const auto& reason = roster_->exits().job(j.load.job).reason;
     if (j.phase == Roster::Phase::exited && reason != "overfitting") jobs_[i].drop_best();
   }

@@ -112,6 +112,7 @@ class Executor {
   std::vector<Candidate> candidates_;
   std::vector<PeftConfig> adapters_;
   std::unique_ptr<nn::AdapterStore> store_;
+  std::unique_ptr<nn::AdapterOptimizer> optimizer_;
   std::unique_ptr<Communicator> gathers_;
   std::unique_ptr<ShardedBackbone> sharded_;
   std::vector<Job> jobs_;  // all of the task; those of other ranks stay as they began

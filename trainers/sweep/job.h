@@ -1,7 +1,7 @@
 // One job's training as its rank holds it: the adapter's weights, its optimizer, its place in the data.
 #pragma once
 #include "comm/archive.h"
-#include "framework/nn/lora.h"
+#include "framework/nn/adapter_optimizer.h"
 #include "trainers/sweep/config.h"
 
 #include <cstdint>
@@ -16,8 +16,8 @@ class Job {
  public:
   // samples: of the training data. init: what its adapter begins as, with the flat weights `begin` where there are
   // some.
-  Job(Candidate candidate, std::int64_t samples, std::int64_t epochs, nn::AdapterInit init, std::int64_t parameters,
-      at::Tensor begin = {});
+  Job(Candidate candidate, std::int64_t samples, const JobTrainConfig& config, nn::AdapterInit init,
+      std::int64_t parameters, at::Tensor begin = {});
 
   const Candidate& candidate() const { return candidate_; }
   std::int64_t total_steps() const { return total_; }
@@ -31,13 +31,12 @@ class Job {
   std::vector<std::int64_t> next_batch() const;
 
   // In and out of a slot. `start` draws the adapter; `park` keeps everything on the host.
-  void start(nn::AdapterStore& store, std::int64_t slot);
-  void park(nn::AdapterStore& store, std::int64_t slot);
-  void resume(nn::AdapterStore& store, std::int64_t slot);
+  void start(nn::AdapterStore& store, nn::AdapterOptimizer& optimizer, std::int64_t slot);
+  void park(nn::AdapterStore& store, nn::AdapterOptimizer& optimizer, std::int64_t slot);
+  void resume(nn::AdapterOptimizer& optimizer, std::int64_t slot);
 
-  // One AdamW step on the slot's gradients, divided by what clips their norm. Changes nothing where loss or norm is not
-  // finite. The loss, a scalar on the device, is read when an evaluation asks.
-  void update(nn::AdapterStore& store, std::int64_t slot, const at::Tensor& loss, const JobTrainConfig& config);
+  // The optimizer took a step at this loss, a scalar on the device, which is read when an evaluation asks.
+  void stepped(const at::Tensor& loss);
 
   // Train losses since the last evaluation, in order, and the average over all.
   std::vector<double> fold(double alpha);
@@ -46,23 +45,26 @@ class Job {
   void drop_best() { best_ = at::Tensor(); }
   const at::Tensor& best() const { return best_; }  // flat, on the host
   std::int64_t best_step() const { return best_step_; }
+  const nn::AdapterInit& init() const { return init_; }
 
   // All that `resume` and the next steps need, as it lies on the host or in the slot (slot < 0: parked, or ended).
-  void state(Archive& ar, nn::AdapterStore& store, std::int64_t slot, bool ended);
+  void state(Archive& ar, nn::AdapterOptimizer& optimizer, std::int64_t slot, bool ended);
   // A parked job as numbers, for another rank: 4 arrays of `parameters` f32, and scalars.
   at::Tensor packed_tensors() const;
   std::vector<double> packed_scalars() const;
   void unpack(const at::Tensor& tensors, const std::vector<double>& scalars);
-  static constexpr std::size_t scalars = 6;
+  static constexpr std::size_t scalars = 7;
 
  private:
   at::Tensor pending_losses() const;  // f32 on the host
   Candidate candidate_;
   nn::AdapterInit init_;
+  nn::AdapterRates rates_;
   std::int64_t samples_, total_, parameters_, step_ = 0, evaluated_ = 0, best_step_ = 0;
   Average average_;
   std::vector<at::Tensor> losses_;
-  at::Tensor begin_, parked_, first_, second_, updates_, best_;
+  nn::ParkedAdapter parked_;
+  at::Tensor begin_, best_;
 };
 
 }  // namespace trireme::sweep

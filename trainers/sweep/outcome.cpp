@@ -28,7 +28,7 @@ void Executor::state(Archive& ar) {
     if (j.rank != ranks_.rank()) continue;
     const Archive::Group group(ar, "job_" + std::to_string(i));
     const bool ended = j.phase == Roster::Phase::done || j.phase == Roster::Phase::exited;
-    jobs_[i].state(ar, *store_, here(std::int64_t(i)) ? std::int64_t(i) : -1, ended);
+    jobs_[i].state(ar, *optimizer_, here(std::int64_t(i)) ? std::int64_t(i) : -1, ended);
   }
 }
 
@@ -94,8 +94,7 @@ TaskOutcome Executor::outcome() {
 void Executor::write_winner(std::int64_t winner) {
   Job& job = jobs_[std::size_t(winner)];
   if (store_->filled(winner)) store_->clear(winner);
-  job.start(*store_, winner);
-  store_->flat_weights(winner).copy_(job.best());
+  store_->fill(winner, job.init(), job.best());
   write_peft(folder_ + "/winner", adapter_of(*store_, winner, adapters_[std::size_t(winner)]), model_.config().family);
   store_->clear(winner);
 }

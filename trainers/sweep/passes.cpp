@@ -1,10 +1,12 @@
 // The executor's passes.
+#include "framework/base/tensor.h"
 #include "framework/losses/token_loss.h"
 #include "trainers/sweep/executor.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -34,14 +36,16 @@ void Executor::train_pass() {
     return;
   }
   store_->begin(pack.rows(), true);
-  store_->zero_gradients();
   const at::Tensor losses = losses_of(pack);
   std::vector<at::Tensor> means;
   for (std::size_t k = 0; k < in_pack.size(); ++k)
     means.push_back(pack.loss_sum(k, losses, sweep_.train.dpo_beta) / double(std::max<std::int64_t>(1, pack.count(k))));
   torch::autograd::backward({at::stack(means).sum()}, {});
-  for (std::size_t k = 0; k < in_pack.size(); ++k)
-    jobs_[std::size_t(in_pack[k])].update(*store_, in_pack[k], means[k].detach(), sweep_.train);
+  const at::Tensor now = at::stack(means).detach().to(at::kFloat);
+  at::Tensor by_slot = at::zeros({store_->slots()}, now.options());
+  by_slot.index_copy_(0, to_device(at::tensor(in_pack, at::kLong), now.device()), now);
+  optimizer_->step(in_pack, by_slot);
+  for (std::size_t k = 0; k < in_pack.size(); ++k) jobs_[std::size_t(in_pack[k])].stepped(now[std::int64_t(k)]);
 }
 
 void Executor::begin_evaluation() {
@@ -89,9 +93,12 @@ void Executor::evaluate_pass() {
 
 void Executor::finish_evaluation() {
   const Evaluation e = *std::exchange(evaluation_, {});
+  const at::Tensor alive = optimizer_->alive().to(at::kCPU);
   for (std::size_t k = 0; k < e.jobs.size(); ++k) {
     Job& job = jobs_[std::size_t(e.jobs[k])];
-    const double v = e.sums[k] / std::max(1.0, e.counts[k]);
+    // A job whose gradient was not finite takes no step any more, whatever its loss says.
+    const bool trains = alive[e.jobs[k]].item<float>() != 0;
+    const double v = trains ? e.sums[k] / std::max(1.0, e.counts[k]) : std::numeric_limits<double>::quiet_NaN();
     const auto losses = job.fold(sweep_.early_exit.ema_alpha);
     const bool best = v < roster_->exits().job(job.candidate().job).best;
     job.evaluated_now(best, *store_, e.jobs[k]);
