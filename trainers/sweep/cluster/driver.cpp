@@ -74,6 +74,7 @@ class Rank {
 void Rank::failed(const Failure& f) {
   if (f.code == ExitCode::communication) raise(f);
   run_.reset(), paused_ = true;
+  if (comm_->rank() != 0) return;
   report_.kind = Report::failed, report_.code = std::int64_t(f.code);
   std::strncpy(report_.why, f.what.c_str(), sizeof report_.why - 1);
 }
@@ -82,10 +83,11 @@ void Rank::tick() {
   TaskEvent event;
   if (const auto failure = attempt([&] { event = run_->tick(); })) return failed(*failure);
   if (event.kind == TaskEvent::tick) return;
-  report_.kind = event.kind == TaskEvent::cut ? Report::cut : Report::done;
-  report_.ranks = event.ranks, report_.remaining = event.remaining, report_.remaining_all = event.remaining_all;
   paused_ = true;
   if (event.kind == TaskEvent::done) run_.reset();
+  if (comm_->rank() != 0) return;
+  report_.kind = event.kind == TaskEvent::cut ? Report::cut : Report::done;
+  report_.ranks = event.ranks, report_.remaining = event.remaining, report_.remaining_all = event.remaining_all;
 }
 
 // Ticks until `work` is complete on every rank of the task. The ranks of one task make the same ticks.
@@ -100,8 +102,7 @@ void Rank::until(Work work) {
 }
 
 Decision Rank::round() {
-  Report mine = report_;
-  if (comm_ && comm_->rank() != 0) mine.kind = Report::nothing;
+  Report mine = report_;  // of a task's first rank alone: the others may have left its communicator since
   report_ = {};
   mine.stop = options_.stop && options_.stop();
   std::vector<Report> reports(std::size_t(world_.size()));
