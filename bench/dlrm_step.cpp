@@ -127,7 +127,8 @@ nlohmann::json run_problem(const Options& o, const std::string& problem) {
       row["ratio"] = arm->median_ms() / arms[0]->median_ms();
       // CPU time of the stepping thread: other programs on the machine hardly change it.
       if (o.device == "cpu") row["cpu_ratio"] = arm->median_cpu_ms() / arms[0]->median_cpu_ms();
-      if (arm->name() != "products") row["worst_loss_difference"] = worst_difference(arms[0]->losses(equal_steps), arm->losses(equal_steps));
+      if (arm->name() != "products")
+        row["worst_loss_difference"] = worst_difference(arms[0]->losses(equal_steps), arm->losses(equal_steps));
     }
     rows.push_back(row);
   }

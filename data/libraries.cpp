@@ -35,12 +35,13 @@ const std::vector<Library>& libraries() {
 #else
   constexpr bool webp = false;
 #endif
-  static const std::vector<Library> all = {{"PNG", png, "no PNG pictures", "libpng-dev"},
-                                           {"JPEG", jpeg, "no JPEG pictures", "libturbojpeg0-dev"},
-                                           {"WebP", webp, "no WebP pictures", "libwebp-dev"},
-                                           {"FreeType", freetype, "no emoji data set", "libfreetype-dev"},
-                                           {"PCRE2", pcre2, "no text tokenizer: no CLIP, no language models", "libpcre2-dev"},
-                                           {"zlib", zlib, "no gzip", "zlib1g-dev"}};
+  static const std::vector<Library> all = {
+      {"PNG", png, "no PNG pictures", "libpng-dev"},
+      {"JPEG", jpeg, "no JPEG pictures", "libturbojpeg0-dev"},
+      {"WebP", webp, "no WebP pictures", "libwebp-dev"},
+      {"FreeType", freetype, "no emoji data set", "libfreetype-dev"},
+      {"PCRE2", pcre2, "no text tokenizer: no CLIP, no language models", "libpcre2-dev"},
+      {"zlib", zlib, "no gzip", "zlib1g-dev"}};
   return all;
 }
 

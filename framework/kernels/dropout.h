@@ -26,7 +26,7 @@ struct DropoutWords {
 
 // The numbers of columns [4 quad, 4 quad + 4).
 inline TRIREME_BOTH DropoutWords dropout_words(const DropoutKey& k, std::uint32_t module, std::uint32_t row,
-                                                       std::uint32_t quad) {
+                                               std::uint32_t quad) {
   std::uint32_t c[4] = {k.row + row, quad, module, k.step}, key[2] = {k.key[0], k.key[1]};
   for (int round = 0; round < 10; ++round) {
     const std::uint64_t p0 = static_cast<std::uint64_t>(0xD2511F53u) * c[0];

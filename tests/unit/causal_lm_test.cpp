@@ -296,8 +296,8 @@ TEST(CausalLm, AHeadOfItsOwnIsNotTied) {
     for (const auto& name : from.names()) tensors.push_back({name, Safetensors(from.file_of(name)).tensor(name)});
     const CausalLm before = model_of(folder_of(family));
     const at::Tensor ids = Safetensors(folder_of(family) + "/logits.safetensors").tensor("ids");
-    const at::Tensor embedding = Safetensors(from.file_of(from.names()[0])).tensor(
-        family == "gpt2" ? "transformer.wte.weight" : "model.embed_tokens.weight");
+    const at::Tensor embedding = Safetensors(from.file_of(from.names()[0]))
+                                     .tensor(family == "gpt2" ? "transformer.wte.weight" : "model.embed_tokens.weight");
     for (const double by : {1.0, -2.0}) {
       auto all = tensors;
       all.push_back({"lm_head.weight", (embedding * by).contiguous()});
