@@ -120,11 +120,21 @@ TEST(DryRun, EveryRecipeFileIsRead) {
   int files = 0;
   for (const auto& entry : fs::recursive_directory_iterator(std::string(std::getenv("TRIREME_SOURCE")) + "/recipes"))
     if (entry.path().extension() == ".yaml") {
-      const Outcome o = run_program({"train", entry.path().string(), "--print-config"}, {});
+      const bool sweep = read_text(entry.path()).find("\nrecipe: lora_sweep\n") != std::string::npos;
+      const Outcome o = run_program({sweep ? "sweep" : "train", entry.path().string(), "--print-config"}, {});
       EXPECT_EQ(o.code, 0) << entry.path() << "\n" << o;
       ++files;
     }
   EXPECT_GT(files, 15);
+}
+
+TEST(DryRun, KeysOfARecipe) {
+  for (const auto& [recipe, key] : {std::pair("dlrm", "`compression.forward.codec`"), {"lora_sweep", "`search.lr`"}}) {
+    const Outcome o = run_program({"keys", recipe}, {});
+    EXPECT_EQ(o.code, 0) << o;
+    EXPECT_NE(o.out.find(key), std::string::npos) << o;
+  }
+  EXPECT_EQ(run_program({"keys", "nothing"}, {}).code, 2);
 }
 
 double gathered(std::map<std::string, double>& bytes) {

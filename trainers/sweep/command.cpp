@@ -8,6 +8,7 @@
 #include "trainers/sweep/verb.h"
 
 #include <filesystem>
+#include <iostream>
 #include <memory>
 
 namespace trireme::sweep {
@@ -16,6 +17,7 @@ namespace {
 struct SweepOptions : SweepRun {
   std::string to;
   int ranks = 0;
+  bool print_config = false;
 };
 
 int sweep_command(SweepOptions o, const CommandLine& line) {
@@ -24,6 +26,10 @@ int sweep_command(SweepOptions o, const CommandLine& line) {
     o.overrides.insert(o.overrides.end(), {"--to", o.to});
   }
   if (Verbs::has(o.file)) return Verbs::get(o.file).run(o.overrides);
+  if (o.print_config) {
+    std::cout << read_sweep(o.file, o.overrides).resolved;
+    return 0;
+  }
   if (o.out.empty()) o.out = "runs/" + std::filesystem::path(o.file).stem().string();
   if (!launched_ranks()) read_sweep(o.file, o.overrides);  // a mistake is told once, before any rank starts
   if (!launched_ranks() && o.ranks > 1) return launch_ranks(o.ranks, line.words);
@@ -45,6 +51,8 @@ const Commands::Entry registered({"sweep", "many LoRA jobs on one backbone", [](
                                     command.text("--to", o->to, "of add: folder of the sweep that runs");
                                     command.text("--out", o->out, "folder of the sweep (default runs/<yaml stem>)");
                                     command.flag("--fresh", o->fresh, "rename an existing folder and start over");
+                                    command.flag("--print-config", o->print_config,
+                                                 "every key with its value and who set it, and nothing else");
                                     return [o](const CommandLine& line) { return sweep_command(*o, line); };
                                   }});
 

@@ -156,6 +156,13 @@ void SweepConfig::fields(Fields& f) {
   f.group("tasks", list, "by name");
 }
 
+std::string document_keys() {
+  SweepConfig sweep;
+  sweep.tasks.resize(1);
+  sweep.tasks[0].name = "NAME";
+  return document([&](Fields& f) { sweep.fields(f); });
+}
+
 namespace {
 
 // The schema lists the tasks that the file, whose tree is `root`, names.

@@ -73,6 +73,9 @@ struct Candidate {
 SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& overrides);
 SweepConfig parse_sweep(const std::string& yaml, const std::string& place);
 
+// The schema as a Markdown table, with one task for all.
+std::string document_keys();
+
 // Every combination in the order lr, rank, batch size, the last running fastest; or a seeded draw of `random` of them,
 // without repetition. Throws UsageError at `place`.
 std::vector<Candidate> candidates(const SearchConfig& search, std::uint64_t seed, const std::string& place);

@@ -1,0 +1,32 @@
+// `trireme keys RECIPE`: what its YAML may say, as the Markdown table of docs/config.md.
+#include "framework/command.h"
+#include "framework/recipe.h"
+#include "framework/train_config.h"
+#include "trainers/sweep/config.h"
+
+#include <iostream>
+#include <memory>
+
+namespace trireme {
+namespace {
+
+int keys(const std::string& name) {
+  if (name == "lora_sweep") {
+    std::cout << sweep::document_keys();
+    return 0;
+  }
+  const auto recipe = Recipes::create(name, "keys");
+  TrainConfig common;
+  std::cout << "Of every recipe:\n\n" << document([&](Fields& f) { common.fields(f); });
+  std::cout << "\nOf " << name << ":\n\n" << document([&](Fields& f) { recipe->fields(f); });
+  return 0;
+}
+
+const Commands::Entry registered({"keys", "the keys of a recipe: default, range, meaning", [](CommandOptions& o) {
+                                    const auto name = std::make_shared<std::string>();
+                                    o.text("recipe", *name, "its name", CommandOptions::required);
+                                    return [name](const CommandLine&) { return keys(*name); };
+                                  }});
+
+}  // namespace
+}  // namespace trireme
