@@ -128,6 +128,23 @@ TEST(DryRun, EveryRecipeFileIsRead) {
   EXPECT_GT(files, 15);
 }
 
+TEST(Check, TellsWhichPromisesHold) {
+  TempFolder folder;
+  const std::string mlp = std::string(std::getenv("TRIREME_SOURCE")) + "/recipes/mlp/mlp.yaml";
+  const Words words{"check", mlp, "--ranks", "2,1", "--steps", "4", "--out", "checked"};
+  const Outcome good = run_program(words, {.folder = folder.path});
+  EXPECT_EQ(good.code, 0) << good;
+  EXPECT_NE(good.out.find("holds   losses of 1 and 2 ranks"), std::string::npos) << good;
+  EXPECT_NE(good.out.find("goes on from step 2 ends in the same bits"), std::string::npos) << good;
+  Words lossy = words;  // in the same folder
+  for (const char* key : {"hook.name=int8", "hook.error_feedback=false", "optimizer.lr=0.1", "optimizer.warmup=0"})
+    lossy.push_back(key);
+  const Outcome broken = run_program(lossy, {.folder = folder.path});
+  EXPECT_EQ(broken.code, 1) << broken;
+  EXPECT_NE(broken.out.find("BROKEN  losses of 1 and 2 ranks"), std::string::npos) << broken;
+  EXPECT_NE(broken.out.find("holds   a run on 2 ranks"), std::string::npos) << broken;
+}
+
 TEST(DryRun, KeysOfARecipe) {
   for (const auto& [recipe, key] : {std::pair("dlrm", "`compression.forward.codec`"), {"lora_sweep", "`search.lr`"}}) {
     const Outcome o = run_program({"keys", recipe}, {});
