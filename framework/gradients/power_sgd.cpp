@@ -101,7 +101,7 @@ class PowerSgd final : public GradientHook {
 
   // Shares out first_, second_ and errors, and draws the first Q. Returns what all P have.
   std::int64_t place_matrices() {
-    std::vector<kernels::Rows> ps, qs;
+    std::vector<kernels::RowMatrix> ps, qs;
     std::vector<LowRankMatrix> all;
     std::int64_t p = 0, q = 0, e = 0;
     for (auto& [name, x] : matrices_) {
@@ -152,8 +152,8 @@ class PowerSgd final : public GradientHook {
     const auto bytes = std::int64_t(rows.size() * sizeof(T));
     return at::from_blob(rows.data(), {bytes}, at::kByte).clone().to(device);
   }
-  static const kernels::Rows* rows_of(const at::Tensor& table) {
-    return static_cast<const kernels::Rows*>(table.const_data_ptr());
+  static const kernels::RowMatrix* rows_of(const at::Tensor& table) {
+    return static_cast<const kernels::RowMatrix*>(table.const_data_ptr());
   }
 
   void finish(Bucket& bucket) {
@@ -179,7 +179,7 @@ class PowerSgd final : public GradientHook {
   at::Tensor error_before_, second_before_;         // as they were before the last step
   at::Tensor rest_;                                 // the part of first_ that travels as it is
   at::Tensor start_, lost_;                         // all Q as they began; 1 where a Q was not finite
-  at::Tensor p_rows_, q_rows_, low_rank_;           // kernels::Rows and LowRankMatrix of each matrix
+  at::Tensor p_rows_, q_rows_, low_rank_;           // kernels::RowMatrix and LowRankMatrix of each matrix
   at::Tensor partial_, orthonormal_;                // scratch of the kernels
   LowRankJob job_;                                  // but for its pointers
 };

@@ -34,7 +34,7 @@ void eliminate(std::vector<double>& a, std::int64_t r) {
   }
 }
 
-void orthonormalize_one(const Rows& rows) {
+void orthonormalize_one(const RowMatrix& rows) {
   const std::int64_t r = rows.count, n = rows.length;
   std::vector<double> a(r * r);
   for (std::int64_t i = 0; i < r; ++i)
@@ -63,7 +63,7 @@ bool finite(float x) { return (__builtin_bit_cast(std::uint32_t, x) & 0x7f800000
 
 void restart_all(const RestartJob& job) {
   for (std::int64_t k = 0; k < job.count; ++k) {
-    const Rows& rows = job.matrices[k];
+    const RowMatrix& rows = job.matrices[k];
     for (std::int64_t r = 0; r < rows.count; ++r) {
       float* row = rows.data + r * rows.length;
       const float square = float(dot(row, row, rows.length));

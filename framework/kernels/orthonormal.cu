@@ -34,7 +34,7 @@ __device__ double* scratch_of(const OrthonormalJob& job, unsigned matrix) {
 constexpr int tile = 32, gram_threads = 256;
 
 // Products of 32 rows with 32 rows over the columns [begin, end). A thread has 2 x 2 of them.
-__device__ void multiply_rows(const Rows& rows, std::int64_t first_a, std::int64_t first_b, std::int64_t begin,
+__device__ void multiply_rows(const RowMatrix& rows, std::int64_t first_a, std::int64_t first_b, std::int64_t begin,
                               std::int64_t end, double* out) {
   __shared__ double a[tile][tile + 1], b[tile][tile + 1];
   const int y = static_cast<int>(threadIdx.x) / 16, x = static_cast<int>(threadIdx.x) % 16;
@@ -64,7 +64,7 @@ __device__ void multiply_rows(const Rows& rows, std::int64_t first_a, std::int64
 }
 
 __global__ void __launch_bounds__(gram_threads) gram_kernel(OrthonormalJob job) {
-  const Rows rows = job.matrices[blockIdx.y];
+  const RowMatrix rows = job.matrices[blockIdx.y];
   const std::int64_t each = (rows.length + orthonormal_splits * tile - 1) / (orthonormal_splits * tile) * tile;
   const std::int64_t begin = blockIdx.x * each, end = begin + each < rows.length ? begin + each : rows.length;
   double* out = scratch_of(job, blockIdx.y) + blockIdx.x * rows.count * rows.count;
@@ -116,7 +116,7 @@ constexpr int apply_threads = 128;
 
 __global__ void __launch_bounds__(apply_threads) apply_kernel(OrthonormalJob job) {
   __shared__ double shared[most_shared * most_shared];
-  const Rows rows = job.matrices[blockIdx.y];
+  const RowMatrix rows = job.matrices[blockIdx.y];
   const std::int64_t r = rows.count, n = rows.length;
   const double* factors = scratch_of(job, blockIdx.y) + orthonormal_splits * r * r;
   if (r <= most_shared) {
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(apply_threads) apply_kernel(OrthonormalJob job
 }
 
 __global__ void __launch_bounds__(threads) restart_kernel(RestartJob job) {
-  const Rows rows = job.matrices[blockIdx.x];
+  const RowMatrix rows = job.matrices[blockIdx.x];
   for (std::int64_t r = blockIdx.y; r < rows.count; r += gridDim.y) {
     float* row = rows.data + r * rows.length;
     const float square = static_cast<float>(dot(row, row, rows.length));

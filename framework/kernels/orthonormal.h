@@ -8,7 +8,7 @@
 namespace trireme::kernels {
 
 // A matrix of f32 [count, length], rows one after another.
-struct Rows {
+struct RowMatrix {
   float* data = nullptr;
   const float* start = nullptr;  // restart_rows: what a row that is lost begins with again
   std::int64_t count = 0, length = 0;
@@ -18,7 +18,7 @@ struct Rows {
 // them in f64, so that rows are read once and rounded once. A row that depends on those before it, to 1e-6 of its
 // length, becomes zero; a row that is not finite becomes NaN, or has NaN where it is not finite.
 struct OrthonormalJob {
-  const Rows* matrices = nullptr;
+  const RowMatrix* matrices = nullptr;
   std::int64_t count = 0, most_rows = 0;
   double* scratch = nullptr;  // on CUDA: orthonormal_scratch values
 };
@@ -31,7 +31,7 @@ extern Kernel<OrthonormalJob> orthonormalize;
 // A row whose sum of squares (rounded to f32) is zero or not finite becomes its `start` again: as it is it would stay
 // so. *lost becomes 1 where one was not finite, and stays what it is otherwise.
 struct RestartJob {
-  const Rows* matrices = nullptr;
+  const RowMatrix* matrices = nullptr;
   std::int64_t count = 0;
   float* lost = nullptr;
 };

@@ -39,7 +39,7 @@ std::string seconds_text(double s) {
   return format_value(std::round(s / 360) / 10) + " h";
 }
 
-void take(const nlohmann::json& line, Schedule& s, std::map<std::string, std::size_t>& open) {
+void take(const nlohmann::json& line, TaskSchedule& s, std::map<std::string, std::size_t>& open) {
   const double t = line.at("t");
   const std::string event = line.at("event");
   const auto close = [&](const std::string& task) {
@@ -119,7 +119,7 @@ std::string gantt_text(const std::vector<GanttBar>& bars, int gpus, double end, 
          seconds_text(end) + "\n";
 }
 
-std::vector<std::string> task_names(const Schedule& s) {
+std::vector<std::string> task_names(const TaskSchedule& s) {
   std::vector<GanttBar> all = s.actual;
   std::stable_sort(all.begin(), all.end(), [](const GanttBar& a, const GanttBar& b) { return a.start < b.start; });
   all.insert(all.end(), s.plan.begin(), s.plan.end());
@@ -129,15 +129,15 @@ std::vector<std::string> task_names(const Schedule& s) {
   return names;
 }
 
-double last_end(const Schedule& s) {
+double last_end(const TaskSchedule& s) {
   double end = 0;
   for (const auto* bars : {&s.plan, &s.actual})
     for (const auto& b : *bars) end = std::max(end, b.end);
   return end;
 }
 
-Schedule read_schedule(const std::string& run_dir) {
-  Schedule s;
+TaskSchedule read_schedule(const std::string& run_dir) {
+  TaskSchedule s;
   const std::string path = run_dir + "/schedule.jsonl";
   std::ifstream file(path);
   std::map<std::string, std::size_t> open;
@@ -162,7 +162,7 @@ Schedule read_schedule(const std::string& run_dir) {
 }
 
 std::string schedule_section(const std::string& run_dir) {
-  const Schedule s = read_schedule(run_dir);
+  const TaskSchedule s = read_schedule(run_dir);
   if (s.actual.empty()) return "";
   const auto names = task_names(s);
   const double end = last_end(s);

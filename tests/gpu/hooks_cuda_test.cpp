@@ -145,10 +145,10 @@ TEST(CudaHooks, RowsAreOrthonormal) {
       if (r == 4) rows[3].copy_(rows[0] * 2 - rows[1]);  // depends on others: becomes zero
       const at::Tensor there = rows.cuda(), start_there = start.cuda(), lost = at::zeros({1}, there.options());
       const auto table = [&](const at::Tensor& t, const at::Tensor& s) {
-        const kernels::Rows one{t.data_ptr<float>(), s.data_ptr<float>(), r, m};
-        return at::from_blob(const_cast<kernels::Rows*>(&one), {sizeof one}, at::kByte).clone().to(t.device());
+        const kernels::RowMatrix one{t.data_ptr<float>(), s.data_ptr<float>(), r, m};
+        return at::from_blob(const_cast<kernels::RowMatrix*>(&one), {sizeof one}, at::kByte).clone().to(t.device());
       };
-      const auto of = [](const at::Tensor& t) { return static_cast<const kernels::Rows*>(t.const_data_ptr()); };
+      const auto of = [](const at::Tensor& t) { return static_cast<const kernels::RowMatrix*>(t.const_data_ptr()); };
       const at::Tensor here_table = table(rows, start), there_table = table(there, start_there);
       const Place place = buffer_of(there).place;
       float lost_here = 0;

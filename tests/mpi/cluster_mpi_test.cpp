@@ -27,7 +27,7 @@ MPI_TEST(Driver, TakesATaskOfAnotherProcess, {2, 4}) {
   EXPECT_EQ(result.done, 4);
   EXPECT_EQ(result.failed, 0);
   if (comm.rank() != 0) return;
-  const Schedule s = read_schedule(folder);
+  const TaskSchedule s = read_schedule(folder);
   expect_apart(s.actual);
   EXPECT_EQ(s.actual.size(), 5u);
   EXPECT_TRUE(cluster::recover(folder).unfinished.empty());

@@ -293,7 +293,7 @@ TEST(Driver, PacksTasksAndShrinksThem) {
     });
     EXPECT_TRUE(await_answer(run, late, {})->accepted);
     EXPECT_FALSE(await_answer(run, broken, {})->accepted);
-    const Schedule s = read_schedule(run);
+    const TaskSchedule s = read_schedule(run);
     EXPECT_EQ(s.gpus, ranks);
     test::expect_apart(s.actual);
     test::expect_apart(s.plan);

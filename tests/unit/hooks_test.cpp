@@ -180,7 +180,7 @@ TEST(PowerSgd, RowsAreOrthonormal) {
     if (r > 2) rows[2].copy_(2 * rows[0] - rows[1]);
     rows = rows.contiguous();
     const at::Tensor before = rows.to(at::kDouble);
-    const kernels::Rows one{rows.data_ptr<float>(), nullptr, r, n};
+    const kernels::RowMatrix one{rows.data_ptr<float>(), nullptr, r, n};
     kernels::orthonormalize({&one, 1, r}, {});
     const at::Tensor now = rows.to(at::kDouble);
     at::Tensor wanted = at::eye(r, at::kDouble);

@@ -172,6 +172,26 @@ int blind_maxima(const std::string& text) {
   return found;
 }
 
+// Types that are defined at the top of a namespace, with it: "trireme::kernels::Rows".
+std::vector<std::string> types(const std::string& text) {
+  static const std::regex opens(R"(^namespace ([\w:]*) ?\{)"), closes(R"(^\}  // namespace.*)"),
+      defines(R"(^(template <.*> ?)?(struct|class|enum class) (\w+)( final)?( : .*| ?\{.*)?$)");
+  std::vector<std::string> spaces, found;
+  std::istringstream in(text);
+  std::smatch m;
+  for (std::string line; std::getline(in, line);)
+    if (std::regex_search(line, m, opens))
+      spaces.push_back(m[1]);
+    else if (std::regex_match(line, closes) && !spaces.empty())
+      spaces.pop_back();
+    else if (line.find(';') == line.npos && std::regex_match(line, m, defines) && !holds(spaces, "")) {
+      std::string name;
+      for (const auto& space : spaces) name += space + "::";
+      found.push_back(name + std::string(m[3]));
+    }
+  return found;
+}
+
 // Every C++ file below `folder`, as (path from the root, text).
 void add_sources(const std::string& folder, std::vector<std::pair<std::string, std::string>>& all) {
   const char* source = std::getenv("TRIREME_SOURCE");
@@ -205,6 +225,21 @@ TEST(House, FilesAndFunctionsStayShort) {
     EXPECT_LE(lines, file == "trainers/main.cpp" ? 100 : file.ends_with(".h") ? 200 : 400) << file;
     for (const auto& f : long_functions(text, 60)) ADD_FAILURE() << file << ":" << f << " lines in one function";
   }
+}
+
+// Of two types of one name the linker keeps one's functions for both.
+TEST(House, ATypeHasOneDefinition) {
+  std::map<std::string, std::string> where;
+  for (const auto& [file, text] : sources())
+    if (!file.ends_with(".cpp") && !file.ends_with(".cu"))
+      for (const auto& type : types(text)) {
+        const auto [at, first] = where.emplace(type, file);
+        EXPECT_TRUE(first) << type << " is defined in " << at->second << " and in " << file;
+      }
+  EXPECT_GT(where.size(), 150u);
+  EXPECT_EQ(types("namespace a {\nnamespace b {\nstruct X {\n};\n}  // namespace b\ntemplate <class T>\nclass Y : Z {\n"
+                  "struct F;\nstruct Y::Impl {\n}  // namespace a\nnamespace {\nstruct Hidden {\n"),
+            (std::vector<std::string>{"a::b::X", "a::Y"}));
 }
 
 // std::max(worst, std::abs(a - b)) passes a result that is all NaN: tests/max_difference.h.
