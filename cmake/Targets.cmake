@@ -15,7 +15,7 @@ endif()
 # rooms that do without.
 set(trireme_left_out "^$")
 if(TRIREME_SANITIZE)
-  set(trireme_left_out "/bench/|/trainers/command_line[.]|/trainers/commands/(check|codec|data_text|doctor|embed|eval|eval_run|export|generate|keys|logits|report|submit|train)[.]")
+  set(trireme_left_out "/bench/|/trainers/command_line[.]|/trainers/commands/(check|codec|doctor|embed|eval|eval_run|export|generate|keys|logits|report|submit|train)[.]")
   if(TRIREME_SANITIZE STREQUAL "thread")
     string(APPEND trireme_left_out "|/recipes/|/framework/(kernels|optim|gradients|nn|losses|models)/|/framework/[^/]*$"
       "|/trainers/commands/|/trainers/(loop|start|step_report|dry_run|run_folder|ranks)[.]|/trainers/scale/(command|measure)[.]"
