@@ -294,7 +294,7 @@ int train(const TrainOptions& options, Communicator& world, int local_ranks) {
   Experiment setup(Config::load(options.file, options.overrides));
   set_threads(setup.train, local_ranks);
   check_divisible(setup, world.size());
-  check_same_config(setup.config, setup.schema, world);
+  check_same_config(config_hash(setup.config, setup.schema), world);
   if (options.dry_run) {
     dry_run(setup, world, [](Session& session) { agree_on_step(false, false, session.context().comm("control")); });
     return int(ExitCode::ok);

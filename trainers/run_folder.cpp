@@ -146,9 +146,9 @@ std::string date_now() {
 
 }  // namespace
 
-void check_same_config(const Config& config, const std::function<void(Fields&)>& schema, Communicator& world) {
+void check_same_config(std::uint64_t hash, Communicator& world) {
   std::vector<std::int64_t> all(world.size());
-  const auto mine = std::int64_t(config_hash(config, schema));
+  const auto mine = std::int64_t(hash);
   world.all_gather({&mine, 1, DType::i64, {}}, {all.data(), all.size(), DType::i64, {}}).wait();
   for (std::size_t r = 0; r < all.size(); ++r)
     if (all[r] != all[0])
@@ -156,19 +156,22 @@ void check_same_config(const Config& config, const std::function<void(Fields&)>&
                        "start all ranks with the same file and the same key=value words");
 }
 
+std::shared_ptr<FolderLock> take_folder(const std::string& dir, bool fresh) {
+  const bool there = fs::exists(dir);
+  make_folders(dir);
+  auto lock = std::make_shared<FolderLock>(dir);
+  if (!fresh || !there) return lock;
+  lock->moved_to(move_away(dir));
+  make_folders(dir);
+  return std::make_shared<FolderLock>(dir);
+}
+
 RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& config,
                           const std::function<void(Fields&)>& schema, Communicator& world) {
   RunFolder folder{dir, {}, true};
   agree(world, attempt([&] {
           if (world.rank() != 0) return;
-          const bool there = fs::exists(dir);
-          make_folders(dir);
-          folder.lock = std::make_shared<FolderLock>(dir);
-          if (fresh && there) {
-            folder.lock->moved_to(move_away(dir));
-            make_folders(dir);
-            folder.lock = std::make_shared<FolderLock>(dir);
-          }
+          folder.lock = take_folder(dir, fresh);
           folder.alone = folder.lock->warning().empty();
           if (folder.alone)
             remove_leftovers(dir);

@@ -4,6 +4,7 @@
 #include "framework/config/config.h"
 #include "framework/io/folder_lock.h"
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -19,7 +20,10 @@ struct RunFolder {
 };
 
 // Collective. Throws UsageError on all ranks unless they were all started with the same configuration.
-void check_same_config(const Config& config, const std::function<void(Fields&)>& schema, Communicator& world);
+void check_same_config(std::uint64_t hash, Communicator& world);
+
+// Makes `dir` or takes up an existing one, locked. fresh: an old one is renamed DIR.old-N, once nobody uses it.
+std::shared_ptr<FolderLock> take_folder(const std::string& dir, bool fresh);
 
 // Collective. Makes the folder or takes up an existing one: all ranks must see it. Before anything in it is touched,
 // rank 0 locks it; while another job holds it, and where a checkpoint in it belongs to a configuration that differs in

@@ -72,6 +72,13 @@ void agree(Communicator& comm, const std::optional<Failure>& mine) {
   if (const auto failure = shared_failure(comm, mine)) raise(*failure);
 }
 
+bool same_on_all(Communicator& comm, const std::string& mine) {
+  const auto hash = std::int64_t(std::hash<std::string>()(mine));
+  std::int64_t least[2] = {hash, ~hash};  // the second: the largest
+  comm.all_reduce({least, 2, DType::i64}, Op::min).wait();
+  return least[0] == ~least[1];
+}
+
 std::string gather_text(Communicator& comm, const std::string& mine) {
   const std::string line = mine + "\n";
   const auto ranks = std::size_t(comm.size());

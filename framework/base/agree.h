@@ -27,6 +27,9 @@ std::optional<Failure> shared_failure(Communicator&, const std::optional<Failure
 // Collective. Throws it.
 void agree(Communicator&, const std::optional<Failure>& mine);
 
+// Collective. Do all ranks say the same?
+bool same_on_all(Communicator&, const std::string& mine);
+
 // Collective. Rank 0 gets the texts of all ranks in rank order, each ended by a newline; the others an empty
 // one.
 std::string gather_text(Communicator&, const std::string& mine);

@@ -1,6 +1,7 @@
 // FastCLIP (arXiv 2407.01445): CLIP training on global contrastive losses with per-sample normaliser estimates.
 #include "comm/error.h"
 #include "data/image_text/prepared.h"
+#include "framework/base/agree.h"
 #include "framework/base/tensor.h"
 #include "framework/context.h"
 #include "framework/micro_batch.h"
@@ -178,10 +179,7 @@ class FastClip : public Recipe {
  private:
   // Nodes may have files of their own: samples are known by number, so they must be the same ones.
   void check_same_data(Communicator& comm) const {
-    const auto hash = std::int64_t(std::hash<std::string>()(pairs_->identity() + tokenizer_->text()));
-    std::int64_t least[2] = {hash, ~hash};  // the second: the largest
-    comm.all_reduce({least, 2, DType::i64}, Op::min).wait();
-    if (least[0] != ~least[1])
+    if (!same_on_all(comm, pairs_->identity() + tokenizer_->text()))
       throw DataError(pairs_->path(), "or the tokenizer is not the same on all ranks", "give all nodes the same files");
   }
 

@@ -213,10 +213,7 @@ std::unique_ptr<Reference> Reference::open(const ReferenceConfig& config, const 
           else
             reference = std::make_unique<Online>(config, step, input, c);
         }));
-  const auto hash = std::int64_t(std::hash<std::string>()(reference->print_));
-  std::int64_t least[2] = {hash, ~hash};  // the second: the largest
-  comm.all_reduce({least, 2, DType::i64}, Op::min).wait();
-  if (least[0] != ~least[1])
+  if (!same_on_all(comm, reference->print_))
     throw DataError(reference->name_, "is not the same on all ranks", "give all nodes the same files");
   return reference;
 }

@@ -170,10 +170,7 @@ class CausalLmRecipe : public Recipe {
       agree(comm, attempt([&] {
               if (first == (comm.rank() == 0)) read();
             }));
-    const auto hash = std::int64_t(std::hash<std::string>()(data_->identity() + tokenizer_->json()));
-    std::int64_t least[2] = {hash, ~hash};  // the second: the largest
-    comm.all_reduce({least, 2, DType::i64}, Op::min).wait();
-    if (least[0] != ~least[1])
+    if (!same_on_all(comm, data_->identity() + tokenizer_->json()))
       throw DataError("text", "or its tokenizer is not the same on all ranks", "give all nodes the same files");
   }
 

@@ -4,6 +4,7 @@
 #include "comm/local/self.h"
 #include "comm/wrappers/wrapper.h"
 #include "data/file.h"
+#include "framework/io/folder_lock.h"
 #include "tests/unit/said.h"
 #include "trainers/sweep/executor.h"
 #include "trainers/sweep/replay.h"
@@ -364,9 +365,26 @@ TEST_F(TaskRun, RanksReadTheSameFile) {
       });
     });
   };
-  EXPECT_SAYS(on_two("seed=7"), "on rank 1");
-  EXPECT_SAYS(on_two("train.epochs=77"), "on rank 1");
+  EXPECT_SAYS(on_two("seed=7"), "rank 1: was started with another configuration");
+  EXPECT_SAYS(on_two("train.epochs=77"), "rank 1: was started with another configuration");
   EXPECT_SAYS(on_two("seed=2024"), "");
+}
+
+TEST_F(TaskRun, FreshLeavesAFolderInUseAlone) {
+  const std::string file = dir / "sweep.yaml", out = dir / "out";
+  std::ofstream(file) << "recipe: lora_sweep\nmodel: " << dir.string() << "/none\ntasks: {t: {data: arithmetic}}\n";
+  fs::create_directories(out);
+  const FolderLock used(out);
+  const auto why = said([&] {
+    run_loopback(1, [&](Communicator& world) {
+      SweepRun own{file, out, {}};
+      own.fresh = true;
+      run_sweep(own, world, 1);
+    });
+  });
+  EXPECT_SAYS(why, "process");
+  EXPECT_TRUE(fs::exists(out));
+  EXPECT_FALSE(fs::exists(out + ".old-1"));
 }
 
 TEST_F(TaskRun, GoesOnFromAnAdapter) {

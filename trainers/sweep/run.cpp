@@ -1,6 +1,5 @@
 #include "trainers/sweep/run.h"
 
-#include "comm/crc32c.h"
 #include "comm/error.h"
 #include "data/file.h"
 #include "framework/base/agree.h"
@@ -8,6 +7,7 @@
 #include "framework/models/causal_lm_load.h"
 #include "framework/placement.h"
 #include "trainers/loop.h"
+#include "trainers/run_folder.h"
 #include "trainers/stop.h"
 
 #include <algorithm>
@@ -23,14 +23,8 @@ namespace {
 namespace fs = std::filesystem;
 
 // A sweep goes on where its file says the same as when it began.
-void take_folder(const SweepRun& run, const SweepConfig& sweep, std::unique_ptr<FolderLock>& lock) {
-  if (run.fresh && fs::exists(run.out)) {
-    int n = 1;
-    while (fs::exists(run.out + ".old-" + std::to_string(n))) ++n;
-    rename_path(system_io(), run.out, run.out + ".old-" + std::to_string(n));
-  }
-  make_folder(system_io(), run.out);
-  lock = std::make_unique<FolderLock>(run.out);
+void take_up(const SweepRun& run, const SweepConfig& sweep, std::shared_ptr<FolderLock>& lock) {
+  lock = take_folder(run.out, run.fresh);
   const std::string saved = run.out + "/config.resolved.yaml";
   if (fs::exists(saved)) {
     const auto bytes = read_file(saved, 1 << 20);
@@ -53,21 +47,6 @@ int make_backbone(const SweepRun& run, const SweepConfig& sweep, Communicator& w
   options.file = (fs::path(run.file).parent_path() / sweep.pretrain).string();
   options.out = sweep.model;
   return train(options, world, local_ranks);
-}
-
-void same_on_all(const SweepConfig& sweep, const SweepRun& run, Communicator& world) {
-  const std::string mine = sweep.settings;
-  auto size = std::int64_t(mine.size());
-  world.broadcast({&size, 1, DType::i64}, 0).wait();
-  std::string first = mine;
-  first.resize(std::size_t(size));
-  world.broadcast({first.data(), first.size(), DType::u8}, 0).wait();
-  agree(world, attempt([&] {
-          if (first != mine)
-            throw UsageError(run.file,
-                             "says something else on rank " + std::to_string(world.rank()) + " than on rank 0",
-                             "give all ranks the same file and words");
-        }));
 }
 
 // One task after the other on all ranks. What a task's own input does wrong ends that task alone; any other failure may
@@ -121,10 +100,7 @@ TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communi
           in.data = read_instructions(task.data, tokenizer);
         }));
   // A rank that reads other samples would train other jobs.
-  const std::int64_t sum = crc32c(in.data->identity.data(), in.data->identity.size());
-  std::int64_t least[2] = {sum, -sum};  // the second: the largest
-  ranks.all_reduce({least, 2, DType::i64}, Op::min).wait();
-  if (least[0] != -least[1])
+  if (!same_on_all(ranks, in.data->identity))
     throw DataError(task.data.data, "or its tokenizer is not the same on all ranks", "give all nodes the same files");
   return in;
 }
@@ -159,11 +135,11 @@ std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& 
 
 int run_sweep(const SweepRun& run, Communicator& world, int local_ranks) {
   SweepConfig sweep;
-  std::unique_ptr<FolderLock> lock;
+  std::shared_ptr<FolderLock> lock;
   agree(world, attempt([&] { sweep = read_sweep(run.file, run.overrides); }));
-  same_on_all(sweep, run, world);
+  check_same_config(std::hash<std::string>()(sweep.settings), world);
   agree(world, attempt([&] {
-          if (world.rank() == 0) take_folder(run, sweep, lock);
+          if (world.rank() == 0) take_up(run, sweep, lock);
         }));
   if (const int code = make_backbone(run, sweep, world, local_ranks)) return code;
   if (sweep.threads) at::set_num_threads(int(sweep.threads));
