@@ -133,6 +133,7 @@ void serve(const Options& o, Communicator& world) {
                {"warmup", std::to_string(t.warmup)},
                {"weight_decay", std::to_string(t.weight_decay)}});
   }
+  own.move_batches();  // the peer's lie there too
   Server server(o.serve, world.rank());
   while (const auto command = server.command()) {
     std::istringstream in(*command);
