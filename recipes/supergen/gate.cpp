@@ -57,7 +57,7 @@ bool TileGate::compute(std::int64_t step, const CanvasWindow& w, const TileMeans
 }
 
 std::vector<bool> TileGate::decide(std::int64_t step, std::span<const CanvasWindow> windows, std::span<const TileMeans> means) {
-  if (step > 0 && step % config_.every == 0) rank();
+  if (ranks(step)) rank();
   std::vector<bool> active(windows.size(), true);
   for (std::size_t i = 0; i < windows.size(); ++i) {
     if (reads(step)) active[i] = compute(step, windows[i], means[i]);
@@ -69,7 +69,7 @@ std::vector<bool> TileGate::decide(std::int64_t step, std::span<const CanvasWind
 }
 
 void TileGate::predicted(std::span<const CanvasWindow> windows, std::span<const float> means) {
-  for (std::size_t i = 0; i < windows.size(); ++i) {
+  for (std::size_t i = 0; i < means.size(); ++i) {
     PerTile& t = tiles_[std::size_t(windows[i].tile)];
     const double off = means[i] - t.mean;
     t.mean += off / double(++t.count);

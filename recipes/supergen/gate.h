@@ -47,9 +47,11 @@ class TileGate {
   TileGate(const TileGateConfig& config, const Canvas& canvas);
   // Is the decision of this step one that needs means?
   bool reads(std::int64_t step) const;
+  // Must all predictions so far have been told? Also where thresholds are set anew.
+  bool ranks(std::int64_t step) const { return step > 0 && step % config_.every == 0; }
   // For each window: compute it? Once a step, in the order of steps. `means`: one a window, none if !reads(step).
   std::vector<bool> decide(std::int64_t step, std::span<const CanvasWindow> windows, std::span<const TileMeans> means);
-  // Mean |prediction| of each window of an earlier step, before the next `decide` that reads.
+  // Mean |prediction| of each window of an earlier step, before the next `decide` that reads or ranks.
   void predicted(std::span<const CanvasWindow> windows, std::span<const float> means);
 
   double k(std::int64_t tile) const { return tiles_[std::size_t(tile)].k; }  // 0: none yet
