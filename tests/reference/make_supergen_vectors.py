@@ -111,7 +111,7 @@ def run(size, window, loop_step, shift_every, steps, ret_steps, base, a, mode, e
 
 
 CASES = [
-    dict(size=[24, 40], window=[12, 10], loop_step=4, shift_every=1, steps=24, ret_steps=5, base=0.55, a=0.5, mode="top_selective", every=5),
+    dict(size=[24, 40], window=[12, 10], loop_step=4, shift_every=1, steps=24, ret_steps=5, base=0.5, a=0.5, mode="top_selective", every=5),
     dict(size=[24, 40], window=[12, 10], loop_step=4, shift_every=3, steps=24, ret_steps=5, base=0.2, a=0.5, mode="max_min_adjust", every=5),
     dict(size=[24, 40], window=[12, 10], loop_step=4, shift_every=0, steps=24, ret_steps=0, base=0.15, a=0.3, mode="top_selective", every=4),
     dict(size=[27, 32], window=[9, 16], loop_step=3, shift_every=1, steps=30, ret_steps=7, base=0.7, a=0.5, mode="top_selective", every=5),
