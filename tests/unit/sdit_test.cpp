@@ -1,0 +1,314 @@
+// SDiT (reconstruction) and its peers: labels against scikit-image, choices against transcripts, extrapolation.
+#include "comm/device.h"
+#include "data/rng.h"
+#include "framework/base/tensor.h"
+#include "framework/formats/safetensors.h"
+#include "framework/kernels/quickshift.h"
+#include "framework/models/dit/prediction_cache.h"
+#include "recipes/sdit/ras.h"
+#include "tests/unit/reference_files.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <set>
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+namespace trireme {
+namespace {
+
+using sdit::RegionLabels;
+
+// A file of vectors: of the folder that the environment names, or the committed one.
+Safetensors vectors(const std::string& name) {
+  const char* folder = std::getenv("TRIREME_DIT_VECTORS");
+  if (folder && std::filesystem::exists(std::filesystem::path(folder) / name))
+    return Safetensors((std::filesystem::path(folder) / name).string());
+  return Safetensors(testing::reference_file("dit/" + name));
+}
+
+at::Tensor randn(at::IntArrayRef shape, std::uint64_t seed) {
+  at::Tensor t = at::empty(shape, at::kFloat);
+  Rng rng(seed, "test");
+  for (std::int64_t i = 0; i < t.numel(); ++i) t.data_ptr<float>()[i] = float(rng.normal());
+  return t;
+}
+
+struct Labels {
+  at::Tensor map;
+  std::int64_t segments;
+};
+
+Labels quickshift(const at::Tensor& image, const at::Tensor& noise, double ratio, double kernel_size, double max_dist,
+                  at::Device device = at::kCPU) {
+  const at::Tensor features = (image * ratio).contiguous().to(device), normals = noise.to(device);
+  const auto rows = image.size(1), columns = image.size(2);
+  const at::Tensor labels = at::empty({rows, columns}, features.options().dtype(at::kInt));
+  const at::Tensor segments = at::empty({1}, labels.options());
+  const at::Tensor scratch =
+      at::empty({std::int64_t(kernels::quickshift_scratch(1, rows * columns))}, features.options().dtype(at::kByte));
+  kernels::quickshift(
+      {features.const_data_ptr<double>(), normals.const_data_ptr<double>(), 1, image.size(0), rows, columns,
+       kernel_size, max_dist, labels.data_ptr<std::int32_t>(), segments.data_ptr<std::int32_t>(), scratch.data_ptr()},
+      features.is_cuda() ? current_place(0) : Place{});
+  return {labels.cpu(), segments.item<std::int32_t>()};
+}
+
+// S2.
+TEST(Quickshift, GivesTheLabelsOfScikitImage) {
+  const Safetensors file = vectors("quickshift.safetensors");
+  int cases = 0;
+  for (; file.has("labels" + std::to_string(cases)); ++cases) {
+    const std::string k = std::to_string(cases);
+    const at::Tensor s = file.tensor("settings" + k), expected = file.tensor("labels" + k);
+    const auto at = [&](int i) { return s[i].item<double>(); };
+    const at::Tensor image = file.tensor("image" + std::to_string(int(at(0))));
+    const Labels got = quickshift(image, file.tensor("noise" + k), at(1), at(2), at(3));
+    EXPECT_TRUE(got.map.equal(expected)) << "case " << k;
+    EXPECT_EQ(got.segments, expected.max().item<std::int32_t>() + 1);
+  }
+  EXPECT_GE(cases, 13);
+}
+
+TEST(Quickshift, OnAGpuToo) {
+  if (!device_runtime() || device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
+  const at::Tensor image = randn({16, 61, 47}, 1).to(at::kDouble), noise = randn({61, 47}, 2).to(at::kDouble);
+  for (const double ratio : {0.3, 1.0, 4.0})
+    for (const double size : {1.5, 3.0, 5.0}) {
+      const Labels host = quickshift(image, noise, ratio, size, 6),
+                   device = quickshift(image, noise, ratio, size, 6, at::Device(at::kCUDA, 0));
+      EXPECT_TRUE(device.map.equal(host.map)) << ratio << " " << size;
+      EXPECT_EQ(device.segments, host.segments);
+    }
+}
+
+// Blobs of a latent, smooth.
+at::Tensor blobs(std::int64_t size, std::uint64_t seed, double noise) {
+  Rng rng(seed, "blobs");
+  const at::Tensor y = at::arange(size, at::kFloat).view({size, 1}), x = at::arange(size, at::kFloat);
+  at::Tensor latent = at::zeros({1, 4, 1, size, size}, at::kFloat);
+  for (int blob = 0; blob < 60; ++blob) {
+    const double cy = rng.uniform() * double(size), cx = rng.uniform() * double(size), w = 2 + 6 * rng.uniform();
+    const at::Tensor place = (-((y - cy).square() + (x - cx).square()) / (2 * w * w)).exp();
+    for (int c = 0; c < 4; ++c) latent[0][c][0] += (2 * rng.uniform() - 1) * place;
+  }
+  return latent + noise * randn(latent.sizes(), seed + 1);
+}
+
+// S3. At the default setting a 128 x 128 latent has 50 to 200 regions.
+TEST(Quickshift, RegionsGrowWithRatioAndWithNoise) {
+  const std::uint64_t seeds[] = {5};
+  const auto count = [&](double ratio, double noise) {
+    const at::Tensor x0 = blobs(128, 3, noise);
+    return sdit::label_regions(x0, sdit::label_noise(seeds, 128, 128, at::kCPU), {.ratio = ratio})
+        .count.item<std::int64_t>();
+  };
+  const auto plain = count(sdit::LabelSettings{}.ratio, 0);
+  EXPECT_GE(plain, 50);
+  EXPECT_LE(plain, 200);
+  EXPECT_LT(count(1, 0), plain);
+  EXPECT_LT(plain, count(20, 0));
+  EXPECT_LT(plain, count(sdit::LabelSettings{}.ratio, 0.15));
+}
+
+TEST(Regions, FramesHaveRegionsOfTheirOwn) {
+  const at::Tensor x0 = at::cat({blobs(16, 1, 0.1), blobs(16, 2, 0.1)}, 2);
+  const std::uint64_t seeds[] = {5};
+  const at::Tensor noise = sdit::label_noise(seeds, 16, 16, at::kCPU);
+  const RegionLabels labels = sdit::label_regions(x0, noise, {});
+  const at::Tensor first = labels.map.select(1, 0), second = labels.map.select(1, 1);
+  EXPECT_LT(first.max().item<std::int64_t>(), second.min().item<std::int64_t>());
+  EXPECT_EQ(second.max().item<std::int64_t>() + 1, labels.count.item<std::int64_t>());
+}
+
+// Places by plain loops over regions.
+TEST(Regions, PlacesFollowTheMeanOfTheLargest) {
+  const at::Tensor c = randn({2, 1, 9, 7}, 4).abs().clamp_max(1.5);
+  at::Tensor map = at::empty({2, 1, 9, 7}, at::kLong);
+  Rng rng(1, "labels");
+  for (std::int64_t i = 0; i < map.numel(); ++i) map.data_ptr<std::int64_t>()[i] = std::int64_t(rng.below(11));
+  const at::Tensor places = sdit::region_places({map, at::full({2}, 11, at::kLong)}, c, 0.75);
+  for (int b = 0; b < 2; ++b) {
+    std::map<std::int64_t, std::vector<double>> pixels;
+    for (int i = 0; i < 63; ++i)
+      pixels[map[b].flatten()[i].item<std::int64_t>()].push_back(c[b].flatten()[i].item<double>());
+    std::vector<std::pair<double, std::int64_t>> scores;
+    for (auto& [label, values] : pixels) {
+      std::sort(values.rbegin(), values.rend());
+      const auto n = std::size_t(std::ceil(0.75 * double(values.size())));
+      double sum = 0;
+      for (std::size_t i = 0; i < n; ++i) sum += values[i];
+      scores.emplace_back(-sum / double(n), label);
+    }
+    std::sort(scores.begin(), scores.end());
+    for (std::size_t place = 0; place < scores.size(); ++place)
+      EXPECT_TRUE(places[b].masked_select(map[b] == scores[place].second).eq(double(place)).all().item<bool>());
+  }
+}
+
+TEST(Regions, ComplexityIsOfTheFormula) {
+  const at::Tensor x = randn({1, 3, 1, 5, 6}, 1), x0 = randn({1, 3, 1, 5, 6}, 2);
+  const double weights[] = {1, 0.5, 0.3};
+  const at::Tensor c = sdit::complexity(x, x0, weights)[0][0];
+  const at::Tensor g = x0[0].mean(0)[0].to(at::kDouble);
+  const auto at = [&](int r, int k) { return g[std::clamp(r, 0, 4)][std::clamp(k, 0, 5)].item<double>(); };
+  at::Tensor parts = at::empty({3, 5, 6}, at::kDouble);
+  for (int r = 0; r < 5; ++r)
+    for (int k = 0; k < 6; ++k) {
+      double gx = 0, gy = 0;
+      const double side[] = {3, 10, 3};
+      for (int i = -1; i <= 1; ++i) {
+        gy += side[i + 1] * (at(r + 1, k + i) - at(r - 1, k + i)) / 16;
+        gx += side[i + 1] * (at(r + i, k + 1) - at(r + i, k - 1)) / 16;
+      }
+      parts[0][r][k] = std::hypot(gx, gy);
+      parts[1][r][k] = std::fabs(at(r - 1, k) + at(r + 1, k) + at(r, k - 1) + at(r, k + 1) - 4 * at(r, k));
+      parts[2][r][k] = (x - x0)[0].abs().mean(0)[0][r][k].item<double>();
+    }
+  at::Tensor expected = at::zeros({5, 6}, at::kDouble);
+  for (int i = 0; i < 3; ++i) expected += weights[i] * (parts[i] - parts[i].min()) / (parts[i].max() - parts[i].min());
+  EXPECT_LE((c - expected).abs().max().item<double>(), 1e-6);
+  EXPECT_EQ(sdit::complexity(at::zeros_like(x), at::zeros_like(x), weights).abs().max().item<double>(), 0);
+}
+
+// Two regions side by side: columns 0 .. 7 are region 0, the rest region 1.
+RegionLabels halves() {
+  at::Tensor map = at::zeros({1, 1, 16, 16}, at::kLong);
+  map.narrow(3, 8, 8).fill_(1);
+  return {map, at::full({1}, 2, at::kLong)};
+}
+
+std::set<std::int64_t> columns_of(const at::Tensor& tokens) {
+  std::set<std::int64_t> all;
+  for (std::int64_t i = 0; i < tokens.size(1); ++i) all.insert(tokens[0][i].item<std::int64_t>() % 8);
+  return all;
+}
+
+// S5: ties go by index, the count is the same everywhere, and rings come along.
+TEST(Regions, TokensAreCutByPlaceAndIndex) {
+  const RegionLabels two = halves();
+  const at::Tensor places = (two.map == 0).to(at::kFloat);  // region 1 comes first
+  sdit::TokenChoice choice{.ratio = 0.5, .dilate = 0, .round_to = 1};
+  EXPECT_EQ(columns_of(sdit::choose_tokens(places, two, {}, choice, 0)), (std::set<std::int64_t>{4, 5, 6, 7}));
+  choice.dilate = 1;  // column 3 has pixels next to region 1: its upper tokens push the lowest of 4 .. 7 out
+  const at::Tensor ringed = sdit::choose_tokens(places, two, {}, choice, 0);
+  EXPECT_EQ(ringed.size(1), 32);
+  EXPECT_EQ(columns_of(ringed), (std::set<std::int64_t>{3, 4, 5, 6, 7}));
+  choice.uncut = true;
+  EXPECT_EQ(sdit::choose_tokens(places, two, {}, choice, 0).size(1), 40);
+  choice.uncut = false, choice.regions = true;
+  EXPECT_EQ(sdit::choose_tokens(places, two, {}, choice, 0).size(1), 40);
+  choice = {.ratio = 0.3, .dilate = 0, .round_to = 8};
+  const at::Tensor cut = sdit::choose_tokens(places, two, {}, choice, 0);
+  EXPECT_EQ(cut.size(1), 24);  // 19.2 rounded up
+  for (int i = 0; i < 24; ++i) EXPECT_EQ(cut[0][i].item<std::int64_t>(), i / 4 * 8 + 4 + i % 4);
+}
+
+TEST(Regions, RegionsThatAreNotDueComeLast) {
+  at::Tensor map = at::arange(3, at::kLong).repeat_interleave(4).view({1, 1, 1, 12}).expand({1, 1, 2, 12}).contiguous();
+  const RegionLabels three{map, at::full({1}, 3, at::kLong)};
+  const at::Tensor places = map.to(at::kFloat);
+  const sdit::TokenChoice choice{.ratio = 1.0 / 3, .dilate = 0, .round_to = 1, .period = {2, 1, 4}};
+  EXPECT_EQ(columns_of(sdit::choose_tokens(places, three, {}, choice, 0)), (std::set<std::int64_t>{0, 1}));
+  EXPECT_EQ(columns_of(sdit::choose_tokens(places, three, {}, choice, 1)), (std::set<std::int64_t>{2, 3}));
+}
+
+// S7.
+TEST(Ras, ChoosesAsTheTranscript) {
+  const Safetensors file = vectors("ras.safetensors");
+  int cases = 0;
+  for (; file.has("case" + std::to_string(cases)); ++cases) {
+    const std::string k = std::to_string(cases);
+    const at::Tensor c = file.tensor("case" + k), rule = file.tensor("rule" + k), expected = file.tensor("active" + k);
+    const auto at = [&](int i) { return c[i].item<std::int64_t>(); };
+    const at::Tensor v = file.tensor("v" + std::to_string(at(0)));
+    const auto steps = at(1), tokens = v.size(2) * v.size(3) / 4;
+    const auto skips = sdit::ras_skips(
+        {.sample_ratio = rule[0].item<double>(), .steps = steps, .start = at(2), .end = at(3), .resets = {at(4)}},
+        tokens);
+    at::Tensor dropped = at::full({1, tokens}, -double(steps + 1), at::kFloat), known = v[0];
+    at::Tensor mask = at::ones({tokens}, at::kBool);
+    for (std::int64_t step = 0; step < steps; ++step) {
+      EXPECT_TRUE(mask.to(at::kByte).equal(expected[step])) << "case " << k << " step " << step;
+      const at::Tensor pixels =
+          mask.view({v.size(2) / 2, v.size(3) / 2}).repeat_interleave(2, 0).repeat_interleave(2, 1);
+      known = at::where(pixels, v[step], known);
+      mask = at::ones({tokens}, at::kBool);
+      if (step + 1 == steps || skips[std::size_t(step + 1)] == 0) continue;
+      const at::Tensor diff = known * (-1.0 / double(steps));
+      const auto choice = sdit::choose_ras(
+          sdit::ras_metric(diff.view({1, v.size(1), 1, v.size(2), v.size(3)}), {}, false), dropped,
+          skips[std::size_t(step + 1)], {rule[1].item<double>(), double(at(5)), rule[2].item<double>()});
+      mask = at::zeros({tokens}, at::kBool).index_fill_(0, choice.active[0], true);
+    }
+  }
+  EXPECT_GE(cases, 12);
+}
+
+TEST(Ras, RampAsTheTranscript) {
+  const Safetensors file = vectors("ras.safetensors");
+  for (const std::string k : {"0", "1"}) {
+    const at::Tensor r = file.tensor("ramp" + k), expected = file.tensor("skips" + k);
+    const auto at = [&](int i) { return r[i].item<std::int64_t>(); };
+    const auto skips = sdit::ras_skips(
+        {.steps = at(1), .start = at(2), .end = at(1), .ramp = at(4), .ramp_steps = at(5), .resets = {at(3)}}, at(0));
+    EXPECT_TRUE(at::tensor(skips, at::kLong).equal(expected)) << k;
+  }
+  EXPECT_THROW(sdit::ras_skips({.ramp = 4096, .ramp_steps = 2}, 64), UsageError);
+}
+
+// S4. Tokens were computed at sigmas of their own.
+TEST(Extrapolation, IsExactForPolynomialsOfItsOrder) {
+  for (const int order : {1, 2}) {
+    VelocityHistory history({.order = order, .decay = 1});
+    const at::Tensor a = randn({2, 6, 3}, 1), b = randn({2, 6, 3}, 2), c = randn({2, 6, 3}, 3) * (order - 1);
+    const auto v = [&](double s) { return a + b * s + c * s * s; };
+    const double sigmas[] = {1, 0.9, 0.77, 0.7, 0.55, 0.4};
+    Rng rng(1, "active");
+    for (int i = 0; i < 6; ++i) {
+      if (i > order) {
+        EXPECT_LE((history.extrapolate(sigmas[i]) - v(sigmas[i])).abs().max().item<double>(), 1e-5);
+      }
+      at::Tensor active;
+      if (i > order)
+        active = at::tensor({std::int64_t(0), std::int64_t(2 + i % 2), std::int64_t(4), std::int64_t(1),
+                             std::int64_t(3), std::int64_t(5)},
+                            at::kLong)
+                     .view({2, 3});
+      at::Tensor said = v(sigmas[i]);
+      if (active.defined())  // what was not computed must not matter
+        said = at::where(at::zeros({2, 6}, at::kBool).scatter_(1, active, true).unsqueeze(2), said, 1e3);
+      history.computed(said, sigmas[i], active);
+    }
+  }
+}
+
+TEST(Extrapolation, IsDampedByTheStepsSinceATokenWasComputed) {
+  VelocityHistory steps({.order = 1, .decay = 0.5}), by_order({.order = 1, .decay = 0.5, .by_order = true}),
+      hold({.order = 0});
+  const at::Tensor active = at::zeros({1, 1}, at::kLong);
+  for (auto* h : {&steps, &by_order, &hold}) {
+    h->computed(at::full({1, 2, 1}, 1.0f), 1.0);
+    h->computed(at::full({1, 2, 1}, 2.0f), 0.9);          // slope -10
+    h->computed(at::full({1, 2, 1}, 3.0f), 0.8, active);  // of token 0 alone
+  }
+  EXPECT_NEAR(steps.extrapolate(0.7)[0][0].item<double>(), 3 + 0.5 * 1, 1e-5);
+  EXPECT_NEAR(steps.extrapolate(0.7)[0][1].item<double>(), 2 + 0.25 * 2, 1e-5);
+  EXPECT_NEAR(by_order.extrapolate(0.7)[0][1].item<double>(), 2 + 0.5 * 2, 1e-5);
+  EXPECT_EQ(hold.extrapolate(0.7)[0][1].item<double>(), 2);
+}
+
+TEST(Extrapolation, TaylorSeriesOfSteps) {
+  TaylorSeries series(2);
+  const auto f = [](double t) { return at::full({1}, 1 + 2 * t + 0 * t * t); };
+  series.computed(f(0), 0);
+  EXPECT_EQ(series.predict(3).item<float>(), 1);
+  series.computed(f(2), 2);
+  EXPECT_NEAR(series.predict(5).item<float>(), f(5).item<float>(), 1e-6);
+  series.computed(f(6), 6);
+  EXPECT_NEAR(series.predict(9).item<float>(), f(9).item<float>(), 1e-6);
+}
+
+}  // namespace
+}  // namespace trireme
