@@ -1,7 +1,5 @@
 #include "recipes/supergen/gate.h"
 
-#include "comm/error.h"
-
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -121,15 +119,13 @@ double replayed_skip(const TileGateConfig& config, const Canvas& canvas, std::sp
   return all ? double(reused) / double(all) : 0;
 }
 
-double fit_base(TileGateConfig config, const Canvas& canvas, std::span<const std::vector<GateRecord>> runs, double skip) {
+std::optional<double> fit_base(TileGateConfig config, const Canvas& canvas, std::span<const std::vector<GateRecord>> runs, double skip) {
   const auto at = [&](double base) {
     config.base = base;
     return replayed_skip(config, canvas, runs);
   };
   constexpr double least = 1e-6, most = 1e6;
-  if (const double reach = at(most); reach < skip)
-    throw UsageError("supergen.cache", "no threshold reuses " + std::to_string(skip) + " of the tiles",
-                     "at most " + std::to_string(reach) + " with this many steps");
+  if (at(most) < skip) return {};
   double low = std::log(least), high = std::log(most);
   for (int n = 0; n < 60; ++n) (at(std::exp((low + high) / 2)) < skip ? low : high) = (low + high) / 2;
   return std::exp(high);

@@ -9,6 +9,7 @@
 #include "framework/models/dit/canvas.h"
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -79,8 +80,8 @@ class TileGate {
 };
 
 // The threshold with which about `skip` of all tile evaluations of these runs (one vector of `steps` records each) are reused: found by
-// replaying the gate, so on the histories of a run without reuse. UsageError if no threshold reuses that many.
-double fit_base(TileGateConfig config, const Canvas& canvas, std::span<const std::vector<GateRecord>> runs, double skip);
+// replaying the gate, so on the histories of a run without reuse. None if no threshold reuses that many.
+std::optional<double> fit_base(TileGateConfig config, const Canvas& canvas, std::span<const std::vector<GateRecord>> runs, double skip);
 // The share that a replay reuses at config.base.
 double replayed_skip(const TileGateConfig& config, const Canvas& canvas, std::span<const std::vector<GateRecord>> runs);
 

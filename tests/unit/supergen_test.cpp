@@ -278,7 +278,7 @@ TEST(Refiner, HoldsKOnTheCanvas) {
   const Refined released = on_ranks(1, shape, config);
   for (std::size_t t = 0; t < 2; ++t) {
     EXPECT_NEAR(released.k[t], 1, 1e-4);
-    EXPECT_GT(std::abs(held.k[t] - 1), 0.02);
+    EXPECT_GT(std::abs(held.k[t] - 1), 0.01);
   }
 }
 
@@ -391,11 +391,11 @@ TEST(Gate, FindsTheThresholdOfAWantedShare) {
     for (std::int64_t i = 0; i < 40; ++i)
       x = x - 1.0 / 40 * refiner.predict(x, i, at::kFloat, [&](const at::Tensor& tile, auto&&...) { return fake_model(tile, 1 - double(i) / 40); });
     const std::vector<std::vector<GateRecord>> runs{refiner.records(0)};
-    const double base = fit_base(config.gate, canvas, runs, 0.4);
+    const double base = fit_base(config.gate, canvas, runs, 0.4).value();
     TileGateConfig gate = config.gate;
     gate.base = base;
     EXPECT_NEAR(replayed_skip(gate, canvas, runs), 0.4, 0.04);
-    EXPECT_THROW(fit_base(config.gate, canvas, runs, 0.95), UsageError);
+    EXPECT_FALSE(fit_base(config.gate, canvas, runs, 0.95));
     // The run itself, whose histories are those of its own skips, comes near.
     const double share = double(reused(on_ranks(1, shape, cached(base, 40)))) / 160;
     EXPECT_NEAR(share, 0.4, 0.15);

@@ -74,7 +74,7 @@ std::vector<std::int64_t> CanvasAxis::starts(std::int64_t shift) const {
       at[std::size_t(t)] = (t * spacing_ + by) % size_;
       continue;
     }
-    const std::int64_t start = std::clamp((t - 1) * spacing_ + by, std::int64_t(0), size_ - window_);
+    const std::int64_t start = std::clamp((t - 1) * spacing_ + by % window_, std::int64_t(0), size_ - window_);
     at[std::size_t(t)] = start == last ? -1 : start;
     last = start;
   }
