@@ -16,8 +16,9 @@ namespace {
 using nlohmann::json;
 namespace fs = std::filesystem;
 
-constexpr const char* whole = "model.safetensors";
-constexpr const char* index_name = "model.safetensors.index.json";
+constexpr const char* models = "model";  // transformers' stem
+std::string whole(const std::string& stem) { return stem + ".safetensors"; }
+std::string index_name(const std::string& stem) { return stem + ".safetensors.index.json"; }
 constexpr std::int64_t largest_text = 1 << 26;
 constexpr const char* tokenizer_files[] = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
@@ -39,29 +40,31 @@ std::string shape_text(at::IntArrayRef shape) {
   return text + "]";
 }
 
-std::string shard_name(std::size_t i, std::size_t n) {
+std::string shard_name(const std::string& stem, std::size_t i, std::size_t n) {
   char name[64];
-  std::snprintf(name, sizeof name, "model-%05zu-of-%05zu.safetensors", i + 1, n);
-  return name;
+  std::snprintf(name, sizeof name, "-%05zu-of-%05zu.safetensors", i + 1, n);
+  return stem + name;
 }
 
 }  // namespace
 
 bool is_hf_folder(const std::string& path) {
   return fs::is_regular_file(path + "/config.json") &&
-         (fs::is_regular_file(path + "/" + whole) || fs::is_regular_file(path + "/" + index_name));
+         (fs::is_regular_file(path + "/" + whole(models)) || fs::is_regular_file(path + "/" + index_name(models)));
 }
 
-HfFolder::HfFolder(const std::string& folder) : folder_(folder), config_file_(folder + "/config.json") {
+HfFolder::HfFolder(const std::string& folder, const std::string& stem)
+    : folder_(folder), config_file_(folder + "/config.json") {
   if (!fs::is_directory(folder)) throw DataError(folder, "is no folder", "give a Hugging Face model folder");
   config_ = text_of(config_file_);
-  if (fs::exists(folder + "/" + whole)) {
-    const auto file = files_.emplace(whole, Safetensors(folder + "/" + whole)).first;
-    for (const auto& name : file->second.names()) file_of_[name] = whole;
-  } else if (fs::exists(folder + "/" + index_name)) {
-    add_shards(folder + "/" + index_name);
+  const std::string single = whole(stem), index = index_name(stem);
+  if (fs::exists(folder + "/" + single)) {
+    const auto file = files_.emplace(single, Safetensors(folder + "/" + single)).first;
+    for (const auto& name : file->second.names()) file_of_[name] = single;
+  } else if (fs::exists(folder + "/" + index)) {
+    add_shards(folder + "/" + index);
   } else {
-    throw DataError(folder, std::string("has neither ") + whole + " nor " + index_name,
+    throw DataError(folder, "has neither " + single + " nor " + index,
                     "save the model with safetensors: .bin files are not read");
   }
 }
@@ -112,13 +115,15 @@ at::Tensor HfFolder::tensor(const std::string& name, at::IntArrayRef shape) cons
   return t;
 }
 
-HfWriter::HfWriter(const std::string& folder, std::int64_t file_bytes) : folder_(folder), file_bytes_(file_bytes) {
+HfWriter::HfWriter(const std::string& folder, std::int64_t file_bytes, const std::string& stem)
+    : folder_(folder), stem_(stem), file_bytes_(file_bytes) {
   make_folder(system_io(), folder);
   // config.json first: without it the folder is no model while it is written.
   std::vector<std::string> old{folder + "/config.json"};
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
-    if (name == index_name || name == whole || (name.starts_with("model-") && name.ends_with(".safetensors")))
+    if (name == index_name(stem) || name == whole(stem) ||
+        (name.starts_with(stem + "-") && name.ends_with(".safetensors")))
       old.push_back(entry.path().string());
   }
   for (const char* name : tokenizer_files) old.push_back(folder + "/" + name);
@@ -130,7 +135,7 @@ HfWriter::HfWriter(const std::string& folder, std::int64_t file_bytes) : folder_
 }
 
 std::string HfWriter::part(std::size_t i) const {
-  return folder_ + "/model-part-" + std::to_string(i) + ".safetensors";
+  return folder_ + "/" + stem_ + "-part-" + std::to_string(i) + ".safetensors";
 }
 
 void HfWriter::add(const NamedTensor& t) {
@@ -155,12 +160,12 @@ void HfWriter::finish(const std::string& config) {
   const std::size_t n = files_.size();
   json map = json::object();
   for (std::size_t i = 0; i < n; ++i) {
-    const std::string name = n == 1 ? whole : shard_name(i, n);
+    const std::string name = n == 1 ? whole(stem_) : shard_name(stem_, i, n);
     rename_path(io, part(i), folder_ + "/" + name);
     for (const auto& tensor : files_[i]) map[tensor] = name;
   }
   if (n > 1)
-    replace_durably(io, folder_ + "/" + index_name,
+    replace_durably(io, folder_ + "/" + index_name(stem_),
                     json{{"metadata", {{"total_size", total_bytes_}}}, {"weight_map", map}}.dump(2) + "\n");
   replace_durably(io, folder_ + "/config.json", config);
 }

@@ -1,5 +1,6 @@
-// A model folder of Hugging Face: config.json and model.safetensors, or shards that model.safetensors.index.json
-// names. What the folder says of the model is text here: framework/models reads it.
+// A model folder of Hugging Face: config.json and STEM.safetensors, or shards that STEM.safetensors.index.json names
+// (transformers: "model", diffusers: "diffusion_pytorch_model"). What the folder says of the model is text here:
+// framework/models reads it.
 #pragma once
 #include "framework/formats/safetensors.h"
 
@@ -17,7 +18,7 @@ bool is_hf_folder(const std::string& path);  // config.json and weights, so that
 // that is no plain name, is missing or lacks what the index places in it. Const members from any thread.
 class HfFolder {
  public:
-  explicit HfFolder(const std::string& folder);
+  explicit HfFolder(const std::string& folder, const std::string& stem = "model");
 
   const std::string& config() const { return config_; }  // the text of config.json
   const std::string& config_file() const { return config_file_; }
@@ -39,7 +40,7 @@ class HfFolder {
 // the folder is a model.
 class HfWriter {
  public:
-  HfWriter(const std::string& folder, std::int64_t file_bytes);
+  HfWriter(const std::string& folder, std::int64_t file_bytes, const std::string& stem = "model");
   // A copy that is on the host is kept until its file is full. No name twice.
   void add(const NamedTensor& tensor);
   void finish(const std::string& config);
@@ -47,7 +48,7 @@ class HfWriter {
  private:
   void flush();
   std::string part(std::size_t i) const;
-  std::string folder_;
+  std::string folder_, stem_;
   std::int64_t file_bytes_, pending_bytes_ = 0, total_bytes_ = 0;
   std::vector<NamedTensor> pending_;
   std::vector<std::vector<std::string>> files_;  // the names in each

@@ -1,0 +1,107 @@
+#include "framework/models/dit/denoiser.h"
+
+#include "comm/error.h"
+#include "data/file.h"
+#include "data/json.h"
+#include "framework/formats/hf_folder.h"
+#include "framework/io/file_io.h"
+
+#include <filesystem>
+#include <set>
+
+#include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
+
+namespace trireme {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* stem = "diffusion_pytorch_model";  // of diffusers' files
+
+at::Generator generator(at::Device device, std::uint64_t seed) {
+  at::Generator g =
+      device.is_cpu() ? at::detail::createCPUGenerator()
+                      : at::globalContext().getAcceleratorHooksInterface(device.type()).getNewGenerator(device.index());
+  g.set_current_seed(seed);
+  return g;
+}
+
+std::uint64_t hash(std::uint64_t seed, const std::string& name) {
+  std::uint64_t h = 0xCBF29CE484222325 ^ (seed * 0x9E3779B97F4A7C15);
+  for (const unsigned char c : name) h = (h ^ c) * 0x100000001B3;
+  return h;
+}
+
+json object_of(const std::string& text, const std::string& file) {
+  json value = parse_json(text);
+  if (!value.is_object()) throw DataError(file, "is no JSON object", "fetch the file again");
+  return value;
+}
+
+}  // namespace
+
+at::Device Denoiser::device() const { return weights().front().second.device(); }
+
+at::ScalarType Denoiser::dtype() const { return weights().front().second.scalar_type(); }
+
+Grid Denoiser::grid(at::IntArrayRef latent) const {
+  const DenoiserInfo& i = info();
+  if (latent.size() != 5 || latent[2] % i.patch_frames || latent[3] % i.patch || latent[4] % i.patch)
+    throw UsageError("denoiser", "the latent is not whole tokens",
+                     "a token is " + std::to_string(i.patch) + " latent pixels a side");
+  return {latent[2] / i.patch_frames, latent[3] / i.patch, latent[4] / i.patch};
+}
+
+std::unique_ptr<Denoiser> make_denoiser(const json& config, const DitWeights& source) {
+  const auto name = config.find("_class_name");
+  if (name == config.end() || !name->is_string())
+    throw UsageError("model", "names no layout", "give _class_name, as diffusers' config.json");
+  return DenoiserLayouts::create(name->get<std::string>(), config, source, "model");
+}
+
+std::unique_ptr<Denoiser> denoiser_from_folder(const std::string& path, at::Device device, at::ScalarType dtype) {
+  const HfFolder folder(path, stem);
+  json config = object_of(folder.config(), folder.config_file());
+  const std::string own = path + "/trireme.json";
+  if (std::filesystem::exists(own)) {
+    const auto bytes = read_file(own, 1 << 20);
+    config["trireme"] = object_of({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, own);
+  }
+  std::set<std::string> known;
+  auto model = make_denoiser(config, [&](const DitWeight& w) {
+    known.insert(w.name);
+    // A copy, never the mapping itself: the file may change while the model is used.
+    return folder.tensor(w.name, w.shape).to(device, dtype, false, true);
+  });
+  for (const auto& name : folder.names())
+    if (!known.contains(name))
+      throw DataError(folder.file_of(name), "holds tensor '" + name + "', which config.json has no place for",
+                      "the weights do not belong to this config.json");
+  return model;
+}
+
+std::unique_ptr<Denoiser> random_denoiser(const json& config, std::uint64_t seed, at::Device device,
+                                          at::ScalarType dtype) {
+  const auto options = at::TensorOptions().dtype(dtype).device(device);
+  return make_denoiser(config, [&](const DitWeight& w) {
+    if (w.kind == DitWeight::one) return at::ones(w.shape, options);
+    if (w.kind == DitWeight::zero) return at::zeros(w.shape, options);
+    return at::empty(w.shape, options).normal_(0, w.std, generator(device, hash(seed, w.name)));
+  });
+}
+
+void export_denoiser(const Denoiser& model, const std::string& folder, std::int64_t shard_bytes) {
+  HfWriter writer(folder, shard_bytes, stem);
+  for (const auto& [name, value] : model.weights()) writer.add({name, value});
+  json config = model.config();
+  json own = json::object();
+  if (config.contains("trireme")) {
+    own = config["trireme"];
+    config.erase("trireme");
+  }
+  replace_durably(system_io(), folder + "/trireme.json", own.dump(1) + "\n");
+  writer.finish(config.dump(1) + "\n");
+}
+
+}  // namespace trireme

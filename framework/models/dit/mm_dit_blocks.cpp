@@ -1,0 +1,216 @@
+#include "framework/models/dit/mm_dit_blocks.h"
+
+#include "comm/error.h"
+#include "framework/models/dit/sequence_parallel.h"
+#include "framework/models/dit/token_set.h"
+
+#include <cmath>
+
+#include <ATen/ATen.h>
+
+namespace trireme::dit {
+namespace {
+
+RopeTable part(const RopeTable& t, std::int64_t first, std::int64_t n) {
+  if (!t.cos.defined() || t.cos.size(-2) == n) return t;
+  return {t.cos.narrow(-2, first, n), t.sin.narrow(-2, first, n)};
+}
+
+// [B, n, 3 D] -> q, k, v [B, n, H, d], q and k normed.
+struct Qkv {
+  at::Tensor q, k, v;
+};
+Qkv heads_of(const at::Tensor& all, const QkNorm& norm, const DenoiserInfo& info) {
+  const auto x = all.unflatten(-1, {3, info.heads, info.head_dim}).unbind(2);
+  return {rms_norm(x[0], norm.q), rms_norm(x[1], norm.k), x[2]};
+}
+
+DoubleBlock::Stream stream(WeightList& w, const std::string& at, const DenoiserInfo& info, std::int64_t inner,
+                           bool text) {
+  using Kind = DitWeight::Kind;
+  const std::int64_t width = info.heads * info.head_dim;
+  const std::string attn = at + ".attn.", q = text ? "add_q_proj" : "to_q", k = text ? "add_k_proj" : "to_k",
+                    v = text ? "add_v_proj" : "to_v";
+  DoubleBlock::Stream s;
+  s.modulation = w.linear(at + (text ? ".norm1_context.linear" : ".norm1.linear"), 6 * width, width, Kind::gate);
+  s.qkv = w.stacked({{attn + q, width}, {attn + k, width}, {attn + v, width}}, width);
+  s.norm.q = w.norm(attn + (text ? "norm_added_q" : "norm_q"), info.head_dim);
+  s.norm.k = w.norm(attn + (text ? "norm_added_k" : "norm_k"), info.head_dim);
+  s.out = w.linear(attn + (text ? "to_add_out" : "to_out.0"), width, width);
+  const std::string ff = at + (text ? ".ff_context.net." : ".ff.net.");
+  s.mlp = mlp(w, ff + "0.proj", ff + "2", width, inner);
+  return s;
+}
+
+}  // namespace
+
+JointPass::JointPass(const DenoiserInfo& model, const DitHooks& h, const Grid& grid, std::int64_t text_tokens,
+                     const RopeTables& tables, std::int64_t batch)
+    : info(model), hooks(h), text(text_tokens), picture_(grid.tokens()) {
+  if (hooks.text_bias != 0 && !info.joint_text)
+    throw UsageError("text anchoring",
+                     "the layout " + info.layout + " has no joint attention: a bias of all text keys cancels",
+                     "leave it out");
+  const TokenSet* set = hooks.tokens;
+  const bool sparse = set && !set->is_dense();
+  tokens = sparse ? set->active().size(1) : picture_;
+  image = tokens;
+  if (hooks.parallel) {
+    const auto [begin, end] = hooks.parallel->slice(tokens);
+    first = begin;
+    image = end - begin;
+  }
+  const auto both = [&](const RopeTable& picture, std::int64_t n) {
+    return info.text_first ? joined(tables.text, text, picture, n) : joined(picture, n, tables.text, text);
+  };
+  rope = both(part(sparse ? set->gather(tables.image, batch) : tables.image, first, image), image);
+  if (set && set->keys() == TokenSet::Keys::pre_rope) all_rope = both(tables.image, picture_);
+}
+
+at::Tensor JointPass::take(const at::Tensor& x) const {
+  const at::Tensor chosen = hooks.tokens ? hooks.tokens->gather(x) : x;
+  return image == tokens ? chosen : chosen.narrow(1, first, image);
+}
+
+at::Tensor JointPass::give(const at::Tensor& x) const {
+  const at::Tensor all = hooks.parallel ? hooks.parallel->gather(x, tokens) : x;
+  return hooks.tokens ? hooks.tokens->scatter(all, picture_) : all;
+}
+
+at::Tensor JointPass::join(const at::Tensor& t, const at::Tensor& i) const {
+  return info.text_first ? at::cat({t, i}, 1) : at::cat({i, t}, 1);
+}
+
+at::Tensor JointPass::text_of(const at::Tensor& x) const {
+  return info.text_first ? x.narrow(1, 0, text) : x.narrow(1, x.size(1) - text, text);
+}
+
+at::Tensor JointPass::image_of(const at::Tensor& x) const {
+  return x.narrow(1, info.text_first ? text : 0, x.size(1) - text);
+}
+
+at::Tensor JointPass::attention(std::int64_t layer, const at::Tensor& q_normed, const at::Tensor& k_normed,
+                                const at::Tensor& v) const {
+  const nn::AttentionScores scores{hooks.logit_scale / std::sqrt(double(info.head_dim)), hooks.text_bias,
+                                   hooks.form == DitHooks::Bias::bias};
+  const auto attend = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& value) {
+    const std::int64_t begin = info.text_first ? 0 : k.size(1) - text;
+    return nn::joint_attention(q.transpose(1, 2), k.transpose(1, 2), value.transpose(1, 2), begin, begin + text, scores)
+        .transpose(1, 2)
+        .flatten(2);
+  };
+  const at::Tensor q = apply_rope(q_normed, rope);
+  TokenSet* set = hooks.tokens;
+  if (set) {
+    const bool late = set->keys() == TokenSet::Keys::pre_rope;
+    const auto everywhere = [&](const at::Tensor& x) {
+      return hooks.parallel ? join(text_of(x), hooks.parallel->gather(image_of(x), tokens)) : x;
+    };
+    const auto all = set->update(layer, everywhere(late ? k_normed : apply_rope(k_normed, rope)), everywhere(v), text,
+                                 info.text_first);
+    return attend(q, late ? apply_rope(all.k, all_rope) : all.k, all.v);
+  }
+  const at::Tensor k = apply_rope(k_normed, rope);
+  if (!hooks.parallel) return attend(q, k, v);
+  const auto pair = [&](const at::Tensor& x) -> nn::TokenPair {
+    return {text_of(x).transpose(1, 2), image_of(x).transpose(1, 2)};
+  };
+  const auto out = hooks.parallel->attention(pair(q), pair(k), pair(v), scores, tokens);
+  return join(out.text.transpose(1, 2), out.image.transpose(1, 2)).flatten(2);
+}
+
+at::Tensor DoubleBlock::modulated_image(const at::Tensor& x, const at::Tensor& temb) const {
+  const auto m = cut(image.modulation(temb), 6);
+  return modulated(x, m[0], m[1]);
+}
+
+BlockStreams DoubleBlock::forward(const BlockStreams& in, const at::Tensor& temb, const JointPass& pass,
+                                  std::int64_t layer) const {
+  const auto mi = cut(image.modulation(temb), 6), mt = cut(text.modulation(temb), 6);
+  const auto attend = [&]() -> BlockStreams {
+    const Qkv i = heads_of(image.qkv(modulated(in.image, mi[0], mi[1])), image.norm, pass.info);
+    const Qkv t = heads_of(text.qkv(modulated(in.text, mt[0], mt[1])), text.norm, pass.info);
+    const at::Tensor o = pass.attention(layer, pass.join(t.q, i.q), pass.join(t.k, i.k), pass.join(t.v, i.v));
+    return {image.out(pass.image_of(o)), text.out(pass.text_of(o))};
+  };
+  const BlockStreams a = pass.hooks.blocks ? pass.hooks.blocks->attention(layer, attend) : attend();
+  const auto rest = [](const Stream& s, const std::vector<at::Tensor>& m, const at::Tensor& x,
+                       const at::Tensor& attention) {
+    const at::Tensor y = gated(x, m[2], attention);
+    return gated(y, m[5], s.mlp(modulated(y, m[3], m[4])));
+  };
+  return {rest(image, mi, in.image, a.image), rest(text, mt, in.text, a.text)};
+}
+
+at::Tensor SingleBlock::forward(const at::Tensor& x, const at::Tensor& temb, const JointPass& pass,
+                                std::int64_t layer) const {
+  const auto m = cut(modulation(temb), 3);
+  const at::Tensor h = modulated(x, m[0], m[1]);
+  const auto attend = [&]() -> BlockStreams {
+    const Qkv a = heads_of(qkv(h), norm, pass.info);
+    return {pass.attention(layer, a.q, a.k, a.v), {}};
+  };
+  const at::Tensor a = (pass.hooks.blocks ? pass.hooks.blocks->attention(layer, attend) : attend()).image;
+  return gated(x, m[2], out(at::cat({a, at::gelu(up(h), "tanh")}, 2)));
+}
+
+DoubleBlock double_block(WeightList& w, const std::string& at, const DenoiserInfo& info, std::int64_t inner) {
+  DoubleBlock b;
+  b.image = stream(w, at, info, inner, false);
+  b.text = stream(w, at, info, inner, true);
+  return b;
+}
+
+SingleBlock single_block(WeightList& w, const std::string& at, const DenoiserInfo& info, std::int64_t inner) {
+  using Kind = DitWeight::Kind;
+  const std::int64_t width = info.heads * info.head_dim;
+  const std::string attn = at + ".attn.";
+  SingleBlock b;
+  b.modulation = w.linear(at + ".norm.linear", 3 * width, width, Kind::gate);
+  b.qkv = w.stacked({{attn + "to_q", width}, {attn + "to_k", width}, {attn + "to_v", width}}, width);
+  b.up = w.linear(at + ".proj_mlp", inner, width);
+  b.norm.q = w.norm(attn + "norm_q", info.head_dim);
+  b.norm.k = w.norm(attn + "norm_k", info.head_dim);
+  b.out = w.linear(at + ".proj_out", width, width + inner);
+  return b;
+}
+
+at::Tensor run_blocks(const std::vector<DoubleBlock>& doubles, const std::vector<SingleBlock>& singles, BlockStreams x,
+                      const at::Tensor& temb, const JointPass& pass) {
+  BlockCache* cache = pass.hooks.blocks;
+  const BlockStreams in = x;
+  if (cache) {
+    const auto modulated = [&] { return doubles.front().modulated_image(in.image, temb); };
+    if (const auto instead = cache->before_blocks(in, modulated)) return instead->image;
+  }
+  BlockStreams after_first;
+  for (std::size_t i = 0; i < doubles.size(); ++i) {
+    x = doubles[i].forward(x, temb, pass, std::int64_t(i));
+    if (i == 0 && cache) {
+      after_first = x;
+      if (const auto instead = cache->after_first_block(in, x)) return instead->image;
+    }
+  }
+  if (!singles.empty()) {
+    at::Tensor joint = pass.join(x.text, x.image);
+    for (std::size_t i = 0; i < singles.size(); ++i)
+      joint = singles[i].forward(joint, temb, pass, std::int64_t(doubles.size() + i));
+    x = {pass.image_of(joint), pass.text_of(joint)};
+  }
+  if (cache) cache->after_blocks(in, after_first, x);
+  return x.image;
+}
+
+at::Tensor FinalLayer::forward(const at::Tensor& x, const at::Tensor& temb) const {
+  const auto m = cut(modulation(temb), 2);
+  return out(modulated(x, m[1], m[0]));
+}
+
+FinalLayer final_layer(WeightList& w, std::int64_t width, std::int64_t out) {
+  FinalLayer f;
+  f.modulation = w.linear("norm_out.linear", 2 * width, width, DitWeight::gate);
+  f.out = w.linear("proj_out", out, width, DitWeight::gate);
+  return f;
+}
+
+}  // namespace trireme::dit

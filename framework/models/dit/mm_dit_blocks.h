@@ -1,0 +1,84 @@
+// MM-DiT's blocks (Esser et al., arXiv 2403.03206, in the form of FLUX): two streams with weights of their own that
+// attend together, then blocks of one stream. HunyuanVideo is built of the same.
+#pragma once
+#include "framework/models/dit/block_cache.h"
+#include "framework/models/dit/parts.h"
+#include "framework/nn/joint_attention.h"
+
+#include <vector>
+
+namespace trireme::dit {
+
+// Of one forward. The joint sequence is text and image, or image and text.
+struct JointPass {
+  JointPass(const DenoiserInfo& info, const DitHooks& hooks, const Grid& grid, std::int64_t text,
+            const RopeTables& tables, std::int64_t batch);
+
+  const DenoiserInfo& info;
+  const DitHooks& hooks;
+  std::int64_t text;       // tokens
+  std::int64_t image;      // image tokens this rank computes
+  std::int64_t tokens;     // of the picture, or, where tokens are chosen, of all ranks together
+  std::int64_t first = 0;  // this rank's part begins at that computed token
+  RopeTable rope;          // of the tokens computed here, joint
+  RopeTable all_rope;      // of all tokens, joint; where cached keys are rotated at use
+
+  // [B, N, ...] of the picture -> the image tokens computed here; and velocities back, on all ranks.
+  at::Tensor take(const at::Tensor& x) const;
+  at::Tensor give(const at::Tensor& x) const;
+
+  at::Tensor join(const at::Tensor& text_part, const at::Tensor& image_part) const;  // along dimension 1
+  at::Tensor text_of(const at::Tensor& joint) const;
+  at::Tensor image_of(const at::Tensor& joint) const;
+  // q, k normed, v: [B, n, H, d], joint -> [B, n, H * d].
+  at::Tensor attention(std::int64_t layer, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const;
+
+ private:
+  std::int64_t picture_;  // tokens of the picture
+};
+
+struct QkNorm {
+  at::Tensor q, k;  // [head_dim]
+};
+
+struct DoubleBlock {
+  struct Stream {
+    Linear modulation;
+    StackedLinear qkv;
+    QkNorm norm;
+    Linear out;
+    Mlp mlp;
+  };
+  Stream image, text;
+
+  // temb: after SiLU. What the first block's attention reads of the image.
+  at::Tensor modulated_image(const at::Tensor& x, const at::Tensor& temb) const;
+  BlockStreams forward(const BlockStreams& in, const at::Tensor& temb, const JointPass& pass, std::int64_t layer) const;
+};
+
+struct SingleBlock {
+  Linear modulation;
+  StackedLinear qkv;
+  Linear up;  // the MLP's first
+  QkNorm norm;
+  Linear out;  // [D, D + inner]: of attention and MLP
+
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& temb, const JointPass& pass, std::int64_t layer) const;
+};
+
+// Names of weights: at + ".attn.to_q" and so on.
+DoubleBlock double_block(WeightList& w, const std::string& at, const DenoiserInfo& info, std::int64_t inner);
+SingleBlock single_block(WeightList& w, const std::string& at, const DenoiserInfo& info, std::int64_t inner);
+
+// All blocks with what hooks.blocks puts in their place. -> image tokens before the final layer.
+at::Tensor run_blocks(const std::vector<DoubleBlock>& doubles, const std::vector<SingleBlock>& singles, BlockStreams x,
+                      const at::Tensor& temb, const JointPass& pass);
+
+// LayerNorm with a modulation cut into (scale, shift), the other way round than in the blocks, and the last linear.
+struct FinalLayer {
+  Linear modulation, out;
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& temb) const;
+};
+FinalLayer final_layer(WeightList& w, std::int64_t width, std::int64_t out);
+
+}  // namespace trireme::dit

@@ -1,0 +1,96 @@
+#include "framework/models/dit/token_set.h"
+
+#include "comm/error.h"
+
+#include <ATen/ATen.h>
+
+namespace trireme {
+namespace {
+
+// i64 [B, K] as an index of dimension 1 of x [B, N, ...].
+at::Tensor index_like(const at::Tensor& rows, const at::Tensor& x) {
+  std::vector<std::int64_t> view(std::size_t(x.dim()), 1), sizes = x.sizes().vec();
+  view[0] = sizes[0] = rows.size(0);
+  view[1] = sizes[1] = rows.size(1);
+  return rows.view(view).expand(sizes);
+}
+
+}  // namespace
+
+at::Tensor TokenSet::rows(std::int64_t batch) const {
+  const std::int64_t n = active_.size(0);
+  if (batch % n)
+    throw UsageError("sparse forward",
+                     "a batch of " + std::to_string(batch) + " with tokens chosen for " + std::to_string(n),
+                     "choose tokens of every picture");
+  return batch == n ? active_ : active_.repeat({batch / n, 1});
+}
+
+at::Tensor TokenSet::gather(const at::Tensor& x) const {
+  return is_dense() ? x : x.gather(1, index_like(rows(x.size(0)), x));
+}
+
+RopeTable TokenSet::gather(const RopeTable& table, std::int64_t batch) const {
+  if (is_dense() || !table.cos.defined()) return table;
+  const at::Tensor at = rows(batch);
+  const auto pick = [&](const at::Tensor& t) {
+    return t.dim() == 2 ? t.index_select(0, at.reshape(-1)).view({at.size(0), at.size(1), t.size(1)}) : gather(t);
+  };
+  return {pick(table.cos), pick(table.sin)};
+}
+
+at::Tensor TokenSet::scatter(const at::Tensor& x, std::int64_t tokens) const {
+  if (is_dense()) return x;
+  auto sizes = x.sizes().vec();
+  sizes[1] = tokens;
+  return at::zeros(sizes, x.options()).scatter(1, index_like(rows(x.size(0)), x), x);
+}
+
+TokenSet::KeysValues TokenSet::update(std::int64_t layer, const at::Tensor& k, const at::Tensor& v, std::int64_t text,
+                                      bool text_first) {
+  const std::int64_t image = k.size(1) - text, begin = text_first ? text : 0;
+  Layer& l = cache_[layer];
+  if (is_dense()) {
+    if (!l.all.k.defined() || l.all.k.sizes() != k.sizes() || l.all.k.scalar_type() != k.scalar_type())
+      l = {{at::empty(k.sizes(), k.options()), at::empty(v.sizes(), v.options())}};
+    l.image_begin = begin;
+    l.text = text;
+    l.all.k.copy_(k);
+    l.all.v.copy_(v);
+    return l.all;
+  }
+  if (!l.all.k.defined() || l.all.k.size(0) != k.size(0) || l.text != text)
+    throw UsageError("sparse forward", "no dense forward of this batch came before it", "compute all tokens first");
+  const std::int64_t tokens = l.all.k.size(1) - text;
+  const at::Tensor at = rows(k.size(0));
+  const auto put = [&](at::Tensor& cache, const at::Tensor& x) {
+    cache.narrow(1, begin, tokens).scatter_(1, index_like(at, x.narrow(1, begin, image)), x.narrow(1, begin, image));
+    const std::int64_t from = text_first ? 0 : image;
+    cache.narrow(1, text_first ? 0 : tokens, text).copy_(x.narrow(1, from, text));
+  };
+  put(l.all.k, k);
+  put(l.all.v, v);
+  return l.all;
+}
+
+void TokenSet::rescale_keys(const at::Tensor& factor) {
+  for (auto& [layer, l] : cache_) {
+    const at::Tensor k = l.all.k.narrow(1, l.image_begin, l.all.k.size(1) - l.text);
+    at::Tensor f = factor.repeat_interleave(2, -1);
+    if (f.dim() == 2) f = f.unsqueeze(1);
+    k.copy_(k * f);
+  }
+}
+
+void TokenSet::clear() {
+  cache_.clear();
+  active_.reset();
+}
+
+std::int64_t TokenSet::bytes() const {
+  std::int64_t total = 0;
+  for (const auto& [layer, l] : cache_) total += std::int64_t(l.all.k.nbytes() + l.all.v.nbytes());
+  return total;
+}
+
+}  // namespace trireme

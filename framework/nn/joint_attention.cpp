@@ -1,0 +1,83 @@
+#include "framework/nn/joint_attention.h"
+
+#include <cmath>
+
+#include <ATen/ATen.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+
+namespace trireme::nn {
+namespace {
+
+// Hopper's own kernels; torch's flash attention there is that of the generation before.
+bool cudnn_attention(const at::Tensor& q) {
+  if (!q.is_cuda() || q.scalar_type() == at::kFloat || q.scalar_type() == at::kDouble) return false;
+  static const bool there =
+      at::detail::getCUDAHooks().compiledWithCuDNN() && at::detail::getCUDAHooks().versionCuDNN() >= 90000;
+  return there && q.size(-1) <= 128 && q.size(-1) % 8 == 0;
+}
+
+at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
+  const bool gradient = at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad());
+  if (!gradient && cudnn_attention(q))
+    return std::get<0>(at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false, 0.0, false, false, scale));
+  return at::scaled_dot_product_attention(q, k, v, {}, 0.0, false, scale);
+}
+
+at::Tensor masked(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t begin, std::int64_t end,
+                  const AttentionScores& s) {
+  at::Tensor bias = at::zeros({1, 1, 1, k.size(2)}, q.options().requires_grad(false));
+  bias.narrow(3, begin, end - begin).fill_(s.text_bias);
+  return at::scaled_dot_product_attention(q, k, v, bias.expand({q.size(0), q.size(1), q.size(2), k.size(2)}), 0.0,
+                                          false, s.scale);
+}
+
+// Keys before `begin` and from `end` on.
+AttentionPart beside(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t begin,
+                     std::int64_t end, double scale) {
+  const auto some = [&](std::int64_t from, std::int64_t to) {
+    return attention_part(q, k.narrow(2, from, to - from), v.narrow(2, from, to - from), scale);
+  };
+  const std::int64_t n = k.size(2);
+  if (begin == 0) return some(end, n);
+  if (end == n) return some(0, begin);
+  return merge_parts(some(0, begin), some(end, n));
+}
+
+}  // namespace
+
+AttentionPart attention_part(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
+  if (!q.is_cuda()) {
+    const auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, false, {}, scale);
+    return {out, lse};
+  }
+  if (cudnn_attention(q)) {
+    const auto r = at::_scaled_dot_product_cudnn_attention(q, k, v, {}, true, 0.0, false, false, scale);
+    return {std::get<0>(r), std::get<1>(r).view({q.size(0), q.size(1), q.size(2)})};
+  }
+  if (q.scalar_type() == at::kHalf || q.scalar_type() == at::kBFloat16) {
+    const auto r = at::_scaled_dot_product_flash_attention(q, k, v, 0.0, false, false, scale);
+    return {std::get<0>(r), std::get<1>(r)};
+  }
+  const auto r = at::_scaled_dot_product_efficient_attention(q, k, v, {}, true, 0.0, false, scale);
+  return {std::get<0>(r), std::get<1>(r).narrow(2, 0, q.size(2))};  // its rows are padded
+}
+
+AttentionPart merge_parts(const AttentionPart& a, const AttentionPart& b, double bias) {
+  const at::Tensor la = a.lse + bias;
+  const at::Tensor lse = at::logaddexp(la, b.lse);
+  const auto share = [&](const at::Tensor& l) { return (l - lse).exp().unsqueeze(-1); };
+  return {(share(la) * a.out + share(b.lse) * b.out).to(a.out.scalar_type()), lse};
+}
+
+at::Tensor joint_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t text_begin,
+                           std::int64_t text_end, const AttentionScores& s) {
+  if (s.text_bias == 0 || text_end == text_begin) return plain(q, k, v, s.scale);
+  const bool gradient = at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad());
+  if (s.mask || gradient) return masked(q, k, v, text_begin, text_end, s);
+  if (text_end - text_begin == k.size(2)) return plain(q, k, v, s.scale);  // one constant for all keys
+  const std::int64_t m = text_end - text_begin;
+  const auto text = attention_part(q, k.narrow(2, text_begin, m), v.narrow(2, text_begin, m), s.scale);
+  return merge_parts(text, beside(q, k, v, text_begin, text_end, s.scale), s.text_bias).out;
+}
+
+}  // namespace trireme::nn

@@ -1,0 +1,34 @@
+// Attention of image and text tokens over both, with a bias on the text's keys; parts that return their log-sum-exp, so
+// that attention over pieces of the keys can be put together (text anchoring, rings). Differentiable but for the
+// latter.
+#pragma once
+#include <cstdint>
+
+#include <ATen/core/Tensor.h>
+
+namespace trireme::nn {
+
+struct TokenPair {
+  at::Tensor text, image;  // text undefined: there is none
+};
+
+struct AttentionScores {
+  double scale = 0;      // of q k^T: 1/sqrt(head_dim), unless a method has another
+  double text_bias = 0;  // added to the logits of text keys
+  bool mask = false;     // bias as a mask [1, 1, 1, keys] (oracle) instead of two attentions merged
+};
+
+// q, k, v [B, H, n, d] of one type; text keys are rows [text_begin, text_end) of k and v. -> [B, H, n of q, d].
+at::Tensor joint_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t text_begin,
+                           std::int64_t text_end, const AttentionScores& scores);
+
+// out [B, H, n, d] of q's type, lse f32 [B, H, n]: the logarithm of the sum over keys of exp(scale q k).
+struct AttentionPart {
+  at::Tensor out, lse;
+};
+// A fused kernel that never holds the scores. No gradient.
+AttentionPart attention_part(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale);
+// Softmax over the keys of both; `bias` is added to a's logits. out is of a's type, sums are f32.
+AttentionPart merge_parts(const AttentionPart& a, const AttentionPart& b, double bias = 0);
+
+}  // namespace trireme::nn
