@@ -3,6 +3,7 @@
 #include "comm/local/loopback.h"
 #include "comm/wrappers/traced.h"
 #include "framework/base/tensor.h"
+#include "framework/device_info.h"
 #include "framework/models/dit/sequence_parallel.h"
 #include "framework/models/dit/tide_settings.h"
 #include "framework/models/dit/token_set.h"
@@ -434,6 +435,31 @@ TEST(SequenceParallel, RefusesWhatCannotBeCut) {
     hooks.parallel = ulysses.get();
     EXPECT_SAYS(test::said([&] { narrow.run(hooks); }), "3 heads for 4 ranks");
   });
+}
+
+// T8: 16,384 + 512 tokens, of which a mask or the scores of one head would take 571 MB.
+TEST(Tide, OnAGpuNothingIsAsLargeAsAMask) {
+  if (!at::hasCUDA()) GTEST_SKIP() << "no GPU";
+  auto config = Small::config(2);
+  config["attention_head_dim"] = 64;
+  config["axes_dims_rope"] = {8, 28, 28};
+  const auto model = random_denoiser(config, 7, at::kCUDA, at::kBFloat16);
+  const Grid grid{1, 128, 128};
+  const at::Tensor x = drawn_noise(1, 0, {1, 3, 1, 256, 256}, at::kCUDA).to(at::kBFloat16);
+  Conditioning condition;
+  condition.text = drawn_noise(2, 0, {1, 512, 24}, at::kCUDA).to(at::kBFloat16);
+  condition.pooled = drawn_noise(3, 0, {1, 20}, at::kCUDA).to(at::kBFloat16);
+  const at::Tensor t = at::full({1}, 0.6f, at::kCUDA);
+  const at::NoGradGuard none;
+  auto peak_after = [&](const DitHooks& hooks) {
+    (void)model->forward(x, t, condition, hooks).sum().item<float>();
+    return peak_device_memory_gib(at::Device(at::kCUDA, 0)) * (1 << 30);
+  };
+  const double plain = peak_after({}), tide = peak_after(settings({}, *model).hooks(*model, grid, 512, 0.6));
+  // Two partial outputs in bf16, their weighted sum and its terms in f32, and sums of exponentials.
+  const double rows = 128 * 128 + 512, outputs = rows * 128 * (2 * 2 + 3 * 4), sums = 6 * rows * 2 * 4,
+               tables = 4 * rows * 32 * 4;
+  EXPECT_LE(tide, plain + outputs + sums + tables);
 }
 
 }  // namespace
