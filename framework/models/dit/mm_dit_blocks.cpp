@@ -95,7 +95,8 @@ JointPass::JointPass(const DenoiserInfo& model, const DitHooks& h, const Grid& g
     image = end - begin;
   }
   const auto both = [&](const RopeTable& picture, std::int64_t n) {
-    return info.text_first ? joined(tables.text, text, picture, n) : joined(picture, n, tables.text, text);
+    const RopeTable of_text = part(tables.text, 0, text);  // guidance's two texts may differ in length
+    return info.text_first ? joined(of_text, text, picture, n) : joined(picture, n, of_text, text);
   };
   rope = both(part(sparse ? set->gather(tables.image, batch) : tables.image, first, image), image);
   if (set && set->keys() == TokenSet::Keys::pre_rope) all_rope = both(tables.image, picture_);

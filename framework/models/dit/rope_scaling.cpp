@@ -1,8 +1,13 @@
 #include "framework/models/dit/rope_scaling.h"
 
+#include "framework/base/tensor.h"
+
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numbers>
+
+#include <ATen/ATen.h>
 
 namespace trireme {
 namespace {
@@ -51,6 +56,17 @@ double gain(const RopeAxis& axis, const RopeScaling& scaling, double time, std::
   return 1 / std::sqrt(tau);
 }
 
+std::vector<std::int64_t> positions(std::int64_t from, std::int64_t count, std::int64_t wrap) {
+  std::vector<std::int64_t> all(static_cast<std::size_t>(count));
+  for (std::int64_t i = 0; i < count; ++i) all[static_cast<std::size_t>(i)] = wrap ? (from + i) % wrap : from + i;
+  return all;
+}
+
+std::array<std::vector<std::int64_t>, 3> positions(const Grid& g, const Offsets& o) {
+  return {positions(o.frames, g.frames, o.wrap.frames), positions(o.rows, g.rows, o.wrap.rows),
+          positions(o.columns, g.columns, o.wrap.columns)};
+}
+
 }  // namespace
 
 double least_temperature(double scale) {
@@ -84,6 +100,64 @@ std::vector<RopePair> scaled_axis(const RopeAxis& axis, const RopeScaling& scali
                               : RopePair{raw_frequency(axis.theta, pair, axis.dim), 1};
   }
   return pairs;
+}
+
+std::vector<RopeAxis> rope_axes(const DenoiserInfo& model, const Grid& grid, const Offsets& offsets) {
+  const auto places = positions(grid, offsets);
+  std::vector<RopeAxis> axes;
+  for (std::size_t a = 0; a < model.rope_axes.size(); ++a) {
+    const auto trained = static_cast<double>(model.base_side);
+    const auto last = static_cast<double>(*std::max_element(places[a].begin(), places[a].end()) + 1);
+    axes.push_back({model.rope_axes[a], model.theta, trained, a == 0 ? 1 : last / trained});
+  }
+  return axes;
+}
+
+RopeTables scaled_rope(const DenoiserInfo& model, const Grid& grid, std::int64_t text_tokens,
+                       const RopeScaling& scaling, double time, at::Device device, const Offsets& offsets) {
+  const auto axes = rope_axes(model, grid, offsets);
+  const auto places = positions(grid, offsets);
+  const std::int64_t size[] = {grid.frames, grid.rows, grid.columns};
+  std::vector<at::Tensor> cosines, sines;  // of the axes: [frames, rows, columns, pairs of the axis]
+  std::vector<float> gains;
+  for (std::size_t a = 0; a < axes.size(); ++a) {
+    const auto pairs = scaled_axis(axes[a], scaling, time);
+    const at::Tensor both = at::empty({2, size[a], axes[a].dim / 2}, at::kFloat);
+    float* to = both.data_ptr<float>();
+    for (const bool sine : {false, true}) {
+      for (const std::int64_t place : places[a]) {
+        for (const RopePair& p : pairs) {
+          const double angle = static_cast<double>(place) * p.frequency;
+          *to++ = static_cast<float>(p.gain * (sine ? std::sin(angle) : std::cos(angle)));
+        }
+      }
+    }
+    for (const RopePair& p : pairs) gains.push_back(static_cast<float>(p.gain));
+    std::vector<std::int64_t> shape{2, 1, 1, 1, axes[a].dim / 2};
+    shape[a + 1] = size[a];
+    const at::Tensor there =
+        to_device(both, device).view(shape).expand({2, size[0], size[1], size[2], axes[a].dim / 2});
+    cosines.push_back(there[0]);
+    sines.push_back(there[1]);
+  }
+  RopeTables tables;
+  tables.image = {at::cat(cosines, 3).flatten(0, 2), at::cat(sines, 3).flatten(0, 2)};
+  if (text_tokens) {
+    const auto pairs = static_cast<std::int64_t>(gains.size());
+    const at::Tensor row = to_device(at::tensor(gains), device);
+    tables.text = {row.expand({text_tokens, pairs}), at::zeros({text_tokens, pairs}, row.options())};
+  }
+  return tables;
+}
+
+at::Tensor gain_ratio(const DenoiserInfo& model, const Grid& grid, const RopeScaling& scaling, double from, double to,
+                      at::Device device) {
+  std::vector<float> ratio;
+  for (const RopeAxis& axis : rope_axes(model, grid)) {
+    const auto before = scaled_axis(axis, scaling, from), now = scaled_axis(axis, scaling, to);
+    for (std::size_t i = 0; i < now.size(); ++i) ratio.push_back(static_cast<float>(now[i].gain / before[i].gain));
+  }
+  return to_device(at::tensor(ratio), device);
 }
 
 double text_anchor(std::int64_t image_tokens, std::int64_t trained_tokens) {

@@ -2,6 +2,8 @@
 // sharpened. Position interpolation (Chen et al. 2023), NTK (bloc97 2023), YaRN (Peng et al. 2023, eq. 17-22),
 // DyPE (arXiv 2510.20766) and TIDE's dynamic temperature (arXiv 2603.08928). All arithmetic is f64.
 #pragma once
+#include "framework/models/dit/denoiser.h"
+
 #include <cstdint>
 #include <vector>
 
@@ -49,6 +51,18 @@ struct YarnRamp {
   double low, high;
 };
 YarnRamp yarn_ramp(const RopeAxis& axis, bool dype, double time);
+
+// The axes frame, row, column of a grid of tokens; the scale of the latter two is (largest position + 1) / trained
+// side. A frame's is 1: TIDE leaves the first axis alone.
+std::vector<RopeAxis> rope_axes(const DenoiserInfo& model, const Grid& grid, const Offsets& offsets = {});
+// Tables in place of Denoiser::rope's. `text_tokens` rows of position 0 that carry the same gains; 0: text is not
+// rotated. Computed in f64 on the host, rounded to f32 once.
+RopeTables scaled_rope(const DenoiserInfo& model, const Grid& grid, std::int64_t text_tokens,
+                       const RopeScaling& scaling, double time, at::Device device, const Offsets& offsets = {});
+// f32 [head_dim / 2], gain(to) / gain(from): what keys that were rotated and cached at time `from` lack at `to`, where
+// only the temperature changes (positions do too with DyPE: then cache keys before the rotation).
+at::Tensor gain_ratio(const DenoiserInfo& model, const Grid& grid, const RopeScaling& scaling, double from, double to,
+                      at::Device device);
 
 // TIDE's text anchor beta = ln(N / N_trained): image keys grow in number, text keys do not; e^beta restores the ratio
 // of their shares of the softmax.
