@@ -131,7 +131,11 @@ class Drawn final : public Conditions {
       text.push_back(drawn_noise(0, draw, {model_.base_text, model_.text_width}, context.device));
       if (model_.pooled_width) pooled.push_back(drawn_noise(0, draw + 1, {model_.pooled_width}, context.device));
     }
-    return {at::stack(text).to(context.dtype), pooled.empty() ? at::Tensor() : at::stack(pooled).to(context.dtype)};
+    return {at::stack(text).to(context.dtype),
+            pooled.empty() ? at::Tensor() : at::stack(pooled).to(context.dtype),
+            {},
+            {},
+            {}};
   }
   std::vector<std::string> texts_;
   std::int64_t count_;
