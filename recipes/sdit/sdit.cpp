@@ -82,7 +82,7 @@ class SditSampler final : public SparseSampler {
     f("kernel_size", labels_.kernel_size, "Quickshift's, in latent pixels", {.min = 0.5, .max = 20});
     f("max_dist", labels_.max_dist, "longest link of a region", {.min = 0, .max = 1000});
     f("feature_ratio", labels_.ratio, "of features of unit deviation against latent pixels", {.min = 0, .max = 1000});
-    f("every", every_, "sparse steps between two labellings", {.min = 1});
+    f("every", every_, "sparse steps from one labelling to the next, counted from the last dense step", {.min = 1});
     keys_.extrapolation(f);
     keys_.cache(f);
     f.require(weights_.size() == 3, "weights", "three weights are wanted", "weights: [1, 0.5, 0.3]");
@@ -102,7 +102,6 @@ class SditSampler final : public SparseSampler {
     for (const auto& p : s.prompts) seeds.push_back(p.seed);
     noise_ = label_noise(seeds, s.x.size(3), s.x.size(4), s.x.device());
     regions_ = {};
-    choices_ = 0;
   }
   nlohmann::json report() const override {
     auto report = SparseSampler::report();
@@ -119,7 +118,7 @@ class SditSampler final : public SparseSampler {
     if (selector_ == "error") return first_by_key(-error() * age(), count);
     if (selector_ == "ras") return first_by_key(-ras_metric(last(), patch(), false), count);
     const at::Tensor x0 = s.x - s.sigma() * last();
-    if (choices_++ % every_ == 0) regions_ = label_regions(x0, noise_, labels_);
+    if (sparse_steps() % every_ == 0) regions_ = label_regions(x0, noise_, labels_);
     at::Tensor c = complexity(s.x, x0, weights_);
     if (aging_ > 0) c = c * waited(s).pow(aging_);
     TokenChoice choice = choice_;
@@ -142,7 +141,7 @@ class SditSampler final : public SparseSampler {
   std::string selector_ = "quickshift", counts_ = "tokens";
   double q_ = 0.75, aging_ = 0;
   std::vector<double> weights_ = {1, 0.5, 0.3};
-  std::int64_t every_ = 4, choices_ = 0;
+  std::int64_t every_ = 4;
   at::Tensor noise_;
   RegionLabels regions_;
 };
