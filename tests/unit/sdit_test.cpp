@@ -599,7 +599,7 @@ TEST_F(Methods, GoOnFromASavedState) {
       while (a.step < a.steps()) {
         step(*whole, a);
         if (a.step == a.steps()) break;
-      EXPECT_EQ(whole->may_save(a), a.step < 3 || a.step == 8 ) << a.step;
+        EXPECT_EQ(whole->may_save(a), a.step < 3 || a.step == 8) << a.step;
         if (a.step != 8) continue;
         saved = Snapshot::take([&](Archive& ar) { whole->state(ar); }, 0);
         b.x = a.x.clone(), b.step = a.step;
