@@ -7,6 +7,7 @@
 #include "framework/io/file_io.h"
 #include "framework/io/folder_lock.h"
 #include "framework/metrics/progress.h"
+#include "framework/models/dit/sequence_parallel.h"
 #include "trainers/run_folder.h"
 #include "trainers/sample/engine.h"
 #include "trainers/sample/model.h"
@@ -79,7 +80,7 @@ ArmPlan plan_arm(const SampleConfig& c) {
   arm.model = read_model_config(c);
   arm.plan = plan_model(arm.model);
   latent_shape(c, arm.plan.info);
-  arm.conditions = read_conditions(c, arm.plan.info);
+  arm.conditions = read_conditions(c, arm.plan.info, arm.model);
   return arm;
 }
 
@@ -152,12 +153,16 @@ class Job {
     const auto& c = job_.arms[a];
     Sampler& method = *c.samplers.at(c.method);
     need_model(a);
+    agree(world_, attempt([&] { plans_[a].conditions->model_loaded(*model_); }));
     Groups groups = make_groups(c, method, placement_, world_);
     const auto codec = latent_codec(plans_[a].plan.info.channels, plans_[a].plan.info.latent_factor);
     SampleContext context(*groups.tensors, *model_, *codec, placement_.device, precision_of(c));
     context.steps = c.steps, context.height = c.size[0], context.width = c.size[1], context.frames = c.frames;
     context.shift = shift_of(c, plans_[a].plan.info);
     context.halves = groups.halves.get();
+    std::unique_ptr<SequenceParallel> shared;
+    if (groups.tokens) shared = sequence_parallel(c.sequence, *groups.tokens);
+    context.parallel = shared.get();
     context.message = [this, &bar](std::string_view line) {
       if (world_.rank() != 0) return;
       bar.clear();
