@@ -10,7 +10,7 @@
 namespace trireme::sdit {
 
 struct SparseRule {
-  std::int64_t warmup = 4, end = 1000;  // dense before `warmup` and from `end` on
+  std::int64_t warmup = 4, end = 1000;          // dense before `warmup` and from `end` on
   std::vector<std::int64_t> resets = {12, 22};  // dense steps between
   VelocityHistory::Settings history;
   bool pre_rope = false;  // cached keys are rotated when they are used, by the tables of that step
@@ -21,11 +21,18 @@ struct SparseRule {
 at::Tensor tokens_of(const at::Tensor& latent, TokenPatch patch);
 at::Tensor latent_of(const at::Tensor& tokens, at::IntArrayRef sizes, TokenPatch patch);
 
+// Refuses what one forward a step does not do. UsageError: halves of guidance with texts of two lengths.
+void require_one_forward(const Sampling& sampling, std::string_view method);
+
 class SparseSampler : public Sampler {
  public:
   void begin(Sampling& sampling, SampleContext& context) override;
   at::Tensor velocity(Sampling& sampling, SampleContext& context) override;
+  void state(Archive& archive) override;
+  // The cache of keys and values is not saved: before a dense step nobody needs it.
+  bool may_save(const Sampling& sampling) const override { return rule().dense(sampling.step); }
   nlohmann::json report() const override;
+  std::vector<SampleMap> maps() const override;
 
  protected:
   virtual SparseRule rule() const = 0;
@@ -34,20 +41,20 @@ class SparseSampler : public Sampler {
 
   TokenPatch patch() const { return patch_; }
   std::int64_t tokens() const { return error_.size(1); }
-  std::int64_t sparse_steps() const { return sparse_steps_; }  // since the last dense one
-  const at::Tensor& last() const { return last_; }             // f32, of x's shape: the velocity of the step before
+  std::int64_t sparse_steps() const { return sparse_steps_; }    // since the last dense one
+  const at::Tensor& last() const { return last_; }               // f32, of x's shape: the velocity of the step before
   at::Tensor age() const { return history_->age().squeeze(2); }  // [B, N], as VelocityHistory's
-  // [B, N]: mean |velocity - its extrapolation| when the token was last computed, by the steps between.
+  // f32 [B, N]: mean |velocity - its extrapolation| when the token was last computed, a step it waited.
   const at::Tensor& error() const { return error_; }
 
  private:
-  at::Tensor dense_step(Sampling& sampling, SampleContext& context);
-  at::Tensor sparse_step(Sampling& sampling, SampleContext& context);
+  at::Tensor merged(const at::Tensor& fresh, double sigma);
 
   TokenPatch patch_;
+  Grid grid_;
   std::optional<VelocityHistory> history_;
   std::optional<TokenSet> set_;
-  at::Tensor last_, error_, computed_;  // computed_: i64 [B, N], steps in which a token was
+  at::Tensor last_, error_, computed_;  // computed_: f32 [B, N], steps in which a token was
   std::vector<double> share_;           // computed of the tokens, a step
   std::int64_t sparse_steps_ = 0;
 };

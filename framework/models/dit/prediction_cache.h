@@ -32,7 +32,8 @@ class VelocityHistory {
   // f32 [B, N, 1]: of each token, which step after the one it was computed in the next one is.
   at::Tensor age() const { return age_ + 1; }
   bool empty() const { return nodes_.empty(); }
-  void state(Archive& archive);
+  // `shape` [B, N, D] and `device` of what is loaded.
+  void state(Archive& archive, at::IntArrayRef shape, at::Device device);
 
  private:
   struct Node {
