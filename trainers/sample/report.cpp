@@ -103,7 +103,10 @@ Chart series_chart(const nlohmann::json& arm, const std::string& name) {
   chart.height = 160;
   Series series{"", "var(--c0)", {}};
   const auto& values = arm["series"][name];
-  for (std::size_t i = 0; i < values.size(); ++i) series.curve.push_back({double(i), values[i].get<double>()});
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    series.curve.x.push_back(double(i));
+    series.curve.y.push_back(values[i].get<double>());
+  }
   chart.series.push_back(std::move(series));
   return chart;
 }
