@@ -26,7 +26,7 @@ std::vector<int> numbers(const std::vector<std::string>& chosen, const std::vect
   return result;
 }
 
-std::vector<std::string> words(const std::vector<int>& chosen, const std::vector<std::string_view>& all) {
+std::vector<std::string> words_of(const std::vector<int>& chosen, const std::vector<std::string_view>& all) {
   std::vector<std::string> result;
   for (const int i : chosen) result.emplace_back(all[std::size_t(i)].empty() ? "plain" : all[std::size_t(i)]);
   return result;
@@ -90,8 +90,8 @@ nlohmann::json ModelConfig::document(std::int64_t base_side, const PromptVocabul
 
 DataConfig::DataConfig() {
   const SceneRange all;
-  shapes = words(all.shapes, SceneWords::shapes()), colors = words(all.colors, SceneWords::colors());
-  sizes = words(all.sizes, SceneWords::sizes()), textures = words(all.textures, SceneWords::textures());
+  shapes = words_of(all.shapes, SceneWords::shapes()), colors = words_of(all.colors, SceneWords::colors());
+  sizes = words_of(all.sizes, SceneWords::sizes()), textures = words_of(all.textures, SceneWords::textures());
 }
 
 void DataConfig::fields(Fields& f) {

@@ -167,7 +167,7 @@ class DitScenes : public Recipe {
     for (std::int64_t first = chunk * c.rank(); first < n; first += chunk * c.size()) {
       const std::int64_t b = std::min(chunk, n - first);
       std::vector<std::string> sentences;
-      for (std::int64_t i = 0; i < b; ++i) sentences.push_back(describe(scenes[std::size_t(first + i)]));
+      for (std::int64_t i = 0; i < b; ++i) sentences.push_back(trireme::describe(scenes[std::size_t(first + i)]));
       const at::Tensor ids = at::arange(first, first + b, at::TensorOptions(c.device()).dtype(at::kLong));
       const at::Tensor noise =
           noise_of(seed_, "evaluation", 0, ids, {codec_->channels(), data_config_.frames, latent, latent});
