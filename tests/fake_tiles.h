@@ -10,7 +10,8 @@
 
 namespace trireme::test {
 
-inline CanvasConfig sizes(std::array<std::int64_t, 2> size, std::array<std::int64_t, 2> window, std::int64_t loop_step) {
+inline CanvasConfig sizes(std::array<std::int64_t, 2> size, std::array<std::int64_t, 2> window,
+                          std::int64_t loop_step) {
   CanvasConfig c;
   c.size = size, c.window = window, c.loop_step = loop_step;
   return c;
@@ -49,8 +50,8 @@ struct Refined {
   std::vector<RefinerCounts> counts;
 };
 
-inline Refined refined(Communicator& comm, const CanvasConfig& shape, const RefinerConfig& config, std::int64_t samples = 1,
-                at::ScalarType wire = at::kFloat) {
+inline Refined refined(Communicator& comm, const CanvasConfig& shape, const RefinerConfig& config,
+                       std::int64_t samples = 1, at::ScalarType wire = at::kFloat) {
   const Canvas canvas(shape);
   Refiner refiner(config, canvas, comm, samples);
   Refined out;
@@ -58,14 +59,16 @@ inline Refined refined(Communicator& comm, const CanvasConfig& shape, const Refi
   const std::int64_t steps = config.gate.steps;
   for (std::int64_t i = 0; i < steps; ++i) {
     const double sigma = 1 - double(i) / double(steps), to = i + 1 < steps ? 1 - double(i + 1) / double(steps) : 0;
-    const at::Tensor y = refiner.predict(x, i, wire, [&](const at::Tensor& tile, const CanvasWindow&, std::int64_t, std::int64_t half) {
-      return fake_model(tile, half == 0 ? sigma : sigma / 2);
-    });
+    const at::Tensor y =
+        refiner.predict(x, i, wire, [&](const at::Tensor& tile, const CanvasWindow&, std::int64_t, std::int64_t half) {
+          return fake_model(tile, half == 0 ? sigma : sigma / 2);
+        });
     x = x + (to - sigma) * y;
     out.counts.push_back(refiner.counts());
   }
   out.canvas = x, out.map = refiner.map(0), out.second_map = refiner.map(samples - 1);
-  for (std::int64_t t = 0; t < canvas.tiles(); ++t) out.k.push_back(refiner.gate(0).k(t)), out.thresholds.push_back(refiner.gate(0).threshold(t));
+  for (std::int64_t t = 0; t < canvas.tiles(); ++t)
+    out.k.push_back(refiner.gate(0).k(t)), out.thresholds.push_back(refiner.gate(0).threshold(t));
   return out;
 }
 

@@ -1,4 +1,5 @@
-// SuperGen: windows, gates and refinement on any number of ranks, against transcripts in numpy, f64 and runs without a cache.
+// SuperGen: windows, gates and refinement on any number of ranks, against transcripts in numpy, f64 and runs without a
+// cache.
 #include "comm/archive.h"
 #include "comm/local/loopback.h"
 #include "comm/local/self.h"
@@ -36,7 +37,8 @@ at::Tensor counting(at::IntArrayRef shape) {
 Refined on_ranks(int ranks, const CanvasConfig& shape, const RefinerConfig& config, std::int64_t samples = 1,
                  at::ScalarType wire = at::kFloat) {
   std::vector<Refined> all(static_cast<std::size_t>(ranks));
-  run_loopback(ranks, [&](Communicator& comm) { all[std::size_t(comm.rank())] = refined(comm, shape, config, samples, wire); });
+  run_loopback(
+      ranks, [&](Communicator& comm) { all[std::size_t(comm.rank())] = refined(comm, shape, config, samples, wire); });
   for (const Refined& r : all) EXPECT_TRUE(at::equal(r.canvas, all[0].canvas));
   return all[0];
 }
@@ -49,7 +51,8 @@ std::int64_t reused(const Refined& r) {
 
 // G2, and what a window that wraps shows.
 TEST(Canvas, EveryPlaceLiesInOneWindowAtEveryShift) {
-  for (const auto& shape : {sizes({180, 320}, {90, 160}, 16), sizes({24, 40}, {12, 10}, 4), sizes({9, 64}, {9, 16}, 5)}) {
+  for (const auto& shape :
+       {sizes({180, 320}, {90, 160}, 16), sizes({24, 40}, {12, 10}, 4), sizes({9, 64}, {9, 16}, 5)}) {
     const Canvas canvas(shape);
     const std::int64_t cycle = canvas.rows().modulus() * canvas.columns().modulus();
     for (std::int64_t j = 0; j <= cycle; ++j) {
@@ -122,7 +125,8 @@ TEST(Canvas, OverlappingWindowsCoverAndAreAveraged) {
     run_loopback(1, [&](Communicator& comm) {
       Refiner refiner(config, Canvas(shape), comm, 1);
       const at::Tensor x = start_of(1, shape.size[0], shape.size[1]);
-      const at::Tensor y = refiner.predict(x, 1, at::kFloat, [](const at::Tensor& tile, auto&&...) { return tile * 2; });
+      const at::Tensor y =
+          refiner.predict(x, 1, at::kFloat, [](const at::Tensor& tile, auto&&...) { return tile * 2; });
       EXPECT_LE((y - 2 * x).abs().max().item<float>(), 1e-6f);
     });
   }
@@ -189,7 +193,11 @@ TEST(Gate, DecidesAsATranscriptInNumpyDoes) {
       EXPECT_NEAR(r.k[t], c["k"][t].get<double>(), 2e-3 * r.k[t]);
       EXPECT_NEAR(r.thresholds[t], c["thresholds"][t].get<double>(), 1e-9);
     }
-    const auto x = r.canvas.select(2, 0)[0].slice(1, 0, {}, shape.size[0] / 4).slice(2, 0, {}, shape.size[1] / 4).contiguous().to(at::kDouble);
+    const auto x = r.canvas.select(2, 0)[0]
+                       .slice(1, 0, {}, shape.size[0] / 4)
+                       .slice(2, 0, {}, shape.size[1] / 4)
+                       .contiguous()
+                       .to(at::kDouble);
     const at::Tensor expected = at::tensor(c["canvas"].get<std::vector<double>>(), at::kDouble).view_as(x);
     EXPECT_LE((x - expected).abs().max().item<double>(), 2e-5);
   }
@@ -240,7 +248,8 @@ TEST(Refiner, GivesTheSameCanvasOnAnyNumberOfRanks) {
         some += reused(one);
         for (const int ranks : {2, 3, 4}) {
           const Refined many = on_ranks(ranks, shape, config, 2);
-          EXPECT_EQ((many.canvas - one.canvas).abs().max().item<float>(), 0.0f) << ranks << " ranks, threshold " << base;
+          EXPECT_EQ((many.canvas - one.canvas).abs().max().item<float>(), 0.0f)
+              << ranks << " ranks, threshold " << base;
           EXPECT_EQ(many.map, one.map);
           EXPECT_EQ(many.second_map, one.second_map);
         }
@@ -250,7 +259,8 @@ TEST(Refiner, GivesTheSameCanvasOnAnyNumberOfRanks) {
   RefinerConfig config = cached(0.5);
   config.gates = RefinerConfig::Gates::broadcast, config.halves = 2, config.guidance = 2.5;
   const auto shape = sizes({36, 30}, {12, 10}, 4);
-  EXPECT_TRUE(at::equal(on_ranks(1, shape, config, 1, at::kBFloat16).canvas, on_ranks(4, shape, config, 1, at::kBFloat16).canvas));
+  EXPECT_TRUE(at::equal(on_ranks(1, shape, config, 1, at::kBFloat16).canvas,
+                        on_ranks(4, shape, config, 1, at::kBFloat16).canvas));
 }
 
 // G6, G7.
@@ -258,7 +268,8 @@ TEST(Refiner, ReusesNothingAtZeroAndAllAtInfinity) {
   const auto shape = sizes({24, 20}, {12, 10}, 4);
   RefinerConfig uncached;
   uncached.cache = false, uncached.gate.steps = 20;
-  const Refined plain = on_ranks(1, shape, uncached), none = on_ranks(1, shape, cached(0)), all = on_ranks(1, shape, cached(infinity));
+  const Refined plain = on_ranks(1, shape, uncached), none = on_ranks(1, shape, cached(0)),
+                all = on_ranks(1, shape, cached(infinity));
   EXPECT_TRUE(at::equal(plain.canvas, none.canvas));
   EXPECT_EQ(reused(none), 0);
   EXPECT_EQ(reused(all), (20 - 5 - 1) * 4);
@@ -335,7 +346,9 @@ TEST(Gate, FindsTheThresholdOfAWantedShare) {
     Refiner refiner(config, canvas, comm, 1);
     at::Tensor x = start_of(1, 24, 20);
     for (std::int64_t i = 0; i < 40; ++i)
-      x = x - 1.0 / 40 * refiner.predict(x, i, at::kFloat, [&](const at::Tensor& tile, auto&&...) { return fake_model(tile, 1 - double(i) / 40); });
+      x = x - 1.0 / 40 * refiner.predict(x, i, at::kFloat, [&](const at::Tensor& tile, auto&&...) {
+        return fake_model(tile, 1 - double(i) / 40);
+      });
     const std::vector<std::vector<GateRecord>> runs{refiner.records(0)};
     const double base = fit_base(config.gate, canvas, runs, 0.4).value();
     TileGateConfig gate = config.gate;
@@ -360,7 +373,9 @@ class MemoryArchive final : public Archive {
     ASSERT_EQ(kept.size(), bytes) << name;
     std::memcpy(data, kept.data(), bytes);
   }
-  void text(std::string_view name, std::string& value, bool) override { (loading_ ? value : kept_[full(name)]) = loading_ ? kept_[full(name)] : value; }
+  void text(std::string_view name, std::string& value, bool) override {
+    (loading_ ? value : kept_[full(name)]) = loading_ ? kept_[full(name)] : value;
+  }
   bool has(std::string_view name) const override { return !loading_ || kept_.contains(full(name)); }
   void load() { loading_ = true; }
 
@@ -378,7 +393,9 @@ TEST(Refiner, GoesOnFromASavedStateToTheBit) {
     at::Tensor x = start_of(2, 24, 20);
     for (std::int64_t i = 0; i < 20; ++i) {
       const double sigma = 1 - double(i) / 20, to = i < 19 ? 1 - double(i + 1) / 20 : 0;
-      x = x + (to - sigma) * refiner->predict(x, i, at::kFloat, [&](const at::Tensor& tile, auto&&...) { return fake_model(tile, sigma); });
+      x = x + (to - sigma) * refiner->predict(x, i, at::kFloat, [&](const at::Tensor& tile, auto&&...) {
+        return fake_model(tile, sigma);
+      });
       if (i != 8) continue;
       MemoryArchive archive;
       refiner->state(archive, x);
@@ -394,9 +411,16 @@ TEST(Refiner, GoesOnFromASavedStateToTheBit) {
 
 // The model of a picture in pixels, 4 x 4 a token, trained for 4 tokens a side.
 json tiny_flux() {
-  return {{"_class_name", "FluxTransformer2DModel"}, {"in_channels", 48}, {"num_attention_heads", 2}, {"attention_head_dim", 16},
-          {"num_layers", 1}, {"num_single_layers", 1}, {"axes_dims_rope", {4, 6, 6}}, {"joint_attention_dim", 12},
-          {"pooled_projection_dim", 8}, {"guidance_embeds", false},
+  return {{"_class_name", "FluxTransformer2DModel"},
+          {"in_channels", 48},
+          {"num_attention_heads", 2},
+          {"attention_head_dim", 16},
+          {"num_layers", 1},
+          {"num_single_layers", 1},
+          {"axes_dims_rope", {4, 6, 6}},
+          {"joint_attention_dim", 12},
+          {"pooled_projection_dim", 8},
+          {"guidance_embeds", false},
           {"trireme", {{"patch", 4}, {"base_side", 4}, {"base_text", 3}, {"latent_factor", 1}}}};
 }
 
@@ -406,7 +430,8 @@ struct Drawn {
 };
 
 // `yaml`: keys under supergen.
-Drawn drawn(Communicator& comm, const std::string& yaml, std::int64_t height = 32, std::int64_t width = 48, std::int64_t steps = 10) {
+Drawn drawn(Communicator& comm, const std::string& yaml, std::int64_t height = 32, std::int64_t width = 48,
+            std::int64_t steps = 10) {
   const at::NoGradGuard no_grad;
   const auto method = Samplers::create("supergen");
   Config::parse("supergen: {" + yaml + "}", "test.yaml").read([&](Fields& f) { f.group("supergen", *method, ""); });
@@ -431,17 +456,20 @@ Drawn drawn(Communicator& comm, const std::string& yaml, std::int64_t height = 3
   return {s.x, method->report()};
 }
 
-Drawn drawn_on(int ranks, const std::string& yaml, std::int64_t height = 32, std::int64_t width = 48, std::int64_t steps = 10) {
+Drawn drawn_on(int ranks, const std::string& yaml, std::int64_t height = 32, std::int64_t width = 48,
+               std::int64_t steps = 10) {
   std::vector<Drawn> all(static_cast<std::size_t>(ranks));
-  run_loopback(ranks, [&](Communicator& comm) { all[std::size_t(comm.rank())] = drawn(comm, yaml, height, width, steps); });
+  run_loopback(ranks,
+               [&](Communicator& comm) { all[std::size_t(comm.rank())] = drawn(comm, yaml, height, width, steps); });
   for (const Drawn& d : all) EXPECT_TRUE(at::equal(d.x, all[0].x));
   return all[0];
 }
 
 // G1 with a real model, through the method: sketch, scaling, tiles, guidance, reuse.
 TEST(Supergen, DrawsTheSamePictureOnAnyNumberOfRanks) {
-  for (const std::string& keys : {std::string("loop_step: 4, cache: {base: 1.5, ret_steps: 3}"),
-                                  std::string("loop_step: 4, unit: half, tile_rope: extend, redistribute: false, cache: {base: off}")}) {
+  for (const std::string& keys :
+       {std::string("loop_step: 4, cache: {base: 1.5, ret_steps: 3}"),
+        std::string("loop_step: 4, unit: half, tile_rope: extend, redistribute: false, cache: {base: off}")}) {
     const Drawn one = drawn_on(1, keys);
     EXPECT_TRUE(at::isfinite(one.x).all().item<bool>());
     EXPECT_EQ(one.report["tile_evaluations"], 2 * 6 * 9);
@@ -465,13 +493,16 @@ TEST(Supergen, IsPlainSamplingWhereThereIsOneTile) {
     at::manual_seed(1);
     Sampling s;
     const std::vector<Prompt> prompts{{"a", 5, 0}, {"b", 6, 1}};
-    const at::Tensor text = at::randn({2, 3, 12}), pooled = at::randn({2, 8}), no_text = at::randn({2, 3, 12}), no_pooled = at::randn({2, 8});
+    const at::Tensor text = at::randn({2, 3, 12}), pooled = at::randn({2, 8}), no_text = at::randn({2, 3, 12}),
+                     no_pooled = at::randn({2, 8});
     std::vector<at::Tensor> each;
     for (std::int64_t b = 0; b < 2; ++b) {
       s.condition = {text.narrow(0, b, 1), pooled.narrow(0, b, 1), {}, {}, {}};
       s.no_condition = {no_text.narrow(0, b, 1), no_pooled.narrow(0, b, 1), {}, {}, {}};
-      s.guidance = 2, s.sigmas = flow_sigmas(10, {}, 16), s.x = drawn_noise({prompts[std::size_t(b)]}, 0, {3, 1, 16, 16}, at::kCPU);
-      for (s.step = 0; s.step < 10; ++s.step) s.x = euler_step(s.x, guided(context, s, s.x, s.sigma()), s.sigma(), s.sigmas[std::size_t(s.step) + 1]);
+      s.guidance = 2, s.sigmas = flow_sigmas(10, {}, 16),
+      s.x = drawn_noise({prompts[std::size_t(b)]}, 0, {3, 1, 16, 16}, at::kCPU);
+      for (s.step = 0; s.step < 10; ++s.step)
+        s.x = euler_step(s.x, guided(context, s, s.x, s.sigma()), s.sigma(), s.sigmas[std::size_t(s.step) + 1]);
       each.push_back(s.x);
     }
     EXPECT_TRUE(at::equal(whole, at::cat(each)));
@@ -486,7 +517,8 @@ TEST(Supergen, FitsAThresholdAndReportsIt) {
   EXPECT_EQ(d.report["skip_share"], 0);
   const double base = d.report["fitted_base"][0];
   EXPECT_GT(base, 0);
-  const Drawn reusing = drawn_on(1, "loop_step: 4, cache: {base: " + std::to_string(base) + ", ret_steps: 3}", 32, 32, 30);
+  const Drawn reusing =
+      drawn_on(1, "loop_step: 4, cache: {base: " + std::to_string(base) + ", ret_steps: 3}", 32, 32, 30);
   EXPECT_NEAR(reusing.report["skip_share"].get<double>(), 0.3, 0.15);
   EXPECT_LE(reusing.report["longest_skip_run"][0].get<int>(), 15);
 }
@@ -516,7 +548,8 @@ TEST(TileRope, KnowsTheCanvas) {
   for (const auto& w : canvas.windows(3)) {
     Offsets offsets;
     offsets.rows = w.row / 4, offsets.columns = w.column / 4, offsets.wrap = {0, 8, 12};
-    const RopeTable own = model->rope({1, 4, 4}, 3, offsets).image, ours = axial_rope(tile_axes("extend", canvas, w, 1, info), info.rope_axes, at::kCPU);
+    const RopeTable own = model->rope({1, 4, 4}, 3, offsets).image,
+                    ours = axial_rope(tile_axes("extend", canvas, w, 1, info), info.rope_axes, at::kCPU);
     EXPECT_LE((own.cos - ours.cos).abs().max().item<float>(), 1e-6f);
     EXPECT_LE((own.sin - ours.sin).abs().max().item<float>(), 1e-6f);
   }
