@@ -1,12 +1,15 @@
 #include "trainers/sample/conditions.h"
 
 #include "comm/error.h"
+#include "data/scenes/range.h"
 #include "framework/base/tensor.h"
 #include "framework/formats/safetensors.h"
+#include "framework/models/dit/prompts.h"
 
 #include <optional>
 
 #include <ATen/ATen.h>
+#include <nlohmann/json.hpp>
 
 namespace trireme::sample {
 namespace {
@@ -48,11 +51,10 @@ class Embeddings final : public Conditions {
                         "a row a prompt in each");
     if (noise_.defined() && c.count > 1)
       throw UsageError(c.embeds, "its latents are the noise of one picture a prompt", "count: 1");
-    if (!c.prompts.empty() && std::int64_t(c.prompts.size()) != n)
-      throw UsageError("prompts",
-                       std::to_string(c.prompts.size()) + " beside " + std::to_string(n) + " rows in " + path_,
+    texts_ = prompts_of(c);
+    if (!texts_.empty() && std::int64_t(texts_.size()) != n)
+      throw UsageError("prompts", std::to_string(texts_.size()) + " beside " + std::to_string(n) + " rows in " + path_,
                        "one a row, or leave prompts out");
-    texts_ = c.prompts;
     for (std::int64_t i = std::int64_t(texts_.size()); i < n; ++i) texts_.push_back("embeds " + std::to_string(i));
   }
 
@@ -108,12 +110,46 @@ class Embeddings final : public Conditions {
   std::vector<std::string> texts_;
 };
 
+void need_prompts(const std::vector<std::string>& texts) {
+  if (texts.empty()) throw UsageError("prompts", "nothing is to be drawn", "prompts: [a red circle]");
+}
+
+// By the table in the model's folder.
+class Sentences final : public Conditions {
+ public:
+  Sentences(const SampleConfig& c, const DenoiserInfo& m, const nlohmann::json& model)
+      : texts_(prompts_of(c)), folder_(c.model), negative_(c.negative), guided_(wants_negative(c, m)) {
+    need_prompts(texts_);
+    const auto vocabulary = PromptVocabulary::from_json(model["trireme"]["prompts"], c.model + "/trireme.json");
+    for (const auto& text : texts_) vocabulary.ids(text);
+    if (!negative_.empty()) vocabulary.ids(negative_);
+  }
+  const std::vector<std::string>& texts() const override { return texts_; }
+  void model_loaded(const Denoiser& model) override { encoder_ = prompts_from_folder(folder_, model); }
+  void fill(Sampling& s, at::IntArrayRef shape, const SampleContext& context) const override {
+    std::vector<std::string> texts;
+    for (const auto& p : s.prompts) texts.push_back(p.text);
+    s.condition = encoder_->encode(texts);
+    s.condition.guidance = guidance_of(s, context);
+    if (guided_)
+      s.no_condition = negative_.empty() ? encoder_->none(std::int64_t(texts.size()))
+                                         : encoder_->encode(std::vector(texts.size(), negative_));
+    s.x = noise_of(s, shape, context);
+  }
+
+ private:
+  std::vector<std::string> texts_;
+  std::string folder_, negative_;
+  bool guided_;
+  std::unique_ptr<PromptEncoder> encoder_;
+};
+
 // For weights that mean nothing: numbers drawn by the prompt's place, of the lengths that the model was made for.
 class Drawn final : public Conditions {
  public:
-  Drawn(const SampleConfig& c, const DenoiserInfo& m) : texts_(c.prompts), count_(c.count), model_(m) {
+  Drawn(const SampleConfig& c, const DenoiserInfo& m) : texts_(prompts_of(c)), count_(c.count), model_(m) {
     guided_ = wants_negative(c, m);
-    if (texts_.empty()) throw UsageError("prompts", "nothing is to be drawn", "prompts: [a red circle]");
+    need_prompts(texts_);
   }
   const std::vector<std::string>& texts() const override { return texts_; }
   void fill(Sampling& s, at::IntArrayRef shape, const SampleContext& context) const override {
@@ -145,10 +181,23 @@ class Drawn final : public Conditions {
 
 }  // namespace
 
-std::unique_ptr<Conditions> read_conditions(const SampleConfig& config, const DenoiserInfo& model) {
-  if (!config.embeds.empty()) return std::make_unique<Embeddings>(config, model);
-  if (config.weights == "random") return std::make_unique<Drawn>(config, model);
-  throw UsageError("embeds", "the model in " + config.model + " brings no encoder of prompts",
+std::vector<std::string> prompts_of(const SampleConfig& c) {
+  if (!c.held_out) return c.prompts;
+  std::vector<std::string> texts;
+  for (const auto& scene : held_out_within({}, std::uint64_t(c.held_out_seed), c.held_out))
+    texts.push_back(describe(scene));
+  if (std::ssize(texts) < c.held_out)
+    throw UsageError("held_out", "there are only " + std::to_string(texts.size()) + " such prompts", "ask for fewer");
+  return texts;
+}
+
+std::unique_ptr<Conditions> read_conditions(const SampleConfig& c, const DenoiserInfo& info,
+                                            const nlohmann::json& model) {
+  if (!c.embeds.empty()) return std::make_unique<Embeddings>(c, info);
+  if (c.weights == "random") return std::make_unique<Drawn>(c, info);
+  if (model.contains("trireme") && model["trireme"].contains("prompts"))
+    return std::make_unique<Sentences>(c, info, model);
+  throw UsageError("embeds", "the model in " + c.model + " brings no encoder of prompts",
                    "make prompt embeddings with its own and name the file: embeds: FILE.safetensors");
 }
 

@@ -57,6 +57,9 @@ void SampleConfig::fields(Fields& f) {
   Arms rows{arms};
   f.group("arms", rows, "several arms in one job, each a row of the sheet; none: the file is the only one");
   f("prompts", prompts, "what to draw; column by column of the sheet");
+  f("held_out", held_out, "the first so many sentences of scenes that no training saw, in place of prompts",
+    {.min = 0, .max = 100'000});
+  f("held_out_seed", held_out_seed, "seed of those scenes: the training's", {.min = 0});
   f("negative", negative, "what guidance leads away from; empty: no text");
   f("embeds", embeds,
     "safetensors with prompt_embeds, pooled, negative_prompt_embeds, negative_pooled and image_latents, a row a "
@@ -93,11 +96,10 @@ void SampleConfig::fields(Fields& f) {
             "auto, none, linear, sqrt, log, clamp, or a number");
   f.require(!guidance_parallel || guidance != 1, "guidance_parallel", "there is no guidance at guidance 1",
             "raise guidance, or leave it out");
+  f.require(prompts.empty() || !held_out, "held_out", "prompts are there already", "leave one out");
   f.require(arms.empty() || methods.empty(), "methods", "an arm is named by arms or by methods, not by both",
             "leave one out");
 }
-
-std::int64_t SampleConfig::pictures() const { return std::int64_t(prompts.size()) * count; }
 
 std::string document_keys() {
   SampleConfig c;

@@ -16,7 +16,7 @@ struct SampleConfig {
   std::string model, weights = "file", method = "plain", embeds, negative, mu_mode = "auto", sequence = "none";
   std::string device = "auto", precision = "f32", communicator = "auto";
   std::int64_t seed = 0, steps = 28, count = 1, frames = 1, batch = 1, save_every = 0, threads = 0;
-  std::int64_t ranks_per_picture = 0;
+  std::int64_t ranks_per_picture = 0, held_out = 0, held_out_seed = 2024;
   std::vector<std::int64_t> size = {64, 64};  // height and width in pixels
   double guidance = 1, shift = 1, fps = 8, memory_capacity = 0;
   bool guidance_parallel = false, latents = false;
@@ -27,7 +27,6 @@ struct SampleConfig {
   void fields(Fields&);
 
   std::string settings;  // as YAML
-  std::int64_t pictures() const;
 };
 
 struct SampleJob {

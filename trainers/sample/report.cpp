@@ -6,6 +6,7 @@
 #include "framework/io/file_io.h"
 #include "framework/report/chart.h"
 #include "framework/report/page.h"
+#include "trainers/sample/scores.h"
 #include "trainers/sample/sheet.h"
 
 #include <algorithm>
@@ -54,12 +55,17 @@ SheetRow row_of(const std::string& title, const std::string& folder, std::int64_
   return row;
 }
 
+// Metrics that stand beside the pictures.
+constexpr std::pair<const char*, const char*> headlines[] = {{"attribute_accuracy", "accuracy"},
+                                                             {"duplicates", "duplicates"}};
+
 std::string caption(const nlohmann::json& arm) {
   std::string text = arm["arm"].get<std::string>() + "\n" + std::to_string(arm["size"][1].get<std::int64_t>()) + "x" +
                      std::to_string(arm["size"][0].get<std::int64_t>()) + ", " +
                      std::to_string(arm["steps"].get<std::int64_t>()) + " steps\n" +
                      number(arm["step_ms"].get<double>()) + " ms a step";
-  for (const auto& [name, value] : arm["metrics"].items()) text += "\n" + name + " " + number(value, "%.3f");
+  for (const auto& [name, word] : headlines)
+    if (arm["metrics"].contains(name)) text += "\n" + std::string(word) + " " + number(arm["metrics"][name], "%.2f");
   return text;
 }
 
@@ -160,6 +166,9 @@ nlohmann::json arm_report(const SampleConfig& config, const std::string& folder)
     if (batches.empty()) arm["series"] = batch["series"];
     batches.push_back(batch);
   }
+  std::vector<std::string> prompts;
+  for (const auto& p : pictures) prompts.push_back(p["prompt"]);
+  if (fs::exists(picture_path(folder, 0))) arm["metrics"] = scene_scores(prompts, folder);
   arm["seconds"] = seconds;
   arm["step_ms"] = steps > 0 ? 1000 * seconds / steps : 0;
   return arm;

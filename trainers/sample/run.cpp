@@ -79,7 +79,7 @@ ArmPlan plan_arm(const SampleConfig& c) {
   arm.model = read_model_config(c);
   arm.plan = plan_model(arm.model);
   latent_shape(c, arm.plan.info);
-  arm.conditions = read_conditions(c, arm.plan.info);
+  arm.conditions = read_conditions(c, arm.plan.info, arm.model);
   return arm;
 }
 
@@ -152,6 +152,7 @@ class Job {
     const auto& c = job_.arms[a];
     Sampler& method = *c.samplers.at(c.method);
     need_model(a);
+    agree(world_, attempt([&] { plans_[a].conditions->model_loaded(*model_); }));
     Groups groups = make_groups(c, method, placement_, world_);
     const auto codec = latent_codec(plans_[a].plan.info.channels, plans_[a].plan.info.latent_factor);
     SampleContext context(*groups.tensors, *model_, *codec, placement_.device, precision_of(c));
