@@ -2,11 +2,13 @@
 // size is scaled up and given noise again; the last steps refine it by tiles that move from step to step, on any number
 // of ranks, and tiles that change little are reused.
 #include "framework/base/tensor.h"
+#include "framework/metrics/pictures.h"
 #include "framework/sampler.h"
 #include "recipes/supergen/config.h"
 #include "recipes/supergen/tile_rope.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <optional>
 
@@ -42,6 +44,7 @@ class Supergen final : public Sampler {
   void setup(SampleContext& context) override;
   void begin(Sampling& s, SampleContext& context) override;
   at::Tensor velocity(Sampling& s, SampleContext& context) override;
+  void stepped(Sampling& s, SampleContext& context) override;
   void state(Archive& ar) override { refiner_->state(ar, like_); }
   json report() const override;
   std::vector<SampleMap> maps() const override;
@@ -63,6 +66,8 @@ class Supergen final : public Sampler {
   std::optional<Refiner> refiner_;
   at::Tensor like_;
   RopeTable text_rope_;
+  double sketch_seconds_ = 0;
+  json seams_;  // of each picture
   std::int64_t tiles_ = 0, computed_ = 0, gathers_ = 0, payload_ = 0, wire_ = 0;
 };
 
@@ -148,8 +153,12 @@ void Supergen::begin(Sampling& s, SampleContext& context) {
   s.sigmas = sigmas(context, s.x.size(2));
   s.step = s.steps() - refining_;
   tiles_ = computed_ = gathers_ = payload_ = wire_ = 0;
+  seams_ = json::array(), sketch_seconds_ = 0;
   if (s.step > 0) {
+    const auto began = std::chrono::steady_clock::now();
     const at::Tensor picture = scaled_up(sketch(s, context), context);
+    picture.flatten()[0].item<float>();  // waits for the device, once a batch
+    sketch_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
     s.x = refining_ == 0
               ? picture
               : renoise_flow(picture, drawn_noise(s.prompts, renoise_draw, s.x.sizes().slice(1), context.device),
@@ -208,6 +217,24 @@ void Supergen::count(SampleContext& context) {
   context.record("payload_latents", double(c.payload) / double(like_.numel()));
 }
 
+// Jumps at the boundaries of the windows that stayed, and at those of the last step, which a picture is rolled by to
+// bring to the multiples.
+void Supergen::stepped(Sampling& s, SampleContext& context) {
+  if (s.step < s.steps() || !context.codec().sees_pixels()) return;
+  const std::int64_t factor = context.codec().factor(), patch = factor * context.model().info().patch;
+  const std::int64_t shift = config_.shift_every ? (refining_ - 1) / config_.shift_every : 0;
+  const auto last = canvas_->windows(shift).front();
+  const at::Tensor pixels = ((context.codec().decode(s.x) + 1) / 2).clamp(0, 1).cpu().select(2, s.x.size(2) / 2);
+  const auto ratio = [&](const at::Tensor& p) {
+    const PicturePlanes planes{p.const_data_ptr<float>(), p.size(0), p.size(1), p.size(2)};
+    return seam_ratio(planes, canvas_->rows().window() * factor, canvas_->columns().window() * factor, patch);
+  };
+  for (std::int64_t b = 0; b < pixels.size(0); ++b)
+    seams_.push_back(
+        {{"fixed", ratio(pixels[b].contiguous())},
+         {"last", ratio(at::roll(pixels[b], {-last.row * factor, -last.column * factor}, {1, 2}).contiguous())}});
+}
+
 std::int64_t longest_skip(const std::vector<std::string>& map) {
   std::int64_t longest = 0;
   for (std::size_t t = 0; !map.empty() && t < map[0].size(); ++t) {
@@ -221,6 +248,7 @@ std::int64_t longest_skip(const std::vector<std::string>& map) {
 json Supergen::report() const {
   if (!refiner_ || refining_ == 0) return json::object();
   json r = {{"tile_evaluations", tiles_}, {"computed", computed_}, {"all_gathers", gathers_}};
+  r["sketch_seconds"] = sketch_seconds_, r["seam_ratios"] = seams_;
   r["skip_share"] = tiles_ ? 1 - double(computed_) / double(tiles_) : 0.0;
   r["payload_latents"] = double(payload_) / double(like_.numel());
   r["wire_latents"] = double(wire_) / double(like_.numel());
@@ -252,7 +280,7 @@ std::vector<SampleMap> Supergen::maps() const {
       for (std::size_t t = 0; t < map[i].size(); ++t)
         if (map[i][t] == '#') values[b][std::int64_t(t)][std::int64_t(i)] = 1;
   }
-  return {{"computed tiles", values}};
+  return {{"tiles", values}};
 }
 
 const Samplers::Entry registered("supergen", [] { return std::make_unique<Supergen>(); });
