@@ -74,7 +74,7 @@ Refiner::Flags Refiner::decide(const at::Tensor& x, std::int64_t step, const std
   if (config_.cache) {
     const bool reads = gates_[0].reads(step);
     std::vector<std::vector<TileMeans>> means(gates_.size());
-    if (config_.pattern.empty() && reads)
+    if (reads)  // also beside a pattern: what a decision costs is part of a step
       for (std::size_t b = 0; b < gates_.size(); ++b) means[b] = means_of(x, std::int64_t(b), windows, shift);
     if (reads || gates_[0].ranks(step)) tell_predictions();
     for (std::size_t b = 0; b < gates_.size(); ++b) {

@@ -1,5 +1,7 @@
 #include "recipes/supergen/tile_rope.h"
 
+#include "framework/base/tensor.h"
+
 #include <algorithm>
 #include <cmath>
 
@@ -19,7 +21,7 @@ RopeTable axial_rope(const std::array<RopeAxis, 3>& axes, const std::vector<std:
         at::outer(at::tensor(axes[a].positions, f64), at::pow(axes[a].theta, i.neg()));  // [positions, pairs]
     std::vector<std::int64_t> shape = {1, 1, 1, one.size(1)};
     shape[a] = one.size(0);
-    angles.push_back(one.to(device).view(shape).expand({grid[0], grid[1], grid[2], one.size(1)}));
+    angles.push_back(to_device(one, device).view(shape).expand({grid[0], grid[1], grid[2], one.size(1)}));
   }
   const at::Tensor all = at::cat(angles, -1).flatten(0, 2);
   return {all.cos().to(at::kFloat), all.sin().to(at::kFloat)};
