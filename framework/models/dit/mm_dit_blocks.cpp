@@ -113,9 +113,10 @@ at::Tensor JointPass::attention(std::int64_t layer, const at::Tensor& q_normed, 
   const at::Tensor k = apply_rope(k_normed, rope);
   if (!hooks.parallel) return attend(q, k, v);
   const auto pair = [&](const at::Tensor& x) -> nn::TokenPair {
-    return {text_of(x).transpose(1, 2), image_of(x).transpose(1, 2)};
+    return {text ? text_of(x).transpose(1, 2) : at::Tensor(), image_of(x).transpose(1, 2)};
   };
   const auto out = hooks.parallel->attention(pair(q), pair(k), pair(v), scores, tokens);
+  if (!text) return out.image.transpose(1, 2).flatten(2);
   return join(out.text.transpose(1, 2), out.image.transpose(1, 2)).flatten(2);
 }
 
