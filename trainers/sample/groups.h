@@ -14,6 +14,7 @@ struct Groups {
   std::unique_ptr<Communicator> control;  // of this rank's group, for what the host decides by
   std::unique_ptr<Communicator> tensors;  // the same ranks, for memory of the device
   std::unique_ptr<Communicator> halves;   // those that share a picture's guidance; or null
+  std::unique_ptr<Communicator> tokens;   // those that share the picture's tokens (within a half); or null
 
   bool first() const { return control->rank() == 0; }
 };
