@@ -28,7 +28,8 @@ template <class T>
 void sum_part(const WindowMeansJob& job, std::int64_t window, std::int64_t part) {
   double* sums = job.partial + (window * parts_of_a_window + part) * job.differences;
   std::fill_n(sums, job.differences, 0.0);
-  const std::int64_t row0 = job.row_start[window / job.column_starts], column = job.column_start[window % job.column_starts];
+  const std::int64_t row0 = job.row_start[window / job.column_starts],
+                     column = job.column_start[window % job.column_starts];
   if (row0 < 0 || column < 0) return;
   const std::int64_t first = std::min(job.window_columns, job.columns - column);
   for (std::int64_t line = part; line < job.planes * job.window_rows; line += parts_of_a_window) {
@@ -45,12 +46,14 @@ template <class T>
 void run(const WindowMeansJob& job) {
   const std::int64_t windows = job.row_starts * job.column_starts;
 #pragma omp parallel for schedule(static)
-  for (std::int64_t i = 0; i < windows * parts_of_a_window; ++i) sum_part<T>(job, i / parts_of_a_window, i % parts_of_a_window);
+  for (std::int64_t i = 0; i < windows * parts_of_a_window; ++i)
+    sum_part<T>(job, i / parts_of_a_window, i % parts_of_a_window);
   const double size = static_cast<double>(job.planes * job.window_rows * job.window_columns);
   for (std::int64_t w = 0; w < windows; ++w)
     for (std::int64_t d = 0; d < job.differences; ++d) {
       double sum = 0;
-      for (std::int64_t p = 0; p < parts_of_a_window; ++p) sum += job.partial[(w * parts_of_a_window + p) * job.differences + d];
+      for (std::int64_t p = 0; p < parts_of_a_window; ++p)
+        sum += job.partial[(w * parts_of_a_window + p) * job.differences + d];
       job.means[w * job.differences + d] = static_cast<float>(sum / size);
     }
 }

@@ -22,11 +22,13 @@ __device__ double sum_of_block(double v) {
   return sum;
 }
 
-// Block (part, window): the lines (plane, row) part, part + parts, ... of one window; a line's pixels side by side on the threads.
+// Block (part, window): the lines (plane, row) part, part + parts, ... of one window; a line's pixels side by side on
+// the threads.
 template <class T>
 __global__ void __launch_bounds__(threads) sum_parts(WindowMeansJob job) {
   const std::int64_t part = blockIdx.x, window = blockIdx.y;
-  const std::int64_t row0 = job.row_start[window / job.column_starts], column0 = job.column_start[window % job.column_starts];
+  const std::int64_t row0 = job.row_start[window / job.column_starts],
+                     column0 = job.column_start[window % job.column_starts];
   double sums[most_differences] = {};
   if (row0 >= 0 && column0 >= 0) {
     const std::int64_t lines = (job.planes * job.window_rows - part + parts_of_a_window - 1) / parts_of_a_window;
@@ -55,7 +57,8 @@ __global__ void add_parts(WindowMeansJob job) {
   if (i >= job.row_starts * job.column_starts * job.differences) return;
   const std::int64_t window = i / job.differences, d = i % job.differences;
   double sum = 0;
-  for (std::int64_t p = 0; p < parts_of_a_window; ++p) sum += job.partial[(window * parts_of_a_window + p) * job.differences + d];
+  for (std::int64_t p = 0; p < parts_of_a_window; ++p)
+    sum += job.partial[(window * parts_of_a_window + p) * job.differences + d];
   job.means[i] = static_cast<float>(sum / static_cast<double>(job.planes * job.window_rows * job.window_columns));
 }
 

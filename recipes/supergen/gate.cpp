@@ -54,7 +54,8 @@ bool TileGate::compute(std::int64_t step, const CanvasWindow& w, const TileMeans
   return !(error(w) < t.threshold);
 }
 
-std::vector<bool> TileGate::decide(std::int64_t step, std::span<const CanvasWindow> windows, std::span<const TileMeans> means) {
+std::vector<bool> TileGate::decide(std::int64_t step, std::span<const CanvasWindow> windows,
+                                   std::span<const TileMeans> means) {
   if (ranks(step)) rank();
   std::vector<bool> active(windows.size(), true);
   for (std::size_t i = 0; i < windows.size(); ++i) {
@@ -105,7 +106,8 @@ void TileGate::state(Archive& ar) {
   ar.array("error", DType::f32, map, error_.data());
 }
 
-double replayed_skip(const TileGateConfig& config, const Canvas& canvas, std::span<const std::vector<GateRecord>> runs) {
+double replayed_skip(const TileGateConfig& config, const Canvas& canvas,
+                     std::span<const std::vector<GateRecord>> runs) {
   std::int64_t all = 0, reused = 0;
   for (const auto& run : runs) {
     TileGate gate(config, canvas);
@@ -119,7 +121,8 @@ double replayed_skip(const TileGateConfig& config, const Canvas& canvas, std::sp
   return all ? double(reused) / double(all) : 0;
 }
 
-std::optional<double> fit_base(TileGateConfig config, const Canvas& canvas, std::span<const std::vector<GateRecord>> runs, double skip) {
+std::optional<double> fit_base(TileGateConfig config, const Canvas& canvas,
+                               std::span<const std::vector<GateRecord>> runs, double skip) {
   const auto at = [&](double base) {
     config.base = base;
     return replayed_skip(config, canvas, runs);

@@ -11,8 +11,10 @@
 namespace trireme {
 namespace {
 
-// Starts a kernel over the windows of one sample. Differences [d] = |a[d] - b[d]|, |a[d]| where b[d] is undefined; -> f32 [tiles, differences].
-at::Tensor launch_means(const Canvas& canvas, std::int64_t shift, const std::vector<std::pair<at::Tensor, at::Tensor>>& differences) {
+// Starts a kernel over the windows of one sample. Differences [d] = |a[d] - b[d]|, |a[d]| where b[d] is undefined; ->
+// f32 [tiles, differences].
+at::Tensor launch_means(const Canvas& canvas, std::int64_t shift,
+                        const std::vector<std::pair<at::Tensor, at::Tensor>>& differences) {
   const at::Tensor& like = differences[0].first;  // [C, F, H, W]
   kernels::WindowMeansJob job;
   job.dtype = dtype_of(like);
@@ -30,7 +32,8 @@ at::Tensor launch_means(const Canvas& canvas, std::int64_t shift, const std::vec
   }
   const std::int64_t windows = job.row_starts * job.column_starts;
   const at::Tensor means = at::empty({windows, job.differences}, like.options().dtype(at::kFloat));
-  const at::Tensor partial = at::empty({windows * kernels::parts_of_a_window * job.differences}, like.options().dtype(at::kDouble));
+  const at::Tensor partial =
+      at::empty({windows * kernels::parts_of_a_window * job.differences}, like.options().dtype(at::kDouble));
   job.means = means.data_ptr<float>(), job.partial = partial.data_ptr<double>();
   kernels::window_means(job, buffer_of(means).place);
   return means;
@@ -46,9 +49,11 @@ Refiner::Refiner(const RefinerConfig& config, const Canvas& canvas, Communicator
       maps_(std::size_t(samples)),
       records_(std::size_t(samples)) {
   if (std::max(canvas.rows().tiles(), canvas.columns().tiles()) > kernels::most_starts)
-    throw UsageError("supergen.window", "more than " + std::to_string(kernels::most_starts) + " windows along a side", "take larger windows");
+    throw UsageError("supergen.window", "more than " + std::to_string(kernels::most_starts) + " windows along a side",
+                     "take larger windows");
   if (!config.pattern.empty() && std::ssize(config.pattern) != config.gate.steps)
-    throw UsageError("supergen.cache.pattern", std::to_string(config.pattern.size()) + " steps for " + std::to_string(config.gate.steps));
+    throw UsageError("supergen.cache.pattern",
+                     std::to_string(config.pattern.size()) + " steps for " + std::to_string(config.gate.steps));
 }
 
 at::Tensor Refiner::predict(const at::Tensor& x, std::int64_t step, at::ScalarType wire, const Model& model) {
@@ -63,12 +68,13 @@ at::Tensor Refiner::predict(const at::Tensor& x, std::int64_t step, at::ScalarTy
   return y;
 }
 
-Refiner::Flags Refiner::decide(const at::Tensor& x, std::int64_t step, const std::vector<CanvasWindow>& windows, std::int64_t shift) {
+Refiner::Flags Refiner::decide(const at::Tensor& x, std::int64_t step, const std::vector<CanvasWindow>& windows,
+                               std::int64_t shift) {
   Flags flags(gates_.size(), std::vector<bool>(windows.size(), true));
   if (config_.cache) {
     const bool reads = gates_[0].reads(step);
     std::vector<std::vector<TileMeans>> means(gates_.size());
-    if (config_.pattern.empty() && reads)
+    if (reads)  // also beside a pattern: what a decision costs is part of a step
       for (std::size_t b = 0; b < gates_.size(); ++b) means[b] = means_of(x, std::int64_t(b), windows, shift);
     if (reads || gates_[0].ranks(step)) tell_predictions();
     for (std::size_t b = 0; b < gates_.size(); ++b) {
@@ -77,7 +83,8 @@ Refiner::Flags Refiner::decide(const at::Tensor& x, std::int64_t step, const std
       } else {
         const std::string& word = config_.pattern[std::size_t(step)];
         if (word.size() != windows.size())
-          throw UsageError("supergen.cache.pattern", "step " + std::to_string(step) + " has " + std::to_string(word.size()) + " tiles for " +
+          throw UsageError("supergen.cache.pattern", "step " + std::to_string(step) + " has " +
+                                                         std::to_string(word.size()) + " tiles for " +
                                                          std::to_string(windows.size()));
         for (std::size_t w = 0; w < windows.size(); ++w) flags[b][w] = word[w] == '#' || step == 0;
       }
@@ -93,10 +100,11 @@ Refiner::Flags Refiner::decide(const at::Tensor& x, std::int64_t step, const std
   return flags;
 }
 
-std::vector<TileMeans> Refiner::means_of(const at::Tensor& x, std::int64_t sample, const std::vector<CanvasWindow>& windows,
-                                         std::int64_t shift) {
+std::vector<TileMeans> Refiner::means_of(const at::Tensor& x, std::int64_t sample,
+                                         const std::vector<CanvasWindow>& windows, std::int64_t shift) {
   const at::Tensor now = x[sample].contiguous(), x_p = x_p_[sample], y_p = y_p_[sample];
-  const at::Tensor means = launch_means(canvas_, shift, {{now, x_p}, {x_p, x_pp_[sample]}, {y_p, y_pp_[sample]}, {y_p, {}}}).cpu();
+  const at::Tensor means =
+      launch_means(canvas_, shift, {{now, x_p}, {x_p, x_pp_[sample]}, {y_p, y_pp_[sample]}, {y_p, {}}}).cpu();
   std::vector<TileMeans> all;
   for (const CanvasWindow& w : windows) {
     const float* m = means.data_ptr<float>() + w.tile * 4;
@@ -110,9 +118,11 @@ void Refiner::tell_predictions() {
     const at::Tensor host = p.means.cpu();
     for (std::size_t b = 0; b < gates_.size(); ++b) {
       std::vector<float> means;
-      for (const CanvasWindow& w : p.windows) means.push_back(host.data_ptr<float>()[std::int64_t(b) * host.size(1) + w.tile]);
+      for (const CanvasWindow& w : p.windows)
+        means.push_back(host.data_ptr<float>()[std::int64_t(b) * host.size(1) + w.tile]);
       gates_[b].predicted(p.windows, means);
-      if (config_.record) records_[b][records_[b].size() - (pending_.size() - std::size_t(&p - pending_.data()))].predicted = means;
+      if (config_.record)
+        records_[b][records_[b].size() - (pending_.size() - std::size_t(&p - pending_.data()))].predicted = means;
     }
   }
   pending_.clear();
@@ -125,7 +135,8 @@ void Refiner::agree_on(Flags& flags) {
     for (const bool computed : sample) mine += computed ? '#' : '.';
   if (config_.gates == RefinerConfig::Gates::checked) {
     if (!same_on_all(ranks_, mine))
-      throw Error(ExitCode::bug, "supergen", "ranks would compute different tiles", "say `gates: broadcast` where their devices differ");
+      throw Error(ExitCode::bug, "supergen", "ranks would compute different tiles",
+                  "say `gates: broadcast` where their devices differ");
     return;
   }
   ranks_.broadcast({mine.data(), mine.size(), DType::u8}, 0).wait();
@@ -144,20 +155,22 @@ std::vector<Refiner::Unit> Refiner::share_out(const Flags& flags) {
       counts_.tiles += 1, counts_.computed += flags[b][w];
       for (std::int64_t half = 0; half < config_.halves; ++half, ++number) {
         if (!flags[b][w]) continue;
-        const std::int64_t rank = config_.redistribute ? std::ssize(units) % ranks : number / ((all + ranks - 1) / ranks);
+        const std::int64_t rank =
+            config_.redistribute ? std::ssize(units) % ranks : number / ((all + ranks - 1) / ranks);
         units.push_back({std::int64_t(b), std::int64_t(w), half, int(rank), slots[std::size_t(rank)]++});
       }
     }
   return units;
 }
 
-at::Tensor Refiner::exchange(const at::Tensor& x, const std::vector<Unit>& units, const std::vector<CanvasWindow>& windows,
-                             at::ScalarType wire, const Model& model) {
+at::Tensor Refiner::exchange(const at::Tensor& x, const std::vector<Unit>& units,
+                             const std::vector<CanvasWindow>& windows, at::ScalarType wire, const Model& model) {
   if (units.empty()) return {};
   std::int64_t slots = 0;
   for (const Unit& u : units) slots = std::max(slots, u.slot + 1);
   const std::int64_t rows = canvas_.rows().window(), columns = canvas_.columns().window();
-  const at::Tensor all = at::zeros({ranks_.size(), slots, x.size(1), x.size(2), rows, columns}, x.options().dtype(wire));
+  const at::Tensor all =
+      at::zeros({ranks_.size(), slots, x.size(1), x.size(2), rows, columns}, x.options().dtype(wire));
   const at::Tensor mine = all[ranks_.rank()];
   for (const Unit& u : units) {
     if (u.rank != ranks_.rank()) continue;
@@ -170,8 +183,8 @@ at::Tensor Refiner::exchange(const at::Tensor& x, const std::vector<Unit>& units
   return all;
 }
 
-at::Tensor Refiner::compose(const at::Tensor& x, const Flags& flags, const std::vector<Unit>& units, const at::Tensor& gathered,
-                            const std::vector<CanvasWindow>& windows, std::int64_t shift) {
+at::Tensor Refiner::compose(const at::Tensor& x, const Flags& flags, const std::vector<Unit>& units,
+                            const at::Tensor& gathered, const std::vector<CanvasWindow>& windows, std::int64_t shift) {
   const bool disjoint = canvas_.disjoint(shift);
   at::Tensor y = disjoint ? at::empty_like(x) : at::zeros_like(x);
   std::size_t next = 0;
@@ -199,7 +212,8 @@ at::Tensor Refiner::compose(const at::Tensor& x, const Flags& flags, const std::
 }
 
 // u8 [B, 1, 1, H, W]: 1 where a computed tile lies.
-at::Tensor Refiner::computed_mask(const Flags& flags, const std::vector<CanvasWindow>& windows, const at::Tensor& like) {
+at::Tensor Refiner::computed_mask(const Flags& flags, const std::vector<CanvasWindow>& windows,
+                                  const at::Tensor& like) {
   const at::Tensor ones = at::ones({canvas_.rows().window(), canvas_.columns().window()}, at::kByte);
   at::Tensor mask = at::zeros({like.size(0), 1, 1, like.size(3), like.size(4)}, at::kByte);
   for (std::size_t b = 0; b < flags.size(); ++b)
@@ -210,8 +224,8 @@ at::Tensor Refiner::computed_mask(const Flags& flags, const std::vector<CanvasWi
   return to_device(mask, like.device()).to(at::kBool);
 }
 
-void Refiner::remember(const at::Tensor& x, const at::Tensor& y, const Flags& flags, const std::vector<CanvasWindow>& windows,
-                       std::int64_t shift) {
+void Refiner::remember(const at::Tensor& x, const at::Tensor& y, const Flags& flags,
+                       const std::vector<CanvasWindow>& windows, std::int64_t shift) {
   Pending p{at::empty({x.size(0), canvas_.tiles()}, x.options()), windows};
   for (std::int64_t b = 0; b < x.size(0); ++b) p.means[b].copy_(launch_means(canvas_, shift, {{y[b], {}}}).squeeze(1));
   pending_.push_back(p);
@@ -221,7 +235,9 @@ void Refiner::remember(const at::Tensor& x, const at::Tensor& y, const Flags& fl
   const bool all = counts_.computed == counts_.tiles, none = counts_.computed == 0;
   if (none && !config_.gate.release) return;
   const at::Tensor mask = all ? at::Tensor() : computed_mask(flags, windows, x);
-  const auto taken = [&](const at::Tensor& fresh, const at::Tensor& old) { return all || !old.defined() ? fresh : at::where(mask, fresh, old); };
+  const auto taken = [&](const at::Tensor& fresh, const at::Tensor& old) {
+    return all || !old.defined() ? fresh : at::where(mask, fresh, old);
+  };
   residual_ = taken(y - x, residual_);
   if (config_.gate.release) {  // its predictions count as computed ones
     y_pp_ = y_p_.defined() ? y_p_ : y, y_p_ = y;
@@ -242,10 +258,12 @@ void Refiner::state(Archive& ar, const at::Tensor& x) {
     for (const auto& line : maps_[b]) map += line + "\n";
     ar.text("map", map);
     maps_[b].clear();
-    for (std::size_t at = 0, end; (end = map.find('\n', at)) != std::string::npos; at = end + 1) maps_[b].push_back(map.substr(at, end - at));
+    for (std::size_t at = 0, end; (end = map.find('\n', at)) != std::string::npos; at = end + 1)
+      maps_[b].push_back(map.substr(at, end - at));
   }
   if (!started || !config_.cache) return;
-  for (auto [name, t] : {std::pair{"x_p", &x_p_}, {"x_pp", &x_pp_}, {"y_p", &y_p_}, {"y_pp", &y_pp_}, {"residual", &residual_}}) {
+  for (auto [name, t] :
+       {std::pair{"x_p", &x_p_}, {"x_pp", &x_pp_}, {"y_p", &y_p_}, {"y_pp", &y_pp_}, {"residual", &residual_}}) {
     if (!t->defined()) *t = at::empty_like(x);
     *t = t->contiguous();
     archive(ar, name, *t);

@@ -1,6 +1,7 @@
-// Refinement of a canvas by tiles on any number of ranks (SuperGen's second stage). Every rank holds the whole canvas and all histories; a step
-// shifts the windows, decides which tiles to compute, spreads those over the ranks, and puts the predictions of all together with ONE
-// all-gather. So histories need no exchange of their own, and it costs nothing to give a tile to another rank from step to step.
+// Refinement of a canvas by tiles on any number of ranks (SuperGen's second stage). Every rank holds the whole canvas
+// and all histories; a step shifts the windows, decides which tiles to compute, spreads those over the ranks, and puts
+// the predictions of all together with ONE all-gather. So histories need no exchange of their own, and it costs nothing
+// to give a tile to another rank from step to step.
 #pragma once
 #include "comm/communicator.h"
 #include "framework/models/dit/canvas.h"
@@ -18,13 +19,16 @@ struct RefinerConfig {
   TileGateConfig gate;
   bool cache = true;             // false: every tile is computed in every step, and no histories are kept
   std::int64_t shift_every = 1;  // steps; 0: windows stay
-  bool redistribute = true;      // active tiles in turn over the ranks; false: each rank keeps a run of ceil(tiles / ranks) of them
-  // replicated: each rank decides for itself; checked: and they compare; broadcast: rank 0 decides, for ranks whose devices differ in kind.
+  bool redistribute =
+      true;  // active tiles in turn over the ranks; false: each rank keeps a run of ceil(tiles / ranks) of them
+  // replicated: each rank decides for itself; checked: and they compare; broadcast: rank 0 decides, for ranks whose
+  // devices differ in kind.
   enum class Gates { replicated, checked, broadcast } gates = Gates::replicated;
   std::int64_t halves = 1;  // 2: the two halves of guidance are units of work of their own ...
   double guidance = 1;      // ... put together as v_u + guidance (v_c - v_u)
   bool record = false;      // keep what `fit_base` needs
-  // Forced decisions instead of the gate's, one word a step, '#' a computed tile and '.' a reused one, in the windows' order: of every sample.
+  // Forced decisions instead of the gate's, one word a step, '#' a computed tile and '.' a reused one, in the windows'
+  // order: of every sample.
   std::vector<std::string> pattern;
 };
 
@@ -37,13 +41,16 @@ struct RefinerCounts {
 
 class Refiner {
  public:
-  // Half 0 is the conditional one, or all of it with one half. The tile is [1, C, F, rows, columns]; so is what comes back, of any type.
-  using Model = std::function<at::Tensor(const at::Tensor& tile, const CanvasWindow& w, std::int64_t sample, std::int64_t half)>;
+  // Half 0 is the conditional one, or all of it with one half. The tile is [1, C, F, rows, columns]; so is what comes
+  // back, of any type.
+  using Model =
+      std::function<at::Tensor(const at::Tensor& tile, const CanvasWindow& w, std::int64_t sample, std::int64_t half)>;
 
   // `ranks` outlives this. Throws UsageError for a pattern that does not fit.
   Refiner(const RefinerConfig& config, const Canvas& canvas, Communicator& ranks, std::int64_t samples);
-  // Collective. x f32 [B, C, F, H, W], the same on all ranks -> the prediction, f32 of its shape, the same on all ranks to the bit. `wire`: type
-  // in which predictions travel, also on one rank, so that their number changes no bit. Steps come in order from 0.
+  // Collective. x f32 [B, C, F, H, W], the same on all ranks -> the prediction, f32 of its shape, the same on all ranks
+  // to the bit. `wire`: type in which predictions travel, also on one rank, so that their number changes no bit. Steps
+  // come in order from 0.
   at::Tensor predict(const at::Tensor& x, std::int64_t step, at::ScalarType wire, const Model& model);
 
   const RefinerCounts& counts() const { return counts_; }
@@ -62,15 +69,17 @@ class Refiner {
   };
   using Flags = std::vector<std::vector<bool>>;  // [sample][window]: computed?
   Flags decide(const at::Tensor& x, std::int64_t step, const std::vector<CanvasWindow>& windows, std::int64_t shift);
-  std::vector<TileMeans> means_of(const at::Tensor& x, std::int64_t sample, const std::vector<CanvasWindow>& windows, std::int64_t shift);
+  std::vector<TileMeans> means_of(const at::Tensor& x, std::int64_t sample, const std::vector<CanvasWindow>& windows,
+                                  std::int64_t shift);
   void tell_predictions();
   void agree_on(Flags& flags);
   std::vector<Unit> share_out(const Flags& flags);
-  at::Tensor exchange(const at::Tensor& x, const std::vector<Unit>& units, const std::vector<CanvasWindow>& windows, at::ScalarType wire,
-                      const Model& model);
-  at::Tensor compose(const at::Tensor& x, const Flags& flags, const std::vector<Unit>& units, const at::Tensor& gathered,
-                     const std::vector<CanvasWindow>& windows, std::int64_t shift);
-  void remember(const at::Tensor& x, const at::Tensor& y, const Flags& flags, const std::vector<CanvasWindow>& windows, std::int64_t shift);
+  at::Tensor exchange(const at::Tensor& x, const std::vector<Unit>& units, const std::vector<CanvasWindow>& windows,
+                      at::ScalarType wire, const Model& model);
+  at::Tensor compose(const at::Tensor& x, const Flags& flags, const std::vector<Unit>& units,
+                     const at::Tensor& gathered, const std::vector<CanvasWindow>& windows, std::int64_t shift);
+  void remember(const at::Tensor& x, const at::Tensor& y, const Flags& flags, const std::vector<CanvasWindow>& windows,
+                std::int64_t shift);
   at::Tensor computed_mask(const Flags& flags, const std::vector<CanvasWindow>& windows, const at::Tensor& like);
 
   RefinerConfig config_;

@@ -17,8 +17,9 @@ struct RopeAxis {
 };
 RopeTable axial_rope(const std::array<RopeAxis, 3>& axes, const std::vector<std::int64_t>& channels, at::Device device);
 
-// extend: positions on the canvas, in tokens, which wrap with the window. ntk: those, and along rows and columns theta times
-// clamp((canvas / window)^2, 1, 64). interp: those times window / canvas.
-std::array<RopeAxis, 3> tile_axes(const std::string& mode, const Canvas& canvas, const CanvasWindow& w, std::int64_t frames, const DenoiserInfo& model);
+// extend: positions on the canvas, in tokens, which wrap with the window. ntk: those, and along rows and columns theta
+// times clamp((canvas / window)^2, 1, 64). interp: those times window / canvas.
+std::array<RopeAxis, 3> tile_axes(const std::string& mode, const Canvas& canvas, const CanvasWindow& w,
+                                  std::int64_t frames, const DenoiserInfo& model);
 
 }  // namespace trireme

@@ -1,14 +1,20 @@
-// SuperGen: windows, gates and refinement on any number of ranks, against transcripts in numpy, f64 and runs without a cache.
+// SuperGen: windows, gates and refinement on any number of ranks, against transcripts in numpy, f64 and runs without a
+// cache.
+#include "comm/archive.h"
 #include "comm/local/loopback.h"
+#include "comm/local/self.h"
 #include "comm/wrappers/traced.h"
 #include "framework/kernels/window_means.h"
 #include "framework/models/dit/canvas.h"
-#include "recipes/supergen/refiner.h"
+#include "framework/sampler.h"
+#include "recipes/supergen/tile_rope.h"
+#include "tests/fake_tiles.h"
 #include "tests/unit/reference_files.h"
 
 #include <cmath>
+#include <cstring>
 #include <fstream>
-#include <mutex>
+#include <map>
 #include <set>
 
 #include <ATen/ATen.h>
@@ -22,77 +28,19 @@ using Windows = CanvasConfig::Windows;
 using nlohmann::json;
 constexpr double infinity = 1e300;
 
-CanvasConfig sizes(std::array<std::int64_t, 2> size, std::array<std::int64_t, 2> window, std::int64_t loop_step) {
-  CanvasConfig c;
-  c.size = size, c.window = window, c.loop_step = loop_step;
-  return c;
-}
-
 at::Tensor counting(at::IntArrayRef shape) {
   std::int64_t n = 1;
   for (const std::int64_t d : shape) n *= d;
   return at::arange(n, at::kDouble).view(shape);
 }
 
-// The stand-in of tests/reference/make_supergen_vectors.py: what it says depends on the place within the tile.
-at::Tensor fake_model(const at::Tensor& tile, double sigma) {
-  const auto along = [&](std::int64_t dim, double by) {
-    std::vector<std::int64_t> shape(std::size_t(tile.dim()), 1);
-    shape[std::size_t(dim)] = tile.size(dim);
-    return (at::arange(tile.size(dim), at::kDouble) * by).view(shape);
-  };
-  const at::Tensor phase = along(1, 1.0) + along(3, 0.7) + along(4, 0.4), x = tile.to(at::kDouble);
-  return (0.6 * x + 0.4 * sigma * at::sin(0.9 * x + phase) + 0.1 * x.mean()).to(tile.scalar_type());
-}
-
-at::Tensor start_of(std::int64_t samples, std::int64_t rows, std::int64_t columns) {
-  const at::Tensor p = at::arange(3, at::kDouble).view({3, 1, 1}), r = at::arange(rows, at::kDouble).view({1, rows, 1}),
-                   c = at::arange(columns, at::kDouble).view({1, 1, columns});
-  const at::Tensor x = at::sin(1.3 * p + 0.37 * r) + at::cos(0.21 * c * (p + 1)) + 0.3 * at::sin(1.9 * r + 2.3 * c + p);
-  std::vector<at::Tensor> all;
-  for (std::int64_t b = 0; b < samples; ++b) all.push_back((x * (1 + 0.1 * double(b))).unsqueeze(1));
-  return at::stack(all).to(at::kFloat);
-}
-
-struct Refined {
-  at::Tensor canvas;
-  std::vector<std::string> map, second_map;
-  std::vector<double> k, thresholds;
-  std::vector<RefinerCounts> counts;
-};
-
-Refined refined(Communicator& comm, const CanvasConfig& shape, const RefinerConfig& config, std::int64_t samples = 1,
-                at::ScalarType wire = at::kFloat) {
-  const Canvas canvas(shape);
-  Refiner refiner(config, canvas, comm, samples);
-  Refined out;
-  at::Tensor x = start_of(samples, shape.size[0], shape.size[1]);
-  const std::int64_t steps = config.gate.steps;
-  for (std::int64_t i = 0; i < steps; ++i) {
-    const double sigma = 1 - double(i) / double(steps), to = i + 1 < steps ? 1 - double(i + 1) / double(steps) : 0;
-    const at::Tensor y = refiner.predict(x, i, wire, [&](const at::Tensor& tile, const CanvasWindow&, std::int64_t, std::int64_t half) {
-      return fake_model(tile, half == 0 ? sigma : sigma / 2);
-    });
-    x = x + (to - sigma) * y;
-    out.counts.push_back(refiner.counts());
-  }
-  out.canvas = x, out.map = refiner.map(0), out.second_map = refiner.map(samples - 1);
-  for (std::int64_t t = 0; t < canvas.tiles(); ++t) out.k.push_back(refiner.gate(0).k(t)), out.thresholds.push_back(refiner.gate(0).threshold(t));
-  return out;
-}
-
 Refined on_ranks(int ranks, const CanvasConfig& shape, const RefinerConfig& config, std::int64_t samples = 1,
                  at::ScalarType wire = at::kFloat) {
   std::vector<Refined> all(static_cast<std::size_t>(ranks));
-  run_loopback(ranks, [&](Communicator& comm) { all[std::size_t(comm.rank())] = refined(comm, shape, config, samples, wire); });
+  run_loopback(
+      ranks, [&](Communicator& comm) { all[std::size_t(comm.rank())] = refined(comm, shape, config, samples, wire); });
   for (const Refined& r : all) EXPECT_TRUE(at::equal(r.canvas, all[0].canvas));
   return all[0];
-}
-
-RefinerConfig cached(double base, std::int64_t steps = 20) {
-  RefinerConfig c;
-  c.gate.base = base, c.gate.steps = steps;
-  return c;
 }
 
 std::int64_t reused(const Refined& r) {
@@ -103,7 +51,8 @@ std::int64_t reused(const Refined& r) {
 
 // G2, and what a window that wraps shows.
 TEST(Canvas, EveryPlaceLiesInOneWindowAtEveryShift) {
-  for (const auto& shape : {sizes({180, 320}, {90, 160}, 16), sizes({24, 40}, {12, 10}, 4), sizes({9, 64}, {9, 16}, 5)}) {
+  for (const auto& shape :
+       {sizes({180, 320}, {90, 160}, 16), sizes({24, 40}, {12, 10}, 4), sizes({9, 64}, {9, 16}, 5)}) {
     const Canvas canvas(shape);
     const std::int64_t cycle = canvas.rows().modulus() * canvas.columns().modulus();
     for (std::int64_t j = 0; j <= cycle; ++j) {
@@ -176,7 +125,8 @@ TEST(Canvas, OverlappingWindowsCoverAndAreAveraged) {
     run_loopback(1, [&](Communicator& comm) {
       Refiner refiner(config, Canvas(shape), comm, 1);
       const at::Tensor x = start_of(1, shape.size[0], shape.size[1]);
-      const at::Tensor y = refiner.predict(x, 1, at::kFloat, [](const at::Tensor& tile, auto&&...) { return tile * 2; });
+      const at::Tensor y =
+          refiner.predict(x, 1, at::kFloat, [](const at::Tensor& tile, auto&&...) { return tile * 2; });
       EXPECT_LE((y - 2 * x).abs().max().item<float>(), 1e-6f);
     });
   }
@@ -243,7 +193,11 @@ TEST(Gate, DecidesAsATranscriptInNumpyDoes) {
       EXPECT_NEAR(r.k[t], c["k"][t].get<double>(), 2e-3 * r.k[t]);
       EXPECT_NEAR(r.thresholds[t], c["thresholds"][t].get<double>(), 1e-9);
     }
-    const auto x = r.canvas.select(2, 0)[0].slice(1, 0, {}, shape.size[0] / 4).slice(2, 0, {}, shape.size[1] / 4).contiguous().to(at::kDouble);
+    const auto x = r.canvas.select(2, 0)[0]
+                       .slice(1, 0, {}, shape.size[0] / 4)
+                       .slice(2, 0, {}, shape.size[1] / 4)
+                       .contiguous()
+                       .to(at::kDouble);
     const at::Tensor expected = at::tensor(c["canvas"].get<std::vector<double>>(), at::kDouble).view_as(x);
     EXPECT_LE((x - expected).abs().max().item<double>(), 2e-5);
   }
@@ -294,7 +248,8 @@ TEST(Refiner, GivesTheSameCanvasOnAnyNumberOfRanks) {
         some += reused(one);
         for (const int ranks : {2, 3, 4}) {
           const Refined many = on_ranks(ranks, shape, config, 2);
-          EXPECT_EQ((many.canvas - one.canvas).abs().max().item<float>(), 0.0f) << ranks << " ranks, threshold " << base;
+          EXPECT_EQ((many.canvas - one.canvas).abs().max().item<float>(), 0.0f)
+              << ranks << " ranks, threshold " << base;
           EXPECT_EQ(many.map, one.map);
           EXPECT_EQ(many.second_map, one.second_map);
         }
@@ -304,7 +259,8 @@ TEST(Refiner, GivesTheSameCanvasOnAnyNumberOfRanks) {
   RefinerConfig config = cached(0.5);
   config.gates = RefinerConfig::Gates::broadcast, config.halves = 2, config.guidance = 2.5;
   const auto shape = sizes({36, 30}, {12, 10}, 4);
-  EXPECT_TRUE(at::equal(on_ranks(1, shape, config, 1, at::kBFloat16).canvas, on_ranks(4, shape, config, 1, at::kBFloat16).canvas));
+  EXPECT_TRUE(at::equal(on_ranks(1, shape, config, 1, at::kBFloat16).canvas,
+                        on_ranks(4, shape, config, 1, at::kBFloat16).canvas));
 }
 
 // G6, G7.
@@ -312,7 +268,8 @@ TEST(Refiner, ReusesNothingAtZeroAndAllAtInfinity) {
   const auto shape = sizes({24, 20}, {12, 10}, 4);
   RefinerConfig uncached;
   uncached.cache = false, uncached.gate.steps = 20;
-  const Refined plain = on_ranks(1, shape, uncached), none = on_ranks(1, shape, cached(0)), all = on_ranks(1, shape, cached(infinity));
+  const Refined plain = on_ranks(1, shape, uncached), none = on_ranks(1, shape, cached(0)),
+                all = on_ranks(1, shape, cached(infinity));
   EXPECT_TRUE(at::equal(plain.canvas, none.canvas));
   EXPECT_EQ(reused(none), 0);
   EXPECT_EQ(reused(all), (20 - 5 - 1) * 4);
@@ -389,7 +346,9 @@ TEST(Gate, FindsTheThresholdOfAWantedShare) {
     Refiner refiner(config, canvas, comm, 1);
     at::Tensor x = start_of(1, 24, 20);
     for (std::int64_t i = 0; i < 40; ++i)
-      x = x - 1.0 / 40 * refiner.predict(x, i, at::kFloat, [&](const at::Tensor& tile, auto&&...) { return fake_model(tile, 1 - double(i) / 40); });
+      x = x - 1.0 / 40 * refiner.predict(x, i, at::kFloat, [&](const at::Tensor& tile, auto&&...) {
+        return fake_model(tile, 1 - double(i) / 40);
+      });
     const std::vector<std::vector<GateRecord>> runs{refiner.records(0)};
     const double base = fit_base(config.gate, canvas, runs, 0.4).value();
     TileGateConfig gate = config.gate;
@@ -400,6 +359,210 @@ TEST(Gate, FindsTheThresholdOfAWantedShare) {
     const double share = double(reused(on_ranks(1, shape, cached(base, 40)))) / 160;
     EXPECT_NEAR(share, 0.4, 0.15);
   });
+}
+
+// Keeps what is saved in memory.
+class MemoryArchive final : public Archive {
+ public:
+  bool loading() const override { return loading_; }
+  void array(std::string_view name, DType dtype, std::span<const std::int64_t> shape, void* data, Sharing) override {
+    std::size_t bytes = size_of(dtype);
+    for (const std::int64_t n : shape) bytes *= std::size_t(n);
+    std::string& kept = kept_[full(name)];
+    if (!loading_) kept.assign(static_cast<const char*>(data), bytes);
+    ASSERT_EQ(kept.size(), bytes) << name;
+    std::memcpy(data, kept.data(), bytes);
+  }
+  void text(std::string_view name, std::string& value, bool) override {
+    (loading_ ? value : kept_[full(name)]) = loading_ ? kept_[full(name)] : value;
+  }
+  bool has(std::string_view name) const override { return !loading_ || kept_.contains(full(name)); }
+  void load() { loading_ = true; }
+
+ private:
+  bool loading_ = false;
+  std::map<std::string, std::string> kept_;
+};
+
+TEST(Refiner, GoesOnFromASavedStateToTheBit) {
+  const auto shape = sizes({24, 20}, {12, 10}, 4);
+  const RefinerConfig config = cached(0.5);
+  run_loopback(2, [&](Communicator& comm) {
+    const Refined unbroken = refined(comm, shape, config, 2);
+    std::optional<Refiner> refiner(std::in_place, config, Canvas(shape), comm, 2);
+    at::Tensor x = start_of(2, 24, 20);
+    for (std::int64_t i = 0; i < 20; ++i) {
+      const double sigma = 1 - double(i) / 20, to = i < 19 ? 1 - double(i + 1) / 20 : 0;
+      x = x + (to - sigma) * refiner->predict(x, i, at::kFloat, [&](const at::Tensor& tile, auto&&...) {
+        return fake_model(tile, sigma);
+      });
+      if (i != 8) continue;
+      MemoryArchive archive;
+      refiner->state(archive, x);
+      archive.load();
+      refiner.emplace(config, Canvas(shape), comm, 2);
+      refiner->state(archive, x);
+    }
+    EXPECT_TRUE(at::equal(x, unbroken.canvas));
+    EXPECT_EQ(refiner->map(0), unbroken.map);
+    EXPECT_GT(reused(unbroken), 0);
+  });
+}
+
+// The model of a picture in pixels, 4 x 4 a token, trained for 4 tokens a side.
+json tiny_flux() {
+  return {{"_class_name", "FluxTransformer2DModel"},
+          {"in_channels", 48},
+          {"num_attention_heads", 2},
+          {"attention_head_dim", 16},
+          {"num_layers", 1},
+          {"num_single_layers", 1},
+          {"axes_dims_rope", {4, 6, 6}},
+          {"joint_attention_dim", 12},
+          {"pooled_projection_dim", 8},
+          {"guidance_embeds", false},
+          {"trireme", {{"patch", 4}, {"base_side", 4}, {"base_text", 3}, {"latent_factor", 1}}}};
+}
+
+struct Drawn {
+  at::Tensor x;
+  json report;
+};
+
+// `yaml`: keys under supergen.
+Drawn drawn(Communicator& comm, const std::string& yaml, std::int64_t height = 32, std::int64_t width = 48,
+            std::int64_t steps = 10) {
+  const at::NoGradGuard no_grad;
+  const auto method = Samplers::create("supergen");
+  Config::parse("supergen: {" + yaml + "}", "test.yaml").read([&](Fields& f) { f.group("supergen", *method, ""); });
+  const auto model = random_denoiser(tiny_flux(), 3, at::kCPU, at::kFloat);
+  const auto codec = latent_codec(3, 1);
+  SampleContext context(comm, *model, *codec, at::kCPU, at::kFloat);
+  context.steps = steps, context.height = height, context.width = width;
+  method->setup(context);
+  Sampling s;
+  s.prompts = {{"a", 5, 0}, {"b", 6, 1}};
+  at::manual_seed(1);
+  s.condition = {at::randn({2, 3, 12}), at::randn({2, 8}), {}, {}, {}};
+  s.no_condition = {at::randn({2, 3, 12}), at::randn({2, 8}), {}, {}, {}};
+  s.guidance = 2;
+  s.x = drawn_noise(s.prompts, 0, {3, 1, height, width}, at::kCPU);
+  s.grid = model->grid(s.x.sizes());
+  method->begin(s, context);
+  while (s.step < s.steps()) {
+    s.x = euler_step(s.x, method->velocity(s, context), s.sigma(), s.sigmas[std::size_t(s.step) + 1]);
+    ++s.step, method->stepped(s, context);
+  }
+  return {s.x, method->report()};
+}
+
+Drawn drawn_on(int ranks, const std::string& yaml, std::int64_t height = 32, std::int64_t width = 48,
+               std::int64_t steps = 10) {
+  std::vector<Drawn> all(static_cast<std::size_t>(ranks));
+  run_loopback(ranks,
+               [&](Communicator& comm) { all[std::size_t(comm.rank())] = drawn(comm, yaml, height, width, steps); });
+  for (const Drawn& d : all) EXPECT_TRUE(at::equal(d.x, all[0].x));
+  return all[0];
+}
+
+// G1 with a real model, through the method: sketch, scaling, tiles, guidance, reuse.
+TEST(Supergen, DrawsTheSamePictureOnAnyNumberOfRanks) {
+  for (const std::string& keys :
+       {std::string("loop_step: 4, cache: {base: 1.5, ret_steps: 3}"),
+        std::string("loop_step: 4, unit: half, tile_rope: extend, redistribute: false, cache: {base: off}")}) {
+    const Drawn one = drawn_on(1, keys);
+    EXPECT_TRUE(at::isfinite(one.x).all().item<bool>());
+    EXPECT_EQ(one.report["tile_evaluations"], 2 * 6 * 9);
+    if (keys.find("off") == std::string::npos) EXPECT_GT(one.report["skip_share"].get<double>(), 0);
+    for (const int ranks : {2, 3, 4}) {
+      const Drawn many = drawn_on(ranks, keys);
+      EXPECT_EQ((many.x - one.x).abs().max().item<float>(), 0.0f) << ranks << " ranks: " << keys;
+      EXPECT_EQ(many.report["skip_maps"], one.report["skip_maps"]);
+    }
+  }
+}
+
+// One tile, no sketch: the plain sampler. No refinement: the sketch, scaled up.
+TEST(Supergen, IsPlainSamplingWhereThereIsOneTile) {
+  run_loopback(1, [](Communicator& comm) {
+    const at::Tensor whole = drawn(comm, "refine_steps: 10, cache: {base: off}", 16, 16).x;
+    const at::NoGradGuard no_grad;
+    const auto model = random_denoiser(tiny_flux(), 3, at::kCPU, at::kFloat);
+    const auto codec = latent_codec(3, 1);
+    SampleContext context(comm, *model, *codec, at::kCPU, at::kFloat);
+    at::manual_seed(1);
+    Sampling s;
+    const std::vector<Prompt> prompts{{"a", 5, 0}, {"b", 6, 1}};
+    const at::Tensor text = at::randn({2, 3, 12}), pooled = at::randn({2, 8}), no_text = at::randn({2, 3, 12}),
+                     no_pooled = at::randn({2, 8});
+    std::vector<at::Tensor> each;
+    for (std::int64_t b = 0; b < 2; ++b) {
+      s.condition = {text.narrow(0, b, 1), pooled.narrow(0, b, 1), {}, {}, {}};
+      s.no_condition = {no_text.narrow(0, b, 1), no_pooled.narrow(0, b, 1), {}, {}, {}};
+      s.guidance = 2, s.sigmas = flow_sigmas(10, {}, 16),
+      s.x = drawn_noise({prompts[std::size_t(b)]}, 0, {3, 1, 16, 16}, at::kCPU);
+      for (s.step = 0; s.step < 10; ++s.step)
+        s.x = euler_step(s.x, guided(context, s, s.x, s.sigma()), s.sigma(), s.sigmas[std::size_t(s.step) + 1]);
+      each.push_back(s.x);
+    }
+    EXPECT_TRUE(at::equal(whole, at::cat(each)));
+    const at::Tensor sketched = drawn(comm, "refine_steps: 0, loop_step: 4, sketch: [16, 16]", 32, 48).x;
+    const at::Tensor expected = at::upsample_bicubic2d(whole.squeeze(2), {32, 48}, false).unsqueeze(2);
+    EXPECT_LE((sketched - expected).abs().max().item<float>(), 1e-5f);
+  });
+}
+
+TEST(Supergen, FitsAThresholdAndReportsIt) {
+  const Drawn d = drawn_on(2, "loop_step: 4, cache: {base: fit, skip: 0.3, ret_steps: 3}", 32, 32, 30);
+  EXPECT_EQ(d.report["skip_share"], 0);
+  const double base = d.report["fitted_base"][0];
+  EXPECT_GT(base, 0);
+  const Drawn reusing =
+      drawn_on(1, "loop_step: 4, cache: {base: " + std::to_string(base) + ", ret_steps: 3}", 32, 32, 30);
+  EXPECT_NEAR(reusing.report["skip_share"].get<double>(), 0.3, 0.15);
+  EXPECT_LE(reusing.report["longest_skip_run"][0].get<int>(), 15);
+}
+
+std::string refusal(const std::string& yaml, std::int64_t height, std::int64_t width) {
+  try {
+    drawn_on(1, yaml, height, width);
+  } catch (const UsageError& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(Supergen, RefusesWhatDoesNotFit) {
+  EXPECT_NE(refusal("loop_step: 4", 40, 32).find("32 and 48"), std::string::npos);
+  EXPECT_EQ(refusal("loop_step: 4, on_bad_size: pad, sketch: [16, 16]", 40, 32), "");
+  EXPECT_NE(refusal("loop_step: 4, window: [18, 16]", 36, 32).find("whole tokens"), std::string::npos);
+  EXPECT_NE(refusal("loop_step: 4, refine_steps: 11", 32, 32).find("11 of 10"), std::string::npos);
+  EXPECT_NE(refusal("loop_step: 4, cache: {base: high}", 32, 32).find("'high' is no threshold"), std::string::npos);
+  EXPECT_NE(refusal("loop_step: 4, window: [16]", 32, 32).find("two numbers"), std::string::npos);
+}
+
+TEST(TileRope, KnowsTheCanvas) {
+  const auto model = random_denoiser(tiny_flux(), 3, at::kCPU, at::kFloat);
+  const auto& info = model->info();
+  const Canvas canvas(sizes({32, 48}, {16, 16}, 4));
+  for (const auto& w : canvas.windows(3)) {
+    Offsets offsets;
+    offsets.rows = w.row / 4, offsets.columns = w.column / 4, offsets.wrap = {0, 8, 12};
+    const RopeTable own = model->rope({1, 4, 4}, 3, offsets).image,
+                    ours = axial_rope(tile_axes("extend", canvas, w, 1, info), info.rope_axes, at::kCPU);
+    EXPECT_LE((own.cos - ours.cos).abs().max().item<float>(), 1e-6f);
+    EXPECT_LE((own.sin - ours.sin).abs().max().item<float>(), 1e-6f);
+  }
+  const CanvasWindow w{0, 16, 32};
+  const auto ntk = tile_axes("ntk", canvas, w, 2, info), scaled = tile_axes("interp", canvas, w, 2, info);
+  EXPECT_EQ(ntk[0].theta, 1e4);
+  EXPECT_EQ(ntk[1].theta, 4e4);
+  EXPECT_EQ(ntk[2].theta, 9e4);
+  EXPECT_EQ(ntk[1].positions, (std::vector<double>{4, 5, 6, 7}));
+  EXPECT_EQ(scaled[1].positions, (std::vector<double>{2, 2.5, 3, 3.5}));
+  EXPECT_EQ(scaled[0].positions, (std::vector<double>{0, 1}));
+  const CanvasWindow half{0, 30, 0};  // half a token down, and across the edge
+  EXPECT_EQ(tile_axes("extend", canvas, half, 1, info)[1].positions, (std::vector<double>{7.5, 0.5, 1.5, 2.5}));
 }
 
 }  // namespace

@@ -48,8 +48,9 @@ CanvasAxis::CanvasAxis(const CanvasConfig& c, int axis)
   const std::string where = name + " " + pixels;
   if (window_ < 1 || size_ < 1) throw UsageError(where, "windows and canvas have at least one latent pixel");
   if (size_ % window_ != 0 && (!c.pad || size_ < window_))
-    throw UsageError(where, "windows of " + std::to_string(window_ * c.pixels_a_unit) + " do not tile it",
-                     nearest_sizes(size_, window_, c.pixels_a_unit) + (size_ < window_ ? "" : ", or say `on_bad_size: pad`"));
+    throw UsageError(
+        where, "windows of " + std::to_string(window_ * c.pixels_a_unit) + " do not tile it",
+        nearest_sizes(size_, window_, c.pixels_a_unit) + (size_ < window_ ? "" : ", or say `on_bad_size: pad`"));
   if (size_ == window_) return;
   if (c.windows == CanvasConfig::Windows::half_overlap) {
     if (window_ % 2 != 0) throw UsageError(where, "a window of odd length has no half", "take `windows: torus`");
@@ -58,8 +59,9 @@ CanvasAxis::CanvasAxis(const CanvasConfig& c, int axis)
   tiles_ = (size_ + spacing_ - 1) / spacing_ + clamped_;
   step_ = window_ / c.loop_step;
   if (step_ == 0)
-    throw UsageError(where, "loop_step " + std::to_string(c.loop_step) + " cuts a window of " + std::to_string(window_) +
-                                " latent pixels into less than one a shift",
+    throw UsageError(where,
+                     "loop_step " + std::to_string(c.loop_step) + " cuts a window of " + std::to_string(window_) +
+                         " latent pixels into less than one a shift",
                      "at most " + std::to_string(window_));
   modulus_ = c.shared_modulus ? c.loop_step : window_ / std::gcd(window_, step_);
 }

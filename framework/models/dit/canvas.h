@@ -1,5 +1,6 @@
-// A latent canvas larger than a model was trained for, seen through windows of the trained size that move between steps (SuperGen, arXiv
-// 2508.17756). The canvas is a torus: a window that leaves one edge enters at the opposite one. Lengths are latent pixels.
+// A latent canvas larger than a model was trained for, seen through windows of the trained size that move between steps
+// (SuperGen, arXiv 2508.17756). The canvas is a torus: a window that leaves one edge enters at the opposite one.
+// Lengths are latent pixels.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -14,20 +15,21 @@ struct CanvasConfig {
   std::array<std::int64_t, 2> size{};    // rows, columns
   std::array<std::int64_t, 2> window{};  // rows, columns of a tile
   std::int64_t loop_step = 16;           // a shift moves the windows by floor(window / loop_step) along each axis
-  // torus: side by side, wrapping. half_overlap: half a window apart, wrapping. clamped: none wraps, so that a shifted axis takes one window
-  // more, and those at the edges overlap their neighbours.
+  // torus: side by side, wrapping. half_overlap: half a window apart, wrapping. clamped: none wraps, so that a shifted
+  // axis takes one window more, and those at the edges overlap their neighbours.
   enum class Windows { torus, half_overlap, clamped } windows = Windows::torus;
-  // Shifts start again once they have come round to the windows' own boundaries, each axis after its own number of steps. True: both after
-  // loop_step, as the first release had it; boundaries then leave bands that none ever visits.
+  // Shifts start again once they have come round to the windows' own boundaries, each axis after its own number of
+  // steps. True: both after loop_step, as the first release had it; boundaries then leave bands that none ever visits.
   bool shared_modulus = false;
-  bool pad = false;                // a size that windows do not tile: cover it with overlapping ones instead of refusing it
+  bool pad = false;  // a size that windows do not tile: cover it with overlapping ones instead of refusing it
   std::int64_t pixels_a_unit = 1;  // for messages, which speak of pixels
 };
 
 // The windows of one axis.
 class CanvasAxis {
  public:
-  CanvasAxis(const CanvasConfig& config, int axis);  // UsageError where the size does not tile, or loop_step exceeds the window
+  CanvasAxis(const CanvasConfig& config,
+             int axis);  // UsageError where the size does not tile, or loop_step exceeds the window
   std::int64_t tiles() const { return tiles_; }      // numbers that windows bear; a clamped one may be absent
   std::int64_t modulus() const { return modulus_; }  // shift j and j + modulus() are alike
   // First latent pixel of every tile at shift j; -1: absent.
@@ -58,7 +60,8 @@ class Canvas {
   bool disjoint(std::int64_t shift) const;                      // does every latent pixel lie in exactly one window?
   at::Tensor counts(std::int64_t shift) const;                  // f32 [rows, columns] on the host
 
-  at::Tensor cut(const at::Tensor& canvas, const CanvasWindow& w) const;  // contiguous [..., window rows, window columns]
+  at::Tensor cut(const at::Tensor& canvas,
+                 const CanvasWindow& w) const;  // contiguous [..., window rows, window columns]
   void put(at::Tensor& canvas, const CanvasWindow& w, const at::Tensor& tile) const;
   void add(at::Tensor& canvas, const CanvasWindow& w, const at::Tensor& tile) const;
 
