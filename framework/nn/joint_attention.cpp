@@ -89,7 +89,7 @@ AttentionPart attention_part(const at::Tensor& q, const at::Tensor& k, const at:
   }
   if (cudnn_attention(q)) {
     const auto r = at::_scaled_dot_product_cudnn_attention(q, k, v, {}, true, 0.0, false, false, scale);
-    return {std::get<0>(r), std::get<1>(r).view({q.size(0), q.size(1), q.size(2)})};
+    return {std::get<0>(r), std::get<1>(r).reshape({q.size(0), q.size(1), q.size(2)})};
   }
   if (q.scalar_type() == at::kHalf || q.scalar_type() == at::kBFloat16) {
     const auto r = at::_scaled_dot_product_flash_attention(q, k, v, 0.0, false, false, scale);

@@ -259,30 +259,42 @@ TEST(TokenSets, RefuseWhatWasNotComputedBefore) {
   EXPECT_THROW(v.run(hooks), std::exception);
 }
 
-// Post-rope keys under another temperature: rescaled, they are those of the new tables (S0 for a gain alone).
+// Post-rope keys under another temperature: rescaled, they are those of the new tables (S0 for a gain alone). Text
+// first and last; text is never rescaled.
 TEST(TokenSets, KeysCanBeRescaled) {
-  const Case v("flux");
-  const auto scaled = [&](double gain) {
-    RopeTables t = v.model->rope(v.model->grid(v.x.sizes()), 5);
-    for (RopeTable* r : {&t.text, &t.image}) {
-      r->cos = r->cos * gain;
-      r->sin = r->sin * gain;
+  at::manual_seed(5);
+  for (const bool text_first : {true, false})
+    for (const auto type : {at::kFloat, at::kBFloat16}) {
+      const at::Tensor k = at::randn({2, 9, 2, 8}), v = at::randn({2, 9, 2, 8}).to(type);
+      const RopeTable table = dit::rope_table({1, 2, 3}, {}, {4, 2, 2}, 1e4, at::kCPU);
+      const at::Tensor old_gain = at::tensor({1.2, 1.1, 1.0, 1.3}).to(at::kFloat),
+                       now = at::tensor({1.1, 1.0, 1.0, 1.2}).to(at::kFloat);
+      const auto keys = [&](const at::Tensor& gain) {
+        const RopeTable image{table.cos * gain, table.sin * gain};
+        const RopeTable all = text_first ? dit::joined({}, 3, image, 6) : dit::joined(image, 6, {}, 3);
+        return dit::apply_rope(k, all);
+      };
+      TokenSet set;
+      set.update(0, keys(old_gain).to(type), v, 3, text_first);
+      const std::int64_t before = set.memory();
+      set.rescale_keys(now / old_gain);
+      set.choose(at::tensor({1, 4}, at::kLong).view({1, 2}));
+      const at::Tensor fresh = keys(now).to(type);
+      const auto some = [&](const at::Tensor& x) {
+        const at::Tensor image = x.narrow(1, text_first ? 3 : 0, 6).index_select(1, at::tensor({1, 4}, at::kLong));
+        const at::Tensor text = x.narrow(1, text_first ? 0 : 6, 3);
+        return text_first ? at::cat({text, image}, 1) : at::cat({image, text}, 1);
+      };
+      const auto all = set.update(0, some(fresh), some(v), 3, text_first);
+      EXPECT_LT(error(all.k, fresh), type == at::kFloat ? 1e-6 : 0.04);  // rounded twice
+      EXPECT_TRUE(same(all.v, v));
+      EXPECT_NE(set.memory(), before);  // the choice is new memory
+      const std::int64_t after = set.memory();
+      set.choose(at::tensor({0, 5}, at::kLong).view({1, 2}));
+      set.dense();
+      set.update(0, fresh, v, 3, text_first);
+      EXPECT_EQ(set.memory(), after);
     }
-    return t;
-  };
-  for (const bool pre : {false, true}) {
-    TokenSet set(pre ? TokenSet::Keys::pre_rope : TokenSet::Keys::post_rope);
-    DitHooks hooks, plain;
-    hooks.tokens = &set;
-    hooks.rope = scaled(1.2);
-    v.run(hooks);
-    hooks.rope = plain.rope = scaled(1.05);
-    const auto layer = [&](const DitHooks& h) { return v.run(h); };
-    if (!pre) set.rescale_keys(at::full({8}, 1.05 / 1.2));
-    set.choose(at::tensor({2, 3, 8}).view({1, 3}));
-    // With one block alone keys of the others are exact; deeper ones carry the earlier step's.
-    EXPECT_LT(error(layer(hooks).select(3, 0).select(3, 4), layer(plain).select(3, 0).select(3, 4)), 0.2);
-  }
 }
 
 struct Half : SequenceParallel {  // one rank: the ways of the hook without other ranks
