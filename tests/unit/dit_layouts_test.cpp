@@ -352,5 +352,40 @@ TEST(Pipelines, EndWhereDiffusersEnds) {
   }
 }
 
+// The same through the program: embeds in, latents out.
+TEST(Pipelines, SampleEndsWhereDiffusersEnds) {
+  const TempFolder temp;
+  for (const char* name : {"flux", "wan"}) {
+    const std::string model = dit_vectors(name), out = (temp.path / name).string();
+    const Safetensors file(model + "/pipeline.safetensors");
+    const json settings = parse_json(read_text(model + "/pipeline.json"));
+    std::vector<NamedTensor> embeds{{"latents", file.tensor("noise")}};
+    for (const char* part : {"prompt_embeds", "pooled", "negative_prompt_embeds"})
+      if (file.has(part)) embeds.push_back({part, file.tensor(part)});
+    write_safetensors(out + ".safetensors", embeds);
+    const at::Tensor noise = file.tensor("noise"), truth = file.tensor("latents");
+    const auto pixels = [&](std::int64_t axis) { return std::to_string(8 * noise.size(axis)); };
+    json job = {{"model", model},
+                {"embeds", out + ".safetensors"},
+                {"steps", settings.at("steps")},
+                {"guidance", settings.at("guidance")},
+                {"frames", noise.size(2)},
+                {"batch", noise.size(0)},
+                {"device", "cpu"}};
+    std::string text;
+    for (const auto& [key, value] : job.items()) text += key + ": " + value.dump() + "\n";
+    text += "size: [" + pixels(3) + ", " + pixels(4) + "]\n";
+    if (settings.contains("mu_mode")) text += "mu_mode: " + settings.at("mu_mode").get<std::string>() + "\n";
+    if (settings.contains("shift")) text += "shift: " + settings.at("shift").dump() + "\n";
+    write_text(out + ".yaml", text);
+    const Outcome o = run_program({"sample", out + ".yaml", "--out", out}, {});
+    ASSERT_EQ(o.code, 0) << o;
+    for (std::int64_t i = 0; i < noise.size(0); ++i) {
+      const at::Tensor ours = Safetensors(out + "/plain/0000" + std::to_string(i) + ".safetensors").tensor("latents");
+      EXPECT_LT((ours - truth[i]).abs().max().item<double>(), 1e-4) << name << " " << i;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace trireme::test
