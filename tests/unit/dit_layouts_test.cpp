@@ -331,6 +331,31 @@ TEST(ImageToVideo, FirstFrameAndMaskStandWhereTheModelReadsThem) {
   EXPECT_SAYS(said([&] { first_frame_condition(plain.model->info(), first, 3); }), "takes no picture");
 }
 
+// The program completes the first frame as the model reads it.
+TEST(ImageToVideo, SampleTakesAFirstFrame) {
+  const TempFolder temp;
+  for (const char* name : {"wan_i2v", "hunyuan_video_i2v"}) {
+    const DitCase v(name);
+    const at::Tensor first = v.x.narrow(2, 0, 1);
+    const auto sampled = [&](const std::string& out, const NamedTensor& picture) {
+      std::vector<NamedTensor> all{{"prompt_embeds", v.c.text}, {"latents", v.x}, picture};
+      if (v.c.pooled.defined()) all.push_back({"pooled", v.c.pooled});
+      write_safetensors(out + ".safetensors", all);
+      write_text(out + ".yaml", "model: " + dit_vectors(name) + "\nembeds: " + out + ".safetensors\nsteps: 2\n" +
+                                    "guidance: 1\ndevice: cpu\nframes: " + std::to_string(v.x.size(2)) + "\nsize: [" +
+                                    std::to_string(8 * v.x.size(3)) + ", " + std::to_string(8 * v.x.size(4)) + "]\n");
+      const Outcome o = run_program({"sample", out + ".yaml", "--out", out}, {});
+      EXPECT_EQ(o.code, 0) << o;
+      return Safetensors(out + "/plain/00000.safetensors").tensor("latents");
+    };
+    const std::string at = (temp.path / name).string();
+    const at::Tensor whole =
+        sampled(at + "1", {"image_latents", first_frame_condition(v.model->info(), first, v.x.size(2))});
+    EXPECT_TRUE(same(sampled(at + "2", {"first_frame", first}), whole)) << name;
+    EXPECT_FALSE(same(sampled(at + "3", {"first_frame", 2 * first}), whole)) << name;
+  }
+}
+
 // The whole way of FluxPipeline and WanPipeline, from the same embeddings and noise.
 TEST(Pipelines, EndWhereDiffusersEnds) {
   for (const char* name : {"flux", "wan"}) {
