@@ -17,7 +17,8 @@ at::Tensor both(const at::Tensor& a, const at::Tensor& b) {
 
 // Conditional half first.
 Conditioning both(const Conditioning& c, const Conditioning& n) {
-  return {both(c.text, n.text), both(c.pooled, n.pooled), both(c.guidance, n.guidance), both(c.image, n.image)};
+  return {both(c.text, n.text), both(c.pooled, n.pooled), both(c.guidance, n.guidance), both(c.image, n.image),
+          both(c.image_tokens, n.image_tokens)};
 }
 
 at::Tensor velocity_of(SampleContext& context, const Conditioning& condition, const at::Tensor& x, double sigma,

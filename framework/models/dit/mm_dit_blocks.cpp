@@ -1,6 +1,8 @@
 #include "framework/models/dit/mm_dit_blocks.h"
 
 #include "comm/error.h"
+#include "framework/base/tensor.h"
+#include "framework/kernels/dit_pointwise.h"
 #include "framework/models/dit/sequence_parallel.h"
 #include "framework/models/dit/token_set.h"
 
@@ -16,13 +18,45 @@ RopeTable part(const RopeTable& t, std::int64_t first, std::int64_t n) {
   return {t.cos.narrow(-2, first, n), t.sin.narrow(-2, first, n)};
 }
 
-// [B, n, 3 D] -> q, k, v [B, n, H, d], q and k normed.
-struct Qkv {
-  at::Tensor q, k, v;
-};
-Qkv heads_of(const at::Tensor& all, const QkNorm& norm, const DenoiserInfo& info) {
-  const auto x = all.unflatten(-1, {3, info.heads, info.head_dim}).unbind(2);
-  return {rms_norm(x[0], norm.q), rms_norm(x[1], norm.k), x[2]};
+template <class T>
+void norm_and_rotate(const at::Tensor& qkv, const QkNorm& first, const QkNorm& second, std::int64_t split,
+                     const DenoiserInfo& info, const RopeTable& table, bool rotate_k) {
+  const auto weight = [](const at::Tensor& w) { return static_cast<const T*>(w.const_data_ptr()); };
+  const RopeTable t = table.cos.defined() ? RopeTable{table.cos.contiguous(), table.sin.contiguous()} : table;
+  kernels::QkJob<T> job{static_cast<T*>(qkv.mutable_data_ptr()),
+                        weight(first.q),
+                        weight(first.k),
+                        weight(second.q),
+                        weight(second.k),
+                        nullptr,
+                        nullptr,
+                        qkv.size(0),
+                        qkv.size(1),
+                        split,
+                        info.heads,
+                        info.head_dim,
+                        0,
+                        rotate_k,
+                        1e-6F};
+  if (t.cos.defined()) {
+    job.cos = t.cos.const_data_ptr<float>();
+    job.sin = t.sin.const_data_ptr<float>();
+    job.table_stride = t.cos.dim() == 3 ? t.cos.stride(0) : 0;
+  }
+  kernels::norm_and_rotate(job, buffer_of(qkv).place);
+}
+
+// The streams' queries, keys and values as one joint sequence [B, M + n, 3 D].
+at::Tensor joint_qkv(const DoubleBlock& b, const at::Tensor& text, const at::Tensor& image, const JointPass& pass) {
+  if (image.size(0) > 1 || !fused(image) || !b.image.qkv.whole.weight.defined())
+    return pass.join(b.text.qkv(text), b.image.qkv(image));
+  const at::Tensor all = at::empty({1, text.size(1) + image.size(1), b.image.qkv.whole.bias.size(0)}, image.options());
+  const auto into = [](at::Tensor out, const Linear& l, const at::Tensor& x) {
+    at::addmm_out(out, l.bias, x, l.weight.t());
+  };
+  into(pass.text_of(all)[0], b.text.qkv.whole, text[0]);
+  into(pass.image_of(all)[0], b.image.qkv.whole, image[0]);
+  return all;
 }
 
 DoubleBlock::Stream stream(WeightList& w, const std::string& at, const DenoiserInfo& info, std::int64_t inner,
@@ -61,7 +95,8 @@ JointPass::JointPass(const DenoiserInfo& model, const DitHooks& h, const Grid& g
     image = end - begin;
   }
   const auto both = [&](const RopeTable& picture, std::int64_t n) {
-    return info.text_first ? joined(tables.text, text, picture, n) : joined(picture, n, tables.text, text);
+    const RopeTable of_text = part(tables.text, 0, text);  // guidance's two texts may differ in length
+    return info.text_first ? joined(of_text, text, picture, n) : joined(picture, n, of_text, text);
   };
   rope = both(part(sparse ? set->gather(tables.image, batch) : tables.image, first, image), image);
   if (set && set->keys() == TokenSet::Keys::pre_rope) all_rope = both(tables.image, picture_);
@@ -89,33 +124,55 @@ at::Tensor JointPass::image_of(const at::Tensor& x) const {
   return x.narrow(1, info.text_first ? text : 0, x.size(1) - text);
 }
 
-at::Tensor JointPass::attention(std::int64_t layer, const at::Tensor& q_normed, const at::Tensor& k_normed,
+bool JointPass::late() const { return hooks.tokens && hooks.tokens->keys() == TokenSet::Keys::pre_rope; }
+
+at::Tensor JointPass::attention(std::int64_t layer, const at::Tensor& q, const at::Tensor& k,
                                 const at::Tensor& v) const {
+  return attend(layer, apply_rope(q, rope), late() ? k : apply_rope(k, rope), v);
+}
+
+at::Tensor JointPass::attention(std::int64_t layer, const at::Tensor& qkv, const QkNorm& text_norm,
+                                const QkNorm& image_norm) const {
+  const auto parts = [&](const at::Tensor& all) { return all.unflatten(-1, {3, info.heads, info.head_dim}).unbind(2); };
+  if (!fused(qkv)) {
+    const auto t = parts(text_of(qkv)), i = parts(image_of(qkv));
+    return attention(layer, join(rms_norm(t[0], text_norm.q), rms_norm(i[0], image_norm.q)),
+                     join(rms_norm(t[1], text_norm.k), rms_norm(i[1], image_norm.k)), join(t[2], i[2]));
+  }
+  const at::Tensor all = qkv.contiguous();
+  const QkNorm &first = info.text_first ? text_norm : image_norm, &second = info.text_first ? image_norm : text_norm;
+  const std::int64_t split = info.text_first ? text : all.size(1) - text;
+  if (all.scalar_type() == at::kFloat)
+    norm_and_rotate<float>(all, first, second, split, info, rope, !late());
+  else
+    norm_and_rotate<kernels::BrainFloat>(all, first, second, split, info, rope, !late());
+  const auto x = parts(all);
+  return attend(layer, x[0], x[1], x[2]);
+}
+
+at::Tensor JointPass::attend(std::int64_t layer, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const {
   const nn::AttentionScores scores{hooks.logit_scale / std::sqrt(double(info.head_dim)), hooks.text_bias,
                                    hooks.form == DitHooks::Bias::bias};
-  const auto attend = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& value) {
-    const std::int64_t begin = info.text_first ? 0 : k.size(1) - text;
-    return nn::joint_attention(q.transpose(1, 2), k.transpose(1, 2), value.transpose(1, 2), begin, begin + text, scores)
+  const auto joint = [&](const at::Tensor& keys, const at::Tensor& values) {
+    const std::int64_t begin = info.text_first ? 0 : keys.size(1) - text;
+    return nn::joint_attention(q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), begin, begin + text,
+                               scores)
         .transpose(1, 2)
         .flatten(2);
   };
-  const at::Tensor q = apply_rope(q_normed, rope);
-  TokenSet* set = hooks.tokens;
-  if (set) {
-    const bool late = set->keys() == TokenSet::Keys::pre_rope;
+  if (hooks.tokens) {
     const auto everywhere = [&](const at::Tensor& x) {
       return hooks.parallel ? join(text_of(x), hooks.parallel->gather(image_of(x), tokens)) : x;
     };
-    const auto all = set->update(layer, everywhere(late ? k_normed : apply_rope(k_normed, rope)), everywhere(v), text,
-                                 info.text_first);
-    return attend(q, late ? apply_rope(all.k, all_rope) : all.k, all.v);
+    const auto all = hooks.tokens->update(layer, everywhere(k), everywhere(v), text, info.text_first);
+    return joint(late() ? apply_rope(all.k, all_rope) : all.k, all.v);
   }
-  const at::Tensor k = apply_rope(k_normed, rope);
-  if (!hooks.parallel) return attend(q, k, v);
+  if (!hooks.parallel) return joint(k, v);
   const auto pair = [&](const at::Tensor& x) -> nn::TokenPair {
-    return {text_of(x).transpose(1, 2), image_of(x).transpose(1, 2)};
+    return {text ? text_of(x).transpose(1, 2) : at::Tensor(), image_of(x).transpose(1, 2)};
   };
   const auto out = hooks.parallel->attention(pair(q), pair(k), pair(v), scores, tokens);
+  if (!text) return out.image.transpose(1, 2).flatten(2);
   return join(out.text.transpose(1, 2), out.image.transpose(1, 2)).flatten(2);
 }
 
@@ -128,16 +185,15 @@ BlockStreams DoubleBlock::forward(const BlockStreams& in, const at::Tensor& temb
                                   std::int64_t layer) const {
   const auto mi = cut(image.modulation(temb), 6), mt = cut(text.modulation(temb), 6);
   const auto attend = [&]() -> BlockStreams {
-    const Qkv i = heads_of(image.qkv(modulated(in.image, mi[0], mi[1])), image.norm, pass.info);
-    const Qkv t = heads_of(text.qkv(modulated(in.text, mt[0], mt[1])), text.norm, pass.info);
-    const at::Tensor o = pass.attention(layer, pass.join(t.q, i.q), pass.join(t.k, i.k), pass.join(t.v, i.v));
+    const at::Tensor qkv = joint_qkv(*this, modulated(in.text, mt[0], mt[1]), modulated(in.image, mi[0], mi[1]), pass);
+    const at::Tensor o = pass.attention(layer, qkv, text.norm, image.norm);
     return {image.out(pass.image_of(o)), text.out(pass.text_of(o))};
   };
   const BlockStreams a = pass.hooks.blocks ? pass.hooks.blocks->attention(layer, attend) : attend();
   const auto rest = [](const Stream& s, const std::vector<at::Tensor>& m, const at::Tensor& x,
                        const at::Tensor& attention) {
-    const at::Tensor y = gated(x, m[2], attention);
-    return gated(y, m[5], s.mlp(modulated(y, m[3], m[4])));
+    const Gated y = gated_modulated(x, m[2], attention, m[3], m[4]);
+    return gated(y.sum, m[5], s.mlp(y.modulated));
   };
   return {rest(image, mi, in.image, a.image), rest(text, mt, in.text, a.text)};
 }
@@ -146,12 +202,19 @@ at::Tensor SingleBlock::forward(const at::Tensor& x, const at::Tensor& temb, con
                                 std::int64_t layer) const {
   const auto m = cut(modulation(temb), 3);
   const at::Tensor h = modulated(x, m[0], m[1]);
-  const auto attend = [&]() -> BlockStreams {
-    const Qkv a = heads_of(qkv(h), norm, pass.info);
-    return {pass.attention(layer, a.q, a.k, a.v), {}};
-  };
+  const auto attend = [&]() -> BlockStreams { return {pass.attention(layer, qkv(h), norm, norm), {}}; };
   const at::Tensor a = (pass.hooks.blocks ? pass.hooks.blocks->attention(layer, attend) : attend()).image;
-  return gated(x, m[2], out(at::cat({a, at::gelu(up(h), "tanh")}, 2)));
+  return gated(x, m[2], project(a, gelu_of(up, h)));
+}
+
+// Of attention and MLP beside each other: two products, so that neither is copied.
+at::Tensor SingleBlock::project(const at::Tensor& attention, const at::Tensor& inner) const {
+  if (!fused(inner)) return out(at::cat({attention, inner}, 2));
+  const std::int64_t width = attention.size(2);
+  const auto rows = [](const at::Tensor& x) { return x.flatten(0, 1); };
+  at::Tensor sum = at::addmm(out.bias, rows(inner), out.weight.narrow(1, width, inner.size(2)).t());
+  sum.addmm_(rows(attention), out.weight.narrow(1, 0, width).t());
+  return sum.view({attention.size(0), attention.size(1), width});
 }
 
 DoubleBlock double_block(WeightList& w, const std::string& at, const DenoiserInfo& info, std::int64_t inner) {

@@ -9,6 +9,10 @@
 
 namespace trireme::dit {
 
+struct QkNorm {
+  at::Tensor q, k;  // [head_dim]
+};
+
 // Of one forward. The joint sequence is text and image, or image and text.
 struct JointPass {
   JointPass(const DenoiserInfo& info, const DitHooks& hooks, const Grid& grid, std::int64_t text,
@@ -32,13 +36,16 @@ struct JointPass {
   at::Tensor image_of(const at::Tensor& joint) const;
   // q, k normed, v: [B, n, H, d], joint -> [B, n, H * d].
   at::Tensor attention(std::int64_t layer, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const;
+  // The same of qkv [B, n, 3 * H * d], joint, whose queries and keys are still to be normed by their stream's weights.
+  // It may be overwritten.
+  at::Tensor attention(std::int64_t layer, const at::Tensor& qkv, const QkNorm& text_norm,
+                       const QkNorm& image_norm) const;
 
  private:
+  bool late() const;  // keys are rotated when they are used
+  // q is rotated; k too, unless late().
+  at::Tensor attend(std::int64_t layer, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const;
   std::int64_t picture_;  // tokens of the picture
-};
-
-struct QkNorm {
-  at::Tensor q, k;  // [head_dim]
 };
 
 struct DoubleBlock {
@@ -64,6 +71,9 @@ struct SingleBlock {
   Linear out;  // [D, D + inner]: of attention and MLP
 
   at::Tensor forward(const at::Tensor& x, const at::Tensor& temb, const JointPass& pass, std::int64_t layer) const;
+
+ private:
+  at::Tensor project(const at::Tensor& attention, const at::Tensor& inner) const;
 };
 
 // Names of weights: at + ".attn.to_q" and so on.

@@ -1,11 +1,13 @@
 #include "framework/models/dit/parts.h"
 
 #include "comm/error.h"
+#include "framework/base/tensor.h"
+#include "framework/kernels/dit_pointwise.h"
 
 #include <cmath>
-#include <numeric>
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 
 namespace trireme::dit {
 namespace {
@@ -16,6 +18,54 @@ at::Tensor whole_of(const std::vector<Linear>& parts, at::Tensor Linear::*member
   std::vector<at::Tensor> all;
   for (const auto& p : parts) all.push_back(p.*member);
   return at::cat(all);
+}
+
+template <class T>
+const T* pointer(const at::Tensor& t) {
+  return t.defined() ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
+}
+
+template <class T>
+Gated run_modulate(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& add, const at::Tensor& shift,
+                   const at::Tensor& scale) {
+  const at::Tensor x = residual.contiguous(), a = add.defined() ? add.contiguous() : add;
+  Gated r;
+  if (a.defined()) r.sum = at::empty(x.sizes(), x.options());
+  if (shift.defined()) r.modulated = at::empty(x.sizes(), x.options());
+  at::Tensor rows[] = {gate, shift, scale};
+  const std::int64_t stride = (gate.defined() ? gate : shift).stride(0);
+  bool parts = true;  // of one row, as cut() makes them
+  for (const auto& t : rows) parts = parts && (!t.defined() || (t.stride(0) == stride && t.stride(1) == 1));
+  if (!parts)
+    for (auto& t : rows)
+      if (t.defined()) t = t.contiguous();
+  const kernels::ModulateJob<T> job{pointer<T>(x),
+                                    pointer<T>(a),
+                                    pointer<T>(rows[0]),
+                                    pointer<T>(rows[1]),
+                                    pointer<T>(rows[2]),
+                                    const_cast<T*>(pointer<T>(r.sum)),
+                                    const_cast<T*>(pointer<T>(r.modulated)),
+                                    x.size(0),
+                                    x.size(1),
+                                    x.size(2),
+                                    parts ? stride : x.size(2),
+                                    1e-6F};
+  kernels::modulate(job, buffer_of(x).place);
+  return r;
+}
+
+bool wants_gradient(const at::Tensor& t) { return at::GradMode::is_enabled() && t.requires_grad(); }
+
+bool alike(const at::Tensor& a, const at::Tensor& b) {
+  return a.scalar_type() == b.scalar_type() && !wants_gradient(b);
+}
+
+// add undefined: the norm alone; shift undefined: the sum alone.
+Gated modulate(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& add, const at::Tensor& shift,
+               const at::Tensor& scale) {
+  return residual.scalar_type() == at::kFloat ? run_modulate<float>(residual, gate, add, shift, scale)
+                                              : run_modulate<kernels::BrainFloat>(residual, gate, add, shift, scale);
 }
 
 }  // namespace
@@ -142,17 +192,40 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return at::rms_norm(x, weight.sizes(), weight, eps);
 }
 
+bool fused(const at::Tensor& x) {
+  return (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16) && !wants_gradient(x) &&
+         !at::autocast::is_autocast_enabled(x.device().type());
+}
+
 at::Tensor modulated(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale) {
+  if (fused(x) && alike(x, shift)) return modulate(x, at::Tensor(), at::Tensor(), shift, scale).modulated;
   return at::layer_norm(x, {x.size(-1)}, {}, {}, 1e-6) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1);
 }
 
 at::Tensor gated(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& x) {
+  if (fused(residual) && alike(residual, gate) && alike(residual, x))
+    return modulate(residual, gate, x, at::Tensor(), at::Tensor()).sum;
   return residual + gate.unsqueeze(1) * x;
+}
+
+Gated gated_modulated(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& x, const at::Tensor& shift,
+                      const at::Tensor& scale) {
+  if (fused(residual) && alike(residual, gate) && alike(residual, x)) return modulate(residual, gate, x, shift, scale);
+  const at::Tensor sum = gated(residual, gate, x);
+  return {sum, modulated(sum, shift, scale)};
+}
+
+at::Tensor gelu_of(const Linear& l, const at::Tensor& x) {
+  // cuBLAS has the tanh form in its epilogue.
+  if (x.is_cuda() && l.bias.defined() && fused(x))
+    return at::_addmm_activation(l.bias, x.flatten(0, -2), l.weight.t(), 1, 1, true)
+        .unflatten(0, x.sizes().slice(0, x.dim() - 1));
+  return at::gelu(l(x), "tanh");
 }
 
 std::vector<at::Tensor> cut(const at::Tensor& modulation, std::int64_t n) { return modulation.chunk(n, -1); }
 
-at::Tensor Mlp::operator()(const at::Tensor& x) const { return down(at::gelu(up(x), "tanh")); }
+at::Tensor Mlp::operator()(const at::Tensor& x) const { return down(gelu_of(up, x)); }
 
 Mlp mlp(WeightList& w, const std::string& up, const std::string& down, std::int64_t width, std::int64_t inner) {
   Mlp m;

@@ -74,10 +74,21 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps = 
 at::Tensor modulated(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale);
 // residual + gate * x; gate [B, D].
 at::Tensor gated(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& x);
+// Both, and the sum: LayerNorm of residual + gate * x, modulated.
+struct Gated {
+  at::Tensor sum, modulated;
+};
+Gated gated_modulated(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& x, const at::Tensor& shift,
+                      const at::Tensor& scale);
+// Is x computed by the fused kernels of framework/kernels/dit_pointwise.h: no gradient is wanted, and it is f32 or
+// bf16.
+bool fused(const at::Tensor& x);
 // [B, n * D] -> n of [B, D].
 std::vector<at::Tensor> cut(const at::Tensor& modulation, std::int64_t n);
 
-// GELU (tanh form) between two linears.
+// GELU (tanh form) of linear(x).
+at::Tensor gelu_of(const Linear& linear, const at::Tensor& x);
+// It between two linears.
 struct Mlp {
   Linear up, down;
   at::Tensor operator()(const at::Tensor& x) const;

@@ -1,0 +1,295 @@
+// MM-DiT in FLUX's layout: vectors of diffusers (tests/reference/make_dit_vectors.py; other folders through
+// TRIREME_DIT_VECTORS), hooks, text anchoring by log-sum-exp, chosen tokens, folders.
+#include "comm/error.h"
+#include "data/json.h"
+#include "framework/formats/safetensors.h"
+#include "framework/models/dit/block_cache.h"
+#include "framework/models/dit/denoiser.h"
+#include "framework/models/dit/mm_dit_blocks.h"
+#include "framework/models/dit/sequence_parallel.h"
+#include "framework/models/dit/token_set.h"
+#include "tests/fault/program.h"
+#include "tests/unit/dit_vectors.h"
+#include "tests/unit/said.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+namespace trireme::test {
+namespace {
+
+using nlohmann::json;
+
+TEST(MmDit, GivesWhatDiffusersGives) {
+  for (const char* name : {"flux", "flux_schnell"}) {
+    const DitCase v(name);
+    StreamWatch watch;
+    DitHooks hooks;
+    hooks.blocks = &watch;
+    const at::Tensor y = v.run(hooks);
+    EXPECT_LT(error(y, v.file.tensor("velocity")), 1e-4) << name;
+    EXPECT_LT(error(watch.in.image, v.file.tensor("in.image")), 1e-5) << name;
+    EXPECT_LT(error(watch.in.text, v.file.tensor("in.text")), 1e-5) << name;
+    EXPECT_LT(error(watch.first.image, v.file.tensor("out.transformer_blocks.0.image")), 1e-5) << name;
+    EXPECT_LT(error(watch.first.text, v.file.tensor("out.transformer_blocks.0.text")), 1e-5) << name;
+    const std::string last =
+        name == std::string("flux") ? "out.single_transformer_blocks.1." : "out.single_transformer_blocks.0.";
+    EXPECT_LT(error(watch.out.image, v.file.tensor(last + "image")), 2e-5) << name;
+    EXPECT_LT(error(watch.out.text, v.file.tensor(last + "text")), 2e-5) << name;
+    EXPECT_EQ(std::int64_t(watch.layers.size()), v.model->info().layers);
+    EXPECT_TRUE(same(y, v.run())) << "a cache that reuses nothing changed the forward";
+  }
+}
+
+TEST(MmDit, IsAsCloseInBf16AsDiffusersIs) {
+  for (const char* name : {"flux", "flux_schnell"}) {
+    const DitCase v(name, at::kBFloat16);
+    const at::Tensor truth = v.file.tensor("velocity");
+    const double theirs = (v.file.tensor("velocity_bf16") - truth).pow(2).mean().sqrt().item<double>();
+    const double ours = (v.run().to(at::kFloat) - truth).pow(2).mean().sqrt().item<double>();
+    EXPECT_LT(ours, 1.1 * theirs) << name;  // both are draws of rounding
+  }
+}
+
+// E4: what is easily swapped fails.
+TEST(MmDit, SwappedPartsAreSeen) {
+  const DitCase v("flux");
+  const at::Tensor truth = v.file.tensor("velocity");
+  const auto with = [&](const std::string& tensor, const std::function<at::Tensor(const at::Tensor&)>& change) {
+    const auto model = make_denoiser(v.model->config(), [&](const DitWeight& w) {
+      for (const auto& [name, value] : v.model->weights())
+        if (name == w.name) return name == tensor ? change(value) : value.clone();
+      throw Error(ExitCode::bug, "test", w.name);
+    });
+    return error(model->forward(v.x, v.t, v.c), truth);
+  };
+  const auto halves = [](const at::Tensor& t) { return at::cat({t.chunk(2)[1], t.chunk(2)[0]}); };
+  const auto columns = [](const at::Tensor& t) { return at::cat({t.chunk(2, 1)[1], t.chunk(2, 1)[0]}, 1); };
+  EXPECT_LT(with("", [](const at::Tensor& t) { return t; }), 1e-4);
+  EXPECT_GT(with("norm_out.linear.weight", halves), 0.05);                              // shift, scale
+  EXPECT_GT(with("time_text_embed.timestep_embedder.linear_1.weight", columns), 0.01);  // sines first
+  DitHooks image_first;  // positions of the text given to the image's end
+  image_first.rope = v.model->rope(v.model->grid(v.x.sizes()), 5, {0, 3, 1, {}});
+  EXPECT_GT(error(v.run(image_first), truth), 0.001);
+}
+
+at::Tensor truth_of_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& bias,
+                              double scale) {
+  const at::Tensor logits = at::matmul(q.to(at::kDouble), k.to(at::kDouble).transpose(2, 3)) * scale + bias;
+  return at::matmul(logits.softmax(-1), v.to(at::kDouble));
+}
+
+// T3
+TEST(JointAttention, MergesByLogSumExp) {
+  at::manual_seed(3);
+  struct Shape {
+    std::int64_t queries, keys, begin, end, head;
+  };
+  for (const Shape s : {Shape{40, 40, 0, 7, 128}, {17, 33, 26, 33, 32}, {5, 20, 4, 9, 16}, {3, 8, 0, 8, 16}})
+    for (const double bias : {1.3863, 2.7726, -3.0}) {
+      const at::Tensor q = 3 * at::randn({2, 3, s.queries, s.head}), k = at::randn({2, 3, s.keys, s.head}),
+                       v = at::randn({2, 3, s.keys, s.head});
+      const double scale = 1 / std::sqrt(double(s.head));
+      at::Tensor b = at::zeros({s.keys}, at::kDouble);
+      b.narrow(0, s.begin, s.end - s.begin).fill_(bias);
+      const at::Tensor truth = truth_of_attention(q, k, v, b, scale);
+      const nn::AttentionScores merged{scale, bias, false}, masked{scale, bias, true};
+      EXPECT_LT(error(nn::joint_attention(q, k, v, s.begin, s.end, merged), truth), 1e-5);
+      EXPECT_LT(error(nn::joint_attention(q, k, v, s.begin, s.end, masked), truth), 1e-5);
+      const auto bf = [](const at::Tensor& t) { return t.to(at::kBFloat16); };
+      const auto off = [&](const at::Tensor& y) {
+        return (y.to(at::kDouble) - truth).pow(2).mean().sqrt().item<double>();
+      };
+      const double theirs = off(nn::joint_attention(bf(q), bf(k), bf(v), s.begin, s.end, masked));
+      EXPECT_LT(off(nn::joint_attention(bf(q), bf(k), bf(v), s.begin, s.end, merged)), 1.2 * theirs);
+    }
+}
+
+TEST(JointAttention, PartsKnowTheirSum) {
+  at::manual_seed(4);
+  const at::Tensor q = at::randn({1, 2, 9, 16}), k = at::randn({1, 2, 300, 16}), v = at::randn({1, 2, 300, 16});
+  const auto part = nn::attention_part(q, k, v, 0.25);
+  EXPECT_LT(error(part.lse, (at::matmul(q, k.transpose(2, 3)) * 0.25).logsumexp(-1)), 1e-5);
+  EXPECT_EQ(part.lse.scalar_type(), at::kFloat);
+}
+
+TEST(MmDit, BiasOfTheTextIsOneForBothForms) {
+  const DitCase v("flux");
+  DitHooks merged, masked;
+  merged.text_bias = masked.text_bias = 1.3863;
+  masked.form = DitHooks::Bias::bias;
+  const at::Tensor y = v.run(merged);
+  EXPECT_LT(error(y, v.run(masked)), 1e-5);
+  EXPECT_GT(error(y, v.run()), 0.01);
+}
+
+// E6
+TEST(MmDit, NeutralHooksChangeNothing) {
+  const DitCase v("flux");
+  const at::Tensor y = v.run();
+  DitHooks own;
+  own.rope = v.model->rope(v.model->grid(v.x.sizes()), v.c.text.size(1));
+  EXPECT_TRUE(same(y, v.run(own)));
+  DitHooks bias;
+  bias.form = DitHooks::Bias::bias;
+  EXPECT_TRUE(same(y, v.run(bias)));
+  TokenSet all;
+  DitHooks cached;
+  cached.tokens = &all;
+  EXPECT_TRUE(same(y, v.run(cached)));
+}
+
+// S1, S6
+TEST(TokenSets, AllTokensAreTheDenseStep) {
+  const DitCase v("flux");
+  const std::int64_t tokens = v.model->grid(v.x.sizes()).tokens();
+  for (const auto keys : {TokenSet::Keys::post_rope, TokenSet::Keys::pre_rope}) {
+    TokenSet set(keys);
+    DitHooks hooks;
+    hooks.tokens = &set;
+    const at::Tensor dense = v.run(hooks);
+    EXPECT_LT(error(dense, v.run()), 1e-6);
+    set.choose(at::arange(tokens).expand({2, tokens}).contiguous());
+    EXPECT_LT(error(v.run(hooks), dense), 1e-6);
+    // Of a batch twice as large: the same choice for both halves.
+    set.choose(at::arange(tokens).expand({1, tokens}).contiguous());
+    EXPECT_LT(error(v.run(hooks), dense), 1e-6);
+  }
+}
+
+TEST(TokenSets, ChosenTokensMeetTheKeysOfTheOthers) {
+  const DitCase v("flux");
+  TokenSet set;
+  DitHooks hooks;
+  hooks.tokens = &set;
+  const at::Tensor dense = v.run(hooks);
+  // Unchanged input: the chosen tokens see what they saw, so their velocity is the dense one; others' is 0.
+  const at::Tensor active = at::tensor({0, 3, 4, 7, 11, 1, 2, 5, 6, 9}).view({2, 5});
+  set.choose(active);
+  const at::Tensor sparse = dit::patchify(v.run(hooks), 2, 1), all = dit::patchify(dense, 2, 1);
+  const at::Tensor rows = active.unsqueeze(2).expand({2, 5, 16});
+  EXPECT_LT(error(sparse.gather(1, rows), all.gather(1, rows)), 1e-5);
+  EXPECT_EQ(sparse.scatter(1, rows, 0).abs().sum().item<double>(), 0);
+  // Another x: only then do they differ from the dense step of it; and a dense step resets everything.
+  DitCase moved("flux");
+  moved.x = v.x + 0.5;
+  set.choose(active);
+  moved.run(hooks);
+  set.dense();
+  TokenSet fresh;
+  DitHooks anew;
+  anew.tokens = &fresh;
+  EXPECT_TRUE(same(v.run(hooks), v.run(anew)));
+  set.choose(active);
+  fresh.choose(active);
+  EXPECT_TRUE(same(moved.run(hooks), moved.run(anew)));
+  EXPECT_EQ(set.bytes(), 2 * 2 * (12 + 5) * 32 * 4 * 4);
+}
+
+TEST(TokenSets, RefuseWhatWasNotComputedBefore) {
+  const DitCase v("flux");
+  TokenSet set;
+  DitHooks hooks;
+  hooks.tokens = &set;
+  set.choose(at::tensor({0, 1}).view({1, 2}));
+  EXPECT_THROW(v.run(hooks), UsageError);
+  set.dense();
+  v.run(hooks);
+  set.choose(at::tensor({0, 1, 0, 1, 0, 1}).view({3, 2}));
+  EXPECT_THROW(v.run(hooks), UsageError);
+}
+
+// Post-rope keys under another temperature: rescaled, they are those of the new tables (S0 for a gain alone).
+TEST(TokenSets, KeysCanBeRescaled) {
+  const DitCase v("flux");
+  const auto scaled = [&](double gain) {
+    RopeTables t = v.model->rope(v.model->grid(v.x.sizes()), 5);
+    for (RopeTable* r : {&t.text, &t.image}) {
+      r->cos = r->cos * gain;
+      r->sin = r->sin * gain;
+    }
+    return t;
+  };
+  for (const bool pre : {false, true}) {
+    TokenSet set(pre ? TokenSet::Keys::pre_rope : TokenSet::Keys::post_rope);
+    DitHooks hooks, plain;
+    hooks.tokens = &set;
+    hooks.rope = scaled(1.2);
+    v.run(hooks);
+    hooks.rope = plain.rope = scaled(1.05);
+    const auto layer = [&](const DitHooks& h) { return v.run(h); };
+    if (!pre) set.rescale_keys(at::full({8}, 1.05 / 1.2));
+    set.choose(at::tensor({2, 3, 8}).view({1, 3}));
+    // With one block alone keys of the others are exact; deeper ones carry the earlier step's.
+    EXPECT_LT(error(layer(hooks).select(3, 0).select(3, 4), layer(plain).select(3, 0).select(3, 4)), 0.2);
+  }
+}
+
+struct Half : SequenceParallel {  // one rank: the ways of the hook without other ranks
+  std::pair<std::int64_t, std::int64_t> slice(std::int64_t tokens) const override { return {0, tokens}; }
+  nn::TokenPair attention(const nn::TokenPair& q, const nn::TokenPair& k, const nn::TokenPair& v,
+                          const nn::AttentionScores& scores, std::int64_t) override {
+    const auto both = [](const nn::TokenPair& p) { return at::cat({p.text, p.image}, 2); };
+    const std::int64_t text = k.text.size(2);
+    const at::Tensor o = nn::joint_attention(both(q), both(k), both(v), 0, text, scores);
+    return {o.narrow(2, 0, text), o.narrow(2, text, o.size(2) - text)};
+  }
+  at::Tensor gather(const at::Tensor& x, std::int64_t) override { return x; }
+};
+
+TEST(MmDit, AGroupOfOneRankIsThePlainModel) {
+  const DitCase v("flux");
+  Half one;
+  DitHooks hooks;
+  hooks.parallel = &one;
+  EXPECT_LT(error(v.run(hooks), v.run()), 1e-6);
+}
+
+TEST(MmDit, OffsetsShiftAndWrapPositions) {
+  const DitCase v("flux");
+  const Grid canvas{1, 6, 8};
+  const RopeTables all = v.model->rope(canvas, 5), part = v.model->rope({1, 3, 4}, 5, {0, 4, 6, canvas});
+  for (std::int64_t r = 0; r < 3; ++r)
+    for (std::int64_t c = 0; c < 4; ++c)
+      EXPECT_TRUE(same(part.image.sin[r * 4 + c], all.image.sin[(r + 4) % 6 * 8 + (c + 6) % 8]));
+}
+
+// E5
+TEST(MmDit, FoldersComeBack) {
+  const TempFolder temp;
+  const std::string out = (temp.path / "model").string();
+  const DitCase v("flux");
+  for (const std::int64_t bytes : {std::int64_t(1) << 30, std::int64_t(100'000)}) {
+    export_denoiser(*v.model, out, bytes);
+    const auto again = denoiser_from_folder(out, at::kCPU, at::kFloat);
+    EXPECT_TRUE(same(again->forward(v.x, v.t, v.c), v.run()));
+    EXPECT_EQ(std::filesystem::exists(out + "/diffusion_pytorch_model.safetensors.index.json"), bytes < 1 << 20);
+    EXPECT_EQ(again->config().at("num_layers"), 2);
+  }
+}
+
+TEST(MmDit, ATrainedModelHasGradientsEverywhere) {
+  const DitCase v("flux");
+  std::vector<std::pair<std::string, at::Tensor>> leaves;
+  const auto model = make_denoiser(v.model->config(), [&](const DitWeight& w) {
+    for (const auto& [name, value] : v.model->weights())
+      if (name == w.name) return leaves.emplace_back(name, value.clone().requires_grad_()).second;
+    throw Error(ExitCode::bug, "test", w.name);
+  });
+  const at::Tensor y = model->forward(v.x, v.t, v.c);
+  EXPECT_LT(error(y.detach(), v.file.tensor("velocity")), 1e-4);
+  y.pow(2).sum().backward();
+  for (const auto& [name, leaf] : leaves) {
+    ASSERT_TRUE(leaf.grad().defined()) << name;
+    EXPECT_GT(leaf.grad().abs().max().item<double>(), 0) << name;
+  }
+}
+
+}  // namespace
+}  // namespace trireme::test
