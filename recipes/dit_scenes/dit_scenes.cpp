@@ -46,7 +46,6 @@ class DitScenes : public Recipe {
   explicit DitScenes(bool video) {
     model_config_.video = data_config_.video = video;
     if (video) {
-      model_config_.rope_axes = {24, 20, 20};
       data_config_.frames = 8, sizes_ = {32, 48};
     }
   }
