@@ -114,7 +114,8 @@ class HunyuanVideo : public Denoiser {
     time_ = embedder(list_, "time_text_embed.timestep_embedder", 256, width);
     pooled_ = embedder(list_, "time_text_embed.text_embedder", info_.pooled_width, width);
     if (info_.distilled_guidance) guidance_ = embedder(list_, "time_text_embed.guidance_embedder", 256, width);
-    const double ratio = config.value("mlp_ratio", json(4.0)).get<double>();
+    const json said = config.value("mlp_ratio", json(4.0));
+    const double ratio = said.is_number() ? said.get<double>() : 0;
     if (!(ratio >= 0.25 && ratio <= 64))
       throw DataError("config.json", "mlp_ratio is no number from 0.25 to 64", "take the file as diffusers wrote it");
     const std::int64_t doubles = config_count(config, "num_layers", 20), inner = std::int64_t(ratio * double(width));

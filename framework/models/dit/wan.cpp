@@ -4,6 +4,7 @@
 #include "framework/models/dit/mm_dit_blocks.h"
 #include "framework/models/dit/wan_conditions.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
