@@ -31,6 +31,8 @@ DenoiserInfo info_of(const json& c) {
   i.rope_axes = config_axes(c.value("rope_axes_dim", json::array({16, 56, 56})), i.head_dim);
   const auto theta = c.find("rope_theta");
   i.theta = theta != c.end() && theta->is_number() ? theta->get<double>() : 256;
+  if (!(i.theta > 1 && i.theta < 1e12))
+    throw DataError("config.json", "rope_theta is no number above 1", "take the file as diffusers wrote it");
   i.text_width = config_count(c, "text_embed_dim", 4096);
   i.pooled_width = config_count(c, "pooled_projection_dim", 768);
   i.distilled_guidance = c.value("guidance_embeds", json(true)) == json(true);
