@@ -485,6 +485,8 @@ TEST(TeaCacheFit, FindsThePolynomialAndThresholds) {
   const std::string path = std::filesystem::temp_directory_path() / ("fit" + std::to_string(::getpid()) + ".json");
   sdit::write_fit(path, fit);
   EXPECT_EQ(sdit::read_fit(path).polynomial, fit.polynomial);
+  EXPECT_EQ(sdit::threshold_of(sdit::read_fit(path), 0.5), fit.thresholds[2]);
+  EXPECT_THROW(sdit::threshold_of(fit, 0.9), UsageError);
   std::filesystem::remove(path);
   EXPECT_THROW(sdit::read_fit(path), DataError);
   EXPECT_THROW(sdit::fit_teacache({}, 1), UsageError);
