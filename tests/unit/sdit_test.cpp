@@ -571,6 +571,15 @@ TEST_F(Methods, SparseStepsComputeTheirShareAndStayNear) {
   }
 }
 
+// With TIDE at twice the trained side: all tokens computed is TIDE itself, though its tables change every step.
+TEST_F(Methods, SparseStepsWithTide) {
+  const at::Tensor tide = run("tide", "gate_px: 1").x;
+  EXPECT_GT((tide - run("plain", "").x).abs().max().item<double>(), 1e-3);
+  const std::string with = few + "with_tide: true, tide: {gate_px: 1}, ratio: ";
+  EXPECT_LE((run("sdit", with + "1").x - tide).abs().max().item<double>(), 1e-5);
+  EXPECT_LT((run("sdit", with + "0.5").x - tide).norm().item<double>(), 0.5 * (tide - x_).norm().item<double>());
+}
+
 // A picture does not depend on its neighbours in the batch.
 TEST_F(Methods, BatchesDoNotMix) {
   for (const std::string method : {"sdit", "random_tokens"}) {
