@@ -253,14 +253,24 @@ TEST_F(SampleJobs, AreTheSameOnAnyNumberOfRanks) {
     for (const char* name : {"/plain/00000.png", "/plain/00001.safetensors", "/plain/00002.safetensors"})
       EXPECT_EQ(picture("one", name), picture(out, name)) << ranks << name;
   }
-  testing::internal::CaptureStdout();
-  run_loopback(2, [&](Communicator& world) {
-    run_sample({dir_ + "/job.yaml", dir_ + "/halves", {"latents=true", "guidance_parallel=true"}, false}, world, 2);
-  });
-  testing::internal::GetCapturedStdout();
   const auto a = Safetensors(dir_ + "/one/plain/00001.safetensors").tensor("latents");
-  const auto b = Safetensors(dir_ + "/halves/plain/00001.safetensors").tensor("latents");
-  EXPECT_LT(largest(a, b), 1e-5 * a.std().item<double>());
+  const std::vector<std::pair<int, std::vector<std::string>>> shared = {
+      {2, {"guidance_parallel=true"}},
+      {2, {"sequence=ulysses"}},
+      {3, {"sequence=ring"}},
+      {4, {"sequence=ring", "guidance_parallel=true"}}};
+  for (const auto& [ranks, how] : shared) {
+    const std::string out = dir_ + "/shared" + how[0].substr(how[0].find('=') + 1) + std::to_string(ranks);
+    auto overrides = how;
+    overrides.push_back("latents=true");
+    testing::internal::CaptureStdout();
+    run_loopback(ranks, [&, n = ranks](Communicator& world) {
+      EXPECT_EQ(run_sample({dir_ + "/job.yaml", out, overrides, false}, world, n), 0);
+    });
+    testing::internal::GetCapturedStdout();
+    const auto b = Safetensors(out + "/plain/00001.safetensors").tensor("latents");
+    EXPECT_LT(largest(a, b), 1e-5 * a.std().item<double>()) << how[0] << " on " << ranks;
+  }
 }
 
 // Stopped after any step, with its caches of one step, it ends as if it had not been.

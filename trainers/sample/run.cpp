@@ -160,6 +160,7 @@ class Job {
     context.steps = c.steps, context.height = c.size[0], context.width = c.size[1], context.frames = c.frames;
     context.shift = shift_of(c, plans_[a].plan.info);
     context.halves = groups.halves.get();
+    context.parallel = groups.sequence.get();
     std::unique_ptr<SequenceParallel> shared;
     if (groups.tokens) shared = sequence_parallel(c.sequence, *groups.tokens);
     context.parallel = shared.get();
