@@ -57,7 +57,11 @@ void SampleConfig::fields(Fields& f) {
   f("methods", methods, "one arm for each of these");
   Arms rows{arms};
   f.group("arms", rows, "several arms in one job, each a row of the sheet; none: the file is the only one");
+<<<<<<< HEAD
   f.resume_may_change(false);
+=======
+  f("compare_to", compare_to, "an arm: psnr and ssim of the others' pictures against its own");
+>>>>>>> 662fcfc109c8241af1034d980d0da50458b618b5
   f("prompts", prompts, "what to draw; column by column of the sheet");
   f("held_out", held_out, "the first so many sentences of scenes that no training saw, in place of prompts",
     {.min = 0, .max = 100'000});
@@ -146,6 +150,9 @@ SampleJob read_job(const std::string& path, const std::vector<std::string>& over
     base.arm = base.method;
     job.arms.push_back(std::move(base));
   }
+  const std::string& reference = job.arms.front().compare_to;
+  if (!reference.empty() && std::count(order.begin(), order.end(), reference) == 0)
+    throw UsageError(config.place("compare_to"), "no arm is named " + reference, "name one of arms");
   for (std::size_t i = 0; i < order.size(); ++i)
     if (std::count(order.begin(), order.end(), order[i]) > 1)
       throw UsageError(config.place("methods"), "two arms are named " + order[i], "name each once");
