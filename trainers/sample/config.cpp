@@ -57,11 +57,8 @@ void SampleConfig::fields(Fields& f) {
   f("methods", methods, "one arm for each of these");
   Arms rows{arms};
   f.group("arms", rows, "several arms in one job, each a row of the sheet; none: the file is the only one");
-<<<<<<< HEAD
-  f.resume_may_change(false);
-=======
   f("compare_to", compare_to, "an arm: psnr and ssim of the others' pictures against its own");
->>>>>>> 662fcfc109c8241af1034d980d0da50458b618b5
+  f.resume_may_change(false);
   f("prompts", prompts, "what to draw; column by column of the sheet");
   f("held_out", held_out, "the first so many sentences of scenes that no training saw, in place of prompts",
     {.min = 0, .max = 100'000});
