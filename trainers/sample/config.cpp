@@ -65,9 +65,8 @@ void SampleConfig::fields(Fields& f) {
   f("held_out_seed", held_out_seed, "seed of those scenes: the training's", {.min = 0});
   f("negative", negative, "what guidance leads away from; empty: no text");
   f("embeds", embeds,
-    "safetensors with prompt_embeds, pooled, negative_prompt_embeds, negative_pooled and image_latents, a row a "
-    "prompt, "
-    "in place of prompts; with latents in it, that noise begins");
+    "safetensors with prompt_embeds, pooled, negative_prompt_embeds, negative_pooled and image_latents (or the latent "
+    "of a first_frame), a row a prompt, in place of prompts; with latents in it, that noise begins");
   f("seed", seed, "of the first picture of a prompt, the next has the next number", {.min = 0});
   f("count", count, "pictures a prompt", {.min = 1, .max = 1 << 20});
   f("steps", steps, "of Euler's method", {.min = 1, .max = 100'000});
