@@ -9,7 +9,7 @@
 #include "framework/models/dit/sequence_parallel.h"
 #include "framework/models/dit/token_set.h"
 #include "tests/fault/program.h"
-#include "tests/unit/reference_files.h"
+#include "tests/unit/dit_vectors.h"
 #include "tests/unit/said.h"
 
 #include <cmath>
@@ -25,63 +25,11 @@ namespace trireme::test {
 namespace {
 
 using nlohmann::json;
-using trireme::testing::reference_file;
-
-std::string folder_of(const std::string& name) {
-  const char* other = std::getenv("TRIREME_DIT_VECTORS");
-  return other ? std::string(other) + "/" + name : reference_file("dit/" + name);
-}
-
-// The largest error, in deviations of the truth.
-double error(const at::Tensor& a, const at::Tensor& truth) {
-  if (a.sizes() != truth.sizes()) return NAN;
-  const at::Tensor t = truth.to(at::kDouble);
-  return ((a.to(at::kDouble) - t).abs().max() / t.std()).item<double>();
-}
-
-bool same(const at::Tensor& a, const at::Tensor& b) { return a.equal(b); }
-
-struct Case {
-  explicit Case(const std::string& name, at::ScalarType type = at::kFloat)
-      : model(denoiser_from_folder(folder_of(name), at::kCPU, type)), file(folder_of(name) + "/vectors.safetensors") {
-    const auto get = [&](const char* n) { return file.has(n) ? file.tensor(n).to(type) : at::Tensor(); };
-    x = get("x");
-    t = file.tensor("t");
-    c = {get("text"), get("pooled"), file.has("guidance") ? file.tensor("guidance") : at::Tensor(), {}, {}};
-  }
-  at::Tensor run(const DitHooks& hooks = {}) const {
-    const at::NoGradGuard none;
-    return model->forward(x, t, c, hooks);
-  }
-  std::unique_ptr<Denoiser> model;
-  Safetensors file;
-  at::Tensor x, t;
-  Conditioning c;
-};
-
-// Streams between blocks, as a block cache sees them.
-struct Watch : BlockCache {
-  std::optional<BlockStreams> before_blocks(const BlockStreams& x, const std::function<at::Tensor()>&) override {
-    in = x;
-    return {};
-  }
-  std::optional<BlockStreams> after_first_block(const BlockStreams&, const BlockStreams& x) override {
-    first = x;
-    return {};
-  }
-  void after_blocks(const BlockStreams&, const BlockStreams&, const BlockStreams& x) override { out = x; }
-  BlockStreams attention(std::int64_t layer, const std::function<BlockStreams()>& run) override {
-    layers.push_back(layer);
-    return run();
-  }
-  BlockStreams in, first, out;
-  std::vector<std::int64_t> layers;
-};
 
 TEST(MmDit, GivesWhatDiffusersGives) {
   for (const char* name : {"flux", "flux_schnell"}) {
-    const Case v(name);
-    Watch watch;
+    const DitCase v(name);
+    StreamWatch watch;
     DitHooks hooks;
     hooks.blocks = &watch;
     const at::Tensor y = v.run(hooks);
@@ -101,7 +49,7 @@ TEST(MmDit, GivesWhatDiffusersGives) {
 
 TEST(MmDit, IsAsCloseInBf16AsDiffusersIs) {
   for (const char* name : {"flux", "flux_schnell"}) {
-    const Case v(name, at::kBFloat16);
+    const DitCase v(name, at::kBFloat16);
     const at::Tensor truth = v.file.tensor("velocity");
     const double theirs = (v.file.tensor("velocity_bf16") - truth).pow(2).mean().sqrt().item<double>();
     const double ours = (v.run().to(at::kFloat) - truth).pow(2).mean().sqrt().item<double>();
@@ -111,7 +59,7 @@ TEST(MmDit, IsAsCloseInBf16AsDiffusersIs) {
 
 // E4: what is easily swapped fails.
 TEST(MmDit, SwappedPartsAreSeen) {
-  const Case v("flux");
+  const DitCase v("flux");
   const at::Tensor truth = v.file.tensor("velocity");
   const auto with = [&](const std::string& tensor, const std::function<at::Tensor(const at::Tensor&)>& change) {
     const auto model = make_denoiser(v.model->config(), [&](const DitWeight& w) {
@@ -172,7 +120,7 @@ TEST(JointAttention, PartsKnowTheirSum) {
 }
 
 TEST(MmDit, BiasOfTheTextIsOneForBothForms) {
-  const Case v("flux");
+  const DitCase v("flux");
   DitHooks merged, masked;
   merged.text_bias = masked.text_bias = 1.3863;
   masked.form = DitHooks::Bias::bias;
@@ -183,7 +131,7 @@ TEST(MmDit, BiasOfTheTextIsOneForBothForms) {
 
 // E6
 TEST(MmDit, NeutralHooksChangeNothing) {
-  const Case v("flux");
+  const DitCase v("flux");
   const at::Tensor y = v.run();
   DitHooks own;
   own.rope = v.model->rope(v.model->grid(v.x.sizes()), v.c.text.size(1));
@@ -199,7 +147,7 @@ TEST(MmDit, NeutralHooksChangeNothing) {
 
 // S1, S6
 TEST(TokenSets, AllTokensAreTheDenseStep) {
-  const Case v("flux");
+  const DitCase v("flux");
   const std::int64_t tokens = v.model->grid(v.x.sizes()).tokens();
   for (const auto keys : {TokenSet::Keys::post_rope, TokenSet::Keys::pre_rope}) {
     TokenSet set(keys);
@@ -216,7 +164,7 @@ TEST(TokenSets, AllTokensAreTheDenseStep) {
 }
 
 TEST(TokenSets, ChosenTokensMeetTheKeysOfTheOthers) {
-  const Case v("flux");
+  const DitCase v("flux");
   TokenSet set;
   DitHooks hooks;
   hooks.tokens = &set;
@@ -229,7 +177,7 @@ TEST(TokenSets, ChosenTokensMeetTheKeysOfTheOthers) {
   EXPECT_LT(error(sparse.gather(1, rows), all.gather(1, rows)), 1e-5);
   EXPECT_EQ(sparse.scatter(1, rows, 0).abs().sum().item<double>(), 0);
   // Another x: only then do they differ from the dense step of it; and a dense step resets everything.
-  Case moved("flux");
+  DitCase moved("flux");
   moved.x = v.x + 0.5;
   set.choose(active);
   moved.run(hooks);
@@ -245,7 +193,7 @@ TEST(TokenSets, ChosenTokensMeetTheKeysOfTheOthers) {
 }
 
 TEST(TokenSets, RefuseWhatWasNotComputedBefore) {
-  const Case v("flux");
+  const DitCase v("flux");
   TokenSet set;
   DitHooks hooks;
   hooks.tokens = &set;
@@ -310,7 +258,7 @@ struct Half : SequenceParallel {  // one rank: the ways of the hook without othe
 };
 
 TEST(MmDit, AGroupOfOneRankIsThePlainModel) {
-  const Case v("flux");
+  const DitCase v("flux");
   Half one;
   DitHooks hooks;
   hooks.parallel = &one;
@@ -318,7 +266,7 @@ TEST(MmDit, AGroupOfOneRankIsThePlainModel) {
 }
 
 TEST(MmDit, OffsetsShiftAndWrapPositions) {
-  const Case v("flux");
+  const DitCase v("flux");
   const Grid canvas{1, 6, 8};
   const RopeTables all = v.model->rope(canvas, 5), part = v.model->rope({1, 3, 4}, 5, {0, 4, 6, canvas});
   for (std::int64_t r = 0; r < 3; ++r)
@@ -330,7 +278,7 @@ TEST(MmDit, OffsetsShiftAndWrapPositions) {
 TEST(MmDit, FoldersComeBack) {
   const TempFolder temp;
   const std::string out = (temp.path / "model").string();
-  const Case v("flux");
+  const DitCase v("flux");
   for (const std::int64_t bytes : {std::int64_t(1) << 30, std::int64_t(100'000)}) {
     export_denoiser(*v.model, out, bytes);
     const auto again = denoiser_from_folder(out, at::kCPU, at::kFloat);
@@ -344,7 +292,7 @@ TEST(MmDit, FoldersComeBack) {
 TEST(MmDit, FoldersThatLieAreRefused) {
   const TempFolder temp;
   const std::string out = (temp.path / "model").string(), file = out + "/diffusion_pytorch_model.safetensors";
-  const Case v("flux_schnell");
+  const DitCase v("flux_schnell");
   const auto load = [&] { denoiser_from_folder(out, at::kCPU, at::kFloat); };
   const auto with = [&](const std::function<void(std::vector<NamedTensor>&, json&)>& change) {
     std::vector<NamedTensor> tensors;
@@ -390,7 +338,7 @@ TEST(MmDit, FoldersThatLieAreRefused) {
 }
 
 TEST(MmDit, InputsThatDoNotFitAreRefused) {
-  const Case v("flux");
+  const DitCase v("flux");
   const auto with = [&](const std::function<void(at::Tensor & x, at::Tensor & t, Conditioning & c)>& change) {
     at::Tensor x = v.x, t = v.t;
     Conditioning c = v.c;
@@ -408,7 +356,7 @@ TEST(MmDit, InputsThatDoNotFitAreRefused) {
 }
 
 TEST(MmDit, ATrainedModelHasGradientsEverywhere) {
-  const Case v("flux");
+  const DitCase v("flux");
   std::vector<std::pair<std::string, at::Tensor>> leaves;
   const auto model = make_denoiser(v.model->config(), [&](const DitWeight& w) {
     for (const auto& [name, value] : v.model->weights())

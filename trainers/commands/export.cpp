@@ -9,6 +9,7 @@
 #include "framework/models/adapters.h"
 #include "framework/models/causal_lm_load.h"
 #include "framework/models/clip_model.h"
+#include "framework/models/dit/saved_dit.h"
 #include "framework/models/open_clip.h"
 #include "trainers/commands/eval_run.h"
 #include "trainers/commands/language_model.h"
@@ -20,12 +21,14 @@
 #include <iostream>
 #include <system_error>
 
+#include <nlohmann/json.hpp>
+
 namespace trireme {
 namespace {
 
 struct ExportOptions {
   std::string model, out, format, tokenizer, adapter, task, step = "newest", precision = "file";
-  int shard_mib = 4096;
+  int shard_mib = 4096, shard_kib = 0;
   bool raw = false;
 };
 
@@ -63,6 +66,16 @@ int export_hf(const ExportOptions& o) {
   if (!o.adapter.empty()) model = merged(model, read_peft(o.adapter), o.adapter);
   write_hf_folder(o.out, model, std::int64_t(o.shard_mib) << 20, o.model);
   std::cout << "export: transformers.AutoModelForCausalLM.from_pretrained('" << o.out << "')" << std::endl;
+  return 0;
+}
+
+// A small diffusion transformer and its prompts.
+int export_diffusers(const ExportOptions& o) {
+  const SavedDit dit = dit_of_run(o.model, o.step, !o.raw, at::kCPU, weights_type(o.precision).value_or(at::kFloat));
+  const std::int64_t shard = o.shard_kib > 0 ? std::int64_t(o.shard_kib) << 10 : std::int64_t(o.shard_mib) << 20;
+  export_dit(dit, o.out, shard);
+  const std::string name = dit.model->config().at("_class_name");
+  std::cout << "export: diffusers." << name << ".from_pretrained('" << o.out << "')" << std::endl;
   return 0;
 }
 
@@ -108,12 +121,13 @@ int export_model(const ExportOptions& o) {
   if (o.out.empty()) throw UsageError("export", "no folder to write", "give --out DIR");
   if (o.format == "peft") return export_peft(o);
   if (!o.task.empty()) throw UsageError("--task", "is for --format peft", "leave it out");
+  if (o.format == "diffusers" || (o.format.empty() && model_of(o.model) == "dit")) return export_diffusers(o);
   const bool language = is_hf_folder(o.model) || model_of(o.model) == "causal_lm";
   if (o.format == "hf" || (o.format.empty() && language)) return export_hf(o);
   if (!o.adapter.empty()) throw UsageError("--adapter", "is for --format hf", "leave it out");
   if (o.format == "safetensors" || (o.format.empty() && model_of(o.model) != "clip")) return export_run(o);
   if (o.format != "openclip" && !o.format.empty())
-    throw UsageError("--format", "'" + o.format + "' is none", "write openclip, hf, peft or safetensors");
+    throw UsageError("--format", "'" + o.format + "' is none", "write openclip, hf, diffusers, peft or safetensors");
   const ClipModel model = load_clip(o.model, at::kCPU, at::kFloat, o.tokenizer, {o.step, !o.raw});
   FileIo& io = system_io();
   make_folder(io, o.out);
@@ -137,15 +151,19 @@ const Commands::Entry registered(
        command.text(
            "--format", o->format,
            "openclip: config, weights and tokenizer in the layout of its hub; hf: a language model's folder for "
-           "transformers; peft: the winner of a sweep, whose folder is given; safetensors: the weights by their names; "
+           "transformers; diffusers: a diffusion transformer's; peft: the winner of a sweep, whose folder is given; "
+           "safetensors: the weights by their names; "
            "default: openclip of a CLIP model, hf of a language "
-           "model");
+           "model, diffusers of a diffusion transformer");
        command.text("--task", o->task, "of a sweep: whose winner (peft)");
        command.text("--adapter", o->adapter, "adapter folder of PEFT, which is added to the weights (hf)");
-       command.text("--precision", o->precision,
-                    "of the weights that are written (hf): f32, f64, bf16, or file: as they are; merged weights are "
-                    "rounded to it");
-       command.number("--shard-mib", o->shard_mib, "size of a weights file (hf)", {1, 1 << 20});
+       command.text(
+           "--precision", o->precision,
+           "of the weights that are written (hf, diffusers): f32, f64, bf16, or file: as they are; merged weights are "
+           "rounded to it");
+       command.number("--shard-mib", o->shard_mib, "size of a weights file (hf, diffusers)", {1, 1 << 20});
+       command.number("--shard-kib", o->shard_kib, "the same in KiB, where 1 MiB is too much (diffusers)",
+                      {0, 1 << 30});
        command.text("--tokenizer", o->tokenizer, "CLIP merges file, where the model brings none");
        command.text("--step", o->step, "of a run: a checkpoint's step, newest or best");
        command.flag("--raw", o->raw, "of a run: the weights as trained, not their running average");

@@ -95,7 +95,8 @@ JointPass::JointPass(const DenoiserInfo& model, const DitHooks& h, const Grid& g
     image = end - begin;
   }
   const auto both = [&](const RopeTable& picture, std::int64_t n) {
-    return info.text_first ? joined(tables.text, text, picture, n) : joined(picture, n, tables.text, text);
+    const RopeTable of_text = part(tables.text, 0, text);  // guidance's two texts may differ in length
+    return info.text_first ? joined(of_text, text, picture, n) : joined(picture, n, of_text, text);
   };
   rope = both(part(sparse ? set->gather(tables.image, batch) : tables.image, first, image), image);
   if (set && set->keys() == TokenSet::Keys::pre_rope) all_rope = both(tables.image, picture_);
@@ -168,9 +169,10 @@ at::Tensor JointPass::attend(std::int64_t layer, const at::Tensor& q, const at::
   }
   if (!hooks.parallel) return joint(k, v);
   const auto pair = [&](const at::Tensor& x) -> nn::TokenPair {
-    return {text_of(x).transpose(1, 2), image_of(x).transpose(1, 2)};
+    return {text ? text_of(x).transpose(1, 2) : at::Tensor(), image_of(x).transpose(1, 2)};
   };
   const auto out = hooks.parallel->attention(pair(q), pair(k), pair(v), scores, tokens);
+  if (!text) return out.image.transpose(1, 2).flatten(2);
   return join(out.text.transpose(1, 2), out.image.transpose(1, 2)).flatten(2);
 }
 

@@ -1,7 +1,10 @@
-// Attention of ranks that hold a part of the image tokens each, and all of the text.
+// Attention of ranks that hold a part of the image tokens each, and all of the text. For sampling: no gradient.
 #pragma once
+#include "comm/communicator.h"
 #include "framework/nn/joint_attention.h"
 
+#include <memory>
+#include <string_view>
 #include <utility>
 
 namespace trireme {
@@ -19,5 +22,17 @@ class SequenceParallel {
   // [B, n, ...] of each rank -> [B, tokens, ...] on every rank.
   virtual at::Tensor gather(const at::Tensor& image, std::int64_t tokens) = 0;
 };
+
+// Contiguous parts of `count` for `ranks`, the first ones longer by one where it does not divide.
+std::pair<std::int64_t, std::int64_t> even_part(std::int64_t count, int rank, int ranks);
+
+// "ring" (Liu et al. 2023, arXiv 2310.01889): keys and values of the image go round, P - 1 hops a layer while the part
+// at hand is computed; a rank sends 2 B D (N - its successor's part) elements. Attention over the text is one part that
+// stays, and the only one that is biased. AttentionScores::mask is not needed and not looked at.
+// "ulysses" (Jacobs et al. 2023, arXiv 2309.14509): two exchanges a layer turn a part of the tokens of all heads into
+// all tokens of a part of the heads, and back. UsageError where there are more ranks than heads.
+// Both: UsageError where there are fewer tokens than ranks. `ranks` must live as long, and carries what the model
+// computes in (device memory, types). Throws UsageError for another kind.
+std::unique_ptr<SequenceParallel> sequence_parallel(std::string_view kind, Communicator& ranks);
 
 }  // namespace trireme

@@ -1,0 +1,53 @@
+// One arm on the ranks of a job: batches of pictures, step by step, saved and resumed.
+//
+// A batch is a fixed list of pictures, whatever the number of ranks, and is over once FOLDER/batch_%05d.json is there;
+// what it made lies beside it: %05d.png, %05d.safetensors, maps. A batch that was broken off goes on from its newest
+// saved state in FOLDER/state/batch_%05d, or from its noise: its pictures are the same to the bit.
+#pragma once
+#include "trainers/sample/conditions.h"
+#include "trainers/sample/groups.h"
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace trireme::sample {
+
+struct Arm {
+  const SampleConfig& config;
+  Sampler& method;
+  const Conditions& conditions;
+  std::string folder;  // seen by all ranks
+};
+
+class Engine {
+ public:
+  // `context`: of this rank's group, with the job's settings. `stepped`: after every step, for a bar.
+  Engine(const Arm& arm, Groups& groups, SampleContext& context, std::function<void()> stepped = {});
+
+  std::int64_t pictures() const;
+  std::int64_t batches() const;
+  bool done(std::int64_t batch) const;
+  // Collective over the group. False: `stop` said so on a rank of it; what is needed to go on is saved.
+  bool run(std::int64_t batch, const std::function<bool()>& stop);
+
+ private:
+  struct Measured;
+  Sampling begin(std::int64_t batch);
+  void state(Archive& ar, Sampling& s);
+  bool agreed(bool mine);
+  void finish(std::int64_t batch, const Sampling& s, const Measured& measured);
+  void write_pictures(const Sampling& s);
+  void write_maps(const Sampling& s);
+  std::string marker(std::int64_t batch) const;
+
+  const Arm arm_;
+  Groups& groups_;
+  SampleContext& context_;
+  std::function<void()> stepped_;
+};
+
+// Shape of one latent, and what a size that does not fit is told: UsageError with the nearest that do.
+std::vector<std::int64_t> latent_shape(const SampleConfig& config, const DenoiserInfo& model);
+
+}  // namespace trireme::sample

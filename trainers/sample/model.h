@@ -1,0 +1,35 @@
+// The denoiser of an arm, and what it will take, known before a weight is read.
+#pragma once
+#include "framework/models/dit/denoiser.h"
+#include "trainers/sample/config.h"
+
+#include <memory>
+#include <string>
+
+#include <nlohmann/json_fwd.hpp>
+
+namespace trireme::sample {
+
+struct ModelPlan {
+  DenoiserInfo info;
+  std::int64_t parameters = 0;
+};
+
+// By config.json (and trireme.json) of the arm's model alone. UsageError, DataError: not there, or no layout of ours.
+nlohmann::json read_model_config(const SampleConfig& config);
+ModelPlan plan_model(const nlohmann::json& model);
+// All its tensors.
+std::unique_ptr<Denoiser> load_model(const SampleConfig& config, const nlohmann::json& model, at::Device device);
+
+at::ScalarType precision_of(const SampleConfig& config);
+
+// A line of what a rank of the arm will hold, with its formula, and its bytes. `pictures`: in one forward.
+struct MemoryPlan {
+  double bytes = 0;
+  std::string text;
+};
+MemoryPlan plan_memory(const SampleConfig& config, const ModelPlan& model);
+// Bytes that a rank can have; 0: not known.
+double memory_there(const SampleConfig& config, at::Device device, int local_ranks);
+
+}  // namespace trireme::sample

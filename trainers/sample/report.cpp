@@ -1,0 +1,199 @@
+#include "trainers/sample/report.h"
+
+#include "comm/error.h"
+#include "data/file.h"
+#include "data/image_text/write_png.h"
+#include "framework/io/file_io.h"
+#include "framework/report/chart.h"
+#include "framework/report/page.h"
+#include "trainers/sample/scores.h"
+#include "trainers/sample/sheet.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <numeric>
+
+#include <nlohmann/json.hpp>
+
+namespace trireme::sample {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::int64_t sheet_columns = 12;
+
+std::string picture_path(const std::string& folder, std::int64_t index, const std::string& kind = "") {
+  char name[32];
+  std::snprintf(name, sizeof name, "/%05lld", static_cast<long long>(index));
+  return folder + name + kind + ".png";
+}
+
+std::string number(double v, const char* format = "%.1f") {
+  char text[32];
+  std::snprintf(text, sizeof text, format, v);
+  return text;
+}
+
+// Names of the maps that lie beside picture `index`.
+std::vector<std::string> maps_of(const std::string& folder, std::int64_t index) {
+  const std::string begin = fs::path(picture_path("", index)).stem().string().substr(0, 5) + ".";
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(begin) && name.ends_with(".png") && name.size() > begin.size() + 3)
+      names.push_back("." + name.substr(begin.size(), name.size() - begin.size() - 4));
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+SheetRow row_of(const std::string& title, const std::string& folder, std::int64_t pictures, const std::string& kind) {
+  SheetRow row{title, {}};
+  for (std::int64_t i = 0; i < std::min(pictures, sheet_columns); ++i)
+    row.pictures.push_back(load_image(picture_path(folder, i, kind)));
+  return row;
+}
+
+// Metrics that stand beside the pictures.
+constexpr std::pair<const char*, const char*> headlines[] = {
+    {"attribute_accuracy", "accuracy"}, {"duplicates", "duplicates"}, {"psnr", "PSNR"}};
+
+std::string caption(const nlohmann::json& arm) {
+  std::string text = arm["arm"].get<std::string>() + "\n" + std::to_string(arm["size"][1].get<std::int64_t>()) + "x" +
+                     std::to_string(arm["size"][0].get<std::int64_t>()) + ", " +
+                     std::to_string(arm["steps"].get<std::int64_t>()) + " steps\n" +
+                     number(arm["step_ms"].get<double>()) + " ms a step";
+  for (const auto& [name, word] : headlines)
+    if (arm["metrics"].contains(name)) text += "\n" + std::string(word) + " " + number(arm["metrics"][name], "%.2f");
+  return text;
+}
+
+bool write_sheet(const SampleJob& job, const nlohmann::json& arms, const std::string& out) {
+  Sheet sheet;
+  sheet.title = fs::path(out).filename().string();
+  for (std::size_t a = 0; a < job.arms.size(); ++a) {
+    const std::string folder = out + "/" + job.arms[a].arm;
+    const auto pictures = std::int64_t(arms[a]["pictures"].size());
+    if (!fs::exists(picture_path(folder, 0))) continue;
+    sheet.rows.push_back(row_of(caption(arms[a]), folder, pictures, ""));
+    for (const auto& kind : maps_of(folder, 0))
+      sheet.rows.push_back(row_of(job.arms[a].arm + "\n" + kind.substr(1), folder, pictures, kind));
+    if (!sheet.columns.empty()) continue;
+    for (std::int64_t i = 0; i < std::min(pictures, sheet_columns); ++i)
+      sheet.columns.push_back(arms[a]["pictures"][std::size_t(i)]["prompt"]);
+  }
+  if (sheet.rows.empty()) return false;
+  const Image image = draw_sheet(sheet);
+  const auto png = encode_png(std::span(&image, 1), {{"Software", "Trireme " TRIREME_VERSION}});
+  replace_durably(system_io(), out + "/sheet.png", {reinterpret_cast<const char*>(png.data()), png.size()});
+  return true;
+}
+
+std::string pictures_section(const nlohmann::json& arm, const SampleConfig& config, const std::string& out) {
+  std::string html = "<p>";
+  for (const auto& p : arm["pictures"]) {
+    const std::string path = picture_path(config.arm, p["index"]);
+    if (!fs::exists(out + "/" + path)) continue;
+    html += "<img loading=\"lazy\" style=\"width:160px;image-rendering:pixelated;margin:2px\" src=\"" +
+            escape_html(path) + "\" title=\"" + escape_html(p["prompt"].get<std::string>()) + ", seed " +
+            std::to_string(p["seed"].get<std::uint64_t>()) + "\">";
+  }
+  return html + "</p>";
+}
+
+Chart series_chart(const nlohmann::json& arm, const std::string& name) {
+  Chart chart;
+  chart.title = arm["arm"].get<std::string>() + ": " + name;
+  chart.from_zero = true;
+  chart.height = 160;
+  Series series{"", "var(--c0)", {}};
+  const auto& values = arm["series"][name];
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    series.curve.x.push_back(double(i));
+    series.curve.y.push_back(values[i].get<double>());
+  }
+  chart.series.push_back(std::move(series));
+  return chart;
+}
+
+void write_page(const SampleJob& job, const nlohmann::json& report, const std::string& out, bool sheet) {
+  std::string html = page_begin("Samples: " + fs::path(out).filename().string());
+  Table rows;
+  for (const auto& arm : report["arms"]) {
+    std::string text = caption(arm);
+    std::replace(text.begin(), text.end(), '\n', ',');
+    rows.emplace_back(arm["arm"].get<std::string>(), text);
+  }
+  html += html_table(rows, "Arm", "What it took");
+  if (sheet) html += "<p><img src=\"sheet.png\" style=\"max-width:100%\" alt=\"contact sheet\"></p>";
+  for (std::size_t a = 0; a < job.arms.size(); ++a) {
+    const auto& arm = report["arms"][a];
+    html += "<h2>" + escape_html(job.arms[a].arm) + "</h2>" + pictures_section(arm, job.arms[a], out);
+    for (const auto& [name, values] : arm["series"].items()) html += line_chart(series_chart(arm, name));
+    html += details("Settings", "<pre>" + escape_html(job.arms[a].settings) + "</pre>");
+    if (!arm["batches"].empty() && !arm["batches"][0]["report"].empty())
+      html += details("Method", "<pre>" + escape_html(arm["batches"][0]["report"].dump(1)) + "</pre>");
+  }
+  replace_durably(system_io(), out + "/report.html", html + page_end());
+}
+
+}  // namespace
+
+nlohmann::json arm_report(const SampleConfig& config, const std::string& folder) {
+  nlohmann::json arm{{"arm", config.arm},
+                     {"method", config.method},
+                     {"size", config.size},
+                     {"steps", config.steps},
+                     {"metrics", nlohmann::json::object()},
+                     {"series", nlohmann::json::object()}};
+  std::vector<std::string> files;
+  for (const auto& entry : fs::directory_iterator(folder))
+    if (const std::string name = entry.path().filename().string();
+        name.starts_with("batch_") && name.ends_with(".json"))
+      files.push_back(entry.path().string());
+  std::sort(files.begin(), files.end());
+  double seconds = 0, steps = 0;
+  auto& pictures = arm["pictures"] = nlohmann::json::array();
+  auto& batches = arm["batches"] = nlohmann::json::array();
+  for (const auto& file : files) {
+    const auto bytes = read_file(file, 1 << 26);
+    const auto batch = nlohmann::json::parse(bytes.begin(), bytes.end(), nullptr, false);
+    if (!batch.is_object() || !batch.contains("pictures") || !batch.contains("series"))
+      throw DataError(file, "is not what a batch ends with", "remove it: its pictures are drawn again");
+    seconds += batch["seconds"].get<double>(), steps += batch["steps"].get<double>();
+    for (const auto& p : batch["pictures"]) pictures.push_back(p);
+    if (batches.empty()) arm["series"] = batch["series"];
+    batches.push_back(batch);
+  }
+  std::vector<std::string> prompts;
+  for (const auto& p : pictures) prompts.push_back(p["prompt"]);
+  if (fs::exists(picture_path(folder, 0))) arm["metrics"] = scene_scores(prompts, folder);
+  arm["seconds"] = seconds;
+  arm["step_ms"] = steps > 0 ? 1000 * seconds / steps : 0;
+  return arm;
+}
+
+std::string write_report(const SampleJob& job, const std::string& out, const nlohmann::json& machine) {
+  nlohmann::json report{{"machine", machine}, {"arms", nlohmann::json::array()}};
+  std::string text;
+  for (const auto& config : job.arms) {
+    report["arms"].push_back(arm_report(config, out + "/" + config.arm));
+    auto& arm = report["arms"].back();
+    if (!config.compare_to.empty() && config.arm != config.compare_to)
+      for (const auto& [name, value] :
+           fidelity(std::int64_t(arm["pictures"].size()), out + "/" + config.arm, out + "/" + config.compare_to))
+        arm["metrics"][name] = value;
+    text += config.arm + ": " + std::to_string(arm["pictures"].size()) + " pictures, " +
+            number(arm["seconds"].get<double>(), "%.2f") + " s, " + number(arm["step_ms"].get<double>()) + " ms a step";
+    for (const auto& [name, value] : arm["metrics"].items()) text += ", " + name + " " + number(value, "%.3f");
+    text += "\n";
+  }
+  const bool sheet = write_sheet(job, report["arms"], out);
+  replace_durably(system_io(), out + "/report.json",
+                  report.dump(1, ' ', false, nlohmann::json::error_handler_t::replace));
+  write_page(job, report, out, sheet);
+  return text + (sheet ? "sheet: " + out + "/sheet.png\n" : "") + "report: " + out + "/report.html\n";
+}
+
+}  // namespace trireme::sample

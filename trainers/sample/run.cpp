@@ -1,0 +1,238 @@
+#include "trainers/sample/run.h"
+
+#include "comm/error.h"
+#include "data/file.h"
+#include "framework/base/agree.h"
+#include "framework/device_info.h"
+#include "framework/io/file_io.h"
+#include "framework/io/folder_lock.h"
+#include "framework/metrics/progress.h"
+#include "framework/models/dit/sequence_parallel.h"
+#include "trainers/run_folder.h"
+#include "trainers/sample/engine.h"
+#include "trainers/sample/model.h"
+#include "trainers/sample/report.h"
+#include "trainers/stop.h"
+
+#include <cmath>
+#include <filesystem>
+#include <iostream>
+#include <optional>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <nlohmann/json.hpp>
+
+namespace trireme::sample {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool holds_pictures(const std::string& folder) {
+  if (!fs::exists(folder)) return false;
+  for (const auto& entry : fs::recursive_directory_iterator(folder))
+    if (entry.is_regular_file() && entry.path().filename() != "config.resolved.yaml") return true;
+  return false;
+}
+
+// An arm goes on where it says the same as when it began. Others may come and go.
+void take_up_arm(const SampleConfig& arm, const std::string& folder) {
+  const std::string saved = folder + "/config.resolved.yaml";
+  if (holds_pictures(folder) && fs::exists(saved)) {
+    const auto bytes = read_file(saved, 1 << 20);
+    std::string keys;
+    for (const auto& key : differing_settings(arm, {bytes.begin(), bytes.end()}, saved))
+      keys += (keys.empty() ? "" : ", ") + key;
+    if (!keys.empty())
+      throw UsageError(folder, "holds pictures of other settings: " + keys,
+                       "put them back, use another --out, or --fresh to start over");
+  }
+  make_folder(system_io(), folder);
+  replace_durably(system_io(), saved, arm.settings);
+}
+
+void take_up(const SampleRun& run, const SampleJob& job, std::shared_ptr<FolderLock>& lock) {
+  lock = take_folder(run.out, run.fresh);
+  for (const auto& arm : job.arms) take_up_arm(arm, run.out + "/" + arm.arm);
+  replace_durably(system_io(), run.out + "/config.resolved.yaml", job.settings);
+}
+
+// A bar with the time that is left, on rank 0's terminal. Steps of this rank's group stand for all.
+class Bar {
+ public:
+  Bar(bool mine, std::int64_t total) : state_{0, total} {
+    state_.loss = state_.lr = std::numeric_limits<double>::quiet_NaN();
+    state_.unit = "steps";
+    if (mine && terminal_columns() > 0) bar_.emplace(terminal_columns());
+  }
+  void step() {
+    rate_.add(++state_.step, StepRate::Clock::now());
+    const double seconds = rate_.seconds_per_step();
+    state_.per_second = seconds > 0 ? 1 / seconds : std::numeric_limits<double>::quiet_NaN();
+    state_.eta = seconds > 0 ? seconds * double(state_.total - state_.step) : -1;
+    if (bar_) bar_->draw(state_);
+  }
+  void skip(std::int64_t steps) { state_.total -= steps; }
+  void clear() {
+    if (bar_) bar_->clear();
+  }
+
+ private:
+  ProgressState state_;
+  StepRate rate_;
+  std::optional<ProgressBar> bar_;
+};
+
+// What is refused before weights are read and ranks wait: all arms, on every rank alike.
+struct ArmPlan {
+  nlohmann::json model;
+  ModelPlan plan;
+  std::unique_ptr<Conditions> conditions;
+};
+
+ArmPlan plan_arm(const SampleConfig& c) {
+  ArmPlan arm;
+  arm.model = read_model_config(c);
+  arm.plan = plan_model(arm.model);
+  latent_shape(c, arm.plan.info);
+  arm.conditions = read_conditions(c, arm.plan.info, arm.model);
+  return arm;
+}
+
+void check_memory(const SampleConfig& c, const ArmPlan& arm, at::Device device, int local_ranks, bool tell) {
+  const MemoryPlan memory = plan_memory(c, arm.plan);
+  if (tell) std::cout << c.arm << ": " << memory.text << std::endl;
+  const double there = memory_there(c, device, local_ranks);
+  if (there > 0 && memory.bytes > there)
+    throw Error(ExitCode::memory, "arm " + c.arm,
+                memory.text + ", but " + std::to_string(there / (1 << 30)) + " GiB are there",
+                "smaller size, batch or model, precision: bf16, or fewer ranks on a machine");
+}
+
+FlowShift shift_of(const SampleConfig& c, const DenoiserInfo& m) {
+  FlowShift shift;
+  shift.shift = c.shift;
+  shift.mu_mode = c.mu_mode == "auto" ? (m.layout == "flux" ? "linear" : "none") : c.mu_mode;
+  // FLUX's line runs from a quarter of the side it was trained for to that side.
+  const double tokens = double(m.base_side * m.base_side);
+  shift.points = {tokens / 16, 0.5, tokens, 1.15};
+  return shift;
+}
+
+class Job {
+ public:
+  Job(const SampleJob& job, const std::string& out, Communicator& world, int local_ranks)
+      : job_(job), out_(out), world_(world), placement_(place(job.arms[0], world)), local_ranks_(local_ranks) {}
+
+  // False: stopped.
+  bool run() {
+    plan();
+    std::int64_t total = 0;
+    for (std::size_t a = 0; a < plans_.size(); ++a)
+      total += std::int64_t(plans_[a].conditions->texts().size()) * job_.arms[a].count * job_.arms[a].steps;
+    Bar bar(world_.rank() == 0, total);
+    for (std::size_t a = 0; a < plans_.size(); ++a)
+      if (!run_arm(a, bar)) return false;
+    return true;
+  }
+
+  nlohmann::json machine() const {
+    return {{"version", TRIREME_VERSION},
+            {"ranks", world_.size()},
+            {"device", placement_.device.is_cpu() ? "cpu" : device_name(placement_.device)},
+            {"threads", at::get_num_threads()},
+            {"peak_gib", placement_.device.is_cpu() ? 0 : peak_device_memory_gib(placement_.device)}};
+  }
+
+ private:
+  void plan() {
+    agree(world_, attempt([&] {
+            for (const auto& c : job_.arms) {
+              plans_.push_back(plan_arm(c));
+              check_memory(c, plans_.back(), placement_.device, local_ranks_, world_.rank() == 0);
+            }
+          }));
+  }
+
+  void need_model(std::size_t a) {
+    const auto& c = job_.arms[a];
+    const std::string key =
+        c.model + "\n" + c.weights + "\n" + c.precision + "\n" + (c.weights == "random" ? std::to_string(c.seed) : "");
+    if (model_ && key == loaded_) return;
+    model_.reset();
+    agree(world_, attempt([&] { model_ = load_model(c, plans_[a].model, placement_.device); }));
+    loaded_ = key;
+  }
+
+  bool run_arm(std::size_t a, Bar& bar) {
+    const auto& c = job_.arms[a];
+    Sampler& method = *c.samplers.at(c.method);
+    need_model(a);
+    agree(world_, attempt([&] { plans_[a].conditions->model_loaded(*model_); }));
+    Groups groups = make_groups(c, method, placement_, world_);
+    const auto codec = latent_codec(plans_[a].plan.info.channels, plans_[a].plan.info.latent_factor);
+    SampleContext context(*groups.tensors, *model_, *codec, placement_.device, precision_of(c));
+    context.steps = c.steps, context.height = c.size[0], context.width = c.size[1], context.frames = c.frames;
+    context.shift = shift_of(c, plans_[a].plan.info);
+    context.halves = groups.halves.get();
+    context.parallel = groups.sequence.get();
+    std::unique_ptr<SequenceParallel> shared;
+    if (groups.tokens) shared = sequence_parallel(c.sequence, *groups.tokens);
+    context.parallel = shared.get();
+    context.message = [this, &bar](std::string_view line) {
+      if (world_.rank() != 0) return;
+      bar.clear();
+      std::cout << line << std::endl;
+    };
+    method.setup(context);
+    const Arm arm{c, method, *plans_[a].conditions, out_ + "/" + c.arm};
+    Engine engine(arm, groups, context, [&bar] { bar.step(); });
+    bool going = true;
+    for (std::int64_t b = groups.mine; b < engine.batches() && going; b += groups.count) {
+      if (engine_done(engine, groups, b))
+        bar.skip(c.steps);
+      else
+        going = engine.run(b, [] { return stop_requested(); });
+    }
+    std::int64_t stopped = !going;
+    world_.all_reduce({&stopped, 1, DType::i64}, Op::max).wait();
+    return stopped == 0;
+  }
+
+  // As the first rank of the group sees it: file systems may be late.
+  static bool engine_done(const Engine& engine, Groups& groups, std::int64_t batch) {
+    std::int64_t done = engine.done(batch);
+    groups.control->broadcast({&done, 1, DType::i64}, 0).wait();
+    return done != 0;
+  }
+
+  const SampleJob& job_;
+  const std::string out_;
+  Communicator& world_;
+  const Placement placement_;
+  const int local_ranks_;
+  std::vector<ArmPlan> plans_;
+  std::unique_ptr<Denoiser> model_;
+  std::string loaded_;
+};
+
+}  // namespace
+
+int run_sample(const SampleRun& run, Communicator& world, int local_ranks) {
+  SampleJob job;
+  std::shared_ptr<FolderLock> lock;
+  agree(world, attempt([&] { job = read_job(run.file, run.overrides); }));
+  check_same_config(std::hash<std::string>()(job.settings), world);
+  agree(world, attempt([&] {
+          if (world.rank() == 0) take_up(run, job, lock);
+        }));
+  if (job.arms[0].threads) at::set_num_threads(int(job.arms[0].threads));
+  Job work(job, run.out, world, local_ranks);
+  if (!work.run()) return int(ExitCode::stopped);
+  agree(world, attempt([&] {
+          if (world.rank() == 0) std::cout << write_report(job, run.out, work.machine()) << std::flush;
+        }));
+  return 0;
+}
+
+}  // namespace trireme::sample
