@@ -38,6 +38,10 @@ struct SampleJob {
 // Reads the file with key=value over it. Throws UsageError file:line.
 SampleJob read_job(const std::string& path, const std::vector<std::string>& overrides);
 
+// Keys in which an arm differs from what `file`, one that its settings were written to, says: of those that change its
+// pictures.
+std::vector<std::string> differing_settings(const SampleConfig& arm, const std::string& yaml, const std::string& file);
+
 // The schema as a Markdown table, with all methods.
 std::string document_keys();
 

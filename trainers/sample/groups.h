@@ -1,7 +1,7 @@
 // Ranks of a job in groups that share a picture; the groups take batches in turn.
 #pragma once
-#include "framework/placement.h"
 #include "framework/models/dit/sequence_parallel.h"
+#include "framework/placement.h"
 #include "framework/sampler.h"
 #include "trainers/sample/config.h"
 
@@ -17,7 +17,7 @@ struct Groups {
   std::unique_ptr<Communicator> halves;   // two that share a picture's guidance; or null
   std::unique_ptr<Communicator> parts;    // those that share a forward's tokens; or null
   std::unique_ptr<SequenceParallel> sequence;
-  std::unique_ptr<Communicator> tokens;   // those that share the picture's tokens (within a half); or null
+  std::unique_ptr<Communicator> tokens;  // those that share the picture's tokens (within a half); or null
 
   bool first() const { return control->rank() == 0; }
 };

@@ -2,6 +2,8 @@
 
 #include "comm/error.h"
 
+#include <atomic>
+
 #include <ATen/ATen.h>
 
 namespace trireme {
@@ -16,6 +18,23 @@ at::Tensor index_like(const at::Tensor& rows, const at::Tensor& x) {
 }
 
 }  // namespace
+
+TokenSet::TokenSet(Keys keys) : keys_(keys) { moved(); }
+
+void TokenSet::moved() {
+  static std::atomic<std::int64_t> last{0};
+  memory_ = ++last;
+}
+
+void TokenSet::choose(const at::Tensor& active) {
+  sparse_ = true;
+  if (active_.defined() && active_.sizes() == active.sizes() && active_.device() == active.device()) {
+    active_.copy_(active);
+    return;
+  }
+  active_ = active.clone();
+  moved();
+}
 
 at::Tensor TokenSet::rows(std::int64_t batch) const {
   const std::int64_t n = active_.size(0);
@@ -51,8 +70,10 @@ TokenSet::KeysValues TokenSet::update(std::int64_t layer, const at::Tensor& k, c
   const std::int64_t image = k.size(1) - text, begin = text_first ? text : 0;
   Layer& l = cache_[layer];
   if (is_dense()) {
-    if (!l.all.k.defined() || l.all.k.sizes() != k.sizes() || l.all.k.scalar_type() != k.scalar_type())
+    if (!l.all.k.defined() || l.all.k.sizes() != k.sizes() || l.all.k.scalar_type() != k.scalar_type()) {
       l = {{at::empty(k.sizes(), k.options()), at::empty(v.sizes(), v.options())}};
+      moved();
+    }
     l.image_begin = begin;
     l.text = text;
     l.all.k.copy_(k);
@@ -84,7 +105,8 @@ void TokenSet::rescale_keys(const at::Tensor& factor) {
 
 void TokenSet::clear() {
   cache_.clear();
-  active_.reset();
+  sparse_ = false;
+  moved();
 }
 
 std::int64_t TokenSet::bytes() const {
