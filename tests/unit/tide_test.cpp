@@ -316,7 +316,7 @@ TEST(Tide, CachedKeysFollowTheTables) {
     set.choose(active);
     return at(0.3);
   };
-  const RopeScaling temperature{.dype = false}, both{};
+  const RopeScaling temperature{.dype = false}, both{.positions = Positions::ntk};
   const at::Tensor current = sparse(TokenSet::Keys::pre_rope, temperature, false);
   EXPECT_LT(error(sparse(TokenSet::Keys::post_rope, temperature, true), current), 1e-5);
   EXPECT_GT(error(sparse(TokenSet::Keys::post_rope, temperature, false), current), 1e-4);

@@ -57,6 +57,7 @@ void SampleConfig::fields(Fields& f) {
   f("methods", methods, "one arm for each of these");
   Arms rows{arms};
   f.group("arms", rows, "several arms in one job, each a row of the sheet; none: the file is the only one");
+  f("compare_to", compare_to, "an arm: psnr and ssim of the others' pictures against its own");
   f.resume_may_change(false);
   f("prompts", prompts, "what to draw; column by column of the sheet");
   f("held_out", held_out, "the first so many sentences of scenes that no training saw, in place of prompts",
@@ -64,9 +65,8 @@ void SampleConfig::fields(Fields& f) {
   f("held_out_seed", held_out_seed, "seed of those scenes: the training's", {.min = 0});
   f("negative", negative, "what guidance leads away from; empty: no text");
   f("embeds", embeds,
-    "safetensors with prompt_embeds, pooled, negative_prompt_embeds, negative_pooled and image_latents, a row a "
-    "prompt, "
-    "in place of prompts; with latents in it, that noise begins");
+    "safetensors with prompt_embeds, pooled, negative_prompt_embeds, negative_pooled and image_latents (or the latent "
+    "of a first_frame), a row a prompt, in place of prompts; with latents in it, that noise begins");
   f("seed", seed, "of the first picture of a prompt, the next has the next number", {.min = 0});
   f("count", count, "pictures a prompt", {.min = 1, .max = 1 << 20});
   f("steps", steps, "of Euler's method", {.min = 1, .max = 100'000});
@@ -146,6 +146,9 @@ SampleJob read_job(const std::string& path, const std::vector<std::string>& over
     base.arm = base.method;
     job.arms.push_back(std::move(base));
   }
+  const std::string& reference = job.arms.front().compare_to;
+  if (!reference.empty() && std::count(order.begin(), order.end(), reference) == 0)
+    throw UsageError(config.place("compare_to"), "no arm is named " + reference, "name one of arms");
   for (std::size_t i = 0; i < order.size(); ++i)
     if (std::count(order.begin(), order.end(), order[i]) > 1)
       throw UsageError(config.place("methods"), "two arms are named " + order[i], "name each once");

@@ -18,7 +18,6 @@ Groups make_groups(const SampleConfig& c, const Sampler& method, const Placement
   const bool parted = c.sequence != "none";
   if (!c.ranks_per_picture && each == 1 && parted) each = 0;
   if (!c.ranks_per_picture && each == 1 && c.guidance_parallel) each = 2;
-  if (c.sequence != "none" && !c.ranks_per_picture) each = all;
   if (each == 0) each = all;
   if (each > all || all % each)
     throw UsageError(
