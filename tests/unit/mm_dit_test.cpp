@@ -203,6 +203,8 @@ TEST(TokenSets, RefuseWhatWasNotComputedBefore) {
   v.run(hooks);
   set.choose(at::tensor({0, 1, 0, 1, 0, 1}).view({3, 2}));
   EXPECT_THROW(v.run(hooks), UsageError);
+  set.choose(at::tensor({0, 12}).view({1, 2}));
+  EXPECT_THROW(v.run(hooks), std::exception);
 }
 
 // Post-rope keys under another temperature: rescaled, they are those of the new tables (S0 for a gain alone).
@@ -272,6 +274,73 @@ TEST(MmDit, FoldersComeBack) {
     EXPECT_EQ(std::filesystem::exists(out + "/diffusion_pytorch_model.safetensors.index.json"), bytes < 1 << 20);
     EXPECT_EQ(again->config().at("num_layers"), 2);
   }
+}
+
+// Bad folders: one line with file and tensor, exit code 3.
+TEST(MmDit, FoldersThatLieAreRefused) {
+  const TempFolder temp;
+  const std::string out = (temp.path / "model").string(), file = out + "/diffusion_pytorch_model.safetensors";
+  const Case v("flux_schnell");
+  const auto load = [&] { denoiser_from_folder(out, at::kCPU, at::kFloat); };
+  const auto with = [&](const std::function<void(std::vector<NamedTensor>&, json&)>& change) {
+    std::vector<NamedTensor> tensors;
+    for (const auto& [name, value] : v.model->weights()) tensors.push_back({name, value});
+    json config = v.model->config();
+    change(tensors, config);
+    std::filesystem::remove_all(out);
+    std::filesystem::create_directory(out);
+    write_safetensors(file, tensors);
+    write_text(out + "/config.json", config.dump());
+    return said(load);
+  };
+  const auto nothing = [](std::vector<NamedTensor>&, json&) {};
+  EXPECT_EQ(with(nothing), "nothing");
+  EXPECT_SAYS(with([](auto& t, json&) { t.pop_back(); }), "has no tensor 'proj_out.bias'");
+  EXPECT_SAYS(with([](auto& t, json&) {
+                t.push_back({"pos_embed", at::ones({2})});
+              }),
+              "'pos_embed', which config.json has no place");
+  EXPECT_SAYS(with([](auto& t, json&) {
+                t[0].tensor = at::ones({3, 3});
+              }),
+              "has the shape [3, 3], config.json asks for");
+  EXPECT_SAYS(with([](auto& t, json&) { t[0].tensor = t[0].tensor.to(at::kLong); }), "holds no floating numbers");
+  EXPECT_SAYS(with([](auto&, json& c) { c["num_layers"] = 2; }),
+              "has no tensor 'transformer_blocks.1.norm1.linear.weight'");
+  EXPECT_SAYS(with([](auto&, json& c) { c["num_layers"] = -1; }), "num_layers is no number from");
+  EXPECT_SAYS(with([](auto&, json& c) { c["num_attention_heads"] = 1e9; }), "num_attention_heads is no number from");
+  EXPECT_SAYS(with([](auto&, json& c) { c["axes_dims_rope"] = {4, 4, 4}; }), "axes of the rotation");
+  EXPECT_SAYS(with([](auto&, json& c) { c["in_channels"] = 15; }), "in_channels is no multiple of 4");
+  EXPECT_SAYS(with([](auto&, json& c) { c["_class_name"] = "UNet"; }), "unknown name 'UNet'");
+  EXPECT_SAYS(with([](auto&, json& c) { c.erase("_class_name"); }), "names no layout");
+  EXPECT_SAYS(with([](auto&, json& c) { c["trireme"] = 3; }), "trireme.json is no object");
+  with(nothing);
+  write_text(out + "/trireme.json", "[1]");
+  EXPECT_SAYS(said(load), "is no JSON object");
+  std::filesystem::remove(out + "/trireme.json");
+  write_text(file, "\xff\xff\xff\xff\xff\xff\xff\x7f{}");
+  EXPECT_THROW(load(), DataError);
+  std::filesystem::remove(file);
+  EXPECT_SAYS(said(load), "has neither diffusion_pytorch_model.safetensors nor");
+  EXPECT_SAYS(said([&] { denoiser_from_folder(out + "/none", at::kCPU, at::kFloat); }), "is no folder");
+}
+
+TEST(MmDit, InputsThatDoNotFitAreRefused) {
+  const Case v("flux");
+  const auto with = [&](const std::function<void(at::Tensor & x, at::Tensor & t, Conditioning & c)>& change) {
+    at::Tensor x = v.x, t = v.t;
+    Conditioning c = v.c;
+    change(x, t, c);
+    return said([&] { v.model->forward(x, t, c); });
+  };
+  EXPECT_SAYS(with([](auto& x, auto&, auto&) { x = x.narrow(4, 0, 7); }), "whole tokens");
+  EXPECT_SAYS(with([](auto& x, auto&, auto&) { x = x.narrow(1, 0, 3); }), "whole tokens");
+  EXPECT_SAYS(with([](auto& x, auto&, auto&) { x = x.select(2, 0); }), "4 dimensions");
+  EXPECT_SAYS(with([](auto&, auto& t, auto&) { t = t.narrow(0, 0, 1); }), "t is [1], the model wants [2]");
+  EXPECT_SAYS(with([](auto&, auto&, auto& c) { c.text.reset(); }), "wants text");
+  EXPECT_SAYS(with([](auto&, auto&, auto& c) { c.text = c.text.narrow(2, 0, 20); }), "text is [2, 5, 20]");
+  EXPECT_SAYS(with([](auto&, auto&, auto& c) { c.pooled.reset(); }), "wants pooled [2, 20]");
+  EXPECT_SAYS(with([](auto&, auto&, auto& c) { c.guidance.reset(); }), "wants guidance [2]");
 }
 
 TEST(MmDit, ATrainedModelHasGradientsEverywhere) {
