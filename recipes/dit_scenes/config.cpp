@@ -37,10 +37,10 @@ std::vector<std::string> words_of(const std::vector<int>& chosen, const std::vec
 void ModelConfig::fields(Fields& f) {
   f("heads", heads, "attention heads", {.min = 1, .max = 256});
   f("head_dim", head_dim, "channels of a head", {.min = 8, .max = 1024});
-  f("rope_axes", rope_axes, "channels of a head that turn with frame, row and column; even, head_dim in all");
   if (video) {
     f("layers", layers, "blocks", {.min = 1, .max = 1000});
   } else {
+    f("rope_axes", rope_axes, "channels of a head that turn with frame, row and column; even, head_dim in all");
     f("double_blocks", double_blocks, "blocks with weights of their own for text", {.min = 0, .max = 1000});
     f("single_blocks", single_blocks, "blocks whose weights text and picture share", {.min = 0, .max = 1000});
   }
@@ -50,7 +50,7 @@ void ModelConfig::fields(Fields& f) {
   std::int64_t sum = 0;
   bool even = rope_axes.size() == 3;
   for (const auto a : rope_axes) sum += a, even = even && a % 2 == 0 && a >= 0;
-  f.require(even && sum == head_dim, "rope_axes", "are not three even numbers that sum to head_dim");
+  f.require(video || (even && sum == head_dim), "rope_axes", "are not three even numbers that sum to head_dim");
 }
 
 nlohmann::json ModelConfig::document(std::int64_t base_side, const PromptVocabulary& vocabulary) const {

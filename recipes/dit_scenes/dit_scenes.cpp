@@ -14,6 +14,8 @@
 #include "recipes/dit_scenes/data.h"
 
 #include <algorithm>
+#include <map>
+#include <optional>
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
@@ -44,7 +46,6 @@ class DitScenes : public Recipe {
   explicit DitScenes(bool video) {
     model_config_.video = data_config_.video = video;
     if (video) {
-      model_config_.rope_axes = {24, 20, 20};
       data_config_.frames = 8, sizes_ = {32, 48};
     }
   }
@@ -153,8 +154,19 @@ class DitScenes : public Recipe {
     const at::Tensor ids =
         to_device(at::tensor(at::ArrayRef<std::int64_t>(batch.ids.data(), batch.ids.size()), at::kLong), c.device());
     const at::Tensor e = noise_of(seed_, "flow noise", std::uint32_t(batch.epoch), ids, x0.sizes().slice(1));
-    return flow_loss(*model_, x0, e, to_device(batch.columns.at("sigma"), c.device()),
-                     prompts_->encode_ids(to_device(batch.columns.at("prompt"), c.device())));
+    const at::Tensor sigma = to_device(batch.columns.at("sigma"), c.device());
+    const at::Tensor prompt = to_device(batch.columns.at("prompt"), c.device());
+    return flow_loss(*model_, x0, e, sigma, prompts_->encode_ids(prompt), positions(x0));
+  }
+
+  // A model makes its tables anew where the size changes, and the host would wait for them in nearly every step.
+  DitHooks positions(const at::Tensor& x) {
+    const Grid grid = model_->grid(x.sizes());
+    auto& tables = tables_[grid.rows];
+    if (!tables) tables = model_->rope(grid, model_config_.text_tokens);
+    DitHooks hooks;
+    hooks.rope = tables;
+    return hooks;
   }
 
   // Held-out prompts drawn at this size, in chunks that ranks take in turn; a video is judged by its middle frame.
@@ -199,6 +211,7 @@ class DitScenes : public Recipe {
   std::unique_ptr<Denoiser> model_;
   std::unique_ptr<PromptTable> prompts_;
   std::unique_ptr<LatentCodec> codec_;
+  std::map<std::int64_t, std::optional<RopeTables>> tables_;  // by rows of tokens
   std::vector<Param> params_;
 };
 

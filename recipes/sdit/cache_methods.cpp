@@ -57,13 +57,20 @@ class TeaCacheSampler final : public CacheSampler {
       "of the relative change of the first block's modulated input, the highest power first; fitted a model: method "
       "teacache_fit");
     f("fit", fit_, "what teacache_fit wrote, in place of polynomial");
+    f("share", share_,
+      "of the steps, how many are to run: the threshold that the fit has for it; 0: threshold as given",
+      {.min = 0, .max = 1});
     f("threshold", rule_.threshold, "blocks are left out while the sum stays below it", {.min = 0, .max = 1e6});
     f("retained", rule_.retained, "steps at the start that run, as the last one does", {.min = 1});
     f.require(!fit_.empty() || !rule_.polynomial.empty(), "polynomial", "no polynomial is given",
               "run method teacache_fit and name its file: fit");
+    f.require(share_ == 0 || !fit_.empty(), "share", "only a fit says what a share needs", "name it: fit");
   }
   void setup(SampleContext&) override {
-    if (!fit_.empty()) rule_.polynomial = read_fit(fit_).polynomial;
+    if (fit_.empty()) return;
+    const TeaCacheFit fit = read_fit(fit_);
+    rule_.polynomial = fit.polynomial;
+    if (share_ > 0) rule_.threshold = threshold_of(fit, share_);
   }
 
  protected:
@@ -74,6 +81,7 @@ class TeaCacheSampler final : public CacheSampler {
   // FLUX.1-dev's, as released.
   TeaCache::Rule rule_{{498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861}, 0.25, 1};
   std::string fit_;
+  double share_ = 0;
 };
 
 class FirstBlockSampler final : public CacheSampler {

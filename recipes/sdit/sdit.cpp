@@ -1,6 +1,5 @@
 // Methods `sdit` (a RECONSTRUCTION of SDiT, arXiv 2601.12283), `ras` (arXiv 2502.10389, as released) and
 // `random_tokens`.
-#include "comm/error.h"
 #include "data/rng.h"
 #include "framework/base/tensor.h"
 #include "recipes/sdit/ras.h"
@@ -43,14 +42,6 @@ struct SparseKeys {
   }
 };
 
-void require_resets(const SparseRule& rule, const SampleContext& context, std::string_view method) {
-  for (const auto reset : rule.resets)
-    if (reset < 0 || reset >= context.steps)
-      throw UsageError(std::string(method) + ".resets",
-                       "step " + std::to_string(reset) + " is none of " + std::to_string(context.steps),
-                       "count steps from 0, or give steps=" + std::to_string(reset + 1) + " or more");
-}
-
 // [B, N] uniform, by the pictures' seeds and the step.
 at::Tensor random_keys(const Sampling& s, std::int64_t tokens) {
   at::Tensor keys = at::empty({std::int64_t(s.prompts.size()), tokens}, at::kFloat);
@@ -90,10 +81,11 @@ class SditSampler final : public SparseSampler {
                   (choice_.period.size() == 3 &&
                    std::all_of(choice_.period.begin(), choice_.period.end(), [](auto p) { return p > 0; })),
               "period", "three numbers above 0 are wanted, or none", "period: [1, 2, 4]");
+    SparseSampler::fields(f);
     f.require(choice_.ratio > 0, "ratio", "a sparse step computes something", "ratio: 0.5");
   }
   void setup(SampleContext& context) override {
-    require_resets(rule(), context, "sdit");
+    SparseSampler::setup(context);
     context.message("sdit is a reconstruction from SDiT's abstract and a third party's notes, not the authors' code");
   }
   void begin(Sampling& s, SampleContext& context) override {
@@ -164,10 +156,11 @@ class RasSampler final : public SparseSampler {
     f("ramp_steps", plan_.ramp_steps, "steps that leave out equally many; 0: all", {.min = 0});
     f.choice("k_cache", k_cache_, {"post_rope", "pre_rope"},
              "cached keys: rotated as they were, or by the tables of the step that uses them");
+    SparseSampler::fields(f);
   }
   void setup(SampleContext& context) override {
     plan_.steps = context.steps;
-    require_resets(rule(), context, "ras");
+    SparseSampler::setup(context);
   }
   void begin(Sampling& s, SampleContext& context) override {
     SparseSampler::begin(s, context);
@@ -205,8 +198,8 @@ class RandomTokensSampler final : public SparseSampler {
     f("ratio", ratio_, "of the tokens, how much a sparse step computes", {.min = 0.01, .max = 1});
     keys_.extrapolation(f);
     keys_.cache(f);
+    SparseSampler::fields(f);
   }
-  void setup(SampleContext& context) override { require_resets(rule(), context, "random_tokens"); }
 
  protected:
   SparseRule rule() const override { return keys_.read(); }

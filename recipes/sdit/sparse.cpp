@@ -40,6 +40,19 @@ void require_one_forward(const Sampling& s, std::string_view method) {
                      "give them the same length, or guidance=1");
 }
 
+void SparseSampler::fields(Fields& f) {
+  f("with_tide", with_tide_, "with TIDE's hooks and shift of time; cached keys are then rotated when they are used");
+  f.group("tide", tide_, "as of method tide");
+}
+
+void SparseSampler::setup(SampleContext& context) {
+  if (with_tide_) tide_.prepare(context.model());
+  for (const auto reset : rule().resets)
+    if (reset < 0 || reset >= context.steps)
+      throw UsageError("resets", "step " + std::to_string(reset) + " is none of " + std::to_string(context.steps),
+                       "count steps from 0, or give steps=" + std::to_string(reset + 1) + " or more");
+}
+
 void SparseSampler::begin(Sampling& s, SampleContext& context) {
   Sampler::begin(s, context);
   require_one_forward(s, "sparse sampling");
@@ -47,7 +60,8 @@ void SparseSampler::begin(Sampling& s, SampleContext& context) {
   patch_ = {model.patch_frames, model.patch};
   grid_ = s.grid;
   history_.emplace(rule().history);
-  set_.emplace(rule().pre_rope ? TokenSet::Keys::pre_rope : TokenSet::Keys::post_rope);
+  if (with_tide_) s.sigmas = flow_sigmas(context.steps, tide_.shift(context.shift), double(s.grid.tokens()));
+  set_.emplace(rule().pre_rope || with_tide_ ? TokenSet::Keys::pre_rope : TokenSet::Keys::post_rope);
   last_ = at::zeros_like(s.x);
   error_ = at::zeros({s.x.size(0), grid_.tokens()}, s.x.options());
   computed_ = at::zeros_like(error_);
@@ -63,12 +77,19 @@ at::Tensor SparseSampler::velocity(Sampling& s, SampleContext& context) {
     set_->choose(choose(s)), ++sparse_steps_;
   // A dense step whose cache nobody will read does not fill it.
   const bool plain = dense && rule().dense(s.step + 1);
-  const at::Tensor v = guided(context, s, s.x, s.sigma(), {.tokens = plain ? nullptr : &*set_});
+  DitHooks hooks = this->hooks(s, context);
+  hooks.tokens = plain ? nullptr : &*set_;
+  const at::Tensor v = guided(context, s, s.x, s.sigma(), hooks);
   last_ = latent_of(merged(tokens_of(v, patch_), s.sigma()), s.x.sizes(), patch_);
   const double share = dense ? 1 : double(set_->active().size(1)) / double(tokens());
   share_.push_back(share);
   context.record("computed_share", share);
   return last_;
+}
+
+DitHooks SparseSampler::hooks(const Sampling& s, SampleContext& context) const {
+  if (!with_tide_) return {};
+  return tide_.hooks(context.model(), s.grid, s.condition.text.size(1), s.sigma());
 }
 
 // All velocities of this step; `fresh` [B, N, D] holds those that were computed.

@@ -3,6 +3,7 @@
 // extrapolate the others' velocity from what was computed of them.
 #pragma once
 #include "framework/models/dit/prediction_cache.h"
+#include "framework/models/dit/tide_settings.h"
 #include "framework/models/dit/token_set.h"
 #include "framework/sampler.h"
 #include "recipes/sdit/regions.h"
@@ -26,6 +27,8 @@ void require_one_forward(const Sampling& sampling, std::string_view method);
 
 class SparseSampler : public Sampler {
  public:
+  void fields(Fields& f) override;
+  void setup(SampleContext& context) override;
   void begin(Sampling& sampling, SampleContext& context) override;
   at::Tensor velocity(Sampling& sampling, SampleContext& context) override;
   void state(Archive& archive) override;
@@ -48,8 +51,11 @@ class SparseSampler : public Sampler {
   const at::Tensor& error() const { return error_; }
 
  private:
+  DitHooks hooks(const Sampling& sampling, SampleContext& context) const;
   at::Tensor merged(const at::Tensor& fresh, double sigma);
 
+  bool with_tide_ = false;
+  TideSettings tide_;
   TokenPatch patch_;
   Grid grid_;
   std::optional<VelocityHistory> history_;

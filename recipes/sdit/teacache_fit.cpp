@@ -133,6 +133,15 @@ TeaCacheFit fit_teacache(std::span<const StepChanges> pictures, std::int64_t ret
   return fit;
 }
 
+double threshold_of(const TeaCacheFit& fit, double share) {
+  std::string known;
+  for (std::size_t i = 0; i < fit.shares.size(); ++i) {
+    if (std::fabs(fit.shares[i] - share) <= 0.02) return fit.thresholds[i];
+    known += (i ? ", " : "") + std::to_string(fit.shares[i]).substr(0, 4);
+  }
+  throw UsageError("teacache.share", "the fit has no threshold for " + std::to_string(share), "one of " + known);
+}
+
 void write_fit(const std::string& path, const TeaCacheFit& fit) {
   nlohmann::json thresholds = nlohmann::json::array();
   for (std::size_t i = 0; i < fit.shares.size(); ++i) thresholds.push_back({fit.shares[i], fit.thresholds[i]});
@@ -149,6 +158,9 @@ TeaCacheFit read_fit(const std::string& path) {
   };
   if (json.is_object() && json.contains("polynomial") && numbers(json["polynomial"]))
     fit.polynomial = json["polynomial"].get<std::vector<double>>();
+  if (json.is_object() && json.contains("thresholds") && json["thresholds"].is_array())
+    for (const auto& pair : json["thresholds"])
+      if (numbers(pair) && pair.size() == 2) fit.shares.push_back(pair[0]), fit.thresholds.push_back(pair[1]);
   if (fit.polynomial.empty()) throw DataError(path, "holds no polynomial", "make it by method teacache_fit");
   return fit;
 }

@@ -25,6 +25,9 @@ TeaCacheFit fit_teacache(std::span<const StepChanges> pictures, std::int64_t ret
 std::int64_t steps_computed(const StepChanges& changes, std::span<const double> polynomial, double threshold,
                             std::int64_t retained);
 
+// The threshold of the share nearest to `share`. UsageError: none within 0.02.
+double threshold_of(const TeaCacheFit& fit, double share);
+
 // JSON: polynomial, error, thresholds: [[share, threshold], ...]. DataError: no such file, or not that.
 TeaCacheFit read_fit(const std::string& path);
 void write_fit(const std::string& path, const TeaCacheFit& fit);

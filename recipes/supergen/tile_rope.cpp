@@ -9,11 +9,11 @@
 
 namespace trireme {
 
-RopeTable axial_rope(const std::array<RopeAxis, 3>& axes, const std::vector<std::int64_t>& channels,
+RopeTable axial_rope(const std::array<TileAxis, 3>& axes, const std::vector<std::int64_t>& channels,
                      at::Device device) {
   const auto f64 = at::TensorOptions().dtype(at::kDouble);
   std::vector<std::int64_t> grid;
-  for (const RopeAxis& a : axes) grid.push_back(std::ssize(a.positions));
+  for (const TileAxis& a : axes) grid.push_back(std::ssize(a.positions));
   std::vector<at::Tensor> angles;
   for (std::size_t a = 0; a < 3; ++a) {
     const at::Tensor i = at::arange(channels[a] / 2, f64) * (2.0 / double(channels[a]));
@@ -27,15 +27,15 @@ RopeTable axial_rope(const std::array<RopeAxis, 3>& axes, const std::vector<std:
   return {all.cos().to(at::kFloat), all.sin().to(at::kFloat)};
 }
 
-std::array<RopeAxis, 3> tile_axes(const std::string& mode, const Canvas& canvas, const CanvasWindow& w,
+std::array<TileAxis, 3> tile_axes(const std::string& mode, const Canvas& canvas, const CanvasWindow& w,
                                   std::int64_t frames, const DenoiserInfo& model) {
-  std::array<RopeAxis, 3> axes;
+  std::array<TileAxis, 3> axes;
   for (std::int64_t f = 0; f < frames; ++f) axes[0].positions.push_back(double(f));
   axes[0].theta = model.theta;
   const auto along = [&](const CanvasAxis& axis, std::int64_t start) {
     const double patch = double(model.patch), tokens = double(axis.size()) / patch,
                  grown = double(axis.size()) / double(axis.window());
-    RopeAxis a{{}, mode == "ntk" ? model.theta * std::clamp(grown * grown, 1.0, 64.0) : model.theta};
+    TileAxis a{{}, mode == "ntk" ? model.theta * std::clamp(grown * grown, 1.0, 64.0) : model.theta};
     for (std::int64_t i = 0; i < axis.window() / model.patch; ++i) {
       const double at = std::fmod(double(start) / patch + double(i), tokens);
       a.positions.push_back(mode == "interp" ? at / grown : at);

@@ -11,15 +11,15 @@
 namespace trireme {
 
 // Angles position * theta^(-2i/channels) of the axes frame, row, column, with a base and positions of each axis's own.
-struct RopeAxis {
+struct TileAxis {
   std::vector<double> positions;
   double theta = 1e4;
 };
-RopeTable axial_rope(const std::array<RopeAxis, 3>& axes, const std::vector<std::int64_t>& channels, at::Device device);
+RopeTable axial_rope(const std::array<TileAxis, 3>& axes, const std::vector<std::int64_t>& channels, at::Device device);
 
 // extend: positions on the canvas, in tokens, which wrap with the window. ntk: those, and along rows and columns theta
 // times clamp((canvas / window)^2, 1, 64). interp: those times window / canvas.
-std::array<RopeAxis, 3> tile_axes(const std::string& mode, const Canvas& canvas, const CanvasWindow& w,
+std::array<TileAxis, 3> tile_axes(const std::string& mode, const Canvas& canvas, const CanvasWindow& w,
                                   std::int64_t frames, const DenoiserInfo& model);
 
 }  // namespace trireme

@@ -523,10 +523,57 @@ TEST(Supergen, FitsAThresholdAndReportsIt) {
   EXPECT_LE(reusing.report["longest_skip_run"][0].get<int>(), 15);
 }
 
+// Looks whether a tile and its condition are of one place, where both are coded by it.
+class Watching final : public Denoiser {
+ public:
+  explicit Watching(std::vector<std::int64_t>& rows) : rows_(rows) {
+    info_.layout = "wan", info_.joint_text = false, info_.channels = 3, info_.image_channels = 3, info_.base_side = 4,
+    info_.latent_factor = 1;
+  }
+  const DenoiserInfo& info() const override { return info_; }
+  at::Tensor forward(const at::Tensor& x, const at::Tensor&, const Conditioning& c, const DitHooks&) override {
+    EXPECT_TRUE(at::equal(x, c.image));
+    rows_.push_back(x.size(3));
+    return at::zeros_like(x);
+  }
+  RopeTables rope(const Grid&, std::int64_t, const Offsets&) const override { return {}; }
+  std::vector<std::pair<std::string, at::Tensor>> weights() const override { return {}; }
+  const json& config() const override { return config_; }
+
+ private:
+  DenoiserInfo info_;
+  json config_;
+  std::vector<std::int64_t>& rows_;
+};
+
+// G13 through the method: windows wrap from the second step on.
+TEST(Supergen, CutsTheConditionWithTheTile) {
+  run_loopback(2, [](Communicator& comm) {
+    std::vector<std::int64_t> rows;
+    Watching model(rows);
+    const auto codec = latent_codec(3, 1);
+    SampleContext context(comm, model, *codec, at::kCPU, at::kFloat);
+    context.steps = 6, context.height = 16, context.width = 24, context.frames = 2;
+    const auto method = Samplers::create("supergen");
+    Config::parse("supergen: {loop_step: 4, refine_steps: 6, unit: half, cache: {base: off}}", "test.yaml")
+        .read([&](Fields& f) { f.group("supergen", *method, ""); });
+    method->setup(context);
+    Sampling s;
+    s.prompts = {{"a", 5, 0}, {"b", 6, 1}};
+    s.x = counting({2, 3, 2, 16, 24}).to(at::kFloat);
+    s.condition.text = s.no_condition.text = at::zeros({2, 1, 1});
+    s.condition.image = s.no_condition.image = s.x;
+    s.guidance = 3;
+    method->begin(s, context);
+    for (; s.step < 6; ++s.step) EXPECT_EQ(method->velocity(s, context).abs().max().item<float>(), 0.0f);
+    EXPECT_EQ(rows, std::vector<std::int64_t>(6 * 2 * 6, 8));  // 6 tiles of 2 pictures in 2 halves on 2 ranks
+  });
+}
+
 std::string refusal(const std::string& yaml, std::int64_t height, std::int64_t width) {
   try {
     drawn_on(1, yaml, height, width);
-  } catch (const UsageError& e) {
+  } catch (const Error& e) {
     return e.what();
   }
   return "";
@@ -538,6 +585,8 @@ TEST(Supergen, RefusesWhatDoesNotFit) {
   EXPECT_NE(refusal("loop_step: 4, window: [18, 16]", 36, 32).find("whole tokens"), std::string::npos);
   EXPECT_NE(refusal("loop_step: 4, refine_steps: 11", 32, 32).find("11 of 10"), std::string::npos);
   EXPECT_NE(refusal("loop_step: 4, cache: {base: high}", 32, 32).find("'high' is no threshold"), std::string::npos);
+  EXPECT_NE(refusal("loop_step: 4, tile_rope: extend, cache: {pattern: nowhere}", 32, 32).find("nowhere"),
+            std::string::npos);
   EXPECT_NE(refusal("loop_step: 4, window: [16]", 32, 32).find("two numbers"), std::string::npos);
 }
 

@@ -32,10 +32,10 @@ at::Tensor noise_of(std::uint64_t seed, std::string_view purpose, std::uint32_t 
 }
 
 at::Tensor flow_loss(Denoiser& model, const at::Tensor& x0, const at::Tensor& e, const at::Tensor& sigma,
-                     const Conditioning& condition) {
+                     const Conditioning& condition, const DitHooks& hooks) {
   const at::Tensor s = sigma.view({-1, 1, 1, 1, 1});
   const at::Tensor x = at::lerp(x0, e, s);
-  const at::Tensor v = model.forward(x.to(model.dtype()), sigma, condition);
+  const at::Tensor v = model.forward(x.to(model.dtype()), sigma, condition, hooks);
   return at::mse_loss(v.to(at::kFloat), e - x0);
 }
 

@@ -18,7 +18,7 @@ at::Tensor noise_of(std::uint64_t seed, std::string_view purpose, std::uint32_t 
 // Mean over all values of (model(x_sigma) - (e - x0))^2, with x_sigma = (1 - sigma) x0 + sigma e. x0 and e f32
 // [B, C, F, H, W], sigma f32 [B].
 at::Tensor flow_loss(Denoiser& model, const at::Tensor& x0, const at::Tensor& e, const at::Tensor& sigma,
-                     const Conditioning& condition);
+                     const Conditioning& condition, const DitHooks& hooks = {});
 
 // Euler from noise x f32 through `steps` equal levels, with guidance g: v = vu + g (vc - vu). `none` is used where g is
 // not 1.
