@@ -17,7 +17,6 @@ struct Groups {
   std::unique_ptr<Communicator> halves;   // two that share a picture's guidance; or null
   std::unique_ptr<Communicator> parts;    // those that share a forward's tokens; or null
   std::unique_ptr<SequenceParallel> sequence;
-  std::unique_ptr<Communicator> tokens;  // those that share the picture's tokens (within a half); or null
 
   bool first() const { return control->rank() == 0; }
 };
