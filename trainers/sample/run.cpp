@@ -7,7 +7,6 @@
 #include "framework/io/file_io.h"
 #include "framework/io/folder_lock.h"
 #include "framework/metrics/progress.h"
-#include "framework/models/dit/sequence_parallel.h"
 #include "trainers/run_folder.h"
 #include "trainers/sample/engine.h"
 #include "trainers/sample/model.h"
@@ -176,9 +175,6 @@ class Job {
     context.shift = shift_of(c, plans_[a].plan.info);
     context.halves = groups.halves.get();
     context.parallel = groups.sequence.get();
-    std::unique_ptr<SequenceParallel> shared;
-    if (groups.tokens) shared = sequence_parallel(c.sequence, *groups.tokens);
-    context.parallel = shared.get();
     context.message = [this, &bar](std::string_view line) {
       if (world_.rank() != 0) return;
       bar.clear();
