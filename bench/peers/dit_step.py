@@ -1,6 +1,6 @@
-"""Peer arms of bench dit_step: diffusers' FluxTransformer2DModel with random weights. eager: as it is; graph: that as a CUDA
-graph; compile: torch.compile (fullgraph, max-autotune) with CUDA graphs. PYTHONPATH names the folder that holds diffusers (tests/gpu/run
-pack); what it needs beside torch are huggingface_hub, safetensors and transformers."""
+"""Peer arms of bench dit_step: diffusers' FluxTransformer2DModel with random weights. eager: as it is; graph: that as a
+CUDA graph; compile: torch.compile (fullgraph, max-autotune) with CUDA graphs. PYTHONPATH names the folder that holds
+diffusers (tests/gpu/run pack); beside torch it needs huggingface_hub, safetensors and transformers."""
 import argparse
 import json
 import time

@@ -45,7 +45,7 @@ class Supergen final : public Sampler {
   void begin(Sampling& s, SampleContext& context) override;
   at::Tensor velocity(Sampling& s, SampleContext& context) override;
   void stepped(Sampling& s, SampleContext& context) override;
-  void state(Archive& ar) override { refiner_->state(ar, like_); }
+  void state(Archive& ar) override;
   json report() const override;
   std::vector<SampleMap> maps() const override;
 
@@ -215,6 +215,16 @@ void Supergen::count(SampleContext& context) {
   tiles_ += c.tiles, computed_ += c.computed, gathers_ += c.gathers, payload_ += c.payload, wire_ += c.wire;
   context.record("computed_tiles", double(c.computed));
   context.record("payload_latents", double(c.payload) / double(like_.numel()));
+}
+
+void Supergen::state(Archive& ar) {
+  refiner_->state(ar, like_);
+  for (auto [name, value] : {std::pair{"tiles", &tiles_},
+                             {"computed", &computed_},
+                             {"gathers", &gathers_},
+                             {"payload", &payload_},
+                             {"wire", &wire_}})
+    ar.value(name, *value);
 }
 
 // Jumps at the boundaries of the windows that stayed, and at those of the last step, which a picture is rolled by to

@@ -1,11 +1,13 @@
 // Diffusion transformers on a GPU: fused kernels against their host twins, attention that returns its sum, forwards
 // against the host's, recorded forwards against plain ones, and memory that holds no scores.
 #include "comm/device.h"
+#include "comm/local/self.h"
 #include "framework/device_info.h"
 #include "framework/graphed_denoiser.h"
 #include "framework/models/dit/parts.h"
 #include "framework/models/dit/token_set.h"
 #include "framework/nn/joint_attention.h"
+#include "recipes/supergen/refiner.h"
 
 #include <cmath>
 
@@ -46,6 +48,39 @@ TEST(DitOnGpu, AdaLayerNormIsThatOfTheHost) {
       EXPECT_LT(off(a.sum, b.sum), limit);
       EXPECT_LT(off(a.modulated, b.modulated), limit);
     }
+}
+
+// SuperGen's tiles: means over windows that wrap, and a whole refinement with reuse, against the host's.
+TEST(DitOnGpu, RefinesTilesAsTheHostDoes) {
+  if (no_gpu()) GTEST_SKIP() << "no GPU";
+  at::manual_seed(1);
+  CanvasConfig shape;
+  shape.size = {36, 40}, shape.window = {12, 20}, shape.loop_step = 4;
+  RefinerConfig config;
+  config.gate.base = 0.07, config.gate.steps = 20, config.guidance = 2, config.halves = 2;
+  for (const auto wire : {at::kFloat, at::kBFloat16}) {
+    std::vector<std::string> maps[2];
+    at::Tensor canvas[2];
+    const at::Tensor start = at::randn({1, 4, 3, 36, 40}), weight = at::randn({4, 3, 1, 1}).sign();
+    for (int k = 0; k < 2; ++k) {
+      const at::Device device = k ? gpu : at::Device(at::kCPU);
+      const auto alone = make_self();
+      Refiner refiner(config, Canvas(shape), *alone, 1);
+      at::Tensor x = start.to(device);
+      const at::Tensor w = weight.to(device);
+      for (std::int64_t i = 0; i < 20; ++i)
+        x = x - refiner.predict(x, i, wire,
+                                [&](const at::Tensor& tile, const CanvasWindow&, std::int64_t, std::int64_t half) {
+                                  return tile * 0.6 + w * (half ? 0.1 : 0.3);
+                                }) /
+                    20;
+      maps[k] = refiner.map(0), canvas[k] = x;
+    }
+    EXPECT_EQ(maps[0], maps[1]);
+    EXPECT_NE(maps[0][5].find('.'), std::string::npos);
+    EXPECT_NE(maps[0][5], maps[0][8]);
+    EXPECT_LE((canvas[0] - canvas[1].cpu()).abs().max().item<double>(), wire == at::kFloat ? 1e-5 : 0.02);
+  }
 }
 
 TEST(DitOnGpu, AttentionReturnsItsSum) {

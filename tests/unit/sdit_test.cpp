@@ -7,6 +7,7 @@
 #include "framework/io/checkpoint.h"
 #include "framework/kernels/quickshift.h"
 #include "framework/models/dit/prediction_cache.h"
+#include "framework/models/dit/sequence_parallel.h"
 #include "recipes/sdit/caches.h"
 #include "recipes/sdit/ras.h"
 #include "recipes/sdit/sparse.h"
@@ -16,7 +17,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <map>
-#include <mutex>
 #include <set>
 
 #include <ATen/ATen.h>
@@ -501,12 +501,17 @@ class Methods : public SmallFlux {
     at::Tensor map;
   };
   // `resume_after`: the state is saved after that step and a new method goes on with it.
-  Ran run(const std::string& method, const std::string& keys, Communicator& comm, std::int64_t batch = 1) {
+  Ran run(const std::string& method, const std::string& keys, Communicator& comm, std::int64_t batch, Denoiser& model,
+          SequenceParallel* parallel = nullptr) {
     auto sampler = make(method, keys);
-    SampleContext context(comm, *model_, *codec_, at::kCPU, at::kFloat);
+    SampleContext context(comm, model, *codec_, model.device(), at::kFloat);
+    context.parallel = parallel;
     context.steps = steps();
     sampler->setup(context);
     Sampling s = begin(batch);
+    s.x = s.x.to(model.device());
+    s.condition.text = s.condition.text.to(model.device());
+    s.condition.pooled = s.condition.pooled.to(model.device());
     sampler->begin(s, context);
     const at::NoGradGuard no_grad;
     while (s.step < s.steps()) {
@@ -516,7 +521,7 @@ class Methods : public SmallFlux {
       sampler->stepped(s, context);
     }
     const auto maps = sampler->maps();
-    return {s.x, sampler->report(), maps.empty() ? at::Tensor() : maps[0].values};
+    return {s.x.cpu(), sampler->report(), maps.empty() ? at::Tensor() : maps[0].values.cpu()};
   }
   static std::unique_ptr<Sampler> make(const std::string& method, const std::string& keys) {
     auto sampler = Samplers::create(method);
@@ -534,7 +539,7 @@ class Methods : public SmallFlux {
   }
   Ran run(const std::string& method, const std::string& keys, std::int64_t batch = 1) {
     Ran ran;
-    run_loopback(1, [&](Communicator& comm) { ran = run(method, keys, comm, batch); });
+    run_loopback(1, [&](Communicator& comm) { ran = run(method, keys, comm, batch, *model_); });
     return ran;
   }
   std::unique_ptr<LatentCodec> codec_ = latent_codec(4, 8);
@@ -628,18 +633,47 @@ TEST_F(Methods, GoOnFromASavedState) {
   });
 }
 
-// S5. Every rank comes to the same tokens by itself.
-TEST_F(Methods, RanksChooseAlike) {
-  const at::Tensor one = run("sdit", few, 2).x;
-  for (const int ranks : {2, 4}) {
+// S5. Every rank comes to the same tokens by itself, and takes an equal part of them.
+TEST_F(Methods, RanksChooseAlikeAndShareTokensEvenly) {
+  const Ran one = run("sdit", few, 2);
+  for (const int ranks : {1, 2, 4}) {
     std::vector<Ran> all(static_cast<std::size_t>(ranks));
-    std::mutex one_at_a_time;  // the model is the ranks'
     run_loopback(ranks, [&](Communicator& comm) {
-      const std::lock_guard lock(one_at_a_time);
-      all[std::size_t(comm.rank())] = run("sdit", few, comm, 2);
+      const auto model = denoiser_from_folder(folder(), at::kCPU, at::kFloat);
+      const auto parallel = sequence_parallel("ring", comm);
+      all[std::size_t(comm.rank())] = run("sdit", few, comm, 2, *model, parallel.get());
+      for (const std::int64_t tokens : {12, 13, 64}) {
+        const auto [begin, end] = parallel->slice(tokens);
+        EXPECT_LE(std::abs(double(end - begin) - double(tokens) / ranks), 1 - 1e-9);
+      }
     });
-    for (const auto& ran : all) EXPECT_TRUE(ran.x.equal(one));
+    for (const auto& ran : all) {
+      EXPECT_TRUE(ran.map.equal(one.map)) << ranks;
+      EXPECT_TRUE(ran.x.equal(all[0].x)) << ranks;
+      EXPECT_LE((ran.x - one.x).abs().max().item<double>(), 1e-4) << ranks;
+    }
   }
+}
+
+TEST_F(Methods, OnAGpuToo) {
+  if (!device_runtime() || device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
+  const auto model = denoiser_from_folder(folder(), at::Device(at::kCUDA, 0), at::kFloat);
+  run_loopback(1, [&](Communicator& comm) {
+    const at::Tensor plain = run("plain", "", comm, 2, *model).x;
+    const double way = (plain - begin(2).x).norm().item<double>();
+    for (const std::string selector : {"quickshift", "ras", "random", "error"}) {
+      EXPECT_LE(
+          (run("sdit", few + "ratio: 1, selector: " + selector, comm, 2, *model).x - plain).abs().max().item<double>(),
+          1e-3);
+      const Ran half = run("sdit", few + "selector: " + selector, comm, 2, *model);
+      EXPECT_LT((half.x - plain).norm().item<double>(), 0.5 * way) << selector;
+      EXPECT_NEAR(half.map.mean().item<double>(), (4 + 10 * 0.5) / 14, 1e-6);
+    }
+    EXPECT_LT((run("ras", "start: 3, end: 14, resets: [8]", comm, 2, *model).x - plain).norm().item<double>(),
+              0.5 * way);
+    for (const std::string method : {"teacache", "first_block", "taylor_seer", "pab"})
+      EXPECT_TRUE(at::isfinite(run(method, "", comm, 1, *model).x).all().item<bool>()) << method;
+  });
 }
 
 }  // namespace

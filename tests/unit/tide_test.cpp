@@ -8,10 +8,12 @@
 #include "framework/models/dit/tide_settings.h"
 #include "framework/models/dit/token_set.h"
 #include "framework/sampler.h"
+#include "tests/unit/reference_files.h"
 #include "tests/unit/said.h"
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -344,6 +346,83 @@ TEST(SequenceParallel, RanksGiveWhatOneRankGives) {
           EXPECT_LT(error(mine.run(shared), truth), 1e-5) << kind << ' ' << ranks;
         });
   }
+}
+
+// The other layouts: text last (HunyuanVideo, which does not rotate it), no rotation (SD3), text in cross-attention
+// alone (Wan). Their own configurations, trained for 2 tokens a side.
+TEST(Tide, EveryLayoutHasThePartsItCan) {
+  struct Layout {
+    const char* folder;
+    std::int64_t frames;
+    std::vector<std::string> changes;
+    bool anchored, rotated;
+  };
+  const Layout layouts[] = {{"hunyuan_video", 3, {}, true, true},
+                            {"sd3", 1, {}, true, false},
+                            {"wan", 3, {"tide.text_anchor=false"}, false, true}};
+  for (const auto& layout : layouts) {
+    std::ifstream file(testing::reference_file("dit/" + std::string(layout.folder) + "/config.json"));
+    auto config = nlohmann::json::parse(file);
+    config["trireme"] = {{"base_side", 2}};
+    const Grid grid{layout.frames, 5, 3};
+    const at::Tensor x = drawn_noise(1, 0, {2, 4, layout.frames, 10, 6}, at::kCPU), t = at::full({2}, 0.6f);
+    auto run = [&](Denoiser& model, const DitHooks& hooks) {
+      const at::NoGradGuard none;
+      Conditioning condition;
+      condition.text = drawn_noise(2, 0, {2, 5, 24}, at::kCPU);
+      condition.guidance = at::full({2}, 4.0f);
+      const std::int64_t pooled = model.info().pooled_width;
+      if (pooled) condition.pooled = drawn_noise(3, 0, {2, pooled}, at::kCPU);
+      return model.forward(x, t, condition, hooks);
+    };
+    const auto model = random_denoiser(config, 7, at::kCPU, at::kFloat);
+    DitHooks hooks = settings(layout.changes, *model).hooks(*model, grid, 5, 0.6);
+    EXPECT_EQ(hooks.text_bias, layout.anchored ? std::log(15.0 / 4) : 0) << layout.folder;
+    EXPECT_EQ(hooks.rope.has_value(), layout.rotated) << layout.folder;
+    EXPECT_FALSE(hooks.rope && hooks.rope->text.cos.defined()) << layout.folder;
+    EXPECT_EQ(hooks.logit_scale > 1, !layout.rotated) << layout.folder;
+    const at::Tensor truth = run(*model, hooks);
+    EXPECT_GT(error(run(*model, {}), truth), 1e-3) << layout.folder;
+    for (const char* kind : {"ring", "ulysses"})
+      run_loopback(2, [&](Communicator& world) {
+        const auto parallel = sequence_parallel(kind, world);
+        DitHooks shared = hooks;
+        shared.parallel = parallel.get();
+        EXPECT_LT(error(run(*random_denoiser(config, 7, at::kCPU, at::kFloat), shared), truth), 1e-5)
+            << layout.folder << ' ' << kind;
+      });
+    hooks.form = DitHooks::Bias::bias;
+    EXPECT_LT(error(run(*model, hooks), truth), 1e-5) << layout.folder;
+  }
+}
+
+// Merging in bf16 rounds once a part: no more than what one rank's bf16 loses anyway, within a draw of rounding.
+TEST(SequenceParallel, Bf16IsAsCloseAsOnOneRank) {
+  const Small m(9, 5);
+  const DitHooks hooks = settings({}, *m.model).hooks(*m.model, m.grid, 5, 0.6);
+  const at::Tensor truth = m.run(hooks);
+  auto off = [&](const DitHooks& with) {
+    const at::NoGradGuard none;
+    const auto model = random_denoiser(Small::config(4), 7, at::kCPU, at::kFloat);
+    const auto narrow = make_denoiser(model->config(), [&](const DitWeight& w) {
+      const auto all = model->weights();
+      const auto found = std::find_if(all.begin(), all.end(), [&](const auto& named) { return named.first == w.name; });
+      return found->second.to(at::kBFloat16);
+    });
+    Conditioning c = m.condition;
+    c.text = c.text.to(at::kBFloat16);
+    c.pooled = c.pooled.to(at::kBFloat16);
+    const at::Tensor v = narrow->forward(m.x.to(at::kBFloat16), m.t, c, with).to(at::kFloat);
+    return (v - truth).square().mean().sqrt().item<double>();
+  };
+  const double alone = off(hooks);
+  for (const char* kind : {"ring", "ulysses"})
+    run_loopback(4, [&](Communicator& world) {
+      const auto parallel = sequence_parallel(kind, world);
+      DitHooks shared = hooks;
+      shared.parallel = parallel.get();
+      EXPECT_LT(off(shared), 1.2 * alone) << kind;
+    });
 }
 
 TEST(SequenceParallel, ChosenTokensAreShared) {

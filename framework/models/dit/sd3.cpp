@@ -98,7 +98,7 @@ class Sd3 : public Denoiser {
     patch_.bias = list_.one("pos_embed.proj.bias", {width_}, Kind::zero);
     side_ = config_count(config, "pos_embed_max_size", 96);
     positions_ = list_.one("pos_embed.pos_embed", {1, side_ * side_, width_}, Kind::zero);
-    if (!positions_.any().item<bool>()) {
+    if (!positions_.is_meta() && !positions_.any().item<bool>()) {
       const at::NoGradGuard no_grad;
       positions_.copy_(sincos_positions(side_, width_, info_.base_side));
     }

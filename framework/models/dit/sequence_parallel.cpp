@@ -70,12 +70,8 @@ class Ring final : public OverRanks {
     // Parts of text queries are merged in the order of the ranks: text stays equal on all of them.
     std::vector<AttentionPart> text(static_cast<std::size_t>(size()));
     AttentionPart image;
-    auto add = [](AttentionPart& sum, const AttentionPart& part, double bias) {
-      if (sum.out.defined()) {
-        sum = nn::merge_parts(sum, part, bias);
-      } else {
-        sum = {part.out.to(at::kFloat), part.lse + bias};
-      }
+    auto add = [](AttentionPart& sum, const AttentionPart& part) {
+      sum = sum.out.defined() ? nn::merge_parts(sum, part) : part;
     };
     auto rows = [](const AttentionPart& part, std::int64_t begin, std::int64_t n) {
       return AttentionPart{part.out.narrow(2, begin, n), part.lse.narrow(2, begin, n)};
@@ -86,22 +82,19 @@ class Ring final : public OverRanks {
       const int owner = (rank() - hop + size()) % size();
       Passing passing = hop + 1 < size() ? pass_on(held, (owner - 1 + size()) % size(), tokens) : Passing{};
       const AttentionPart part = nn::attention_part(queries, held[0], held[1], scores.scale);
-      add(image, rows(part, texts, queries.size(2) - texts), 0);
+      add(image, rows(part, texts, queries.size(2) - texts));
       if (texts) text[static_cast<std::size_t>(owner)] = rows(part, 0, texts);
       if (!passing.next.defined()) break;
       passing.work.wait();
       held = passing.next;
     }
-    if (!texts) return {{}, image.out.to(q.image.scalar_type())};
+    if (!texts) return {{}, image.out};
 
     const AttentionPart anchor = nn::attention_part(queries, k.text, v.text, scores.scale);
     AttentionPart all_text;
-    add(all_text, rows(anchor, 0, texts), scores.text_bias);
-    for (const auto& part : text) add(all_text, part, 0);
-    AttentionPart all_image;
-    add(all_image, rows(anchor, texts, queries.size(2) - texts), scores.text_bias);
-    add(all_image, image, 0);
-    return {all_text.out.to(q.text.scalar_type()), all_image.out.to(q.image.scalar_type())};
+    for (const auto& part : text) add(all_text, part);
+    return {nn::merge_parts(rows(anchor, 0, texts), all_text, scores.text_bias).out,
+            nn::merge_parts(rows(anchor, texts, queries.size(2) - texts), image, scores.text_bias).out};
   }
 
  private:
