@@ -8,7 +8,7 @@
 namespace trireme {
 namespace {
 
-constexpr double held_out_share = 1.0 / 64;
+constexpr double held_out_share = 1.0 / 16;  // of some 12,000 sentences: 500 prompts and more
 
 int pick(Rng& rng, const std::vector<int>& of) { return of[std::size_t(rng.below(of.size()))]; }
 

@@ -61,7 +61,8 @@ void SparseSampler::begin(Sampling& s, SampleContext& context) {
   grid_ = s.grid;
   history_.emplace(rule().history);
   if (with_tide_) s.sigmas = flow_sigmas(context.steps, tide_.shift(context.shift), double(s.grid.tokens()));
-  set_.emplace(rule().pre_rope || with_tide_ ? TokenSet::Keys::pre_rope : TokenSet::Keys::post_rope);
+  // Kept from batch to batch, so that recorded steps find it where it was; a dense step fills it before it is read.
+  if (!set_) set_.emplace(rule().pre_rope || with_tide_ ? TokenSet::Keys::pre_rope : TokenSet::Keys::post_rope);
   last_ = at::zeros_like(s.x);
   error_ = at::zeros({s.x.size(0), grid_.tokens()}, s.x.options());
   computed_ = at::zeros_like(error_);
@@ -94,7 +95,7 @@ DitHooks SparseSampler::hooks(const Sampling& s, SampleContext& context) const {
 
 // All velocities of this step; `fresh` [B, N, D] holds those that were computed.
 at::Tensor SparseSampler::merged(const at::Tensor& fresh, double sigma) {
-  const at::Tensor active = set_->active();
+  const at::Tensor active = set_->is_dense() ? at::Tensor() : set_->active();
   at::Tensor was = at::ones_like(error_, at::kBool);
   if (active.defined()) was = at::zeros_like(was).scatter_(1, active, true);
   at::Tensor all = fresh;

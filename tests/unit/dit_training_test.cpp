@@ -138,7 +138,7 @@ TEST(DitTraining, SamplesDependOnTheirNumberAlone) {
   // No sentence that is held out is trained on.
   std::set<std::string> held_out;
   for (const auto id : source->held_out_ids()) held_out.insert(source->caption(id));
-  EXPECT_GT(held_out.size(), 50u);
+  EXPECT_GT(held_out.size(), 500u);
   for (const auto id : source->train_ids()) EXPECT_FALSE(held_out.contains(source->caption(id)));
 }
 
@@ -181,11 +181,13 @@ TEST(DitTraining, LossFallsAndRanksAndMicroBatchesChangeNothing) {
   for (int k = 0; k < 4; ++k) first += one.losses[std::size_t(k)], last += one.losses[one.losses.size() - 1 - k];
   EXPECT_LT(last, 0.85 * first);
   EXPECT_TRUE(one.metrics.contains("attribute_accuracy") && one.metrics.contains("attribute_accuracy_2x"));
-  for (const auto& other : {train(2, yaml, {"steps=6"}), train(1, yaml, {"steps=6", "accumulate=2"})}) {
-    for (std::size_t i = 0; i < other.losses.size(); ++i) EXPECT_NEAR(other.losses[i], one.losses[i], 2e-5) << i;
+  const Trained alone = train(1, yaml, {"steps=4"}), two = train(2, yaml, {"steps=4"}),
+                parts = train(1, yaml, {"steps=4", "accumulate=2"});
+  for (std::size_t i = 0; i < alone.losses.size(); ++i) {
+    EXPECT_NEAR(two.losses[i], alone.losses[i], 2e-5) << i;
+    EXPECT_NEAR(parts.losses[i], alone.losses[i], 2e-5) << i;
   }
-  const auto two = train(2, yaml, {"steps=2"}).metrics, alone = train(1, yaml, {"steps=2"}).metrics;
-  for (const auto& [name, value] : alone) EXPECT_NEAR(two.at(name), value, 1e-4) << name;
+  for (const auto& [name, value] : alone.metrics) EXPECT_NEAR(two.metrics.at(name), value, 1e-4) << name;
 }
 
 TEST(DitTraining, ExportIsTheAveragedModelWithItsPrompts) {

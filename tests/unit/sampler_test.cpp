@@ -278,6 +278,12 @@ TEST_F(SampleJobs, AreTheSameOnAnyNumberOfRanks) {
     run_loopback(ranks, [&, n = ranks](Communicator& world) {
       EXPECT_EQ(run_sample({dir_ + "/job.yaml", out, overrides, false}, world, n), 0);
     });
+    const auto batch = nlohmann::json::parse(read(out + "/plain/batch_00000.json"));
+    EXPECT_EQ(batch["ranks"], ranks);
+    EXPECT_GE(batch["collectives_a_step"].get<double>(), 1) << how[0];
+    EXPECT_GT(batch["bytes_a_step"].get<double>(), 0) << how[0];
+    // Two pictures of 12 x 8 x 12 in f32 each way, and nothing else.
+    if (how.size() == 1 && how[0] == "guidance_parallel=true") EXPECT_EQ(batch["bytes_a_step"], 2 * 12 * 8 * 12 * 4);
     const auto b = Safetensors(out + "/plain/00001.safetensors").tensor("latents");
     EXPECT_LT(largest(a, b), 1e-5 * a.std().item<double>()) << how[0] << " on " << ranks;
   }

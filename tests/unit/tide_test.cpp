@@ -396,6 +396,35 @@ TEST(Tide, EveryLayoutHasThePartsItCan) {
   }
 }
 
+// Merging in bf16 rounds once a part: no more than what one rank's bf16 loses anyway, within a draw of rounding.
+TEST(SequenceParallel, Bf16IsAsCloseAsOnOneRank) {
+  const Small m(9, 5);
+  const DitHooks hooks = settings({}, *m.model).hooks(*m.model, m.grid, 5, 0.6);
+  const at::Tensor truth = m.run(hooks);
+  auto off = [&](const DitHooks& with) {
+    const at::NoGradGuard none;
+    const auto model = random_denoiser(Small::config(4), 7, at::kCPU, at::kFloat);
+    const auto narrow = make_denoiser(model->config(), [&](const DitWeight& w) {
+      const auto all = model->weights();
+      const auto found = std::find_if(all.begin(), all.end(), [&](const auto& named) { return named.first == w.name; });
+      return found->second.to(at::kBFloat16);
+    });
+    Conditioning c = m.condition;
+    c.text = c.text.to(at::kBFloat16);
+    c.pooled = c.pooled.to(at::kBFloat16);
+    const at::Tensor v = narrow->forward(m.x.to(at::kBFloat16), m.t, c, with).to(at::kFloat);
+    return (v - truth).square().mean().sqrt().item<double>();
+  };
+  const double alone = off(hooks);
+  for (const char* kind : {"ring", "ulysses"})
+    run_loopback(4, [&](Communicator& world) {
+      const auto parallel = sequence_parallel(kind, world);
+      DitHooks shared = hooks;
+      shared.parallel = parallel.get();
+      EXPECT_LT(off(shared), 1.2 * alone) << kind;
+    });
+}
+
 TEST(SequenceParallel, ChosenTokensAreShared) {
   const Small m(9, 5);
   const at::Tensor active = at::tensor({1, 4, 5, 11, 17, 23, 30, 31, 44}, at::kLong).repeat({2, 1});

@@ -37,6 +37,7 @@ using SeriesOf = std::map<std::string, std::vector<double>>;
 struct Engine::Measured {
   double seconds = 0;
   std::int64_t steps = 0, resumed_at = -1;
+  CommStats sent;  // by this rank in its steps
   SeriesOf series;
 };
 
@@ -117,6 +118,7 @@ bool Engine::run(std::int64_t batch, const std::function<bool()>& stop) {
     checkpoints.load(*saved).restore(saving);
     m.resumed_at = s.step;
   }
+  const CommStats before = groups_.sent();
   const auto began = Clock::now();
   const std::int64_t every = arm_.config.save_every;
   while (s.step < s.steps()) {
@@ -134,6 +136,8 @@ bool Engine::run(std::int64_t batch, const std::function<bool()>& stop) {
   }
   const bool finite = at::isfinite(s.x).all().item<bool>();  // waits for the device
   m.seconds = std::chrono::duration<double>(Clock::now() - began).count();
+  m.sent = groups_.sent();
+  m.sent.calls -= before.calls, m.sent.bytes -= before.bytes;
   if (!finite)
     throw Error(ExitCode::nonfinite, "arm " + arm_.config.arm, "latents are not finite after the last step",
                 "lower guidance, use precision=f32, or check the model's weights");
@@ -160,6 +164,8 @@ void Engine::finish(std::int64_t batch, const Sampling& s, const Measured& m) {
                                  {"resumed_at", m.resumed_at},
                                  {"seconds", m.seconds},
                                  {"step_ms", m.steps ? 1000 * m.seconds / double(m.steps) : 0},
+                                 {"collectives_a_step", m.steps ? double(m.sent.calls) / double(m.steps) : 0},
+                                 {"bytes_a_step", m.steps ? double(m.sent.bytes) / double(m.steps) : 0},
                                  {"series", m.series},
                                  {"report", arm_.method.report()}};
   replace_durably(system_io(), marker(batch), report.dump(1, ' ', false, nlohmann::json::error_handler_t::replace));

@@ -12,6 +12,13 @@ Placement place(const SampleConfig& config, Communicator& world) {
   return place_rank(world, train);
 }
 
+CommStats Groups::sent() const {
+  CommStats sum;
+  for (const auto* c : {tensors.get(), halves.get(), parts.get()})
+    if (c && c->size() > 1) sum += c->stats();
+  return sum;
+}
+
 Groups make_groups(const SampleConfig& c, const Sampler& method, const Placement& placement, Communicator& world) {
   const std::int64_t all = world.size();
   std::int64_t each = c.ranks_per_picture ? c.ranks_per_picture : method.ranks_per_picture();
@@ -30,17 +37,20 @@ Groups make_groups(const SampleConfig& c, const Sampler& method, const Placement
   if (each > 1 && !parted && method.ranks_per_picture() == 1 && each != (c.guidance_parallel ? 2 : 1))
     throw UsageError("ranks_per_picture", std::to_string(each) + " ranks would all compute the same",
                      "sequence: ulysses or ring, or guidance_parallel: true on 2 ranks");
+  const auto traced = [&placement](std::unique_ptr<Communicator> host) {
+    return std::make_unique<Traced>(for_device(std::move(host), placement, {}));
+  };
   Groups g;
   g.placement = placement;
   g.count = int(all / each);
   g.mine = int(world.rank() / each);
   g.control = world.split(g.mine, world.rank());
-  g.tensors = for_device(world.split(g.mine, world.rank()), placement, {});
+  g.tensors = traced(world.split(g.mine, world.rank()));
   const int rank = g.control->rank(), half = int(each / 2);
-  if (c.guidance_parallel) g.halves = for_device(g.control->split(rank % half, rank / half), placement, {});
+  if (c.guidance_parallel) g.halves = traced(g.control->split(rank % half, rank / half));
   const int part = c.guidance_parallel ? half : int(each);
   if (!parted || part == 1) return g;
-  g.parts = for_device(g.control->split(rank / part, rank % part), placement, {});
+  g.parts = traced(g.control->split(rank / part, rank % part));
   g.sequence = sequence_parallel(c.sequence, *g.parts);
   return g;
 }

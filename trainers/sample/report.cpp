@@ -186,7 +186,8 @@ std::string write_report(const SampleJob& job, const std::string& out, const nlo
         arm["metrics"][name] = value;
     text += config.arm + ": " + std::to_string(arm["pictures"].size()) + " pictures, " +
             number(arm["seconds"].get<double>(), "%.2f") + " s, " + number(arm["step_ms"].get<double>()) + " ms a step";
-    for (const auto& [name, value] : arm["metrics"].items()) text += ", " + name + " " + number(value, "%.3f");
+    for (const auto& [name, word] : headlines)
+      if (arm["metrics"].contains(name)) text += ", " + std::string(word) + " " + number(arm["metrics"][name], "%.3f");
     text += "\n";
   }
   const bool sheet = write_sheet(job, report["arms"], out);
