@@ -25,7 +25,8 @@ class TokenSet {
   // UsageError in the forward: no dense forward of this batch and size came before.
   void choose(const at::Tensor& active);
   bool is_dense() const { return !sparse_; }
-  const at::Tensor& active() const { return active_; }
+  // Undefined where all are computed. Its memory is that of the next choice of this size.
+  at::Tensor active() const { return sparse_ ? active_ : at::Tensor(); }
   Keys keys() const { return keys_; }
   // Multiplies cached post_rope image keys, pair by pair: f32 [tokens, head_dim / 2] or [head_dim / 2]. For
   // temperatures in the tables that changed since: sqrt(tau_old / tau_new).
