@@ -153,7 +153,7 @@ nlohmann::json arm_report(const SampleConfig& config, const std::string& folder)
         name.starts_with("batch_") && name.ends_with(".json"))
       files.push_back(entry.path().string());
   std::sort(files.begin(), files.end());
-  double seconds = 0, steps = 0;
+  double seconds = 0, timed = 0, steps = 0;
   auto& pictures = arm["pictures"] = nlohmann::json::array();
   auto& batches = arm["batches"] = nlohmann::json::array();
   for (const auto& file : files) {
@@ -161,7 +161,10 @@ nlohmann::json arm_report(const SampleConfig& config, const std::string& folder)
     const auto batch = nlohmann::json::parse(bytes.begin(), bytes.end(), nullptr, false);
     if (!batch.is_object() || !batch.contains("pictures") || !batch.contains("series"))
       throw DataError(file, "is not what a batch ends with", "remove it: its pictures are drawn again");
-    seconds += batch["seconds"].get<double>(), steps += batch["steps"].get<double>();
+    seconds += batch["seconds"].get<double>();
+    // The first batch also warms up: it counts only where it is alone.
+    if (batches.size() == 1) timed = steps = 0;
+    timed += batch["seconds"].get<double>(), steps += batch["steps"].get<double>();
     for (const auto& p : batch["pictures"]) pictures.push_back(p);
     if (batches.empty()) arm["series"] = batch["series"];
     batches.push_back(batch);
@@ -170,7 +173,7 @@ nlohmann::json arm_report(const SampleConfig& config, const std::string& folder)
   for (const auto& p : pictures) prompts.push_back(p["prompt"]);
   if (fs::exists(picture_path(folder, 0))) arm["metrics"] = scene_scores(prompts, folder);
   arm["seconds"] = seconds;
-  arm["step_ms"] = steps > 0 ? 1000 * seconds / steps : 0;
+  arm["step_ms"] = steps > 0 ? 1000 * timed / steps : 0;
   return arm;
 }
 
@@ -190,6 +193,7 @@ std::string write_report(const SampleJob& job, const std::string& out, const nlo
       if (arm["metrics"].contains(name)) text += ", " + std::string(word) + " " + number(arm["metrics"][name], "%.3f");
     text += "\n";
   }
+  if (const double peak = machine.value("peak_gib", 0.0); peak > 0) text += "peak " + number(peak, "%.2f") + " GiB\n";
   const bool sheet = write_sheet(job, report["arms"], out);
   replace_durably(system_io(), out + "/report.json",
                   report.dump(1, ' ', false, nlohmann::json::error_handler_t::replace));

@@ -13,6 +13,7 @@
 #include "trainers/sample/report.h"
 #include "trainers/stop.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <iostream>
@@ -56,7 +57,7 @@ void take_up(const SampleRun& run, const SampleJob& job, std::shared_ptr<FolderL
   replace_durably(system_io(), run.out + "/config.resolved.yaml", job.settings);
 }
 
-// A bar with the time that is left, on rank 0's terminal. Steps of this rank's group stand for all.
+// A bar with the time that is left, on rank 0's terminal: steps of batches. This rank's group stands for all.
 class Bar {
  public:
   Bar(bool mine, std::int64_t total) : state_{0, total} {
@@ -64,14 +65,15 @@ class Bar {
     state_.unit = "steps";
     if (mine && terminal_columns() > 0) bar_.emplace(terminal_columns());
   }
-  void step() {
-    rate_.add(++state_.step, StepRate::Clock::now());
+  void step(int groups) {
+    state_.step = std::min(state_.step + groups, state_.total);
+    rate_.add(state_.step, StepRate::Clock::now());
     const double seconds = rate_.seconds_per_step();
     state_.per_second = seconds > 0 ? 1 / seconds : std::numeric_limits<double>::quiet_NaN();
     state_.eta = seconds > 0 ? seconds * double(state_.total - state_.step) : -1;
     if (bar_) bar_->draw(state_);
   }
-  void skip(std::int64_t steps) { state_.total -= steps; }
+  void skip(std::int64_t steps) { state_.total = std::max<std::int64_t>(0, state_.total - steps); }
   void clear() {
     if (bar_) bar_->clear();
   }
@@ -127,8 +129,10 @@ class Job {
   bool run() {
     plan();
     std::int64_t total = 0;
-    for (std::size_t a = 0; a < plans_.size(); ++a)
-      total += std::int64_t(plans_[a].conditions->texts().size()) * job_.arms[a].count * job_.arms[a].steps;
+    for (std::size_t a = 0; a < plans_.size(); ++a) {
+      const auto& c = job_.arms[a];
+      total += (std::ssize(plans_[a].conditions->texts()) * c.count + c.batch - 1) / c.batch * c.steps;
+    }
     Bar bar(world_.rank() == 0, total);
     for (std::size_t a = 0; a < plans_.size(); ++a)
       if (!run_arm(a, bar)) return false;
@@ -182,11 +186,11 @@ class Job {
     };
     method.setup(context);
     const Arm arm{c, method, *plans_[a].conditions, out_ + "/" + c.arm};
-    Engine engine(arm, groups, context, [&bar] { bar.step(); });
+    Engine engine(arm, groups, context, [&bar, &groups] { bar.step(groups.count); });
     bool going = true;
     for (std::int64_t b = groups.mine; b < engine.batches() && going; b += groups.count) {
       if (engine_done(engine, groups, b))
-        bar.skip(c.steps);
+        bar.skip(c.steps * groups.count);
       else
         going = engine.run(b, [] { return stop_requested(); });
     }
