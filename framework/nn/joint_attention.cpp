@@ -1,5 +1,8 @@
 #include "framework/nn/joint_attention.h"
 
+#include "framework/base/tensor.h"
+#include "framework/kernels/attention_merge.h"
+
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -31,6 +34,40 @@ at::Tensor masked(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                           false, s.scale);
 }
 
+bool mergeable(const AttentionPart& p) {
+  const auto type = p.out.scalar_type();
+  if ((type != at::kFloat && type != at::kBFloat16) || p.lse.scalar_type() != at::kFloat || p.out.size(3) % 4 ||
+      p.out.stride(3) != 1 || reinterpret_cast<std::uintptr_t>(p.out.const_data_ptr()) % 16)
+    return false;
+  for (const auto dim : {0, 1, 2})
+    if (p.out.stride(dim) % 4) return false;
+  return !at::GradMode::is_enabled() || !(p.out.requires_grad() || p.lse.requires_grad());
+}
+
+template <class T>
+AttentionPart run_merge(const AttentionPart& a, const AttentionPart& b, double bias) {
+  const auto& s = a.out.sizes();
+  const at::Tensor out = at::empty({s[0], s[2], s[1], s[3]}, a.out.options()).transpose(1, 2);
+  const at::Tensor la = a.lse.contiguous(), lb = b.lse.contiguous(), lse = at::empty(la.sizes(), la.options());
+  const auto rows = [](const at::Tensor& t) {
+    return kernels::HeadRows<const T>{static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2)};
+  };
+  kernels::merge_attention(
+      kernels::MergeJob<T>{rows(a.out),
+                           rows(b.out),
+                           la.const_data_ptr<float>(),
+                           lb.const_data_ptr<float>(),
+                           {static_cast<T*>(out.mutable_data_ptr()), out.stride(0), out.stride(1), out.stride(2)},
+                           lse.mutable_data_ptr<float>(),
+                           s[0],
+                           s[1],
+                           s[2],
+                           s[3],
+                           float(bias)},
+      buffer_of(lse).place);
+  return {out, lse};
+}
+
 // Keys before `begin` and from `end` on.
 AttentionPart beside(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t begin,
                      std::int64_t end, double scale) {
@@ -52,7 +89,7 @@ AttentionPart attention_part(const at::Tensor& q, const at::Tensor& k, const at:
   }
   if (cudnn_attention(q)) {
     const auto r = at::_scaled_dot_product_cudnn_attention(q, k, v, {}, true, 0.0, false, false, scale);
-    return {std::get<0>(r), std::get<1>(r).view({q.size(0), q.size(1), q.size(2)})};
+    return {std::get<0>(r), std::get<1>(r).reshape({q.size(0), q.size(1), q.size(2)})};
   }
   if (q.scalar_type() == at::kHalf || q.scalar_type() == at::kBFloat16) {
     const auto r = at::_scaled_dot_product_flash_attention(q, k, v, 0.0, false, false, scale);
@@ -63,6 +100,9 @@ AttentionPart attention_part(const at::Tensor& q, const at::Tensor& k, const at:
 }
 
 AttentionPart merge_parts(const AttentionPart& a, const AttentionPart& b, double bias) {
+  if (mergeable(a) && mergeable(b) && a.out.scalar_type() == b.out.scalar_type())
+    return a.out.scalar_type() == at::kFloat ? run_merge<float>(a, b, bias)
+                                             : run_merge<kernels::BrainFloat>(a, b, bias);
   const at::Tensor la = a.lse + bias;
   const at::Tensor lse = at::logaddexp(la, b.lse);
   const auto share = [&](const at::Tensor& l) { return (l - lse).exp().unsqueeze(-1); };

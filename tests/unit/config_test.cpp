@@ -5,6 +5,7 @@
 #include "comm/registry.h"
 #include "framework/recipe.h"
 #include "framework/train_config.h"
+#include "trainers/sample/config.h"
 #include "trainers/sweep/config.h"
 
 #include <bit>
@@ -666,6 +667,7 @@ TEST(Config, TheDocsAreTheSchemaOfEveryRecipe) {
     wanted += "\n## " + name + "\n\n" + document([&](Fields& f) { recipe->fields(f); });
   }
   wanted += "\n## lora_sweep\n\nOf `trireme sweep`; tasks bear names of your own.\n\n" + sweep::document_keys();
+  wanted += "\n## sample\n\nOf `trireme sample`; arms bear names of your own.\n\n" + sample::document_keys();
   if (std::getenv("TRIREME_WRITE_DOCS")) std::ofstream(path) << wanted;
   std::istringstream is(file.str()), should(wanted);
   for (std::string a, b; is || should;) {

@@ -70,29 +70,33 @@ TEST(DitLayouts, AreAsCloseInBf16AsDiffusersIs) {
 
 // E4: what is easily swapped fails.
 TEST(DitLayouts, SwappedPartsAreSeen) {
-  const auto halves = [](const at::Tensor& t, std::int64_t d) { return at::cat({t.chunk(2, d)[1], t.chunk(2, d)[0]}, d); };
+  const auto halves = [](const at::Tensor& t, std::int64_t d) {
+    return at::cat({t.chunk(2, d)[1], t.chunk(2, d)[0]}, d);
+  };
   struct Swap {
     std::string layout, tensor;
     std::int64_t dimension;
   };
-  for (const Swap& s : {Swap{"sd3", "transformer_blocks.1.norm1_context.linear.weight", 0},
-                        {"sd3", "norm_out.linear.weight", 0},
-                        {"sd35", "transformer_blocks.0.attn2.to_out.0.weight", 1},
-                        {"wan", "scale_shift_table", 1},
-                        {"wan", "blocks.0.scale_shift_table", 1},
-                        {"wan", "condition_embedder.time_embedder.linear_1.weight", 1},
-                        {"wan_i2v", "patch_embedding.weight", 1},
-                        {"wan_i2v_clip", "blocks.0.attn2.add_k_proj.weight", 0},
-                        {"hunyuan_video", "norm_out.linear.weight", 0},
-                        {"hunyuan_video", "proj_out.weight", 0},
-                        {"hunyuan_video", "context_embedder.token_refiner.refiner_blocks.0.norm_out.linear.weight", 0}}) {
+  for (const Swap& s :
+       {Swap{"sd3", "transformer_blocks.1.norm1_context.linear.weight", 0},
+        {"sd3", "norm_out.linear.weight", 0},
+        {"sd35", "transformer_blocks.0.attn2.to_out.0.weight", 1},
+        {"wan", "scale_shift_table", 1},
+        {"wan", "blocks.0.scale_shift_table", 1},
+        {"wan", "condition_embedder.time_embedder.linear_1.weight", 1},
+        {"wan_i2v", "patch_embedding.weight", 1},
+        {"wan_i2v_clip", "blocks.0.attn2.add_k_proj.weight", 0},
+        {"hunyuan_video", "norm_out.linear.weight", 0},
+        {"hunyuan_video", "proj_out.weight", 0},
+        {"hunyuan_video", "context_embedder.token_refiner.refiner_blocks.0.norm_out.linear.weight", 0}}) {
     const DitCase v(s.layout);
     const auto with = [&](const std::string& tensor) {
       const at::NoGradGuard none;
-      return error(changed(v, [&](const DitWeight& w, const at::Tensor& t) {
-                     return w.name == tensor ? halves(t, s.dimension).contiguous() : t;
-                   })->forward(v.x, v.t, v.c),
-                   v.file.tensor("velocity"));
+      return error(
+          changed(v, [&](const DitWeight& w,
+                         const at::Tensor& t) { return w.name == tensor ? halves(t, s.dimension).contiguous() : t; })
+              ->forward(v.x, v.t, v.c),
+          v.file.tensor("velocity"));
     };
     EXPECT_LT(with(""), 1e-4) << s.layout;
     EXPECT_GT(with(s.tensor), 0.003) << s.layout << " " << s.tensor;
@@ -187,8 +191,8 @@ TEST(DitLayouts, OffsetsShiftAndWrapPositions) {
     for (std::int64_t f = 0; f < 2; ++f)
       for (std::int64_t r = 0; r < 3; ++r)
         for (std::int64_t c = 0; c < 4; ++c)
-          EXPECT_TRUE(same(part.image.sin[(f * 3 + r) * 4 + c],
-                           all.image.sin[((f + 1) * 6 + (r + 4) % 6) * 8 + (c + 6) % 8]));
+          EXPECT_TRUE(
+              same(part.image.sin[(f * 3 + r) * 4 + c], all.image.sin[((f + 1) * 6 + (r + 4) % 6) * 8 + (c + 6) % 8]));
   }
 }
 
@@ -200,7 +204,8 @@ TEST(DitLayouts, FoldersComeBack) {
     const DitCase v(name);
     export_denoiser(*v.model, out, 100'000);
     EXPECT_TRUE(same(denoiser_from_folder(out, at::kCPU, at::kFloat)->forward(v.x, v.t, v.c), v.run())) << name;
-    EXPECT_EQ(HfFolder(out, "diffusion_pytorch_model").names(), HfFolder(dit_vectors(name), "diffusion_pytorch_model").names());
+    EXPECT_EQ(HfFolder(out, "diffusion_pytorch_model").names(),
+              HfFolder(dit_vectors(name), "diffusion_pytorch_model").names());
   }
 }
 
@@ -302,7 +307,9 @@ TEST(Sd3, PositionsAreThoseOfDiffusers) {
 TEST(Sd3, RefusesMoreTokensThanPositions) {
   const DitCase v("sd3");
   const auto most = v.model->config().at("pos_embed_max_size").get<std::int64_t>();
-  EXPECT_SAYS(said([&] { v.model->forward(at::zeros({v.x.size(0), 4, 1, 2 * most + 2, 4}), v.t, v.c); }),
+  EXPECT_SAYS(said([&] {
+                v.model->forward(at::zeros({v.x.size(0), 4, 1, 2 * most + 2, 4}), v.t, v.c);
+              }),
               std::to_string(most + 1) + " tokens a side");
 }
 
@@ -322,6 +329,31 @@ TEST(ImageToVideo, FirstFrameAndMaskStandWhereTheModelReadsThem) {
     EXPECT_SAYS(said([&] { first_frame_condition(info, first.narrow(1, 0, 3), 3); }), "no latent");
   }
   EXPECT_SAYS(said([&] { first_frame_condition(plain.model->info(), first, 3); }), "takes no picture");
+}
+
+// The program completes the first frame as the model reads it.
+TEST(ImageToVideo, SampleTakesAFirstFrame) {
+  const TempFolder temp;
+  for (const char* name : {"wan_i2v", "hunyuan_video_i2v"}) {
+    const DitCase v(name);
+    const at::Tensor first = v.x.narrow(2, 0, 1);
+    const auto sampled = [&](const std::string& out, const NamedTensor& picture) {
+      std::vector<NamedTensor> all{{"prompt_embeds", v.c.text}, {"latents", v.x}, picture};
+      if (v.c.pooled.defined()) all.push_back({"pooled", v.c.pooled});
+      write_safetensors(out + ".safetensors", all);
+      write_text(out + ".yaml", "model: " + dit_vectors(name) + "\nembeds: " + out + ".safetensors\nsteps: 2\n" +
+                                    "guidance: 1\ndevice: cpu\nframes: " + std::to_string(v.x.size(2)) + "\nsize: [" +
+                                    std::to_string(8 * v.x.size(3)) + ", " + std::to_string(8 * v.x.size(4)) + "]\n");
+      const Outcome o = run_program({"sample", out + ".yaml", "--out", out}, {});
+      EXPECT_EQ(o.code, 0) << o;
+      return Safetensors(out + "/plain/00000.safetensors").tensor("latents");
+    };
+    const std::string at = (temp.path / name).string();
+    const at::Tensor whole =
+        sampled(at + "1", {"image_latents", first_frame_condition(v.model->info(), first, v.x.size(2))});
+    EXPECT_TRUE(same(sampled(at + "2", {"first_frame", first}), whole)) << name;
+    EXPECT_FALSE(same(sampled(at + "3", {"first_frame", 2 * first}), whole)) << name;
+  }
 }
 
 // The whole way of FluxPipeline and WanPipeline, from the same embeddings and noise.

@@ -32,7 +32,8 @@ inline bool same(const at::Tensor& a, const at::Tensor& b) { return a.equal(b); 
 
 struct DitCase {
   explicit DitCase(const std::string& name, at::ScalarType type = at::kFloat)
-      : model(denoiser_from_folder(dit_vectors(name), at::kCPU, type)), file(dit_vectors(name) + "/vectors.safetensors") {
+      : model(denoiser_from_folder(dit_vectors(name), at::kCPU, type)),
+        file(dit_vectors(name) + "/vectors.safetensors") {
     const auto get = [&](const char* n) { return file.has(n) ? file.tensor(n).to(type) : at::Tensor(); };
     x = get("x");
     t = file.tensor("t");

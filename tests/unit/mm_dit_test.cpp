@@ -203,32 +203,46 @@ TEST(TokenSets, RefuseWhatWasNotComputedBefore) {
   v.run(hooks);
   set.choose(at::tensor({0, 1, 0, 1, 0, 1}).view({3, 2}));
   EXPECT_THROW(v.run(hooks), UsageError);
+  set.choose(at::tensor({0, 12}).view({1, 2}));
+  EXPECT_THROW(v.run(hooks), std::exception);
 }
 
-// Post-rope keys under another temperature: rescaled, they are those of the new tables (S0 for a gain alone).
+// Post-rope keys under another temperature: rescaled, they are those of the new tables (S0 for a gain alone). Text
+// first and last; text is never rescaled.
 TEST(TokenSets, KeysCanBeRescaled) {
-  const DitCase v("flux");
-  const auto scaled = [&](double gain) {
-    RopeTables t = v.model->rope(v.model->grid(v.x.sizes()), 5);
-    for (RopeTable* r : {&t.text, &t.image}) {
-      r->cos = r->cos * gain;
-      r->sin = r->sin * gain;
+  at::manual_seed(5);
+  for (const bool text_first : {true, false})
+    for (const auto type : {at::kFloat, at::kBFloat16}) {
+      const at::Tensor k = at::randn({2, 9, 2, 8}), v = at::randn({2, 9, 2, 8}).to(type);
+      const RopeTable table = dit::rope_table({1, 2, 3}, {}, {4, 2, 2}, 1e4, at::kCPU);
+      const at::Tensor old_gain = at::tensor({1.2, 1.1, 1.0, 1.3}).to(at::kFloat),
+                       now = at::tensor({1.1, 1.0, 1.0, 1.2}).to(at::kFloat);
+      const auto keys = [&](const at::Tensor& gain) {
+        const RopeTable image{table.cos * gain, table.sin * gain};
+        const RopeTable all = text_first ? dit::joined({}, 3, image, 6) : dit::joined(image, 6, {}, 3);
+        return dit::apply_rope(k, all);
+      };
+      TokenSet set;
+      set.update(0, keys(old_gain).to(type), v, 3, text_first);
+      const std::int64_t before = set.memory();
+      set.rescale_keys(now / old_gain);
+      set.choose(at::tensor({1, 4}, at::kLong).view({1, 2}));
+      const at::Tensor fresh = keys(now).to(type);
+      const auto some = [&](const at::Tensor& x) {
+        const at::Tensor image = x.narrow(1, text_first ? 3 : 0, 6).index_select(1, at::tensor({1, 4}, at::kLong));
+        const at::Tensor text = x.narrow(1, text_first ? 0 : 6, 3);
+        return text_first ? at::cat({text, image}, 1) : at::cat({image, text}, 1);
+      };
+      const auto all = set.update(0, some(fresh), some(v), 3, text_first);
+      EXPECT_LT(error(all.k, fresh), type == at::kFloat ? 1e-6 : 0.04);  // rounded twice
+      EXPECT_TRUE(same(all.v, v));
+      EXPECT_NE(set.memory(), before);  // the choice is new memory
+      const std::int64_t after = set.memory();
+      set.choose(at::tensor({0, 5}, at::kLong).view({1, 2}));
+      set.dense();
+      set.update(0, fresh, v, 3, text_first);
+      EXPECT_EQ(set.memory(), after);
     }
-    return t;
-  };
-  for (const bool pre : {false, true}) {
-    TokenSet set(pre ? TokenSet::Keys::pre_rope : TokenSet::Keys::post_rope);
-    DitHooks hooks, plain;
-    hooks.tokens = &set;
-    hooks.rope = scaled(1.2);
-    v.run(hooks);
-    hooks.rope = plain.rope = scaled(1.05);
-    const auto layer = [&](const DitHooks& h) { return v.run(h); };
-    if (!pre) set.rescale_keys(at::full({8}, 1.05 / 1.2));
-    set.choose(at::tensor({2, 3, 8}).view({1, 3}));
-    // With one block alone keys of the others are exact; deeper ones carry the earlier step's.
-    EXPECT_LT(error(layer(hooks).select(3, 0).select(3, 4), layer(plain).select(3, 0).select(3, 4)), 0.2);
-  }
 }
 
 struct Half : SequenceParallel {  // one rank: the ways of the hook without other ranks
@@ -272,6 +286,73 @@ TEST(MmDit, FoldersComeBack) {
     EXPECT_EQ(std::filesystem::exists(out + "/diffusion_pytorch_model.safetensors.index.json"), bytes < 1 << 20);
     EXPECT_EQ(again->config().at("num_layers"), 2);
   }
+}
+
+// Bad folders: one line with file and tensor, exit code 3.
+TEST(MmDit, FoldersThatLieAreRefused) {
+  const TempFolder temp;
+  const std::string out = (temp.path / "model").string(), file = out + "/diffusion_pytorch_model.safetensors";
+  const DitCase v("flux_schnell");
+  const auto load = [&] { denoiser_from_folder(out, at::kCPU, at::kFloat); };
+  const auto with = [&](const std::function<void(std::vector<NamedTensor>&, json&)>& change) {
+    std::vector<NamedTensor> tensors;
+    for (const auto& [name, value] : v.model->weights()) tensors.push_back({name, value});
+    json config = v.model->config();
+    change(tensors, config);
+    std::filesystem::remove_all(out);
+    std::filesystem::create_directory(out);
+    write_safetensors(file, tensors);
+    write_text(out + "/config.json", config.dump());
+    return said(load);
+  };
+  const auto nothing = [](std::vector<NamedTensor>&, json&) {};
+  EXPECT_EQ(with(nothing), "nothing");
+  EXPECT_SAYS(with([](auto& t, json&) { t.pop_back(); }), "has no tensor 'proj_out.bias'");
+  EXPECT_SAYS(with([](auto& t, json&) {
+                t.push_back({"pos_embed", at::ones({2})});
+              }),
+              "'pos_embed', which config.json has no place");
+  EXPECT_SAYS(with([](auto& t, json&) {
+                t[0].tensor = at::ones({3, 3});
+              }),
+              "has the shape [3, 3], config.json asks for");
+  EXPECT_SAYS(with([](auto& t, json&) { t[0].tensor = t[0].tensor.to(at::kLong); }), "holds no floating numbers");
+  EXPECT_SAYS(with([](auto&, json& c) { c["num_layers"] = 2; }),
+              "has no tensor 'transformer_blocks.1.norm1.linear.weight'");
+  EXPECT_SAYS(with([](auto&, json& c) { c["num_layers"] = -1; }), "num_layers is no number from");
+  EXPECT_SAYS(with([](auto&, json& c) { c["num_attention_heads"] = 1e9; }), "num_attention_heads is no number from");
+  EXPECT_SAYS(with([](auto&, json& c) { c["axes_dims_rope"] = {4, 4, 4}; }), "axes of the rotation");
+  EXPECT_SAYS(with([](auto&, json& c) { c["in_channels"] = 15; }), "in_channels is no multiple of 4");
+  EXPECT_SAYS(with([](auto&, json& c) { c["_class_name"] = "UNet"; }), "unknown name 'UNet'");
+  EXPECT_SAYS(with([](auto&, json& c) { c.erase("_class_name"); }), "names no layout");
+  EXPECT_SAYS(with([](auto&, json& c) { c["trireme"] = 3; }), "trireme.json is no object");
+  with(nothing);
+  write_text(out + "/trireme.json", "[1]");
+  EXPECT_SAYS(said(load), "is no JSON object");
+  std::filesystem::remove(out + "/trireme.json");
+  write_text(file, "\xff\xff\xff\xff\xff\xff\xff\x7f{}");
+  EXPECT_THROW(load(), DataError);
+  std::filesystem::remove(file);
+  EXPECT_SAYS(said(load), "has neither diffusion_pytorch_model.safetensors nor");
+  EXPECT_SAYS(said([&] { denoiser_from_folder(out + "/none", at::kCPU, at::kFloat); }), "is no folder");
+}
+
+TEST(MmDit, InputsThatDoNotFitAreRefused) {
+  const DitCase v("flux");
+  const auto with = [&](const std::function<void(at::Tensor & x, at::Tensor & t, Conditioning & c)>& change) {
+    at::Tensor x = v.x, t = v.t;
+    Conditioning c = v.c;
+    change(x, t, c);
+    return said([&] { v.model->forward(x, t, c); });
+  };
+  EXPECT_SAYS(with([](auto& x, auto&, auto&) { x = x.narrow(4, 0, 7); }), "whole tokens");
+  EXPECT_SAYS(with([](auto& x, auto&, auto&) { x = x.narrow(1, 0, 3); }), "whole tokens");
+  EXPECT_SAYS(with([](auto& x, auto&, auto&) { x = x.select(2, 0); }), "4 dimensions");
+  EXPECT_SAYS(with([](auto&, auto& t, auto&) { t = t.narrow(0, 0, 1); }), "t is [1], the model wants [2]");
+  EXPECT_SAYS(with([](auto&, auto&, auto& c) { c.text.reset(); }), "wants text");
+  EXPECT_SAYS(with([](auto&, auto&, auto& c) { c.text = c.text.narrow(2, 0, 20); }), "text is [2, 5, 20]");
+  EXPECT_SAYS(with([](auto&, auto&, auto& c) { c.pooled.reset(); }), "wants pooled [2, 20]");
+  EXPECT_SAYS(with([](auto&, auto&, auto& c) { c.guidance.reset(); }), "wants guidance [2]");
 }
 
 TEST(MmDit, ATrainedModelHasGradientsEverywhere) {

@@ -1,19 +1,29 @@
 // SDiT (reconstruction) and its peers: labels against scikit-image, choices against transcripts, extrapolation.
 #include "comm/device.h"
+#include "comm/local/loopback.h"
 #include "data/rng.h"
 #include "framework/base/tensor.h"
 #include "framework/formats/safetensors.h"
+#include "framework/io/checkpoint.h"
 #include "framework/kernels/quickshift.h"
 #include "framework/models/dit/prediction_cache.h"
+#include "framework/models/dit/sequence_parallel.h"
+#include "recipes/sdit/caches.h"
 #include "recipes/sdit/ras.h"
+#include "recipes/sdit/sparse.h"
+#include "recipes/sdit/teacache_fit.h"
 #include "tests/unit/reference_files.h"
 
 #include <algorithm>
 #include <filesystem>
+#include <map>
 #include <set>
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
+#include <nlohmann/json.hpp>
+
+#include <unistd.h>
 
 namespace trireme {
 namespace {
@@ -308,6 +318,362 @@ TEST(Extrapolation, TaylorSeriesOfSteps) {
   EXPECT_NEAR(series.predict(5).item<float>(), f(5).item<float>(), 1e-6);
   series.computed(f(6), 6);
   EXPECT_NEAR(series.predict(9).item<float>(), f(9).item<float>(), 1e-6);
+}
+
+// The small Flux and the noise of tests/reference/cache_vectors.py.
+class SmallFlux : public ::testing::Test {
+ protected:
+  SmallFlux() : file_(vectors("caches.safetensors")) {
+    model_ = denoiser_from_folder(folder(), at::kCPU, at::kFloat);
+    const at::Tensor sigmas = file_.tensor("sigmas");
+    sigmas_.assign(sigmas.const_data_ptr<float>(), sigmas.const_data_ptr<float>() + sigmas.numel());
+    condition_.text = file_.tensor("text");
+    condition_.pooled = file_.tensor("pooled");
+    x_ = latent("noise");
+  }
+  static std::string folder() {
+    const char* named = std::getenv("TRIREME_DIT_VECTORS");
+    const auto there = std::filesystem::path(named ? named : "") / "flux_cache";
+    return named && std::filesystem::exists(there) ? there.string() : testing::reference_file("dit/flux_cache");
+  }
+  // [1, tokens, 16] of the file, channels of a token (channel, row, column).
+  at::Tensor latent(const std::string& name) const {
+    const at::Tensor grid = file_.tensor("grid"), tokens = file_.tensor(name);
+    const auto rows = grid[0].item<std::int64_t>(), columns = grid[1].item<std::int64_t>();
+    return sdit::latent_of(tokens, {1, tokens.size(2) / 4, 1, 2 * rows, 2 * columns}, {});
+  }
+  std::int64_t steps() const { return std::int64_t(sigmas_.size()) - 1; }
+  at::Tensor velocity(const at::Tensor& x, double sigma, const DitHooks& hooks) {
+    const at::NoGradGuard no_grad;
+    return model_->forward(x, at::full({x.size(0)}, sigma, at::kFloat), condition_, hooks);
+  }
+  at::Tensor sample(sdit::StepCache& cache) {
+    at::Tensor x = x_;
+    for (std::int64_t i = 0; i < steps(); ++i) {
+      cache.step({i, steps(), sigmas_[std::size_t(i)]});
+      x = x + (sigmas_[std::size_t(i + 1)] - sigmas_[std::size_t(i)]) *
+                  velocity(x, sigmas_[std::size_t(i)], {.blocks = &cache});
+    }
+    return x;
+  }
+  nlohmann::json settings(const std::string& arm) const { return nlohmann::json::parse(file_.metadata().at(arm)); }
+  // S8: what ran in each step, and where the sampling ended.
+  void expect(const std::string& arm, const at::Tensor& final, const std::vector<bool>& computed) {
+    const at::Tensor ran = file_.tensor("computed_" + arm);
+    for (std::int64_t i = 0; i < steps(); ++i)
+      EXPECT_EQ(bool(computed[std::size_t(i)]), ran[i].item<std::uint8_t>() != 0) << arm << " step " << i;
+    EXPECT_LE((final - latent("final_" + arm)).abs().max().item<double>(), 1e-4) << arm;
+  }
+  template <class Cache, class Rule>
+  void expect(const std::string& arm, const Rule& rule) {
+    Cache cache(rule);
+    const at::Tensor final = sample(cache);
+    expect(arm, final, cache.computed());
+    cache.forget();
+    EXPECT_TRUE(sample(cache).equal(final)) << arm << " begins anew after forget()";
+  }
+  std::vector<std::string> arms(const std::string& begin) const {
+    std::vector<std::string> all;
+    for (const auto& [name, text] : file_.metadata())
+      if (name.starts_with(begin)) all.push_back(name);
+    EXPECT_GE(all.size(), 1u) << begin;
+    return all;
+  }
+
+  Safetensors file_;
+  std::unique_ptr<Denoiser> model_;
+  std::vector<double> sigmas_;
+  Conditioning condition_;
+  at::Tensor x_;
+};
+
+TEST_F(SmallFlux, FirstBlockCacheDecidesAsDiffusers) {
+  for (const auto& arm : arms("first_block"))
+    expect<sdit::FirstBlockCache>(arm, sdit::FirstBlockCache::Rule{.threshold = settings(arm)["threshold"]});
+}
+
+TEST_F(SmallFlux, AttentionBroadcastDecidesAsDiffusers) {
+  for (const auto& arm : arms("pab")) {
+    const auto s = settings(arm);
+    expect<sdit::AttentionBroadcast>(
+        arm, sdit::AttentionBroadcast::Rule{.every = s["spatial"], .low = s["range"][0], .high = s["range"][1]});
+  }
+}
+
+TEST_F(SmallFlux, TaylorSeerPredictsAsDiffusers) {
+  for (const auto& arm : arms("taylor")) {
+    const auto s = settings(arm);
+    const sdit::TaylorSeer::Rule rule{.interval = s["interval"], .warmup = s["warmup"], .order = s["order"]};
+    if (!s["lite"].get<bool>()) {
+      expect<sdit::TaylorSeer>(arm, rule);
+      continue;
+    }
+    TaylorSeries series(rule.order);
+    std::vector<bool> ran;
+    at::Tensor x = x_;
+    for (std::int64_t i = 0; i < steps(); ++i) {
+      ran.push_back(sdit::TaylorSeer::computes(rule, i));
+      if (ran.back()) series.computed(velocity(x, sigmas_[std::size_t(i)], {}), i);
+      x = x + (sigmas_[std::size_t(i + 1)] - sigmas_[std::size_t(i)]) * series.predict(i);
+    }
+    expect(arm, x, ran);
+  }
+}
+
+TEST_F(SmallFlux, TeaCacheDecidesAsTheTranscript) {
+  for (const auto& arm : arms("teacache")) {
+    const auto s = settings(arm);
+    expect<sdit::TeaCache>(arm, sdit::TeaCache::Rule{s["polynomial"].get<std::vector<double>>(), s["threshold"], 1});
+  }
+}
+
+// Blocks whose part grows by the same from step to step are predicted exactly.
+TEST(FirstBlockCache, FollowsASeriesOfItsOrder) {
+  sdit::FirstBlockCache cache({.threshold = 1e6, .warmup = 3, .most_in_a_row = 2, .taylor = 1});
+  const at::Tensor in = randn({1, 4, 3}, 1), a = randn({1, 4, 3}, 2), b = randn({1, 4, 3}, 3);
+  for (std::int64_t step = 0; step < 9; ++step) {
+    cache.step({step, 9, 1});
+    const BlockStreams first{in + 1, in + 2},
+        out{first.image + a + b * double(step), first.text - a + b * double(step)};
+    const auto instead = cache.after_first_block({in, in}, first);
+    EXPECT_EQ(instead.has_value(), step >= 3 && step % 3 != 2) << step;
+    if (!instead) {
+      cache.after_blocks({in, in}, first, out);
+      continue;
+    }
+    EXPECT_LE((instead->image - out.image).abs().max().item<double>(), 1e-5) << step;
+    EXPECT_LE((instead->text - out.text).abs().max().item<double>(), 1e-5) << step;
+  }
+}
+
+// S6. After a dense step nothing is left of what came before it.
+TEST_F(SmallFlux, ADenseResetForgetsTheStepsBefore) {
+  const at::Tensor active = at::arange(5, 17, at::kLong).unsqueeze(0);
+  for (const auto keys : {TokenSet::Keys::post_rope, TokenSet::Keys::pre_rope}) {
+    TokenSet used(keys), fresh(keys);
+    const auto v = [&](TokenSet& set, double sigma) { return velocity(x_ * sigma, sigma, {.tokens = &set}); };
+    used.dense();
+    v(used, 1);
+    used.choose(active);
+    v(used, 0.9);
+    used.dense(), fresh.dense();
+    EXPECT_TRUE(v(used, 0.8).equal(v(fresh, 0.8)));
+    used.choose(active), fresh.choose(active);
+    EXPECT_TRUE(v(used, 0.7).equal(v(fresh, 0.7)));
+  }
+}
+
+TEST(TeaCacheFit, FindsThePolynomialAndThresholds) {
+  const std::vector<double> wanted = {40, -30, 9, 0.8, 0.01};
+  std::vector<sdit::StepChanges> pictures(3);
+  Rng rng(1, "changes");
+  for (auto& p : pictures)
+    for (int i = 0; i < 29; ++i) {
+      const double x = 0.02 + 0.3 * rng.uniform();
+      p.input.push_back(x);
+      p.output.push_back((((40 * x - 30) * x + 9) * x + 0.8) * x + 0.01);
+    }
+  const auto fit = sdit::fit_teacache(pictures, 1);
+  for (int i = 0; i < 5; ++i) EXPECT_NEAR(fit.polynomial[std::size_t(i)], wanted[std::size_t(i)], 1e-6);
+  EXPECT_LE(fit.error, 1e-9);
+  for (std::size_t i = 0; i < fit.shares.size(); ++i) {
+    double ran = 0;
+    for (const auto& p : pictures) ran += double(sdit::steps_computed(p, fit.polynomial, fit.thresholds[i], 1));
+    EXPECT_LE(ran / 90, fit.shares[i]);
+    EXPECT_GE(ran / 90, fit.shares[i] - 0.1);
+  }
+  const std::string path = std::filesystem::temp_directory_path() / ("fit" + std::to_string(::getpid()) + ".json");
+  sdit::write_fit(path, fit);
+  EXPECT_EQ(sdit::read_fit(path).polynomial, fit.polynomial);
+  EXPECT_EQ(sdit::threshold_of(sdit::read_fit(path), 0.5), fit.thresholds[2]);
+  EXPECT_THROW(sdit::threshold_of(fit, 0.9), UsageError);
+  std::filesystem::remove(path);
+  EXPECT_THROW(sdit::read_fit(path), DataError);
+  EXPECT_THROW(sdit::fit_teacache({}, 1), UsageError);
+}
+
+// The methods through their seam: keys as YAML, a model of random weights.
+class Methods : public SmallFlux {
+ protected:
+  struct Ran {
+    at::Tensor x;
+    nlohmann::json report;
+    at::Tensor map;
+  };
+  // `resume_after`: the state is saved after that step and a new method goes on with it.
+  Ran run(const std::string& method, const std::string& keys, Communicator& comm, std::int64_t batch, Denoiser& model,
+          SequenceParallel* parallel = nullptr) {
+    auto sampler = make(method, keys);
+    SampleContext context(comm, model, *codec_, model.device(), at::kFloat);
+    context.parallel = parallel;
+    context.steps = steps();
+    sampler->setup(context);
+    Sampling s = begin(batch);
+    s.x = s.x.to(model.device());
+    s.condition.text = s.condition.text.to(model.device());
+    s.condition.pooled = s.condition.pooled.to(model.device());
+    sampler->begin(s, context);
+    const at::NoGradGuard no_grad;
+    while (s.step < s.steps()) {
+      const double from = s.sigma(), to = s.sigmas[std::size_t(s.step + 1)];
+      s.x = euler_step(s.x, sampler->velocity(s, context), from, to);
+      ++s.step;
+      sampler->stepped(s, context);
+    }
+    const auto maps = sampler->maps();
+    return {s.x.cpu(), sampler->report(), maps.empty() ? at::Tensor() : maps[0].values.cpu()};
+  }
+  static std::unique_ptr<Sampler> make(const std::string& method, const std::string& keys) {
+    auto sampler = Samplers::create(method);
+    Config::parse(method + ": {" + keys + "}", "test.yaml").read([&](Fields& f) { f.group(method, *sampler, ""); });
+    return sampler;
+  }
+  Sampling begin(std::int64_t batch) const {
+    Sampling s;
+    for (std::int64_t i = 0; i < batch; ++i) s.prompts.push_back({"", std::uint64_t(i), i});
+    s.condition.text = condition_.text.repeat({batch, 1, 1});
+    s.condition.pooled = condition_.pooled.repeat({batch, 1});
+    s.x = drawn_noise(s.prompts, 0, x_[0].sizes(), at::kCPU);
+    s.grid = model_->grid(s.x.sizes());
+    return s;
+  }
+  Ran run(const std::string& method, const std::string& keys, std::int64_t batch = 1) {
+    Ran ran;
+    run_loopback(1, [&](Communicator& comm) { ran = run(method, keys, comm, batch, *model_); });
+    return ran;
+  }
+  std::unique_ptr<LatentCodec> codec_ = latent_codec(4, 8);
+};
+
+const std::string few = "warmup: 3, resets: [8], round_to: 1, ";
+
+// S1 at the level of methods.
+TEST_F(Methods, EverythingComputedIsPlain) {
+  const at::Tensor plain = run("plain", "").x;
+  for (const std::string selector : {"quickshift", "ras", "random", "error"})
+    EXPECT_LE((run("sdit", few + "ratio: 1, selector: " + selector).x - plain).abs().max().item<double>(), 1e-5);
+  EXPECT_LE((run("ras", "sample_ratio: 1, start: 3, end: 14, resets: [8]").x - plain).abs().max().item<double>(), 1e-5);
+  EXPECT_LE((run("random_tokens", few + "ratio: 1").x - plain).abs().max().item<double>(), 1e-5);
+  EXPECT_TRUE(run("first_block", "threshold: 0").x.equal(plain));
+  EXPECT_TRUE(run("teacache", "threshold: 0, polynomial: [0, 0, 0, 1, 0]").x.equal(plain));
+  EXPECT_TRUE(run("taylor_seer", "interval: 1").x.equal(plain));
+  EXPECT_TRUE(run("pab", "every: 1").x.equal(plain));
+}
+
+TEST_F(Methods, SparseStepsComputeTheirShareAndStayNear) {
+  const at::Tensor plain = run("plain", "").x;
+  const double way = (plain - drawn_noise(0, 0, x_[0].sizes(), at::kCPU)).norm().item<double>();
+  for (const std::string keys :
+       {"selector: quickshift", "selector: quickshift, aging: 1, dilate: 0, period: [1, 2, 4]", "selector: ras",
+        "selector: error", "selector: random, order: 2", "uncut: true", "ratio_counts: regions", "k_cache: pre_rope"}) {
+    const Ran ran = run("sdit", few + keys, 2);
+    EXPECT_EQ(ran.report["computed_share"].size(), 14u) << keys;
+    if (keys.find("uncut") == keys.npos && keys.find("regions") == keys.npos) {
+      EXPECT_NEAR(ran.report["mean_share"].get<double>(), (4 + 10 * 0.5) / 14, 1e-9) << keys;
+    }
+    EXPECT_NEAR(ran.map.mean().item<double>(), ran.report["mean_share"].get<double>(), 1e-6) << keys;
+    EXPECT_LT((ran.x.narrow(0, 0, 1) - plain).norm().item<double>(), 0.5 * way) << keys;
+  }
+}
+
+// With TIDE at twice the trained side: all tokens computed is TIDE itself, though its tables change every step.
+TEST_F(Methods, SparseStepsWithTide) {
+  const at::Tensor tide = run("tide", "gate_px: 1").x;
+  EXPECT_GT((tide - run("plain", "").x).abs().max().item<double>(), 1e-3);
+  const std::string with = few + "with_tide: true, tide: {gate_px: 1}, ratio: ";
+  EXPECT_LE((run("sdit", with + "1").x - tide).abs().max().item<double>(), 1e-5);
+  EXPECT_LT((run("sdit", with + "0.5").x - tide).norm().item<double>(), 0.5 * (tide - x_).norm().item<double>());
+}
+
+// A picture does not depend on its neighbours in the batch.
+TEST_F(Methods, BatchesDoNotMix) {
+  for (const std::string method : {"sdit", "random_tokens"}) {
+    const at::Tensor two = run(method, few, 2).x, one = run(method, few, 1).x;
+    EXPECT_LE((two.narrow(0, 0, 1) - one).abs().max().item<double>(), 1e-5) << method;
+  }
+  EXPECT_THROW(run("teacache", "", 2), UsageError);
+  EXPECT_THROW(run("sdit", "resets: [40]"), UsageError);
+}
+
+TEST_F(Methods, GoOnFromASavedState) {
+  run_loopback(1, [&](Communicator& comm) {
+    for (const std::string method : {"sdit", "ras"}) {
+      const std::string keys = method == "ras" ? "start: 3, end: 14, resets: [8]" : few;
+      SampleContext context(comm, *model_, *codec_, at::kCPU, at::kFloat);
+      context.steps = steps();
+      const at::NoGradGuard no_grad;
+      const auto step = [&](Sampler& sampler, Sampling& s) {
+        const double from = s.sigma(), to = s.sigmas[std::size_t(s.step + 1)];
+        s.x = euler_step(s.x, sampler.velocity(s, context), from, to);
+        ++s.step;
+      };
+      const auto whole = make(method, keys), again = make(method, keys);
+      Sampling a = begin(2), b = begin(2);
+      whole->setup(context), whole->begin(a, context);
+      again->setup(context), again->begin(b, context);
+      std::optional<Snapshot> saved;
+      while (a.step < a.steps()) {
+        step(*whole, a);
+        if (a.step == a.steps()) break;
+        EXPECT_EQ(whole->may_save(a), a.step < 3 || a.step == 8) << a.step;
+        if (a.step != 8) continue;
+        saved = Snapshot::take([&](Archive& ar) { whole->state(ar); }, 0);
+        b.x = a.x.clone(), b.step = a.step;
+      }
+      const auto folder = std::filesystem::temp_directory_path() / ("sdit" + std::to_string(::getpid()));
+      std::filesystem::create_directories(folder);
+      Checkpoints checkpoints(folder.string(), 1, comm);
+      checkpoints.save(8, std::move(*saved), "{}");
+      checkpoints.finish();
+      checkpoints.load(*checkpoints.latest()).restore([&](Archive& ar) { again->state(ar); });
+      std::filesystem::remove_all(folder);
+      while (b.step < b.steps()) step(*again, b);
+      EXPECT_TRUE(a.x.equal(b.x)) << method;
+    }
+  });
+}
+
+// S5. Every rank comes to the same tokens by itself, and takes an equal part of them.
+TEST_F(Methods, RanksChooseAlikeAndShareTokensEvenly) {
+  const Ran one = run("sdit", few, 2);
+  for (const int ranks : {1, 2, 4}) {
+    std::vector<Ran> all(static_cast<std::size_t>(ranks));
+    run_loopback(ranks, [&](Communicator& comm) {
+      const auto model = denoiser_from_folder(folder(), at::kCPU, at::kFloat);
+      const auto parallel = sequence_parallel("ring", comm);
+      all[std::size_t(comm.rank())] = run("sdit", few, comm, 2, *model, parallel.get());
+      for (const std::int64_t tokens : {12, 13, 64}) {
+        const auto [begin, end] = parallel->slice(tokens);
+        EXPECT_LE(std::abs(double(end - begin) - double(tokens) / ranks), 1 - 1e-9);
+      }
+    });
+    for (const auto& ran : all) {
+      EXPECT_TRUE(ran.map.equal(one.map)) << ranks;
+      EXPECT_TRUE(ran.x.equal(all[0].x)) << ranks;
+      EXPECT_LE((ran.x - one.x).abs().max().item<double>(), 1e-4) << ranks;
+    }
+  }
+}
+
+TEST_F(Methods, OnAGpuToo) {
+  if (!device_runtime() || device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
+  const auto model = denoiser_from_folder(folder(), at::Device(at::kCUDA, 0), at::kFloat);
+  run_loopback(1, [&](Communicator& comm) {
+    const at::Tensor plain = run("plain", "", comm, 2, *model).x;
+    const double way = (plain - begin(2).x).norm().item<double>();
+    for (const std::string selector : {"quickshift", "ras", "random", "error"}) {
+      EXPECT_LE(
+          (run("sdit", few + "ratio: 1, selector: " + selector, comm, 2, *model).x - plain).abs().max().item<double>(),
+          1e-3);
+      const Ran half = run("sdit", few + "selector: " + selector, comm, 2, *model);
+      EXPECT_LT((half.x - plain).norm().item<double>(), 0.5 * way) << selector;
+      EXPECT_NEAR(half.map.mean().item<double>(), (4 + 10 * 0.5) / 14, 1e-6);
+    }
+    EXPECT_LT((run("ras", "start: 3, end: 14, resets: [8]", comm, 2, *model).x - plain).norm().item<double>(),
+              0.5 * way);
+    for (const std::string method : {"teacache", "first_block", "taylor_seer", "pab"})
+      EXPECT_TRUE(at::isfinite(run(method, "", comm, 1, *model).x).all().item<bool>()) << method;
+  });
 }
 
 }  // namespace

@@ -8,10 +8,12 @@
 #include "framework/models/dit/tide_settings.h"
 #include "framework/models/dit/token_set.h"
 #include "framework/sampler.h"
+#include "tests/unit/reference_files.h"
 #include "tests/unit/said.h"
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -316,7 +318,7 @@ TEST(Tide, CachedKeysFollowTheTables) {
     set.choose(active);
     return at(0.3);
   };
-  const RopeScaling temperature{.dype = false}, both{};
+  const RopeScaling temperature{.dype = false}, both{.positions = Positions::ntk};
   const at::Tensor current = sparse(TokenSet::Keys::pre_rope, temperature, false);
   EXPECT_LT(error(sparse(TokenSet::Keys::post_rope, temperature, true), current), 1e-5);
   EXPECT_GT(error(sparse(TokenSet::Keys::post_rope, temperature, false), current), 1e-4);
@@ -343,6 +345,54 @@ TEST(SequenceParallel, RanksGiveWhatOneRankGives) {
           shared.parallel = parallel.get();
           EXPECT_LT(error(mine.run(shared), truth), 1e-5) << kind << ' ' << ranks;
         });
+  }
+}
+
+// The other layouts: text last (HunyuanVideo, which does not rotate it), no rotation (SD3), text in cross-attention
+// alone (Wan). Their own configurations, trained for 2 tokens a side.
+TEST(Tide, EveryLayoutHasThePartsItCan) {
+  struct Layout {
+    const char* folder;
+    std::int64_t frames;
+    std::vector<std::string> changes;
+    bool anchored, rotated;
+  };
+  const Layout layouts[] = {{"hunyuan_video", 3, {}, true, true},
+                            {"sd3", 1, {}, true, false},
+                            {"wan", 3, {"tide.text_anchor=false"}, false, true}};
+  for (const auto& layout : layouts) {
+    std::ifstream file(testing::reference_file("dit/" + std::string(layout.folder) + "/config.json"));
+    auto config = nlohmann::json::parse(file);
+    config["trireme"] = {{"base_side", 2}};
+    const Grid grid{layout.frames, 5, 3};
+    const at::Tensor x = drawn_noise(1, 0, {2, 4, layout.frames, 10, 6}, at::kCPU), t = at::full({2}, 0.6f);
+    auto run = [&](Denoiser& model, const DitHooks& hooks) {
+      const at::NoGradGuard none;
+      Conditioning condition;
+      condition.text = drawn_noise(2, 0, {2, 5, 24}, at::kCPU);
+      condition.guidance = at::full({2}, 4.0f);
+      const std::int64_t pooled = model.info().pooled_width;
+      if (pooled) condition.pooled = drawn_noise(3, 0, {2, pooled}, at::kCPU);
+      return model.forward(x, t, condition, hooks);
+    };
+    const auto model = random_denoiser(config, 7, at::kCPU, at::kFloat);
+    DitHooks hooks = settings(layout.changes, *model).hooks(*model, grid, 5, 0.6);
+    EXPECT_EQ(hooks.text_bias, layout.anchored ? std::log(15.0 / 4) : 0) << layout.folder;
+    EXPECT_EQ(hooks.rope.has_value(), layout.rotated) << layout.folder;
+    EXPECT_FALSE(hooks.rope && hooks.rope->text.cos.defined()) << layout.folder;
+    EXPECT_EQ(hooks.logit_scale > 1, !layout.rotated) << layout.folder;
+    const at::Tensor truth = run(*model, hooks);
+    EXPECT_GT(error(run(*model, {}), truth), 1e-3) << layout.folder;
+    for (const char* kind : {"ring", "ulysses"})
+      run_loopback(2, [&](Communicator& world) {
+        const auto parallel = sequence_parallel(kind, world);
+        DitHooks shared = hooks;
+        shared.parallel = parallel.get();
+        EXPECT_LT(error(run(*random_denoiser(config, 7, at::kCPU, at::kFloat), shared), truth), 1e-5)
+            << layout.folder << ' ' << kind;
+      });
+    hooks.form = DitHooks::Bias::bias;
+    EXPECT_LT(error(run(*model, hooks), truth), 1e-5) << layout.folder;
   }
 }
 

@@ -1,7 +1,8 @@
-// `trireme keys RECIPE`: what its YAML may say, as the Markdown table of docs/config.md.
+// `trireme keys RECIPE`, or sample: what its YAML may say, as the Markdown table of docs/config.md.
 #include "framework/command.h"
 #include "framework/recipe.h"
 #include "framework/train_config.h"
+#include "trainers/sample/config.h"
 #include "trainers/sweep/config.h"
 
 #include <iostream>
@@ -15,6 +16,10 @@ int keys(const std::string& name) {
     std::cout << sweep::document_keys();
     return 0;
   }
+  if (name == "sample") {
+    std::cout << sample::document_keys();
+    return 0;
+  }
   const auto recipe = Recipes::create(name, "keys");
   TrainConfig common;
   std::cout << "Of every recipe:\n\n" << document([&](Fields& f) { common.fields(f); });
@@ -24,7 +29,7 @@ int keys(const std::string& name) {
 
 const Commands::Entry registered({"keys", "the keys of a recipe: default, range, meaning", [](CommandOptions& o) {
                                     const auto name = std::make_shared<std::string>();
-                                    o.text("recipe", *name, "its name", CommandOptions::required);
+                                    o.text("recipe", *name, "its name, or sample", CommandOptions::required);
                                     return [name](const CommandLine&) { return keys(*name); };
                                   }});
 

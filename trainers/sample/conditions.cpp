@@ -4,6 +4,7 @@
 #include "data/scenes/range.h"
 #include "framework/base/tensor.h"
 #include "framework/formats/safetensors.h"
+#include "framework/models/dit/image_to_video.h"
 #include "framework/models/dit/prompts.h"
 
 #include <optional>
@@ -28,13 +29,15 @@ at::Tensor noise_of(const Sampling& s, at::IntArrayRef shape, const SampleContex
 // A file of rows, a row a prompt.
 class Embeddings final : public Conditions {
  public:
-  Embeddings(const SampleConfig& c, const DenoiserInfo& m) : path_(c.embeds), file_(c.embeds), count_(c.count) {
+  Embeddings(const SampleConfig& c, const DenoiserInfo& m)
+      : path_(c.embeds), file_(c.embeds), model_(m), count_(c.count) {
     for (const auto& name : file_.names())
       if (name != "prompt_embeds" && name != "pooled" && name != "negative_prompt_embeds" &&
-          name != "negative_pooled" && name != "image_latents" && name != "image_embeds" && name != "latents")
+          name != "negative_pooled" && name != "image_latents" && name != "first_frame" && name != "image_embeds" &&
+          name != "latents")
         throw DataError(path_, "holds a tensor '" + name + "' that no picture is drawn from",
-                        "keep prompt_embeds, pooled, negative_prompt_embeds, negative_pooled, image_latents, "
-                        "image_embeds and latents alone");
+                        "keep prompt_embeds, pooled, negative_prompt_embeds, negative_pooled, image_latents or "
+                        "first_frame, image_embeds and latents alone");
     text_ = rows("prompt_embeds", 3, m.text_width, true);
     const std::int64_t n = text_.size(0);
     pooled_ = rows("pooled", 2, m.pooled_width, m.pooled_width > 0);
@@ -42,7 +45,10 @@ class Embeddings final : public Conditions {
       negative_ = rows("negative_prompt_embeds", 3, m.text_width, true);
       negative_pooled_ = rows("negative_pooled", 2, m.pooled_width, m.pooled_width > 0);
     }
-    image_ = rows("image_latents", 0, 0, m.image_channels > 0);
+    first_frame_ = file_.has("first_frame");
+    if (first_frame_ && file_.has("image_latents"))
+      throw DataError(path_, "holds both image_latents and first_frame", "keep one: the latter is completed here");
+    image_ = rows(first_frame_ ? "first_frame" : "image_latents", 0, 0, m.image_channels > 0);
     image_tokens_ = rows("image_embeds", 3, 0, false);
     noise_ = rows("latents", 0, 0, false);
     for (const auto& t : {pooled_, negative_, negative_pooled_, image_, image_tokens_, noise_})
@@ -62,7 +68,7 @@ class Embeddings final : public Conditions {
 
   void fill(Sampling& s, at::IntArrayRef shape, const SampleContext& context) const override {
     s.condition = {taken(text_, s, context), taken(pooled_, s, context), guidance_of(s, context),
-                   taken(image_, s, context), taken(image_tokens_, s, context)};
+                   picture(s, shape, context), taken(image_tokens_, s, context)};
     s.no_condition = {taken(negative_, s, context),
                       taken(negative_pooled_, s, context),
                       {},
@@ -94,6 +100,13 @@ class Embeddings final : public Conditions {
     return t;
   }
 
+  // The whole condition, or the latent of the first frame alone.
+  at::Tensor picture(const Sampling& s, at::IntArrayRef shape, const SampleContext& context) const {
+    const at::Tensor t = taken(image_, s, context);
+    if (!first_frame_) return t;
+    return first_frame_condition(model_, t.dim() == 4 ? t.unsqueeze(2) : t, shape[1]);
+  }
+
   at::Tensor taken(const at::Tensor& rows, const Sampling& s, const SampleContext& context,
                    std::optional<at::ScalarType> type = {}) const {
     if (!rows.defined()) return {};
@@ -105,7 +118,9 @@ class Embeddings final : public Conditions {
 
   std::string path_;
   Safetensors file_;
+  DenoiserInfo model_;
   std::int64_t count_;
+  bool first_frame_ = false;
   at::Tensor text_, pooled_, negative_, negative_pooled_, image_, image_tokens_, noise_;
   std::vector<std::string> texts_;
 };

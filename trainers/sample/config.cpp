@@ -53,18 +53,20 @@ void SampleConfig::fields(Fields& f) {
   f("model", model, "folder of a transformer in diffusers' layout, or its config.json where weights: random");
   f.choice("weights", weights, {"file", "random"}, "the model's, or drawn from the seed: for studies of speed");
   f("method", method, "how pictures are sampled: plain, or a method by its name, whose keys are under that name");
+  f.resume_may_change(true);
   f("methods", methods, "one arm for each of these");
   Arms rows{arms};
   f.group("arms", rows, "several arms in one job, each a row of the sheet; none: the file is the only one");
+  f("compare_to", compare_to, "an arm: psnr and ssim of the others' pictures against its own");
+  f.resume_may_change(false);
   f("prompts", prompts, "what to draw; column by column of the sheet");
   f("held_out", held_out, "the first so many sentences of scenes that no training saw, in place of prompts",
     {.min = 0, .max = 100'000});
   f("held_out_seed", held_out_seed, "seed of those scenes: the training's", {.min = 0});
   f("negative", negative, "what guidance leads away from; empty: no text");
   f("embeds", embeds,
-    "safetensors with prompt_embeds, pooled, negative_prompt_embeds, negative_pooled and image_latents, a row a "
-    "prompt, "
-    "in place of prompts; with latents in it, that noise begins");
+    "safetensors with prompt_embeds, pooled, negative_prompt_embeds, negative_pooled and image_latents (or the latent "
+    "of a first_frame), a row a prompt, in place of prompts; with latents in it, that noise begins");
   f("seed", seed, "of the first picture of a prompt, the next has the next number", {.min = 0});
   f("count", count, "pictures a prompt", {.min = 1, .max = 1 << 20});
   f("steps", steps, "of Euler's method", {.min = 1, .max = 100'000});
@@ -77,18 +79,20 @@ void SampleConfig::fields(Fields& f) {
   f("mu_mode", mu_mode,
     "dynamic shift of time: none, linear, sqrt, log, clamp, a number, or auto: linear for layout flux, else none");
   f("batch", batch, "pictures in one forward", {.min = 1, .max = 4096});
+  f.choice("precision", precision, {"f32", "bf16"}, "of the model; latents stay f32");
   f("latents", latents, "write each picture's latents as safetensors too");
   f("ranks_per_picture", ranks_per_picture, "0: as the method has it; the ranks left take other pictures",
     {.min = 0, .max = 4096});
   f.choice("sequence", sequence, {"none", "ring", "ulysses"}, "how the ranks of a picture share attention");
   f("guidance_parallel", guidance_parallel, "half of a picture's ranks compute each half of guidance");
+  f.resume_may_change(true);
   f.choice("device", device, {"auto", "cpu", "cuda"}, "where it runs");
-  f.choice("precision", precision, {"f32", "bf16"}, "of the model; latents stay f32");
   f("communicator", communicator, "between ranks");
   f("threads", threads, "of a process; 0: as torch has it", {.min = 0, .max = 1024});
   f("memory_capacity", memory_capacity, "GiB a rank may fill; 0: the machine's", {.min = 0});
   f("save_every", save_every, "steps between saved states of a batch; 0: none, a job goes on with the batch",
     {.min = 0});
+  f.resume_may_change(false);
   for (auto& [name, sampler] : samplers) f.group(name, *sampler, "keys of this method");
   f.require(size.size() == 2 && size[0] > 0 && size[1] > 0, "size", "a size is two numbers above 0",
             "size: [512, 512], height first");
@@ -99,6 +103,13 @@ void SampleConfig::fields(Fields& f) {
   f.require(prompts.empty() || !held_out, "held_out", "prompts are there already", "leave one out");
   f.require(arms.empty() || methods.empty(), "methods", "an arm is named by arms or by methods, not by both",
             "leave one out");
+}
+
+std::vector<std::string> differing_settings(const SampleConfig& arm, const std::string& yaml, const std::string& file) {
+  SampleConfig c;
+  prepare(c, config::parse_tree(arm.settings, file, {}));
+  prepare(c, config::parse_tree(yaml, file, {}));
+  return differing_keys(Config::parse(arm.settings, file), Config::parse(yaml, file), [&](Fields& f) { c.fields(f); });
 }
 
 std::string document_keys() {
@@ -135,6 +146,9 @@ SampleJob read_job(const std::string& path, const std::vector<std::string>& over
     base.arm = base.method;
     job.arms.push_back(std::move(base));
   }
+  const std::string& reference = job.arms.front().compare_to;
+  if (!reference.empty() && std::count(order.begin(), order.end(), reference) == 0)
+    throw UsageError(config.place("compare_to"), "no arm is named " + reference, "name one of arms");
   for (std::size_t i = 0; i < order.size(); ++i)
     if (std::count(order.begin(), order.end(), order[i]) > 1)
       throw UsageError(config.place("methods"), "two arms are named " + order[i], "name each once");

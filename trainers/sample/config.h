@@ -13,7 +13,8 @@ namespace trireme::sample {
 // One arm: everything that its pictures follow from.
 struct SampleConfig {
   std::string arm;  // its name; of a file without arms the method's
-  std::string model, weights = "file", method = "plain", embeds, negative, mu_mode = "auto", sequence = "none";
+  std::string model, weights = "file", method = "plain", embeds, negative, mu_mode = "auto", sequence = "none",
+                     compare_to;
   std::string device = "auto", precision = "f32", communicator = "auto";
   std::int64_t seed = 0, steps = 28, count = 1, frames = 1, batch = 1, save_every = 0, threads = 0;
   std::int64_t ranks_per_picture = 0, held_out = 0, held_out_seed = 2024;
@@ -36,6 +37,10 @@ struct SampleJob {
 
 // Reads the file with key=value over it. Throws UsageError file:line.
 SampleJob read_job(const std::string& path, const std::vector<std::string>& overrides);
+
+// Keys in which an arm differs from what `file`, one that its settings were written to, says: of those that change its
+// pictures.
+std::vector<std::string> differing_settings(const SampleConfig& arm, const std::string& yaml, const std::string& file);
 
 // The schema as a Markdown table, with all methods.
 std::string document_keys();

@@ -1,5 +1,6 @@
 // Ranks of a job in groups that share a picture; the groups take batches in turn.
 #pragma once
+#include "framework/models/dit/sequence_parallel.h"
 #include "framework/placement.h"
 #include "framework/sampler.h"
 #include "trainers/sample/config.h"
@@ -13,8 +14,10 @@ struct Groups {
   int count = 1, mine = 0;                // groups, and this rank's
   std::unique_ptr<Communicator> control;  // of this rank's group, for what the host decides by
   std::unique_ptr<Communicator> tensors;  // the same ranks, for memory of the device
-  std::unique_ptr<Communicator> halves;   // those that share a picture's guidance; or null
-  std::unique_ptr<Communicator> tokens;   // those that share the picture's tokens (within a half); or null
+  std::unique_ptr<Communicator> halves;   // two that share a picture's guidance; or null
+  std::unique_ptr<Communicator> parts;    // those that share a forward's tokens; or null
+  std::unique_ptr<SequenceParallel> sequence;
+  std::unique_ptr<Communicator> tokens;  // those that share the picture's tokens (within a half); or null
 
   bool first() const { return control->rank() == 0; }
 };

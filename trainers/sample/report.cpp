@@ -56,8 +56,8 @@ SheetRow row_of(const std::string& title, const std::string& folder, std::int64_
 }
 
 // Metrics that stand beside the pictures.
-constexpr std::pair<const char*, const char*> headlines[] = {{"attribute_accuracy", "accuracy"},
-                                                             {"duplicates", "duplicates"}};
+constexpr std::pair<const char*, const char*> headlines[] = {
+    {"attribute_accuracy", "accuracy"}, {"duplicates", "duplicates"}, {"psnr", "PSNR"}};
 
 std::string caption(const nlohmann::json& arm) {
   std::string text = arm["arm"].get<std::string>() + "\n" + std::to_string(arm["size"][1].get<std::int64_t>()) + "x" +
@@ -179,7 +179,11 @@ std::string write_report(const SampleJob& job, const std::string& out, const nlo
   std::string text;
   for (const auto& config : job.arms) {
     report["arms"].push_back(arm_report(config, out + "/" + config.arm));
-    const auto& arm = report["arms"].back();
+    auto& arm = report["arms"].back();
+    if (!config.compare_to.empty() && config.arm != config.compare_to)
+      for (const auto& [name, value] :
+           fidelity(std::int64_t(arm["pictures"].size()), out + "/" + config.arm, out + "/" + config.compare_to))
+        arm["metrics"][name] = value;
     text += config.arm + ": " + std::to_string(arm["pictures"].size()) + " pictures, " +
             number(arm["seconds"].get<double>(), "%.2f") + " s, " + number(arm["step_ms"].get<double>()) + " ms a step";
     for (const auto& [name, value] : arm["metrics"].items()) text += ", " + name + " " + number(value, "%.3f");

@@ -28,18 +28,33 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A job goes on where its file says the same as when it began.
+bool holds_pictures(const std::string& folder) {
+  if (!fs::exists(folder)) return false;
+  for (const auto& entry : fs::recursive_directory_iterator(folder))
+    if (entry.is_regular_file() && entry.path().filename() != "config.resolved.yaml") return true;
+  return false;
+}
+
+// An arm goes on where it says the same as when it began. Others may come and go.
+void take_up_arm(const SampleConfig& arm, const std::string& folder) {
+  const std::string saved = folder + "/config.resolved.yaml";
+  if (holds_pictures(folder) && fs::exists(saved)) {
+    const auto bytes = read_file(saved, 1 << 20);
+    std::string keys;
+    for (const auto& key : differing_settings(arm, {bytes.begin(), bytes.end()}, saved))
+      keys += (keys.empty() ? "" : ", ") + key;
+    if (!keys.empty())
+      throw UsageError(folder, "holds pictures of other settings: " + keys,
+                       "put them back, use another --out, or --fresh to start over");
+  }
+  make_folder(system_io(), folder);
+  replace_durably(system_io(), saved, arm.settings);
+}
+
 void take_up(const SampleRun& run, const SampleJob& job, std::shared_ptr<FolderLock>& lock) {
   lock = take_folder(run.out, run.fresh);
-  const std::string saved = run.out + "/config.resolved.yaml";
-  if (fs::exists(saved)) {
-    const auto bytes = read_file(saved, 1 << 20);
-    if (std::string(bytes.begin(), bytes.end()) != job.settings)
-      throw UsageError(run.out, "holds pictures of other settings",
-                       "use its settings, another --out, or --fresh to start over");
-  }
-  replace_durably(system_io(), saved, job.settings);
-  for (const auto& arm : job.arms) make_folder(system_io(), run.out + "/" + arm.arm);
+  for (const auto& arm : job.arms) take_up_arm(arm, run.out + "/" + arm.arm);
+  replace_durably(system_io(), run.out + "/config.resolved.yaml", job.settings);
 }
 
 // A bar with the time that is left, on rank 0's terminal. Steps of this rank's group stand for all.
@@ -160,6 +175,7 @@ class Job {
     context.steps = c.steps, context.height = c.size[0], context.width = c.size[1], context.frames = c.frames;
     context.shift = shift_of(c, plans_[a].plan.info);
     context.halves = groups.halves.get();
+    context.parallel = groups.sequence.get();
     std::unique_ptr<SequenceParallel> shared;
     if (groups.tokens) shared = sequence_parallel(c.sequence, *groups.tokens);
     context.parallel = shared.get();

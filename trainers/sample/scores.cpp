@@ -1,9 +1,11 @@
 #include "trainers/sample/scores.h"
 
+#include "framework/metrics/pictures.h"
 #include "framework/metrics/scene_score.h"
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <optional>
 
 namespace trireme::sample {
@@ -26,6 +28,23 @@ std::map<std::string, double> scene_scores(const std::vector<std::string>& promp
     scores.push_back(reader->score(picture, scenes[i]));
   }
   return scores.empty() ? std::map<std::string, double>() : mean_scores(scores);
+}
+
+std::map<std::string, double> fidelity(std::int64_t count, const std::string& folder, const std::string& reference) {
+  double psnrs = 0, ssims = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    char name[32];
+    std::snprintf(name, sizeof name, "/%05lld.png", static_cast<long long>(i));
+    if (!std::filesystem::exists(folder + name) || !std::filesystem::exists(reference + name)) return {};
+    const Image a = load_image(folder + name), b = load_image(reference + name);
+    if (a.width != b.width || a.height != b.height || std::min(a.width, a.height) < 11) return {};
+    const auto x = planes_of(a), y = planes_of(b);
+    const PicturePlanes p{x.data(), 3, a.height, a.width}, q{y.data(), 3, a.height, a.width};
+    psnrs += std::min(60.0, psnr(p, q));
+    ssims += ssim(p, q);
+  }
+  if (count == 0) return {};
+  return {{"psnr", psnrs / double(count)}, {"ssim", ssims / double(count)}};
 }
 
 }  // namespace trireme::sample

@@ -67,7 +67,8 @@ struct TextRefiner {
     at::Tensor x = in(text);
     for (const Block& b : blocks) {
       const auto gate = cut(b.gates(temb), 2);
-      const auto h = b.qkv(b.before_attention(x)).unflatten(-1, {3, info.heads, info.head_dim}).permute({2, 0, 3, 1, 4});
+      const auto h =
+          b.qkv(b.before_attention(x)).unflatten(-1, {3, info.heads, info.head_dim}).permute({2, 0, 3, 1, 4});
       const at::Tensor a = nn::joint_attention(h[0], h[1], h[2], 0, 0, {1 / std::sqrt(double(info.head_dim))});
       x = gated(x, gate[0], b.out(a.transpose(1, 2).flatten(2)));
       x = gated(x, gate[1], b.down(at::silu(b.up(b.before_mlp(x)))));
@@ -104,8 +105,7 @@ TextRefiner text_refiner(WeightList& w, std::int64_t layers, std::int64_t text, 
 
 class HunyuanVideo : public Denoiser {
  public:
-  HunyuanVideo(const json& config, const DitWeights& source)
-      : config_(config), info_(info_of(config)), list_(source) {
+  HunyuanVideo(const json& config, const DitWeights& source) : config_(config), info_(info_of(config)), list_(source) {
     using Kind = DitWeight::Kind;
     const std::int64_t width = info_.heads * info_.head_dim, in = info_.channels + info_.image_channels;
     const std::int64_t area = info_.patch_frames * info_.patch * info_.patch;
@@ -141,8 +141,8 @@ class HunyuanVideo : public Denoiser {
     const JointPass pass(info_, hooks, grid, c.text.size(1), hooks.rope ? *hooks.rope : own_tables(grid), x.size(0));
     const at::Tensor temb = at::silu(time_embedding(t, c));
     const at::Tensor latent = info_.image_channels ? at::cat({x, c.image}, 1) : x;
-    const at::Tensor tokens = at::linear(pass.take(patchify(latent, info_.patch, info_.patch_frames)),
-                                         patch_.weight.flatten(1), patch_.bias);
+    const at::Tensor tokens =
+        at::linear(pass.take(patchify(latent, info_.patch, info_.patch_frames)), patch_.weight.flatten(1), patch_.bias);
     const BlockStreams in{tokens, text_(c.text, 1000 * t, info_)};
     const at::Tensor out = last_.forward(run_blocks(doubles_, singles_, in, temb, pass), temb);
     return unpatchify(pass.give(out), x.sizes(), info_.patch, info_.patch_frames, false);

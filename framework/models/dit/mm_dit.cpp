@@ -15,6 +15,8 @@ DenoiserInfo info_of(const json& c) {
   DenoiserInfo i;
   i.layout = "flux";
   const json own = c.value("trireme", json::object());
+  if (!own.is_object())
+    throw DataError("config.json", "trireme.json is no object", "take the folder as it was exported");
   i.patch = config_count(own, "patch", 2);
   const std::int64_t in = config_count(c, "in_channels", 64), patch = i.patch * i.patch;
   if (in % patch)

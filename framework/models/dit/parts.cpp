@@ -57,8 +57,14 @@ Gated run_modulate(const at::Tensor& residual, const at::Tensor& gate, const at:
 
 bool wants_gradient(const at::Tensor& t) { return at::GradMode::is_enabled() && t.requires_grad(); }
 
-bool alike(const at::Tensor& a, const at::Tensor& b) {
-  return a.scalar_type() == b.scalar_type() && !wants_gradient(b);
+// May `row` modulate x: of its type, [B, D], without a gradient of its own?
+bool alike(const at::Tensor& x, const at::Tensor& row) {
+  return x.dim() == 3 && row.dim() == 2 && x.scalar_type() == row.scalar_type() && row.size(0) == x.size(0) &&
+         row.size(1) == x.size(2) && !wants_gradient(row);
+}
+
+bool fits(const at::Tensor& a, const at::Tensor& b) {
+  return a.sizes() == b.sizes() && a.scalar_type() == b.scalar_type() && !wants_gradient(b);
 }
 
 // add undefined: the norm alone; shift undefined: the sum alone.
@@ -198,19 +204,21 @@ bool fused(const at::Tensor& x) {
 }
 
 at::Tensor modulated(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale) {
-  if (fused(x) && alike(x, shift)) return modulate(x, at::Tensor(), at::Tensor(), shift, scale).modulated;
+  if (fused(x) && alike(x, shift) && alike(x, scale))
+    return modulate(x, at::Tensor(), at::Tensor(), shift, scale).modulated;
   return at::layer_norm(x, {x.size(-1)}, {}, {}, 1e-6) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1);
 }
 
 at::Tensor gated(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& x) {
-  if (fused(residual) && alike(residual, gate) && alike(residual, x))
+  if (fused(residual) && alike(residual, gate) && fits(residual, x))
     return modulate(residual, gate, x, at::Tensor(), at::Tensor()).sum;
   return residual + gate.unsqueeze(1) * x;
 }
 
 Gated gated_modulated(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& x, const at::Tensor& shift,
                       const at::Tensor& scale) {
-  if (fused(residual) && alike(residual, gate) && alike(residual, x)) return modulate(residual, gate, x, shift, scale);
+  if (fused(residual) && alike(residual, gate) && fits(residual, x) && alike(residual, shift) && alike(residual, scale))
+    return modulate(residual, gate, x, shift, scale);
   const at::Tensor sum = gated(residual, gate, x);
   return {sum, modulated(sum, shift, scale)};
 }

@@ -1,5 +1,7 @@
 #include "framework/models/dit/prediction_cache.h"
 
+#include "framework/base/tensor.h"
+
 #include <cmath>
 #include <utility>
 
@@ -45,6 +47,23 @@ at::Tensor VelocityHistory::extrapolate(double sigma) const {
     v += damp(2) * (first - slope(nodes_[1], nodes_[2])) / (last.sigma - nodes_[2].sigma) * ahead *
          (sigma - nodes_[1].sigma);
   return v;
+}
+
+void VelocityHistory::state(Archive& ar, at::IntArrayRef shape, at::Device device) {
+  auto count = std::int64_t(nodes_.size());
+  ar.value("nodes", count);
+  if (ar.loading()) {
+    const auto options = at::TensorOptions(device).dtype(at::kFloat);
+    nodes_.clear();
+    for (std::int64_t i = 0; i < count; ++i)
+      nodes_.push_back({at::empty(shape, options), at::empty({shape[0], shape[1], 1}, options)});
+    age_ = at::empty({shape[0], shape[1], 1}, options);
+  }
+  for (std::size_t i = 0; i < nodes_.size(); ++i) {
+    archive(ar, "v" + std::to_string(i), nodes_[i].v);
+    archive(ar, "sigma" + std::to_string(i), nodes_[i].sigma);
+  }
+  if (count > 0) archive(ar, "age", age_);
 }
 
 void TaylorSeries::computed(const at::Tensor& value, std::int64_t step) {

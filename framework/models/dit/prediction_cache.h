@@ -29,8 +29,11 @@ class VelocityHistory {
   void computed(const at::Tensor& v, double sigma, const at::Tensor& active = {});
   // [B, N, D] for all tokens, by as many nodes as all of them have. At least one computed() before.
   at::Tensor extrapolate(double sigma) const;
+  // f32 [B, N, 1]: of each token, which step after the one it was computed in the next one is.
+  at::Tensor age() const { return age_ + 1; }
   bool empty() const { return nodes_.empty(); }
-  void state(Archive& archive, const std::string& name);
+  // `shape` [B, N, D] and `device` of what is loaded.
+  void state(Archive& archive, at::IntArrayRef shape, at::Device device);
 
  private:
   struct Node {
@@ -50,7 +53,6 @@ class TaylorSeries {
   at::Tensor predict(std::int64_t step) const;                // at least one computed() before
   bool empty() const { return factors_.empty(); }
   void forget() { factors_.clear(); }
-  void state(Archive& archive, const std::string& name);
 
  private:
   std::int64_t order_, last_ = 0;

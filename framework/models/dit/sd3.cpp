@@ -30,12 +30,14 @@ DenoiserInfo info_of(const json& c) {
   i.pooled_width = config_count(c, "pooled_projection_dim", 2048);
   const std::int64_t width = i.heads * i.head_dim;
   if (width % 4 || config_count(c, "caption_projection_dim", width) != width)
-    throw DataError("config.json", "caption_projection_dim is not the model's width", "take the file as diffusers wrote it");
+    throw DataError("config.json", "caption_projection_dim is not the model's width",
+                    "take the file as diffusers wrote it");
   const auto norm = c.find("qk_norm");
   if (norm != c.end() && !norm->is_null() && *norm != "rms_norm")
     throw DataError("config.json", "qk_norm is neither null nor rms_norm", "such models are not built here");
   const json own = c.value("trireme", json::object());
-  i.base_side = config_count(own, "base_side", std::max<std::int64_t>(1, config_count(c, "sample_size", 128) / i.patch));
+  i.base_side =
+      config_count(own, "base_side", std::max<std::int64_t>(1, config_count(c, "sample_size", 128) / i.patch));
   i.base_text = config_count(own, "base_text", 333);
   i.latent_factor = config_count(own, "latent_factor", 8);
   return i;
@@ -96,7 +98,7 @@ class Sd3 : public Denoiser {
     patch_.bias = list_.one("pos_embed.proj.bias", {width_}, Kind::zero);
     side_ = config_count(config, "pos_embed_max_size", 96);
     positions_ = list_.one("pos_embed.pos_embed", {1, side_ * side_, width_}, Kind::zero);
-    if (!positions_.any().item<bool>()) {
+    if (!positions_.is_meta() && !positions_.any().item<bool>()) {
       const at::NoGradGuard no_grad;
       positions_.copy_(sincos_positions(side_, width_, info_.base_side));
     }
@@ -161,8 +163,9 @@ class Sd3 : public Denoiser {
   // The middle of the table, [1, rows * columns, D].
   at::Tensor positions(const Grid& grid) const {
     if (grid.rows > side_ || grid.columns > side_)
-      throw UsageError("denoiser", "the picture has " + std::to_string(std::max(grid.rows, grid.columns)) +
-                                       " tokens a side, and the model positions for " + std::to_string(side_),
+      throw UsageError("denoiser",
+                       "the picture has " + std::to_string(std::max(grid.rows, grid.columns)) +
+                           " tokens a side, and the model positions for " + std::to_string(side_),
                        "take a smaller size, or sample by tiles");
     return positions_.view({1, side_, side_, width_})
         .narrow(1, (side_ - grid.rows) / 2, grid.rows)
@@ -229,9 +232,8 @@ class Sd3 : public Denoiser {
   FinalLayer last_;
 };
 
-const DenoiserLayouts::Entry registered("SD3Transformer2DModel", [](const json& c, const DitWeights& w) {
-  return std::make_unique<Sd3>(c, w);
-});
+const DenoiserLayouts::Entry registered("SD3Transformer2DModel",
+                                        [](const json& c, const DitWeights& w) { return std::make_unique<Sd3>(c, w); });
 
 }  // namespace
 }  // namespace trireme

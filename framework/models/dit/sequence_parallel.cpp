@@ -4,7 +4,6 @@
 #include "framework/base/tensor.h"
 
 #include <algorithm>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -71,12 +70,8 @@ class Ring final : public OverRanks {
     // Parts of text queries are merged in the order of the ranks: text stays equal on all of them.
     std::vector<AttentionPart> text(static_cast<std::size_t>(size()));
     AttentionPart image;
-    auto add = [](AttentionPart& sum, const AttentionPart& part, double bias) {
-      if (sum.out.defined()) {
-        sum = nn::merge_parts(sum, part, bias);
-      } else {
-        sum = {part.out.to(at::kFloat), part.lse + bias};
-      }
+    auto add = [](AttentionPart& sum, const AttentionPart& part) {
+      sum = sum.out.defined() ? nn::merge_parts(sum, part) : part;
     };
     auto rows = [](const AttentionPart& part, std::int64_t begin, std::int64_t n) {
       return AttentionPart{part.out.narrow(2, begin, n), part.lse.narrow(2, begin, n)};
@@ -87,22 +82,19 @@ class Ring final : public OverRanks {
       const int owner = (rank() - hop + size()) % size();
       Passing passing = hop + 1 < size() ? pass_on(held, (owner - 1 + size()) % size(), tokens) : Passing{};
       const AttentionPart part = nn::attention_part(queries, held[0], held[1], scores.scale);
-      add(image, rows(part, texts, queries.size(2) - texts), 0);
+      add(image, rows(part, texts, queries.size(2) - texts));
       if (texts) text[static_cast<std::size_t>(owner)] = rows(part, 0, texts);
       if (!passing.next.defined()) break;
       passing.work.wait();
       held = passing.next;
     }
-    if (!texts) return {{}, image.out.to(q.image.scalar_type())};
+    if (!texts) return {{}, image.out};
 
     const AttentionPart anchor = nn::attention_part(queries, k.text, v.text, scores.scale);
     AttentionPart all_text;
-    add(all_text, rows(anchor, 0, texts), scores.text_bias);
-    for (const auto& part : text) add(all_text, part, 0);
-    AttentionPart all_image;
-    add(all_image, rows(anchor, texts, queries.size(2) - texts), scores.text_bias);
-    add(all_image, image, 0);
-    return {all_text.out.to(q.text.scalar_type()), all_image.out.to(q.image.scalar_type())};
+    for (const auto& part : text) add(all_text, part);
+    return {nn::merge_parts(rows(anchor, 0, texts), all_text, scores.text_bias).out,
+            nn::merge_parts(rows(anchor, texts, queries.size(2) - texts), image, scores.text_bias).out};
   }
 
  private:
@@ -137,67 +129,71 @@ class Ulysses final : public OverRanks {
       throw UsageError("sequence", std::to_string(heads) + " heads for " + std::to_string(size()) + " ranks of ulysses",
                        "sequence: ring, or fewer ranks a picture");
     const auto [first, end] = even_part(heads, rank(), size());
+    const std::int64_t batch = q.image.size(0), dim = q.image.size(3), held = end - first;
+    const auto options = q.image.options();
+    const TokenPair* const all[] = {&q, &k, &v};
 
-    // [3, B, H, n, d]: a part of the heads to each rank, and of each rank its tokens.
-    const at::Tensor local = at::stack({q.image, k.image, v.image});
-    std::vector<at::Tensor> parts;
-    for (int r = 0; r < size(); ++r) {
-      const auto [from, to] = even_part(heads, r, size());
-      parts.push_back(local.narrow(2, from, to - from));
+    // A part of the heads to each rank, and of each rank its tokens.
+    const Wire out(size(), options, [&](int r) { return Shape{3, batch, length(heads, r), mine, dim}; });
+    const Wire in(size(), options, [&](int r) { return Shape{3, batch, held, length(tokens, r), dim}; });
+    const at::Tensor joint = at::empty({3, batch, held, texts + tokens, dim}, options);
+    for (std::int64_t i = 0; i < 3; ++i) {
+      for (int r = 0; r < size(); ++r)
+        out.of(r)[i].copy_(all[i]->image.narrow(1, even_part(heads, r, size()).first, length(heads, r)));
+      if (texts) joint[i].narrow(2, 0, texts).copy_(all[i]->text.narrow(1, first, held));
     }
-    const auto image =
-        at::cat(exchange(parts, [&](int r) { return with(local, 2, end - first, 3, length(tokens, r)); }), 3);
-
-    auto of_heads = [&](const at::Tensor& text, std::int64_t which) {
-      return joined(text.defined() ? text.narrow(1, first, end - first) : text, image[which]);
-    };
-    const at::Tensor out =
-        nn::joint_attention(of_heads(q.text, 0), of_heads(k.text, 1), of_heads(v.text, 2), 0, texts, scores);
+    exchange(out, in);
+    for (int r = 0; r < size(); ++r)
+      joint.narrow(3, texts + even_part(tokens, r, size()).first, length(tokens, r)).copy_(in.of(r));
+    const at::Tensor o = nn::joint_attention(joint[0], joint[1], joint[2], 0, texts, scores);
 
     // Back: all text and each rank's tokens, of this rank's heads.
-    parts.clear();
+    const Wire back(size(), options, [&](int r) { return Shape{batch, held, texts + length(tokens, r), dim}; });
+    const Wire whole(size(), options, [&](int r) { return Shape{batch, length(heads, r), texts + mine, dim}; });
     for (int r = 0; r < size(); ++r) {
       const auto [from, to] = even_part(tokens, r, size());
-      const at::Tensor part = out.narrow(2, texts + from, to - from);
-      parts.push_back(texts ? at::cat({out.narrow(2, 0, texts), part}, 2) : part);
+      if (texts) back.of(r).narrow(2, 0, texts).copy_(o.narrow(2, 0, texts));
+      back.of(r).narrow(2, texts, to - from).copy_(o.narrow(2, texts + from, to - from));
     }
-    const auto all =
-        at::cat(exchange(parts, [&](int r) { return with(out, 1, length(heads, r), 2, texts + mine); }), 1);
-    return {texts ? all.narrow(2, 0, texts) : at::Tensor(), all.narrow(2, texts, mine)};
+    exchange(back, whole);
+    std::vector<at::Tensor> parts;
+    for (int r = 0; r < size(); ++r) parts.push_back(whole.of(r));
+    const at::Tensor result = at::cat(parts, 1);
+    return {texts ? result.narrow(2, 0, texts) : at::Tensor(), result.narrow(2, texts, mine)};
   }
 
  private:
-  static std::vector<std::int64_t> with(const at::Tensor& like, int a, std::int64_t na, int b, std::int64_t nb) {
-    std::vector<std::int64_t> shape(like.sizes().begin(), like.sizes().end());
-    shape[static_cast<std::size_t>(a)] = na;
-    shape[static_cast<std::size_t>(b)] = nb;
-    return shape;
-  }
+  using Shape = std::vector<std::int64_t>;
 
-  // parts[r] goes to rank r; what comes of rank r has shape_of(r).
-  template <class Shape>
-  std::vector<at::Tensor> exchange(const std::vector<at::Tensor>& parts, Shape shape_of) {
-    std::vector<at::Tensor> flat;
-    Counts send, receive;
-    std::vector<std::vector<std::int64_t>> shapes;
-    for (int r = 0; r < size(); ++r) {
-      flat.push_back(parts[static_cast<std::size_t>(r)].reshape(-1));
-      send.push_back(static_cast<std::size_t>(flat.back().numel()));
-      shapes.push_back(shape_of(r));
-      receive.push_back(static_cast<std::size_t>(c10::multiply_integers(shapes.back())));
+  // One side of an exchange: a tensor for each rank, one after another in memory.
+  class Wire {
+   public:
+    template <class ShapeOf>
+    Wire(int ranks, const at::TensorOptions& options, ShapeOf shape_of) {
+      std::int64_t total = 0;
+      for (int r = 0; r < ranks; ++r) {
+        shapes_.push_back(shape_of(r));
+        const std::int64_t n = c10::multiply_integers(shapes_.back());
+        counts.push_back(static_cast<std::size_t>(n));
+        begins_.push_back(total);
+        total += n;
+      }
+      flat = at::empty({total}, options);
     }
-    const at::Tensor out = at::cat(flat);
-    const auto total = static_cast<std::int64_t>(std::accumulate(receive.begin(), receive.end(), std::size_t{0}));
-    const at::Tensor in = at::empty({total}, out.options());
-    ranks_.all_to_all(buffer_of(out), send, buffer_of(in), receive).wait();
-    std::vector<at::Tensor> got;
-    std::int64_t at = 0;
-    for (int r = 0; r < size(); ++r) {
-      const auto n = static_cast<std::int64_t>(receive[static_cast<std::size_t>(r)]);
-      got.push_back(in.narrow(0, at, n).view(shapes[static_cast<std::size_t>(r)]));
-      at += n;
+    at::Tensor of(int rank) const {
+      const auto r = static_cast<std::size_t>(rank);
+      return flat.narrow(0, begins_[r], static_cast<std::int64_t>(counts[r])).view(shapes_[r]);
     }
-    return got;
+    at::Tensor flat;
+    Counts counts;
+
+   private:
+    std::vector<Shape> shapes_;
+    std::vector<std::int64_t> begins_;
+  };
+
+  void exchange(const Wire& out, const Wire& in) {
+    ranks_.all_to_all(buffer_of(out.flat), out.counts, buffer_of(in.flat), in.counts).wait();
   }
 };
 

@@ -1,6 +1,10 @@
 #include "framework/models/dit/token_set.h"
 
 #include "comm/error.h"
+#include "framework/base/tensor.h"
+#include "framework/kernels/attention_merge.h"
+
+#include <atomic>
 
 #include <ATen/ATen.h>
 
@@ -15,7 +19,55 @@ at::Tensor index_like(const at::Tensor& rows, const at::Tensor& x) {
   return rows.view(view).expand(sizes);
 }
 
+// cache [B, N, H, d] rows <- x [B, K, H, d] at places [B', K].
+void put_into(const at::Tensor& cache, const at::Tensor& x, const at::Tensor& places) {
+  // A device's choice is not read back.
+  if (x.is_cpu() && places.numel() &&
+      (*places.min().const_data_ptr<std::int64_t>() < 0 ||
+       *places.max().const_data_ptr<std::int64_t>() >= cache.size(1)))
+    throw UsageError("sparse forward", "a chosen token is none of the picture's " + std::to_string(cache.size(1)),
+                     "choose rows of its grid");
+  const std::int64_t size = cache.element_size(), bytes = cache.size(2) * cache.size(3) * size;
+  const auto side_by_side = [&](const at::Tensor& t) {
+    return t.stride(3) == 1 && t.stride(2) == t.size(3) && t.stride(1) * size % 16 == 0 && t.stride(0) * size % 16 == 0;
+  };
+  if (bytes % 16 || !side_by_side(cache) || !side_by_side(x) || cache.scalar_type() != x.scalar_type()) {
+    const at::Tensor all = places.size(0) == x.size(0) ? places : places.repeat({x.size(0) / places.size(0), 1});
+    at::Tensor(cache).scatter_(1, index_like(all, x), x);
+    return;
+  }
+  const kernels::PutRowsJob job{static_cast<const unsigned char*>(x.const_data_ptr()),
+                                static_cast<unsigned char*>(cache.mutable_data_ptr()),
+                                places.const_data_ptr<std::int64_t>(),
+                                x.size(0),
+                                places.size(0),
+                                x.size(1),
+                                bytes,
+                                x.stride(0) * size,
+                                x.stride(1) * size,
+                                cache.stride(0) * size,
+                                cache.stride(1) * size};
+  kernels::put_rows(job, buffer_of(places).place);
+}
+
 }  // namespace
+
+TokenSet::TokenSet(Keys keys) : keys_(keys) { moved(); }
+
+void TokenSet::moved() {
+  static std::atomic<std::int64_t> last{0};
+  memory_ = ++last;
+}
+
+void TokenSet::choose(const at::Tensor& active) {
+  sparse_ = true;
+  if (active_.defined() && active_.sizes() == active.sizes() && active_.device() == active.device()) {
+    active_.copy_(active);
+    return;
+  }
+  active_ = active.to(at::kLong).clone(at::MemoryFormat::Contiguous);
+  moved();
+}
 
 at::Tensor TokenSet::rows(std::int64_t batch) const {
   const std::int64_t n = active_.size(0);
@@ -51,8 +103,10 @@ TokenSet::KeysValues TokenSet::update(std::int64_t layer, const at::Tensor& k, c
   const std::int64_t image = k.size(1) - text, begin = text_first ? text : 0;
   Layer& l = cache_[layer];
   if (is_dense()) {
-    if (!l.all.k.defined() || l.all.k.sizes() != k.sizes() || l.all.k.scalar_type() != k.scalar_type())
+    if (!l.all.k.defined() || l.all.k.sizes() != k.sizes() || l.all.k.scalar_type() != k.scalar_type()) {
       l = {{at::empty(k.sizes(), k.options()), at::empty(v.sizes(), v.options())}};
+      moved();
+    }
     l.image_begin = begin;
     l.text = text;
     l.all.k.copy_(k);
@@ -62,9 +116,9 @@ TokenSet::KeysValues TokenSet::update(std::int64_t layer, const at::Tensor& k, c
   if (!l.all.k.defined() || l.all.k.size(0) != k.size(0) || l.text != text)
     throw UsageError("sparse forward", "no dense forward of this batch came before it", "compute all tokens first");
   const std::int64_t tokens = l.all.k.size(1) - text;
-  const at::Tensor at = rows(k.size(0));
+  rows(k.size(0));  // refuses a batch that the choice does not fit
   const auto put = [&](at::Tensor& cache, const at::Tensor& x) {
-    cache.narrow(1, begin, tokens).scatter_(1, index_like(at, x.narrow(1, begin, image)), x.narrow(1, begin, image));
+    put_into(cache.narrow(1, begin, tokens), x.narrow(1, begin, image), active_);
     const std::int64_t from = text_first ? 0 : image;
     cache.narrow(1, text_first ? 0 : tokens, text).copy_(x.narrow(1, from, text));
   };
@@ -84,7 +138,8 @@ void TokenSet::rescale_keys(const at::Tensor& factor) {
 
 void TokenSet::clear() {
   cache_.clear();
-  active_.reset();
+  sparse_ = false;
+  moved();
 }
 
 std::int64_t TokenSet::bytes() const {

@@ -14,22 +14,28 @@ class TokenSet {
     post_rope,  // cached as they were rotated
     pre_rope,   // normed, and rotated with the tables of each use: for tables that change from step to step
   };
-  explicit TokenSet(Keys keys = Keys::post_rope) : keys_(keys) {}
+  explicit TokenSet(Keys keys = Keys::post_rope);
+  TokenSet(const TokenSet&) = delete;
+  TokenSet& operator=(const TokenSet&) = delete;
 
   // The forwards to come compute every token and fill the cache.
-  void dense() { active_.reset(); }
+  void dense() { sparse_ = false; }
   // They compute the rows of `active` alone: i64 [B, K], ascending in each row, on the model's device. In a batch of n
   // B (guidance: conditional, then unconditional) row i uses active[i % B]. The velocity of other tokens is 0.
   // UsageError in the forward: no dense forward of this batch and size came before.
-  void choose(const at::Tensor& active) { active_ = active; }
-  bool is_dense() const { return !active_.defined(); }
-  const at::Tensor& active() const { return active_; }
+  void choose(const at::Tensor& active);
+  bool is_dense() const { return !sparse_; }
+  // Undefined where all are computed. Its memory is that of the next choice of this size.
+  at::Tensor active() const { return sparse_ ? active_ : at::Tensor(); }
   Keys keys() const { return keys_; }
   // Multiplies cached post_rope image keys, pair by pair: f32 [tokens, head_dim / 2] or [head_dim / 2]. For
   // temperatures in the tables that changed since: sqrt(tau_old / tau_new).
   void rescale_keys(const at::Tensor& factor);
   void clear();                // forgets the cache
   std::int64_t bytes() const;  // of the cache
+  // Changes whenever its tensors move: what was recorded with another number reads memory that is gone. Dense steps and
+  // choices of one size keep it.
+  std::int64_t memory() const { return memory_; }
 
   // For models. x [B, N, ...] -> [B, K, ...]; a table [N, .] -> [B, K, .]. Dense: as it is.
   at::Tensor gather(const at::Tensor& x) const;
@@ -50,8 +56,11 @@ class TokenSet {
     std::int64_t image_begin = 0, text = 0;
   };
   at::Tensor rows(std::int64_t batch) const;  // active for that batch
+  void moved();
   Keys keys_;
-  at::Tensor active_;
+  bool sparse_ = false;
+  at::Tensor active_;  // of the last choice
+  std::int64_t memory_ = 0;
   std::map<std::int64_t, Layer> cache_;
 };
 

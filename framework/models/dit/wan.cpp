@@ -51,9 +51,9 @@ DenoiserInfo info_of(const json& c) {
 struct Attention {
   StackedLinear qkv;  // cross-attention: k and v, and q apart
   Linear q, out;
-  QkNorm norm;             // over all heads together
-  StackedLinear added;     // k and v of picture tokens, where the model has them
-  at::Tensor added_norm;   // of k
+  QkNorm norm;            // over all heads together
+  StackedLinear added;    // k and v of picture tokens, where the model has them
+  at::Tensor added_norm;  // of k
 };
 
 struct Block {
@@ -94,8 +94,8 @@ class Wan : public Denoiser {
     const JointPass pass(info_, hooks, grid, 0, hooks.rope ? *hooks.rope : own_tables(grid), x.size(0));
     const WanConditions::Embedded e = conditions_(t, c);
     const at::Tensor latent = info_.image_channels ? at::cat({x, c.image}, 1) : x;
-    const at::Tensor tokens = at::linear(pass.take(patchify(latent, info_.patch, info_.patch_frames)),
-                                         patch_.weight.flatten(1), patch_.bias);
+    const at::Tensor tokens =
+        at::linear(pass.take(patchify(latent, info_.patch, info_.patch_frames)), patch_.weight.flatten(1), patch_.bias);
     const at::Tensor out = last(run({tokens, {}}, e, pass).image, e.time);
     return unpatchify(pass.give(out), x.sizes(), info_.patch, info_.patch_frames, true);
   }
@@ -145,8 +145,8 @@ class Wan : public Denoiser {
 
   at::Tensor self_attention(const Attention& a, const at::Tensor& x, const JointPass& pass, std::int64_t layer) const {
     const auto qkv = a.qkv(x).chunk(3, 2);
-    return a.out(pass.attention(layer, heads(rms_norm(qkv[0], a.norm.q, eps_)),
-                                heads(rms_norm(qkv[1], a.norm.k, eps_)), heads(qkv[2])));
+    return a.out(pass.attention(layer, heads(rms_norm(qkv[0], a.norm.q, eps_)), heads(rms_norm(qkv[1], a.norm.k, eps_)),
+                                heads(qkv[2])));
   }
 
   at::Tensor cross_attention(const Attention& a, const at::Tensor& x, const WanConditions::Embedded& e) const {
@@ -184,7 +184,8 @@ class Wan : public Denoiser {
   BlockStreams run(const BlockStreams& in, const WanConditions::Embedded& e, const JointPass& pass) const {
     BlockCache* cache = pass.hooks.blocks;
     if (cache)
-      if (const auto instead = cache->before_blocks(in, [&] { return e.modulation.flatten(1).to(e.text.scalar_type()); }))
+      if (const auto instead =
+              cache->before_blocks(in, [&] { return e.modulation.flatten(1).to(e.text.scalar_type()); }))
         return *instead;
     BlockStreams x = in, first;
     for (std::int64_t i = 0; i < info_.layers; ++i) {
@@ -225,9 +226,8 @@ class Wan : public Denoiser {
   std::array<std::int64_t, 3> table_size_{};
 };
 
-const DenoiserLayouts::Entry registered("WanTransformer3DModel", [](const json& c, const DitWeights& w) {
-  return std::make_unique<Wan>(c, w);
-});
+const DenoiserLayouts::Entry registered("WanTransformer3DModel",
+                                        [](const json& c, const DitWeights& w) { return std::make_unique<Wan>(c, w); });
 
 }  // namespace
 }  // namespace trireme

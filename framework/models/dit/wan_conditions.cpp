@@ -35,8 +35,7 @@ WanConditions::Embedded WanConditions::operator()(const at::Tensor& t, const Con
   return e;
 }
 
-WanConditions wan_conditions(WeightList& w, const nlohmann::json& config, std::int64_t width,
-                             std::int64_t text_width) {
+WanConditions wan_conditions(WeightList& w, const nlohmann::json& config, std::int64_t width, std::int64_t text_width) {
   using Kind = DitWeight::Kind;
   const std::string at = "condition_embedder.";
   WanConditions c;

@@ -1,0 +1,299 @@
+// SuperGen (arXiv 2508.17756): pictures and videos larger than a model was trained for. A sketch at the model's own
+// size is scaled up and given noise again; the last steps refine it by tiles that move from step to step, on any number
+// of ranks, and tiles that change little are reused.
+#include "framework/base/tensor.h"
+#include "framework/metrics/pictures.h"
+#include "framework/sampler.h"
+#include "recipes/supergen/config.h"
+#include "recipes/supergen/tile_rope.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <optional>
+
+#include <ATen/ATen.h>
+#include <nlohmann/json.hpp>
+
+namespace trireme {
+namespace {
+
+using nlohmann::json;
+constexpr std::uint64_t renoise_draw = 0x5047;  // the picture's own noise begins the sketch
+
+Conditioning sample_of(const Conditioning& c, std::int64_t b) {
+  const auto one = [b](const at::Tensor& t) { return t.defined() ? t.narrow(0, b, 1) : t; };
+  return {one(c.text), one(c.pooled), one(c.guidance), one(c.image), one(c.image_tokens)};
+}
+
+// f(frames as [B F, C, rows, columns]) for a video [B, C, F, rows, columns].
+template <class F>
+at::Tensor by_frame(const at::Tensor& video, const F& f) {
+  const at::Tensor frames = f(video.transpose(1, 2).flatten(0, 1));
+  return frames.unflatten(0, {video.size(0), video.size(2)}).transpose(1, 2).contiguous();
+}
+
+at::Tensor bicubic(const at::Tensor& video, std::int64_t rows, std::int64_t columns) {
+  return by_frame(video, [&](const at::Tensor& x) { return at::upsample_bicubic2d(x, {rows, columns}, false); });
+}
+
+class Supergen final : public Sampler {
+ public:
+  void fields(Fields& f) override { config_.fields(f); }
+  std::int64_t ranks_per_picture() const override { return 0; }
+  void setup(SampleContext& context) override;
+  void begin(Sampling& s, SampleContext& context) override;
+  at::Tensor velocity(Sampling& s, SampleContext& context) override;
+  void stepped(Sampling& s, SampleContext& context) override;
+  void state(Archive& ar) override;
+  json report() const override;
+  std::vector<SampleMap> maps() const override;
+
+ private:
+  using Size = std::array<std::int64_t, 2>;
+  Size window(const SampleContext& context) const;
+  Size sketch_size(const SampleContext& context) const;
+  std::vector<double> sigmas(SampleContext& context, std::int64_t frames) const;
+  at::Tensor sketch(const Sampling& s, SampleContext& context) const;
+  at::Tensor scaled_up(const at::Tensor& x, const SampleContext& context) const;
+  Sampling tile_sampling(const Sampling& s, const CanvasWindow& w, std::int64_t sample) const;
+  void count(SampleContext& context);
+
+  SupergenConfig config_;
+  std::int64_t refining_ = 0;
+  Size size_{};  // latent pixels
+  std::optional<Canvas> canvas_;
+  std::optional<Refiner> refiner_;
+  at::Tensor like_;
+  RopeTable text_rope_;
+  double sketch_seconds_ = 0;
+  json seams_;  // of each picture
+  std::int64_t tiles_ = 0, computed_ = 0, gathers_ = 0, payload_ = 0, wire_ = 0;
+};
+
+Supergen::Size Supergen::window(const SampleContext& context) const {
+  if (config_.window[0] > 0) return {config_.window[0], config_.window[1]};
+  const DenoiserInfo& m = const_cast<SampleContext&>(context).model().info();
+  return {m.base_side * m.patch, m.base_side * m.patch};
+}
+
+Supergen::Size Supergen::sketch_size(const SampleContext& context) const {
+  const std::int64_t factor = context.codec().factor();
+  if (config_.sketch[0] > 0) return {config_.sketch[0] / factor, config_.sketch[1] / factor};
+  const Size w = window(context);
+  const std::int64_t by = std::max<std::int64_t>(1, std::min(size_[0] / w[0], size_[1] / w[1]));
+  return {size_[0] / by, size_[1] / by};
+}
+
+void Supergen::setup(SampleContext& context) {
+  const DenoiserInfo& m = context.model().info();
+  const std::int64_t factor = context.codec().factor(), token = factor * m.patch;
+  size_ = {context.height / factor, context.width / factor};
+  refining_ = config_.refining(context.steps);
+  const Size tile = window(context), sketched = sketch_size(context);
+  canvas_.emplace(config_.canvas(size_, tile, factor));
+  for (std::size_t a = 0; a < 2; ++a) {
+    if (tile[a] % m.patch != 0)
+      throw UsageError("supergen.window",
+                       std::to_string(tile[a]) + " latent pixels are no whole tokens of " + std::to_string(m.patch));
+    if (sketched[a] % m.patch != 0 || (config_.sketch[0] > 0 && config_.sketch[a] % token != 0))
+      throw UsageError("supergen.sketch",
+                       std::to_string(sketched[a] * factor) + " pixels are no whole tokens of " + std::to_string(token),
+                       "name a size of the sketch");
+  }
+  if (config_.tile_rope != "local" && m.rope_axes.size() != 3)
+    throw UsageError("supergen.tile_rope", "layout " + m.layout + " has no rotations that tell positions",
+                     "say tile_rope: local");
+  if (config_.upscale == "pixel_bicubic" && refining_ < context.steps && !context.codec().sees_pixels())
+    throw UsageError("supergen.upscale", "these latents cannot be seen as pixels here", "say upscale: latent_bicubic");
+  if (context.halves && config_.unit == "tile")
+    throw UsageError("guidance_parallel", "the ranks of supergen compute whole tiles",
+                     "say supergen.unit: half instead");
+  config_.refiner(refining_, 1);
+}
+
+// Both stages share the levels, which are those of one window: that is all a forward sees.
+std::vector<double> Supergen::sigmas(SampleContext& context, std::int64_t frames) const {
+  const DenoiserInfo& m = context.model().info();
+  const Size w = window(context);
+  return flow_sigmas(context.steps, context.shift,
+                     double(frames / m.patch_frames * (w[0] / m.patch) * (w[1] / m.patch)));
+}
+
+// The picture at the model's own size: on rank 0, unless ranks share its attention, and then on all.
+at::Tensor Supergen::sketch(const Sampling& s, SampleContext& context) const {
+  const Size size = sketch_size(context);
+  const std::int64_t frames = s.x.size(2);
+  Sampling small{s.prompts, s.condition, s.no_condition, s.guidance, {}, sigmas(context, frames), 0, {}};
+  small.x = drawn_noise(s.prompts, 0, {s.x.size(1), frames, size[0], size[1]}, context.device);
+  small.grid = context.model().grid(small.x.sizes());
+  for (Conditioning* c : {&small.condition, &small.no_condition})
+    if (c->image.defined())
+      c->image = by_frame(c->image, [&](const at::Tensor& x) {
+        return at::_adaptive_avg_pool2d(x, {size[0], size[1]});
+      });
+  if (context.comm().rank() == 0 || context.parallel || context.halves)
+    for (; small.step < small.steps(); ++small.step)
+      small.x = euler_step(small.x, guided(context, small, small.x, small.sigma()), small.sigma(),
+                           small.sigmas[std::size_t(small.step) + 1]);
+  small.x = small.x.contiguous();
+  context.comm().broadcast(buffer_of(small.x), 0).wait();
+  return small.x;
+}
+
+at::Tensor Supergen::scaled_up(const at::Tensor& x, const SampleContext& context) const {
+  if (config_.upscale == "latent_bicubic") return bicubic(x, size_[0], size_[1]);
+  const std::int64_t factor = context.codec().factor();
+  return context.codec()
+      .encode(bicubic(context.codec().decode(x), size_[0] * factor, size_[1] * factor))
+      .to(at::kFloat);
+}
+
+void Supergen::begin(Sampling& s, SampleContext& context) {
+  s.sigmas = sigmas(context, s.x.size(2));
+  s.step = s.steps() - refining_;
+  tiles_ = computed_ = gathers_ = payload_ = wire_ = 0;
+  seams_ = json::array(), sketch_seconds_ = 0;
+  if (s.step > 0) {
+    const auto began = std::chrono::steady_clock::now();
+    const at::Tensor picture = scaled_up(sketch(s, context), context);
+    picture.flatten()[0].item<float>();  // waits for the device, once a batch
+    sketch_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    s.x = refining_ == 0
+              ? picture
+              : renoise_flow(picture, drawn_noise(s.prompts, renoise_draw, s.x.sizes().slice(1), context.device),
+                             s.sigma());
+  }
+  like_ = s.x;
+  RefinerConfig refiner = config_.refiner(refining_, s.guidance);
+  if (!s.no_condition.text.defined() || s.guidance == 1) refiner.halves = 1;
+  refiner_.emplace(refiner, *canvas_, context.comm(), s.x.size(0));
+  if (config_.tile_rope != "local") text_rope_ = context.model().rope({1, 1, 1}, s.condition.text.size(1)).text;
+}
+
+// One tile of one picture, with all that a forward of it needs.
+Sampling Supergen::tile_sampling(const Sampling& s, const CanvasWindow& w, std::int64_t sample) const {
+  Sampling t{{s.prompts[std::size_t(sample)]},
+             sample_of(s.condition, sample),
+             sample_of(s.no_condition, sample),
+             s.guidance,
+             {},
+             s.sigmas,
+             s.step,
+             {}};
+  for (Conditioning* c : {&t.condition, &t.no_condition})
+    if (c->image.defined()) c->image = canvas_->cut(c->image, w);
+  return t;
+}
+
+at::Tensor Supergen::velocity(Sampling& s, SampleContext& context) {
+  SampleContext alone = context;  // a tile is one rank's
+  alone.parallel = nullptr, alone.halves = nullptr;
+  const std::int64_t step = s.step - (s.steps() - refining_);
+  const at::Tensor v =
+      refiner_->predict(s.x, step, context.dtype,
+                        [&](const at::Tensor& x, const CanvasWindow& w, std::int64_t sample, std::int64_t half) {
+                          Sampling tile = tile_sampling(s, w, sample);
+                          if (config_.unit == "half") {
+                            if (half == 1) std::swap(tile.condition, tile.no_condition);
+                            tile.no_condition = {};
+                          }
+                          DitHooks hooks;
+                          if (config_.tile_rope != "local") {
+                            const DenoiserInfo& m = context.model().info();
+                            const auto axes = tile_axes(config_.tile_rope, *canvas_, w, x.size(2) / m.patch_frames, m);
+                            hooks.rope = RopeTables{text_rope_, axial_rope(axes, m.rope_axes, context.device)};
+                          }
+                          return guided(alone, tile, x, s.sigma(), hooks);
+                        });
+  count(context);
+  return v;
+}
+
+void Supergen::count(SampleContext& context) {
+  const RefinerCounts& c = refiner_->counts();
+  tiles_ += c.tiles, computed_ += c.computed, gathers_ += c.gathers, payload_ += c.payload, wire_ += c.wire;
+  context.record("computed_tiles", double(c.computed));
+  context.record("payload_latents", double(c.payload) / double(like_.numel()));
+}
+
+void Supergen::state(Archive& ar) {
+  refiner_->state(ar, like_);
+  for (auto [name, value] : {std::pair{"tiles", &tiles_},
+                             {"computed", &computed_},
+                             {"gathers", &gathers_},
+                             {"payload", &payload_},
+                             {"wire", &wire_}})
+    ar.value(name, *value);
+}
+
+// Jumps at the boundaries of the windows that stayed, and at those of the last step, which a picture is rolled by to
+// bring to the multiples.
+void Supergen::stepped(Sampling& s, SampleContext& context) {
+  if (s.step < s.steps() || !context.codec().sees_pixels()) return;
+  const std::int64_t factor = context.codec().factor(), patch = factor * context.model().info().patch;
+  const std::int64_t shift = config_.shift_every ? (refining_ - 1) / config_.shift_every : 0;
+  const auto last = canvas_->windows(shift).front();
+  const at::Tensor pixels = ((context.codec().decode(s.x) + 1) / 2).clamp(0, 1).cpu().select(2, s.x.size(2) / 2);
+  const auto ratio = [&](const at::Tensor& p) {
+    const PicturePlanes planes{p.const_data_ptr<float>(), p.size(0), p.size(1), p.size(2)};
+    return seam_ratio(planes, canvas_->rows().window() * factor, canvas_->columns().window() * factor, patch);
+  };
+  for (std::int64_t b = 0; b < pixels.size(0); ++b)
+    seams_.push_back(
+        {{"fixed", ratio(pixels[b].contiguous())},
+         {"last", ratio(at::roll(pixels[b], {-last.row * factor, -last.column * factor}, {1, 2}).contiguous())}});
+}
+
+std::int64_t longest_skip(const std::vector<std::string>& map) {
+  std::int64_t longest = 0;
+  for (std::size_t t = 0; !map.empty() && t < map[0].size(); ++t) {
+    std::int64_t run = 0;
+    for (const std::string& step : map)
+      longest = std::max(longest, run = t < step.size() && step[t] == '.' ? run + 1 : 0);
+  }
+  return longest;
+}
+
+json Supergen::report() const {
+  if (!refiner_ || refining_ == 0) return json::object();
+  json r = {{"tile_evaluations", tiles_}, {"computed", computed_}, {"all_gathers", gathers_}};
+  r["sketch_seconds"] = sketch_seconds_, r["seam_ratios"] = seams_;
+  r["skip_share"] = tiles_ ? 1 - double(computed_) / double(tiles_) : 0.0;
+  r["payload_latents"] = double(payload_) / double(like_.numel());
+  r["wire_latents"] = double(wire_) / double(like_.numel());
+  for (std::int64_t b = 0; b < like_.size(0); ++b) {
+    r["skip_maps"].push_back(refiner_->map(b));
+    r["longest_skip_run"].push_back(longest_skip(refiner_->map(b)));
+    const auto& records = refiner_->records(b);
+    if (std::ssize(records) != refining_) continue;  // of a run that went on from a saved state
+    const std::vector<std::vector<GateRecord>> runs{records};
+    const TileGateConfig gate = config_.refiner(refining_, 1).gate;
+    json curve = json::object();
+    for (const double skip : {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7})
+      if (const auto base = fit_base(gate, *canvas_, runs, skip)) curve[std::to_string(skip).substr(0, 3)] = *base;
+    r["base_by_skip"].push_back(curve);
+    const auto base = fit_base(gate, *canvas_, runs, config_.cache.skip);
+    r["fitted_base"].push_back(base ? json(*base) : json());
+  }
+  return r;
+}
+
+// Steps from left to right, tiles from top to bottom; white: computed.
+std::vector<SampleMap> Supergen::maps() const {
+  if (!refiner_ || refining_ == 0 || config_.cache.base == "off") return {};
+  const std::int64_t samples = like_.size(0);
+  at::Tensor values = at::zeros({samples, canvas_->tiles(), refining_});
+  for (std::int64_t b = 0; b < samples; ++b) {
+    const auto& map = refiner_->map(b);
+    for (std::size_t i = 0; i < map.size(); ++i)
+      for (std::size_t t = 0; t < map[i].size(); ++t)
+        if (map[i][t] == '#') values[b][std::int64_t(t)][std::int64_t(i)] = 1;
+  }
+  return {{"tiles", values}};
+}
+
+const Samplers::Entry registered("supergen", [] { return std::make_unique<Supergen>(); });
+
+}  // namespace
+}  // namespace trireme
