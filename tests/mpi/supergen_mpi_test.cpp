@@ -8,7 +8,7 @@ namespace {
 
 MPI_TEST(RefinerOnMpi, GivesTheCanvasOfOneRank, {2, 3, 4}) {
   for (const auto& shape : {sizes({24, 20}, {12, 10}, 4), sizes({36, 30}, {12, 10}, 4)})
-    for (const double base : {0.0, 0.5, 1e300})
+    for (const double base : {0.5, 1e300})
       for (const bool redistribute : {true, false}) {
         RefinerConfig config = cached(base);
         config.redistribute = redistribute, config.gates = RefinerConfig::Gates::checked;
