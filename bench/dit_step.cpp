@@ -114,7 +114,7 @@ nlohmann::json measure(const Options& o, const std::string& problem) {
                                          "--device", gpu ? "cuda" : "cpu"};
     arms.push_back(std::make_unique<Arm>("diffusers " + name, peer_arm("dit_step.py", words, folder), 1, folder));
   }
-  // Three copies of all 12 billion weights do not fit on one card: one after the other, as they are asked.
+  // All arms keep their weights: with all 12 billion an arm that no longer fits is skipped.
   std::vector<Arm*> all;
   for (const auto& arm : arms) {
     if (arm->ready(std::chrono::seconds(400))) arm->block(1, true);

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 
 namespace trireme::nn {
@@ -19,9 +20,22 @@ bool cudnn_attention(const at::Tensor& q) {
   return there && q.size(-1) <= 128 && q.size(-1) % 8 == 0;
 }
 
+// Training in 16 bits: flash attention. scaled_dot_product_attention would take cuDNN's, whose backward (9, torch 2.11)
+// reads beyond a gradient whose rows are parts of longer ones, as those of a concatenation are.
+at::Tensor trained(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
+  const bool cast = at::autocast::is_autocast_enabled(q.device().type());
+  const auto type = cast ? at::autocast::get_autocast_dtype(q.device().type()) : v.scalar_type();
+  const bool half = type == at::kHalf || type == at::kBFloat16;
+  if (!q.is_cuda() || !half || q.size(-1) % 8 != 0 || q.size(-1) > 256)
+    return at::scaled_dot_product_attention(q, k, v, {}, 0.0, false, scale);
+  return std::get<0>(
+      at::_scaled_dot_product_flash_attention(q.to(type), k.to(type), v.to(type), 0.0, false, false, scale));
+}
+
 at::Tensor plain(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
-  const bool gradient = at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad());
-  if (!gradient && cudnn_attention(q))
+  if (at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad()))
+    return trained(q, k, v, scale);
+  if (cudnn_attention(q))
     return std::get<0>(at::_scaled_dot_product_cudnn_attention(q, k, v, {}, false, 0.0, false, false, scale));
   return at::scaled_dot_product_attention(q, k, v, {}, 0.0, false, scale);
 }
