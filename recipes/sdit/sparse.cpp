@@ -4,6 +4,7 @@
 #include "framework/base/tensor.h"
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -113,6 +114,10 @@ void SparseSampler::state(Archive& ar) {
   archive(ar, "last", last_);
   archive(ar, "error", error_);
   archive(ar, "computed", computed_);
+  auto steps = std::int64_t(share_.size());
+  ar.value("steps", steps);
+  share_.resize(std::size_t(steps));
+  ar.array("share", DType::f64, std::array<std::int64_t, 1>{steps}, share_.data());
   history_->state(ar, {error_.size(0), tokens(), last_[0].numel() / tokens()}, last_.device());
 }
 

@@ -52,6 +52,9 @@ class TeaCacheFitSampler final : public Sampler {
     Sampler::begin(s, context);
     require_one_forward(s, "teacache_fit");
     if (s.prompts.size() > 1) throw UsageError("teacache_fit", "takes one picture at a time", "batch=1");
+    if (s.prompts[0].index != std::ssize(pictures_))
+      throw UsageError("teacache_fit", "another process drew some of the pictures, and their changes are not kept",
+                       "draw all in one go: --fresh, one rank");
     pictures_.emplace_back();
     input_ = output_ = at::Tensor();
   }

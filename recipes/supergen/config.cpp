@@ -47,7 +47,7 @@ void SupergenConfig::fields(Fields& f) {
     "fewer");
   f("refine_steps", refine_steps,
     "last steps of the schedule, done by tiles; -1: nine tenths of the steps. 0: the sketch, scaled up. All: no "
-    "sketch");
+    "sketch. With one, noise comes from the seed, never from the latents of embeds");
   f("loop_step", loop_step, "shifts in which a window passes its own length", {.min = 1, .max = 4096});
   f("shift_every", shift_every, "steps between shifts; 0: windows stay", {.min = 0});
   f.choice("modulus", modulus, {"per_axis", "shared"},

@@ -50,13 +50,18 @@ bool TileGate::compute(std::int64_t step, const CanvasWindow& w, const TileMeans
   if (t.computed == step - 1 || config_.release) t.k = double(m.changed_p) / m.moved_p;
   if (t.k <= 0) return true;
   const float more = static_cast<float>(t.k * m.moved / m.y_p);
-  each_place(w, [&](float& e) { e += more; });
+  each_place(w, [&](float& e) { e += more / cover_[std::size_t(&e - error_.data())]; });
   return !(error(w) < t.threshold);
 }
 
 std::vector<bool> TileGate::decide(std::int64_t step, std::span<const CanvasWindow> windows,
                                    std::span<const TileMeans> means) {
   if (ranks(step)) rank();
+  if (reads(step)) {
+    cover_.assign(error_.size(), 0.0f);
+    for (const CanvasWindow& w : windows)
+      each_place(w, [&](float& e) { cover_[std::size_t(&e - error_.data())] += 1; });
+  }
   std::vector<bool> active(windows.size(), true);
   for (std::size_t i = 0; i < windows.size(); ++i) {
     if (reads(step)) active[i] = compute(step, windows[i], means[i]);
@@ -79,8 +84,10 @@ void TileGate::predicted(std::span<const CanvasWindow> windows, std::span<const 
 void TileGate::rank() {
   std::vector<std::size_t> by(tiles_.size());
   std::iota(by.begin(), by.end(), 0u);
+  std::erase_if(by, [&](auto t) { return tiles_[t].count == 0; });  // no window of it so far (clamped)
   std::stable_sort(by.begin(), by.end(), [&](auto a, auto b) { return tiles_[a].deviation() > tiles_[b].deviation(); });
   for (PerTile& t : tiles_) t.threshold = config_.base;
+  if (by.empty()) return;
   const bool selective = config_.mode == TileGateConfig::Mode::top_selective;
   if (by.size() > 1) {
     const std::size_t other = selective ? by[1] : by.back();

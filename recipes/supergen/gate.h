@@ -81,6 +81,7 @@ class TileGate {
   TileGateConfig config_;
   std::int64_t rows_, columns_, window_rows_, window_columns_;
   std::vector<float> error_;  // [rows, columns]
+  std::vector<float> cover_;  // of this step: windows over each place, since each adds to E
   std::vector<PerTile> tiles_;
 };
 

@@ -58,6 +58,7 @@ class Supergen final : public Sampler {
   at::Tensor scaled_up(const at::Tensor& x, const SampleContext& context) const;
   Sampling tile_sampling(const Sampling& s, const CanvasWindow& w, std::int64_t sample) const;
   void count(SampleContext& context);
+  std::vector<std::string> map_by_tile(std::int64_t sample) const;
 
   SupergenConfig config_;
   std::int64_t refining_ = 0;
@@ -168,7 +169,11 @@ void Supergen::begin(Sampling& s, SampleContext& context) {
   RefinerConfig refiner = config_.refiner(refining_, s.guidance);
   if (!s.no_condition.text.defined() || s.guidance == 1) refiner.halves = 1;
   refiner_.emplace(refiner, *canvas_, context.comm(), s.x.size(0));
-  if (config_.tile_rope != "local") text_rope_ = context.model().rope({1, 1, 1}, s.condition.text.size(1)).text;
+  if (config_.tile_rope != "local") {
+    const at::Tensor& other = s.no_condition.text;  // may be longer
+    const std::int64_t longest = std::max(s.condition.text.size(1), other.defined() ? other.size(1) : 0);
+    text_rope_ = context.model().rope({1, 1, 1}, longest).text;
+  }
 }
 
 // One tile of one picture, with all that a forward of it needs.
@@ -245,6 +250,19 @@ void Supergen::stepped(Sampling& s, SampleContext& context) {
          {"last", ratio(at::roll(pixels[b], {-last.row * factor, -last.column * factor}, {1, 2}).contiguous())}});
 }
 
+// The refiner's map has a letter a window: here a letter a tile, ' ' where it has none (clamped).
+std::vector<std::string> Supergen::map_by_tile(std::int64_t sample) const {
+  std::vector<std::string> lines;
+  for (const auto& line : refiner_->map(sample)) {
+    const auto step = std::int64_t(lines.size());
+    const auto windows = canvas_->windows(config_.shift_every ? step / config_.shift_every : 0);
+    std::string all(std::size_t(canvas_->tiles()), ' ');
+    for (std::size_t w = 0; w < windows.size(); ++w) all[std::size_t(windows[w].tile)] = line[w];
+    lines.push_back(all);
+  }
+  return lines;
+}
+
 std::int64_t longest_skip(const std::vector<std::string>& map) {
   std::int64_t longest = 0;
   for (std::size_t t = 0; !map.empty() && t < map[0].size(); ++t) {
@@ -264,7 +282,7 @@ json Supergen::report() const {
   r["wire_latents"] = double(wire_) / double(like_.numel());
   for (std::int64_t b = 0; b < like_.size(0); ++b) {
     r["skip_maps"].push_back(refiner_->map(b));
-    r["longest_skip_run"].push_back(longest_skip(refiner_->map(b)));
+    r["longest_skip_run"].push_back(longest_skip(map_by_tile(b)));
     const auto& records = refiner_->records(b);
     if (std::ssize(records) != refining_) continue;  // of a run that went on from a saved state
     const std::vector<std::vector<GateRecord>> runs{records};
@@ -285,7 +303,7 @@ std::vector<SampleMap> Supergen::maps() const {
   const std::int64_t samples = like_.size(0);
   at::Tensor values = at::zeros({samples, canvas_->tiles(), refining_});
   for (std::int64_t b = 0; b < samples; ++b) {
-    const auto& map = refiner_->map(b);
+    const auto map = map_by_tile(b);
     for (std::size_t i = 0; i < map.size(); ++i)
       for (std::size_t t = 0; t < map[i].size(); ++t)
         if (map[i][t] == '#') values[b][std::int64_t(t)][std::int64_t(i)] = 1;

@@ -202,7 +202,8 @@ TEST(DitOnGpu, AnchoringHoldsNoScores) {
   nn::joint_attention(q, q, q, 0, 256, {0.088, 1.3, false});
   const double more = (peak_device_memory_gib(gpu) - before) * double(1 << 30);
   EXPECT_LT(more, 1.0);                                                       // the first call's peak is not passed
-  EXPECT_LT(peak_device_memory_gib(gpu) * double(1 << 30), double(1 << 30));  // scores alone: n^2 heads 2 bytes = 2 GiB
+  // A mask alone: n^2 2 bytes = 512 MiB, scores 2 GiB.
+  EXPECT_LT(peak_device_memory_gib(gpu) * double(1 << 30), 1.5 * double(n) * double(n));
 }
 
 }  // namespace

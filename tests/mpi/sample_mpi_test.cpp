@@ -20,7 +20,7 @@ class SampleOnRanks : public ::testing::Test {
                    "axes_dims_rope": [8, 12, 12]})");
     write_text(dir() / "trireme.json", R"({"latent_factor": 2, "base_side": 16, "base_text": 8})");
     write_text(dir() / "job.yaml",
-               "model: config.json\nweights: random\nprompts: [one, two]\nsize: [64, 64]\nsteps: 80\nlatents: true\n"
+               "model: config.json\nweights: random\nprompts: [one, two]\nsize: [64, 64]\nsteps: 120\nlatents: true\n"
                "threads: 1\nsave_every: 10\nguidance: 2\n");
   }
   const fs::path& dir() const { return folder_.path; }
@@ -52,7 +52,7 @@ TEST_F(SampleOnRanks, GoOnAfterOneWasKilled) {
   ASSERT_EQ(whole.code, 0) << whole;
   {
     Program broken(on(2, "broken"), {.folder = dir()});
-    ASSERT_TRUE(wait_until([&] { return saved("broken"); }, seconds(30)));
+    ASSERT_TRUE(wait_until([&] { return saved("broken/plain/state/batch_00001"); }, seconds(30)));  // rank 1's
     const pid_t rank = broken.rank(1);
     ASSERT_GT(rank, 0);
     kill(rank, SIGKILL);

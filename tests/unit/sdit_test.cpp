@@ -629,6 +629,8 @@ TEST_F(Methods, GoOnFromASavedState) {
       std::filesystem::remove_all(folder);
       while (b.step < b.steps()) step(*again, b);
       EXPECT_TRUE(a.x.equal(b.x)) << method;
+      EXPECT_EQ(whole->report()["computed_share"], again->report()["computed_share"]) << method;
+      EXPECT_TRUE(whole->maps()[0].values.equal(again->maps()[0].values)) << method;
     }
   });
 }

@@ -263,6 +263,24 @@ TEST(Refiner, GivesTheSameCanvasOnAnyNumberOfRanks) {
                         on_ranks(4, shape, config, 1, at::kBFloat16).canvas));
 }
 
+// Rank 0's gates hold where they are broadcast; differing ones are an error where they are checked.
+TEST(Refiner, RanksThatWouldDecideOtherwise) {
+  const auto shape = sizes({36, 30}, {12, 10}, 4);
+  const Refined one = on_ranks(1, shape, cached(0.5));
+  ASSERT_GT(reused(one), 0);
+  for (const bool checked : {false, true})
+    run_loopback(3, [&](Communicator& comm) {
+      RefinerConfig own = cached(0.5);
+      own.gates = checked ? RefinerConfig::Gates::checked : RefinerConfig::Gates::broadcast;
+      if (comm.rank() > 0) own.gate.base = 0;
+      if (checked) {
+        EXPECT_THROW(refined(comm, shape, own), Error);
+      } else {
+        EXPECT_TRUE(at::equal(refined(comm, shape, own).canvas, one.canvas));
+      }
+    });
+}
+
 // G6, G7.
 TEST(Refiner, ReusesNothingAtZeroAndAllAtInfinity) {
   const auto shape = sizes({24, 20}, {12, 10}, 4);

@@ -134,7 +134,7 @@ at::Tensor JointPass::attention(std::int64_t layer, const at::Tensor& q, const a
 at::Tensor JointPass::attention(std::int64_t layer, const at::Tensor& qkv, const QkNorm& text_norm,
                                 const QkNorm& image_norm) const {
   const auto parts = [&](const at::Tensor& all) { return all.unflatten(-1, {3, info.heads, info.head_dim}).unbind(2); };
-  if (!fused(qkv)) {
+  if (!fused(qkv) || info.head_dim > 256) {  // what the fused kernel holds
     const auto t = parts(text_of(qkv)), i = parts(image_of(qkv));
     return attention(layer, join(rms_norm(t[0], text_norm.q), rms_norm(i[0], image_norm.q)),
                      join(rms_norm(t[1], text_norm.k), rms_norm(i[1], image_norm.k)), join(t[2], i[2]));
