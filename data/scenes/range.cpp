@@ -1,5 +1,6 @@
 #include "data/scenes/range.h"
 
+#include "comm/error.h"
 #include "data/image_text/caption_text.h"
 #include "data/rng.h"
 
@@ -32,11 +33,15 @@ Scene draw(const SceneRange& range, Rng& rng) {
 
 Scene scene_within(const SceneRange& range, std::uint64_t seed, std::uint64_t i, ScenePart part) {
   Rng rng(seed, part == ScenePart::training ? "range scene" : "held-out range scene", 0, i);
-  while (true) {
+  for (int tries = 0; tries < 100000; ++tries) {
     Scene scene = draw(range, rng);
     const bool held_out = caption_draw(describe(scene)) < held_out_draw(held_out_share);
     if (held_out == (part == ScenePart::held_out)) return scene;
   }
+  throw UsageError(
+      "scenes",
+      std::string("no sentence of these words is ") + (part == ScenePart::held_out ? "held out" : "trained on"),
+      "name more shapes, colors, sizes or textures");
 }
 
 std::vector<Scene> held_out_within(const SceneRange& range, std::uint64_t seed, std::int64_t count) {

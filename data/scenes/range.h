@@ -17,7 +17,8 @@ struct SceneRange {
   double jitter = 0.5;                                // of place, turn and phase: share of what `scene_at` allows
 };
 
-// Scene i: a function of (seed, i) and the range. Sentences are split by their hash: 1 in 16 is held out.
+// Scene i: a function of (seed, i) and the range. Sentences are split by their hash: 1 in 16 is held out. UsageError:
+// so few sentences that none is of this part.
 Scene scene_within(const SceneRange& range, std::uint64_t seed, std::uint64_t i, ScenePart part = ScenePart::training);
 // The first `count` held-out scenes whose sentences differ; fewer, if there are no more.
 std::vector<Scene> held_out_within(const SceneRange& range, std::uint64_t seed, std::int64_t count);

@@ -20,6 +20,8 @@ std::vector<int> numbers(const std::vector<std::string>& chosen, const std::vect
     const std::vector<std::string> known(all.begin(), all.end());
     if (at == all.end() || word.empty())
       throw UsageError(key, "'" + word + "' is none", "nearest: " + nearest(word, known));
+    if (std::count(chosen.begin(), chosen.end(), word) > 1)
+      throw UsageError(key, "'" + word + "' is there twice", "name it once");
     result.push_back(int(at - all.begin()));
   }
   if (result.empty()) throw UsageError(key, "is empty", "name at least one");

@@ -142,7 +142,7 @@ class DitScenes : public Recipe {
   std::int64_t largest() const { return *std::max_element(sizes_.begin(), sizes_.end()); }
 
   PromptVocabulary vocabulary_of(const Source& source) const {
-    if (data_config_.scenes()) return PromptVocabulary::of_scenes(model_config_.text_tokens);
+    if (data_config_.scenes()) return PromptVocabulary::of_scenes(model_config_.text_tokens, data_config_.range());
     std::vector<std::string> captions;
     for (const std::int64_t id : source.train_ids()) captions.push_back(source.caption(id));
     return PromptVocabulary::of_captions(captions, model_config_.text_tokens, std::size_t(data_config_.words));

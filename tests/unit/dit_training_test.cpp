@@ -80,7 +80,7 @@ TEST(DitTraining, LossIsZeroForTheTrueVelocityAndEulerFindsThePicture) {
 }
 
 TEST(DitTraining, PromptsBecomeTokensOrAreRefusedByName) {
-  const auto v = PromptVocabulary::of_scenes(8);
+  const auto v = PromptVocabulary::of_scenes(8, {});
   const auto ids = v.ids("a large red striped circle at the top left on a blue background");
   ASSERT_EQ(ids.size(), 8u);
   EXPECT_EQ(std::count(ids.begin(), ids.end(), 0), 2);
@@ -100,12 +100,17 @@ TEST(DitTraining, PromptsBecomeTokensOrAreRefusedByName) {
     }
   };
   refused(v, "a large crimson circle at the top left on a blue background", "crimson");
+  refused(v, "a large orange circle at the top left on a blue background", "orange");  // is not trained on
   refused(v, "a circle", "large");
   refused(v, "", "large");
-  refused(v,
-          "a large red circle at the left, a small blue star in the center and a small red star at the top on a white "
-          "background",
-          "8");
+  refused(
+      v,
+      "a large red circle at the left, a medium blue star in the center and a medium red star at the top on a white "
+      "background",
+      "8");
+  SceneRange few;  // 18 sentences, of which none is held out
+  few.shapes = {1}, few.colors = {0, 5}, few.sizes = {1}, few.textures = {0};
+  EXPECT_THROW(scene_within(few, 1, 0, ScenePart::held_out), UsageError);
   const auto words = PromptVocabulary::of_captions({"A red dog", "a red cat.", "A  tree"}, 4, 3);
   EXPECT_EQ(words.size(), 4);
   EXPECT_EQ(words.ids("red a"), (std::vector<std::int64_t>{2, 1, 0, 0}));
@@ -121,7 +126,7 @@ TEST(DitTraining, SamplesDependOnTheirNumberAlone) {
   dit::DataConfig data;
   data.samples = 4000;
   const auto source = dit::open_source(data, 3, 16);
-  const auto vocabulary = PromptVocabulary::of_scenes(8);
+  const auto vocabulary = PromptVocabulary::of_scenes(8, {});
   const dit::FlowDataset rows(*source, vocabulary, {}, {.side = 16, .drop = 0.25, .seed = 3, .threads = 2});
   std::vector<std::int64_t> ids(4000);
   for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = std::int64_t(ids.size() - 1 - i);

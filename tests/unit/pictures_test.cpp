@@ -140,7 +140,9 @@ TEST(Pictures, SpectrumHasItsPeakAtTheWave) {
   const auto power = radial_spectrum(p);
   ASSERT_EQ(power.size(), 15u);
   for (std::size_t k = 0; k < power.size(); ++k)
-    if (k != 4) EXPECT_LT(power[k], power[4] - 3) << k;
+    if (k != 4) {
+      EXPECT_LT(power[k], power[4] - 3) << k;
+    }
   EXPECT_EQ(spectrum_distance(power, power), 0);
   EXPECT_GT(spectrum_distance(power, radial_spectrum({v.data(), 1, 16, 32})), 0);
 }

@@ -283,7 +283,9 @@ TEST_F(SampleJobs, AreTheSameOnAnyNumberOfRanks) {
     EXPECT_GE(batch["collectives_a_step"].get<double>(), 1) << how[0];
     EXPECT_GT(batch["bytes_a_step"].get<double>(), 0) << how[0];
     // Two pictures of 12 x 8 x 12 in f32 each way, and nothing else.
-    if (how.size() == 1 && how[0] == "guidance_parallel=true") EXPECT_EQ(batch["bytes_a_step"], 2 * 12 * 8 * 12 * 4);
+    if (how.size() == 1 && how[0] == "guidance_parallel=true") {
+      EXPECT_EQ(batch["bytes_a_step"], 2 * 12 * 8 * 12 * 4);
+    }
     const auto b = Safetensors(out + "/plain/00001.safetensors").tensor("latents");
     EXPECT_LT(largest(a, b), 1e-5 * a.std().item<double>()) << how[0] << " on " << ranks;
   }
@@ -367,6 +369,17 @@ TEST_F(SampleJobs, RefuseWhatCannotBeDrawn) {
   says({"arms={'a/b': []}"}, "folder");
   says({"arms={a: ['arms={}']}"}, "arms themselves");
   says({"methods=[plain, plain]"}, "two arms");
+  says({"arms={report.json: []}"}, "beside it");
+  says({"arms={a: [], b: [compare_to=c]}"}, "no arm is named c");
+  says({"arms={a: [], b: [threads=2]}"}, "whole job's");
+  // Models that no machine holds, or whose parts do not fit, before anything of them is made.
+  write("deep.json", R"({"_class_name": "FluxTransformer2DModel", "num_layers": 1048576})");
+  says({"model=" + dir_ + "/deep.json"}, "65536 tensors");
+  write("wide.json", R"({"_class_name": "FluxTransformer2DModel", "attention_head_dim": 1048576,
+                         "num_attention_heads": 1048576, "axes_dims_rope": [1048574, 1, 1]})");
+  says({"model=" + dir_ + "/wide.json"}, "config.json");
+  write("axes.json", R"({"_class_name": "FluxTransformer2DModel", "attention_head_dim": 64})");
+  says({"model=" + dir_ + "/axes.json"}, "axes");
   says({"ranks_per_picture=2"}, "groups of 2");
   says({"guidance_parallel=true", "guidance=1"}, "guidance");
   says({"memory_capacity=0.0001"}, "weights");

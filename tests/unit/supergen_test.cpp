@@ -57,7 +57,9 @@ TEST(Canvas, EveryPlaceLiesInOneWindowAtEveryShift) {
     const std::int64_t cycle = canvas.rows().modulus() * canvas.columns().modulus();
     for (std::int64_t j = 0; j <= cycle; ++j) {
       EXPECT_TRUE(canvas.disjoint(j));
-      if (j % 7 == 0) EXPECT_TRUE(at::equal(canvas.counts(j), at::ones(at::IntArrayRef(shape.size))));
+      if (j % 7 == 0) {
+        EXPECT_TRUE(at::equal(canvas.counts(j), at::ones(at::IntArrayRef(shape.size))));
+      }
     }
   }
   const Canvas canvas(sizes({270, 480}, {90, 160}, 16));
@@ -493,7 +495,9 @@ TEST(Supergen, DrawsTheSamePictureOnAnyNumberOfRanks) {
     const Drawn one = drawn_on(1, keys);
     EXPECT_TRUE(at::isfinite(one.x).all().item<bool>());
     EXPECT_EQ(one.report["tile_evaluations"], 2 * 6 * 9);
-    if (keys.find("off") == std::string::npos) EXPECT_GT(one.report["skip_share"].get<double>(), 0);
+    if (keys.find("off") == std::string::npos) {
+      EXPECT_GT(one.report["skip_share"].get<double>(), 0);
+    }
     for (const int ranks : {2, 3, 4}) {
       const Drawn many = drawn_on(ranks, keys);
       EXPECT_EQ((many.x - one.x).abs().max().item<float>(), 0.0f) << ranks << " ranks: " << keys;

@@ -133,6 +133,8 @@ SampleJob read_job(const std::string& path, const std::vector<std::string>& over
   if (const auto* arms = root.find("arms"))
     for (const auto& entry : arms->entries) order.push_back(entry.key);
   for (const auto& name : order) {
+    if (name == "sheet.png" || name == "report.html" || name == "report.json" || name == "config.resolved.yaml")
+      throw UsageError(config.place("arms"), "an arm is named " + name + ", as a file beside it", "rename it");
     std::vector<std::string> all = overrides;
     for (const auto& override : rows[name]) {
       if (override.starts_with("arms") || override.starts_with("methods"))
@@ -146,9 +148,14 @@ SampleJob read_job(const std::string& path, const std::vector<std::string>& over
     base.arm = base.method;
     job.arms.push_back(std::move(base));
   }
-  const std::string& reference = job.arms.front().compare_to;
-  if (!reference.empty() && std::count(order.begin(), order.end(), reference) == 0)
-    throw UsageError(config.place("compare_to"), "no arm is named " + reference, "name one of arms");
+  const SampleConfig& first = job.arms.front();
+  for (const auto& arm : job.arms) {
+    if (!arm.compare_to.empty() && std::count(order.begin(), order.end(), arm.compare_to) == 0)
+      throw UsageError(config.place("compare_to"), "no arm is named " + arm.compare_to, "name one of arms");
+    if (arm.device != first.device || arm.communicator != first.communicator || arm.threads != first.threads)
+      throw UsageError(config.place("arms"), "arm " + arm.arm + " changes device, communicator or threads",
+                       "they are the whole job's: say them beside the arms");
+  }
   for (std::size_t i = 0; i < order.size(); ++i)
     if (std::count(order.begin(), order.end(), order[i]) > 1)
       throw UsageError(config.place("methods"), "two arms are named " + order[i], "name each once");

@@ -50,6 +50,13 @@ nlohmann::json read_model_config(const SampleConfig& c) {
 ModelPlan plan_model(const nlohmann::json& model) {
   ModelPlan plan;
   const auto shapes = make_denoiser(model, [&plan](const DitWeight& w) {
+    const auto refuse = [](const std::string& what) {
+      return DataError("config.json", "asks for " + what, "take the file as diffusers wrote it");
+    };
+    std::int64_t bytes = 8;
+    for (const auto n : w.shape)
+      if (n < 1 || __builtin_mul_overflow(bytes, n, &bytes)) throw refuse("a tensor " + w.name + " beyond all memory");
+    if (++plan.tensors > 65536) throw refuse("more than 65536 tensors");
     const at::Tensor t = at::empty(w.shape, at::TensorOptions(at::kMeta).dtype(at::kFloat));
     plan.parameters += t.numel();
     return t;

@@ -12,7 +12,7 @@ namespace trireme::sample {
 
 struct ModelPlan {
   DenoiserInfo info;
-  std::int64_t parameters = 0;
+  std::int64_t parameters = 0, tensors = 0;
 };
 
 // By config.json (and trireme.json) of the arm's model alone. UsageError, DataError: not there, or no layout of ours.

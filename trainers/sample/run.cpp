@@ -60,7 +60,8 @@ void take_up(const SampleRun& run, const SampleJob& job, std::shared_ptr<FolderL
 // A bar with the time that is left, on rank 0's terminal: steps of batches. This rank's group stands for all.
 class Bar {
  public:
-  Bar(bool mine, std::int64_t total) : state_{0, total} {
+  Bar(bool mine, std::int64_t total) {
+    state_.total = total;
     state_.loss = state_.lr = std::numeric_limits<double>::quiet_NaN();
     state_.unit = "steps";
     if (mine && terminal_columns() > 0) bar_.emplace(terminal_columns());

@@ -12,10 +12,19 @@ namespace trireme::sample {
 
 std::map<std::string, double> scene_scores(const std::vector<std::string>& prompts, const std::string& folder) {
   std::vector<Scene> scenes;
+  SceneRange range;  // of possible answers: what is trained by default, and what the prompts say
+  const auto add = [](std::vector<int>& all, int word) {
+    if (std::find(all.begin(), all.end(), word) == all.end()) all.push_back(word);
+  };
   for (const auto& prompt : prompts) {
     const auto scene = parse_scene(prompt);
     if (!scene) return {};
     scenes.push_back(*scene);
+    add(range.colors, scene->ground);
+    for (const auto& o : scene->objects) {
+      add(range.colors, o.color), add(range.shapes, o.shape), add(range.sizes, o.size);
+      add(range.textures, o.texture);
+    }
   }
   std::vector<SceneScore> scores;
   std::optional<SceneReader> reader;
@@ -24,7 +33,7 @@ std::map<std::string, double> scene_scores(const std::vector<std::string>& promp
     std::snprintf(name, sizeof name, "/%05zu.png", i);
     const Image picture = load_image(folder + name);
     if (std::min(picture.width, picture.height) < 48) return {};
-    if (!reader) reader.emplace(SceneRange{}, picture.width, picture.height);
+    if (!reader) reader.emplace(range, picture.width, picture.height);
     scores.push_back(reader->score(picture, scenes[i]));
   }
   return scores.empty() ? std::map<std::string, double>() : mean_scores(scores);

@@ -27,8 +27,7 @@ DenoiserInfo info_of(const json& c) {
   i.heads = config_count(c, "num_attention_heads", 24);
   i.head_dim = config_count(c, "attention_head_dim", 128);
   i.layers = config_count(c, "num_layers", 19) + config_count(c, "num_single_layers", 38);
-  i.rope_axes = c.contains("axes_dims_rope") ? config_axes(c["axes_dims_rope"], i.head_dim)
-                                             : std::vector<std::int64_t>{16, 56, 56};
+  i.rope_axes = config_axes(c.value("axes_dims_rope", json::array({16, 56, 56})), i.head_dim);
   i.text_width = config_count(c, "joint_attention_dim", 4096);
   i.pooled_width = config_count(c, "pooled_projection_dim", 768);
   const auto guidance = c.find("guidance_embeds");

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <numeric>
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
@@ -72,13 +73,17 @@ PromptVocabulary::PromptVocabulary(bool scenes, std::int64_t tokens, std::vector
   for (std::size_t i = 0; i < words_.size(); ++i) numbers_.emplace(words_[i], std::int64_t(i) + 1);
 }
 
-PromptVocabulary PromptVocabulary::of_scenes(std::int64_t tokens) {
+PromptVocabulary PromptVocabulary::of_scenes(std::int64_t tokens, const SceneRange& range) {
   std::vector<std::string> words;
-  const auto add = [&](const char* attribute, const std::vector<std::string_view>& values) {
-    for (std::size_t i = 0; i < values.size(); ++i) words.push_back(token(attribute, values, int(i)));
+  const auto add = [&](const char* attribute, const std::vector<std::string_view>& values,
+                       const std::vector<int>& some) {
+    for (const int i : some) words.push_back(token(attribute, values, i));
   };
-  add("ground", SceneWords::colors()), add("size", SceneWords::sizes()), add("color", SceneWords::colors());
-  add("texture", SceneWords::textures()), add("shape", SceneWords::shapes()), add("cell", SceneWords::cells());
+  std::vector<int> cells(SceneWords::cells().size());
+  std::iota(cells.begin(), cells.end(), 0);
+  add("ground", SceneWords::colors(), range.colors), add("size", SceneWords::sizes(), range.sizes);
+  add("color", SceneWords::colors(), range.colors), add("texture", SceneWords::textures(), range.textures);
+  add("shape", SceneWords::shapes(), range.shapes), add("cell", SceneWords::cells(), cells);
   return {true, tokens, words};
 }
 

@@ -1,6 +1,7 @@
 // From a prompt's text to what a small diffusion model is conditioned on: tokens of a closed vocabulary, looked up in a
 // table that is trained with the model and lies beside it (prompts.safetensors; the vocabulary in trireme.json).
 #pragma once
+#include "data/scenes/range.h"
 #include "framework/models/dit/denoiser.h"
 
 #include <cstdint>
@@ -18,8 +19,9 @@ namespace trireme {
 // Id 0 is padding; word i of the list has id i + 1. Every prompt has `tokens` ids: padding stays a key of attention.
 class PromptVocabulary {
  public:
-  // Sentences of data/scenes: one token for the ground and five an object ("color red", ...).
-  static PromptVocabulary of_scenes(std::int64_t tokens);
+  // Sentences of data/scenes: one token for the ground and five an object ("color red", ...), of the words that the
+  // model is trained on.
+  static PromptVocabulary of_scenes(std::int64_t tokens, const SceneRange& range);
   // Words of captions, the most frequent `most` of them.
   static PromptVocabulary of_captions(const std::vector<std::string>& captions, std::int64_t tokens, std::size_t most);
   // As to_json() wrote it. DataError at `place`.

@@ -23,7 +23,8 @@ DenoiserInfo info_of(const json& c) {
   std::vector<std::int64_t> patch;
   for (const auto& p : c.value("patch_size", json::array({1, 2, 2})))
     patch.push_back(p.is_number_integer() ? p.get<std::int64_t>() : 0);
-  if (patch.size() != 3 || patch[1] != patch[2] || *std::ranges::min_element(patch) < 1 || patch[1] > 64)
+  if (patch.size() != 3 || patch[1] != patch[2] || *std::ranges::min_element(patch) < 1 ||
+      *std::ranges::max_element(patch) > 64)
     throw DataError("config.json", "patch_size is not [frames, side, side]", "such models are not built here");
   i.patch_frames = patch[0];
   i.patch = patch[1];

@@ -22,6 +22,10 @@ WanConditions::Embedded WanConditions::operator()(const at::Tensor& t, const Con
   if (c.image_tokens.defined() != (picture_key_width > 0))
     throw UsageError("denoiser", picture_key_width ? "wants tokens of a picture" : "takes no tokens of a picture",
                      picture_key_width ? "give image_tokens [B, I, width]" : "leave image_tokens out");
+  if (picture_key_width) {
+    const std::int64_t tokens = c.image_tokens.dim() == 3 ? c.image_tokens.size(1) : 1;
+    expect_shape("image_tokens", c.image_tokens, {t.size(0), tokens, before.size(0)});
+  }
   Embedded e;
   // The time's own MLP runs in f32, as in the released models; all that follows in the model's type.
   const at::Tensor hidden = at::silu(wide_linear(time.first, sinusoid(1000 * t, frequencies)));
@@ -40,6 +44,7 @@ WanConditions wan_conditions(WeightList& w, const nlohmann::json& config, std::i
   const std::string at = "condition_embedder.";
   WanConditions c;
   c.frequencies = config_count(config, "freq_dim", 256);
+  if (c.frequencies % 2) throw DataError("config.json", "freq_dim is odd", "take the file as diffusers wrote it");
   c.time = embedder(w, at + "time_embedder", c.frequencies, width);
   c.projection = w.linear(at + "time_proj", 6 * width, width, Kind::gate);
   c.text.up = w.linear(at + "text_embedder.linear_1", width, text_width);
