@@ -333,6 +333,9 @@ TEST(ImageToVideo, FirstFrameAndMaskStandWhereTheModelReadsThem) {
 
 // The program completes the first frame as the model reads it.
 TEST(ImageToVideo, SampleTakesAFirstFrame) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the program is not built with sanitizers";
+#endif
   const TempFolder temp;
   for (const char* name : {"wan_i2v", "hunyuan_video_i2v"}) {
     const DitCase v(name);
@@ -386,6 +389,9 @@ TEST(Pipelines, EndWhereDiffusersEnds) {
 
 // The same through the program: embeds in, latents out.
 TEST(Pipelines, SampleEndsWhereDiffusersEnds) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the program is not built with sanitizers";
+#endif
   const TempFolder temp;
   for (const char* name : {"flux", "wan"}) {
     const std::string model = dit_vectors(name), out = (temp.path / name).string();
