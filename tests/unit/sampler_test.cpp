@@ -244,8 +244,11 @@ TEST_F(SampleJobs, MakePicturesASheetAndAReport) {
   EXPECT_EQ(report["arms"][2]["pictures"][5]["seed"], 1);
   EXPECT_GT(load_image(dir_ + "/o/sheet.png").height, 3 * 160);
   EXPECT_NE(picture("o", "/report.html").find("long/00002.png"), std::string::npos);
-  // Another arm's pictures of the same prompt and seed are the same, whatever else its batch holds.
-  EXPECT_EQ(load_image(dir_ + "/o/twice/00004.png").rgb, load_image(dir_ + "/o/plain/00002.png").rgb);
+  // Another arm's pictures of the same prompt and seed are the same, whatever else its batch holds: but for a level,
+  // since a product's sums depend on how many rows it has.
+  const Image one = load_image(dir_ + "/o/twice/00004.png"), other = load_image(dir_ + "/o/plain/00002.png");
+  ASSERT_EQ(one.rgb.size(), other.rgb.size());
+  for (std::size_t i = 0; i < one.rgb.size(); ++i) EXPECT_NEAR(int(one.rgb[i]), int(other.rgb[i]), 1) << i;
   // Once more: nothing is drawn again. Other settings: refused.
   const auto before = fs::last_write_time(dir_ + "/o/plain/00000.png");
   EXPECT_EQ(run("o", {"arms={plain: [], other: [seed=5]}", "save_every=3"}), 0);
