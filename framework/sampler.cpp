@@ -2,6 +2,7 @@
 
 #include "data/rng.h"
 #include "framework/base/tensor.h"
+#include "framework/models/dit/guidance.h"
 
 #include <algorithm>
 
@@ -11,37 +12,17 @@
 namespace trireme {
 namespace {
 
-at::Tensor both(const at::Tensor& a, const at::Tensor& b) {
-  return a.defined() && b.defined() ? at::cat({a, b}) : at::Tensor();
-}
-
-// Conditional half first.
-Conditioning both(const Conditioning& c, const Conditioning& n) {
-  return {both(c.text, n.text), both(c.pooled, n.pooled), both(c.guidance, n.guidance), both(c.image, n.image),
-          both(c.image_tokens, n.image_tokens)};
-}
-
-at::Tensor velocity_of(SampleContext& context, const Conditioning& condition, const at::Tensor& x, double sigma,
-                       const DitHooks& hooks) {
-  const at::Tensor t = at::full({x.size(0)}, sigma, x.options().dtype(at::kFloat));
-  return context.model().forward(x.to(context.dtype), t, condition, hooks).to(at::kFloat);
-}
-
-at::Tensor combined(const at::Tensor& conditional, const at::Tensor& unconditional, double guidance) {
-  return at::add(unconditional, at::sub(conditional, unconditional), guidance);
-}
-
 // This rank computes one half, and hears the other.
 at::Tensor shared_halves(SampleContext& context, const Sampling& s, const at::Tensor& x, double sigma,
                          const DitHooks& hooks) {
   Communicator& pair = *context.halves;
   const auto& condition = pair.rank() == 0 ? s.condition : s.no_condition;
-  const at::Tensor mine = velocity_of(context, condition, x, sigma, hooks).contiguous();
+  const at::Tensor mine = velocity_of(context.model(), context.dtype, condition, x, sigma, hooks).contiguous();
   std::vector<std::int64_t> shape = {2};
   shape.insert(shape.end(), mine.sizes().begin(), mine.sizes().end());
   const at::Tensor halves = at::empty(shape, mine.options());
   pair.all_gather(buffer_of(mine), buffer_of(halves)).wait();
-  return combined(halves[0], halves[1], s.guidance);
+  return guided_sum(halves[0], halves[1], s.guidance);
 }
 
 }  // namespace
@@ -64,15 +45,15 @@ at::Tensor drawn_noise(const std::vector<Prompt>& prompts, std::uint64_t draw, a
 at::Tensor guided(SampleContext& context, const Sampling& s, const at::Tensor& x, double sigma, const DitHooks& given) {
   DitHooks hooks = given;
   if (!hooks.parallel) hooks.parallel = context.parallel;
-  if (!s.no_condition.text.defined() || s.guidance == 1) return velocity_of(context, s.condition, x, sigma, hooks);
+  if (!s.no_condition.text.defined() || s.guidance == 1)
+    return velocity_of(context.model(), context.dtype, s.condition, x, sigma, hooks);
   if (context.halves) return shared_halves(context, s, x, sigma, hooks);
-  if (s.condition.text.sizes() == s.no_condition.text.sizes()) {
-    const at::Tensor v = velocity_of(context, both(s.condition, s.no_condition), at::cat({x, x}), sigma, hooks);
-    return combined(v.narrow(0, 0, x.size(0)), v.narrow(0, x.size(0), x.size(0)), s.guidance);
-  }
+  if (s.condition.text.sizes() == s.no_condition.text.sizes())
+    return guided_velocity(context.model(), context.dtype, s.condition, s.no_condition, x, sigma, s.guidance, hooks);
   // Texts of two lengths do not fit in one batch.
-  const at::Tensor conditional = velocity_of(context, s.condition, x, sigma, hooks);
-  return combined(conditional, velocity_of(context, s.no_condition, x, sigma, hooks), s.guidance);
+  const at::Tensor conditional = velocity_of(context.model(), context.dtype, s.condition, x, sigma, hooks);
+  return guided_sum(conditional, velocity_of(context.model(), context.dtype, s.no_condition, x, sigma, hooks),
+                    s.guidance);
 }
 
 void Sampler::begin(Sampling& s, SampleContext& context) {

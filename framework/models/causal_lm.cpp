@@ -1,32 +1,18 @@
 #include "framework/models/causal_lm.h"
 
 #include "comm/error.h"
+#include "framework/base/drawn.h"
 
 #include <array>
 #include <cmath>
 #include <set>
 
 #include <ATen/ATen.h>
-#include <ATen/CPUGeneratorImpl.h>
 
 namespace trireme {
 namespace {
 
 constexpr double std_of_draws = 0.02;  // initializer_range of all families
-
-at::Generator generator(at::Device device, std::uint64_t seed) {
-  at::Generator g =
-      device.is_cpu() ? at::detail::createCPUGenerator()
-                      : at::globalContext().getAcceleratorHooksInterface(device.type()).getNewGenerator(device.index());
-  g.set_current_seed(seed);
-  return g;
-}
-
-std::uint64_t hash(std::uint64_t seed, const std::string& name) {
-  std::uint64_t h = 0xCBF29CE484222325 ^ (seed * 0x9E3779B97F4A7C15);
-  for (const unsigned char c : name) h = (h ^ c) * 0x100000001B3;
-  return h;
-}
 
 // What published files hold beside weights: RoPE's frequencies, GPT-2's masks, the head that is the embedding.
 bool no_weight(const std::string& name, bool tied) {
@@ -89,7 +75,7 @@ CausalLm CausalLm::random(const CausalLmConfig& config, std::uint64_t seed, at::
   return CausalLm(config, [&](const LmWeight& w) {
     if (w.kind == LmWeight::one) return at::ones(w.shape, options);
     if (w.kind == LmWeight::zero) return at::zeros(w.shape, options);
-    return at::empty(w.shape, options).normal_(0, w.std, generator(device, hash(seed, w.name)));
+    return drawn_normal(w.shape, w.std, seed, w.name, options);
   });
 }
 

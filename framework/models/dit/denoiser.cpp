@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "data/file.h"
 #include "data/json.h"
+#include "framework/base/drawn.h"
 #include "framework/formats/hf_folder.h"
 #include "framework/io/file_io.h"
 
@@ -10,7 +11,6 @@
 #include <set>
 
 #include <ATen/ATen.h>
-#include <ATen/CPUGeneratorImpl.h>
 
 namespace trireme {
 namespace {
@@ -18,20 +18,6 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* stem = "diffusion_pytorch_model";  // of diffusers' files
-
-at::Generator generator(at::Device device, std::uint64_t seed) {
-  at::Generator g =
-      device.is_cpu() ? at::detail::createCPUGenerator()
-                      : at::globalContext().getAcceleratorHooksInterface(device.type()).getNewGenerator(device.index());
-  g.set_current_seed(seed);
-  return g;
-}
-
-std::uint64_t hash(std::uint64_t seed, const std::string& name) {
-  std::uint64_t h = 0xCBF29CE484222325 ^ (seed * 0x9E3779B97F4A7C15);
-  for (const unsigned char c : name) h = (h ^ c) * 0x100000001B3;
-  return h;
-}
 
 json object_of(const std::string& text, const std::string& file) {
   json value = parse_json(text);
@@ -87,7 +73,7 @@ std::unique_ptr<Denoiser> random_denoiser(const json& config, std::uint64_t seed
   return make_denoiser(config, [&](const DitWeight& w) {
     if (w.kind == DitWeight::one) return at::ones(w.shape, options);
     if (w.kind == DitWeight::zero) return at::zeros(w.shape, options);
-    return at::empty(w.shape, options).normal_(0, w.std, generator(device, hash(seed, w.name)));
+    return drawn_normal(w.shape, w.std, seed, w.name, options);
   });
 }
 

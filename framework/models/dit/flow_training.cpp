@@ -4,18 +4,11 @@
 #include "framework/base/tensor.h"
 #include "framework/kernels/normal_rows.h"
 #include "framework/models/dit/flow_schedule.h"
+#include "framework/models/dit/guidance.h"
 
 #include <ATen/ATen.h>
 
 namespace trireme {
-namespace {
-
-at::Tensor both(const at::Tensor& a, const at::Tensor& b) {
-  return a.defined() && b.defined() ? at::cat({a, b}) : at::Tensor();
-}
-
-}  // namespace
-
 at::Tensor noise_of(std::uint64_t seed, std::string_view purpose, std::uint32_t draw, const at::Tensor& ids,
                     at::IntArrayRef shape) {
   std::vector<std::int64_t> sizes{ids.numel()};
@@ -41,19 +34,12 @@ at::Tensor flow_loss(Denoiser& model, const at::Tensor& x0, const at::Tensor& e,
 
 at::Tensor plain_sample(Denoiser& model, at::Tensor x, const Conditioning& condition, const Conditioning& none,
                         double guidance, std::int64_t steps) {
-  const bool guides = guidance != 1;
-  Conditioning c = condition;
-  if (guides) c.text = both(condition.text, none.text), c.pooled = both(condition.pooled, none.pooled);
   const auto sigmas = flow_sigmas(steps, {}, 1);
-  for (std::int64_t i = 0; i < steps; ++i) {
-    const at::Tensor in = guides ? at::cat({x, x}) : x;
-    const at::Tensor t = at::full({in.size(0)}, sigmas[std::size_t(i)], x.options());
-    at::Tensor v = model.forward(in.to(model.dtype()), t, c).to(at::kFloat);
-    if (guides) {
-      const at::Tensor vu = v.narrow(0, x.size(0), x.size(0));
-      v = vu + guidance * (v.narrow(0, 0, x.size(0)) - vu);
-    }
-    x = euler_step(x, v, sigmas[std::size_t(i)], sigmas[std::size_t(i) + 1]);
+  const at::ScalarType type = model.dtype();
+  for (std::size_t i = 0; i < std::size_t(steps); ++i) {
+    const at::Tensor v = guidance == 1 ? velocity_of(model, type, condition, x, sigmas[i])
+                                       : guided_velocity(model, type, condition, none, x, sigmas[i], guidance);
+    x = euler_step(x, v, sigmas[i], sigmas[i + 1]);
   }
   return x;
 }

@@ -3,7 +3,6 @@
 #include "comm/error.h"
 #include "framework/models/dit/mm_dit_blocks.h"
 
-#include <array>
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -113,9 +112,7 @@ class HunyuanVideo : public Denoiser {
                               Kind::matrix, 1 / std::sqrt(double(in * area)));
     patch_.bias = list_.one("x_embedder.proj.bias", {width}, Kind::zero);
     text_ = text_refiner(list_, config_count(config, "num_refiner_layers", 2), info_.text_width, width);
-    time_ = embedder(list_, "time_text_embed.timestep_embedder", 256, width);
-    pooled_ = embedder(list_, "time_text_embed.text_embedder", info_.pooled_width, width);
-    if (info_.distilled_guidance) guidance_ = embedder(list_, "time_text_embed.guidance_embedder", 256, width);
+    time_ = time_text(list_, info_);
     const json said = config.value("mlp_ratio", json(4.0));
     const double ratio = said.is_number() ? said.get<double>() : 0;
     if (!(ratio >= 0.25 && ratio <= 64))
@@ -138,8 +135,9 @@ class HunyuanVideo : public Denoiser {
 
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t, const Conditioning& c, const DitHooks& hooks) override {
     const Grid grid = checked_inputs(info_, x, t, c);
-    const JointPass pass(info_, hooks, grid, c.text.size(1), hooks.rope ? *hooks.rope : own_tables(grid), x.size(0));
-    const at::Tensor temb = at::silu(time_embedding(t, c));
+    const JointPass pass(info_, hooks, grid, c.text.size(1), hooks.rope ? *hooks.rope : tables_.of(*this, grid, 0),
+                         x.size(0));
+    const at::Tensor temb = time_(t, c);
     const at::Tensor latent = info_.image_channels ? at::cat({x, c.image}, 1) : x;
     const at::Tensor tokens =
         at::linear(pass.take(patchify(latent, info_.patch, info_.patch_frames)), patch_.weight.flatten(1), patch_.bias);
@@ -149,32 +147,16 @@ class HunyuanVideo : public Denoiser {
   }
 
  private:
-  at::Tensor time_embedding(const at::Tensor& t, const Conditioning& c) const {
-    at::Tensor all = time_(sinusoid(1000 * t, 256));
-    if (info_.distilled_guidance) all = all + guidance_(sinusoid(1000 * c.guidance, 256));
-    return all + pooled_(c.pooled);
-  }
-
-  const RopeTables& own_tables(const Grid& grid) {
-    const std::array<std::int64_t, 3> size{grid.frames, grid.rows, grid.columns};
-    if (size != table_size_) {
-      tables_ = rope(grid, 0, {});
-      table_size_ = size;
-    }
-    return tables_;
-  }
-
   json config_;
   DenoiserInfo info_;
   WeightList list_;
   Linear patch_;
   TextRefiner text_;
-  Embedder time_, pooled_, guidance_;
+  TimeText time_;
   std::vector<DoubleBlock> doubles_;
   std::vector<SingleBlock> singles_;
   FinalLayer last_;
-  RopeTables tables_;  // of the last size
-  std::array<std::int64_t, 3> table_size_{};
+  OwnTables tables_;
 };
 
 const DenoiserLayouts::Entry registered("HunyuanVideoTransformer3DModel", [](const json& c, const DitWeights& w) {

@@ -44,9 +44,7 @@ class Flux : public Denoiser {
     const std::int64_t width = info_.heads * info_.head_dim, in = info_.channels * info_.patch * info_.patch;
     image_ = list_.linear("x_embedder", width, in);
     text_ = list_.linear("context_embedder", width, info_.text_width);
-    time_ = embedder(list_, "time_text_embed.timestep_embedder", 256, width);
-    if (info_.distilled_guidance) guidance_ = embedder(list_, "time_text_embed.guidance_embedder", 256, width);
-    pooled_ = embedder(list_, "time_text_embed.text_embedder", info_.pooled_width, width);
+    time_ = time_text(list_, info_);
     const std::int64_t doubles = config_count(config, "num_layers", 19);
     for (std::int64_t i = 0; i < doubles; ++i)
       doubles_.push_back(double_block(list_, "transformer_blocks." + std::to_string(i), info_, 4 * width));
@@ -68,39 +66,23 @@ class Flux : public Denoiser {
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t, const Conditioning& c, const DitHooks& hooks) override {
     const Grid grid = checked_inputs(info_, x, t, c);
     const std::int64_t text = c.text.size(1);
-    const JointPass pass(info_, hooks, grid, text, hooks.rope ? *hooks.rope : own_tables(grid, text), x.size(0));
-    const at::Tensor temb = at::silu(time_embedding(t, c));
+    const JointPass pass(info_, hooks, grid, text, hooks.rope ? *hooks.rope : tables_.of(*this, grid, text), x.size(0));
+    const at::Tensor temb = time_(t, c);
     const BlockStreams in{image_(pass.take(patchify(x, info_.patch, 1))), text_(c.text)};
     const at::Tensor out = last_.forward(run_blocks(doubles_, singles_, in, temb, pass), temb);
     return unpatchify(pass.give(out), x.sizes(), info_.patch, 1, false);
   }
 
  private:
-  at::Tensor time_embedding(const at::Tensor& t, const Conditioning& c) const {
-    at::Tensor all = time_(sinusoid(1000 * t, 256));
-    if (info_.distilled_guidance) all = all + guidance_(sinusoid(1000 * c.guidance, 256));
-    return all + pooled_(c.pooled);
-  }
-
-  const RopeTables& own_tables(const Grid& grid, std::int64_t text) {
-    const std::array<std::int64_t, 4> size{grid.frames, grid.rows, grid.columns, text};
-    if (size != table_size_ || !tables_.image.cos.defined()) {
-      tables_ = rope(grid, text, {});
-      table_size_ = size;
-    }
-    return tables_;
-  }
-
   json config_;
   DenoiserInfo info_;
   WeightList list_;
   Linear image_, text_;
-  Embedder time_, guidance_, pooled_;
+  TimeText time_;
   std::vector<DoubleBlock> doubles_;
   std::vector<SingleBlock> singles_;
   FinalLayer last_;
-  RopeTables tables_;  // of the last size
-  std::array<std::int64_t, 4> table_size_{};
+  OwnTables tables_;
 };
 
 const DenoiserLayouts::Entry registered("FluxTransformer2DModel", [](const json& c, const DitWeights& w) {

@@ -264,6 +264,22 @@ at::Tensor run_blocks(const std::vector<DoubleBlock>& doubles, const std::vector
   return x.image;
 }
 
+at::Tensor TimeText::operator()(const at::Tensor& t, const Conditioning& c) const {
+  at::Tensor all = time(sinusoid(1000 * t, 256));
+  if (guidance.first.weight.defined()) all = all + guidance(sinusoid(1000 * c.guidance, 256));
+  return at::silu(all + text(c.pooled));
+}
+
+TimeText time_text(WeightList& w, const DenoiserInfo& info) {
+  const std::int64_t width = info.heads * info.head_dim;
+  const std::string at = "time_text_embed.";
+  TimeText t;
+  t.time = embedder(w, at + "timestep_embedder", 256, width);
+  if (info.distilled_guidance) t.guidance = embedder(w, at + "guidance_embedder", 256, width);
+  t.text = embedder(w, at + "text_embedder", info.pooled_width, width);
+  return t;
+}
+
 at::Tensor FinalLayer::forward(const at::Tensor& x, const at::Tensor& temb) const {
   const auto m = cut(modulation(temb), 2);
   return out(modulated(x, m[1], m[0]));

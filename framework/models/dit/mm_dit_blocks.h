@@ -84,6 +84,13 @@ SingleBlock single_block(WeightList& w, const std::string& at, const DenoiserInf
 at::Tensor run_blocks(const std::vector<DoubleBlock>& doubles, const std::vector<SingleBlock>& singles, BlockStreams x,
                       const at::Tensor& temb, const JointPass& pass);
 
+// What modulates all blocks: the time, a distilled model's guidance and the pooled text.
+struct TimeText {
+  Embedder time, guidance, text;
+  at::Tensor operator()(const at::Tensor& t, const Conditioning& c) const;  // [B, D], after SiLU
+};
+TimeText time_text(WeightList& w, const DenoiserInfo& info);
+
 // LayerNorm with a modulation cut into (scale, shift), the other way round than in the blocks, and the last linear.
 struct FinalLayer {
   Linear modulation, out;

@@ -186,6 +186,15 @@ RopeTable joined(const RopeTable& first, std::int64_t n_first, const RopeTable& 
   return {both(a.cos, b.cos), both(a.sin, b.sin)};
 }
 
+const RopeTables& OwnTables::of(const Denoiser& model, const Grid& grid, std::int64_t text_tokens) {
+  const std::array<std::int64_t, 4> size{grid.frames, grid.rows, grid.columns, text_tokens};
+  if (size != size_) {
+    tables_ = model.rope(grid, text_tokens, {});
+    size_ = size;
+  }
+  return tables_;
+}
+
 at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table) {
   if (!table.cos.defined()) return x;
   const at::Tensor cos = table.cos.unsqueeze(-2), sin = table.sin.unsqueeze(-2);  // [(B,) n, 1, d/2]

@@ -2,6 +2,7 @@
 #pragma once
 #include "framework/models/dit/denoiser.h"
 
+#include <array>
 #include <initializer_list>
 
 #include <ATen/core/Tensor.h>
@@ -66,6 +67,15 @@ RopeTable rope_table(const Grid& grid, const Offsets& offsets, const std::vector
 RopeTable rope_origin(std::int64_t tokens, std::int64_t pairs, at::Device device);  // of position 0
 // Text and image tables in the order of the joint sequence. A part without a table is not rotated.
 RopeTable joined(const RopeTable& first, std::int64_t n_first, const RopeTable& second, std::int64_t n_second);
+// A model's own tables, kept for the size of the last forward.
+class OwnTables {
+ public:
+  const RopeTables& of(const Denoiser& model, const Grid& grid, std::int64_t text_tokens);
+
+ private:
+  RopeTables tables_;
+  std::array<std::int64_t, 4> size_{};
+};
 // x [B, n, H, d], pairs of adjacent channels; computed in f32.
 at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table);
 

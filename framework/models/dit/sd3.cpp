@@ -103,8 +103,7 @@ class Sd3 : public Denoiser {
       positions_.copy_(sincos_positions(side_, width_, info_.base_side));
     }
     text_ = list_.linear("context_embedder", width_, info_.text_width);
-    time_ = embedder(list_, "time_text_embed.timestep_embedder", 256, width_);
-    pooled_ = embedder(list_, "time_text_embed.text_embedder", info_.pooled_width, width_);
+    time_ = time_text(list_, info_);
     const json dual = config.value("dual_attention_layers", json::array());
     for (std::int64_t i = 0; i < info_.layers; ++i)
       blocks_.push_back(block(i, std::ranges::find(dual, json(i)) != dual.end()));
@@ -122,7 +121,7 @@ class Sd3 : public Denoiser {
     const RopeTables tables = hooks.rope.value_or(RopeTables{});
     const JointPass pass(info_, hooks, grid, c.text.size(1), tables, x.size(0));
     const JointPass alone(info_, hooks, grid, 0, {{}, tables.image}, x.size(0));
-    const at::Tensor temb = at::silu(time_(sinusoid(1000 * t, 256)) + pooled_(c.pooled));
+    const at::Tensor temb = time_(t, c);
     const at::Tensor tokens =
         at::linear(patchify(x, info_.patch, 1), patch_.weight.flatten(1), patch_.bias) + positions(grid);
     const at::Tensor out = last_.forward(run({pass.take(tokens), text_(c.text)}, temb, pass, alone).image, temb);
@@ -227,7 +226,7 @@ class Sd3 : public Denoiser {
   WeightList list_;
   Linear patch_, text_;
   at::Tensor positions_;  // [1, side_ * side_, D]
-  Embedder time_, pooled_;
+  TimeText time_;
   std::vector<Block> blocks_;
   FinalLayer last_;
 };

@@ -5,7 +5,6 @@
 #include "framework/models/dit/wan_conditions.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 #include <ATen/ATen.h>
@@ -92,7 +91,7 @@ class Wan : public Denoiser {
 
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t, const Conditioning& c, const DitHooks& hooks) override {
     const Grid grid = checked_inputs(info_, x, t, c);
-    const JointPass pass(info_, hooks, grid, 0, hooks.rope ? *hooks.rope : own_tables(grid), x.size(0));
+    const JointPass pass(info_, hooks, grid, 0, hooks.rope ? *hooks.rope : tables_.of(*this, grid, 0), x.size(0));
     const WanConditions::Embedded e = conditions_(t, c);
     const at::Tensor latent = info_.image_channels ? at::cat({x, c.image}, 1) : x;
     const at::Tensor tokens =
@@ -205,15 +204,6 @@ class Wan : public Denoiser {
     return head_(modulate(x, m[0], m[1]));
   }
 
-  const RopeTables& own_tables(const Grid& grid) {
-    const std::array<std::int64_t, 3> size{grid.frames, grid.rows, grid.columns};
-    if (size != table_size_) {
-      tables_ = rope(grid, 0, {});
-      table_size_ = size;
-    }
-    return tables_;
-  }
-
   json config_;
   DenoiserInfo info_;
   std::int64_t width_;
@@ -223,8 +213,7 @@ class Wan : public Denoiser {
   WanConditions conditions_;
   std::vector<Block> blocks_;
   at::Tensor head_table_;
-  RopeTables tables_;  // of the last size
-  std::array<std::int64_t, 3> table_size_{};
+  OwnTables tables_;
 };
 
 const DenoiserLayouts::Entry registered("WanTransformer3DModel",
