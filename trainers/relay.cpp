@@ -171,7 +171,9 @@ void Relay::end_of_line() {
     line_.clear();
   } else if (line_.starts_with("trireme: error")) {
     settle();
-    if (errors_.insert(line_).second) pass();
+    // A stopped rank that wakes as the job ends finds its peers gone: what happened has been said.
+    const bool late = error_seen() && line_.find("gone (its process has ended)") != line_.npos;
+    if (errors_.insert(line_).second && !late) pass();
     line_.clear();
   } else {
     pass();

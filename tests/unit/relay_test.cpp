@@ -181,6 +181,10 @@ TEST(Relay, BannersAreRead) {
 TEST(Relay, AnErrorThatAllRanksShareIsToldOnce) {
   expect_err("trireme: error: a: b\ntrireme: error: c: d\ntrireme: error: a: b\n",
              "trireme: error: a: b\ntrireme: error: c: d\n");
+  // What a rank finds that was stopped and wakes as the job ends; alone it is what happened.
+  const std::string gone = "trireme: error: collective 1: rank 0: gone (its process has ended)\n";
+  expect_err("trireme: error: a: b\n" + gone, "trireme: error: a: b\n");
+  expect_err(gone, gone);
 }
 
 // What might become mpirun's is not held back for long.
