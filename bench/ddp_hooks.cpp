@@ -1,8 +1,8 @@
 // Data-parallel training with gradient hooks beside DistributedDataParallel with PyTorch's own: the transformer of
 // recipes/transformer (151 M parameters, bf16 autocast, f32 gradients) and the MLP of recipes/mlp (f32). Equal weights
-// and batches, AdamW, buckets of 25 MiB; hooks begin with step 10. With --device cuda on GPUs: over NVLink as the
-// machine has it, or on the hosts of tests/net/lab --gpus, where bytes are also counted by the link. Without, a small
-// network on the host, over gloo.
+// and batches, AdamW, buckets of 25 MiB; hooks begin with step 4 (losses: 10). With --device cuda on GPUs: over NVLink
+// as the machine has it, or on the hosts of tests/net/lab --gpus, where bytes are also counted by the link. Without, a
+// small network on the host, over gloo.
 //   --problem "512", "64": sequences of 64 tokens a rank; all arms. `512 line`: without PowerSGD; `512 powersgd`: with
 //             it alone; `512 buckets`: buckets of 25, 50 and 100 MiB.
 //   --problem "mlp buckets": of the MLP, whose weights of 256 MiB leave in pieces of 25 or 100, or (300) whole.
@@ -27,24 +27,26 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int start = 10;              // hooks compress from this step on
-constexpr int warm_up = 14;            // steps before anything is timed
+constexpr int start_learning = 10;     // hooks compress from this step on
+constexpr int start_timed = 4;         // and here where time alone counts: before, a slow link takes a second a step
+constexpr int warm_up = 8;             // steps before anything is timed
 constexpr int timed = 4, untimed = 1;  // steps of a block: the first one takes memory that other arms had
 constexpr int learning_steps = 500, learning_tail = 20;
 
-// What an arm trains: "transformer 512 2024 25": model, rows of a rank, seed, MiB of a bucket.
+// What an arm trains: "transformer 512 2024 25 4": model, rows of a rank, seed, MiB of a bucket, first step with hooks.
 struct Case {
   std::string model;
-  int rows = 0, seed = 2024, bucket_mib = 25;
+  int rows = 0, seed = 2024, bucket_mib = 25, start = start_timed;
 
   int batches() const { return model == "mlp" ? 4 : 32; }  // taken in turn; rows of the MLP are large
   std::string text() const {
-    return model + " " + std::to_string(rows) + " " + std::to_string(seed) + " " + std::to_string(bucket_mib);
+    return model + " " + std::to_string(rows) + " " + std::to_string(seed) + " " + std::to_string(bucket_mib) + " " +
+           std::to_string(start);
   }
   static Case of(const std::string& text) {
     std::istringstream in(text);
     Case c;
-    in >> c.model >> c.rows >> c.seed >> c.bucket_mib;
+    in >> c.model >> c.rows >> c.seed >> c.bucket_mib >> c.start;
     return c;
   }
   std::string start_file(int ranks) const {
@@ -53,7 +55,7 @@ struct Case {
 };
 
 // "none", "bf16", ... , "powersgd-RANK".
-std::string hook_yaml(const std::string& arm) {
+std::string hook_yaml(const std::string& arm, int start) {
   if (arm == "none") return {};
   const auto dash = arm.find('-');
   const std::string rank = dash == arm.npos ? "" : ", rank: " + arm.substr(dash + 1);
@@ -73,7 +75,7 @@ std::string yaml(const Options& o, int ranks) {
          "\nsamples: " + std::to_string((c.batches() + c.batches() / 4 + 1) * batch) +
          "\nbucket_mib: " + std::to_string(c.bucket_mib) +
          "\noptimizer: {lr: 3.0e-4, beta2: 0.98, eps: 1.0e-6, weight_decay: 0.1, schedule: const, warmup: 50}\n" +
-         (text ? "model: " + shape : "sizes: " + sizes) + "\n" + hook_yaml(o.arm);
+         (text ? "model: " + shape : "sizes: " + sizes) + "\n" + hook_yaml(o.arm, c.start);
 }
 
 // Bytes of gradients that this rank has sent, by formula.
@@ -187,7 +189,7 @@ void start_arms(const Options& o, Contestants& all, const Scratch& scratch) {
       if (ddp) {
         command = peer_arm("ddp_hooks.py",
                            {"--file", scratch.path(c.what.start_file(c.ranks)), "--hook", c.hook, "--device", o.device,
-                            "--start", std::to_string(start), "--bucket-mib", std::to_string(c.what.bucket_mib),
+                            "--start", std::to_string(c.what.start), "--bucket-mib", std::to_string(c.what.bucket_mib),
                             "--port", std::to_string(free_port())},
                            folder, c.ranks > 1 ? c.ranks : 0);
       } else {
@@ -274,9 +276,10 @@ void add_arms(Contestants& all, const Case& what, int ranks, const std::vector<s
 nlohmann::json learn(const Options& o, const std::vector<std::string>& ours, const std::vector<std::string>& ddp) {
   const Scratch scratch;
   Contestants all;
-  const Case what{"transformer", 64};
+  const Case what{"transformer", 64, 2024, 25, start_learning};
   add_arms(all, what, o.ranks, ours, ddp);
-  for (const int seed : {2025, 2026}) all.push_back({false, "none", {"transformer", 64, seed}, o.ranks});
+  for (const int seed : {2025, 2026})
+    all.push_back({false, "none", {"transformer", 64, seed, 25, start_learning}, o.ranks});
   start_arms(o, all, scratch);
   nlohmann::json rows = nlohmann::json::array();
   for (auto& c : all) {
