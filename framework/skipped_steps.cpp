@@ -16,18 +16,20 @@ at::Tensor SkippedSteps::none(at::Device device) {
   return counts;
 }
 
-void SkippedSteps::count_by_operators(at::Tensor& counts, const at::Tensor& skip, std::int64_t step) {
+void SkippedSteps::count_by_operators(at::Tensor& counts, const at::Tensor& skip, std::int64_t step,
+                                      const at::Tensor& device_step) {
   at::Tensor row = counts[0], longest = counts[1], first = counts[2], total = counts[3];
   const at::Tensor s = skip.to(at::kDouble);
   row.add_(1).mul_(s);
   at::maximum_out(longest, longest, row);
-  at::minimum_out(first, first, s.reciprocal().mul_(double(step)));  // infinite where it was not skipped
+  const at::Tensor infinite = s.reciprocal();  // where it was not skipped
+  at::minimum_out(first, first, device_step.defined() ? infinite.mul_(device_step) : infinite.mul_(double(step)));
   total.add_(s);
 }
 
-void SkippedSteps::count(const at::Tensor& skip, std::int64_t step) {
+void SkippedSteps::count(const at::Tensor& skip, std::int64_t step, const at::Tensor& device_step) {
   if (!counts_.defined()) counts_ = none(skip.device());
-  if (!skip.is_cpu()) return count_by_operators(counts_, skip, step);
+  if (!skip.is_cpu()) return count_by_operators(counts_, skip, step, device_step);
   double* c = counts_.mutable_data_ptr<double>();  // the same by hand: small operators take a step's time on a CPU
   const bool skipped = *skip.const_data_ptr<float>() != 0;
   c[0] = skipped ? c[0] + 1 : 0;

@@ -14,13 +14,15 @@ class SkippedSteps {
     std::int64_t in_a_row = 0;          // the longest row that ended or went on since then, all of its steps
   };
 
-  // skip: f32 scalar, 1 = skipped. step: its number, from 1. Does not read a device.
-  void count(const at::Tensor& skip, std::int64_t step);
+  // skip: f32 scalar, 1 = skipped. step: its number, from 1; device_step, where defined, says it in its place, an f64
+  // scalar. Does not read a device.
+  void count(const at::Tensor& skip, std::int64_t step, const at::Tensor& device_step = {});
   // Waits for the device.
   Seen take();
 
   // The same with at:: operators on `counts`, f64 [4]: the row that goes on, the longest, the first, the total.
-  static void count_by_operators(at::Tensor& counts, const at::Tensor& skip, std::int64_t step);
+  static void count_by_operators(at::Tensor& counts, const at::Tensor& skip, std::int64_t step,
+                                 const at::Tensor& device_step = {});
   static at::Tensor none(at::Device device);
 
  private:

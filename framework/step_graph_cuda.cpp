@@ -7,30 +7,54 @@
 namespace trireme {
 namespace {
 
+at::cuda::MempoolId_t pool_of(GraphMemory memory) {
+  static const auto shared = at::cuda::graph_pool_handle();
+  return memory == GraphMemory::shared ? shared : at::cuda::graph_pool_handle();
+}
+
 class CapturedStep : public StepGraph {
  public:
+  explicit CapturedStep(GraphMemory memory) : pool_(pool_of(memory)) {}
+
   void capture(const std::function<void()>& f) override {
-    static const auto pool = at::cuda::graph_pool_handle();
     c10::cuda::getCurrentCUDAStream().synchronize();  // nothing that is captured may wait for what came before
     const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool());
     // Other threads (the loader's, NCCL's) may call what is forbidden within a capture.
-    graph_.capture_begin(pool, cudaStreamCaptureModeThreadLocal);
+    graph_.capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
     try {
       f();
-    } catch (...) {
       graph_.capture_end();
+    } catch (...) {
+      abandon();
       throw;
     }
-    graph_.capture_end();
   }
   void replay() override { graph_.replay(); }
 
  private:
+  // What went wrong is told, not what follows from it: the capture is invalid, the allocator's part of it perhaps over.
+  void abandon() {
+    const auto attempt = [](const auto& f) {
+      try {
+        f();
+        return true;
+      } catch (const std::exception&) {
+        return false;
+      }
+    };
+    if (!attempt([this] { graph_.capture_end(); }))
+      attempt([this] { c10::cuda::CUDACachingAllocator::endAllocateToPool(c10::cuda::current_device(), pool_); });
+    cudaGetLastError();  // forget it
+  }
+
+  const at::cuda::MempoolId_t pool_;
   at::cuda::CUDAGraph graph_;
 };
 
 const bool registered = [] {
-  set_step_graphs([]() -> std::unique_ptr<StepGraph> { return std::make_unique<CapturedStep>(); });
+  set_step_graphs([](int device, GraphMemory memory) -> std::unique_ptr<StepGraph> {
+    return device < 0 ? nullptr : std::make_unique<CapturedStep>(memory);
+  });
   return true;
 }();
 
