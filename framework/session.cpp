@@ -15,7 +15,6 @@
 #include "framework/optim/schedule.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
@@ -148,8 +147,6 @@ void Session::take_step(const Batch& batch) {
     Trace::Span span(Trace::Track::step, "update");
     at::NoGradGuard no_grad;
     guard_update();
-    skipped_steps_.count(context_.skip_, context_.now.step + 1,
-                         context_.replayed([this] { return double(context_.now.step + 1); }, at::kDouble));
     reducer_->step_done(context_.skip_, rescale_);
     recipe_.update(context_.now, context_);
     if (!average_.empty()) average_weights();
@@ -165,16 +162,13 @@ void Session::own_shards() {
 
 // Sets what masks and scales the update: a non-finite gradient or loss, the norm limit, the loss scale.
 void Session::guard_update() {
-  norm_ = reducer_->gradient_norm().to(at::kFloat);
+  const at::Tensor norm = reducer_->gradient_norm();
   loss_ = loss_.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true).contiguous();
   const CallSite here("session: loss");
   context_.comm(loss_.is_cuda() ? "grad" : "control").all_reduce(buffer_of(loss_), Op::sum).wait();
-  if (norm_.is_cpu()) {  // the same by hand: a dozen small operators less
-    const bool finite = std::isfinite(*norm_.const_data_ptr<float>()) && std::isfinite(*loss_.const_data_ptr<double>());
-    context_.skip_ = at::scalar_tensor(finite ? 0 : 1, at::kFloat);
-  } else {
-    context_.skip_ = at::logical_not(at::isfinite(norm_).logical_and(at::isfinite(loss_))).to(at::kFloat);
-  }
+  const at::Tensor number = context_.replayed([this] { return double(context_.now.step + 1); }, at::kDouble);
+  const auto judged = skipped_steps_.judge(norm, loss_, context_.now.step + 1, number);
+  norm_ = judged.norm, context_.skip_ = judged.skip;
   context_.scale_total_ = context_.scale_;
   if (config_.optimizer.clip_norm > 0) {
     const at::Tensor true_norm = context_.scale_.defined() ? norm_ / context_.scale_ : norm_;

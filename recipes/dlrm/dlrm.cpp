@@ -4,6 +4,7 @@
 #include "comm/error.h"
 #include "framework/base/tensor.h"
 #include "framework/context.h"
+#include "framework/losses/binary_loss.h"
 #include "framework/micro_batch.h"
 #include "framework/models/binary.h"
 #include "framework/plan.h"
@@ -62,9 +63,7 @@ class Dlrm : public Recipe {
     const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
     const at::Tensor logits =
         forward(batch, ids_for(batch, c), c, coder_->forward(tables_->mine(), c.now.step), gradient_known);
-    const at::Tensor share =
-        at::binary_cross_entropy_with_logits(logits.to(c.param_type()), label, {}, {}, at::Reduction::Sum) /
-        double(label.size(0) * c.size());
+    const at::Tensor share = binary_loss(logits.to(c.param_type()), label.view({-1}), double(label.size(0) * c.size()));
     c.backward({&share, 1});
     tables_->finish_return();
     report(c);

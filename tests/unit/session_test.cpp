@@ -145,26 +145,6 @@ TEST(Session, SkippedStepsAreCountedBetweenReads) {
   }
 }
 
-// What a GPU does, operator by operator, is what the host counts by hand.
-TEST(Session, SkippedStepsOnADeviceAreTheHosts) {
-  Rng rng(3, "skips");
-  SkippedSteps host;
-  at::Tensor device = SkippedSteps::none(at::kCPU);
-  for (std::int64_t step = 1; step <= 200; ++step) {
-    const at::Tensor skip = at::scalar_tensor(rng.uniform() < 0.6 ? 1 : 0, at::kFloat);
-    host.count(skip, step);
-    SkippedSteps::count_by_operators(device, skip, step);
-    if (rng.uniform() > 0.2) continue;
-    const SkippedSteps::Seen seen = host.take();
-    EXPECT_EQ(device[1].item<double>(), double(seen.in_a_row)) << step;
-    EXPECT_EQ(device[2].item<double>(), seen.first ? double(seen.first) : INFINITY) << step;
-    EXPECT_EQ(device[3].item<double>(), double(seen.total)) << step;
-    device[1].zero_();
-    device[2].fill_(INFINITY);
-    device[3].zero_();
-  }
-}
-
 at::Tensor average_of(Session& s, const std::string& name) {
   const Snapshot all = Snapshot::take([&](Archive& ar) { s.state(ar); }, 0);
   const auto& entry = all.entries.at("average/" + name);
