@@ -70,14 +70,16 @@ void GraphedStep::enqueue(const Work& work) {
 // Where it cannot be, steps run as they are.
 bool GraphedStep::record(const Work& work) {
   auto graph = make_step_graph(context_.device().is_cuda() ? context_.device().index() : -1, GraphMemory::own);
+  std::size_t pieces = 0;
   try {
-    graph->capture([this, work] { enqueue(work); });
+    pieces = graph->capture([this, work] { enqueue(work); });
   } catch (const std::exception& e) {
     off_ = true;
     context_.message("a step is not recorded as a CUDA graph: " + first_line(e.what()));
     return false;
   }
   graph_ = std::move(graph);
+  context_.message("steps are replayed as a CUDA graph of " + std::to_string(pieces) + " kernels and copies");
   outputs_.clear();
   for (const at::Tensor* result : results_) outputs_.push_back(*result);
   return true;

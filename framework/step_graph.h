@@ -1,6 +1,7 @@
 // A fixed sequence of a GPU's work, recorded once and launched as one: what the host enqueues for a step costs more
 // than small kernels do.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -17,8 +18,8 @@ class StepGraph {
   virtual ~StepGraph() = default;
   // Runs `f` on the host, which enqueues work on the current stream and neither waits for the device nor allocates
   // outside of torch. Nothing runs on the device yet. Once for a graph. Throws what `f` throws, and where the work
-  // cannot be recorded; then the graph is of no use.
-  virtual void capture(const std::function<void()>& f) = 0;
+  // cannot be recorded; then the graph is of no use. Returns how many kernels, copies and the like it found.
+  virtual std::size_t capture(const std::function<void()>& f) = 0;
   virtual void replay() = 0;  // enqueues it on the current stream
 };
 

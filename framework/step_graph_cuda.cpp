@@ -16,14 +16,16 @@ class CapturedStep : public StepGraph {
  public:
   explicit CapturedStep(GraphMemory memory) : pool_(pool_of(memory)) {}
 
-  void capture(const std::function<void()>& f) override {
+  std::size_t capture(const std::function<void()>& f) override {
     c10::cuda::getCurrentCUDAStream().synchronize();  // nothing that is captured may wait for what came before
     const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool());
     // Other threads (the loader's, NCCL's) may call what is forbidden within a capture.
     graph_.capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
     try {
       f();
+      const std::size_t nodes = recorded();
       graph_.capture_end();
+      return nodes;
     } catch (...) {
       abandon();
       throw;
@@ -32,6 +34,20 @@ class CapturedStep : public StepGraph {
   void replay() override { graph_.replay(); }
 
  private:
+  // On the stream that is captured.
+  static std::size_t recorded() {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    unsigned long long id = 0;
+    cudaGraph_t graph = nullptr;
+    std::size_t nodes = 0;
+#if CUDART_VERSION >= 13000
+    const auto found = cudaStreamGetCaptureInfo(c10::cuda::getCurrentCUDAStream(), &status, &id, &graph);
+#else
+    const auto found = cudaStreamGetCaptureInfo_v2(c10::cuda::getCurrentCUDAStream(), &status, &id, &graph);
+#endif
+    if (found == cudaSuccess && graph) C10_CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &nodes));
+    return nodes;
+  }
   // What went wrong is told, not what follows from it: the capture is invalid, the allocator's part of it perhaps over.
   void abandon() {
     const auto attempt = [](const auto& f) {

@@ -23,9 +23,10 @@ class FakeGraphs {
 
  private:
   struct Graph : StepGraph {
-    void capture(const std::function<void()>& f) override {
+    std::size_t capture(const std::function<void()>& f) override {
       if (refuse) throw std::runtime_error("operation not permitted when stream is capturing\nfrom here");
       run = f, ++made;
+      return 3;
     }
     void replay() override {
       const Step now = std::exchange(context->now, {-1000, -1000, std::nan("")});
