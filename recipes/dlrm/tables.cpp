@@ -122,7 +122,7 @@ ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
   } else {
     x.sent = sort_on_device(ids);
   }
-  x.received = at::empty({ranks_, own * b}, x.sent.options());
+  x.received = ranks_ == 1 ? x.sent.view({1, own * b}) : at::empty({ranks_, own * b}, x.sent.options());
   x.work = context_.comm("ids").all_to_all(buffer_of(x.sent), send, buffer_of(x.received),
                                            each(std::size_t(own * b), ranks_));
   return x;
@@ -134,10 +134,11 @@ void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
   current_.work.wait();
   const std::int64_t b = current_.b, n = std::int64_t(held_->size());
   const at::TensorOptions options = held_->options();
-  // On a GPU a step that is recorded has its own.
-  if (!looked_up_.defined() || looked_up_.is_cuda() || looked_up_.size(2) != b)
-    looked_up_ = at::empty({ranks_, n, b, dim_}, options);
   rows_ = at::empty({std::int64_t(all_.size()), b, dim_}, options);
+  if (ranks_ == 1 && !coding)
+    looked_up_ = rows_.unsqueeze(0);  // they stay where they are
+  else if (!looked_up_.defined() || looked_up_.size(2) != b)
+    looked_up_ = at::empty({ranks_, n, b, dim_}, options);
   held_->lookup(current_.received, looked_up_);
   const at::Tensor chunks = looked_up_.view({ranks_ * n, b, dim_});
   forward_->start(chunks, rows_, coding ? coding(chunks) : Coding{});
@@ -161,7 +162,7 @@ void ShardedTables::start_return(const at::Tensor& gradient, const CodingOf& cod
   at::NoGradGuard no_grad;
   const std::int64_t b = gradient.size(1), n = std::int64_t(held_->size());
   gradient_ = gradient;
-  returned_ = at::empty({ranks_ * n, b, dim_}, gradient.options());
+  returned_ = ranks_ == 1 && !coding ? gradient : at::empty({ranks_ * n, b, dim_}, gradient.options());
   returning_ = true;
   backward_->start(gradient_, returned_, coding ? coding(gradient_) : Coding{});
 }
