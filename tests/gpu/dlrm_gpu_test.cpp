@@ -232,7 +232,8 @@ TEST_F(DlrmGpu, RecordedStepsHaveTheBitsOfTheOthers) {
 
 TEST_F(DlrmGpu, LossOfLogitsHasTheValuesOfTheHost) {
   for (const std::int64_t n : {1, 1000, 5000}) {
-    at::Tensor x = (at::randn({n}, at::kDouble) * 5).requires_grad_(), there = x.detach().cuda().requires_grad_();
+    at::Tensor x = (at::randn({n}, at::kDouble) * 5).requires_grad_(),
+               there = x.detach().to(at::kCUDA).requires_grad_();
     const at::Tensor y = (at::randn({n}, at::kDouble) > 0).to(at::kDouble);
     const at::Tensor host = binary_loss(x, y, double(n)), device = binary_loss(there, y.cuda(), double(n));
     torch::autograd::backward({host}, {});

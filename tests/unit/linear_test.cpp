@@ -87,7 +87,7 @@ TEST(BinaryLoss, EqualsAutograd) {
     // Far from zero either way, where exp(x) is infinite or 0.
     const at::Tensor x = at::cat({at::randn({500}, at::kDouble) * 4, at::tensor({-800.0, 800.0, 0.0, -800.0, 800.0})});
     const at::Tensor y = (at::randn({505}, at::kDouble) > 0.3).to(type);
-    at::Tensor ours = x.to(type).requires_grad_(), theirs = x.clone().requires_grad_();
+    at::Tensor ours = x.clone().to(type).requires_grad_(), theirs = x.clone().requires_grad_();
     const at::Tensor loss = binary_loss(ours, y, 1010);
     const at::Tensor expected =
         at::binary_cross_entropy_with_logits(theirs, y.to(at::kDouble), {}, {}, at::Reduction::Sum) / 1010;
