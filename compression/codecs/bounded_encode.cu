@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
     s.header = ChunkHeader();
     s.header.rows = c.n;
     if (c.only == raw_values || values == 0) s.bound.plan = Plan::raw;
-    if (c.only >= fp16 && c.only < encoders && s.bound.plan != Plan::raw)
+    if (c.only >= fp16 && c.only <= int4 && s.bound.plan != Plan::raw)
       s.bound.plan = fixed_rate_bytes(c.only, c.n, c.dim) < 4 * values ? Plan::fixed_rate : Plan::raw;
   }
   __syncthreads();

@@ -2,6 +2,7 @@
 #include "compression/stages/chunk.h"
 #include "compression/stages/fixed_rate.h"
 #include "compression/stages/row_classes.h"
+#include "compression/stages/sparse_rows.h"
 #include "compression/stages/vector_lz.h"
 
 #include <algorithm>
@@ -58,6 +59,8 @@ IndexForm put_dedup(Encoder encoder, const Shape& shape, const Settings& setting
   std::span<const std::uint8_t> late(index.bits);
   if (encoder == dedup_packed) {
     put_packed(s, shape.wide, s.rows.unique, shape.dim, out);
+  } else if (encoder == dedup_sparse) {
+    put_sparse(s.unique.data(), s.rows.unique.size(), shape.dim, centre_of(s.codes.min, s.codes.span), out);
   } else {
     Bytes stream;
     put_symbols(encoder, s.unique, shape.dim, settings, s.codes, late, stream);
@@ -91,7 +94,8 @@ void encode_codes(const Shape& shape, const Settings& settings, EncodeScratch& s
   header.encoder = packed_codes;
   std::size_t best = packed_bytes(s);
   for (Encoder e : encoders) {
-    if (shape.wide && has_symbols(e)) e = has_index(e) ? dedup_packed : packed_codes;
+    if (e == dedup_sparse && shape.n * shape.dim >= most_sparse) e = dedup_packed;
+    if (shape.wide && has_bytes(e)) e = has_index(e) ? dedup_packed : packed_codes;
     IndexForm form = plain;
     s.body.clear();
     if (e == packed_codes) continue;
