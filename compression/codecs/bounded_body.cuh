@@ -214,7 +214,7 @@ __device__ inline std::uint64_t encode_huffman(EncodeShared& s, DeviceRows& d, c
 }
 
 // The body of dedup_sparse. Returns its bytes; where they are `most` or more they are not all there.
-__device__ __noinline__ inline std::uint64_t encode_sparse(EncodeShared& s, DeviceRows& d, const DeviceChunk& c,
+__device__ __noinline__ inline std::uint64_t encode_sparse(EncodeShared& s, DeviceRows d, const DeviceChunk& c,
                                                            const std::uint8_t* codes, const Arena& arena,
                                                            std::uint32_t* spill, std::uint64_t most, std::uint8_t* to) {
   put_index(s, d, c.n);
@@ -271,7 +271,7 @@ __device__ inline std::uint32_t encode_codes(EncodeShared& s, DeviceRows& d, con
                           reinterpret_cast<std::uint32_t*>(fits ? arena.fast : slot + layout.words), to);
   } else if (of_paper && e == vector_lz) {
     size = encode_lz(s, d, codes, c.n, width, c.window, all, to);
-  } else if (e == dedup_sparse) {
+  } else if (!of_paper && e == dedup_sparse) {
     size = encode_sparse(s, d, c, codes, arena, reinterpret_cast<std::uint32_t*>(slot + layout.words), all, to);
   } else if (index) {
     put_index(s, d, c.n);

@@ -41,6 +41,27 @@ __device__ void add(PieceRange& r, float x) {
   }
 }
 
+// Values side by side. Where one is not finite, `sum` is not, and add() must tell.
+__device__ bool add_dense(PieceRange& r, const float* from, std::uint32_t fours) {
+  constexpr std::uint32_t ahead = 8;  // loads under way
+  float least = r.min, most = r.max, sum = 0;
+  for (std::uint32_t begin = threadIdx.x; begin < fours; begin += ahead * 256) {
+    float4 x[ahead];
+#pragma unroll
+    for (std::uint32_t k = 0; k < ahead; ++k)
+      x[k] = reinterpret_cast<const float4*>(from)[min(begin + k * 256, fours - 1)];
+#pragma unroll
+    for (std::uint32_t k = 0; k < ahead; ++k) {
+      least = fminf(fminf(least, fminf(x[k].x, x[k].y)), fminf(x[k].z, x[k].w));
+      most = fmaxf(fmaxf(most, fmaxf(x[k].x, x[k].y)), fmaxf(x[k].z, x[k].w));
+      sum = __fmaf_rn(x[k].x, 0.0f, __fmaf_rn(x[k].y, 0.0f, __fmaf_rn(x[k].z, 0.0f, __fmaf_rn(x[k].w, 0.0f, sum))));
+    }
+  }
+  if (!(sum == 0)) return false;
+  if (threadIdx.x < fours) r.min = least, r.max = most, r.any = 1;
+  return true;
+}
+
 __global__ void __launch_bounds__(256)
     range_kernel(const __grid_constant__ Batch batch, std::uint32_t count, Tables t) {
   for (std::uint32_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256)
@@ -54,7 +75,8 @@ __global__ void __launch_bounds__(256)
   if (piece - c.first_piece >= c.pieces) return;  // the whole block
   PieceRange r{3.40282347e38f, -3.40282347e38f, 0, 0};
   const float* from = c.rows + std::size_t{first} * c.stride;
-  if (in_fours(c)) {
+  if (in_fours(c) && c.stride == c.dim && add_dense(r, from, rows * c.dim / 4)) {
+  } else if (in_fours(c)) {
     const std::uint32_t fours = c.dim / 4;
     for (std::uint32_t i = threadIdx.x; i < rows * fours; i += 256) {
       const std::uint32_t row = i / fours;

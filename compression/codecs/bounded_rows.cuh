@@ -50,7 +50,8 @@ __device__ inline bool in_fours(const DeviceChunk& c) {
 }
 
 // code_of without a division: x times 1 / step is at most 2^-22 |code| away from the quotient, so that only near the
-// middle between two codes the division decides. Sums with 1.5 * 2^23 round to integers.
+// middle between two codes the division decides, and only there can the bound be missed. Sums with 1.5 * 2^23 round to
+// integers.
 struct Quantizer {
   float step, inverse, eb, limit;
   std::int32_t min_code;
@@ -79,7 +80,17 @@ struct Quantizer {
 
 __device__ inline std::uint32_t four_codes(const float4& x, const Quantizer& quantizer, std::uint32_t& missed) {
   const float v[4] = {x.x, x.y, x.z, x.w};
-  std::uint32_t word = 0;
+  constexpr float middle = 12582912.0f;
+  const auto least = static_cast<std::uint32_t>(quantizer.min_code) + 0x4b400000u;
+  std::uint32_t code[4], word = 0;
+  bool sure = true;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const float quotient = __fmul_rn(v[k], quantizer.inverse), sum = quotient + middle;
+    sure = sure && __builtin_fabsf(quotient - (sum - middle)) <= quantizer.limit;
+    code[k] = __float_as_uint(sum) - least;
+  }
+  if (sure) return __byte_perm(__byte_perm(code[0], code[1], 0x0040), __byte_perm(code[2], code[3], 0x0040), 0x5410);
   for (int k = 0; k < 4; ++k) {
     bool misses;
     word |= quantizer(v[k], misses) << (8 * k);
@@ -160,10 +171,23 @@ struct ByteRows {
   std::uint32_t width;
   bool words;
 };
+__device__ inline bool in_quads(const ByteRows& rows) {
+  return ((reinterpret_cast<std::size_t>(rows.at) | rows.stride | rows.width) & 15) == 0;
+}
 __device__ inline std::uint32_t hash_row(const ByteRows& rows, std::uint32_t r) {
   const std::uint8_t* row = rows.at + r * rows.stride;
   std::uint32_t h = 0;
-  if (rows.words) {
+  if (rows.words && in_quads(rows)) {
+    const std::uint32_t n = rows.width / 16;
+    std::uint32_t k = r % n;
+    for (std::uint32_t i = 0; i < n; ++i) {
+      const uint4 v = reinterpret_cast<const uint4*>(row)[k];
+      const std::uint32_t by = 0x9e3779b1u + 0x632be5aau * 4 * k;
+      h += (v.x + k) * by + (v.y + k) * (by + 0x632be5aau) + (v.z + k) * (by + 2 * 0x632be5aau) +
+           (v.w + k) * (by + 3 * 0x632be5aau);
+      k = k + 1 == n ? 0 : k + 1;
+    }
+  } else if (rows.words) {
     const std::uint32_t n = rows.width / 4;
     std::uint32_t k = r % n;  // each row begins elsewhere: neighbours fall on other banks
     for (std::uint32_t i = 0; i < n; ++i) {
@@ -179,6 +203,16 @@ __device__ inline std::uint32_t hash_row(const ByteRows& rows, std::uint32_t r) 
 }
 __device__ inline bool equal_rows(const ByteRows& rows, std::uint32_t a, std::uint32_t b) {
   const std::uint8_t *x = rows.at + a * rows.stride, *y = rows.at + b * rows.stride;
+  if (rows.words && in_quads(rows)) {
+    const std::uint32_t n = rows.width / 16;
+    std::uint32_t k = a % n, differ = 0;
+    for (std::uint32_t i = 0; i < n && !differ; ++i) {
+      const uint4 u = reinterpret_cast<const uint4*>(x)[k], v = reinterpret_cast<const uint4*>(y)[k];
+      differ = (u.x ^ v.x) | (u.y ^ v.y) | (u.z ^ v.z) | (u.w ^ v.w);
+      k = k + 1 == n ? 0 : k + 1;
+    }
+    return !differ;
+  }
   if (rows.words) {
     const std::uint32_t n = rows.width / 4;
     std::uint32_t k = a % n;
