@@ -294,12 +294,20 @@ __device__ inline std::uint32_t encode_codes(EncodeShared& s, DeviceRows& d, con
   return static_cast<std::uint32_t>(all);
 }
 
-// Rows of fixed rate, behind `to` or into c.self.
-__device__ inline void put_fixed_rate(const DeviceChunk& c, Encoder encoder, std::uint8_t* to) {
+// Rows of fixed rate, behind `to` or into c.self. True: a value is not finite (and what was put of no use), where no
+// range has told before.
+__device__ inline bool put_fixed_rate(const DeviceChunk& c, Encoder encoder, std::uint8_t* to) {
   const std::size_t scales = scale_bytes(encoder, c.dim), codes = code_bytes(encoder, c.dim);
-  for (std::size_t r = threadIdx.x / 32; r < c.n; r += block_warps)
-    encode_row(encoder, c.rows + r * c.stride, c.dim, to + r * scales, to + c.n * scales + r * codes,
+  if (!c.self && in_lanes(encoder, c.dim, c.stride, c.rows))
+    return encode_fp8_rows(c.rows, c.n, c.dim, c.stride, to, to + c.n * scales);
+  bool bad = false;
+  for (std::size_t r = threadIdx.x / 32; r < c.n; r += block_warps) {
+    const float* const row = c.rows + r * c.stride;
+    for (std::uint32_t i = threadIdx.x % 32; i < c.dim; i += 32) bad = bad || !is_finite(row[i]);
+    encode_row(encoder, row, c.dim, to + r * scales, to + c.n * scales + r * codes,
                c.self ? c.self + r * c.self_stride : nullptr);
+  }
+  return bad;
 }
 
 // No loss: rows that differ, bit by bit. Returns the bytes, or 0 where the values themselves are no longer.

@@ -215,6 +215,8 @@ __device__ bool put_values(const DecodeShared& s, const DeviceDecode::Chunk& c, 
 __device__ bool put_fixed_rate(const DecodeShared& s, const DeviceDecode::Chunk& c) {
   const Encoder e = encoder(s);
   const std::size_t scales = scale_bytes(e, c.dim), codes = code_bytes(e, c.dim);
+  if (in_lanes(e, c.dim, c.stride, c.rows) && aligned(s.codes_at, 4))
+    return decode_fp8_rows(s.codes_at, s.codes_at + c.n * scales, c.n, c.dim, c.rows, c.stride);
   bool good = true;
   for (std::size_t r = threadIdx.x / 32; r < c.n; r += block_warps)
     good =

@@ -27,10 +27,11 @@ __device__ inline PieceRange merge(const PieceRange* pieces, std::uint32_t count
   return r;
 }
 
-__device__ inline void plan_chunk(EncodeShared& s, const DeviceChunk& c, const PieceRange* pieces, bool relative) {
+__device__ inline void plan_chunk(EncodeShared& s, const DeviceChunk& c, const PieceRange* pieces, bool relative,
+                                  bool ranges) {
   if (threadIdx.x < 32) {
-    const PieceRange own = merge(pieces + c.first_piece, c.pieces),
-                     all = merge(pieces + c.first_of_scope, c.pieces_of_scope);
+    const PieceRange own = merge(pieces + c.first_piece, ranges ? c.pieces : 0),
+                     all = merge(pieces + c.first_of_scope, ranges ? c.pieces_of_scope : 0);
     if (threadIdx.x == 0) {
       s.bound = bound_for(all.min, all.max, c.bound_at ? *c.bound_at : c.bound, relative);
       s.nonfinite = own.nonfinite;
@@ -99,25 +100,45 @@ __device__ inline std::uint32_t four_codes(const float4& x, const Quantizer& qua
   return word;
 }
 
+// Four codes a word; the next loads are under way meanwhile. n: at least 1.
+template <class Load>
+__device__ inline void quantize_fours(const Quantizer& quantizer, std::uint32_t n, std::uint32_t* words,
+                                      std::uint32_t& missed, Load load) {
+  constexpr int ahead = 4;
+  float4 x[ahead];
+#pragma unroll
+  for (int k = 0; k < ahead; ++k) x[k] = load(min(threadIdx.x + k * block_threads, n - 1));
+  for (std::uint32_t begin = threadIdx.x; begin < n; begin += ahead * block_threads) {
+    float4 next[ahead];
+#pragma unroll
+    for (int k = 0; k < ahead; ++k) next[k] = load(min(begin + (ahead + k) * block_threads, n - 1));
+#pragma unroll
+    for (int k = 0; k < ahead; ++k) {
+      const std::uint32_t i = begin + k * block_threads;
+      if (i < n) words[i] = four_codes(x[k], quantizer, missed);
+      x[k] = next[k];
+    }
+  }
+}
+
 // Codes of 8 or 16 bits into `codes` (none: they are only counted), values that miss the bound into s.missed.
 __device__ inline void quantize_block(EncodeShared& s, const DeviceChunk& c, bool strict, std::uint8_t* codes) {
   const Quantizer quantizer(s, strict);
   const std::uint32_t values = c.n * c.dim;
   const bool wide = s.wide;
   std::uint32_t missed = 0;
-  if (codes && !wide && in_fours(c)) {
-    constexpr int ahead = 4;  // loads under way
-    const std::uint32_t fours = c.dim / 4, all = values / 4;
-    const bool dense = c.stride == c.dim;
-    for (std::uint32_t begin = threadIdx.x; begin < all; begin += ahead * block_threads) {
-      float4 x[ahead];
-      for (int k = 0; k < ahead; ++k) {
-        const std::uint32_t i = min(begin + k * block_threads, all - 1), r = dense ? 0 : i / fours;
-        x[k] = *reinterpret_cast<const float4*>(c.rows + std::size_t{r} * c.stride + (i - r * fours) * 4);
-      }
-      for (int k = 0; k < ahead; ++k)
-        if (begin + k * block_threads < all)
-          reinterpret_cast<std::uint32_t*>(codes)[begin + k * block_threads] = four_codes(x[k], quantizer, missed);
+  if (codes && !wide && values && in_fours(c)) {
+    auto* const words = reinterpret_cast<std::uint32_t*>(codes);
+    if (c.stride == c.dim) {
+      const auto* const fours = reinterpret_cast<const float4*>(c.rows);
+      quantize_fours(quantizer, values / 4, words, missed, [=](std::uint32_t i) { return fours[i]; });
+    } else {
+      const float* const rows = c.rows;
+      const std::uint32_t stride = c.stride, fours = c.dim / 4;
+      quantize_fours(quantizer, values / 4, words, missed, [=](std::uint32_t i) {
+        const std::uint32_t r = i / fours;
+        return *reinterpret_cast<const float4*>(rows + std::size_t{r} * stride + (i - r * fours) * 4);
+      });
     }
   } else {
     for (std::uint32_t i = threadIdx.x; i < values; i += block_threads) {

@@ -177,6 +177,7 @@ Encoder only_encoder(const Settings& settings) {
 }
 Plan plan_of(const Bound& bound, const Range& range, const Settings& settings) {
   if (range.nonfinite || only_encoder(settings) == raw_values) return Plan::raw;
+  if (is_fixed_rate(only_encoder(settings))) return Plan::fixed_rate;
   return bound.plan;
 }
 
@@ -191,7 +192,7 @@ void encode_chunk(const Rows& rows, const Bound& bound, const Range& range, cons
   const Plan plan = plan_of(bound, range, settings);
   Shape shape{rows.n, rows.dim, false};
   if (rows.values() == 0) {
-  } else if (plan != Plan::raw && is_fixed_rate(only_encoder(settings))) {
+  } else if (plan == Plan::fixed_rate) {
     header.encoder = only_encoder(settings);
     out.resize(payload + fixed_rate_bytes(only_encoder(settings), rows.n, rows.dim));
     encode_fixed_rate(only_encoder(settings), rows, out.data() + payload);
@@ -230,7 +231,7 @@ void self_chunk(const Rows& rows, const Bound& bound, const Range& range, const 
   const Plan plan = plan_of(bound, range, settings);
   Shape shape{rows.n, rows.dim, false};
   if (rows.values() == 0) return;
-  if (plan != Plan::raw && is_fixed_rate(only_encoder(settings))) {
+  if (plan == Plan::fixed_rate) {
     s.body.resize(fixed_rate_bytes(only_encoder(settings), rows.n, rows.dim));
     encode_fixed_rate(only_encoder(settings), rows, s.body.data());
     if (s.body.size() < 4 * rows.values())
