@@ -142,7 +142,7 @@ void expect_twins(const BoundedOptions& o, const std::vector<TableChunk>& chunks
 
 const std::vector<std::string> codecs = {"auto",       "vector_lz",    "huffman",    "dedup_huffman", "rans",
                                          "dedup_rans", "dedup_packed", "packed",     "raw",           "fp16",
-                                         "bf16",       "fp8",          "int8_row32", "int4"};
+                                         "bf16",       "fp8",          "int8_row32", "int4",          "dedup_sparse"};
 
 TEST(CudaCodec, BytesAndValuesAreTheHosts) {
   NEEDS_GPU;

@@ -82,7 +82,7 @@ TEST(CodecFuzz, BadPayloadsAreRefusedOrDecoded) {
         break;
       }
       case 3:  // another encoder reads it
-        code[4] = std::uint8_t(random() % 15), code[6] = std::uint8_t(random() & 63 & ~16), code[5] = code[5] ? 8 : 0;
+        code[4] = std::uint8_t(random() % 16), code[6] = std::uint8_t(random() & 63 & ~16), code[5] = code[5] ? 8 : 0;
         break;
       default:  // anything behind a good header
         for (std::size_t i = 20; i < code.size(); ++i) code[i] = std::uint8_t(random());

@@ -24,8 +24,8 @@ namespace {
 
 using namespace coding;
 
-const std::vector<std::string> bounded_codecs = {"auto", "smallest",     "packed",        "vector_lz", "huffman",
-                                                 "rans", "dedup_packed", "dedup_huffman", "dedup_rans"};
+const std::vector<std::string> bounded_codecs = {"auto", "smallest",     "packed",        "vector_lz",  "huffman",
+                                                 "rans", "dedup_packed", "dedup_huffman", "dedup_rans", "dedup_sparse"};
 
 TEST(BoundedCodec, TheBoundHoldsForEveryValue) {
   const std::size_t dim = 64, n = 2100;
@@ -37,7 +37,7 @@ TEST(BoundedCodec, TheBoundHoldsForEveryValue) {
     for (const auto& kind : kinds()) {
       const auto rows = make_rows(kind, n, dim, seed);
       const float rel = std::vector<float>{0.004f, 0.01f, 0.03f, 0.05f, 0.3f, 0.0005f}[seed % 6];
-      const auto codec = std::vector<std::string>{"auto", "packed", "dedup_huffman"}[seed % 3];
+      const auto codec = std::vector<std::string>{"auto", "packed", "dedup_huffman", "dedup_sparse"}[seed % 4];
       const Coded c = encode({codec}, rows, n, dim, rel);
       const auto back = decode({codec}, c, n, dim);
       const double eb = inspect(c.code).eb;
