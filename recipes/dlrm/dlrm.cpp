@@ -9,6 +9,7 @@
 #include "framework/plan.h"
 #include "recipes/dlrm/charts.h"
 #include "recipes/dlrm/coder.h"
+#include "recipes/dlrm/exchange_switch.h"
 #include "recipes/dlrm/link.h"
 #include "recipes/dlrm/plan.h"
 
@@ -22,7 +23,7 @@
 namespace trireme::dlrm {
 namespace {
 
-class Dlrm : public Recipe {
+class Dlrm : public Recipe, public ExchangeSwitch {
  public:
   void fields(Fields& f) override { config_.fields(f); }
 
@@ -158,6 +159,21 @@ class Dlrm : public Recipe {
                                              : "base"}});
     }
     return nlohmann::json{{"data", data_->identity()}, {"tables", tables}}.dump();
+  }
+
+  void use(const CompressionConfig& compression, Local local) override {
+    for (const auto& list : tables_->owners().tables)
+      if (list.empty())
+        throw UsageError("exchange", "stays local only where every rank holds a table", "use fewer ranks");
+    config_.compression = compression;
+    coder_.emplace(compression, config_.data, std::int64_t(data_->tables().size()));
+    tables_->forward().stay(local.forward);
+    tables_->backward().stay(local.backward);
+  }
+  ExchangeRatios take_ratios(Context& c) override {
+    std::array<double, 4> all = std::exchange(bytes_, {});
+    c.comm("control").all_reduce({all.data(), all.size(), DType::f64}, Op::sum).wait();
+    return {all[1] > 0 ? all[0] / all[1] : 0, all[3] > 0 ? all[2] / all[3] : 0};
   }
 
  private:
