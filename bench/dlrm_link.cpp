@@ -62,8 +62,7 @@ class Trainer {
       : run_(run), world_(world), session_(world, run.train, *run.recipe) {
     switch_ = dynamic_cast<dlrm::ExchangeSwitch*>(run.recipe.get());
     if (!switch_) throw UsageError(problem.folder + "/job.yaml", "is of another recipe", "write recipe: dlrm");
-    for (const auto& arm : problem.arms)
-      arms_[arm] = dlrm::compression_of(problem.folder + "/arms/" + arm + ".yaml");
+    for (const auto& arm : problem.arms) arms_[arm] = dlrm::compression_of(problem.folder + "/arms/" + arm + ".yaml");
     if (!run.train.init_from.empty()) init_from(run.train.init_from, session_, world);
   }
 
@@ -152,7 +151,8 @@ class Measurement {
   Measurement(Arm& job, const Options& o) : job_(job), options_(o) {}
 
   void ask(Cell& cell, std::int64_t batch, int steps) {
-    const auto answer = job_.ask(std::to_string(batch) + " " + cell.arm + " " + cell.what + " " + std::to_string(steps));
+    const auto answer =
+        job_.ask(std::to_string(batch) + " " + cell.arm + " " + cell.what + " " + std::to_string(steps));
     if (!answer) throw DataError("bench dlrm_link", job_.skipped());
     cell.last = *answer;
     cell.ms.push_back(answer->at("ms"));
@@ -185,7 +185,9 @@ class Measurement {
       if (std::fabs(s - share) < nearest) nearest = std::fabs(s - share), best = batch;
       if (nearest < 0.01) break;
       (s < share ? low : high) = batch;
-      const std::int64_t middle = high == 0 ? 2 * low : low == 0 ? high / 2 : std::int64_t(std::sqrt(double(low) * double(high)));
+      const std::int64_t middle = high == 0  ? 2 * low
+                                  : low == 0 ? high / 2
+                                             : std::int64_t(std::sqrt(double(low) * double(high)));
       batch = middle / unit * unit;
       if (batch == low || batch == high) break;
     }

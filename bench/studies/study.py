@@ -190,6 +190,8 @@ class Queue:
     def finish(self, run, code, seconds, text):
         if code == 0:
             self.results[run.name] = dict(results_of(self.out / run.name), seconds=round(seconds, 1), command=text)
+            with open(self.out / "results.jsonl", "a", encoding="utf-8") as lines:  # there if this process is killed
+                lines.write(json.dumps({"run": run.name, **self.results[run.name]}) + "\n")
             return
         lines = [line for line in (self.out / (run.name + ".log")).read_text(errors="replace").splitlines() if line]
         why = f"exit {code}: {lines[-1][:200]}"

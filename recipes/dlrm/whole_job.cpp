@@ -56,11 +56,18 @@ Looked look_up(const Shape& shape, const std::map<std::string, at::Tensor>& weig
   return {rows, gradients[0]};
 }
 
+double coded_ratio(const at::Tensor& chunks, const std::vector<std::string>& codecs,
+                   const std::vector<double>& bounds) {
+  double sum = 0;
+  for (std::size_t t = 0; t < codecs.size(); ++t) sum += coded_bytes(codecs[t], {chunks}, t, bounds[t], 1, false);
+  return double(chunks.numel()) * 4 / sum;
+}
+
 std::map<std::string, double> whole_job(const std::vector<at::Tensor>& batches, const std::vector<double>& bounds,
                                         int ranks, bool shared) {
   double plain = 0;
   for (const auto& b : batches) plain += double(b.size(1) / ranks * ranks * b.size(0) * b.size(2)) * 4;
-  const std::vector<std::string> codecs{"vector_lz", "huffman", "packed",     "dedup_huffman",
+  const std::vector<std::string> codecs{"vector_lz", "huffman",  "packed",     "dedup_huffman",
                                         "auto",      "smallest", "int8_row32", "int4"};
   std::map<std::string, std::vector<double>> bytes;
   for (const auto& codec : codecs) bytes[codec].resize(bounds.size());
