@@ -104,13 +104,14 @@ class Slots:
         self.free = list(range(jobs))[::-1]
         self.gpu = [str(k % gpus) if gpus else "" for k in range(jobs)]
         self.cores = [{cores[k % len(cores)]} for k in range(jobs)]
+        self.threads = max(1, min(8, len(cores) // jobs))
         if jobs < len(cores):  # the scheduler knows better which are idle
             self.cores = [set(cores)] * jobs
 
     def environment(self, slot):
         env = dict(os.environ, OMP_NUM_THREADS="1")
-        if self.gpu[slot]:
-            env["CUDA_VISIBLE_DEVICES"] = self.gpu[slot]
+        if self.gpu[slot]:  # first weights are drawn by all threads; then a GPU's host goes on with one
+            env.update(CUDA_VISIBLE_DEVICES=self.gpu[slot], OMP_NUM_THREADS=str(self.threads))
         return env
 
 
@@ -190,6 +191,8 @@ class Queue:
     def finish(self, run, code, seconds, text):
         if code == 0:
             self.results[run.name] = dict(results_of(self.out / run.name), seconds=round(seconds, 1), command=text)
+            with open(self.out / "results.jsonl", "a", encoding="utf-8") as lines:  # there if this process is killed
+                lines.write(json.dumps({"run": run.name, **self.results[run.name]}) + "\n")
             return
         lines = [line for line in (self.out / (run.name + ".log")).read_text(errors="replace").splitlines() if line]
         why = f"exit {code}: {lines[-1][:200]}"

@@ -3,6 +3,7 @@
 #include "comm/crc32c.h"
 #include "comm/error.h"
 #include "data/json.h"
+#include "data/workers.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -174,18 +175,25 @@ Batch TableFile::read(std::span<const std::int64_t> ids, std::int64_t) const {
 }
 
 void write_table_file(const TableData& data, const std::string& name, const std::string& path,
-                      const std::string& source) {
-  constexpr std::int64_t block = 65536;
+                      const std::string& source, int threads) {
+  constexpr std::int64_t block = 16384;
   TableFileWriter writer(path, data.size(), data.dense(), data.width(), data.has_truth());
-  std::vector<std::int64_t> ids;
-  for (std::int64_t first = 0; first < data.size(); first += block) {
-    ids.resize(std::size_t(std::min(block, data.size() - first)));
-    std::iota(ids.begin(), ids.end(), first);
-    const Batch batch = data.read(ids, 0);
-    const at::Tensor label = batch.columns.at("label").to(at::kByte);
-    writer.add(std::int64_t(ids.size()), batch.columns.at("dense").const_data_ptr<float>(),
-               batch.columns.at("ids").const_data_ptr<std::int32_t>(), label.const_data_ptr<std::uint8_t>(),
-               data.has_truth() ? batch.columns.at("truth").const_data_ptr<float>() : nullptr);
+  Workers workers(threads);
+  std::vector<Batch> blocks(static_cast<std::size_t>(threads));
+  for (std::int64_t first = 0; first < data.size(); first += block * threads) {
+    const auto begin_of = [&](std::int64_t k) { return std::min(first + k * block, data.size()); };
+    workers.each(threads, [&](std::int64_t k) {
+      std::vector<std::int64_t> ids(std::size_t(begin_of(k + 1) - begin_of(k)));
+      std::iota(ids.begin(), ids.end(), begin_of(k));
+      blocks[std::size_t(k)] = ids.empty() ? Batch{} : data.read(ids, 0);
+    });
+    for (const Batch& batch : blocks) {
+      if (batch.ids.empty()) continue;
+      const at::Tensor label = batch.columns.at("label").to(at::kByte);
+      writer.add(std::ssize(batch.ids), batch.columns.at("dense").const_data_ptr<float>(),
+                 batch.columns.at("ids").const_data_ptr<std::int32_t>(), label.const_data_ptr<std::uint8_t>(),
+                 data.has_truth() ? batch.columns.at("truth").const_data_ptr<float>() : nullptr);
+    }
   }
   TableFileInfo info{name, {}, data.tables(), 0, data.train(), data.test(), {}, {}, source};
   for (std::int64_t j = 0; j < data.dense(); ++j) info.dense.push_back(std::string("I").append(std::to_string(j + 1)));

@@ -67,8 +67,8 @@ class TableFile final : public TableData {
   const std::uint8_t* label_ = nullptr;
 };
 
-// Any data as such a file, in its own order.
+// Any data as such a file, in its own order; so many threads read it.
 void write_table_file(const TableData& data, const std::string& name, const std::string& path,
-                      const std::string& source = {});
+                      const std::string& source = {}, int threads = 1);
 
 }  // namespace trireme

@@ -29,7 +29,8 @@ namespace trireme::dlrm {
 namespace {
 
 struct Options {
-  std::string what, run, out, tight = "0.98", link = "4", ranks, dump;
+  std::string what, run, out, tight = "0.98", link = "4", ranks, dump, coding;
+  bool whole_job = false;
   int rows = 2048, batches = 4, loose_rows = 200;
 };
 
@@ -238,9 +239,16 @@ int analyze(const Options& o) {
   DlrmConfig config;
   TrainConfig train;
   file.read([&](Fields& f) { train.fields(f), config.fields(f); });
+  if (!o.coding.empty()) config.compression = compression_of(o.coding);
+  if (o.whole_job && o.ranks.empty())
+    throw UsageError("--whole-job", "does not know the numbers of ranks", "add --ranks 4,8,32");
   const auto data = open_data(config.data);
   const auto self = make_self();
   const auto weights = weights_of(o.run, "RUN", *self);
+  if (o.whole_job) {
+    print_whole_job(o, config, *data, weights);
+    return 0;
+  }
   std::vector<TableReport> all;
   std::printf("%-8s %11s %9s %9s %9s  %-6s %-14s %7s %7s %7s\n", "table", "rows", "Uq/U0 .005", ".01", ".02", "class",
               "codec", "ratio", "enc", "dec");
@@ -288,6 +296,8 @@ const Commands::Entry registered(
        command.number("--batches", o->batches, "batches looked up", {1, 1000});
        command.text("--tight", o->tight, "tables with fewer distinct rows of codes than this share are tight");
        command.text("--ranks", o->ranks, "4,8,32: also what the whole exchange would send both ways on so many ranks");
+       command.flag("--whole-job", o->whole_job, "that alone, without the tables one by one");
+       command.text("--coding", o->coding, "configuration whose compression counts in place of the run's");
        command.text("--dump", o->dump, "folder for the rows that were looked up, for trireme codec");
        command.number("--loose-rows", o->loose_rows, "tables of at most so many rows are loose", {0, 1 << 30});
        command.text("--link", o->link, "GB/s of the link, for the choice of the codec");

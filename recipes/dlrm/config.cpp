@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "data/tables/file.h"
+#include "framework/train_config.h"
 
 namespace trireme::dlrm {
 
@@ -79,6 +80,13 @@ void DlrmConfig::fields(Fields& f) {
   f.group("planner", planner, "which rank holds which table");
   f.group("compression", compression, "what the all-to-all of embeddings may lose");
   f("eval_batch", eval_batch, "samples of an evaluation batch, over all ranks", {.min = 1, .max = 1 << 24});
+}
+
+CompressionConfig compression_of(const std::string& file) {
+  TrainConfig train;
+  DlrmConfig config;
+  Config::load(file).read([&](Fields& f) { train.fields(f), config.fields(f); });
+  return config.compression;
 }
 
 std::unique_ptr<TableData> open_data(const DataConfig& c) {

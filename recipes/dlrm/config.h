@@ -70,6 +70,8 @@ struct DlrmConfig {
   void fields(Fields& f);
 };
 
+// That of another file: UsageError.
+CompressionConfig compression_of(const std::string& file);
 // Generated, or a prepared file. UsageError, DataError.
 std::unique_ptr<TableData> open_data(const DataConfig& config);
 // The model's shape for data of this many dense values and tables. UsageError naming the key.

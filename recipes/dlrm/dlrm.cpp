@@ -10,8 +10,10 @@
 #include "framework/plan.h"
 #include "recipes/dlrm/charts.h"
 #include "recipes/dlrm/coder.h"
+#include "recipes/dlrm/exchange_switch.h"
 #include "recipes/dlrm/link.h"
 #include "recipes/dlrm/plan.h"
+#include "recipes/dlrm/whole_job.h"
 
 #include <cstdio>
 #include <deque>
@@ -23,7 +25,7 @@
 namespace trireme::dlrm {
 namespace {
 
-class Dlrm : public Recipe {
+class Dlrm : public Recipe, public ExchangeSwitch {
  public:
   void fields(Fields& f) override { config_.fields(f); }
 
@@ -86,7 +88,8 @@ class Dlrm : public Recipe {
     each_test_batch(
         c, [&](const Batch& batch, const at::Tensor& logits, std::int64_t own) { add(judged, batch, logits, own); });
     auto metrics = binary_metrics(judged, c.comm("control"));
-    if (coder_->forward_on() || coder_->backward_on()) add_exchange(metrics, c);
+    if ((coder_->forward_on() || coder_->backward_on()) && c.param_type() == at::kFloat)
+      c.size() == 1 ? add_alone(metrics, c) : add_exchange(metrics, c);
     return metrics;
   }
 
@@ -164,6 +167,21 @@ class Dlrm : public Recipe {
     return nlohmann::json{{"data", data_->identity()}, {"tables", tables}}.dump();
   }
 
+  void use(const CompressionConfig& compression, Local local) override {
+    for (const auto& list : tables_->owners().tables)
+      if (list.empty())
+        throw UsageError("exchange", "stays local only where every rank holds a table", "use fewer ranks");
+    config_.compression = compression;
+    coder_.emplace(compression, config_.data, std::int64_t(data_->tables().size()));
+    tables_->forward().stay(local.forward);
+    tables_->backward().stay(local.backward);
+  }
+  ExchangeRatios take_ratios(Context& c) override {
+    std::array<double, 4> all = std::exchange(bytes_, {});
+    c.comm("control").all_reduce({all.data(), all.size(), DType::f64}, Op::sum).wait();
+    return {all[1] > 0 ? all[0] / all[1] : 0, all[3] > 0 ? all[2] / all[3] : 0};
+  }
+
  private:
   static void check(const TrainConfig& train) {
     if (train.ema > 0) throw UsageError("ema", "averages the MLPs, and tables have no average", "use ema=0");
@@ -207,6 +225,31 @@ class Dlrm : public Recipe {
     const ExchangeTimes t = time_exchange(*tables_, *coder_, data_->read(ids, 0).columns.at("ids"), c);
     metrics["exchange_raw_ms"] = t.forward.raw + t.backward.raw;
     metrics["exchange_coded_ms"] = t.forward.coded + t.backward.coded;
+  }
+
+  // One rank sends nothing: what a batch of training data would come to, each table a chunk.
+  void add_alone(std::map<std::string, double>& metrics, Context& c) {
+    std::vector<std::int64_t> ids;
+    const std::int64_t first = data_->train().begin, n = std::min(c.config().batch_size, data_->train().size());
+    for (std::int64_t i = 0; i < n; ++i) ids.push_back(first + i);
+    const Batch batch = data_->read(ids, 0);
+    const at::NoGradGuard no_grad;
+    tables_->start_fetch(tables_->send_ids(batch.columns.at("ids")), {});
+    const at::Tensor rows = tables_->finish_fetch().index_select(0, tables_->places()).cpu();
+    std::map<std::string, at::Tensor> weights;
+    for (const auto& p : params_)
+      if (p.group != "sparse") weights[p.name] = p.value.detach().cpu();
+    const at::AutoGradMode grad(true);
+    const Looked looked = look_up(model_->shape(), weights, rows, batch.columns.at("dense"), batch.columns.at("label"));
+    std::vector<double> bounds;
+    std::vector<std::string> codecs;
+    for (std::int64_t t = 0; t < rows.size(0); ++t)
+      bounds.push_back(coder_->relative(t, c.now.step)), codecs.push_back(coder_->codec_of(t));
+    if (coder_->forward_on()) metrics["forward_ratio"] = coded_ratio(looked.rows, codecs, bounds);
+    const BackwardConfig& b = config_.compression.backward;
+    if (coder_->backward_on())
+      metrics["backward_ratio"] =
+          coded_ratio(looked.gradients, std::vector(codecs.size(), b.codec), std::vector(codecs.size(), b.bound));
   }
 
   // Those of a step were sent during the step before, if there was one; then those of the next step are.

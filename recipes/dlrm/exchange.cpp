@@ -54,12 +54,43 @@ void RowExchange::start(const at::Tensor& send, const at::Tensor& recv, const Co
   if (coding.codec) encode(coding);
   if (!codec_) {
     bytes_.sent += plain;
+    if (here_) return keep_values();
     work_ = rows_.all_to_all(buffer_of(send_), values(to_), buffer_of(recv_), values(from_));
     return;
   }
   if (!send_.is_cpu()) return;  // in finish()
+  if (here_) return keep_codes();
   send_sizes();
   work_ = work_.then([this] { return send_payload(); });
+}
+
+void RowExchange::keep_values() {
+  const std::int64_t n = send_.size(0), m = recv_.size(0);
+  for (std::int64_t at = 0; at < m; at += n) {
+    const std::int64_t some = std::min(n, m - at);
+    recv_.narrow(0, at, some).copy_(send_.narrow(0, 0, some), /*non_blocking=*/true);
+  }
+}
+
+// The codes of chunks that would have left, over and over, as they lie.
+void RowExchange::keep_codes() {
+  const auto own = [&](const std::vector<std::size_t>& chunks, std::size_t k) {
+    const std::size_t first = first_of(chunks, rows_.rank());
+    return k >= first && k < first + chunks[std::size_t(rows_.rank())];
+  };
+  std::vector<std::uint64_t> coded;
+  for (std::size_t k = 0; k < send_sizes_.size(); ++k)
+    if (!own(to_, k)) coded.push_back(send_sizes_[k]);
+  recv_sizes_.assign(std::size_t(recv_.size(0)), 0);
+  std::int64_t total = 0;
+  for (std::size_t k = 0, next = 0; k < recv_sizes_.size(); ++k)
+    if (!own(from_, k)) total += std::int64_t(recv_sizes_[k] = coded[next++ % coded.size()]);
+  const auto period = std::accumulate(coded.begin(), coded.end(), std::int64_t{0});
+  received_ = room(received_, std::max<std::size_t>(std::size_t(total), 4), recv_.device());
+  for (std::int64_t at = 0; at < total; at += period) {
+    const std::int64_t some = std::min(period, total - at);
+    received_.narrow(0, at, some).copy_(encoded_.narrow(0, 0, some), /*non_blocking=*/true);
+  }
 }
 
 void RowExchange::send_sizes() {
@@ -205,12 +236,18 @@ void RowExchange::finish_on_device() {
   } else {
     side_->follow();  // nothing was coded here, and `recv` is of the current stream
   }
-  send_sizes();
-  work_.wait();
+  if (!here_) {
+    send_sizes();
+    work_.wait();
+  }
   side_->run([&] {
     encoded_ = room(encoded_, 4, recv_.device());  // a rank without tables has coded nothing
-    work_ = send_payload();
-    work_.wait();
+    if (here_) {
+      keep_codes();
+    } else {
+      work_ = send_payload();
+      work_.wait();
+    }
     decode();
   });
   side_->lead();

@@ -54,6 +54,8 @@ class RowExchange {
   // Waits for the device.
   std::optional<std::size_t> take_bad();
   ExchangeBytes take_bytes() { return std::exchange(bytes_, {}); }
+  // For measurements: nothing travels any more, copies of what this rank sends stand in for what it would get.
+  void stay(bool here) { here_ = here; }
   // Of the last call: coded bytes of each chunk sent, 0: it stayed here.
   const std::vector<std::uint64_t>& sizes() const { return send_sizes_; }
 
@@ -63,6 +65,8 @@ class RowExchange {
   void finish_on_device();
   void send_sizes();
   Work send_payload();
+  void keep_values();
+  void keep_codes();
   void decode();
   std::vector<std::size_t> values(const std::vector<std::size_t>& chunks) const;
   int source_of(std::size_t chunk) const;
@@ -71,6 +75,7 @@ class RowExchange {
   const std::vector<std::size_t> to_, from_;
   at::Tensor send_, recv_;
   const Bounded* codec_ = nullptr;
+  bool here_ = false;
   std::vector<std::uint64_t> send_sizes_, recv_sizes_;
   at::Tensor encoded_, received_, scratch_;  // u8
   std::optional<SideStream> side_;           // of a device

@@ -1,8 +1,10 @@
 #include "recipes/dlrm/whole_job.h"
 
 #include "comm/error.h"
+#include "data/workers.h"
 
 #include <algorithm>
+#include <thread>
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -11,28 +13,27 @@
 namespace trireme::dlrm {
 namespace {
 
-// Coded bytes of each table over all batches.
-std::vector<double> coded_bytes(const std::string& codec, const std::vector<at::Tensor>& batches,
-                                const std::vector<double>& bounds, int ranks, bool shared) {
+// Coded bytes of one table over all batches.
+double coded_bytes(const std::string& codec, const std::vector<at::Tensor>& batches, std::size_t table, double bound,
+                   int ranks, bool shared) {
   BoundedOptions options;
   options.codec = codec;
   const Bounded bounded(options);
   const auto n = std::size_t(batches[0].size(1) / ranks), d = std::size_t(batches[0].size(2));
   std::vector<std::uint8_t> out(bounded.max_bytes(n, d) * std::size_t(ranks));
   std::vector<std::uint64_t> sizes(static_cast<std::size_t>(ranks));
-  std::vector<double> bytes(bounds.size());
-  for (const auto& batch : batches)
-    for (std::size_t t = 0; t < bounds.size(); ++t) {
-      const at::Tensor rows = batch[std::int64_t(t)].contiguous();
-      std::vector<TableChunk> chunks(sizes.size());
-      for (std::size_t k = 0; k < chunks.size(); ++k) {
-        TableChunk& c = chunks[k];
-        c.rows = rows.const_data_ptr<float>() + k * n * d, c.n = n, c.dim = d;
-        c.bound = float(bounds[t]), c.scope = std::uint32_t(shared ? 0 : k);
-      }
-      bounded.encode(chunks, {out.data(), out.size(), DType::u8}, {sizes.data(), sizes.size(), DType::i64});
-      for (const std::uint64_t s : sizes) bytes[t] += double(s) + 8;
+  double bytes = 0;
+  for (const auto& batch : batches) {
+    const at::Tensor rows = batch[std::int64_t(table)].contiguous();
+    std::vector<TableChunk> chunks(sizes.size());
+    for (std::size_t k = 0; k < chunks.size(); ++k) {
+      TableChunk& c = chunks[k];
+      c.rows = rows.const_data_ptr<float>() + k * n * d, c.n = n, c.dim = d;
+      c.bound = float(bound), c.scope = std::uint32_t(shared ? 0 : k);
     }
+    bounded.encode(chunks, {out.data(), out.size(), DType::u8}, {sizes.data(), sizes.size(), DType::i64});
+    for (const std::uint64_t s : sizes) bytes += double(s) + 8;
+  }
   return bytes;
 }
 
@@ -55,14 +56,27 @@ Looked look_up(const Shape& shape, const std::map<std::string, at::Tensor>& weig
   return {rows, gradients[0]};
 }
 
+double coded_ratio(const at::Tensor& chunks, const std::vector<std::string>& codecs,
+                   const std::vector<double>& bounds) {
+  double sum = 0;
+  for (std::size_t t = 0; t < codecs.size(); ++t) sum += coded_bytes(codecs[t], {chunks}, t, bounds[t], 1, false);
+  return double(chunks.numel()) * 4 / sum;
+}
+
 std::map<std::string, double> whole_job(const std::vector<at::Tensor>& batches, const std::vector<double>& bounds,
                                         int ranks, bool shared) {
   double plain = 0;
   for (const auto& b : batches) plain += double(b.size(1) / ranks * ranks * b.size(0) * b.size(2)) * 4;
+  const std::vector<std::string> codecs{"vector_lz", "huffman",  "packed",     "dedup_huffman",
+                                        "auto",      "smallest", "int8_row32", "int4"};
   std::map<std::string, std::vector<double>> bytes;
-  for (const std::string codec :
-       {"vector_lz", "huffman", "packed", "dedup_huffman", "auto", "smallest", "int8_row32", "int4"})
-    bytes[codec] = coded_bytes(codec, batches, bounds, ranks, shared);
+  for (const auto& codec : codecs) bytes[codec].resize(bounds.size());
+  Workers workers(std::clamp(int(std::thread::hardware_concurrency()), 1, 64));
+  workers.each(std::int64_t(codecs.size() * bounds.size()), [&](std::int64_t i) {
+    const std::string& codec = codecs[std::size_t(i) / bounds.size()];
+    const std::size_t t = std::size_t(i) % bounds.size();
+    bytes.at(codec)[t] = coded_bytes(codec, batches, t, bounds[t], ranks, shared);
+  });
   std::vector<double>& better = bytes["vector_lz or huffman"];
   for (std::size_t t = 0; t < bounds.size(); ++t)
     better.push_back(std::min(bytes["vector_lz"][t], bytes["huffman"][t]));

@@ -21,6 +21,10 @@ struct Looked {
 Looked look_up(const Shape& shape, const std::map<std::string, at::Tensor>& weights, const at::Tensor& rows,
                const at::Tensor& dense, const at::Tensor& label);
 
+// f32 bytes by coded ones of [tables, n, d] on the host, a chunk a table with its own range; header and size counted.
+// codecs, bounds: one a table.
+double coded_ratio(const at::Tensor& chunks, const std::vector<std::string>& codecs, const std::vector<double>& bounds);
+
 // f32 bytes by bytes sent, each chunk's header and the size that announces it counted, for each codec and `vector_lz or
 // huffman`, the better of the two for each table. `bounds`: relative, one a table. ranks: each batch is cut into so
 // many chunks of equally many rows. shared: the range is that of the table's whole batch, else of each chunk.

@@ -69,6 +69,10 @@ std::string source_of(const DataOptions& o) {
   return s;
 }
 
+int threads_of(const DataOptions& o) {
+  return o.threads > 0 ? o.threads : std::clamp(int(std::thread::hardware_concurrency()), 1, 256);
+}
+
 TableFileInfo criteo(const DataOptions& o, const std::string& out) {
   if (o.from.ends_with(".npz")) return prepare_criteo_npz(o.from, out, source_of(o));
   CriteoSpec spec;
@@ -82,7 +86,7 @@ TableFileInfo criteo(const DataOptions& o, const std::string& out) {
   spec.drop_negatives = share("--drop-negatives", o.drop_negatives);
   spec.broken_share = share("--broken-share", o.broken);
   spec.seed = std::uint64_t(o.seed);
-  spec.threads = o.threads > 0 ? o.threads : std::clamp(int(std::thread::hardware_concurrency()), 1, 256);
+  spec.threads = threads_of(o);
   if (isatty(STDERR_FILENO))
     spec.progress = [](std::int64_t done, std::int64_t total) {
       std::fprintf(stderr, "\rparsing %.1f / %.1f GB%s", double(done) * 1e-9, double(total) * 1e-9,
@@ -101,7 +105,7 @@ TableFileInfo written(const DataOptions& o, const std::string& out) {
   if (o.name == "criteo") return criteo(o, out);
   if (o.name == "criteo_like") {
     const CriteoLike data({o.shape, double(o.scale), 1.5, o.samples, o.test_samples, 0.25, std::uint64_t(o.seed)});
-    write_table_file(data, "criteo_like", out, source_of(o));
+    write_table_file(data, "criteo_like", out, source_of(o), threads_of(o));
     return TableFile(out).info();
   }
   if (o.from.empty())

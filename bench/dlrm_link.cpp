@@ -1,0 +1,269 @@
+// What the all-to-all of DLRM costs a step on the link that is there, and what codes save of it: one session on --ranks
+// ranks whose exchange changes between steps, all arms at the same weights (learning rate 0), block by block in turn.
+//   --problem "FOLDER 4096,16384,60%": FOLDER/job.yaml is a configuration of dlrm, FOLDER/arms/NAME.yaml one for each
+//   arm, of which `compression` counts; `none` must be there. Then global batches; N%: the batch at which the exposed
+//   exchange is that share of the step of `none`, found by bisection.
+// Exposed: a step minus the same with copies in place of both exchanges (`local`). codec_ms: a step that codes and
+// decodes but sends nothing, minus the one with copies. ceiling: speedup if what the arm codes were free.
+#include "bench/bench.h"
+#include "bench/collectives.h"
+#include "bench/judge.h"
+#include "comm/error.h"
+#include "framework/device_info.h"
+#include "framework/experiment.h"
+#include "framework/init_from.h"
+#include "framework/session.h"
+#include "recipes/dlrm/exchange_switch.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <sstream>
+
+namespace trireme::bench {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+constexpr int batches = 4;  // taken in turn, on the device
+
+struct Problem {
+  std::string folder;
+  std::vector<std::string> batches;
+  std::vector<std::string> arms;  // `none` first
+};
+
+Problem problem_of(const std::string& text) {
+  std::istringstream in(text);
+  Problem p;
+  std::string list;
+  in >> p.folder >> list;
+  std::istringstream items(list);
+  for (std::string item; std::getline(items, item, ',');) p.batches.push_back(item);
+  const auto good = [](const std::string& s) { return std::atoi(s.c_str()) > 0; };
+  if (p.batches.empty() || !std::all_of(p.batches.begin(), p.batches.end(), good))
+    throw UsageError("bench dlrm_link --problem", "'" + text + "' is none", "write \"FOLDER 4096,16384,60%\"");
+  if (!fs::exists(p.folder + "/arms/none.yaml"))
+    throw UsageError("bench dlrm_link --problem", p.folder + " has no arms/none.yaml", "see bench/dlrm_lab");
+  for (const auto& file : fs::directory_iterator(p.folder + "/arms")) p.arms.push_back(file.path().stem().string());
+  std::sort(p.arms.begin(), p.arms.end(), [](const std::string& a, const std::string& b) {
+    return std::pair(a != "none", a) < std::pair(b != "none", b);
+  });
+  return p;
+}
+
+// The session of one rank.
+class Trainer {
+ public:
+  Trainer(const Problem& problem, Experiment& run, Communicator& world)
+      : run_(run), world_(world), session_(world, run.train, *run.recipe) {
+    switch_ = dynamic_cast<dlrm::ExchangeSwitch*>(run.recipe.get());
+    if (!switch_) throw UsageError(problem.folder + "/job.yaml", "is of another recipe", "write recipe: dlrm");
+    for (const auto& arm : problem.arms) arms_[arm] = dlrm::compression_of(problem.folder + "/arms/" + arm + ".yaml");
+    if (!run.train.init_from.empty()) init_from(run.train.init_from, session_, world);
+  }
+
+  // "BATCH ARM WHAT STEPS", WHAT: wire, local, local_forward.
+  nlohmann::json block(const std::string& command) {
+    std::istringstream in(command);
+    std::int64_t batch = 0;
+    std::string arm, what;
+    int steps = 0;
+    in >> batch >> arm >> what >> steps;
+    if (batch != batch_) load(batch);
+    switch_->use(arms_.at(arm), {what != "wire", what == "local"});
+    advance();
+    advance();
+    (void)session_.loss();
+    (void)switch_->take_ratios(session_.context());
+    world_.barrier().wait();
+    const std::uint64_t sent = link_bytes();
+    const auto begin = Clock::now();
+    for (int i = 0; i < steps; ++i) advance();
+    const double loss = session_.loss();
+    double ms = std::chrono::duration<double, std::milli>(Clock::now() - begin).count() / steps;
+    double bytes = double(link_bytes() - sent) / steps / world_.size();
+    world_.all_reduce({&ms, 1, DType::f64}, Op::max).wait();
+    world_.all_reduce({&bytes, 1, DType::f64}, Op::sum).wait();
+    const dlrm::ExchangeRatios ratios = switch_->take_ratios(session_.context());
+    return {{"ms", ms}, {"sent", bytes}, {"loss", loss}, {"forward", ratios.forward}, {"backward", ratios.backward}};
+  }
+
+ private:
+  void load(std::int64_t batch) {
+    if (batch_ > 0) session_.step(mine_[std::size_t(step_) % mine_.size()]);  // ids of the next one are on their way
+    mine_.clear();
+    batch_ = batch;
+    const auto ids = run_.recipe->train_ids();
+    const std::int64_t rows = batch / world_.size();
+    for (int k = 0; k < batches; ++k) {
+      std::vector<std::int64_t> own;
+      for (std::int64_t i = 0; i < rows; ++i)
+        own.push_back(ids[std::size_t((k * batch + world_.rank() * rows + i) % std::ssize(ids))]);
+      Batch b = run_.recipe->train_data().read(own, 0);
+      b.ids = own, b.global_ids = own;
+      b.epoch = 0, b.index = k;
+      for (auto& [name, column] : b.columns) column = column.to(session_.context().device());
+      mine_.push_back(std::move(b));
+    }
+    step_ = 0;
+    release_device_memory();
+  }
+
+  void advance() {
+    session_.context().now.step = 1;
+    const std::size_t n = mine_.size();
+    session_.step(mine_[std::size_t(step_) % n], &mine_[std::size_t(step_ + 1) % n]);
+    ++step_;
+  }
+
+  Experiment& run_;
+  Communicator& world_;
+  Session session_;
+  dlrm::ExchangeSwitch* switch_ = nullptr;
+  std::map<std::string, dlrm::CompressionConfig> arms_;
+  std::vector<Batch> mine_;
+  std::int64_t batch_ = 0, step_ = 0;
+};
+
+void serve(const Options& o, Communicator& world) {
+  const Problem problem = problem_of(o.problem);
+  Experiment run(Config::load(problem.folder + "/job.yaml", {"device=" + o.device}));
+  Trainer trainer(problem, run, world);
+  Server server(o.serve, world.rank());
+  while (const auto command = server.command()) server.reply(trainer.block(*command));
+}
+
+// ---- the process that measures
+
+struct Cell {
+  std::string arm, what;
+  std::vector<double> ms;
+  nlohmann::json last;
+  double median() const { return quantile(ms, 0.5); }
+};
+
+class Measurement {
+ public:
+  Measurement(Arm& job, const Options& o) : job_(job), options_(o) {}
+
+  void ask(Cell& cell, std::int64_t batch, int steps) {
+    const auto answer =
+        job_.ask(std::to_string(batch) + " " + cell.arm + " " + cell.what + " " + std::to_string(steps));
+    if (!answer) throw DataError("bench dlrm_link", job_.skipped());
+    cell.last = *answer;
+    cell.ms.push_back(answer->at("ms"));
+  }
+
+  // Steps of a block: about a quarter of a second.
+  int steps_at(std::int64_t batch) {
+    Cell probe{"none", "wire", {}, {}};
+    ask(probe, batch, 2);
+    return std::clamp(int(250 / std::max(probe.ms[0], 0.1)), 3, 20);
+  }
+
+  double share_at(std::int64_t batch) {
+    const int steps = steps_at(batch);
+    Cell wire{"none", "wire", {}, {}}, local{"none", "local", {}, {}};
+    for (int k = 0; k < 3; ++k) ask(wire, batch, steps), ask(local, batch, steps);
+    const double share = 1 - local.median() / wire.median();
+    std::fprintf(stderr, "batch %lld: exposed share %.3f of %.2f ms\n", static_cast<long long>(batch), share,
+                 wire.median());
+    return share;
+  }
+
+  // It grows with the batch: a step that waits for its kernels to start takes the same time for few samples.
+  std::int64_t batch_of(double share) {
+    const std::int64_t unit = std::int64_t(options_.ranks) * 32;
+    std::int64_t low = 0, high = 0, best = 0;  // ends, as far as they are known
+    double nearest = 1;
+    for (std::int64_t batch = std::max<std::int64_t>(1, 2048 / unit) * unit; batch >= unit && batch <= 1 << 20;) {
+      const double s = share_at(batch);
+      if (std::fabs(s - share) < nearest) nearest = std::fabs(s - share), best = batch;
+      if (nearest < 0.01) break;
+      (s < share ? low : high) = batch;
+      const std::int64_t middle = high == 0  ? 2 * low
+                                  : low == 0 ? high / 2
+                                             : std::int64_t(std::sqrt(double(low) * double(high)));
+      batch = middle / unit * unit;
+      if (batch == low || batch == high) break;
+    }
+    return best;
+  }
+
+  nlohmann::json rows_at(std::int64_t batch, const std::vector<std::string>& arms) {
+    std::vector<Cell> cells;
+    for (const auto& arm : arms) cells.push_back({arm, "wire", {}, {}}), cells.push_back({arm, "local", {}, {}});
+    cells.push_back({"none", "local_forward", {}, {}});
+    const int steps = steps_at(batch);
+    for (int b = 0; b < options_.blocks; ++b)
+      for (auto& c : cells) ask(c, batch, steps);
+    const auto find = [&](const std::string& arm, const char* what) -> const Cell& {
+      return *std::find_if(cells.begin(), cells.end(), [&](const Cell& c) { return c.arm == arm && c.what == what; });
+    };
+    const Cell &none = find("none", "wire"), &local = find("none", "local");
+    const double share = 1 - local.median() / none.median(),
+                 forward = 1 - find("none", "local_forward").median() / none.median();
+    nlohmann::json rows = nlohmann::json::array();
+    for (const auto& arm : arms) {
+      const Cell &c = find(arm, "wire"), &codes = find(arm, "local");
+      const Ratio r = ratio_of(none.ms, c.ms);
+      const double f = c.last["forward"], b = c.last["backward"];
+      const double free = (f > 1 ? forward : 0) + (b > 1 ? share - forward : 0), ceiling = 1 / (1 - free);
+      nlohmann::json row{{"arm", arm},
+                         {"batch", batch},
+                         {"ranks", options_.ranks},
+                         {"step_ms", c.median()},
+                         {"low_ms", quantile(c.ms, 0.25)},
+                         {"high_ms", quantile(c.ms, 0.75)},
+                         {"exposed_ms", c.median() - local.median()},
+                         {"codec_ms", codes.median() - local.median()},
+                         {"share", share},
+                         {"forward_share", forward},
+                         {"forward_ratio", f},
+                         {"backward_ratio", b},
+                         {"speedup", r.mean},
+                         {"speedup_low", r.low},
+                         {"speedup_high", r.high},
+                         {"ceiling", ceiling},
+                         {"of_ceiling", r.mean / ceiling},
+                         {"sent", c.last["sent"]},
+                         {"loss", c.last["loss"]},
+                         {"blocks_ms", c.ms}};
+      if (const char* lab = std::getenv("TRIREME_LAB")) row["lab"] = lab;
+      rows.push_back(row);
+    }
+    return rows;
+  }
+
+ private:
+  Arm& job_;
+  const Options& options_;
+};
+
+nlohmann::json run(const Options& o) {
+  const Problem problem = problem_of(o.problem);
+  const Scratch scratch;
+  Arm job("trireme", own_arm(o, "all", o.problem, o.ranks, scratch.path("job")), o.ranks, scratch.path("job"));
+  if (!job.ready(std::chrono::seconds(600))) throw DataError("bench dlrm_link", job.skipped());
+  Measurement measurement(job, o);
+  nlohmann::json rows = nlohmann::json::array();
+  for (const auto& item : problem.batches) {
+    const double number = std::atof(item.c_str());
+    const std::int64_t batch = item.ends_with('%') ? measurement.batch_of(number / 100) : std::int64_t(number);
+    for (auto& row : measurement.rows_at(batch, problem.arms)) {
+      row["problem"] = item;
+      rows.push_back(row);
+    }
+  }
+  return rows;
+}
+
+const Benchmarks::Entry entry({"dlrm_link", "what the exchange of DLRM costs a step, and its codes save", run, serve,
+                               true});
+
+}  // namespace
+}  // namespace trireme::bench
