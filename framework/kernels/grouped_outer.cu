@@ -92,8 +92,8 @@ __device__ void put_gradient(const GroupedAdapter& w, bool of_a, std::int64_t in
 }
 
 template <int rank>
-__device__ void outer_tile(const GroupedOuter& job, const Wide& tile, const GroupedRows& group,
-                           const GroupedAdapter& w, int part, bf16* shared) {
+__device__ void outer_tile(const GroupedOuter& job, const Wide& tile, const GroupedRows& group, const GroupedAdapter& w,
+                           int part, bf16* shared) {
   constexpr int wide_size = chunk * (outer_columns + pad), narrow_size = chunk * (rank + pad);
   bf16 *const wide = shared, *const narrow = wide + stages * wide_size;
   const OuterTarget& target = job.target[tile.target];

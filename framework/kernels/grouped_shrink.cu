@@ -79,8 +79,7 @@ __device__ void shrink_rows(const GroupedShrink& job, unsigned of_target, const 
         const int first = warp() / row_warps * (chunk / 2);
 #pragma unroll
         for (int k = first; k < first + chunk / 2; k += 16) {
-          const Fragment a =
-              left_rows<chunk + pad>(xs + stage * x_size + warp() % row_warps * 16 * (chunk + pad) + k);
+          const Fragment a = left_rows<chunk + pad>(xs + stage * x_size + warp() % row_warps * 16 * (chunk + pad) + k);
 #pragma unroll
           for (int j = 0; j < rank; j += 16) {
             const bf16* const tile = ws + stage * w_size;

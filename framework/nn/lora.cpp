@@ -89,7 +89,8 @@ AdapterStore::~AdapterStore() = default;
 std::int64_t AdapterStore::slots() const { return std::int64_t(slots_.size()); }
 const std::vector<Projection>& AdapterStore::targets() const { return targets_; }
 LoraBackend AdapterStore::backend() const { return backend_; }
-void AdapterStore::set_backend(LoraBackend backend) { backend_ = backend; }
+void AdapterStore::set_backend(LoraBackend backend) { backend_ = backend, ++changes_; }
+std::shared_ptr<const void> AdapterStore::pass() const { return pass_; }
 
 void AdapterStore::set_base(std::int64_t target, at::Tensor weight, at::Tensor bias) {
   targets_[std::size_t(target)].weight = std::move(weight);
@@ -148,12 +149,14 @@ void AdapterStore::fill(std::int64_t slot, const AdapterInit& init, const at::Te
         "LoRA", "the adapter has " + std::to_string(flat.numel()) + " weights, its shapes " + std::to_string(size));
   s.weights.copy_(flat.defined() ? flat : host);
   slots_[std::size_t(slot)] = std::move(s);
+  ++changes_;
   publish(slot);
 }
 
 void AdapterStore::clear(std::int64_t slot) {
   check_slot(slot, true, "clear");
   slots_[std::size_t(slot)] = Slot();
+  ++changes_;
   for (const auto& group : pass_->groups)
     if (group.rows.slot == slot) {
       pass_ = std::make_shared<LoraPass>();  // it would keep the memory

@@ -79,6 +79,10 @@ class AdapterStore {
   // Backward of an earlier pass is still right. Throws UsageError.
   void begin(std::vector<SlotRows> rows, bool training);
   void zero_gradients();
+  // Of the composition: while it is held, tables that a recorded pass reads stay where they are.
+  std::shared_ptr<const void> pass() const;
+  // Counts up when the memory of any adapter moved.
+  std::int64_t changes() const { return changes_; }
 
   // [T, in] -> [T, out] on the autograd graph, of the weight's type. Backward ADDS to the gradients of the slots; the
   // base gets none. Under nn::checkpointed the first input must require a gradient, or no backward is run.
@@ -95,6 +99,7 @@ class AdapterStore {
   std::vector<Slot> slots_;
   std::int64_t r_max_;
   LoraBackend backend_;
+  std::int64_t changes_ = 0;
   std::shared_ptr<const LoraPass> pass_;
   at::Tensor anchor_;  // requires a gradient, so that backward comes when x does not
 };
