@@ -13,6 +13,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <chrono>
+#include <cmath>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -145,7 +147,7 @@ std::vector<Row> rows_of(const std::string& problem) {
                                                                                                    problem.size();
   if (!problem.starts_with("jobs-") || std::from_chars(from, end, jobs).ptr != end || jobs < 1 || jobs > 128)
     throw UsageError("--problem", problem + " is not known",
-                     "take jobs, jobs-N, lengths, many, qwen3-0.6b, qwen3-1.7b or tiny");
+                     "take jobs, jobs-N, lengths, many, qwen3-0.6b, qwen3-1.7b, peers or tiny");
   return {{.jobs = jobs, .checkpointing = jobs > 32}};
 }
 
@@ -175,8 +177,53 @@ void measure(const Options& o, const CausalLm& model, const Row& row, nlohmann::
                     {"peak_gib", peak_device_memory_gib({at::kCUDA, 0})}});
 }
 
+// One after the other: two of them would not fit into 80 GB.
+void measure_peer(const Options& o, const std::string& arm, const Row& row, nlohmann::json& rows) {
+  const Scratch scratch;
+  const std::vector<std::string> words{"--arm",     arm,
+                                       "--config",  config_of(row.model).dump(),
+                                       "--samples", std::to_string(row.jobs * row.samples),
+                                       "--tokens",  std::to_string(row.tokens),
+                                       "--device",  "cuda"};
+  Arm peer(arm, peer_arm("lora_step.py", words, scratch.path("peer")), 1, scratch.path("peer"));
+  nlohmann::json found;
+  if (peer.ready(std::chrono::seconds(300))) {
+    alternate({&peer}, 3, o.blocks);
+    found = peer.row();
+    if (peer.skipped().empty()) found["tokens_per_s"] = double(row.pass_tokens()) / peer.median_ms() * 1e3;
+    if (const auto memory = peer.skipped().empty() ? peer.ask("memory") : std::nullopt) found.update(*memory);
+  } else {
+    found = peer.row();
+  }
+  found.update({{"model", row.model}, {"jobs", row.jobs}, {"samples", row.samples}, {"tokens", row.tokens}});
+  rows.push_back(found);
+}
+
+nlohmann::json peers(const Options& o) {
+  const Row one{.jobs = 1, .ranks = {16}}, four{.jobs = 1, .samples = 4, .ranks = {16}}, many{.jobs = 32};
+  nlohmann::json rows = nlohmann::json::array();
+  {
+    const CausalLm model = CausalLm::random(parse_causal_lm_config(config_of(one.model).dump(), "benchmark"), 1,
+                                            {at::kCUDA, 0}, at::kBFloat16);
+    for (const Row& row : {one, four, many}) measure(o, model, row, rows);
+  }
+  release_device_memory();
+  measure_peer(o, "base compile", many, rows);
+  measure_peer(o, "peft graph", one, rows);
+  measure_peer(o, "peft graph", four, rows);
+  measure_peer(o, "peft eager", one, rows);
+  double base = INFINITY;
+  for (const auto& r : rows)
+    if (r["jobs"] == 32 && r["arm"] != "adapters" && r.contains("step_ms"))
+      base = std::min(base, r["step_ms"].get<double>());
+  for (auto& r : rows)
+    if (r["jobs"] == 32 && r.contains("step_ms")) r["over_fastest_base"] = r["step_ms"].get<double>() / base;
+  return rows;
+}
+
 nlohmann::json run(const Options& o) {
   need_gpu(o.name);
+  if (o.problem == "peers") return peers(o);
   nlohmann::json rows = nlohmann::json::array();
   std::optional<CausalLm> model;
   std::string name;
@@ -192,7 +239,7 @@ nlohmann::json run(const Options& o) {
 
 const Benchmarks::Entry entry({"lora_step",
                                "training steps of 1 to 1,024 adapters on one frozen backbone on a GPU (--problem jobs, "
-                               "jobs-N, lengths, many, qwen3-0.6b, qwen3-1.7b)",
+                               "jobs-N, lengths, many, qwen3-0.6b, qwen3-1.7b, peers)",
                                run, nullptr});
 
 }  // namespace
