@@ -100,7 +100,7 @@ class Steps {
   void recorded_base() {
     if (!graph_) {
       store_->begin({}, true);
-      graph_ = make_step_graph();
+      graph_ = make_step_graph(0, GraphMemory::shared);
       graph_->capture([&] { base(); });
     }
     graph_->replay();

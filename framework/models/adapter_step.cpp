@@ -94,7 +94,8 @@ AdapterStep::Kind* AdapterStep::kind_of(const AdapterBatch& batch) {
   return nullptr;
 }
 
-void AdapterStep::record(Kind& kind, const AdapterBatch& batch) {
+// False: this step cannot be recorded, and no other is tried.
+bool AdapterStep::record(Kind& kind, const AdapterBatch& batch) {
   kind.batch = batch;
   kind.batch.tokens.ids = batch.tokens.ids.clone();
   kind.batch.labels = batch.labels.clone();
@@ -104,15 +105,21 @@ void AdapterStep::record(Kind& kind, const AdapterBatch& batch) {
   store_.begin(batch.rows, true);
   kind.pass = store_.pass();
   kind.layout = model_.layout(batch.tokens);
-  kind.graph = make_step_graph();
-  kind.graph->capture([&] { kind.losses.copy_(enqueue(kind.batch, kind.places)); });
-  ++recorded_;
+  auto graph = make_step_graph(model_.device().index(), GraphMemory::shared);
+  if (graph) try {
+      graph->capture([this, &kind] { kind.losses.copy_(enqueue(kind.batch, kind.places)); });
+      kind.graph = std::move(graph);
+      ++recorded_;
+      return true;
+    } catch (const std::exception&) {  // nothing of it has run
+    }
+  record_ = false;
+  return false;
 }
 
 at::Tensor AdapterStep::run(const AdapterBatch& batch) {
   Kind* kind = kind_of(batch);
-  if (!kind) return plain(batch);
-  if (!kind->graph) record(*kind, batch);
+  if (!kind || (!kind->graph && !record(*kind, batch))) return plain(batch);
   kind->batch.tokens.ids.copy_(batch.tokens.ids, true);
   kind->batch.labels.copy_(batch.labels, true);
   kind->places.counts.copy_(to_device(batch.counts, model_.device()));

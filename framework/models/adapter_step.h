@@ -39,7 +39,7 @@ class AdapterStep {
   Places places_of(const AdapterBatch& batch) const;
   at::Tensor enqueue(const AdapterBatch& batch, const Places& places);
   at::Tensor plain(const AdapterBatch& batch);
-  void record(Kind& kind, const AdapterBatch& batch);
+  bool record(Kind& kind, const AdapterBatch& batch);
   Kind* kind_of(const AdapterBatch& batch);
 
   const CausalLm& model_;

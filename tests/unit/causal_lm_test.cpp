@@ -233,7 +233,12 @@ TEST(LmOps, ANormWithoutItsSumAndATrainedOne) {
 // What a graph is to AdapterStep: work that runs when it is replayed, on what lies in the recorded places then.
 struct Replayed : StepGraph {
   std::function<void()> work;
-  void capture(const std::function<void()>& f) override { work = f; }
+  static inline bool refuse = false;
+  std::size_t capture(const std::function<void()>& f) override {
+    if (refuse) throw std::runtime_error("not permitted when a stream is capturing");
+    work = f;
+    return 1;
+  }
   void replay() override { work(); }
 };
 
@@ -272,13 +277,19 @@ std::vector<at::Tensor> adapter_steps(bool record, std::int64_t& recorded) {
 }
 
 TEST(AdapterStep, RecordedStepsAreThePlainOnes) {
-  set_step_graphs([]() -> std::unique_ptr<StepGraph> { return std::make_unique<Replayed>(); });
+  set_step_graphs([](int, GraphMemory) -> std::unique_ptr<StepGraph> { return std::make_unique<Replayed>(); });
   std::int64_t none = 0, some = 0;
   const auto plain = adapter_steps(false, none), recorded = adapter_steps(true, some);
   EXPECT_EQ(none, 0);
   EXPECT_EQ(some, 4);  // two compositions, before and after the slot changed
   for (std::size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(at::equal(plain[i], recorded[i])) << i;
   EXPECT_GT((plain[0] - plain[10]).abs().max().item<double>(), 0);
+  Replayed::refuse = true;  // what cannot be recorded runs as it is
+  const auto refused = adapter_steps(true, some);
+  Replayed::refuse = false;
+  set_step_graphs(nullptr);
+  EXPECT_EQ(some, 0);
+  for (std::size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(at::equal(plain[i], refused[i])) << i;
 }
 
 // Losses are the jobs' own means, and a job's gradient is what autograd finds of its mean alone.
