@@ -28,7 +28,7 @@ struct Row {
   std::int64_t jobs = 32, samples = 1, tokens = 512;  // samples: of a job in a step
   std::vector<std::int64_t> ranks = {8, 16, 32, 64};  // in turn
   std::vector<std::string> targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
-  bool checkpointing = false, empty_slots = false;
+  bool checkpointing = false, empty_slots = false, fp8 = false;
 
   std::int64_t pass_tokens() const { return jobs * samples * tokens; }
 };
@@ -74,6 +74,7 @@ class Steps {
     config.targets = row.targets;
     store_ = make_adapter_store(model_, std::span(&config, 1), row.empty_slots ? row.jobs * 5 / 4 : row.jobs,
                                 nn::LoraBackend::kernels);
+    if (row.fp8) store_->set_fp8_base();
     optimizer_.emplace(*store_);
     const at::TensorOptions longs = at::TensorOptions(model_.device()).dtype(at::kLong);
     batch_.tokens = {at::randint(model_.config().vocab, {row.pass_tokens()}, longs),
@@ -105,6 +106,12 @@ class Steps {
     }
     graph_->replay();
   }
+  // Of the base alone, [tokens of one sample, vocab].
+  at::Tensor logits() {
+    const at::NoGradGuard no_grad;
+    store_->begin({}, false);
+    return model_.logits(model_.hidden({batch_.tokens.ids.narrow(0, 0, row_.tokens), {row_.tokens}})).to(at::kFloat);
+  }
   void adapted(bool graph) { (graph ? *recorded_ : *plain_).run(batch_); }
 
  private:
@@ -135,6 +142,7 @@ std::vector<Row> rows_of(const std::string& problem) {
       for (const std::int64_t jobs : {1, 8}) rows.push_back({.jobs = jobs, .tokens = tokens});
     return rows;
   }
+  if (problem == "fp8") return {{.jobs = 32}, {.jobs = 32, .fp8 = true}};
   if (problem == "many") {
     const std::vector<std::int64_t> ranks{4, 8, 16};
     const std::vector<std::string> targets{"q_proj", "v_proj"};
@@ -147,8 +155,22 @@ std::vector<Row> rows_of(const std::string& problem) {
                                                                                                    problem.size();
   if (!problem.starts_with("jobs-") || std::from_chars(from, end, jobs).ptr != end || jobs < 1 || jobs > 128)
     throw UsageError("--problem", problem + " is not known",
-                     "take jobs, jobs-N, lengths, many, qwen3-0.6b, qwen3-1.7b, peers or tiny");
+                     "take jobs, jobs-N, lengths, many, qwen3-0.6b, qwen3-1.7b, fp8, peers or tiny");
   return {{.jobs = jobs, .checkpointing = jobs > 32}};
+}
+
+// Root mean square of what differs over that of the logits, and how often the likeliest token is another.
+nlohmann::json fp8_error(const CausalLm& model) {
+  const Row row{.jobs = 4};
+  Row narrow = row;
+  narrow.fp8 = true;
+  at::manual_seed(1);
+  const at::Tensor exact = Steps(model, row).logits();
+  at::manual_seed(1);
+  const at::Tensor found = Steps(model, narrow).logits();
+  return {{"arm", "logits of the FP8 base"},
+          {"relative_error", ((found - exact).norm() / exact.norm()).item<double>()},
+          {"other_choices", found.argmax(1).ne(exact.argmax(1)).to(at::kFloat).mean().item<double>()}};
 }
 
 void measure(const Options& o, const CausalLm& model, const Row& row, nlohmann::json& rows) {
@@ -170,6 +192,7 @@ void measure(const Options& o, const CausalLm& model, const Row& row, nlohmann::
                     {"samples", row.samples},
                     {"tokens", row.tokens},
                     {"checkpointing", row.checkpointing},
+                    {"fp8", row.fp8},
                     {"step_ms", arm.median()},
                     {"low_ms", *std::min_element(arm.ms.begin(), arm.ms.end())},
                     {"tokens_per_s", double(row.pass_tokens()) / arm.median() * 1e3},
@@ -234,12 +257,13 @@ nlohmann::json run(const Options& o) {
     name = row.model;
     measure(o, *model, row, rows);
   }
+  if (o.problem == "fp8") rows.push_back(fp8_error(*model));
   return rows;
 }
 
 const Benchmarks::Entry entry({"lora_step",
                                "training steps of 1 to 1,024 adapters on one frozen backbone on a GPU (--problem jobs, "
-                               "jobs-N, lengths, many, qwen3-0.6b, qwen3-1.7b, peers)",
+                               "jobs-N, lengths, many, qwen3-0.6b, qwen3-1.7b, fp8, peers)",
                                run, nullptr});
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "data/rng.h"
 #include "framework/base/tensor.h"
+#include "framework/nn/fp8_matrix.h"
 #include "framework/nn/lora_pass.h"
 
 #include <algorithm>
@@ -80,6 +81,7 @@ AdapterStore::AdapterStore(std::vector<Projection> targets, std::int64_t slots, 
     if (t.weight.dtype() != options.dtype() || t.weight.device() != options.device())
       throw UsageError(t.name, "its weight differs in type or device from that of " + targets_[0].name);
   for (const auto& t : targets_) modules_.push_back(dropout_module(t.name));
+  fp8_.resize(targets_.size());
   anchor_ = at::zeros({}, options).set_requires_grad(true);
   pass_ = std::make_shared<LoraPass>();
 }
@@ -95,6 +97,13 @@ std::shared_ptr<const void> AdapterStore::pass() const { return pass_; }
 void AdapterStore::set_base(std::int64_t target, at::Tensor weight, at::Tensor bias) {
   targets_[std::size_t(target)].weight = std::move(weight);
   targets_[std::size_t(target)].bias = std::move(bias);
+}
+
+void AdapterStore::set_fp8_base() {
+  const at::NoGradGuard no_grad;
+  for (std::size_t t = 0; t < targets_.size(); ++t)
+    fp8_[t] = std::make_shared<const Fp8Matrix>(fp8_matrix(targets_[t].weight));
+  ++changes_;
 }
 
 void AdapterStore::check_slot(std::int64_t slot, bool filled, const char* what) const {

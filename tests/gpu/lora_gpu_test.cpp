@@ -4,6 +4,7 @@
 #include "framework/losses/token_loss.h"
 #include "framework/models/adapter_step.h"
 #include "framework/models/adapters.h"
+#include "framework/nn/fp8_matrix.h"
 #include "framework/nn/lm_ops.h"
 
 #include <cmath>
@@ -219,6 +220,25 @@ TEST(Gpu, LmKernelsEqualTheHosts) {
     const auto got = pointwise({at::kCUDA, 0}, type);
     for (std::size_t i = 0; i < want.size(); ++i)
       EXPECT_LE(off(got[i], want[i]), type == at::kFloat ? 2e-5 : 3e-2) << "tensor " << i;
+  }
+}
+
+TEST(Gpu, Fp8RowsAreTheHosts) {
+  if (no_gpu()) GTEST_SKIP() << "no GPU";
+  at::manual_seed(12);
+  for (const std::int64_t width : {64, 2048, 5632}) {
+    const at::Tensor x = at::randn({33, width}).to(at::kBFloat16),
+                     w = (at::randn({96, width}) * 0.02).to(at::kBFloat16);
+    const at::Tensor bias = at::randn({96}).to(at::kBFloat16);
+    x[7].zero_();
+    const Fp8Rows host = fp8_rows(x), device = fp8_rows(x.cuda());
+    EXPECT_TRUE(same_bits(host.values.view(at::kByte), device.values.view(at::kByte))) << width;
+    EXPECT_TRUE(same_bits(host.scales, device.scales)) << width;
+    const Fp8Matrix hw = fp8_matrix(w), dw = fp8_matrix(w.cuda());
+    EXPECT_LE(
+        off(fp8_product(device, dw.rows, bias.cuda(), at::kBFloat16), fp8_product(host, hw.rows, bias, at::kBFloat16)),
+        1e-2)
+        << width;
   }
 }
 
