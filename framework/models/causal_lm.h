@@ -75,6 +75,8 @@ class CausalLm {
   // Called before a layer runs, in forward and when it runs again in backward.
   void set_before_layer(std::function<void(std::int64_t layer)> f) { before_layer_ = std::move(f); }
 
+  // Where the samples of a batch lie; kept until a batch of other lengths comes.
+  std::shared_ptr<const nn::SampleLayout> layout(const TokenBatch& batch) const;
   // [T, hidden], after the last norm. UsageError: a sample longer than the model's positions.
   at::Tensor hidden(const TokenBatch& batch) const;
   // The same for tokens that go on from `cache`, which grows. No gradient.
@@ -86,15 +88,21 @@ class CausalLm {
 
  private:
   struct Pass;
+  // What flows past the layers: x + change, of which the next norm makes the sum.
+  struct Stream {
+    at::Tensor x, change;  // no change: x
+    at::Tensor whole() const;
+  };
   using Visit = std::function<void(const LmWeight&, at::Tensor&)>;
   void visit(const Visit& f);
   void visit_layer(std::int64_t i, const Visit& f);
   at::Tensor apply(const LmLinear& l, const at::Tensor& x) const;
   std::vector<at::Tensor> apply(std::initializer_list<const LmLinear*> all, const at::Tensor& x) const;
   at::Tensor norm(const LmNorm& n, const at::Tensor& x) const;
+  std::pair<at::Tensor, at::Tensor> normed(const LmNorm& n, const Stream& s) const;  // the sum, and what n makes of it
   at::Tensor attention(std::int64_t layer, const at::Tensor& x, const Pass& pass) const;
   at::Tensor mlp(const LmLayer& l, const at::Tensor& x) const;
-  at::Tensor layer(std::int64_t i, const at::Tensor& x, const Pass& pass) const;
+  Stream layer(std::int64_t i, const Stream& s, const Pass& pass) const;
   at::Tensor embed(const TokenBatch& batch, Pass& pass) const;
   void check(const TokenBatch& batch, const nn::KvCache* cache) const;
 

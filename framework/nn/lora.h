@@ -45,6 +45,7 @@ struct AdapterTensors {
 };
 
 struct LoraPass;
+struct Fp8Matrix;
 
 class AdapterStore {
  public:
@@ -60,6 +61,10 @@ class AdapterStore {
   void set_backend(LoraBackend backend);  // of passes that begin from now on
   // A backbone whose weights move (sharded, gathered layer by layer): what `target` is from now on.
   void set_base(std::int64_t target, at::Tensor weight, at::Tensor bias);
+
+  // From now on the base's products are in FP8, e4m3 with a scale a row (nn/fp8_matrix.h); made of the weights as they
+  // are, which stay. Widths must be multiples of 16.
+  void set_fp8_base();
 
   // A free slot gets an adapter as PEFT initializes it, or with these flat weights. Throws UsageError.
   void fill(std::int64_t slot, const AdapterInit& init, const at::Tensor& flat = {});
@@ -79,6 +84,10 @@ class AdapterStore {
   // Backward of an earlier pass is still right. Throws UsageError.
   void begin(std::vector<SlotRows> rows, bool training);
   void zero_gradients();
+  // Of the composition: while it is held, tables that a recorded pass reads stay where they are.
+  std::shared_ptr<const void> pass() const;
+  // Counts up when the memory of any adapter moved.
+  std::int64_t changes() const { return changes_; }
 
   // [T, in] -> [T, out] on the autograd graph, of the weight's type. Backward ADDS to the gradients of the slots; the
   // base gets none. Under nn::checkpointed the first input must require a gradient, or no backward is run.
@@ -91,10 +100,12 @@ class AdapterStore {
   void check_slot(std::int64_t slot, bool filled, const char* what) const;
 
   std::vector<Projection> targets_;
-  std::vector<std::uint32_t> modules_;  // names of targets, as dropout knows them
+  std::vector<std::shared_ptr<const Fp8Matrix>> fp8_;  // of a target, or null
+  std::vector<std::uint32_t> modules_;                 // names of targets, as dropout knows them
   std::vector<Slot> slots_;
   std::int64_t r_max_;
   LoraBackend backend_;
+  std::int64_t changes_ = 0;
   std::shared_ptr<const LoraPass> pass_;
   at::Tensor anchor_;  // requires a gradient, so that backward comes when x does not
 };

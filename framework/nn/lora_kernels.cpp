@@ -152,19 +152,17 @@ at::Tensor dropped(const LoraPass& pass, std::uint32_t module, const at::Tensor&
 
 bool lora_comes_first(const LoraCall& call, std::int64_t tokens) {
   bool all = call.pass->rows_from_0 == tokens;
-  for (const auto& t : call.targets) all = all && call.pass->by_all[std::size_t(t.index)];
+  // No FP8 product adds onto what is there.
+  for (const auto& t : call.targets) all = all && call.pass->by_all[std::size_t(t.index)] && !t.fp8;
   return all;
 }
 
 std::vector<at::Tensor> kernels_forward(const LoraCall& call, const at::Tensor& x, std::vector<at::Tensor>& kept) {
   const bool first = lora_comes_first(call, x.size(0));
   std::vector<at::Tensor> y;
-  for (const auto& t : call.targets) {
-    if (first)
-      y.push_back(at::empty({x.size(0), t.weight.size(0)}, x.options()));
-    else
-      y.push_back(t.bias.defined() ? at::addmm(t.bias, x, t.weight.t()) : at::mm(x, t.weight.t()));
-  }
+  BaseProducts base(x);
+  for (const auto& t : call.targets)
+    y.push_back(first ? at::empty({x.size(0), t.weight.size(0)}, x.options()) : base(t));
   for (const Some& some : in_threes(call, x.size(0))) {
     kept.push_back(shrink(some, false, inputs(some, x)));
     expand_forward(some, kept.back(), y, !first);
@@ -178,12 +176,7 @@ at::Tensor kernels_backward(const LoraCall& call, const at::Tensor& x, const std
   const bool first = lora_comes_first(call, x.size(0));
   at::Tensor dx;
   const auto base = [&] {
-    for (std::size_t i = 0; wanted && i < call.targets.size(); ++i) {
-      if (dx.defined())
-        dx.addmm_(dy[i], call.targets[i].weight);
-      else
-        dx = at::mm(dy[i], call.targets[i].weight);
-    }
+    for (std::size_t i = 0; wanted && i < call.targets.size(); ++i) add_base_gradient(call.targets[i], dy[i], dx);
   };
   if (!first) base();
   std::size_t next = 0;

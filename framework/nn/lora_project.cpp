@@ -52,12 +52,31 @@ bool adapted(const LoraPass& pass, const LoraTarget& t) {
 
 }  // namespace
 
+at::Tensor BaseProducts::operator()(const LoraTarget& t) {
+  if (t.fp8) {
+    if (!rows_) rows_ = fp8_rows(x_);
+    return fp8_product(*rows_, t.fp8->rows, t.bias, x_.scalar_type());
+  }
+  return t.bias.defined() ? at::addmm(t.bias, x_, t.weight.t()) : at::mm(x_, t.weight.t());
+}
+
+void add_base_gradient(const LoraTarget& t, const at::Tensor& dy, at::Tensor& dx) {
+  if (!t.fp8 && dx.defined()) {
+    dx.addmm_(dy, t.weight);
+    return;
+  }
+  const at::Tensor found =
+      t.fp8 ? fp8_product(fp8_rows(dy), t.fp8->columns, {}, dy.scalar_type()) : at::mm(dy, t.weight);
+  dx = dx.defined() ? dx.add_(found) : found;
+}
+
 std::vector<at::Tensor> lora_forward(const LoraCall& call, const at::Tensor& x, std::vector<at::Tensor>& kept) {
   const LoraPass& pass = *call.pass;
   if (pass.backend == LoraBackend::kernels && !pass.groups.empty()) return kernels_forward(call, x, kept);
   std::vector<at::Tensor> all;
+  BaseProducts base(x);
   for (const auto& t : call.targets) {
-    all.push_back(t.bias.defined() ? at::addmm(t.bias, x, t.weight.t()) : at::mm(x, t.weight.t()));
+    all.push_back(base(t));
     kept.push_back(adapted(pass, t) ? arm_of(pass).forward(pass, t.index, dropped(pass, t.module, x), all.back())
                                     : at::Tensor());
   }
@@ -71,8 +90,7 @@ at::Tensor lora_backward(const LoraCall& call, const at::Tensor& x, const std::v
   at::Tensor dx;
   for (std::size_t i = 0; i < call.targets.size(); ++i) {
     const auto& t = call.targets[i];
-    if (wanted && i == 0) dx = at::mm(dy[i], t.weight);
-    if (wanted && i > 0) dx.addmm_(dy[i], t.weight);
+    if (wanted) add_base_gradient(t, dy[i], dx);
     if (!adapted(pass, t)) continue;
     at::Tensor change = wanted && pass.dropout ? at::zeros_like(dx) : dx;
     arm_of(pass).backward(pass, t.index, dropped(pass, t.module, x), kept[i], dy[i], change);
@@ -93,7 +111,7 @@ std::vector<at::Tensor> AdapterStore::project(std::span<const std::int64_t> targ
     const at::Tensor& weight = targets_.at(t).weight;
     if (x.dim() != 2 || x.size(1) != weight.size(1) || x.scalar_type() != weight.scalar_type())
       throw Error(ExitCode::bug, "project", targets_[t].name + " has another width or type than its input");
-    kept->call.targets.push_back({target, modules_[t], targets_[t].weight, targets_[t].bias});
+    kept->call.targets.push_back({target, modules_[t], targets_[t].weight, targets_[t].bias, fp8_[t]});
   }
   return Adapted::apply(x.contiguous(), anchor_, kept);
 }

@@ -84,6 +84,7 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
     gathers_ = ranks.split(0, ranks.rank());
     sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_);
   }
+  step_ = std::make_unique<AdapterStep>(model_, *store_, *optimizer_, model_.device().is_cuda() && !sharded_);
   cap_validation();
   nlohmann::ordered_json header{{"task", task.name}, {"total_steps", nlohmann::json::object()}};
   for (const auto& j : jobs_) header["total_steps"][j.candidate().job] = j.total_steps();

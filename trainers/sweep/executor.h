@@ -9,7 +9,7 @@
 #include "comm/communicator.h"
 #include "framework/formats/peft.h"
 #include "framework/io/checkpoint.h"
-#include "framework/models/causal_lm.h"
+#include "framework/models/adapter_step.h"
 #include "trainers/sweep/job.h"
 #include "trainers/sweep/journal.h"
 #include "trainers/sweep/pack.h"
@@ -90,6 +90,7 @@ class Executor {
   bool due(std::int64_t job) const;
   bool here(std::int64_t job) const;  // in a slot of this rank
   void train_pass();
+  at::Tensor preference_step(const Pack& pack, const std::vector<std::int64_t>& in_pack);
   void evaluate_pass();
   void begin_evaluation();
   void finish_evaluation();
@@ -115,6 +116,7 @@ class Executor {
   std::unique_ptr<nn::AdapterOptimizer> optimizer_;
   std::unique_ptr<Communicator> gathers_;
   std::unique_ptr<ShardedBackbone> sharded_;
+  std::unique_ptr<AdapterStep> step_;
   std::vector<Job> jobs_;  // all of the task; those of other ranks stay as they began
   std::unique_ptr<Roster> roster_;
   Journal journal_;

@@ -18,8 +18,6 @@ at::Tensor Executor::losses_of(const Pack& pack) {
   return token_losses(hidden, model_.head(), pack.labels(model_.device()));
 }
 
-// Each job's mean over what counts in its own batch; the sum of those means is what backward begins at, so every
-// adapter's gradient is that of the job alone.
 void Executor::train_pass() {
   Pack pack;
   std::vector<std::int64_t> in_pack;
@@ -35,6 +33,13 @@ void Executor::train_pass() {
     if (sharded_) sharded_->empty_pass(true);
     return;
   }
+  const at::Tensor now =
+      task_.objective == "dpo" ? preference_step(pack, in_pack) : step_->run(pack.batch(model_.device())).clone();
+  for (std::size_t k = 0; k < in_pack.size(); ++k) jobs_[std::size_t(in_pack[k])].stepped(now[std::int64_t(k)]);
+}
+
+// As AdapterStep does it, with pairs in place of tokens.
+at::Tensor Executor::preference_step(const Pack& pack, const std::vector<std::int64_t>& in_pack) {
   store_->begin(pack.rows(), true);
   const at::Tensor losses = losses_of(pack);
   std::vector<at::Tensor> means;
@@ -45,7 +50,7 @@ void Executor::train_pass() {
   at::Tensor by_slot = at::zeros({store_->slots()}, now.options());
   by_slot.index_copy_(0, to_device(at::tensor(in_pack, at::kLong), now.device()), now);
   optimizer_->step(in_pack, by_slot);
-  for (std::size_t k = 0; k < in_pack.size(); ++k) jobs_[std::size_t(in_pack[k])].stepped(now[std::int64_t(k)]);
+  return now;
 }
 
 void Executor::begin_evaluation() {
