@@ -39,7 +39,7 @@ TEST(DitOnGpu, AdaLayerNormIsThatOfTheHost) {
     for (const auto type : {at::kFloat, at::kBFloat16}) {
       const at::Tensor x = draw({2, 7, width}, type), y = draw({2, 7, width}, type), m = draw({2, 3 * width}, type);
       const auto parts = dit::cut(m, 3), there = dit::cut(m.to(gpu), 3);
-      const double limit = type == at::kFloat ? 1e-5 : 0.03;
+      const double limit = type == at::kFloat ? 1e-5 : 0.1;  // one rounding of a value of 5 deviations
       EXPECT_LT(off(dit::modulated(x.to(gpu), there[0], there[1]), dit::modulated(x, parts[0], parts[1])), limit);
       EXPECT_TRUE(dit::gated(x.to(gpu), there[2], y.to(gpu)).cpu().equal(dit::gated(x, parts[2], y)) ||
                   type == at::kFloat);
@@ -92,7 +92,7 @@ TEST(DitOnGpu, AttentionReturnsItsSum) {
       const auto there = [&](const at::Tensor& t) {
         return t.to(gpu, type).transpose(1, 2).contiguous().transpose(1, 2);
       };
-      const double scale = 1 / std::sqrt(128.0), limit = type == at::kFloat ? 1e-5 : 0.05;
+      const double scale = 1 / std::sqrt(128.0), limit = type == at::kFloat ? 1e-4 : 0.05;
       const auto ours = nn::attention_part(there(q), there(k), there(v), scale),
                  truth = nn::attention_part(q, k, v, scale);
       ASSERT_EQ(ours.lse.sizes(), truth.lse.sizes());
@@ -194,7 +194,7 @@ TEST(DitOnGpu, RecordedForwardsAreThePlainOnes) {
 TEST(DitOnGpu, AnchoringHoldsNoScores) {
   if (no_gpu()) GTEST_SKIP() << "no GPU";
   const at::NoGradGuard none;
-  const std::int64_t n = 16384, heads = 4;
+  const std::int64_t n = 32768, heads = 4;
   const auto options = at::TensorOptions(gpu).dtype(at::kBFloat16);
   const at::Tensor q = at::randn({1, n, heads, 128}, options).transpose(1, 2);
   nn::joint_attention(q, q, q, 0, 256, {0.088, 1.3, false});
@@ -202,8 +202,8 @@ TEST(DitOnGpu, AnchoringHoldsNoScores) {
   nn::joint_attention(q, q, q, 0, 256, {0.088, 1.3, false});
   const double more = (peak_device_memory_gib(gpu) - before) * double(1 << 30);
   EXPECT_LT(more, 1.0);                                                       // the first call's peak is not passed
-  // A mask alone: n^2 2 bytes = 512 MiB, scores 2 GiB.
-  EXPECT_LT(peak_device_memory_gib(gpu) * double(1 << 30), 1.5 * double(n) * double(n));
+  // A mask alone: n^2 2 bytes = 2 GiB, scores 8 GiB.
+  EXPECT_LT(peak_device_memory_gib(gpu) * double(1 << 30), double(n) * double(n));
 }
 
 }  // namespace
