@@ -65,8 +65,8 @@ class Forwards {
     at::manual_seed(1);  // one picture for all ranks
     const at::Tensor x = at::randn({1, 16, 1, c.side / 8, c.side / 8}, options);
     const at::Tensor t = at::full({1}, 0.7, options.dtype(at::kFloat));
-    const Conditioning condition{at::randn({1, flux_text_tokens, 4096}, options), at::randn({1, 768}, options), {}, {},
-                                 {}};
+    const Conditioning condition{
+        at::randn({1, flux_text_tokens, 4096}, options), at::randn({1, 768}, options), {}, {}, {}};
     const auto parallel = c.way == "none" ? nullptr : sequence_parallel(c.way, *ranks_);
     DitHooks hooks;
     hooks.parallel = parallel.get();
@@ -135,8 +135,8 @@ class Bench {
     std::vector<std::string> peers{"ulysses", "ring"};
     if (problem_.compile) peers.push_back("ulysses_compiled");
     for (const auto& peer : peers) {
-      const std::vector<std::string> words{"--way", peer, "--config", flux_shape(false, true).dump(), "--port",
-                                           std::to_string(free_port())};
+      const std::vector<std::string> words{
+          "--way", peer, "--config", flux_shape(false, true).dump(), "--port", std::to_string(free_port())};
       Arm& arm = start("diffusers " + peer, most, peer_arm("dit_ranks.py", words, scratch_.path(peer), most), peer);
       add(arm, "diffusers " + peer, peer, most);
     }
@@ -171,8 +171,7 @@ class Bench {
     return *arms_.emplace_back(std::make_unique<Arm>(name, command, ranks, scratch_.path(folder)));
   }
   void add(Arm& arm, const std::string& name, const std::string& way, int ranks) {
-    for (const auto side : problem_.sides)
-      rows_.push_back({&arm, Case(way + " " + std::to_string(side)), name, ranks});
+    for (const auto side : problem_.sides) rows_.push_back({&arm, Case(way + " " + std::to_string(side)), name, ranks});
   }
   const Row* alone(std::int64_t side) const {
     for (const auto& row : rows_)

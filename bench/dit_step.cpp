@@ -1,7 +1,7 @@
 // One forward of FLUX's shape with random weights beside diffusers' own: 4 + 8 blocks (or all 19 + 38: "whole"), 24
 // heads of 128, bf16, one picture, 256 text tokens, on one GPU; on a CPU a small one in f32. Arms of ours: op by op,
 // recorded as a CUDA graph, the latter with text anchoring, and of a part of the tokens against cached keys (--problem
-// "1024 whole").
+// "1024 whole"). With "autotune" diffusers is also compiled whole, every product tuned, which takes minutes.
 #include "bench/bench.h"
 #include "bench/flux_shape.h"
 #include "comm/error.h"
@@ -19,11 +19,14 @@ namespace {
 
 struct Problem {
   std::int64_t side = 1024;  // pixels; 16 a token
-  bool whole = false;
+  bool whole = false, autotune = false;
 
-  explicit Problem(const std::string& text) : side(std::atoll(text.c_str())), whole(text.ends_with("whole")) {
+  explicit Problem(const std::string& text)
+      : side(std::atoll(text.c_str())),
+        whole(text.find("whole") != std::string::npos),
+        autotune(text.find("autotune") != std::string::npos) {
     if (side < 64 || side > 8192 || side % 16)
-      throw UsageError("--problem", text, "512, 1024, 2048 or 4096, or \"1024 whole\"");
+      throw UsageError("--problem", text, "512, 1024, 2048 or 4096, or \"1024 whole\", \"1024 autotune\"");
   }
 };
 
@@ -87,6 +90,7 @@ nlohmann::json measure(const Options& o, const std::string& problem) {
   if (gpu) ours.insert(ours.end(), {"graph", "text anchor", "sparse 0.5", "sparse 0.26", "sparse 0.125"});
   std::vector<std::string> peers{"eager"};
   if (gpu) peers.insert(peers.end(), {"graph", "compile"});
+  if (gpu && p.autotune) peers.push_back("autotune");
   for (const auto& name : ours)
     arms.push_back(std::make_unique<Arm>("trireme " + name, own_arm(o, name, problem, 1, scratch.path("own " + name)),
                                          1, scratch.path("own " + name)));

@@ -1,6 +1,6 @@
 // Milliseconds a step of the arms of a sampling file, on 1, 2, 4 .. --ranks ranks (on a GPU: at most as many as there
-// are GPUs), arms and ranks in turn: --problem "recipes/sdit/speed.yaml key=value ...". A block is a whole picture of an
-// arm without files. Of tiles: how near the time of one rank's tiles, shared out evenly, comes.
+// are GPUs), arms and ranks in turn: --problem "recipes/sdit/speed.yaml key=value ...". A block is a whole picture of
+// an arm without files. Of tiles: how near the time of one rank's tiles, shared out evenly, comes.
 #include "bench/bench.h"
 #include "comm/device.h"
 #include "comm/error.h"
@@ -37,7 +37,8 @@ SampleJob job_of(const Options& o) {
     pending.clear();
   }
   SampleJob job = sample::read_job(file, overrides);
-  if (!only.empty()) std::erase_if(job.arms, [&](const auto& c) { return only.find("," + c.arm + ",") == std::string::npos; });
+  if (!only.empty())
+    std::erase_if(job.arms, [&](const auto& c) { return only.find("," + c.arm + ",") == std::string::npos; });
   if (job.arms.empty()) throw UsageError("--problem", "names no arm of " + file, "only=ARM,ARM");
   return job;
 }
@@ -45,7 +46,8 @@ SampleJob job_of(const Options& o) {
 // All arms in one process of one number of ranks, with one model. Answers "run ARM".
 class Arms {
  public:
-  Arms(const Options& o, Communicator& world) : world_(world), job_(job_of(o)), place_(sample::place(job_.arms[0], world)) {
+  Arms(const Options& o, Communicator& world)
+      : world_(world), job_(job_of(o)), place_(sample::place(job_.arms[0], world)) {
     const SampleConfig& first = job_.arms[0];
     json_ = sample::read_model_config(first);
     plan_ = sample::plan_model(json_);

@@ -63,8 +63,8 @@ inline void modulate(const ModulateJob<BrainFloat, float>& job, Place place) { m
 template <class T>
 struct RowNormJob {
   T* x;
-  const T* weight[2];        // of the vectors; the second null: there is one
-  const float *cos, *sin;    // null: no rotation
+  const T* weight[2];      // of the vectors; the second null: there is one
+  const float *cos, *sin;  // null: no rotation
   std::int64_t batch, tokens, row_stride, heads, head_dim, table_stride;
   bool rotate_second;
   float eps;

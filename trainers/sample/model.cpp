@@ -82,16 +82,15 @@ MemoryPlan plan_memory(const SampleConfig& c, const ModelPlan& m, int ranks) {
   const double rows = double(memory.batched ? c.batch : 1) * (halves && !c.guidance_parallel ? 2 : 1);
   // Ranks that share a forward's tokens hold their parts.
   const std::int64_t each = c.ranks_per_picture ? c.ranks_per_picture : ranks;
-  const std::int64_t parts =
-      c.sequence == "none" ? 1 : std::max<std::int64_t>(1, each / (c.guidance_parallel ? 2 : 1));
+  const std::int64_t parts = c.sequence == "none" ? 1 : std::max<std::int64_t>(1, each / (c.guidance_parallel ? 2 : 1));
   const double tokens = double(memory.tokens) / double(parts) + double(m.info.base_text);
   const double weights = double(m.parameters) * element;
   // Residual, normalised, q, k, v, attention and an MLP four times as wide, in and out of its activation.
   const double activations = 14 * rows * tokens * width * element;
-  const double kept = rows * double(memory.cached_layers) * 2 * (double(memory.tokens) + double(m.info.base_text)) *
-                          width * element +
-                      double(c.batch * memory.canvases * m.info.channels * c.frames) *
-                          double(c.size[0] / m.info.latent_factor) * double(c.size[1] / m.info.latent_factor) * 4;
+  const double kept =
+      rows * double(memory.cached_layers) * 2 * (double(memory.tokens) + double(m.info.base_text)) * width * element +
+      double(c.batch * memory.canvases * m.info.channels * c.frames) * double(c.size[0] / m.info.latent_factor) *
+          double(c.size[1] / m.info.latent_factor) * 4;
   MemoryPlan plan{weights + activations + kept, ""};
   char text[320];
   std::snprintf(text, sizeof text,

@@ -77,8 +77,8 @@ Gated modulate(const at::Tensor& residual, const at::Tensor& gate, const at::Ten
 }
 
 template <class T>
-void run_norm_rows(const at::Tensor& x, const QkNorm& weight, std::int64_t heads, const RopeTable& table,
-                   bool rotate_k, double eps) {
+void run_norm_rows(const at::Tensor& x, const QkNorm& weight, std::int64_t heads, const RopeTable& table, bool rotate_k,
+                   double eps) {
   const RopeTable t = table.cos.defined() ? RopeTable{table.cos.contiguous(), table.sin.contiguous()} : table;
   const std::int64_t width = weight.q.size(0);
   const kernels::RowNormJob<T> job{static_cast<T*>(x.mutable_data_ptr()),
