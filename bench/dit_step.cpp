@@ -1,8 +1,9 @@
 // One forward of FLUX's shape with random weights beside diffusers' own: 4 + 8 blocks (or all 19 + 38: "whole"), 24
 // heads of 128, bf16, one picture, 256 text tokens, on one GPU; on a CPU a small one in f32. Arms of ours: op by op,
 // recorded as a CUDA graph, the latter with text anchoring, and of a part of the tokens against cached keys (--problem
-// "1024 whole").
+// "1024 whole"). With "autotune" diffusers is also compiled whole, every product tuned, which takes minutes.
 #include "bench/bench.h"
+#include "bench/flux_shape.h"
 #include "comm/error.h"
 #include "framework/device_info.h"
 #include "framework/graphed_denoiser.h"
@@ -16,32 +17,18 @@
 namespace trireme::bench {
 namespace {
 
-constexpr std::int64_t text_tokens = 256;
-
 struct Problem {
   std::int64_t side = 1024;  // pixels; 16 a token
-  bool whole = false;
+  bool whole = false, autotune = false;
 
-  explicit Problem(const std::string& text) : side(std::atoll(text.c_str())), whole(text.ends_with("whole")) {
+  explicit Problem(const std::string& text)
+      : side(std::atoll(text.c_str())),
+        whole(text.find("whole") != std::string::npos),
+        autotune(text.find("autotune") != std::string::npos) {
     if (side < 64 || side > 8192 || side % 16)
-      throw UsageError("--problem", text, "512, 1024, 2048 or 4096, or \"1024 whole\"");
+      throw UsageError("--problem", text, "512, 1024, 2048 or 4096, or \"1024 whole\", \"1024 autotune\"");
   }
 };
-
-nlohmann::json config_of(const Problem& p, bool gpu) {
-  nlohmann::json c{{"_class_name", "FluxTransformer2DModel"},
-                   {"in_channels", 64},
-                   {"guidance_embeds", false},
-                   {"num_layers", p.whole ? 19 : 4},
-                   {"num_single_layers", p.whole ? 38 : 8},
-                   {"attention_head_dim", 128},
-                   {"num_attention_heads", 24},
-                   {"joint_attention_dim", 4096},
-                   {"pooled_projection_dim", 768},
-                   {"axes_dims_rope", {16, 56, 56}}};
-  if (!gpu) c.update({{"num_layers", 1}, {"num_single_layers", 2}, {"num_attention_heads", 2}});
-  return c;
-}
 
 // The share of tokens in "sparse 0.125"; 1 elsewhere.
 double share_of(const std::string& arm) { return arm.starts_with("sparse ") ? std::atof(arm.c_str() + 7) : 1; }
@@ -52,13 +39,13 @@ void serve(const Options& o, Communicator&) {
   const Problem problem(o.problem);
   const at::Device device = gpu ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
   const at::ScalarType type = gpu ? at::kBFloat16 : at::kFloat;
-  const auto model = random_denoiser(config_of(problem, gpu), 1, device, type);
+  const auto model = random_denoiser(flux_shape(problem.whole, gpu), 1, device, type);
   GraphedDenoiser graphed(*model);
   Denoiser& used = o.arm == "eager" ? *model : graphed;
   const auto options = at::TensorOptions(device).dtype(type);
   const at::Tensor x = at::randn({1, 16, 1, problem.side / 8, problem.side / 8}, options);
   const at::Tensor t = at::full({1}, 0.7, options.dtype(at::kFloat));
-  const Conditioning c{at::randn({1, text_tokens, 4096}, options), at::randn({1, 768}, options), {}, {}, {}};
+  const Conditioning c{at::randn({1, flux_text_tokens, 4096}, options), at::randn({1, 768}, options), {}, {}, {}};
   const std::int64_t tokens = (problem.side / 16) * (problem.side / 16);
   TokenSet set;
   DitHooks hooks;
@@ -90,7 +77,7 @@ void serve(const Options& o, Communicator&) {
 
 // 57 (24 n D^2 + 4 n^2 D) of the whole: weights that meet every token, and attention.
 double teraflops(const Problem& p) {
-  const double n = double(p.side / 16) * double(p.side / 16) + text_tokens, d = 24 * 128;
+  const double n = double(p.side / 16) * double(p.side / 16) + flux_text_tokens, d = 24 * 128;
   return (p.whole ? 57 : 12) * (24 * n * d * d + 4 * n * n * d) / 1e12;
 }
 
@@ -103,13 +90,14 @@ nlohmann::json measure(const Options& o, const std::string& problem) {
   if (gpu) ours.insert(ours.end(), {"graph", "text anchor", "sparse 0.5", "sparse 0.26", "sparse 0.125"});
   std::vector<std::string> peers{"eager"};
   if (gpu) peers.insert(peers.end(), {"graph", "compile"});
+  if (gpu && p.autotune) peers.push_back("autotune");
   for (const auto& name : ours)
     arms.push_back(std::make_unique<Arm>("trireme " + name, own_arm(o, name, problem, 1, scratch.path("own " + name)),
                                          1, scratch.path("own " + name)));
   for (const auto& name : peers) {
     const std::string folder = scratch.path("peer " + name);
     const std::vector<std::string> words{"--arm",    name,
-                                         "--config", config_of(p, gpu).dump(),
+                                         "--config", flux_shape(p.whole, gpu).dump(),
                                          "--side",   std::to_string(p.side),
                                          "--device", gpu ? "cuda" : "cpu"};
     arms.push_back(std::make_unique<Arm>("diffusers " + name, peer_arm("dit_step.py", words, folder), 1, folder));

@@ -1,5 +1,6 @@
 """Peer arms of bench dit_step: diffusers' FluxTransformer2DModel with random weights. eager: as it is; graph: that as a
-CUDA graph; compile: torch.compile (fullgraph, max-autotune) with CUDA graphs. PYTHONPATH names the folder that holds
+CUDA graph; compile: its blocks by torch.compile, then as a CUDA graph; autotune: the whole by torch.compile (fullgraph,
+max-autotune), which has CUDA graphs of its own. PYTHONPATH names the folder that holds
 diffusers (tests/gpu/run pack); beside torch it needs huggingface_hub, safetensors and transformers."""
 import argparse
 import json
@@ -40,10 +41,12 @@ def forward():
 with torch.no_grad():
     step = forward
     if a.arm == "compile":
+        model.compile_repeated_blocks(fullgraph=True)
+    if a.arm == "autotune":
         step = torch.compile(forward, mode="max-autotune", fullgraph=True)
     for _ in range(3):
         out = step()
-    if a.arm == "graph":
+    if a.arm in ("graph", "compile"):
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -150,6 +150,16 @@ at::Tensor JointPass::attention(std::int64_t layer, const at::Tensor& qkv, const
   return attend(layer, x[0], x[1], x[2]);
 }
 
+at::Tensor JointPass::attention_across(std::int64_t layer, const at::Tensor& qkv, const QkNorm& norm,
+                                       double eps) const {
+  const auto x = qkv.unflatten(-1, {3, info.heads, info.head_dim}).unbind(2);
+  if (norm_rows(qkv, norm, info.heads, rope, !late(), eps)) return attend(layer, x[0], x[1], x[2]);
+  const auto normed = [&](const at::Tensor& part, const at::Tensor& weight) {
+    return rms_norm(part.flatten(2), weight, eps).view(part.sizes());
+  };
+  return attention(layer, normed(x[0], norm.q), normed(x[1], norm.k), x[2]);
+}
+
 at::Tensor JointPass::attend(std::int64_t layer, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const {
   const nn::AttentionScores scores{hooks.logit_scale / std::sqrt(double(info.head_dim)), hooks.text_bias,
                                    hooks.form == DitHooks::Bias::bias};
