@@ -69,11 +69,9 @@ TEST(DitOnGpu, RefinesTilesAsTheHostDoes) {
       at::Tensor x = start.to(device);
       const at::Tensor w = weight.to(device);
       for (std::int64_t i = 0; i < 20; ++i)
-        x = x - refiner.predict(x, i, wire,
-                                [&](const at::Tensor& tile, const CanvasWindow&, std::int64_t, std::int64_t half) {
-                                  return tile * 0.6 + w * (half ? 0.1 : 0.3);
-                                }) /
-                    20;
+        x = x - refiner.predict(x, i, wire, [&](const at::Tensor& tile, std::span<const Refiner::Tile> which) {
+          return tile * 0.6 + w * (which[0].half ? 0.1 : 0.3);
+        }) / 20;
       maps[k] = refiner.map(0), canvas[k] = x;
     }
     EXPECT_EQ(maps[0], maps[1]);
@@ -201,7 +199,7 @@ TEST(DitOnGpu, AnchoringHoldsNoScores) {
   const double before = peak_device_memory_gib(gpu);
   nn::joint_attention(q, q, q, 0, 256, {0.088, 1.3, false});
   const double more = (peak_device_memory_gib(gpu) - before) * double(1 << 30);
-  EXPECT_LT(more, 1.0);                                                       // the first call's peak is not passed
+  EXPECT_LT(more, 1.0);  // the first call's peak is not passed
   // A mask alone: n^2 2 bytes = 512 MiB, scores 2 GiB.
   EXPECT_LT(peak_device_memory_gib(gpu) * double(1 << 30), 1.5 * double(n) * double(n));
 }
