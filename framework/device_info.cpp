@@ -19,6 +19,18 @@ double peak_device_memory_gib(at::Device device) {
   return double(info()->peak_bytes(device.index())) / 1073741824;
 }
 
+std::int64_t peak_reserved_bytes(at::Device device) {
+  return device.is_cuda() && info() ? info()->peak_reserved(device.index()) : 0;
+}
+
+void restart_device_peak(at::Device device) {
+  if (device.is_cuda() && info()) info()->restart_peak(device.index());
+}
+
+std::int64_t device_memory_bytes(at::Device device) {
+  return device.is_cuda() && info() ? info()->total(device.index()) : 0;
+}
+
 void release_device_memory() {
   if (info()) info()->release();
 }

@@ -10,6 +10,11 @@ namespace trireme {
 // The most GiB that tensors had at one time since the start, by torch's allocator; not a number on a CPU and in a
 // program without CUDA. Does not wait for the device.
 double peak_device_memory_gib(at::Device device);
+// The most bytes that torch's allocator held of the device, used or not, since restart_device_peak(); 0 without CUDA.
+std::int64_t peak_reserved_bytes(at::Device device);
+void restart_device_peak(at::Device device);
+// Of the whole device; 0 without CUDA.
+std::int64_t device_memory_bytes(at::Device device);
 // Gives back what no tensor uses, so that other processes can have it. Waits for the device.
 void release_device_memory();
 // As its driver calls it ("NVIDIA H100 80GB HBM3"); empty for a CPU.
@@ -18,6 +23,9 @@ std::string device_name(at::Device device);
 // Set once, at start, by the part that is linked with CUDA.
 struct DeviceInfo {
   std::int64_t (*peak_bytes)(int device);
+  std::int64_t (*peak_reserved)(int device);
+  void (*restart_peak)(int device);
+  std::int64_t (*total)(int device);
   void (*release)();
   std::string (*name)(int device);
 };

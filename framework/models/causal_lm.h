@@ -80,6 +80,11 @@ class CausalLm {
   // The same for tokens that go on from `cache`, which grows. No gradient.
   at::Tensor hidden(const TokenBatch& batch, nn::KvCache& cache) const;
   nn::KvCache cache(std::int64_t samples, std::int64_t capacity) const;
+  // A pass in parts, for a pipeline of models: embeddings of tokens [T, hidden]; all layers over rows of samples of
+  // these lengths; the last norm. hidden() is the three in turn.
+  at::Tensor embedded(const TokenBatch& batch) const;
+  at::Tensor through_layers(at::Tensor x, const std::vector<std::int64_t>& lengths) const;
+  at::Tensor normed(const at::Tensor& x) const { return norm(norm_, x); }
   at::Tensor logits(const at::Tensor& hidden) const;  // [.., hidden] -> [.., vocab]
   // The matrix that makes logits, for framework/losses/token_loss.h.
   const at::Tensor& head() const { return config_.tied ? embedding_ : head_; }
@@ -95,7 +100,9 @@ class CausalLm {
   at::Tensor attention(std::int64_t layer, const at::Tensor& x, const Pass& pass) const;
   at::Tensor mlp(const LmLayer& l, const at::Tensor& x) const;
   at::Tensor layer(std::int64_t i, const at::Tensor& x, const Pass& pass) const;
-  at::Tensor embed(const TokenBatch& batch, Pass& pass) const;
+  at::Tensor embed(const at::Tensor& ids, const at::Tensor& positions) const;
+  void turn(Pass& pass, const at::Tensor& positions) const;
+  void lay_out(const std::vector<std::int64_t>& lengths, at::Device device) const;
   void check(const TokenBatch& batch, const nn::KvCache* cache) const;
 
   CausalLmConfig config_;

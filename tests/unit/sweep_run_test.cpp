@@ -4,7 +4,11 @@
 #include "comm/local/self.h"
 #include "comm/wrappers/wrapper.h"
 #include "data/file.h"
+#include "framework/formats/safetensors.h"
 #include "framework/io/folder_lock.h"
+#include "framework/losses/token_loss.h"
+#include "framework/models/adapters.h"
+#include "tests/unit/reference_files.h"
 #include "tests/unit/said.h"
 #include "trainers/sweep/executor.h"
 #include "trainers/sweep/replay.h"
@@ -258,6 +262,50 @@ TEST_F(TaskRun, PreferencePairs) {
   EXPECT_LT(best, std::log(2));
   sweep.arm = "sequential";
   expect_close(r.losses, alone().losses, 2e-4);
+}
+
+// Loss and gradients of a batch of pairs by trl (tests/reference/make_dpo_vectors.py), whose logits are f32.
+TEST_F(TaskRun, PreferenceLossIsTrls) {
+  const std::string folder = trireme::testing::reference_file("lm/llama");
+  const Safetensors trl(folder + "/dpo.safetensors");
+  const at::Tensor ids = trl.tensor("ids"), lengths = trl.tensor("lengths"), prompt = trl.tensor("prompt");
+  CausalLm model = CausalLm::from_folder(folder, at::kCPU, at::kDouble);
+  const PeftAdapter adapter = read_peft(folder + "/adapter");
+  const auto store = make_adapter_store(model, {&adapter.config, 1}, 1, nn::LoraBackend::kernels);
+  load_adapter(model, *store, 0, adapter, "adapter");
+  const auto n = prompt.size(0);
+  const auto example = [&](std::int64_t row) {
+    Example e;
+    for (std::int64_t k = 0; k < lengths[row].item<std::int64_t>(); ++k) {
+      e.ids.push_back(ids[row][k].item<int>());
+      e.mask.push_back(k >= prompt[row % n].item<std::int64_t>());
+    }
+    return e;
+  };
+  std::vector<Pair> pairs;
+  for (std::int64_t i = 0; i < n; ++i) pairs.push_back({example(i), example(i + n)});
+  const auto losses = [&](const Pack& pack) {
+    return token_losses(model.hidden(pack.tokens(at::kCPU)), model.head(), pack.labels(at::kCPU));
+  };
+  Pack reference, pack;
+  reference.begin_job(0, 0), pack.begin_job(0, 0);
+  for (const auto& pair : pairs) reference.add(ReferencedPair{&pair});
+  store->begin({}, false);
+  const at::Tensor base = reference.log_probabilities(losses(reference));
+  for (std::int64_t i = 0; i < n; ++i)
+    pack.add({&pairs[std::size_t(i)], base[2 * i].item<double>(), base[2 * i + 1].item<double>()});
+  store->begin(pack.rows(), true);
+  const at::Tensor loss = pack.loss_sum(0, losses(pack), trl.tensor("beta").item<double>()) / double(n);
+  EXPECT_NEAR(loss.item<double>(), trl.tensor("loss").item<double>(), 1e-6);
+  loss.backward();
+  int compared = 0;
+  for (const auto& t : store->gradients(0))
+    for (const auto& [end, ours] : {std::pair(".lora_A.weight", t.a), {".lora_B.weight", t.b}}) {
+      const at::Tensor theirs = trl.tensor("grad.base_model.model." + t.target + end);
+      EXPECT_LT((ours - theirs).abs().max().item<double>(), 1e-6) << t.target << end;
+      ++compared;
+    }
+  EXPECT_EQ(compared, 12);
 }
 
 // Stopped at every so many ticks and taken up again: the same files, to the bit. Three places for eight jobs, so that

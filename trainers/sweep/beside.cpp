@@ -55,12 +55,12 @@ double predicted_seconds(const TaskConfig& task, std::int64_t epochs, std::int64
 
 class Beside : public cluster::TaskRun {
  public:
-  Beside(Order order, Communicator& ranks, const std::string& out)
+  Beside(Order order, Communicator& ranks, const std::string& out, const Placement& place)
       : order_(std::move(order)),
         ranks_(ranks),
         folder_(out + "/" + order_.task.name),
-        inputs_(read_inputs(order_.sweep, order_.task, ranks)),
-        executor_(order_.sweep, order_.task, *inputs_.model, *inputs_.data, ranks, folder_) {
+        inputs_(read_inputs(order_.sweep, order_.task, ranks, place.device)),
+        executor_(order_.sweep, order_.task, *inputs_.model, *inputs_.data, ranks, folder_, place) {
     executor_.restore();
     cut_told_ = executor_.roster().exits().cut_done();
   }
@@ -99,7 +99,7 @@ class Beside : public cluster::TaskRun {
 
 }  // namespace
 
-SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out,
+SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out, const Placement& place,
                     const std::function<bool()>& stop) {
   cluster::DriveOptions options;
   options.settings.gpus = world.size();
@@ -114,7 +114,7 @@ SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::st
     return cluster::Task{order.task.name, ranks, predicted_seconds(order.task, order.sweep.train.epochs, ranks)};
   };
   const auto start = [&](const cluster::TaskOrder& task, Communicator& ranks) -> std::unique_ptr<cluster::TaskRun> {
-    return std::make_unique<Beside>(read_order(task.text), ranks, out);
+    return std::make_unique<Beside>(read_order(task.text), ranks, out, place);
   };
   SweepEnd end;
   end.stopped = cluster::drive(world, options, read, start).stopped;

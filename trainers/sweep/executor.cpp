@@ -69,7 +69,7 @@ double bytes_per_token(const CausalLmConfig& m, at::ScalarType type, bool checkp
 }  // namespace
 
 Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm model, const Instructions& data,
-                   Communicator& ranks, std::string folder)
+                   Communicator& ranks, std::string folder, const Placement& place)
     : sweep_(sweep), task_(task), model_(std::move(model)), data_(data), ranks_(ranks), folder_(std::move(folder)) {
   if (data.train.empty() && data.train_pairs.empty())
     throw DataError(task.data.data, "has no sample to train on", "give a file with samples shorter than length");
@@ -81,7 +81,7 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
   roster_ = std::make_unique<Roster>(sweep.early_exit, memory_limit(loads), ranks.size(), sweep.steal, loads, steps);
   model_.set_checkpointing(sweep.train.checkpointing);
   if (ranks.size() > 1) {
-    gathers_ = ranks.split(0, ranks.rank());
+    gathers_ = for_device(ranks.split(0, ranks.rank()), place, {});
     sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_);
   }
   cap_validation();

@@ -10,6 +10,7 @@
 #include "framework/formats/peft.h"
 #include "framework/io/checkpoint.h"
 #include "framework/models/causal_lm.h"
+#include "framework/placement.h"
 #include "trainers/sweep/job.h"
 #include "trainers/sweep/journal.h"
 #include "trainers/sweep/pack.h"
@@ -45,8 +46,9 @@ class Executor {
  public:
   // model and tokenizer: the task's, the same on all ranks. folder: the task's, seen by all; state goes there.
   // Collective, as all members are. Throws UsageError naming a job that is too large, or a module that is not there.
+  // place: where this rank's device memory travels over.
   Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm model, const Instructions& data,
-           Communicator& ranks, std::string folder);
+           Communicator& ranks, std::string folder, const Placement& place = {});
   ~Executor();
 
   // Runs until the task is over, from its newest checkpoint where there is one, and writes the winner's folder. `stop`:
