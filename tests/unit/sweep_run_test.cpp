@@ -242,6 +242,20 @@ TEST_F(TaskRun, DropoutIsTheJobsOwn) {
   EXPECT_EQ(rises(), 0);
 }
 
+// In pieces a batch gives the same gradients and masks, on ranks that share the backbone too.
+TEST_F(TaskRun, AccumulatedBatchesAreWholeBatches) {
+  sweep.lora.dropout = 0.3;
+  task.search.batch_size = {1, 4};
+  const Result whole = alone();
+  for (const std::int64_t pieces : {2, 3}) {
+    sweep.train.accumulate = pieces;
+    const Result cut = alone();
+    expect_close(whole.losses, cut.losses, 2e-4);
+    EXPECT_EQ(exits(whole.decisions), exits(cut.decisions)) << pieces;
+  }
+  expect_close(whole.losses, on(2).losses, 2e-4);
+}
+
 TEST_F(TaskRun, ItsLossesReplayToItsDecisions) {
   const std::string where = folder();
   const Result r = alone(where);

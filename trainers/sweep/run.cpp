@@ -95,8 +95,8 @@ TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communi
             if (!at::isfinite(value).all().item<bool>())
               throw DataError(task.model, "tensor '" + weight.name + "' holds a number that is not finite",
                               "fetch the model again, or train it at a lower rate");
-          const auto tokenizer = load_tokenizer(task.model);
-          in.data = read_instructions(task.data, tokenizer);
+          in.tokenizer = load_tokenizer(task.model);
+          in.data = read_instructions(task.data, *in.tokenizer);
         }));
   // A rank that reads other samples would train other jobs.
   if (!same_on_all(ranks, in.data->identity))
@@ -125,6 +125,7 @@ std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& 
   const TaskInputs in = read_inputs(sweep, task, ranks, place.device);
   Executor executor(sweep, task, *in.model, *in.data, ranks, folder, place);
   executor.on_decisions(std::move(heard));
+  executor.on_answers([&](std::span<const std::int64_t> ids) { return in.tokenizer->decode(ids); });
   auto outcome = executor.run(stop);
   if (!outcome) return outcome;
   agree(ranks, attempt([&] {

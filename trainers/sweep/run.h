@@ -22,6 +22,7 @@ std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& 
 struct TaskInputs {
   std::optional<CausalLm> model;
   std::optional<Instructions> data;
+  std::optional<BytePairTokenizer> tokenizer;
 };
 TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks, at::Device device);
 void write_outcome(const std::string& folder, const TaskOutcome& outcome, const TaskConfig& task);  // result.json
