@@ -82,18 +82,20 @@ at::Tensor labels_of(const at::Tensor& ids, bool counts) {
 
 at::Tensor drawn_adapter(const nn::AdapterStore& store, const nn::AdapterInit& init, std::uint64_t seed,
                          std::size_t first_target) {
-  std::vector<at::Tensor> parts;
+  const auto padded = [&](std::size_t t) { return (init.shapes[t].rank + 7) / 8 * 8; };
   const auto options = store.targets()[0].weight.options().dtype(at::kFloat);
+  std::int64_t size = 0, at = 0;
+  for (std::size_t t = 0; t < store.targets().size(); ++t)
+    size += padded(t) * (store.targets()[t].weight.size(0) + store.targets()[t].weight.size(1));
+  at::Tensor flat = at::zeros({size}, options);
   for (std::size_t t = 0; t < store.targets().size(); ++t) {
-    const auto& weight = store.targets()[t].weight;
-    const std::int64_t rank = init.shapes[t].rank, padded = (rank + 7) / 8 * 8;
-    const at::Tensor a = drawn_normal({padded, weight.size(1)}, 1 / std::sqrt(3.0 * double(weight.size(1))), seed,
-                                      std::to_string(first_target + t), options);
-    a.narrow(0, rank, padded - rank).zero_();
-    parts.push_back(a.flatten());
-    parts.push_back(at::zeros({weight.size(0) * padded}, options));
+    const std::int64_t rank = init.shapes[t].rank, in = store.targets()[t].weight.size(1);
+    flat.narrow(0, at, rank * in)
+        .copy_(drawn_normal({rank * in}, 1 / std::sqrt(3.0 * double(in)), seed, std::to_string(first_target + t),
+                            options));
+    at += padded(t) * (store.targets()[t].weight.size(0) + in);
   }
-  return at::cat(parts);
+  return flat;
 }
 
 ShardedJobs::ShardedJobs(AdapterJobs jobs, Communicator& world, const Placement& place)
