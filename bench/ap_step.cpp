@@ -46,7 +46,7 @@ std::vector<std::string> split(const std::string& text, char by) {
 }
 
 struct Row {
-  int length = 0, batch = 0;
+  int length = 0, batch = 0, blocks = 1;
 };
 
 struct Problem {
@@ -94,7 +94,7 @@ Problem problem_of(const Options& o) {
 // One of the ranks, which measures what rank 0 of the benchmark's own process asks for.
 class Measuring {
  public:
-  Measuring(const Options& o, Communicator& world) : o_(o), world_(world), p_(problem_of(o)) {
+  Measuring(const Options& o, Communicator& world) : world_(world), p_(problem_of(o)) {
     TrainConfig config;
     config.device = o.device;
     place_ = place_rank(world, config);
@@ -116,12 +116,11 @@ class Measuring {
   };
   const std::vector<std::int64_t>& own() const { return own_[std::size_t(world_.rank())]; }
   void everybody();
-  void take_turns(std::vector<Timed>& arms);
-  double one_at_a_time(bool held);
+  void take_turns(std::vector<Timed>& arms, int blocks);
+  double one_at_a_time(int blocks);
   nlohmann::json describe(const std::string& arm, const Row& row, const std::vector<double>& ms) const;
   double flops(const Row& row) const;
 
-  const Options& o_;
   Communicator& world_;
   Problem p_;
   Placement place_;
@@ -137,8 +136,8 @@ void Measuring::everybody() {
   world_.barrier().wait();
 }
 
-void Measuring::take_turns(std::vector<Timed>& arms) {
-  for (int block = -1; block < o_.blocks; ++block)
+void Measuring::take_turns(std::vector<Timed>& arms, int blocks) {
+  for (int block = -1; block < blocks; ++block)
     for (auto& arm : arms) {
       everybody();
       const auto begin = Clock::now();
@@ -183,8 +182,8 @@ nlohmann::json Measuring::describe(const std::string& arm, const Row& row, const
   return r;
 }
 
-// Steps of each job in turn, one after the other; of equal ranks one stands for all where a rank has no room for all.
-double Measuring::one_at_a_time(bool held) {
+// Steps of each job by itself, where a rank has no room for all; of equal ranks one stands for all.
+double Measuring::one_at_a_time(int blocks) {
   std::map<std::int64_t, std::pair<std::int64_t, int>> kinds;  // by rank: a job, and how many
   for (const auto job : all_) {
     auto& kind = kinds[p_.jobs.ranks[std::size_t(job)]];
@@ -193,9 +192,9 @@ double Measuring::one_at_a_time(bool held) {
   double total = 0;
   for (const auto& [rank, kind] : kinds) {
     const std::vector<std::int64_t> one{kind.first};
-    if (!held) sharded_->hold(one);
+    sharded_->hold(one);
     std::vector<Timed> arms{{"one", [&] { sharded_->data_parallel_step(one); }}};
-    take_turns(arms);
+    take_turns(arms, blocks);
     total += arms[0].median() * kind.second;
   }
   return total;
@@ -227,7 +226,7 @@ nlohmann::json Measuring::sharded(const Row& row) {
     arms.push_back({"data-parallel, one job at a time", [&] {
                       for (const auto& job : all_) sharded_->data_parallel_step({&job, 1});
                     }});
-  take_turns(arms);
+  take_turns(arms, row.blocks);
   nlohmann::json rows = nlohmann::json::array();
   const double slower = std::max(arms[1].median(), arms[2].median());
   for (const auto& arm : arms) {
@@ -238,7 +237,7 @@ nlohmann::json Measuring::sharded(const Row& row) {
   rows[0]["gather_over_compute"] = arms[1].median() / arms[2].median();
   rows[0]["passes"] = sharded_->passes(jobs, row.batch);
   if (one && !packed) {
-    const double ms = one_at_a_time(false);
+    const double ms = one_at_a_time(row.blocks);
     rows.push_back(describe("data-parallel, one job at a time", row, {ms}));
     rows.back()["over_ours"] = ms / arms[0].median();
   }
@@ -259,7 +258,7 @@ nlohmann::json Measuring::pipeline(const Row& row) {
   std::vector<Timed> arms{{"pipeline", [&] {
                              for (std::int64_t t = 0; t < period; ++t) pipeline_->tick();
                            }}};
-  take_turns(arms);
+  take_turns(arms, row.blocks);
   pipeline_->drain();
   return nlohmann::json::array({describe("pipeline of different adapters", row, arms[0].ms)});
 }
@@ -271,7 +270,7 @@ void serve(const Options& o, Communicator& world) {
     std::istringstream words(*command);
     std::string what;
     Row row;
-    words >> what >> row.length >> row.batch;
+    words >> what >> row.length >> row.batch >> row.blocks;
     const auto rows = what == "pipeline" ? measuring.pipeline(row) : measuring.sharded(row);
     if (world.rank() == 0) server.reply({{"rows", rows}});
   }
@@ -288,8 +287,8 @@ nlohmann::json run(const Options& o) {
   for (const char* what : {"sharded", "pipeline"}) {
     if (what == std::string("sharded") ? !p.sharded() : !p.has("pipeline")) continue;
     for (const auto& row : p.rows) {
-      const auto reply =
-          arm.ask(std::string(what) + " " + std::to_string(row.length) + " " + std::to_string(row.batch));
+      const auto reply = arm.ask(std::string(what) + " " + std::to_string(row.length) + " " +
+                                 std::to_string(row.batch) + " " + std::to_string(o.blocks));
       if (!reply) {
         rows.push_back({{"problem", p.name}, {"arm", what}, {"skipped", arm.skipped()}});
         return rows;
