@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <ctime>
 #include <iostream>
 #include <map>
 #include <numeric>
@@ -111,7 +112,7 @@ class Measuring {
   struct Timed {
     std::string name;
     std::function<void()> run;
-    std::vector<double> ms = {};
+    std::vector<double> ms = {}, cpu_ms = {};  // cpu: of this process
     double median() const { return quantile(ms, 0.5); }
   };
   const std::vector<std::int64_t>& own() const { return own_[std::size_t(world_.rank())]; }
@@ -130,6 +131,12 @@ class Measuring {
   std::unique_ptr<PipelinedJobs> pipeline_;
 };
 
+double process_cpu_ms() {
+  timespec t{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return 1e3 * double(t.tv_sec) + 1e-6 * double(t.tv_nsec);
+}
+
 // All devices are done, and all ranks know.
 void Measuring::everybody() {
   if (place_.device.is_cuda()) at::zeros({1}, place_.device).item();
@@ -141,9 +148,13 @@ void Measuring::take_turns(std::vector<Timed>& arms, int blocks) {
     for (auto& arm : arms) {
       everybody();
       const auto begin = Clock::now();
+      const double cpu = process_cpu_ms();
       arm.run();
+      const double used = process_cpu_ms() - cpu;
       everybody();
-      if (block >= 0) arm.ms.push_back(std::chrono::duration<double, std::milli>(Clock::now() - begin).count());
+      if (block < 0) continue;
+      arm.ms.push_back(std::chrono::duration<double, std::milli>(Clock::now() - begin).count());
+      arm.cpu_ms.push_back(used);
     }
 }
 
@@ -232,6 +243,9 @@ nlohmann::json Measuring::sharded(const Row& row) {
   for (const auto& arm : arms) {
     rows.push_back(describe(arm.name, row, arm.ms));
     rows.back()["over_ours"] = arm.median() / arms[0].median();
+    if (place_.device.is_cuda()) continue;
+    rows.back()["cpu_ms"] = quantile(arm.cpu_ms, 0.5);  // of rank 0; others' programs hardly change it
+    rows.back()["cpu_over_ours"] = quantile(arm.cpu_ms, 0.5) / quantile(arms[0].cpu_ms, 0.5);
   }
   rows[0]["over_slower_part"] = arms[0].median() / slower;
   rows[0]["gather_over_compute"] = arms[1].median() / arms[2].median();

@@ -38,6 +38,13 @@ class Counting : public Wrapper {
   Work all_gather(ConstBuffer in, Buffer out) override {
     return sent_.gathered += in.bytes(), inner_.all_gather(in, out);
   }
+  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
+  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                  std::span<const std::size_t> recv) override {
+    return inner_.all_to_all(in, send, out, recv);
+  }
+  Work broadcast(Buffer b, int root) override { return inner_.broadcast(b, root); }
+  Work barrier() override { return inner_.barrier(); }
   std::unique_ptr<Communicator> split(int color, int key) override {
     return std::make_unique<Counting>(inner_.split(color, key), sent_);
   }

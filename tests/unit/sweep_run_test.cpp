@@ -8,6 +8,7 @@
 #include "framework/io/folder_lock.h"
 #include "framework/losses/token_loss.h"
 #include "framework/models/adapters.h"
+#include "framework/models/generate.h"
 #include "tests/unit/reference_files.h"
 #include "tests/unit/said.h"
 #include "trainers/sweep/executor.h"
@@ -100,8 +101,8 @@ class Counting : public Wrapper {
   Counts& counts_;
 };
 
-struct TaskRun : testing::Test {
-  fs::path dir = fs::path(testing::TempDir()) / ("sweep_run_" + std::to_string(getpid()));
+struct TaskRun : ::testing::Test {
+  fs::path dir = fs::path(::testing::TempDir()) / ("sweep_run_" + std::to_string(getpid()));
   SweepConfig sweep;
   TaskConfig task;
   std::optional<Instructions> own_data;
@@ -125,6 +126,7 @@ struct TaskRun : testing::Test {
   std::optional<Result> run(Communicator& ranks, const std::string& folder, const std::function<bool()>& stop = {}) {
     const Instructions data = own_data ? *own_data : sequences(task.objective == "dpo");
     Executor executor(sweep, task, tiny(), data, ranks, folder);
+    executor.on_answers([](std::span<const std::int64_t> ids) { return std::to_string(ids.empty() ? -1 : ids[0]); });
     auto outcome = executor.run(stop);
     if (!outcome) return {};
     Result r{*outcome, {}, text_of(folder + "/losses.jsonl"), text_of(folder + "/decisions.jsonl"), {{}}};
@@ -320,6 +322,28 @@ TEST_F(TaskRun, PreferenceLossIsTrls) {
       ++compared;
     }
   EXPECT_EQ(compared, 12);
+}
+
+// The winner answers with the likeliest ids; ranks that share the backbone gather for the one that holds it.
+TEST_F(TaskRun, WinnersAnswerQuestions) {
+  task.search = {{2e-2}, {4}, {2}};
+  own_data = sequences(false);
+  const std::string where = folder();
+  const double untold = alone(where).outcome.exact_match;
+  EXPECT_TRUE(std::isnan(untold)) << "there are no questions";
+  CausalLm model = tiny();
+  const PeftAdapter winner = read_peft(where + "/winner");
+  const CausalLm whole = merged(model, winner, "winner");
+  std::vector<std::vector<std::int64_t>> prompts;
+  for (std::int64_t i = 0; i < 10; ++i) prompts.push_back({i, 2 * i + 1, 3});
+  GreedyOptions one;
+  one.most = 1;
+  const auto answers = greedy(whole, prompts, one);
+  for (std::size_t i = 0; i < prompts.size(); ++i)  // seven right ones
+    own_data->test.push_back(
+        {{std::int32_t(prompts[i][0]), std::int32_t(prompts[i][1]), 3}, std::to_string(answers[i][0] + (i % 3 == 2))});
+  EXPECT_NEAR(alone().outcome.exact_match, 0.7, 1e-12);
+  EXPECT_NEAR(on(2).outcome.exact_match, 0.7, 1e-12);
 }
 
 // Stopped at every so many ticks and taken up again: the same files, to the bit. Three places for eight jobs, so that
