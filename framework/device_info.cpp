@@ -23,6 +23,18 @@ double peak_device_memory_gib(at::Device device) { return gib(&DeviceInfo::peak_
 double free_device_memory_gib(at::Device device) { return gib(&DeviceInfo::free_bytes, device); }
 double device_memory_gib(at::Device device) { return gib(&DeviceInfo::total_bytes, device); }
 
+std::int64_t peak_reserved_bytes(at::Device device) {
+  return device.is_cuda() && info() ? info()->peak_reserved(device.index()) : 0;
+}
+
+void restart_device_peak(at::Device device) {
+  if (device.is_cuda() && info()) info()->restart_peak(device.index());
+}
+
+std::int64_t device_memory_bytes(at::Device device) {
+  return device.is_cuda() && info() ? info()->total(device.index()) : 0;
+}
+
 void release_device_memory() {
   if (info()) info()->release();
 }

@@ -9,9 +9,16 @@
 namespace trireme {
 namespace {
 
-std::int64_t peak_allocated(int device) {
-  const auto all = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
-  return c10::cuda::CUDACachingAllocator::getDeviceStats(c10::DeviceIndex(device)).allocated_bytes[all].peak;
+constexpr auto all = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+
+auto stats(int device) { return c10::cuda::CUDACachingAllocator::getDeviceStats(c10::DeviceIndex(device)); }
+std::int64_t peak_allocated(int device) { return stats(device).allocated_bytes[all].peak; }
+std::int64_t peak_reserved(int device) { return stats(device).reserved_bytes[all].peak; }
+void restart_peak(int device) { c10::cuda::CUDACachingAllocator::resetPeakStats(c10::DeviceIndex(device)); }
+
+std::int64_t total(int device) {
+  cudaDeviceProp properties;
+  return cudaGetDeviceProperties(&properties, device) == cudaSuccess ? std::int64_t(properties.totalGlobalMem) : 0;
 }
 
 void release() { c10::cuda::CUDACachingAllocator::emptyCache(); }
@@ -21,6 +28,7 @@ std::string name(int device) {
   return cudaGetDeviceProperties(&properties, device) == cudaSuccess ? properties.name : "";
 }
 
+<<<<<<< HEAD
 template <bool all>
 std::int64_t bytes_of(int device) {
   const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
@@ -30,6 +38,9 @@ std::int64_t bytes_of(int device) {
 }
 
 const DeviceInfo info{peak_allocated, release, name, bytes_of<false>, bytes_of<true>};
+=======
+const DeviceInfo info{peak_allocated, peak_reserved, restart_peak, total, release, name};
+>>>>>>> dcaeef76ead8ad54855a20fd2016d76b3b81e1be
 const bool registered = [] {
   set_device_info(&info);
   return true;

@@ -93,28 +93,36 @@ void CausalLm::check(const TokenBatch& batch, const nn::KvCache* cache) const {
   }
 }
 
-at::Tensor CausalLm::embed(const TokenBatch& batch, Pass& pass) const {
-  const at::Tensor positions = pass.cache ? pass.cached.positions : pass.layout->positions;
-  at::Tensor x = at::embedding(embedding_, batch.ids);
-  if (config_.gpt2()) return x + at::embedding(positions_, positions);
+at::Tensor CausalLm::embed(const at::Tensor& ids, const at::Tensor& positions) const {
+  const at::Tensor x = at::embedding(embedding_, ids);
+  return config_.gpt2() ? x + at::embedding(positions_, positions) : x;
+}
+
+// RoPE's angles of a pass; GPT-2 has none.
+void CausalLm::turn(Pass& pass, const at::Tensor& positions) const {
+  if (config_.gpt2()) return;
   const at::Tensor angles = positions.to(at::kFloat).unsqueeze(1) * frequencies_;
   const at::Tensor both = at::cat({angles, angles}, 1).unsqueeze(1);
   pass.cos = both.cos();
   pass.sin = both.sin();
-  return x;
 }
 
-std::shared_ptr<const nn::SampleLayout> CausalLm::layout(const TokenBatch& batch) const {
-  if (!layout_ || layout_->lengths != batch.lengths || layout_->positions.device() != batch.ids.device())
-    layout_ = std::make_shared<const nn::SampleLayout>(nn::sample_layout(batch.lengths, batch.ids.device()));
+std::shared_ptr<const nn::SampleLayout> CausalLm::layout(const std::vector<std::int64_t>& lengths,
+                                                         at::Device device) const {
+  if (!layout_ || layout_->lengths != lengths || layout_->positions.device() != device)
+    layout_ = std::make_shared<const nn::SampleLayout>(nn::sample_layout(lengths, device));
   return layout_;
 }
 
-at::Tensor CausalLm::hidden(const TokenBatch& batch) const {
+at::Tensor CausalLm::embedded(const TokenBatch& batch) const {
   check(batch, nullptr);
+  return embed(batch.ids, layout(batch.lengths, batch.ids.device())->positions);
+}
+
+CausalLm::Stream CausalLm::stream(at::Tensor x, const std::vector<std::int64_t>& lengths) const {
   Pass pass;
-  pass.layout = layout(batch);
-  at::Tensor x = embed(batch, pass);
+  pass.layout = layout(lengths, x.device());
+  turn(pass, pass.layout->positions);
   const bool again = checkpointing_ && at::GradMode::is_enabled();
   // Without it no backward is run: the base has no gradient, and adapters are not inputs of a layer.
   if (again && !x.requires_grad()) x = x.detach().requires_grad_();
@@ -130,7 +138,15 @@ at::Tensor CausalLm::hidden(const TokenBatch& batch) const {
         },
         s.x, {});
   }
-  return normed(norm_, s).second;
+  return s;
+}
+
+at::Tensor CausalLm::through_layers(at::Tensor x, const std::vector<std::int64_t>& lengths) const {
+  return stream(std::move(x), lengths).whole();
+}
+
+at::Tensor CausalLm::hidden(const TokenBatch& batch) const {
+  return normed(norm_, stream(embedded(batch), batch.lengths)).second;
 }
 
 at::Tensor CausalLm::hidden(const TokenBatch& batch, nn::KvCache& cache) const {
@@ -139,7 +155,8 @@ at::Tensor CausalLm::hidden(const TokenBatch& batch, nn::KvCache& cache) const {
   Pass pass;
   pass.cache = &cache;
   pass.cached = nn::cached_layout(cache, batch.lengths, batch.ids.device());
-  Stream s{embed(batch, pass), {}};
+  turn(pass, pass.cached.positions);
+  Stream s{embed(batch.ids, pass.cached.positions), {}};
   for (std::int64_t i = 0; i < config_.layers; ++i) s = layer(i, s, pass);
   for (std::size_t i = 0; i < batch.lengths.size(); ++i) cache.lengths[i] += batch.lengths[i];
   return normed(norm_, s).second;

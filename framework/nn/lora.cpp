@@ -132,7 +132,7 @@ void AdapterStore::fill(std::int64_t slot, const AdapterInit& init, const at::Te
   if (size == 0) throw UsageError("LoRA", "the adapter has no target");
   const auto base = targets_[0].weight.options();
   const auto master = base.dtype(base.dtype() == at::kDouble ? at::kDouble : at::kFloat);
-  at::Tensor host = at::zeros({size}, master.device(at::kCPU));
+  at::Tensor host = flat.defined() ? at::Tensor() : at::zeros({size}, master.device(at::kCPU));
   s.weights = at::empty({size}, master);
   s.gradients = at::zeros({size}, master);
   s.working = base.dtype() == master.dtype() ? s.weights : at::empty({size}, base);

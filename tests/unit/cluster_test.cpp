@@ -211,6 +211,20 @@ TEST(Simulator, ReplansOnEveryEvent) {
   EXPECT_GE(t.plans, 4);
 }
 
+// A task that measures itself moves what waits for it, and its likes are told anew.
+TEST(Scheduler, HearsWhatWasMeasured) {
+  Scheduler s({2, 8, Policy::search, {}});
+  s.arrive({"first", 2, 10});
+  s.arrive({"next", 2, 10});
+  ASSERT_EQ(s.due(0).size(), 1u);
+  EXPECT_DOUBLE_EQ(s.last_plan().makespan, 20);
+  s.measured("first", 1, 4);
+  s.retime("next", 6);
+  EXPECT_TRUE(s.due(1).empty());
+  EXPECT_DOUBLE_EQ(s.last_plan().makespan, 10);
+  EXPECT_DOUBLE_EQ(s.planned().back().end, 11);
+}
+
 // On half its GPUs what remains takes twice as long: worth it only where another task waits for them.
 TEST(Simulator, ShrinksWhereThePlanGains) {
   const Recorded cut{{"cut", 2, 10}, 0, 1, 4, 1, 2};

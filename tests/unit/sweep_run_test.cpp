@@ -4,7 +4,12 @@
 #include "comm/local/self.h"
 #include "comm/wrappers/wrapper.h"
 #include "data/file.h"
+#include "framework/formats/safetensors.h"
 #include "framework/io/folder_lock.h"
+#include "framework/losses/token_loss.h"
+#include "framework/models/adapters.h"
+#include "framework/models/generate.h"
+#include "tests/unit/reference_files.h"
 #include "tests/unit/said.h"
 #include "trainers/sweep/executor.h"
 #include "trainers/sweep/replay.h"
@@ -96,8 +101,8 @@ class Counting : public Wrapper {
   Counts& counts_;
 };
 
-struct TaskRun : testing::Test {
-  fs::path dir = fs::path(testing::TempDir()) / ("sweep_run_" + std::to_string(getpid()));
+struct TaskRun : ::testing::Test {
+  fs::path dir = fs::path(::testing::TempDir()) / ("sweep_run_" + std::to_string(getpid()));
   SweepConfig sweep;
   TaskConfig task;
   std::optional<Instructions> own_data;
@@ -121,6 +126,7 @@ struct TaskRun : testing::Test {
   std::optional<Result> run(Communicator& ranks, const std::string& folder, const std::function<bool()>& stop = {}) {
     const Instructions data = own_data ? *own_data : sequences(task.objective == "dpo");
     Executor executor(sweep, task, tiny(), data, ranks, folder);
+    executor.on_answers([](std::span<const std::int64_t> ids) { return std::to_string(ids.empty() ? -1 : ids[0]); });
     auto outcome = executor.run(stop);
     if (!outcome) return {};
     Result r{*outcome, {}, text_of(folder + "/losses.jsonl"), text_of(folder + "/decisions.jsonl"), {{}}};
@@ -238,6 +244,20 @@ TEST_F(TaskRun, DropoutIsTheJobsOwn) {
   EXPECT_EQ(rises(), 0);
 }
 
+// In pieces a batch gives the same gradients and masks, on ranks that share the backbone too.
+TEST_F(TaskRun, AccumulatedBatchesAreWholeBatches) {
+  sweep.lora.dropout = 0.3;
+  task.search.batch_size = {1, 4};
+  const Result whole = alone();
+  for (const std::int64_t pieces : {2, 3}) {
+    sweep.train.accumulate = pieces;
+    const Result cut = alone();
+    expect_close(whole.losses, cut.losses, 2e-4);
+    EXPECT_EQ(exits(whole.decisions), exits(cut.decisions)) << pieces;
+  }
+  expect_close(whole.losses, on(2).losses, 2e-4);
+}
+
 TEST_F(TaskRun, ItsLossesReplayToItsDecisions) {
   const std::string where = folder();
   const Result r = alone(where);
@@ -258,6 +278,72 @@ TEST_F(TaskRun, PreferencePairs) {
   EXPECT_LT(best, std::log(2));
   sweep.arm = "sequential";
   expect_close(r.losses, alone().losses, 2e-4);
+}
+
+// Loss and gradients of a batch of pairs by trl (tests/reference/make_dpo_vectors.py), whose logits are f32.
+TEST_F(TaskRun, PreferenceLossIsTrls) {
+  const std::string folder = trireme::testing::reference_file("lm/llama");
+  const Safetensors trl(folder + "/dpo.safetensors");
+  const at::Tensor ids = trl.tensor("ids"), lengths = trl.tensor("lengths"), prompt = trl.tensor("prompt");
+  CausalLm model = CausalLm::from_folder(folder, at::kCPU, at::kDouble);
+  const PeftAdapter adapter = read_peft(folder + "/adapter");
+  const auto store = make_adapter_store(model, {&adapter.config, 1}, 1, nn::LoraBackend::kernels);
+  load_adapter(model, *store, 0, adapter, "adapter");
+  const auto n = prompt.size(0);
+  const auto example = [&](std::int64_t row) {
+    Example e;
+    for (std::int64_t k = 0; k < lengths[row].item<std::int64_t>(); ++k) {
+      e.ids.push_back(ids[row][k].item<int>());
+      e.mask.push_back(k >= prompt[row % n].item<std::int64_t>());
+    }
+    return e;
+  };
+  std::vector<Pair> pairs;
+  for (std::int64_t i = 0; i < n; ++i) pairs.push_back({example(i), example(i + n)});
+  const auto losses = [&](const Pack& pack) {
+    return token_losses(model.hidden(pack.tokens(at::kCPU)), model.head(), pack.labels(at::kCPU));
+  };
+  Pack reference, pack;
+  reference.begin_job(0, 0), pack.begin_job(0, 0);
+  for (const auto& pair : pairs) reference.add(ReferencedPair{&pair});
+  store->begin({}, false);
+  const at::Tensor base = reference.log_probabilities(losses(reference));
+  for (std::int64_t i = 0; i < n; ++i)
+    pack.add({&pairs[std::size_t(i)], base[2 * i].item<double>(), base[2 * i + 1].item<double>()});
+  store->begin(pack.rows(), true);
+  const at::Tensor loss = pack.loss_sum(0, losses(pack), trl.tensor("beta").item<double>()) / double(n);
+  EXPECT_NEAR(loss.item<double>(), trl.tensor("loss").item<double>(), 1e-6);
+  loss.backward();
+  int compared = 0;
+  for (const auto& t : store->gradients(0))
+    for (const auto& [end, ours] : {std::pair(".lora_A.weight", t.a), {".lora_B.weight", t.b}}) {
+      const at::Tensor theirs = trl.tensor("grad.base_model.model." + t.target + end);
+      EXPECT_LT((ours - theirs).abs().max().item<double>(), 1e-6) << t.target << end;
+      ++compared;
+    }
+  EXPECT_EQ(compared, 12);
+}
+
+// The winner answers with the likeliest ids; ranks that share the backbone gather for the one that holds it.
+TEST_F(TaskRun, WinnersAnswerQuestions) {
+  task.search = {{2e-2}, {4}, {2}};
+  own_data = sequences(false);
+  const std::string where = folder();
+  const double untold = alone(where).outcome.exact_match;
+  EXPECT_TRUE(std::isnan(untold)) << "there are no questions";
+  CausalLm model = tiny();
+  const PeftAdapter winner = read_peft(where + "/winner");
+  const CausalLm whole = merged(model, winner, "winner");
+  std::vector<std::vector<std::int64_t>> prompts;
+  for (std::int64_t i = 0; i < 10; ++i) prompts.push_back({i, 2 * i + 1, 3});
+  GreedyOptions one;
+  one.most = 1;
+  const auto answers = greedy(whole, prompts, one);
+  for (std::size_t i = 0; i < prompts.size(); ++i)  // seven right ones
+    own_data->test.push_back(
+        {{std::int32_t(prompts[i][0]), std::int32_t(prompts[i][1]), 3}, std::to_string(answers[i][0] + (i % 3 == 2))});
+  EXPECT_NEAR(alone().outcome.exact_match, 0.7, 1e-12);
+  EXPECT_NEAR(on(2).outcome.exact_match, 0.7, 1e-12);
 }
 
 // Stopped at every so many ticks and taken up again: the same files, to the bit. Three places for eight jobs, so that

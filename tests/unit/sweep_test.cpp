@@ -179,6 +179,53 @@ TEST_F(Sweep, FitsMemory) {
   EXPECT_THROW(fit_memory(std::vector<Profiled>{{512, 1, 1}, {512, 2, 2}}), Error);
 }
 
+// The device says more than the first forecast: what is fitted on the way keeps the profile within the limit.
+TEST_F(Sweep, ProfilesUpToTheLimit) {
+  std::vector<Load> jobs;
+  for (int i = 0; i < 20; ++i) jobs.push_back({std::to_string(i), 1 + i % 3, 100 * (1 + i % 3), 1000});
+  const auto bytes = [](std::int64_t tokens, std::int64_t parameters) {
+    return 5e6 + 4e3 * double(tokens) + 18.0 * double(parameters);
+  };
+  MemoryLimit limit{{1e6, 1e3}, 9e6, 50};
+  std::vector<std::size_t> counts;
+  const auto step = [&](std::size_t n) {
+    counts.push_back(n);
+    Profiled p;
+    for (const auto i : admission_order(jobs, {})) {
+      if (n-- == 0) break;
+      p.tokens += jobs[i].tokens, p.parameters += jobs[i].parameters;
+    }
+    p.bytes = bytes(p.tokens, p.parameters), p.seconds = 0.01 + 1e-5 * double(p.tokens);
+    EXPECT_LE(p.bytes, limit.bytes);
+    return p;
+  };
+  const auto profiles = profile_steps(limit, jobs, step);
+  EXPECT_EQ(counts, (std::vector<std::size_t>{1, 2}));  // 4 would take 9.9e6
+  EXPECT_NEAR(fit_memory(profiles).per_token, 4e3, 1e-3);
+  limit.bytes = 1e9;
+  counts.clear();
+  const auto all = profile_steps(limit, jobs, step);
+  EXPECT_EQ(counts, (std::vector<std::size_t>{1, 2, 4, 8, 16, 20}));
+  EXPECT_NEAR(seconds_of(all, 1500), 0.025, 1e-9);
+  EXPECT_NEAR(seconds_of(all, 1), all[0].seconds, 1e-12);
+  EXPECT_NEAR(seconds_of(all, 9000), 0.1, 1e-9);
+}
+
+// Against a clock by hand: two slots on each of two ranks.
+TEST_F(Sweep, ForecastsDurations) {
+  std::vector<Load> jobs;
+  for (int i = 0; i < 5; ++i) jobs.push_back({std::to_string(i), 1, 100, 1000});
+  const std::vector<std::int64_t> steps{10, 20, 30, 40, 50};
+  const std::vector<double> tokens{100, 100, 100, 100, 100};
+  const std::vector<Profiled> profiles{{100, 0, 0, 1.0}, {200, 0, 0, 1.5}};
+  const MemoryLimit limit{{0, 1}, 1e9, 2};
+  // 10 ticks of two on both ranks, when 0 ends and 4 comes (first rank); 1 and 3 are on the second: 1 ends at 20, 2 at
+  // 30, 3 at 40, 4 at 60.
+  EXPECT_NEAR(forecast_seconds(limit, 2, jobs, steps, tokens, profiles), 30 * 1.5 + 30 * 1.0, 1e-9);
+  EXPECT_NEAR(forecast_seconds({{0, 1}, 1e9, 1}, 1, jobs, steps, tokens, profiles), 150, 1e-9);
+  EXPECT_EQ(forecast_seconds(limit, 2, jobs, std::vector<std::int64_t>(5, 0), tokens, profiles), 0);
+}
+
 const char* const yaml = R"(recipe: lora_sweep
 model: backbone
 search: {lr: [1e-4, 3e-4], rank: [8, 16], batch_size: [1, 2, 4], alpha: 2r}

@@ -1,5 +1,6 @@
 // Tasks beside each other: an executor as the scheduler of tasks drives it.
 #include "comm/error.h"
+#include "data/file.h"
 #include "framework/base/agree.h"
 #include "trainers/sweep/cluster/driver.h"
 #include "trainers/sweep/cluster/journal.h"
@@ -8,6 +9,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <iostream>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -38,34 +40,55 @@ Order read_order(const std::string& text) {
   return order;
 }
 
-// Worst case, without early exit: what all jobs would train, at a speed that the weights' bytes tell. A forecast before
-// any measurement; the scheduler hears what is left at the cut.
-double predicted_seconds(const TaskConfig& task, std::int64_t epochs, std::int64_t ranks) {
+// What one sample of a task's jobs takes with its share of the evaluations, as a task on these ranks measured it; tasks
+// of the same model, ranks, length and batches find it in the sweep's folder.
+std::string profile_of(const TaskConfig& task, std::int64_t ranks) {
+  std::string name = task.model + " " + std::to_string(ranks) + " " + std::to_string(task.data.length);
+  for (const auto b : task.search.batch_size) name += " " + std::to_string(b);
+  return "profile_" + std::to_string(std::hash<std::string>()(name)) + ".json";
+}
+
+double samples_of(const TaskConfig& task, std::int64_t epochs) {
+  const auto jobs = task.search.random
+                        ? task.search.random
+                        : std::int64_t(task.search.lr.size() * task.search.rank.size() * task.search.batch_size.size());
+  return double(jobs * epochs * task.data.train);
+}
+
+// Worst case, without early exit: what all jobs would train, at the speed of a like task; else at one that the weights'
+// bytes tell, a guess until the task itself has measured.
+double predicted_seconds(const TaskConfig& task, std::int64_t epochs, std::int64_t ranks, const std::string& out) {
+  const double samples = samples_of(task, epochs);
+  if (const fs::path known = fs::path(out) / profile_of(task, ranks); fs::exists(known)) {
+    const auto bytes = read_file(known.string(), 1 << 16);
+    const auto json = nlohmann::json::parse(bytes.begin(), bytes.end(), nullptr, false);
+    if (json.is_object() && json.contains("seconds_a_sample")) return samples * json["seconds_a_sample"].get<double>();
+  }
   double bytes = 0;
   std::error_code ignored;
   for (const auto& file : fs::recursive_directory_iterator(task.model, ignored))
     if (file.is_regular_file()) bytes += double(file.file_size());
   constexpr double bytes_per_second = 5e8;  // weights read for a token, forward and backward
-  const auto jobs = task.search.random
-                        ? task.search.random
-                        : std::int64_t(task.search.lr.size() * task.search.rank.size() * task.search.batch_size.size());
-  const double tokens = double(jobs * epochs * task.data.train) * double(task.data.length) / 4;
-  return 1 + tokens * bytes / bytes_per_second / 64 / double(ranks);
+  return 1 + samples * double(task.data.length) / 4 * bytes / bytes_per_second / 64 / double(ranks);
 }
 
 class Beside : public cluster::TaskRun {
  public:
-  Beside(Order order, Communicator& ranks, const std::string& out)
+  Beside(Order order, Communicator& ranks, const std::string& out, const Placement& place)
       : order_(std::move(order)),
         ranks_(ranks),
+        out_(out),
         folder_(out + "/" + order_.task.name),
-        inputs_(read_inputs(order_.sweep, order_.task, ranks)),
-        executor_(order_.sweep, order_.task, *inputs_.model, *inputs_.data, ranks, folder_) {
+        inputs_(read_inputs(order_.sweep, order_.task, ranks, place.device)),
+        executor_(order_.sweep, order_.task, *inputs_.model, *inputs_.data, ranks, folder_, place) {
+    executor_.on_answers([this](std::span<const std::int64_t> ids) { return inputs_.tokenizer->decode(ids); });
+    executor_.measure_steps();
     executor_.restore();
     cut_told_ = executor_.roster().exits().cut_done();
   }
 
   cluster::TaskEvent tick() override {
+    if (!std::exchange(told_, true)) return tell();
     if (executor_.tick(false) == Executor::Progress::over) {
       const TaskOutcome outcome = executor_.finish();
       agree(ranks_, attempt([&] {
@@ -89,17 +112,26 @@ class Beside : public cluster::TaskRun {
   }
 
  private:
+  // What is left, which the first ticks of a task that goes on know as well.
+  cluster::TaskEvent tell() {
+    const double left = executor_.remaining_seconds(), samples = samples_of(order_.task, order_.sweep.train.epochs);
+    if (ranks_.rank() == 0 && executor_.roster().jobs()[0].step == 0)
+      replace_durably(system_io(), (fs::path(out_) / profile_of(order_.task, ranks_.size())).string(),
+                      nlohmann::json{{"seconds_a_sample", left / samples}}.dump());
+    return {cluster::TaskEvent::measured, left};
+  }
+
   Order order_;
   Communicator& ranks_;
-  std::string folder_;
+  std::string out_, folder_;
   TaskInputs inputs_;
   Executor executor_;
-  bool cut_told_ = false;
+  bool cut_told_ = false, told_ = false;
 };
 
 }  // namespace
 
-SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out,
+SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out, const Placement& place,
                     const std::function<bool()>& stop) {
   cluster::DriveOptions options;
   options.settings.gpus = world.size();
@@ -111,10 +143,10 @@ SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::st
   const auto read = [&](const std::string& text) {
     const Order order = read_order(text);
     const int ranks = order.task.ranks ? int(order.task.ranks) : world.size();
-    return cluster::Task{order.task.name, ranks, predicted_seconds(order.task, order.sweep.train.epochs, ranks)};
+    return cluster::Task{order.task.name, ranks, predicted_seconds(order.task, order.sweep.train.epochs, ranks, out)};
   };
   const auto start = [&](const cluster::TaskOrder& task, Communicator& ranks) -> std::unique_ptr<cluster::TaskRun> {
-    return std::make_unique<Beside>(read_order(task.text), ranks, out);
+    return std::make_unique<Beside>(read_order(task.text), ranks, out, place);
   };
   SweepEnd end;
   end.stopped = cluster::drive(world, options, read, start).stopped;

@@ -60,6 +60,8 @@ void LoraConfig::fields(Fields& f) {
 
 void JobTrainConfig::fields(Fields& f) {
   f("epochs", epochs, "passes over the data of each job", {.min = 1});
+  f("accumulate", accumulate, "passes that a job's batch is cut into; its gradients are summed",
+    {.min = 1, .max = 1024});
   f("weight_decay", weight_decay, "of AdamW", {.min = 0, .max = 10});
   f("beta1", beta1, "of AdamW", {.min = 0, .max = 0.9999});
   f("beta2", beta2, "of AdamW", {.min = 0, .max = 0.99999});

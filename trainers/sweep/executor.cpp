@@ -59,32 +59,28 @@ void check_ids(const Instructions& data, std::int64_t vocab, const std::string& 
     for (const Pair& p : *list) check(p.chosen), check(p.rejected);
 }
 
-// What a pass keeps of one token for backward, in bytes: of each layer its input alone, and one layer whole; or all.
-double bytes_per_token(const CausalLmConfig& m, at::ScalarType type, bool checkpointing) {
-  const double each = double(at::elementSize(type)), layer = each * double(14 * m.hidden + 5 * m.intermediate);
-  const double kept = checkpointing ? each * double(m.layers * m.hidden) + layer : layer * double(m.layers);
-  return kept + 2 * each * double(m.hidden);
-}
-
 }  // namespace
 
 Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm model, const Instructions& data,
-                   Communicator& ranks, std::string folder)
+                   Communicator& ranks, std::string folder, const Placement& place)
     : sweep_(sweep), task_(task), model_(std::move(model)), data_(data), ranks_(ranks), folder_(std::move(folder)) {
   if (data.train.empty() && data.train_pairs.empty())
     throw DataError(task.data.data, "has no sample to train on", "give a file with samples shorter than length");
   check_ids(data, model_.config().vocab, task.data.data);
   candidates_ = candidates(task.search, std::uint64_t(sweep.seed), task.place);
-  const std::vector<Load> loads = make_jobs();
+  loads_ = make_jobs();
   std::vector<std::int64_t> steps;
   for (const auto& j : jobs_) steps.push_back(j.total_steps());
-  roster_ = std::make_unique<Roster>(sweep.early_exit, memory_limit(loads), ranks.size(), sweep.steal, loads, steps);
+  job_seconds_.resize(jobs_.size());
   model_.set_checkpointing(sweep.train.checkpointing);
+  if (model_.device().is_cuda()) chunk_tokens_ = 16384;
   if (ranks.size() > 1) {
-    gathers_ = ranks.split(0, ranks.rank());
+    gathers_ = for_device(ranks.split(0, ranks.rank()), place, {});
     sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_);
   }
   step_ = std::make_unique<AdapterStep>(model_, *store_, *optimizer_, model_.device().is_cuda() && !sharded_);
+  set_memory_limit();
+  roster_ = std::make_unique<Roster>(sweep.early_exit, limit_, ranks.size(), sweep.steal, loads_, steps);
   cap_validation();
   nlohmann::ordered_json header{{"task", task.name}, {"total_steps", nlohmann::json::object()}};
   for (const auto& j : jobs_) header["total_steps"][j.candidate().job] = j.total_steps();
@@ -145,7 +141,7 @@ std::vector<Load> Executor::make_jobs() {
       std::make_unique<nn::AdapterOptimizer>(*store_, sweep_.train.beta1, sweep_.train.beta2, sweep_.train.eps);
   const bool pairs = !data_.train_pairs.empty();
   const auto samples = std::int64_t(pairs ? data_.train_pairs.size() : data_.train.size());
-  const std::int64_t length = longest(data_);
+  sample_tokens_ = longest(data_) * (pairs ? 2 : 1);
   std::map<std::int64_t, std::int64_t> size_of_rank;
   std::vector<Load> loads;
   for (std::size_t i = 0; i < candidates_.size(); ++i) {
@@ -160,23 +156,10 @@ std::vector<Load> Executor::make_jobs() {
     }
     const at::Tensor begin = from ? weights_from(*from, c, init) : at::Tensor();
     jobs_.emplace_back(c, samples, sweep_.train, std::move(init), parameters, begin);
-    loads.push_back({c.job, c.batch_size, c.batch_size * length * (pairs ? 2 : 1), parameters});
+    const std::int64_t a_pass = (c.batch_size + sweep_.train.accumulate - 1) / sweep_.train.accumulate;
+    loads.push_back({c.job, c.batch_size, a_pass * sample_tokens_, parameters});
   }
   return loads;
-}
-
-MemoryLimit Executor::memory_limit(const std::vector<Load>& loads) const {
-  MemoryLimit limit;
-  double weights = 0, layers = 0;
-  for (const auto& [weight, value] : model_.weights())
-    (weight.layer < 0 ? weights : layers) += double(value.numel() * std::int64_t(value.element_size()));
-  limit.model.fixed = weights + layers / ranks_.size();
-  limit.model.per_token =
-      bytes_per_token(model_.config(), model_.dtype(), sweep_.train.checkpointing || ranks_.size() > 1);
-  limit.bytes = sweep_.memory_capacity > 0 ? sweep_.memory_margin * sweep_.memory_capacity
-                                           : std::numeric_limits<double>::infinity();
-  limit.slots = sweep_.arm == "sequential" ? 1 : sweep_.slots > 0 ? sweep_.slots : std::int64_t(loads.size());
-  return limit;
 }
 
 // Evaluation may cost about a fifth of training: E passes over n_val samples against epochs over n_train, which cost

@@ -10,6 +10,7 @@
 #include "framework/formats/peft.h"
 #include "framework/io/checkpoint.h"
 #include "framework/models/adapter_step.h"
+#include "framework/placement.h"
 #include "trainers/sweep/job.h"
 #include "trainers/sweep/journal.h"
 #include "trainers/sweep/pack.h"
@@ -17,8 +18,10 @@
 #include "trainers/sweep/sharded_backbone.h"
 
 #include <functional>
+#include <limits>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -29,13 +32,15 @@ struct JobOutcome {
   std::string end;  // done, diverging, overfitting, underperforming
   std::int64_t steps = 0, total_steps = 0;
   double best = 0;
+  double seconds = 0;  // its share, by tokens, of the time of its train passes since the last start
 };
 
 struct TaskOutcome {
   std::vector<JobOutcome> jobs;
-  std::int64_t winner = -1;                   // none: every job diverged
-  std::string winner_folder;                  // of PEFT
-  std::int64_t samples = 0, all_samples = 0;  // trained, and without early exit
+  std::int64_t winner = -1;                                       // none: every job diverged
+  std::string winner_folder;                                      // of PEFT
+  std::int64_t samples = 0, all_samples = 0;                      // trained, and without early exit
+  double exact_match = std::numeric_limits<double>::quiet_NaN();  // share of the questions that the winner answers
   double seconds = 0, evaluation_seconds = 0, empty_share = 0;
   std::int64_t moves_between_ranks = 0, gathers = 0, gathered_bytes = 0;  // bytes: received by a rank
   double evaluation_ratio = 0;  // forecast: time of evaluation over that of training
@@ -45,8 +50,9 @@ class Executor {
  public:
   // model and tokenizer: the task's, the same on all ranks. folder: the task's, seen by all; state goes there.
   // Collective, as all members are. Throws UsageError naming a job that is too large, or a module that is not there.
+  // place: where this rank's device memory travels over.
   Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm model, const Instructions& data,
-           Communicator& ranks, std::string folder);
+           Communicator& ranks, std::string folder, const Placement& place = {});
   ~Executor();
 
   // Runs until the task is over, from its newest checkpoint where there is one, and writes the winner's folder. `stop`:
@@ -59,10 +65,17 @@ class Executor {
   Progress tick(bool stop);
   TaskOutcome finish();
   void save();  // after a tick that was stopped, or any that left no evaluation half done
-  // Seconds that what is left takes at the speed so far, as rank 0 measures. Collective.
+  // What steps of the first jobs take, in time and memory. On a GPU whose memory sets the limit that is known already.
+  // Collective, before restore() and the first tick.
+  void measure_steps();
+  // Seconds that what is left takes if no more job exits, by measure_steps(), or by the speed so far. Collective.
   double remaining_seconds();
+  const std::vector<Profiled>& profiles() const { return profiles_; }
   // Called on every rank with what early exit decided, as it comes: what a scheduler of tasks listens to.
   void on_decisions(std::function<void(const Roster&, const std::vector<Decision>&)> f) { heard_ = std::move(f); }
+
+  // Text of ids: with it the winner answers the task's questions once the task is over.
+  void on_answers(std::function<std::string(std::span<const std::int64_t>)> decode) { decode_ = std::move(decode); }
 
   // Flat weights of a job this rank holds, for tests: as they stand, or undefined.
   at::Tensor weights(const std::string& job) const;
@@ -78,7 +91,9 @@ class Executor {
 
   std::vector<Load> make_jobs();
   at::Tensor weights_from(const PeftAdapter& adapter, const Candidate& c, const nn::AdapterInit& init);
-  MemoryLimit memory_limit(const std::vector<Load>& loads) const;
+  void set_memory_limit();
+  Profiled profiled_step(std::size_t jobs);
+  Pack profiled_pack(const std::vector<std::size_t>& jobs) const;
   void reference_pairs();
   std::vector<ReferencedPair> referenced(const std::vector<Pair>& pairs);
   void cap_validation();
@@ -90,7 +105,9 @@ class Executor {
   bool due(std::int64_t job) const;
   bool here(std::int64_t job) const;  // in a slot of this rank
   void train_pass();
-  at::Tensor preference_step(const Pack& pack, const std::vector<std::int64_t>& in_pack);
+  std::vector<Pack> step_packs(const std::vector<std::int64_t>& jobs) const;
+  at::Tensor accumulated(const std::vector<Pack>& packs, const std::vector<std::int64_t>& jobs);
+  void accumulate(const Pack& pack, const std::map<std::int64_t, std::int64_t>& counts, at::Tensor& losses);
   void evaluate_pass();
   void begin_evaluation();
   void finish_evaluation();
@@ -103,6 +120,8 @@ class Executor {
   void state(Archive& ar);
   TaskOutcome outcome();
   void write_winner(std::int64_t winner);
+  double exact_match(std::int64_t winner);
+  double answer(std::int64_t winner);
 
   const SweepConfig& sweep_;
   const TaskConfig& task_;
@@ -117,6 +136,11 @@ class Executor {
   std::unique_ptr<Communicator> gathers_;
   std::unique_ptr<ShardedBackbone> sharded_;
   std::unique_ptr<AdapterStep> step_;
+  std::vector<double> job_seconds_;
+  std::vector<Load> loads_;
+  MemoryLimit limit_;
+  std::vector<Profiled> profiles_;
+  double evaluation_token_seconds_ = 0;
   std::vector<Job> jobs_;  // all of the task; those of other ranks stay as they began
   std::unique_ptr<Roster> roster_;
   Journal journal_;
@@ -126,7 +150,8 @@ class Executor {
   std::optional<Evaluation> evaluation_;
   std::vector<double> payload_;  // what this rank tells at the end of the tick
   std::function<void(const Roster&, const std::vector<Decision>&)> heard_;
-  std::int64_t tick_ = 0, passes_ = 0, empty_passes_ = 0, moves_ = 0, chunk_tokens_ = 4096;
+  std::function<std::string(std::span<const std::int64_t>)> decode_;
+  std::int64_t tick_ = 0, passes_ = 0, empty_passes_ = 0, moves_ = 0, chunk_tokens_ = 4096, sample_tokens_ = 1;
   std::int64_t restored_ = -1;  // the tick it went on from
   double seconds_ = 0, evaluation_seconds_ = 0, evaluation_ratio_ = 0;
 };

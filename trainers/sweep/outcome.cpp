@@ -1,9 +1,14 @@
 // The executor's state in checkpoints, and what a task ends with.
 #include "comm/error.h"
+#include "data/text/arithmetic.h"
 #include "framework/base/agree.h"
 #include "framework/base/tensor.h"
 #include "framework/models/adapters.h"
+#include "framework/models/generate.h"
 #include "trainers/sweep/executor.h"
+
+#include <algorithm>
+#include <numeric>
 
 #include <ATen/ATen.h>
 
@@ -49,25 +54,15 @@ at::Tensor Executor::weights(const std::string& job) const {
   return store_->filled(i) ? store_->flat_weights(i) : jobs_[std::size_t(i)].best();
 }
 
-double Executor::remaining_seconds() {
-  double done = 0, left = 0;
-  for (const auto& j : roster_->jobs()) {
-    done += double(j.step * j.load.batch_size);
-    const bool over = j.phase == Roster::Phase::exited || j.phase == Roster::Phase::done;
-    if (!over) left += double((j.total_steps - j.step) * j.load.batch_size);
-  }
-  double seconds = done > 0 ? seconds_ * left / done : 0;
-  ranks_.broadcast({&seconds, 1, DType::f64}, 0).wait();
-  return seconds;
-}
-
 TaskOutcome Executor::outcome() {
   TaskOutcome out;
+  std::vector<double> seconds = job_seconds_;  // of this rank's passes
+  ranks_.all_reduce({seconds.data(), seconds.size(), DType::f64}, Op::sum).wait();
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
     const auto& j = roster_->jobs()[i];
     const auto& e = roster_->exits().job(j.load.job);
-    out.jobs.push_back(
-        {candidates_[i], j.phase == Roster::Phase::done ? "done" : e.reason, j.step, j.total_steps, e.best});
+    out.jobs.push_back({candidates_[i], j.phase == Roster::Phase::done ? "done" : e.reason, j.step, j.total_steps,
+                        e.best, seconds[i]});
     const auto samples = std::int64_t(std::max(data_.train.size(), data_.train_pairs.size()));
     out.all_samples += samples * sweep_.train.epochs;
     out.samples += std::min(j.step * j.load.batch_size, samples * sweep_.train.epochs);
@@ -80,6 +75,7 @@ TaskOutcome Executor::outcome() {
       failure = attempt([&] { write_winner(out.winner); });
   }
   trireme::agree(ranks_, failure);
+  out.exact_match = exact_match(out.winner);
   double sums[] = {double(passes_), double(empty_passes_), evaluation_seconds_ / ranks_.size()};
   ranks_.all_reduce({sums, 3, DType::f64}, Op::sum).wait();
   out.empty_share = sums[0] > 0 ? sums[1] / sums[0] : 0;
@@ -97,6 +93,51 @@ void Executor::write_winner(std::int64_t winner) {
   store_->fill(winner, job.init(), job.best());
   write_peft(folder_ + "/winner", adapter_of(*store_, winner, adapters_[std::size_t(winner)]), model_.config().family);
   store_->clear(winner);
+}
+
+// On the rank that holds it; the others gather the layers of its passes where they have a share of them.
+double Executor::exact_match(std::int64_t winner) {
+  double share = std::numeric_limits<double>::quiet_NaN();
+  if (winner < 0 || !decode_ || data_.test.empty()) return share;
+  const int holder = roster_->jobs()[std::size_t(winner)].rank;
+  std::int64_t more = 1;
+  if (ranks_.rank() == holder) {
+    share = answer(winner);
+    more = 0;
+    if (sharded_) ranks_.broadcast({&more, 1, DType::i64}, holder).wait();
+  }
+  while (sharded_ && more) {
+    ranks_.broadcast({&more, 1, DType::i64}, holder).wait();
+    if (more) sharded_->empty_pass(false);
+  }
+  ranks_.broadcast({&share, 1, DType::f64}, holder).wait();
+  return share;
+}
+
+double Executor::answer(std::int64_t winner) {
+  constexpr std::size_t at_a_time = 128;
+  store_->fill(winner, jobs_[std::size_t(winner)].init(), jobs_[std::size_t(winner)].best());
+  GreedyOptions options;
+  options.most = task_.data.length;
+  if (data_.end >= 0) options.ends = {data_.end};
+  options.before_pass = [&](std::span<const std::int64_t> lengths) {
+    std::int64_t more = 1;
+    if (sharded_) ranks_.broadcast({&more, 1, DType::i64}, ranks_.rank()).wait();
+    store_->begin(
+        {{.slot = winner, .first = 0, .last = std::accumulate(lengths.begin(), lengths.end(), std::int64_t(0))}},
+        false);
+  };
+  std::int64_t right = 0;
+  for (std::size_t i = 0; i < data_.test.size(); i += at_a_time) {
+    const std::size_t end = std::min(i + at_a_time, data_.test.size());
+    std::vector<std::vector<std::int64_t>> prompts;
+    for (std::size_t q = i; q < end; ++q)
+      prompts.emplace_back(data_.test[q].prompt.begin(), data_.test[q].prompt.end());
+    const auto answers = greedy(model_, prompts, options);
+    for (std::size_t q = i; q < end; ++q) right += answers_match(decode_(answers[q - i]), data_.test[q].answer);
+  }
+  store_->clear(winner);
+  return double(right) / double(data_.test.size());
 }
 
 }  // namespace trireme::sweep

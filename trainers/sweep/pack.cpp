@@ -14,9 +14,9 @@ at::Tensor on_device(const std::vector<std::int64_t>& values, at::Device device)
 
 }  // namespace
 
-void Pack::begin_job(std::int64_t slot, std::int64_t step) {
+void Pack::begin_job(std::int64_t slot, std::int64_t step, std::int64_t job_row) {
   const auto here = std::int64_t(ids_.size());
-  rows_.push_back({slot, here, here, 0, step});
+  rows_.push_back({slot, here, here, job_row, step});
   counts_.push_back(0);
   first_sample_.push_back(std::int64_t(lengths_.size()));
   first_pair_.push_back(std::int64_t(reference_margins_.size()));

@@ -18,13 +18,15 @@ struct ReferencedPair {
 class Pack {
  public:
   // Jobs in the order of their slots. step: the job's own, by which its dropout differs from step to step. Rows count
-  // from the job's first, so a mask is the same whoever shares the pack: a job's step lies in one pack whole.
-  void begin_job(std::int64_t slot, std::int64_t step);
+  // from the job's first, so a mask is the same whoever shares the pack: job_row is how many of the step's rows were in
+  // packs before this one.
+  void begin_job(std::int64_t slot, std::int64_t step, std::int64_t job_row = 0);
   void add(const Example& example);
   void add(const ReferencedPair& pair);
 
   std::size_t jobs() const { return rows_.size(); }
   bool empty() const { return ids_.empty(); }
+  std::int64_t size() const { return std::int64_t(ids_.size()); }  // tokens
   const std::vector<nn::SlotRows>& rows() const { return rows_; }
   TokenBatch tokens(at::Device device) const;
   at::Tensor labels(at::Device device) const;  // i64 [T]: the next id where it counts, else ignored_label

@@ -60,4 +60,74 @@ std::vector<std::size_t> admit(const MemoryLimit& limit, std::span<const Load> q
   return started;
 }
 
+std::vector<Profiled> profile_steps(const MemoryLimit& limit, std::span<const Load> jobs,
+                                    const std::function<Profiled(std::size_t jobs)>& step) {
+  std::vector<Load> order;
+  for (const std::size_t i : admission_order(jobs, {})) order.push_back(jobs[i]);
+  MemoryLimit now = limit;
+  std::vector<Profiled> found;
+  const std::size_t most = std::min(order.size(), std::size_t(limit.slots));
+  for (std::size_t n = 1;; n = std::min(2 * n, most)) {
+    const std::span<const Load> first(order.data(), n);
+    if (now.model.bytes(first) > limit.bytes) break;
+    found.push_back(step(n));
+    const bool apart = found.front().tokens != found.back().tokens;
+    if (found.back().bytes > 0 && apart) now.model = fit_memory(found);
+    if (n == most) break;
+  }
+  return found;
+}
+
+double seconds_of(std::span<const Profiled> profiles, double tokens) {
+  std::vector<Profiled> sorted(profiles.begin(), profiles.end());
+  std::sort(sorted.begin(), sorted.end(), [](const auto& a, const auto& b) { return a.tokens < b.tokens; });
+  if (sorted.empty()) return 0;
+  if (sorted.size() == 1 || tokens <= double(sorted[0].tokens)) return sorted[0].seconds;
+  std::size_t next = 1;
+  while (next + 1 < sorted.size() && tokens > double(sorted[next].tokens)) ++next;
+  const Profiled &a = sorted[next - 1], &b = sorted[next];
+  if (a.tokens == b.tokens) return b.seconds;
+  const double share = (tokens - double(a.tokens)) / double(b.tokens - a.tokens);
+  return std::max(0.0, a.seconds + share * (b.seconds - a.seconds));
+}
+
+double forecast_seconds(const MemoryLimit& limit, int ranks, std::span<const Load> jobs,
+                        std::span<const std::int64_t> steps, std::span<const double> tokens,
+                        std::span<const Profiled> profiles) {
+  struct Running {
+    std::size_t job;
+    int rank;
+    std::int64_t left;
+  };
+  std::vector<std::size_t> queue = admission_order(jobs, {});
+  std::vector<Running> running;
+  double seconds = 0;
+  const auto load_of = [&](int rank) {
+    double sum = 0;
+    for (const auto& r : running) sum += r.rank == rank ? tokens[r.job] : 0;
+    return sum;
+  };
+  for (;;) {
+    std::erase_if(queue, [&](std::size_t i) {
+      int best = -1;
+      for (int r = 0; r < ranks && steps[i] > 0; ++r) {
+        std::vector<Load> there;
+        for (const auto& x : running)
+          if (x.rank == r) there.push_back(jobs[x.job]);
+        if (limit.allows(there, jobs[i]) && (best < 0 || load_of(r) < load_of(best))) best = r;
+      }
+      if (best >= 0) running.push_back({i, best, steps[i]});
+      return best >= 0 || steps[i] <= 0;
+    });
+    if (running.empty()) return seconds;
+    std::int64_t ticks = running[0].left;
+    for (const auto& r : running) ticks = std::min(ticks, r.left);
+    double most = 0;
+    for (int r = 0; r < ranks; ++r) most = std::max(most, load_of(r));
+    seconds += double(ticks) * seconds_of(profiles, most);
+    for (auto& r : running) r.left -= ticks;
+    std::erase_if(running, [](const Running& r) { return r.left <= 0; });
+  }
+}
+
 }  // namespace trireme::sweep

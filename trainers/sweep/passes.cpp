@@ -18,39 +18,73 @@ at::Tensor Executor::losses_of(const Pack& pack) {
   return token_losses(hidden, model_.head(), pack.labels(model_.device()));
 }
 
-void Executor::train_pass() {
-  Pack pack;
-  std::vector<std::int64_t> in_pack;
-  for (std::size_t i = 0; i < jobs_.size(); ++i) {
-    if (!here(std::int64_t(i)) || roster_->jobs()[i].phase != Roster::Phase::running) continue;
-    pack.begin_job(std::int64_t(i), jobs_[i].step());
-    in_pack.push_back(std::int64_t(i));
-    for (const auto sample : jobs_[i].next_batch()) fill(pack, true, sample);
+// The samples of a step of every job that can go on, in `accumulate` packs.
+std::vector<Pack> Executor::step_packs(const std::vector<std::int64_t>& jobs) const {
+  const auto n = std::size_t(sweep_.train.accumulate);
+  std::vector<Pack> packs(n);
+  for (const auto job : jobs) {
+    const Job& j = jobs_[std::size_t(job)];
+    const auto batch = j.next_batch();
+    std::int64_t rows = 0;
+    for (std::size_t k = 0; k < n; ++k) {
+      const std::size_t first = k * batch.size() / n, last = (k + 1) * batch.size() / n;
+      if (first == last) continue;
+      packs[k].begin_job(job, j.step(), rows);
+      for (std::size_t s = first; s < last; ++s) fill(packs[k], true, batch[s]);
+      rows += packs[k].rows().back().last - packs[k].rows().back().first;
+    }
   }
-  ++passes_;
-  if (pack.empty()) {
-    ++empty_passes_;
-    if (sharded_) sharded_->empty_pass(true);
-    return;
-  }
-  const at::Tensor now =
-      task_.objective == "dpo" ? preference_step(pack, in_pack) : step_->run(pack.batch(model_.device())).clone();
-  for (std::size_t k = 0; k < in_pack.size(); ++k) jobs_[std::size_t(in_pack[k])].stepped(now[std::int64_t(k)]);
+  return packs;
 }
 
-// As AdapterStep does it, with pairs in place of tokens.
-at::Tensor Executor::preference_step(const Pack& pack, const std::vector<std::int64_t>& in_pack) {
+// A step of every job that can go on. One pack of examples is AdapterStep's; pairs and steps of several packs are not.
+void Executor::train_pass() {
+  const auto begin = std::chrono::steady_clock::now();
+  std::vector<std::int64_t> jobs;
+  for (std::size_t i = 0; i < jobs_.size(); ++i)
+    if (here(std::int64_t(i)) && roster_->jobs()[i].phase == Roster::Phase::running) jobs.push_back(std::int64_t(i));
+  const auto packs = step_packs(jobs);
+  passes_ += std::int64_t(packs.size());
+  for (const auto& pack : packs) empty_passes_ += pack.empty();
+  const bool whole = packs.size() == 1 && !packs[0].empty() && task_.objective != "dpo";
+  const at::Tensor losses = whole ? step_->run(packs[0].batch(model_.device())).clone() : accumulated(packs, jobs);
+  for (std::size_t k = 0; k < jobs.size(); ++k) jobs_[std::size_t(jobs[k])].stepped(losses[std::int64_t(k)]);
+  const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  double all = 0;
+  for (const auto& pack : packs) all += double(pack.size());
+  for (const auto& pack : packs)
+    for (const auto& r : pack.rows()) job_seconds_[std::size_t(r.slot)] += took * double(r.last - r.first) / all;
+}
+
+// Each job's mean over what counts in its own batch; the sum of those means is what backward begins at, so every
+// adapter's gradient is that of the job alone. All ranks make the same number of passes. -> f32 [jobs]
+at::Tensor Executor::accumulated(const std::vector<Pack>& packs, const std::vector<std::int64_t>& jobs) {
+  std::map<std::int64_t, std::int64_t> counts;  // of the whole batches
+  for (const auto& pack : packs)
+    for (std::size_t k = 0; k < pack.jobs(); ++k) counts[pack.rows()[k].slot] += pack.count(k);
+  at::Tensor losses = at::zeros({store_->slots()}, at::TensorOptions(model_.device()).dtype(at::kFloat));
+  for (const auto& pack : packs) {
+    if (!pack.empty()) accumulate(pack, counts, losses);
+    if (pack.empty() && sharded_) sharded_->empty_pass(true);
+  }
+  if (jobs.empty()) return {};
+  optimizer_->step(jobs, losses);
+  return losses.index_select(0, to_device(at::tensor(jobs, at::kLong), losses.device()));
+}
+
+void Executor::accumulate(const Pack& pack, const std::map<std::int64_t, std::int64_t>& counts, at::Tensor& losses) {
   store_->begin(pack.rows(), true);
-  const at::Tensor losses = losses_of(pack);
+  const at::Tensor each = losses_of(pack);
   std::vector<at::Tensor> means;
-  for (std::size_t k = 0; k < in_pack.size(); ++k)
-    means.push_back(pack.loss_sum(k, losses, sweep_.train.dpo_beta) / double(std::max<std::int64_t>(1, pack.count(k))));
-  torch::autograd::backward({at::stack(means).sum()}, {});
-  const at::Tensor now = at::stack(means).detach().to(at::kFloat);
-  at::Tensor by_slot = at::zeros({store_->slots()}, now.options());
-  by_slot.index_copy_(0, to_device(at::tensor(in_pack, at::kLong), now.device()), now);
-  optimizer_->step(in_pack, by_slot);
-  return now;
+  std::vector<std::int64_t> slots;
+  for (std::size_t k = 0; k < pack.jobs(); ++k) {
+    slots.push_back(pack.rows()[k].slot);
+    const auto count = double(std::max<std::int64_t>(1, counts.at(slots.back())));
+    means.push_back(pack.loss_sum(k, each, sweep_.train.dpo_beta) / count);
+  }
+  const at::Tensor all = at::stack(means);
+  torch::autograd::backward({all.sum()}, {});
+  losses.index_add_(0, to_device(at::tensor(slots, at::kLong), losses.device()), all.detach().to(at::kFloat));
 }
 
 void Executor::begin_evaluation() {
@@ -77,18 +111,19 @@ void Executor::evaluate_pass() {
   Evaluation& e = *evaluation_;
   Pack pack;
   const auto jobs = std::int64_t(e.jobs.size());
-  const std::int64_t tokens =
-      std::max<std::int64_t>(1, roster_->jobs()[0].load.tokens / roster_->jobs()[0].load.batch_size);
-  const std::int64_t end = std::min<std::int64_t>(std::int64_t(validation_.size()),
-                                                  e.next + std::max<std::int64_t>(1, chunk_tokens_ / (jobs * tokens)));
+  const std::int64_t end = std::min<std::int64_t>(
+      std::int64_t(validation_.size()), e.next + std::max<std::int64_t>(1, chunk_tokens_ / (jobs * sample_tokens_)));
   for (const auto job : e.jobs) {
     pack.begin_job(job, 0);
     for (std::int64_t s = e.next; s < end; ++s) fill(pack, false, validation_[std::size_t(s)]);
   }
   store_->begin(pack.rows(), false);
   const at::Tensor losses = losses_of(pack).to(at::kDouble);
+  std::vector<at::Tensor> sums;
+  for (std::size_t k = 0; k < e.jobs.size(); ++k) sums.push_back(pack.loss_sum(k, losses, sweep_.train.dpo_beta));
+  const at::Tensor all = at::stack(sums).to(at::kCPU);  // one wait for all jobs
   for (std::size_t k = 0; k < e.jobs.size(); ++k) {
-    e.sums[k] += pack.loss_sum(k, losses, sweep_.train.dpo_beta).item<double>();
+    e.sums[k] += all[std::int64_t(k)].item<double>();
     e.counts[k] += double(pack.count(k));
   }
   e.next = end;

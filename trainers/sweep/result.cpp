@@ -82,6 +82,8 @@ std::string section(const std::string& folder, const TaskConfig& task, const Tas
                        text("%lld, %.1f MB received by a rank", (long long)o.gathers, double(o.gathered_bytes) / 1e6)});
   summary.push_back(
       {"winner", o.winner < 0 ? "none" : o.jobs[std::size_t(o.winner)].candidate.job + " in " + o.winner_folder});
+  if (std::isfinite(o.exact_match))
+    summary.push_back({"questions the winner answers", format_value(o.exact_match, Unit::percent)});
   Table jobs;
   for (const auto i : best_first(o)) {
     const auto& j = o.jobs[i];
@@ -99,6 +101,7 @@ std::string print_outcome(const TaskOutcome& o, const TaskConfig& task) {
   ordered_json all{{"task", task.name},
                    {"winner", o.winner},
                    {"winner_folder", o.winner_folder},
+                   {"exact_match", std::isfinite(o.exact_match) ? ordered_json(o.exact_match) : ordered_json()},
                    {"samples", o.samples},
                    {"all_samples", o.all_samples},
                    {"seconds", o.seconds},
@@ -118,6 +121,7 @@ std::string print_outcome(const TaskOutcome& o, const TaskConfig& task) {
                            {"end", j.end},
                            {"steps", j.steps},
                            {"total_steps", j.total_steps},
+                           {"seconds", j.seconds},
                            {"best", std::isfinite(j.best) ? ordered_json(j.best) : ordered_json()}});
   return all.dump(1) + "\n";
 }
@@ -128,6 +132,8 @@ TaskOutcome parse_outcome(const std::string& json, const std::string& place) {
   try {
     o.winner = all.at("winner").get<std::int64_t>();
     o.winner_folder = all.at("winner_folder").get<std::string>();
+    if (all.contains("exact_match") && all.at("exact_match").is_number())
+      o.exact_match = all.at("exact_match").get<double>();
     o.samples = all.at("samples").get<std::int64_t>();
     o.all_samples = all.at("all_samples").get<std::int64_t>();
     o.seconds = all.at("seconds").get<double>();
@@ -142,7 +148,7 @@ TaskOutcome parse_outcome(const std::string& json, const std::string& place) {
                         j.at("rank").get<std::int64_t>(), j.at("batch_size").get<std::int64_t>()};
       const double best = j.at("best").is_null() ? std::numeric_limits<double>::infinity() : j.at("best").get<double>();
       o.jobs.push_back({c, j.at("end").get<std::string>(), j.at("steps").get<std::int64_t>(),
-                        j.at("total_steps").get<std::int64_t>(), best});
+                        j.at("total_steps").get<std::int64_t>(), best, j.value("seconds", 0.0)});
     }
   } catch (const nlohmann::json::exception&) {
     throw DataError(place, "is no result of a task", "remove it: the task goes on from its checkpoint");
@@ -162,7 +168,9 @@ std::string outcome_table(const TaskOutcome& o, const TaskConfig& task) {
   }
   table += text("%.1f %% of samples saved, %.1f s, %.1f s of it evaluation\n", 100 * saved(o), o.seconds,
                 o.evaluation_seconds);
-  return table + (o.winner < 0 ? "no job has a result\n" : "winner: " + o.winner_folder + "\n");
+  if (o.winner < 0) return table + "no job has a result\n";
+  if (std::isfinite(o.exact_match)) table += text("the winner answers %.1f %% of the questions\n", 100 * o.exact_match);
+  return table + "winner: " + o.winner_folder + "\n";
 }
 
 void write_page(const std::string& folder, const SweepConfig& sweep, const std::vector<TaskConfig>& tasks,

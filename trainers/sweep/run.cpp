@@ -51,12 +51,12 @@ int make_backbone(const SweepRun& run, const SweepConfig& sweep, Communicator& w
 
 // One task after the other on all ranks. What a task's own input does wrong ends that task alone; any other failure may
 // be one rank's, and ends all.
-SweepEnd run_in_turn(const SweepConfig& sweep, Communicator& world, const std::string& out) {
+SweepEnd run_in_turn(const SweepConfig& sweep, Communicator& world, const std::string& out, const Placement& place) {
   SweepEnd end;
   for (const auto& task : sweep.tasks) {
     std::optional<TaskOutcome> outcome;
     const auto failure = attempt(
-        [&] { outcome = run_task(sweep, task, world, out + "/" + task.name, [] { return stop_requested(); }); });
+        [&] { outcome = run_task(sweep, task, world, out + "/" + task.name, place, [] { return stop_requested(); }); });
     if (failure && failure->code != ExitCode::usage && failure->code != ExitCode::data) raise(*failure);
     if (failure) {
       end.failed.push_back({task.name, *failure});
@@ -86,18 +86,17 @@ ExitCode tell(const SweepConfig& sweep, const SweepEnd& end, const std::string& 
 
 }  // namespace
 
-TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks) {
+TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks, at::Device device) {
   TaskInputs in;
   agree(ranks, attempt([&] {
-          const at::Device device = one_device(sweep.device);
           in.model = load_causal_lm(task.model, device, sweep.precision == "bf16" ? at::kBFloat16 : at::kFloat);
           // Every job would diverge on it, and no decision would say why.
           for (const auto& [weight, value] : in.model->weights())
             if (!at::isfinite(value).all().item<bool>())
               throw DataError(task.model, "tensor '" + weight.name + "' holds a number that is not finite",
                               "fetch the model again, or train it at a lower rate");
-          const auto tokenizer = load_tokenizer(task.model);
-          in.data = read_instructions(task.data, tokenizer);
+          in.tokenizer = load_tokenizer(task.model);
+          in.data = read_instructions(task.data, *in.tokenizer);
         }));
   // A rank that reads other samples would train other jobs.
   if (!same_on_all(ranks, in.data->identity))
@@ -117,14 +116,16 @@ std::optional<TaskOutcome> read_outcome(const std::string& folder) {
 }
 
 std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks,
-                                    const std::string& folder, const std::function<bool()>& stop,
+                                    const std::string& folder, const Placement& place,
+                                    const std::function<bool()>& stop,
                                     std::function<void(const Roster&, const std::vector<Decision>&)> heard) {
   std::int64_t over = fs::exists(folder + "/result.json");
   ranks.broadcast({&over, 1, DType::i64}, 0).wait();
   if (over) return read_outcome(folder);
-  const TaskInputs in = read_inputs(sweep, task, ranks);
-  Executor executor(sweep, task, *in.model, *in.data, ranks, folder);
+  const TaskInputs in = read_inputs(sweep, task, ranks, place.device);
+  Executor executor(sweep, task, *in.model, *in.data, ranks, folder, place);
   executor.on_decisions(std::move(heard));
+  executor.on_answers([&](std::span<const std::int64_t> ids) { return in.tokenizer->decode(ids); });
   auto outcome = executor.run(stop);
   if (!outcome) return outcome;
   agree(ranks, attempt([&] {
@@ -143,9 +144,13 @@ int run_sweep(const SweepRun& run, Communicator& world, int local_ranks) {
         }));
   if (const int code = make_backbone(run, sweep, world, local_ranks)) return code;
   if (sweep.threads) at::set_num_threads(int(sweep.threads));
+  TrainConfig where;
+  where.device = sweep.device, where.communicator = sweep.communicator;
+  const Placement place = place_rank(world, where);
   const bool beside = std::any_of(sweep.tasks.begin(), sweep.tasks.end(), [](const auto& t) { return t.ranks > 0; });
-  const SweepEnd end = beside && world.size() > 1 ? run_beside(sweep, world, run.out, [] { return stop_requested(); })
-                                                  : run_in_turn(sweep, world, run.out);
+  const SweepEnd end = beside && world.size() > 1
+                           ? run_beside(sweep, world, run.out, place, [] { return stop_requested(); })
+                           : run_in_turn(sweep, world, run.out, place);
   if (end.stopped) return int(ExitCode::stopped);
   std::int64_t code = 0;
   agree(world, attempt([&] {

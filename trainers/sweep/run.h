@@ -14,15 +14,17 @@ namespace trireme::sweep {
 // FOLDER/{losses.jsonl, decisions.jsonl, result.json, winner/}. A task whose result.json is there is over: it is read.
 // None where `stop` ended it: the same call goes on later. Errors of one rank are those of all.
 std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks,
-                                    const std::string& folder, const std::function<bool()>& stop = {},
+                                    const std::string& folder, const Placement& place = {},
+                                    const std::function<bool()>& stop = {},
                                     std::function<void(const Roster&, const std::vector<Decision>&)> heard = {});
 
 // Model and data of a task, read on every rank, or an error on all. The model may be shared by tasks.
 struct TaskInputs {
   std::optional<CausalLm> model;
   std::optional<Instructions> data;
+  std::optional<BytePairTokenizer> tokenizer;
 };
-TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks);
+TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks, at::Device device);
 void write_outcome(const std::string& folder, const TaskOutcome& outcome, const TaskConfig& task);  // result.json
 std::optional<TaskOutcome> read_outcome(const std::string& folder);                                 // none: not over
 
@@ -38,7 +40,7 @@ struct SweepEnd {
 };
 // Collective over the world: tasks beside each other, each on its own number of ranks, by the scheduler of tasks
 // (cluster/driver.h); others may come by `trireme sweep add`, each a file with one task.
-SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out,
+SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out, const Placement& place,
                     const std::function<bool()>& stop);
 
 struct SweepRun {

@@ -18,7 +18,13 @@ std::string without(std::string name, std::string_view end) {
 
 }  // namespace
 
-ShardedBackbone::ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Communicator& ranks)
+CausalLm without_layers(const CausalLmConfig& config, const CausalLm::Source& source, at::TensorOptions options) {
+  return CausalLm(config,
+                  [&](const LmWeight& w) { return w.layer < 0 ? source(w) : at::empty({1}, options).expand(w.shape); });
+}
+
+ShardedBackbone::ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Communicator& ranks,
+                                 const CausalLm::Source& source)
     : model_(model), store_(store), ranks_(ranks), type_(model.dtype()) {
   const at::NoGradGuard no_grad;
   const std::int64_t layers = model.config().layers, each = std::int64_t(at::elementSize(type_));
@@ -38,7 +44,7 @@ ShardedBackbone::ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Commu
     ends[l] = aligned(ends[l] + value.numel() * each);
     most = std::max(most, ends[l]);
     pieces_[l].push_back(piece);
-    values[l].push_back(value);
+    values[l].push_back(source ? at::Tensor() : value);
   }
   const std::int64_t ranks_now = ranks.size(), unit = 16 * ranks_now;
   share_ = (most + unit - 1) / unit * 16;
@@ -48,7 +54,8 @@ ShardedBackbone::ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Commu
     Whole& whole = wholes_[l % 2];
     const auto at = std::size_t(l);
     whole.bytes.zero_();
-    for (std::size_t i = 0; i < pieces_[at].size(); ++i) view(pieces_[at][i], l).copy_(values[at][i]);
+    for (std::size_t i = 0; i < pieces_[at].size(); ++i)
+      view(pieces_[at][i], l).copy_(source ? source(pieces_[at][i].weight) : values[at][i]);
     shares_.push_back(whole.bytes.narrow(0, ranks.rank() * share_, share_).clone());
     values[at].clear();
     point(l);  // the model lets its own copy go
@@ -83,7 +90,7 @@ void ShardedBackbone::point(std::int64_t layer) {
 }
 
 void ShardedBackbone::gather(std::int64_t layer) {
-  if (layer < 0 || layer >= std::int64_t(shares_.size())) return;
+  if (held_ || layer < 0 || layer >= std::int64_t(shares_.size())) return;
   Whole& whole = wholes_[layer % 2];
   if (whole.layer == layer) return;
   whole.coming.wait();

@@ -12,16 +12,23 @@
 
 namespace trireme::sweep {
 
+// A model whose layers have shapes and no memory, to be sharded from a source; the rest comes from `source`.
+CausalLm without_layers(const CausalLmConfig& config, const CausalLm::Source& source, at::TensorOptions options);
+
 class ShardedBackbone {
  public:
   // Cuts the layers of `model`, whose weights are let go, over the ranks of `ranks`, which is used for nothing else.
   // The model runs with checkpointing from now on: a layer's weights are there again when it runs again. Collective
   // calls follow from the order of layers alone, so all ranks must run the same kinds of passes.
-  ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Communicator& ranks);
+  // source: where the layers' weights come from, one layer at a time, so that no rank ever holds them all; without one,
+  // from the model itself.
+  ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Communicator& ranks, const CausalLm::Source& source = {});
   ~ShardedBackbone();
 
   // The gathers of a pass, without the pass. backward: of one that has a backward.
   void empty_pass(bool backward);
+  // on: passes gather nothing and run on what two layers hold by now, for measuring what they cost alone.
+  void set_held(bool on) { held_ = on; }
   std::int64_t gathers() const { return gathers_; }
   std::int64_t bytes_received() const;                                 // of this rank, so far
   std::int64_t layer_bytes() const { return share_ * ranks_.size(); }  // padded
@@ -44,6 +51,7 @@ class ShardedBackbone {
   std::vector<std::vector<Piece>> pieces_;  // of each layer
   std::vector<at::Tensor> shares_;          // of each layer: u8 [share_]
   std::int64_t share_ = 0, gathers_ = 0, last_ = -1;
+  bool held_ = false;
   at::ScalarType type_;
   struct Whole {
     at::Tensor bytes;

@@ -84,9 +84,24 @@ void Dispatcher::read_inbox() {
   }
 }
 
+// Tasks that wait may be alike, and are read again.
+void Dispatcher::measured(const std::string& task, double remaining) {
+  scheduler_.measured(task, now(), remaining);
+  journal_.measured(now(), task, remaining);
+  say("task " + task + " will take " + seconds_text(remaining));
+  const auto waiting = scheduler_.waiting();
+  for (const auto& t : waiting)
+    if (!orders_.at(t.name).resume) scheduler_.retime(t.name, read_(orders_.at(t.name).text).seconds);
+}
+
 void Dispatcher::hear(const Report& report, int rank, Decision& decision) {
   if (report.kind == Report::nothing) return;
   const std::string task = leaders_.at(rank);
+  if (report.kind == Report::measured) {
+    measured(task, report.remaining);
+    decision.go_on.push_back(task);
+    return;
+  }
   if (report.kind == Report::cut) {
     const std::size_t had = ranks_.at(task).size();
     const auto kept = scheduler_.cut(task, now(), report.remaining, int(report.ranks), report.remaining_all);

@@ -12,7 +12,7 @@ namespace trireme::cluster {
 
 // What a task's first rank says in a round. Plain bytes: it travels.
 struct Report {
-  enum Kind : std::int64_t { nothing, cut, done, failed };
+  enum Kind : std::int64_t { nothing, measured, cut, done, failed };
   std::int64_t kind = nothing, ranks = 0, stop = 0, code = 0;
   double remaining = 0, remaining_all = 0;
   char why[600] = {};
@@ -43,6 +43,7 @@ class Dispatcher {
   void take(const std::string& text, const std::string& letter);  // throws where it cannot be
   void read_inbox();
   void hear(const Report& report, int rank, Decision& decision);
+  void measured(const std::string& task, double remaining);
   void say(const std::string& line) const;
 
   const DriveOptions& options_;

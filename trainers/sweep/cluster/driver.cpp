@@ -86,7 +86,9 @@ void Rank::tick() {
   paused_ = true;
   if (event.kind == TaskEvent::done) run_.reset();
   if (comm_->rank() != 0) return;
-  report_.kind = event.kind == TaskEvent::cut ? Report::cut : Report::done;
+  report_.kind = event.kind == TaskEvent::cut        ? Report::cut
+                 : event.kind == TaskEvent::measured ? Report::measured
+                                                     : Report::done;
   report_.ranks = event.ranks, report_.remaining = event.remaining, report_.remaining_all = event.remaining_all;
 }
 

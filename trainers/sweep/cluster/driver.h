@@ -23,9 +23,9 @@ struct TaskOrder {
 };
 
 struct TaskEvent {
-  enum Kind { tick, cut, done };
+  enum Kind { tick, measured, cut, done };  // measured: what is left is known better than when it was read
   Kind kind = tick;
-  double remaining = 0;      // cut: seconds that are left on `ranks` ranks
+  double remaining = 0;      // measured: seconds that are left; cut: on `ranks` ranks
   int ranks = 0;             // cut: of its ranks that it still wants, at most all
   double remaining_all = 0;  // cut: on all of its ranks; 0: no less than on `ranks`. The plan chooses
 };

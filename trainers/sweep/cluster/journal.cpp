@@ -44,6 +44,9 @@ struct Reader {
       u.task.gpus = int(line.at("gpus").size());
       since[u.task.name] = found.t;
       if (event == "cut") u.after_cut = true, u.task.seconds = line.at("remaining");
+    } else if (event == "measured") {
+      Unfinished& u = find(found.unfinished, line.at("task"));
+      u.task.seconds = line.at("remaining"), since[u.task.name] = found.t;
     } else if (event == "done" || event == "failed") {
       const Unfinished& u = find(found.unfinished, line.at("task"));
       since.erase(u.task.name);
@@ -95,6 +98,10 @@ void Journal::plan(double t, bool arrived, const Plan& plan, const std::vector<G
 
 void Journal::start(double t, const Start& s, bool after_cut) {
   write(t, "start", {{"task", s.task}, {"gpus", s.gpus}, {"after_cut", after_cut}});
+}
+
+void Journal::measured(double t, const std::string& task, double remaining) {
+  write(t, "measured", {{"task", task}, {"remaining", remaining}});
 }
 
 void Journal::cut(double t, const std::string& task, const std::vector<int>& kept, double remaining) {

@@ -1,7 +1,8 @@
 // RUN/schedule.jsonl: what the inter-task scheduler planned and what happened, one JSON object a line, each with `t`
 // (seconds of the run) and `event`. It is what a killed run resumes from and what the report draws.
 //   begin gpus | arrive task gpus seconds text letter | plan arrived makespan bound optimal by bars | start task gpus
-//   after_cut | cut task gpus remaining | done task | failed task why code | refused letter why | stop
+//   after_cut | measured task remaining | cut task gpus remaining | done task | failed task why code | refused letter
+//   why | stop
 #pragma once
 #include "framework/base/agree.h"
 #include "framework/io/file_io.h"
@@ -24,6 +25,7 @@ class Journal {
   void arrive(double t, const Task& task, const std::string& text, const std::string& letter);
   void plan(double t, bool arrived, const Plan& plan, const std::vector<GanttBar>& bars);
   void start(double t, const Start& start, bool after_cut);
+  void measured(double t, const std::string& task, double remaining);
   void cut(double t, const std::string& task, const std::vector<int>& kept, double remaining);
   void done(double t, const std::string& task);
   void failed(double t, const std::string& task, const Failure& why);

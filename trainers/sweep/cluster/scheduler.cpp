@@ -45,6 +45,16 @@ std::vector<int> Scheduler::cut(const std::string& task, double now, double rema
   return r.gpus;
 }
 
+void Scheduler::measured(const std::string& task, double now, double remaining) {
+  running_.at(task).end = now + remaining;
+  changed_ = true;
+}
+
+void Scheduler::retime(const std::string& task, double seconds) {
+  for (auto& t : waiting_)
+    if (t.name == task && seconds > 0) t.seconds = seconds, changed_ = true;
+}
+
 double Scheduler::expected_end(const Running& r, double now) {
   return r.end > now ? r.end : now + 0.05 * (now - r.start);
 }

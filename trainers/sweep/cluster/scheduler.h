@@ -32,6 +32,9 @@ class Scheduler {
   // What remains takes `remaining` on the first `gpus` of its GPUs and `remaining_all` on all (0: no less). Gives the
   // others back at once if the plan then ends earlier, or all are no faster. Returns those kept.
   std::vector<int> cut(const std::string& task, double now, double remaining, int gpus, double remaining_all);
+  // A running task ends in so many seconds; a waiting one will take so many.
+  void measured(const std::string& task, double now, double remaining);
+  void retime(const std::string& task, double seconds);
   // Tasks that start now. Replans if anything happened since the last call.
   std::vector<Start> due(double now);
 

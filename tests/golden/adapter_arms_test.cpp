@@ -1,0 +1,179 @@
+// The arms of `trireme bench ap_step` against each other, on loopback ranks: the same adapters, and bytes by formula.
+// (The benchmarks are not part of sanitized builds, so this is no unit test.)
+#include "bench/adapter_arms.h"
+
+#include "comm/local/loopback.h"
+#include "comm/wrappers/wrapper.h"
+
+#include <map>
+#include <mutex>
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <gtest/gtest.h>
+
+namespace trireme::bench {
+namespace {
+
+AdapterJobs tiny(std::vector<std::int64_t> ranks, std::int64_t batch) {
+  AdapterJobs jobs;
+  CausalLmConfig& c = jobs.model;
+  c.family = "llama";
+  c.vocab = 61, c.hidden = 32, c.intermediate = 48, c.layers = 4, c.heads = 4, c.kv_heads = 2, c.head_dim = 8;
+  c.eps = 1e-5;
+  jobs.ranks = std::move(ranks);
+  jobs.length = 9, jobs.batch = batch, jobs.lr = 1e-3;
+  return jobs;
+}
+
+// Bytes that a rank puts into gathers and sums, of its splits too.
+struct Sent {
+  std::size_t gathered = 0, summed = 0;
+};
+class Counting : public Wrapper {
+ public:
+  Counting(Communicator& inner, Sent& sent) : Wrapper(inner), sent_(sent) {}
+  Counting(std::unique_ptr<Communicator> inner, Sent& sent) : Wrapper(std::move(inner)), sent_(sent) {}
+  Work all_reduce(Buffer b, Op op) override { return sent_.summed += b.bytes(), inner_.all_reduce(b, op); }
+  Work all_gather(ConstBuffer in, Buffer out) override {
+    return sent_.gathered += in.bytes(), inner_.all_gather(in, out);
+  }
+  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
+  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                  std::span<const std::size_t> recv) override {
+    return inner_.all_to_all(in, send, out, recv);
+  }
+  Work broadcast(Buffer b, int root) override { return inner_.broadcast(b, root); }
+  Work barrier() override { return inner_.barrier(); }
+  std::unique_ptr<Communicator> split(int color, int key) override {
+    return std::make_unique<Counting>(inner_.split(color, key), sent_);
+  }
+
+ private:
+  Sent& sent_;
+};
+
+struct Trained {
+  std::map<std::int64_t, at::Tensor> weights;  // by job
+  Sent sent;
+};
+constexpr int steps = 3;
+
+Trained on(int ranks, const std::function<void(Communicator&, Trained&)>& work) {
+  at::set_num_threads(1);
+  Trained all;
+  std::mutex mutex;
+  run_loopback(ranks, [&](Communicator& plain) {
+    Trained mine;
+    Counting world(plain, mine.sent);
+    work(world, mine);
+    const std::lock_guard lock(mutex);
+    all.weights.merge(mine.weights);
+    if (plain.rank() == 0) all.sent = mine.sent;
+  });
+  return all;
+}
+
+Trained own(const AdapterJobs& jobs, int ranks, bool alone = false) {
+  return on(ranks, [&](Communicator& world, Trained& t) {
+    ShardedJobs arm(jobs, world, {});
+    const auto mine = balanced(jobs.ranks, world.size())[std::size_t(world.rank())];
+    arm.hold(mine);
+    t.sent = {};
+    for (int i = 0; i < steps; ++i) alone ? arm.compute_alone(mine) : arm.own_step(mine);
+    for (const auto job : mine) t.weights[job] = arm.weights(job).clone();
+    EXPECT_EQ(std::int64_t(t.sent.gathered) * (world.size() - 1), arm.backbone().bytes_received());
+  });
+}
+
+Trained data_parallel(const AdapterJobs& jobs, int ranks, bool packed) {
+  return on(ranks, [&](Communicator& world, Trained& t) {
+    ShardedJobs arm(jobs, world, {});
+    std::vector<std::int64_t> all;
+    for (std::size_t j = 0; j < jobs.ranks.size(); ++j) all.push_back(std::int64_t(j));
+    arm.hold(all);
+    t.sent = {};
+    for (int i = 0; i < steps; ++i) {
+      if (packed) arm.data_parallel_step(all);
+      for (std::size_t j = 0; !packed && j < all.size(); ++j) arm.data_parallel_step({&all[j], 1});
+    }
+    std::size_t parameters = 0;
+    for (const auto job : all) {
+      t.weights[job] = arm.weights(job).clone();
+      parameters += std::size_t(arm.parameters(job));
+    }
+    EXPECT_EQ(t.sent.summed, steps * parameters * 4);  // gradients in f32, each once a step
+  });
+}
+
+// Whole adapters from the ranks' layers, in their order.
+Trained pipeline(const AdapterJobs& jobs, int ranks) {
+  std::vector<std::map<std::int64_t, at::Tensor>> parts(static_cast<std::size_t>(ranks));
+  on(ranks, [&](Communicator& world, Trained&) {
+    PipelinedJobs arm(jobs, world, {});
+    for (int i = 0; i < steps * arm.period(); ++i) arm.tick();
+    arm.drain();
+    for (std::size_t j = 0; j < jobs.ranks.size(); ++j)
+      parts[std::size_t(world.rank())][std::int64_t(j)] = arm.weights(std::int64_t(j)).clone();
+  });
+  Trained t;
+  for (std::size_t j = 0; j < jobs.ranks.size(); ++j) {
+    std::vector<at::Tensor> pieces;
+    for (auto& of : parts) pieces.push_back(of.at(std::int64_t(j)));
+    t.weights[std::int64_t(j)] = at::cat(pieces);
+  }
+  return t;
+}
+
+// Adam divides by gradients' own size, so what rounding does to a gradient near 0 can reach a share of a step.
+void expect_same(const Trained& a, const Trained& b, const char* what) {
+  ASSERT_EQ(a.weights.size(), b.weights.size()) << what;
+  for (const auto& [job, w] : a.weights) {
+    ASSERT_EQ(w.numel(), b.weights.at(job).numel()) << what;
+    const at::Tensor off = (w - b.weights.at(job)).abs();
+    EXPECT_LT(off.max().item<double>(), 1e-4) << what << ", job " << job;
+    EXPECT_LT(off.mean().item<double>(), 1e-7) << what << ", job " << job;
+  }
+}
+
+TEST(AdapterArms, TrainTheSameAdapters) {
+  for (const int ranks : {2, 4}) {
+    const AdapterJobs jobs = tiny({2, 4, 8, 16, 3, 4, 8, 16}, 3);
+    const Trained ours = own(jobs, ranks);
+    ASSERT_EQ(ours.weights.size(), jobs.ranks.size());
+    expect_same(ours, own(jobs, 1), "one rank");
+    expect_same(ours, data_parallel(jobs, ranks, true), "packed");
+    expect_same(ours, data_parallel(jobs, ranks, false), "one at a time");
+    expect_same(ours, pipeline(jobs, ranks), "pipeline");
+    AdapterJobs pieces = jobs;
+    pieces.pass_tokens = 20;
+    const Trained accumulated = own(pieces, ranks);
+    expect_same(ours, accumulated, "accumulated");
+    // A pass gathers each layer once forward and once backward, but for the two that are there when it turns round.
+    // At the end of a step the first two are there for the next.
+    const std::size_t layer = 4 * 7744, gathers = 4 + 2 + (steps - 1) * 4;
+    EXPECT_EQ(ours.sent.gathered, gathers * layer / std::size_t(ranks));
+    EXPECT_GT(accumulated.sent.gathered, 2 * ours.sent.gathered);
+    EXPECT_EQ(ours.sent.summed, 0u);
+    // Trained at all, and not alike.
+    EXPECT_GT((ours.weights.at(0).abs().sum() - ours.weights.at(5).abs().sum()).abs().item<double>(), 1);
+  }
+}
+
+// With fewer jobs than a pipeline wants, ranks wait; the adapters are the same.
+TEST(AdapterArms, ShortPipelines) {
+  const AdapterJobs jobs = tiny({4, 8}, 1);
+  expect_same(own(jobs, 2), pipeline(jobs, 4), "two jobs on four ranks");
+}
+
+TEST(AdapterArms, Balance) {
+  const std::vector<std::int64_t> ranks{16, 32, 64, 128, 16, 32, 64, 128};
+  for (const auto& jobs : balanced(ranks, 4)) {
+    ASSERT_EQ(jobs.size(), 2u);
+    const auto sum = ranks[std::size_t(jobs[0])] + ranks[std::size_t(jobs[1])];
+    EXPECT_TRUE(sum == 144 || sum == 96) << sum;
+  }
+}
+
+}  // namespace
+}  // namespace trireme::bench

@@ -1,0 +1,146 @@
+// What steps of a task take, in time and memory, measured before it begins.
+#include "framework/base/tensor.h"
+#include "framework/device_info.h"
+#include "framework/losses/token_loss.h"
+#include "trainers/sweep/executor.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+namespace trireme::sweep {
+namespace {
+
+// What a pass keeps of one token for backward, in bytes: of each layer its input alone, and one layer whole; or all.
+double bytes_per_token(const CausalLmConfig& m, at::ScalarType type, bool checkpointing) {
+  const double each = double(at::elementSize(type)), layer = each * double(14 * m.hidden + 5 * m.intermediate);
+  const double kept = checkpointing ? each * double(m.layers * m.hidden) + layer : layer * double(m.layers);
+  return kept + 2 * each * double(m.hidden);
+}
+
+double seconds_since(std::chrono::steady_clock::time_point begin) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// Ids of a sample that train a loss.
+std::int64_t length_of(const Example& e) { return std::int64_t(e.ids.size()); }
+std::int64_t length_of(const Pair& p) { return length_of(p.chosen) + length_of(p.rejected); }
+
+template <class Sample>
+double mean_length(const std::vector<Sample>& all) {
+  double sum = 0;
+  for (const auto& s : all) sum += double(length_of(s));
+  return sum / double(std::max<std::size_t>(1, all.size()));
+}
+
+template <class Sample>
+const Sample& longest_of(const std::vector<Sample>& all) {
+  return *std::max_element(all.begin(), all.end(),
+                           [](const Sample& a, const Sample& b) { return length_of(a) < length_of(b); });
+}
+
+}  // namespace
+
+// By the shapes; on a GPU without memory.capacity by what steps really reserve there.
+void Executor::set_memory_limit() {
+  double weights = 0, layers = 0;
+  for (const auto& [weight, value] : model_.weights())
+    (weight.layer < 0 ? weights : layers) += double(value.numel() * std::int64_t(value.element_size()));
+  limit_.model.fixed = weights + layers / ranks_.size();
+  limit_.model.per_token =
+      bytes_per_token(model_.config(), model_.dtype(), sweep_.train.checkpointing || ranks_.size() > 1);
+  limit_.slots = sweep_.arm == "sequential" ? 1 : sweep_.slots > 0 ? sweep_.slots : std::int64_t(loads_.size());
+  const double device = double(device_memory_bytes(model_.device()));
+  const double capacity = sweep_.memory_capacity > 0 ? sweep_.memory_capacity : device;
+  limit_.bytes = capacity > 0 ? sweep_.memory_margin * capacity : std::numeric_limits<double>::infinity();
+  if (device <= 0 || sweep_.memory_capacity > 0) return;
+  measure_steps();
+  const auto apart = [&](const Profiled& p) { return p.tokens != profiles_.front().tokens; };
+  if (std::any_of(profiles_.begin(), profiles_.end(), apart)) limit_.model = fit_memory(profiles_);
+}
+
+void Executor::measure_steps() {
+  if (!profiles_.empty()) return;
+  profiles_ = profile_steps(limit_, loads_, [this](std::size_t jobs) { return profiled_step(jobs); });
+}
+
+// The longest sample as often as a pass of these jobs has samples.
+Pack Executor::profiled_pack(const std::vector<std::size_t>& jobs) const {
+  Pack pack;
+  for (const auto job : jobs) {
+    pack.begin_job(std::int64_t(job), 0);
+    const std::int64_t samples = std::max<std::int64_t>(1, loads_[job].tokens / sample_tokens_);
+    for (std::int64_t s = 0; s < samples; ++s)
+      data_.train.empty() ? pack.add(ReferencedPair{&longest_of(data_.train_pairs)})
+                          : pack.add(longest_of(data_.train));
+  }
+  return pack;
+}
+
+// Of the first so many jobs; all ranks take the same step, and what the slowest and the fullest needs counts.
+Profiled Executor::profiled_step(std::size_t count) {
+  std::vector<std::size_t> jobs = admission_order(loads_, {});
+  jobs.resize(count);
+  std::sort(jobs.begin(), jobs.end());
+  std::vector<std::int64_t> slots(jobs.begin(), jobs.end());
+  const Pack pack = profiled_pack(jobs);
+  release_device_memory();
+  restart_device_peak(model_.device());
+  for (const auto job : jobs) jobs_[job].start(*store_, *optimizer_, std::int64_t(job));
+  const at::Tensor losses = at::zeros({store_->slots()}, at::TensorOptions(model_.device()).dtype(at::kFloat));
+  store_->begin(pack.rows(), true);
+  double seconds = 0, evaluation = 0;
+  constexpr int timed = 2;
+  for (int i = 0; i <= timed; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    torch::autograd::backward({losses_of(pack).sum()}, {});
+    optimizer_->step(slots, losses);
+    (void)losses.sum().item<float>();  // until the device is done
+    if (i > 0) seconds += seconds_since(begin) / timed;
+  }
+  {
+    const at::NoGradGuard no_grad;
+    const auto begin = std::chrono::steady_clock::now();
+    (void)losses_of(pack).sum().item<double>();
+    evaluation = seconds_since(begin);
+  }
+  for (const auto job : jobs) {
+    optimizer_->stop(std::int64_t(job));
+    store_->clear(std::int64_t(job));
+  }
+  double found[] = {seconds, double(peak_reserved_bytes(model_.device())), evaluation};
+  ranks_.all_reduce({found, 3, DType::f64}, Op::max).wait();
+  evaluation_token_seconds_ = found[2] / double(pack.size());  // of the largest that is measured
+  Profiled p{pack.size(), 0, found[1], found[0]};
+  for (const auto job : jobs) p.parameters += loads_[job].parameters;
+  return p;
+}
+
+double Executor::remaining_seconds() {
+  std::vector<std::int64_t> steps;
+  std::vector<double> tokens;
+  double done = 0, left = 0, evaluations = 0;
+  const double mean = data_.train.empty() ? mean_length(data_.train_pairs) : mean_length(data_.train);
+  for (const auto& j : roster_->jobs()) {
+    const bool over = j.phase == Roster::Phase::exited || j.phase == Roster::Phase::done;
+    steps.push_back(over ? 0 : j.total_steps - j.step);
+    tokens.push_back(mean * double(j.load.batch_size) / double(sweep_.train.accumulate));
+    done += double(j.step * j.load.batch_size);
+    left += double(steps.back() * j.load.batch_size);
+    for (std::int64_t s = j.step + 1; !over && s <= j.total_steps; ++s)
+      evaluations += evaluates_at(sweep_.early_exit, j.total_steps, s);
+  }
+  double seconds = done > 0 ? seconds_ * left / done : 0;
+  if (!profiles_.empty()) {
+    const double validated = data_.train.empty() ? mean_length(data_.validation_pairs) : mean_length(data_.validation);
+    seconds =
+        forecast_seconds(limit_, ranks_.size(), loads_, steps, tokens, profiles_) * double(sweep_.train.accumulate) +
+        evaluations * double(validation_.size()) * validated * evaluation_token_seconds_ / ranks_.size();
+  }
+  ranks_.broadcast({&seconds, 1, DType::f64}, 0).wait();
+  return seconds;
+}
+
+}  // namespace trireme::sweep
