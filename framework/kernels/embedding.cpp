@@ -156,6 +156,7 @@ void update_on_host(const UpdateJob<T>& job) {
 
 constinit Kernel<UpdateScratchJob> embedding_update_scratch("embedding update",
                                                             [](const UpdateScratchJob& job) { *job.bytes = 0; });
+constinit Kernel<SortJob> embedding_sort("embedding sort", [](const SortJob&) {});
 constinit Kernel<LookupJob<float>> embedding_lookup_f32("embedding lookup", lookup_on_host<float>);
 constinit Kernel<LookupJob<double>> embedding_lookup_f64("embedding lookup", lookup_on_host<double>);
 constinit Kernel<UpdateJob<float>> embedding_update_f32("embedding update", update_on_host<float>);

@@ -286,6 +286,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   at::Tensor forward(const Batch& batch, ShardedTables::Ids ids, Context& c, const ShardedTables::CodingOf& coding,
                      std::function<void(const at::Tensor&)> gradient_known) {
     tables_->start_fetch(std::move(ids), coding);
+    if (gradient_known && c.accumulate() == 1) tables_->prepare_update();
     const at::Tensor x = model_->bottom(to_device(batch.columns.at("dense"), c.device()).to(c.param_type()));
     at::Tensor rows = tables_->finish_fetch();
     if (gradient_known) rows.requires_grad_();

@@ -144,6 +144,14 @@ void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
   forward_->start(chunks, rows_, coding ? coding(chunks) : Coding{});
 }
 
+void ShardedTables::prepare_update() {
+  if (current_.received.is_cpu()) return;
+  if (!sorting_) sorting_.emplace(current_.received.device());
+  current_.sorted = held_->sort_memory(current_.received);
+  sorting_->follow();
+  sorting_->run([this] { held_->sort(current_.received, current_.b, current_.sorted); });
+}
+
 void ShardedTables::name_table(const BadChunk& e, std::int64_t table) const {
   throw CommError("step " + std::to_string(context_.now.step + 1) + ", table " + all_[std::size_t(table)].name,
                   e.what());
@@ -175,7 +183,7 @@ void ShardedTables::finish_return() {
   }
   returning_ = false;
   const std::int64_t n = std::int64_t(held_->size());
-  waiting_.push_back({current_.received, returned_.view({ranks_, n, current_.b, dim_})});
+  waiting_.push_back({current_.received, returned_.view({ranks_, n, current_.b, dim_}), current_.sorted});
   gradient_ = returned_ = at::Tensor();
 }
 
@@ -191,9 +199,10 @@ void ShardedTables::update(double lr, const at::Tensor& skip, const at::Tensor& 
   at::NoGradGuard no_grad;
   std::vector<at::Tensor> ids, gradients;
   for (const auto& w : waiting_) ids.push_back(w.ids), gradients.push_back(w.gradient);
+  if (sorting_) sorting_->lead();
   // Micro-batches: one update by all of them.
   if (ids.size() == 1)
-    held_->update(ids[0], gradients[0], lr, skip, device_lr);
+    held_->update(ids[0], gradients[0], lr, skip, device_lr, waiting_[0].sorted);
   else if (!ids.empty())
     held_->update(at::cat(ids), at::cat(gradients), lr, skip, device_lr);
   waiting_.clear();

@@ -30,6 +30,7 @@ class ShardedTables {
   // Ids on their way to the owners of their tables.
   struct Ids {
     at::Tensor sent, received;  // i32; received: [ranks, b * this rank's width]
+    at::Tensor sorted = {};     // of prepare_update()
     std::int64_t b = 0;
     Work work = {};
   };
@@ -39,6 +40,8 @@ class ShardedTables {
   // Looks the ids up, and starts the rows on their way.
   using CodingOf = std::function<Coding(const at::Tensor& rows)>;  // of [chunks, b, d], destination by destination
   void start_fetch(Ids ids, const CodingOf& coding);
+  // These ids will be updated: on a GPU what needs no gradient for that begins now, on a stream of its own.
+  void prepare_update();
   at::Tensor finish_fetch();  // [tables, b, d], the samples of this rank, a leaf
 
   // The gradient of what finish_fetch() gave, back to the owners.
@@ -60,7 +63,7 @@ class ShardedTables {
 
  private:
   struct Waiting {
-    at::Tensor ids, gradient;  // [ranks, b * width], [ranks, tables, b, d]
+    at::Tensor ids, gradient, sorted;  // [ranks, b * width], [ranks, tables, b, d], of prepare_update()
   };
   void sort_on_host(const at::Tensor& ids, at::Tensor& sent) const;
   [[noreturn]] static void refuse(const Table& table, std::int64_t sample, std::int32_t id);
@@ -80,6 +83,7 @@ class ShardedTables {
   std::optional<nn::EmbeddingTables> held_;  // by this rank
   std::unique_ptr<Communicator> self_;
   std::optional<RowExchange> forward_, backward_;
+  std::optional<SideStream> sorting_;  // of a device
   at::Tensor looked_up_, rows_, gradient_, returned_;
   Ids current_;
   bool returning_ = false;
