@@ -191,15 +191,17 @@ void print_whole_job(const Options& o, const DlrmConfig& config, const TableData
   std::vector<double> forward;  // what is left when the decay has ended
   for (std::int64_t t = 0; t < tables; ++t) forward.push_back(bounds.relative(t, 1, 0) / bounds.factor(1, 0));
   const std::vector<double> backward(forward.size(), config.compression.backward.bound);
-  std::vector<at::Tensor> rows, gradients;
+  std::vector<at::Tensor> rows, gradients, ids;
   for (int k = 0; k < o.batches; ++k) {
     const Batch batch = batch_of(data, o, k);
-    std::vector<at::Tensor> looked;
+    std::vector<at::Tensor> looked, first;
     std::int64_t column = 0;
     for (std::int64_t t = 0; t < tables; ++t) {
       looked.push_back(lookups({batch.columns.at("ids")}, column, weights.at(table_name(t)))[0]);
+      first.push_back(batch.columns.at("ids").select(1, column).clamp_min(0));
       column += data.tables()[std::size_t(t)].width;
     }
+    ids.push_back(at::stack(first));
     const Looked l = look_up(shape, weights, at::stack(looked), batch.columns.at("dense"), batch.columns.at("label"));
     rows.push_back(l.rows), gradients.push_back(l.gradients);
   }
@@ -207,11 +209,16 @@ void print_whole_job(const Options& o, const DlrmConfig& config, const TableData
       "\nthe whole exchange of batches of %d, f32 bytes by bytes sent, headers and sizes counted; gradients within "
       "%g\n",
       o.rows, config.compression.backward.bound);
+  const bool combine = config.compression.backward.combine;
   for (const bool back : {false, true})
     for (const int ranks : ranks_of(o)) {
-      std::printf("%s, %d ranks, %d rows a chunk:", back ? "backward" : "forward", ranks, o.rows / ranks);
+      std::vector<at::Tensor> batches = back ? gradients : rows;
+      for (std::size_t k = 0; back && combine && k < batches.size(); ++k)
+        batches[k] = combined_for(gradients[k], ids[k], ranks);
+      std::printf("%s, %d ranks, %d rows a chunk:", back ? combine ? "backward, combined" : "backward" : "forward",
+                  ranks, o.rows / ranks);
       for (const auto& [codec, ratio] :
-           whole_job(back ? gradients : rows, back ? backward : forward, ranks,
+           whole_job(batches, back ? backward : forward, ranks,
                      (back ? config.compression.backward.scope : config.compression.forward.scope) == "table"))
         std::printf(" %s %.2f,", codec.c_str(), ratio);
       std::printf("\n");
