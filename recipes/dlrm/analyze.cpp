@@ -209,14 +209,13 @@ void print_whole_job(const Options& o, const DlrmConfig& config, const TableData
       "\nthe whole exchange of batches of %d, f32 bytes by bytes sent, headers and sizes counted; gradients within "
       "%g\n",
       o.rows, config.compression.backward.bound);
-  const bool combine = config.compression.backward.combine;
-  for (const bool back : {false, true})
+  for (const std::string kind : {"forward", "backward", "backward, combined"})
     for (const int ranks : ranks_of(o)) {
+      const bool back = kind != "forward";
       std::vector<at::Tensor> batches = back ? gradients : rows;
-      for (std::size_t k = 0; back && combine && k < batches.size(); ++k)
+      for (std::size_t k = 0; kind == "backward, combined" && k < batches.size(); ++k)
         batches[k] = combined_for(gradients[k], ids[k], ranks);
-      std::printf("%s, %d ranks, %d rows a chunk:", back ? combine ? "backward, combined" : "backward" : "forward",
-                  ranks, o.rows / ranks);
+      std::printf("%s, %d ranks, %d rows a chunk:", kind.c_str(), ranks, o.rows / ranks);
       for (const auto& [codec, ratio] :
            whole_job(batches, back ? backward : forward, ranks,
                      (back ? config.compression.backward.scope : config.compression.forward.scope) == "table"))
