@@ -251,16 +251,21 @@ int analyze(const Options& o) {
   const auto data = open_data(config.data);
   const auto self = make_self();
   const auto weights = weights_of(o.run, "RUN", *self);
+  std::vector<at::Tensor> ids;
+  for (int k = 0; k < o.batches; ++k) ids.push_back(batch_of(*data, o, k).columns.at("ids"));
   if (o.whole_job) {
     print_whole_job(o, config, *data, weights);
+    std::int64_t column = 0;
+    for (std::size_t t = 0; !o.dump.empty() && t < data->tables().size(); ++t) {
+      dump(o, t, lookups(ids, column, weights.at(table_name(std::int64_t(t)))));
+      column += data->tables()[t].width;
+    }
     return 0;
   }
   std::vector<TableReport> all;
   std::printf("%-8s %11s %9s %9s %9s  %-6s %-14s %7s %7s %7s\n", "table", "rows", "Uq/U0 .005", ".01", ".02", "class",
               "codec", "ratio", "enc", "dec");
   double coded = 0;
-  std::vector<at::Tensor> ids;
-  for (int k = 0; k < o.batches; ++k) ids.push_back(batch_of(*data, o, k).columns.at("ids"));
   std::int64_t column = 0;
   for (std::size_t t = 0; t < data->tables().size(); ++t) {
     const Table& table = data->tables()[t];
