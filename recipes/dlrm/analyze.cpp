@@ -191,15 +191,17 @@ void print_whole_job(const Options& o, const DlrmConfig& config, const TableData
   std::vector<double> forward;  // what is left when the decay has ended
   for (std::int64_t t = 0; t < tables; ++t) forward.push_back(bounds.relative(t, 1, 0) / bounds.factor(1, 0));
   const std::vector<double> backward(forward.size(), config.compression.backward.bound);
-  std::vector<at::Tensor> rows, gradients;
+  std::vector<at::Tensor> rows, gradients, ids;
   for (int k = 0; k < o.batches; ++k) {
     const Batch batch = batch_of(data, o, k);
-    std::vector<at::Tensor> looked;
+    std::vector<at::Tensor> looked, first;
     std::int64_t column = 0;
     for (std::int64_t t = 0; t < tables; ++t) {
       looked.push_back(lookups({batch.columns.at("ids")}, column, weights.at(table_name(t)))[0]);
+      first.push_back(batch.columns.at("ids").select(1, column).clamp_min(0));
       column += data.tables()[std::size_t(t)].width;
     }
+    ids.push_back(at::stack(first));
     const Looked l = look_up(shape, weights, at::stack(looked), batch.columns.at("dense"), batch.columns.at("label"));
     rows.push_back(l.rows), gradients.push_back(l.gradients);
   }
@@ -207,11 +209,15 @@ void print_whole_job(const Options& o, const DlrmConfig& config, const TableData
       "\nthe whole exchange of batches of %d, f32 bytes by bytes sent, headers and sizes counted; gradients within "
       "%g\n",
       o.rows, config.compression.backward.bound);
-  for (const bool back : {false, true})
+  for (const std::string kind : {"forward", "backward", "backward, combined"})
     for (const int ranks : ranks_of(o)) {
-      std::printf("%s, %d ranks, %d rows a chunk:", back ? "backward" : "forward", ranks, o.rows / ranks);
+      const bool back = kind != "forward";
+      std::vector<at::Tensor> batches = back ? gradients : rows;
+      for (std::size_t k = 0; kind == "backward, combined" && k < batches.size(); ++k)
+        batches[k] = combined_for(gradients[k], ids[k], ranks);
+      std::printf("%s, %d ranks, %d rows a chunk:", kind.c_str(), ranks, o.rows / ranks);
       for (const auto& [codec, ratio] :
-           whole_job(back ? gradients : rows, back ? backward : forward, ranks,
+           whole_job(batches, back ? backward : forward, ranks,
                      (back ? config.compression.backward.scope : config.compression.forward.scope) == "table"))
         std::printf(" %s %.2f,", codec.c_str(), ratio);
       std::printf("\n");
@@ -245,16 +251,21 @@ int analyze(const Options& o) {
   const auto data = open_data(config.data);
   const auto self = make_self();
   const auto weights = weights_of(o.run, "RUN", *self);
+  std::vector<at::Tensor> ids;
+  for (int k = 0; k < o.batches; ++k) ids.push_back(batch_of(*data, o, k).columns.at("ids"));
   if (o.whole_job) {
     print_whole_job(o, config, *data, weights);
+    std::int64_t column = 0;
+    for (std::size_t t = 0; !o.dump.empty() && t < data->tables().size(); ++t) {
+      dump(o, t, lookups(ids, column, weights.at(table_name(std::int64_t(t)))));
+      column += data->tables()[t].width;
+    }
     return 0;
   }
   std::vector<TableReport> all;
   std::printf("%-8s %11s %9s %9s %9s  %-6s %-14s %7s %7s %7s\n", "table", "rows", "Uq/U0 .005", ".01", ".02", "class",
               "codec", "ratio", "enc", "dec");
   double coded = 0;
-  std::vector<at::Tensor> ids;
-  for (int k = 0; k < o.batches; ++k) ids.push_back(batch_of(*data, o, k).columns.at("ids"));
   std::int64_t column = 0;
   for (std::size_t t = 0; t < data->tables().size(); ++t) {
     const Table& table = data->tables()[t];

@@ -15,6 +15,7 @@ class Coder {
 
   bool forward_on() const { return !codecs_.empty() && !forward_raw_; }
   bool backward_on() const { return backward_.has_value() && !backward_raw_; }
+  bool combines() const { return backward_on() && config_.backward.combine; }
   // The link is too fast for codes.
   void send_raw(bool forward, bool backward) { forward_raw_ = forward, backward_raw_ = backward; }
   const Bounds& bounds() const { return bounds_; }

@@ -47,7 +47,7 @@ struct ForwardConfig {
 
 struct BackwardConfig {
   std::string codec = "raw", scope = "chunk";
-  bool simulate = false;
+  bool simulate = false, combine = false;
   double bound = 0.01;
   void fields(Fields& f);
 };

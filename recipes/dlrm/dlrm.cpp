@@ -247,9 +247,10 @@ class Dlrm : public Recipe, public ExchangeSwitch {
       bounds.push_back(coder_->relative(t, c.now.step)), codecs.push_back(coder_->codec_of(t));
     if (coder_->forward_on()) metrics["forward_ratio"] = coded_ratio(looked.rows, codecs, bounds);
     const BackwardConfig& b = config_.compression.backward;
+    const at::Tensor gradients = b.combine ? combined_for(looked.gradients, first_ids(batch), 1) : looked.gradients;
     if (coder_->backward_on())
       metrics["backward_ratio"] =
-          coded_ratio(looked.gradients, std::vector(codecs.size(), b.codec), std::vector(codecs.size(), b.bound));
+          coded_ratio(gradients, std::vector(codecs.size(), b.codec), std::vector(codecs.size(), b.bound));
   }
 
   // Those of a step were sent during the step before, if there was one; then those of the next step are.
@@ -277,6 +278,14 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     return own > 0 ? own * (peak > 0 ? s.lr / peak : 1) : s.lr;
   }
 
+  // i32 [tables, n]: of each bag the first.
+  at::Tensor first_ids(const Batch& batch) const {
+    std::vector<at::Tensor> ids;
+    std::int64_t column = 0;
+    for (const auto& t : data_->tables()) ids.push_back(batch.columns.at("ids").select(1, column)), column += t.width;
+    return at::stack(ids);
+  }
+
   static at::Tensor part_of(const Batch& batch, std::int64_t k, std::int64_t parts) {
     const at::Tensor& ids = batch.columns.at("ids");
     const std::int64_t n = ids.size(0) / parts;
@@ -285,7 +294,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
 
   at::Tensor forward(const Batch& batch, ShardedTables::Ids ids, Context& c, const ShardedTables::CodingOf& coding,
                      std::function<void(const at::Tensor&)> gradient_known) {
-    tables_->start_fetch(std::move(ids), coding);
+    tables_->start_fetch(std::move(ids), coding, gradient_known && coder_->combines());
     if (gradient_known && c.accumulate() == 1) tables_->prepare_update();
     const at::Tensor x = model_->bottom(to_device(batch.columns.at("dense"), c.device()).to(c.param_type()));
     at::Tensor rows = tables_->finish_fetch();

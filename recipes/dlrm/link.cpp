@@ -30,7 +30,8 @@ ExchangeTimes time_exchange(ShardedTables& tables, const Coder& coder, const at:
       sent.work.wait();
       c.comm("control").barrier().wait();
       const double begin = now_ms();
-      tables.start_fetch(std::move(sent), coded ? coder.forward(tables.mine(), c.now.step) : nullptr);
+      tables.start_fetch(std::move(sent), coded ? coder.forward(tables.mine(), c.now.step) : nullptr,
+                         coded && coder.combines());
       const at::Tensor rows = tables.finish_fetch();
       settle(rows);
       const double middle = now_ms();

@@ -128,7 +128,7 @@ ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
   return x;
 }
 
-void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
+void ShardedTables::start_fetch(Ids ids, const CodingOf& coding, bool combine) {
   at::NoGradGuard no_grad;
   current_ = std::move(ids);
   current_.work.wait();
@@ -142,6 +142,18 @@ void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
   held_->lookup(current_.received, looked_up_);
   const at::Tensor chunks = looked_up_.view({ranks_ * n, b, dim_});
   forward_->start(chunks, rows_, coding ? coding(chunks) : Coding{});
+  sent_groups_.reset(), received_groups_.reset();
+  if (combine) find_groups();
+}
+
+// While rows travel.
+void ShardedTables::find_groups() {
+  std::vector<std::int64_t> all, own;
+  for (const auto& list : owners_.tables)
+    for (const std::int64_t t : list) all.push_back(all_[std::size_t(t)].width);
+  for (const std::int64_t t : mine()) own.push_back(all_[std::size_t(t)].width);
+  sent_groups_ = groups_of(current_.sent.view({1, -1}), all, current_.b);
+  if (!own.empty()) received_groups_ = groups_of(current_.received, own, current_.b);
 }
 
 void ShardedTables::prepare_update() {
@@ -169,8 +181,8 @@ at::Tensor ShardedTables::finish_fetch() {
 void ShardedTables::start_return(const at::Tensor& gradient, const CodingOf& coding) {
   at::NoGradGuard no_grad;
   const std::int64_t b = gradient.size(1), n = std::int64_t(held_->size());
-  gradient_ = gradient;
-  returned_ = ranks_ == 1 && !coding ? gradient : at::empty({ranks_ * n, b, dim_}, gradient.options());
+  gradient_ = sent_groups_ ? combiner_.combined(gradient, *sent_groups_) : gradient;
+  returned_ = ranks_ == 1 && !coding ? gradient_ : at::empty({ranks_ * n, b, dim_}, gradient.options());
   returning_ = true;
   backward_->start(gradient_, returned_, coding ? coding(gradient_) : Coding{});
 }
@@ -183,6 +195,7 @@ void ShardedTables::finish_return() {
   }
   returning_ = false;
   const std::int64_t n = std::int64_t(held_->size());
+  if (received_groups_) restore(returned_, *received_groups_);
   waiting_.push_back({current_.received, returned_.view({ranks_, n, current_.b, dim_}), current_.sorted});
   gradient_ = returned_ = at::Tensor();
 }

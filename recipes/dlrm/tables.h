@@ -3,6 +3,7 @@
 #pragma once
 #include "framework/context.h"
 #include "framework/nn/embedding.h"
+#include "recipes/dlrm/combine.h"
 #include "recipes/dlrm/exchange.h"
 #include "recipes/dlrm/planner.h"
 
@@ -37,9 +38,10 @@ class ShardedTables {
   // ids i32 [b, width], in host memory: DataError where one is outside its table. Or on the device: then nobody looks.
   Ids send_ids(const at::Tensor& ids);
   void check(const at::Tensor& ids) const;  // what send_ids() does of it
-  // Looks the ids up, and starts the rows on their way.
+  // Looks the ids up, and starts the rows on their way. combine: gradients of equal rows will be summed before they go
+  // back (combine.h); f32 alone.
   using CodingOf = std::function<Coding(const at::Tensor& rows)>;  // of [chunks, b, d], destination by destination
-  void start_fetch(Ids ids, const CodingOf& coding);
+  void start_fetch(Ids ids, const CodingOf& coding, bool combine = false);
   // These ids will be updated: on a GPU what needs no gradient for that begins now, on a stream of its own.
   void prepare_update();
   at::Tensor finish_fetch();  // [tables, b, d], the samples of this rank, a leaf
@@ -68,6 +70,7 @@ class ShardedTables {
   void sort_on_host(const at::Tensor& ids, at::Tensor& sent) const;
   [[noreturn]] static void refuse(const Table& table, std::int64_t sample, std::int32_t id);
   at::Tensor sort_on_device(const at::Tensor& ids);
+  void find_groups();
   [[noreturn]] void name_table(const BadChunk& e, std::int64_t table) const;
 
   const std::vector<Table> all_;
@@ -87,6 +90,8 @@ class ShardedTables {
   at::Tensor looked_up_, rows_, gradient_, returned_;
   Ids current_;
   bool returning_ = false;
+  std::optional<Groups> sent_groups_, received_groups_;  // of this step
+  Combiner combiner_;
   std::vector<Waiting> waiting_;
 };
 

@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "data/workers.h"
+#include "recipes/dlrm/combine.h"
 
 #include <algorithm>
 #include <thread>
@@ -54,6 +55,18 @@ Looked look_up(const Shape& shape, const std::map<std::string, at::Tensor>& weig
   const at::Tensor loss = at::binary_cross_entropy_with_logits(logits, label);
   const auto gradients = torch::autograd::grad({loss}, {leaf});
   return {rows, gradients[0]};
+}
+
+at::Tensor combined_for(const at::Tensor& gradients, const at::Tensor& ids, int ranks) {
+  const std::int64_t tables = ids.size(0), n = ids.size(1) / ranks;
+  at::Tensor all = at::empty_like(gradients);
+  Combiner combiner;
+  for (std::int64_t r = 0; r < ranks; ++r) {
+    const at::Tensor own = ids.narrow(1, r * n, n).contiguous().view({1, -1});
+    const Groups groups = groups_of(own, std::vector<std::int64_t>(std::size_t(tables), 1), n);
+    all.narrow(1, r * n, n).copy_(combiner.combined(gradients.narrow(1, r * n, n), groups));
+  }
+  return all;
 }
 
 double coded_ratio(const at::Tensor& chunks, const std::vector<std::string>& codecs,

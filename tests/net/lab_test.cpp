@@ -68,8 +68,9 @@ TEST(Lab, GivesEachHostAGpu) {
                       hosts, "sh", "-c", command},
                      {}, std::chrono::seconds(60));
   };
-  const Outcome outcome = with_gpus("2", "echo \"at $OMPI_COMM_WORLD_RANK: GPU $CUDA_VISIBLE_DEVICES of $NCCL_HOSTID "
-                                         "on $(hostname), $NCCL_SOCKET_IFNAME $NCCL_P2P_DISABLE$NCCL_SHM_DISABLE\"");
+  const Outcome outcome = with_gpus("2",
+                                    "echo \"at $OMPI_COMM_WORLD_RANK: GPU $CUDA_VISIBLE_DEVICES of $NCCL_HOSTID "
+                                    "on $(hostname), $NCCL_SOCKET_IFNAME $NCCL_P2P_DISABLE$NCCL_SHM_DISABLE\"");
   if (outcome.code == 77) GTEST_SKIP() << outcome.output;
   EXPECT_NE(outcome.output.find("at 0: GPU 3 of host1 on host1, eth0 11"), std::string::npos) << outcome.output;
   EXPECT_NE(outcome.output.find("at 1: GPU 1 of host2 on host2, eth0 11"), std::string::npos) << outcome.output;
@@ -131,11 +132,13 @@ TEST(Lab, LeavesNothingWhenItIsStopped) {
   }
 }
 
-TEST(Lab, TheStudyOfGpusKnowsItsParts) {
+TEST(Lab, TheStudiesOfGpusKnowTheirParts) {
   const char* source = std::getenv("TRIREME_SOURCE");
-  const Outcome outcome = run_words({std::string(source ? source : ".") + "/bench/gpu_lab", "--self-test"}, {},
-                                    std::chrono::seconds(30));
-  EXPECT_EQ(outcome.code, 0) << outcome.output;
+  for (const char* script : {"/bench/gpu_lab", "/bench/dlrm_lab"}) {
+    const Outcome outcome =
+        run_words({std::string(source ? source : ".") + script, "--self-test"}, {}, std::chrono::seconds(30));
+    EXPECT_EQ(outcome.code, 0) << outcome.output;
+  }
 }
 
 TEST(Lab, RefusesNonsense) {

@@ -3,7 +3,7 @@
 share of rows that stood within the 32 before them.
 
   trireme dlrm analyze RUN --rows 128 --batches 8 --dump rows
-  python3 tests/peers/generator_check.py REAL.f32 128x32 rows/table_5_batch_*.f32
+  python3 tests/peers/generator_check.py REAL.f32 128x32 rows/table_5_batch_*.f32     # or - in place of REAL.f32
 """
 import sys
 
@@ -20,7 +20,12 @@ def figures(rows, bound):
 
 def main():
     shape = tuple(int(n) for n in sys.argv[2].split("x"))
-    real, *ours = [np.fromfile(f, np.float32).reshape(shape) for f in [sys.argv[1], *sys.argv[3:]]]
+    ours = [np.fromfile(f, np.float32).reshape(shape) for f in sys.argv[3:]]
+    if sys.argv[1] == "-":
+        for bound in (0.01, 0.03, 0.05):
+            print(f"{bound}: " + ", ".join(f"{x:.4g}" for x in np.mean([figures(rows, bound) for rows in ours], axis=0)))
+        return
+    real = np.fromfile(sys.argv[1], np.float32).reshape(shape)
     print("bound: distinct rows, bits a value, window hits: real | generated and trained (mean) | ratio")
     for bound in (0.01, 0.03, 0.05):
         a, b = figures(real, bound), np.mean([figures(rows, bound) for rows in ours], axis=0)

@@ -9,7 +9,9 @@
 #include "framework/nn/embedding.h"
 #include "framework/session.h"
 #include "recipes/dlrm/bounds.h"
+#include "recipes/dlrm/combine.h"
 #include "recipes/dlrm/exchange.h"
+#include "recipes/dlrm/exchange_switch.h"
 #include "recipes/dlrm/planner.h"
 #include "recipes/dlrm/tables.h"
 #include "tests/fake_graph.h"
@@ -403,6 +405,87 @@ TEST(Dlrm, SimulatedAndRealCodesGiveTheSameLosses) {
   EXPECT_GT(apart(real, train(3, {})), 0);
   EXPECT_GT(real.logged.at("forward_ratio"), 2);
   EXPECT_GT(real.logged.at("backward_ratio"), 2);
+}
+
+// Groups by comparing each with each; tables of bags are left as they are, and so is what is asked of no row.
+TEST(Combine, SumsOfEqualRowsOverTheRootOfHowMany) {
+  const std::vector<std::int64_t> widths{1, 3, 1};
+  const std::int64_t blocks = 2, b = 17, d = 3;
+  const at::Tensor ids = at::randint(-1, 6, {blocks, 5 * b}, at::kInt);
+  const Groups groups = groups_of(ids, widths, b);
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    const at::Tensor gradient = at::randn({3, b, d});
+    Combiner combiner;
+    const Groups own{groups.first[block].contiguous(), groups.times[block].contiguous()};
+    at::Tensor sent = combiner.combined(gradient, own);
+    at::Tensor expected = at::zeros({3, b, d}, at::kDouble), times = at::zeros({3, b});
+    for (std::int64_t t = 0; t < 3; ++t)
+      for (std::int64_t i = 0; i < b; ++i) {
+        const at::Tensor asked = ids[block].narrow(0, (t == 2 ? 4 : 0) * b, b);
+        std::int64_t first = i;
+        for (std::int64_t j = i; t != 1 && j-- > 0;)
+          if (asked[j].item<int>() == asked[i].item<int>()) first = j;
+        EXPECT_EQ(own.first[t][i].item<int>(), t * b + first);
+        expected[t][first] += gradient[t][i].to(at::kDouble);
+        times[t][first] += 1;
+      }
+    EXPECT_TRUE(at::equal(own.times, times));
+    const at::Tensor roots = times.sqrt().unsqueeze(-1);
+    EXPECT_LT(max_difference(sent * roots, expected), 1e-5);
+    EXPECT_TRUE(at::equal(sent.count_nonzero(), (times > 0).sum() * d));
+    restore(sent, own);
+    EXPECT_LT(max_difference(sent, expected), 1e-5);
+  }
+}
+
+TEST(Dlrm, CombinedGradientsTrainTheSameAndAreFewer) {
+  const std::vector<std::string> exact{"compression.backward.codec=smallest", "compression.backward.bound=0",
+                                       "compression.backward.combine=true"};
+  for (const int ranks : {1, 2, 3}) EXPECT_LT(apart(train(ranks, {}), train(ranks, exact)), 1e-5) << ranks;
+  std::vector<std::string> bags{"data.shape=mlperf_v2", "data.scale=1000000", "model.dim=4", "optimizer.lr=0.05"};
+  const Trained plain = train(2, bags, {}, 3);
+  bags.insert(bags.end(), exact.begin(), exact.end());
+  EXPECT_LT(apart(plain, train(2, bags, {}, 3)), 1e-5);
+  std::vector<std::string> coded{"compression.backward.codec=auto"};
+  const double apiece = train(2, coded).logged.at("backward_ratio");
+  coded.push_back("compression.backward.combine=true");
+  EXPECT_GT(train(2, coded).logged.at("backward_ratio"), 1.2 * apiece);
+}
+
+// What bench dlrm_link does: the exchange changes between steps that train nothing, so its losses come back.
+TEST(Dlrm, TheExchangeMayChangeBetweenSteps) {
+  CompressionConfig coded;
+  coded.forward.codec = coded.backward.codec = "auto";
+  const auto steps = [&](int ranks, const std::vector<std::pair<CompressionConfig, Local>>& arms) {
+    std::vector<std::vector<double>> losses(arms.size());
+    run_loopback(ranks, [&](Communicator& world) {
+      Experiment e(Config::parse(yaml(), "dlrm.yaml", {"optimizer.lr=0"}));
+      Session session(world, e.train, *e.recipe);
+      Loader loader(e.recipe->train_data(), e.recipe->train_ids(), 48, world.rank(), ranks, 1, {.prefetch = false});
+      const Batch batch = loader.next();
+      auto& exchange = dynamic_cast<ExchangeSwitch&>(*e.recipe);
+      for (std::size_t k = 0; k < arms.size(); ++k) {
+        exchange.use(arms[k].first, arms[k].second);
+        for (int i = 0; i < 2; ++i) session.step(batch, &batch);
+        const double loss = session.loss();
+        const ExchangeRatios ratios = exchange.take_ratios(session.context());
+        if (world.rank() != 0) continue;
+        losses[k] = {loss, ratios.forward, ratios.backward};
+      }
+    });
+    return losses;
+  };
+  const std::vector<std::pair<CompressionConfig, Local>> arms{
+      {{}, {}}, {coded, {}}, {{}, {true, true}}, {coded, {true, true}}, {{}, {true, false}}, {coded, {}}, {{}, {}}};
+  const auto all = steps(3, arms);
+  EXPECT_EQ(all[0], all[6]);  // raw
+  EXPECT_EQ(all[1], all[5]);  // coded
+  EXPECT_NE(all[0][0], all[1][0]);
+  EXPECT_EQ(all[0][1], 1);
+  EXPECT_GT(all[1][1], 2);
+  EXPECT_GT(all[1][2], 2);
+  for (const int local : {2, 3, 4}) EXPECT_TRUE(std::isfinite(all[std::size_t(local)][0])) << local;
+  EXPECT_THROW(steps(27, {{coded, {true, true}}}), UsageError);  // a rank without a table
 }
 
 // Codes of scope `table` do not depend on the number of ranks: the first step agrees.

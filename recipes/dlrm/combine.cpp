@@ -1,0 +1,82 @@
+#include "recipes/dlrm/combine.h"
+
+#include "framework/base/tensor.h"
+#include "framework/kernels/embedding.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include <ATen/ATen.h>
+
+namespace trireme::dlrm {
+namespace {
+
+// i32 [blocks, tables, b]: equal within a table where samples are of one group.
+at::Tensor keys_of(const at::Tensor& ids, const std::vector<std::int64_t>& widths, std::int64_t b) {
+  const std::int64_t blocks = ids.size(0), tables = std::ssize(widths);
+  if (std::all_of(widths.begin(), widths.end(), [](std::int64_t w) { return w == 1; }))
+    return ids.view({blocks, tables, b});
+  std::vector<at::Tensor> keys;
+  std::int64_t column = 0;
+  for (const std::int64_t w : widths) {
+    keys.push_back(w == 1 ? ids.narrow(1, column * b, b) : at::arange(b, ids.options()).expand({blocks, b}));
+    column += w;
+  }
+  return at::stack(keys, 1);
+}
+
+}  // namespace
+
+Groups groups_of(const at::Tensor& ids, const std::vector<std::int64_t>& widths, std::int64_t b) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor keys = keys_of(ids, widths, b);
+  const auto [sorted, order] = at::sort(keys, /*stable=*/true, /*dim=*/-1, /*descending=*/false);
+  // Where in the sorted row the group of each began.
+  const at::Tensor place = at::arange(b, order.options()), zero = at::zeros({}, order.options());
+  at::Tensor begins = at::ones(keys.sizes(), keys.options().dtype(at::kBool));
+  begins.narrow(-1, 1, b - 1).copy_(sorted.narrow(-1, 1, b - 1).ne(sorted.narrow(-1, 0, b - 1)));
+  const at::Tensor begin = std::get<0>(at::cummax(at::where(begins, place, zero), -1));
+  const at::Tensor first = at::empty_like(order).scatter_(-1, order, order.gather(-1, begin));
+  const at::Tensor before = at::arange(keys.size(1), order.options()).mul_(b).view({-1, 1});
+  Groups g{(first + before).to(at::kInt), at::zeros(keys.sizes(), keys.options().dtype(at::kFloat))};
+  g.times.scatter_add_(-1, first, at::ones_like(g.times));
+  return g;
+}
+
+at::Tensor Combiner::combined(const at::Tensor& gradient, const Groups& groups) {
+  const at::NoGradGuard no_grad;
+  const std::int64_t rows = gradient.size(0) * gradient.size(1), d = gradient.size(2);
+  if (rows_ != rows || table_.device() != gradient.device()) {
+    const kernels::BagTable table{0, rows, 0, 1, 0, 1};
+    const at::Tensor host = at::empty({sizeof table}, at::kByte);
+    std::memcpy(host.mutable_data_ptr(), &table, sizeof table);
+    table_ = to_device(host, gradient.device()), rows_ = rows;
+  }
+  at::Tensor sums = at::zeros_like(gradient, at::MemoryFormat::Contiguous);
+  const at::Tensor from = gradient.contiguous();
+  const Place place = buffer_of(sums).place;
+  std::size_t bytes = 0;
+  kernels::embedding_update_scratch({rows, d, sizeof(float), &bytes}, place);
+  const at::Tensor scratch = at::empty({std::int64_t(bytes)}, gradient.options().dtype(at::kByte));
+  kernels::embedding_update({.rows = sums.mutable_data_ptr<float>(),
+                             .state = nullptr,
+                             .d = d,
+                             .all_rows = rows,
+                             .bags = {static_cast<const kernels::BagTable*>(table_.const_data_ptr()),
+                                      groups.first.const_data_ptr<std::int32_t>(), 1, 1, rows, 1},
+                             .gradient = from.const_data_ptr<float>(),
+                             .rule = kernels::SparseRule::sgd,
+                             .lr = -1,
+                             .eps = 0,
+                             .skip = nullptr,
+                             .scratch = scratch.mutable_data_ptr()},
+                            place);
+  return sums.mul_(groups.times.view({gradient.size(0), gradient.size(1), 1}).clamp_min(1).rsqrt());
+}
+
+void restore(at::Tensor& received, const Groups& groups) {
+  const at::NoGradGuard no_grad;
+  received.mul_(groups.times.view({received.size(0), received.size(1), 1}).sqrt());
+}
+
+}  // namespace trireme::dlrm

@@ -1,0 +1,36 @@
+// Samples of one rank that looked up the same row of a table: their gradients are summed before they travel, since the
+// owner only adds them up. Of each group one row is left, at its first sample, and zeros elsewhere, which a codec that
+// knows equal rows sends for next to nothing. The sum of n goes divided by sqrt(n), which the owner undoes: it has the
+// range of a single gradient, and its error grows as that of n gradients that are rounded one by one.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+
+namespace trireme::dlrm {
+
+// Both on the device of the ids.
+struct Groups {
+  at::Tensor first;  // i32 [blocks, tables, b]: where each one's group begins, as a row of [tables * b]
+  at::Tensor times;  // f32 [blocks, tables, b]: how many are in it, where a group begins; else 0
+};
+
+// ids i32 [blocks, columns * b]: in each block table after table [b, width]. Samples of a table of bags (width > 1) are
+// groups of their own.
+Groups groups_of(const at::Tensor& ids, const std::vector<std::int64_t>& widths, std::int64_t b);
+
+class Combiner {
+ public:
+  // gradient f32 [tables, b, d], groups of one block -> the same shape. Sums go in the order of the samples.
+  at::Tensor combined(const at::Tensor& gradient, const Groups& groups);
+
+ private:
+  at::Tensor table_;  // all rows as one table, for the kernel that sums gradients of equal rows; u8, on the device
+  std::int64_t rows_ = 0;
+};
+
+// What arrived of it f32 [blocks * tables, b, d], in place: sums where a group begins, else zeros.
+void restore(at::Tensor& received, const Groups& groups);
+
+}  // namespace trireme::dlrm
