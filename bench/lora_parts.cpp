@@ -3,7 +3,7 @@
 #include "bench/bench.h"
 #include "bench/device_time.h"
 #include "framework/base/tensor.h"
-#include "framework/kernels/grouped_gemm.h"
+#include "framework/kernels/grouped_swiglu.h"
 #include "framework/losses/token_loss.h"
 #include "framework/models/causal_lm.h"
 #include "framework/nn/adapter_optimizer.h"
@@ -133,6 +133,25 @@ struct Group {
   }
 };
 
+void gated(const Options& o, std::vector<DeviceArm>& all) {
+  Group both(2048, {5632, 5632}), down(5632, {2048});
+  kernels::GroupedSwiglu job{.table = both.table(), .type = DType::bf16, .width = 5632};
+  job.of_gate = {both.of(0), both.s[0].const_data_ptr(), stride};
+  job.of_up = {both.of(1), both.s[1].const_data_ptr(), stride};
+  job.gate = both.y[0].const_data_ptr(), job.up = both.y[1].const_data_ptr(), job.y = down.dx.mutable_data_ptr();
+  kernels::GroupedSwiglu back = job;
+  back.of_down = {down.of(0), down.ds[0].const_data_ptr(), stride};
+  back.dy = down.x.const_data_ptr();
+  back.dgate = both.dy[0].mutable_data_ptr(), back.dup = both.dy[1].mutable_data_ptr();
+  for (auto& y : both.y) y.zero_();
+  const double i = double(tokens) * 5632 * bf16_bytes;
+  std::vector<DeviceArm> arms{
+      {"swiglu with paths", 3 * i, [&] { kernels::grouped_swiglu(job, buffer_of(both.x).place); }},
+      {"swiglu with paths, backward", 5 * i, [&] { kernels::grouped_swiglu(back, buffer_of(both.x).place); }}};
+  take_turns(arms, o.blocks, 5);
+  for (auto& arm : arms) all.push_back({arm.name, arm.bytes, {}, arm.ms});
+}
+
 void pointwise(const Options& o, std::vector<DeviceArm>& all) {
   const std::int64_t hidden = 2048, inner = 5632, vocab = 32000, head = 64;
   const double h = double(tokens * hidden) * bf16_bytes, i = double(tokens * inner) * bf16_bytes;
@@ -198,6 +217,7 @@ nlohmann::json run(const Options& o) {
     take_turns(arms, o.blocks, 5);
     for (auto& arm : arms) all.push_back({arm.name, arm.bytes, {}, arm.ms});
   }
+  gated(o, all);
   pointwise(o, all);
   optimizer(o, all);
   nlohmann::json rows = nlohmann::json::array();

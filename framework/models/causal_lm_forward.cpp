@@ -66,6 +66,8 @@ at::Tensor CausalLm::attention(std::int64_t i, const at::Tensor& x, const Pass& 
 
 at::Tensor CausalLm::mlp(const LmLayer& l, const at::Tensor& x) const {
   if (config_.gpt2()) return apply(l.down, at::gelu(apply(l.up, x), "tanh"));
+  if (l.gate.target >= 0 && l.up.target >= 0 && l.down.target >= 0)
+    if (const at::Tensor y = store_->gated(l.gate.target, l.up.target, l.down.target, x); y.defined()) return y;
   const auto parts = apply({&l.gate, &l.up}, x);
   return apply(l.down, nn::swiglu(parts[0], parts[1]));
 }

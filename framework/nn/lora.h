@@ -45,6 +45,7 @@ struct AdapterTensors {
 };
 
 struct LoraPass;
+struct LoraCall;
 struct Fp8Matrix;
 
 class AdapterStore {
@@ -94,10 +95,15 @@ class AdapterStore {
   at::Tensor project(std::int64_t target, const at::Tensor& x);
   // Several targets of one input (q, k, v; gate, up), whose gradient is summed once.
   std::vector<at::Tensor> project(std::span<const std::int64_t> targets, const at::Tensor& x);
+  // down(silu(gate(x)) * up(x)) as one node, whose LoRA paths of gate and up meet the activation without being written.
+  // Undefined where it does not go (another backend, dropout, rows of nobody, f32 on a GPU): then part by part.
+  at::Tensor gated(std::int64_t gate, std::int64_t up, std::int64_t down, const at::Tensor& x);
 
  private:
   struct Slot;
   void check_slot(std::int64_t slot, bool filled, const char* what) const;
+  void check_input(std::span<const std::int64_t> targets, const at::Tensor& x) const;
+  LoraCall call_of(std::span<const std::int64_t> targets) const;
 
   std::vector<Projection> targets_;
   std::vector<std::shared_ptr<const Fp8Matrix>> fp8_;  // of a target, or null

@@ -1,5 +1,6 @@
 // The LoRA path by own grouped kernels, and dropout for all backends.
 #include "framework/base/tensor.h"
+#include "framework/kernels/grouped_swiglu.h"
 #include "framework/nn/lora_pass.h"
 
 namespace trireme::nn {
@@ -126,6 +127,28 @@ std::vector<at::Tensor> inputs(const Some& some, const at::Tensor& x) {
   return all;
 }
 
+// Is every row somebody's who adapts all of these targets?
+bool everybodys(const LoraCall& call, std::int64_t tokens) {
+  bool all = call.pass->rows_from_0 == tokens;
+  for (const auto& t : call.targets) all = all && call.pass->by_all[std::size_t(t.index)];
+  return all;
+}
+
+kernels::SwigluPath path_of(const Some& some, std::size_t k, const at::Tensor& s) {
+  return {adapters_of(*some.call.pass, some.target(k)), s[std::int64_t(k)].const_data_ptr(), some.table.rank_stride};
+}
+
+// Of gate and up with their S, and what the base made of them.
+kernels::GroupedSwiglu swiglu_job(const Some& both, const at::Tensor& s, const at::Tensor& gate, const at::Tensor& up) {
+  return {.table = both.table,
+          .type = dtype_of(gate),
+          .width = gate.size(1),
+          .of_gate = path_of(both, 0, s),
+          .of_up = path_of(both, 1, s),
+          .gate = gate.const_data_ptr(),
+          .up = up.const_data_ptr()};
+}
+
 // Into a tensor of its own, or in place.
 void drop_into(const LoraPass& pass, std::uint32_t module, const at::Tensor& from, at::Tensor& to) {
   kernels::grouped_dropout({.rows = array_of<kernels::GroupedRows>(pass.rows),
@@ -151,9 +174,8 @@ at::Tensor dropped(const LoraPass& pass, std::uint32_t module, const at::Tensor&
 }
 
 bool lora_comes_first(const LoraCall& call, std::int64_t tokens) {
-  bool all = call.pass->rows_from_0 == tokens;
-  // No FP8 product adds onto what is there.
-  for (const auto& t : call.targets) all = all && call.pass->by_all[std::size_t(t.index)] && !t.fp8;
+  bool all = everybodys(call, tokens);
+  for (const auto& t : call.targets) all = all && !t.fp8;  // no FP8 product adds onto what is there
   return all;
 }
 
@@ -193,6 +215,44 @@ at::Tensor kernels_backward(const LoraCall& call, const at::Tensor& x, const std
   }
   if (first) base();
   return dx;
+}
+
+bool gated_by_kernel(const LoraCall& in, const LoraCall& out, const at::Tensor& x) {
+  const LoraPass& pass = *in.pass;
+  if (pass.backend != LoraBackend::kernels || pass.groups.empty() || pass.dropout) return false;
+  if (!everybodys(in, x.size(0)) || !everybodys(out, x.size(0))) return false;
+  return x.is_cpu() || kernels::has_grouped_swiglu(dtype_of(x), in.targets[0].weight.size(0));
+}
+
+at::Tensor gated_forward(const LoraCall& in, const LoraCall& out, const at::Tensor& x, std::vector<at::Tensor>& kept) {
+  const Some both = in_threes(in, x.size(0))[0];
+  const at::Tensor s = shrink(both, false, {x, x});
+  BaseProducts base(x);
+  const at::Tensor gate = base(in.targets[0]), up = base(in.targets[1]);
+  at::Tensor y = at::empty_like(gate);
+  auto job = swiglu_job(both, s, gate, up);
+  job.y = y.mutable_data_ptr();
+  kernels::grouped_swiglu(job, buffer_of(y).place);
+  kept = {s, gate, up, y};
+  return kernels_forward(out, y, kept)[0];
+}
+
+at::Tensor gated_backward(const LoraCall& in, const LoraCall& out, const at::Tensor& x,
+                          const std::vector<at::Tensor>& kept, const at::Tensor& dy, bool wanted) {
+  const at::Tensor &s = kept[0], &gate = kept[1], &up = kept[2], &inner = kept[3];
+  const Some both = in_threes(in, x.size(0))[0], down = in_threes(out, x.size(0))[0];
+  const at::Tensor ds = shrink(down, true, {dy});
+  outer(down, {inner}, ds, {dy}, kept[4]);
+  at::Tensor back;
+  add_base_gradient(out.targets[0], dy, back);
+  at::Tensor dgate = at::empty_like(gate), dup = at::empty_like(up);
+  auto job = swiglu_job(both, s, gate, up);
+  job.of_down = path_of(down, 0, ds);
+  job.dy = back.const_data_ptr();
+  job.dgate = dgate.mutable_data_ptr();
+  job.dup = dup.mutable_data_ptr();
+  kernels::grouped_swiglu(job, buffer_of(back).place);
+  return kernels_backward(in, x, {s}, {dgate, dup}, wanted);
 }
 
 void make_rows(LoraPass& pass, const at::Tensor& like) {

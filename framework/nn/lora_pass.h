@@ -78,6 +78,12 @@ std::vector<at::Tensor> kernels_forward(const LoraCall& call, const at::Tensor& 
 at::Tensor kernels_backward(const LoraCall& call, const at::Tensor& x, const std::vector<at::Tensor>& kept,
                             const std::vector<at::Tensor>& dy, bool wanted);
 
+// SwiGLU between the two targets of `in`, gate and up, and the one of `out` (kernels/grouped_swiglu.h).
+bool gated_by_kernel(const LoraCall& in, const LoraCall& out, const at::Tensor& x);
+at::Tensor gated_forward(const LoraCall& in, const LoraCall& out, const at::Tensor& x, std::vector<at::Tensor>& kept);
+at::Tensor gated_backward(const LoraCall& in, const LoraCall& out, const at::Tensor& x,
+                          const std::vector<at::Tensor>& kept, const at::Tensor& dy, bool wanted);
+
 // x, or what dropout leaves of it.
 at::Tensor dropped(const LoraPass& pass, std::uint32_t module, const at::Tensor& x);
 void drop(const LoraPass& pass, std::uint32_t module, at::Tensor& x);  // in place

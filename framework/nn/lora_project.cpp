@@ -9,6 +9,7 @@ using torch::autograd::variable_list;
 
 struct Kept : torch::CustomClassHolder {
   LoraCall call;
+  LoraCall out;  // of Gated
 };
 
 // Several targets of one input are one node: gradients of the input are summed by the products that make them.
@@ -30,6 +31,25 @@ struct Adapted : torch::autograd::Function<Adapted> {
     saved.pop_back();
     for (auto& g : grads) g = g.contiguous();
     return {lora_backward(kept->call, x, saved, grads, ctx->needs_input_grad(0)), {}, {}};
+  }
+};
+
+struct Gated : torch::autograd::Function<Gated> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& anchor,
+                            const c10::intrusive_ptr<Kept>& kept) {
+    variable_list saved;
+    const at::Tensor y = gated_forward(kept->call, kept->out, x, saved);
+    saved.push_back(x);
+    ctx->saved_data["kept"] = c10::IValue::make_capsule(kept);
+    ctx->save_for_backward(saved);
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto kept = c10::static_intrusive_pointer_cast<Kept>(ctx->saved_data["kept"].toCapsule());
+    auto saved = ctx->get_saved_variables();
+    const at::Tensor x = saved.back();
+    saved.pop_back();
+    return {gated_backward(kept->call, kept->out, x, saved, grads[0].contiguous(), ctx->needs_input_grad(0)), {}, {}};
   }
 };
 
@@ -101,19 +121,40 @@ at::Tensor lora_backward(const LoraCall& call, const at::Tensor& x, const std::v
   return dx;
 }
 
-std::vector<at::Tensor> AdapterStore::project(std::span<const std::int64_t> targets, const at::Tensor& x) {
-  if (!pass_->groups.empty() && pass_->groups.back().rows.last > x.size(0))
-    throw Error(ExitCode::bug, "project", "rows of slots go beyond the batch's " + std::to_string(x.size(0)));
-  auto kept = c10::make_intrusive<Kept>();
-  kept->call.pass = pass_;
+LoraCall AdapterStore::call_of(std::span<const std::int64_t> targets) const {
+  LoraCall call{pass_, {}};
   for (const auto target : targets) {
     const auto t = std::size_t(target);
-    const at::Tensor& weight = targets_.at(t).weight;
-    if (x.dim() != 2 || x.size(1) != weight.size(1) || x.scalar_type() != weight.scalar_type())
-      throw Error(ExitCode::bug, "project", targets_[t].name + " has another width or type than its input");
-    kept->call.targets.push_back({target, modules_[t], targets_[t].weight, targets_[t].bias, fp8_[t]});
+    call.targets.push_back({target, modules_.at(t), targets_[t].weight, targets_[t].bias, fp8_[t]});
   }
+  return call;
+}
+
+std::vector<at::Tensor> AdapterStore::project(std::span<const std::int64_t> targets, const at::Tensor& x) {
+  check_input(targets, x);
+  auto kept = c10::make_intrusive<Kept>();
+  kept->call = call_of(targets);
   return Adapted::apply(x.contiguous(), anchor_, kept);
+}
+
+void AdapterStore::check_input(std::span<const std::int64_t> targets, const at::Tensor& x) const {
+  if (!pass_->groups.empty() && pass_->groups.back().rows.last > x.size(0))
+    throw Error(ExitCode::bug, "project", "rows of slots go beyond the batch's " + std::to_string(x.size(0)));
+  for (const auto target : targets) {
+    const Projection& t = targets_.at(std::size_t(target));
+    if (x.dim() != 2 || x.size(1) != t.weight.size(1) || x.scalar_type() != t.weight.scalar_type())
+      throw Error(ExitCode::bug, "project", t.name + " has another width or type than its input");
+  }
+}
+
+at::Tensor AdapterStore::gated(std::int64_t gate, std::int64_t up, std::int64_t down, const at::Tensor& x) {
+  const std::int64_t both[] = {gate, up};
+  check_input(both, x);
+  auto kept = c10::make_intrusive<Kept>();
+  kept->call = call_of(both);
+  kept->out = call_of(std::span(&down, 1));
+  if (!gated_by_kernel(kept->call, kept->out, x)) return {};
+  return Gated::apply(x.contiguous(), anchor_, kept);
 }
 
 at::Tensor AdapterStore::project(std::int64_t target, const at::Tensor& x) {

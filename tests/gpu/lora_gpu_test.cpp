@@ -103,6 +103,55 @@ TEST(Gpu, LoraKernelsEqualTheHosts) {
   }
 }
 
+// Gate, up and down as one node, forward and backward.
+std::vector<at::Tensor> gated(at::Device device, at::ScalarType type, std::int64_t in, std::int64_t inner,
+                              const std::vector<std::int64_t>& ranks) {
+  at::manual_seed(21);
+  const auto draw = [&](at::IntArrayRef shape, double std) {
+    return (at::randn(shape) * std).to(at::kBFloat16).to(device, type);
+  };
+  const double std = 1 / std::sqrt(double(in));
+  AdapterStore store(
+      {{"gate", draw({inner, in}, std), {}}, {"up", draw({inner, in}, std), {}}, {"down", draw({in, inner}, std), {}}},
+      std::int64_t(ranks.size()), 128);
+  std::vector<SlotRows> rows;
+  std::int64_t at = 0;
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    const auto slot = std::int64_t(i);
+    store.fill(slot, {.shapes = {{ranks[i], 0.5}, {ranks[i], 2}, {ranks[ranks.size() - 1 - i], 1}}, .seed = i});
+    for (auto& t : store.weights(slot)) {
+      t.a.copy_(draw(t.a.sizes(), std));
+      t.b.copy_(draw(t.b.sizes(), 0.1));
+    }
+    store.publish(slot);
+    rows.push_back({slot, at, at + 40 + 57 * slot});
+    at = rows.back().last;
+  }
+  const at::Tensor x = draw({at, in}, 1).set_requires_grad(true);
+  store.begin(rows, true);
+  const at::Tensor y = store.gated(0, 1, 2, x);
+  y.backward(draw(y.sizes(), 1));
+  std::vector<at::Tensor> all{y, x.grad()};
+  for (std::size_t i = 0; i < ranks.size(); ++i) all.push_back(store.flat_gradients(std::int64_t(i)));
+  for (auto& t : all) t = t.detach().cpu();
+  return all;
+}
+
+TEST(Gpu, GatedEqualsTheHosts) {
+  if (no_gpu()) GTEST_SKIP() << "no GPU";
+  const std::vector<std::int64_t> narrow{8, 16, 4}, mixed{64, 8, 32, 16}, wide{128, 16, 72};
+  for (const auto& ranks : {narrow, mixed, wide})
+    for (const std::int64_t inner : {200, 1408}) {
+      const auto want = gated(at::kCPU, at::kFloat, 128, inner, ranks);
+      const auto got = gated({at::kCUDA, 0}, at::kBFloat16, 128, inner, ranks);
+      const auto again = gated({at::kCUDA, 0}, at::kBFloat16, 128, inner, ranks);
+      for (std::size_t i = 0; i < want.size(); ++i) {
+        EXPECT_LE(off(got[i], want[i]), 3e-2) << inner << ", ranks from " << ranks[0] << ", tensor " << i;
+        EXPECT_TRUE(same_bits(got[i], again[i])) << i;
+      }
+    }
+}
+
 TEST(Gpu, LoraBackendsAgree) {
   if (no_gpu()) GTEST_SKIP() << "no GPU";
   for (const auto backend : {LoraBackend::grouped_mm, LoraBackend::bmm, LoraBackend::loop, LoraBackend::wide})

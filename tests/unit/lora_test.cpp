@@ -189,7 +189,6 @@ INSTANTIATE_TEST_SUITE_P(Dropout, Backends,
                                           testing::Values(0.3)),
                          name_of);
 
-// Where every row has a job that adapts every target, the base's product is put on what the kernels wrote.
 // e4m3 has 3 bits behind the point: products of long rows are off by some hundredths, on each backend alike.
 TEST(Lora, Fp8BaseIsTheBaseButForItsRounding) {
   at::manual_seed(8);
@@ -230,6 +229,52 @@ TEST(Lora, Fp8RowsShowWhatIsNotFinite) {
   EXPECT_THROW(fp8_rows(at::randn({4, 24})), UsageError);
 }
 
+// gate, up and down of one node against the same by a loop over jobs and autograd.
+TEST(Lora, GatedIsItsParts) {
+  const auto run = [](LoraBackend backend, at::ScalarType type, std::int64_t rows_of_nobody) {
+    at::manual_seed(10);
+    const auto draw = [&](at::IntArrayRef shape) { return (at::randn(shape, at::kDouble) / 6).to(type); };
+    AdapterStore store(
+        {{"gate", draw({out, in}), {}}, {"up", draw({out, in}), draw({out})}, {"down", draw({in, out}), {}}}, 3, 16,
+        backend);
+    std::vector<SlotRows> rows;
+    std::int64_t at = 0;
+    for (const std::int64_t slot : {0, 1, 2}) {
+      store.fill(slot, {.shapes = {{8, 0.5}, {4 + 4 * slot, 2}, {16, 1.5}}, .seed = std::uint64_t(slot)});
+      store.flat_weights(slot).copy_(draw({store.flat_weights(slot).numel()}));
+      store.publish(slot);
+      rows.push_back({.slot = slot, .first = at, .last = at + 30 + 41 * slot});
+      at = rows.back().last;
+    }
+    const at::Tensor x = draw({at + rows_of_nobody, in}).set_requires_grad(true);
+    const at::Tensor g = draw({at + rows_of_nobody, in});
+    store.begin(rows, true);
+    at::Tensor y = store.gated(0, 1, 2, x);
+    const bool whole = y.defined();
+    const std::int64_t both[] = {0, 1};
+    if (!whole) {
+      const auto parts = store.project(both, x);
+      y = store.project(2, at::silu(parts[0]) * parts[1]);
+    }
+    y.backward(g);
+    std::vector<at::Tensor> all{at::tensor(whole ? 1.0 : 0.0), y.detach(), x.grad()};
+    // Padding's gradients are whatever they are.
+    for (const std::int64_t slot : {0, 1, 2})
+      for (const auto& t : store.gradients(slot)) all.insert(all.end(), {t.a.clone(), t.b.clone()});
+    return all;
+  };
+  const auto want = run(LoraBackend::loop, at::kDouble, 0);
+  EXPECT_EQ(want[0].item<double>(), 0);
+  for (const auto type : {at::kDouble, at::kFloat, at::kBFloat16}) {
+    const auto got = run(LoraBackend::kernels, type, 0);
+    EXPECT_EQ(got[0].item<double>(), 1);
+    for (std::size_t i = 1; i < want.size(); ++i)
+      EXPECT_LT(max_difference(got[i], want[i]), type == at::kDouble ? 1e-6 : type == at::kFloat ? 1e-5 : 0.05) << i;
+  }
+  EXPECT_EQ(run(LoraBackend::kernels, at::kDouble, 5)[0].item<double>(), 0);  // rows of nobody: part by part
+}
+
+// Where every row has a job that adapts every target, the base's product is put on what the kernels wrote.
 TEST(Lora, KernelsMayWriteBeforeTheBase) {
   std::vector<at::Tensor> all[2];
   for (const auto backend : {LoraBackend::loop, LoraBackend::kernels}) {
