@@ -225,7 +225,9 @@ nlohmann::json run(const Options& o) {
       const auto at = std::ranges::find_if(rows, [&](const Row& r) { return r.arm == arm && r.ranks == ranks; });
       return at == rows.end() ? nullptr : &*at;
     };
-    all.push_back(row_of(row, with(row.arm, 1), with(job.arms[0].arm, row.ranks)));
+    const Row* one = with(row.arm, 1);
+    if (!one || one->ms.empty()) one = with(job.arms[0].arm, 1);
+    all.push_back(row_of(row, one, with(job.arms[0].arm, row.ranks)));
   }
   return all;
 }

@@ -51,7 +51,7 @@ with torch.no_grad():
         if side not in made:
             made[side] = inputs(side)
             model(**made[side])
-        model(**made[side])
+            model(**made[side])
         torch.cuda.synchronize()
         dist.barrier()
         torch.cuda.synchronize()
