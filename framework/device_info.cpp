@@ -21,7 +21,6 @@ void set_device_info(const DeviceInfo* found) { info() = found; }
 
 double peak_device_memory_gib(at::Device device) { return gib(&DeviceInfo::peak_bytes, device); }
 double free_device_memory_gib(at::Device device) { return gib(&DeviceInfo::free_bytes, device); }
-double device_memory_gib(at::Device device) { return gib(&DeviceInfo::total_bytes, device); }
 
 std::int64_t peak_reserved_bytes(at::Device device) {
   return device.is_cuda() && info() ? info()->peak_reserved(device.index()) : 0;

@@ -10,17 +10,13 @@ namespace trireme {
 // The most GiB that tensors had at one time since the start, by torch's allocator; not a number on a CPU and in a
 // program without CUDA. Does not wait for the device.
 double peak_device_memory_gib(at::Device device);
-<<<<<<< HEAD
-// What a process can still have of its memory, and all of it; not a number as above.
+// What a process can still have of its memory; not a number as above.
 double free_device_memory_gib(at::Device device);
-double device_memory_gib(at::Device device);
-=======
 // The most bytes that torch's allocator held of the device, used or not, since restart_device_peak(); 0 without CUDA.
 std::int64_t peak_reserved_bytes(at::Device device);
 void restart_device_peak(at::Device device);
 // Of the whole device; 0 without CUDA.
 std::int64_t device_memory_bytes(at::Device device);
->>>>>>> dcaeef76ead8ad54855a20fd2016d76b3b81e1be
 // Gives back what no tensor uses, so that other processes can have it. Waits for the device.
 void release_device_memory();
 // As its driver calls it ("NVIDIA H100 80GB HBM3"); empty for a CPU.
@@ -35,7 +31,6 @@ struct DeviceInfo {
   void (*release)();
   std::string (*name)(int device);
   std::int64_t (*free_bytes)(int device);
-  std::int64_t (*total_bytes)(int device);
 };
 void set_device_info(const DeviceInfo* info);
 

@@ -28,19 +28,13 @@ std::string name(int device) {
   return cudaGetDeviceProperties(&properties, device) == cudaSuccess ? properties.name : "";
 }
 
-<<<<<<< HEAD
-template <bool all>
-std::int64_t bytes_of(int device) {
+std::int64_t left(int device) {
   const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
   std::size_t left = 0, total = 0;
-  if (cudaMemGetInfo(&left, &total) != cudaSuccess) return 0;
-  return static_cast<std::int64_t>(all ? total : left);
+  return cudaMemGetInfo(&left, &total) == cudaSuccess ? static_cast<std::int64_t>(left) : 0;
 }
 
-const DeviceInfo info{peak_allocated, release, name, bytes_of<false>, bytes_of<true>};
-=======
-const DeviceInfo info{peak_allocated, peak_reserved, restart_peak, total, release, name};
->>>>>>> dcaeef76ead8ad54855a20fd2016d76b3b81e1be
+const DeviceInfo info{peak_allocated, peak_reserved, restart_peak, total, release, name, left};
 const bool registered = [] {
   set_device_info(&info);
   return true;
