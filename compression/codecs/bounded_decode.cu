@@ -41,6 +41,7 @@ __device__ bool header_is_good(const ChunkHeader& h, const DeviceDecode::Chunk& 
   if (std::uint64_t{c.bytes} != (header_bytes + std::uint64_t{h.bytes} + 3) / 4 * 4) return false;
   if (coded(e)) {
     if (h.code_width != 8 && (h.code_width != 16 || streamed(e) || e == dedup_sparse)) return false;
+    if (e == dedup_sparse && std::uint64_t{c.n} * c.dim >= most_sparse) return false;
     if (!(h.eb > 0) || !(step - step == 0) || h.code_min > largest_code || h.code_min < -largest_code) return false;
   } else if ((e != raw_values && e != constant_value && e != dedup_values && !fixed_rate(e)) || h.code_width != 0 ||
              h.eb != 0 || (h.flags & has_outliers)) {
@@ -106,11 +107,8 @@ __device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReade
     s.packed_bits = in.byte();
     if (s.packed_bits > (is_wide(s) ? 16u : 8u)) return false;
     s.codes_at = in.take((s.packed_bits * mine + 7) / 8);
-  } else if (e == dedup_sparse) {
-    s.codes_at = in.take(1 + (s.unique + 1) / 2 + s.unique * sparse_map_bytes(c.dim));
-    if (values >= most_sparse) return false;
-  } else if (e == vector_lz) {
-    s.codes_at = in.at;
+  } else if (e == vector_lz || e == dedup_sparse) {
+    s.codes_at = in.take(e == vector_lz ? 0 : sparse_fixed_bytes(s.unique, c.dim));
   } else {
     const std::uint64_t size =
         e == rans || e == huffman || s.form == symbols || (s.form == plain && s.unique == 1) ? in.left() : in.number();
