@@ -140,13 +140,15 @@ kernels::SwigluPath path_of(const Some& some, std::size_t k, const at::Tensor& s
 
 // Of gate and up with their S, and what the base made of them.
 kernels::GroupedSwiglu swiglu_job(const Some& both, const at::Tensor& s, const at::Tensor& gate, const at::Tensor& up) {
-  return {.table = both.table,
-          .type = dtype_of(gate),
-          .width = gate.size(1),
-          .of_gate = path_of(both, 0, s),
-          .of_up = path_of(both, 1, s),
-          .gate = gate.const_data_ptr(),
-          .up = up.const_data_ptr()};
+  kernels::GroupedSwiglu job;
+  job.table = both.table;
+  job.type = dtype_of(gate);
+  job.width = gate.size(1);
+  job.of_gate = path_of(both, 0, s);
+  job.of_up = path_of(both, 1, s);
+  job.gate = gate.const_data_ptr();
+  job.up = up.const_data_ptr();
+  return job;
 }
 
 // Into a tensor of its own, or in place.
