@@ -43,7 +43,8 @@ struct TaskOutcome {
   double exact_match = std::numeric_limits<double>::quiet_NaN();  // share of the questions that the winner answers
   double seconds = 0, evaluation_seconds = 0, empty_share = 0;
   std::int64_t moves_between_ranks = 0, gathers = 0, gathered_bytes = 0;  // bytes: received by a rank
-  double evaluation_ratio = 0;  // forecast: time of evaluation over that of training
+  double memory_forecast = 0, memory_peak = 0;  // bytes: the most that the model said of what ran, and was reserved
+  double evaluation_ratio = 0;                  // forecast: time of evaluation over that of training
 };
 
 class Executor {
@@ -138,7 +139,7 @@ class Executor {
   std::vector<Load> loads_;
   MemoryLimit limit_;
   std::vector<Profiled> profiles_;
-  double evaluation_token_seconds_ = 0;
+  double evaluation_token_seconds_ = 0, memory_forecast_ = 0;
   std::vector<Job> jobs_;  // all of the task; those of other ranks stay as they began
   std::unique_ptr<Roster> roster_;
   Journal journal_;
