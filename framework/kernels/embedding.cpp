@@ -131,7 +131,7 @@ void update_row(const UpdateJob<T>& job, const RowStep<T>& step, std::int64_t ro
 template <class T>
 void update_on_host(const UpdateJob<T>& job) {
   if (job.skip && *job.skip != 0) return;
-  const RowStep<T> step{T(job.lr), T(job.eps)};
+  const RowStep<T> step{job.device_lr ? T(*job.device_lr) : T(job.lr), T(job.eps)};
 #pragma omp parallel if (job.bags.places() * job.d > 16384)
   {
     static thread_local DistinctIds distinct;

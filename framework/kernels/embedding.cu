@@ -194,6 +194,7 @@ __device__ Pack<T, n> sum_of(const UpdateJob<T>& job, const std::uint32_t* bags,
 template <class T, int n>
 __global__ void __launch_bounds__(threads) pieces_kernel(UpdateJob<T> job, Scratch s, RowStep<T> step, unsigned lanes) {
   if (job.skip && *job.skip != 0) return;
+  if (job.device_lr) step.lr = static_cast<T>(*job.device_lr);
   extern __shared__ __align__(16) unsigned char memory[];
   const auto places = static_cast<std::uint32_t>(job.bags.places());
   const auto none = static_cast<std::uint32_t>(job.all_rows);
@@ -218,6 +219,7 @@ __global__ void __launch_bounds__(threads) pieces_kernel(UpdateJob<T> job, Scrat
 template <class T>
 __global__ void __launch_bounds__(threads) longs_kernel(UpdateJob<T> job, Scratch s, RowStep<T> step) {
   if (job.skip && *job.skip != 0) return;
+  if (job.device_lr) step.lr = static_cast<T>(*job.device_lr);
   extern __shared__ __align__(16) unsigned char memory[];
   const std::int32_t begin = s.longs[blockIdx.x];
   if (begin < 0) return;

@@ -76,8 +76,9 @@ struct UpdateJob {
   const T* gradient;
   SparseRule rule;
   double lr, eps;
-  const float* skip;  // of the place; not null, and not 0: nothing changes
-  void* scratch;      // memory of the place, aligned to 256, for no longer than the call's work lasts
+  const float* device_lr;  // of the place; not null: in place of lr
+  const float* skip;       // of the place; not null, and not 0: nothing changes
+  void* scratch;           // memory of the place, aligned to 256, for no longer than the call's work lasts
 };
 // How much of it.
 struct UpdateScratchJob {

@@ -4,10 +4,17 @@
 namespace trireme::kernels {
 namespace {
 
+constexpr int threads = 256, row_warps = 4;  // a warp: 16 rows of half of a tile's columns
+constexpr int expand_columns = 128, half_columns = expand_columns / 2;
+
 template <int rank>
-constexpr int expand_shared(bool backward) {
-  return (block_rows * (rank + pad) + block_rows * (expand_columns + pad) +
-          (backward ? rank * (expand_columns + pad) : expand_columns * (rank + pad))) *
+__host__ __device__ constexpr int weights_size(bool backward) {
+  return backward ? rank * (expand_columns + pad) : expand_columns * (rank + pad);
+}
+template <int rank>
+constexpr int expand_shared(bool backward, int targets) {
+  return (2 * weights_size<rank>(backward) + block_rows * (expand_columns + pad) +
+          (backward ? targets : 1) * block_rows * (rank + pad)) *
          2;
 }
 
@@ -23,14 +30,15 @@ __device__ float2 factors(const GroupedRows& g, std::uint32_t module, std::int64
 // Sums of a block, by what they are multiplied with, onto its tile of y in shared memory.
 template <bool backward>
 __device__ void put_sums(const GroupedExpand& job, const ExpandTarget& target, const Span& span,
-                         std::int64_t first_column, const float (&sum)[expand_columns / 8][4], bf16* ys) {
+                         std::int64_t first_column, const float (&sum)[half_columns / 8][4], bf16* ys) {
   constexpr int y_stride = expand_columns + pad;
   const std::int64_t columns = target.width - first_column;
 #pragma unroll
-  for (int j = 0; j < expand_columns; j += 8)
+  for (int j = 0; j < half_columns; j += 8)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = warp() * 16 + half * 8 + lane() / 4, column = j + lane() % 4 * 2;
+      const int row = warp() % row_warps * 16 + half * 8 + lane() / 4;
+      const int column = warp() / row_warps * half_columns + j + lane() % 4 * 2;
       float2 by = make_float2(span.adapter.scale, span.adapter.scale), before = make_float2(0, 0);
       if constexpr (backward)
         by = span.group.dropout.threshold == 0
@@ -57,67 +65,108 @@ __device__ void write_rows(const bf16* ys, bf16* y, std::int64_t width, int rows
   }
 }
 
-// Blocks of x: tiles of columns, of y: 64 rows. Forward: the tiles of one target after the other's. Backward: all
-// targets' sums in one.
+// Columns of y that a block writes, tile by tile.
+struct Tiles {
+  int target;  // forward: of the one whose y it is
+  int first, count;
+};
+
+// 64 rows of `tiles`: S stays in shared memory, the weights of the next product come while this one runs.
 template <int rank, bool backward>
-__global__ void __launch_bounds__(threads, expands_at_once(rank))
-    expand_kernel(const __grid_constant__ GroupedExpand job) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  constexpr int y_stride = expand_columns + pad, s_stride = rank + pad;
-  constexpr int w_stride = backward ? y_stride : s_stride;
-  bf16* const ys = reinterpret_cast<bf16*>(shared);
-  bf16* const ss = ys + block_rows * y_stride;
-  bf16* const ws = ss + block_rows * s_stride;
-  int of_target = 0;
-  std::int64_t first_column = static_cast<std::int64_t>(blockIdx.x) * expand_columns;
-  if constexpr (!backward)
-    for (; first_column >= job.target[of_target].width; ++of_target)
-      first_column -= (job.target[of_target].width + expand_columns - 1) / expand_columns * expand_columns;
-  const ExpandTarget& target = job.target[of_target];
-  const Span span = span_of(job.table, target.adapters, blockIdx.y);
-  const int columns = static_cast<int>(min(static_cast<std::int64_t>(expand_columns), target.width - first_column));
-  bf16* const y = static_cast<bf16*>(target.y) + span.first * target.width + first_column;
-  float sum[expand_columns / 8][4] = {};
-  bool any = false;
-#pragma unroll 1
-  for (int t = backward ? 0 : of_target; t < (backward ? job.targets : of_target + 1); ++t) {
-    const GroupedAdapter w = job.target[t].adapters[job.table.blocks[blockIdx.y].group];
-    if (w.rank == 0) continue;
-    if (any) __syncthreads();  // the last target's tiles are still being read
-    const std::int64_t stride = job.table.rank_stride;
-    fetch<block_rows, rank>(ss, static_cast<const bf16*>(job.target[t].s) + span.first * stride, stride, span.rows,
-                            w.rank);
+__device__ void expand_rows(const GroupedExpand& job, const Tiles& tiles, const Span& span, int group, bf16* shared) {
+  constexpr int y_stride = expand_columns + pad, s_stride = rank + pad, s_size = block_rows * s_stride;
+  constexpr int w_stride = backward ? y_stride : s_stride, w_size = weights_size<rank>(backward);
+  bf16 *const ys = shared, *const ws = ys + block_rows * y_stride, *const ss = ws + 2 * w_size;
+  const ExpandTarget& target = job.target[tiles.target];
+  const std::int64_t stride = job.table.rank_stride;
+  const int targets = backward ? job.targets : 1;
+  const auto first_column = [&](int tile) { return static_cast<std::int64_t>(tiles.first + tile) * expand_columns; };
+  const auto columns = [&](int tile) {
+    return static_cast<int>(min(static_cast<std::int64_t>(expand_columns), target.width - first_column(tile)));
+  };
+  const auto fetch_weights = [&](int product) {
+    const int tile = product / targets;
+    const GroupedAdapter& w = job.target[backward ? product % targets : tiles.target].adapters[group];
+    bf16* const to = ws + product % 2 * w_size;
     if constexpr (backward)
-      fetch<rank, expand_columns>(ws, static_cast<const bf16*>(w.a) + first_column, target.width, w.rank, columns);
+      fetch<threads, rank, expand_columns>(to, static_cast<const bf16*>(w.a) + first_column(tile), target.width, w.rank,
+                                           columns(tile));
     else
-      fetch<expand_columns, rank>(ws, static_cast<const bf16*>(w.b) + first_column * w.rank, w.rank, columns, w.rank);
-    commit_copies();
-    if (!any && job.add) fetch<block_rows, expand_columns>(ys, y, target.width, span.rows, columns);
-    commit_copies();
-    if (any)
-      wait_copies<0>();
-    else
-      wait_copies<1>();
-    __syncthreads();
-    any = true;
-#pragma unroll 2
-    for (int k = 0; k < rank; k += 16)
-      if (k < w.rank) {
-        const Fragment a = left_rows<s_stride>(ss + warp() * 16 * s_stride + k);
-#pragma unroll
-        for (int j = 0; j < expand_columns; j += 16) {
-          const Fragment b =
-              backward ? right_rows<w_stride>(ws + k * w_stride + j) : right_columns<w_stride>(ws + j * w_stride + k);
-          multiply16(sum[j / 8], sum[j / 8 + 1], a, b);
-        }
-      }
+      fetch<threads, expand_columns, rank>(to, static_cast<const bf16*>(w.b) + first_column(tile) * w.rank, w.rank,
+                                           columns(tile), w.rank);
+  };
+  for (int t = 0; t < targets; ++t) {
+    const ExpandTarget& from = job.target[backward ? t : tiles.target];
+    fetch<threads, block_rows, rank>(ss + t * s_size, static_cast<const bf16*>(from.s) + span.first * stride, stride,
+                                     span.rows, from.adapters[group].rank);
   }
-  if (!any) return;
-  wait_copies<0>();
-  __syncthreads();
-  put_sums<backward>(job, target, span, first_column, sum, ys);
-  __syncthreads();
-  write_rows(ys, y, target.width, span.rows, columns);
+  fetch_weights(0);
+  commit_copies();
+  float sum[half_columns / 8][4] = {};
+#pragma unroll 1
+  for (int product = 0; product < tiles.count * targets; ++product) {
+    const int tile = product / targets, t = product % targets;
+    bf16* const y = static_cast<bf16*>(target.y) + span.first * target.width + first_column(tile);
+    wait_copies<0>();
+    __syncthreads();  // everybody is done with the other weights, and with ys
+    if (product + 1 < tiles.count * targets) fetch_weights(product + 1);
+    if (t == 0 && job.add) fetch<threads, block_rows, expand_columns>(ys, y, target.width, span.rows, columns(tile));
+    commit_copies();
+    const bf16* const left = ss + t * s_size + warp() % row_warps * 16 * s_stride;
+    const bf16* const right = ws + product % 2 * w_size;
+    const int begin = warp() / row_warps * half_columns;
+#pragma unroll
+    for (int k = 0; k < rank; k += 16) {
+      const Fragment a = left_rows<s_stride>(left + k);
+#pragma unroll
+      for (int j = 0; j < half_columns; j += 16) {
+        const Fragment b = backward ? right_rows<w_stride>(right + k * w_stride + begin + j)
+                                    : right_columns<w_stride>(right + (begin + j) * w_stride + k);
+        multiply16(sum[j / 8], sum[j / 8 + 1], a, b);
+      }
+    }
+    if (t + 1 < targets) continue;
+    if (job.add) {
+      wait_copies<0>();
+      __syncthreads();
+    }
+    put_sums<backward>(job, target, span, first_column(tile), sum, ys);
+    __syncthreads();
+    write_rows(ys, y, target.width, span.rows, columns(tile));
+#pragma unroll
+    for (auto& four : sum)
+      for (float& v : four) v = 0;
+  }
+}
+
+int tiles_of(std::int64_t width) {
+  return static_cast<int>(cuda_blocks(static_cast<std::size_t>(width), expand_columns));
+}
+
+// Blocks of x: `each` tiles of one target after the other's, of y: 64 rows. Backward: all targets' sums in one.
+template <int rank, bool backward>
+__global__ void __launch_bounds__(threads, rank <= 64 ? 3 : 2)
+    expand_kernel(const __grid_constant__ GroupedExpand job, int each) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  Tiles tiles{0, static_cast<int>(blockIdx.x), each};
+  int all = 0;
+  for (;; ++tiles.target) {
+    all = static_cast<int>((job.target[tiles.target].width + expand_columns - 1) / expand_columns);
+    const int blocks = (all + each - 1) / each;
+    if (backward || tiles.first < blocks) break;
+    tiles.first -= blocks;
+  }
+  tiles.first *= each;
+  tiles.count = min(each, all - tiles.first);
+  const int group = job.table.blocks[blockIdx.y].group;
+  int most = 0;
+  for (int t = backward ? 0 : tiles.target; t < (backward ? job.targets : tiles.target + 1); ++t)
+    most = max(most, job.target[t].adapters[group].rank);
+  if (most == 0) return;
+  const Span span = span_of(job.table, job.target[tiles.target].adapters, blockIdx.y);
+  with_rank<rank>(most, [&](auto r) {
+    expand_rows<decltype(r)::value, backward>(job, tiles, span, group, reinterpret_cast<bf16*>(shared));
+  });
 }
 
 template <class T>
@@ -158,16 +207,24 @@ void plain_expand(const GroupedExpand& job, Place place) {
   check_launch("grouped_expand");
 }
 
+// As many tiles a block as leave enough blocks: what a block reads once is then read by fewer.
 template <bool backward>
 void expand(const GroupedExpand& job, Place place) {
+  constexpr int wanted = 1200, most_each = 8;  // three waves
+  const auto row_blocks = static_cast<int>(job.table.block_count);
+  const auto blocks = [&](int each) {
+    int sum = 0;
+    for (int t = 0; t < (backward ? 1 : job.targets); ++t) sum += (tiles_of(job.target[t].width) + each - 1) / each;
+    return sum;
+  };
+  int each = most_each;
+  while (each > 1 && blocks(each) * row_blocks < wanted) each /= 2;
   by_rank(job.table.rank_stride, [&](auto r) {
-    constexpr int rank = decltype(r)::value, bytes = expand_shared<rank>(backward);
-    allow_shared<expand_kernel<rank, backward>>(bytes, place);
-    unsigned tiles = 0;
-    for (int t = 0; t < (backward ? 1 : job.targets); ++t)
-      tiles += cuda_blocks(static_cast<std::size_t>(job.target[t].width), expand_columns);
-    const dim3 grid(tiles, static_cast<unsigned>(job.table.block_count));
-    expand_kernel<rank, backward><<<grid, threads, bytes, cuda_stream(place)>>>(job);
+    constexpr int rank = decltype(r)::value;
+    const int bytes = expand_shared<rank>(backward, job.targets);
+    allow_shared<expand_kernel<rank, backward>>(expand_shared<rank>(backward, grouped_most_targets), place);
+    const dim3 grid(static_cast<unsigned>(blocks(each)), static_cast<unsigned>(row_blocks));
+    expand_kernel<rank, backward><<<grid, threads, bytes, cuda_stream(place)>>>(job, each);
     check_launch("grouped_expand");
   });
 }

@@ -1,8 +1,8 @@
-#include "framework/kernels/grouped_gemm.h"
-
 #include "comm/reduce.h"
+#include "framework/kernels/grouped_swiglu.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -140,6 +140,46 @@ void dropout(const GroupedDropout& job) {
   }
 }
 
+// What a path adds to the base's rows: scale s S B^T, or dS A (whose dS carries the scale).
+template <class T>
+Matrix<typename Part<T>::Value> with_path(const GroupedSwiglu& job, const SwigluPath& path, const void* base,
+                                          std::int64_t group, bool of_down) {
+  using Value = typename Part<T>::Value;
+  const GroupedRows& g = job.table.rows[group];
+  const GroupedAdapter& w = path.adapters[group];
+  const std::int64_t rows = g.last - g.first;
+  Matrix<Value> y = Part<T>(base, g.first, rows, job.width, job.width).map;
+  const Part<T> s(path.s, g.first, rows, w.rank, path.rank_stride);
+  if (of_down)
+    y.noalias() += s.map * Part<T>(w.a, 0, w.rank, job.width, job.width).map;
+  else
+    y.noalias() += (s.map * static_cast<Value>(w.scale)) * Part<T>(w.b, 0, job.width, w.rank, w.rank).map.transpose();
+  return y;
+}
+
+template <class T>
+void swiglu_group(const GroupedSwiglu& job, std::int64_t group) {
+  using Value = typename Part<T>::Value;
+  const GroupedRows& rows = job.table.rows[group];
+  const std::int64_t count = rows.last - rows.first;
+  if (count == 0) return;
+  const auto g = with_path<T>(job, job.of_gate, job.gate, group, false);
+  const auto u = with_path<T>(job, job.of_up, job.up, group, false);
+  const Matrix<Value> s = g.unaryExpr([](Value v) { return 1 / (1 + std::exp(-v)); });
+  if (!job.dy) {
+    Part<T> y(job.y, rows.first, count, job.width, job.width);
+    y.map = g.cwiseProduct(s).cwiseProduct(u);
+    return y.store();
+  }
+  const auto dy = with_path<T>(job, job.of_down, job.dy, group, true);
+  Part<T> dgate(job.dgate, rows.first, count, job.width, job.width),
+      dup(job.dup, rows.first, count, job.width, job.width);
+  dgate.map = (dy.array() * u.array() * s.array() * (1 + g.array() * (1 - s.array()))).matrix();
+  dup.map = dy.cwiseProduct(g).cwiseProduct(s);
+  dgate.store();
+  dup.store();
+}
+
 template <class T>
 struct Type {
   using type = T;
@@ -172,8 +212,15 @@ void dropout_on_host(const GroupedDropout& job) {
   by_type(job, [&](auto t) { dropout<typename decltype(t)::type>(job); });
 }
 
+void swiglu_on_host(const GroupedSwiglu& job) {
+#pragma omp parallel for schedule(dynamic) if (job.table.groups > 1)
+  for (std::int64_t g = 0; g < job.table.groups; ++g)
+    by_type(job, [&](auto t) { swiglu_group<typename decltype(t)::type>(job, g); });
+}
+
 }  // namespace
 
+constinit Kernel<GroupedSwiglu> grouped_swiglu("grouped_swiglu", swiglu_on_host);
 constinit Kernel<GroupedShrink> grouped_shrink("grouped_shrink", shrink_on_host);
 constinit Kernel<GroupedExpand> grouped_expand("grouped_expand", expand_on_host);
 constinit Kernel<GroupedOuter> grouped_outer("grouped_outer", outer_on_host);

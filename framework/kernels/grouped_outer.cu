@@ -4,6 +4,11 @@
 namespace trireme::kernels {
 namespace {
 
+constexpr int threads = 128, stages = 3, outer_columns = 64;
+
+// Blocks that a multiprocessor holds at once by their shared memory: registers must not allow fewer.
+constexpr int at_once(int rank) { return rank <= 32 ? 5 : rank <= 64 ? 4 : 2; }
+
 __device__ void add_gradient(const GroupedAdapter& w, bool of_a, std::int64_t in, int of_rank, std::int64_t c,
                              float v) {
   if (of_a)
@@ -42,47 +47,86 @@ __device__ Wide wide_of(const GroupedOuter& job, unsigned tile) {
   return w;
 }
 
-// Blocks of x: tiles. Of y: groups. Of z: parts of a group's rows.
+// Adds `count` quads of floats: quad i of `from(i)` onto to(i). Loads go ahead of stores, four at a time: one after the
+// other each would wait for memory.
+template <class From, class To>
+__device__ void add_quads(int count, From from, To to) {
+  constexpr int each = 4;
+  for (int first = static_cast<int>(threadIdx.x); first < count; first += each * threads) {
+    float4 before[each];
+#pragma unroll
+    for (int k = 0; k < each; ++k)
+      if (const int i = first + k * threads; i < count) before[k] = *to(i);
+#pragma unroll
+    for (int k = 0; k < each; ++k)
+      if (const int i = first + k * threads; i < count) {
+        const float4 v = from(i);
+        *to(i) = make_float4(before[k].x + v.x, before[k].y + v.y, before[k].z + v.z, before[k].w + v.w);
+      }
+  }
+}
+
+// A block's sums onto dA or dB by way of shared memory, in which rows lie as they do in the gradient.
 template <int rank>
-__global__ void __launch_bounds__(threads, streams_at_once(rank))
-    outer_kernel(const __grid_constant__ GroupedOuter job, int part) {
-  extern __shared__ __align__(16) unsigned char shared[];
+__device__ void put_gradient(const GroupedAdapter& w, bool of_a, std::int64_t in, std::int64_t first_column,
+                             int columns, const float (&sum)[rank / 8][4], float* tile) {
+  constexpr int a_stride = outer_columns + 4, b_stride = rank + 4;
+#pragma unroll
+  for (int j = 0; j < rank; j += 8)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int column = warp() * 16 + i / 2 * 8 + lane() / 4, of_rank = j + lane() % 4 * 2 + i % 2;
+      if (of_a)
+        tile[of_rank * a_stride + column] = sum[j / 8][i];
+      else  // the paper prints it without the scale
+        tile[column * b_stride + of_rank] = w.scale * sum[j / 8][i];
+    }
+  __syncthreads();
+  const int quads = of_a ? columns / 4 : w.rank / 4;  // of a row
+  const int rows = of_a ? w.rank : columns, stride = of_a ? a_stride : b_stride;
+  const std::int64_t row = of_a ? in : w.rank;
+  float* const to = of_a ? static_cast<float*>(w.da) + first_column : static_cast<float*>(w.db) + first_column * w.rank;
+  add_quads(
+      rows * quads, [&](int i) { return *reinterpret_cast<const float4*>(tile + i / quads * stride + i % quads * 4); },
+      [&](int i) { return reinterpret_cast<float4*>(to + i / quads * row + i % quads * 4); });
+}
+
+template <int rank>
+__device__ void outer_tile(const GroupedOuter& job, const Wide& tile, const GroupedRows& group, const GroupedAdapter& w,
+                           int part, bf16* shared) {
   constexpr int wide_size = chunk * (outer_columns + pad), narrow_size = chunk * (rank + pad);
-  bf16* const wide = reinterpret_cast<bf16*>(shared);
-  bf16* const narrow = wide + stages * wide_size;
-  const Wide tile = wide_of(job, blockIdx.x);
+  bf16 *const wide = shared, *const narrow = wide + stages * wide_size;
   const OuterTarget& target = job.target[tile.target];
-  const GroupedRows group = job.table.rows[blockIdx.y];
-  const GroupedAdapter w = target.adapters[blockIdx.y];
   const std::int64_t width = tile.of_a ? target.in : target.out;
-  if (w.rank == 0 || tile.first_column >= width) return;
   const int columns = static_cast<int>(min(static_cast<std::int64_t>(outer_columns), width - tile.first_column));
   const std::int64_t first = group.first + static_cast<std::int64_t>(blockIdx.z) * part;
   const int rows = static_cast<int>(min(static_cast<std::int64_t>(part), group.last - first));  // may be negative
   const bf16* const m = static_cast<const bf16*>(tile.of_a ? target.x : target.dy) + first * width + tile.first_column;
   const bf16* const n = static_cast<const bf16*>(tile.of_a ? target.ds : target.s) + first * job.table.rank_stride;
   float sum[rank / 8][4] = {};
-  pipeline(
+  pipeline<stages>(
       rows > 0 ? (rows + chunk - 1) / chunk : 0,
       [&](int stage, int i) {
         const std::int64_t from = static_cast<std::int64_t>(i) * chunk;
         const int left = rows - i * chunk;
-        fetch<chunk, outer_columns>(wide + stage * wide_size, m + from * width, width, left, columns);
-        fetch<chunk, rank>(narrow + stage * narrow_size, n + from * job.table.rank_stride, job.table.rank_stride, left,
-                           w.rank);
+        fetch<threads, chunk, outer_columns>(wide + stage * wide_size, m + from * width, width, left, columns);
+        fetch<threads, chunk, rank>(narrow + stage * narrow_size, n + from * job.table.rank_stride,
+                                    job.table.rank_stride, left, w.rank);
       },
-      [&](int stage, int) {
+      [&](int stage) {
 #pragma unroll
         for (int k = 0; k < chunk; k += 16) {
           constexpr int stride = outer_columns + pad;
           const Fragment a = left_columns<stride>(wide + stage * wide_size + k * stride + warp() * 16);
 #pragma unroll
           for (int j = 0; j < rank; j += 16)
-            if (j < w.rank)
-              multiply16(sum[j / 8], sum[j / 8 + 1], a,
-                         right_rows<rank + pad>(narrow + stage * narrow_size + k * (rank + pad) + j));
+            multiply16(sum[j / 8], sum[j / 8 + 1], a,
+                       right_rows<rank + pad>(narrow + stage * narrow_size + k * (rank + pad) + j));
         }
       });
+  if (gridDim.z == 1)
+    return put_gradient<rank>(w, tile.of_a, target.in, tile.first_column, columns, sum,
+                              reinterpret_cast<float*>(shared));
   const std::int64_t all = grouped_columns(job);
   float* const partial =
       job.partial + ((blockIdx.z * job.table.groups + blockIdx.y) * all + tile.offset) * job.table.rank_stride;
@@ -91,13 +135,24 @@ __global__ void __launch_bounds__(threads, streams_at_once(rank))
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = warp() * 16 + i / 2 * 8 + lane() / 4, of_rank = j + lane() % 4 * 2 + i % 2;
-      if (j >= w.rank || row >= columns) continue;
-      const std::int64_t c = tile.first_column + row;
-      if (gridDim.z > 1)
-        partial[c * job.table.rank_stride + of_rank] = sum[j / 8][i];
-      else
-        add_gradient(w, tile.of_a, target.in, of_rank, c, sum[j / 8][i]);
+      if (j < w.rank && row < columns)
+        partial[(tile.first_column + row) * job.table.rank_stride + of_rank] = sum[j / 8][i];
     }
+}
+
+// Blocks of x: tiles. Of y: groups. Of z: parts of a group's rows.
+template <int rank>
+__global__ void __launch_bounds__(threads, at_once(rank))
+    outer_kernel(const __grid_constant__ GroupedOuter job, int part) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const Wide tile = wide_of(job, blockIdx.x);
+  const OuterTarget& target = job.target[tile.target];
+  const GroupedRows group = job.table.rows[blockIdx.y];
+  const GroupedAdapter w = target.adapters[blockIdx.y];
+  if (w.rank == 0 || tile.first_column >= (tile.of_a ? target.in : target.out)) return;
+  with_rank<rank>(w.rank, [&](auto r) {
+    outer_tile<decltype(r)::value>(job, tile, group, w, part, reinterpret_cast<bf16*>(shared));
+  });
 }
 
 // Blocks of y: groups, of z: targets.

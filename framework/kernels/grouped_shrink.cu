@@ -4,9 +4,26 @@
 namespace trireme::kernels {
 namespace {
 
+constexpr int threads = 256, row_warps = 4;  // two warps share 16 rows: each multiplies half of a chunk
+
+template <int rank>
+constexpr int stages = rank <= 64 ? 5 : 4;
 template <int rank>
 constexpr int shrink_shared(bool backward) {
-  return stages * (block_rows * (chunk + pad) + (backward ? chunk * (rank + pad) : rank * (chunk + pad))) * 2;
+  return stages<rank> * (block_rows * (chunk + pad) + (backward ? chunk * (rank + pad) : rank * (chunk + pad))) * 2;
+}
+
+// The second half's sums onto the first's, through shared memory.
+template <int rank>
+__device__ void join_halves(float (&sum)[rank / 8][4], float* room) {
+  const int second = threads / 2, at = static_cast<int>(threadIdx.x) % second;
+  if (static_cast<int>(threadIdx.x) >= second)
+#pragma unroll
+    for (int i = 0; i < rank / 2; ++i) room[i * second + at] = sum[i / 4][i % 4];
+  __syncthreads();
+  if (static_cast<int>(threadIdx.x) < second)
+#pragma unroll
+    for (int i = 0; i < rank / 2; ++i) sum[i / 4][i % 4] += room[i * second + at];
 }
 
 // A block's sums, in bf16, or of a part of the columns as they are.
@@ -33,55 +50,60 @@ __device__ void put_shrink(const GroupedShrink& job, unsigned of_target, const S
     }
 }
 
-// Blocks of x: targets of the first 64 rows, of the next ...: neighbours read the same rows. Of y: parts of the
-// columns.
 template <int rank, bool backward>
-__global__ void __launch_bounds__(threads, streams_at_once(rank))
-    shrink_kernel(const __grid_constant__ GroupedShrink job) {
-  extern __shared__ __align__(16) unsigned char shared[];
+__device__ void shrink_rows(const GroupedShrink& job, unsigned of_target, const Span& span, bf16* shared) {
   constexpr int x_size = block_rows * (chunk + pad), stride = backward ? rank + pad : chunk + pad;
   constexpr int w_size = backward ? chunk * stride : rank * stride;
-  bf16* const xs = reinterpret_cast<bf16*>(shared);
-  bf16* const ws = xs + stages * x_size;
-  const unsigned of_target = blockIdx.x % job.targets;
-  const ShrinkTarget& target = job.target[of_target];
-  const Span span = span_of(job.table, target.adapters, blockIdx.x / job.targets);
-  const GroupedAdapter w = span.adapter;
-  if (w.rank == 0) return;
-  const std::int64_t width = target.width;
+  bf16 *const xs = shared, *const ws = xs + stages<rank> * x_size;
+  const GroupedAdapter& w = span.adapter;
+  const std::int64_t width = job.target[of_target].width;
   const int part = part_of(width, gridDim.y);
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.y) * part;
   const int length = static_cast<int>(min(static_cast<std::int64_t>(part), width - begin));  // may be negative
-  const bf16* const x = static_cast<const bf16*>(target.x) + span.first * width + begin;
+  const bf16* const x = static_cast<const bf16*>(job.target[of_target].x) + span.first * width + begin;
   const bf16* const weights =
       backward ? static_cast<const bf16*>(w.b) + begin * w.rank : static_cast<const bf16*>(w.a) + begin;
   float sum[rank / 8][4] = {};
-  pipeline(
+  pipeline<stages<rank>>(
       length > 0 ? (length + chunk - 1) / chunk : 0,
       [&](int stage, int i) {
         const int from = i * chunk, left = length - from;
-        fetch<block_rows, chunk>(xs + stage * x_size, x + from, width, span.rows, left);
+        fetch<threads, block_rows, chunk>(xs + stage * x_size, x + from, width, span.rows, left);
         if constexpr (backward)
-          fetch<chunk, rank>(ws + stage * w_size, weights + static_cast<std::int64_t>(from) * w.rank, w.rank, left,
-                             w.rank);
+          fetch<threads, chunk, rank>(ws + stage * w_size, weights + static_cast<std::int64_t>(from) * w.rank, w.rank,
+                                      left, w.rank);
         else
-          fetch<rank, chunk>(ws + stage * w_size, weights + from, width, w.rank, left);
+          fetch<threads, rank, chunk>(ws + stage * w_size, weights + from, width, w.rank, left);
       },
-      [&](int stage, int) {
+      [&](int stage) {
+        const int first = warp() / row_warps * (chunk / 2);
 #pragma unroll
-        for (int k = 0; k < chunk; k += 16) {
-          const Fragment a = left_rows<chunk + pad>(xs + stage * x_size + warp() * 16 * (chunk + pad) + k);
+        for (int k = first; k < first + chunk / 2; k += 16) {
+          const Fragment a = left_rows<chunk + pad>(xs + stage * x_size + warp() % row_warps * 16 * (chunk + pad) + k);
 #pragma unroll
-          for (int j = 0; j < rank; j += 16)
-            if (j < w.rank) {
-              const bf16* const tile = ws + stage * w_size;
-              const Fragment b =
-                  backward ? right_rows<stride>(tile + k * stride + j) : right_columns<stride>(tile + j * stride + k);
-              multiply16(sum[j / 8], sum[j / 8 + 1], a, b);
-            }
+          for (int j = 0; j < rank; j += 16) {
+            const bf16* const tile = ws + stage * w_size;
+            const Fragment b =
+                backward ? right_rows<stride>(tile + k * stride + j) : right_columns<stride>(tile + j * stride + k);
+            multiply16(sum[j / 8], sum[j / 8 + 1], a, b);
+          }
         }
       });
-  put_shrink<rank>(job, of_target, span, sum);
+  join_halves<rank>(sum, reinterpret_cast<float*>(shared));
+  if (warp() < row_warps) put_shrink<rank>(job, of_target, span, sum);
+}
+
+// Blocks of x: targets of the first 64 rows, of the next ...: neighbours read the same rows. Of y: parts of the
+// columns.
+template <int rank, bool backward>
+__global__ void __launch_bounds__(threads, 2) shrink_kernel(const __grid_constant__ GroupedShrink job) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const unsigned of_target = blockIdx.x % job.targets;
+  const Span span = span_of(job.table, job.target[of_target].adapters, blockIdx.x / job.targets);
+  if (span.adapter.rank == 0) return;
+  with_rank<rank>(span.adapter.rank, [&](auto r) {
+    shrink_rows<decltype(r)::value, backward>(job, of_target, span, reinterpret_cast<bf16*>(shared));
+  });
 }
 
 // The parts of a shrink's sums, one after the other.

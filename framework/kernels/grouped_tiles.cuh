@@ -1,6 +1,7 @@
-// Of the grouped kernels for bf16 by tensor cores (mma.cuh), for widths of a multiple of 8. Blocks of 128 threads: a
-// warp owns 16 rows of its block's product. What they read streams through shared memory, two copies ahead of the
-// product. The largest rank is a template; a block runs over its own group's rank alone. Included by grouped_*.cu only.
+// Of the grouped kernels for bf16 by tensor cores (mma.cuh), for widths of a multiple of 8. What they read streams
+// through shared memory, some copies ahead of the product. The largest rank is a template; within it a block runs the
+// code of the smallest of 16, 32, 64 and 128 that holds its own group's rank, without a branch in its products.
+// Included by grouped_*.cu only.
 #pragma once
 #include "comm/cuda_launch.h"
 #include "framework/kernels/grouped_gemm.h"
@@ -13,12 +14,7 @@
 namespace trireme::kernels {
 namespace {
 
-constexpr int threads = 128, block_rows = grouped_rows, chunk = 64, stages = 3;
-constexpr int expand_columns = 128, outer_columns = 64;
-
-// Blocks that a multiprocessor holds at once by their shared memory: registers must not allow fewer.
-constexpr int streams_at_once(int rank) { return rank <= 32 ? 5 : rank <= 64 ? 4 : 2; }
-constexpr int expands_at_once(int rank) { return rank <= 64 ? 4 : 3; }
+constexpr int block_rows = grouped_rows, chunk = 64;
 
 struct Span {
   GroupedRows group;
@@ -37,20 +33,20 @@ __device__ Span span_of(const GroupedTable& t, const GroupedAdapter* adapters, u
 
 // A tile of rows x columns at `from`, whose rows are `stride` apart: the first `there_rows` x `there_columns` of it,
 // zeros else. there_columns is a multiple of 8.
-template <int rows, int columns>
+template <int threads, int rows, int columns>
 __device__ void fetch(bf16* tile, const bf16* from, std::int64_t stride, int there_rows, int there_columns) {
-  constexpr int each = columns / 8;
-  static_assert(rows * each % threads == 0, "all threads copy alike");
+  constexpr int each = columns / 8, pieces = rows * each;
 #pragma unroll 4  // more would keep more addresses in registers than there are
-  for (int k = 0; k < rows * each / threads; ++k) {
+  for (int k = 0; k < (pieces + threads - 1) / threads; ++k) {
     const int i = static_cast<int>(threadIdx.x) + k * threads, row = i / each, column = i % each * 8;
+    if (pieces % threads != 0 && i >= pieces) break;
     const bool there = row < there_rows && column < there_columns;
     copy16(tile + row * (columns + pad) + column, there ? from + row * stride + column : from, there);
   }
 }
 
-// Runs fetch_chunk(stage, i) for i = 0 ... chunks - 1, ahead of use(stage, i), which sees what was fetched.
-template <class Fetch, class Use>
+// Runs fetch_chunk(stage, i) for i = 0 ... chunks - 1, ahead of use(stage), which sees what was fetched.
+template <int stages, class Fetch, class Use>
 __device__ void pipeline(int chunks, Fetch fetch_chunk, Use use) {
 #pragma unroll
   for (int i = 0; i < stages - 1; ++i) {
@@ -63,8 +59,21 @@ __device__ void pipeline(int chunks, Fetch fetch_chunk, Use use) {
     const int next = i + stages - 1;
     if (next < chunks) fetch_chunk(next % stages, next);
     commit_copies();
-    use(i % stages, i);
+    use(i % stages);
   }
+  wait_copies<0>();
+  __syncthreads();  // shared memory is free for other things
+}
+
+// f(the smallest of 16, 32, 64, 128 that holds `rank`) on the device; none is above `most`.
+template <int most, class F>
+__device__ void with_rank(int rank, F f) {
+  if (most == 16 || rank <= 16) return f(std::integral_constant<int, 16>());
+  if constexpr (most >= 32)
+    if (most == 32 || rank <= 32) return f(std::integral_constant<int, 32>());
+  if constexpr (most >= 64)
+    if (most == 64 || rank <= 64) return f(std::integral_constant<int, 64>());
+  if constexpr (most >= 128) f(std::integral_constant<int, 128>());
 }
 
 __host__ __device__ int part_of(std::int64_t length, std::int64_t splits) {

@@ -66,7 +66,7 @@ __device__ inline Fragment right_rows(const bf16* tile) {
 
 // sum += a b. A thread's four values: rows lane / 4 and that + 8, columns 2 (lane % 4) and that + 1.
 __device__ inline void multiply(float (&sum)[4], const Fragment& a, unsigned b0, unsigned b1) {
-  asm volatile(
+  asm(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])

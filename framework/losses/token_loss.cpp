@@ -1,5 +1,8 @@
 #include "framework/losses/token_loss.h"
 
+#include "framework/base/tensor.h"
+#include "framework/kernels/lm_pointwise.h"
+
 #include <algorithm>
 
 #include <torch/csrc/autograd/autograd.h>
@@ -29,6 +32,23 @@ Chunk chunk_of(const at::Tensor& hidden, const at::Tensor& head, const at::Tenso
   return c;
 }
 
+// Both at once, by one kernel that turns logits into their gradient where they lie.
+template <class T>
+Chunk fused(const at::Tensor& logits, const at::Tensor& labels) {
+  Chunk c{at::empty({logits.size(0)}, logits.options().dtype(at::kFloat)), logits};
+  kernels::token_loss(
+      kernels::TokenLossJob<T>{static_cast<T*>(logits.mutable_data_ptr()), labels.const_data_ptr<std::int64_t>(),
+                               c.losses.mutable_data_ptr<float>(), logits.size(0), logits.size(1)},
+      buffer_of(logits).place);
+  return c;
+}
+
+Chunk with_slopes(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& labels) {
+  if (hidden.scalar_type() == at::kFloat) return fused<float>(at::linear(hidden, head), labels);
+  if (hidden.scalar_type() == at::kBFloat16) return fused<kernels::BrainFloat>(at::linear(hidden, head), labels);
+  return chunk_of(hidden, head, labels, true);
+}
+
 struct TokenLosses : torch::autograd::Function<TokenLosses> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& hidden, const at::Tensor& head,
                             const at::Tensor& labels, std::int64_t chunk, bool hidden_moves, bool head_moves) {
@@ -36,7 +56,8 @@ struct TokenLosses : torch::autograd::Function<TokenLosses> {
     const bool beside = hidden_moves && !head_moves;
     for (std::int64_t first = 0; first < hidden.size(0); first += chunk) {
       const std::int64_t n = std::min(chunk, hidden.size(0) - first);
-      const Chunk c = chunk_of(hidden.narrow(0, first, n), head, labels.narrow(0, first, n), beside);
+      const at::Tensor x = hidden.narrow(0, first, n), wanted = labels.narrow(0, first, n).contiguous();
+      const Chunk c = beside ? with_slopes(x, head, wanted) : chunk_of(x, head, wanted, false);
       losses.push_back(c.losses);
       if (beside) gradients.push_back(c.slopes.to(head.scalar_type()).mm(head));
     }

@@ -75,6 +75,10 @@ class CausalLm {
   // Called before a layer runs, in forward and when it runs again in backward.
   void set_before_layer(std::function<void(std::int64_t layer)> f) { before_layer_ = std::move(f); }
 
+  // Where the samples of a batch lie; kept until a batch of other lengths comes.
+  std::shared_ptr<const nn::SampleLayout> layout(const TokenBatch& batch) const {
+    return layout(batch.lengths, batch.ids.device());
+  }
   // [T, hidden], after the last norm. UsageError: a sample longer than the model's positions.
   at::Tensor hidden(const TokenBatch& batch) const;
   // The same for tokens that go on from `cache`, which grows. No gradient.
@@ -83,7 +87,7 @@ class CausalLm {
   // A pass in parts, for a pipeline of models: embeddings of tokens [T, hidden]; all layers over rows of samples of
   // these lengths; the last norm. hidden() is the three in turn.
   at::Tensor embedded(const TokenBatch& batch) const;
-  at::Tensor through_layers(at::Tensor x, const std::vector<std::int64_t>& lengths) const;
+  at::Tensor through_layers(const at::Tensor& x, const std::vector<std::int64_t>& lengths) const;
   at::Tensor normed(const at::Tensor& x) const { return norm(norm_, x); }
   at::Tensor logits(const at::Tensor& hidden) const;  // [.., hidden] -> [.., vocab]
   // The matrix that makes logits, for framework/losses/token_loss.h.
@@ -91,18 +95,25 @@ class CausalLm {
 
  private:
   struct Pass;
+  // What flows past the layers: x + change, of which the next norm makes the sum.
+  struct Stream {
+    at::Tensor x, change;  // no change: x
+    at::Tensor whole() const;
+  };
   using Visit = std::function<void(const LmWeight&, at::Tensor&)>;
   void visit(const Visit& f);
   void visit_layer(std::int64_t i, const Visit& f);
   at::Tensor apply(const LmLinear& l, const at::Tensor& x) const;
   std::vector<at::Tensor> apply(std::initializer_list<const LmLinear*> all, const at::Tensor& x) const;
   at::Tensor norm(const LmNorm& n, const at::Tensor& x) const;
+  std::pair<at::Tensor, at::Tensor> normed(const LmNorm& n, const Stream& s) const;  // the sum, and what n makes of it
   at::Tensor attention(std::int64_t layer, const at::Tensor& x, const Pass& pass) const;
   at::Tensor mlp(const LmLayer& l, const at::Tensor& x) const;
-  at::Tensor layer(std::int64_t i, const at::Tensor& x, const Pass& pass) const;
+  Stream layer(std::int64_t i, const Stream& s, const Pass& pass) const;
+  std::shared_ptr<const nn::SampleLayout> layout(const std::vector<std::int64_t>& lengths, at::Device device) const;
+  Stream layers(at::Tensor x, const std::vector<std::int64_t>& lengths) const;
   at::Tensor embed(const at::Tensor& ids, const at::Tensor& positions) const;
   void turn(Pass& pass, const at::Tensor& positions) const;
-  void lay_out(const std::vector<std::int64_t>& lengths, at::Device device) const;
   void check(const TokenBatch& batch, const nn::KvCache* cache) const;
 
   CausalLmConfig config_;

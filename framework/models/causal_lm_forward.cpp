@@ -2,6 +2,7 @@
 #include "comm/error.h"
 #include "framework/models/causal_lm.h"
 #include "framework/nn/checkpoint.h"
+#include "framework/nn/lm_ops.h"
 
 #include <cmath>
 #include <numeric>
@@ -9,22 +10,14 @@
 #include <ATen/ATen.h>
 
 namespace trireme {
-namespace {
-
-// Halves of a head turn against each other, as in Hugging Face's files. x [T, heads, d], cos and sin [T, 1, d].
-at::Tensor rotate(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
-  const auto halves = x.chunk(2, -1);
-  return x * cos.to(x.scalar_type()) + at::cat({halves[1].neg(), halves[0]}, -1) * sin.to(x.scalar_type());
-}
-
-}  // namespace
-
 struct CausalLm::Pass {
   std::shared_ptr<const nn::SampleLayout> layout;
   nn::KvCache* cache = nullptr;
   nn::CachedLayout cached;
   at::Tensor cos, sin;  // f32 [T, 1, head_dim]
 };
+
+at::Tensor CausalLm::Stream::whole() const { return change.defined() ? x + change : x; }
 
 at::Tensor CausalLm::apply(const LmLinear& l, const at::Tensor& x) const {
   return l.target >= 0 ? store_->project(l.target, x) : at::linear(x, l.weight, l.bias);
@@ -40,10 +33,16 @@ std::vector<at::Tensor> CausalLm::apply(std::initializer_list<const LmLinear*> a
   return ys;
 }
 
-at::Tensor CausalLm::norm(const LmNorm& n, const at::Tensor& x) const {
-  const at::Tensor weight = n.weight.to(x.scalar_type());
-  if (n.bias.defined()) return at::layer_norm(x, {x.size(-1)}, weight, n.bias.to(x.scalar_type()), config_.eps);
-  return at::rms_norm(x, {x.size(-1)}, weight, config_.eps);
+at::Tensor CausalLm::norm(const LmNorm& n, const at::Tensor& x) const { return normed(n, {x, {}}).second; }
+
+std::pair<at::Tensor, at::Tensor> CausalLm::normed(const LmNorm& n, const Stream& s) const {
+  const at::Tensor weight = n.weight.to(s.x.scalar_type());
+  if (n.bias.defined()) {
+    const at::Tensor sum = s.whole();
+    return {sum, at::layer_norm(sum, {sum.size(-1)}, weight, n.bias.to(sum.scalar_type()), config_.eps)};
+  }
+  const nn::Normed y = nn::rms_norm(s.x, s.change, weight, config_.eps);
+  return {y.sum, y.y};
 }
 
 at::Tensor CausalLm::attention(std::int64_t i, const at::Tensor& x, const Pass& pass) const {
@@ -57,8 +56,8 @@ at::Tensor CausalLm::attention(std::int64_t i, const at::Tensor& x, const Pass& 
     k = norm(l.k_norm, k);
   }
   if (pass.cos.defined()) {
-    q = rotate(q, pass.cos, pass.sin);
-    k = rotate(k, pass.cos, pass.sin);
+    q = nn::rotated(q, pass.cos, pass.sin);
+    k = nn::rotated(k, pass.cos, pass.sin);
   }
   const double scale = (c.scaled ? 1 / std::sqrt(double(c.head_dim)) : 1.0) / (c.by_layer ? double(i + 1) : 1.0);
   return apply(l.o, pass.cache ? nn::cached_attention(q, k, v, *pass.cache, std::size_t(i), pass.cached, scale)
@@ -67,15 +66,18 @@ at::Tensor CausalLm::attention(std::int64_t i, const at::Tensor& x, const Pass& 
 
 at::Tensor CausalLm::mlp(const LmLayer& l, const at::Tensor& x) const {
   if (config_.gpt2()) return apply(l.down, at::gelu(apply(l.up, x), "tanh"));
+  if (l.gate.target >= 0 && l.up.target >= 0 && l.down.target >= 0)
+    if (const at::Tensor y = store_->gated(l.gate.target, l.up.target, l.down.target, x); y.defined()) return y;
   const auto parts = apply({&l.gate, &l.up}, x);
-  return apply(l.down, at::silu(parts[0]) * parts[1]);
+  return apply(l.down, nn::swiglu(parts[0], parts[1]));
 }
 
-at::Tensor CausalLm::layer(std::int64_t i, const at::Tensor& x, const Pass& pass) const {
+CausalLm::Stream CausalLm::layer(std::int64_t i, const Stream& s, const Pass& pass) const {
   if (before_layer_) before_layer_(i);
   const LmLayer& l = layers_[std::size_t(i)];
-  const at::Tensor y = x + attention(i, norm(l.before_attention, x), pass);
-  return y + mlp(l, norm(l.before_mlp, y));
+  const auto [x, to_attend] = normed(l.before_attention, s);
+  const auto [y, to_mlp] = normed(l.before_mlp, {x, attention(i, to_attend, pass)});
+  return {y, mlp(l, to_mlp)};
 }
 
 void CausalLm::check(const TokenBatch& batch, const nn::KvCache* cache) const {
@@ -107,36 +109,46 @@ void CausalLm::turn(Pass& pass, const at::Tensor& positions) const {
   pass.sin = both.sin();
 }
 
-void CausalLm::lay_out(const std::vector<std::int64_t>& lengths, at::Device device) const {
+std::shared_ptr<const nn::SampleLayout> CausalLm::layout(const std::vector<std::int64_t>& lengths,
+                                                         at::Device device) const {
   if (!layout_ || layout_->lengths != lengths || layout_->positions.device() != device)
     layout_ = std::make_shared<const nn::SampleLayout>(nn::sample_layout(lengths, device));
+  return layout_;
 }
 
 at::Tensor CausalLm::embedded(const TokenBatch& batch) const {
   check(batch, nullptr);
-  lay_out(batch.lengths, batch.ids.device());
-  return embed(batch.ids, layout_->positions);
+  return embed(batch.ids, layout(batch)->positions);
 }
 
-at::Tensor CausalLm::through_layers(at::Tensor x, const std::vector<std::int64_t>& lengths) const {
-  lay_out(lengths, x.device());
+CausalLm::Stream CausalLm::layers(at::Tensor x, const std::vector<std::int64_t>& lengths) const {
   Pass pass;
-  pass.layout = layout_;
-  turn(pass, layout_->positions);
+  pass.layout = layout(lengths, x.device());
+  turn(pass, pass.layout->positions);
   const bool again = checkpointing_ && at::GradMode::is_enabled();
   // Without it no backward is run: the base has no gradient, and adapters are not inputs of a layer.
   if (again && !x.requires_grad()) x = x.detach().requires_grad_();
+  Stream s{x, {}};
   for (std::int64_t i = 0; i < config_.layers; ++i) {
-    const nn::CheckpointedPart part = [this, i, pass](const at::Tensor& in, std::span<const at::Tensor>) {
-      return layer(i, in, pass);
-    };
-    x = again ? nn::checkpointed(part, x, {}) : part(x, {});
+    if (!again) {
+      s = layer(i, s, pass);
+      continue;
+    }
+    s.x = nn::checkpointed(
+        [this, i, pass](const at::Tensor& in, std::span<const at::Tensor>) {
+          return layer(i, {in, {}}, pass).whole();
+        },
+        s.x, {});
   }
-  return x;
+  return s;
+}
+
+at::Tensor CausalLm::through_layers(const at::Tensor& x, const std::vector<std::int64_t>& lengths) const {
+  return layers(x, lengths).whole();
 }
 
 at::Tensor CausalLm::hidden(const TokenBatch& batch) const {
-  return normed(through_layers(embedded(batch), batch.lengths));
+  return normed(norm_, layers(embedded(batch), batch.lengths)).second;
 }
 
 at::Tensor CausalLm::hidden(const TokenBatch& batch, nn::KvCache& cache) const {
@@ -145,11 +157,11 @@ at::Tensor CausalLm::hidden(const TokenBatch& batch, nn::KvCache& cache) const {
   Pass pass;
   pass.cache = &cache;
   pass.cached = nn::cached_layout(cache, batch.lengths, batch.ids.device());
-  at::Tensor x = embed(batch.ids, pass.cached.positions);
+  Stream s{embed(batch.ids, pass.cached.positions), {}};
   turn(pass, pass.cached.positions);
-  for (std::int64_t i = 0; i < config_.layers; ++i) x = layer(i, x, pass);
+  for (std::int64_t i = 0; i < config_.layers; ++i) s = layer(i, s, pass);
   for (std::size_t i = 0; i < batch.lengths.size(); ++i) cache.lengths[i] += batch.lengths[i];
-  return normed(x);
+  return normed(norm_, s).second;
 }
 
 at::Tensor CausalLm::logits(const at::Tensor& hidden) const { return at::linear(hidden, head()); }

@@ -142,13 +142,18 @@ void AdapterOptimizer::make_jobs(std::span<const std::int64_t> slots) {
   const auto chunks = (longest_ + kernels::adapter_chunk - 1) / kernels::adapter_chunk;
   partial_ = at::empty({std::int64_t(jobs.size()) * chunks}, lr_.options().dtype(at::kDouble));
   order_.assign(slots.begin(), slots.end());
+  ++changes_;
+}
+
+void AdapterOptimizer::prepare(std::span<const std::int64_t> slots) {
+  const at::NoGradGuard no_grad;
+  send_rates();
+  make_jobs(slots);
 }
 
 void AdapterOptimizer::step(std::span<const std::int64_t> slots, const at::Tensor& losses) {
   if (slots.empty()) return;
-  const at::NoGradGuard no_grad;
-  send_rates();
-  make_jobs(slots);
+  prepare(slots);
   kernels::adapter_adamw({.jobs = static_cast<const kernels::AdapterValues*>(jobs_.const_data_ptr()),
                           .count = std::int64_t(slots.size()),
                           .longest = longest_,

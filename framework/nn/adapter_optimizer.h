@@ -39,6 +39,8 @@ class AdapterOptimizer {
   void stop(std::int64_t slot);                 // frees the moments; the store's slot stays
   void set_lr(std::int64_t slot, double lr);
 
+  // What step() of these slots would send to the device first. After it, a step can be recorded and replayed.
+  void prepare(std::span<const std::int64_t> slots);
   // One update of each of `slots` by the gradients in the store, which are 0 afterwards. losses: f32 [slots of the
   // store] on its device, or undefined; a job whose loss or gradient is not finite is not alive from then on.
   void step(std::span<const std::int64_t> slots, const at::Tensor& losses);
@@ -47,6 +49,8 @@ class AdapterOptimizer {
   const at::Tensor& alive() const { return alive_; }
   const at::Tensor& norms() const { return norm_; }
   const at::Tensor& updates() const { return updates_; }
+  // Counts up when what a recorded step reads moved.
+  std::int64_t changes() const { return changes_; }
 
  private:
   void send_rates();
@@ -59,7 +63,7 @@ class AdapterOptimizer {
   at::Tensor lr_, decay_, clip_, updates_, alive_, norm_, factor_, partial_;
   std::vector<std::int64_t> order_;  // slots of the table `jobs_`
   at::Tensor jobs_;
-  std::int64_t longest_ = 0;
+  std::int64_t longest_ = 0, changes_ = 0;
   bool rates_sent_ = false;
 };
 

@@ -26,8 +26,10 @@ class EmbeddingTables {
   // [P, tables, b, d]. On the device of the tables, contiguous.
   void lookup(const at::Tensor& ids, const at::Tensor& out) const;
   // Sums what samples ask of one row, then updates it once; gradient as `out`. Tables that `freeze` names stay as they
-  // are. skip: f32 scalar on the device, 1 = change nothing; or undefined.
-  void update(const at::Tensor& ids, const at::Tensor& gradient, double lr, const at::Tensor& skip);
+  // are. skip: f32 scalar on the device, 1 = change nothing; or undefined. device_lr: f32 scalar there in place of lr;
+  // or undefined.
+  void update(const at::Tensor& ids, const at::Tensor& gradient, double lr, const at::Tensor& skip,
+              const at::Tensor& device_lr = {});
   // Elements of state for each row.
   static std::int64_t state_width(kernels::SparseRule rule, std::int64_t dim);
 
@@ -43,7 +45,6 @@ class EmbeddingTables {
   std::vector<at::Tensor> weights_, states_;
   std::vector<kernels::BagTable> bag_tables_;
   at::Tensor published_;  // bag_tables_ where the tables are, u8
-  at::Tensor scratch_;    // of update(), u8
 };
 
 }  // namespace trireme::nn

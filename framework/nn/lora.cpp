@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "data/rng.h"
 #include "framework/base/tensor.h"
+#include "framework/nn/fp8_matrix.h"
 #include "framework/nn/lora_pass.h"
 
 #include <algorithm>
@@ -80,6 +81,7 @@ AdapterStore::AdapterStore(std::vector<Projection> targets, std::int64_t slots, 
     if (t.weight.dtype() != options.dtype() || t.weight.device() != options.device())
       throw UsageError(t.name, "its weight differs in type or device from that of " + targets_[0].name);
   for (const auto& t : targets_) modules_.push_back(dropout_module(t.name));
+  fp8_.resize(targets_.size());
   anchor_ = at::zeros({}, options).set_requires_grad(true);
   pass_ = std::make_shared<LoraPass>();
 }
@@ -89,11 +91,19 @@ AdapterStore::~AdapterStore() = default;
 std::int64_t AdapterStore::slots() const { return std::int64_t(slots_.size()); }
 const std::vector<Projection>& AdapterStore::targets() const { return targets_; }
 LoraBackend AdapterStore::backend() const { return backend_; }
-void AdapterStore::set_backend(LoraBackend backend) { backend_ = backend; }
+void AdapterStore::set_backend(LoraBackend backend) { backend_ = backend, ++changes_; }
+std::shared_ptr<const void> AdapterStore::pass() const { return pass_; }
 
 void AdapterStore::set_base(std::int64_t target, at::Tensor weight, at::Tensor bias) {
   targets_[std::size_t(target)].weight = std::move(weight);
   targets_[std::size_t(target)].bias = std::move(bias);
+}
+
+void AdapterStore::set_fp8_base() {
+  const at::NoGradGuard no_grad;
+  for (std::size_t t = 0; t < targets_.size(); ++t)
+    fp8_[t] = std::make_shared<const Fp8Matrix>(fp8_matrix(targets_[t].weight));
+  ++changes_;
 }
 
 void AdapterStore::check_slot(std::int64_t slot, bool filled, const char* what) const {
@@ -148,12 +158,14 @@ void AdapterStore::fill(std::int64_t slot, const AdapterInit& init, const at::Te
         "LoRA", "the adapter has " + std::to_string(flat.numel()) + " weights, its shapes " + std::to_string(size));
   s.weights.copy_(flat.defined() ? flat : host);
   slots_[std::size_t(slot)] = std::move(s);
+  ++changes_;
   publish(slot);
 }
 
 void AdapterStore::clear(std::int64_t slot) {
   check_slot(slot, true, "clear");
   slots_[std::size_t(slot)] = Slot();
+  ++changes_;
   for (const auto& group : pass_->groups)
     if (group.rows.slot == slot) {
       pass_ = std::make_shared<LoraPass>();  // it would keep the memory

@@ -45,6 +45,8 @@ struct AdapterTensors {
 };
 
 struct LoraPass;
+struct LoraCall;
+struct Fp8Matrix;
 
 class AdapterStore {
  public:
@@ -60,6 +62,10 @@ class AdapterStore {
   void set_backend(LoraBackend backend);  // of passes that begin from now on
   // A backbone whose weights move (sharded, gathered layer by layer): what `target` is from now on.
   void set_base(std::int64_t target, at::Tensor weight, at::Tensor bias);
+
+  // From now on the base's products are in FP8, e4m3 with a scale a row (nn/fp8_matrix.h); made of the weights as they
+  // are, which stay. Widths must be multiples of 16.
+  void set_fp8_base();
 
   // A free slot gets an adapter as PEFT initializes it, or with these flat weights. Throws UsageError.
   void fill(std::int64_t slot, const AdapterInit& init, const at::Tensor& flat = {});
@@ -79,22 +85,33 @@ class AdapterStore {
   // Backward of an earlier pass is still right. Throws UsageError.
   void begin(std::vector<SlotRows> rows, bool training);
   void zero_gradients();
+  // Of the composition: while it is held, tables that a recorded pass reads stay where they are.
+  std::shared_ptr<const void> pass() const;
+  // Counts up when the memory of any adapter moved.
+  std::int64_t changes() const { return changes_; }
 
   // [T, in] -> [T, out] on the autograd graph, of the weight's type. Backward ADDS to the gradients of the slots; the
   // base gets none. Under nn::checkpointed the first input must require a gradient, or no backward is run.
   at::Tensor project(std::int64_t target, const at::Tensor& x);
   // Several targets of one input (q, k, v; gate, up), whose gradient is summed once.
   std::vector<at::Tensor> project(std::span<const std::int64_t> targets, const at::Tensor& x);
+  // down(silu(gate(x)) * up(x)) as one node, whose LoRA paths of gate and up meet the activation without being written.
+  // Undefined where it does not go (another backend, dropout, rows of nobody, f32 on a GPU): then part by part.
+  at::Tensor gated(std::int64_t gate, std::int64_t up, std::int64_t down, const at::Tensor& x);
 
  private:
   struct Slot;
   void check_slot(std::int64_t slot, bool filled, const char* what) const;
+  void check_input(std::span<const std::int64_t> targets, const at::Tensor& x) const;
+  LoraCall call_of(std::span<const std::int64_t> targets) const;
 
   std::vector<Projection> targets_;
-  std::vector<std::uint32_t> modules_;  // names of targets, as dropout knows them
+  std::vector<std::shared_ptr<const Fp8Matrix>> fp8_;  // of a target, or null
+  std::vector<std::uint32_t> modules_;                 // names of targets, as dropout knows them
   std::vector<Slot> slots_;
   std::int64_t r_max_;
   LoraBackend backend_;
+  std::int64_t changes_ = 0;
   std::shared_ptr<const LoraPass> pass_;
   at::Tensor anchor_;  // requires a gradient, so that backward comes when x does not
 };

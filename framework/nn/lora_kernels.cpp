@@ -1,5 +1,6 @@
 // The LoRA path by own grouped kernels, and dropout for all backends.
 #include "framework/base/tensor.h"
+#include "framework/kernels/grouped_swiglu.h"
 #include "framework/nn/lora_pass.h"
 
 namespace trireme::nn {
@@ -126,6 +127,30 @@ std::vector<at::Tensor> inputs(const Some& some, const at::Tensor& x) {
   return all;
 }
 
+// Is every row somebody's who adapts all of these targets?
+bool everybodys(const LoraCall& call, std::int64_t tokens) {
+  bool all = call.pass->rows_from_0 == tokens;
+  for (const auto& t : call.targets) all = all && call.pass->by_all[std::size_t(t.index)];
+  return all;
+}
+
+kernels::SwigluPath path_of(const Some& some, std::size_t k, const at::Tensor& s) {
+  return {adapters_of(*some.call.pass, some.target(k)), s[std::int64_t(k)].const_data_ptr(), some.table.rank_stride};
+}
+
+// Of gate and up with their S, and what the base made of them.
+kernels::GroupedSwiglu swiglu_job(const Some& both, const at::Tensor& s, const at::Tensor& gate, const at::Tensor& up) {
+  kernels::GroupedSwiglu job;
+  job.table = both.table;
+  job.type = dtype_of(gate);
+  job.width = gate.size(1);
+  job.of_gate = path_of(both, 0, s);
+  job.of_up = path_of(both, 1, s);
+  job.gate = gate.const_data_ptr();
+  job.up = up.const_data_ptr();
+  return job;
+}
+
 // Into a tensor of its own, or in place.
 void drop_into(const LoraPass& pass, std::uint32_t module, const at::Tensor& from, at::Tensor& to) {
   kernels::grouped_dropout({.rows = array_of<kernels::GroupedRows>(pass.rows),
@@ -151,20 +176,17 @@ at::Tensor dropped(const LoraPass& pass, std::uint32_t module, const at::Tensor&
 }
 
 bool lora_comes_first(const LoraCall& call, std::int64_t tokens) {
-  bool all = call.pass->rows_from_0 == tokens;
-  for (const auto& t : call.targets) all = all && call.pass->by_all[std::size_t(t.index)];
+  bool all = everybodys(call, tokens);
+  for (const auto& t : call.targets) all = all && !t.fp8;  // no FP8 product adds onto what is there
   return all;
 }
 
 std::vector<at::Tensor> kernels_forward(const LoraCall& call, const at::Tensor& x, std::vector<at::Tensor>& kept) {
   const bool first = lora_comes_first(call, x.size(0));
   std::vector<at::Tensor> y;
-  for (const auto& t : call.targets) {
-    if (first)
-      y.push_back(at::empty({x.size(0), t.weight.size(0)}, x.options()));
-    else
-      y.push_back(t.bias.defined() ? at::addmm(t.bias, x, t.weight.t()) : at::mm(x, t.weight.t()));
-  }
+  BaseProducts base(x);
+  for (const auto& t : call.targets)
+    y.push_back(first ? at::empty({x.size(0), t.weight.size(0)}, x.options()) : base(t));
   for (const Some& some : in_threes(call, x.size(0))) {
     kept.push_back(shrink(some, false, inputs(some, x)));
     expand_forward(some, kept.back(), y, !first);
@@ -178,12 +200,7 @@ at::Tensor kernels_backward(const LoraCall& call, const at::Tensor& x, const std
   const bool first = lora_comes_first(call, x.size(0));
   at::Tensor dx;
   const auto base = [&] {
-    for (std::size_t i = 0; wanted && i < call.targets.size(); ++i) {
-      if (dx.defined())
-        dx.addmm_(dy[i], call.targets[i].weight);
-      else
-        dx = at::mm(dy[i], call.targets[i].weight);
-    }
+    for (std::size_t i = 0; wanted && i < call.targets.size(); ++i) add_base_gradient(call.targets[i], dy[i], dx);
   };
   if (!first) base();
   std::size_t next = 0;
@@ -200,6 +217,44 @@ at::Tensor kernels_backward(const LoraCall& call, const at::Tensor& x, const std
   }
   if (first) base();
   return dx;
+}
+
+bool gated_by_kernel(const LoraCall& in, const LoraCall& out, const at::Tensor& x) {
+  const LoraPass& pass = *in.pass;
+  if (pass.backend != LoraBackend::kernels || pass.groups.empty() || pass.dropout) return false;
+  if (!everybodys(in, x.size(0)) || !everybodys(out, x.size(0))) return false;
+  return x.is_cpu() || kernels::has_grouped_swiglu(dtype_of(x), in.targets[0].weight.size(0));
+}
+
+at::Tensor gated_forward(const LoraCall& in, const LoraCall& out, const at::Tensor& x, std::vector<at::Tensor>& kept) {
+  const Some both = in_threes(in, x.size(0))[0];
+  const at::Tensor s = shrink(both, false, {x, x});
+  BaseProducts base(x);
+  const at::Tensor gate = base(in.targets[0]), up = base(in.targets[1]);
+  at::Tensor y = at::empty_like(gate);
+  auto job = swiglu_job(both, s, gate, up);
+  job.y = y.mutable_data_ptr();
+  kernels::grouped_swiglu(job, buffer_of(y).place);
+  kept = {s, gate, up, y};
+  return kernels_forward(out, y, kept)[0];
+}
+
+at::Tensor gated_backward(const LoraCall& in, const LoraCall& out, const at::Tensor& x,
+                          const std::vector<at::Tensor>& kept, const at::Tensor& dy, bool wanted) {
+  const at::Tensor &s = kept[0], &gate = kept[1], &up = kept[2], &inner = kept[3];
+  const Some both = in_threes(in, x.size(0))[0], down = in_threes(out, x.size(0))[0];
+  const at::Tensor ds = shrink(down, true, {dy});
+  outer(down, {inner}, ds, {dy}, kept[4]);
+  at::Tensor back;
+  add_base_gradient(out.targets[0], dy, back);
+  at::Tensor dgate = at::empty_like(gate), dup = at::empty_like(up);
+  auto job = swiglu_job(both, s, gate, up);
+  job.of_down = path_of(down, 0, ds);
+  job.dy = back.const_data_ptr();
+  job.dgate = dgate.mutable_data_ptr();
+  job.dup = dup.mutable_data_ptr();
+  kernels::grouped_swiglu(job, buffer_of(back).place);
+  return kernels_backward(in, x, {s}, {dgate, dup}, wanted);
 }
 
 void make_rows(LoraPass& pass, const at::Tensor& like) {

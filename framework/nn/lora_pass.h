@@ -1,6 +1,7 @@
 // What one pass over the backbone needs of the adapters, and the LoRA path of one target by each backend.
 #pragma once
 #include "framework/kernels/grouped_gemm.h"
+#include "framework/nn/fp8_matrix.h"
 #include "framework/nn/lora.h"
 
 namespace trireme::nn {
@@ -43,6 +44,7 @@ struct LoraTarget {
   std::int64_t index = 0;
   std::uint32_t module = 0;
   at::Tensor weight, bias;
+  std::shared_ptr<const Fp8Matrix> fp8 = nullptr;  // the weight, where the base is FP8
 };
 struct LoraCall {
   std::shared_ptr<const LoraPass> pass;
@@ -55,6 +57,19 @@ std::vector<at::Tensor> lora_forward(const LoraCall& call, const at::Tensor& x, 
 at::Tensor lora_backward(const LoraCall& call, const at::Tensor& x, const std::vector<at::Tensor>& kept,
                          const std::vector<at::Tensor>& dy, bool wanted);
 
+// The base's products of one input, which becomes FP8 once where the base is.
+class BaseProducts {
+ public:
+  explicit BaseProducts(const at::Tensor& x) : x_(x) {}
+  at::Tensor operator()(const LoraTarget& t);  // x W^T + b
+
+ private:
+  at::Tensor x_;
+  std::optional<Fp8Rows> rows_;
+};
+// dx += dy W; an undefined dx is made.
+void add_base_gradient(const LoraTarget& t, const at::Tensor& dy, at::Tensor& dx);
+
 // The same of the LoRA path by own kernels, on which the base's product is put: what they write is read by that
 // product, which has time for it, and not by them. False: the composition does not allow it (rows or targets of
 // nobody).
@@ -62,6 +77,12 @@ bool lora_comes_first(const LoraCall& call, std::int64_t tokens);
 std::vector<at::Tensor> kernels_forward(const LoraCall& call, const at::Tensor& x, std::vector<at::Tensor>& kept);
 at::Tensor kernels_backward(const LoraCall& call, const at::Tensor& x, const std::vector<at::Tensor>& kept,
                             const std::vector<at::Tensor>& dy, bool wanted);
+
+// SwiGLU between the two targets of `in`, gate and up, and the one of `out` (kernels/grouped_swiglu.h).
+bool gated_by_kernel(const LoraCall& in, const LoraCall& out, const at::Tensor& x);
+at::Tensor gated_forward(const LoraCall& in, const LoraCall& out, const at::Tensor& x, std::vector<at::Tensor>& kept);
+at::Tensor gated_backward(const LoraCall& in, const LoraCall& out, const at::Tensor& x,
+                          const std::vector<at::Tensor>& kept, const at::Tensor& dy, bool wanted);
 
 // x, or what dropout leaves of it.
 at::Tensor dropped(const LoraPass& pass, std::uint32_t module, const at::Tensor& x);

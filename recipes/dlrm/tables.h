@@ -6,6 +6,7 @@
 #include "recipes/dlrm/exchange.h"
 #include "recipes/dlrm/planner.h"
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -34,6 +35,7 @@ class ShardedTables {
   };
   // ids i32 [b, width], in host memory: DataError where one is outside its table. Or on the device: then nobody looks.
   Ids send_ids(const at::Tensor& ids);
+  void check(const at::Tensor& ids) const;  // what send_ids() does of it
   // Looks the ids up, and starts the rows on their way.
   using CodingOf = std::function<Coding(const at::Tensor& rows)>;  // of [chunks, b, d], destination by destination
   void start_fetch(Ids ids, const CodingOf& coding);
@@ -47,8 +49,8 @@ class ShardedTables {
   at::Tensor blame() const;
   void forget() { waiting_.clear(); }
 
-  // One update by all gradients that came back since the last.
-  void update(double lr, const at::Tensor& skip);
+  // One update by all gradients that came back since the last. device_lr: f32 scalar in place of lr, or undefined.
+  void update(double lr, const at::Tensor& skip, const at::Tensor& device_lr = {});
 
   std::int64_t chunk_bytes() const { return current_.b * dim_ * std::int64_t(held_->options().dtype().itemsize()); }
   RowExchange& forward() { return *forward_; }
@@ -61,6 +63,7 @@ class ShardedTables {
     at::Tensor ids, gradient;  // [ranks, b * width], [ranks, tables, b, d]
   };
   void sort_on_host(const at::Tensor& ids, at::Tensor& sent) const;
+  [[noreturn]] static void refuse(const Table& table, std::int64_t sample, std::int32_t id);
   at::Tensor sort_on_device(const at::Tensor& ids);
   [[noreturn]] void name_table(const BadChunk& e, std::int64_t table) const;
 
@@ -71,7 +74,9 @@ class ShardedTables {
   const int rank_, ranks_;
   std::vector<std::int64_t> columns_;  // of each table in ids
   at::Tensor places_;
-  at::Tensor order_;                         // sort_on_device(): where the ids that are sent stand in the batch, i64
+  // sort_on_device(): where the ids that are sent stand in the batch, i64, by how many there are. A step that is
+  // recorded reads them for good.
+  std::map<std::int64_t, at::Tensor> orders_;
   std::optional<nn::EmbeddingTables> held_;  // by this rank
   std::unique_ptr<Communicator> self_;
   std::optional<RowExchange> forward_, backward_;

@@ -1,7 +1,11 @@
-// Batched LoRA on a GPU: the grouped kernels against their host twins, every backend against the host's, and a training
-// whose jobs are the same bits alone and in company.
+// Batched LoRA on a GPU: the grouped kernels and the pointwise ones against their host twins, every backend against the
+// host's, a training whose jobs are the same bits alone and in company, and recorded steps against plain ones.
 #include "comm/device.h"
-#include "framework/nn/adapter_optimizer.h"
+#include "framework/losses/token_loss.h"
+#include "framework/models/adapter_step.h"
+#include "framework/models/adapters.h"
+#include "framework/nn/fp8_matrix.h"
+#include "framework/nn/lm_ops.h"
 
 #include <cmath>
 #include <cstring>
@@ -99,6 +103,55 @@ TEST(Gpu, LoraKernelsEqualTheHosts) {
   }
 }
 
+// Gate, up and down as one node, forward and backward.
+std::vector<at::Tensor> gated(at::Device device, at::ScalarType type, std::int64_t in, std::int64_t inner,
+                              const std::vector<std::int64_t>& ranks) {
+  at::manual_seed(21);
+  const auto draw = [&](at::IntArrayRef shape, double std) {
+    return (at::randn(shape) * std).to(at::kBFloat16).to(device, type);
+  };
+  const double std = 1 / std::sqrt(double(in));
+  AdapterStore store(
+      {{"gate", draw({inner, in}, std), {}}, {"up", draw({inner, in}, std), {}}, {"down", draw({in, inner}, std), {}}},
+      std::int64_t(ranks.size()), 128);
+  std::vector<SlotRows> rows;
+  std::int64_t at = 0;
+  for (std::size_t i = 0; i < ranks.size(); ++i) {
+    const auto slot = std::int64_t(i);
+    store.fill(slot, {.shapes = {{ranks[i], 0.5}, {ranks[i], 2}, {ranks[ranks.size() - 1 - i], 1}}, .seed = i});
+    for (auto& t : store.weights(slot)) {
+      t.a.copy_(draw(t.a.sizes(), std));
+      t.b.copy_(draw(t.b.sizes(), 0.1));
+    }
+    store.publish(slot);
+    rows.push_back({slot, at, at + 40 + 57 * slot});
+    at = rows.back().last;
+  }
+  const at::Tensor x = draw({at, in}, 1).set_requires_grad(true);
+  store.begin(rows, true);
+  const at::Tensor y = store.gated(0, 1, 2, x);
+  y.backward(draw(y.sizes(), 1));
+  std::vector<at::Tensor> all{y, x.grad()};
+  for (std::size_t i = 0; i < ranks.size(); ++i) all.push_back(store.flat_gradients(std::int64_t(i)));
+  for (auto& t : all) t = t.detach().cpu();
+  return all;
+}
+
+TEST(Gpu, GatedEqualsTheHosts) {
+  if (no_gpu()) GTEST_SKIP() << "no GPU";
+  const std::vector<std::int64_t> narrow{8, 16, 4}, mixed{64, 8, 32, 16}, wide{128, 16, 72};
+  for (const auto& ranks : {narrow, mixed, wide})
+    for (const std::int64_t inner : {200, 1408}) {
+      const auto want = gated(at::kCPU, at::kFloat, 128, inner, ranks);
+      const auto got = gated({at::kCUDA, 0}, at::kBFloat16, 128, inner, ranks);
+      const auto again = gated({at::kCUDA, 0}, at::kBFloat16, 128, inner, ranks);
+      for (std::size_t i = 0; i < want.size(); ++i) {
+        EXPECT_LE(off(got[i], want[i]), 3e-2) << inner << ", ranks from " << ranks[0] << ", tensor " << i;
+        EXPECT_TRUE(same_bits(got[i], again[i])) << i;
+      }
+    }
+}
+
 TEST(Gpu, LoraBackendsAgree) {
   if (no_gpu()) GTEST_SKIP() << "no GPU";
   for (const auto backend : {LoraBackend::grouped_mm, LoraBackend::bmm, LoraBackend::loop, LoraBackend::wide})
@@ -165,6 +218,126 @@ TEST(Gpu, LoraJobsTrainAsOnTheHostAndApart) {
     else
       EXPECT_TRUE(same_bits(sick[k], together[k])) << i;
   }
+}
+
+// Every pointwise kernel both ways -> outputs and gradients. Widths of a warp's rows and of a block's, and a head that
+// takes single values.
+std::vector<at::Tensor> pointwise(at::Device device, at::ScalarType type) {
+  at::manual_seed(7);
+  const auto draw = [&](at::IntArrayRef shape) { return at::randn(shape).to(at::kBFloat16).to(device, type); };
+  const auto leaf = [&](at::IntArrayRef shape) { return draw(shape).set_requires_grad(true); };
+  std::vector<at::Tensor> all;
+  const auto both = [&](const std::vector<at::Tensor>& y, const std::vector<at::Tensor>& x) {
+    std::vector<at::Tensor> dy;
+    for (const auto& t : y) dy.push_back(draw(t.sizes()));
+    all.insert(all.end(), y.begin(), y.end());
+    for (const auto& g : torch::autograd::grad(y, x, dy)) all.push_back(g);
+  };
+  for (const std::int64_t width : {64, 128, 1024, 2048, 5632, 8192}) {
+    const at::Tensor x = leaf({37, width}), add = leaf({37, width}), weight = draw({width});
+    const Normed two = rms_norm(x, add, weight, 1e-5);
+    both({two.y, two.sum}, {x, add});
+    both({rms_norm(x, {}, weight, 1e-5).y}, {x});
+  }
+  for (const std::int64_t d : {64, 128, 12}) {
+    const at::Tensor x = leaf({21, 3, d});
+    at::manual_seed(8);
+    const at::Tensor angles = at::randn({21, 1, d / 2}), twice = at::cat({angles, angles}, 2).to(device);
+    both({rotated(x, twice.cos(), twice.sin())}, {x});
+  }
+  for (const std::int64_t width : {704, 13}) {
+    const at::Tensor gate = leaf({5, width}), up = leaf({5, width});
+    both({swiglu(gate, up)}, {gate, up});
+  }
+  for (const std::int64_t vocab : {1000, 1237}) {
+    const at::Tensor hidden = leaf({70, 64}), head = draw({vocab, 64});
+    at::manual_seed(9);
+    at::Tensor labels = at::randint(vocab, {70}, at::kLong);
+    labels.narrow(0, 5, 9).fill_(ignored_label);
+    const at::Tensor losses = token_losses(hidden, head, labels.to(device), 32);
+    all.push_back(losses);
+    all.push_back(torch::autograd::grad({losses.sum()}, {hidden})[0]);
+  }
+  for (auto& t : all) t = t.detach().cpu();
+  return all;
+}
+
+TEST(Gpu, LmKernelsEqualTheHosts) {
+  if (no_gpu()) GTEST_SKIP() << "no GPU";
+  const auto want = pointwise(at::kCPU, at::kFloat);
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    const auto got = pointwise({at::kCUDA, 0}, type);
+    for (std::size_t i = 0; i < want.size(); ++i)
+      EXPECT_LE(off(got[i], want[i]), type == at::kFloat ? 2e-5 : 3e-2) << "tensor " << i;
+  }
+}
+
+TEST(Gpu, Fp8RowsAreTheHosts) {
+  if (no_gpu()) GTEST_SKIP() << "no GPU";
+  at::manual_seed(12);
+  for (const std::int64_t width : {64, 2048, 5632}) {
+    const at::Tensor x = at::randn({33, width}).to(at::kBFloat16),
+                     w = (at::randn({96, width}) * 0.02).to(at::kBFloat16);
+    const at::Tensor bias = at::randn({96}).to(at::kBFloat16);
+    x[7].zero_();
+    const Fp8Rows host = fp8_rows(x), device = fp8_rows(x.cuda());
+    EXPECT_TRUE(same_bits(host.values.view(at::kByte), device.values.view(at::kByte))) << width;
+    EXPECT_TRUE(same_bits(host.scales, device.scales)) << width;
+    const Fp8Matrix hw = fp8_matrix(w), dw = fp8_matrix(w.cuda());
+    EXPECT_LE(
+        off(fp8_product(device, dw.rows, bias.cuda(), at::kBFloat16), fp8_product(host, hw.rows, bias, at::kBFloat16)),
+        1e-2)
+        << width;
+  }
+}
+
+// Steps of two compositions in turn; a rate moves, and a slot changes its job -> losses and weights.
+std::vector<at::Tensor> adapter_steps(bool record, std::int64_t& recorded) {
+  const std::string config =
+      R"({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 256, "intermediate_size": 704,
+          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 1000,
+          "max_position_embeddings": 512, "rms_norm_eps": 1e-5})";
+  CausalLm model = CausalLm::random(parse_causal_lm_config(config, "test"), 1, {at::kCUDA, 0}, at::kBFloat16);
+  PeftConfig peft;
+  peft.rank = 16, peft.targets = {"q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"};
+  const auto store = make_adapter_store(model, {&peft, 1}, 4, LoraBackend::kernels);
+  AdapterOptimizer optimizer(*store);
+  const auto start = [&](std::int64_t slot, std::uint64_t seed) {
+    store->fill(slot, adapter_init(model, *store, peft, seed, "test"));
+    optimizer.start(slot, {.lr = 1e-2, .clip_norm = 1});
+  };
+  for (const std::int64_t slot : {0, 1, 3}) start(slot, std::uint64_t(slot));
+  AdapterStep step(model, *store, optimizer, record);
+  std::vector<at::Tensor> found;
+  for (int i = 0; i < 14; ++i) {
+    if (i == 6) optimizer.set_lr(0, 3e-3);
+    if (i == 8) {
+      optimizer.stop(1);
+      store->clear(1);
+      start(1, 9);
+    }
+    const std::int64_t one = i % 2 ? 64 : 96;
+    at::manual_seed(std::uint64_t(i));
+    AdapterBatch batch{{at::randint(1000, {one + 2 * 64}, at::kLong).to(at::kCUDA), {one, 64, 64}}, {}, {}, {}};
+    batch.labels = at::roll(batch.tokens.ids, {-1});
+    batch.rows = {{.slot = 0, .first = 0, .last = one},
+                  {.slot = 1, .first = one, .last = one + 64},
+                  {.slot = 3, .first = one + 64, .last = one + 128}};
+    batch.counts = at::tensor({double(one - i), 64.0, 60.0}, at::kFloat);
+    found.push_back(step.run(batch).cpu());
+  }
+  for (const std::int64_t slot : {0, 1, 3}) found.push_back(store->flat_weights(slot).cpu());
+  recorded = step.recorded();
+  return found;
+}
+
+TEST(Gpu, RecordedStepsAreThePlainOnes) {
+  if (no_gpu()) GTEST_SKIP() << "no GPU";
+  std::int64_t none = 0, some = 0;
+  const auto plain = adapter_steps(false, none), recorded = adapter_steps(true, some);
+  EXPECT_EQ(none, 0);
+  EXPECT_EQ(some, 4);
+  for (std::size_t i = 0; i < plain.size(); ++i) EXPECT_LE(off(recorded[i], plain[i]), 1e-6) << i;
 }
 
 }  // namespace

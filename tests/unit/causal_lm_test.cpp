@@ -3,9 +3,11 @@
 #include "framework/models/causal_lm.h"
 
 #include "framework/losses/token_loss.h"
+#include "framework/models/adapter_step.h"
 #include "framework/models/adapters.h"
 #include "framework/models/causal_lm_load.h"
 #include "framework/models/generate.h"
+#include "framework/nn/lm_ops.h"
 #include "tests/fault/program.h"
 #include "tests/needs.h"
 #include "tests/unit/reference_files.h"
@@ -13,6 +15,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <functional>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -173,6 +176,146 @@ TEST(TokenLoss, WeightsAreNotOfTheHeadsType) {
 }
 
 // Greedy with the cache: what transformers' generate() made; batched with others, what each gives alone.
+// Outputs and gradients of one function of these inputs, which are values of bf16 in any type.
+using Function = std::function<std::vector<at::Tensor>(const std::vector<at::Tensor>&)>;
+std::vector<at::Tensor> both_ways(const Function& f, const std::vector<at::Tensor>& inputs, at::ScalarType type) {
+  std::vector<at::Tensor> in, dy;
+  for (const auto& t : inputs) in.push_back(t.to(at::kBFloat16).to(type).set_requires_grad(true));
+  std::vector<at::Tensor> all = f(in);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    at::manual_seed(100 + i);
+    dy.push_back(at::randn(all[i].sizes()).to(at::kBFloat16).to(type));
+  }
+  for (const auto& g : torch::autograd::grad(all, in, dy)) all.push_back(g);
+  return all;
+}
+
+// In f64 these run ATen's operators.
+TEST(LmOps, KernelsEqualAutogradInF64) {
+  at::manual_seed(3);
+  const at::Tensor weight = at::randn({48}).to(at::kBFloat16), angles = at::randn({5, 1, 4});
+  const at::Tensor cos = at::cat({angles.cos(), angles.cos()}, 2), sin = at::cat({angles.sin(), angles.sin()}, 2);
+  using Inputs = std::vector<at::Tensor>;
+  const auto norm = [&](const at::Tensor& x, const at::Tensor& add) {
+    return nn::rms_norm(x, add, weight.to(x.scalar_type()), 1e-3);
+  };
+  const std::vector<std::pair<Inputs, Function>> cases{
+      {{at::randn({7, 30}) * 4, at::randn({7, 30})}, [](const Inputs& x) { return Inputs{nn::swiglu(x[0], x[1])}; }},
+      {{at::randn({5, 3, 8})}, [&](const Inputs& x) { return Inputs{nn::rotated(x[0], cos, sin)}; }},
+      {{at::randn({6, 48})}, [&](const Inputs& x) { return Inputs{norm(x[0], {}).y}; }},
+      {{at::randn({2, 3, 48}), at::randn({2, 3, 48})}, [&](const Inputs& x) {
+         const auto y = norm(x[0], x[1]);
+         return Inputs{y.y, y.sum};
+       }}};
+  for (const auto type : {at::kFloat, at::kBFloat16})
+    for (std::size_t c = 0; c < cases.size(); ++c) {
+      const auto got = both_ways(cases[c].second, cases[c].first, type);
+      const auto want = both_ways(cases[c].second, cases[c].first, at::kDouble);
+      for (std::size_t i = 0; i < want.size(); ++i)
+        EXPECT_LT(difference(got[i], want[i]), type == at::kFloat ? 2e-6 : 0.04) << "case " << c << ", tensor " << i;
+    }
+}
+
+TEST(LmOps, ANormWithoutItsSumAndATrainedOne) {
+  at::manual_seed(4);
+  const at::Tensor x = at::randn({3, 16}).set_requires_grad(true), add = at::randn({3, 16}).set_requires_grad(true);
+  const at::Tensor weight = at::randn({16});
+  const auto once = torch::autograd::grad({nn::rms_norm(x, add, weight, 1e-5).y.sum()}, {x, add});
+  EXPECT_EQ(difference(once[0], once[1]), 0);
+  const at::Tensor of_sum = torch::autograd::grad({nn::rms_norm(x, add, weight, 1e-5).sum.sum()}, {x})[0];
+  EXPECT_EQ(difference(of_sum, at::ones_like(x)), 0);
+  const at::Tensor trained = weight.clone().set_requires_grad(true);
+  const auto all = torch::autograd::grad({nn::rms_norm(x, add, trained, 1e-5).y.sum()}, {x, trained});
+  EXPECT_LT(difference(all[0], once[0]), 1e-5);
+  EXPECT_GT(all[1].abs().sum().item<double>(), 0);
+}
+
+// What a graph is to AdapterStep: work that runs when it is replayed, on what lies in the recorded places then.
+struct Replayed : StepGraph {
+  std::function<void()> work;
+  static inline bool refuse = false;
+  std::size_t capture(const std::function<void()>& f) override {
+    if (refuse) throw std::runtime_error("not permitted when a stream is capturing");
+    work = f;
+    return 1;
+  }
+  void replay() override { work(); }
+};
+
+// Two compositions in turn, a rate that moves, and a slot that changes its job -> losses and weights.
+std::vector<at::Tensor> adapter_steps(bool record, std::int64_t& recorded) {
+  CausalLm model = model_of(folder_of("llama"));
+  std::vector<PeftConfig> configs(1);
+  configs[0].rank = 8, configs[0].targets = {"q_proj", "v_proj", "down_proj"};
+  const auto store = make_adapter_store(model, configs, 3, nn::LoraBackend::kernels);
+  nn::AdapterOptimizer optimizer(*store);
+  const auto start = [&](std::int64_t slot, std::uint64_t seed) {
+    store->fill(slot, adapter_init(model, *store, configs[0], seed, "adapter"));
+    optimizer.start(slot, {.lr = 1e-2, .clip_norm = 1});
+  };
+  start(0, 1), start(2, 2);
+  AdapterStep step(model, *store, optimizer, record);
+  std::vector<at::Tensor> found;
+  at::manual_seed(5);
+  for (int i = 0; i < 12; ++i) {
+    const std::int64_t one = i % 2 ? 6 : 9;
+    if (i == 6) optimizer.set_lr(0, 3e-3);
+    if (i == 8) {
+      optimizer.stop(2);
+      store->clear(2);
+      start(2, 7);
+    }
+    AdapterBatch batch{{at::randint(model.config().vocab, {one + 7 + 4}, at::kLong), {one, 7, 4}}, {}, {}, {}};
+    batch.labels = at::roll(batch.tokens.ids, {-1});
+    batch.rows = {{.slot = 0, .first = 0, .last = one}, {.slot = 2, .first = one, .last = one + 11}};
+    batch.counts = at::tensor({double(one - i % 3), 11.0}, at::kFloat);
+    found.push_back(step.run(batch).clone());
+  }
+  for (const std::int64_t slot : {0, 2}) found.push_back(store->flat_weights(slot).clone());
+  recorded = step.recorded();
+  return found;
+}
+
+TEST(AdapterStep, RecordedStepsAreThePlainOnes) {
+  set_step_graphs([](int, GraphMemory) -> std::unique_ptr<StepGraph> { return std::make_unique<Replayed>(); });
+  std::int64_t none = 0, some = 0;
+  const auto plain = adapter_steps(false, none), recorded = adapter_steps(true, some);
+  EXPECT_EQ(none, 0);
+  EXPECT_EQ(some, 4);  // two compositions, before and after the slot changed
+  for (std::size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(at::equal(plain[i], recorded[i])) << i;
+  EXPECT_GT((plain[0] - plain[10]).abs().max().item<double>(), 0);
+  Replayed::refuse = true;  // what cannot be recorded runs as it is
+  const auto refused = adapter_steps(true, some);
+  Replayed::refuse = false;
+  set_step_graphs(nullptr);
+  EXPECT_EQ(some, 0);
+  for (std::size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(at::equal(plain[i], refused[i])) << i;
+}
+
+// Losses are the jobs' own means, and a job's gradient is what autograd finds of its mean alone.
+TEST(AdapterStep, LossesAreMeansOfWhatCounts) {
+  CausalLm model = model_of(folder_of("llama"));
+  std::vector<PeftConfig> configs(1);
+  configs[0].rank = 8, configs[0].targets = {"o_proj"};
+  const auto store = make_adapter_store(model, configs, 1, nn::LoraBackend::loop);
+  store->fill(0, adapter_init(model, *store, configs[0], 1, "adapter"));
+  nn::AdapterOptimizer optimizer(*store);
+  optimizer.start(0, {.lr = 0});
+  at::manual_seed(6);
+  AdapterBatch batch{{at::randint(model.config().vocab, {12}, at::kLong), {5, 7}}, {}, {{.slot = 0, .last = 12}}, {}};
+  batch.labels = at::roll(batch.tokens.ids, {-1});
+  batch.labels.narrow(0, 2, 4).fill_(ignored_label);
+  batch.counts = at::tensor({8.0}, at::kFloat);
+  const at::Tensor loss = AdapterStep(model, *store, optimizer, false).run(batch);
+  store->begin(batch.rows, true);
+  const at::Tensor logits = model.logits(model.hidden(batch.tokens));
+  const at::Tensor want = at::cross_entropy_loss(logits, batch.labels);
+  EXPECT_LT(std::abs(loss.item<double>() - want.item<double>()), 1e-5);
+  want.backward();
+  const double norm = store->flat_gradients(0).norm().item<double>();
+  EXPECT_LT(std::abs(optimizer.norms()[0].item<double>() - norm), 1e-5 * norm);
+}
+
 TEST(Generate, IsTransformersGreedy) {
   for (const auto& family : families) {
     CausalLm model = model_of(folder_of(family));

@@ -78,6 +78,7 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
     gathers_ = for_device(ranks.split(0, ranks.rank()), place, {});
     sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_);
   }
+  step_ = std::make_unique<AdapterStep>(model_, *store_, *optimizer_, model_.device().is_cuda() && !sharded_);
   set_memory_limit();
   roster_ = std::make_unique<Roster>(sweep.early_exit, limit_, ranks.size(), sweep.steal, loads_, steps);
   cap_validation();

@@ -9,7 +9,7 @@
 #include "comm/communicator.h"
 #include "framework/formats/peft.h"
 #include "framework/io/checkpoint.h"
-#include "framework/models/causal_lm.h"
+#include "framework/models/adapter_step.h"
 #include "framework/placement.h"
 #include "trainers/sweep/job.h"
 #include "trainers/sweep/journal.h"
@@ -106,6 +106,7 @@ class Executor {
   bool due(std::int64_t job) const;
   bool here(std::int64_t job) const;  // in a slot of this rank
   void train_pass();
+  at::Tensor step_in_pieces(const std::vector<std::int64_t>& jobs, const std::vector<Pack>& packs);
   std::vector<Pack> step_packs(const std::vector<std::int64_t>& jobs) const;
   void accumulate(const Pack& pack, const std::map<std::int64_t, std::int64_t>& counts, at::Tensor& losses);
   void evaluate_pass();
@@ -140,6 +141,7 @@ class Executor {
   MemoryLimit limit_;
   std::vector<Profiled> profiles_;
   double evaluation_token_seconds_ = 0, memory_forecast_ = 0;
+  std::unique_ptr<AdapterStep> step_;
   std::vector<Job> jobs_;  // all of the task; those of other ranks stay as they began
   std::unique_ptr<Roster> roster_;
   Journal journal_;

@@ -3,6 +3,8 @@
 #include "framework/base/tensor.h"
 #include "framework/losses/token_loss.h"
 
+#include <algorithm>
+
 namespace trireme::sweep {
 namespace {
 
@@ -42,6 +44,13 @@ void Pack::add(const ReferencedPair& pair) {
 
 TokenBatch Pack::tokens(at::Device device) const { return {on_device(ids_, device), lengths_}; }
 at::Tensor Pack::labels(at::Device device) const { return on_device(labels_, device); }
+
+AdapterBatch Pack::batch(at::Device device) const {
+  at::Tensor counts = at::empty({std::int64_t(counts_.size())}, at::kFloat);
+  for (std::size_t k = 0; k < counts_.size(); ++k)
+    counts[std::int64_t(k)] = double(std::max<std::int64_t>(1, counts_[k]));
+  return {tokens(device), labels(device), rows_, counts};
+}
 
 at::Tensor Pack::log_probabilities(const at::Tensor& token_losses) const {
   std::vector<std::int64_t> sample;

@@ -1,7 +1,7 @@
 // The samples of several jobs as one flat batch of tokens, and each job's loss of it.
 #pragma once
 #include "data/text/chat.h"
-#include "framework/models/causal_lm.h"
+#include "framework/models/adapter_step.h"
 
 #include <cstdint>
 #include <span>
@@ -30,6 +30,8 @@ class Pack {
   const std::vector<nn::SlotRows>& rows() const { return rows_; }
   TokenBatch tokens(at::Device device) const;
   at::Tensor labels(at::Device device) const;  // i64 [T]: the next id where it counts, else ignored_label
+
+  AdapterBatch batch(at::Device device) const;  // of examples, not of pairs
 
   // Sums over the job's share of `token_losses` [T]: of SFT the counted tokens' losses, of DPO the pairs'
   // -log sigmoid(beta ((lw - rw) - (ll - rl))); on the graph. count: how many tokens or pairs that is.

@@ -45,24 +45,34 @@ void Executor::train_pass() {
   for (std::size_t i = 0; i < jobs_.size(); ++i)
     if (here(std::int64_t(i)) && roster_->jobs()[i].phase == Roster::Phase::running) jobs.push_back(std::int64_t(i));
   const auto packs = step_packs(jobs);
-  std::map<std::int64_t, std::int64_t> counts;  // of the whole batches
-  for (const auto& pack : packs)
-    for (std::size_t k = 0; k < pack.jobs(); ++k) counts[pack.rows()[k].slot] += pack.count(k);
-  at::Tensor losses = at::zeros({store_->slots()}, at::TensorOptions(model_.device()).dtype(at::kFloat));
   for (const auto& pack : packs) {
     ++passes_;
     empty_passes_ += pack.empty();
-    if (!pack.empty()) accumulate(pack, counts, losses);
-    if (pack.empty() && sharded_) sharded_->empty_pass(true);
+    if (jobs.empty() && sharded_) sharded_->empty_pass(true);
   }
   if (jobs.empty()) return;
-  optimizer_->step(jobs, losses);
-  for (const auto job : jobs) jobs_[std::size_t(job)].stepped(losses[job]);
+  const bool whole = packs.size() == 1 && task_.objective != "dpo";
+  const at::Tensor now = whole ? step_->run(packs[0].batch(model_.device())).clone() : step_in_pieces(jobs, packs);
+  for (std::size_t k = 0; k < jobs.size(); ++k) jobs_[std::size_t(jobs[k])].stepped(now[std::int64_t(k)]);
   const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   double all = 0;
   for (const auto& pack : packs) all += double(pack.size());
   for (const auto& pack : packs)
     for (const auto& r : pack.rows()) job_seconds_[std::size_t(r.slot)] += took * double(r.last - r.first) / all;
+}
+
+// As AdapterStep does it, with several passes, or pairs in place of tokens. -> the jobs' mean losses.
+at::Tensor Executor::step_in_pieces(const std::vector<std::int64_t>& jobs, const std::vector<Pack>& packs) {
+  std::map<std::int64_t, std::int64_t> counts;  // of the whole batches
+  for (const auto& pack : packs)
+    for (std::size_t k = 0; k < pack.jobs(); ++k) counts[pack.rows()[k].slot] += pack.count(k);
+  at::Tensor losses = at::zeros({store_->slots()}, at::TensorOptions(model_.device()).dtype(at::kFloat));
+  for (const auto& pack : packs) {
+    if (!pack.empty()) accumulate(pack, counts, losses);
+    if (pack.empty() && sharded_) sharded_->empty_pass(true);
+  }
+  optimizer_->step(jobs, losses);
+  return losses.index_select(0, to_device(at::tensor(jobs, at::kLong), losses.device()));
 }
 
 void Executor::accumulate(const Pack& pack, const std::map<std::int64_t, std::int64_t>& counts, at::Tensor& losses) {

@@ -1,0 +1,130 @@
+#include "framework/models/adapter_step.h"
+
+#include "framework/base/tensor.h"
+#include "framework/losses/token_loss.h"
+
+#include <algorithm>
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+namespace trireme {
+namespace {
+
+constexpr std::size_t most_kinds = 8;
+
+std::vector<std::int64_t> slots_of(const AdapterBatch& batch) {
+  std::vector<std::int64_t> slots;
+  for (const auto& r : batch.rows) slots.push_back(r.slot);
+  return slots;
+}
+
+// What decides which work is enqueued, but for the numbers in it.
+std::vector<std::int64_t> key_of(const AdapterBatch& batch) {
+  std::vector<std::int64_t> key = batch.tokens.lengths;
+  key.push_back(-1);
+  for (const auto& r : batch.rows) key.insert(key.end(), {r.slot, r.first, r.last});
+  return key;
+}
+
+}  // namespace
+
+// One composition: where its graph reads and writes, and what that must keep alive.
+struct AdapterStep::Kind {
+  std::vector<std::int64_t> key;
+  AdapterBatch batch;
+  Places places;
+  at::Tensor losses;
+  std::shared_ptr<const void> pass, layout;
+  std::unique_ptr<StepGraph> graph;
+};
+
+AdapterStep::AdapterStep(const CausalLm& model, nn::AdapterStore& store, nn::AdapterOptimizer& optimizer, bool record)
+    : model_(model), store_(store), optimizer_(optimizer), record_(record) {}
+AdapterStep::~AdapterStep() = default;
+
+AdapterStep::Places AdapterStep::places_of(const AdapterBatch& batch) const {
+  std::vector<std::int64_t> owners(std::size_t(batch.tokens.ids.size(0)), std::int64_t(batch.rows.size()));
+  for (std::size_t k = 0; k < batch.rows.size(); ++k)
+    std::fill(owners.begin() + batch.rows[k].first, owners.begin() + batch.rows[k].last, std::int64_t(k));
+  const auto there = [&](const at::Tensor& host) { return to_device(host, model_.device()); };
+  return {there(at::tensor(slots_of(batch), at::kLong)), there(at::tensor(owners, at::kLong)), there(batch.counts)};
+}
+
+// Backward begins at the sum of the jobs' means, each over what counts in its own batch: every adapter's gradient is
+// that of the job alone. What that sum says to a token's loss, one over its job's count, is written down.
+at::Tensor AdapterStep::enqueue(const AdapterBatch& batch, const Places& places) {
+  const at::Tensor losses = token_losses(model_.hidden(batch.tokens), model_.head(), batch.labels);
+  const at::Tensor nobody = at::zeros({1}, places.counts.options());
+  const at::Tensor slopes = at::cat({places.counts.reciprocal(), nobody}).index_select(0, places.owners);
+  torch::autograd::backward({losses}, {slopes.to(losses.scalar_type())});
+  std::vector<at::Tensor> sums;
+  for (const auto& r : batch.rows) sums.push_back(losses.detach().narrow(0, r.first, r.last - r.first).sum());
+  const at::Tensor means = at::stack(sums).to(at::kFloat) / places.counts;
+  at::Tensor by_slot = at::zeros({store_.slots()}, means.options());
+  by_slot.index_copy_(0, places.slots, means);
+  optimizer_.step(slots_of(batch), by_slot);
+  return means;
+}
+
+at::Tensor AdapterStep::plain(const AdapterBatch& batch) {
+  store_.begin(batch.rows, true);
+  return enqueue(batch, places_of(batch));
+}
+
+// The composition, if it may be recorded and has come before.
+AdapterStep::Kind* AdapterStep::kind_of(const AdapterBatch& batch) {
+  if (!record_ || batch.tokens.ids.size(0) > most_tokens) return nullptr;
+  for (const auto& r : batch.rows)
+    if (store_.init(r.slot).dropout > 0) return nullptr;  // its masks change from step to step on the host
+  optimizer_.prepare(slots_of(batch));
+  if (const auto now = store_.changes() + optimizer_.changes(); now != changes_) {
+    kinds_.clear();  // graphs would write where other adapters lie now
+    changes_ = now;
+  }
+  const auto key = key_of(batch);
+  const auto found = std::find_if(kinds_.begin(), kinds_.end(), [&](const auto& k) { return k->key == key; });
+  if (found != kinds_.end()) {
+    std::rotate(kinds_.begin(), found, found + 1);  // the newest first
+    return kinds_[0].get();
+  }
+  if (kinds_.size() == most_kinds) kinds_.pop_back();
+  kinds_.insert(kinds_.begin(), std::make_unique<Kind>());
+  kinds_[0]->key = key;
+  return nullptr;
+}
+
+// False: this step cannot be recorded, and no other is tried.
+bool AdapterStep::record(Kind& kind, const AdapterBatch& batch) {
+  kind.batch = batch;
+  kind.batch.tokens.ids = batch.tokens.ids.clone();
+  kind.batch.labels = batch.labels.clone();
+  kind.places = places_of(batch);
+  kind.places.counts = kind.places.counts.clone();  // on a CPU it is the batch's own
+  kind.losses = at::empty_like(kind.places.counts);
+  store_.begin(batch.rows, true);
+  kind.pass = store_.pass();
+  kind.layout = model_.layout(batch.tokens);
+  auto graph = make_step_graph(model_.device().index(), GraphMemory::shared);
+  if (graph) try {
+      graph->capture([this, &kind] { kind.losses.copy_(enqueue(kind.batch, kind.places)); });
+      kind.graph = std::move(graph);
+      ++recorded_;
+      return true;
+    } catch (const std::exception&) {  // nothing of it has run
+    }
+  record_ = false;
+  return false;
+}
+
+at::Tensor AdapterStep::run(const AdapterBatch& batch) {
+  Kind* kind = kind_of(batch);
+  if (!kind || (!kind->graph && !record(*kind, batch))) return plain(batch);
+  kind->batch.tokens.ids.copy_(batch.tokens.ids, true);
+  kind->batch.labels.copy_(batch.labels, true);
+  kind->places.counts.copy_(to_device(batch.counts, model_.device()));
+  kind->graph->replay();
+  return kind->losses;
+}
+
+}  // namespace trireme
