@@ -104,7 +104,7 @@ bool AdapterStep::record(Kind& kind, const AdapterBatch& batch) {
   kind.losses = at::empty_like(kind.places.counts);
   store_.begin(batch.rows, true);
   kind.pass = store_.pass();
-  kind.layout = model_.layout(batch.tokens.lengths, batch.tokens.ids.device());
+  kind.layout = model_.layout(batch.tokens);
   auto graph = make_step_graph(model_.device().index(), GraphMemory::shared);
   if (graph) try {
       graph->capture([this, &kind] { kind.losses.copy_(enqueue(kind.batch, kind.places)); });

@@ -75,8 +75,10 @@ class CausalLm {
   // Called before a layer runs, in forward and when it runs again in backward.
   void set_before_layer(std::function<void(std::int64_t layer)> f) { before_layer_ = std::move(f); }
 
-  // Where samples of these lengths lie in a batch; kept until others come.
-  std::shared_ptr<const nn::SampleLayout> layout(const std::vector<std::int64_t>& lengths, at::Device device) const;
+  // Where the samples of a batch lie; kept until a batch of other lengths comes.
+  std::shared_ptr<const nn::SampleLayout> layout(const TokenBatch& batch) const {
+    return layout(batch.lengths, batch.ids.device());
+  }
   // [T, hidden], after the last norm. UsageError: a sample longer than the model's positions.
   at::Tensor hidden(const TokenBatch& batch) const;
   // The same for tokens that go on from `cache`, which grows. No gradient.
@@ -85,7 +87,7 @@ class CausalLm {
   // A pass in parts, for a pipeline of models: embeddings of tokens [T, hidden]; all layers over rows of samples of
   // these lengths; the last norm. hidden() is the three in turn.
   at::Tensor embedded(const TokenBatch& batch) const;
-  at::Tensor through_layers(at::Tensor x, const std::vector<std::int64_t>& lengths) const;
+  at::Tensor through_layers(const at::Tensor& x, const std::vector<std::int64_t>& lengths) const;
   at::Tensor normed(const at::Tensor& x) const { return norm(norm_, x); }
   at::Tensor logits(const at::Tensor& hidden) const;  // [.., hidden] -> [.., vocab]
   // The matrix that makes logits, for framework/losses/token_loss.h.
@@ -108,7 +110,8 @@ class CausalLm {
   at::Tensor attention(std::int64_t layer, const at::Tensor& x, const Pass& pass) const;
   at::Tensor mlp(const LmLayer& l, const at::Tensor& x) const;
   Stream layer(std::int64_t i, const Stream& s, const Pass& pass) const;
-  Stream stream(at::Tensor x, const std::vector<std::int64_t>& lengths) const;
+  std::shared_ptr<const nn::SampleLayout> layout(const std::vector<std::int64_t>& lengths, at::Device device) const;
+  Stream layers(at::Tensor x, const std::vector<std::int64_t>& lengths) const;
   at::Tensor embed(const at::Tensor& ids, const at::Tensor& positions) const;
   void turn(Pass& pass, const at::Tensor& positions) const;
   void check(const TokenBatch& batch, const nn::KvCache* cache) const;

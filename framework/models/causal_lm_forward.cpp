@@ -118,10 +118,10 @@ std::shared_ptr<const nn::SampleLayout> CausalLm::layout(const std::vector<std::
 
 at::Tensor CausalLm::embedded(const TokenBatch& batch) const {
   check(batch, nullptr);
-  return embed(batch.ids, layout(batch.lengths, batch.ids.device())->positions);
+  return embed(batch.ids, layout(batch)->positions);
 }
 
-CausalLm::Stream CausalLm::stream(at::Tensor x, const std::vector<std::int64_t>& lengths) const {
+CausalLm::Stream CausalLm::layers(at::Tensor x, const std::vector<std::int64_t>& lengths) const {
   Pass pass;
   pass.layout = layout(lengths, x.device());
   turn(pass, pass.layout->positions);
@@ -143,12 +143,12 @@ CausalLm::Stream CausalLm::stream(at::Tensor x, const std::vector<std::int64_t>&
   return s;
 }
 
-at::Tensor CausalLm::through_layers(at::Tensor x, const std::vector<std::int64_t>& lengths) const {
-  return stream(std::move(x), lengths).whole();
+at::Tensor CausalLm::through_layers(const at::Tensor& x, const std::vector<std::int64_t>& lengths) const {
+  return layers(x, lengths).whole();
 }
 
 at::Tensor CausalLm::hidden(const TokenBatch& batch) const {
-  return normed(norm_, stream(embedded(batch), batch.lengths)).second;
+  return normed(norm_, layers(embedded(batch), batch.lengths)).second;
 }
 
 at::Tensor CausalLm::hidden(const TokenBatch& batch, nn::KvCache& cache) const {
@@ -157,8 +157,8 @@ at::Tensor CausalLm::hidden(const TokenBatch& batch, nn::KvCache& cache) const {
   Pass pass;
   pass.cache = &cache;
   pass.cached = nn::cached_layout(cache, batch.lengths, batch.ids.device());
-  turn(pass, pass.cached.positions);
   Stream s{embed(batch.ids, pass.cached.positions), {}};
+  turn(pass, pass.cached.positions);
   for (std::int64_t i = 0; i < config_.layers; ++i) s = layer(i, s, pass);
   for (std::size_t i = 0; i < batch.lengths.size(); ++i) cache.lengths[i] += batch.lengths[i];
   return normed(norm_, s).second;

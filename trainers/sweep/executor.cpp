@@ -218,6 +218,10 @@ void Executor::move_jobs() {
       if (move.kind == Roster::Move::resume) job.resume(*optimizer_, move.job);
     }
   }
+  std::vector<Load> running;
+  for (std::size_t i = 0; i < jobs_.size(); ++i)
+    if (here(std::int64_t(i))) running.push_back(loads_[i]);
+  memory_forecast_ = std::max(memory_forecast_, limit_.model.bytes(running));
 }
 
 // A parked job's state from one rank to another; the others pass by.

@@ -43,7 +43,8 @@ struct TaskOutcome {
   double exact_match = std::numeric_limits<double>::quiet_NaN();  // share of the questions that the winner answers
   double seconds = 0, evaluation_seconds = 0, empty_share = 0;
   std::int64_t moves_between_ranks = 0, gathers = 0, gathered_bytes = 0;  // bytes: received by a rank
-  double evaluation_ratio = 0;  // forecast: time of evaluation over that of training
+  double memory_forecast = 0, memory_peak = 0;  // bytes: the most that the model said of what ran, and was reserved
+  double evaluation_ratio = 0;                  // forecast: time of evaluation over that of training
 };
 
 class Executor {
@@ -105,8 +106,8 @@ class Executor {
   bool due(std::int64_t job) const;
   bool here(std::int64_t job) const;  // in a slot of this rank
   void train_pass();
+  at::Tensor step_in_pieces(const std::vector<std::int64_t>& jobs, const std::vector<Pack>& packs);
   std::vector<Pack> step_packs(const std::vector<std::int64_t>& jobs) const;
-  at::Tensor accumulated(const std::vector<Pack>& packs, const std::vector<std::int64_t>& jobs);
   void accumulate(const Pack& pack, const std::map<std::int64_t, std::int64_t>& counts, at::Tensor& losses);
   void evaluate_pass();
   void begin_evaluation();
@@ -135,12 +136,12 @@ class Executor {
   std::unique_ptr<nn::AdapterOptimizer> optimizer_;
   std::unique_ptr<Communicator> gathers_;
   std::unique_ptr<ShardedBackbone> sharded_;
-  std::unique_ptr<AdapterStep> step_;
   std::vector<double> job_seconds_;
   std::vector<Load> loads_;
   MemoryLimit limit_;
   std::vector<Profiled> profiles_;
-  double evaluation_token_seconds_ = 0;
+  double evaluation_token_seconds_ = 0, memory_forecast_ = 0;
+  std::unique_ptr<AdapterStep> step_;
   std::vector<Job> jobs_;  // all of the task; those of other ranks stay as they began
   std::unique_ptr<Roster> roster_;
   Journal journal_;

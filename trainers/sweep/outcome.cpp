@@ -3,6 +3,7 @@
 #include "data/text/arithmetic.h"
 #include "framework/base/agree.h"
 #include "framework/base/tensor.h"
+#include "framework/device_info.h"
 #include "framework/models/adapters.h"
 #include "framework/models/generate.h"
 #include "trainers/sweep/executor.h"
@@ -78,6 +79,9 @@ TaskOutcome Executor::outcome() {
   out.exact_match = exact_match(out.winner);
   double sums[] = {double(passes_), double(empty_passes_), evaluation_seconds_ / ranks_.size()};
   ranks_.all_reduce({sums, 3, DType::f64}, Op::sum).wait();
+  double most[] = {memory_forecast_, double(peak_reserved_bytes(model_.device()))};
+  ranks_.all_reduce({most, 2, DType::f64}, Op::max).wait();
+  out.memory_forecast = most[0], out.memory_peak = most[1];
   out.empty_share = sums[0] > 0 ? sums[1] / sums[0] : 0;
   out.evaluation_seconds = sums[2];
   out.seconds = seconds_;

@@ -28,7 +28,7 @@ MemoryModel fit_memory(std::span<const Profiled> profiles) {
   if (a.rows() < 2 || solver.rank() < 2)
     throw Error(ExitCode::bug, "memory model", "profiles of one number of tokens say nothing of the others");
   const Eigen::Vector2d k = solver.solve(y);
-  return {k[0], k[1]};
+  return {k[0], std::max(0.0, k[1])};
 }
 
 bool MemoryLimit::allows(std::span<const Load> running, const Load& next) const {

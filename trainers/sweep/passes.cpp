@@ -37,18 +37,23 @@ std::vector<Pack> Executor::step_packs(const std::vector<std::int64_t>& jobs) co
   return packs;
 }
 
-// A step of every job that can go on. One pack of examples is AdapterStep's; pairs and steps of several packs are not.
+// Each job's mean over what counts in its own batch; the sum of those means is what backward begins at, so every
+// adapter's gradient is that of the job alone. All ranks make the same number of passes.
 void Executor::train_pass() {
   const auto begin = std::chrono::steady_clock::now();
   std::vector<std::int64_t> jobs;
   for (std::size_t i = 0; i < jobs_.size(); ++i)
     if (here(std::int64_t(i)) && roster_->jobs()[i].phase == Roster::Phase::running) jobs.push_back(std::int64_t(i));
   const auto packs = step_packs(jobs);
-  passes_ += std::int64_t(packs.size());
-  for (const auto& pack : packs) empty_passes_ += pack.empty();
-  const bool whole = packs.size() == 1 && !packs[0].empty() && task_.objective != "dpo";
-  const at::Tensor losses = whole ? step_->run(packs[0].batch(model_.device())).clone() : accumulated(packs, jobs);
-  for (std::size_t k = 0; k < jobs.size(); ++k) jobs_[std::size_t(jobs[k])].stepped(losses[std::int64_t(k)]);
+  for (const auto& pack : packs) {
+    ++passes_;
+    empty_passes_ += pack.empty();
+    if (jobs.empty() && sharded_) sharded_->empty_pass(true);
+  }
+  if (jobs.empty()) return;
+  const bool whole = packs.size() == 1 && task_.objective != "dpo";
+  const at::Tensor now = whole ? step_->run(packs[0].batch(model_.device())).clone() : step_in_pieces(jobs, packs);
+  for (std::size_t k = 0; k < jobs.size(); ++k) jobs_[std::size_t(jobs[k])].stepped(now[std::int64_t(k)]);
   const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   double all = 0;
   for (const auto& pack : packs) all += double(pack.size());
@@ -56,9 +61,8 @@ void Executor::train_pass() {
     for (const auto& r : pack.rows()) job_seconds_[std::size_t(r.slot)] += took * double(r.last - r.first) / all;
 }
 
-// Each job's mean over what counts in its own batch; the sum of those means is what backward begins at, so every
-// adapter's gradient is that of the job alone. All ranks make the same number of passes. -> f32 [jobs]
-at::Tensor Executor::accumulated(const std::vector<Pack>& packs, const std::vector<std::int64_t>& jobs) {
+// As AdapterStep does it, with several passes, or pairs in place of tokens. -> the jobs' mean losses.
+at::Tensor Executor::step_in_pieces(const std::vector<std::int64_t>& jobs, const std::vector<Pack>& packs) {
   std::map<std::int64_t, std::int64_t> counts;  // of the whole batches
   for (const auto& pack : packs)
     for (std::size_t k = 0; k < pack.jobs(); ++k) counts[pack.rows()[k].slot] += pack.count(k);
@@ -67,7 +71,6 @@ at::Tensor Executor::accumulated(const std::vector<Pack>& packs, const std::vect
     if (!pack.empty()) accumulate(pack, counts, losses);
     if (pack.empty() && sharded_) sharded_->empty_pass(true);
   }
-  if (jobs.empty()) return {};
   optimizer_->step(jobs, losses);
   return losses.index_select(0, to_device(at::tensor(jobs, at::kLong), losses.device()));
 }

@@ -59,6 +59,8 @@ void Executor::set_memory_limit() {
   measure_steps();
   const auto apart = [&](const Profiled& p) { return p.tokens != profiles_.front().tokens; };
   if (std::any_of(profiles_.begin(), profiles_.end(), apart)) limit_.model = fit_memory(profiles_);
+  release_device_memory();
+  restart_device_peak(model_.device());
 }
 
 void Executor::measure_steps() {

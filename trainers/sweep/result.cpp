@@ -76,6 +76,9 @@ std::string section(const std::string& folder, const TaskConfig& task, const Tas
   for (const auto& [end, n] : ends) summary.push_back({end, std::to_string(n)});
   summary.push_back({"samples saved by early exit", format_value(saved(o), Unit::percent)});
   summary.push_back({"time", text("%.1f s, %.1f s of it evaluation", o.seconds, o.evaluation_seconds)});
+  if (o.memory_peak > 0)
+    summary.push_back({"memory", text("%.2f GB reserved at the most, %.2f GB forecast", o.memory_peak / 1e9,
+                                      o.memory_forecast / 1e9)});
   summary.push_back({"passes without work", format_value(o.empty_share, Unit::percent)});
   if (o.gathers)
     summary.push_back({"layers gathered",
@@ -108,6 +111,8 @@ std::string print_outcome(const TaskOutcome& o, const TaskConfig& task) {
                    {"evaluation_seconds", o.evaluation_seconds},
                    {"evaluation_ratio", o.evaluation_ratio},
                    {"empty_share", o.empty_share},
+                   {"memory_forecast", o.memory_forecast},
+                   {"memory_peak", o.memory_peak},
                    {"moves_between_ranks", o.moves_between_ranks},
                    {"gathers", o.gathers},
                    {"gathered_bytes", o.gathered_bytes},
@@ -139,6 +144,8 @@ TaskOutcome parse_outcome(const std::string& json, const std::string& place) {
     o.seconds = all.at("seconds").get<double>();
     o.evaluation_seconds = all.at("evaluation_seconds").get<double>();
     o.evaluation_ratio = all.at("evaluation_ratio").get<double>();
+    o.memory_forecast = all.value("memory_forecast", 0.0);
+    o.memory_peak = all.value("memory_peak", 0.0);
     o.empty_share = all.at("empty_share").get<double>();
     o.moves_between_ranks = all.at("moves_between_ranks").get<std::int64_t>();
     o.gathers = all.at("gathers").get<std::int64_t>();
