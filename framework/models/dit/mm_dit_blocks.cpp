@@ -181,9 +181,10 @@ at::Tensor JointPass::attend(std::int64_t layer, const at::Tensor& q, const at::
   const auto pair = [&](const at::Tensor& x) -> nn::TokenPair {
     return {text ? text_of(x).transpose(1, 2) : at::Tensor(), image_of(x).transpose(1, 2)};
   };
-  const auto out = hooks.parallel->attention(pair(q), pair(k), pair(v), scores, tokens);
-  if (!text) return out.image.transpose(1, 2).flatten(2);
-  return join(out.text.transpose(1, 2), out.image.transpose(1, 2)).flatten(2);
+  const at::Tensor out =
+      hooks.parallel->attention(pair(q), pair(k), pair(v), scores, tokens).transpose(1, 2).flatten(2);
+  if (info.text_first || !text) return out;
+  return at::cat({out.narrow(1, text, out.size(1) - text), out.narrow(1, 0, text)}, 1);
 }
 
 at::Tensor DoubleBlock::modulated_image(const at::Tensor& x, const at::Tensor& temb) const {

@@ -63,8 +63,8 @@ class Ring final : public OverRanks {
  public:
   using OverRanks::OverRanks;
 
-  TokenPair attention(const TokenPair& q, const TokenPair& k, const TokenPair& v, const AttentionScores& scores,
-                      std::int64_t tokens) override {
+  at::Tensor attention(const TokenPair& q, const TokenPair& k, const TokenPair& v, const AttentionScores& scores,
+                       std::int64_t tokens) override {
     const at::Tensor queries = joined(q.text, q.image);
     const std::int64_t texts = q.text.defined() ? q.text.size(2) : 0;
     // Parts of text queries are merged in the order of the ranks: text stays equal on all of them.
@@ -88,13 +88,14 @@ class Ring final : public OverRanks {
       passing.work.wait();
       held = passing.next;
     }
-    if (!texts) return {{}, image.out};
+    if (!texts) return image.out;
 
     const AttentionPart anchor = nn::attention_part(queries, k.text, v.text, scores.scale);
     AttentionPart all_text;
     for (const auto& part : text) add(all_text, part);
-    return {nn::merge_parts(rows(anchor, 0, texts), all_text, scores.text_bias).out,
-            nn::merge_parts(rows(anchor, texts, queries.size(2) - texts), image, scores.text_bias).out};
+    const at::Tensor t = nn::merge_parts(rows(anchor, 0, texts), all_text, scores.text_bias).out;
+    const at::Tensor i = nn::merge_parts(rows(anchor, texts, queries.size(2) - texts), image, scores.text_bias).out;
+    return at::cat({t.transpose(1, 2), i.transpose(1, 2)}, 1).transpose(1, 2);
   }
 
  private:
@@ -122,8 +123,8 @@ class Ulysses final : public OverRanks {
  public:
   using OverRanks::OverRanks;
 
-  TokenPair attention(const TokenPair& q, const TokenPair& k, const TokenPair& v, const AttentionScores& scores,
-                      std::int64_t tokens) override {
+  at::Tensor attention(const TokenPair& q, const TokenPair& k, const TokenPair& v, const AttentionScores& scores,
+                       std::int64_t tokens) override {
     const std::int64_t heads = q.image.size(1), mine = q.image.size(2), texts = q.text.defined() ? q.text.size(2) : 0;
     if (heads < size())
       throw UsageError("sequence", std::to_string(heads) + " heads for " + std::to_string(size()) + " ranks of ulysses",
@@ -158,8 +159,7 @@ class Ulysses final : public OverRanks {
              whole.counts);
     std::vector<at::Tensor> parts;
     for (int r = 0; r < size(); ++r) parts.push_back(whole.of(r));
-    const at::Tensor result = at::cat(parts, 2).permute({1, 2, 0, 3});
-    return {texts ? result.narrow(2, 0, texts) : at::Tensor(), result.narrow(2, texts, mine)};
+    return at::cat(parts, 2).permute({1, 2, 0, 3});
   }
 
  private:
