@@ -131,7 +131,7 @@ void need_prompts(const std::vector<std::string>& texts) {
 
 // Of the words that the model was trained on; asked for more, the first ones stay.
 std::vector<std::string> known_held_out(const SampleConfig& c, const PromptVocabulary& vocabulary) {
-  for (std::int64_t among = c.held_out;; among *= 2) {
+  for (std::int64_t among = c.held_out;; among += among / 4 + 1) {
     const auto scenes = held_out_within({}, std::uint64_t(c.held_out_seed), among);
     std::vector<std::string> texts;
     for (const auto& scene : scenes)
