@@ -198,7 +198,7 @@ def main():
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--only", default="")
     parser.add_argument("overrides", nargs="*")
-    o = parser.parse_args()
+    o = parser.parse_intermixed_args()
     if o.what == "tables":
         return tables(o.out)
     if o.what == "thresholds":
