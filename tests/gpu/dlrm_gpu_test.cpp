@@ -227,6 +227,10 @@ TEST_F(DlrmGpu, RecordedStepsHaveTheBitsOfTheOthers) {
     expect_same_bits(graph, take(keys, 25, 50, &half.state), rule + " resumed");
     keys.emplace_back("graph=off");
     expect_same_bits(graph, take(keys), rule);
+    keys.emplace_back("device=cpu");
+    const Steps host = take(keys);
+    for (std::size_t i = 0; i < host.losses.size(); ++i)
+      EXPECT_NEAR(graph.losses[i] / host.losses[i], 1, 1e-4) << rule << ", step " << i;
   }
 }
 
