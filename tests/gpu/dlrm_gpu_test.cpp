@@ -217,8 +217,10 @@ void expect_same_bits(const Steps& a, const Steps& b, const std::string& what) {
 
 TEST_F(DlrmGpu, RecordedStepsHaveTheBitsOfTheOthers) {
   for (const std::string rule : {"sgd", "adagrad", "rowwise_adagrad"}) {
-    const std::string dense = rule == "adagrad" ? "adamw" : "sgd";
-    std::vector<std::string> keys{"embedding.optimizer=" + rule, "embedding.lr=0.02", "optimizer.name=" + dense};
+    const bool adam = rule == "adagrad";
+    const std::string dense = adam ? "adamw" : "sgd";
+    std::vector<std::string> keys{"embedding.optimizer=" + rule, "embedding.lr=0.02", "optimizer.name=" + dense,
+                                  adam ? "optimizer.lr=0.002" : "optimizer.lr=0.05"};
     const Steps graph = take(keys);
     EXPECT_LT(graph.losses.back(), graph.losses.front());
     ASSERT_EQ(graph.said.size(), 2u) << "that they are replayed, and the shape of step 30";
@@ -230,7 +232,7 @@ TEST_F(DlrmGpu, RecordedStepsHaveTheBitsOfTheOthers) {
     keys.emplace_back("device=cpu");
     const Steps host = take(keys);
     for (std::size_t i = 0; i < host.losses.size(); ++i)
-      EXPECT_NEAR(graph.losses[i] / host.losses[i], 1, 1e-4) << rule << ", step " << i;
+      EXPECT_NEAR(graph.losses[i] / host.losses[i], 1, adam ? 1e-3 : 1e-4) << rule << ", step " << i;
   }
 }
 
