@@ -232,7 +232,7 @@ TEST_F(DlrmGpu, RecordedStepsHaveTheBitsOfTheOthers) {
     keys.emplace_back("device=cpu");
     const Steps host = take(keys);
     for (std::size_t i = 0; i < host.losses.size(); ++i)
-      EXPECT_NEAR(graph.losses[i] / host.losses[i], 1, adam ? 1e-3 : 1e-4) << rule << ", step " << i;
+      EXPECT_NEAR(graph.losses[i] / host.losses[i], 1, 1e-5) << rule << ", step " << i;
   }
 }
 
