@@ -62,7 +62,8 @@ __device__ bool add_dense(PieceRange& r, const float* from, std::uint32_t fours)
   return true;
 }
 
-__global__ void __launch_bounds__(256)
+// 4 blocks: with more, registers would not hold eight loads.
+__global__ void __launch_bounds__(256, 4)
     range_kernel(const __grid_constant__ Batch batch, std::uint32_t count, bool ranges, Tables t) {
   for (std::uint32_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256)
     t.chunks[batch.chunk[i].number] = batch.chunk[i];

@@ -100,7 +100,7 @@ __device__ inline std::uint32_t four_codes(const float4& x, const Quantizer& qua
   return word;
 }
 
-// Four codes a word; the next loads are under way meanwhile. n: at least 1.
+// Four codes a word; the next loads are under way meanwhile, of values that nobody reads again. n: at least 1.
 template <class Load>
 __device__ inline void quantize_fours(const Quantizer& quantizer, std::uint32_t n, std::uint32_t* words,
                                       std::uint32_t& missed, Load load) {
@@ -131,13 +131,13 @@ __device__ inline void quantize_block(EncodeShared& s, const DeviceChunk& c, boo
     auto* const words = reinterpret_cast<std::uint32_t*>(codes);
     if (c.stride == c.dim) {
       const auto* const fours = reinterpret_cast<const float4*>(c.rows);
-      quantize_fours(quantizer, values / 4, words, missed, [=](std::uint32_t i) { return fours[i]; });
+      quantize_fours(quantizer, values / 4, words, missed, [=](std::uint32_t i) { return __ldcs(fours + i); });
     } else {
       const float* const rows = c.rows;
       const std::uint32_t stride = c.stride, fours = c.dim / 4;
       quantize_fours(quantizer, values / 4, words, missed, [=](std::uint32_t i) {
         const std::uint32_t r = i / fours;
-        return *reinterpret_cast<const float4*>(rows + std::size_t{r} * stride + (i - r * fours) * 4);
+        return __ldcs(reinterpret_cast<const float4*>(rows + std::size_t{r} * stride + (i - r * fours) * 4));
       });
     }
   } else {

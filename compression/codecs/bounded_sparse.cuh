@@ -5,7 +5,7 @@
 
 namespace trireme::coding {
 
-// sparse_distance of four codes, byte by byte.
+// Distances (sparse_code) of four codes, byte by byte.
 __device__ inline std::uint32_t sparse_distances(std::uint32_t codes, std::uint32_t centres) {
   const std::uint32_t d = __vsub4(codes, centres);
   return (d << 1 & 0xfefefefeu) ^ (d >> 7 & 0x01010101u) * 255u;

@@ -138,12 +138,8 @@ TRIREME_SHARED bool worth_an_index(std::uint64_t rows, std::uint64_t unique, std
   return repeated * dim * bits_for(span) > 2 * (rows + repeated * bits_for(static_cast<std::uint32_t>(unique)));
 }
 
-// Sparse rows: 1 + 2 steps below the code of zero, 2 + 2 above it, by turns; 0 at it. Modulo 256, so any byte is a
-// code.
-TRIREME_SHARED std::uint32_t sparse_distance(std::uint32_t code, std::uint32_t centre) {
-  const std::uint32_t d = code - centre;
-  return (d << 1 ^ (d & 128 ? 255u : 0u)) & 255;
-}
+// Sparse rows: how far a code lies from that of zero, d steps above it 2 d, below it 2 d - 1. Modulo 256, so any byte
+// is a code.
 TRIREME_SHARED std::uint8_t sparse_code(std::uint32_t distance, std::uint32_t centre) {
   const std::uint32_t half = distance >> 1;
   return static_cast<std::uint8_t>(centre + (distance & 1 ? ~half : half));

@@ -53,6 +53,31 @@ TEST(BoundedCodec, TheBoundHoldsForEveryValue) {
   std::cout << values << " values of part " << part_of_night() << ", largest error " << most << " of the bound\n";
 }
 
+// A bound that no code could hold, and a range beyond f32, do not ask for one.
+TEST(BoundedCodec, FixedRatesKnowNoBound) {
+  for (const std::string codec : {"fp16", "bf16", "fp8", "int8_row32", "int4"}) {
+    const auto rows = make_rows("shifted", 20, 32, 1);
+    EXPECT_EQ(inspect(encode({codec}, rows, 20, 32, 1e-9f).code).encoder, codec);
+    const std::vector<float> wide = {-3e38f, 3e38f, 1, 2, 3, 4, 5, 6};
+    EXPECT_EQ(inspect(encode({codec}, wide, 1, 8, 0.1f).code).encoder, codec);
+  }
+}
+
+// Codes on both sides of zero, rows of zeros, all distances up to 255, and rows that are no multiple of eight.
+TEST(BoundedCodec, SparseRowsComeBack) {
+  for (const std::size_t dim : {1, 7, 8, 9, 64, 130})
+    for (const int most : {1, 2, 30, 127}) {
+      std::mt19937 random(unsigned(dim) + unsigned(most));
+      std::vector<float> rows(40 * dim);
+      for (std::size_t i = 0; i < rows.size(); ++i)
+        rows[i] = i / dim % 5 == 0 || random() % 3 ? 0.0f : float(int(random() % unsigned(2 * most + 1)) - most);
+      BoundedOptions o{"dedup_sparse"};
+      o.relative = false;
+      const Coded c = encode(o, rows, 40, dim, 0.5f);
+      EXPECT_EQ(decode(o, c, 40, dim), rows) << dim << " " << most;
+    }
+}
+
 TEST(BoundedCodec, AnF32BoundIsNotAboveTheDouble) {
   EXPECT_GT(double(float(0.1)), 0.1);  // the nearest is
   EXPECT_EQ(f32_bound(0.1), std::nextafter(float(0.1), 0.0f));
