@@ -53,7 +53,6 @@ def files(options):
         runs[f"exhaustive_{seed}"] = sweep(options, seed, {"enabled": False})
         runs[f"default_{seed}"] = sweep(options, seed, {"enabled": False},
                                         search={"lr": [1e-3], "rank": [8], "batch_size": [8], "alpha": "r"})
-        runs[f"asha_{seed}"] = sweep(options, seed, {"cut": "asha"})
         if seed == 1:  # every shape by itself
             steps = options.time_steps
             tasks = {f"{name}_b{b}": task(level, steps * b, options.held_out, 0) | {
@@ -61,6 +60,7 @@ def files(options):
                 for name, level in LEVELS.items() for b in BATCHES}
             runs["sequential"] = sweep(options, 1, {"enabled": False, "eval_fraction": 1}, tasks=tasks,
                                        train={"epochs": 1}, execution={"arm": "sequential"})
+        runs[f"asha_{seed}"] = sweep(options, seed, {"cut": "asha"})
     return runs
 
 
