@@ -28,6 +28,7 @@ BATCHES = [1, 2, 4, 8]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LEVELS = {"two_steps": 2, "four_steps": 3}  # tasks: levels of arithmetic
 EPOCHS, WARMUP, KEEP = 3, 0.05, 0.25
+VALIDATION = 16  # samples of every evaluation: at 1 % of the steps more would cost more than the training
 EARLY = {"warmup_ratio": WARMUP, "keep_ratio": KEEP}
 
 
@@ -42,7 +43,7 @@ def sweep(options, seed, early, **more):
     return {"recipe": "lora_sweep", "model": str(Path(options.model).resolve()), "seed": seed, "device": options.device,
             "precision": "bf16" if options.device == "cuda" else "f32", "lora": {"targets": TARGETS},
             "search": {"lr": RATES, "rank": RANKS, "batch_size": BATCHES, "alpha": "2r"}, "train": {"epochs": EPOCHS},
-            "early_exit": early, "checkpoint": {"every": 0}, "tasks": tasks} | more
+            "early_exit": early | {"val_cap": VALIDATION}, "checkpoint": {"every": 0}, "tasks": tasks} | more
 
 
 def files(options):
@@ -53,7 +54,6 @@ def files(options):
         runs[f"exhaustive_{seed}"] = sweep(options, seed, {"enabled": False})
         runs[f"default_{seed}"] = sweep(options, seed, {"enabled": False},
                                         search={"lr": [1e-3], "rank": [8], "batch_size": [8], "alpha": "r"})
-        runs[f"asha_{seed}"] = sweep(options, seed, {"cut": "asha"})
         if seed == 1:  # every shape by itself
             steps = options.time_steps
             tasks = {f"{name}_b{b}": task(level, steps * b, options.held_out, 0) | {
@@ -61,6 +61,7 @@ def files(options):
                 for name, level in LEVELS.items() for b in BATCHES}
             runs["sequential"] = sweep(options, 1, {"enabled": False, "eval_fraction": 1}, tasks=tasks,
                                        train={"epochs": 1}, execution={"arm": "sequential"})
+        runs[f"asha_{seed}"] = sweep(options, seed, {"cut": "asha"})
     return runs
 
 
