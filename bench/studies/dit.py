@@ -100,6 +100,8 @@ def row_of(arm):
         "psnr": m.get("psnr"),
         "ssim": m.get("ssim"),
         "share": share,
+        "caught": mean(flat(arm, "caught")),
+        "at most": mean(flat(arm, "most")),
         "skipped": mean(skips) if skips else None,
         "longest skip": max(flat(arm, "longest_skip_run"), default=None),
         "seam": mean([s["fixed"] for s in seams]) if seams else None,
@@ -109,7 +111,7 @@ def row_of(arm):
     }
 
 
-COLUMNS = ["accuracy", "all right", "duplicates", "missing", "IoU", "spectrum", "psnr", "ssim", "share", "skipped",
+COLUMNS = ["accuracy", "all right", "duplicates", "missing", "IoU", "spectrum", "psnr", "ssim", "share", "caught", "at most", "skipped",
            "longest skip", "seam", "seam last", "seconds"]
 FORMAT = {"psnr": "{:.1f}", "longest skip": "{:.0f}", "seconds": "{:.1f}"}
 
