@@ -2,8 +2,8 @@
 // input.
 #include "framework/models/causal_lm.h"
 
+#include "framework/adapter_step.h"
 #include "framework/losses/token_loss.h"
-#include "framework/models/adapter_step.h"
 #include "framework/models/adapters.h"
 #include "framework/models/causal_lm_load.h"
 #include "framework/models/generate.h"

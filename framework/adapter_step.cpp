@@ -1,4 +1,4 @@
-#include "framework/models/adapter_step.h"
+#include "framework/adapter_step.h"
 
 #include "framework/base/tensor.h"
 #include "framework/losses/token_loss.h"
