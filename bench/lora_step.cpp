@@ -6,9 +6,9 @@
 // tiny: a small shape, for a try.
 #include "bench/bench.h"
 #include "bench/device_time.h"
+#include "framework/adapter_step.h"
 #include "framework/device_info.h"
 #include "framework/losses/token_loss.h"
-#include "framework/models/adapter_step.h"
 #include "framework/models/adapters.h"
 
 #include <algorithm>

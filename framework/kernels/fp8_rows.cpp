@@ -4,6 +4,7 @@
 #include "compression/stages/rate_values.h"
 
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 namespace trireme::kernels {
@@ -14,7 +15,10 @@ void on_host(const Fp8RowsJob& job) {
   std::vector<float> row(width);
   for (std::int64_t r = 0; r < job.rows; ++r) {
     const auto* const from = static_cast<const char*>(job.x) + static_cast<std::size_t>(r) * width * size_of(job.type);
-    widen(job.type, from, row.data(), width);
+    if (job.type == DType::f32)
+      std::memcpy(row.data(), from, width * sizeof(float));
+    else
+      widen(job.type, from, row.data(), width);
     float most = 0;
     bool finite = true;
     for (const float v : row) {

@@ -71,11 +71,29 @@ struct Tiles {
   int first, count;
 };
 
+// A warp's part of a tile's product.
+template <int rank, bool backward>
+__device__ void add_product(const bf16* ss, const bf16* ws, float (&sum)[half_columns / 8][4]) {
+  constexpr int s_stride = rank + pad, w_stride = backward ? expand_columns + pad : s_stride;
+  const bf16* const left = ss + warp() % row_warps * 16 * s_stride;
+  const int begin = warp() / row_warps * half_columns;
+#pragma unroll
+  for (int k = 0; k < rank; k += 16) {
+    const Fragment a = left_rows<s_stride>(left + k);
+#pragma unroll
+    for (int j = 0; j < half_columns; j += 16) {
+      const Fragment b = backward ? right_rows<w_stride>(ws + k * w_stride + begin + j)
+                                  : right_columns<w_stride>(ws + (begin + j) * w_stride + k);
+      multiply16(sum[j / 8], sum[j / 8 + 1], a, b);
+    }
+  }
+}
+
 // 64 rows of `tiles`: S stays in shared memory, the weights of the next product come while this one runs.
 template <int rank, bool backward>
 __device__ void expand_rows(const GroupedExpand& job, const Tiles& tiles, const Span& span, int group, bf16* shared) {
   constexpr int y_stride = expand_columns + pad, s_stride = rank + pad, s_size = block_rows * s_stride;
-  constexpr int w_stride = backward ? y_stride : s_stride, w_size = weights_size<rank>(backward);
+  constexpr int w_size = weights_size<rank>(backward);
   bf16 *const ys = shared, *const ws = ys + block_rows * y_stride, *const ss = ws + 2 * w_size;
   const ExpandTarget& target = job.target[tiles.target];
   const std::int64_t stride = job.table.rank_stride;
@@ -112,19 +130,7 @@ __device__ void expand_rows(const GroupedExpand& job, const Tiles& tiles, const 
     if (product + 1 < tiles.count * targets) fetch_weights(product + 1);
     if (t == 0 && job.add) fetch<threads, block_rows, expand_columns>(ys, y, target.width, span.rows, columns(tile));
     commit_copies();
-    const bf16* const left = ss + t * s_size + warp() % row_warps * 16 * s_stride;
-    const bf16* const right = ws + product % 2 * w_size;
-    const int begin = warp() / row_warps * half_columns;
-#pragma unroll
-    for (int k = 0; k < rank; k += 16) {
-      const Fragment a = left_rows<s_stride>(left + k);
-#pragma unroll
-      for (int j = 0; j < half_columns; j += 16) {
-        const Fragment b = backward ? right_rows<w_stride>(right + k * w_stride + begin + j)
-                                    : right_columns<w_stride>(right + (begin + j) * w_stride + k);
-        multiply16(sum[j / 8], sum[j / 8 + 1], a, b);
-      }
-    }
+    add_product<rank, backward>(ss + t * s_size, ws + product % 2 * w_size, sum);
     if (t + 1 < targets) continue;
     if (job.add) {
       wait_copies<0>();

@@ -17,9 +17,9 @@ void norm_on_host(const RmsNormJob<T>& job) {
         narrowed(widened(x[c]) + widened(job.add[r * job.width + c]), sum[c]);
       x = sum;
     }
-    float squares = 0;
-    for (std::int64_t c = 0; c < job.width; ++c) squares += widened(x[c]) * widened(x[c]);
-    const float factor = 1 / std::sqrt(squares / static_cast<float>(job.width) + job.eps);
+    double squares = 0;
+    for (std::int64_t c = 0; c < job.width; ++c) squares += static_cast<double>(widened(x[c])) * widened(x[c]);
+    const auto factor = static_cast<float>(1 / std::sqrt(squares / static_cast<double>(job.width) + job.eps));
     for (std::int64_t c = 0; c < job.width; ++c)
       narrowed(widened(x[c]) * factor * widened(job.weight[c]), job.y[r * job.width + c]);
   }

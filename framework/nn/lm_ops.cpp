@@ -3,6 +3,8 @@
 #include "framework/base/tensor.h"
 #include "framework/kernels/lm_pointwise.h"
 
+#include <optional>
+
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -91,8 +93,9 @@ struct Rotated : torch::autograd::Function<Rotated> {
 
 // Outputs: y, and the sum where there is one to make.
 struct RmsNormed : torch::autograd::Function<RmsNormed> {
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& add,
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const std::optional<at::Tensor>& other,
                                const at::Tensor& weight, double eps) {
+    const at::Tensor add = other.value_or(at::Tensor());
     const bool two = add.defined();
     at::Tensor y = at::empty_like(x), sum = two ? at::empty_like(x) : at::Tensor();
     by_type(x, [&](auto v) {
@@ -150,7 +153,7 @@ at::Tensor rotated(const at::Tensor& x, const at::Tensor& cos, const at::Tensor&
 Normed rms_norm(const at::Tensor& x, const at::Tensor& add, const at::Tensor& weight, double eps) {
   const at::Tensor c = x.contiguous(), a = add.defined() ? add.contiguous() : add;
   if (norm_has_kernel(c, a, weight)) {
-    const variable_list all = RmsNormed::apply(c, a, weight, eps);
+    const variable_list all = RmsNormed::apply(c, a.defined() ? std::optional(a) : std::nullopt, weight, eps);
     return {add.defined() ? all[1] : x, all[0]};
   }
   const at::Tensor sum = add.defined() ? x + add : x;

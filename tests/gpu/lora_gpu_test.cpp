@@ -1,8 +1,8 @@
 // Batched LoRA on a GPU: the grouped kernels and the pointwise ones against their host twins, every backend against the
 // host's, a training whose jobs are the same bits alone and in company, and recorded steps against plain ones.
 #include "comm/device.h"
+#include "framework/adapter_step.h"
 #include "framework/losses/token_loss.h"
-#include "framework/models/adapter_step.h"
 #include "framework/models/adapters.h"
 #include "framework/nn/fp8_matrix.h"
 #include "framework/nn/lm_ops.h"

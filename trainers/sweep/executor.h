@@ -7,9 +7,9 @@
 // roster, the same on all, says. No adapter's number travels, but where a parked job moves to a rank without jobs.
 #pragma once
 #include "comm/communicator.h"
+#include "framework/adapter_step.h"
 #include "framework/formats/peft.h"
 #include "framework/io/checkpoint.h"
-#include "framework/models/adapter_step.h"
 #include "framework/placement.h"
 #include "trainers/sweep/job.h"
 #include "trainers/sweep/journal.h"

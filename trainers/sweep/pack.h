@@ -1,7 +1,7 @@
 // The samples of several jobs as one flat batch of tokens, and each job's loss of it.
 #pragma once
 #include "data/text/chat.h"
-#include "framework/models/adapter_step.h"
+#include "framework/adapter_step.h"
 
 #include <cstdint>
 #include <span>

@@ -1,4 +1,4 @@
-#include "framework/models/adapter_step.h"
+#include "framework/adapter_step.h"
 
 #include "framework/base/tensor.h"
 #include "framework/losses/token_loss.h"
@@ -107,7 +107,10 @@ bool AdapterStep::record(Kind& kind, const AdapterBatch& batch) {
   kind.layout = model_.layout(batch.tokens);
   auto graph = make_step_graph(model_.device().index(), GraphMemory::shared);
   if (graph) try {
-      graph->capture([this, &kind] { kind.losses.copy_(enqueue(kind.batch, kind.places)); });
+      graph->capture([this, &kind] {
+        store_.begin(kind.batch.rows, true);  // the same composition still: nothing to enqueue
+        kind.losses.copy_(enqueue(kind.batch, kind.places));
+      });
       kind.graph = std::move(graph);
       ++recorded_;
       return true;
