@@ -1,9 +1,12 @@
 // One DLRM step of the Kaggle shape (d = 16), one rank on a CPU or a GPU, beside plain PyTorch (EmbeddingBag with
-// sparse gradients, as facebookresearch/dlrm), on a GPU PyTorch in a CUDA graph, and on a CPU (one thread) the matrix
-// products of that step alone, which all have to do. f32 without TF32, SGD, equal
-// weights and batches, which lie on the device. --problem BATCH or BATCH/SCALE: tables of 1 / SCALE of the rows.
+// sparse gradients, as facebookresearch/dlrm), on a GPU PyTorch in a CUDA graph and our step without one, and on a CPU
+// (one thread) the matrix products of that step alone, which all have to do. f32 without TF32, SGD, equal weights and
+// batches, which lie on the device. --problem BATCH or BATCH/SCALE: tables of 1 / SCALE of the rows. "BATCH ranks": the
+// same global batch on 1, 2, 4, ... --ranks ranks, beside DistributedDataParallel with all_to_all_single for the rows;
+// its ids need no exchange, ours are exchanged in the step.
 #include "bench/bench.h"
 #include "bench/own_run.h"
+#include "comm/device.h"
 #include "comm/error.h"
 
 #include <cmath>
@@ -20,6 +23,7 @@ const std::vector<std::int64_t> bottom{13, 512, 256, 64, 16}, top{16 + 27 * 26 /
 
 struct Problem {
   std::int64_t batch = 0, scale = 1;
+  bool ranks = false;
 };
 
 Problem problem_of(const std::string& words) {
@@ -27,15 +31,17 @@ Problem problem_of(const std::string& words) {
   char* end = nullptr;
   p.batch = std::strtoll(words.c_str(), &end, 10);
   if (*end == '/') p.scale = std::strtoll(end + 1, &end, 10);
-  if (*end != 0 || p.batch < 1 || p.scale < 1)
-    throw UsageError("--problem", words + " is no batch size", "write for example 2048, or 2048/1000");
+  p.ranks = std::string_view(end) == " ranks";
+  if ((*end != 0 && !p.ranks) || p.batch < 1 || p.scale < 1)
+    throw UsageError("--problem", words + " is no batch size", "write for example 2048, 2048/1000 or '2048 ranks'");
   return p;
 }
 
 std::string yaml(const Options& o) {
   const Problem p = problem_of(o.problem);
   return "recipe: dlrm\nsteps: 1000000\nlog_every: 1000000\ndevice: " + o.device +
-         (o.device == "cpu" ? "\nthreads: 1" : "") + "\nbatch_size: " + std::to_string(p.batch) +
+         (o.device == "cpu" ? "\nthreads: 1" : "") + (o.arm == "eager" ? "\ngraph: off" : "") +
+         "\nbatch_size: " + std::to_string(p.batch) +
          "\noptimizer: {name: sgd, lr: 0.1, momentum: 0.0, weight_decay: 0.0, schedule: const}\n"
          "data: {shape: kaggle, scale: " +
          std::to_string(p.scale) + ", samples: " + std::to_string((batches + 1) * p.batch) +
@@ -81,7 +87,8 @@ void serve(const Options& o, Communicator& world) {
   }
   Experiment run(Config::parse(yaml(o), "benchmark"));
   OwnSession session(run, world, batches);
-  session.write(start_file(o.serve), {{"batches", std::to_string(batches)}, {"lr", "0.1"}});
+  if (o.arm == "trireme" && world.size() == 1)
+    session.write(start_file(o.serve), {{"batches", std::to_string(batches)}, {"lr", "0.1"}});
   session.move_batches();
   Server(o.serve, world.rank()).run([&] { session.advance(); }, [&] { return session.session().loss(); });
 }
@@ -93,52 +100,88 @@ double worst_difference(const std::vector<double>& a, const std::vector<double>&
   return worst;
 }
 
+using Arms = std::vector<std::unique_ptr<Arm>>;
+
+void start(Arms& arms, const std::string& name, const std::vector<std::string>& command, int ranks,
+           const std::string& folder) {
+  arms.push_back(std::make_unique<Arm>(name, command, ranks, folder));
+  arms.back()->ready(std::chrono::seconds(600));
+}
+
+void start_peer(Arms& arms, const Options& o, const Scratch& scratch, const std::string& arm, int ranks) {
+  const std::string name = ranks > 1 ? arm + " x" + std::to_string(ranks) : arm, folder = scratch.path(name);
+  start(arms, "torch " + name,
+        peer_arm("dlrm_step.py",
+                 {"--file", start_file(scratch.path("trireme")), "--arm", arm, "--device", o.device, "--port",
+                  std::to_string(free_port())},
+                 folder, arm == "ddp" ? ranks : 0),
+        ranks, folder);
+}
+
+// Ours on one rank comes first: it writes what the peers read.
+Arms start_arms(const Options& o, const std::string& problem, const Scratch& scratch) {
+  Arms arms;
+  const auto own = [&](const std::string& arm, const std::string& name, int ranks) {
+    start(arms, name, own_arm(o, arm, problem, ranks, scratch.path(name)), ranks, scratch.path(name));
+  };
+  own("trireme", "trireme", 1);
+  if (!arms[0]->skipped().empty()) throw DataError("bench dlrm_step", arms[0]->skipped());
+  if (problem_of(problem).ranks) {
+    start_peer(arms, o, scratch, "ddp", 1);
+    for (int n = 2; n <= o.ranks; n *= 2) {
+      own("trireme", "trireme x" + std::to_string(n), n);
+      start_peer(arms, o, scratch, "ddp", n);
+    }
+    return arms;
+  }
+  start_peer(arms, o, scratch, "plain", 1);
+  if (o.device == "cuda") {
+    start_peer(arms, o, scratch, "graph", 1);
+    own("eager", "trireme without a graph", 1);
+  }
+  return arms;
+}
+
+nlohmann::json row_of(const Options& o, const std::string& problem, const Arm& arm, const Arm& ours) {
+  auto row = arm.row();
+  row["problem"] = problem, row["device"] = o.device;
+  if (!arm.skipped().empty()) return row;
+  row["ratio"] = arm.median_ms() / ours.median_ms();
+  // CPU time of the stepping thread: other programs on the machine hardly change it.
+  if (o.device == "cpu") row["cpu_ratio"] = arm.median_cpu_ms() / ours.median_cpu_ms();
+  if (arm.name() != "products")
+    row["worst_loss_difference"] = worst_difference(ours.losses(equal_steps), arm.losses(equal_steps));
+  return row;
+}
+
 nlohmann::json run_problem(const Options& o, const std::string& problem) {
   const Scratch scratch;
-  std::vector<std::unique_ptr<Arm>> owned;
-  const auto start = [&](const std::string& name, const std::vector<std::string>& command, const std::string& folder) {
-    owned.push_back(std::make_unique<Arm>(name, command, 1, folder));
-    owned.back()->ready(std::chrono::seconds(600));
-  };
-  start("trireme", own_arm(o, "trireme", problem, 1, scratch.path("trireme")), scratch.path("trireme"));
-  if (!owned[0]->skipped().empty()) throw DataError("bench dlrm_step", owned[0]->skipped());
-  std::vector<std::string> peers{"plain"};
-  if (o.device == "cuda") peers.push_back("graph");
-  for (const auto& peer : peers)
-    start("torch " + peer,
-          peer_arm("dlrm_step.py", {"--file", start_file(scratch.path("trireme")), "--arm", peer, "--device", o.device},
-                   scratch.path(peer)),
-          scratch.path(peer));
+  Arms owned = start_arms(o, problem, scratch);
   std::vector<Arm*> arms;
   for (const auto& arm : owned) arms.push_back(arm.get());
   for (Arm* arm : arms)  // before the products, which have no loss
     for (int i = 0; i < equal_steps && arm->skipped().empty(); ++i) arm->block(1, true);
-  if (o.device == "cpu") {
-    start("products", own_arm(o, "products", problem, 1, scratch.path("products")), scratch.path("products"));
+  if (o.device == "cpu" && !problem_of(problem).ranks) {
+    start(owned, "products", own_arm(o, "products", problem, 1, scratch.path("products")), 1, scratch.path("products"));
     arms.push_back(owned.back().get());
   }
   const bool small = problem_of(problem).batch < 10000;
   alternate(arms, o.device == "cuda" ? (small ? 200 : 20) : (small ? 10 : 1), o.blocks);
   nlohmann::json rows = nlohmann::json::array();
-  for (const Arm* arm : arms) {
-    auto row = arm->row();
-    row["problem"] = problem, row["device"] = o.device;
-    if (arm->skipped().empty()) {
-      row["ratio"] = arm->median_ms() / arms[0]->median_ms();
-      // CPU time of the stepping thread: other programs on the machine hardly change it.
-      if (o.device == "cpu") row["cpu_ratio"] = arm->median_cpu_ms() / arms[0]->median_cpu_ms();
-      if (arm->name() != "products")
-        row["worst_loss_difference"] = worst_difference(arms[0]->losses(equal_steps), arm->losses(equal_steps));
-    }
-    rows.push_back(row);
+  // Of an arm on several ranks: by ours on as many, the arm before it.
+  for (std::size_t i = 0; i < arms.size(); ++i) {
+    const bool ddp = arms[i]->name().starts_with("torch ddp");
+    rows.push_back(row_of(o, problem, *arms[i], ddp && arms[i - 1]->skipped().empty() ? *arms[i - 1] : *arms[0]));
   }
   return rows;
 }
 
 nlohmann::json run(const Options& o) {
   nlohmann::json rows = nlohmann::json::array();
-  const std::vector<std::string> problems =
-      o.problem.empty() ? std::vector<std::string>{"2048", "65536"} : std::vector<std::string>{o.problem};
+  std::vector<std::string> problems{o.problem};
+  if (o.problem.empty()) problems = {"2048", "65536"};
+  if (o.problem.empty() && o.device == "cuda" && device_runtime()->count() > 1)
+    for (const char* more : {"2048 ranks", "65536 ranks"}) problems.emplace_back(more);
   for (const auto& problem : problems) {
     (void)problem_of(problem);
     for (auto& row : run_problem(o, problem)) rows.push_back(row);
@@ -146,8 +189,10 @@ nlohmann::json run(const Options& o) {
   return rows;
 }
 
-const Benchmarks::Entry entry({"dlrm_step", "DLRM step of the Kaggle shape (--device) against PyTorch", run, serve,
-                               true});
+const Benchmarks::Entry entry({"dlrm_step",
+                               "DLRM step of the Kaggle shape (--device) against PyTorch; on several GPUs (--ranks N) "
+                               "against its DDP",
+                               run, serve, true});
 
 }  // namespace
 }  // namespace trireme::bench

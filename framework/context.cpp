@@ -6,6 +6,7 @@
 #include "framework/io/checkpoint.h"
 #include "framework/metrics/trace.h"
 #include "framework/optim/optimizer.h"
+#include "framework/step_scalars.h"
 
 #include <set>
 
@@ -104,8 +105,21 @@ void Context::without_graph(const std::function<void()>& forward) {
   forward();
 }
 
+at::Tensor Context::replayed(std::function<double()> value, at::ScalarType type) {
+  return scalars_ ? scalars_->next(type, std::move(value)) : at::Tensor();
+}
+
 void Context::step_optimizers(const Step& s) {
-  optimizer_->step([&](std::string_view group) { return recipe_->group(group, s, *this); }, scale_total_, skip_);
+  const auto settings = [&](std::string_view group) {
+    GroupSettings g = recipe_->group(group, s, *this);
+    // A learning rate of f32 is an f32 number: the same one on the host and, for steps that are replayed, on the
+    // device.
+    if (param_type() == at::kFloat) g.lr = double(float(g.lr));
+    if (!g.device_lr.defined())
+      g.device_lr = replayed([this, name = std::string(group)] { return recipe_->group(name, now, *this).lr; });
+    return g;
+  };
+  optimizer_->step(settings, scale_total_, skip_);
   reducer_->gather_weights();
 }
 

@@ -15,6 +15,7 @@ namespace trireme {
 
 class Reducer;
 class Optimizer;
+class StepScalars;
 
 // Puts collectives into the Chrome trace, if there is one.
 Traced::Sink trace_sink();
@@ -58,6 +59,12 @@ class Context {
   // f32 scalar on the device, in update(): 1 = loss or gradient was not finite, change nothing.
   const at::Tensor& skip() const { return skip_; }
 
+  // The step's work is recorded, and will be replayed with other batches.
+  bool recorded() const { return scalars_ != nullptr; }
+  // A scalar on the device that holds value() of the step that runs, whenever it is replayed; f32 or f64. Undefined
+  // where the step is not recorded: there the host's value() is the one to use.
+  at::Tensor replayed(std::function<double()> value, at::ScalarType type = at::kFloat);
+
   // Is a metrics line due after this step? Reading the device for a metric is worth it only then.
   bool logs_now() const { return (now.step + 1) % config_.log_every == 0 || now.step + 1 == steps; }
   // A metric of this step for the next log line: a scalar equal on all ranks.
@@ -70,6 +77,7 @@ class Context {
 
  private:
   friend class Session;
+  friend class GraphedStep;
   Communicator& world_;
   const TrainConfig& config_;
   const Placement placement_;
@@ -80,6 +88,7 @@ class Context {
   const Recipe* recipe_ = nullptr;
   Reducer* reducer_ = nullptr;
   Optimizer* optimizer_ = nullptr;
+  StepScalars* scalars_ = nullptr;
   at::Tensor scale_;        // f32 scalar: loss scale (fp16 only)
   at::Tensor scale_total_;  // what gradients are divided by: loss scale and clipping
   at::Tensor skip_;         // f32 scalar: 1 = skip this update

@@ -57,7 +57,7 @@ at::Tensor GraphedDenoiser::forward(const at::Tensor& x, const at::Tensor& t, co
     if (hooks.rope) fixed.rope = RopeTables{{in[7], in[8]}, {in[9], in[10]}};
     // The model keeps those of its last size alone, and a graph outlives that.
     if (!hooks.rope && !info().rope_axes.empty()) fixed.rope = kind.own = model_->rope(grid(x.sizes()), c.text.size(1));
-    auto graph = make_step_graph();
+    auto graph = make_step_graph(x.get_device(), GraphMemory::shared);
     graph->capture([&] { kind.velocity = model_->forward(in[0], in[1], {in[2], in[3], in[4], in[5], in[6]}, fixed); });
     kind.graph = std::move(graph);
     ++captured_;

@@ -14,6 +14,7 @@
 
 #include <iosfwd>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -49,6 +50,14 @@ class Recipe {
   virtual bool looks_ahead() const { return false; }
   // True: backward() gets all rows of the step and honours Context::accumulate() itself (contrastive losses).
   virtual bool whole_batch() const { return false; }
+
+  // May a step on one GPU be recorded once and replayed for all batches of equal shapes? Then backward() and update()
+  // enqueue the same work in every step: they find the batch's columns on the device, do not wait for it, and take what
+  // changes from step to step from Context::replayed(). Empty: it may; else why not, for the user; without a value, as
+  // by default, it never may and nothing is said.
+  virtual std::optional<std::string> why_not_recorded(const Context&) const { return std::nullopt; }
+  // Before a batch whose columns nobody will look at: DataError. Columns may lie on the device already.
+  virtual void check(const Batch&) const {}
 
   // After the agreed finite check. Sparse rows are applied here, never inside backward.
   virtual void update(const Step&, Context&);

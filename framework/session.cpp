@@ -7,6 +7,7 @@
 #include "framework/base/replicas.h"
 #include "framework/base/tensor.h"
 #include "framework/gradients/reducer.h"
+#include "framework/graphed_step.h"
 #include "framework/io/checkpoint.h"
 #include "framework/metrics/trace.h"
 #include "framework/micro_batch.h"
@@ -14,7 +15,6 @@
 #include "framework/optim/schedule.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include <ATen/Parallel.h>
 #include <ATen/autocast_mode.h>
@@ -71,6 +71,7 @@ Session::Session(Communicator& world, const TrainConfig& config, Recipe& recipe,
     growth_ = at::zeros({}, scalar.dtype(at::kInt));
   }
   restart_average();
+  graphed_ = std::make_unique<GraphedStep>(context_, recipe, std::vector{&loss_, &norm_, &context_.skip_});
   // A GPU's host only fills streams: threads that spin after its small copies would keep it from that.
   if (context_.device().is_cuda() && config.threads == 0) at::set_num_threads(1);
 }
@@ -101,13 +102,21 @@ std::vector<Param> Session::apply_freeze() {
 
 Session::~Session() = default;
 
+bool Session::replays() const { return graphed_->recorded(); }
+
 void Session::step(const Batch& batch, const Batch* next) {
-  context_.next = next;
-  using Phase = StepClock::Phase;
   context_.clock_.begin();
   const OptimizerConfig& o = config_.optimizer;
   context_.now.lr = Schedule{o.schedule, o.lr, o.min_lr, o.warmup, context_.steps, o.cooldown, o.cooldown_power}.at(
       context_.now.step);
+  context_.next = nullptr;  // what is replayed cannot look ahead
+  if (graphed_->take(batch, [this](const Batch& inputs) { take_step(inputs); })) return;
+  context_.next = next;
+  take_step(batch);
+}
+
+void Session::take_step(const Batch& batch) {
+  using Phase = StepClock::Phase;
   reducer_->begin_step(context_.now.step);
   {
     Trace::Span span(Trace::Track::step, "forward + backward");
@@ -138,7 +147,6 @@ void Session::step(const Batch& batch, const Batch* next) {
     Trace::Span span(Trace::Track::step, "update");
     at::NoGradGuard no_grad;
     guard_update();
-    skipped_steps_.count(context_.skip_, context_.now.step + 1);
     reducer_->step_done(context_.skip_, rescale_);
     recipe_.update(context_.now, context_);
     if (!average_.empty()) average_weights();
@@ -154,16 +162,13 @@ void Session::own_shards() {
 
 // Sets what masks and scales the update: a non-finite gradient or loss, the norm limit, the loss scale.
 void Session::guard_update() {
-  norm_ = reducer_->gradient_norm().to(at::kFloat);
+  const at::Tensor norm = reducer_->gradient_norm();
   loss_ = loss_.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true).contiguous();
   const CallSite here("session: loss");
   context_.comm(loss_.is_cuda() ? "grad" : "control").all_reduce(buffer_of(loss_), Op::sum).wait();
-  if (norm_.is_cpu()) {  // the same by hand: a dozen small operators less
-    const bool finite = std::isfinite(*norm_.const_data_ptr<float>()) && std::isfinite(*loss_.const_data_ptr<double>());
-    context_.skip_ = at::scalar_tensor(finite ? 0 : 1, at::kFloat);
-  } else {
-    context_.skip_ = at::logical_not(at::isfinite(norm_).logical_and(at::isfinite(loss_))).to(at::kFloat);
-  }
+  const at::Tensor number = context_.replayed([this] { return double(context_.now.step + 1); }, at::kDouble);
+  const auto judged = skipped_steps_.judge(norm, loss_, context_.now.step + 1, number);
+  norm_ = judged.norm, context_.skip_ = judged.skip;
   context_.scale_total_ = context_.scale_;
   if (config_.optimizer.clip_norm > 0) {
     const at::Tensor true_norm = context_.scale_.defined() ? norm_ / context_.scale_ : norm_;
@@ -187,6 +192,7 @@ void Session::weights_loaded() {
 
 void Session::restart_average() {
   at::NoGradGuard no_grad;
+  if (graphed_) graphed_->forget();
   average_.clear();
   if (config_.ema == 0) return;
   for (const auto& p : optimizer_->params()) average_.push_back(p.value.detach().clone());
@@ -261,6 +267,7 @@ void Session::weights(Archive& ar) {
 
 void Session::state(Archive& ar) {
   context_.clock_.pause();
+  if (ar.loading()) graphed_->forget();  // buckets may move
   weights(ar);
   {
     Archive::Group g(ar, "reducer");

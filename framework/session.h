@@ -6,6 +6,7 @@
 
 namespace trireme {
 
+class GraphedStep;
 class Snapshot;
 
 class Session {
@@ -17,6 +18,7 @@ class Session {
 
   // Collective: gradients, reduction, update. Does not read the device. `next`: for recipes that look ahead.
   void step(const Batch& batch, const Batch* next = nullptr);
+  bool replays() const;  // steps of the last batch's shapes, see GraphedStep
   // Sums over the steps since the last call; on a GPU they are the device's, and the call waits for it.
   StepTimes take_times() { return context_.clock_.take(); }
   // Host reads, equal on all ranks; on a GPU they wait for the step. loss: the sum of the ranks' shares.
@@ -47,6 +49,7 @@ class Session {
   void restore(const Snapshot& snapshot, const std::function<void(Archive&)>& state);
 
  private:
+  void take_step(const Batch& batch);
   void count_parameters();
   std::vector<Param> apply_freeze();
   void guard_update();
@@ -66,6 +69,7 @@ class Session {
   SkippedSteps skipped_steps_;
   at::Tensor loss_, norm_, growth_;  // global ones of the last step; growth_: good steps since the loss scale changed
   at::Tensor rescale_;               // what the loss scale is multiplied by for the next step
+  std::unique_ptr<GraphedStep> graphed_;
 };
 
 }  // namespace trireme

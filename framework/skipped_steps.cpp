@@ -1,6 +1,8 @@
 #include "framework/skipped_steps.h"
 
-#include <algorithm>
+#include "framework/base/tensor.h"
+#include "framework/kernels/step_guard.h"
+
 #include <limits>
 
 namespace trireme {
@@ -10,30 +12,20 @@ constexpr double never = std::numeric_limits<double>::infinity();
 
 }  // namespace
 
-at::Tensor SkippedSteps::none(at::Device device) {
-  at::Tensor counts = at::zeros({4}, at::TensorOptions(device).dtype(at::kDouble));
-  counts[2].fill_(never);
-  return counts;
-}
-
-void SkippedSteps::count_by_operators(at::Tensor& counts, const at::Tensor& skip, std::int64_t step) {
-  at::Tensor row = counts[0], longest = counts[1], first = counts[2], total = counts[3];
-  const at::Tensor s = skip.to(at::kDouble);
-  row.add_(1).mul_(s);
-  at::maximum_out(longest, longest, row);
-  at::minimum_out(first, first, s.reciprocal().mul_(double(step)));  // infinite where it was not skipped
-  total.add_(s);
-}
-
-void SkippedSteps::count(const at::Tensor& skip, std::int64_t step) {
-  if (!counts_.defined()) counts_ = none(skip.device());
-  if (!skip.is_cpu()) return count_by_operators(counts_, skip, step);
-  double* c = counts_.mutable_data_ptr<double>();  // the same by hand: small operators take a step's time on a CPU
-  const bool skipped = *skip.const_data_ptr<float>() != 0;
-  c[0] = skipped ? c[0] + 1 : 0;
-  c[1] = std::max(c[1], c[0]);
-  if (skipped && c[2] == never) c[2] = double(step);
-  c[3] += skipped;
+SkippedSteps::Judged SkippedSteps::judge(const at::Tensor& norm, const at::Tensor& loss, std::int64_t step,
+                                         const at::Tensor& device_step) {
+  if (!counts_.defined()) {
+    counts_ = at::zeros({4}, loss.options());
+    counts_[2].fill_(never);
+  }
+  const auto options = loss.options().dtype(at::kFloat);
+  const Judged judged{at::empty({}, options), at::empty({}, options)};
+  kernels::step_guard(
+      {norm.const_data_ptr<double>(), loss.const_data_ptr<double>(), double(step),
+       device_step.defined() ? device_step.const_data_ptr<double>() : nullptr, judged.norm.mutable_data_ptr<float>(),
+       judged.skip.mutable_data_ptr<float>(), static_cast<kernels::SkipCounts*>(counts_.mutable_data_ptr())},
+      buffer_of(loss).place);
+  return judged;
 }
 
 SkippedSteps::Seen SkippedSteps::take() {

@@ -13,18 +13,18 @@ class SkippedSteps {
     std::int64_t total = 0, first = 0;  // since the last take(); first: the number of the earliest one, if any
     std::int64_t in_a_row = 0;          // the longest row that ended or went on since then, all of its steps
   };
+  struct Judged {
+    at::Tensor norm, skip;  // f32 scalars: the norm; 1 = it or the loss is not finite, and nothing may change
+  };
 
-  // skip: f32 scalar, 1 = skipped. step: its number, from 1. Does not read a device.
-  void count(const at::Tensor& skip, std::int64_t step);
+  // norm, loss: f64 scalars of one device. step: its number, from 1; device_step, where defined, says it in its place,
+  // an f64 scalar there. Does not read a device.
+  Judged judge(const at::Tensor& norm, const at::Tensor& loss, std::int64_t step, const at::Tensor& device_step = {});
   // Waits for the device.
   Seen take();
 
-  // The same with at:: operators on `counts`, f64 [4]: the row that goes on, the longest, the first, the total.
-  static void count_by_operators(at::Tensor& counts, const at::Tensor& skip, std::int64_t step);
-  static at::Tensor none(at::Device device);
-
  private:
-  at::Tensor counts_;
+  at::Tensor counts_;  // f64 [4]: kernels::SkipCounts
 };
 
 }  // namespace trireme

@@ -3,12 +3,14 @@
 namespace trireme {
 namespace {
 
-std::unique_ptr<StepGraph> (*maker)() = nullptr;
+StepGraphMaker maker = nullptr;
 
 }  // namespace
 
-std::unique_ptr<StepGraph> make_step_graph() { return maker ? maker() : nullptr; }
+std::unique_ptr<StepGraph> make_step_graph(int device, GraphMemory memory) {
+  return maker ? maker(device, memory) : nullptr;
+}
 
-void set_step_graphs(std::unique_ptr<StepGraph> (*make)()) { maker = make; }
+void set_step_graphs(StepGraphMaker make) { maker = make; }
 
 }  // namespace trireme

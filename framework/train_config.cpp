@@ -49,15 +49,18 @@ void TrainConfig::fields(Fields& f) {
   f("log_every", log_every, "steps between metric lines", {.min = 1});
   f("eval_every", eval_every, "steps between evaluations; 0 = at the end only", {.min = 0});
   f("peak_tflops", peak_tflops,
-    "dense TFLOP/s of a rank's device that mfu is measured against; 0 = by its data sheet, none for a CPU",
-    {.min = 0});
+    "dense TFLOP/s of a rank's device that mfu is measured against; 0 = by its data sheet, none for a CPU", {.min = 0});
+  f.choice(
+      "graph", graph, {"auto", "off"},
+      "auto: on one GPU, steps of equal shapes are recorded as a CUDA graph and replayed where the recipe allows it");
   f("trace", trace, "write trace.json (Chrome trace)");
   f.resume_may_change(false);
   f.require(batch_size % accumulate == 0, "accumulate", "does not divide batch_size", "choose a divisor of it");
   f.require(hook.name == "none" || precision != "f64", "hook.name", "compresses f32 gradients, and precision is f64",
             "use hook.name=none or precision=f32");
   f.require(zero == 0 || optimizer.name != "lamb", "optimizer.name",
-            "lamb needs the norms of whole weights, which zero: 1 cuts over ranks", "use zero=0 or optimizer.name=adamw");
+            "lamb needs the norms of whole weights, which zero: 1 cuts over ranks",
+            "use zero=0 or optimizer.name=adamw");
   f.require(optimizer.min_lr <= optimizer.lr, "optimizer.min_lr", "is above optimizer.lr", "lower it");
 }
 

@@ -20,7 +20,7 @@ struct WatchdogConfig {
 struct TrainConfig {
   std::string recipe;
   std::int64_t seed = 2024, threads = 0, steps = 100, epochs = 0, batch_size = 128, accumulate = 1;
-  std::string device = "auto", communicator = "auto", precision = "f32";
+  std::string device = "auto", communicator = "auto", precision = "f32", graph = "auto";
   OptimizerConfig optimizer;
   CheckpointConfig checkpoint;
   WatchdogConfig watchdog;

@@ -63,6 +63,7 @@ Record StepReport::record(std::int64_t step, double loss) {
   sums_["backward_ms"] = t.backward;
   sums_["comm_exposed_ms"] = t.exposed;
   sums_["optimizer_ms"] = t.optimizer;
+  if (t.replayed > 0) sums_["replayed_ms"] = t.replayed;
   Record r;
   r.step = step;
   gather_times(r);

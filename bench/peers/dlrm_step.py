@@ -1,11 +1,16 @@
 """Peer arms of bench dlrm_step: DLRM by its equations (Naumov et al., arXiv 1906.00091) with the weights and batches of
 our arm. plain: EmbeddingBag with sparse gradients and SGD, as facebookresearch/dlrm trains. graph: one CUDA graph of the
-whole step; all tables in one weight, index_select, the rows' gradient by index_add_, MLPs by autograd."""
+whole step; all tables in one weight, index_select, the rows' gradient by index_add_, MLPs by autograd. ddp: each table on
+one rank, its rows by all_to_all_single, the MLPs in DistributedDataParallel, over NCCL or gloo; started by mpirun."""
 import argparse
+import os
 import time
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.distributed.nn.functional import all_to_all_single
+from torch.nn.parallel import DistributedDataParallel
 
 from arm import Server, read_safetensors
 
@@ -106,29 +111,90 @@ class Graph:
         return self.loss
 
 
+class Ddp:
+    """As plain, on the ranks of a job; one process alone is a job of one. Every rank has the ids of the whole batch for its
+    own tables, so only rows and their gradients travel."""
+
+    def __init__(self, model, batches, lr):
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.model, self.device = model, batches[0][1].device
+        self.own = [bag for k, bag in enumerate(Plain(model, batches, lr).bags) if k % self.size == self.rank]
+        tables = [list(range(r, len(model.tables), self.size)) for r in range(self.size)]
+        mine, model.tables = tables[self.rank], None
+        order = [k for of_rank in tables for k in of_rank]
+        self.place = torch.tensor([order.index(k) for k in range(len(order))], device=self.device)
+        if self.size > 1:
+            model.bottom, model.top = DistributedDataParallel(model.bottom), DistributedDataParallel(model.top)
+        # The mean over ranks of the loss: DDP takes it of the MLPs' gradients, the tables' rate does the same.
+        self.optimizer = torch.optim.SGD([{"params": model.mlps},
+                                          {"params": [b.weight for b in self.own], "lr": lr / self.size}], lr=lr)
+        self.rows = len(batches[0][2]) // self.size
+        part = slice(self.rank * self.rows, (self.rank + 1) * self.rows)
+        self.batches = [(dense[part], [ids[:, k].contiguous() for k in mine], label[part]) for dense, ids, label in batches]
+        self.offsets = torch.arange(self.rows * self.size, device=self.device)
+        self.dim = self.own[0].weight.shape[1]
+        self.send = [self.rows * len(mine) * self.dim] * self.size
+        self.recv = [self.rows * len(t) * self.dim for t in tables]
+
+    def __call__(self, k):
+        dense, ids, label = self.batches[k]
+        self.optimizer.zero_grad()
+        looked_up = torch.stack([bag(i, self.offsets) for bag, i in zip(self.own, ids)])  # [tables, B, d]
+        sent = looked_up.view(len(ids), self.size, self.rows, self.dim).transpose(0, 1).reshape(-1)
+        received = sent
+        if self.size > 1:
+            received = all_to_all_single(sent.new_empty(sum(self.recv)), sent, self.recv, self.send)
+        vectors = received.view(-1, self.rows, self.dim).index_select(0, self.place).transpose(0, 1)
+        loss = self.model.loss(dense, vectors, label)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def mean(self, loss):
+        if self.size > 1:
+            dist.all_reduce(loss)
+        return loss / self.size
+
+
+def join(device, port):
+    """(rank, device) of this process: mpirun tells each its rank."""
+    rank, size = (int(os.environ.get(f"OMPI_COMM_WORLD_{word}", default)) for word, default in (("RANK", 0), ("SIZE", 1)))
+    if device == "cuda":
+        device = f"cuda:{int(os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+        torch.cuda.set_device(device)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ["MASTER_PORT"] = port
+    dist.init_process_group("nccl" if device != "cpu" else "gloo", rank=rank, world_size=size)
+    return rank, device
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--serve")
     p.add_argument("--file")
-    p.add_argument("--arm", choices=["plain", "graph"])
+    p.add_argument("--arm", choices=["plain", "graph", "ddp"])
     p.add_argument("--device", choices=["cpu", "cuda"])
+    p.add_argument("--port")
     a = p.parse_args()
-    if a.device == "cpu":
+    if a.device == "cpu" or a.arm == "ddp":
         torch.set_num_threads(1)
+    rank = 0
+    if a.arm == "ddp":
+        rank, a.device = join(a.device, a.port)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     tensors, meta = read_safetensors(a.file)
     count = int(meta["batches"])
     batches = [(tensors[f"batch.{k}.dense"].to(a.device), tensors[f"batch.{k}.ids"].long().to(a.device),
                 tensors[f"batch.{k}.label"].to(a.device)) for k in range(count)]
-    step = {"plain": Plain, "graph": Graph}[a.arm](Model(tensors, a.device), batches, float(meta["lr"]))
+    step = {"plain": Plain, "graph": Graph, "ddp": Ddp}[a.arm](Model(tensors, a.device), batches, float(meta["lr"]))
     del tensors
-    server, taken = Server(a.serve), 0
+    server, taken = Server(a.serve, rank), 0
     for words in server.commands():
         begin, cpu = time.perf_counter(), time.thread_time()
         for _ in range(int(words[0])):
             loss = step(taken % count)
             taken += 1
-        last = loss.item()  # the host runs ahead within a block
+        last = (step.mean(loss) if a.arm == "ddp" else loss).item()  # the host runs ahead within a block
         server.answer({"ms": 1e3 * (time.perf_counter() - begin), "cpu_ms": 1e3 * (time.thread_time() - cpu),
                        "losses": [last]})
 

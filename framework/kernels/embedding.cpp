@@ -131,7 +131,7 @@ void update_row(const UpdateJob<T>& job, const RowStep<T>& step, std::int64_t ro
 template <class T>
 void update_on_host(const UpdateJob<T>& job) {
   if (job.skip && *job.skip != 0) return;
-  const RowStep<T> step{T(job.lr), T(job.eps)};
+  const RowStep<T> step{job.device_lr ? T(*job.device_lr) : T(job.lr), T(job.eps)};
 #pragma omp parallel if (job.bags.places() * job.d > 16384)
   {
     static thread_local DistinctIds distinct;
@@ -156,6 +156,7 @@ void update_on_host(const UpdateJob<T>& job) {
 
 constinit Kernel<UpdateScratchJob> embedding_update_scratch("embedding update",
                                                             [](const UpdateScratchJob& job) { *job.bytes = 0; });
+constinit Kernel<SortJob> embedding_sort("embedding sort", [](const SortJob&) {});
 constinit Kernel<LookupJob<float>> embedding_lookup_f32("embedding lookup", lookup_on_host<float>);
 constinit Kernel<LookupJob<double>> embedding_lookup_f64("embedding lookup", lookup_on_host<double>);
 constinit Kernel<UpdateJob<float>> embedding_update_f32("embedding update", update_on_host<float>);

@@ -1,5 +1,5 @@
-// Lookup: a group of lanes for each bag. Update: places are sorted by their row (cub, stable, so that those of a row
-// keep the order of the samples); a group of lanes for each piece of a row sums it and, where it is all of the row,
+// Lookup: a group of lanes for each bag. Sort: places by their row (cub, stable, so that those of a row keep the order
+// of the samples). Update: a group of lanes for each piece of a row sums it and, where it is all of the row,
 // updates it; of longer rows a second launch adds the pieces. No atomics.
 #include "comm/cuda_launch.h"
 #include "framework/kernels/embedding.h"
@@ -194,6 +194,7 @@ __device__ Pack<T, n> sum_of(const UpdateJob<T>& job, const std::uint32_t* bags,
 template <class T, int n>
 __global__ void __launch_bounds__(threads) pieces_kernel(UpdateJob<T> job, Scratch s, RowStep<T> step, unsigned lanes) {
   if (job.skip && *job.skip != 0) return;
+  if (job.device_lr) step.lr = static_cast<T>(*job.device_lr);
   extern __shared__ __align__(16) unsigned char memory[];
   const auto places = static_cast<std::uint32_t>(job.bags.places());
   const auto none = static_cast<std::uint32_t>(job.all_rows);
@@ -218,6 +219,7 @@ __global__ void __launch_bounds__(threads) pieces_kernel(UpdateJob<T> job, Scrat
 template <class T>
 __global__ void __launch_bounds__(threads) longs_kernel(UpdateJob<T> job, Scratch s, RowStep<T> step) {
   if (job.skip && *job.skip != 0) return;
+  if (job.device_lr) step.lr = static_cast<T>(*job.device_lr);
   extern __shared__ __align__(16) unsigned char memory[];
   const std::int32_t begin = s.longs[blockIdx.x];
   if (begin < 0) return;
@@ -262,11 +264,10 @@ int bits_of(std::uint64_t most) {
   return bits;
 }
 
-template <class T>
-void update_on_cuda(const UpdateJob<T>& job, Place place) {
+void sort_on_cuda(const SortJob& job, Place place) {
   const std::int64_t places = job.bags.places();
   if (places == 0 || job.d == 0) return;
-  Scratch s = scratch_of(job.scratch, places, job.d, sizeof(T));
+  Scratch s = scratch_of(job.scratch, places, job.d, job.element);
   const cudaStream_t stream = cuda_stream(place);
   rows_kernel<<<cuda_blocks(static_cast<std::size_t>(places), threads), threads, 0, stream>>>(
       job.bags, static_cast<std::uint32_t>(job.all_rows), s);
@@ -274,13 +275,20 @@ void update_on_cuda(const UpdateJob<T>& job, Place place) {
   check(cub::DeviceRadixSort::SortPairs(s.sort, s.sort_bytes, s.rows, s.sorted_rows, s.bags, s.sorted_bags,
                                         static_cast<int>(places), 0, bits_of(static_cast<std::uint64_t>(job.all_rows)),
                                         stream));
+}
+
+template <class T>
+void update_on_cuda(const UpdateJob<T>& job, Place place) {
+  const std::int64_t places = job.bags.places();
+  if (places == 0 || job.d == 0) return;
+  const Scratch s = scratch_of(job.scratch, places, job.d, sizeof(T));
   const RowStep<T> step{static_cast<T>(job.lr), static_cast<T>(job.eps)};
   if (in_packs<T>(job.gradient, nullptr, nullptr, job.d))
     sum_pieces<T, 16 / sizeof(T)>(job, s, step, place);
   else
     sum_pieces<T, 1>(job, s, step, place);
   const std::size_t shared = shared_of<T>(job.d, 1, longs_kernel<T>);
-  longs_kernel<T><<<static_cast<unsigned>(tiles_of(places)), threads, shared, stream>>>(job, s, step);
+  longs_kernel<T><<<static_cast<unsigned>(tiles_of(places)), threads, shared, cuda_stream(place)>>>(job, s, step);
   check_launch("embedding update");
 }
 
@@ -289,6 +297,7 @@ void scratch_on_cuda(const UpdateScratchJob& job, Place) {
 }
 
 const Kernel<UpdateScratchJob>::Twin scratch(embedding_update_scratch, scratch_on_cuda);
+const Kernel<SortJob>::Twin sort(embedding_sort, sort_on_cuda);
 const Kernel<LookupJob<float>>::Twin lookup_f32(embedding_lookup_f32, lookup_on_cuda<float>);
 const Kernel<LookupJob<double>>::Twin lookup_f64(embedding_lookup_f64, lookup_on_cuda<double>);
 const Kernel<UpdateJob<float>>::Twin update_f32(embedding_update_f32, update_on_cuda<float>);

@@ -76,8 +76,16 @@ struct UpdateJob {
   const T* gradient;
   SparseRule rule;
   double lr, eps;
-  const float* skip;  // of the place; not null, and not 0: nothing changes
-  void* scratch;      // memory of the place, aligned to 256, for no longer than the call's work lasts
+  const float* device_lr;  // of the place; not null: in place of lr
+  const float* skip;       // of the place; not null, and not 0: nothing changes
+  void* scratch;           // as embedding_sort left it
+};
+// What comes before, and needs no gradient: places sorted by their row. The host's twin does that within the update.
+struct SortJob {
+  Bags bags;
+  std::int64_t d, all_rows;  // as in UpdateJob
+  std::size_t element;       // bytes of a T
+  void* scratch;             // memory of the place, aligned to 256, until the update's work is done
 };
 // How much of it.
 struct UpdateScratchJob {
@@ -114,6 +122,7 @@ TRIREME_BOTH T row_state(const T* g, std::int64_t d, T before) {
 }
 
 extern Kernel<UpdateScratchJob> embedding_update_scratch;
+extern Kernel<SortJob> embedding_sort;
 extern Kernel<LookupJob<float>> embedding_lookup_f32;
 extern Kernel<LookupJob<double>> embedding_lookup_f64;
 extern Kernel<UpdateJob<float>> embedding_update_f32;

@@ -8,7 +8,9 @@
 namespace trireme {
 namespace {
 
-constexpr const char* names[] = {"forward", "backward", "wait for gradients", "update", "wait for data"};
+constexpr const char* names[] = {"forward", "backward",      "wait for gradients",
+                                 "update",  "replayed step", "wait for data"};
+constexpr std::size_t data = 5;
 
 }  // namespace
 
@@ -25,7 +27,7 @@ StepClock::StepClock(at::Device device) {
 void StepClock::begin() {
   ++steps_;
   if (device_) {
-    if (std::exchange(running_, true)) device_->end(names[4], 0), ++waits_;
+    if (std::exchange(running_, true)) device_->end(names[data], 0), ++waits_;
     return device_->begin();
   }
   last_ = Trace::now_ns();
@@ -34,6 +36,7 @@ void StepClock::begin() {
 void StepClock::pause() { running_ = false; }
 
 void StepClock::end(Phase phase) {
+  if (held_) return;
   const auto i = std::size_t(phase);
   if (device_) {
     device_->end(names[i], 0);
@@ -48,10 +51,11 @@ StepTimes StepClock::take() {
   if (device_) device_->flush(true);
   const auto ms = [this](Phase phase) { return 1e-6 * double(std::exchange(sums_[std::size_t(phase)], 0)); };
   pause();  // the host has waited, and has more to do than the next step
-  const double waited = 1e-6 * double(std::exchange(sums_[4], 0));
+  const double waited = 1e-6 * double(std::exchange(sums_[data], 0));
   const auto waits = double(std::exchange(waits_, 0)), steps = double(std::exchange(steps_, 0));
-  return {ms(Phase::forward), ms(Phase::backward), ms(Phase::exposed), ms(Phase::optimizer),
-          waits > 0 ? waited / waits * steps : std::numeric_limits<double>::quiet_NaN()};
+  return {ms(Phase::forward),  ms(Phase::backward),
+          ms(Phase::exposed),  ms(Phase::optimizer),
+          ms(Phase::replayed), waits > 0 ? waited / waits * steps : std::numeric_limits<double>::quiet_NaN()};
 }
 
 }  // namespace trireme

@@ -83,24 +83,34 @@ void EmbeddingTables::lookup(const at::Tensor& ids, const at::Tensor& out) const
   });
 }
 
-void EmbeddingTables::update(const at::Tensor& ids, const at::Tensor& gradient, double lr, const at::Tensor& skip) {
+at::Tensor EmbeddingTables::sort_memory(const at::Tensor& ids) const {
+  std::size_t bytes = 0;
+  kernels::embedding_update_scratch({ids.numel(), dim_, all_.dtype().itemsize(), &bytes}, buffer_of(all_).place);
+  return at::empty({std::int64_t(bytes)}, all_.options().dtype(at::kByte));
+}
+
+void EmbeddingTables::sort(const at::Tensor& ids, std::int64_t b, const at::Tensor& memory) {
   bool changed = false;
   for (std::size_t k = 0; k < tables_.size(); ++k) {
     const std::int32_t trained = weights_[k].requires_grad();
     changed |= std::exchange(bag_tables_[k].trained, trained) != trained;
   }
   if (changed) publish();
-  const Place place = buffer_of(all_).place;
-  std::size_t bytes = 0;
-  kernels::embedding_update_scratch({ids.numel(), dim_, all_.dtype().itemsize(), &bytes}, place);
-  if (!scratch_.defined() || scratch_.nbytes() < bytes)
-    scratch_ = at::empty({std::int64_t(bytes)}, all_.options().dtype(at::kByte));
+  kernels::embedding_sort({bags_of(ids, b), dim_, all_.size(0), all_.dtype().itemsize(), memory.mutable_data_ptr()},
+                          buffer_of(all_).place);
+}
+
+void EmbeddingTables::update(const at::Tensor& ids, const at::Tensor& gradient, double lr, const at::Tensor& skip,
+                             const at::Tensor& device_lr, const at::Tensor& sorted) {
+  const at::Tensor scratch = sorted.defined() ? sorted : sort_memory(ids);
+  if (!sorted.defined()) sort(ids, gradient.size(2), scratch);
+  const auto pointer = [](const at::Tensor& t) { return t.defined() ? t.const_data_ptr<float>() : nullptr; };
   AT_DISPATCH_FLOATING_TYPES(all_.scalar_type(), "update", [&] {
     kernels::embedding_update(
         {all_.mutable_data_ptr<scalar_t>(), all_state_.defined() ? all_state_.mutable_data_ptr<scalar_t>() : nullptr,
          dim_, all_.size(0), bags_of(ids, gradient.size(2)), gradient.const_data_ptr<scalar_t>(), rule_, lr, eps,
-         skip.defined() ? skip.const_data_ptr<float>() : nullptr, scratch_.mutable_data_ptr()},
-        place);
+         pointer(device_lr), pointer(skip), scratch.mutable_data_ptr()},
+        buffer_of(all_).place);
   });
 }
 

@@ -25,9 +25,15 @@ class EmbeddingTables {
   // ids i32 [P, b * columns()], in each of P blocks of samples table after table [b, width], -1: no id -> out
   // [P, tables, b, d]. On the device of the tables, contiguous.
   void lookup(const at::Tensor& ids, const at::Tensor& out) const;
+  // Which rows are asked for how often, which update() wants to know: it needs no gradient, and may be enqueued beside
+  // what makes them. Memory comes from the current stream, work goes to that of sort().
+  at::Tensor sort_memory(const at::Tensor& ids) const;
+  void sort(const at::Tensor& ids, std::int64_t b, const at::Tensor& memory);
   // Sums what samples ask of one row, then updates it once; gradient as `out`. Tables that `freeze` names stay as they
-  // are. skip: f32 scalar on the device, 1 = change nothing; or undefined.
-  void update(const at::Tensor& ids, const at::Tensor& gradient, double lr, const at::Tensor& skip);
+  // are. skip: f32 scalar on the device, 1 = change nothing; or undefined. device_lr: f32 scalar there in place of lr;
+  // or undefined. sorted: the memory that sort() filled; undefined: it is called here.
+  void update(const at::Tensor& ids, const at::Tensor& gradient, double lr, const at::Tensor& skip,
+              const at::Tensor& device_lr = {}, const at::Tensor& sorted = {});
   // Elements of state for each row.
   static std::int64_t state_width(kernels::SparseRule rule, std::int64_t dim);
 
@@ -43,7 +49,6 @@ class EmbeddingTables {
   std::vector<at::Tensor> weights_, states_;
   std::vector<kernels::BagTable> bag_tables_;
   at::Tensor published_;  // bag_tables_ where the tables are, u8
-  at::Tensor scratch_;    // of update(), u8
 };
 
 }  // namespace trireme::nn

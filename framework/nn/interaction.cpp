@@ -56,8 +56,10 @@ struct Interaction : torch::autograd::Function<Interaction> {
           buffer_of(x).place);
     });
     const auto holder = ctx->saved_data["known"].toCapsule();
-    if (const auto& known = static_cast<const Known&>(*holder); known.call) known.call(drows);
-    return {dx, drows, {}, {}};
+    const auto& known = static_cast<const Known&>(*holder);
+    if (!known.call) return {dx, drows, {}, {}};
+    known.call(drows);
+    return {dx, {}, {}, {}};  // autograd would copy what somebody holds
   }
 };
 

@@ -46,8 +46,7 @@ std::optional<at::Tensor> by_onednn(const at::Tensor& x, const at::Tensor& w, co
 
 at::Tensor layer(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b, bool relu) {
   if (!fused(x)) {
-    at::Tensor y = at::addmm(b, x, w.t());
-    return relu ? y.relu_() : y;
+    return relu ? at::_addmm_activation(b, x, w.t()) : at::addmm(b, x, w.t());
   }
   if (auto y = by_onednn(x, w, b, relu)) return *y;
   at::Tensor y = at::mm(x, w.t());

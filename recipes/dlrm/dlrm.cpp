@@ -4,6 +4,7 @@
 #include "comm/error.h"
 #include "framework/base/tensor.h"
 #include "framework/context.h"
+#include "framework/losses/binary_loss.h"
 #include "framework/micro_batch.h"
 #include "framework/models/binary.h"
 #include "framework/plan.h"
@@ -57,15 +58,14 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   std::vector<std::string> communicators() const override { return ShardedTables::communicators(); }
 
   at::Tensor backward(const Batch& batch, Context& c) override {
+    if (part_ == 0) tables_->forget();
     coder_->run_length(c.steps);
     choose_by_link(batch, c);
     const auto gradient_known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward()); };
     const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
     const at::Tensor logits =
         forward(batch, ids_for(batch, c), c, coder_->forward(tables_->mine(), c.now.step), gradient_known);
-    const at::Tensor share =
-        at::binary_cross_entropy_with_logits(logits.to(c.param_type()), label, {}, {}, at::Reduction::Sum) /
-        double(label.size(0) * c.size());
+    const at::Tensor share = binary_loss(logits.to(c.param_type()), label.view({-1}), double(label.size(0) * c.size()));
     c.backward({&share, 1});
     tables_->finish_return();
     report(c);
@@ -74,10 +74,14 @@ class Dlrm : public Recipe, public ExchangeSwitch {
 
   void update(const Step& s, Context& c) override {
     c.step_optimizers(s);
-    const double peak = c.config().optimizer.lr;
-    const double lr = config_.embedding.lr > 0 ? config_.embedding.lr * (peak > 0 ? s.lr / peak : 1) : s.lr;
-    tables_->update(lr, c.skip());
+    tables_->update(lr_of_tables(s, c), c.skip(), c.replayed([this, &c] { return lr_of_tables(c.now, c); }));
   }
+
+  std::optional<std::string> why_not_recorded(const Context&) const override {
+    if (coder_->forward_on() || coder_->backward_on()) return "the host waits for the sizes of codes";
+    return "";
+  }
+  void check(const Batch& batch) const override { tables_->check(batch.columns.at("ids")); }
 
   std::map<std::string, double> evaluate(Context& c) override {
     Judged judged;
@@ -251,6 +255,10 @@ class Dlrm : public Recipe, public ExchangeSwitch {
 
   // Those of a step were sent during the step before, if there was one; then those of the next step are.
   ShardedTables::Ids ids_for(const Batch& batch, Context& c) {
+    if (c.recorded()) {
+      sent_.clear();
+      return tables_->send_ids(batch.columns.at("ids"));
+    }
     const std::int64_t parts = c.accumulate();
     if (sent_.empty() || sent_.front().epoch != batch.epoch || sent_.front().index != batch.index) {
       sent_.clear();
@@ -273,6 +281,11 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     return at::stack(ids);
   }
 
+  double lr_of_tables(const Step& s, const Context& c) const {
+    const double own = config_.embedding.lr, peak = c.config().optimizer.lr;
+    return own > 0 ? own * (peak > 0 ? s.lr / peak : 1) : s.lr;
+  }
+
   static at::Tensor part_of(const Batch& batch, std::int64_t k, std::int64_t parts) {
     const at::Tensor& ids = batch.columns.at("ids");
     const std::int64_t n = ids.size(0) / parts;
@@ -282,6 +295,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   at::Tensor forward(const Batch& batch, ShardedTables::Ids ids, Context& c, const ShardedTables::CodingOf& coding,
                      std::function<void(const at::Tensor&)> gradient_known) {
     tables_->start_fetch(std::move(ids), coding, gradient_known && coder_->combines());
+    if (gradient_known && c.accumulate() == 1) tables_->prepare_update();
     const at::Tensor x = model_->bottom(to_device(batch.columns.at("dense"), c.device()).to(c.param_type()));
     at::Tensor rows = tables_->finish_fetch();
     if (gradient_known) rows.requires_grad_();

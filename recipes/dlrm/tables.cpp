@@ -58,6 +58,22 @@ std::vector<Param> ShardedTables::parameters() const {
   return all;
 }
 
+void ShardedTables::refuse(const Table& table, std::int64_t sample, std::int32_t id) {
+  throw DataError("table " + table.name,
+                  "has " + std::to_string(table.rows) + " rows, and row " + std::to_string(sample) +
+                      " of this rank's batch asks for row " + std::to_string(id),
+                  "prepare the data anew");
+}
+
+void ShardedTables::check(const at::Tensor& ids) const {
+  if (!ids.is_cpu()) return;
+  const auto* id = ids.const_data_ptr<std::int32_t>();
+  for (std::int64_t i = 0; i < ids.size(0); ++i)
+    for (const Table& table : all_)
+      for (std::int64_t w = 0; w < table.width; ++w, ++id)
+        if (*id < -1 || *id >= table.rows) refuse(table, i, *id);
+}
+
 // By owner, then by table.
 void ShardedTables::sort_on_host(const at::Tensor& ids, at::Tensor& sent) const {
   const std::int64_t b = ids.size(0), width = ids.size(1);
@@ -69,18 +85,15 @@ void ShardedTables::sort_on_host(const at::Tensor& ids, at::Tensor& sent) const 
       for (std::int64_t i = 0; i < b; ++i)
         for (std::int64_t w = 0; w < table.width; ++w) {
           const std::int32_t id = from[i * width + columns_[std::size_t(t)] + w];
-          if (id < -1 || id >= table.rows)
-            throw DataError("table " + table.name,
-                            "has " + std::to_string(table.rows) + " rows, and row " + std::to_string(i) +
-                                " of this rank's batch asks for row " + std::to_string(id),
-                            "prepare the data anew");
+          if (id < -1 || id >= table.rows) refuse(table, i, id);
           *to++ = id;
         }
     }
 }
 
 at::Tensor ShardedTables::sort_on_device(const at::Tensor& ids) {
-  if (!order_.defined() || order_.numel() != ids.numel()) {
+  at::Tensor& known = orders_[ids.numel()];
+  if (!known.defined()) {
     const std::int64_t b = ids.size(0), width = ids.size(1);
     std::vector<std::int64_t> order;
     for (const auto& list : owners_.tables)
@@ -88,9 +101,9 @@ at::Tensor ShardedTables::sort_on_device(const at::Tensor& ids) {
         for (std::int64_t i = 0; i < b; ++i)
           for (std::int64_t w = 0; w < all_[std::size_t(t)].width; ++w)
             order.push_back(i * width + columns_[std::size_t(t)] + w);
-    order_ = to_device(at::tensor(order, at::kLong), ids.device());
+    known = to_device(at::tensor(order, at::kLong), ids.device());
   }
-  return ids.reshape({-1}).index_select(0, order_);
+  return ids.reshape({-1}).index_select(0, known);
 }
 
 ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
@@ -109,7 +122,7 @@ ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
   } else {
     x.sent = sort_on_device(ids);
   }
-  x.received = at::empty({ranks_, own * b}, x.sent.options());
+  x.received = ranks_ == 1 ? x.sent.view({1, own * b}) : at::empty({ranks_, own * b}, x.sent.options());
   x.work = context_.comm("ids").all_to_all(buffer_of(x.sent), send, buffer_of(x.received),
                                            each(std::size_t(own * b), ranks_));
   return x;
@@ -121,12 +134,16 @@ void ShardedTables::start_fetch(Ids ids, const CodingOf& coding, bool combine) {
   current_.work.wait();
   const std::int64_t b = current_.b, n = std::int64_t(held_->size());
   const at::TensorOptions options = held_->options();
-  if (!looked_up_.defined() || looked_up_.size(2) != b) looked_up_ = at::empty({ranks_, n, b, dim_}, options);
   rows_ = at::empty({std::int64_t(all_.size()), b, dim_}, options);
+  if (ranks_ == 1 && !coding)
+    looked_up_ = rows_.unsqueeze(0);  // they stay where they are
+  else if (!looked_up_.defined() || looked_up_.size(2) != b)
+    looked_up_ = at::empty({ranks_, n, b, dim_}, options);
   held_->lookup(current_.received, looked_up_);
   const at::Tensor chunks = looked_up_.view({ranks_ * n, b, dim_});
   forward_->start(chunks, rows_, coding ? coding(chunks) : Coding{});
-  sent_groups_.reset(), received_groups_.reset();
+  received_groups_.reset();
+  combines_ = combine;
   if (combine) find_groups();
 }
 
@@ -136,8 +153,16 @@ void ShardedTables::find_groups() {
   for (const auto& list : owners_.tables)
     for (const std::int64_t t : list) all.push_back(all_[std::size_t(t)].width);
   for (const std::int64_t t : mine()) own.push_back(all_[std::size_t(t)].width);
-  sent_groups_ = groups_of(current_.sent.view({1, -1}), all, current_.b);
+  combiner_.prepare(groups_of(current_.sent.view({1, -1}), all, current_.b), dim_);
   if (!own.empty()) received_groups_ = groups_of(current_.received, own, current_.b);
+}
+
+void ShardedTables::prepare_update() {
+  if (current_.received.is_cpu()) return;
+  if (!sorting_) sorting_.emplace(current_.received.device());
+  current_.sorted = held_->sort_memory(current_.received);
+  sorting_->follow();
+  sorting_->run([this] { held_->sort(current_.received, current_.b, current_.sorted); });
 }
 
 void ShardedTables::name_table(const BadChunk& e, std::int64_t table) const {
@@ -157,8 +182,8 @@ at::Tensor ShardedTables::finish_fetch() {
 void ShardedTables::start_return(const at::Tensor& gradient, const CodingOf& coding) {
   at::NoGradGuard no_grad;
   const std::int64_t b = gradient.size(1), n = std::int64_t(held_->size());
-  gradient_ = sent_groups_ ? combiner_.combined(gradient, *sent_groups_) : gradient;
-  returned_ = at::empty({ranks_ * n, b, dim_}, gradient.options());
+  gradient_ = combines_ ? combiner_.combined(gradient) : gradient;
+  returned_ = ranks_ == 1 && !coding ? gradient : at::empty({ranks_ * n, b, dim_}, gradient.options());
   returning_ = true;
   backward_->start(gradient_, returned_, coding ? coding(gradient_) : Coding{});
 }
@@ -172,7 +197,7 @@ void ShardedTables::finish_return() {
   returning_ = false;
   const std::int64_t n = std::int64_t(held_->size());
   if (received_groups_) restore(returned_, *received_groups_);
-  waiting_.push_back({current_.received, returned_.view({ranks_, n, current_.b, dim_})});
+  waiting_.push_back({current_.received, returned_.view({ranks_, n, current_.b, dim_}), current_.sorted});
   gradient_ = returned_ = at::Tensor();
 }
 
@@ -184,15 +209,16 @@ at::Tensor ShardedTables::blame() const {
   return at::scalar_tensor(std::isfinite(squares) ? 0 : std::nan(""), at::kDouble);
 }
 
-void ShardedTables::update(double lr, const at::Tensor& skip) {
+void ShardedTables::update(double lr, const at::Tensor& skip, const at::Tensor& device_lr) {
   at::NoGradGuard no_grad;
   std::vector<at::Tensor> ids, gradients;
   for (const auto& w : waiting_) ids.push_back(w.ids), gradients.push_back(w.gradient);
+  if (sorting_) sorting_->lead();
   // Micro-batches: one update by all of them.
   if (ids.size() == 1)
-    held_->update(ids[0], gradients[0], lr, skip);
+    held_->update(ids[0], gradients[0], lr, skip, device_lr, waiting_[0].sorted);
   else if (!ids.empty())
-    held_->update(at::cat(ids), at::cat(gradients), lr, skip);
+    held_->update(at::cat(ids), at::cat(gradients), lr, skip, device_lr);
   waiting_.clear();
 }
 

@@ -7,6 +7,7 @@
 #include "recipes/dlrm/exchange.h"
 #include "recipes/dlrm/planner.h"
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -30,15 +31,19 @@ class ShardedTables {
   // Ids on their way to the owners of their tables.
   struct Ids {
     at::Tensor sent, received;  // i32; received: [ranks, b * this rank's width]
+    at::Tensor sorted = {};     // of prepare_update()
     std::int64_t b = 0;
     Work work = {};
   };
   // ids i32 [b, width], in host memory: DataError where one is outside its table. Or on the device: then nobody looks.
   Ids send_ids(const at::Tensor& ids);
+  void check(const at::Tensor& ids) const;  // what send_ids() does of it
   // Looks the ids up, and starts the rows on their way. combine: gradients of equal rows will be summed before they go
   // back (combine.h); f32 alone.
   using CodingOf = std::function<Coding(const at::Tensor& rows)>;  // of [chunks, b, d], destination by destination
   void start_fetch(Ids ids, const CodingOf& coding, bool combine = false);
+  // These ids will be updated: on a GPU what needs no gradient for that begins now, on a stream of its own.
+  void prepare_update();
   at::Tensor finish_fetch();  // [tables, b, d], the samples of this rank, a leaf
 
   // The gradient of what finish_fetch() gave, back to the owners.
@@ -49,8 +54,8 @@ class ShardedTables {
   at::Tensor blame() const;
   void forget() { waiting_.clear(); }
 
-  // One update by all gradients that came back since the last.
-  void update(double lr, const at::Tensor& skip);
+  // One update by all gradients that came back since the last. device_lr: f32 scalar in place of lr, or undefined.
+  void update(double lr, const at::Tensor& skip, const at::Tensor& device_lr = {});
 
   std::int64_t chunk_bytes() const { return current_.b * dim_ * std::int64_t(held_->options().dtype().itemsize()); }
   RowExchange& forward() { return *forward_; }
@@ -60,9 +65,10 @@ class ShardedTables {
 
  private:
   struct Waiting {
-    at::Tensor ids, gradient;  // [ranks, b * width], [ranks, tables, b, d]
+    at::Tensor ids, gradient, sorted;  // [ranks, b * width], [ranks, tables, b, d], of prepare_update()
   };
   void sort_on_host(const at::Tensor& ids, at::Tensor& sent) const;
+  [[noreturn]] static void refuse(const Table& table, std::int64_t sample, std::int32_t id);
   at::Tensor sort_on_device(const at::Tensor& ids);
   void find_groups();
   [[noreturn]] void name_table(const BadChunk& e, std::int64_t table) const;
@@ -74,14 +80,18 @@ class ShardedTables {
   const int rank_, ranks_;
   std::vector<std::int64_t> columns_;  // of each table in ids
   at::Tensor places_;
-  at::Tensor order_;                         // sort_on_device(): where the ids that are sent stand in the batch, i64
+  // sort_on_device(): where the ids that are sent stand in the batch, i64, by how many there are. A step that is
+  // recorded reads them for good.
+  std::map<std::int64_t, at::Tensor> orders_;
   std::optional<nn::EmbeddingTables> held_;  // by this rank
   std::unique_ptr<Communicator> self_;
   std::optional<RowExchange> forward_, backward_;
+  std::optional<SideStream> sorting_;  // of a device
   at::Tensor looked_up_, rows_, gradient_, returned_;
   Ids current_;
   bool returning_ = false;
-  std::optional<Groups> sent_groups_, received_groups_;  // of this step
+  bool combines_ = false;  // in this step
+  std::optional<Groups> received_groups_;
   Combiner combiner_;
   std::vector<Waiting> waiting_;
 };

@@ -86,6 +86,10 @@ class Mlp : public Recipe {
            double(c.size());
   }
 
+  std::optional<std::string> why_not_recorded(const Context&) const override {
+    return whole_batch() ? std::nullopt : std::optional<std::string>("");
+  }
+
   // Other risks than the mean see the whole batch: its losses come first, then each micro-batch again with its weights.
   bool whole_batch() const override { return risk_.kind != "mean"; }
   at::Tensor backward(const Batch& batch, Context& c) override {

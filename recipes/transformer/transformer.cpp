@@ -144,6 +144,8 @@ class Transformer : public Recipe {
     return at::cross_entropy_loss(logits, target) / double(c.size());
   }
 
+  std::optional<std::string> why_not_recorded(const Context&) const override { return ""; }
+
   // Of the tokens that are held out, at most 512 sequences: how often the likeliest one is right.
   std::map<std::string, double> evaluate(Context& c) override {
     constexpr std::int64_t most = 512, chunk = 64;

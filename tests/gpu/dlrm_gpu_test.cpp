@@ -1,8 +1,15 @@
 // DLRM on a GPU through the program: the losses of a CPU, of one rank on several, and of raw rows through a lossless
-// codec. Data is made on the way. And its kernels against their host twins, bit by bit.
+// codec. Data is made on the way. Its kernels against their host twins, bit by bit, and steps that are replayed as a
+// CUDA graph against steps that are not.
+#include "comm/local/self.h"
+#include "data/loader.h"
 #include "data/rng.h"
+#include "framework/experiment.h"
+#include "framework/io/checkpoint.h"
+#include "framework/losses/binary_loss.h"
 #include "framework/nn/embedding.h"
 #include "framework/nn/interaction.h"
+#include "framework/session.h"
 #include "tests/gpu/training.h"
 
 #include <ATen/ATen.h>
@@ -157,6 +164,82 @@ TEST_F(DlrmGpu, InteractionHasTheValuesOfTheHost) {
     EXPECT_LT(at::abs(out[0] - out[1]).max().item<double>(), 1e-12);
     EXPECT_LT(at::abs(dx[0] - dx[1]).max().item<double>(), 1e-10);
     EXPECT_LT(at::abs(drows[0] - drows[1]).max().item<double>(), 1e-10);
+  }
+}
+
+// ---- steps that are recorded and replayed ----
+
+struct Steps {
+  std::vector<double> losses, norms;
+  std::map<std::string, at::Tensor> weights;
+  std::vector<std::string> said;
+  Snapshot state;
+};
+
+// Steps [first, last) of a run of 50 whose learning rate changes in each; an evaluation after step 20, whose batches
+// are of another size, and a training batch of 500 rows instead of 512 as step 30.
+Steps take(const std::vector<std::string>& keys, std::int64_t first = 0, std::int64_t last = 50,
+           const Snapshot* from = nullptr) {
+  Experiment e(Config::parse(
+      "recipe: dlrm\nsteps: 50\nbatch_size: 512\nlog_every: 1000\ndevice: cuda\noptimizer: {lr: 0.05, schedule: "
+      "cosine, warmup: 10, weight_decay: 0.01}\ndata: {shape: kaggle, scale: 1000, samples: 30000, test_samples: "
+      "2000}\nmodel: {dim: 16, bottom: [64, 32], top: [64]}\neval_batch: 700\n",
+      "dlrm.yaml", keys));
+  const auto world = make_self();
+  Session session(*world, e.train, *e.recipe);
+  Steps r;
+  session.context().on_message = [&](std::string_view line) { r.said.emplace_back(line); };
+  const auto visit = [&](Archive& ar) { session.state(ar); };
+  if (from) session.restore(*from, visit);
+  const auto ids = e.recipe->train_ids();
+  for (std::int64_t k = first; k < last; ++k) {
+    const std::size_t rows = k == 30 ? 500 : 512;
+    session.context().now.step = k;
+    session.step(e.recipe->train_data().read({ids.data() + 512 * k, rows}, 0));
+    r.losses.push_back(session.loss()), r.norms.push_back(session.gradient_norm());
+    if (k == 20) session.evaluate();
+  }
+  EXPECT_EQ(session.replays(), e.train.graph == "auto") << (r.said.empty() ? "" : r.said[0]);
+  EXPECT_EQ(session.take_skipped().total, 0);
+  for (const auto& p : session.parameters()) r.weights[p.name] = p.value.detach().cpu();
+  r.state = Snapshot::take(visit, 0);
+  return r;
+}
+
+void expect_same_bits(const Steps& a, const Steps& b, const std::string& what) {
+  const std::size_t n = std::min(a.losses.size(), b.losses.size());  // the last n
+  for (std::size_t i = 1; i <= n; ++i) {
+    ASSERT_EQ(a.losses[a.losses.size() - i], b.losses[b.losses.size() - i]) << what << ", " << i << " before the end";
+    ASSERT_EQ(a.norms[a.norms.size() - i], b.norms[b.norms.size() - i]) << what << ", " << i << " before the end";
+  }
+  for (const auto& [name, w] : a.weights) EXPECT_TRUE(at::equal(w, b.weights.at(name))) << what << ", " << name;
+}
+
+TEST_F(DlrmGpu, RecordedStepsHaveTheBitsOfTheOthers) {
+  for (const std::string rule : {"sgd", "adagrad", "rowwise_adagrad"}) {
+    const std::string dense = rule == "adagrad" ? "adamw" : "sgd";
+    std::vector<std::string> keys{"embedding.optimizer=" + rule, "embedding.lr=0.02", "optimizer.name=" + dense};
+    const Steps graph = take(keys);
+    EXPECT_LT(graph.losses.back(), graph.losses.front());
+    ASSERT_EQ(graph.said.size(), 2u) << "that they are replayed, and the shape of step 30";
+    std::printf("%s, %s: %s\n", rule.c_str(), dense.c_str(), graph.said[0].c_str());
+    const Steps half = take(keys, 0, 25);
+    expect_same_bits(graph, take(keys, 25, 50, &half.state), rule + " resumed");
+    keys.emplace_back("graph=off");
+    expect_same_bits(graph, take(keys), rule);
+  }
+}
+
+TEST_F(DlrmGpu, LossOfLogitsHasTheValuesOfTheHost) {
+  for (const std::int64_t n : {1, 1000, 5000}) {
+    at::Tensor x = (at::randn({n}, at::kDouble) * 5).requires_grad_(),
+               there = x.detach().to(at::kCUDA).requires_grad_();
+    const at::Tensor y = (at::randn({n}, at::kDouble) > 0).to(at::kDouble);
+    const at::Tensor host = binary_loss(x, y, double(n)), device = binary_loss(there, y.cuda(), double(n));
+    torch::autograd::backward({host}, {});
+    torch::autograd::backward({device}, {});
+    EXPECT_NEAR(host.item<double>(), device.item<double>(), 1e-13);
+    EXPECT_LT(at::abs(x.grad() - there.grad().cpu()).max().item<double>(), 1e-15);
   }
 }
 

@@ -14,6 +14,7 @@
 #include "recipes/dlrm/exchange_switch.h"
 #include "recipes/dlrm/planner.h"
 #include "recipes/dlrm/tables.h"
+#include "tests/fake_graph.h"
 #include "tests/max_difference.h"
 #include "tests/unit/reference_files.h"
 
@@ -351,6 +352,42 @@ TEST(Dlrm, ResumesWhereItWas) {
   EXPECT_LT(apart(whole, resumed(4, 1, 2, keys)), 1e-12);
 }
 
+// As on a CPU: see FakeGraphs.
+TEST(Dlrm, RecordedStepsHaveTheBitsOfTheOthers) {
+  const FakeGraphs fake;
+  const Change known = [](Session& s) { FakeGraphs::context = &s.context(); };
+  for (const std::string rule : {"sgd", "adagrad", "rowwise_adagrad"}) {
+    std::vector<std::string> keys{"steps=9",          "embedding.optimizer=" + rule, "embedding.lr=0.05",
+                                  "optimizer.lr=0.1", "optimizer.schedule=cosine",   "optimizer.warmup=2"};
+    const Trained graph = train(1, keys, known, 9);
+    keys.emplace_back("graph=off");
+    EXPECT_EQ(apart(graph, train(1, keys, known, 9)), 0) << rule;
+  }
+  EXPECT_EQ(FakeGraphs::made, 3);
+  train(1, {"compression.forward.codec=auto"}, known);
+  train(2, {});
+  EXPECT_EQ(FakeGraphs::made, 3);
+}
+
+// Nobody looks at ids that lie on a device.
+TEST(Dlrm, RecordedStepsRefuseAnIdBeyondItsTable) {
+  const FakeGraphs fake;
+  run_loopback(1, [&](Communicator& world) {
+    Experiment e(Config::parse(yaml(), "dlrm.yaml", {}));
+    Session session(world, e.train, *e.recipe);
+    FakeGraphs::context = &session.context();
+    const std::vector<std::int64_t> ids{1, 2, 3, 4};
+    Batch batch = e.recipe->train_data().read(ids, 0);
+    for (std::int64_t s = 0; s < 5; ++s) {
+      session.context().now.step = s;
+      session.step(batch);
+    }
+    EXPECT_TRUE(session.replays());
+    batch.columns.at("ids")[2][7] = 1000000000;
+    EXPECT_THROW(session.step(batch), DataError);
+  });
+}
+
 // ---- the exchange ----
 
 TEST(Dlrm, WithoutLossTheCodedExchangeIsThePlainOne) {
@@ -380,7 +417,8 @@ TEST(Combine, SumsOfEqualRowsOverTheRootOfHowMany) {
     const at::Tensor gradient = at::randn({3, b, d});
     Combiner combiner;
     const Groups own{groups.first[block].contiguous(), groups.times[block].contiguous()};
-    at::Tensor sent = combiner.combined(gradient, own);
+    combiner.prepare(own, d);
+    at::Tensor sent = combiner.combined(gradient);
     at::Tensor expected = at::zeros({3, b, d}, at::kDouble), times = at::zeros({3, b});
     for (std::int64_t t = 0; t < 3; ++t)
       for (std::int64_t i = 0; i < b; ++i) {

@@ -1,7 +1,9 @@
-// The fused linear layer against ATen's with autograd, and the norm kernel against a plain f64 sum.
+// The fused linear layer and the loss of logits against ATen's with autograd, and the norm kernel against a plain f64
+// sum.
 #include "framework/nn/linear.h"
 
 #include "framework/kernels/sum_of_squares.h"
+#include "framework/losses/binary_loss.h"
 
 #include <cmath>
 #include <vector>
@@ -77,6 +79,23 @@ TEST(SumOfSquares, EqualsAPlainF64Sum) {
   const float bad[] = {1, NAN, 2}, huge[] = {INFINITY, 1};
   EXPECT_TRUE(std::isnan(kernels::sum_of_squares(bad, 3)));
   EXPECT_TRUE(std::isinf(kernels::sum_of_squares(huge, 2)));
+}
+
+TEST(BinaryLoss, EqualsAutograd) {
+  at::manual_seed(3);
+  for (const auto& [type, tolerance] : {std::pair{at::kDouble, 1e-14}, std::pair{at::kFloat, 1e-6}}) {
+    // Far from zero either way, where exp(x) is infinite or 0.
+    const at::Tensor x = at::cat({at::randn({500}, at::kDouble) * 4, at::tensor({-800.0, 800.0, 0.0, -800.0, 800.0})});
+    const at::Tensor y = (at::randn({505}, at::kDouble) > 0.3).to(type);
+    at::Tensor ours = x.clone().to(type).requires_grad_(), theirs = x.clone().requires_grad_();
+    const at::Tensor loss = binary_loss(ours, y, 1010);
+    const at::Tensor expected =
+        at::binary_cross_entropy_with_logits(theirs, y.to(at::kDouble), {}, {}, at::Reduction::Sum) / 1010;
+    torch::autograd::backward({loss * 3}, {});
+    torch::autograd::backward({expected * 3}, {});
+    EXPECT_LE(relative(loss.detach().to(at::kDouble), expected.detach()), tolerance);
+    EXPECT_LE(relative(ours.grad().to(at::kDouble), theirs.grad()), tolerance);
+  }
 }
 
 }  // namespace

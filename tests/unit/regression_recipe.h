@@ -33,7 +33,10 @@ struct Regression : Recipe {
   Rows rows;
   std::int64_t batch = 1;
 
+  std::optional<std::string> recorded = std::nullopt;  // why_not_recorded()
+
   void fields(Fields&) override {}
+  std::optional<std::string> why_not_recorded(const Context&) const override { return recorded; }
   void setup(Context& c) override {
     batch = c.config().batch_size / (c.accumulate() > 1 ? c.accumulate() : 1);
     at::Tensor w1 = at::empty({16, 6}, at::kDouble), w2 = at::empty({16}, at::kDouble);

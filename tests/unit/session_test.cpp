@@ -3,6 +3,7 @@
 #include "framework/base/agree.h"
 #include "framework/init_from.h"
 #include "framework/io/checkpoint.h"
+#include "tests/fake_graph.h"
 #include "tests/fault/program.h"
 #include "tests/unit/regression_recipe.h"
 
@@ -141,26 +142,6 @@ TEST(Session, SkippedStepsAreCountedBetweenReads) {
     EXPECT_EQ(longest, 5) << every;
     const std::vector<std::int64_t> each{2, 6, 7, 8, 9, 10}, fours{2, 6, 9}, once{2};
     EXPECT_EQ(firsts, every == 1 ? each : every == 4 ? fours : once) << every;
-  }
-}
-
-// What a GPU does, operator by operator, is what the host counts by hand.
-TEST(Session, SkippedStepsOnADeviceAreTheHosts) {
-  Rng rng(3, "skips");
-  SkippedSteps host;
-  at::Tensor device = SkippedSteps::none(at::kCPU);
-  for (std::int64_t step = 1; step <= 200; ++step) {
-    const at::Tensor skip = at::scalar_tensor(rng.uniform() < 0.6 ? 1 : 0, at::kFloat);
-    host.count(skip, step);
-    SkippedSteps::count_by_operators(device, skip, step);
-    if (rng.uniform() > 0.2) continue;
-    const SkippedSteps::Seen seen = host.take();
-    EXPECT_EQ(device[1].item<double>(), double(seen.in_a_row)) << step;
-    EXPECT_EQ(device[2].item<double>(), seen.first ? double(seen.first) : INFINITY) << step;
-    EXPECT_EQ(device[3].item<double>(), double(seen.total)) << step;
-    device[1].zero_();
-    device[2].fill_(INFINITY);
-    device[3].zero_();
   }
 }
 
@@ -544,6 +525,140 @@ TEST(Steps, EpochsAreStepsOfTheData) {
   };
   EXPECT_NE(refused("recipe: x\nzero: 1\noptimizer: {name: lamb}\n").find("norms of whole weights"), std::string::npos);
   EXPECT_EQ(refused("recipe: x\nepochs: 2\noptimizer: {name: lion, schedule: const_cooldown, cooldown: 5}\n"), "");
+}
+
+// ---- steps that are recorded and replayed, as on a CPU ----
+
+struct Replayed {
+  std::vector<at::Tensor> weights;
+  std::vector<double> losses, norms;
+  SkippedSteps::Seen skipped;
+  std::vector<std::string> said;
+  bool replays = false;
+};
+
+TrainConfig recorded_config(const std::string& rule) {
+  TrainConfig c = small();
+  c.precision = "f32";
+  c.optimizer.name = rule;
+  c.optimizer.warmup = 3;
+  c.optimizer.clip_norm = 0.5;
+  c.ema = 0.9;
+  return c;
+}
+
+// Steps [first, last) of 24 rows, but `odd_step` of 20; `poisoned` is not finite.
+Replayed replay(const TrainConfig& config, std::int64_t first = 0, std::int64_t last = 12, std::int64_t odd_step = -1,
+                std::int64_t poisoned = -1, Snapshot* state = nullptr) {
+  Replayed r;
+  const auto world = make_self();
+  Regression recipe;
+  recipe.recorded = "";
+  Session session(*world, config, recipe);
+  FakeGraphs::context = &session.context();
+  session.context().on_message = [&](std::string_view line) { r.said.emplace_back(line); };
+  const auto visit = [&](Archive& ar) { session.state(ar); };
+  if (first > 0) session.restore(*state, visit);
+  for (std::int64_t s = first; s < last; ++s) {
+    std::vector<std::int64_t> ids(s == odd_step ? 20 : 24);
+    for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = s * 24 + std::int64_t(i);
+    session.context().now.step = s;
+    Batch batch = recipe.rows.read(ids, 0);
+    if (s == poisoned) batch.columns.at("x").fill_(INFINITY);
+    session.step(batch);
+    r.losses.push_back(session.loss()), r.norms.push_back(session.gradient_norm());
+  }
+  r.skipped = session.take_skipped();
+  r.replays = session.replays();
+  for (const auto& p : session.parameters()) r.weights.push_back(p.value.detach().clone());
+  if (state) *state = Snapshot::take(visit, 0);
+  return r;
+}
+
+void expect_equal(const Replayed& a, const Replayed& b, const std::string& what) {
+  EXPECT_EQ(a.losses, b.losses) << what;
+  EXPECT_EQ(a.norms, b.norms) << what;
+  for (std::size_t i = 0; i < a.weights.size(); ++i) EXPECT_TRUE(at::equal(a.weights[i], b.weights[i])) << what << i;
+}
+
+TrainConfig without_graphs(TrainConfig c) {
+  c.graph = "off";
+  return c;
+}
+
+TEST(RecordedSteps, HaveTheBitsOfTheOthers) {
+  const FakeGraphs fake;
+  for (const std::string rule : {"adamw", "sgd", "nesterov", "lamb", "lion"}) {
+    const TrainConfig c = recorded_config(rule);
+    const Replayed graph = replay(c), plain = replay(without_graphs(c));
+    EXPECT_TRUE(graph.replays && !plain.replays);
+    EXPECT_EQ(graph.said, std::vector<std::string>{"steps are replayed as a CUDA graph of 3 kernels and copies"});
+    expect_equal(graph, plain, rule);
+    EXPECT_LT(graph.losses.back(), graph.losses.front());
+  }
+  EXPECT_EQ(FakeGraphs::made, 5);
+}
+
+TEST(RecordedSteps, ResumeInTheMiddle) {
+  const FakeGraphs fake;
+  const TrainConfig c = recorded_config("adamw");
+  Replayed whole = replay(c);
+  for (const std::int64_t cut : {3, 7}) {
+    Snapshot state;
+    replay(c, 0, cut, -1, -1, &state);
+    Replayed rest = replay(c, cut, 12, -1, -1, &state);
+    whole.losses.resize(12), whole.norms.resize(12);
+    expect_equal({rest.weights, rest.losses, rest.norms, {}, {}, false},
+                 {whole.weights,
+                  {whole.losses.begin() + cut, whole.losses.end()},
+                  {whole.norms.begin() + cut, whole.norms.end()},
+                  {},
+                  {},
+                  false},
+                 "from step " + std::to_string(cut));
+  }
+}
+
+// One batch of other rows between recorded steps, and before there are any.
+TEST(RecordedSteps, OtherShapesRunAsTheyAre) {
+  const FakeGraphs fake;
+  const TrainConfig c = recorded_config("adamw");
+  for (const std::int64_t odd : {1, 3, 7, 11}) {
+    const Replayed graph = replay(c, 0, 12, odd), plain = replay(without_graphs(c), 0, 12, odd);
+    EXPECT_TRUE(graph.replays);
+    expect_equal(graph, plain, "odd step " + std::to_string(odd) + " ");
+    EXPECT_EQ(graph.said.size(), odd > 3 ? 2u : 1u) << "said once, and only where something was recorded";
+  }
+}
+
+TEST(RecordedSteps, CountWhatTheySkip) {
+  const FakeGraphs fake;
+  const TrainConfig c = recorded_config("adamw");
+  const Replayed graph = replay(c, 0, 12, -1, 8), plain = replay(without_graphs(c), 0, 12, -1, 8);
+  EXPECT_EQ(graph.skipped.total, 1);
+  EXPECT_EQ(plain.skipped.first, 9);
+  for (std::size_t i = 0; i < graph.weights.size(); ++i) EXPECT_TRUE(at::equal(graph.weights[i], plain.weights[i]));
+}
+
+TEST(RecordedSteps, SayWhyThereAreNone) {
+  const FakeGraphs fake;
+  TrainConfig c = recorded_config("adamw");
+  const std::string line = "a step is not recorded as a CUDA graph: ";
+  FakeGraphs::refuse = true;
+  const Replayed refused = replay(c), plain = replay(without_graphs(c));
+  EXPECT_EQ(refused.said, (std::vector<std::string>{line + "operation not permitted when stream is capturing"}));
+  expect_equal(refused, plain, "refused");
+  FakeGraphs::refuse = false;
+  c.accumulate = 2;
+  EXPECT_EQ(replay(c).said, std::vector<std::string>{line + "it has several micro-batches"});
+  c.accumulate = 1;
+  c.precision = "f64";
+  EXPECT_EQ(replay(c).said, std::vector<std::string>{line + "precision is f64"});
+  train(recorded_config("adamw"), 2, [&](Session& s, Regression& r, std::int64_t step) {
+    r.recorded = "";
+    EXPECT_FALSE(s.replays()) << step;
+  });
+  EXPECT_EQ(FakeGraphs::made, 0);
 }
 
 }  // namespace

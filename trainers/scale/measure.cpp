@@ -78,7 +78,7 @@ std::vector<Exchange> time_exchanges(Context& context, std::size_t gradient_byte
 class Stepper {
  public:
   Stepper(Experiment& run, Communicator& world)
-      : config_(run.train),
+      : config_(in_phases(run)),
         world_(world),
         session_(world, config_, *run.recipe),
         loader_(run.recipe->train_data(), run.recipe->train_ids(), config_.batch_size, world.rank(), world.size(),
@@ -121,6 +121,11 @@ class Stepper {
   }
 
  private:
+  // What is replayed as a CUDA graph has no phases.
+  static const TrainConfig& in_phases(Experiment& run) {
+    run.train.graph = "off";
+    return run.train;
+  }
   void step() {
     const auto begin = Clock::now();
     context().now.step = taken_++;
