@@ -25,6 +25,16 @@ at::Tensor keys_of(const at::Tensor& ids, const std::vector<std::int64_t>& width
   return at::stack(keys, 1);
 }
 
+// Each sample asks the one table that all make for where its group begins.
+kernels::Bags bags_of(const at::Tensor& table, const Groups& groups) {
+  return {static_cast<const kernels::BagTable*>(table.const_data_ptr()),
+          groups.first.const_data_ptr<std::int32_t>(),
+          1,
+          1,
+          groups.first.numel(),
+          1};
+}
+
 }  // namespace
 
 Groups groups_of(const at::Tensor& ids, const std::vector<std::int64_t>& widths, std::int64_t b) {
@@ -43,35 +53,42 @@ Groups groups_of(const at::Tensor& ids, const std::vector<std::int64_t>& widths,
   return g;
 }
 
-at::Tensor Combiner::combined(const at::Tensor& gradient, const Groups& groups) {
-  const at::NoGradGuard no_grad;
-  const std::int64_t rows = gradient.size(0) * gradient.size(1), d = gradient.size(2);
-  if (rows_ != rows || table_.device() != gradient.device()) {
+void Combiner::prepare(const Groups& groups, std::int64_t d) {
+  const std::int64_t rows = groups.first.numel();
+  if (!groups_.first.defined() || groups_.first.numel() != rows) {
     const kernels::BagTable table{0, rows, 0, 1, 0, 1};
     const at::Tensor host = at::empty({sizeof table}, at::kByte);
     std::memcpy(host.mutable_data_ptr(), &table, sizeof table);
-    table_ = to_device(host, gradient.device()), rows_ = rows;
+    table_ = to_device(host, groups.first.device());
   }
-  at::Tensor sums = at::zeros_like(gradient, at::MemoryFormat::Contiguous);
-  const at::Tensor from = gradient.contiguous();
-  const Place place = buffer_of(sums).place;
+  groups_ = groups;
+  const Place place = buffer_of(groups.first).place;
   std::size_t bytes = 0;
   kernels::embedding_update_scratch({rows, d, sizeof(float), &bytes}, place);
-  const at::Tensor scratch = at::empty({std::int64_t(bytes)}, gradient.options().dtype(at::kByte));
+  if (!scratch_.defined() || scratch_.nbytes() < bytes)
+    scratch_ = at::empty({std::int64_t(bytes)}, groups.times.options().dtype(at::kByte));
+  kernels::embedding_sort({bags_of(table_, groups), d, rows, sizeof(float), scratch_.mutable_data_ptr()}, place);
+}
+
+at::Tensor Combiner::combined(const at::Tensor& gradient) const {
+  const at::NoGradGuard no_grad;
+  const std::int64_t rows = groups_.first.numel(), d = gradient.size(2);
+  at::Tensor sums = at::zeros_like(gradient, at::MemoryFormat::Contiguous);
+  const at::Tensor from = gradient.contiguous();
   kernels::embedding_update({.rows = sums.mutable_data_ptr<float>(),
                              .state = nullptr,
                              .d = d,
                              .all_rows = rows,
-                             .bags = {static_cast<const kernels::BagTable*>(table_.const_data_ptr()),
-                                      groups.first.const_data_ptr<std::int32_t>(), 1, 1, rows, 1},
+                             .bags = bags_of(table_, groups_),
                              .gradient = from.const_data_ptr<float>(),
                              .rule = kernels::SparseRule::sgd,
                              .lr = -1,
                              .eps = 0,
+                             .device_lr = nullptr,
                              .skip = nullptr,
-                             .scratch = scratch.mutable_data_ptr()},
-                            place);
-  return sums.mul_(groups.times.view({gradient.size(0), gradient.size(1), 1}).clamp_min(1).rsqrt());
+                             .scratch = scratch_.mutable_data_ptr()},
+                            buffer_of(sums).place);
+  return sums.mul_(groups_.times.view({gradient.size(0), gradient.size(1), 1}).clamp_min(1).rsqrt());
 }
 
 void restore(at::Tensor& received, const Groups& groups) {

@@ -22,12 +22,15 @@ Groups groups_of(const at::Tensor& ids, const std::vector<std::int64_t>& widths,
 
 class Combiner {
  public:
-  // gradient f32 [tables, b, d], groups of one block -> the same shape. Sums go in the order of the samples.
-  at::Tensor combined(const at::Tensor& gradient, const Groups& groups);
+  // Groups of one block, whose gradients will have d values: what can be done without them.
+  void prepare(const Groups& groups, std::int64_t d);
+  // gradient f32 [tables, b, d] -> the same shape. Sums go in the order of the samples.
+  at::Tensor combined(const at::Tensor& gradient) const;
 
  private:
-  at::Tensor table_;  // all rows as one table, for the kernel that sums gradients of equal rows; u8, on the device
-  std::int64_t rows_ = 0;
+  Groups groups_;
+  at::Tensor table_;    // all rows as one table, for the kernel that sums gradients of equal rows; u8, on the device
+  at::Tensor scratch_;  // of that kernel, u8
 };
 
 // What arrived of it f32 [blocks * tables, b, d], in place: sums where a group begins, else zeros.

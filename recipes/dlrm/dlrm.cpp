@@ -273,17 +273,17 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     return ids;
   }
 
-  double lr_of_tables(const Step& s, const Context& c) const {
-    const double own = config_.embedding.lr, peak = c.config().optimizer.lr;
-    return own > 0 ? own * (peak > 0 ? s.lr / peak : 1) : s.lr;
-  }
-
   // i32 [tables, n]: of each bag the first.
   at::Tensor first_ids(const Batch& batch) const {
     std::vector<at::Tensor> ids;
     std::int64_t column = 0;
     for (const auto& t : data_->tables()) ids.push_back(batch.columns.at("ids").select(1, column)), column += t.width;
     return at::stack(ids);
+  }
+
+  double lr_of_tables(const Step& s, const Context& c) const {
+    const double own = config_.embedding.lr, peak = c.config().optimizer.lr;
+    return own > 0 ? own * (peak > 0 ? s.lr / peak : 1) : s.lr;
   }
 
   static at::Tensor part_of(const Batch& batch, std::int64_t k, std::int64_t parts) {

@@ -142,7 +142,8 @@ void ShardedTables::start_fetch(Ids ids, const CodingOf& coding, bool combine) {
   held_->lookup(current_.received, looked_up_);
   const at::Tensor chunks = looked_up_.view({ranks_ * n, b, dim_});
   forward_->start(chunks, rows_, coding ? coding(chunks) : Coding{});
-  sent_groups_.reset(), received_groups_.reset();
+  received_groups_.reset();
+  combines_ = combine;
   if (combine) find_groups();
 }
 
@@ -152,7 +153,7 @@ void ShardedTables::find_groups() {
   for (const auto& list : owners_.tables)
     for (const std::int64_t t : list) all.push_back(all_[std::size_t(t)].width);
   for (const std::int64_t t : mine()) own.push_back(all_[std::size_t(t)].width);
-  sent_groups_ = groups_of(current_.sent.view({1, -1}), all, current_.b);
+  combiner_.prepare(groups_of(current_.sent.view({1, -1}), all, current_.b), dim_);
   if (!own.empty()) received_groups_ = groups_of(current_.received, own, current_.b);
 }
 
@@ -181,7 +182,7 @@ at::Tensor ShardedTables::finish_fetch() {
 void ShardedTables::start_return(const at::Tensor& gradient, const CodingOf& coding) {
   at::NoGradGuard no_grad;
   const std::int64_t b = gradient.size(1), n = std::int64_t(held_->size());
-  gradient_ = sent_groups_ ? combiner_.combined(gradient, *sent_groups_) : gradient;
+  gradient_ = combines_ ? combiner_.combined(gradient) : gradient;
   returned_ = ranks_ == 1 && !coding ? gradient_ : at::empty({ranks_ * n, b, dim_}, gradient.options());
   returning_ = true;
   backward_->start(gradient_, returned_, coding ? coding(gradient_) : Coding{});

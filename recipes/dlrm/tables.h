@@ -90,7 +90,8 @@ class ShardedTables {
   at::Tensor looked_up_, rows_, gradient_, returned_;
   Ids current_;
   bool returning_ = false;
-  std::optional<Groups> sent_groups_, received_groups_;  // of this step
+  bool combines_ = false;  // in this step
+  std::optional<Groups> received_groups_;
   Combiner combiner_;
   std::vector<Waiting> waiting_;
 };

@@ -63,8 +63,8 @@ at::Tensor combined_for(const at::Tensor& gradients, const at::Tensor& ids, int 
   Combiner combiner;
   for (std::int64_t r = 0; r < ranks; ++r) {
     const at::Tensor own = ids.narrow(1, r * n, n).contiguous().view({1, -1});
-    const Groups groups = groups_of(own, std::vector<std::int64_t>(std::size_t(tables), 1), n);
-    all.narrow(1, r * n, n).copy_(combiner.combined(gradients.narrow(1, r * n, n), groups));
+    combiner.prepare(groups_of(own, std::vector<std::int64_t>(std::size_t(tables), 1), n), gradients.size(2));
+    all.narrow(1, r * n, n).copy_(combiner.combined(gradients.narrow(1, r * n, n)));
   }
   return all;
 }

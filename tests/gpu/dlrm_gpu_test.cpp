@@ -10,6 +10,7 @@
 #include "framework/nn/embedding.h"
 #include "framework/nn/interaction.h"
 #include "framework/session.h"
+#include "recipes/dlrm/combine.h"
 #include "tests/gpu/training.h"
 
 #include <ATen/ATen.h>
@@ -62,12 +63,14 @@ TEST_F(DlrmGpu, CodesOnTheDevice) {
                                                 "compression.forward.base=0",
                                                 "compression.forward.loose=0",
                                                 "compression.backward.codec=auto",
-                                                "compression.backward.bound=0"};
+                                                "compression.backward.bound=0",
+                                                "compression.backward.combine=true"};
   ASSERT_EQ(run("raw", 2, "cuda", raw).code, 0);
   const Outcome coded = run("lossless", 2, "cuda", lossless);
   ASSERT_EQ(coded.code, 0) << coded;
   expect_near("raw", "lossless", 1e-4);
-  const Words both{"communicator=mpi", "compression.forward.codec=auto", "compression.backward.codec=auto"};
+  const Words both{"communicator=mpi", "compression.forward.codec=auto", "compression.backward.codec=auto",
+                   "compression.backward.combine=true"};
   const Outcome gpu = run("gpu", 2, "cuda", both);
   ASSERT_EQ(gpu.code, 0) << gpu;
   ASSERT_EQ(run("host", 2, "cpu", both).code, 0);
@@ -147,6 +150,26 @@ TEST_F(DlrmGpu, EmbeddingsHaveTheBitsOfTheHost) {
           }
         }
       }
+}
+
+TEST_F(DlrmGpu, CombinedGradientsHaveTheValuesOfTheHost) {
+  const std::int64_t tables = 7, b = 3000, d = 64;  // many samples ask for few rows of some, a row each of others
+  std::vector<at::Tensor> asked;
+  for (std::int64_t t = 0; t < tables; ++t)
+    asked.push_back(at::randint(0, std::int64_t(std::pow(7, t)) + 1, {1, b}, at::kInt));
+  const at::Tensor ids = at::cat(asked, 1), gradient = at::randn({tables, b, d});
+  const std::vector<std::int64_t> widths(std::size_t(tables), 1);
+  const dlrm::Groups host = dlrm::groups_of(ids, widths, b), there = dlrm::groups_of(ids.cuda(), widths, b);
+  EXPECT_TRUE(at::equal(there.first.cpu(), host.first));
+  EXPECT_TRUE(at::equal(there.times.cpu(), host.times));
+  dlrm::Combiner on_host, on_device;
+  on_host.prepare(host, d), on_device.prepare(there, d);
+  const at::Tensor expected = on_host.combined(gradient);
+  for (int twice = 0; twice < 2; ++twice) {
+    const at::Tensor got = on_device.combined(gradient.cuda());
+    EXPECT_LE((got.cpu() - expected).abs().max().item<double>(), 1e-6);
+    on_device.prepare(there, d);
+  }
 }
 
 TEST_F(DlrmGpu, InteractionHasTheValuesOfTheHost) {

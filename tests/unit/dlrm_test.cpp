@@ -417,7 +417,8 @@ TEST(Combine, SumsOfEqualRowsOverTheRootOfHowMany) {
     const at::Tensor gradient = at::randn({3, b, d});
     Combiner combiner;
     const Groups own{groups.first[block].contiguous(), groups.times[block].contiguous()};
-    at::Tensor sent = combiner.combined(gradient, own);
+    combiner.prepare(own, d);
+    at::Tensor sent = combiner.combined(gradient);
     at::Tensor expected = at::zeros({3, b, d}, at::kDouble), times = at::zeros({3, b});
     for (std::int64_t t = 0; t < 3; ++t)
       for (std::int64_t i = 0; i < b; ++i) {
