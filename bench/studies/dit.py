@@ -38,11 +38,16 @@ EXPECTED = {
         ("yarn_bias", "yarn", "accuracy", 0),
         ("tide", "yarn_dype", "accuracy", 0),
         ("tide", "plain", "accuracy", 0.2),
+        # Written later, after four prompts had shown that YaRN at 16 tokens a side repeats the object.
+        ("pi_bias", "pi", "accuracy", 0),
+        ("pi_bias", "plain", "accuracy", 0.2),
     ],
     "tide_4x": [
         ("plain", "plain_linear", "accuracy", 0),
         ("tide", "yarn_dype", "accuracy", 0),
         ("tide", "plain", "accuracy", 0.2),
+        ("pi_bias", "pi", "accuracy", 0),
+        ("pi_bias", "plain", "accuracy", 0.2),
     ],
     "sdit": [
         ("dense_60", "error_60", "psnr", 0),
