@@ -1,10 +1,11 @@
 // The error-bounded codec on a GPU: range, quantisation and coding, and the way back, in GB/s of f32 values, beside a
-// copy of as many values on the same card in the same run. Chunks are coded alone, each with its own range; no two are
-// alike.
+// copy of as many values on the same card in the same run; each way also as a CUDA graph. Chunks are coded alone, each
+// with its own range; no two are alike.
 #include "bench/bench.h"
 #include "bench/codec_case.h"
 #include "bench/device_time.h"
 #include "comm/error.h"
+#include "framework/step_graph.h"
 
 #include <cstdlib>
 
@@ -24,15 +25,20 @@ nlohmann::json run(const Options& o) {
     throw UsageError("--problem", "a relative bound above 0 and below 1", "say --problem 0.03");
   nlohmann::json rows = nlohmann::json::array();
   for (const Shape& s : {Shape{128, 2048, 64}, Shape{26, 2048, 64}, Shape{26, 128, 32}, Shape{1024, 64, 64}})
-    for (const char* codec : {"auto", "dedup_packed", "dedup_huffman", "huffman", "vector_lz"}) {
+    for (const char* codec : {"auto", "dedup_sparse", "dedup_packed", "dedup_huffman", "huffman", "vector_lz", "fp8"}) {
       BoundedOptions options;
       options.codec = codec;
       const at::Tensor in = rows_on_gpu(s.chunks, s.rows, s.dim), copy = at::empty_like(in);
       CodecCase c(in, options, rel);
       const auto bytes = double(in.nbytes());
+      const auto encode = make_step_graph(), decode = make_step_graph();
+      encode->capture([&] { c.encode(); });
+      decode->capture([&] { c.decode(); });
       std::vector<DeviceArm> arms = {{"copy", bytes, [&] { copy.copy_(in); }},
                                      {"encode", bytes, [&] { c.encode(); }},
-                                     {"decode", bytes, [&] { c.decode(); }}};
+                                     {"decode", bytes, [&] { c.decode(); }},
+                                     {"encode, graph", bytes, [&] { encode->replay(); }},
+                                     {"decode, graph", bytes, [&] { decode->replay(); }}};
       take_turns(arms, o.blocks);
       if (!c.good()) throw Error(ExitCode::bug, "bench codec_kernels", "the decoder refused what the encoder made");
       for (const auto& arm : arms)

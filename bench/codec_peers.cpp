@@ -91,7 +91,7 @@ nlohmann::json measure(std::int64_t mib, const std::string& library, int blocks)
   const at::Tensor in = rows_on_gpu(std::size_t(mib << 18) / (rows * dim), rows, dim), copy = at::empty_like(in);
   std::vector<CodecArm> arms;
   arms.push_back({"copy", [&] { copy.copy_(in); }, [&] { copy.copy_(in); }, 1, 0});
-  for (const char* codec : {"auto", "dedup_packed", "packed", "fp8"})
+  for (const char* codec : {"auto", "dedup_sparse", "dedup_packed", "packed", "fp8"})
     add_ours(arms, in, codec, bound, true, std::string("trireme ") + codec);
   for (const int kib : {64, 128, 256}) add_ans(arms, in, library, bound, kib);
   add_bitcomp(arms, in, library, bound);

@@ -23,7 +23,7 @@ for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import numpy as np
 
 BOUNDS = (0.01, 0.03, 0.05)
-OURS = ("auto", "smallest", "dedup_huffman", "rans", "huffman", "vector_lz", "dedup_packed", "packed")
+OURS = ("auto", "smallest", "dedup_huffman", "rans", "huffman", "vector_lz", "dedup_packed", "dedup_sparse", "packed")
 
 
 # ---- ours, over the C API

@@ -25,6 +25,7 @@ const std::map<std::string, std::vector<Encoder>, std::less<>>& codecs() {
       {"huffman", {huffman}},
       {"rans", {rans}},
       {"dedup_packed", {dedup_packed}},
+      {"dedup_sparse", {dedup_sparse}},
       {"dedup_huffman", {dedup_huffman}},
       {"dedup_rans", {dedup_rans}},
       {"fp16", {fp16}},
@@ -38,7 +39,7 @@ const std::map<std::string, std::vector<Encoder>, std::less<>>& codecs() {
 
 constexpr std::string_view encoder_names[encoders] = {
     "raw",          "packed",       "constant", "vector_lz", "huffman", "dedup_huffman", "rans", "dedup_rans",
-    "dedup_packed", "dedup_values", "fp16",     "bf16",      "fp8",     "int8_row32",    "int4"};
+    "dedup_packed", "dedup_values", "fp16",     "bf16",      "fp8",     "int8_row32",    "int4", "dedup_sparse"};
 
 Settings settings_of(const BoundedOptions& o) {
   Settings s;

@@ -26,7 +26,8 @@ namespace trireme {
 
 struct BoundedOptions {
   // auto (the fast one: dedup_rans), smallest (tries all, chunk by chunk), raw, packed, vector_lz, huffman, rans,
-  // dedup_packed, dedup_huffman, dedup_rans; of fixed rate, without a bound: fp16, bf16, fp8, int8_row32, int4.
+  // dedup_packed, dedup_sparse, dedup_huffman, dedup_rans; of fixed rate, without a bound: fp16, bf16, fp8, int8_row32,
+  // int4.
   std::string codec = "auto";
   bool relative = true;           // bounds are fractions of R; else absolute
   bool strict = true;             // re-check each value, keep those that miss the bound as they are

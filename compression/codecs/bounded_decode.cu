@@ -2,6 +2,7 @@
 #include "compression/codecs/bounded_fixed.cuh"
 #include "compression/codecs/bounded_index.cuh"
 #include "compression/codecs/bounded_paper.cuh"
+#include "compression/codecs/bounded_sparse.cuh"
 
 #include <cstring>
 
@@ -23,11 +24,13 @@ __device__ Encoder encoder(const DecodeShared& s) { return static_cast<Encoder>(
 __device__ bool books(Encoder e) { return e == huffman || e == dedup_huffman; }
 __device__ bool streamed(Encoder e) { return books(e) || e == rans || e == dedup_rans; }
 __device__ bool indexed(Encoder e) {
-  return e == dedup_huffman || e == dedup_rans || e == dedup_packed || e == dedup_values;
+  return e == dedup_huffman || e == dedup_rans || e == dedup_packed || e == dedup_values || e == dedup_sparse;
 }
-__device__ bool coded(Encoder e) { return streamed(e) || e == packed_codes || e == vector_lz || e == dedup_packed; }
+__device__ bool coded(Encoder e) {
+  return streamed(e) || e == packed_codes || e == vector_lz || e == dedup_packed || e == dedup_sparse;
+}
 
-__device__ bool fixed_rate(Encoder e) { return e >= fp16 && e < encoders; }
+__device__ bool fixed_rate(Encoder e) { return e >= fp16 && e <= int4; }
 
 // As check_header of decode_chunk.cpp.
 __device__ bool header_is_good(const ChunkHeader& h, const DeviceDecode::Chunk& c) {
@@ -37,7 +40,8 @@ __device__ bool header_is_good(const ChunkHeader& h, const DeviceDecode::Chunk& 
   if (h.version != stream_version || (h.flags & ~all_flags) || (h.flags & has_checksum) || h.rows != c.n) return false;
   if (std::uint64_t{c.bytes} != (header_bytes + std::uint64_t{h.bytes} + 3) / 4 * 4) return false;
   if (coded(e)) {
-    if (h.code_width != 8 && (h.code_width != 16 || streamed(e))) return false;
+    if (h.code_width != 8 && (h.code_width != 16 || streamed(e) || e == dedup_sparse)) return false;
+    if (e == dedup_sparse && std::uint64_t{c.n} * c.dim >= most_sparse) return false;
     if (!(h.eb > 0) || !(step - step == 0) || h.code_min > largest_code || h.code_min < -largest_code) return false;
   } else if ((e != raw_values && e != constant_value && e != dedup_values && !fixed_rate(e)) || h.code_width != 0 ||
              h.eb != 0 || (h.flags & has_outliers)) {
@@ -103,8 +107,8 @@ __device__ bool parse(DecodeShared& s, const DeviceDecode::Chunk& c, DeviceReade
     s.packed_bits = in.byte();
     if (s.packed_bits > (is_wide(s) ? 16u : 8u)) return false;
     s.codes_at = in.take((s.packed_bits * mine + 7) / 8);
-  } else if (e == vector_lz) {
-    s.codes_at = in.at;
+  } else if (e == vector_lz || e == dedup_sparse) {
+    s.codes_at = in.take(e == vector_lz ? 0 : sparse_fixed_bytes(s.unique, c.dim));
   } else {
     const std::uint64_t size =
         e == rans || e == huffman || s.form == symbols || (s.form == plain && s.unique == 1) ? in.left() : in.number();
@@ -139,6 +143,18 @@ __device__ void unpack(const DecodeShared& s, std::uint32_t values, std::uint8_t
       filled -= bits;
     }
   }
+}
+
+// Sparse rows; what follows them are the bits of the index. All threads return alike.
+__device__ bool unpack_sparse(DecodeShared& s, const Work& w, std::uint32_t dim) {
+  const std::uint8_t *const widths = s.codes_at + 1, *const others = s.bits_at;
+  const std::uint32_t left = s.bits_left;
+  std::uint32_t bits;
+  if (!sparse_bits(widths, s.unique, dim, s.sums, w.order, bits) || (bits + 7) / 8 > left) return false;
+  if (threadIdx.x == 0) s.bits_at = others + (bits + 7) / 8, s.bits_left = left - (bits + 7) / 8;
+  take_sparse_rows(widths, others, w.order, s.unique, dim, *s.codes_at, w.codes);
+  __syncthreads();
+  return true;
 }
 
 // ---- values ----
@@ -197,6 +213,8 @@ __device__ bool put_values(const DecodeShared& s, const DeviceDecode::Chunk& c, 
 __device__ bool put_fixed_rate(const DecodeShared& s, const DeviceDecode::Chunk& c) {
   const Encoder e = encoder(s);
   const std::size_t scales = scale_bytes(e, c.dim), codes = code_bytes(e, c.dim);
+  if (in_lanes(e, c.dim, c.stride, c.rows) && aligned(s.codes_at, 4))
+    return decode_fp8_rows(s.codes_at, s.codes_at + c.n * scales, c.n, c.dim, c.rows, c.stride);
   bool good = true;
   for (std::size_t r = threadIdx.x / 32; r < c.n; r += block_warps)
     good =
@@ -258,6 +276,8 @@ __device__ bool decode_chunk(DecodeShared& s, const DeviceDecode::Chunk& c, cons
     if (!decode_lz(s, w, c.n, c.dim * (is_wide(s) ? 2 : 1))) return false;
   } else if (s.streams) {
     if (!(books(e) ? decode_books(s.source, s.streams, s.sums) : decode_streams(s.source, s.streams))) return false;
+  } else if (e == dedup_sparse) {
+    if (!unpack_sparse(s, w, c.dim)) return false;
   } else if (coded(e)) {
     unpack(s, s.unique * c.dim, w.codes);
     __syncthreads();

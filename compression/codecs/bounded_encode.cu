@@ -41,10 +41,33 @@ __device__ void add(PieceRange& r, float x) {
   }
 }
 
-__global__ void __launch_bounds__(256)
-    range_kernel(const __grid_constant__ Batch batch, std::uint32_t count, Tables t) {
+// Values side by side. Where one is not finite, `sum` is not, and add() must tell.
+__device__ bool add_dense(PieceRange& r, const float* from, std::uint32_t fours) {
+  constexpr std::uint32_t ahead = 8;  // loads under way
+  float least = r.min, most = r.max, sum = 0;
+  for (std::uint32_t begin = threadIdx.x; begin < fours; begin += ahead * 256) {
+    float4 x[ahead];
+#pragma unroll
+    for (std::uint32_t k = 0; k < ahead; ++k)
+      x[k] = reinterpret_cast<const float4*>(from)[min(begin + k * 256, fours - 1)];
+#pragma unroll
+    for (std::uint32_t k = 0; k < ahead; ++k) {
+      least = fminf(fminf(least, fminf(x[k].x, x[k].y)), fminf(x[k].z, x[k].w));
+      most = fmaxf(fmaxf(most, fmaxf(x[k].x, x[k].y)), fmaxf(x[k].z, x[k].w));
+      sum = __fmaf_rn(x[k].x, 0.0f, __fmaf_rn(x[k].y, 0.0f, __fmaf_rn(x[k].z, 0.0f, __fmaf_rn(x[k].w, 0.0f, sum))));
+    }
+  }
+  if (!(sum == 0)) return false;
+  if (threadIdx.x < fours) r.min = least, r.max = most, r.any = 1;
+  return true;
+}
+
+// 4 blocks: with more, registers would not hold eight loads.
+__global__ void __launch_bounds__(256, 4)
+    range_kernel(const __grid_constant__ Batch batch, std::uint32_t count, bool ranges, Tables t) {
   for (std::uint32_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256)
     t.chunks[batch.chunk[i].number] = batch.chunk[i];
+  if (!ranges) return;
   const std::uint32_t piece = batch.chunk[0].first_piece + blockIdx.x;
   std::uint32_t k = 0;
   for (std::uint32_t half = 512; half > 0; half /= 2)  // the chunk of this piece
@@ -54,7 +77,8 @@ __global__ void __launch_bounds__(256)
   if (piece - c.first_piece >= c.pieces) return;  // the whole block
   PieceRange r{3.40282347e38f, -3.40282347e38f, 0, 0};
   const float* from = c.rows + std::size_t{first} * c.stride;
-  if (in_fours(c)) {
+  if (in_fours(c) && c.stride == c.dim && add_dense(r, from, rows * c.dim / 4)) {
+  } else if (in_fours(c)) {
     const std::uint32_t fours = c.dim / 4;
     for (std::uint32_t i = threadIdx.x; i < rows * fours; i += 256) {
       const std::uint32_t row = i / fours;
@@ -106,7 +130,10 @@ __device__ std::uint32_t encode_body(EncodeShared& s, const DeviceChunk& c, Devi
   if (s.bound.plan == Plan::exact) return encode_values(s, d, c, to);
   if (s.bound.plan == Plan::fixed_rate) {
     if (threadIdx.x == 0) s.header.encoder = c.only;
-    put_fixed_rate(c, c.only, to);
+    if (__syncthreads_or(put_fixed_rate(c, c.only, to))) {
+      if (threadIdx.x == 0) s.header.encoder = raw_values, s.nonfinite = 1;
+      return 0;
+    }
     return static_cast<std::uint32_t>(fixed_rate_bytes(c.only, c.n, c.dim));
   }
   if (s.bound.plan != Plan::codes) return 0;
@@ -130,15 +157,16 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
   if (is_of_paper(c.only) != of_paper) return;  // the whole block
   std::uint8_t* slot = a.slots + c.slot_at;
   const std::size_t values = std::size_t{c.n} * c.dim;
-  plan_chunk(s, c, a.tables.pieces, a.relative);
+  plan_chunk(s, c, a.tables.pieces, a.relative, a.ranges);
   const bool exact = s.bound.plan == Plan::exact;
   __syncthreads();
   if (threadIdx.x == 0) {
     s.header = ChunkHeader();
     s.header.rows = c.n;
+    if (is_fixed(c.only) && !s.nonfinite) s.bound.plan = Plan::fixed_rate;
     if (c.only == raw_values || values == 0) s.bound.plan = Plan::raw;
-    if (c.only >= fp16 && c.only < encoders && s.bound.plan != Plan::raw)
-      s.bound.plan = fixed_rate_bytes(c.only, c.n, c.dim) < 4 * values ? Plan::fixed_rate : Plan::raw;
+    if (s.bound.plan == Plan::fixed_rate && fixed_rate_bytes(c.only, c.n, c.dim) >= 4 * values)
+      s.bound.plan = Plan::raw;
   }
   __syncthreads();
   DeviceRows d;
@@ -189,18 +217,25 @@ __global__ void __launch_bounds__(256)
     to[i] = from[i];
 }
 
+// Chunks of fixed rate ask for values that are not finite alone, and find them on their way.
+bool needs_range(const DeviceChunk& c) {
+  const std::size_t values = std::size_t{c.n} * c.dim;
+  return !is_fixed(c.only) || c.self || (values > 0 && fixed_rate_bytes(c.only, c.n, c.dim) >= 4 * values);
+}
+
 void encode(const DeviceEncode& job, Place place) {
   const cudaStream_t stream = cuda_stream(place);
   const Tables t = tables_of(job);
   std::size_t largest = 0;
-  bool of_paper = false, others = false;
+  bool of_paper = false, others = false, ranges = false;
+  for (std::size_t k = 0; k < job.count; ++k) ranges = ranges || needs_range(job.chunks[k]);
   for (std::size_t first = 0; first < job.count; first += chunks_a_launch) {
     Batch batch;
     const std::size_t n = job.count - first < chunks_a_launch ? job.count - first : chunks_a_launch;
     std::memcpy(batch.chunk, job.chunks + first, n * sizeof(DeviceChunk));
     const DeviceChunk& last = batch.chunk[n - 1];
     const unsigned pieces = last.first_piece + last.pieces - batch.chunk[0].first_piece;
-    range_kernel<<<pieces ? pieces : 1, 256, 0, stream>>>(batch, static_cast<std::uint32_t>(n), t);
+    range_kernel<<<ranges && pieces ? pieces : 1, 256, 0, stream>>>(batch, static_cast<std::uint32_t>(n), ranges, t);
     check_launch("range of rows");
     for (std::size_t k = 0; k < n; ++k) {
       const std::size_t values = std::size_t{batch.chunk[k].n} * batch.chunk[k].dim;
@@ -208,7 +243,8 @@ void encode(const DeviceEncode& job, Place place) {
       (is_of_paper(batch.chunk[k].only) ? of_paper : others) = true;
     }
   }
-  EncodeArguments a{t, job.scratch + encode_tables(job.count, job.pieces), job.sizes, job.relative, job.strict, 0};
+  EncodeArguments a{t, job.scratch + encode_tables(job.count, job.pieces), job.sizes, job.relative, job.strict, ranges,
+                    0};
   const std::size_t wanted = largest <= 8192 ? shared_small : shared_memory;
   const auto launch = [&](auto* kernel) {
     a.shared_bytes = shared_memory_of(reinterpret_cast<const void*>(kernel), "encoder of rows", wanted, shared_memory);
@@ -217,7 +253,7 @@ void encode(const DeviceEncode& job, Place place) {
   };
   if (others) launch(encode_kernel<false>);
   if (of_paper) launch(encode_kernel<true>);
-  const unsigned parts = largest > 65536 ? 4 : 1;
+  const unsigned parts = largest <= 65536 ? 1 : ranges ? 4 : 16;
   compact_kernel<<<dim3(static_cast<unsigned>(job.count), parts), 256, 0, stream>>>(t, a.slots, job.sizes, job.out);
   check_launch("codes side by side");
 }

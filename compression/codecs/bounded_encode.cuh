@@ -6,6 +6,8 @@
 
 namespace trireme::coding {
 
+__host__ __device__ inline bool is_fixed(Encoder e) { return e >= fp16 && e <= int4; }
+
 struct Tables {
   DeviceChunk* chunks;
   PieceRange* pieces;
@@ -15,7 +17,7 @@ struct EncodeArguments {
   Tables tables;
   std::uint8_t* slots;
   std::uint64_t* sizes;
-  bool relative, strict;
+  bool relative, strict, ranges;  // ranges: those of pieces are there
   std::uint32_t shared_bytes;
 };
 

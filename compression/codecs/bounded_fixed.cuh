@@ -64,6 +64,65 @@ __device__ inline void encode_row(Encoder encoder, const float* v, std::uint32_t
   }
 }
 
+// Are rows of this length of fp8 taken by fours, up to 32 of them?
+__device__ inline bool in_lanes(Encoder encoder, std::uint32_t dim, std::uint32_t stride, const float* rows) {
+  return encoder == fp8 && dim % 4 == 0 && dim <= 128 && stride % 4 == 0 && aligned(rows, 16);
+}
+
+// Rows of fp8 by the block, a lane four values, four rows of each lane under way. `scales` at a multiple of 4. True: a
+// value is not finite.
+__device__ inline bool encode_fp8_rows(const float* rows, std::uint32_t n, std::uint32_t dim, std::uint32_t stride,
+                                       std::uint8_t* scales, std::uint8_t* codes) {
+  constexpr std::uint32_t ahead = 4;
+  const std::uint32_t fours = dim / 4, lanes = 1u << bits_for(fours), own = threadIdx.x % lanes,
+                      together = block_threads / lanes;
+  bool bad = false;
+  for (std::uint32_t first = threadIdx.x / lanes; first - threadIdx.x / lanes < n; first += ahead * together) {
+    float4 x[ahead];
+#pragma unroll
+    for (std::uint32_t k = 0; k < ahead; ++k) {
+      const std::uint32_t r = first + k * together;
+      x[k] = make_float4(0, 0, 0, 0);
+      if (r < n && own < fours) x[k] = *reinterpret_cast<const float4*>(rows + std::size_t{r} * stride + 4 * own);
+    }
+#pragma unroll
+    for (std::uint32_t k = 0; k < ahead; ++k) {
+      const std::uint32_t r = first + k * together;
+      const float v[4] = {x[k].x, x[k].y, x[k].z, x[k].w};
+      std::uint32_t most = 0, word = 0;
+      for (int b = 0; b < 4; ++b) most = max(most, __float_as_uint(v[b]) & 0x7fffffffu);
+      for (std::uint32_t step = lanes / 2; step > 0; step /= 2)
+        most = max(most, __shfl_xor_sync(all_lanes, most, step));
+      bad = bad || most >= 0x7f800000u;
+      const float scale = scale_for(__uint_as_float(most), largest_fp8);
+      for (int b = 0; b < 4; ++b) word |= rate_code(fp8, v[b], scale, 0) << (8 * b);
+      if (r >= n || own >= fours) continue;
+      reinterpret_cast<std::uint32_t*>(codes)[std::size_t{r} * fours + own] = word;
+      if (own == 0) reinterpret_cast<float*>(scales)[r] = scale;
+    }
+  }
+  return bad;
+}
+
+// And back. False: a scale is not finite.
+__device__ inline bool decode_fp8_rows(const std::uint8_t* scales, const std::uint8_t* codes, std::uint32_t n,
+                                       std::uint32_t dim, float* rows, std::uint32_t stride) {
+  const std::uint32_t fours = dim / 4;
+  bool good = true;
+  Walk at(fours);
+#pragma unroll 4
+  for (std::uint32_t i = threadIdx.x; i < n * fours; i += block_threads, at.next()) {
+    const std::uint32_t word = reinterpret_cast<const std::uint32_t*>(codes)[i];
+    const float scale = reinterpret_cast<const float*>(scales)[at.row];
+    float v[4];
+    for (int b = 0; b < 4; ++b) v[b] = rate_value(fp8, word >> (8 * b) & 255, scale, 0);
+    good = good && is_finite(scale);
+    *reinterpret_cast<float4*>(rows + std::size_t{at.row} * stride + 4 * at.column) =
+        make_float4(v[0], v[1], v[2], v[3]);
+  }
+  return good;
+}
+
 // One row by one warp. False: a value is not finite.
 __device__ inline bool decode_row(Encoder encoder, const std::uint8_t* scales, const std::uint8_t* codes,
                                   std::uint32_t dim, float* to) {

@@ -43,6 +43,7 @@ Encoder encoder_of(const BoundedOptions& o) {
                                                                     {"rans", rans},
                                                                     {"dedup_rans", dedup_rans},
                                                                     {"dedup_packed", dedup_packed},
+                                                                    {"dedup_sparse", dedup_sparse},
                                                                     {"packed", packed_codes},
                                                                     {"raw", raw_values},
                                                                     {"fp16", fp16},

@@ -38,16 +38,18 @@ std::size_t payload_at(const ChunkHeader& header);
 void decode_chunk(std::span<const std::uint8_t> code, bool checksum, std::size_t n, std::size_t dim, float* rows,
                   std::size_t stride);
 
-inline bool is_fixed_rate(Encoder e) { return e >= fp16; }
-inline bool has_codes(Encoder e) { return e == packed_codes || (e >= vector_lz && e <= dedup_packed); }
+inline bool is_fixed_rate(Encoder e) { return e >= fp16 && e <= int4; }
+inline bool has_codes(Encoder e) {
+  return e == packed_codes || (e >= vector_lz && e <= dedup_packed) || e == dedup_sparse;
+}
 inline bool has_index(Encoder e) {
-  return e == dedup_huffman || e == dedup_rans || e == dedup_packed || e == dedup_values;
+  return e == dedup_huffman || e == dedup_rans || e == dedup_packed || e == dedup_values || e == dedup_sparse;
 }
 inline Entropy entropy_of(Encoder e) {  // of the index's streams
   return e == dedup_rans ? Entropy::rans : e == dedup_huffman ? Entropy::huffman : Entropy::none;
 }
-inline bool has_symbols(Encoder e) {  // entropy coded: codes of 8 bits alone
-  return e == huffman || e == rans || e == dedup_huffman || e == dedup_rans;
+inline bool has_bytes(Encoder e) {  // codes of 8 bits alone
+  return e == huffman || e == rans || e == dedup_huffman || e == dedup_rans || e == dedup_sparse;
 }
 
 }  // namespace trireme::coding

@@ -2,6 +2,7 @@
 #include "comm/crc32c.h"
 #include "compression/stages/chunk.h"
 #include "compression/stages/fixed_rate.h"
+#include "compression/stages/sparse_rows.h"
 #include "compression/stages/vector_lz.h"
 
 #include <algorithm>
@@ -80,6 +81,10 @@ void decode_dedup(const ChunkHeader& h, Reader& in, const Target& to) {
     values = in.take(4 * count);
   } else if (encoder == dedup_packed) {
     unpack(in, count, h.code_width == 16, false, codes);
+  } else if (encoder == dedup_sparse) {
+    if (to.n * to.dim >= most_sparse) bad_stream("it has too many values for sparse rows");
+    codes.size(false, count);
+    take_sparse(in, unique, to.dim, codes.narrow.data());
   } else {
     const auto stream = in.take(index.bytes_of_bits() ? in.number() : in.left());
     codes.size(false, count);
@@ -145,7 +150,7 @@ void check_header(const ChunkHeader& h) {
   if (h.encoder >= encoders || (h.flags & ~all_flags)) bad_stream("its encoder or flags are unknown");
   const auto e = static_cast<Encoder>(h.encoder);
   if (has_codes(e)) {
-    if ((h.code_width != 8 && h.code_width != 16) || (h.code_width == 16 && has_symbols(e)))
+    if ((h.code_width != 8 && h.code_width != 16) || (h.code_width == 16 && has_bytes(e)))
       bad_stream("its codes have an unknown width");
     if (!(h.eb > 0) || !std::isfinite(2 * h.eb)) bad_stream("its error bound is no bound");
     if (std::abs(std::int64_t{h.code_min}) > largest_code) bad_stream("its codes are too large");

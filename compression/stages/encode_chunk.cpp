@@ -2,6 +2,7 @@
 #include "compression/stages/chunk.h"
 #include "compression/stages/fixed_rate.h"
 #include "compression/stages/row_classes.h"
+#include "compression/stages/sparse_rows.h"
 #include "compression/stages/vector_lz.h"
 
 #include <algorithm>
@@ -58,6 +59,8 @@ IndexForm put_dedup(Encoder encoder, const Shape& shape, const Settings& setting
   std::span<const std::uint8_t> late(index.bits);
   if (encoder == dedup_packed) {
     put_packed(s, shape.wide, s.rows.unique, shape.dim, out);
+  } else if (encoder == dedup_sparse) {
+    put_sparse(s.unique.data(), s.rows.unique.size(), shape.dim, centre_of(s.codes.min, s.codes.span), out);
   } else {
     Bytes stream;
     put_symbols(encoder, s.unique, shape.dim, settings, s.codes, late, stream);
@@ -91,7 +94,8 @@ void encode_codes(const Shape& shape, const Settings& settings, EncodeScratch& s
   header.encoder = packed_codes;
   std::size_t best = packed_bytes(s);
   for (Encoder e : encoders) {
-    if (shape.wide && has_symbols(e)) e = has_index(e) ? dedup_packed : packed_codes;
+    if (e == dedup_sparse && shape.n * shape.dim >= most_sparse) e = dedup_packed;
+    if (shape.wide && has_bytes(e)) e = has_index(e) ? dedup_packed : packed_codes;
     IndexForm form = plain;
     s.body.clear();
     if (e == packed_codes) continue;
@@ -173,6 +177,7 @@ Encoder only_encoder(const Settings& settings) {
 }
 Plan plan_of(const Bound& bound, const Range& range, const Settings& settings) {
   if (range.nonfinite || only_encoder(settings) == raw_values) return Plan::raw;
+  if (is_fixed_rate(only_encoder(settings))) return Plan::fixed_rate;
   return bound.plan;
 }
 
@@ -187,7 +192,7 @@ void encode_chunk(const Rows& rows, const Bound& bound, const Range& range, cons
   const Plan plan = plan_of(bound, range, settings);
   Shape shape{rows.n, rows.dim, false};
   if (rows.values() == 0) {
-  } else if (plan != Plan::raw && is_fixed_rate(only_encoder(settings))) {
+  } else if (plan == Plan::fixed_rate) {
     header.encoder = only_encoder(settings);
     out.resize(payload + fixed_rate_bytes(only_encoder(settings), rows.n, rows.dim));
     encode_fixed_rate(only_encoder(settings), rows, out.data() + payload);
@@ -226,7 +231,7 @@ void self_chunk(const Rows& rows, const Bound& bound, const Range& range, const 
   const Plan plan = plan_of(bound, range, settings);
   Shape shape{rows.n, rows.dim, false};
   if (rows.values() == 0) return;
-  if (plan != Plan::raw && is_fixed_rate(only_encoder(settings))) {
+  if (plan == Plan::fixed_rate) {
     s.body.resize(fixed_rate_bytes(only_encoder(settings), rows.n, rows.dim));
     encode_fixed_rate(only_encoder(settings), rows, s.body.data());
     if (s.body.size() < 4 * rows.values())

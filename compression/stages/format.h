@@ -1,6 +1,7 @@
 // What the stream of a chunk is made of: constants and small integer functions that host and device share, so that both
 // make the same bytes. (C++17: nvcc sees it.) The layout is described in docs/codecs.md.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 
 #ifdef __CUDACC__
@@ -30,7 +31,8 @@ enum Encoder : std::uint8_t {
   fp8 = 12,
   int8_row32 = 13,
   int4 = 14,
-  encoders = 15,
+  dedup_sparse = 15,
+  encoders = 16,
 };
 
 enum Flag : std::uint8_t {
@@ -106,15 +108,12 @@ TRIREME_SHARED std::uint32_t bits_for(std::uint32_t n) { return n <= 1 ? 0 : flo
 // 256 log2 x, x >= 1, by integers alone: estimates must choose alike everywhere.
 TRIREME_SHARED std::uint32_t log2_256(std::uint32_t x) {
   const std::uint32_t whole = floor_log2(x);
-  std::uint64_t m = (static_cast<std::uint64_t>(x) << 31) >> whole;  // in [2^31, 2^32)
-  std::uint32_t part = 0;
+  std::uint32_t m = x << (31 - whole), part = 0;
   for (int bit = 0; bit < 8; ++bit) {
-    m = (m * m) >> 31;
-    part <<= 1;
-    if (m >> 32) {
-      m >>= 1;
-      part |= 1;
-    }
+    const std::uint64_t square = static_cast<std::uint64_t>(m) * m;
+    const auto two = static_cast<std::uint32_t>(square >> 63);  // is it 2 or more?
+    part = part << 1 | two;
+    m = static_cast<std::uint32_t>(square >> (31 + two));
   }
   return 256 * whole + part;
 }
@@ -138,6 +137,15 @@ TRIREME_SHARED bool worth_an_index(std::uint64_t rows, std::uint64_t unique, std
   const std::uint64_t repeated = rows - unique;
   return repeated * dim * bits_for(span) > 2 * (rows + repeated * bits_for(static_cast<std::uint32_t>(unique)));
 }
+
+// Sparse rows: how far a code lies from that of zero, d steps above it 2 d, below it 2 d - 1. Modulo 256, so any byte
+// is a code.
+TRIREME_SHARED std::uint8_t sparse_code(std::uint32_t distance, std::uint32_t centre) {
+  const std::uint32_t half = distance >> 1;
+  return static_cast<std::uint8_t>(centre + (distance & 1 ? ~half : half));
+}
+constexpr std::size_t most_sparse = std::size_t{1} << 28;  // values: their bits fit 32 bits
+TRIREME_SHARED std::size_t sparse_map_bytes(std::size_t dim) { return (dim + 7) / 8; }  // a row
 
 // How often a unique row repeats, as a class: 0 never, else 1 + floor(log2), at most 11.
 constexpr std::uint32_t weight_classes = 12;

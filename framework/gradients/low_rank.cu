@@ -2,7 +2,7 @@
 // once; factors come from shared memory, each value used for 8 or more products. Sums over a whole row or column are
 // split by tile, and a second small kernel adds the parts in the order of the tiles: no atomic.
 #include "comm/cuda_launch.h"
-#include "framework/gradients/low_rank_tile.h"
+#include "framework/gradients/low_rank_tensor.cuh"
 
 namespace trireme {
 namespace {
@@ -105,11 +105,11 @@ __global__ void __launch_bounds__(threads, 3) project_kernel(const __grid_consta
   for (std::int64_t rank = 0; rank < t.x.r; rank += ranks) Part::run(job, t, rank, shared);
 }
 
-// Own Q of `ranks` rows at a time: M straight from memory, P turned in shared memory. A thread has 2 or 4 columns and
+// Own Q of `ranks` rows at a time: M straight from memory, P turned in shared memory. A thread has 4 columns and
 // all ranks; warps share out the columns, then the rows, and add up in pairs.
 template <int ranks>
 struct BackProject {
-  static constexpr int rows = low_rank_tile[1][0], columns = low_rank_tile[1][1], width = ranks == 32 ? 2 : 4;
+  static constexpr int rows = low_rank_tile[1][0], columns = low_rank_tile[1][1], width = 4;
   static constexpr int column_warps = columns / (lanes * width), row_warps = warps / column_warps;
   static constexpr int rows_of_warp = rows / row_warps, together = 8;
   static constexpr int stride = ranks + vector;
@@ -126,16 +126,8 @@ struct BackProject {
 
   template <bool whole>
   static __device__ void load_row(const float* row, std::int64_t i, std::int64_t end, float (&v)[width]) {
-    if constexpr (width == 4) {
-      const float4 a = load<whole>(row, i, end);
-      v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-    } else if (whole || (i + 2 <= end && aligned(row + i, 8))) {
-      const float2 a = *reinterpret_cast<const float2*>(row + i);
-      v[0] = a.x, v[1] = a.y;
-    } else {
-      v[0] = i < end ? row[i] : 0;
-      v[1] = i + 1 < end ? row[i + 1] : 0;
-    }
+    const float4 a = load<whole>(row, i, end);
+    v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
   }
 
   // Rows [begin, end) of the tile.
@@ -317,7 +309,7 @@ __global__ void __launch_bounds__(threads, 2) approximate_kernel(const __grid_co
 
 using KernelOfJob = void (*)(LowRankJob);
 
-// The one of these for 4, 8, 16 and 32 ranks at a time that suits.
+// The one of these for up to 4, 8, 16 and more ranks.
 KernelOfJob pick(std::int64_t rank, KernelOfJob four, KernelOfJob eight, KernelOfJob sixteen, KernelOfJob more) {
   return rank <= 4 ? four : rank <= 8 ? eight : rank <= 16 ? sixteen : more;
 }
@@ -331,7 +323,8 @@ constexpr unsigned sum_blocks = 64;  // of a matrix
 
 void project_on_cuda(const LowRankJob& job, Place place) {
   if (job.count == 0) return;
-  launch(pick(job.rank, project_kernel<4>, project_kernel<8>, project_kernel<16>, project_kernel<32>), job, 0, place);
+  launch(pick(job.rank, project_kernel<4>, project_kernel<8>, project_kernel<16>, tensor_project_kernel), job, 0,
+         place);
   const dim3 grid(sum_blocks, static_cast<unsigned>(job.count));
   sum_kernel<true><<<grid, threads, 0, cuda_stream(place)>>>(job);
   check_launch("low rank");
@@ -339,9 +332,9 @@ void project_on_cuda(const LowRankJob& job, Place place) {
 
 void back_project_on_cuda(const LowRankJob& job, Place place) {
   if (job.count == 0) return;
-  launch(
-      pick(job.rank, back_project_kernel<4>, back_project_kernel<8>, back_project_kernel<16>, back_project_kernel<32>),
-      job, 1, place);
+  launch(pick(job.rank, back_project_kernel<4>, back_project_kernel<8>, back_project_kernel<16>,
+              tensor_back_project_kernel),
+         job, 1, place);
   const dim3 grid(sum_blocks, static_cast<unsigned>(job.count));
   sum_kernel<false><<<grid, threads, 0, cuda_stream(place)>>>(job);
   check_launch("low rank");
@@ -349,8 +342,9 @@ void back_project_on_cuda(const LowRankJob& job, Place place) {
 
 void approximate_on_cuda(const LowRankJob& job, Place place) {
   if (job.count == 0) return;
-  launch(pick(job.rank, approximate_kernel<4>, approximate_kernel<8>, approximate_kernel<16>, approximate_kernel<32>),
-         job, 2, place);
+  launch(
+      pick(job.rank, approximate_kernel<4>, approximate_kernel<8>, approximate_kernel<16>, tensor_approximate_kernel),
+      job, 2, place);
 }
 
 const Kernel<LowRankJob>::Twin projection(project, project_on_cuda);

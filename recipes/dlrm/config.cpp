@@ -45,7 +45,8 @@ void PlannerConfig::fields(Fields& f) {
 void ForwardConfig::fields(Fields& f) {
   f("codec", codec,
     "of looked-up rows on their way to the samples: raw, auto, smallest, packed, vector_lz, huffman, rans, "
-    "dedup_packed, dedup_huffman, dedup_rans, fp16, bf16, fp8, int8_row32, int4; published: vector_lz or huffman as "
+    "dedup_packed, dedup_sparse, dedup_huffman, dedup_rans, fp16, bf16, fp8, int8_row32, int4; published: vector_lz or "
+    "huffman as "
     "SC'24 chose for each table; analysis: as the file in classes says");
   f.choice("scope", scope, {"table", "chunk"},
            "whose range of values a bound is relative to: a table's whole batch, or what goes to one rank");

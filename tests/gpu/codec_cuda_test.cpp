@@ -142,7 +142,7 @@ void expect_twins(const BoundedOptions& o, const std::vector<TableChunk>& chunks
 
 const std::vector<std::string> codecs = {"auto",       "vector_lz",    "huffman",    "dedup_huffman", "rans",
                                          "dedup_rans", "dedup_packed", "packed",     "raw",           "fp16",
-                                         "bf16",       "fp8",          "int8_row32", "int4"};
+                                         "bf16",       "fp8",          "int8_row32", "int4",          "dedup_sparse"};
 
 TEST(CudaCodec, BytesAndValuesAreTheHosts) {
   NEEDS_GPU;
@@ -184,11 +184,14 @@ TEST(CudaCodec, EdgesAreTheHosts) {
                         {-3e38f, 3e38f},
                         {1e6f, 1e6f + 0.0625f},
                         {3.4e38f, 3.3e38f}})
-    for (const float rel : {0.01f, 0.0f}) {
-      std::vector<float> rows;
-      for (int k = 0; k < 40; ++k) rows.insert(rows.end(), 16, v[std::size_t(k % 2)]);
-      expect_twins({}, {chunk_of(rows, 40, 16, rel)});
-    }
+    for (const float rel : {0.01f, 0.0f})
+      for (const std::size_t dim : {1, 16})
+        for (const auto& codec : codecs) {
+          std::vector<float> rows;
+          for (int k = 0; k < 40; ++k) rows.insert(rows.end(), dim, v[std::size_t(k % 2)]);
+          SCOPED_TRACE(codec + " " + std::to_string(v[0]) + " " + std::to_string(dim));
+          expect_twins({codec}, {chunk_of(rows, 40, dim, rel)});
+        }
 }
 
 // Many chunks of several tables in one call: ranges by scope, one that stays, empty ones, more than one launch holds.

@@ -3,10 +3,17 @@
 #include "compression/codecs/bounded.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <map>
 #include <random>
 
 namespace trireme::test {
+
+// Which part of a count that several processes share (tests/nightly).
+inline unsigned part_of_night() {
+  const char* part = std::getenv("TRIREME_PART");
+  return part ? unsigned(std::atoi(part)) : 0;
+}
 
 inline const std::vector<std::string>& kinds() {
   static const std::vector<std::string> all = {"embedding", "few",  "normal",  "heavy",

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <iostream>
 #include <limits>
 #include <map>
 #include <set>
@@ -24,8 +25,8 @@ namespace {
 
 using namespace coding;
 
-const std::vector<std::string> bounded_codecs = {"auto", "smallest",     "packed",        "vector_lz", "huffman",
-                                                 "rans", "dedup_packed", "dedup_huffman", "dedup_rans"};
+const std::vector<std::string> bounded_codecs = {"auto", "smallest",     "packed",        "vector_lz",  "huffman",
+                                                 "rans", "dedup_packed", "dedup_huffman", "dedup_rans", "dedup_sparse"};
 
 TEST(BoundedCodec, TheBoundHoldsForEveryValue) {
   const std::size_t dim = 64, n = 2100;
@@ -33,11 +34,11 @@ TEST(BoundedCodec, TheBoundHoldsForEveryValue) {
   const std::size_t wanted = given ? std::size_t(std::atoll(given)) : 10'000'000;
   std::size_t values = 0;
   double most = 0;
-  for (unsigned seed = 0; values < wanted; ++seed)
+  for (unsigned seed = 1'000'000 * part_of_night(); values < wanted; ++seed)
     for (const auto& kind : kinds()) {
       const auto rows = make_rows(kind, n, dim, seed);
       const float rel = std::vector<float>{0.004f, 0.01f, 0.03f, 0.05f, 0.3f, 0.0005f}[seed % 6];
-      const auto codec = std::vector<std::string>{"auto", "packed", "dedup_huffman"}[seed % 3];
+      const auto codec = std::vector<std::string>{"auto", "packed", "dedup_huffman", "dedup_sparse"}[seed % 4];
       const Coded c = encode({codec}, rows, n, dim, rel);
       const auto back = decode({codec}, c, n, dim);
       const double eb = inspect(c.code).eb;
@@ -49,6 +50,32 @@ TEST(BoundedCodec, TheBoundHoldsForEveryValue) {
       values += rows.size();
     }
   EXPECT_GT(most, 0.999);  // the bound is used
+  std::cout << values << " values of part " << part_of_night() << ", largest error " << most << " of the bound\n";
+}
+
+// A bound that no code could hold, and a range beyond f32, do not ask for one.
+TEST(BoundedCodec, FixedRatesKnowNoBound) {
+  for (const std::string codec : {"fp16", "bf16", "fp8", "int8_row32", "int4"}) {
+    const auto rows = make_rows("shifted", 20, 32, 1);
+    EXPECT_EQ(inspect(encode({codec}, rows, 20, 32, 1e-9f).code).encoder, codec);
+    const std::vector<float> wide = {-3e38f, 3e38f, 1, 2, 3, 4, 5, 6};
+    EXPECT_EQ(inspect(encode({codec}, wide, 1, 8, 0.1f).code).encoder, codec);
+  }
+}
+
+// Codes on both sides of zero, rows of zeros, all distances up to 255, and rows that are no multiple of eight.
+TEST(BoundedCodec, SparseRowsComeBack) {
+  for (const std::size_t dim : {1, 7, 8, 9, 64, 130})
+    for (const int most : {1, 2, 30, 127}) {
+      std::mt19937 random(unsigned(dim) + unsigned(most));
+      std::vector<float> rows(40 * dim);
+      for (std::size_t i = 0; i < rows.size(); ++i)
+        rows[i] = i / dim % 5 == 0 || random() % 3 ? 0.0f : float(int(random() % unsigned(2 * most + 1)) - most);
+      BoundedOptions o{"dedup_sparse"};
+      o.relative = false;
+      const Coded c = encode(o, rows, 40, dim, 0.5f);
+      EXPECT_EQ(decode(o, c, 40, dim), rows) << dim << " " << most;
+    }
 }
 
 TEST(BoundedCodec, AnF32BoundIsNotAboveTheDouble) {

@@ -239,7 +239,7 @@ const Commands::Entry registered(
        command.text("--abs-eb", o->abs_eb, "bound as it is; 0: no loss");
        command.text("--codec", o->codec,
                     "smallest (tries all; the default on a CPU), auto (the fast one; on a GPU), raw, packed, "
-                    "vector_lz, huffman, rans, dedup_packed, "
+                    "vector_lz, huffman, rans, dedup_packed, dedup_sparse, "
                     "dedup_huffman, dedup_rans, or without a bound fp16, bf16, fp8, int8_row32, int4");
        command.text("--device", o->device, "cpu or cuda");
        command.number("--chunk-rows", o->chunk_rows, "rows coded by themselves; 0: all together", {0, 1 << 30});
