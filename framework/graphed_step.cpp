@@ -86,7 +86,8 @@ bool GraphedStep::record(const Work& work) {
 }
 
 bool GraphedStep::take(const Batch& batch, const Work& work) {
-  if (!wanted()) return false;
+  // A recipe may be told to work in another way between two steps.
+  if (!wanted() || recipe_.why_not_recorded(context_) != "") return false;
   if (Shapes shapes = shapes_of(batch); shapes != shapes_) {
     if (graph_) {
       if (!std::exchange(told_, true))

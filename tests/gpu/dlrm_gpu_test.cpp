@@ -240,8 +240,10 @@ void expect_same_bits(const Steps& a, const Steps& b, const std::string& what) {
 
 TEST_F(DlrmGpu, RecordedStepsHaveTheBitsOfTheOthers) {
   for (const std::string rule : {"sgd", "adagrad", "rowwise_adagrad"}) {
-    const std::string dense = rule == "adagrad" ? "adamw" : "sgd";
-    std::vector<std::string> keys{"embedding.optimizer=" + rule, "embedding.lr=0.02", "optimizer.name=" + dense};
+    const bool adam = rule == "adagrad";
+    const std::string dense = adam ? "adamw" : "sgd";
+    std::vector<std::string> keys{"embedding.optimizer=" + rule, "embedding.lr=0.02", "optimizer.name=" + dense,
+                                  adam ? "optimizer.lr=0.002" : "optimizer.lr=0.05"};
     const Steps graph = take(keys);
     EXPECT_LT(graph.losses.back(), graph.losses.front());
     ASSERT_EQ(graph.said.size(), 2u) << "that they are replayed, and the shape of step 30";
@@ -250,6 +252,10 @@ TEST_F(DlrmGpu, RecordedStepsHaveTheBitsOfTheOthers) {
     expect_same_bits(graph, take(keys, 25, 50, &half.state), rule + " resumed");
     keys.emplace_back("graph=off");
     expect_same_bits(graph, take(keys), rule);
+    keys.emplace_back("device=cpu");
+    const Steps host = take(keys);
+    for (std::size_t i = 0; i < host.losses.size(); ++i)
+      EXPECT_NEAR(graph.losses[i] / host.losses[i], 1, 1e-5) << rule << ", step " << i;
   }
 }
 
