@@ -158,11 +158,11 @@ class Measurement {
     cell.ms.push_back(answer->at("ms"));
   }
 
-  // Steps of a block: about a quarter of a second.
+  // Steps of a block: about a sixth of a second.
   int steps_at(std::int64_t batch) {
     Cell probe{"none", "wire", {}, {}};
     ask(probe, batch, 2);
-    return std::clamp(int(250 / std::max(probe.ms[0], 0.1)), 3, 20);
+    return std::clamp(int(160 / std::max(probe.ms[0], 0.1)), 3, 20);
   }
 
   double share_at(std::int64_t batch) {
