@@ -31,7 +31,8 @@ nlohmann::json run(const Options& o) {
       const at::Tensor in = rows_on_gpu(s.chunks, s.rows, s.dim), copy = at::empty_like(in);
       CodecCase c(in, options, rel);
       const auto bytes = double(in.nbytes());
-      const auto encode = make_step_graph(), decode = make_step_graph();
+      const auto encode = make_step_graph(in.get_device(), GraphMemory::own),
+                 decode = make_step_graph(in.get_device(), GraphMemory::own);
       encode->capture([&] { c.encode(); });
       decode->capture([&] { c.decode(); });
       std::vector<DeviceArm> arms = {{"copy", bytes, [&] { copy.copy_(in); }},

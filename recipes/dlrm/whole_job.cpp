@@ -80,7 +80,7 @@ std::map<std::string, double> whole_job(const std::vector<at::Tensor>& batches, 
                                         int ranks, bool shared) {
   double plain = 0;
   for (const auto& b : batches) plain += double(b.size(1) / ranks * ranks * b.size(0) * b.size(2)) * 4;
-  const std::vector<std::string> codecs{"vector_lz", "huffman",  "packed",     "dedup_huffman",
+  const std::vector<std::string> codecs{"vector_lz", "huffman",  "packed",     "dedup_sparse", "dedup_huffman",
                                         "auto",      "smallest", "int8_row32", "int4"};
   std::map<std::string, std::vector<double>> bytes;
   for (const auto& codec : codecs) bytes[codec].resize(bounds.size());

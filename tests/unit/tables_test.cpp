@@ -218,6 +218,21 @@ TEST(Criteo, AStoredMemberIsChecked) {
   EXPECT_SAYS(said(read), "its member y.npy is damaged");
 }
 
+// Its identity holds checksums of all that is in it.
+TEST(TableFile, ThreadsWriteTheSameFile) {
+  const Folder folder;
+  const CriteoLike data({"kaggle", 10000, 1.5, 60000, 1000, 0.25, 1});
+  write_table_file(data, "criteo_like", folder("one.h5"));
+  const TableFile one(folder("one.h5"));
+  EXPECT_EQ(one.size(), 61000);
+  const std::vector<std::int64_t> some{0, 16383, 16384, 60999};
+  EXPECT_TRUE(at::equal(one.read(some, 0).columns.at("ids"), data.read(some, 0).columns.at("ids")));
+  for (const int threads : {2, 3, 7}) {  // 7: more than there are blocks
+    write_table_file(data, "criteo_like", folder("many.h5"), {}, threads);
+    EXPECT_EQ(TableFile(folder("many.h5")).identity(), one.identity()) << threads;
+  }
+}
+
 TEST(TableFile, DamagedFilesAreErrors) {
   const Folder folder;
   const CriteoLike data({"kaggle", 10000, 1.5, 50, 10, 0.25, 1});
