@@ -6,9 +6,11 @@
 namespace trireme::kernels {
 namespace {
 
+constexpr std::int64_t worth_threads = 32768;  // values
+
 template <class T>
 void norm_on_host(const RmsNormJob<T>& job) {
-#pragma omp parallel for
+#pragma omp parallel for if (job.rows * job.width >= worth_threads)
   for (std::int64_t r = 0; r < job.rows; ++r) {
     const T* x = job.x + r * job.width;
     if (job.add) {
@@ -28,7 +30,7 @@ void norm_on_host(const RmsNormJob<T>& job) {
 template <class T>
 void norm_backward_on_host(const RmsNormBackwardJob<T>& job) {
   const auto width = static_cast<float>(job.width);
-#pragma omp parallel for
+#pragma omp parallel for if (job.rows * job.width >= worth_threads)
   for (std::int64_t r = 0; r < job.rows; ++r) {
     const T *x = job.sum + r * job.width, *dy = job.dy + r * job.width;
     float squares = 0, along = 0;
@@ -48,7 +50,7 @@ void norm_backward_on_host(const RmsNormBackwardJob<T>& job) {
 template <class T>
 void rotate_on_host(const RotateJob<T>& job) {
   const std::int64_t half = job.head_dim / 2;
-#pragma omp parallel for
+#pragma omp parallel for if (job.tokens * job.heads * job.head_dim >= worth_threads)
   for (std::int64_t t = 0; t < job.tokens; ++t)
     for (std::int64_t h = 0; h < job.heads; ++h) {
       const std::int64_t at = (t * job.heads + h) * job.head_dim;
@@ -64,7 +66,7 @@ void rotate_on_host(const RotateJob<T>& job) {
 
 template <class T>
 void swiglu_on_host(const SwigluJob<T>& job) {
-#pragma omp parallel for
+#pragma omp parallel for if (job.count >= worth_threads)
   for (std::int64_t i = 0; i < job.count; ++i) {
     const float g = widened(job.gate[i]), u = widened(job.up[i]), s = 1 / (1 + std::exp(-g));
     if (!job.dy) {
@@ -79,7 +81,7 @@ void swiglu_on_host(const SwigluJob<T>& job) {
 
 template <class T>
 void loss_on_host(const TokenLossJob<T>& job) {
-#pragma omp parallel for
+#pragma omp parallel for if (job.rows * job.vocab >= worth_threads)
   for (std::int64_t r = 0; r < job.rows; ++r) {
     T* const row = job.logits + r * job.vocab;
     const std::int64_t label = job.labels[r];
