@@ -60,8 +60,11 @@ inline Refined refined(Communicator& comm, const CanvasConfig& shape, const Refi
   for (std::int64_t i = 0; i < steps; ++i) {
     const double sigma = 1 - double(i) / double(steps), to = i + 1 < steps ? 1 - double(i + 1) / double(steps) : 0;
     const at::Tensor y =
-        refiner.predict(x, i, wire, [&](const at::Tensor& tile, const CanvasWindow&, std::int64_t, std::int64_t half) {
-          return fake_model(tile, half == 0 ? sigma : sigma / 2);
+        refiner.predict(x, i, wire, [&](const at::Tensor& tiles, std::span<const Refiner::Tile> which) {
+          std::vector<at::Tensor> each;
+          for (std::int64_t n = 0; n < tiles.size(0); ++n)
+            each.push_back(fake_model(tiles.narrow(0, n, 1), which[std::size_t(n)].half == 0 ? sigma : sigma / 2));
+          return at::cat(each);
         });
     x = x + (to - sigma) * y;
     out.counts.push_back(refiner.counts());

@@ -68,6 +68,14 @@ PixelMask bright(const Image& picture) {
 
 constexpr int black = 10, white = 11;
 
+constexpr float turns[] = {-0.08f, 0.f, 0.08f};
+
+SceneObject in_the_middle(int shape, int size, int turn) {
+  SceneObject o;
+  o.shape = shape, o.size = size, o.turn = turns[turn], o.cell = 4;
+  return o;
+}
+
 }  // namespace
 
 std::int64_t PixelMask::area() const { return std::accumulate(on.begin(), on.end(), std::int64_t(0)); }
@@ -116,6 +124,12 @@ SceneReader::SceneReader(SceneRange range, int width, int height)
         scene.ground = color, scene.objects = {o};
         looks_[size].push_back({moments_of(render(scene, width, height), drawn(o)), color, texture});
       }
+  for (const int size : range_.sizes)
+    for (const int shape : range_.shapes)
+      for (int turn = 0; turn < int(std::size(turns)); ++turn) {
+        const auto found = components(drawn(in_the_middle(shape, size, turn)), 1);
+        if (!found.empty()) middles_[{shape, size, turn}] = {found[0].x, found[0].y};
+      }
 }
 
 PixelMask SceneReader::drawn(const SceneObject& object) const {
@@ -127,12 +141,13 @@ PixelMask SceneReader::drawn(const SceneObject& object) const {
 }
 
 // With its centroid where the component's is.
-PixelMask SceneReader::drawn_at(SceneObject object, const Component& where) const {
-  object.cell = 4, object.dx = object.dy = 0;
-  const auto middle = components(drawn(object), 1);
-  if (middle.empty()) return {width_, height_, std::vector<std::uint8_t>(std::size_t(width_ * height_))};
-  object.dx = float((where.x - middle[0].x) / (width_ / 3.0)),
-  object.dy = float((where.y - middle[0].y) / (height_ / 3.0));
+PixelMask SceneReader::drawn_at(int shape, int size, int turn, const Component& where) const {
+  const auto middle = middles_.find({shape, size, turn});
+  if (middle == middles_.end())
+    return {width_, height_, std::vector<std::uint8_t>(std::size_t(width_) * std::size_t(height_))};
+  SceneObject object = in_the_middle(shape, size, turn);
+  object.dx = float((where.x - middle->second.x) / (width_ / 3.0)),
+  object.dy = float((where.y - middle->second.y) / (height_ / 3.0));
   return drawn(object);
 }
 
@@ -150,10 +165,8 @@ SceneReader::Seen SceneReader::read(const Image& picture, const Component& compo
   double best = -1;
   for (const int shape : range_.shapes)
     for (const int size : range_.sizes)
-      for (const float turn : {-0.08f, 0.f, 0.08f}) {
-        SceneObject o;
-        o.shape = shape, o.size = size, o.turn = turn;
-        const double iou = mask_iou(drawn_at(o, component), component.mask);
+      for (int turn = 0; turn < int(std::size(turns)); ++turn) {
+        const double iou = mask_iou(drawn_at(shape, size, turn, component), component.mask);
         if (shape == expected.shape && size == expected.size) seen.iou = std::max(seen.iou, iou);
         if (iou > best) best = iou, seen.object.shape = shape, seen.object.size = size;
       }

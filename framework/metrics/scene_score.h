@@ -61,11 +61,13 @@ class SceneReader {
   };
   Seen read(const Image& picture, const Component& component, int ground, const SceneObject& expected) const;
   PixelMask drawn(const SceneObject& object) const;
-  PixelMask drawn_at(SceneObject object, const Component& where) const;
+  PixelMask drawn_at(int shape, int size, int turn, const Component& where) const;
 
   SceneRange range_;
   int width_, height_;
   std::map<int, std::vector<Look>> looks_;  // by size
+  // Centroid of a shape drawn in the middle cell, by shape, size and number of its turn.
+  std::map<std::array<int, 3>, ScenePoint> middles_;
 };
 
 // Means over pictures, under the names attribute_accuracy, all_right, duplicates, missing, mask_iou and

@@ -44,6 +44,9 @@ void require_one_forward(const Sampling& s, std::string_view method) {
 void SparseSampler::fields(Fields& f) {
   f("with_tide", with_tide_, "with TIDE's hooks and shift of time; cached keys are then rotated when they are used");
   f.group("tide", tide_, "as of method tide");
+  f("judge", judge_,
+    "dense steps after sparse ones choose too, and the report says how much of the extrapolation's error lay in the "
+    "tokens chosen (caught) and at most could have (most)");
 }
 
 void SparseSampler::setup(SampleContext& context) {
@@ -67,12 +70,14 @@ void SparseSampler::begin(Sampling& s, SampleContext& context) {
   last_ = at::zeros_like(s.x);
   error_ = at::zeros({s.x.size(0), grid_.tokens()}, s.x.options());
   computed_ = at::zeros_like(error_);
-  share_.clear();
+  share_.clear(), caught_.clear();
   sparse_steps_ = 0;
 }
 
 at::Tensor SparseSampler::velocity(Sampling& s, SampleContext& context) {
   const bool dense = rule().dense(s.step);
+  const bool judging = judge_ && dense && sparse_steps_ > 0;
+  const at::Tensor judged = judging ? choose(s) : at::Tensor(), waited = judging ? age().clone() : at::Tensor();
   if (dense)
     set_->dense(), sparse_steps_ = 0;
   else
@@ -83,6 +88,7 @@ at::Tensor SparseSampler::velocity(Sampling& s, SampleContext& context) {
   hooks.tokens = plain ? nullptr : &*set_;
   const at::Tensor v = guided(context, s, s.x, s.sigma(), hooks);
   last_ = latent_of(merged(tokens_of(v, patch_), s.sigma()), s.x.sizes(), patch_);
+  if (judging) judge(judged, waited);
   const double share = dense ? 1 : double(set_->active().size(1)) / double(tokens());
   share_.push_back(share);
   context.record("computed_share", share);
@@ -110,6 +116,13 @@ at::Tensor SparseSampler::merged(const at::Tensor& fresh, double sigma) {
   return all;
 }
 
+// After a dense step, when the error of every token's extrapolation is known, a step it waited.
+void SparseSampler::judge(const at::Tensor& choice, const at::Tensor& waited) {
+  const at::Tensor error = error_ * waited, all = error.sum(1);
+  const at::Tensor most = std::get<0>(error.topk(choice.size(1), 1)).sum(1);
+  caught_.push_back(at::stack({(error.gather(1, choice).sum(1) / all).mean(), (most / all).mean()}));
+}
+
 void SparseSampler::state(Archive& ar) {
   archive(ar, "last", last_);
   archive(ar, "error", error_);
@@ -123,7 +136,13 @@ void SparseSampler::state(Archive& ar) {
 
 nlohmann::json SparseSampler::report() const {
   const double sum = std::accumulate(share_.begin(), share_.end(), 0.0);
-  return {{"computed_share", share_}, {"mean_share", share_.empty() ? 1 : sum / double(share_.size())}};
+  nlohmann::json report = {{"computed_share", share_},
+                           {"mean_share", share_.empty() ? 1 : sum / double(share_.size())}};
+  for (const auto& pair : caught_) {
+    const at::Tensor host = pair.cpu();
+    report["caught"].push_back(host[0].item<float>()), report["most"].push_back(host[1].item<float>());
+  }
+  return report;
 }
 
 // How often each token was computed, of all steps; of a video its first frame.

@@ -56,8 +56,9 @@ class SparseSampler : public Sampler {
  private:
   DitHooks hooks(const Sampling& sampling, SampleContext& context) const;
   at::Tensor merged(const at::Tensor& fresh, double sigma);
+  void judge(const at::Tensor& choice, const at::Tensor& waited);
 
-  bool with_tide_ = false;
+  bool with_tide_ = false, judge_ = false;
   TideSettings tide_;
   TokenPatch patch_;
   Grid grid_;
@@ -65,6 +66,7 @@ class SparseSampler : public Sampler {
   std::optional<TokenSet> set_;
   at::Tensor last_, error_, computed_;  // computed_: f32 [B, N], steps in which a token was
   std::vector<double> share_;           // computed of the tokens, a step
+  std::vector<at::Tensor> caught_;      // f32 [2] on the device, of each dense step that judged a choice
   std::int64_t sparse_steps_ = 0;
 };
 

@@ -65,6 +65,10 @@ void SupergenConfig::fields(Fields& f) {
     "give the tiles that are computed to the ranks in turn; else each rank keeps its own");
   f.choice("unit", unit, {"tile", "half"},
            "what a rank computes at a time: a tile with both halves of guidance, or one half");
+  f("batch", batch,
+    "most tiles in one forward, of all pictures of the engine's batch. 1: the picture is the same to the bit on any "
+    "number of ranks",
+    {.min = 1, .max = 4096});
   f.choice(
       "gates", gates, {"replicated", "checked", "broadcast"},
       "who decides what is reused: every rank; every rank, and they compare; rank 0, for ranks whose devices differ");
@@ -101,6 +105,7 @@ RefinerConfig SupergenConfig::refiner(std::int64_t steps, double guidance) const
   r.gate.release = cache.gate == "release";
   r.cache = cache.base != "off", r.record = fits();
   r.shift_every = shift_every, r.redistribute = redistribute;
+  r.batch = batch, r.one_window = tile_rope != "local";
   if (gates == "checked") r.gates = RefinerConfig::Gates::checked;
   if (gates == "broadcast") r.gates = RefinerConfig::Gates::broadcast;
   if (unit == "half") r.halves = 2, r.guidance = guidance;

@@ -19,7 +19,7 @@ struct SupergenCacheConfig {
 
 struct SupergenConfig {
   std::vector<std::int64_t> window = {0, 0}, sketch = {0, 0};
-  std::int64_t loop_step = 16, shift_every = 1, refine_steps = -1;
+  std::int64_t loop_step = 16, shift_every = 1, refine_steps = -1, batch = 1;
   std::string modulus = "per_axis", windows = "torus", tile_rope = "local", upscale = "pixel_bicubic",
               on_bad_size = "reject";
   std::string unit = "tile", gates = "replicated";

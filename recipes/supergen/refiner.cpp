@@ -5,6 +5,7 @@
 #include "framework/kernels/window_means.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include <ATen/ATen.h>
 
@@ -172,15 +173,33 @@ at::Tensor Refiner::exchange(const at::Tensor& x, const std::vector<Unit>& units
   const at::Tensor all =
       at::zeros({ranks_.size(), slots, x.size(1), x.size(2), rows, columns}, x.options().dtype(wire));
   const at::Tensor mine = all[ranks_.rank()];
-  for (const Unit& u : units) {
-    if (u.rank != ranks_.rank()) continue;
-    const CanvasWindow& w = windows[std::size_t(u.window)];
-    mine[u.slot].copy_(model(canvas_.cut(x[u.sample], w).unsqueeze(0), w, u.sample, u.half)[0]);
-  }
+  std::vector<Unit> own;
+  std::copy_if(units.begin(), units.end(), std::back_inserter(own),
+               [&](const Unit& u) { return u.rank == ranks_.rank(); });
+  compute(x, std::move(own), windows, model, mine);
   ranks_.all_gather(buffer_of(mine), buffer_of(all)).wait();
   counts_.gathers = 1;
   counts_.wire = all.numel(), counts_.payload = std::ssize(units) * mine[0].numel();
   return all;
+}
+
+// This rank's units, as many to a forward as may be, into their slots.
+void Refiner::compute(const at::Tensor& x, std::vector<Unit> mine, const std::vector<CanvasWindow>& windows,
+                      const Model& model, const at::Tensor& to) {
+  const auto forward = [&](const Unit& u) { return std::pair(u.half, config_.one_window ? u.window : 0); };
+  std::stable_sort(mine.begin(), mine.end(), [&](const Unit& a, const Unit& b) { return forward(a) < forward(b); });
+  for (std::size_t first = 0, last = 0; first < mine.size(); first = last) {
+    std::vector<at::Tensor> cuts;
+    std::vector<Tile> which;
+    for (; last < mine.size() && std::ssize(which) < config_.batch && forward(mine[last]) == forward(mine[first]);
+         ++last) {
+      const Unit& u = mine[last];
+      which.push_back({windows[std::size_t(u.window)], u.sample, u.half});
+      cuts.push_back(canvas_.cut(x[u.sample], which.back().window).unsqueeze(0));
+    }
+    const at::Tensor y = model(cuts.size() == 1 ? cuts[0] : at::cat(cuts), which);
+    for (std::size_t i = first; i < last; ++i) to[mine[i].slot].copy_(y[std::int64_t(i - first)]);
+  }
 }
 
 at::Tensor Refiner::compose(const at::Tensor& x, const Flags& flags, const std::vector<Unit>& units,

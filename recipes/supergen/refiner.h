@@ -8,6 +8,7 @@
 #include "recipes/supergen/gate.h"
 
 #include <functional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,10 @@ struct RefinerConfig {
   enum class Gates { replicated, checked, broadcast } gates = Gates::replicated;
   std::int64_t halves = 1;  // 2: the two halves of guidance are units of work of their own ...
   double guidance = 1;      // ... put together as v_u + guidance (v_c - v_u)
+  // Most tiles in one forward. Above 1 last bits may depend on the number of ranks: a product's sums depend on its
+  // rows.
+  std::int64_t batch = 1;
+  bool one_window = false;  // tiles of a forward lie at one place, since positions on the canvas are the forward's
   bool record = false;      // keep what `fit_base` needs
   // Forced decisions instead of the gate's, one word a step, '#' a computed tile and '.' a reused one, in the windows'
   // order: of every sample.
@@ -41,10 +46,13 @@ struct RefinerCounts {
 
 class Refiner {
  public:
-  // Half 0 is the conditional one, or all of it with one half. The tile is [1, C, F, rows, columns]; so is what comes
-  // back, of any type.
-  using Model =
-      std::function<at::Tensor(const at::Tensor& tile, const CanvasWindow& w, std::int64_t sample, std::int64_t half)>;
+  // Half 0 is the conditional one, or all of it with one half.
+  struct Tile {
+    CanvasWindow window;
+    std::int64_t sample, half;
+  };
+  // [n, C, F, rows, columns] of n tiles, of one half -> the same, of any type.
+  using Model = std::function<at::Tensor(const at::Tensor& tiles, std::span<const Tile> which)>;
 
   // `ranks` outlives this. Throws UsageError for a pattern that does not fit.
   Refiner(const RefinerConfig& config, const Canvas& canvas, Communicator& ranks, std::int64_t samples);
@@ -76,6 +84,8 @@ class Refiner {
   std::vector<Unit> share_out(const Flags& flags);
   at::Tensor exchange(const at::Tensor& x, const std::vector<Unit>& units, const std::vector<CanvasWindow>& windows,
                       at::ScalarType wire, const Model& model);
+  void compute(const at::Tensor& x, std::vector<Unit> mine, const std::vector<CanvasWindow>& windows,
+               const Model& model, const at::Tensor& to);
   at::Tensor compose(const at::Tensor& x, const Flags& flags, const std::vector<Unit>& units,
                      const at::Tensor& gathered, const std::vector<CanvasWindow>& windows, std::int64_t shift);
   void remember(const at::Tensor& x, const at::Tensor& y, const Flags& flags, const std::vector<CanvasWindow>& windows,

@@ -11,6 +11,7 @@
 #include <chrono>
 #include <cmath>
 #include <optional>
+#include <span>
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
@@ -21,9 +22,14 @@ namespace {
 using nlohmann::json;
 constexpr std::uint64_t renoise_draw = 0x5047;  // the picture's own noise begins the sketch
 
-Conditioning sample_of(const Conditioning& c, std::int64_t b) {
-  const auto one = [b](const at::Tensor& t) { return t.defined() ? t.narrow(0, b, 1) : t; };
-  return {one(c.text), one(c.pooled), one(c.guidance), one(c.image), one(c.image_tokens)};
+Conditioning samples_of(const Conditioning& c, std::span<const Refiner::Tile> which) {
+  const auto rows = [which](const at::Tensor& t) {
+    if (!t.defined() || which.size() == 1) return t.defined() ? t.narrow(0, which[0].sample, 1) : t;
+    std::vector<at::Tensor> each;
+    for (const auto& tile : which) each.push_back(t.narrow(0, tile.sample, 1));
+    return at::cat(each);
+  };
+  return {rows(c.text), rows(c.pooled), rows(c.guidance), rows(c.image), rows(c.image_tokens)};
 }
 
 // f(frames as [B F, C, rows, columns]) for a video [B, C, F, rows, columns].
@@ -62,7 +68,7 @@ class Supergen final : public Sampler {
   std::vector<double> sigmas(SampleContext& context, std::int64_t frames) const;
   at::Tensor sketch(const Sampling& s, SampleContext& context) const;
   at::Tensor scaled_up(const at::Tensor& x, const SampleContext& context) const;
-  Sampling tile_sampling(const Sampling& s, const CanvasWindow& w, std::int64_t sample) const;
+  Sampling tile_sampling(const Sampling& s, std::span<const Refiner::Tile> which) const;
   void count(SampleContext& context);
   std::vector<std::string> map_by_tile(std::int64_t sample) const;
 
@@ -181,18 +187,18 @@ void Supergen::begin(Sampling& s, SampleContext& context) {
   }
 }
 
-// One tile of one picture, with all that a forward of it needs.
-Sampling Supergen::tile_sampling(const Sampling& s, const CanvasWindow& w, std::int64_t sample) const {
-  Sampling t{{s.prompts[std::size_t(sample)]},
-             sample_of(s.condition, sample),
-             sample_of(s.no_condition, sample),
-             s.guidance,
-             {},
-             s.sigmas,
-             s.step,
+// Tiles of one forward, with all that it needs.
+Sampling Supergen::tile_sampling(const Sampling& s, std::span<const Refiner::Tile> which) const {
+  Sampling t{{}, samples_of(s.condition, which), samples_of(s.no_condition, which), s.guidance, {}, s.sigmas, s.step,
              {}};
+  for (const auto& tile : which) t.prompts.push_back(s.prompts[std::size_t(tile.sample)]);
   for (Conditioning* c : {&t.condition, &t.no_condition})
-    if (c->image.defined()) c->image = canvas_->cut(c->image, w);
+    if (c->image.defined()) {
+      std::vector<at::Tensor> cuts;
+      for (std::size_t i = 0; i < which.size(); ++i)
+        cuts.push_back(canvas_->cut(c->image.narrow(0, std::int64_t(i), 1), which[i].window));
+      c->image = cuts.size() == 1 ? cuts[0] : at::cat(cuts);
+    }
   return t;
 }
 
@@ -201,21 +207,20 @@ at::Tensor Supergen::velocity(Sampling& s, SampleContext& context) {
   alone.parallel = nullptr, alone.halves = nullptr;
   const std::int64_t step = s.step - (s.steps() - refining_);
   const at::Tensor v =
-      refiner_->predict(s.x, step, context.dtype,
-                        [&](const at::Tensor& x, const CanvasWindow& w, std::int64_t sample, std::int64_t half) {
-                          Sampling tile = tile_sampling(s, w, sample);
-                          if (config_.unit == "half") {
-                            if (half == 1) std::swap(tile.condition, tile.no_condition);
-                            tile.no_condition = {};
-                          }
-                          DitHooks hooks;
-                          if (config_.tile_rope != "local") {
-                            const DenoiserInfo& m = context.model().info();
-                            const auto axes = tile_axes(config_.tile_rope, *canvas_, w, x.size(2) / m.patch_frames, m);
-                            hooks.rope = RopeTables{text_rope_, axial_rope(axes, m.rope_axes, context.device)};
-                          }
-                          return guided(alone, tile, x, s.sigma(), hooks);
-                        });
+      refiner_->predict(s.x, step, context.dtype, [&](const at::Tensor& x, std::span<const Refiner::Tile> which) {
+        Sampling tiles = tile_sampling(s, which);
+        if (config_.unit == "half") {
+          if (which[0].half == 1) std::swap(tiles.condition, tiles.no_condition);
+          tiles.no_condition = {};
+        }
+        DitHooks hooks;
+        if (config_.tile_rope != "local") {
+          const DenoiserInfo& m = context.model().info();
+          const auto axes = tile_axes(config_.tile_rope, *canvas_, which[0].window, x.size(2) / m.patch_frames, m);
+          hooks.rope = RopeTables{text_rope_, axial_rope(axes, m.rope_axes, context.device)};
+        }
+        return guided(alone, tiles, x, s.sigma(), hooks);
+      });
   count(context);
   return v;
 }

@@ -102,6 +102,9 @@ TEST(DitTraining, PromptsBecomeTokensOrAreRefusedByName) {
   refused(v, "a large crimson circle at the top left on a blue background", "crimson");
   refused(v, "a large orange circle at the top left on a blue background", "orange");  // is not trained on
   refused(v, "a circle", "large");
+  EXPECT_TRUE(v.knows("a large red striped circle at the top left on a blue background"));
+  for (const char* prompt : {"a large orange circle at the top left on a blue background", "a circle", ""})
+    EXPECT_FALSE(v.knows(prompt)) << prompt;
   refused(v, "", "large");
   refused(
       v,

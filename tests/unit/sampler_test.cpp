@@ -254,6 +254,12 @@ TEST_F(SampleJobs, MakePicturesASheetAndAReport) {
   EXPECT_EQ(run("o", {"arms={plain: [], other: [seed=5]}", "save_every=3"}), 0);
   EXPECT_EQ(fs::last_write_time(dir_ + "/o/plain/00000.png"), before);
   EXPECT_SAYS(said([&] { run("o", {"arms={plain: ['seed=1', 'steps=5']}"}); }), "other settings: seed, steps");
+  // The model's files are others: refused, and the same once they are back.
+  const std::string model = read(dir_ + "/config.json"), said_before = "arms={plain: [], other: [seed=5]}";
+  write("config.json", model + " ");
+  EXPECT_SAYS(said([&] { run("o", {said_before}); }), "holds pictures of other files of");
+  write("config.json", model);
+  EXPECT_EQ(run("o", {said_before, "save_every=3"}), 0);
 }
 
 TEST_F(SampleJobs, AreTheSameOnAnyNumberOfRanks) {

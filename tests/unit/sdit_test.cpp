@@ -576,6 +576,21 @@ TEST_F(Methods, SparseStepsComputeTheirShareAndStayNear) {
   }
 }
 
+// Judging a choice at a dense step changes no picture.
+TEST_F(Methods, DenseStepsJudgeWhatWouldHaveBeenChosen) {
+  for (const std::string keys : {"selector: quickshift", "selector: error", "selector: random, ratio: 0.25"}) {
+    const Ran blind = run("sdit", few + keys, 2), judged = run("sdit", few + keys + ", judge: true", 2);
+    EXPECT_TRUE(judged.x.equal(blind.x)) << keys;
+    EXPECT_FALSE(blind.report.contains("caught"));
+    ASSERT_EQ(judged.report["caught"].size(), 1u);  // the reset
+    const double caught = judged.report["caught"][0], most = judged.report["most"][0];
+    EXPECT_GT(caught, 0) << keys;
+    EXPECT_GE(most, caught) << keys;
+    EXPECT_GE(most, keys.find("0.25") == keys.npos ? 0.5 : 0.25) << keys;  // the largest half is no less than a half
+    EXPECT_LE(most, 1 + 1e-6) << keys;
+  }
+}
+
 // With TIDE at twice the trained side: all tokens computed is TIDE itself, though its tables change every step.
 TEST_F(Methods, SparseStepsWithTide) {
   const at::Tensor tide = run("tide", "gate_px: 1").x;

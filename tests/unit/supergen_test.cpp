@@ -506,6 +506,19 @@ TEST(Supergen, DrawsTheSamePictureOnAnyNumberOfRanks) {
   }
 }
 
+// Several tiles to a forward, of several pictures, both halves, and where positions are the forward's own.
+TEST(Supergen, DrawsTheSamePictureWithSeveralTilesToAForward) {
+  for (const std::string& keys : {std::string("loop_step: 4, cache: {base: 1.5, ret_steps: 3}"),
+                                  std::string("loop_step: 4, unit: half, tile_rope: extend, cache: {base: off}")}) {
+    const Drawn one = drawn_on(1, keys);
+    for (const auto& [ranks, batch] : {std::pair{1, 2}, {1, 64}, {3, 4}}) {
+      const Drawn many = drawn_on(ranks, keys + ", batch: " + std::to_string(batch));
+      EXPECT_LE((many.x - one.x).abs().max().item<float>(), 1e-5f) << ranks << " ranks, " << batch << ": " << keys;
+      EXPECT_EQ(many.report["skip_maps"], one.report["skip_maps"]);
+    }
+  }
+}
+
 // One tile, no sketch: the plain sampler. No refinement: the sketch, scaled up.
 TEST(Supergen, IsPlainSamplingWhereThereIsOneTile) {
   run_loopback(1, [](Communicator& comm) {

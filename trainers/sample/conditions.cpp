@@ -129,13 +129,27 @@ void need_prompts(const std::vector<std::string>& texts) {
   if (texts.empty()) throw UsageError("prompts", "nothing is to be drawn", "prompts: [a red circle]");
 }
 
+// Of the words that the model was trained on; asked for more, the first ones stay.
+std::vector<std::string> known_held_out(const SampleConfig& c, const PromptVocabulary& vocabulary) {
+  for (std::int64_t among = c.held_out;; among += among / 4 + 1) {
+    const auto scenes = held_out_within({}, std::uint64_t(c.held_out_seed), among);
+    std::vector<std::string> texts;
+    for (const auto& scene : scenes)
+      if (std::ssize(texts) < c.held_out && vocabulary.knows(describe(scene))) texts.push_back(describe(scene));
+    if (std::ssize(texts) == c.held_out) return texts;
+    if (std::ssize(scenes) < among)
+      throw UsageError("held_out", "there are only " + std::to_string(texts.size()) + " such prompts", "ask for fewer");
+  }
+}
+
 // By the table in the model's folder.
 class Sentences final : public Conditions {
  public:
   Sentences(const SampleConfig& c, const DenoiserInfo& m, const nlohmann::json& model)
-      : texts_(prompts_of(c)), folder_(c.model), negative_(c.negative), guided_(wants_negative(c, m)) {
-    need_prompts(texts_);
+      : folder_(c.model), negative_(c.negative), guided_(wants_negative(c, m)) {
     const auto vocabulary = PromptVocabulary::from_json(model["trireme"]["prompts"], c.model + "/trireme.json");
+    texts_ = c.held_out ? known_held_out(c, vocabulary) : prompts_of(c);
+    need_prompts(texts_);
     for (const auto& text : texts_) vocabulary.ids(text);
     if (!negative_.empty()) vocabulary.ids(negative_);
   }

@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "data/image_text/write_png.h"
+#include "data/workers.h"
 #include "framework/base/agree.h"
 #include "framework/base/tensor.h"
 #include "framework/formats/safetensors.h"
@@ -9,6 +10,7 @@
 #include "framework/io/file_io.h"
 #include "trainers/sample/pixels.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -177,7 +179,10 @@ void Engine::write_pictures(const Sampling& s) {
   std::vector<std::vector<Image>> videos;
   const bool seen = context_.codec().sees_pixels();
   if (seen) videos = images_of(context_.codec().decode(s.x));
-  for (std::size_t i = 0; i < s.prompts.size(); ++i) {
+  // Compressing a batch may take longer than drawing it.
+  Workers workers(std::clamp(groups_.placement.cores, 1, int(s.prompts.size())));
+  workers.each(std::ssize(s.prompts), [&](std::int64_t at) {
+    const auto i = std::size_t(at);
     const auto& p = s.prompts[i];
     const PngTexts texts = {{"Software", "Trireme " TRIREME_VERSION},
                             {"prompt", p.text},
@@ -188,20 +193,24 @@ void Engine::write_pictures(const Sampling& s) {
       const auto png = encode_png(videos[i], texts, arm_.config.fps);
       replace_durably(system_io(), stem + ".png", {reinterpret_cast<const char*>(png.data()), png.size()});
     }
-    if (seen && !arm_.config.latents) continue;
-    const NamedTensor latents{"latents", s.x[std::int64_t(i)].contiguous()};
+    if (seen && !arm_.config.latents) return;
+    const NamedTensor latents{"latents", s.x[at].contiguous()};
     write_safetensors(stem + ".safetensors", std::span(&latents, 1), {{"prompt", p.text}, {"seed", texts[2].second}});
-  }
+  });
 }
 
 void Engine::write_maps(const Sampling& s) {
-  for (const auto& map : arm_.method.maps())
-    for (std::size_t i = 0; i < s.prompts.size(); ++i) {
-      const Image image = grey_image(map.values[std::int64_t(i)], 4);
+  Workers workers(std::clamp(groups_.placement.cores, 1, int(s.prompts.size())));
+  for (const auto& map : arm_.method.maps()) {
+    const at::Tensor values = map.values.cpu();
+    workers.each(std::ssize(s.prompts), [&](std::int64_t i) {
+      const Image image = grey_image(values[i], 4);
       const auto png = encode_png(std::span(&image, 1));
-      replace_durably(system_io(), arm_.folder + numbered("/%05lld", s.prompts[i].index) + "." + map.name + ".png",
+      replace_durably(system_io(),
+                      arm_.folder + numbered("/%05lld", s.prompts[std::size_t(i)].index) + "." + map.name + ".png",
                       {reinterpret_cast<const char*>(png.data()), png.size()});
-    }
+    });
+  }
 }
 
 }  // namespace trireme::sample

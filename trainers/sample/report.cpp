@@ -169,9 +169,13 @@ nlohmann::json arm_report(const SampleConfig& config, const std::string& folder)
     if (batches.empty()) arm["series"] = batch["series"];
     batches.push_back(batch);
   }
-  std::vector<std::string> prompts;
-  for (const auto& p : pictures) prompts.push_back(p["prompt"]);
-  if (fs::exists(picture_path(folder, 0))) arm["metrics"] = scene_scores(prompts, folder);
+  std::vector<ScenePrompt> prompts;
+  for (const auto& p : pictures) prompts.push_back({p["prompt"], p["seed"]});
+  if (fs::exists(picture_path(folder, 0))) {
+    const ArmScores scores = scene_scores(prompts, folder);
+    arm["metrics"] = scores.mean;
+    for (const auto& [seed, value] : scores.accuracy_by_seed) arm["accuracy_by_seed"][std::to_string(seed)] = value;
+  }
   arm["seconds"] = seconds;
   arm["step_ms"] = steps > 0 ? 1000 * timed / steps : 0;
   return arm;

@@ -11,6 +11,7 @@
 #include "trainers/run_folder.h"
 #include "trainers/sample/engine.h"
 #include "trainers/sample/model.h"
+#include "trainers/sample/model_digest.h"
 #include "trainers/sample/report.h"
 #include "trainers/stop.h"
 
@@ -18,6 +19,7 @@
 #include <cmath>
 #include <filesystem>
 #include <iostream>
+#include <map>
 #include <optional>
 
 #include <ATen/ATen.h>
@@ -29,32 +31,48 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* digest_file = "model.crc32c";
+
 bool holds_pictures(const std::string& folder) {
   if (!fs::exists(folder)) return false;
-  for (const auto& entry : fs::recursive_directory_iterator(folder))
-    if (entry.is_regular_file() && entry.path().filename() != "config.resolved.yaml") return true;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    const auto name = entry.path().filename();
+    if (entry.is_regular_file() && name != "config.resolved.yaml" && name != digest_file) return true;
+  }
   return false;
 }
 
-// An arm goes on where it says the same as when it began. Others may come and go.
-void take_up_arm(const SampleConfig& arm, const std::string& folder) {
-  const std::string saved = folder + "/config.resolved.yaml";
+std::string text_of(const std::string& file) {
+  const auto bytes = read_file(file, 1 << 20);
+  return {bytes.begin(), bytes.end()};
+}
+
+// An arm goes on where it says the same as when it began, and its model's files are the same. Others may come and go.
+void take_up_arm(const SampleConfig& arm, const std::string& digest, const std::string& folder) {
+  const std::string saved = folder + "/config.resolved.yaml", model = folder + "/" + digest_file;
   if (holds_pictures(folder) && fs::exists(saved)) {
-    const auto bytes = read_file(saved, 1 << 20);
     std::string keys;
-    for (const auto& key : differing_settings(arm, {bytes.begin(), bytes.end()}, saved))
-      keys += (keys.empty() ? "" : ", ") + key;
+    for (const auto& key : differing_settings(arm, text_of(saved), saved)) keys += (keys.empty() ? "" : ", ") + key;
     if (!keys.empty())
       throw UsageError(folder, "holds pictures of other settings: " + keys,
+                       "put them back, use another --out, or --fresh to start over");
+    if (fs::exists(model) && text_of(model) != digest)
+      throw UsageError(folder, "holds pictures of other files of " + arm.model,
                        "put them back, use another --out, or --fresh to start over");
   }
   make_folder(system_io(), folder);
   replace_durably(system_io(), saved, arm.settings);
+  replace_durably(system_io(), model, digest);
 }
 
 void take_up(const SampleRun& run, const SampleJob& job, std::shared_ptr<FolderLock>& lock) {
   lock = take_folder(run.out, run.fresh);
-  for (const auto& arm : job.arms) take_up_arm(arm, run.out + "/" + arm.arm);
+  std::map<std::string, std::string> digests;  // arms mostly share their model
+  for (const auto& arm : job.arms) {
+    auto& digest = digests[arm.model + "\n" + arm.weights + "\n" + arm.embeds];
+    if (digest.empty()) digest = model_digest(arm);
+    take_up_arm(arm, digest, run.out + "/" + arm.arm);
+  }
   replace_durably(system_io(), run.out + "/config.resolved.yaml", job.settings);
 }
 

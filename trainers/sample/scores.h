@@ -1,4 +1,4 @@
-// How good an arm's pictures are, judged from its files.
+// How good an arm's pictures are, judged from its files, on all cores of the machine.
 #pragma once
 #include <cstdint>
 #include <map>
@@ -7,9 +7,21 @@
 
 namespace trireme::sample {
 
-// Means over the pictures in `folder` (%05d.png, in the order of `prompts`) of what framework/metrics/scene_score reads
-// off them. Empty where a prompt is no sentence of a scene or a side is below 48 pixels.
-std::map<std::string, double> scene_scores(const std::vector<std::string>& prompts, const std::string& folder);
+struct ScenePrompt {
+  std::string text;
+  std::uint64_t seed = 0;
+};
+
+struct ArmScores {
+  // Means over pictures of what framework/metrics/scene_score reads off them, and spectrum_distance: of a picture's
+  // texture to that of the scene as it is drawn at this size. Empty where a prompt is no sentence of a scene or a side
+  // is below 48 pixels.
+  std::map<std::string, double> mean;
+  std::map<std::uint64_t, double> accuracy_by_seed;
+};
+
+// Of the pictures in `folder` (%05d.png, in the order of `prompts`).
+ArmScores scene_scores(const std::vector<ScenePrompt>& prompts, const std::string& folder);
 
 // Means of psnr (dB, at most 60: pictures have 8 bits) and ssim of the first `count` pictures in `folder` against those
 // in `reference`. Empty where there are none or sizes differ.

@@ -153,6 +153,12 @@ std::vector<std::int64_t> PromptVocabulary::ids(std::string_view prompt, bool st
 std::vector<std::int64_t> PromptVocabulary::ids(std::string_view prompt) const { return ids(prompt, true); }
 std::vector<std::int64_t> PromptVocabulary::known_ids(std::string_view caption) const { return ids(caption, false); }
 
+bool PromptVocabulary::knows(std::string_view prompt) const {
+  const auto words = words_of(prompt, false);
+  return !words.empty() && std::ssize(words) <= tokens_ &&
+         std::all_of(words.begin(), words.end(), [&](const auto& word) { return numbers_.contains(word); });
+}
+
 PromptTable::PromptTable(PromptVocabulary vocabulary, std::int64_t width, std::int64_t pooled_width,
                          const DitWeights& source)
     : vocabulary_(std::move(vocabulary)),

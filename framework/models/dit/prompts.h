@@ -35,6 +35,7 @@ class PromptVocabulary {
   std::vector<std::int64_t> ids(std::string_view prompt) const;
   // The same, leaving out words that are unknown or too many: captions that a model is trained on.
   std::vector<std::int64_t> known_ids(std::string_view caption) const;
+  bool knows(std::string_view prompt) const;  // would ids() take it?
 
  private:
   PromptVocabulary(bool scenes, std::int64_t tokens, std::vector<std::string> words);
