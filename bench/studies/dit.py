@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Studies Q1 to Q3 of diffusion on a small model: all arms of recipes/{tide,sdit,supergen}/study.yaml, 3 sampling seeds.
 
-  python3 bench/studies/dit.py run --out runs/dit --ranks 4 [--only tide_2x,sdit] [key=value ...]   side by side
-  python3 bench/studies/dit.py tables --out runs/dit                                               of what is there
-  python3 bench/studies/dit.py thresholds --out runs/dit      SuperGen's, of its arm `fit`; run them again with these
+  python3 bench/studies/dit.py run --out runs/dit --ranks 4 [--fit] [--only tide_2x,sdit] [key=value ...]   side by side
+  python3 bench/studies/dit.py tables --out runs/dit                          of what is there
+--fit finds the thresholds of TeaCache and SuperGen for the model first.
 
 What was expected was written into EXPECTED before the first run; each line is judged by paired differences over seeds.
 """
@@ -168,25 +168,49 @@ def tables(out):
         print(judged(rows, EXPECTED[job]) + "\n")
 
 
-def thresholds(out):
-    for job in ("supergen_2x", "supergen_4x"):
-        report = out / job / "report.json"
-        if not report.exists():
-            continue
-        for arm in json.loads(report.read_text())["arms"]:
-            curves = [c for b in arm["batches"] for c in b["report"].get("base_by_skip", [])]
-            for share in sorted({k for c in curves for k in c}):
-                found = [c[share] for c in curves if share in c]
-                print(f"{job} {arm['arm']}: skip {share}: median base {statistics.median(found):.4f} of {len(found)}")
+def fitted(report, share):
+    """Median over pictures of SuperGen's threshold that reuses this share."""
+    arms = json.loads((report / "report.json").read_text())["arms"]
+    curves = [c for arm in arms for b in arm["batches"] for c in b["report"].get("base_by_skip", [])]
+    return statistics.median(c[share] for c in curves if share in c)
 
 
-def run(out, trireme, ranks, only, overrides):
+def fit(out, trireme, overrides):
+    """Thresholds of TeaCache and SuperGen for the model: what the jobs get on top."""
+    given = [w for w in overrides if w.split("=")[0] in ("model", "device", "precision")]
+    runs = {
+        "fit_sdit": ["recipes/sdit/fit.yaml", f"teacache_fit.file={out}/teacache.json"],
+        "fit_2x": ["recipes/supergen/fit.yaml"],
+        "fit_4x": ["recipes/supergen/fit.yaml", "size=[256, 256]"],
+    }
+    started = []
+    for name, words in runs.items():
+        log = open(out / f"{name}.log", "w")
+        started.append(subprocess.Popen([trireme, "sample", *words, *given, "--out", str(out / name)], cwd=ROOT,
+                                        stdout=log, stderr=subprocess.STDOUT))
+    if any([job.wait() for job in started]):
+        sys.exit(f"a fit failed: {out}/fit_*.log")
+    on_top = {"sdit": [f"teacache.fit={out}/teacache.json"]}
+    for side in ("2x", "4x"):
+        low, high = (fitted(out / f"fit_{side}", share) for share in ("0.3", "0.5"))
+        on_top[f"supergen_{side}"] = [
+            f"arms={{reuse_30: [supergen.cache.base={low}], reuse_50: [supergen.cache.base={high}], "
+            f"reuse_max_min: [supergen.cache.base={low}, supergen.cache.mode=max_min_adjust], "
+            f"release_gate: [supergen.cache.base={low}, supergen.cache.gate=release]}}"
+        ]
+        print(f"supergen {side}: base {low:.4f} for 30 % reused, {high:.4f} for 50 %")
+    on_top["sdit_g4"] = on_top["sdit"]
+    return on_top
+
+
+def run(out, trireme, ranks, only, overrides, on_top):
     out.mkdir(parents=True, exist_ok=True)
     jobs = {}
     for name, words in JOBS.items():
         if only and name not in only:
             continue
-        command = [trireme, "sample", *words, *overrides, "--out", str(out / name)]
+        exact = ["precision=f32"] if name.startswith("sdit") else []  # distances to dense are smaller than bf16's noise
+        command = [trireme, "sample", *words, *overrides, *on_top.get(name, []), *exact, "--out", str(out / name)]
         if ranks > 1:
             command += ["--ranks", str(ranks)]
         log = open(out / f"{name}.log", "w")
@@ -199,18 +223,20 @@ def run(out, trireme, ranks, only, overrides):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "tables", "thresholds"])
+    parser.add_argument("what", choices=["run", "tables"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--trireme", default=os.environ.get("TRIREME_BINARY", "trireme"))
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--only", default="")
+    parser.add_argument("--fit", action="store_true")
     parser.add_argument("overrides", nargs="*")
     o = parser.parse_intermixed_args()
     if o.what == "tables":
         return tables(o.out)
-    if o.what == "thresholds":
-        return thresholds(o.out)
-    return run(o.out.resolve(), o.trireme, o.ranks, [n for n in o.only.split(",") if n], o.overrides)
+    out = o.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    on_top = fit(out, o.trireme, o.overrides) if o.fit else {}
+    return run(out, o.trireme, o.ranks, [n for n in o.only.split(",") if n], o.overrides, on_top)
 
 
 if __name__ == "__main__":
