@@ -1,155 +1,227 @@
 // One forward of FLUX's shape with random weights beside diffusers' own: 4 + 8 blocks (or all 19 + 38: "whole"), 24
 // heads of 128, bf16, one picture, 256 text tokens, on one GPU; on a CPU a small one in f32. Arms of ours: op by op,
 // recorded as a CUDA graph, the latter with text anchoring, and of a part of the tokens against cached keys (--problem
-// "1024 whole").
+// "1024 2048 whole": sides in pixels). With "autotune" diffusers is also compiled whole, every product tuned, which
+// takes minutes.
 #include "bench/bench.h"
+#include "bench/flux_shape.h"
 #include "comm/error.h"
+#include "framework/base/quantile.h"
 #include "framework/device_info.h"
 #include "framework/graphed_denoiser.h"
 #include "framework/models/dit/token_set.h"
 
 #include <cmath>
 #include <cstdlib>
+#include <limits>
+#include <sstream>
 
 #include <ATen/ATen.h>
 
 namespace trireme::bench {
 namespace {
 
-constexpr std::int64_t text_tokens = 256;
-
 struct Problem {
-  std::int64_t side = 1024;  // pixels; 16 a token
-  bool whole = false;
+  std::vector<std::int64_t> sides;  // pixels; 16 a token
+  bool whole = false, autotune = false;
 
-  explicit Problem(const std::string& text) : side(std::atoll(text.c_str())), whole(text.ends_with("whole")) {
-    if (side < 64 || side > 8192 || side % 16)
-      throw UsageError("--problem", text, "512, 1024, 2048 or 4096, or \"1024 whole\"");
+  explicit Problem(const std::string& text) {
+    std::istringstream words(text);
+    for (std::string word; words >> word;) {
+      if (word == "whole")
+        whole = true;
+      else if (word == "autotune")
+        autotune = true;
+      else
+        sides.push_back(std::atoll(word.c_str()));
+    }
+    for (const auto side : sides)
+      if (side < 64 || side > 8192 || side % 16)
+        throw UsageError("--problem", text, "sides in pixels: \"512 1024\", \"1024 whole\", \"1024 autotune\"");
   }
 };
-
-nlohmann::json config_of(const Problem& p, bool gpu) {
-  nlohmann::json c{{"_class_name", "FluxTransformer2DModel"},
-                   {"in_channels", 64},
-                   {"guidance_embeds", false},
-                   {"num_layers", p.whole ? 19 : 4},
-                   {"num_single_layers", p.whole ? 38 : 8},
-                   {"attention_head_dim", 128},
-                   {"num_attention_heads", 24},
-                   {"joint_attention_dim", 4096},
-                   {"pooled_projection_dim", 768},
-                   {"axes_dims_rope", {16, 56, 56}}};
-  if (!gpu) c.update({{"num_layers", 1}, {"num_single_layers", 2}, {"num_attention_heads", 2}});
-  return c;
-}
 
 // The share of tokens in "sparse 0.125"; 1 elsewhere.
 double share_of(const std::string& arm) { return arm.starts_with("sparse ") ? std::atof(arm.c_str() + 7) : 1; }
 
+// All our arms in one process, with one model.
+class Forwards {
+ public:
+  explicit Forwards(const Options& o)
+      : gpu_(o.device == "cuda"),
+        options_(at::TensorOptions(gpu_ ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU))
+                     .dtype(gpu_ ? at::kBFloat16 : at::kFloat)),
+        model_(random_denoiser(flux_shape(Problem(o.problem).whole, gpu_), 1, options_.device(),
+                               at::typeMetaToScalarType(options_.dtype()))),
+        graphed_(*model_) {}
+
+  // "SIDE N ARM": N forwards.
+  nlohmann::json run(const std::string& command) {
+    std::istringstream words(command);
+    std::int64_t side = 0;
+    int n = 0;
+    std::string arm;
+    words >> side >> n >> std::ws;
+    std::getline(words, arm);
+    Case& c = cases_[std::to_string(side) + arm];
+    if (!c.x.defined()) begin(c, side, arm);
+    const auto began = std::chrono::steady_clock::now();
+    const double cpu = thread_cpu_ms();
+    for (int i = 0; i < n; ++i) forward(c, arm);
+    wait(c.y);
+    const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - began).count();
+    return {{"ms", ms / n},
+            {"cpu_ms", (thread_cpu_ms() - cpu) / n},
+            {"peak_gib", gpu_ ? peak_device_memory_gib(options_.device()) : 0.0}};
+  }
+
+ private:
+  struct Case {
+    at::Tensor x, y;
+    Conditioning condition;
+    std::unique_ptr<TokenSet> tokens;
+    DitHooks hooks;
+  };
+
+  void begin(Case& c, std::int64_t side, const std::string& arm) {
+    c.x = at::randn({1, 16, 1, side / 8, side / 8}, options_);
+    c.condition = {at::randn({1, flux_text_tokens, 4096}, options_), at::randn({1, 768}, options_), {}, {}, {}};
+    const std::int64_t tokens = side / 16 * (side / 16);
+    if (arm == "text anchor") c.hooks.text_bias = std::log(double(tokens) / 4096) + 1e-3;
+    if (const double share = share_of(arm); share < 1) {
+      c.tokens = std::make_unique<TokenSet>();
+      c.hooks.tokens = c.tokens.get();
+      forward(c, arm);
+      const auto some = std::max<std::int64_t>(64, std::int64_t(std::ceil(share * double(tokens) / 64)) * 64);
+      c.tokens->choose(
+          std::get<0>(at::randperm(tokens, options_.dtype(at::kLong)).narrow(0, 0, some).sort()).unsqueeze(0));
+    }
+    for (int i = 0; i < 3; ++i) forward(c, arm);
+    wait(c.y);
+  }
+
+  void forward(Case& c, const std::string& arm) {
+    const at::Tensor t = at::full({1}, 0.7, options_.dtype(at::kFloat));
+    Denoiser& used = arm == "eager" ? *model_ : graphed_;
+    c.y = used.forward(c.x, t, c.condition, c.hooks);
+  }
+
+  static void wait(const at::Tensor& y) { (void)y.sum(at::kFloat).item<float>(); }
+
+  const bool gpu_;
+  const at::TensorOptions options_;
+  const std::unique_ptr<Denoiser> model_;
+  GraphedDenoiser graphed_;
+  std::map<std::string, Case> cases_;
+};
+
 void serve(const Options& o, Communicator&) {
   const at::NoGradGuard none;
-  const bool gpu = o.device == "cuda";
-  const Problem problem(o.problem);
-  const at::Device device = gpu ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
-  const at::ScalarType type = gpu ? at::kBFloat16 : at::kFloat;
-  const auto model = random_denoiser(config_of(problem, gpu), 1, device, type);
-  GraphedDenoiser graphed(*model);
-  Denoiser& used = o.arm == "eager" ? *model : graphed;
-  const auto options = at::TensorOptions(device).dtype(type);
-  const at::Tensor x = at::randn({1, 16, 1, problem.side / 8, problem.side / 8}, options);
-  const at::Tensor t = at::full({1}, 0.7, options.dtype(at::kFloat));
-  const Conditioning c{at::randn({1, text_tokens, 4096}, options), at::randn({1, 768}, options), {}, {}, {}};
-  const std::int64_t tokens = (problem.side / 16) * (problem.side / 16);
-  TokenSet set;
-  DitHooks hooks;
-  if (o.arm == "text anchor") hooks.text_bias = std::log(double(tokens) / 4096) + 1e-3;
-  at::Tensor y = used.forward(x, t, c, hooks);
-  if (share_of(o.arm) < 1) {
-    hooks.tokens = &set;
-    used.forward(x, t, c, hooks);
-    const std::int64_t some =
-        std::max<std::int64_t>(64, std::int64_t(std::ceil(share_of(o.arm) * double(tokens) / 64)) * 64);
-    set.choose(std::get<0>(at::randperm(tokens, options.dtype(at::kLong)).narrow(0, 0, some).sort()).unsqueeze(0));
-  }
-  for (int i = 0; i < 3; ++i) y = used.forward(x, t, c, hooks);
+  Forwards forwards(o);
   Server server(o.serve, 0);
-  while (const auto command = server.command()) {
-    if (*command == "memory") {
-      server.reply(nlohmann::json{{"peak_gib", gpu ? peak_device_memory_gib(device) : 0.0}});
-      continue;
-    }
-    const int n = std::atoi(command->c_str());
-    const auto begin = std::chrono::steady_clock::now();
-    const double cpu = thread_cpu_ms();
-    for (int i = 0; i < n; ++i) y = used.forward(x, t, c, hooks);
-    const double last = y.to(at::kFloat).pow(2).mean().item<double>();
-    server.reply(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count(),
-                 thread_cpu_ms() - cpu, std::vector<double>(n == 1 ? 1 : 0, last));
-  }
+  while (const auto command = server.command()) server.reply(forwards.run(*command));
 }
 
 // 57 (24 n D^2 + 4 n^2 D) of the whole: weights that meet every token, and attention.
-double teraflops(const Problem& p) {
-  const double n = double(p.side / 16) * double(p.side / 16) + text_tokens, d = 24 * 128;
-  return (p.whole ? 57 : 12) * (24 * n * d * d + 4 * n * n * d) / 1e12;
+double teraflops(std::int64_t side, bool whole) {
+  const double n = double(side / 16) * double(side / 16) + flux_text_tokens, d = 24 * 128;
+  return (whole ? 57 : 12) * (24 * n * d * d + 4 * n * n * d) / 1e12;
 }
 
-nlohmann::json measure(const Options& o, const std::string& problem) {
-  const bool gpu = o.device == "cuda";
-  const Scratch scratch;
-  const Problem p(problem);
-  std::vector<std::unique_ptr<Arm>> arms;
-  std::vector<std::string> ours{"eager"};
-  if (gpu) ours.insert(ours.end(), {"graph", "text anchor", "sparse 0.5", "sparse 0.26", "sparse 0.125"});
-  std::vector<std::string> peers{"eager"};
-  if (gpu) peers.insert(peers.end(), {"graph", "compile"});
-  for (const auto& name : ours)
-    arms.push_back(std::make_unique<Arm>("trireme " + name, own_arm(o, name, problem, 1, scratch.path("own " + name)),
-                                         1, scratch.path("own " + name)));
-  for (const auto& name : peers) {
-    const std::string folder = scratch.path("peer " + name);
-    const std::vector<std::string> words{"--arm",    name,
-                                         "--config", config_of(p, gpu).dump(),
-                                         "--side",   std::to_string(p.side),
-                                         "--device", gpu ? "cuda" : "cpu"};
-    arms.push_back(std::make_unique<Arm>("diffusers " + name, peer_arm("dit_step.py", words, folder), 1, folder));
+struct Row {
+  Arm* process;
+  bool peer;
+  std::string arm;
+  std::int64_t side;
+  std::vector<double> ms = {};
+  nlohmann::json last = {};
+
+  void step(bool count) {
+    const int n = side > 2048 ? 1 : side > 1024 ? 2 : 5;
+    const auto answer = process->ask(std::to_string(side) + " " + std::to_string(n) + " " + arm);
+    if (!answer) return;
+    last = *answer;
+    if (count) ms.push_back(answer->at("ms").get<double>());
   }
-  // All arms keep their weights: with all 12 billion an arm that no longer fits is skipped.
-  std::vector<Arm*> all;
-  for (const auto& arm : arms) {
-    if (arm->ready(std::chrono::seconds(400))) arm->block(1, true);
-    all.push_back(arm.get());
-  }
-  alternate(all, p.side > 2048 ? 2 : 10, o.blocks);
-  nlohmann::json rows = nlohmann::json::array();
-  double best = INFINITY;
-  for (const auto& arm : arms)
-    if (arm->name().starts_with("diffusers") && arm->skipped().empty()) best = std::min(best, arm->median_ms());
-  for (const auto& arm : arms) {
-    nlohmann::json row = arm->row();
-    row["problem"] = problem;
-    if (arm->skipped().empty()) {
-      if (const auto memory = arm->ask("memory")) row.update(*memory);
-      if (share_of(arm->name().substr(arm->name().find(' ') + 1)) == 1 && gpu)
-        row["tflops"] = 1e3 * teraflops(p) / arm->median_ms();
-      if (std::isfinite(best)) row["over_best_peer"] = arm->median_ms() / best;
+  double median() const { return quantile(ms, 0.5); }
+};
+
+class Bench {
+ public:
+  explicit Bench(const Options& o)
+      : o_(o), problem_(o.problem.empty() ? (o.device == "cuda" ? "512 1024 2048 4096" : "256") : o.problem) {
+    const bool gpu = o.device == "cuda";
+    Arm& own = start("trireme", own_arm(o, "ours", o.problem, 1, scratch_.path("own")), "own");
+    Arm& eager = start("diffusers eager", peer("eager"), "eager");
+    for (const auto side : problem_.sides) {
+      std::vector<std::string> ours{"eager"};
+      if (gpu) ours.insert(ours.end(), {"graph", "text anchor"});
+      if (gpu && side <= 2048) ours.insert(ours.end(), {"sparse 0.5", "sparse 0.26", "sparse 0.125"});
+      for (const auto& arm : ours) rows_.push_back({&own, false, arm, side});
+      rows_.push_back({&eager, true, "eager", side});
+      if (!gpu) continue;
+      // A process for each size: what compiles, compiles at one time. Above 1024 px nothing waits for the host.
+      std::vector<std::string> peers{"compile"};
+      if (side <= 1024) peers.emplace_back("graph");
+      if (problem_.autotune) peers.emplace_back("autotune");
+      for (const auto& arm : peers) {
+        const std::string folder = arm + std::to_string(side);
+        rows_.push_back({&start("diffusers " + folder, peer(arm, folder, side), folder), true, arm, side});
+      }
     }
-    rows.push_back(row);
   }
-  return rows;
-}
 
-nlohmann::json run(const Options& o) {
-  nlohmann::json rows = nlohmann::json::array();
-  std::vector<std::string> problems{o.problem};
-  if (o.problem.empty())
-    problems = o.device == "cuda" ? std::vector<std::string>{"512", "1024", "2048"} : std::vector<std::string>{"256"};
-  for (const auto& problem : problems)
-    for (auto& row : measure(o, problem)) rows.push_back(row);
-  return rows;
-}
+  nlohmann::json run() {
+    for (const auto& p : processes_) p->ready(std::chrono::seconds(400));
+    for (int block = 0; block <= o_.blocks; ++block) {
+      for (auto& row : rows_) row.step(block > 0);
+      std::fprintf(stderr, "block %d of %d\n", block, o_.blocks);
+    }
+    nlohmann::json all = nlohmann::json::array();
+    for (const auto& row : rows_) all.push_back(result(row));
+    return all;
+  }
 
-const Benchmarks::Entry entry({"dit_step", "one forward of FLUX's shape against diffusers (--device)", run, serve,
+ private:
+  std::vector<std::string> peer(const std::string& arm, const std::string& folder = "eager", std::int64_t side = 0) {
+    const bool gpu = o_.device == "cuda";
+    return peer_arm("dit_step.py",
+                    {"--arm", arm, "--config", flux_shape(problem_.whole, gpu).dump(), "--device", gpu ? "cuda" : "cpu",
+                     "--side", std::to_string(side)},
+                    scratch_.path(folder));
+  }
+  Arm& start(const std::string& name, const std::vector<std::string>& command, const std::string& folder) {
+    return *processes_.emplace_back(std::make_unique<Arm>(name, command, 1, scratch_.path(folder)));
+  }
+
+  nlohmann::json result(const Row& row) const {
+    nlohmann::json r{{"problem", std::to_string(row.side) + (problem_.whole ? " whole" : "")},
+                     {"arm", (row.peer ? "diffusers " : "trireme ") + row.arm}};
+    if (row.ms.empty()) {
+      r["skipped"] = row.process->skipped();
+      return r;
+    }
+    double best = std::numeric_limits<double>::infinity();
+    for (const auto& other : rows_)
+      if (other.peer && other.side == row.side && !other.ms.empty()) best = std::min(best, other.median());
+    r["step_ms"] = row.median(), r["low_ms"] = quantile(row.ms, 0.25), r["high_ms"] = quantile(row.ms, 0.75);
+    r["blocks"] = row.ms.size();
+    for (const char* key : {"cpu_ms", "peak_gib"}) r[key] = row.last.at(key);
+    if (o_.device == "cuda" && share_of(row.arm) == 1)
+      r["tflops"] = 1e3 * teraflops(row.side, problem_.whole) / row.median();
+    if (std::isfinite(best)) r["over_best_peer"] = row.median() / best;
+    return r;
+  }
+
+  const Options& o_;
+  const Problem problem_;
+  const Scratch scratch_;
+  std::vector<std::unique_ptr<Arm>> processes_;
+  std::vector<Row> rows_;
+};
+
+const Benchmarks::Entry entry({"dit_step", "one forward of FLUX's shape against diffusers (--device)",
+                               [](const Options& o) { return Bench(o).run(); }, serve,
                                /*on_devices=*/true});
 
 }  // namespace

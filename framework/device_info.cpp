@@ -10,14 +10,18 @@ const DeviceInfo*& info() {
   return found;
 }
 
+double gib(std::int64_t (*DeviceInfo::*what)(int), at::Device device) {
+  if (!device.is_cuda() || !info()) return std::numeric_limits<double>::quiet_NaN();
+  return double((info()->*what)(device.index())) / 1073741824;
+}
+
 }  // namespace
 
 void set_device_info(const DeviceInfo* found) { info() = found; }
 
-double peak_device_memory_gib(at::Device device) {
-  if (!device.is_cuda() || !info()) return std::numeric_limits<double>::quiet_NaN();
-  return double(info()->peak_bytes(device.index())) / 1073741824;
-}
+double peak_device_memory_gib(at::Device device) { return gib(&DeviceInfo::peak_bytes, device); }
+double free_device_memory_gib(at::Device device) { return gib(&DeviceInfo::free_bytes, device); }
+double device_memory_gib(at::Device device) { return gib(&DeviceInfo::total_bytes, device); }
 
 void release_device_memory() {
   if (info()) info()->release();

@@ -91,6 +91,14 @@ struct SampleMap {
   at::Tensor values;
 };
 
+// What a rank will hold of one picture beside the weights, known before a weight is read.
+struct SampleMemory {
+  std::int64_t tokens = 0;         // of the picture's part that one forward sees
+  std::int64_t cached_layers = 0;  // whose keys and values of all tokens are kept
+  std::int64_t canvases = 0;       // f32, of the latent's size, that are kept
+  bool batched = true;             // pictures of a batch share a forward
+};
+
 class Sampler {
  public:
   virtual ~Sampler() = default;
@@ -98,6 +106,8 @@ class Sampler {
   virtual void fields(Fields&) {}
   // Once, after the model is loaded: what cannot work is refused here (UsageError, on all ranks).
   virtual void setup(SampleContext&) {}
+  // `grid`: of the whole picture.
+  virtual SampleMemory memory(const DenoiserInfo&, const Grid& grid) const { return {.tokens = grid.tokens()}; }
   // How many ranks work on one picture where the file says nothing: 1, or 0 for all.
   virtual std::int64_t ranks_per_picture() const { return 1; }
   // x is noise of the size asked for. Sets sigmas, and may replace x, grid and step. By default flow_sigmas with the

@@ -12,7 +12,8 @@ class CapturedStep : public StepGraph {
   void capture(const std::function<void()>& f) override {
     static const auto pool = at::cuda::graph_pool_handle();
     c10::cuda::getCurrentCUDAStream().synchronize();  // nothing that is captured may wait for what came before
-    const c10::cuda::CUDAStreamGuard guard(c10::cuda::getStreamFromPool());
+    thread_local const auto stream = c10::cuda::getStreamFromPool();  // libraries keep a workspace for each
+    const c10::cuda::CUDAStreamGuard guard(stream);
     // Other threads (the loader's, NCCL's) may call what is forbidden within a capture.
     graph_.capture_begin(pool, cudaStreamCaptureModeThreadLocal);
     try {

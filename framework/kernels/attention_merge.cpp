@@ -28,10 +28,11 @@ void merge_host(const MergeJob<T>& job) {
 }
 
 void put_rows_host(const PutRowsJob& job) {
-  for (std::int64_t b = 0; b < job.batch; ++b)
-    for (std::int64_t i = 0; i < job.rows; ++i)
-      std::memcpy(job.to + b * job.to_batch + job.places[b % job.choices * job.rows + i] * job.to_row,
-                  job.from + b * job.from_batch + i * job.from_row, std::size_t(job.bytes));
+  for (int k = 0; k < 2; ++k)
+    for (std::int64_t b = 0; b < job.batch; ++b)
+      for (std::int64_t i = 0; i < job.before + job.rows + job.after; ++i)
+        std::memcpy(job.to[k] + b * job.to_batch + place_of_row(job, b, i) * job.to_row,
+                    job.from[k] + b * job.from_batch + i * job.from_row, std::size_t(job.bytes));
 }
 
 }  // namespace

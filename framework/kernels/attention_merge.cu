@@ -48,16 +48,18 @@ void merge_cuda(const MergeJob<T>& job, Place place) {
 }
 
 __global__ void __launch_bounds__(threads) put_rows_kernel(PutRowsJob job) {
-  const std::int64_t b = blockIdx.x / job.rows, i = blockIdx.x % job.rows;
-  const auto* from = reinterpret_cast<const uint4*>(job.from + b * job.from_batch + i * job.from_row);
-  auto* to =
-      reinterpret_cast<uint4*>(job.to + b * job.to_batch + job.places[b % job.choices * job.rows + i] * job.to_row);
-  for (int c = threadIdx.x; c < job.bytes / 16; c += threads) to[c] = from[c];
+  const std::int64_t rows = job.before + job.rows + job.after, b = blockIdx.x / rows, i = blockIdx.x % rows;
+  const unsigned char* from = blockIdx.y ? job.from[1] : job.from[0];
+  unsigned char* to = blockIdx.y ? job.to[1] : job.to[0];
+  const auto* x = reinterpret_cast<const uint4*>(from + b * job.from_batch + i * job.from_row);
+  auto* y = reinterpret_cast<uint4*>(to + b * job.to_batch + place_of_row(job, b, i) * job.to_row);
+  for (int c = threadIdx.x; c < job.bytes / 16; c += threads) y[c] = x[c];
 }
 
 void put_rows_cuda(const PutRowsJob& job, Place place) {
-  if (job.batch * job.rows == 0) return;
-  put_rows_kernel<<<static_cast<unsigned>(job.batch * job.rows), threads, 0, cuda_stream(place)>>>(job);
+  const std::int64_t blocks = job.batch * (job.before + job.rows + job.after);
+  if (blocks == 0) return;
+  put_rows_kernel<<<dim3(static_cast<unsigned>(blocks), 2), threads, 0, cuda_stream(place)>>>(job);
   check_launch("put_rows");
 }
 

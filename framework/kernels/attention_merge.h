@@ -29,14 +29,21 @@ extern Kernel<MergeJob<BrainFloat>> merge_attention_bf16;
 inline void merge_attention(const MergeJob<float>& job, Place place) { merge_attention_f32(job, place); }
 inline void merge_attention(const MergeJob<BrainFloat>& job, Place place) { merge_attention_bf16(job, place); }
 
-// to[b][places[b % choices][i]] = from[b][i] for the `rows` rows of `bytes` each; strides in bytes. Places are not
-// checked.
+// Rows of keys and values into their caches. The first `before` rows stay where they are, the next `rows` go to
+// before + places[b % choices][i], and the last `after` behind before + `span`. Rows have `bytes`, a multiple of 16;
+// strides in bytes. Places are not checked.
 struct PutRowsJob {
-  const unsigned char* from;
-  unsigned char* to;
+  const unsigned char* from[2];
+  unsigned char* to[2];
   const std::int64_t* places;  // [choices, rows]
-  std::int64_t batch, choices, rows, bytes, from_batch, from_row, to_batch, to_row;
+  std::int64_t batch, choices, before, rows, after, span, bytes, from_batch, from_row, to_batch, to_row;
 };
+// Where row i of batch element b goes.
+TRIREME_DIT_BOTH std::int64_t place_of_row(const PutRowsJob& job, std::int64_t b, std::int64_t i) {
+  if (i < job.before) return i;
+  if (i < job.before + job.rows) return job.before + job.places[b % job.choices * job.rows + i - job.before];
+  return i - job.rows + job.span;
+}
 extern Kernel<PutRowsJob> put_rows;
 
 }  // namespace trireme::kernels

@@ -6,22 +6,23 @@
 namespace trireme::kernels {
 namespace {
 
-template <class T>
-void sum_row(const ModulateJob<T>& job, std::int64_t row, float* values) {
+template <class T, class M>
+void sum_row(const ModulateJob<T, M>& job, std::int64_t row, float* values) {
   const T* x = job.x + row * job.width;
   const std::int64_t b = row / job.tokens;
   for (std::int64_t c = 0; c < job.width; ++c) values[c] = widened(x[c]);
   if (!job.add) return;
-  const T *add = job.add + row * job.width, *gate = job.gate + b * job.stride;
+  const T* add = job.add + row * job.width;
+  const M* gate = job.gate ? job.gate + b * job.gate_stride : nullptr;
   T* sum = job.sum + row * job.width;
   for (std::int64_t c = 0; c < job.width; ++c) {
-    narrowed(values[c] + widened(gate[c]) * widened(add[c]), sum[c]);
+    narrowed(values[c] + (gate ? widened(gate[c]) : 1) * widened(add[c]), sum[c]);
     values[c] = widened(sum[c]);
   }
 }
 
-template <class T>
-void modulate_host(const ModulateJob<T>& job) {
+template <class T, class M>
+void modulate_host(const ModulateJob<T, M>& job) {
 #pragma omp parallel
   {
     std::vector<float> values(static_cast<std::size_t>(job.width));
@@ -35,7 +36,7 @@ void modulate_host(const ModulateJob<T>& job) {
       for (const float v : values) square += (v - mean) * (v - mean);
       const auto m = float(mean), rstd = float(1 / std::sqrt(square / double(job.width) + job.eps));
       const std::int64_t b = row / job.tokens;
-      const T *shift = job.shift + b * job.stride, *scale = job.scale + b * job.stride;
+      const M *shift = job.shift + b * job.stride, *scale = job.scale + b * job.stride;
       T* y = job.y + row * job.width;
       for (std::int64_t c = 0; c < job.width; ++c)
         narrowed((values[std::size_t(c)] - m) * rstd * (1 + widened(scale[c])) + widened(shift[c]), y[c]);
@@ -73,10 +74,37 @@ void norm_and_rotate_host(const QkJob<T>& job) {
   }
 }
 
+template <class T>
+void norm_rows_host(const RowNormJob<T>& job) {
+  const std::int64_t width = job.heads * job.head_dim, pairs = job.head_dim / 2;
+#pragma omp parallel for
+  for (std::int64_t row = 0; row < job.batch * job.tokens; ++row) {
+    const std::int64_t entry = row / job.tokens * job.table_stride + row % job.tokens * pairs;
+    for (int k = 0; k < 2 && job.weight[k]; ++k) {
+      T* x = job.x + row * job.row_stride + k * width;
+      const T* weight = job.weight[k];
+      double square = 0;
+      for (std::int64_t c = 0; c < width; ++c) square += double(widened(x[c])) * widened(x[c]);
+      const auto rstd = float(1 / std::sqrt(square / double(width) + job.eps));
+      const bool rotate = job.cos && (k == 0 || job.rotate_second);
+      for (std::int64_t p = 0; p < width / 2; ++p) {
+        const float a = widened(x[2 * p]) * rstd * widened(weight[2 * p]);
+        const float b = widened(x[2 * p + 1]) * rstd * widened(weight[2 * p + 1]);
+        const float cos = rotate ? job.cos[entry + p % pairs] : 1, sin = rotate ? job.sin[entry + p % pairs] : 0;
+        narrowed(a * cos - b * sin, x[2 * p]);
+        narrowed(b * cos + a * sin, x[2 * p + 1]);
+      }
+    }
+  }
+}
+
 }  // namespace
 
-Kernel<ModulateJob<float>> modulate_f32("modulate", modulate_host<float>);
-Kernel<ModulateJob<BrainFloat>> modulate_bf16("modulate", modulate_host<BrainFloat>);
+Kernel<ModulateJob<float, float>> modulate_f32("modulate", modulate_host<float, float>);
+Kernel<ModulateJob<BrainFloat, BrainFloat>> modulate_bf16("modulate", modulate_host<BrainFloat, BrainFloat>);
+Kernel<ModulateJob<BrainFloat, float>> modulate_bf16_by_f32("modulate", modulate_host<BrainFloat, float>);
+Kernel<RowNormJob<float>> norm_rows_f32("norm_rows", norm_rows_host<float>);
+Kernel<RowNormJob<BrainFloat>> norm_rows_bf16("norm_rows", norm_rows_host<BrainFloat>);
 Kernel<QkJob<float>> norm_and_rotate_f32("norm_and_rotate", norm_and_rotate_host<float>);
 Kernel<QkJob<BrainFloat>> norm_and_rotate_bf16("norm_and_rotate", norm_and_rotate_host<BrainFloat>);
 

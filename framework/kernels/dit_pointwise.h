@@ -41,19 +41,38 @@ TRIREME_DIT_BOTH void narrowed(float x, BrainFloat& to) {  // to the nearest, ti
 }
 
 // sum = x + gate * add; y = LayerNorm(sum) * (1 + scale) + shift, without affine. Arrays [batch, tokens, width] are
-// contiguous; gate, shift and scale [batch, width] have rows `stride` apart.
-template <class T>
+// contiguous; rows of gate [batch, width] lie `gate_stride` elements apart, those of shift and scale `stride`.
+template <class T, class M>
 struct ModulateJob {
-  const T *x, *add, *gate;  // add null: sum is x and is not written
-  const T *shift, *scale;
+  const T *x, *add;  // add null: sum is x and is not written
+  const M* gate;     // null: 1
+  const M *shift, *scale;
   T *sum, *y;  // y null: no norm
-  std::int64_t batch, tokens, width, stride;
+  std::int64_t batch, tokens, width, gate_stride, stride;
   float eps;
 };
-extern Kernel<ModulateJob<float>> modulate_f32;
-extern Kernel<ModulateJob<BrainFloat>> modulate_bf16;
-inline void modulate(const ModulateJob<float>& job, Place place) { modulate_f32(job, place); }
-inline void modulate(const ModulateJob<BrainFloat>& job, Place place) { modulate_bf16(job, place); }
+extern Kernel<ModulateJob<float, float>> modulate_f32;
+extern Kernel<ModulateJob<BrainFloat, BrainFloat>> modulate_bf16;
+extern Kernel<ModulateJob<BrainFloat, float>> modulate_bf16_by_f32;
+inline void modulate(const ModulateJob<float, float>& job, Place place) { modulate_f32(job, place); }
+inline void modulate(const ModulateJob<BrainFloat, BrainFloat>& job, Place place) { modulate_bf16(job, place); }
+inline void modulate(const ModulateJob<BrainFloat, float>& job, Place place) { modulate_bf16_by_f32(job, place); }
+
+// In place, of every token: x = rotated(RMSNorm(x) * weight) over all heads together (Wan), of one or two vectors of
+// heads * head_dim that a row begins with. Rows [batch, tokens] lie row_stride elements apart; tables as of QkJob.
+template <class T>
+struct RowNormJob {
+  T* x;
+  const T* weight[2];      // of the vectors; the second null: there is one
+  const float *cos, *sin;  // null: no rotation
+  std::int64_t batch, tokens, row_stride, heads, head_dim, table_stride;
+  bool rotate_second;
+  float eps;
+};
+extern Kernel<RowNormJob<float>> norm_rows_f32;
+extern Kernel<RowNormJob<BrainFloat>> norm_rows_bf16;
+inline void norm_rows(const RowNormJob<float>& job, Place place) { norm_rows_f32(job, place); }
+inline void norm_rows(const RowNormJob<BrainFloat>& job, Place place) { norm_rows_bf16(job, place); }
 
 // In place, of every token and head: q = rotated(RMSNorm(q) * weight), and the same of k. qkv [batch, tokens, 3, heads,
 // head_dim], contiguous; head_dim even, at most 256. Tokens before `split` have the first weights, others the second.

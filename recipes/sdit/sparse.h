@@ -36,6 +36,9 @@ class SparseSampler : public Sampler {
   bool may_save(const Sampling& sampling) const override { return rule().dense(sampling.step); }
   nlohmann::json report() const override;
   std::vector<SampleMap> maps() const override;
+  SampleMemory memory(const DenoiserInfo& model, const Grid& grid) const override {
+    return {.tokens = grid.tokens(), .cached_layers = model.layers, .canvases = 6};
+  }
 
  protected:
   virtual SparseRule rule() const = 0;

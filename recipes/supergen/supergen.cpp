@@ -54,10 +54,16 @@ class Supergen final : public Sampler {
   void state(Archive& ar) override;
   json report() const override;
   std::vector<SampleMap> maps() const override;
+  SampleMemory memory(const DenoiserInfo& m, const Grid& grid) const override {
+    const Size w = window(m);
+    return {.tokens = grid.frames * std::min(grid.rows, w[0] / m.patch) * std::min(grid.columns, w[1] / m.patch),
+            .canvases = 8,
+            .batched = false};
+  }
 
  private:
   using Size = std::array<std::int64_t, 2>;
-  Size window(const SampleContext& context) const;
+  Size window(const DenoiserInfo& model) const;
   Size sketch_size(const SampleContext& context) const;
   std::vector<double> sigmas(SampleContext& context, std::int64_t frames) const;
   at::Tensor sketch(const Sampling& s, SampleContext& context) const;
@@ -78,16 +84,15 @@ class Supergen final : public Sampler {
   std::int64_t tiles_ = 0, computed_ = 0, gathers_ = 0, payload_ = 0, wire_ = 0;
 };
 
-Supergen::Size Supergen::window(const SampleContext& context) const {
+Supergen::Size Supergen::window(const DenoiserInfo& m) const {
   if (config_.window[0] > 0) return {config_.window[0], config_.window[1]};
-  const DenoiserInfo& m = const_cast<SampleContext&>(context).model().info();
   return {m.base_side * m.patch, m.base_side * m.patch};
 }
 
 Supergen::Size Supergen::sketch_size(const SampleContext& context) const {
   const std::int64_t factor = context.codec().factor();
   if (config_.sketch[0] > 0) return {config_.sketch[0] / factor, config_.sketch[1] / factor};
-  const Size w = window(context);
+  const Size w = window(const_cast<SampleContext&>(context).model().info());
   const std::int64_t by = std::max<std::int64_t>(1, std::min(size_[0] / w[0], size_[1] / w[1]));
   return {size_[0] / by, size_[1] / by};
 }
@@ -97,7 +102,7 @@ void Supergen::setup(SampleContext& context) {
   const std::int64_t factor = context.codec().factor(), token = factor * m.patch;
   size_ = {context.height / factor, context.width / factor};
   refining_ = config_.refining(context.steps);
-  const Size tile = window(context), sketched = sketch_size(context);
+  const Size tile = window(m), sketched = sketch_size(context);
   canvas_.emplace(config_.canvas(size_, tile, factor));
   for (std::size_t a = 0; a < 2; ++a) {
     if (tile[a] % m.patch != 0)
@@ -122,7 +127,7 @@ void Supergen::setup(SampleContext& context) {
 // Both stages share the levels, which are those of one window: that is all a forward sees.
 std::vector<double> Supergen::sigmas(SampleContext& context, std::int64_t frames) const {
   const DenoiserInfo& m = context.model().info();
-  const Size w = window(context);
+  const Size w = window(m);
   return flow_sigmas(context.steps, context.shift,
                      double(frames / m.patch_frames * (w[0] / m.patch) * (w[1] / m.patch)));
 }

@@ -39,7 +39,7 @@ TEST(DitOnGpu, AdaLayerNormIsThatOfTheHost) {
     for (const auto type : {at::kFloat, at::kBFloat16}) {
       const at::Tensor x = draw({2, 7, width}, type), y = draw({2, 7, width}, type), m = draw({2, 3 * width}, type);
       const auto parts = dit::cut(m, 3), there = dit::cut(m.to(gpu), 3);
-      const double limit = type == at::kFloat ? 1e-5 : 0.03;
+      const double limit = type == at::kFloat ? 1e-5 : 0.1;  // one rounding of a value of 5 deviations
       EXPECT_LT(off(dit::modulated(x.to(gpu), there[0], there[1]), dit::modulated(x, parts[0], parts[1])), limit);
       EXPECT_TRUE(dit::gated(x.to(gpu), there[2], y.to(gpu)).cpu().equal(dit::gated(x, parts[2], y)) ||
                   type == at::kFloat);
@@ -47,6 +47,34 @@ TEST(DitOnGpu, AdaLayerNormIsThatOfTheHost) {
       const auto b = dit::gated_modulated(x, parts[2], y, parts[0], parts[1]);
       EXPECT_LT(off(a.sum, b.sum), limit);
       EXPECT_LT(off(a.modulated, b.modulated), limit);
+    }
+}
+
+// Wan: rows of modulation in f32, a sum without a gate, and a norm over all heads with rotation.
+TEST(DitOnGpu, WanPartsAreThoseOfTheHost) {
+  if (no_gpu()) GTEST_SKIP() << "no GPU";
+  const at::NoGradGuard none;
+  at::manual_seed(6);
+  for (const std::int64_t heads : {3, 12, 40})
+    for (const auto type : {at::kFloat, at::kBFloat16}) {
+      const std::int64_t width = heads * 128;
+      const double limit = type == at::kFloat ? 1e-5 : 0.1;
+      const at::Tensor x = draw({2, 7, width}, type), y = draw({2, 7, width}, type), m = draw({2, 3, width});
+      const auto host = m.unbind(1), there = m.to(gpu).unbind(1);
+      const auto a = dit::gated_modulated(x.to(gpu), there[2], y.to(gpu), there[0], there[1], 1e-5);
+      const auto b = dit::gated_modulated(x, host[2], y, host[0], host[1], 1e-5);
+      EXPECT_LT(off(a.sum, b.sum), limit);
+      EXPECT_LT(off(a.modulated, b.modulated), limit);
+      EXPECT_TRUE(dit::gated_modulated(x.to(gpu), {}, y.to(gpu), there[0], there[1]).sum.cpu().equal(x + y));
+      const at::Tensor qkv = draw({2, 7, 3 * width}, type), on_gpu = qkv.to(gpu, type, false, /*copy=*/true);
+      const dit::QkNorm norm{draw({width}, type), draw({width}, type)};
+      const at::Tensor angle = at::randn({7, 64});
+      const RopeTable table{angle.cos(), angle.sin()}, table_there{table.cos.to(gpu), table.sin.to(gpu)};
+      for (const bool late : {false, true}) {
+        ASSERT_TRUE(dit::norm_rows(qkv, norm, heads, table, !late, 1e-6));
+        ASSERT_TRUE(dit::norm_rows(on_gpu, {norm.q.to(gpu), norm.k.to(gpu)}, heads, table_there, !late, 1e-6));
+        EXPECT_LT(off(on_gpu, qkv), limit) << heads;
+      }
     }
 }
 
@@ -90,7 +118,7 @@ TEST(DitOnGpu, AttentionReturnsItsSum) {
       const auto there = [&](const at::Tensor& t) {
         return t.to(gpu, type).transpose(1, 2).contiguous().transpose(1, 2);
       };
-      const double scale = 1 / std::sqrt(128.0), limit = type == at::kFloat ? 1e-5 : 0.05;
+      const double scale = 1 / std::sqrt(128.0), limit = type == at::kFloat ? 1e-4 : 0.05;
       const auto ours = nn::attention_part(there(q), there(k), there(v), scale),
                  truth = nn::attention_part(q, k, v, scale);
       ASSERT_EQ(ours.lse.sizes(), truth.lse.sizes());
@@ -128,6 +156,34 @@ struct Inputs {
           {},
           {}} {}
 };
+
+TEST(DitOnGpu, WanForwardIsThatOfTheHost) {
+  if (no_gpu()) GTEST_SKIP() << "no GPU";
+  const at::NoGradGuard none;
+  at::manual_seed(7);
+  const nlohmann::json config{{"_class_name", "WanTransformer3DModel"},
+                              {"num_layers", 2},
+                              {"num_attention_heads", 2},
+                              {"ffn_dim", 512},
+                              {"text_dim", 64}};
+  const auto host = random_denoiser(config, 5, at::kCPU, at::kFloat);
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    const auto model = make_denoiser(config, [&](const DitWeight& w) {
+      for (const auto& [name, value] : host->weights())
+        if (name == w.name) return value.to(gpu, type);
+      return at::Tensor();
+    });
+    GraphedDenoiser graphed(*model);
+    for (int round = 0; round < 3; ++round) {
+      const at::Tensor x = draw({2, 16, 3, 8, 12}), t = at::full({2}, 0.625), text = draw({2, 20, 64});
+      const at::Tensor truth = host->forward(x, t, {text, {}, {}, {}, {}});
+      const at::Tensor y = model->forward(x.to(gpu, type), t.to(gpu), {text.to(gpu, type), {}, {}, {}, {}});
+      EXPECT_LT(off(y, truth), type == at::kFloat ? 1e-3 : 0.15);
+      EXPECT_TRUE(graphed.forward(x.to(gpu, type), t.to(gpu), {text.to(gpu, type), {}, {}, {}, {}}).equal(y)) << round;
+    }
+    EXPECT_EQ(graphed.captured(), 1);
+  }
+}
 
 TEST(DitOnGpu, ForwardIsThatOfTheHost) {
   if (no_gpu()) GTEST_SKIP() << "no GPU";
@@ -192,7 +248,7 @@ TEST(DitOnGpu, RecordedForwardsAreThePlainOnes) {
 TEST(DitOnGpu, AnchoringHoldsNoScores) {
   if (no_gpu()) GTEST_SKIP() << "no GPU";
   const at::NoGradGuard none;
-  const std::int64_t n = 16384, heads = 4;
+  const std::int64_t n = 32768, heads = 4;
   const auto options = at::TensorOptions(gpu).dtype(at::kBFloat16);
   const at::Tensor q = at::randn({1, n, heads, 128}, options).transpose(1, 2);
   nn::joint_attention(q, q, q, 0, 256, {0.088, 1.3, false});
@@ -200,8 +256,8 @@ TEST(DitOnGpu, AnchoringHoldsNoScores) {
   nn::joint_attention(q, q, q, 0, 256, {0.088, 1.3, false});
   const double more = (peak_device_memory_gib(gpu) - before) * double(1 << 30);
   EXPECT_LT(more, 1.0);  // the first call's peak is not passed
-  // A mask alone: n^2 2 bytes = 512 MiB, scores 2 GiB.
-  EXPECT_LT(peak_device_memory_gib(gpu) * double(1 << 30), 1.5 * double(n) * double(n));
+  // A mask alone: n^2 2 bytes = 2 GiB, scores 8 GiB.
+  EXPECT_LT(peak_device_memory_gib(gpu) * double(1 << 30), double(n) * double(n));
 }
 
 }  // namespace

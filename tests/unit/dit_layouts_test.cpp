@@ -160,13 +160,11 @@ TEST(DitLayouts, TextIsAnchoredWhereItIsJoint) {
 struct AloneInGroup : SequenceParallel {
   explicit AloneInGroup(bool first) : text_first(first) {}
   std::pair<std::int64_t, std::int64_t> slice(std::int64_t tokens) const override { return {0, tokens}; }
-  nn::TokenPair attention(const nn::TokenPair& q, const nn::TokenPair& k, const nn::TokenPair& v,
-                          const nn::AttentionScores& scores, std::int64_t) override {
-    if (!k.text.defined()) return {{}, nn::joint_attention(q.image, k.image, v.image, 0, 0, scores)};
+  at::Tensor attention(const nn::TokenPair& q, const nn::TokenPair& k, const nn::TokenPair& v,
+                       const nn::AttentionScores& scores, std::int64_t) override {
+    if (!k.text.defined()) return nn::joint_attention(q.image, k.image, v.image, 0, 0, scores);
     const auto both = [](const nn::TokenPair& p) { return at::cat({p.text, p.image}, 2); };
-    const std::int64_t text = k.text.size(2);
-    const at::Tensor o = nn::joint_attention(both(q), both(k), both(v), 0, text, scores);
-    return {o.narrow(2, 0, text), o.narrow(2, text, o.size(2) - text)};
+    return nn::joint_attention(both(q), both(k), both(v), 0, k.text.size(2), scores);
   }
   at::Tensor gather(const at::Tensor& x, std::int64_t) override { return x; }
   bool text_first;

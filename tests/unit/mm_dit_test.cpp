@@ -57,6 +57,46 @@ TEST(MmDit, IsAsCloseInBf16AsDiffusersIs) {
   }
 }
 
+// The fused parts against their formulas in f64: rows of modulation in f32, sums without a gate, norms over all heads.
+TEST(DitParts, AreTheirFormulas) {
+  const at::NoGradGuard none;
+  const std::int64_t heads = 3, width = heads * 10, n = 7;
+  const auto wide = [](const at::Tensor& t) { return t.to(at::kDouble); };
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    const double limit = type == at::kFloat ? 2e-6 : 0.04;
+    const at::Tensor x = at::randn({2, n, width}).to(type), y = at::randn({2, n, width}).to(type);
+    const auto m = at::randn({2, 3, width}).unbind(1);
+    for (const bool gate : {false, true}) {
+      const at::Tensor sum = wide(x) + (gate ? wide(m[2]).unsqueeze(1) : at::ones({1}, at::kDouble)) * wide(y);
+      const at::Tensor normed = at::layer_norm(wide(sum.to(type)), {width}, {}, {}, 1e-5);
+      const auto got = dit::gated_modulated(x, gate ? m[2] : at::Tensor(), y, m[0], m[1], 1e-5);
+      EXPECT_LT((wide(got.sum) - sum).abs().max().item<double>(), limit);
+      EXPECT_LT((wide(got.modulated) - normed * (1 + wide(m[1]).unsqueeze(1)) - wide(m[0]).unsqueeze(1))
+                    .abs()
+                    .max()
+                    .item<double>(),
+                2 * limit);
+    }
+    const at::Tensor qkv = at::randn({2, n, 3 * width}).to(type), before = qkv.clone(), angle = at::randn({n, 5});
+    const dit::QkNorm norm{at::randn({width}).to(type), at::randn({width}).to(type)};
+    ASSERT_TRUE(dit::norm_rows(qkv, norm, heads, {angle.cos(), angle.sin()}, false, 1e-6));
+    const auto parts = before.chunk(3, 2);
+    const auto rms = [&](const at::Tensor& t, const at::Tensor& w) {
+      return at::rms_norm(wide(t), {width}, wide(w), 1e-6);
+    };
+    const at::Tensor turn = at::complex(angle.cos().to(at::kDouble), angle.sin().to(at::kDouble)).unsqueeze(1);
+    const at::Tensor q =
+        at::view_as_real(at::view_as_complex(rms(parts[0], norm.q).view({2, n, heads, 5, 2})) * turn).flatten(2);
+    const at::Tensor truth = at::cat({q, rms(parts[1], norm.k), wide(parts[2])}, 2);
+    EXPECT_LT((wide(qkv) - truth).abs().max().item<double>(), limit);
+  }
+  // Not for the kernel: another type, and gradients that are wanted.
+  const dit::QkNorm weights{at::ones({width}), {}};
+  EXPECT_FALSE(dit::norm_rows(at::randn({1, n, width}, at::kDouble), weights, heads, {}, false, 1e-6));
+  const at::AutoGradMode gradients(true);
+  EXPECT_FALSE(dit::norm_rows(at::randn({1, n, width}).requires_grad_(), weights, heads, {}, false, 1e-6));
+}
+
 // E4: what is easily swapped fails.
 TEST(MmDit, SwappedPartsAreSeen) {
   const DitCase v("flux");
@@ -247,12 +287,10 @@ TEST(TokenSets, KeysCanBeRescaled) {
 
 struct Half : SequenceParallel {  // one rank: the ways of the hook without other ranks
   std::pair<std::int64_t, std::int64_t> slice(std::int64_t tokens) const override { return {0, tokens}; }
-  nn::TokenPair attention(const nn::TokenPair& q, const nn::TokenPair& k, const nn::TokenPair& v,
-                          const nn::AttentionScores& scores, std::int64_t) override {
+  at::Tensor attention(const nn::TokenPair& q, const nn::TokenPair& k, const nn::TokenPair& v,
+                       const nn::AttentionScores& scores, std::int64_t) override {
     const auto both = [](const nn::TokenPair& p) { return at::cat({p.text, p.image}, 2); };
-    const std::int64_t text = k.text.size(2);
-    const at::Tensor o = nn::joint_attention(both(q), both(k), both(v), 0, text, scores);
-    return {o.narrow(2, 0, text), o.narrow(2, text, o.size(2) - text)};
+    return nn::joint_attention(both(q), both(k), both(v), 0, k.text.size(2), scores);
   }
   at::Tensor gather(const at::Tensor& x, std::int64_t) override { return x; }
 };

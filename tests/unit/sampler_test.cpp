@@ -392,6 +392,14 @@ TEST_F(SampleJobs, RefuseWhatCannotBeDrawn) {
   says({"ranks_per_picture=2"}, "groups of 2");
   says({"guidance_parallel=true", "guidance=1"}, "guidance");
   says({"memory_capacity=0.0001"}, "weights");
+  const auto planned = [this](const std::vector<std::string>& overrides, int ranks) {
+    const SampleJob job = read_job(dir_ + "/job.yaml", overrides);
+    return plan_memory(job.arms[0], plan_model(read_model_config(job.arms[0])), ranks).bytes;
+  };
+  // What a method keeps counts as well, and ranks that share tokens or tiles hold less.
+  EXPECT_GT(planned({"method=sdit"}, 1), planned({}, 1));
+  EXPECT_LT(planned({"sequence=ring"}, 4), planned({}, 4));
+  EXPECT_LT(planned({"method=supergen", "size=[64, 64]", "supergen.window=[4, 4]"}, 1), planned({"size=[64, 64]"}, 1));
   EXPECT_FALSE(fs::exists(dir_ + "/refused/plain/00000.png"));
   EXPECT_NE(document_keys().find("mu_mode"), std::string::npos);
 }

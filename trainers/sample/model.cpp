@@ -1,8 +1,11 @@
 #include "trainers/sample/model.h"
 
+#include "comm/device.h"
 #include "comm/error.h"
 #include "data/file.h"
+#include "framework/device_info.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -70,30 +73,42 @@ std::unique_ptr<Denoiser> load_model(const SampleConfig& c, const nlohmann::json
   return denoiser_from_folder(c.model, device, precision_of(c));
 }
 
-MemoryPlan plan_memory(const SampleConfig& c, const ModelPlan& m) {
+MemoryPlan plan_memory(const SampleConfig& c, const ModelPlan& m, int ranks) {
   const double element = c.precision == "bf16" ? 2 : 4, width = double(m.info.heads * m.info.head_dim);
-  const double side = double(m.info.latent_factor * m.info.patch);
-  const double tokens =
-      double(c.size[0]) / side * (double(c.size[1]) / side) * (double(c.frames) / double(m.info.patch_frames)) +
-      double(m.info.base_text);
-  const bool halves = c.guidance != 1 && !m.info.distilled_guidance && !c.guidance_parallel;
-  const double rows = double(c.batch) * (halves ? 2 : 1), weights = double(m.parameters) * element;
+  const SampleMemory memory = c.samplers.at(c.method)->memory(
+      m.info, {c.frames / m.info.patch_frames, c.size[0] / (m.info.latent_factor * m.info.patch),
+               c.size[1] / (m.info.latent_factor * m.info.patch)});
+  const bool halves = c.guidance != 1 && !m.info.distilled_guidance;
+  const double rows = double(memory.batched ? c.batch : 1) * (halves && !c.guidance_parallel ? 2 : 1);
+  // Ranks that share a forward's tokens hold their parts.
+  const std::int64_t each = c.ranks_per_picture ? c.ranks_per_picture : ranks;
+  const std::int64_t parts = c.sequence == "none" ? 1 : std::max<std::int64_t>(1, each / (c.guidance_parallel ? 2 : 1));
+  const double tokens = double(memory.tokens) / double(parts) + double(m.info.base_text);
+  const double weights = double(m.parameters) * element;
   // Residual, normalised, q, k, v, attention and an MLP four times as wide, in and out of its activation.
   const double activations = 14 * rows * tokens * width * element;
-  MemoryPlan plan{weights + activations, ""};
-  char text[256];
+  const double kept =
+      rows * double(memory.cached_layers) * 2 * (double(memory.tokens) + double(m.info.base_text)) * width * element +
+      double(c.batch * memory.canvases * m.info.channels * c.frames) * double(c.size[0] / m.info.latent_factor) *
+          double(c.size[1] / m.info.latent_factor) * 4;
+  MemoryPlan plan{weights + activations + kept, ""};
+  char text[320];
   std::snprintf(text, sizeof text,
                 "memory a rank: weights %s (%.1f M x %.0f B), activations about %s (14 x %.0f pictures x %.0f tokens x "
-                "%.0f x %.0f B)",
+                "%.0f x %.0f B)%s%s",
                 gib(weights).c_str(), double(m.parameters) / 1e6, element, gib(activations).c_str(), rows, tokens,
-                width, element);
+                width, element, kept > 0 ? ", the method's caches " : "", kept > 0 ? gib(kept).c_str() : "");
   plan.text = text;
   return plan;
 }
 
 double memory_there(const SampleConfig& c, at::Device device, int local_ranks) {
   if (c.memory_capacity > 0) return c.memory_capacity * double(1 << 30);
-  if (!device.is_cpu()) return 0;
+  if (!device.is_cpu()) {
+    const double there = free_device_memory_gib(device) * double(1 << 30);
+    const int gpus = device_runtime() ? std::max(1, device_runtime()->count()) : 1;
+    return there > 0 ? there / ((local_ranks + gpus - 1) / gpus) : 0;
+  }
   std::ifstream info("/proc/meminfo");
   std::string name, unit;
   for (double kib = 0; info >> name >> kib; std::getline(info, unit))

@@ -23,13 +23,13 @@ std::unique_ptr<Denoiser> load_model(const SampleConfig& config, const nlohmann:
 
 at::ScalarType precision_of(const SampleConfig& config);
 
-// A line of what a rank of the arm will hold, with its formula, and its bytes. `pictures`: in one forward.
+// A line of what a rank of the arm will hold, with its formula, and its bytes. `ranks`: of the job.
 struct MemoryPlan {
   double bytes = 0;
   std::string text;
 };
-MemoryPlan plan_memory(const SampleConfig& config, const ModelPlan& model);
-// Bytes that a rank can have; 0: not known.
+MemoryPlan plan_memory(const SampleConfig& config, const ModelPlan& model, int ranks);
+// Bytes that a rank can have: what is free now, shared by the ranks of a machine or of a GPU; 0: not known.
 double memory_there(const SampleConfig& config, at::Device device, int local_ranks);
 
 }  // namespace trireme::sample

@@ -4,6 +4,7 @@
 #include "data/file.h"
 #include "framework/base/agree.h"
 #include "framework/device_info.h"
+#include "framework/graphed_denoiser.h"
 #include "framework/io/file_io.h"
 #include "framework/io/folder_lock.h"
 #include "framework/metrics/progress.h"
@@ -119,14 +120,15 @@ ArmPlan plan_arm(const SampleConfig& c) {
   return arm;
 }
 
-void check_memory(const SampleConfig& c, const ArmPlan& arm, at::Device device, int local_ranks, bool tell) {
-  const MemoryPlan memory = plan_memory(c, arm.plan);
+void check_memory(const SampleConfig& c, const ArmPlan& arm, at::Device device, int ranks, int local_ranks, bool tell) {
+  const MemoryPlan memory = plan_memory(c, arm.plan, ranks);
   if (tell) std::cout << c.arm << ": " << memory.text << std::endl;
   const double there = memory_there(c, device, local_ranks);
-  if (there > 0 && memory.bytes > there)
-    throw Error(ExitCode::memory, "arm " + c.arm,
-                memory.text + ", but " + std::to_string(there / (1 << 30)) + " GiB are there",
-                "smaller size, batch or model, precision: bf16, or fewer ranks on a machine");
+  if (there <= 0 || memory.bytes <= there) return;
+  char have[32];
+  std::snprintf(have, sizeof have, ", but %.1f GiB are there", there / (1 << 30));
+  throw Error(ExitCode::memory, "arm " + c.arm, memory.text + have,
+              "smaller size, batch or model, precision: bf16, or fewer ranks on a machine");
 }
 
 FlowShift shift_of(const SampleConfig& c, const DenoiserInfo& m) {
@@ -171,7 +173,7 @@ class Job {
     agree(world_, attempt([&] {
             for (const auto& c : job_.arms) {
               plans_.push_back(plan_arm(c));
-              check_memory(c, plans_.back(), placement_.device, local_ranks_, world_.rank() == 0);
+              check_memory(c, plans_.back(), placement_.device, int(world_.size()), local_ranks_, world_.rank() == 0);
             }
           }));
   }
@@ -193,7 +195,8 @@ class Job {
     agree(world_, attempt([&] { plans_[a].conditions->model_loaded(*model_); }));
     Groups groups = make_groups(c, method, placement_, world_);
     const auto codec = latent_codec(plans_[a].plan.info.channels, plans_[a].plan.info.latent_factor);
-    SampleContext context(*groups.tensors, *model_, *codec, placement_.device, precision_of(c));
+    GraphedDenoiser graphed(*model_);
+    SampleContext context(*groups.tensors, graphed, *codec, placement_.device, precision_of(c));
     context.steps = c.steps, context.height = c.size[0], context.width = c.size[1], context.frames = c.frames;
     context.shift = shift_of(c, plans_[a].plan.info);
     context.halves = groups.halves.get();

@@ -150,6 +150,16 @@ at::Tensor JointPass::attention(std::int64_t layer, const at::Tensor& qkv, const
   return attend(layer, x[0], x[1], x[2]);
 }
 
+at::Tensor JointPass::attention_across(std::int64_t layer, const at::Tensor& qkv, const QkNorm& norm,
+                                       double eps) const {
+  const auto x = qkv.unflatten(-1, {3, info.heads, info.head_dim}).unbind(2);
+  if (norm_rows(qkv, norm, info.heads, rope, !late(), eps)) return attend(layer, x[0], x[1], x[2]);
+  const auto normed = [&](const at::Tensor& part, const at::Tensor& weight) {
+    return rms_norm(part.flatten(2), weight, eps).view(part.sizes());
+  };
+  return attention(layer, normed(x[0], norm.q), normed(x[1], norm.k), x[2]);
+}
+
 at::Tensor JointPass::attend(std::int64_t layer, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) const {
   const nn::AttentionScores scores{hooks.logit_scale / std::sqrt(double(info.head_dim)), hooks.text_bias,
                                    hooks.form == DitHooks::Bias::bias};
@@ -171,9 +181,10 @@ at::Tensor JointPass::attend(std::int64_t layer, const at::Tensor& q, const at::
   const auto pair = [&](const at::Tensor& x) -> nn::TokenPair {
     return {text ? text_of(x).transpose(1, 2) : at::Tensor(), image_of(x).transpose(1, 2)};
   };
-  const auto out = hooks.parallel->attention(pair(q), pair(k), pair(v), scores, tokens);
-  if (!text) return out.image.transpose(1, 2).flatten(2);
-  return join(out.text.transpose(1, 2), out.image.transpose(1, 2)).flatten(2);
+  const at::Tensor out =
+      hooks.parallel->attention(pair(q), pair(k), pair(v), scores, tokens).transpose(1, 2).flatten(2);
+  if (info.text_first || !text) return out;
+  return at::cat({out.narrow(1, text, out.size(1) - text), out.narrow(1, 0, text)}, 1);
 }
 
 at::Tensor DoubleBlock::modulated_image(const at::Tensor& x, const at::Tensor& temb) const {

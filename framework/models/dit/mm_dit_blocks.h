@@ -9,10 +9,6 @@
 
 namespace trireme::dit {
 
-struct QkNorm {
-  at::Tensor q, k;  // [head_dim]
-};
-
 // Of one forward. The joint sequence is text and image, or image and text.
 struct JointPass {
   JointPass(const DenoiserInfo& info, const DitHooks& hooks, const Grid& grid, std::int64_t text,
@@ -40,6 +36,8 @@ struct JointPass {
   // It may be overwritten.
   at::Tensor attention(std::int64_t layer, const at::Tensor& qkv, const QkNorm& text_norm,
                        const QkNorm& image_norm) const;
+  // And where one norm goes over all heads together.
+  at::Tensor attention_across(std::int64_t layer, const at::Tensor& qkv, const QkNorm& norm, double eps) const;
 
  private:
   bool late() const;  // keys are rotated when they are used
@@ -52,7 +50,7 @@ struct DoubleBlock {
   struct Stream {
     Linear modulation;
     StackedLinear qkv;
-    QkNorm norm;
+    QkNorm norm;  // [head_dim]
     Linear out;
     Mlp mlp;
   };

@@ -25,42 +25,40 @@ const T* pointer(const at::Tensor& t) {
   return t.defined() ? static_cast<const T*>(t.const_data_ptr()) : nullptr;
 }
 
-template <class T>
+template <class T, class M>
 Gated run_modulate(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& add, const at::Tensor& shift,
-                   const at::Tensor& scale) {
+                   const at::Tensor& scale, double eps) {
   const at::Tensor x = residual.contiguous(), a = add.defined() ? add.contiguous() : add;
   Gated r;
   if (a.defined()) r.sum = at::empty(x.sizes(), x.options());
   if (shift.defined()) r.modulated = at::empty(x.sizes(), x.options());
-  at::Tensor rows[] = {gate, shift, scale};
-  const std::int64_t stride = (gate.defined() ? gate : shift).stride(0);
-  bool parts = true;  // of one row, as cut() makes them
-  for (const auto& t : rows) parts = parts && (!t.defined() || (t.stride(0) == stride && t.stride(1) == 1));
-  if (!parts)
-    for (auto& t : rows)
-      if (t.defined()) t = t.contiguous();
-  const kernels::ModulateJob<T> job{pointer<T>(x),
-                                    pointer<T>(a),
-                                    pointer<T>(rows[0]),
-                                    pointer<T>(rows[1]),
-                                    pointer<T>(rows[2]),
-                                    const_cast<T*>(pointer<T>(r.sum)),
-                                    const_cast<T*>(pointer<T>(r.modulated)),
-                                    x.size(0),
-                                    x.size(1),
-                                    x.size(2),
-                                    parts ? stride : x.size(2),
-                                    1e-6F};
+  const auto row = [](const at::Tensor& t) { return !t.defined() || t.stride(1) == 1 ? t : t.contiguous(); };
+  const at::Tensor g = row(gate);
+  at::Tensor s = row(shift), c = row(scale);
+  if (s.defined() && s.stride(0) != c.stride(0)) s = s.contiguous(), c = c.contiguous();
+  const kernels::ModulateJob<T, M> job{pointer<T>(x),
+                                       pointer<T>(a),
+                                       pointer<M>(g),
+                                       pointer<M>(s),
+                                       pointer<M>(c),
+                                       const_cast<T*>(pointer<T>(r.sum)),
+                                       const_cast<T*>(pointer<T>(r.modulated)),
+                                       x.size(0),
+                                       x.size(1),
+                                       x.size(2),
+                                       g.defined() ? g.stride(0) : 0,
+                                       s.defined() ? s.stride(0) : 0,
+                                       float(eps)};
   kernels::modulate(job, buffer_of(x).place);
   return r;
 }
 
 bool wants_gradient(const at::Tensor& t) { return at::GradMode::is_enabled() && t.requires_grad(); }
 
-// May `row` modulate x: of its type, [B, D], without a gradient of its own?
+// May `row` modulate x: [B, D] of its type or f32, without a gradient of its own?
 bool alike(const at::Tensor& x, const at::Tensor& row) {
-  return x.dim() == 3 && row.dim() == 2 && x.scalar_type() == row.scalar_type() && row.size(0) == x.size(0) &&
-         row.size(1) == x.size(2) && !wants_gradient(row);
+  return x.dim() == 3 && row.dim() == 2 && (x.scalar_type() == row.scalar_type() || row.scalar_type() == at::kFloat) &&
+         row.size(0) == x.size(0) && row.size(1) == x.size(2) && !wants_gradient(row);
 }
 
 bool fits(const at::Tensor& a, const at::Tensor& b) {
@@ -69,9 +67,33 @@ bool fits(const at::Tensor& a, const at::Tensor& b) {
 
 // add undefined: the norm alone; shift undefined: the sum alone.
 Gated modulate(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& add, const at::Tensor& shift,
-               const at::Tensor& scale) {
-  return residual.scalar_type() == at::kFloat ? run_modulate<float>(residual, gate, add, shift, scale)
-                                              : run_modulate<kernels::BrainFloat>(residual, gate, add, shift, scale);
+               const at::Tensor& scale, double eps) {
+  if (residual.scalar_type() == at::kFloat) return run_modulate<float, float>(residual, gate, add, shift, scale, eps);
+  const auto& rows = shift.defined() ? shift : gate;
+  using kernels::BrainFloat;
+  return rows.defined() && rows.scalar_type() == at::kFloat
+             ? run_modulate<BrainFloat, float>(residual, gate, add, shift, scale, eps)
+             : run_modulate<BrainFloat, BrainFloat>(residual, gate, add, shift, scale, eps);
+}
+
+template <class T>
+void run_norm_rows(const at::Tensor& x, const QkNorm& weight, std::int64_t heads, const RopeTable& table, bool rotate_k,
+                   double eps) {
+  const RopeTable t = table.cos.defined() ? RopeTable{table.cos.contiguous(), table.sin.contiguous()} : table;
+  const std::int64_t width = weight.q.size(0);
+  const kernels::RowNormJob<T> job{static_cast<T*>(x.mutable_data_ptr()),
+                                   {pointer<T>(weight.q), pointer<T>(weight.k)},
+                                   pointer<float>(t.cos),
+                                   pointer<float>(t.sin),
+                                   x.size(0),
+                                   x.size(1),
+                                   x.stride(1),
+                                   heads,
+                                   width / heads,
+                                   t.cos.defined() && t.cos.dim() == 3 ? t.cos.stride(0) : 0,
+                                   rotate_k,
+                                   float(eps)};
+  kernels::norm_rows(job, buffer_of(x).place);
 }
 
 }  // namespace
@@ -212,24 +234,41 @@ bool fused(const at::Tensor& x) {
          !at::autocast::is_autocast_enabled(x.device().type());
 }
 
-at::Tensor modulated(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale) {
-  if (fused(x) && alike(x, shift) && alike(x, scale))
-    return modulate(x, at::Tensor(), at::Tensor(), shift, scale).modulated;
-  return at::layer_norm(x, {x.size(-1)}, {}, {}, 1e-6) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1);
+at::Tensor modulated(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale, double eps) {
+  if (fused(x) && alike(x, shift) && alike(x, scale) && shift.scalar_type() == scale.scalar_type())
+    return modulate(x, at::Tensor(), at::Tensor(), shift, scale, eps).modulated;
+  if (scale.scalar_type() != at::kFloat || x.scalar_type() == at::kFloat)
+    return at::layer_norm(x, {x.size(-1)}, {}, {}, eps) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1);
+  return modulated(x.to(at::kFloat), shift, scale, eps).to(x.scalar_type());
 }
 
 at::Tensor gated(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& x) {
   if (fused(residual) && alike(residual, gate) && fits(residual, x))
-    return modulate(residual, gate, x, at::Tensor(), at::Tensor()).sum;
-  return residual + gate.unsqueeze(1) * x;
+    return modulate(residual, gate, x, at::Tensor(), at::Tensor(), 0).sum;
+  return (residual + gate.unsqueeze(1) * x).to(residual.scalar_type());
 }
 
 Gated gated_modulated(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& x, const at::Tensor& shift,
-                      const at::Tensor& scale) {
-  if (fused(residual) && alike(residual, gate) && fits(residual, x) && alike(residual, shift) && alike(residual, scale))
-    return modulate(residual, gate, x, shift, scale);
-  const at::Tensor sum = gated(residual, gate, x);
-  return {sum, modulated(sum, shift, scale)};
+                      const at::Tensor& scale, double eps) {
+  if (fused(residual) && (!gate.defined() || (alike(residual, gate) && gate.scalar_type() == shift.scalar_type())) &&
+      fits(residual, x) && alike(residual, shift) && alike(residual, scale) &&
+      shift.scalar_type() == scale.scalar_type())
+    return modulate(residual, gate, x, shift, scale, eps);
+  const at::Tensor sum = gate.defined() ? gated(residual, gate, x) : residual + x;
+  return {sum, modulated(sum, shift, scale, eps)};
+}
+
+bool norm_rows(const at::Tensor& x, const QkNorm& weight, std::int64_t heads, const RopeTable& table, bool rotate_k,
+               double eps) {
+  const std::int64_t width = weight.q.size(0);
+  if (!fused(x) || x.dim() != 3 || x.stride(2) != 1 || x.stride(0) != x.size(1) * x.stride(1) || width / heads % 2 ||
+      weight.q.scalar_type() != x.scalar_type())
+    return false;
+  if (x.scalar_type() == at::kFloat)
+    run_norm_rows<float>(x, weight, heads, table, rotate_k, eps);
+  else
+    run_norm_rows<kernels::BrainFloat>(x, weight, heads, table, rotate_k, eps);
+  return true;
 }
 
 at::Tensor gelu_of(const Linear& l, const at::Tensor& x) {

@@ -80,16 +80,25 @@ class OwnTables {
 at::Tensor apply_rope(const at::Tensor& x, const RopeTable& table);
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps = 1e-6);  // over the last dimension
-// LayerNorm without affine (eps 1e-6) times (1 + scale) plus shift. x [B, n, D]; shift, scale [B, D].
-at::Tensor modulated(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale);
+// LayerNorm without affine times (1 + scale) plus shift. x [B, n, D]; shift, scale [B, D]. Computed in f32 where these
+// are f32, and of x's type.
+at::Tensor modulated(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale, double eps = 1e-6);
 // residual + gate * x; gate [B, D].
 at::Tensor gated(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& x);
-// Both, and the sum: LayerNorm of residual + gate * x, modulated.
+// Both, and the sum: LayerNorm of residual + gate * x, modulated. gate undefined: 1.
 struct Gated {
   at::Tensor sum, modulated;
 };
 Gated gated_modulated(const at::Tensor& residual, const at::Tensor& gate, const at::Tensor& x, const at::Tensor& shift,
-                      const at::Tensor& scale);
+                      const at::Tensor& scale, double eps = 1e-6);
+struct QkNorm {
+  at::Tensor q, k;
+};
+// In place, of queries and keys that rows of x [B, n, >= D or 2 D] begin with: RMSNorm over all heads together, weights
+// [D], then the rotation. weight.k undefined: there are queries alone. False: nothing was done, since x is not one for
+// the fused kernel.
+bool norm_rows(const at::Tensor& x, const QkNorm& weight, std::int64_t heads, const RopeTable& table, bool rotate_k,
+               double eps);
 // Is x computed by the fused kernels of framework/kernels/dit_pointwise.h: no gradient is wanted, and it is f32 or
 // bf16.
 bool fused(const at::Tensor& x);

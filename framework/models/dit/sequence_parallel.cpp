@@ -63,8 +63,8 @@ class Ring final : public OverRanks {
  public:
   using OverRanks::OverRanks;
 
-  TokenPair attention(const TokenPair& q, const TokenPair& k, const TokenPair& v, const AttentionScores& scores,
-                      std::int64_t tokens) override {
+  at::Tensor attention(const TokenPair& q, const TokenPair& k, const TokenPair& v, const AttentionScores& scores,
+                       std::int64_t tokens) override {
     const at::Tensor queries = joined(q.text, q.image);
     const std::int64_t texts = q.text.defined() ? q.text.size(2) : 0;
     // Parts of text queries are merged in the order of the ranks: text stays equal on all of them.
@@ -88,13 +88,14 @@ class Ring final : public OverRanks {
       passing.work.wait();
       held = passing.next;
     }
-    if (!texts) return {{}, image.out};
+    if (!texts) return image.out;
 
     const AttentionPart anchor = nn::attention_part(queries, k.text, v.text, scores.scale);
     AttentionPart all_text;
     for (const auto& part : text) add(all_text, part);
-    return {nn::merge_parts(rows(anchor, 0, texts), all_text, scores.text_bias).out,
-            nn::merge_parts(rows(anchor, texts, queries.size(2) - texts), image, scores.text_bias).out};
+    const at::Tensor t = nn::merge_parts(rows(anchor, 0, texts), all_text, scores.text_bias).out;
+    const at::Tensor i = nn::merge_parts(rows(anchor, texts, queries.size(2) - texts), image, scores.text_bias).out;
+    return at::cat({t.transpose(1, 2), i.transpose(1, 2)}, 1).transpose(1, 2);
   }
 
  private:
@@ -122,8 +123,8 @@ class Ulysses final : public OverRanks {
  public:
   using OverRanks::OverRanks;
 
-  TokenPair attention(const TokenPair& q, const TokenPair& k, const TokenPair& v, const AttentionScores& scores,
-                      std::int64_t tokens) override {
+  at::Tensor attention(const TokenPair& q, const TokenPair& k, const TokenPair& v, const AttentionScores& scores,
+                       std::int64_t tokens) override {
     const std::int64_t heads = q.image.size(1), mine = q.image.size(2), texts = q.text.defined() ? q.text.size(2) : 0;
     if (heads < size())
       throw UsageError("sequence", std::to_string(heads) + " heads for " + std::to_string(size()) + " ranks of ulysses",
@@ -133,37 +134,43 @@ class Ulysses final : public OverRanks {
     const auto options = q.image.options();
     const TokenPair* const all[] = {&q, &k, &v};
 
-    // A part of the heads to each rank, and of each rank its tokens.
-    const Wire out(size(), options, [&](int r) { return Shape{3, batch, length(heads, r), mine, dim}; });
-    const Wire in(size(), options, [&](int r) { return Shape{3, batch, held, length(tokens, r), dim}; });
-    const at::Tensor joint = at::empty({3, batch, held, texts + tokens, dim}, options);
+    // Tokens are outermost on the wire: the ranks' parts, one after another, are the sequence, with the text before
+    // them.
+    const at::Tensor joint = at::empty({texts + tokens, batch, 3, held, dim}, options);
+    const Wire out(size(), options, [&](int r) { return Shape{mine, batch, 3, length(heads, r), dim}; });
+    const auto by_token = [](const at::Tensor& x) { return x.permute({2, 0, 1, 3}); };
     for (std::int64_t i = 0; i < 3; ++i) {
-      for (int r = 0; r < size(); ++r)
-        out.of(r)[i].copy_(all[i]->image.narrow(1, even_part(heads, r, size()).first, length(heads, r)));
-      if (texts) joint[i].narrow(2, 0, texts).copy_(all[i]->text.narrow(1, first, held));
+      out.put(i, by_token(all[i]->image));
+      if (texts) joint.narrow(0, 0, texts).select(2, i).copy_(by_token(all[i]->text.narrow(1, first, held)));
     }
-    exchange(out, in);
-    for (int r = 0; r < size(); ++r)
-      joint.narrow(3, texts + even_part(tokens, r, size()).first, length(tokens, r)).copy_(in.of(r));
-    const at::Tensor o = nn::joint_attention(joint[0], joint[1], joint[2], 0, texts, scores);
+    exchange(out.flat, out.counts, joint.narrow(0, texts, tokens),
+             counts([&](int r) { return length(tokens, r) * batch * 3 * held * dim; }));
+    const auto part = [&](std::int64_t i) { return joint.select(2, i).permute({1, 2, 0, 3}); };
+    const at::Tensor o = by_token(nn::joint_attention(part(0), part(1), part(2), 0, texts, scores));
 
     // Back: all text and each rank's tokens, of this rank's heads.
-    const Wire back(size(), options, [&](int r) { return Shape{batch, held, texts + length(tokens, r), dim}; });
-    const Wire whole(size(), options, [&](int r) { return Shape{batch, length(heads, r), texts + mine, dim}; });
+    std::vector<at::Tensor> rows;
     for (int r = 0; r < size(); ++r) {
-      const auto [from, to] = even_part(tokens, r, size());
-      if (texts) back.of(r).narrow(2, 0, texts).copy_(o.narrow(2, 0, texts));
-      back.of(r).narrow(2, texts, to - from).copy_(o.narrow(2, texts + from, to - from));
+      if (texts) rows.push_back(o.narrow(0, 0, texts));
+      rows.push_back(o.narrow(0, texts + even_part(tokens, r, size()).first, length(tokens, r)));
     }
-    exchange(back, whole);
+    const Wire whole(size(), options, [&](int r) { return Shape{texts + mine, batch, length(heads, r), dim}; });
+    exchange(at::cat(rows), counts([&](int r) { return (texts + length(tokens, r)) * batch * held * dim; }), whole.flat,
+             whole.counts);
     std::vector<at::Tensor> parts;
     for (int r = 0; r < size(); ++r) parts.push_back(whole.of(r));
-    const at::Tensor result = at::cat(parts, 1);
-    return {texts ? result.narrow(2, 0, texts) : at::Tensor(), result.narrow(2, texts, mine)};
+    return at::cat(parts, 2).permute({1, 2, 0, 3});
   }
 
  private:
   using Shape = std::vector<std::int64_t>;
+
+  template <class F>
+  Counts counts(F of_rank) const {
+    Counts all;
+    for (int r = 0; r < size(); ++r) all.push_back(static_cast<std::size_t>(of_rank(r)));
+    return all;
+  }
 
   // One side of an exchange: a tensor for each rank, one after another in memory.
   class Wire {
@@ -184,6 +191,22 @@ class Ulysses final : public OverRanks {
       const auto r = static_cast<std::size_t>(rank);
       return flat.narrow(0, begins_[r], static_cast<std::int64_t>(counts[r])).view(shapes_[r]);
     }
+    // x [tokens, B, heads of all ranks, d] as number i of each rank's [tokens, B, 3, heads, d].
+    void put(std::int64_t i, const at::Tensor& x) const {
+      const auto ranks = static_cast<std::int64_t>(shapes_.size()), heads = shapes_[0][3];
+      if (shapes_.back()[3] == heads) {  // one copy
+        Shape shape = shapes_[0];
+        shape.insert(shape.begin(), ranks);
+        flat.view(shape).select(3, i).copy_(x.unflatten(2, {ranks, heads}).permute({2, 0, 1, 3, 4}));
+        return;
+      }
+      std::int64_t head = 0;
+      for (int r = 0; r < ranks; ++r) {
+        const std::int64_t n = shapes_[static_cast<std::size_t>(r)][3];
+        of(r).select(2, i).copy_(x.narrow(2, head, n));
+        head += n;
+      }
+    }
     at::Tensor flat;
     Counts counts;
 
@@ -192,8 +215,8 @@ class Ulysses final : public OverRanks {
     std::vector<std::int64_t> begins_;
   };
 
-  void exchange(const Wire& out, const Wire& in) {
-    ranks_.all_to_all(buffer_of(out.flat), out.counts, buffer_of(in.flat), in.counts).wait();
+  void exchange(const at::Tensor& out, const Counts& send, const at::Tensor& in, const Counts& receive) {
+    ranks_.all_to_all(buffer_of(out), send, buffer_of(in), receive).wait();
   }
 };
 

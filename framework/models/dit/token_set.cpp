@@ -19,34 +19,47 @@ at::Tensor index_like(const at::Tensor& rows, const at::Tensor& x) {
   return rows.view(view).expand(sizes);
 }
 
-// cache [B, N, H, d] rows <- x [B, K, H, d] at places [B', K].
-void put_into(const at::Tensor& cache, const at::Tensor& x, const at::Tensor& places) {
+// Text and chosen image tokens of keys and values into [B, M + N, H, d]; text `begins` or ends the rows.
+void put_into(const TokenSet::KeysValues& cache, const TokenSet::KeysValues& x, const at::Tensor& places,
+              std::int64_t text, bool begins) {
+  const std::int64_t tokens = cache.k.size(1) - text, image = x.k.size(1) - text;
   // A device's choice is not read back.
-  if (x.is_cpu() && places.numel() &&
-      (*places.min().const_data_ptr<std::int64_t>() < 0 ||
-       *places.max().const_data_ptr<std::int64_t>() >= cache.size(1)))
-    throw UsageError("sparse forward", "a chosen token is none of the picture's " + std::to_string(cache.size(1)),
+  if (x.k.is_cpu() && places.numel() &&
+      (*places.min().const_data_ptr<std::int64_t>() < 0 || *places.max().const_data_ptr<std::int64_t>() >= tokens))
+    throw UsageError("sparse forward", "a chosen token is none of the picture's " + std::to_string(tokens),
                      "choose rows of its grid");
-  const std::int64_t size = cache.element_size(), bytes = cache.size(2) * cache.size(3) * size;
+  const std::int64_t size = cache.k.element_size(), bytes = cache.k.size(2) * cache.k.size(3) * size;
   const auto side_by_side = [&](const at::Tensor& t) {
-    return t.stride(3) == 1 && t.stride(2) == t.size(3) && t.stride(1) * size % 16 == 0 && t.stride(0) * size % 16 == 0;
+    return t.stride(3) == 1 && t.stride(2) == t.size(3) && t.stride(1) * size % 16 == 0 &&
+           t.stride(0) * size % 16 == 0 && reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % 16 == 0;
   };
-  if (bytes % 16 || !side_by_side(cache) || !side_by_side(x) || cache.scalar_type() != x.scalar_type()) {
-    const at::Tensor all = places.size(0) == x.size(0) ? places : places.repeat({x.size(0) / places.size(0), 1});
-    at::Tensor(cache).scatter_(1, index_like(all, x), x);
+  if (bytes % 16 || !side_by_side(cache.k) || !side_by_side(cache.v) || !side_by_side(x.k) || !side_by_side(x.v) ||
+      x.k.strides() != x.v.strides() || cache.k.scalar_type() != x.k.scalar_type()) {
+    const at::Tensor all = places.size(0) == x.k.size(0) ? places : places.repeat({x.k.size(0) / places.size(0), 1});
+    for (const auto& [to, from] : {std::pair{cache.k, x.k}, {cache.v, x.v}}) {
+      at::Tensor(to.narrow(1, begins ? text : 0, tokens))
+          .scatter_(1, index_like(all, from.narrow(1, begins ? text : 0, image)),
+                    from.narrow(1, begins ? text : 0, image));
+      to.narrow(1, begins ? 0 : tokens, text).copy_(from.narrow(1, begins ? 0 : image, text));
+    }
     return;
   }
-  const kernels::PutRowsJob job{static_cast<const unsigned char*>(x.const_data_ptr()),
-                                static_cast<unsigned char*>(cache.mutable_data_ptr()),
+  const auto source = [](const at::Tensor& t) { return static_cast<const unsigned char*>(t.const_data_ptr()); };
+  const auto target = [](const at::Tensor& t) { return static_cast<unsigned char*>(t.mutable_data_ptr()); };
+  const kernels::PutRowsJob job{{source(x.k), source(x.v)},
+                                {target(cache.k), target(cache.v)},
                                 places.const_data_ptr<std::int64_t>(),
-                                x.size(0),
+                                x.k.size(0),
                                 places.size(0),
-                                x.size(1),
+                                begins ? text : 0,
+                                image,
+                                begins ? 0 : text,
+                                tokens,
                                 bytes,
-                                x.stride(0) * size,
-                                x.stride(1) * size,
-                                cache.stride(0) * size,
-                                cache.stride(1) * size};
+                                x.k.stride(0) * size,
+                                x.k.stride(1) * size,
+                                cache.k.stride(0) * size,
+                                cache.k.stride(1) * size};
   kernels::put_rows(job, buffer_of(places).place);
 }
 
@@ -100,7 +113,7 @@ at::Tensor TokenSet::scatter(const at::Tensor& x, std::int64_t tokens) const {
 
 TokenSet::KeysValues TokenSet::update(std::int64_t layer, const at::Tensor& k, const at::Tensor& v, std::int64_t text,
                                       bool text_first) {
-  const std::int64_t image = k.size(1) - text, begin = text_first ? text : 0;
+  const std::int64_t begin = text_first ? text : 0;
   Layer& l = cache_[layer];
   if (is_dense()) {
     if (!l.all.k.defined() || l.all.k.sizes() != k.sizes() || l.all.k.scalar_type() != k.scalar_type()) {
@@ -115,15 +128,8 @@ TokenSet::KeysValues TokenSet::update(std::int64_t layer, const at::Tensor& k, c
   }
   if (!l.all.k.defined() || l.all.k.size(0) != k.size(0) || l.text != text)
     throw UsageError("sparse forward", "no dense forward of this batch came before it", "compute all tokens first");
-  const std::int64_t tokens = l.all.k.size(1) - text;
   rows(k.size(0));  // refuses a batch that the choice does not fit
-  const auto put = [&](at::Tensor& cache, const at::Tensor& x) {
-    put_into(cache.narrow(1, begin, tokens), x.narrow(1, begin, image), active_);
-    const std::int64_t from = text_first ? 0 : image;
-    cache.narrow(1, text_first ? 0 : tokens, text).copy_(x.narrow(1, from, text));
-  };
-  put(l.all.k, k);
-  put(l.all.v, v);
+  put_into(l.all, {k, v}, active_, text, text_first);
   return l.all;
 }
 

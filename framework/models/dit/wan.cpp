@@ -132,29 +132,21 @@ class Wan : public Denoiser {
     return b;
   }
 
-  // Norms and modulation in f32, as the released models run.
-  at::Tensor norm(const at::Tensor& x, const at::Tensor& weight = {}, const at::Tensor& bias = {}) const {
-    const auto wide = [](const at::Tensor& w) { return w.defined() ? w.to(at::kFloat) : w; };
-    return at::layer_norm(x.to(at::kFloat), {width_}, wide(weight), wide(bias), eps_);
-  }
-  at::Tensor modulate(const at::Tensor& x, const at::Tensor& shift, const at::Tensor& scale) const {
-    return (norm(x) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)).to(x.scalar_type());
-  }
-
   at::Tensor heads(const at::Tensor& x) const { return x.unflatten(2, {info_.heads, info_.head_dim}); }
 
-  at::Tensor self_attention(const Attention& a, const at::Tensor& x, const JointPass& pass, std::int64_t layer) const {
-    const auto qkv = a.qkv(x).chunk(3, 2);
-    return a.out(pass.attention(layer, heads(rms_norm(qkv[0], a.norm.q, eps_)), heads(rms_norm(qkv[1], a.norm.k, eps_)),
-                                heads(qkv[2])));
+  // Queries, or keys that begin a row of keys and values, normed: [B, H, n, d].
+  at::Tensor normed(const at::Tensor& x, const at::Tensor& whole, const at::Tensor& weight) const {
+    const bool there = norm_rows(whole, {weight, {}}, info_.heads, {}, false, eps_);
+    return heads(there ? x : rms_norm(x, weight, eps_)).transpose(1, 2);
   }
 
   at::Tensor cross_attention(const Attention& a, const at::Tensor& x, const WanConditions::Embedded& e) const {
-    const at::Tensor q = heads(rms_norm(a.q(x), a.norm.q, eps_)).transpose(1, 2);
+    const at::Tensor projected = a.q(x), q = normed(projected, projected, a.norm.q);
     const auto over = [&](const StackedLinear& kv, const at::Tensor& norm_k, const at::Tensor& keys) {
-      const auto parts = kv(keys).chunk(2, 2);
-      return nn::joint_attention(q, heads(rms_norm(parts[0], norm_k, eps_)).transpose(1, 2),
-                                 heads(parts[1]).transpose(1, 2), 0, 0, {1 / std::sqrt(double(info_.head_dim))});
+      const at::Tensor whole = kv(keys);
+      const auto parts = whole.chunk(2, 2);
+      return nn::joint_attention(q, normed(parts[0], whole, norm_k), heads(parts[1]).transpose(1, 2), 0, 0,
+                                 {1 / std::sqrt(double(info_.head_dim))});
     };
     at::Tensor all = over(a.qkv, a.norm.k, e.text);
     if (e.picture.defined()) all = all + over(a.added, a.added_norm, e.picture);
@@ -172,13 +164,20 @@ class Wan : public Denoiser {
     const auto m = modulation(b, e);
     const at::Tensor& x = in.image;
     const auto attend = [&]() -> BlockStreams {
-      return {self_attention(b.self, modulate(x, m[0], m[1]), pass, layer), {}};
+      const at::Tensor h = modulated(x, m[0], m[1], eps_);
+      return {b.self.out(pass.attention_across(layer, b.self.qkv(h), b.self.norm, eps_)), {}};
     };
     const at::Tensor attended = (pass.hooks.blocks ? pass.hooks.blocks->attention(layer, attend) : attend()).image;
-    const at::ScalarType type = x.scalar_type();
-    at::Tensor y = gated(x, m[2], attended).to(type);
-    y = y + cross_attention(b.cross, b.norm_weight.defined() ? norm(y, b.norm_weight, b.norm_bias).to(type) : y, e);
-    return {gated(y, m[5], b.mlp(modulate(y, m[3], m[4]))).to(type), {}};
+    const Gated y = b.norm_weight.defined() ? affine(x, m[2], attended, b) : Gated{gated(x, m[2], attended), {}};
+    const at::Tensor& asked = y.modulated.defined() ? y.modulated : y.sum;
+    const Gated z = gated_modulated(y.sum, {}, cross_attention(b.cross, asked, e), m[3], m[4], eps_);
+    return {gated(z.sum, m[5], b.mlp(z.modulated)), {}};
+  }
+
+  // Cross-attention's norm, whose weight and bias are a modulation.
+  Gated affine(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& add, const Block& b) const {
+    const auto row = [&](const at::Tensor& t) { return t.unsqueeze(0).expand({x.size(0), width_}); };
+    return gated_modulated(x, gate, add, row(b.norm_bias.to(at::kFloat)), row(b.norm_weight.to(at::kFloat) - 1), eps_);
   }
 
   BlockStreams run(const BlockStreams& in, const WanConditions::Embedded& e, const JointPass& pass) const {
@@ -201,7 +200,7 @@ class Wan : public Denoiser {
 
   at::Tensor last(const at::Tensor& x, const at::Tensor& time) const {
     const auto m = (head_table_.to(at::kFloat) + time.unsqueeze(1)).unbind(1);
-    return head_(modulate(x, m[0], m[1]));
+    return head_(modulated(x, m[0], m[1], eps_));
   }
 
   json config_;
