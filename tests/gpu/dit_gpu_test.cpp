@@ -97,11 +97,9 @@ TEST(DitOnGpu, RefinesTilesAsTheHostDoes) {
       at::Tensor x = start.to(device);
       const at::Tensor w = weight.to(device);
       for (std::int64_t i = 0; i < 20; ++i)
-        x = x - refiner.predict(x, i, wire,
-                                [&](const at::Tensor& tile, const CanvasWindow&, std::int64_t, std::int64_t half) {
-                                  return tile * 0.6 + w * (half ? 0.1 : 0.3);
-                                }) /
-                    20;
+        x = x - refiner.predict(x, i, wire, [&](const at::Tensor& tiles, std::span<const Refiner::Tile> which) {
+          return tiles * 0.6 + w * (which[0].half ? 0.1 : 0.3);
+        }) / 20;
       maps[k] = refiner.map(0), canvas[k] = x;
     }
     EXPECT_EQ(maps[0], maps[1]);
