@@ -51,6 +51,7 @@ at::Tensor GraphedDenoiser::forward(const at::Tensor& x, const at::Tensor& t, co
     // The first forward fills caches and lets libraries choose their kernels.
     if (++kind.seen == 1) return model_->forward(x, t, c, hooks);
     make_room();
+    kind.inputs.clear();  // of a capture that failed
     for (const auto& input : inputs) kind.inputs.push_back(input.defined() ? input.clone() : input);
     const auto& in = kind.inputs;
     DitHooks fixed = hooks;

@@ -4,9 +4,45 @@
 #include "framework/base/tensor.h"
 #include "framework/kernels/fp8_rows.h"
 
+#include <array>
+#include <mutex>
+#include <set>
+#include <string_view>
+
 #include <ATen/ATen.h>
 
 namespace trireme::nn {
+namespace {
+
+// bf16, on tensor cores, or undefined: with scales by rows cuBLASLt has no algorithm for some shapes and does not say
+// for which (torchao's issue 4582 has such of CUDA 12.9; 13.0 refuses others), so each is tried once. A bias comes
+// later: whether that kernel adds one is not said either.
+at::Tensor scaled_by_rows(const Fp8Rows& left, const Fp8Rows& right) {
+  static std::mutex mutex;
+  static std::set<std::array<std::int64_t, 3>> refused;
+  const std::array shape{left.values.size(0), right.values.size(0), left.values.size(1)};
+  {
+    const std::lock_guard lock(mutex);
+    if (refused.contains(shape)) return {};
+  }
+  try {
+    return at::_scaled_mm(left.values, right.values.t(), left.scales.unsqueeze(1), right.scales.unsqueeze(0), {}, {},
+                          at::kBFloat16, /*use_fast_accum=*/true);
+  } catch (const c10::Error& e) {
+    if (std::string_view(e.what()).find("CUBLAS_STATUS_NOT_SUPPORTED") == std::string_view::npos) throw;
+  }
+  const std::lock_guard lock(mutex);
+  refused.insert(shape);
+  return {};
+}
+
+// f32 with one scale of 1 for all, which takes every shape.
+at::Tensor unscaled(const Fp8Rows& left, const Fp8Rows& right) {
+  const at::Tensor one = at::ones({}, left.scales.options());
+  return at::_scaled_mm(left.values, right.values.t(), one, one, {}, {}, at::kFloat, /*use_fast_accum=*/true);
+}
+
+}  // namespace
 
 Fp8Rows fp8_rows(const at::Tensor& x) {
   if (x.size(1) % 16 != 0)
@@ -28,11 +64,12 @@ Fp8Rows fp8_rows(const at::Tensor& x) {
 Fp8Matrix fp8_matrix(const at::Tensor& weight) { return {fp8_rows(weight), fp8_rows(weight.t())}; }
 
 at::Tensor fp8_product(const Fp8Rows& left, const Fp8Rows& right, const at::Tensor& bias, at::ScalarType type) {
-  const at::Tensor of_rows = left.scales.unsqueeze(1), of_columns = right.scales.unsqueeze(0);
-  if (left.values.is_cuda() && type == at::kBFloat16)
-    return at::_scaled_mm(left.values, right.values.t(), of_rows, of_columns,
-                          bias.defined() ? std::optional(bias) : std::nullopt, {}, type, /*use_fast_accum=*/true);
-  at::Tensor y = at::mm(left.values.to(at::kFloat), right.values.to(at::kFloat).t()) * of_rows * of_columns;
+  const bool cores = left.values.is_cuda() && type == at::kBFloat16;
+  at::Tensor y = cores ? scaled_by_rows(left, right) : at::Tensor();
+  if (!y.defined()) {
+    y = cores ? unscaled(left, right) : at::mm(left.values.to(at::kFloat), right.values.to(at::kFloat).t());
+    y = y * left.scales.unsqueeze(1) * right.scales.unsqueeze(0);
+  }
   if (bias.defined()) y = y + bias;
   return y.to(type);
 }
