@@ -11,17 +11,24 @@ namespace {
 
 constexpr auto all = static_cast<std::size_t>(c10::CachingAllocator::StatType::AGGREGATE);
 
+// Before the first tensor the allocator knows of no device and throws.
+bool used() { return c10::cuda::CUDACachingAllocator::get()->initialized(); }
+
 auto stats(int device) { return c10::cuda::CUDACachingAllocator::getDeviceStats(c10::DeviceIndex(device)); }
-std::int64_t peak_allocated(int device) { return stats(device).allocated_bytes[all].peak; }
-std::int64_t peak_reserved(int device) { return stats(device).reserved_bytes[all].peak; }
-void restart_peak(int device) { c10::cuda::CUDACachingAllocator::resetPeakStats(c10::DeviceIndex(device)); }
+std::int64_t peak_allocated(int device) { return used() ? stats(device).allocated_bytes[all].peak : 0; }
+std::int64_t peak_reserved(int device) { return used() ? stats(device).reserved_bytes[all].peak : 0; }
+void restart_peak(int device) {
+  if (used()) c10::cuda::CUDACachingAllocator::resetPeakStats(c10::DeviceIndex(device));
+}
 
 std::int64_t total(int device) {
   cudaDeviceProp properties;
   return cudaGetDeviceProperties(&properties, device) == cudaSuccess ? std::int64_t(properties.totalGlobalMem) : 0;
 }
 
-void release() { c10::cuda::CUDACachingAllocator::emptyCache(); }
+void release() {
+  if (used()) c10::cuda::CUDACachingAllocator::emptyCache();
+}
 
 std::string name(int device) {
   cudaDeviceProp properties;

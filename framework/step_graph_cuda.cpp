@@ -1,15 +1,26 @@
 // CUDA graphs through torch, whose allocator gives them memory of their own.
 #include "framework/step_graph.h"
 
+#include <memory>
+#include <mutex>
+
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
 
 namespace trireme {
 namespace {
 
-at::cuda::MempoolId_t pool_of(GraphMemory memory) {
-  static const auto shared = at::cuda::graph_pool_handle();
-  return memory == GraphMemory::shared ? shared : at::cuda::graph_pool_handle();
+using Pool = std::shared_ptr<const at::cuda::MempoolId_t>;
+
+// The shared one lives as long as a graph uses it: the allocator refuses a pool that its last graph has left.
+Pool pool_of(GraphMemory memory) {
+  static std::mutex mutex;
+  static std::weak_ptr<const at::cuda::MempoolId_t> shared;
+  const std::lock_guard lock(mutex);
+  Pool pool = memory == GraphMemory::shared ? shared.lock() : nullptr;
+  if (!pool) pool = std::make_shared<const at::cuda::MempoolId_t>(at::cuda::graph_pool_handle());
+  if (memory == GraphMemory::shared) shared = pool;
+  return pool;
 }
 
 class CapturedStep : public StepGraph {
@@ -21,8 +32,8 @@ class CapturedStep : public StepGraph {
     thread_local const auto stream = c10::cuda::getStreamFromPool();  // libraries keep a workspace for each
     const c10::cuda::CUDAStreamGuard guard(stream);
     // Other threads (the loader's, NCCL's) may call what is forbidden within a capture.
-    graph_.capture_begin(pool_, cudaStreamCaptureModeThreadLocal);
     try {
+      graph_.capture_begin(*pool_, cudaStreamCaptureModeThreadLocal);
       f();
       const std::size_t nodes = recorded();
       graph_.capture_end();
@@ -60,11 +71,16 @@ class CapturedStep : public StepGraph {
       }
     };
     if (!attempt([this] { graph_.capture_end(); }))
-      attempt([this] { c10::cuda::CUDACachingAllocator::endAllocateToPool(c10::cuda::current_device(), pool_); });
+      attempt([this] { c10::cuda::CUDACachingAllocator::endAllocateToPool(c10::cuda::current_device(), *pool_); });
     cudaGetLastError();  // forget it
+    attempt([] {         // an empty one that succeeds: torch's generators still think that they are captured
+      at::cuda::CUDAGraph empty;
+      empty.capture_begin(at::cuda::graph_pool_handle(), cudaStreamCaptureModeThreadLocal);
+      empty.capture_end();
+    });
   }
 
-  const at::cuda::MempoolId_t pool_;
+  const Pool pool_;  // outlives graph_, which gives it back
   at::cuda::CUDAGraph graph_;
 };
 
