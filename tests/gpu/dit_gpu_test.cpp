@@ -2,11 +2,13 @@
 // against the host's, recorded forwards against plain ones, and memory that holds no scores.
 #include "comm/device.h"
 #include "comm/local/self.h"
+#include "framework/base/tensor.h"
 #include "framework/device_info.h"
 #include "framework/graphed_denoiser.h"
 #include "framework/models/dit/parts.h"
 #include "framework/models/dit/token_set.h"
 #include "framework/nn/joint_attention.h"
+#include "framework/step_graph.h"
 #include "recipes/supergen/refiner.h"
 
 #include <cmath>
@@ -255,6 +257,33 @@ TEST(DitOnGpu, RecordedForwardsAreThePlainOnes) {
                 c10::str("chosen tokens, round ", round));
   }
   EXPECT_EQ(graphed.captured(), 6);
+}
+
+// Neither in torch's generators nor in its allocators, of device and pinned memory; and the shared memory outlives its
+// last graph. `invalid`: work that cannot be recorded, after which CUDA itself gives the capture up.
+TEST(DitOnGpu, ACaptureThatFailsLeavesNothingBehind) {
+  if (no_gpu()) GTEST_SKIP() << "no GPU";
+  const at::NoGradGuard none;
+  const at::Tensor x = at::ones({1024}, at::TensorOptions(gpu));
+  for (const bool invalid : {false, true}) {
+    SCOPED_TRACE(invalid);
+    auto bad = make_step_graph(0, GraphMemory::shared);
+    EXPECT_ANY_THROW(bad->capture([&] {
+      const at::Tensor y = x + 1;
+      if (invalid) y.cpu();
+      throw std::runtime_error("given up");
+    }));
+    EXPECT_NO_THROW(at::randn({8}, x.options()));
+    bad.reset();
+    for (int round = 0; round < 2; ++round) {
+      at::Tensor y;
+      const auto good = make_step_graph(0, GraphMemory::shared);
+      EXPECT_GT(good->capture([&] { y = x * 2; }), 0u) << round;
+      good->replay();
+      EXPECT_EQ(y.sum().item<float>(), 2048) << round;
+      EXPECT_EQ(to_device(at::ones({8}), gpu).sum().item<float>(), 8) << round;
+    }
+  }
 }
 
 // T8: text anchoring takes partial outputs and sums, nothing of the scores' or a mask's size.
