@@ -4,6 +4,7 @@
 #include <memory>
 #include <mutex>
 
+#include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDAGuard.h>
 
@@ -25,21 +26,24 @@ Pool pool_of(GraphMemory memory) {
 
 class CapturedStep : public StepGraph {
  public:
-  explicit CapturedStep(GraphMemory memory) : pool_(pool_of(memory)) {}
+  explicit CapturedStep(GraphMemory memory) : memory_(memory) {}
 
   std::size_t capture(const std::function<void()>& f) override {
     c10::cuda::getCurrentCUDAStream().synchronize();  // nothing that is captured may wait for what came before
     thread_local const auto stream = c10::cuda::getStreamFromPool();  // libraries keep a workspace for each
     const c10::cuda::CUDAStreamGuard guard(stream);
-    // Other threads (the loader's, NCCL's) may call what is forbidden within a capture.
+    pool_ = pool_of(memory_);
+    bool begun = false;
     try {
+      // Other threads (the loader's, NCCL's) may call what is forbidden within a capture.
       graph_.capture_begin(*pool_, cudaStreamCaptureModeThreadLocal);
+      begun = true;
       f();
       const std::size_t nodes = recorded();
       graph_.capture_end();
       return nodes;
     } catch (...) {
-      abandon();
+      abandon(begun);
       throw;
     }
   }
@@ -60,8 +64,8 @@ class CapturedStep : public StepGraph {
     if (found == cudaSuccess && graph) C10_CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &nodes));
     return nodes;
   }
-  // What went wrong is told, not what follows from it: the capture is invalid, the allocator's part of it perhaps over.
-  void abandon() {
+  // What went wrong is told, not what follows from it: the capture is invalid, and torch ends no part of it by itself.
+  void abandon(bool begun) {
     const auto attempt = [](const auto& f) {
       try {
         f();
@@ -70,8 +74,14 @@ class CapturedStep : public StepGraph {
         return false;
       }
     };
-    if (!attempt([this] { graph_.capture_end(); }))
-      attempt([this] { c10::cuda::CUDACachingAllocator::endAllocateToPool(c10::cuda::current_device(), *pool_); });
+    if (begun && !attempt([this] { graph_.capture_end(); })) {
+      const auto device = c10::cuda::current_device();
+      auto* host = at::getHostAllocator(at::kCUDA);
+      attempt([&] { c10::cuda::CUDACachingAllocator::endAllocateToPool(device, *pool_); });
+      attempt([&] { c10::cuda::CUDACachingAllocator::releasePool(device, *pool_); });
+      attempt([&] { host->end_allocate_to_pool(*pool_); });
+      attempt([&] { host->release_pool(*pool_); });
+    }
     cudaGetLastError();  // forget it
     attempt([] {         // an empty one that succeeds: torch's generators still think that they are captured
       at::cuda::CUDAGraph empty;
@@ -80,7 +90,8 @@ class CapturedStep : public StepGraph {
     });
   }
 
-  const Pool pool_;  // outlives graph_, which gives it back
+  const GraphMemory memory_;
+  Pool pool_;  // outlives graph_, which gives it back
   at::cuda::CUDAGraph graph_;
 };
 
