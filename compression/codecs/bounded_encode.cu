@@ -1,6 +1,6 @@
 // The CUDA twin of the error-bounded encoder: three launches for all chunks. (1) ranges of pieces; (2) a block a chunk:
-// codes, unique rows, index and what its encoder makes of them into the chunk's slot, in one kernel for the encoders of
-// SC'24 and one for all others; (3) the codes side by side.
+// codes, unique rows, index and what its encoder makes of them into the chunk's slot, in one kernel a Family; (3) the
+// codes side by side.
 // Compiled with -fmad=false: rounds where the host rounds.
 #include "compression/codecs/bounded_body.cuh"
 
