@@ -214,9 +214,9 @@ __device__ inline std::uint64_t encode_huffman(EncodeShared& s, DeviceRows& d, c
 }
 
 // The body of dedup_sparse. Returns its bytes; where they are `most` or more they are not all there.
-__device__ __noinline__ inline std::uint64_t encode_sparse(EncodeShared& s, DeviceRows d, const DeviceChunk& c,
-                                                           const std::uint8_t* codes, const Arena& arena,
-                                                           std::uint32_t* spill, std::uint64_t most, std::uint8_t* to) {
+__device__ inline std::uint64_t encode_sparse(EncodeShared& s, DeviceRows& d, const DeviceChunk& c,
+                                              const std::uint8_t* codes, const Arena& arena, std::uint32_t* spill,
+                                              std::uint64_t most, std::uint8_t* to) {
   put_index(s, d, c.n);
   const std::uint32_t head = number_bytes(s.unique), index = (s.bits + 7) / 8;
   const SparseRows rows{codes, d.unique, s.unique, c.dim, centre_of(s.code_min, s.span), d.place, d.weight};
@@ -235,35 +235,34 @@ __device__ __noinline__ inline std::uint64_t encode_sparse(EncodeShared& s, Devi
   return size;
 }
 
-__host__ __device__ inline bool is_of_paper(Encoder e) { return e == vector_lz || e == huffman || e == dedup_huffman; }
-
 // The encoder of codes that do not suit symbols, or else the one that is asked for.
 __device__ inline Encoder encoder_for(const EncodeShared& s, Encoder only) {
-  const bool symbols = only == huffman || only == rans,
-             indexed = only == dedup_huffman || only == dedup_rans || only == dedup_sparse;
+  const bool symbols = only == huffman || only == rans, indexed = only == dedup_huffman || only == dedup_rans;
   return s.wide && symbols ? packed_codes : s.wide && indexed ? dedup_packed : only;
 }
+__device__ inline Encoder sparse_or_packed(const EncodeShared& s, const DeviceChunk& c) {
+  return s.wide || std::size_t{c.n} * c.dim >= most_sparse ? dedup_packed : dedup_sparse;
+}
 
-// Codes of plan `codes`: the header's fields and the body. Returns the bytes behind `to`. of_paper: huffman, vector_lz
-// and dedup_huffman, which have a kernel of their own; rANS needs all registers.
-template <bool of_paper>
+// Codes of plan `codes`: the header's fields and the body. Returns the bytes behind `to`.
+template <Family family>
 __device__ inline std::uint32_t encode_codes(EncodeShared& s, DeviceRows& d, const DeviceChunk& c, std::uint8_t* codes,
                                              std::uint32_t* bins, const Arena& arena, std::uint8_t* slot,
                                              std::uint8_t* to) {
   const SlotLayout layout = slot_layout(c.n, c.dim);
-  Encoder e = encoder_for(s, c.only);
+  constexpr bool of_paper = family == Family::paper, of_lanes = family == Family::lanes;
+  Encoder e = of_lanes ? sparse_or_packed(s, c) : encoder_for(s, c.only);
   const std::uint32_t width = c.dim * (s.wide ? 2 : 1);
   if (e != packed_codes && e != huffman && e != rans) dedup_block(s, d, {codes, width, width, width % 4 == 0}, c.n);
   if (e == encoders) {
     const bool index = worth_an_index(c.n, s.unique, c.dim, s.span);
     e = s.wide ? (index ? dedup_packed : packed_codes) : index ? dedup_rans : rans;
   }
-  if (e == dedup_sparse && std::size_t{c.n} * c.dim >= most_sparse) e = dedup_packed;
-  const bool index = e == dedup_huffman || e == dedup_rans || e == dedup_packed || e == dedup_sparse;
-  if (index) choose_form_block(s, d, c.n, e == dedup_huffman || e == dedup_rans);
+  const bool index = of_lanes || e == dedup_huffman || e == dedup_rans || e == dedup_packed;
+  if (index) choose_form_block(s, d, c.n, !of_lanes && e != dedup_packed);
   const std::uint64_t all = packed_size(s.span, std::uint64_t{c.n} * c.dim);
   std::uint64_t size = all;
-  if (!of_paper && (e == rans || e == dedup_rans)) {
+  if (family == Family::others && (e == rans || e == dedup_rans)) {
     size = encode_symbols(s, d, c, codes, index, bins, reinterpret_cast<std::uint16_t*>(slot + layout.words), to);
   } else if (of_paper && (e == huffman || e == dedup_huffman)) {
     const bool fits = arena.fast_left >= all + 64;  // no larger than the packed codes, else they are not made
@@ -271,7 +270,7 @@ __device__ inline std::uint32_t encode_codes(EncodeShared& s, DeviceRows& d, con
                           reinterpret_cast<std::uint32_t*>(fits ? arena.fast : slot + layout.words), to);
   } else if (of_paper && e == vector_lz) {
     size = encode_lz(s, d, codes, c.n, width, c.window, all, to);
-  } else if (!of_paper && e == dedup_sparse) {
+  } else if (of_lanes && e == dedup_sparse) {
     size = encode_sparse(s, d, c, codes, arena, reinterpret_cast<std::uint32_t*>(slot + layout.words), all, to);
   } else if (index) {
     put_index(s, d, c.n);
@@ -294,20 +293,12 @@ __device__ inline std::uint32_t encode_codes(EncodeShared& s, DeviceRows& d, con
   return static_cast<std::uint32_t>(all);
 }
 
-// Rows of fixed rate, behind `to` or into c.self. True: a value is not finite (and what was put of no use), where no
-// range has told before.
-__device__ inline bool put_fixed_rate(const DeviceChunk& c, Encoder encoder, std::uint8_t* to) {
+// Rows of fixed rate, behind `to` or into c.self.
+__device__ inline void put_fixed_rate(const DeviceChunk& c, Encoder encoder, std::uint8_t* to) {
   const std::size_t scales = scale_bytes(encoder, c.dim), codes = code_bytes(encoder, c.dim);
-  if (!c.self && in_lanes(encoder, c.dim, c.stride, c.rows))
-    return encode_fp8_rows(c.rows, c.n, c.dim, c.stride, to, to + c.n * scales);
-  bool bad = false;
-  for (std::size_t r = threadIdx.x / 32; r < c.n; r += block_warps) {
-    const float* const row = c.rows + r * c.stride;
-    for (std::uint32_t i = threadIdx.x % 32; i < c.dim; i += 32) bad = bad || !is_finite(row[i]);
-    encode_row(encoder, row, c.dim, to + r * scales, to + c.n * scales + r * codes,
+  for (std::size_t r = threadIdx.x / 32; r < c.n; r += block_warps)
+    encode_row(encoder, c.rows + r * c.stride, c.dim, to + r * scales, to + c.n * scales + r * codes,
                c.self ? c.self + r * c.self_stride : nullptr);
-  }
-  return bad;
 }
 
 // No loss: rows that differ, bit by bit. Returns the bytes, or 0 where the values themselves are no longer.

@@ -9,6 +9,12 @@
 
 namespace trireme {
 
+namespace coding {
+// Encoders by the kernel they have: those of SC'24; dedup_sparse and rows of fp8 by lanes; all others, of which rANS
+// needs all registers.
+enum class Family : std::uint8_t { others, paper, lanes };
+}  // namespace coding
+
 struct DeviceChunk {
   const float* rows = nullptr;
   float* self = nullptr;
@@ -22,6 +28,7 @@ struct DeviceChunk {
   coding::Encoder only = coding::encoders;  // coding::encoders: auto
   std::uint8_t window = 32;                 // of vector_lz
   std::uint8_t code_width = 0;
+  coding::Family family = coding::Family::others;  // set by the kernels' launch
 };
 constexpr std::size_t piece_values = 8192;  // at least; a piece is whole rows
 

@@ -1,6 +1,6 @@
 // The CUDA twin of the error-bounded encoder: three launches for all chunks. (1) ranges of pieces; (2) a block a chunk:
-// codes, unique rows, index and what its encoder makes of them into the chunk's slot, in one kernel for the encoders of
-// SC'24 and one for all others; (3) the codes side by side.
+// codes, unique rows, index and what its encoder makes of them into the chunk's slot, in one kernel a Family; (3) the
+// codes side by side.
 // Compiled with -fmad=false: rounds where the host rounds.
 #include "compression/codecs/bounded_body.cuh"
 
@@ -41,33 +41,10 @@ __device__ void add(PieceRange& r, float x) {
   }
 }
 
-// Values side by side. Where one is not finite, `sum` is not, and add() must tell.
-__device__ bool add_dense(PieceRange& r, const float* from, std::uint32_t fours) {
-  constexpr std::uint32_t ahead = 8;  // loads under way
-  float least = r.min, most = r.max, sum = 0;
-  for (std::uint32_t begin = threadIdx.x; begin < fours; begin += ahead * 256) {
-    float4 x[ahead];
-#pragma unroll
-    for (std::uint32_t k = 0; k < ahead; ++k)
-      x[k] = reinterpret_cast<const float4*>(from)[min(begin + k * 256, fours - 1)];
-#pragma unroll
-    for (std::uint32_t k = 0; k < ahead; ++k) {
-      least = fminf(fminf(least, fminf(x[k].x, x[k].y)), fminf(x[k].z, x[k].w));
-      most = fmaxf(fmaxf(most, fmaxf(x[k].x, x[k].y)), fmaxf(x[k].z, x[k].w));
-      sum = __fmaf_rn(x[k].x, 0.0f, __fmaf_rn(x[k].y, 0.0f, __fmaf_rn(x[k].z, 0.0f, __fmaf_rn(x[k].w, 0.0f, sum))));
-    }
-  }
-  if (!(sum == 0)) return false;
-  if (threadIdx.x < fours) r.min = least, r.max = most, r.any = 1;
-  return true;
-}
-
-// 4 blocks: with more, registers would not hold eight loads.
-__global__ void __launch_bounds__(256, 4)
-    range_kernel(const __grid_constant__ Batch batch, std::uint32_t count, bool ranges, Tables t) {
+__global__ void __launch_bounds__(256)
+    range_kernel(const __grid_constant__ Batch batch, std::uint32_t count, Tables t) {
   for (std::uint32_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256)
     t.chunks[batch.chunk[i].number] = batch.chunk[i];
-  if (!ranges) return;
   const std::uint32_t piece = batch.chunk[0].first_piece + blockIdx.x;
   std::uint32_t k = 0;
   for (std::uint32_t half = 512; half > 0; half /= 2)  // the chunk of this piece
@@ -77,8 +54,7 @@ __global__ void __launch_bounds__(256, 4)
   if (piece - c.first_piece >= c.pieces) return;  // the whole block
   PieceRange r{3.40282347e38f, -3.40282347e38f, 0, 0};
   const float* from = c.rows + std::size_t{first} * c.stride;
-  if (in_fours(c) && c.stride == c.dim && add_dense(r, from, rows * c.dim / 4)) {
-  } else if (in_fours(c)) {
+  if (in_fours(c)) {
     const std::uint32_t fours = c.dim / 4;
     for (std::uint32_t i = threadIdx.x; i < rows * fours; i += 256) {
       const std::uint32_t row = i / fours;
@@ -123,16 +99,20 @@ __device__ std::uint8_t* take_memory(EncodeShared& s, DeviceRows& d, const Devic
 }
 
 // The payload of a chunk that travels; 0: the values as they are.
-template <bool of_paper>
+template <Family family>
 __device__ std::uint32_t encode_body(EncodeShared& s, const DeviceChunk& c, DeviceRows& d, std::uint8_t* codes,
                                      std::uint32_t* bins, const Arena& arena, std::uint8_t* slot) {
   std::uint8_t* to = slot + header_bytes;
   if (s.bound.plan == Plan::exact) return encode_values(s, d, c, to);
   if (s.bound.plan == Plan::fixed_rate) {
     if (threadIdx.x == 0) s.header.encoder = c.only;
-    if (__syncthreads_or(put_fixed_rate(c, c.only, to))) {
-      if (threadIdx.x == 0) s.header.encoder = raw_values, s.nonfinite = 1;
-      return 0;
+    if constexpr (family == Family::lanes) {
+      if (__syncthreads_or(encode_fp8_rows(c.rows, c.n, c.dim, c.stride, to, to + c.n * scale_bytes(fp8, c.dim)))) {
+        if (threadIdx.x == 0) s.header.encoder = raw_values, s.nonfinite = 1;
+        return 0;
+      }
+    } else {
+      put_fixed_rate(c, c.only, to);
     }
     return static_cast<std::uint32_t>(fixed_rate_bytes(c.only, c.n, c.dim));
   }
@@ -145,28 +125,27 @@ __device__ std::uint32_t encode_body(EncodeShared& s, const DeviceChunk& c, Devi
   }
   if (s.missed) put_outliers(s, c, to);
   const std::uint32_t before = outlier_bytes(s);
-  return before + encode_codes<of_paper>(s, d, c, codes, bins, arena, slot, to + before);
+  return before + encode_codes<family>(s, d, c, codes, bins, arena, slot, to + before);
 }
 
-template <bool of_paper>
+template <Family family>
 __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_constant__ EncodeArguments a) {
   extern __shared__ __align__(16) std::uint8_t shared[];
   __shared__ EncodeShared s;
   __shared__ std::uint32_t bins[distance_bins];
   const DeviceChunk c = a.tables.chunks[blockIdx.x];
-  if (is_of_paper(c.only) != of_paper) return;  // the whole block
+  if (c.family != family) return;  // the whole block
   std::uint8_t* slot = a.slots + c.slot_at;
   const std::size_t values = std::size_t{c.n} * c.dim;
-  plan_chunk(s, c, a.tables.pieces, a.relative, a.ranges);
+  plan_chunk(s, c, a.tables.pieces, a.relative);
   const bool exact = s.bound.plan == Plan::exact;
   __syncthreads();
   if (threadIdx.x == 0) {
     s.header = ChunkHeader();
     s.header.rows = c.n;
-    if (is_fixed(c.only) && !s.nonfinite) s.bound.plan = Plan::fixed_rate;
     if (c.only == raw_values || values == 0) s.bound.plan = Plan::raw;
-    if (s.bound.plan == Plan::fixed_rate && fixed_rate_bytes(c.only, c.n, c.dim) >= 4 * values)
-      s.bound.plan = Plan::raw;
+    if (c.only >= fp16 && c.only <= int4 && s.bound.plan != Plan::raw)
+      s.bound.plan = fixed_rate_bytes(c.only, c.n, c.dim) < 4 * values ? Plan::fixed_rate : Plan::raw;
   }
   __syncthreads();
   DeviceRows d;
@@ -182,7 +161,7 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
     if (threadIdx.x == 0) a.sizes[blockIdx.x] = 0;
     return;
   }
-  std::uint32_t bytes = encode_body<of_paper>(s, c, d, codes, bins, arena, slot);
+  std::uint32_t bytes = encode_body<family>(s, c, d, codes, bins, arena, slot);
   __syncthreads();
   if (values > 0 && s.bound.plan == Plan::constant) {
     if (threadIdx.x == 0) {
@@ -217,42 +196,40 @@ __global__ void __launch_bounds__(256)
     to[i] = from[i];
 }
 
-// Chunks of fixed rate ask for values that are not finite alone, and find them on their way.
-bool needs_range(const DeviceChunk& c) {
-  const std::size_t values = std::size_t{c.n} * c.dim;
-  return !is_fixed(c.only) || c.self || (values > 0 && fixed_rate_bytes(c.only, c.n, c.dim) >= 4 * values);
-}
-
 void encode(const DeviceEncode& job, Place place) {
   const cudaStream_t stream = cuda_stream(place);
   const Tables t = tables_of(job);
   std::size_t largest = 0;
-  bool of_paper = false, others = false, ranges = false;
-  for (std::size_t k = 0; k < job.count; ++k) ranges = ranges || needs_range(job.chunks[k]);
+  bool of[3] = {}, ranges = false;  // rows of fp8 by lanes need none: what is not finite they find on their way
+  for (std::size_t k = 0; k < job.count; ++k)
+    ranges = ranges || job.chunks[k].only != fp8 || family_of(job.chunks[k]) != Family::lanes;
   for (std::size_t first = 0; first < job.count; first += chunks_a_launch) {
     Batch batch;
     const std::size_t n = job.count - first < chunks_a_launch ? job.count - first : chunks_a_launch;
     std::memcpy(batch.chunk, job.chunks + first, n * sizeof(DeviceChunk));
+    for (std::size_t k = 0; k < n; ++k) {
+      DeviceChunk& c = batch.chunk[k];
+      const std::size_t values = std::size_t{c.n} * c.dim;
+      largest = values > largest ? values : largest;
+      c.family = family_of(c);
+      of[static_cast<int>(c.family)] = true;
+      if (!ranges) c.first_piece = c.pieces = c.pieces_of_scope = 0;
+    }
     const DeviceChunk& last = batch.chunk[n - 1];
     const unsigned pieces = last.first_piece + last.pieces - batch.chunk[0].first_piece;
-    range_kernel<<<ranges && pieces ? pieces : 1, 256, 0, stream>>>(batch, static_cast<std::uint32_t>(n), ranges, t);
+    range_kernel<<<pieces ? pieces : 1, 256, 0, stream>>>(batch, static_cast<std::uint32_t>(n), t);
     check_launch("range of rows");
-    for (std::size_t k = 0; k < n; ++k) {
-      const std::size_t values = std::size_t{batch.chunk[k].n} * batch.chunk[k].dim;
-      largest = values > largest ? values : largest;
-      (is_of_paper(batch.chunk[k].only) ? of_paper : others) = true;
-    }
   }
-  EncodeArguments a{t, job.scratch + encode_tables(job.count, job.pieces), job.sizes, job.relative, job.strict, ranges,
-                    0};
+  EncodeArguments a{t, job.scratch + encode_tables(job.count, job.pieces), job.sizes, job.relative, job.strict, 0};
   const std::size_t wanted = largest <= 8192 ? shared_small : shared_memory;
   const auto launch = [&](auto* kernel) {
     a.shared_bytes = shared_memory_of(reinterpret_cast<const void*>(kernel), "encoder of rows", wanted, shared_memory);
     kernel<<<static_cast<unsigned>(job.count), block_threads, a.shared_bytes, stream>>>(a);
     check_launch("encoder of rows");
   };
-  if (others) launch(encode_kernel<false>);
-  if (of_paper) launch(encode_kernel<true>);
+  if (of[0]) launch(encode_kernel<Family::others>);
+  if (of[1]) launch(encode_kernel<Family::paper>);
+  if (of[2]) launch(encode_kernel<Family::lanes>);
   const unsigned parts = largest <= 65536 ? 1 : ranges ? 4 : 16;
   compact_kernel<<<dim3(static_cast<unsigned>(job.count), parts), 256, 0, stream>>>(t, a.slots, job.sizes, job.out);
   check_launch("codes side by side");

@@ -2,11 +2,17 @@
 // (tables, rANS, bytes), bounded_huffman.cuh, bounded_lz.cuh.
 #pragma once
 #include "compression/codecs/bounded_device.h"
+#include "compression/codecs/bounded_fixed.cuh"
 #include "compression/stages/block.cuh"
 
 namespace trireme::coding {
 
-__host__ __device__ inline bool is_fixed(Encoder e) { return e >= fp16 && e <= int4; }
+// `lanes` of fp8 are for rows of up to 32 fours; the others take any.
+__host__ __device__ inline Family family_of(const DeviceChunk& c) {
+  if (c.only == vector_lz || c.only == huffman || c.only == dedup_huffman) return Family::paper;
+  if (c.only == dedup_sparse || (!c.self && in_lanes(c.only, c.dim, c.stride, c.rows))) return Family::lanes;
+  return Family::others;
+}
 
 struct Tables {
   DeviceChunk* chunks;
@@ -17,7 +23,7 @@ struct EncodeArguments {
   Tables tables;
   std::uint8_t* slots;
   std::uint64_t* sizes;
-  bool relative, strict, ranges;  // ranges: those of pieces are there
+  bool relative, strict;
   std::uint32_t shared_bytes;
 };
 

@@ -65,7 +65,7 @@ __device__ inline void encode_row(Encoder encoder, const float* v, std::uint32_t
 }
 
 // Are rows of this length of fp8 taken by fours, up to 32 of them?
-__device__ inline bool in_lanes(Encoder encoder, std::uint32_t dim, std::uint32_t stride, const float* rows) {
+__host__ __device__ inline bool in_lanes(Encoder encoder, std::uint32_t dim, std::uint32_t stride, const float* rows) {
   return encoder == fp8 && dim % 4 == 0 && dim <= 128 && stride % 4 == 0 && aligned(rows, 16);
 }
 

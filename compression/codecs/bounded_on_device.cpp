@@ -2,6 +2,8 @@
 
 #include "comm/error.h"
 #include "compression/codecs/bounded_device.h"
+#include "compression/stages/chunk.h"
+#include "compression/stages/rate_values.h"
 
 #include <algorithm>
 #include <map>
@@ -124,6 +126,9 @@ void encode_on_device(const BoundedOptions& options, std::span<const TableChunk>
     d.only = only;
     d.window = static_cast<std::uint8_t>(how.window);
     d.code_width = static_cast<std::uint8_t>(how.code_width);
+    // Codes of fixed rate hold to no bound; where they pay, only what is not finite is in their way, as at bound 0.
+    const std::size_t values = std::size_t{d.n} * d.dim;
+    if (is_fixed_rate(only) && fixed_rate_bytes(only, d.n, d.dim) < 4 * values) d.bound = 0, d.bound_at = nullptr;
   }
   job.chunks = described.data();
   job.count = chunks.size();

@@ -27,11 +27,10 @@ __device__ inline PieceRange merge(const PieceRange* pieces, std::uint32_t count
   return r;
 }
 
-__device__ inline void plan_chunk(EncodeShared& s, const DeviceChunk& c, const PieceRange* pieces, bool relative,
-                                  bool ranges) {
+__device__ inline void plan_chunk(EncodeShared& s, const DeviceChunk& c, const PieceRange* pieces, bool relative) {
   if (threadIdx.x < 32) {
-    const PieceRange own = merge(pieces + c.first_piece, ranges ? c.pieces : 0),
-                     all = merge(pieces + c.first_of_scope, ranges ? c.pieces_of_scope : 0);
+    const PieceRange own = merge(pieces + c.first_piece, c.pieces),
+                     all = merge(pieces + c.first_of_scope, c.pieces_of_scope);
     if (threadIdx.x == 0) {
       s.bound = bound_for(all.min, all.max, c.bound_at ? *c.bound_at : c.bound, relative);
       s.nonfinite = own.nonfinite;
@@ -51,8 +50,7 @@ __device__ inline bool in_fours(const DeviceChunk& c) {
 }
 
 // code_of without a division: x times 1 / step is at most 2^-22 |code| away from the quotient, so that only near the
-// middle between two codes the division decides, and only there can the bound be missed. Sums with 1.5 * 2^23 round to
-// integers.
+// middle between two codes the division decides. Sums with 1.5 * 2^23 round to integers.
 struct Quantizer {
   float step, inverse, eb, limit;
   std::int32_t min_code;
@@ -81,17 +79,7 @@ struct Quantizer {
 
 __device__ inline std::uint32_t four_codes(const float4& x, const Quantizer& quantizer, std::uint32_t& missed) {
   const float v[4] = {x.x, x.y, x.z, x.w};
-  constexpr float middle = 12582912.0f;
-  const auto least = static_cast<std::uint32_t>(quantizer.min_code) + 0x4b400000u;
-  std::uint32_t code[4], word = 0;
-  bool sure = true;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    const float quotient = __fmul_rn(v[k], quantizer.inverse), sum = quotient + middle;
-    sure = sure && __builtin_fabsf(quotient - (sum - middle)) <= quantizer.limit;
-    code[k] = __float_as_uint(sum) - least;
-  }
-  if (sure) return __byte_perm(__byte_perm(code[0], code[1], 0x0040), __byte_perm(code[2], code[3], 0x0040), 0x5410);
+  std::uint32_t word = 0;
   for (int k = 0; k < 4; ++k) {
     bool misses;
     word |= quantizer(v[k], misses) << (8 * k);
@@ -100,45 +88,25 @@ __device__ inline std::uint32_t four_codes(const float4& x, const Quantizer& qua
   return word;
 }
 
-// Four codes a word; the next loads are under way meanwhile, of values that nobody reads again. n: at least 1.
-template <class Load>
-__device__ inline void quantize_fours(const Quantizer& quantizer, std::uint32_t n, std::uint32_t* words,
-                                      std::uint32_t& missed, Load load) {
-  constexpr int ahead = 4;
-  float4 x[ahead];
-#pragma unroll
-  for (int k = 0; k < ahead; ++k) x[k] = load(min(threadIdx.x + k * block_threads, n - 1));
-  for (std::uint32_t begin = threadIdx.x; begin < n; begin += ahead * block_threads) {
-    float4 next[ahead];
-#pragma unroll
-    for (int k = 0; k < ahead; ++k) next[k] = load(min(begin + (ahead + k) * block_threads, n - 1));
-#pragma unroll
-    for (int k = 0; k < ahead; ++k) {
-      const std::uint32_t i = begin + k * block_threads;
-      if (i < n) words[i] = four_codes(x[k], quantizer, missed);
-      x[k] = next[k];
-    }
-  }
-}
-
 // Codes of 8 or 16 bits into `codes` (none: they are only counted), values that miss the bound into s.missed.
 __device__ inline void quantize_block(EncodeShared& s, const DeviceChunk& c, bool strict, std::uint8_t* codes) {
   const Quantizer quantizer(s, strict);
   const std::uint32_t values = c.n * c.dim;
   const bool wide = s.wide;
   std::uint32_t missed = 0;
-  if (codes && !wide && values && in_fours(c)) {
-    auto* const words = reinterpret_cast<std::uint32_t*>(codes);
-    if (c.stride == c.dim) {
-      const auto* const fours = reinterpret_cast<const float4*>(c.rows);
-      quantize_fours(quantizer, values / 4, words, missed, [=](std::uint32_t i) { return __ldcs(fours + i); });
-    } else {
-      const float* const rows = c.rows;
-      const std::uint32_t stride = c.stride, fours = c.dim / 4;
-      quantize_fours(quantizer, values / 4, words, missed, [=](std::uint32_t i) {
-        const std::uint32_t r = i / fours;
-        return __ldcs(reinterpret_cast<const float4*>(rows + std::size_t{r} * stride + (i - r * fours) * 4));
-      });
+  if (codes && !wide && in_fours(c)) {
+    constexpr int ahead = 4;  // loads under way
+    const std::uint32_t fours = c.dim / 4, all = values / 4;
+    const bool dense = c.stride == c.dim;
+    for (std::uint32_t begin = threadIdx.x; begin < all; begin += ahead * block_threads) {
+      float4 x[ahead];
+      for (int k = 0; k < ahead; ++k) {
+        const std::uint32_t i = min(begin + k * block_threads, all - 1), r = dense ? 0 : i / fours;
+        x[k] = *reinterpret_cast<const float4*>(c.rows + std::size_t{r} * c.stride + (i - r * fours) * 4);
+      }
+      for (int k = 0; k < ahead; ++k)
+        if (begin + k * block_threads < all)
+          reinterpret_cast<std::uint32_t*>(codes)[begin + k * block_threads] = four_codes(x[k], quantizer, missed);
     }
   } else {
     for (std::uint32_t i = threadIdx.x; i < values; i += block_threads) {
@@ -192,23 +160,10 @@ struct ByteRows {
   std::uint32_t width;
   bool words;
 };
-__device__ inline bool in_quads(const ByteRows& rows) {
-  return ((reinterpret_cast<std::size_t>(rows.at) | rows.stride | rows.width) & 15) == 0;
-}
 __device__ inline std::uint32_t hash_row(const ByteRows& rows, std::uint32_t r) {
   const std::uint8_t* row = rows.at + r * rows.stride;
   std::uint32_t h = 0;
-  if (rows.words && in_quads(rows)) {
-    const std::uint32_t n = rows.width / 16;
-    std::uint32_t k = r % n;
-    for (std::uint32_t i = 0; i < n; ++i) {
-      const uint4 v = reinterpret_cast<const uint4*>(row)[k];
-      const std::uint32_t by = 0x9e3779b1u + 0x632be5aau * 4 * k;
-      h += (v.x + k) * by + (v.y + k) * (by + 0x632be5aau) + (v.z + k) * (by + 2 * 0x632be5aau) +
-           (v.w + k) * (by + 3 * 0x632be5aau);
-      k = k + 1 == n ? 0 : k + 1;
-    }
-  } else if (rows.words) {
+  if (rows.words) {
     const std::uint32_t n = rows.width / 4;
     std::uint32_t k = r % n;  // each row begins elsewhere: neighbours fall on other banks
     for (std::uint32_t i = 0; i < n; ++i) {
@@ -224,16 +179,6 @@ __device__ inline std::uint32_t hash_row(const ByteRows& rows, std::uint32_t r) 
 }
 __device__ inline bool equal_rows(const ByteRows& rows, std::uint32_t a, std::uint32_t b) {
   const std::uint8_t *x = rows.at + a * rows.stride, *y = rows.at + b * rows.stride;
-  if (rows.words && in_quads(rows)) {
-    const std::uint32_t n = rows.width / 16;
-    std::uint32_t k = a % n, differ = 0;
-    for (std::uint32_t i = 0; i < n && !differ; ++i) {
-      const uint4 u = reinterpret_cast<const uint4*>(x)[k], v = reinterpret_cast<const uint4*>(y)[k];
-      differ = (u.x ^ v.x) | (u.y ^ v.y) | (u.z ^ v.z) | (u.w ^ v.w);
-      k = k + 1 == n ? 0 : k + 1;
-    }
-    return !differ;
-  }
   if (rows.words) {
     const std::uint32_t n = rows.width / 4;
     std::uint32_t k = a % n;

@@ -108,12 +108,15 @@ TRIREME_SHARED std::uint32_t bits_for(std::uint32_t n) { return n <= 1 ? 0 : flo
 // 256 log2 x, x >= 1, by integers alone: estimates must choose alike everywhere.
 TRIREME_SHARED std::uint32_t log2_256(std::uint32_t x) {
   const std::uint32_t whole = floor_log2(x);
-  std::uint32_t m = x << (31 - whole), part = 0;
+  std::uint64_t m = (static_cast<std::uint64_t>(x) << 31) >> whole;  // in [2^31, 2^32)
+  std::uint32_t part = 0;
   for (int bit = 0; bit < 8; ++bit) {
-    const std::uint64_t square = static_cast<std::uint64_t>(m) * m;
-    const auto two = static_cast<std::uint32_t>(square >> 63);  // is it 2 or more?
-    part = part << 1 | two;
-    m = static_cast<std::uint32_t>(square >> (31 + two));
+    m = (m * m) >> 31;
+    part <<= 1;
+    if (m >> 32) {
+      m >>= 1;
+      part |= 1;
+    }
   }
   return 256 * whole + part;
 }
