@@ -4,13 +4,9 @@
 // whole numbers of 22 bits, and levels are rounded between the passes. Sums of whole numbers are the same in any order,
 // so twins agree bit for bit; the f64 arithmetic below must not be contracted.
 #pragma once
-#include <cstdint>
+#include "comm/both.h"
 
-#ifdef __CUDACC__
-#define TRIREME_BOTH __host__ __device__
-#else
-#define TRIREME_BOTH
-#endif
+#include <cstdint>
 
 namespace trireme {
 

@@ -1,16 +1,11 @@
 // One update of AdamW (Loshchilov and Hutter, arXiv 1711.05101) on many f32 tensors, on the host and on CUDA: each
 // value, gradient and moment is read once, value and moments written once. (C++17: nvcc sees it.)
 #pragma once
+#include "comm/both.h"
 #include "comm/twins.h"
 
 #include <cmath>
 #include <cstdint>
-
-#ifdef __CUDACC__
-#define TRIREME_BOTH __host__ __device__
-#else
-#define TRIREME_BOTH
-#endif
 
 namespace trireme::kernels {
 

@@ -1,16 +1,11 @@
 // Binary cross entropy of logits and its gradient, f32 and f64, in one pass and one launch. On the host and on CUDA;
 // sums are of f64. (C++17: nvcc sees it.)
 #pragma once
+#include "comm/both.h"
 #include "comm/twins.h"
 
 #include <cmath>
 #include <cstdint>
-
-#ifdef __CUDACC__
-#define TRIREME_BOTH __host__ __device__
-#else
-#define TRIREME_BOTH
-#endif
 
 namespace trireme::kernels {
 

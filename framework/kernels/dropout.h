@@ -1,13 +1,9 @@
 // Dropout whose mask is a function of (job, step, module, row, column) by Philox4x32-10 (Salmon et al., SC'11): it is
 // computed again where it is needed, and a job's mask does not depend on who shares the batch. (C++17: nvcc sees it.)
 #pragma once
-#include <cstdint>
+#include "comm/both.h"
 
-#ifdef __CUDACC__
-#define TRIREME_BOTH __host__ __device__
-#else
-#define TRIREME_BOTH
-#endif
+#include <cstdint>
 
 namespace trireme::kernels {
 

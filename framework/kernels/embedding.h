@@ -2,17 +2,12 @@
 // of the rows that a batch touched. Sums for a row go by pieces of `piece` occurrences in the order of the samples,
 // then over the pieces: so results do not depend on threads, ranks or the device. (C++17: nvcc sees it.)
 #pragma once
+#include "comm/both.h"
 #include "comm/twins.h"
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-
-#ifdef __CUDACC__
-#define TRIREME_BOTH __host__ __device__
-#else
-#define TRIREME_BOTH
-#endif
 
 namespace trireme::kernels {
 

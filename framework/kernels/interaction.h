@@ -2,15 +2,10 @@
 // T = [x, e_1 .. e_F] of a sample, x followed by the strictly lower triangle of T T^T, row by row. Sums go in one order
 // on both. (C++17: nvcc sees it.)
 #pragma once
+#include "comm/both.h"
 #include "comm/twins.h"
 
 #include <cstdint>
-
-#ifdef __CUDACC__
-#define TRIREME_BOTH __host__ __device__
-#else
-#define TRIREME_BOTH
-#endif
 
 namespace trireme::kernels {
 

@@ -2,18 +2,13 @@
 // pixel of higher density; trees of short links are segments. Host and CUDA run the same arithmetic, so labels are
 // equal to the bit. (C++17: nvcc sees it.)
 #pragma once
+#include "comm/both.h"
 #include "comm/twins.h"
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-
-#ifdef __CUDACC__
-#define TRIREME_BOTH __host__ __device__
-#else
-#define TRIREME_BOTH
-#endif
 
 namespace trireme::kernels {
 

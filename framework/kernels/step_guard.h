@@ -1,15 +1,10 @@
 // What a step that may not count leaves for all that follows, in one launch: is it finite, and which steps were not.
 // On the host and on CUDA, equal bit by bit. (C++17: nvcc sees it.)
 #pragma once
+#include "comm/both.h"
 #include "comm/twins.h"
 
 #include <cmath>
-
-#ifdef __CUDACC__
-#define TRIREME_BOTH __host__ __device__
-#else
-#define TRIREME_BOTH
-#endif
 
 namespace trireme::kernels {
 
