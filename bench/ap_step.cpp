@@ -106,6 +106,8 @@ class Measuring {
   }
 
   nlohmann::json sharded(const Row& row);
+  template <class Wanted, class Other>
+  void begin_row(const Row& row, std::unique_ptr<Wanted>& wanted, std::unique_ptr<Other>& other);
   nlohmann::json pipeline(const Row& row);
 
  private:
@@ -211,15 +213,21 @@ double Measuring::one_at_a_time(int blocks) {
   return total;
 }
 
-nlohmann::json Measuring::sharded(const Row& row) {
+// A device holds one of the two.
+template <class Wanted, class Other>
+void Measuring::begin_row(const Row& row, std::unique_ptr<Wanted>& wanted, std::unique_ptr<Other>& other) {
   p_.jobs.length = row.length, p_.jobs.batch = row.batch;
   restart_device_peak(place_.device);
-  if (!sharded_) {
-    pipeline_.reset();
+  if (!wanted) {
+    other.reset();
     release_device_memory();
-    sharded_ = std::make_unique<ShardedJobs>(p_.jobs, world_, place_);
+    wanted = std::make_unique<Wanted>(p_.jobs, world_, place_);
   }
-  sharded_->set_shape(row.length, row.batch);
+  wanted->set_shape(row.length, row.batch);
+}
+
+nlohmann::json Measuring::sharded(const Row& row) {
+  begin_row(row, sharded_, pipeline_);
   const bool packed = p_.has("packed"), one = p_.has("one job at a time");
   sharded_->hold(packed ? all_ : own());
   const auto jobs = std::int64_t(own().size());
@@ -259,14 +267,7 @@ nlohmann::json Measuring::sharded(const Row& row) {
 }
 
 nlohmann::json Measuring::pipeline(const Row& row) {
-  p_.jobs.length = row.length, p_.jobs.batch = row.batch;
-  restart_device_peak(place_.device);
-  if (!pipeline_) {
-    sharded_.reset();
-    release_device_memory();
-    pipeline_ = std::make_unique<PipelinedJobs>(p_.jobs, world_, place_);
-  }
-  pipeline_->set_shape(row.length, row.batch);
+  begin_row(row, pipeline_, sharded_);
   const auto period = pipeline_->period();
   for (std::int64_t t = 0; t < period; ++t) pipeline_->tick();  // full from here on
   std::vector<Timed> arms{{"pipeline", [&] {
