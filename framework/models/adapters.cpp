@@ -120,9 +120,9 @@ CausalLm merged(const CausalLm& model, const PeftAdapter& adapter, const std::st
   result.attach(nullptr, {});
   std::map<std::string, LmWeight> weights;
   for (const auto& [w, value] : model.weights()) weights[w.name] = w;
-  const auto type = model.dtype() == at::kDouble ? at::kDouble : at::kFloat;
   for (const auto& c : checked(model, adapter, place)) {
-    const auto on = [&](const at::Tensor& t) { return t.to(model.device(), type); };
+    // In f64: the merged weight is rounded once, to the model's type.
+    const auto on = [&](const at::Tensor& t) { return t.to(model.device(), at::kDouble); };
     const at::Tensor sum = on(c.projection.weight) + c.scale * on(c.module->b).mm(on(c.module->a));
     result.set_weight(weights.at(c.projection.name + ".weight"), sum.to(model.dtype()));
   }

@@ -83,7 +83,10 @@ TEST(CausalLm, AdaptersAreThoseOfPeft) {
     const CausalLm whole = merged(model, adapter, family);
     const auto store = attach(model, adapter);
     EXPECT_LT(difference(logits_of(model, ids, store.get()), reference.tensor("adapted")), 2e-5) << family;
-    EXPECT_LT(difference(logits_of(whole, ids), reference.tensor("adapted")), 4e-5) << family << " merged";
+    // PEFT's numbers are of f32 as well: up to 1.9e-5 from the merge in f64, which stands between.
+    const at::Tensor exact = logits_of(merged(model_of(folder_of(family), at::kDouble), adapter, family), ids);
+    EXPECT_LT(difference(logits_of(whole, ids), exact), 2e-5) << family << " merged";
+    EXPECT_LT(difference(exact, reference.tensor("adapted")), 2e-5) << family << " merged in f64";
     // The merge is of a copy: the base is as it was.
     store->begin({}, false);
     const at::NoGradGuard no_grad;
