@@ -191,17 +191,18 @@ void print_whole_job(const Options& o, const DlrmConfig& config, const TableData
   std::vector<double> forward;  // what is left when the decay has ended
   for (std::int64_t t = 0; t < tables; ++t) forward.push_back(bounds.relative(t, 1, 0) / bounds.factor(1, 0));
   const std::vector<double> backward(forward.size(), config.compression.backward.bound);
+  std::vector<std::int64_t> widths;
+  for (const auto& t : data.tables()) widths.push_back(t.width);
   std::vector<at::Tensor> rows, gradients, ids;
   for (int k = 0; k < o.batches; ++k) {
     const Batch batch = batch_of(data, o, k);
-    std::vector<at::Tensor> looked, first;
+    std::vector<at::Tensor> looked;
     std::int64_t column = 0;
     for (std::int64_t t = 0; t < tables; ++t) {
       looked.push_back(lookups({batch.columns.at("ids")}, column, weights.at(table_name(t)))[0]);
-      first.push_back(batch.columns.at("ids").select(1, column).clamp_min(0));
       column += data.tables()[std::size_t(t)].width;
     }
-    ids.push_back(at::stack(first));
+    ids.push_back(batch.columns.at("ids"));
     const Looked l = look_up(shape, weights, at::stack(looked), batch.columns.at("dense"), batch.columns.at("label"));
     rows.push_back(l.rows), gradients.push_back(l.gradients);
   }
@@ -214,7 +215,7 @@ void print_whole_job(const Options& o, const DlrmConfig& config, const TableData
       const bool back = kind != "forward";
       std::vector<at::Tensor> batches = back ? gradients : rows;
       for (std::size_t k = 0; kind == "backward, combined" && k < batches.size(); ++k)
-        batches[k] = combined_for(gradients[k], ids[k], ranks);
+        batches[k] = combined_for(gradients[k], ids[k], widths, ranks);
       std::printf("%s, %d ranks, %d rows a chunk:", kind.c_str(), ranks, o.rows / ranks);
       for (const auto& [codec, ratio] :
            whole_job(batches, back ? backward : forward, ranks,

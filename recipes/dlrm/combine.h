@@ -1,7 +1,8 @@
 // Samples of one rank that looked up the same row of a table: their gradients are summed before they travel, since the
 // owner only adds them up. Of each group one row is left, at its first sample, and zeros elsewhere, which a codec that
-// knows equal rows sends for next to nothing. The sum of n goes divided by sqrt(n), which the owner undoes: it has the
-// range of a single gradient, and its error grows as that of n gradients that are rounded one by one.
+// knows equal rows sends for next to nothing. The sum of n goes divided by sqrt(n), which the owner undoes: of
+// gradients of random sign it has the range of one, and its error grows as that of n gradients that are rounded one by
+// one. Gradients that agree have sqrt(n) times the range, and so the bound that is a share of it.
 #pragma once
 #include <cstdint>
 #include <vector>

@@ -227,10 +227,11 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     metrics["exchange_coded_ms"] = t.forward.coded + t.backward.coded;
   }
 
-  // One rank sends nothing: what a batch of training data would come to, each table a chunk.
+  // One rank sends nothing: what (at most 2,048 samples of) a batch of training data would come to, each table a chunk.
   void add_alone(std::map<std::string, double>& metrics, Context& c) {
     std::vector<std::int64_t> ids;
-    const std::int64_t first = data_->train().begin, n = std::min(c.config().batch_size, data_->train().size());
+    const std::int64_t first = data_->train().begin,
+                       n = std::min({c.config().batch_size, data_->train().size(), std::int64_t(2048)});
     for (std::int64_t i = 0; i < n; ++i) ids.push_back(first + i);
     const Batch batch = data_->read(ids, 0);
     const at::NoGradGuard no_grad;
@@ -247,7 +248,10 @@ class Dlrm : public Recipe, public ExchangeSwitch {
       bounds.push_back(coder_->relative(t, c.now.step)), codecs.push_back(coder_->codec_of(t));
     if (coder_->forward_on()) metrics["forward_ratio"] = coded_ratio(looked.rows, codecs, bounds);
     const BackwardConfig& b = config_.compression.backward;
-    const at::Tensor gradients = b.combine ? combined_for(looked.gradients, first_ids(batch), 1) : looked.gradients;
+    std::vector<std::int64_t> widths;
+    for (const auto& t : data_->tables()) widths.push_back(t.width);
+    const at::Tensor gradients =
+        b.combine ? combined_for(looked.gradients, batch.columns.at("ids"), widths, 1) : looked.gradients;
     if (coder_->backward_on())
       metrics["backward_ratio"] =
           coded_ratio(gradients, std::vector(codecs.size(), b.codec), std::vector(codecs.size(), b.bound));
@@ -273,14 +277,6 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     return ids;
   }
 
-  // i32 [tables, n]: of each bag the first.
-  at::Tensor first_ids(const Batch& batch) const {
-    std::vector<at::Tensor> ids;
-    std::int64_t column = 0;
-    for (const auto& t : data_->tables()) ids.push_back(batch.columns.at("ids").select(1, column)), column += t.width;
-    return at::stack(ids);
-  }
-
   double lr_of_tables(const Step& s, const Context& c) const {
     const double own = config_.embedding.lr, peak = c.config().optimizer.lr;
     return own > 0 ? own * (peak > 0 ? s.lr / peak : 1) : s.lr;
@@ -294,7 +290,8 @@ class Dlrm : public Recipe, public ExchangeSwitch {
 
   at::Tensor forward(const Batch& batch, ShardedTables::Ids ids, Context& c, const ShardedTables::CodingOf& coding,
                      std::function<void(const at::Tensor&)> gradient_known) {
-    tables_->start_fetch(std::move(ids), coding, gradient_known && coder_->combines());
+    tables_->start_fetch(std::move(ids), coding);
+    if (gradient_known && coder_->combines()) tables_->combine_gradients();
     if (gradient_known && c.accumulate() == 1) tables_->prepare_update();
     const at::Tensor x = model_->bottom(to_device(batch.columns.at("dense"), c.device()).to(c.param_type()));
     at::Tensor rows = tables_->finish_fetch();

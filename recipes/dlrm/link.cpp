@@ -30,11 +30,11 @@ ExchangeTimes time_exchange(ShardedTables& tables, const Coder& coder, const at:
       sent.work.wait();
       c.comm("control").barrier().wait();
       const double begin = now_ms();
-      tables.start_fetch(std::move(sent), coded ? coder.forward(tables.mine(), c.now.step) : nullptr,
-                         coded && coder.combines());
+      tables.start_fetch(std::move(sent), coded ? coder.forward(tables.mine(), c.now.step) : nullptr);
       const at::Tensor rows = tables.finish_fetch();
       settle(rows);
       const double middle = now_ms();
+      if (coded && coder.combines()) tables.combine_gradients();
       tables.start_return(rows, coded ? coder.backward() : nullptr);
       tables.finish_return();
       settle(rows);

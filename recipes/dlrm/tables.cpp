@@ -128,7 +128,7 @@ ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
   return x;
 }
 
-void ShardedTables::start_fetch(Ids ids, const CodingOf& coding, bool combine) {
+void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
   at::NoGradGuard no_grad;
   current_ = std::move(ids);
   current_.work.wait();
@@ -143,18 +143,19 @@ void ShardedTables::start_fetch(Ids ids, const CodingOf& coding, bool combine) {
   const at::Tensor chunks = looked_up_.view({ranks_ * n, b, dim_});
   forward_->start(chunks, rows_, coding ? coding(chunks) : Coding{});
   received_groups_.reset();
-  combines_ = combine;
-  if (combine) find_groups();
+  combines_ = false;
 }
 
-// While rows travel.
-void ShardedTables::find_groups() {
+void ShardedTables::combine_gradients() {
+  at::NoGradGuard no_grad;
+  combines_ = true;
   std::vector<std::int64_t> all, own;
   for (const auto& list : owners_.tables)
     for (const std::int64_t t : list) all.push_back(all_[std::size_t(t)].width);
   for (const std::int64_t t : mine()) own.push_back(all_[std::size_t(t)].width);
-  combiner_.prepare(groups_of(current_.sent.view({1, -1}), all, current_.b), dim_);
-  if (!own.empty()) received_groups_ = groups_of(current_.received, own, current_.b);
+  const Groups sent = groups_of(current_.sent.view({1, -1}), all, current_.b);
+  combiner_.prepare(sent, dim_);
+  if (!own.empty()) received_groups_ = ranks_ == 1 ? sent : groups_of(current_.received, own, current_.b);
 }
 
 void ShardedTables::prepare_update() {

@@ -38,10 +38,11 @@ class ShardedTables {
   // ids i32 [b, width], in host memory: DataError where one is outside its table. Or on the device: then nobody looks.
   Ids send_ids(const at::Tensor& ids);
   void check(const at::Tensor& ids) const;  // what send_ids() does of it
-  // Looks the ids up, and starts the rows on their way. combine: gradients of equal rows will be summed before they go
-  // back (combine.h); f32 alone.
+  // Looks the ids up, and starts the rows on their way.
   using CodingOf = std::function<Coding(const at::Tensor& rows)>;  // of [chunks, b, d], destination by destination
-  void start_fetch(Ids ids, const CodingOf& coding, bool combine = false);
+  void start_fetch(Ids ids, const CodingOf& coding);
+  // After that: gradients of equal rows will be summed before they go back (combine.h). f32 alone.
+  void combine_gradients();
   // These ids will be updated: on a GPU what needs no gradient for that begins now, on a stream of its own.
   void prepare_update();
   at::Tensor finish_fetch();  // [tables, b, d], the samples of this rank, a leaf
@@ -70,7 +71,6 @@ class ShardedTables {
   void sort_on_host(const at::Tensor& ids, at::Tensor& sent) const;
   [[noreturn]] static void refuse(const Table& table, std::int64_t sample, std::int32_t id);
   at::Tensor sort_on_device(const at::Tensor& ids);
-  void find_groups();
   [[noreturn]] void name_table(const BadChunk& e, std::int64_t table) const;
 
   const std::vector<Table> all_;

@@ -57,13 +57,15 @@ Looked look_up(const Shape& shape, const std::map<std::string, at::Tensor>& weig
   return {rows, gradients[0]};
 }
 
-at::Tensor combined_for(const at::Tensor& gradients, const at::Tensor& ids, int ranks) {
-  const std::int64_t tables = ids.size(0), n = ids.size(1) / ranks;
+at::Tensor combined_for(const at::Tensor& gradients, const at::Tensor& ids, const std::vector<std::int64_t>& widths,
+                        int ranks) {
+  const std::int64_t n = ids.size(0) / ranks;
   at::Tensor all = at::empty_like(gradients);
   Combiner combiner;
   for (std::int64_t r = 0; r < ranks; ++r) {
-    const at::Tensor own = ids.narrow(1, r * n, n).contiguous().view({1, -1});
-    combiner.prepare(groups_of(own, std::vector<std::int64_t>(std::size_t(tables), 1), n), gradients.size(2));
+    std::vector<at::Tensor> own;  // as a rank sends them
+    for (const auto& table : ids.narrow(0, r * n, n).split_with_sizes(widths, 1)) own.push_back(table.flatten());
+    combiner.prepare(groups_of(at::cat(own).view({1, -1}), widths, n), gradients.size(2));
     all.narrow(1, r * n, n).copy_(combiner.combined(gradients.narrow(1, r * n, n)));
   }
   return all;

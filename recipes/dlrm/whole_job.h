@@ -21,9 +21,10 @@ struct Looked {
 Looked look_up(const Shape& shape, const std::map<std::string, at::Tensor>& weights, const at::Tensor& rows,
                const at::Tensor& dense, const at::Tensor& label);
 
-// Gradients f32 [tables, n, d] of samples that looked up ids i32 [tables, n], as each of so many ranks combines its own
-// (combine.h).
-at::Tensor combined_for(const at::Tensor& gradients, const at::Tensor& ids, int ranks);
+// Gradients f32 [tables, n, d] of samples that looked up ids i32 [n, columns] (table after table so many columns), as
+// each of so many ranks combines its own (combine.h).
+at::Tensor combined_for(const at::Tensor& gradients, const at::Tensor& ids, const std::vector<std::int64_t>& widths,
+                        int ranks);
 
 // f32 bytes by coded ones of [tables, n, d] on the host, a chunk a table with its own range; header and size counted.
 // codecs, bounds: one a table.

@@ -14,6 +14,7 @@
 #include "recipes/dlrm/exchange_switch.h"
 #include "recipes/dlrm/planner.h"
 #include "recipes/dlrm/tables.h"
+#include "recipes/dlrm/whole_job.h"
 #include "tests/fake_graph.h"
 #include "tests/max_difference.h"
 #include "tests/unit/reference_files.h"
@@ -436,6 +437,24 @@ TEST(Combine, SumsOfEqualRowsOverTheRootOfHowMany) {
     EXPECT_TRUE(at::equal(sent.count_nonzero(), (times > 0).sum() * d));
     restore(sent, own);
     EXPECT_LT(max_difference(sent, expected), 1e-5);
+  }
+}
+
+// What `analyze` and evaluation say of other numbers of ranks: as ranks lay their ids, bags apart.
+TEST(Combine, ForARunIsWhatItsRanksWouldSend) {
+  const std::vector<std::int64_t> widths{1, 3, 1};
+  const std::int64_t ranks = 2, b = 9, d = 4;
+  const at::Tensor ids = at::randint(-1, 3, {ranks * b, 5}, at::kInt), gradients = at::randn({3, ranks * b, d});
+  const at::Tensor all = combined_for(gradients, ids, widths, int(ranks));
+  for (std::int64_t r = 0; r < ranks; ++r) {
+    const at::Tensor own = ids.narrow(0, r * b, b);
+    std::vector<at::Tensor> sent;
+    for (const auto& [column, width] : std::vector<std::pair<std::int64_t, std::int64_t>>{{0, 1}, {1, 3}, {4, 1}})
+      sent.push_back(own.narrow(1, column, width).flatten());
+    Combiner combiner;
+    combiner.prepare(groups_of(at::cat(sent).view({1, -1}), widths, b), d);
+    EXPECT_TRUE(at::equal(all.narrow(1, r * b, b), combiner.combined(gradients.narrow(1, r * b, b)))) << r;
+    EXPECT_TRUE(at::equal(all[1].narrow(0, r * b, b), gradients[1].narrow(0, r * b, b))) << "bags are their own";
   }
 }
 
