@@ -1,5 +1,6 @@
 #include "framework/graphed_step.h"
 
+#include "comm/error.h"
 #include "framework/base/tensor.h"
 
 #include <algorithm>
@@ -17,22 +18,20 @@ std::string first_line(std::string_view what) { return std::string(what.substr(0
 GraphedStep::GraphedStep(Context& context, Recipe& recipe, std::vector<at::Tensor*> results)
     : context_(context), recipe_(recipe), results_(std::move(results)) {}
 
-// Asked once, at the first step: then the recipe knows its data.
+// Asked at every step: a recipe may be told to work in another way between two.
 bool GraphedStep::wanted() {
-  if (std::exchange(asked_, true)) return !off_;
-  off_ = true;
   const TrainConfig& config = context_.config();
-  if (config.graph == "off" ||
-      !make_step_graph(context_.device().is_cuda() ? context_.device().index() : -1, GraphMemory::own))
-    return false;
+  if (!std::exchange(asked_, true))
+    off_ = config.graph == "off" ||
+           !make_step_graph(context_.device().is_cuda() ? context_.device().index() : -1, GraphMemory::own);
+  if (off_) return false;
   auto why = recipe_.why_not_recorded(context_);
   if (!why) return false;
   if (context_.size() > 1) why = "it has several ranks";
   if (config.accumulate > 1) why = "it has several micro-batches";
   if (config.precision == "fp16" || config.precision == "f64") why = "precision is " + config.precision;
-  off_ = !why->empty();
-  if (off_) context_.message("a step is not recorded as a CUDA graph: " + *why);
-  return !off_;
+  if (!why->empty() && !std::exchange(said_, true)) context_.message("a step is not recorded as a CUDA graph: " + *why);
+  return why->empty();
 }
 
 GraphedStep::Shapes GraphedStep::shapes_of(const Batch& batch) {
@@ -73,8 +72,11 @@ bool GraphedStep::record(const Work& work) {
   std::size_t pieces = 0;
   try {
     pieces = graph->capture([this, work] { enqueue(work); });
+  } catch (const Error&) {  // ours: the step itself cannot be taken
+    throw;
   } catch (const std::exception& e) {
     off_ = true;
+    forget();
     context_.message("a step is not recorded as a CUDA graph: " + first_line(e.what()));
     return false;
   }
@@ -86,8 +88,7 @@ bool GraphedStep::record(const Work& work) {
 }
 
 bool GraphedStep::take(const Batch& batch, const Work& work) {
-  // A recipe may be told to work in another way between two steps.
-  if (!wanted() || recipe_.why_not_recorded(context_) != "") return false;
+  if (!wanted()) return false;
   if (Shapes shapes = shapes_of(batch); shapes != shapes_) {
     if (graph_) {
       if (!std::exchange(told_, true))

@@ -33,7 +33,8 @@ class GraphedStep {
   Context& context_;
   Recipe& recipe_;
   const std::vector<at::Tensor*> results_;
-  bool off_ = false, asked_ = false, told_ = false;  // told: of other shapes
+  bool off_ = false, asked_ = false;
+  bool said_ = false, told_ = false;  // why there is none; that a batch has other shapes
   Shapes shapes_;
   std::int64_t seen_ = 0;  // batches of these shapes
   Batch inputs_;

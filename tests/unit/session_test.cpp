@@ -640,6 +640,32 @@ TEST(RecordedSteps, CountWhatTheySkip) {
   for (std::size_t i = 0; i < graph.weights.size(); ++i) EXPECT_TRUE(at::equal(graph.weights[i], plain.weights[i]));
 }
 
+// A recipe that settles how it works after its first steps is recorded from then on.
+TEST(RecordedSteps, BeginOnceTheRecipeAllows) {
+  const FakeGraphs fake;
+  const TrainConfig c = recorded_config("adamw");
+  const auto world = make_self();
+  Regression recipe;
+  recipe.recorded = "it has not chosen";
+  Session session(*world, c, recipe);
+  FakeGraphs::context = &session.context();
+  std::vector<std::string> said;
+  session.context().on_message = [&](std::string_view line) { said.emplace_back(line); };
+  for (std::int64_t s = 0; s < 12; ++s) {
+    if (s == 3) recipe.recorded = "";
+    std::vector<std::int64_t> ids(24);
+    for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = s * 24 + std::int64_t(i);
+    session.context().now.step = s;
+    session.step(recipe.rows.read(ids, 0));
+    EXPECT_EQ(session.replays(), s >= 6) << s;
+  }
+  EXPECT_EQ(said, (std::vector<std::string>{"a step is not recorded as a CUDA graph: it has not chosen",
+                                            "steps are replayed as a CUDA graph of 3 kernels and copies"}));
+  const Replayed plain = replay(without_graphs(c));
+  std::size_t k = 0;
+  for (const auto& p : session.parameters()) EXPECT_TRUE(at::equal(p.value, plain.weights[k++])) << p.name;
+}
+
 TEST(RecordedSteps, SayWhyThereAreNone) {
   const FakeGraphs fake;
   TrainConfig c = recorded_config("adamw");
