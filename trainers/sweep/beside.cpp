@@ -116,8 +116,10 @@ class Beside : public cluster::TaskRun {
   cluster::TaskEvent tell() {
     const double left = executor_.remaining_seconds(), samples = samples_of(order_.task, order_.sweep.train.epochs);
     if (ranks_.rank() == 0 && executor_.roster().jobs()[0].step == 0)
-      replace_durably(system_io(), (fs::path(out_) / profile_of(order_.task, ranks_.size())).string(),
-                      nlohmann::json{{"seconds_a_sample", left / samples}}.dump());
+      (void)attempt([&] {  // without the file a later task is guessed at, and no more
+        replace_durably(system_io(), (fs::path(out_) / profile_of(order_.task, ranks_.size())).string(),
+                        nlohmann::json{{"seconds_a_sample", left / samples}}.dump());
+      });
     return {cluster::TaskEvent::measured, left};
   }
 

@@ -44,19 +44,30 @@ std::int64_t longest(const Instructions& data) {
   return std::int64_t(most);
 }
 
-// On a GPU an id beyond the embedding would end the whole process.
-void check_ids(const Instructions& data, std::int64_t vocab, const std::string& where) {
+// On a GPU an id beyond the embedding would end the whole process; questions are asked by one rank, whose failure the
+// others would wait for.
+void check_ids(const Instructions& data, const CausalLmConfig& model, const std::string& where) {
+  const auto check_id = [&](std::int64_t id) {
+    if (id < 0 || id >= model.vocab)
+      throw DataError(
+          where, "holds token " + std::to_string(id) + ", the model's vocabulary has " + std::to_string(model.vocab),
+          "the tokenizer does not belong to this model");
+  };
   const auto check = [&](const Example& e) {
-    for (const std::int64_t id : e.ids)
-      if (id < 0 || id >= vocab)
-        throw DataError(where,
-                        "holds token " + std::to_string(id) + ", the model's vocabulary has " + std::to_string(vocab),
-                        "the tokenizer does not belong to this model");
+    for (const std::int64_t id : e.ids) check_id(id);
   };
   for (const auto* list : {&data.train, &data.validation})
     for (const Example& e : *list) check(e);
   for (const auto* list : {&data.train_pairs, &data.validation_pairs})
     for (const Pair& p : *list) check(p.chosen), check(p.rejected);
+  for (const auto& q : data.test) {
+    for (const std::int64_t id : q.prompt) check_id(id);
+    if (model.max_length > 0 && std::ssize(q.prompt) > model.max_length)
+      throw DataError(where,
+                      "has a test question of " + std::to_string(q.prompt.size()) + " tokens, the model takes " +
+                          std::to_string(model.max_length),
+                      "shorten it, or say test: 0");
+  }
 }
 
 }  // namespace
@@ -66,7 +77,7 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
     : sweep_(sweep), task_(task), model_(std::move(model)), data_(data), ranks_(ranks), folder_(std::move(folder)) {
   if (data.train.empty() && data.train_pairs.empty())
     throw DataError(task.data.data, "has no sample to train on", "give a file with samples shorter than length");
-  check_ids(data, model_.config().vocab, task.data.data);
+  check_ids(data, model_.config(), task.data.data);
   candidates_ = candidates(task.search, std::uint64_t(sweep.seed), task.place);
   loads_ = make_jobs();
   std::vector<std::int64_t> steps;

@@ -19,6 +19,7 @@
 
 #include <functional>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
@@ -109,6 +110,7 @@ class Executor {
   at::Tensor step_in_pieces(const std::vector<std::int64_t>& jobs, const std::vector<Pack>& packs);
   std::vector<Pack> step_packs(const std::vector<std::int64_t>& jobs) const;
   void accumulate(const Pack& pack, const std::map<std::int64_t, std::int64_t>& counts, at::Tensor& losses);
+  void settle();
   void evaluate_pass();
   void begin_evaluation();
   void finish_evaluation();
@@ -137,6 +139,8 @@ class Executor {
   std::unique_ptr<Communicator> gathers_;
   std::unique_ptr<ShardedBackbone> sharded_;
   std::vector<double> job_seconds_;
+  std::map<std::int64_t, double> unsettled_tokens_;  // of each job, in passes whose time is not yet its own
+  double unsettled_seconds_ = 0;
   std::vector<Load> loads_;
   MemoryLimit limit_;
   std::vector<Profiled> profiles_;

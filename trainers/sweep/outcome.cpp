@@ -57,6 +57,8 @@ at::Tensor Executor::weights(const std::string& job) const {
 
 TaskOutcome Executor::outcome() {
   TaskOutcome out;
+  const double peak = double(peak_reserved_bytes(model_.device()));  // of training: answers come after it
+  settle();
   std::vector<double> seconds = job_seconds_;  // of this rank's passes
   ranks_.all_reduce({seconds.data(), seconds.size(), DType::f64}, Op::sum).wait();
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
@@ -79,7 +81,7 @@ TaskOutcome Executor::outcome() {
   out.exact_match = exact_match(out.winner);
   double sums[] = {double(passes_), double(empty_passes_), evaluation_seconds_ / ranks_.size()};
   ranks_.all_reduce({sums, 3, DType::f64}, Op::sum).wait();
-  double most[] = {memory_forecast_, double(peak_reserved_bytes(model_.device()))};
+  double most[] = {memory_forecast_, peak};
   ranks_.all_reduce({most, 2, DType::f64}, Op::max).wait();
   out.memory_forecast = most[0], out.memory_peak = most[1];
   out.empty_share = sums[0] > 0 ? sums[1] / sums[0] : 0;
@@ -105,8 +107,9 @@ double Executor::exact_match(std::int64_t winner) {
   if (winner < 0 || !decode_ || data_.test.empty()) return share;
   const int holder = roster_->jobs()[std::size_t(winner)].rank;
   std::int64_t more = 1;
+  std::optional<Failure> failure;
   if (ranks_.rank() == holder) {
-    share = answer(winner);
+    failure = attempt([&] { share = answer(winner); });
     more = 0;
     if (sharded_) ranks_.broadcast({&more, 1, DType::i64}, holder).wait();
   }
@@ -114,6 +117,7 @@ double Executor::exact_match(std::int64_t winner) {
     ranks_.broadcast({&more, 1, DType::i64}, holder).wait();
     if (more) sharded_->empty_pass(false);
   }
+  trireme::agree(ranks_, failure);
   ranks_.broadcast({&share, 1, DType::f64}, holder).wait();
   return share;
 }

@@ -54,11 +54,21 @@ void Executor::train_pass() {
   const bool whole = packs.size() == 1 && task_.objective != "dpo";
   const at::Tensor now = whole ? step_->run(packs[0].batch(model_.device())).clone() : step_in_pieces(jobs, packs);
   for (std::size_t k = 0; k < jobs.size(); ++k) jobs_[std::size_t(jobs[k])].stepped(now[std::int64_t(k)]);
-  const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  double all = 0;
-  for (const auto& pack : packs) all += double(pack.size());
   for (const auto& pack : packs)
-    for (const auto& r : pack.rows()) job_seconds_[std::size_t(r.slot)] += took * double(r.last - r.first) / all;
+    for (const auto& r : pack.rows()) unsettled_tokens_[r.slot] += double(r.last - r.first);
+  unsettled_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// The time of the passes since the last call goes to their jobs, by tokens. A GPU is waited for: it is behind.
+void Executor::settle() {
+  const auto begin = std::chrono::steady_clock::now();
+  if (model_.device().is_cuda()) at::zeros({1}, at::TensorOptions(model_.device())).item();
+  const double took =
+      unsettled_seconds_ + std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  double all = 0;
+  for (const auto& [job, tokens] : unsettled_tokens_) all += tokens;
+  for (const auto& [job, tokens] : unsettled_tokens_) job_seconds_[std::size_t(job)] += took * tokens / all;
+  unsettled_tokens_.clear(), unsettled_seconds_ = 0;
 }
 
 // As AdapterStep does it, with several passes, or pairs in place of tokens. -> the jobs' mean losses.
@@ -102,6 +112,7 @@ void Executor::begin_evaluation() {
 
 // A piece of the validation samples, for every job that is due on this rank.
 void Executor::evaluate_pass() {
+  settle();
   const auto begin = std::chrono::steady_clock::now();
   const at::NoGradGuard no_grad;
   if (!evaluation_) begin_evaluation();

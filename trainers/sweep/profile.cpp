@@ -55,6 +55,7 @@ void Executor::set_memory_limit() {
   const double device = double(device_memory_bytes(model_.device()));
   const double capacity = sweep_.memory_capacity > 0 ? sweep_.memory_capacity : device;
   limit_.bytes = capacity > 0 ? sweep_.memory_margin * capacity : std::numeric_limits<double>::infinity();
+  restart_device_peak(model_.device());
   if (device <= 0 || sweep_.memory_capacity > 0) return;
   measure_steps();
   const auto apart = [&](const Profiled& p) { return p.tokens != profiles_.front().tokens; };
