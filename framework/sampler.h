@@ -96,7 +96,9 @@ struct SampleMemory {
   std::int64_t tokens = 0;         // of the picture's part that one forward sees
   std::int64_t cached_layers = 0;  // whose keys and values of all tokens are kept
   std::int64_t canvases = 0;       // f32, of the latent's size, that are kept
-  bool batched = true;             // pictures of a batch share a forward
+  bool batched = true;             // pictures of a batch share a forward, whose tokens ranks may share
+  std::int64_t parts = 1;          // else: of a picture, of so many tokens each
+  std::int64_t parts_at_once = 1;  // in one forward, of any pictures
 };
 
 class Sampler {

@@ -56,9 +56,12 @@ class Supergen final : public Sampler {
   std::vector<SampleMap> maps() const override;
   SampleMemory memory(const DenoiserInfo& m, const Grid& grid) const override {
     const Size w = window(m);
-    return {.tokens = grid.frames * std::min(grid.rows, w[0] / m.patch) * std::min(grid.columns, w[1] / m.patch),
+    const std::int64_t rows = std::min(grid.rows, w[0] / m.patch), columns = std::min(grid.columns, w[1] / m.patch);
+    return {.tokens = grid.frames * rows * columns,
             .canvases = 8,
-            .batched = false};
+            .batched = false,
+            .parts = ((grid.rows + rows - 1) / rows) * ((grid.columns + columns - 1) / columns),
+            .parts_at_once = config_.batch};
   }
 
  private:

@@ -399,7 +399,12 @@ TEST_F(SampleJobs, RefuseWhatCannotBeDrawn) {
   // What a method keeps counts as well, and ranks that share tokens or tiles hold less.
   EXPECT_GT(planned({"method=sdit"}, 1), planned({}, 1));
   EXPECT_LT(planned({"sequence=ring"}, 4), planned({}, 4));
-  EXPECT_LT(planned({"method=supergen", "size=[64, 64]", "supergen.window=[4, 4]"}, 1), planned({"size=[64, 64]"}, 1));
+  const std::vector<std::string> tiles{"method=supergen", "size=[64, 64]", "supergen.window=[4, 4]"};
+  EXPECT_LT(planned(tiles, 1), planned({"size=[64, 64]"}, 1));
+  auto many = tiles, most = tiles;
+  many.push_back("supergen.batch=16"), most.push_back("supergen.batch=4096");
+  EXPECT_GT(planned(many, 1), planned(tiles, 1));
+  EXPECT_LT(planned(most, 1), 20 * planned(many, 1)) << "a picture has no more tiles than that";
   EXPECT_FALSE(fs::exists(dir_ + "/refused/plain/00000.png"));
   EXPECT_NE(document_keys().find("mu_mode"), std::string::npos);
 }

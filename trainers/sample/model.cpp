@@ -79,10 +79,14 @@ MemoryPlan plan_memory(const SampleConfig& c, const ModelPlan& m, int ranks) {
       m.info, {c.frames / m.info.patch_frames, c.size[0] / (m.info.latent_factor * m.info.patch),
                c.size[1] / (m.info.latent_factor * m.info.patch)});
   const bool halves = c.guidance != 1 && !m.info.distilled_guidance;
-  const double rows = double(memory.batched ? c.batch : 1) * (halves && !c.guidance_parallel ? 2 : 1);
+  // Parts of pictures come after a sketch, one forward of the batch about as large as so many of them.
+  const std::int64_t at_once =
+      memory.batched ? c.batch : std::max(c.batch, std::min(memory.parts_at_once, memory.parts * c.batch));
+  const double rows = double(at_once) * (halves && !c.guidance_parallel ? 2 : 1);
   // Ranks that share a forward's tokens hold their parts.
   const std::int64_t each = c.ranks_per_picture ? c.ranks_per_picture : ranks;
-  const std::int64_t parts = c.sequence == "none" ? 1 : std::max<std::int64_t>(1, each / (c.guidance_parallel ? 2 : 1));
+  const std::int64_t parts =
+      c.sequence == "none" || !memory.batched ? 1 : std::max<std::int64_t>(1, each / (c.guidance_parallel ? 2 : 1));
   const double tokens = double(memory.tokens) / double(parts) + double(m.info.base_text);
   const double weights = double(m.parameters) * element;
   // Residual, normalised, q, k, v, attention and an MLP four times as wide, in and out of its activation.
