@@ -8,6 +8,9 @@
 
 namespace trireme::kernels {
 
+// A row whose largest value is less counts as if it were this: one over its scale must be a number.
+constexpr float fp8_least = 1e-30f;
+
 struct Fp8RowsJob {
   DType type = DType::bf16;  // or f32
   const void* x = nullptr;   // [rows, width], begins on 16 bytes; width a multiple of 8

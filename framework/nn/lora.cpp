@@ -95,6 +95,7 @@ void AdapterStore::set_backend(LoraBackend backend) { backend_ = backend, ++chan
 std::shared_ptr<const void> AdapterStore::pass() const { return pass_; }
 
 void AdapterStore::set_base(std::int64_t target, at::Tensor weight, at::Tensor bias) {
+  if (fp8_[std::size_t(target)]) throw Error(ExitCode::bug, "set_base", "the FP8 codes are of the weight before");
   targets_[std::size_t(target)].weight = std::move(weight);
   targets_[std::size_t(target)].bias = std::move(bias);
 }

@@ -131,6 +131,16 @@ void SparseSampler::state(Archive& ar) {
   ar.value("steps", steps);
   share_.resize(std::size_t(steps));
   ar.array("share", DType::f64, std::array<std::int64_t, 1>{steps}, share_.data());
+  ar.value("sparse_steps", sparse_steps_);
+  auto judged = std::int64_t(caught_.size());
+  ar.value("judged", judged);
+  std::vector<float> caught;
+  for (const auto& c : caught_)
+    for (const std::int64_t k : {0, 1}) caught.push_back(c[k].item<float>());
+  caught.resize(std::size_t(judged) * 2);
+  ar.array("caught", DType::f32, std::array<std::int64_t, 2>{judged, 2}, caught.data());
+  caught_.resize(std::size_t(judged));
+  for (std::size_t k = 0; k < caught_.size(); ++k) caught_[k] = at::tensor({caught[2 * k], caught[2 * k + 1]});
   history_->state(ar, {error_.size(0), tokens(), last_[0].numel() / tokens()}, last_.device());
 }
 

@@ -217,14 +217,18 @@ TEST(Lora, Fp8BaseIsTheBaseButForItsRounding) {
 }
 
 TEST(Lora, Fp8RowsShowWhatIsNotFinite) {
-  at::Tensor x = at::randn({4, 32});
+  at::Tensor x = at::randn({5, 32});
   x[1].zero_();
+  x[4].zero_();
+  x[4][3] = 1e-38;  // a scale of which 1 / scale is no number
   x[2][5] = NAN;
   x[3][9] = INFINITY;
   const Fp8Rows rows = fp8_rows(x);
   const at::Tensor back = rows.values.to(at::kFloat) * rows.scales.unsqueeze(1);
   EXPECT_LT((back[0] - x[0]).abs().max().item<double>(), x[0].abs().max().item<double>() / 16);
   EXPECT_EQ(back[1].abs().max().item<double>(), 0);
+  EXPECT_TRUE(at::isfinite(back[4]).all().item<bool>());
+  EXPECT_EQ((rows.values[4].to(at::kFloat) != 0).sum().item<std::int64_t>(), 0);
   EXPECT_TRUE(at::isnan(back[2]).all().item<bool>());
   EXPECT_TRUE(at::isnan(back[3]).all().item<bool>());
   EXPECT_EQ(rows.values[0].to(at::kFloat).abs().max().item<double>(), 448);
