@@ -48,6 +48,14 @@ void CodecCase::decode() {
                 buffer_of(decode_scratch_));
 }
 
+RecordedCase::RecordedCase(CodecCase& one) {
+  one.encode(), one.decode();
+  encode = make_step_graph(one.decoded().get_device(), GraphMemory::own);
+  decode = make_step_graph(one.decoded().get_device(), GraphMemory::own);
+  encode_nodes = encode->capture([&] { one.encode(); });
+  decode_nodes = decode->capture([&] { one.decode(); });
+}
+
 bool CodecCase::good() const { return status_.item<int>() == 0; }
 
 }  // namespace trireme::bench

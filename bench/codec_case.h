@@ -1,6 +1,9 @@
 // The error-bounded codec on a GPU with all its memory in place: what its benchmarks time.
 #pragma once
 #include "compression/codecs/bounded.h"
+#include "framework/step_graph.h"
+
+#include <memory>
 
 #include <ATen/core/Tensor.h>
 
@@ -24,6 +27,13 @@ class CodecCase {
   std::vector<TableChunk> chunks_;
   std::vector<CodedChunk> coded_;
   std::size_t coded_bytes_ = 0;
+};
+
+// Both ways of a case as CUDA graphs, after each has run once: attributes of kernels are set outside.
+struct RecordedCase {
+  explicit RecordedCase(CodecCase& one);
+  std::unique_ptr<StepGraph> encode, decode;
+  std::size_t encode_nodes = 0, decode_nodes = 0;
 };
 
 // [chunks x rows x dim] as bench/embedding_rows.h makes them, on the GPU.

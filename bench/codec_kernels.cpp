@@ -5,9 +5,9 @@
 #include "bench/codec_case.h"
 #include "bench/device_time.h"
 #include "comm/error.h"
-#include "framework/step_graph.h"
 
 #include <cstdlib>
+#include <iostream>
 
 #include <ATen/ATen.h>
 
@@ -24,25 +24,22 @@ nlohmann::json run(const Options& o) {
   if (!(rel > 0 && rel < 1))
     throw UsageError("--problem", "a relative bound above 0 and below 1", "say --problem 0.03");
   nlohmann::json rows = nlohmann::json::array();
-  for (const Shape& s : {Shape{128, 2048, 64}, Shape{26, 2048, 64}, Shape{26, 128, 32}, Shape{1024, 64, 64}})
-    for (const char* codec : {"auto", "dedup_sparse", "dedup_packed", "dedup_huffman", "huffman", "vector_lz", "fp8"}) {
+  for (const Shape& s : {Shape{128, 2048, 64}, Shape{26, 2048, 64}, Shape{26, 128, 32}, Shape{1024, 64, 64}}) {
+    const at::Tensor in = rows_on_gpu(s.chunks, s.rows, s.dim), copy = at::empty_like(in);
+    const auto bytes = double(in.nbytes());
+    for (const char* codec : {"dedup_sparse", "auto", "dedup_packed", "fp8", "dedup_huffman", "huffman", "vector_lz"}) {
       BoundedOptions options;
       options.codec = codec;
-      const at::Tensor in = rows_on_gpu(s.chunks, s.rows, s.dim), copy = at::empty_like(in);
       CodecCase c(in, options, rel);
-      const auto bytes = double(in.nbytes());
-      const auto encode = make_step_graph(in.get_device(), GraphMemory::own),
-                 decode = make_step_graph(in.get_device(), GraphMemory::own);
-      encode->capture([&] { c.encode(); });
-      decode->capture([&] { c.decode(); });
+      const RecordedCase graph(c);
       std::vector<DeviceArm> arms = {{"copy", bytes, [&] { copy.copy_(in); }},
                                      {"encode", bytes, [&] { c.encode(); }},
                                      {"decode", bytes, [&] { c.decode(); }},
-                                     {"encode, graph", bytes, [&] { encode->replay(); }},
-                                     {"decode, graph", bytes, [&] { decode->replay(); }}};
+                                     {"encode, graph", bytes, [&] { graph.encode->replay(); }},
+                                     {"decode, graph", bytes, [&] { graph.decode->replay(); }}};
       take_turns(arms, o.blocks);
       if (!c.good()) throw Error(ExitCode::bug, "bench codec_kernels", "the decoder refused what the encoder made");
-      for (const auto& arm : arms)
+      for (const auto& arm : arms) {
         rows.push_back({{"arm", arm.name},
                         {"codec", codec},
                         {"rel_eb", rel},
@@ -52,8 +49,13 @@ nlohmann::json run(const Options& o) {
                         {"mib", bytes / 1048576},
                         {"step_ms", arm.median()},
                         {"gb_s", arm.gb_s()},
-                        {"ratio", c.ratio()}});
+                        {"ratio", c.ratio()},
+                        {"encode_nodes", graph.encode_nodes},
+                        {"decode_nodes", graph.decode_nodes}});
+        std::cerr << rows.back().dump() << std::endl;  // what is measured stays, however the rest ends
+      }
     }
+  }
   return rows;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include "compression/codecs/bounded_fixed.cuh"
 #include "compression/codecs/bounded_huffman.cuh"
+#include "compression/codecs/bounded_lanes.cuh"
 #include "compression/codecs/bounded_lz.cuh"
 #include "compression/codecs/bounded_rows.cuh"
 #include "compression/codecs/bounded_sparse.cuh"
@@ -253,7 +254,10 @@ __device__ inline std::uint32_t encode_codes(EncodeShared& s, DeviceRows& d, con
   constexpr bool of_paper = family == Family::paper, of_lanes = family == Family::lanes;
   Encoder e = of_lanes ? sparse_or_packed(s, c) : encoder_for(s, c.only);
   const std::uint32_t width = c.dim * (s.wide ? 2 : 1);
-  if (e != packed_codes && e != huffman && e != rans) dedup_block(s, d, {codes, width, width, width % 4 == 0}, c.n);
+  if (of_lanes && width % 16 == 0 && aligned(codes, 16))
+    dedup_block(s, d, QuadRows{reinterpret_cast<const uint4*>(codes), width / 16}, c.n);
+  else if (e != packed_codes && e != huffman && e != rans)
+    dedup_block(s, d, ByteRows{codes, width, width, width % 4 == 0}, c.n);
   if (e == encoders) {
     const bool index = worth_an_index(c.n, s.unique, c.dim, s.span);
     e = s.wide ? (index ? dedup_packed : packed_codes) : index ? dedup_rans : rans;
@@ -303,7 +307,8 @@ __device__ inline void put_fixed_rate(const DeviceChunk& c, Encoder encoder, std
 
 // No loss: rows that differ, bit by bit. Returns the bytes, or 0 where the values themselves are no longer.
 __device__ inline std::uint32_t encode_values(EncodeShared& s, DeviceRows& d, const DeviceChunk& c, std::uint8_t* to) {
-  dedup_block(s, d, {reinterpret_cast<const std::uint8_t*>(c.rows), 4 * std::size_t{c.stride}, 4 * c.dim, true}, c.n);
+  dedup_block(s, d, ByteRows{reinterpret_cast<const std::uint8_t*>(c.rows), 4 * std::size_t{c.stride}, 4 * c.dim, true},
+              c.n);
   choose_form_block(s, d, c.n, false);
   put_index(s, d, c.n);
   const std::uint32_t head = number_bytes(s.unique), bits = (s.bits + 7) / 8;
@@ -333,6 +338,7 @@ __device__ inline void write_header(EncodeShared& s, std::uint8_t* slot, std::ui
 __device__ inline std::uint32_t outlier_bytes(const EncodeShared& s) { return s.missed ? 4 + 8 * s.missed : 0; }
 
 // Makes the codes, or finds that the values travel as they are (row_shape of encode_chunk.cpp).
+template <Family family>
 __device__ inline void make_codes(const EncodeArguments& a, EncodeShared& s, const DeviceChunk& c,
                                   std::uint8_t* codes) {
   __syncthreads();  // all have read the plan that brought them here
@@ -342,7 +348,10 @@ __device__ inline void make_codes(const EncodeArguments& a, EncodeShared& s, con
   }
   __syncthreads();
   if (s.bound.plan == Plan::raw) return;
-  quantize_block(s, c, a.strict, codes);
+  if (family == Family::lanes && codes && !s.wide && in_fours(c) && c.stride == c.dim)
+    quantize_dense(s, c, a.strict, codes);
+  else
+    quantize_block(s, c, a.strict, codes);
   const std::uint64_t values = std::uint64_t{c.n} * c.dim;
   if (threadIdx.x == 0 && packed_size(s.span, values) + outlier_bytes(s) >= 4 * values) s.bound.plan = Plan::raw;
   __syncthreads();

@@ -1,4 +1,4 @@
-// The CUDA twin of the error-bounded decoder: one launch, a block a chunk.
+// The CUDA twin of the error-bounded decoder: one launch for up to 600 chunks, a block a chunk.
 #include "compression/codecs/bounded_fixed.cuh"
 #include "compression/codecs/bounded_index.cuh"
 #include "compression/codecs/bounded_paper.cuh"
@@ -12,12 +12,14 @@ namespace {
 using namespace coding;
 
 constexpr std::size_t shared_memory = 216 * 1024, shared_small = 104 * 1024, most_staged = 40 * 1024;
-constexpr std::size_t chunks_a_launch = 600;
+// As bounded_encode.cu's.
+constexpr std::size_t chunks_a_launch = 600, few_chunks = 80;
 
+template <std::size_t most>
 struct Batch {
-  DeviceDecode::Chunk chunk[chunks_a_launch];
+  DeviceDecode::Chunk chunk[most];
 };
-static_assert(sizeof(Batch) <= 32000);
+static_assert(sizeof(Batch<chunks_a_launch>) <= 32000);
 
 __device__ bool is_wide(const DecodeShared& s) { return s.header.code_width == 16; }
 __device__ Encoder encoder(const DecodeShared& s) { return static_cast<Encoder>(s.header.encoder); }
@@ -291,8 +293,18 @@ __device__ bool decode_chunk(DecodeShared& s, const DeviceDecode::Chunk& c, cons
   return put_outliers(s, c);
 }
 
+// The least number of a bad chunk, from 1 on; 0 says that there is none. Rare.
+__device__ void tell_bad(std::uint32_t* status, std::uint32_t number) {
+  for (std::uint32_t there = 0;;) {
+    const std::uint32_t old = atomicCAS(status, there, number);
+    if (old == there || (old && old <= number)) return;
+    there = old;
+  }
+}
+
+template <std::size_t most>
 __global__ void __launch_bounds__(block_threads, 1)
-    decode_kernel(const __grid_constant__ Batch batch, std::uint32_t first, std::uint8_t* scratch,
+    decode_kernel(const __grid_constant__ Batch<most> batch, std::uint32_t first, std::uint8_t* scratch,
                   std::uint32_t shared_bytes, std::uint32_t* status) {
   extern __shared__ __align__(16) std::uint8_t shared[];
   __shared__ DecodeShared s;
@@ -329,34 +341,33 @@ __global__ void __launch_bounds__(block_threads, 1)
       good = decode_chunk(s, c, w);
     }
   }
-  if (!__syncthreads_and(good) && threadIdx.x == 0) atomicMax(status, ~(first + blockIdx.x));
+  if (!__syncthreads_and(good) && threadIdx.x == 0) tell_bad(status, first + blockIdx.x + 1);
 }
 
-// The first bad chunk, from the largest complement.
-__global__ void status_kernel(std::uint32_t* status) {
-  if (*status) *status = ~*status + 1;
+template <std::size_t most>
+void launch_decode(const DeviceDecode& job, std::size_t first, std::size_t n, cudaStream_t stream) {
+  Batch<most> batch;
+  std::memcpy(batch.chunk, job.chunks + first, n * sizeof(DeviceDecode::Chunk));
+  std::size_t largest = 0;
+  for (std::size_t k = 0; k < n; ++k) {
+    const std::size_t values = std::size_t{batch.chunk[k].n} * batch.chunk[k].dim;
+    largest = values > largest ? values : largest;
+  }
+  const auto kernel = decode_kernel<most>;
+  const std::uint32_t bytes = shared_memory_of(reinterpret_cast<const void*>(kernel), "decoder of rows",
+                                               largest <= 8192 ? shared_small : shared_memory, shared_memory);
+  kernel<<<static_cast<unsigned>(n), block_threads, bytes, stream>>>(batch, static_cast<std::uint32_t>(first),
+                                                                     job.scratch, bytes, job.status);
+  check_launch("decoder of rows");
 }
 
 void decode(const DeviceDecode& job, Place place) {
   const cudaStream_t stream = cuda_stream(place);
   if (cudaMemsetAsync(job.status, 0, sizeof *job.status, stream) != cudaSuccess) check_launch("status of the decoder");
   for (std::size_t first = 0; first < job.count; first += chunks_a_launch) {
-    Batch batch;
     const std::size_t n = job.count - first < chunks_a_launch ? job.count - first : chunks_a_launch;
-    std::memcpy(batch.chunk, job.chunks + first, n * sizeof(DeviceDecode::Chunk));
-    std::size_t largest = 0;
-    for (std::size_t k = 0; k < n; ++k) {
-      const std::size_t values = std::size_t{batch.chunk[k].n} * batch.chunk[k].dim;
-      largest = values > largest ? values : largest;
-    }
-    const std::uint32_t bytes = shared_memory_of(reinterpret_cast<const void*>(decode_kernel), "decoder of rows",
-                                                 largest <= 8192 ? shared_small : shared_memory, shared_memory);
-    decode_kernel<<<static_cast<unsigned>(n), block_threads, bytes, stream>>>(batch, static_cast<std::uint32_t>(first),
-                                                                              job.scratch, bytes, job.status);
-    check_launch("decoder of rows");
+    (n <= few_chunks ? launch_decode<few_chunks> : launch_decode<chunks_a_launch>)(job, first, n, stream);
   }
-  status_kernel<<<1, 1, 0, stream>>>(job.status);
-  check_launch("status of the decoder");
 }
 
 const Kernel<DeviceDecode>::Twin twin(decode_bounded, decode);

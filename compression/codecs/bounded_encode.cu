@@ -12,12 +12,14 @@ namespace {
 using namespace coding;
 
 constexpr std::size_t shared_memory = 216 * 1024, shared_small = 64 * 1024;
-constexpr std::size_t chunks_a_launch = 400;  // descriptions travel as kernel arguments, of at most 32 KiB
+// Descriptions travel as kernel arguments, of at most 32 KiB; a launch with 4 KiB takes less time.
+constexpr std::size_t chunks_a_launch = 400, few_chunks = 48;
 
+template <std::size_t most>
 struct Batch {
-  DeviceChunk chunk[chunks_a_launch];
+  DeviceChunk chunk[most];
 };
-static_assert(sizeof(Batch) <= 32000);
+static_assert(sizeof(Batch<chunks_a_launch>) <= 32000);
 
 Tables tables_of(const DeviceEncode& job) {
   Tables t;
@@ -28,7 +30,7 @@ Tables tables_of(const DeviceEncode& job) {
 
 // Rows of each piece.
 __host__ __device__ std::uint32_t piece_rows(std::uint32_t dim) {
-  return dim == 0 ? 1 : static_cast<std::uint32_t>((piece_values + dim - 1) / dim);
+  return dim == 0 ? 1 : (static_cast<std::uint32_t>(piece_values) + dim - 1) / dim;
 }
 
 __device__ void add(PieceRange& r, float x) {
@@ -41,8 +43,30 @@ __device__ void add(PieceRange& r, float x) {
   }
 }
 
-__global__ void __launch_bounds__(256)
-    range_kernel(const __grid_constant__ Batch batch, std::uint32_t count, Tables t) {
+// Values side by side. Where one is not finite, `sum` is not, and add() must tell.
+__device__ bool add_dense(PieceRange& r, const float4* from, std::uint32_t fours) {
+  constexpr std::uint32_t ahead = 8;  // loads under way
+  float least = r.min, most = r.max, sum = 0;
+  for (std::uint32_t begin = threadIdx.x; begin < fours; begin += ahead * 256) {
+    float4 x[ahead];
+#pragma unroll
+    for (std::uint32_t k = 0; k < ahead; ++k) x[k] = from[min(begin + k * 256, fours - 1)];
+#pragma unroll
+    for (std::uint32_t k = 0; k < ahead; ++k) {
+      least = fminf(fminf(least, fminf(x[k].x, x[k].y)), fminf(x[k].z, x[k].w));
+      most = fmaxf(fmaxf(most, fmaxf(x[k].x, x[k].y)), fmaxf(x[k].z, x[k].w));
+      sum = __fmaf_rn(x[k].x, 0.0f, __fmaf_rn(x[k].y, 0.0f, __fmaf_rn(x[k].z, 0.0f, __fmaf_rn(x[k].w, 0.0f, sum))));
+    }
+  }
+  if (!(sum == 0)) return false;
+  if (threadIdx.x < fours) r.min = least, r.max = most, r.any = 1;
+  return true;
+}
+
+// 4 blocks: with more, registers would not hold eight loads.
+template <std::size_t most>
+__global__ void __launch_bounds__(256, 4)
+    range_kernel(const __grid_constant__ Batch<most> batch, std::uint32_t count, Tables t) {
   for (std::uint32_t i = blockIdx.x * 256 + threadIdx.x; i < count; i += gridDim.x * 256)
     t.chunks[batch.chunk[i].number] = batch.chunk[i];
   const std::uint32_t piece = batch.chunk[0].first_piece + blockIdx.x;
@@ -54,7 +78,9 @@ __global__ void __launch_bounds__(256)
   if (piece - c.first_piece >= c.pieces) return;  // the whole block
   PieceRange r{3.40282347e38f, -3.40282347e38f, 0, 0};
   const float* from = c.rows + std::size_t{first} * c.stride;
-  if (in_fours(c)) {
+  const bool quick = in_fours(c) && c.stride == c.dim;
+  if (quick && add_dense(r, reinterpret_cast<const float4*>(from), rows * c.dim / 4)) {
+  } else if (in_fours(c)) {
     const std::uint32_t fours = c.dim / 4;
     for (std::uint32_t i = threadIdx.x; i < rows * fours; i += 256) {
       const std::uint32_t row = i / fours;
@@ -152,7 +178,7 @@ __global__ void __launch_bounds__(block_threads, 1) encode_kernel(const __grid_c
   std::uint8_t* codes = nullptr;
   Arena arena{shared, a.shared_bytes, slot + slot_layout(c.n, c.dim).spill};
   if (!c.self && (s.bound.plan == Plan::exact || s.bound.plan == Plan::codes)) codes = take_memory(s, d, c, arena);
-  if (s.bound.plan == Plan::codes) make_codes(a, s, c, codes);
+  if (s.bound.plan == Plan::codes) make_codes<family>(a, s, c, codes);
   if (c.self) {
     if (s.bound.plan == Plan::fixed_rate)
       put_fixed_rate(c, c.only, nullptr);
@@ -196,29 +222,38 @@ __global__ void __launch_bounds__(256)
     to[i] = from[i];
 }
 
+// Descriptions to the device, and the ranges of their pieces.
+template <std::size_t most>
+void launch_ranges(const DeviceChunk* chunks, std::size_t n, bool ranges, const Tables& t, cudaStream_t stream) {
+  Batch<most> batch;
+  std::memcpy(batch.chunk, chunks, n * sizeof(DeviceChunk));
+  for (std::size_t k = 0; k < n; ++k) {
+    DeviceChunk& c = batch.chunk[k];
+    c.family = family_of(c);
+    if (!ranges) c.first_piece = c.pieces = c.pieces_of_scope = 0;
+  }
+  const DeviceChunk& last = batch.chunk[n - 1];
+  const unsigned pieces = last.first_piece + last.pieces - batch.chunk[0].first_piece;
+  range_kernel<most><<<pieces ? pieces : 1, 256, 0, stream>>>(batch, static_cast<std::uint32_t>(n), t);
+  check_launch("range of rows");
+}
+
 void encode(const DeviceEncode& job, Place place) {
   const cudaStream_t stream = cuda_stream(place);
   const Tables t = tables_of(job);
   std::size_t largest = 0;
   bool of[3] = {}, ranges = false;  // rows of fp8 by lanes need none: what is not finite they find on their way
-  for (std::size_t k = 0; k < job.count; ++k)
-    ranges = ranges || job.chunks[k].only != fp8 || family_of(job.chunks[k]) != Family::lanes;
+  for (std::size_t k = 0; k < job.count; ++k) {
+    const DeviceChunk& c = job.chunks[k];
+    const std::size_t values = std::size_t{c.n} * c.dim;
+    largest = values > largest ? values : largest;
+    of[static_cast<int>(family_of(c))] = true;
+    ranges = ranges || c.only != fp8 || family_of(c) != Family::lanes;
+  }
   for (std::size_t first = 0; first < job.count; first += chunks_a_launch) {
-    Batch batch;
     const std::size_t n = job.count - first < chunks_a_launch ? job.count - first : chunks_a_launch;
-    std::memcpy(batch.chunk, job.chunks + first, n * sizeof(DeviceChunk));
-    for (std::size_t k = 0; k < n; ++k) {
-      DeviceChunk& c = batch.chunk[k];
-      const std::size_t values = std::size_t{c.n} * c.dim;
-      largest = values > largest ? values : largest;
-      c.family = family_of(c);
-      of[static_cast<int>(c.family)] = true;
-      if (!ranges) c.first_piece = c.pieces = c.pieces_of_scope = 0;
-    }
-    const DeviceChunk& last = batch.chunk[n - 1];
-    const unsigned pieces = last.first_piece + last.pieces - batch.chunk[0].first_piece;
-    range_kernel<<<pieces ? pieces : 1, 256, 0, stream>>>(batch, static_cast<std::uint32_t>(n), t);
-    check_launch("range of rows");
+    (n <= few_chunks ? launch_ranges<few_chunks> : launch_ranges<chunks_a_launch>)(job.chunks + first, n, ranges, t,
+                                                                                   stream);
   }
   EncodeArguments a{t, job.scratch + encode_tables(job.count, job.pieces), job.sizes, job.relative, job.strict, 0};
   const std::size_t wanted = largest <= 8192 ? shared_small : shared_memory;

@@ -52,6 +52,7 @@ __device__ inline bool in_fours(const DeviceChunk& c) {
 // code_of without a division: x times 1 / step is at most 2^-22 |code| away from the quotient, so that only near the
 // middle between two codes the division decides. Sums with 1.5 * 2^23 round to integers.
 struct Quantizer {
+  static constexpr float middle = 12582912.0f;
   float step, inverse, eb, limit;
   std::int32_t min_code;
   bool strict;
@@ -64,7 +65,6 @@ struct Quantizer {
   }
   // Its code less the least one. Is it above the bound?
   __device__ std::uint32_t operator()(float x, bool& missed) const {
-    constexpr float middle = 12582912.0f;
     const float quotient = __fmul_rn(x, inverse), sum = quotient + middle;
     float whole = sum - middle;
     std::int32_t code = __float_as_int(sum) - 0x4b400000;
@@ -160,6 +160,11 @@ struct ByteRows {
   std::uint32_t width;
   bool words;
 };
+__device__ inline std::uint32_t scattered(std::uint32_t h) {
+  h ^= h >> 15;
+  h *= 0x85ebca6bu;
+  return h ^ h >> 13;
+}
 __device__ inline std::uint32_t hash_row(const ByteRows& rows, std::uint32_t r) {
   const std::uint8_t* row = rows.at + r * rows.stride;
   std::uint32_t h = 0;
@@ -173,9 +178,7 @@ __device__ inline std::uint32_t hash_row(const ByteRows& rows, std::uint32_t r) 
   } else {
     for (std::uint32_t i = 0; i < rows.width; ++i) h = (h ^ row[i]) * 0x01000193u;
   }
-  h ^= h >> 15;
-  h *= 0x85ebca6bu;
-  return h ^ h >> 13;
+  return scattered(h);
 }
 __device__ inline bool equal_rows(const ByteRows& rows, std::uint32_t a, std::uint32_t b) {
   const std::uint8_t *x = rows.at + a * rows.stride, *y = rows.at + b * rows.stride;
@@ -194,7 +197,8 @@ __device__ inline bool equal_rows(const ByteRows& rows, std::uint32_t a, std::ui
 }
 
 // A slot of the hash table holds one of its equal rows, in the end the first: the order of the threads leaves no trace.
-__device__ inline void dedup_block(EncodeShared& s, DeviceRows& d, const ByteRows& rows, std::uint32_t n) {
+template <class Rows>
+__device__ inline void dedup_block(EncodeShared& s, DeviceRows& d, const Rows& rows, std::uint32_t n) {
   constexpr std::uint32_t none = 0xffffffffu;
   for (std::uint32_t i = threadIdx.x; i <= d.slot_mask; i += block_threads) d.slots[i] = none;
   for (std::uint32_t i = threadIdx.x; i < n; i += block_threads) d.repeats[i] = none;  // counts of rows, less one

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <tuple>
 #include <utility>
 
 #include <gtest/gtest.h>
@@ -123,14 +124,30 @@ std::pair<std::vector<std::vector<float>>, std::uint32_t> decode_there(const Bou
   return result;
 }
 
+// Where two codes part: the chunk and its headers, so that a failure on a card tells which part of the coder it was.
+std::string parting(const Coded& host, const Coded& device) {
+  std::size_t at = 0, there = 0, k = 0;
+  for (; k < host.sizes.size(); at += host.sizes[k], there += device.sizes[k], ++k)
+    if (device.sizes[k] != host.sizes[k] || std::memcmp(&host.code[at], &device.code[there], host.sizes[k])) break;
+  if (k == host.sizes.size()) return "nowhere";
+  std::string text = "chunk " + std::to_string(k);
+  for (const auto& [name, code, size] :
+       {std::tuple{"host", &host.code[at], host.sizes[k]}, {"device", &device.code[there], device.sizes[k]}}) {
+    text += std::string("\n") + name + ", " + std::to_string(size) + " bytes:";
+    for (std::size_t i = 0; i < std::min<std::size_t>(size, 96); ++i) text += " " + std::to_string(code[i]);
+  }
+  return text;
+}
+
+void expect_bytes(const Coded& host, const Coded& device) {
+  EXPECT_TRUE(device.sizes == host.sizes && device.code == host.code) << parting(host, device);
+}
+
 void expect_twins(const BoundedOptions& o, const std::vector<TableChunk>& chunks) {
   const Coded host = encode_chunks(o, chunks);
   OnDevice there(o, chunks);
   there.encode();
-  const Coded device = there.coded();
-  EXPECT_EQ(device.sizes, host.sizes);
-  const auto first = std::mismatch(host.code.begin(), host.code.end(), device.code.begin(), device.code.end()).first;
-  EXPECT_TRUE(device.code == host.code) << "from byte " << first - host.code.begin();
+  expect_bytes(host, there.coded());
   const auto [rows, status] = decode_there(o, host, chunks);
   EXPECT_EQ(status, 0u);
   for (std::size_t k = 0, at = 0; k < chunks.size(); at += host.sizes[k++]) {
@@ -171,6 +188,53 @@ TEST(CudaCodec, BytesAndValuesAreTheHosts) {
           expect_twins(o, {chunk_of(rows, std::size_t(n), std::size_t(dim), rel)});
           if (HasFailure()) return;
         }
+}
+
+// A row or two of any length: one chunk, and as many as the card has room for at once and a few more.
+TEST(CudaCodec, ShortChunks) {
+  NEEDS_GPU;
+  for (const auto& codec : codecs)
+    for (const auto& kind : kinds())
+      for (const std::size_t dim : {4, 7, 32, 64, 128})
+        for (const float rel : {0.03f, 0.001f, 0.0f, 0.3f})
+          for (const std::size_t count : {1, 150}) {
+            if (count > 1 && (dim != 64 || rel != 0.03f)) continue;
+            const auto rows = make_rows(kind, 2 * count, dim, unsigned(dim));
+            std::vector<TableChunk> chunks;
+            for (std::size_t k = 0; k < count; ++k) {
+              chunks.push_back(chunk_of(rows, 1 + k % 2, dim, rel));
+              chunks.back().rows += 2 * k * dim;
+              chunks.back().scope = std::uint32_t(k);
+            }
+            SCOPED_TRACE(codec + " " + kind + " " + std::to_string(count) + " of " + std::to_string(dim) + " " +
+                         std::to_string(rel));
+            expect_twins({codec}, chunks);
+            if (HasFailure()) return;
+          }
+}
+
+// The shapes that `bench codec_kernels` times, each chunk with its own range; twice over the same memory.
+TEST(CudaCodec, ShapesOfTheBenchmark) {
+  NEEDS_GPU;
+  for (const auto& [count, n, dim] : {std::tuple{128, 2048, 64}, {26, 128, 32}, {1024, 64, 64}}) {
+    const auto rows = make_rows("embedding", std::size_t(count * n), std::size_t(dim), 1);
+    std::vector<TableChunk> chunks;
+    for (std::size_t k = 0; k < std::size_t(count); ++k) {
+      chunks.push_back(chunk_of(rows, std::size_t(n), std::size_t(dim), 0.043f));
+      chunks.back().rows += k * std::size_t(n) * std::size_t(dim);
+      chunks.back().scope = std::uint32_t(k);
+    }
+    for (const char* codec : {"auto", "dedup_sparse", "dedup_packed", "dedup_huffman", "huffman", "vector_lz", "fp8"}) {
+      SCOPED_TRACE(std::string(codec) + " " + std::to_string(count) + " of " + std::to_string(n));
+      OnDevice there({codec}, chunks);
+      there.encode();
+      const Coded once = there.coded();
+      there.encode();
+      expect_bytes(once, there.coded());
+      expect_twins({codec}, chunks);
+      if (HasFailure()) return;
+    }
+  }
 }
 
 TEST(CudaCodec, EdgesAreTheHosts) {
@@ -318,10 +382,9 @@ TEST(CudaCodec, Fp8FindsWhatIsNotFinite) {
     }
 }
 
-TEST(CudaCodec, RunsInAGraph) {
-  NEEDS_GPU;
+void expect_a_graph(const BoundedOptions& o) {
   const auto a = make_rows("embedding", 2048, 64, 1);
-  OnDevice there({}, {chunk_of(a, 2048, 64, 0.03f)});
+  OnDevice there(o, {chunk_of(a, 2048, 64, 0.03f)});
   there.encode();  // attributes of kernels are set once, outside
   const auto stream = static_cast<cudaStream_t>(place().stream);
   cudaGraph_t graph;
@@ -334,9 +397,14 @@ TEST(CudaCodec, RunsInAGraph) {
   EXPECT_LE(nodes, 5u);
   ASSERT_EQ(cudaGraphInstantiate(&run, graph, 0), cudaSuccess);
   for (int k = 0; k < 3; ++k) ASSERT_EQ(cudaGraphLaunch(run, stream), cudaSuccess);
-  EXPECT_TRUE(there.coded().code == encode({}, a, 2048, 64, 0.03f).code);
+  EXPECT_TRUE(there.coded().code == encode(o, a, 2048, 64, 0.03f).code);
   cudaGraphExecDestroy(run);
   cudaGraphDestroy(graph);
+}
+
+TEST(CudaCodec, RunsInAGraph) {
+  NEEDS_GPU;
+  for (const char* codec : {"auto", "dedup_sparse"}) expect_a_graph({codec});
 }
 
 // Bad bytes: what the host refuses the device refuses, what it takes gives the same values. TRIREME_FUZZ=N payloads.
