@@ -34,7 +34,7 @@ __device__ float2 factors(const GroupedRows& g, std::uint32_t module, std::int64
 }
 
 // A warp's sums, by what they are multiplied with, onto y, straight from registers: 16 bytes a lane.
-template <bool backward>
+template <bool backward, bool dropped>
 __device__ void put_sums(const GroupedExpand& job, const ExpandTarget& target, const Span& span,
                          std::int64_t first_column, const float (&sum)[half_columns / 8][4]) {
   const bf16* const bias = static_cast<const bf16*>(target.bias);
@@ -54,11 +54,9 @@ __device__ void put_sums(const GroupedExpand& job, const ExpandTarget& target, c
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         const float2 from = unpack(before[k]);
-        float2 by = make_float2(span.adapter.scale, span.adapter.scale);
-        if constexpr (backward)
-          by = span.group.dropout.threshold == 0
-                   ? make_float2(1, 1)
-                   : factors(span.group, target.module, span.first + row, begin + k * 8 + lane() % 4 * 2);
+        const float scale = backward ? 1 : span.adapter.scale;
+        float2 by = make_float2(scale, scale);
+        if constexpr (dropped) by = factors(span.group, target.module, span.first + row, begin + k * 8 + lane() % 4 * 2);
         const float(&two)[4] = sum[j / 8 + k];
         word[k] = pack(fmaf(two[2 * half], by.x, from.x), fmaf(two[2 * half + 1], by.y, from.y));
       }
@@ -120,7 +118,11 @@ __device__ void expand_rows(const GroupedExpand& job, const Tiles& tiles, const 
   pipeline<stages>(tiles.count * targets, fetch_weights, [&](int stage) {
     add_product<rank, backward>(ss + t * s_size, ws + stage * w_size, sum);
     if (++t < targets) return;
-    put_sums<backward>(job, target, span, static_cast<std::int64_t>(tile) * expand_columns, sum);
+    const std::int64_t first_column = static_cast<std::int64_t>(tile) * expand_columns;
+    if (backward && span.group.dropout.threshold != 0)
+      put_sums<backward, backward>(job, target, span, first_column, sum);
+    else
+      put_sums<backward, false>(job, target, span, first_column, sum);
 #pragma unroll
     for (auto& four : sum)
       for (float& v : four) v = 0;
