@@ -118,7 +118,8 @@ bool AdapterStep::record(Kind& kind, const AdapterBatch& batch) {
       return true;
     } catch (const std::exception& e) {  // nothing of it has run
       const std::string_view what = e.what();
-      std::cerr << "steps of adapters are not recorded as CUDA graphs: " << what.substr(0, what.find('\n')) << std::endl;
+      std::cerr << "steps of adapters are not recorded as CUDA graphs: " << what.substr(0, what.find('\n'))
+                << std::endl;
     }
   record_ = false;
   kinds_.clear();

@@ -35,7 +35,7 @@ __device__ float2 factors(const GroupedRows& g, std::uint32_t module, std::int64
 
 // A warp's sums, by what they are multiplied with, onto y, straight from registers: 16 bytes a lane.
 template <bool backward, bool dropped>
-__device__ void put_sums(const GroupedExpand& job, const ExpandTarget& target, const Span& span,
+__device__ void put_sums(const GroupedExpand& job, const ExpandTarget& target, const Span& span, int group,
                          std::int64_t first_column, const float (&sum)[half_columns / 8][4]) {
   const bf16* const bias = static_cast<const bf16*>(target.bias);
 #pragma unroll
@@ -56,7 +56,8 @@ __device__ void put_sums(const GroupedExpand& job, const ExpandTarget& target, c
         const float2 from = unpack(before[k]);
         const float scale = backward ? 1 : span.adapter.scale;
         float2 by = make_float2(scale, scale);
-        if constexpr (dropped) by = factors(span.group, target.module, span.first + row, begin + k * 8 + lane() % 4 * 2);
+        if constexpr (dropped)  // its numbers are read where they are needed: registers are few
+          by = factors(job.table.rows[group], target.module, span.first + row, begin + k * 8 + lane() % 4 * 2);
         const float(&two)[4] = sum[j / 8 + k];
         word[k] = pack(fmaf(two[2 * half], by.x, from.x), fmaf(two[2 * half + 1], by.y, from.y));
       }
@@ -100,6 +101,7 @@ __device__ void expand_rows(const GroupedExpand& job, const Tiles& tiles, const 
   const std::int64_t stride = job.table.rank_stride;
   const int targets = backward ? job.targets : 1;
   const auto of = [&](int t) -> const ExpandTarget& { return job.target[backward ? t : tiles.target]; };
+  const bool dropped = backward && span.group.dropout.threshold != 0;
   for (int t = 0; t < targets; ++t)
     fetch<threads, block_rows, rank>(ss + t * s_size, static_cast<const bf16*>(of(t).s) + span.first * stride, stride,
                                      span.rows, of(t).adapters[group].rank);
@@ -119,10 +121,10 @@ __device__ void expand_rows(const GroupedExpand& job, const Tiles& tiles, const 
     add_product<rank, backward>(ss + t * s_size, ws + stage * w_size, sum);
     if (++t < targets) return;
     const std::int64_t first_column = static_cast<std::int64_t>(tile) * expand_columns;
-    if (backward && span.group.dropout.threshold != 0)
-      put_sums<backward, backward>(job, target, span, first_column, sum);
+    if (dropped)
+      put_sums<backward, backward>(job, target, span, group, first_column, sum);
     else
-      put_sums<backward, false>(job, target, span, first_column, sum);
+      put_sums<backward, false>(job, target, span, group, first_column, sum);
 #pragma unroll
     for (auto& four : sum)
       for (float& v : four) v = 0;

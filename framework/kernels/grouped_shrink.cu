@@ -179,8 +179,7 @@ void shrink(const GroupedShrink& job, Place place) {
     const auto splits = static_cast<unsigned>(grouped_splits(job));
     const auto blocks = static_cast<unsigned>(job.table.block_count * job.targets);
     allow_shared<shrink_kernel<rank, targets, backward>>(bytes, place);
-    shrink_kernel<rank, targets, backward>
-        <<<dim3(blocks / targets, splits), threads, bytes, cuda_stream(place)>>>(job);
+    shrink_kernel<rank, targets, backward><<<dim3(blocks / targets, splits), threads, bytes, cuda_stream(place)>>>(job);
     check_launch("grouped_shrink");
     if (splits == 1) return;
     shrink_sum_kernel<<<blocks, threads, 0, cuda_stream(place)>>>(job, static_cast<int>(splits));
@@ -194,8 +193,8 @@ void shrink_on_cuda(const GroupedShrink& job, Place place) {
     return plain_shrink(job, place);
   if (job.backward) return shrink<1, true>(job, place);
   const int together = grouped_together(job);
-  together == 3 ? shrink<3, false>(job, place) : together == 2 ? shrink<2, false>(job, place)
-                                                               : shrink<1, false>(job, place);
+  if (together == 3) return shrink<3, false>(job, place);
+  together == 2 ? shrink<2, false>(job, place) : shrink<1, false>(job, place);
 }
 
 const Kernel<GroupedShrink>::Twin registered(grouped_shrink, shrink_on_cuda);

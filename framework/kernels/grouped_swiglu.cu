@@ -11,6 +11,8 @@ constexpr int tile_columns = 64, half_columns = tile_columns / 2, y_stride = til
 
 template <int rank>
 constexpr int stages = rank <= 64 ? 3 : 2;
+// Blocks that a multiprocessor holds at once by their shared memory: registers must not allow fewer.
+constexpr int at_once(int rank, bool backward) { return rank > 64 ? 1 : backward ? 2 : 3; }
 template <int rank>
 __host__ __device__ constexpr int weights_size() {
   return rank * (tile_columns + pad) > tile_columns * (rank + pad) ? rank * (tile_columns + pad)
@@ -154,7 +156,7 @@ __device__ void swiglu_rows(const GroupedSwiglu& job, const Rows& at, int first_
 
 // Blocks of x: `each` tiles of columns, of y: 64 rows.
 template <int rank, bool backward>
-__global__ void __launch_bounds__(threads, rank > 64 ? 1 : backward ? 2 : 3)
+__global__ void __launch_bounds__(threads, at_once(rank, backward))
     swiglu_kernel(const __grid_constant__ GroupedSwiglu job, int each) {
   extern __shared__ __align__(16) unsigned char shared[];
   const GroupedBlock block = job.table.blocks[blockIdx.y];
