@@ -4,6 +4,8 @@
 #include "framework/losses/token_loss.h"
 
 #include <algorithm>
+#include <iostream>
+#include <string_view>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -94,7 +96,7 @@ AdapterStep::Kind* AdapterStep::kind_of(const AdapterBatch& batch) {
   return nullptr;
 }
 
-// False: this step cannot be recorded, and no other is tried.
+// False: this step cannot be recorded; no other is tried, and graphs that were made give back their memory.
 bool AdapterStep::record(Kind& kind, const AdapterBatch& batch) {
   kind.batch = batch;
   kind.batch.tokens.ids = batch.tokens.ids.clone();
@@ -114,9 +116,13 @@ bool AdapterStep::record(Kind& kind, const AdapterBatch& batch) {
       kind.graph = std::move(graph);
       ++recorded_;
       return true;
-    } catch (const std::exception&) {  // nothing of it has run
+    } catch (const std::exception& e) {  // nothing of it has run
+      const std::string_view what = e.what();
+      std::cerr << "steps of adapters are not recorded as CUDA graphs: " << what.substr(0, what.find('\n'))
+                << std::endl;
     }
   record_ = false;
+  kinds_.clear();
   return false;
 }
 

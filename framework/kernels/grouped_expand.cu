@@ -8,14 +8,20 @@ constexpr int threads = 256, row_warps = 4;  // a warp: 16 rows of half of a til
 constexpr int expand_columns = 128, half_columns = expand_columns / 2;
 
 template <int rank>
+__host__ __device__ constexpr int weight_stages(bool backward) {
+  return rank <= 32 ? 4 : rank <= 64 && !backward ? 3 : 2;
+}
+template <int rank>
 __host__ __device__ constexpr int weights_size(bool backward) {
   return backward ? rank * (expand_columns + pad) : expand_columns * (rank + pad);
 }
 template <int rank>
 constexpr int expand_shared(bool backward, int targets) {
-  return (2 * weights_size<rank>(backward) + block_rows * (expand_columns + pad) +
-          (backward ? targets : 1) * block_rows * (rank + pad)) *
-         2;
+  const int own = (weight_stages<rank>(backward) * weights_size<rank>(backward) +
+                   (backward ? targets : 1) * block_rows * (rank + pad)) *
+                  2;
+  if constexpr (rank > 16) return std::max(own, expand_shared<rank / 2>(backward, targets));
+  return own;
 }
 
 // What dropout left of the inputs in two neighbouring columns, the first of which is even.
@@ -27,42 +33,37 @@ __device__ float2 factors(const GroupedRows& g, std::uint32_t module, std::int64
                      dropout_factor(g.dropout, second ? w.word[3] : w.word[1]));
 }
 
-// Sums of a block, by what they are multiplied with, onto its tile of y in shared memory.
-template <bool backward>
-__device__ void put_sums(const GroupedExpand& job, const ExpandTarget& target, const Span& span,
-                         std::int64_t first_column, const float (&sum)[half_columns / 8][4], bf16* ys) {
-  constexpr int y_stride = expand_columns + pad;
-  const std::int64_t columns = target.width - first_column;
+// A warp's sums, by what they are multiplied with, onto y, straight from registers: 16 bytes a lane.
+template <bool backward, bool dropped>
+__device__ void put_sums(const GroupedExpand& job, const ExpandTarget& target, const Span& span, int group,
+                         std::int64_t first_column, const float (&sum)[half_columns / 8][4]) {
+  const bf16* const bias = static_cast<const bf16*>(target.bias);
 #pragma unroll
-  for (int j = 0; j < half_columns; j += 8)
+  for (int half = 0; half < 2; ++half)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int j = 0; j < half_columns; j += 32) {
       const int row = warp() % row_warps * 16 + half * 8 + lane() / 4;
-      const int column = warp() / row_warps * half_columns + j + lane() % 4 * 2;
-      float2 by = make_float2(span.adapter.scale, span.adapter.scale), before = make_float2(0, 0);
-      if constexpr (backward)
-        by = span.group.dropout.threshold == 0
-                 ? make_float2(1, 1)
-                 : factors(span.group, target.module, span.first + row, first_column + column);
-      auto* const at = reinterpret_cast<__nv_bfloat162*>(ys + row * y_stride + column);
-      if (job.add)
-        before = __bfloat1622float2(*at);
-      else if (target.bias && column < columns)
-        before = __bfloat1622float2(
-            *reinterpret_cast<const __nv_bfloat162*>(static_cast<const bf16*>(target.bias) + first_column + column));
-      *at = __floats2bfloat162_rn(fmaf(sum[j / 8][2 * half], by.x, before.x),
-                                  fmaf(sum[j / 8][2 * half + 1], by.y, before.y));
+      const std::int64_t begin = first_column + warp() / row_warps * half_columns + j, own = begin + lane() % 4 * 8;
+      const bool there = row < span.rows && own < target.width;
+      bf16* const y = static_cast<bf16*>(target.y) + (span.first + row) * target.width + own;
+      unsigned before[4] = {}, word[4];
+      if (job.add || bias) {
+        if (there) load_words(before, job.add ? y : bias + own);
+        turn_quad(before);
+      }
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float2 from = unpack(before[k]);
+        const float scale = backward ? 1 : span.adapter.scale;
+        float2 by = make_float2(scale, scale);
+        if constexpr (dropped)  // its numbers are read where they are needed: registers are few
+          by = factors(job.table.rows[group], target.module, span.first + row, begin + k * 8 + lane() % 4 * 2);
+        const float(&two)[4] = sum[j / 8 + k];
+        word[k] = pack(fmaf(two[2 * half], by.x, from.x), fmaf(two[2 * half + 1], by.y, from.y));
+      }
+      turn_quad(word);
+      if (there) store_words(y, word);
     }
-}
-
-__device__ void write_rows(const bf16* ys, bf16* y, std::int64_t width, int rows, int columns) {
-  constexpr int each = expand_columns / 8;
-  for (int i = static_cast<int>(threadIdx.x); i < rows * each; i += threads) {
-    const int row = i / each, column = i % each * 8;
-    if (column < columns)
-      *reinterpret_cast<uint4*>(y + row * width + column) =
-          *reinterpret_cast<const uint4*>(ys + row * (expand_columns + pad) + column);
-  }
 }
 
 // Columns of y that a block writes, tile by tile.
@@ -89,60 +90,47 @@ __device__ void add_product(const bf16* ss, const bf16* ws, float (&sum)[half_co
   }
 }
 
-// 64 rows of `tiles`: S stays in shared memory, the weights of the next product come while this one runs.
+// 64 rows of `tiles`: S stays in shared memory, through which the weights stream. Backward: a tile is the sum of all
+// targets' products.
 template <int rank, bool backward>
 __device__ void expand_rows(const GroupedExpand& job, const Tiles& tiles, const Span& span, int group, bf16* shared) {
-  constexpr int y_stride = expand_columns + pad, s_stride = rank + pad, s_size = block_rows * s_stride;
-  constexpr int w_size = weights_size<rank>(backward);
-  bf16 *const ys = shared, *const ws = ys + block_rows * y_stride, *const ss = ws + 2 * w_size;
+  constexpr int s_stride = rank + pad, s_size = block_rows * s_stride, w_size = weights_size<rank>(backward);
+  constexpr int stages = weight_stages<rank>(backward);
+  bf16 *const ws = shared, *const ss = ws + stages * w_size;
   const ExpandTarget& target = job.target[tiles.target];
   const std::int64_t stride = job.table.rank_stride;
   const int targets = backward ? job.targets : 1;
-  const auto first_column = [&](int tile) { return static_cast<std::int64_t>(tiles.first + tile) * expand_columns; };
-  const auto columns = [&](int tile) {
-    return static_cast<int>(min(static_cast<std::int64_t>(expand_columns), target.width - first_column(tile)));
-  };
-  const auto fetch_weights = [&](int product) {
-    const int tile = product / targets;
-    const GroupedAdapter& w = job.target[backward ? product % targets : tiles.target].adapters[group];
-    bf16* const to = ws + product % 2 * w_size;
+  const auto of = [&](int t) -> const ExpandTarget& { return job.target[backward ? t : tiles.target]; };
+  const bool dropped = backward && span.group.dropout.threshold != 0;
+  for (int t = 0; t < targets; ++t)
+    fetch<threads, block_rows, rank>(ss + t * s_size, static_cast<const bf16*>(of(t).s) + span.first * stride, stride,
+                                     span.rows, of(t).adapters[group].rank);
+  const auto fetch_weights = [&](int stage, int product) {
+    const GroupedAdapter& w = of(product % targets).adapters[group];
+    const std::int64_t first = static_cast<std::int64_t>(tiles.first + product / targets) * expand_columns;
+    const auto columns = static_cast<int>(min(static_cast<std::int64_t>(expand_columns), target.width - first));
+    bf16* const to = ws + stage * w_size;
     if constexpr (backward)
-      fetch<threads, rank, expand_columns>(to, static_cast<const bf16*>(w.a) + first_column(tile), target.width, w.rank,
-                                           columns(tile));
+      fetch<threads, rank, expand_columns>(to, static_cast<const bf16*>(w.a) + first, target.width, w.rank, columns);
     else
-      fetch<threads, expand_columns, rank>(to, static_cast<const bf16*>(w.b) + first_column(tile) * w.rank, w.rank,
-                                           columns(tile), w.rank);
+      fetch<threads, expand_columns, rank>(to, static_cast<const bf16*>(w.b) + first * w.rank, w.rank, columns, w.rank);
   };
-  for (int t = 0; t < targets; ++t) {
-    const ExpandTarget& from = job.target[backward ? t : tiles.target];
-    fetch<threads, block_rows, rank>(ss + t * s_size, static_cast<const bf16*>(from.s) + span.first * stride, stride,
-                                     span.rows, from.adapters[group].rank);
-  }
-  fetch_weights(0);
-  commit_copies();
   float sum[half_columns / 8][4] = {};
-#pragma unroll 1
-  for (int product = 0; product < tiles.count * targets; ++product) {
-    const int tile = product / targets, t = product % targets;
-    bf16* const y = static_cast<bf16*>(target.y) + span.first * target.width + first_column(tile);
-    wait_copies<0>();
-    __syncthreads();  // everybody is done with the other weights, and with ys
-    if (product + 1 < tiles.count * targets) fetch_weights(product + 1);
-    if (t == 0 && job.add) fetch<threads, block_rows, expand_columns>(ys, y, target.width, span.rows, columns(tile));
-    commit_copies();
-    add_product<rank, backward>(ss + t * s_size, ws + product % 2 * w_size, sum);
-    if (t + 1 < targets) continue;
-    if (job.add) {
-      wait_copies<0>();
-      __syncthreads();
-    }
-    put_sums<backward>(job, target, span, first_column(tile), sum, ys);
-    __syncthreads();
-    write_rows(ys, y, target.width, span.rows, columns(tile));
+  int tile = tiles.first, t = 0;
+  pipeline<stages>(tiles.count * targets, fetch_weights, [&](int stage) {
+    add_product<rank, backward>(ss + t * s_size, ws + stage * w_size, sum);
+    if (++t < targets) return;
+    const std::int64_t first_column = static_cast<std::int64_t>(tile) * expand_columns;
+    if (dropped)
+      put_sums<backward, backward>(job, target, span, group, first_column, sum);
+    else
+      put_sums<backward, false>(job, target, span, group, first_column, sum);
 #pragma unroll
     for (auto& four : sum)
       for (float& v : four) v = 0;
-  }
+    t = 0;
+    ++tile;
+  });
 }
 
 int tiles_of(std::int64_t width) {
@@ -216,7 +204,7 @@ void plain_expand(const GroupedExpand& job, Place place) {
 // As many tiles a block as leave enough blocks: what a block reads once is then read by fewer.
 template <bool backward>
 void expand(const GroupedExpand& job, Place place) {
-  constexpr int wanted = 1200, most_each = 8;  // three waves
+  constexpr int wanted = 1000, most_each = 4;  // over two waves
   const auto row_blocks = static_cast<int>(job.table.block_count);
   const auto blocks = [&](int each) {
     int sum = 0;

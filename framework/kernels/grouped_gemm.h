@@ -117,10 +117,18 @@ inline std::int64_t grouped_splits(std::int64_t blocks, std::int64_t length) {
   while (splits < 16 && blocks * splits * 2 <= wanted && length >= least * splits * 2) splits *= 2;
   return splits;
 }
+// How many targets a block of a GPU multiplies its rows with: all, if it reads the same x for them.
+constexpr int grouped_rank_together = 64;  // above it their sums do not fit into a block's registers
+inline int grouped_together(const GroupedShrink& job) {
+  bool same = !job.backward && job.table.rank_stride <= grouped_rank_together;
+  for (int t = 1; t < job.targets; ++t)
+    same = same && job.target[t].x == job.target[0].x && job.target[t].width == job.target[0].width;
+  return same ? job.targets : 1;
+}
 inline std::int64_t grouped_splits(const GroupedShrink& job) {
   std::int64_t width = 0;
   for (int t = 0; t < job.targets; ++t) width = width < job.target[t].width ? job.target[t].width : width;
-  return grouped_splits(job.table.block_count * job.targets, width);
+  return grouped_splits(job.table.block_count * job.targets / grouped_together(job), width);
 }
 inline TRIREME_BOTH std::int64_t grouped_columns(const GroupedOuter& job) {
   std::int64_t columns = 0;

@@ -6,31 +6,41 @@ namespace {
 
 constexpr int threads = 256, row_warps = 4;  // two warps share 16 rows: each multiplies half of a chunk
 
-template <int rank>
-constexpr int stages = rank <= 64 ? 5 : 4;
-template <int rank>
+// Of a stage: 64 rows of x, and what they are multiplied with.
+template <int columns>
+__host__ __device__ constexpr int stage_size(bool backward) {
+  return block_rows * (chunk + pad) + (backward ? chunk * (columns + pad) : columns * (chunk + pad));
+}
+// So that a multiprocessor holds two blocks.
+template <int columns>
+__host__ __device__ constexpr int stages(bool backward) {
+  constexpr int most = 5, room = 112 * 1024;
+  return room / 2 / stage_size<columns>(backward) < most ? room / 2 / stage_size<columns>(backward) : most;
+}
+template <int rank, int targets>
 constexpr int shrink_shared(bool backward) {
-  return stages<rank> * (block_rows * (chunk + pad) + (backward ? chunk * (rank + pad) : rank * (chunk + pad))) * 2;
+  const int own = stages<rank * targets>(backward) * stage_size<rank * targets>(backward) * 2;
+  if constexpr (rank > 16) return std::max(own, shrink_shared<rank / 2, targets>(backward));
+  return own;
 }
 
 // The second half's sums onto the first's, through shared memory.
-template <int rank>
-__device__ void join_halves(float (&sum)[rank / 8][4], float* room) {
+template <int columns>
+__device__ void join_halves(float (&sum)[columns / 8][4], float* room) {
   const int second = threads / 2, at = static_cast<int>(threadIdx.x) % second;
   if (static_cast<int>(threadIdx.x) >= second)
 #pragma unroll
-    for (int i = 0; i < rank / 2; ++i) room[i * second + at] = sum[i / 4][i % 4];
+    for (int i = 0; i < columns / 2; ++i) room[i * second + at] = sum[i / 4][i % 4];
   __syncthreads();
   if (static_cast<int>(threadIdx.x) < second)
 #pragma unroll
-    for (int i = 0; i < rank / 2; ++i) sum[i / 4][i % 4] += room[i * second + at];
+    for (int i = 0; i < columns / 2; ++i) sum[i / 4][i % 4] += room[i * second + at];
 }
 
-// A block's sums, in bf16, or of a part of the columns as they are.
+// A block's sums for a target, in bf16, or of a part of x's columns as they are.
 template <int rank>
-__device__ void put_shrink(const GroupedShrink& job, unsigned of_target, const Span& span,
-                           const float (&sum)[rank / 8][4]) {
-  const GroupedAdapter& w = span.adapter;
+__device__ void put_shrink(const GroupedShrink& job, unsigned of_target, const Span& span, const GroupedAdapter& w,
+                           const float (*sum)[4]) {
   const float scale = job.backward ? w.scale : 1.0f;
 #pragma unroll
   for (int j = 0; j < rank; j += 8)
@@ -50,59 +60,71 @@ __device__ void put_shrink(const GroupedShrink& job, unsigned of_target, const S
     }
 }
 
-template <int rank, bool backward>
-__device__ void shrink_rows(const GroupedShrink& job, unsigned of_target, const Span& span, bf16* shared) {
-  constexpr int x_size = block_rows * (chunk + pad), stride = backward ? rank + pad : chunk + pad;
-  constexpr int w_size = backward ? chunk * stride : rank * stride;
-  bf16 *const xs = shared, *const ws = xs + stages<rank> * x_size;
-  const GroupedAdapter& w = span.adapter;
-  const std::int64_t width = job.target[of_target].width;
+// Targets of one x from `first_target` on, as one whose rank is the sum of theirs.
+template <int rank, int targets, bool backward>
+__device__ void shrink_rows(const GroupedShrink& job, unsigned first_target, const Span& span, int group,
+                            bf16* shared) {
+  constexpr int all = rank * targets, x_size = block_rows * (chunk + pad), stride = backward ? all + pad : chunk + pad;
+  constexpr int size = stage_size<all>(backward), count = stages<all>(backward);
+  const ShrinkTarget* const of = job.target + first_target;
+  const std::int64_t width = of->width;
   const int part = part_of(width, gridDim.y);
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.y) * part;
   const int length = static_cast<int>(min(static_cast<std::int64_t>(part), width - begin));  // may be negative
-  const bf16* const x = static_cast<const bf16*>(job.target[of_target].x) + span.first * width + begin;
-  const bf16* const weights =
-      backward ? static_cast<const bf16*>(w.b) + begin * w.rank : static_cast<const bf16*>(w.a) + begin;
-  float sum[rank / 8][4] = {};
-  pipeline<stages<rank>>(
+  const bf16* const x = static_cast<const bf16*>(of->x) + span.first * width + begin;
+  float sum[all / 8][4] = {};
+  pipeline<count>(
       length > 0 ? (length + chunk - 1) / chunk : 0,
       [&](int stage, int i) {
         const int from = i * chunk, left = length - from;
-        fetch<threads, block_rows, chunk>(xs + stage * x_size, x + from, width, span.rows, left);
-        if constexpr (backward)
-          fetch<threads, chunk, rank>(ws + stage * w_size, weights + static_cast<std::int64_t>(from) * w.rank, w.rank,
-                                      left, w.rank);
-        else
-          fetch<threads, rank, chunk>(ws + stage * w_size, weights + from, width, w.rank, left);
+        bf16 *const xs = shared + stage * size, *const ws = xs + x_size;
+        fetch<threads, block_rows, chunk>(xs, x + from, width, span.rows, left);
+#pragma unroll
+        for (int t = 0; t < targets; ++t) {
+          const GroupedAdapter& w = of[t].adapters[group];
+          if constexpr (backward)
+            fetch<threads, chunk, rank>(ws, static_cast<const bf16*>(w.b) + (begin + from) * w.rank, w.rank, left,
+                                        w.rank);
+          else
+            fetch<threads, rank, chunk>(ws + t * rank * stride, static_cast<const bf16*>(w.a) + begin + from, width,
+                                        w.rank, left);
+        }
       },
       [&](int stage) {
+        const bf16 *const xs = shared + stage * size, *const ws = xs + x_size;
         const int first = warp() / row_warps * (chunk / 2);
 #pragma unroll
         for (int k = first; k < first + chunk / 2; k += 16) {
-          const Fragment a = left_rows<chunk + pad>(xs + stage * x_size + warp() % row_warps * 16 * (chunk + pad) + k);
+          const Fragment a = left_rows<chunk + pad>(xs + warp() % row_warps * 16 * (chunk + pad) + k);
 #pragma unroll
-          for (int j = 0; j < rank; j += 16) {
-            const bf16* const tile = ws + stage * w_size;
+          for (int j = 0; j < all; j += 16) {
             const Fragment b =
-                backward ? right_rows<stride>(tile + k * stride + j) : right_columns<stride>(tile + j * stride + k);
+                backward ? right_rows<stride>(ws + k * stride + j) : right_columns<stride>(ws + j * stride + k);
             multiply16(sum[j / 8], sum[j / 8 + 1], a, b);
           }
         }
       });
-  join_halves<rank>(sum, reinterpret_cast<float*>(shared));
-  if (warp() < row_warps) put_shrink<rank>(job, of_target, span, sum);
+  join_halves<all>(sum, reinterpret_cast<float*>(shared));
+  if (warp() >= row_warps) return;
+#pragma unroll
+  for (int t = 0; t < targets; ++t)
+    put_shrink<rank>(job, first_target + t, span, of[t].adapters[group], sum + t * rank / 8);
 }
 
-// Blocks of x: targets of the first 64 rows, of the next ...: neighbours read the same rows. Of y: parts of the
-// columns.
-template <int rank, bool backward>
+// Blocks of x: 64 rows each of `targets` targets together, or of one: those of the first rows, of the next ... Of y:
+// parts of the columns.
+template <int rank, int targets, bool backward>
 __global__ void __launch_bounds__(threads, 2) shrink_kernel(const __grid_constant__ GroupedShrink job) {
   extern __shared__ __align__(16) unsigned char shared[];
-  const unsigned of_target = blockIdx.x % job.targets;
-  const Span span = span_of(job.table, job.target[of_target].adapters, blockIdx.x / job.targets);
-  if (span.adapter.rank == 0) return;
-  with_rank<rank>(span.adapter.rank, [&](auto r) {
-    shrink_rows<decltype(r)::value, backward>(job, of_target, span, reinterpret_cast<bf16*>(shared));
+  const unsigned each = targets == 1 ? job.targets : 1, of_target = blockIdx.x % each, block = blockIdx.x / each;
+  const int group = job.table.blocks[block].group;
+  int most = 0;
+#pragma unroll
+  for (int t = 0; t < targets; ++t) most = max(most, job.target[of_target + t].adapters[group].rank);
+  if (most == 0) return;
+  const Span span = span_of(job.table, job.target[of_target].adapters, block);
+  with_rank<rank>(most, [&](auto r) {
+    shrink_rows<decltype(r)::value, targets, backward>(job, of_target, span, group, reinterpret_cast<bf16*>(shared));
   });
 }
 
@@ -149,14 +171,15 @@ void plain_shrink(const GroupedShrink& job, Place place) {
   check_launch("grouped_shrink");
 }
 
-template <bool backward>
+template <int targets, bool backward>
 void shrink(const GroupedShrink& job, Place place) {
   by_rank(job.table.rank_stride, [&](auto r) {
-    constexpr int rank = decltype(r)::value, bytes = shrink_shared<rank>(backward);
+    constexpr int rank = targets == 1 ? decltype(r)::value : std::min(decltype(r)::value, grouped_rank_together);
+    constexpr int bytes = shrink_shared<rank, targets>(backward);
     const auto splits = static_cast<unsigned>(grouped_splits(job));
     const auto blocks = static_cast<unsigned>(job.table.block_count * job.targets);
-    allow_shared<shrink_kernel<rank, backward>>(bytes, place);
-    shrink_kernel<rank, backward><<<dim3(blocks, splits), threads, bytes, cuda_stream(place)>>>(job);
+    allow_shared<shrink_kernel<rank, targets, backward>>(bytes, place);
+    shrink_kernel<rank, targets, backward><<<dim3(blocks / targets, splits), threads, bytes, cuda_stream(place)>>>(job);
     check_launch("grouped_shrink");
     if (splits == 1) return;
     shrink_sum_kernel<<<blocks, threads, 0, cuda_stream(place)>>>(job, static_cast<int>(splits));
@@ -168,7 +191,10 @@ void shrink_on_cuda(const GroupedShrink& job, Place place) {
   if (job.table.block_count == 0 || job.targets == 0) return;
   if (!all_in_tiles(job, [](const ShrinkTarget& t) { return in_tiles({t.width}, {t.x, t.s}); }))
     return plain_shrink(job, place);
-  job.backward ? shrink<true>(job, place) : shrink<false>(job, place);
+  if (job.backward) return shrink<1, true>(job, place);
+  const int together = grouped_together(job);
+  if (together == 3) return shrink<3, false>(job, place);
+  together == 2 ? shrink<2, false>(job, place) : shrink<1, false>(job, place);
 }
 
 const Kernel<GroupedShrink>::Twin registered(grouped_shrink, shrink_on_cuda);

@@ -77,4 +77,36 @@ __device__ inline void multiply16(float (&left)[4], float (&right)[4], const Fra
   multiply(right, a, b.r[2], b.r[3]);
 }
 
+__device__ inline unsigned pack(float a, float b) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
+  return reinterpret_cast<const unsigned&>(both);
+}
+__device__ inline float2 unpack(unsigned both) {
+  return make_float2(__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u));
+}
+
+// 16 bytes of global memory.
+__device__ inline void load_words(unsigned (&v)[4], const bf16* from) {
+  const uint4 found = *reinterpret_cast<const uint4*>(from);
+  v[0] = found.x, v[1] = found.y, v[2] = found.z, v[3] = found.w;
+}
+__device__ inline void store_words(bf16* to, const unsigned (&v)[4]) {
+  *reinterpret_cast<uint4*>(to) = make_uint4(v[0], v[1], v[2], v[3]);
+}
+
+// Four lanes' four words, as a matrix, turned. Of multiply's sums for four times 8 columns: a lane's pairs, 8 columns
+// apart, become 8 columns in a row, which memory takes in one piece; and back.
+__device__ inline void turn_quad(unsigned (&v)[4]) {
+  const auto exchange = [](unsigned& a, unsigned& b, int mask) {
+    const bool second = lane() & mask;
+    const unsigned got = __shfl_xor_sync(~0u, second ? a : b, mask);
+    a = second ? got : a;
+    b = second ? b : got;
+  };
+  exchange(v[0], v[1], 1);
+  exchange(v[2], v[3], 1);
+  exchange(v[0], v[2], 2);
+  exchange(v[1], v[3], 2);
+}
+
 }  // namespace trireme::kernels
