@@ -1,8 +1,10 @@
 // A step of several LoRA jobs on a backbone that lies on several ranks: adapter parallelism beside sharded
-// data-parallel (packed, and one job at a time), a filled pipeline and a loop over adapters, with what the gathers and
-// the computation take alone.
-//   --problem SHAPE[/LAYERS][@TOKENS]:LENGTHxBATCH,...[:ARM,...]   TOKENS: the most of a rank in a pass
+// data-parallel (packed, and one job at a time), a pipeline filled with different adapters or with packs of them, a
+// loop over adapters and an FP8 base, with what the gathers and the computation take alone. bench/ap_problem.h:
+// --problem.
 #include "bench/adapter_arms.h"
+#include "bench/adapter_pipeline.h"
+#include "bench/ap_problem.h"
 #include "bench/bench.h"
 #include "comm/error.h"
 #include "framework/base/quantile.h"
@@ -11,12 +13,10 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
 #include <ctime>
 #include <iostream>
 #include <map>
 #include <numeric>
-#include <set>
 #include <sstream>
 
 #include <ATen/ATen.h>
@@ -27,111 +27,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-struct Shape {
-  std::int64_t hidden, intermediate, layers, heads, kv_heads, vocab;
-  bool bf16;
-  std::vector<std::int64_t> ranks;
-};
-const std::vector<std::int64_t> paper = {16, 32, 64, 128, 16, 32, 64, 128};
-const std::map<std::string, Shape> shapes = {{"70b", {8192, 28672, 80, 64, 8, 128256, true, paper}},
-                                             {"32b", {5120, 27648, 64, 40, 8, 152064, true, paper}},
-                                             {"8b", {4096, 14336, 32, 32, 8, 128256, true, paper}},
-                                             {"1b", {2048, 5632, 22, 32, 4, 32000, true, paper}},
-                                             {"lab", {256, 704, 8, 4, 2, 512, false, {4, 8, 16, 32, 4, 8, 16, 32}}}};
-
-std::vector<std::string> split(const std::string& text, char by) {
-  std::vector<std::string> parts;
-  std::istringstream in(text);
-  for (std::string part; std::getline(in, part, by);) parts.push_back(part);
-  return parts;
-}
-
-struct Row {
-  int length = 0, batch = 0, blocks = 1;
-};
-
-struct Problem {
-  AdapterJobs jobs;
-  std::vector<Row> rows;
-  std::set<std::string> arms;
-  std::string name;
-  bool has(const char* arm) const { return arms.empty() || arms.contains(arm); }
-  bool sharded() const { return has("ours") || has("loop") || has("one job at a time") || has("packed"); }
-};
-
-Problem problem_of(const Options& o) {
-  const std::string text = o.problem.empty() ? "lab:64x1,64x2" : o.problem;
-  const auto wrong = [&](const std::string& why) {
-    return UsageError("--problem", text.substr(0, 80) + ": " + why, "write for example 70b/8@4096:256x1,256x2:ours");
-  };
-  const auto parts = split(text, ':');
-  char shape[9] = {};
-  int layers = 0, tokens = 0;
-  if (parts.size() < 2 || std::sscanf(parts[0].c_str(), "%8[a-z0-9]", shape) != 1 || !shapes.contains(shape))
-    throw wrong("the shapes are 70b, 32b, 8b, 1b and lab");
-  if (const auto slash = parts[0].find('/'); slash != std::string::npos) layers = std::atoi(&parts[0][slash + 1]);
-  if (const auto at = parts[0].find('@'); at != std::string::npos) tokens = std::atoi(&parts[0][at + 1]);
-  const Shape& s = shapes.at(shape);
-  Problem p;
-  p.name = parts[0];
-  CausalLmConfig& c = p.jobs.model;
-  c.family = "llama";
-  c.vocab = s.vocab, c.hidden = s.hidden, c.intermediate = s.intermediate, c.layers = layers > 0 ? layers : s.layers;
-  c.heads = s.heads, c.kv_heads = s.kv_heads, c.head_dim = s.hidden / s.heads, c.eps = 1e-5;
-  p.jobs.type = s.bf16 ? at::kBFloat16 : at::kFloat;
-  p.jobs.ranks = s.ranks;
-  if (tokens > 0) p.jobs.pass_tokens = tokens;
-  for (const auto& row : split(parts[1], ',')) {
-    Row r;
-    if (std::sscanf(row.c_str(), "%dx%d", &r.length, &r.batch) != 2 || r.length < 2 || r.batch < 1)
-      throw wrong("'" + row + "' is no LENGTHxBATCH");
-    p.rows.push_back(r);
-  }
-  if (parts.size() > 2)
-    for (const auto& arm : split(parts[2], ',')) p.arms.insert(arm);
-  return p;
-}
-
-// One of the ranks, which measures what rank 0 of the benchmark's own process asks for.
-class Measuring {
- public:
-  Measuring(const Options& o, Communicator& world) : world_(world), p_(problem_of(o)) {
-    TrainConfig config;
-    config.device = o.device;
-    place_ = place_rank(world, config);
-    if (place_.device.is_cpu()) at::set_num_threads(1);
-    for (const auto& jobs : balanced(p_.jobs.ranks, world.size())) own_.push_back(jobs);
-    all_.resize(p_.jobs.ranks.size());
-    std::iota(all_.begin(), all_.end(), 0);
-  }
-
-  nlohmann::json sharded(const Row& row);
-  template <class Wanted, class Other>
-  void begin_row(const Row& row, std::unique_ptr<Wanted>& wanted, std::unique_ptr<Other>& other);
-  nlohmann::json pipeline(const Row& row);
-
- private:
-  struct Timed {
-    std::string name;
-    std::function<void()> run;
-    std::vector<double> ms = {}, cpu_ms = {};  // cpu: of this process
-    double median() const { return quantile(ms, 0.5); }
-  };
-  const std::vector<std::int64_t>& own() const { return own_[std::size_t(world_.rank())]; }
-  void everybody();
-  void take_turns(std::vector<Timed>& arms, int blocks);
-  double one_at_a_time(int blocks);
-  nlohmann::json describe(const std::string& arm, const Row& row, const std::vector<double>& ms) const;
-  double flops(const Row& row) const;
-
-  Communicator& world_;
-  Problem p_;
-  Placement place_;
-  std::vector<std::vector<std::int64_t>> own_;
-  std::vector<std::int64_t> all_;
-  std::unique_ptr<ShardedJobs> sharded_;
-  std::unique_ptr<PipelinedJobs> pipeline_;
-};
+std::string problem_text(const Options& o) { return o.problem.empty() ? "lab:64x1,64x2" : o.problem; }
 
 double process_cpu_ms() {
   timespec t{};
@@ -139,30 +35,95 @@ double process_cpu_ms() {
   return 1e3 * double(t.tv_sec) + 1e-6 * double(t.tv_nsec);
 }
 
+// An arm of a row, with what its turns took.
+struct Turns {
+  std::string name;
+  std::function<void()> run;
+  double first_ms = 0;                       // of the turn that warms up; 0: there was no time for one
+  std::vector<double> ms = {}, cpu_ms = {};  // cpu: of this process
+  double median() const { return ms.empty() ? first_ms : quantile(ms, 0.5); }
+};
+
+// One of the ranks, which measures what rank 0 of the benchmark's own process asks for.
+class Measuring {
+ public:
+  Measuring(const Options& o, Communicator& world) : world_(world), p_(ap_problem(problem_text(o))) {
+    TrainConfig config;
+    config.device = o.device;
+    place_ = place_rank(world, config);
+    if (place_.device.is_cpu()) at::set_num_threads(1);
+    own_ = balanced(p_.jobs.ranks, world.size())[std::size_t(world.rank())];
+    all_.resize(p_.jobs.ranks.size());
+    std::iota(all_.begin(), all_.end(), 0);
+  }
+  nlohmann::json measure(const std::string& what, const ApRow& row, int blocks);
+
+ private:
+  void everybody();
+  void let_go();
+  bool over();
+  void take_turns(std::vector<Turns>& arms);
+  ShardedJobs& sharded(bool fp8);
+  PipelinedJobs& pipeline(Filling filling);
+  nlohmann::json own_arms(bool fp8);
+  nlohmann::json one_at_a_time();
+  nlohmann::json pipelined(Filling filling);
+  nlohmann::json same();
+  nlohmann::json describe(const Turns& arm) const;
+  nlohmann::json rows_of(const std::vector<Turns>& arms) const;
+  double flops(const ApRow& row) const;
+
+  Communicator& world_;
+  ApProblem p_;
+  int blocks_ = 1;
+  Placement place_;
+  std::vector<std::int64_t> own_, all_;
+  ApRow row_;
+  Clock::time_point began_;
+  std::map<std::pair<int, int>, double> ours_;  // ms of rows by length and batch
+  std::string built_;                           // which of the two, and how
+  std::unique_ptr<ShardedJobs> sharded_;
+  std::unique_ptr<PipelinedJobs> pipeline_;
+};
+
 // All devices are done, and all ranks know.
 void Measuring::everybody() {
   if (place_.device.is_cuda()) at::zeros({1}, place_.device).item();
   world_.barrier().wait();
 }
 
-void Measuring::take_turns(std::vector<Timed>& arms, int blocks) {
-  for (int block = -1; block < blocks; ++block)
+// Has the row had its time, by rank 0's clock?
+bool Measuring::over() {
+  std::int64_t late = p_.seconds > 0 && Clock::now() - began_ > std::chrono::duration<double>(p_.seconds);
+  world_.broadcast({&late, 1, DType::i64}, 0).wait();
+  return late != 0;
+}
+
+// Blocks by turns, of which the first warms up. A row out of time keeps what it has, its first arm at least.
+void Measuring::take_turns(std::vector<Turns>& arms) {
+  began_ = Clock::now();
+  for (int block = -1; block < blocks_; ++block)
     for (auto& arm : arms) {
+      if (over() && (block >= 0 || &arm != &arms[0])) return;
       everybody();
       const auto begin = Clock::now();
       const double cpu = process_cpu_ms();
       arm.run();
       const double used = process_cpu_ms() - cpu;
       everybody();
-      if (block < 0) continue;
-      arm.ms.push_back(std::chrono::duration<double, std::milli>(Clock::now() - begin).count());
+      const double ms = std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+      if (block < 0) {
+        arm.first_ms = ms;
+        continue;
+      }
+      arm.ms.push_back(ms);
       arm.cpu_ms.push_back(used);
     }
 }
 
 // Forward and the input's gradient of the base, with its head; forward and both gradients of adapters; attention as if
 // it saw all tokens. What is computed again does not count.
-double Measuring::flops(const Row& row) const {
+double Measuring::flops(const ApRow& row) const {
   const CausalLmConfig& c = p_.jobs.model;
   const double layer = double(c.hidden * (2 * c.heads + 2 * c.kv_heads) * c.head_dim + 3 * c.hidden * c.intermediate);
   const double base = layer * double(c.layers) + double(c.hidden * c.vocab);
@@ -175,107 +136,165 @@ double Measuring::flops(const Row& row) const {
   return tokens * (jobs * (4 * base + attention) + 6 * adapters);
 }
 
-nlohmann::json Measuring::describe(const std::string& arm, const Row& row, const std::vector<double>& ms) const {
-  const double step = quantile(ms, 0.5);
-  const double tokens = double(p_.jobs.ranks.size()) * row.length * row.batch;
+nlohmann::json Measuring::describe(const Turns& arm) const {
+  const std::vector<double>& ms = arm.ms.empty() ? std::vector{arm.first_ms} : arm.ms;
+  const double tokens = double(p_.jobs.ranks.size()) * row_.length * row_.batch;
   const double peak = data_sheet_tflops(device_name(place_.device), "bf16");
   nlohmann::json r{{"problem", p_.name},
-                   {"arm", arm},
-                   {"length", row.length},
-                   {"batch", row.batch},
-                   {"step_ms", step},
+                   {"arm", arm.name},
+                   {"length", row_.length},
+                   {"batch", row_.batch},
+                   {"step_ms", arm.median()},
                    {"low_ms", *std::min_element(ms.begin(), ms.end())},
                    {"high_ms", *std::max_element(ms.begin(), ms.end())},
-                   {"tokens_per_s", tokens / step * 1e3}};
+                   {"blocks", arm.ms.size()},  // 0: the turn that warms up is all there was time for
+                   {"tokens_per_s", tokens / arm.median() * 1e3}};
+  if (const auto ours = ours_.find({row_.length, row_.batch}); ours != ours_.end())
+    r["over_ours"] = arm.median() / ours->second;
   if (place_.device.is_cuda()) {
-    r["mfu"] = utilisation(flops(row), step, world_.size(), peak).mfu;
+    r["mfu"] = utilisation(flops(row_), arm.median(), world_.size(), peak).mfu;
     r["reserved_gib"] = double(peak_reserved_bytes(place_.device)) / 1073741824;
     r["device"] = device_name(place_.device);
+  } else if (!arm.cpu_ms.empty()) {
+    r["cpu_ms"] = quantile(arm.cpu_ms, 0.5);  // of rank 0; others' programs hardly change it
   }
   return r;
 }
 
+// Of arms that had a turn, with the processor's time beside the first one's.
+nlohmann::json Measuring::rows_of(const std::vector<Turns>& arms) const {
+  nlohmann::json rows = nlohmann::json::array();
+  for (const auto& arm : arms) {
+    if (arm.first_ms == 0) continue;
+    rows.push_back(describe(arm));
+    if (!place_.device.is_cuda() && !arm.cpu_ms.empty() && !arms[0].cpu_ms.empty())
+      rows.back()["cpu_over_ours"] = quantile(arm.cpu_ms, 0.5) / quantile(arms[0].cpu_ms, 0.5);
+  }
+  return rows;
+}
+
+// A device holds one of the two, bf16 or FP8.
+void Measuring::let_go() {
+  sharded_.reset();
+  pipeline_.reset();
+  built_.clear();
+  release_device_memory();
+  restart_device_peak(place_.device);
+}
+
+ShardedJobs& Measuring::sharded(bool fp8) {
+  const std::string wanted = fp8 ? "fp8" : "bf16";
+  if (built_ != wanted) {
+    let_go();
+    p_.jobs.fp8 = fp8;
+    sharded_ = std::make_unique<ShardedJobs>(p_.jobs, world_, place_);
+    built_ = wanted;
+  }
+  sharded_->set_shape(row_.length, row_.batch);
+  return *sharded_;
+}
+
+PipelinedJobs& Measuring::pipeline(Filling filling) {
+  const std::string wanted = filling == Filling::jobs ? "jobs" : "packs";
+  if (built_ != wanted) {
+    let_go();
+    pipeline_ = std::make_unique<PipelinedJobs>(p_.jobs, world_, place_, filling);
+    built_ = wanted;
+  }
+  pipeline_->set_shape(row_.length, row_.batch);
+  return *pipeline_;
+}
+
+nlohmann::json Measuring::own_arms(bool fp8) {
+  ShardedJobs& jobs = sharded(fp8);
+  const bool packed = !fp8 && p_.has("packed"), loop = !fp8 && p_.has("loop");
+  const auto named = [&](const char* part) { return fp8 ? std::string(part) + ", fp8" : std::string(part); };
+  jobs.hold(packed ? all_ : own_);
+  std::vector<Turns> arms{{fp8 ? "ours fp8" : "ours", [&] { jobs.own_step(own_); }},
+                          {named("gather alone"), [&] { jobs.gather_step(std::int64_t(own_.size())); }},
+                          {named("compute alone"), [&] { jobs.compute_alone(own_); }}};
+  if (loop)
+    arms.push_back({"loop over adapters", [&] {
+                      jobs.set_backend(nn::LoraBackend::loop);
+                      jobs.own_step(own_);
+                      jobs.set_backend(nn::LoraBackend::kernels);
+                    }});
+  if (packed) arms.push_back({"data-parallel, packed", [&] { jobs.data_parallel_step(all_); }});
+  if (packed && p_.has("one job at a time"))
+    arms.push_back({"data-parallel, one job at a time", [&] {
+                      for (const auto& job : all_) jobs.data_parallel_step({&job, 1});
+                    }});
+  take_turns(arms);
+  if (!fp8) ours_[{row_.length, row_.batch}] = arms[0].median();
+  nlohmann::json rows = rows_of(arms);
+  const double gather = arms[1].median(), compute = arms[2].median();
+  if (compute > 0) {
+    rows[0]["over_slower_part"] = arms[0].median() / std::max(gather, compute);
+    rows[0]["gather_over_compute"] = gather / compute;
+  }
+  rows[0]["passes"] = jobs.passes(std::int64_t(own_.size()), row_.batch);
+  rows[0]["layer_gb"] = 1e-9 * double(jobs.backbone().layer_bytes());
+  return rows;
+}
+
 // Steps of each job by itself, where a rank has no room for all; of equal ranks one stands for all.
-double Measuring::one_at_a_time(int blocks) {
+nlohmann::json Measuring::one_at_a_time() {
+  ShardedJobs& jobs = sharded(false);
   std::map<std::int64_t, std::pair<std::int64_t, int>> kinds;  // by rank: a job, and how many
   for (const auto job : all_) {
     auto& kind = kinds[p_.jobs.ranks[std::size_t(job)]];
     kind.first = job, ++kind.second;
   }
-  double total = 0;
+  Turns sum{"data-parallel, one job at a time", {}};
   for (const auto& [rank, kind] : kinds) {
     const std::vector<std::int64_t> one{kind.first};
-    sharded_->hold(one);
-    std::vector<Timed> arms{{"one", [&] { sharded_->data_parallel_step(one); }}};
-    take_turns(arms, blocks);
-    total += arms[0].median() * kind.second;
+    jobs.hold(one);
+    std::vector<Turns> arms{{"one", [&] { jobs.data_parallel_step(one); }}};
+    take_turns(arms);
+    sum.first_ms += arms[0].median() * kind.second;
   }
-  return total;
+  sum.ms = {sum.first_ms};
+  return nlohmann::json::array({describe(sum)});
 }
 
-// A device holds one of the two.
-template <class Wanted, class Other>
-void Measuring::begin_row(const Row& row, std::unique_ptr<Wanted>& wanted, std::unique_ptr<Other>& other) {
-  p_.jobs.length = row.length, p_.jobs.batch = row.batch;
-  restart_device_peak(place_.device);
-  if (!wanted) {
-    other.reset();
-    release_device_memory();
-    wanted = std::make_unique<Wanted>(p_.jobs, world_, place_);
-  }
-  wanted->set_shape(row.length, row.batch);
-}
-
-nlohmann::json Measuring::sharded(const Row& row) {
-  begin_row(row, sharded_, pipeline_);
-  const bool packed = p_.has("packed"), one = p_.has("one job at a time");
-  sharded_->hold(packed ? all_ : own());
-  const auto jobs = std::int64_t(own().size());
-  std::vector<Timed> arms{{"ours", [&] { sharded_->own_step(own()); }},
-                          {"gather alone", [&] { sharded_->gather_step(jobs); }},
-                          {"compute alone", [&] { sharded_->compute_alone(own()); }}};
-  if (p_.has("loop"))
-    arms.push_back({"loop over adapters", [&] {
-                      sharded_->set_backend(nn::LoraBackend::loop);
-                      sharded_->own_step(own());
-                      sharded_->set_backend(nn::LoraBackend::kernels);
-                    }});
-  if (packed) arms.push_back({"data-parallel, packed", [&] { sharded_->data_parallel_step(all_); }});
-  if (packed && one)
-    arms.push_back({"data-parallel, one job at a time", [&] {
-                      for (const auto& job : all_) sharded_->data_parallel_step({&job, 1});
-                    }});
-  take_turns(arms, row.blocks);
-  nlohmann::json rows = nlohmann::json::array();
-  const double slower = std::max(arms[1].median(), arms[2].median());
-  for (const auto& arm : arms) {
-    rows.push_back(describe(arm.name, row, arm.ms));
-    rows.back()["over_ours"] = arm.median() / arms[0].median();
-    if (place_.device.is_cuda()) continue;
-    rows.back()["cpu_ms"] = quantile(arm.cpu_ms, 0.5);  // of rank 0; others' programs hardly change it
-    rows.back()["cpu_over_ours"] = quantile(arm.cpu_ms, 0.5) / quantile(arms[0].cpu_ms, 0.5);
-  }
-  rows[0]["over_slower_part"] = arms[0].median() / slower;
-  rows[0]["gather_over_compute"] = arms[1].median() / arms[2].median();
-  rows[0]["passes"] = sharded_->passes(jobs, row.batch);
-  if (one && !packed) {
-    const double ms = one_at_a_time(row.blocks);
-    rows.push_back(describe("data-parallel, one job at a time", row, {ms}));
-    rows.back()["over_ours"] = ms / arms[0].median();
-  }
+// A step of all jobs is a period, and the pipeline stays full between them.
+nlohmann::json Measuring::pipelined(Filling filling) {
+  PipelinedJobs& line = pipeline(filling);
+  const auto period = line.period();
+  std::vector<Turns> arms{
+      {filling == Filling::jobs ? "pipeline of different adapters" : "pipeline of packs, wide product", [&] {
+         for (std::int64_t t = 0; t < period; ++t) line.tick();
+       }}};
+  take_turns(arms);
+  line.drain();
+  nlohmann::json rows = rows_of(arms);
+  rows[0]["packs"] = line.packs();
+  rows[0]["ticks"] = period;
   return rows;
 }
 
-nlohmann::json Measuring::pipeline(const Row& row) {
-  begin_row(row, pipeline_, sharded_);
-  const auto period = pipeline_->period();
-  for (std::int64_t t = 0; t < period; ++t) pipeline_->tick();  // full from here on
-  std::vector<Timed> arms{{"pipeline", [&] {
-                             for (std::int64_t t = 0; t < period; ++t) pipeline_->tick();
-                           }}};
-  take_turns(arms, row.blocks);
-  pipeline_->drain();
-  return nlohmann::json::array({describe("pipeline of different adapters", row, arms[0].ms)});
+// Adapters after three steps of each rank's jobs, and what each rank finds by itself.
+nlohmann::json Measuring::same() {
+  let_go();
+  p_.jobs.fp8 = false;
+  const Sameness found = sameness(p_.jobs, world_, place_, 3);
+  return nlohmann::json::array({{{"problem", p_.name},
+                                 {"arm", "equal"},
+                                 {"length", row_.length},
+                                 {"batch", row_.batch},
+                                 {"adapters", found.adapters},
+                                 {"equal_to_alone", found.with_alone},
+                                 {"repeatable", found.repeatable}}});
+}
+
+nlohmann::json Measuring::measure(const std::string& what, const ApRow& row, int blocks) {
+  row_ = row, blocks_ = blocks;
+  p_.jobs.length = row.length, p_.jobs.batch = row.batch;
+  restart_device_peak(place_.device);
+  if (what == "pipeline") return pipelined(Filling::jobs);
+  if (what == "wide") return pipelined(Filling::packs);
+  if (what == "alone") return one_at_a_time();
+  return what == "equal" ? same() : own_arms(what == "fp8");
 }
 
 void serve(const Options& o, Communicator& world) {
@@ -284,44 +303,76 @@ void serve(const Options& o, Communicator& world) {
   while (const auto command = server.command()) {
     std::istringstream words(*command);
     std::string what;
-    Row row;
-    words >> what >> row.length >> row.batch >> row.blocks;
-    const auto rows = what == "pipeline" ? measuring.pipeline(row) : measuring.sharded(row);
+    ApRow row;
+    int blocks = 1;
+    words >> what >> row.length >> row.batch >> blocks;
+    const auto rows = measuring.measure(what, row, blocks);
     if (world.rank() == 0) server.reply({{"rows", rows}});
   }
 }
 
+// What ranks are asked for, in turn: each builds what it needs once.
+std::vector<std::string> questions(const ApProblem& p) {
+  std::vector<std::string> all;
+  const bool one = p.has("one job at a time"), packed = p.has("packed");
+  if (p.has("ours") || p.has("loop") || packed) all.emplace_back("sharded");
+  if (one && !packed) all.emplace_back("alone");
+  if (p.has("ours fp8")) all.emplace_back("fp8");
+  for (const char* arm : {"pipeline", "wide", "equal"})
+    if (p.has(arm)) all.emplace_back(arm);
+  return all;
+}
+
+// The ranks; where they ended over a row (out of memory), the next row gets new ones.
+class Asked {
+ public:
+  Asked(const Options& o, const ApProblem& p) : o_(o), p_(p) {}
+  // The rows, or why there are none.
+  nlohmann::json ask(const std::string& what, const ApRow& row) {
+    if (!arm_ || !arm_->skipped().empty()) {
+      const std::string folder = scratch_.path("ranks" + std::to_string(started_++));
+      arm_.reset();
+      arm_ = std::make_unique<Arm>("ranks", own_arm(o_, "all", problem_text(o_), o_.ranks, folder), o_.ranks, folder);
+      if (!arm_->ready(std::chrono::seconds(180)) && started_ == 1) throw DataError("bench ap_step", arm_->skipped());
+    }
+    std::string question = what;
+    for (const int number : {row.length, row.batch, o_.blocks}) question += " " + std::to_string(number);
+    const auto patience = std::chrono::seconds(p_.seconds > 0 ? 180 + 8 * std::int64_t(p_.seconds) : 600);
+    const auto reply = arm_->ask(question, patience);
+    if (reply) return reply->at("rows");
+    return nlohmann::json::array({{{"problem", p_.name},
+                                   {"arm", what},
+                                   {"length", row.length},
+                                   {"batch", row.batch},
+                                   {"skipped", arm_->skipped()}}});
+  }
+
+ private:
+  const Options& o_;
+  const ApProblem& p_;
+  Scratch scratch_;
+  std::unique_ptr<Arm> arm_;
+  int started_ = 0;
+};
+
 nlohmann::json run(const Options& o) {
-  const Problem p = problem_of(o);
-  Scratch scratch;
-  const std::string folder = scratch.path("ranks");
-  Arm arm("ranks", own_arm(o, "all", o.problem.empty() ? "lab:64x1,64x2" : o.problem, o.ranks, folder), o.ranks,
-          folder);
-  if (!arm.ready(std::chrono::seconds(180))) throw DataError("bench ap_step", arm.skipped());
+  const ApProblem p = ap_problem(problem_text(o));
+  Asked ranks(o, p);
   nlohmann::json rows = nlohmann::json::array();
-  for (const char* what : {"sharded", "pipeline"}) {
-    if (what == std::string("sharded") ? !p.sharded() : !p.has("pipeline")) continue;
-    for (const auto& row : p.rows) {
-      const auto reply = arm.ask(std::string(what) + " " + std::to_string(row.length) + " " +
-                                 std::to_string(row.batch) + " " + std::to_string(o.blocks));
-      if (!reply) {
-        rows.push_back({{"problem", p.name}, {"arm", what}, {"skipped", arm.skipped()}});
-        return rows;
-      }
-      for (auto r : (*reply)["rows"]) {
+  for (const auto& what : questions(p))
+    for (const auto& row : p.rows)
+      for (auto r : ranks.ask(what, row)) {
         r["ranks"] = o.ranks;
         if (const char* lab = std::getenv("TRIREME_LAB")) r["lab"] = lab;
         std::cerr << r.dump() << std::endl;  // what is measured stays, however the rest ends
         rows.push_back(std::move(r));
       }
-    }
-  }
   return rows;
 }
 
 const Benchmarks::Entry entry({"ap_step",
                                "LoRA jobs on a sharded backbone (--ranks N): adapter parallelism, data-parallel, "
-                               "pipeline (--problem 70b/8@4096:256x1,256x2:ours,pipeline)",
+                               "pipelines (--problem 70b/8@4096:256x1,256x2:ours,pipeline:20)",
                                run, serve, /*on_devices=*/true});
 
 }  // namespace

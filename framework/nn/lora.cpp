@@ -107,6 +107,11 @@ void AdapterStore::set_fp8_base() {
   ++changes_;
 }
 
+void AdapterStore::set_fp8_base(std::int64_t target, Fp8Matrix codes, at::Tensor bias) {
+  fp8_[std::size_t(target)] = std::make_shared<const Fp8Matrix>(std::move(codes));
+  targets_[std::size_t(target)].bias = std::move(bias);
+}
+
 void AdapterStore::check_slot(std::int64_t slot, bool filled, const char* what) const {
   if (slot < 0 || slot >= slots()) throw Error(ExitCode::bug, what, "there is no slot " + std::to_string(slot));
   if (slots_[std::size_t(slot)].filled != filled)

@@ -66,6 +66,8 @@ class AdapterStore {
   // From now on the base's products are in FP8, e4m3 with a scale a row (nn/fp8_matrix.h); made of the weights as they
   // are, which stay. Widths must be multiples of 16.
   void set_fp8_base();
+  // What moves: codes of `target`, whose weight is a shape without memory.
+  void set_fp8_base(std::int64_t target, Fp8Matrix codes, at::Tensor bias);
 
   // A free slot gets an adapter as PEFT initializes it, or with these flat weights. Throws UsageError.
   void fill(std::int64_t slot, const AdapterInit& init, const at::Tensor& flat = {});

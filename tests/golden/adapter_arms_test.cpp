@@ -2,6 +2,7 @@
 // (The benchmarks are not part of sanitized builds, so this is no unit test.)
 #include "bench/adapter_arms.h"
 
+#include "bench/adapter_pipeline.h"
 #include "comm/local/loopback.h"
 #include "comm/wrappers/wrapper.h"
 
@@ -107,10 +108,10 @@ Trained data_parallel(const AdapterJobs& jobs, int ranks, bool packed) {
 }
 
 // Whole adapters from the ranks' layers, in their order.
-Trained pipeline(const AdapterJobs& jobs, int ranks) {
+Trained pipeline(const AdapterJobs& jobs, int ranks, Filling filling = Filling::jobs) {
   std::vector<std::map<std::int64_t, at::Tensor>> parts(static_cast<std::size_t>(ranks));
   on(ranks, [&](Communicator& world, Trained&) {
-    PipelinedJobs arm(jobs, world, {});
+    PipelinedJobs arm(jobs, world, {}, filling);
     for (int i = 0; i < steps * arm.period(); ++i) arm.tick();
     arm.drain();
     for (std::size_t j = 0; j < jobs.ranks.size(); ++j)
@@ -145,10 +146,13 @@ TEST(AdapterArms, TrainTheSameAdapters) {
     expect_same(ours, data_parallel(jobs, ranks, true), "packed");
     expect_same(ours, data_parallel(jobs, ranks, false), "one at a time");
     expect_same(ours, pipeline(jobs, ranks), "pipeline");
+    expect_same(ours, pipeline(jobs, ranks, Filling::packs), "pipeline of packs");
     AdapterJobs pieces = jobs;
     pieces.pass_tokens = 20;
     const Trained accumulated = own(pieces, ranks);
     expect_same(ours, accumulated, "accumulated");
+    expect_same(ours, pipeline(pieces, ranks), "pipeline of pieces");
+    expect_same(ours, pipeline(pieces, ranks, Filling::packs), "pipeline of packs of pieces");
     // A pass gathers each layer once forward and once backward, but for the two that are there when it turns round.
     // At the end of a step the first two are there for the next.
     const std::size_t layer = 4 * 7744, gathers = 4 + 2 + (steps - 1) * 4;
@@ -164,6 +168,65 @@ TEST(AdapterArms, TrainTheSameAdapters) {
 TEST(AdapterArms, ShortPipelines) {
   const AdapterJobs jobs = tiny({4, 8}, 1);
   expect_same(own(jobs, 2), pipeline(jobs, 4), "two jobs on four ranks");
+}
+
+// The bits of a group of one rank that trains the same jobs, in both forms of the base.
+TEST(AdapterArms, EqualTheirJobsAlone) {
+  at::set_num_threads(1);
+  for (const bool fp8 : {false, true})
+    for (const int ranks : {2, 4}) {
+      AdapterJobs jobs = tiny({2, 4, 8, 16, 3, 4, 8, 16}, 2);
+      jobs.fp8 = fp8;
+      run_loopback(ranks, [&](Communicator& world) {
+        const Sameness found = sameness(jobs, world, {}, steps);
+        EXPECT_TRUE(found.with_alone && found.repeatable);
+        EXPECT_EQ(found.adapters, 8);
+      });
+    }
+}
+
+// A whole model whose store has an FP8 base.
+Trained whole_in_fp8(const AdapterJobs& jobs, const std::vector<std::int64_t>& own) {
+  CausalLm model(jobs.model, drawn_backbone(jobs.options({})));
+  model.set_checkpointing(true);
+  const auto store = store_for(model, jobs);
+  store->set_fp8_base();
+  nn::AdapterOptimizer optimizer(*store);
+  const JobSamples samples(jobs, at::kCPU);
+  const JobPack pack{own, 0, jobs.batch};
+  Trained t;
+  for (const auto job : own) {
+    const auto init = jobs.init(*store, job);
+    store->fill(job, init, drawn_adapter(*store, init, std::uint64_t(job)));
+    optimizer.start(job, {.lr = jobs.rate(job)});
+  }
+  for (int i = 0; i < steps; ++i) {
+    store->begin(samples.rows(pack), true);
+    samples.losses(model, model.hidden(samples.batch(pack)), pack).sum().backward();
+    optimizer.step(own, {});
+  }
+  for (const auto job : own) t.weights[job] = store->flat_weights(job);
+  return t;
+}
+
+TEST(AdapterArms, Fp8TravelsAsCodes) {
+  for (const int ranks : {2, 4}) {
+    AdapterJobs jobs = tiny({2, 4, 8, 16, 3, 4, 8, 16}, 2);
+    const Trained exact = own(jobs, ranks);
+    jobs.fp8 = true;
+    const Trained found = own(jobs, ranks);
+    for (const auto& mine : balanced(jobs.ranks, ranks))
+      for (const auto& [job, w] : whole_in_fp8(jobs, mine).weights) {
+        EXPECT_TRUE(w.equal(found.weights.at(job))) << job;
+        const at::Tensor& other = exact.weights.at(job);
+        EXPECT_FALSE(w.equal(other));
+        EXPECT_LT((w - other).norm().item<double>(), 0.1 * other.norm().item<double>());
+      }
+    // Codes and scales by rows (with two norms in f32) as the whole layer travels in f32; by columns in backward alone,
+    // of all layers.
+    const std::size_t rows = 7680 + 4 * 224 + 4 * 64, columns = 7680 + 4 * 240, gathers = 4 + 2 + (steps - 1) * 4;
+    EXPECT_EQ(found.sent.gathered, (gathers * rows + std::size_t(steps) * 4 * columns) / std::size_t(ranks));
+  }
 }
 
 TEST(AdapterArms, Balance) {

@@ -2,6 +2,11 @@
 
 #include "comm/error.h"
 #include "framework/base/tensor.h"
+#include "framework/nn/fp8_matrix.h"
+
+#include <algorithm>
+#include <array>
+#include <optional>
 
 #include <ATen/ATen.h>
 
@@ -24,98 +29,139 @@ CausalLm without_layers(const CausalLmConfig& config, const CausalLm::Source& so
 }
 
 ShardedBackbone::ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Communicator& ranks,
-                                 const CausalLm::Source& source)
-    : model_(model), store_(store), ranks_(ranks), type_(model.dtype()) {
+                                 const CausalLm::Source& source, bool fp8)
+    : model_(model), store_(store), ranks_(ranks) {
   const at::NoGradGuard no_grad;
-  const std::int64_t layers = model.config().layers, each = std::int64_t(at::elementSize(type_));
-  std::map<std::string, std::int64_t> target_of;
-  for (std::size_t t = 0; t < store.targets().size(); ++t) target_of[store.targets()[t].name] = std::int64_t(t);
-  pieces_.resize(std::size_t(layers));
-  std::vector<std::vector<at::Tensor>> values(static_cast<std::size_t>(layers));
-  std::int64_t most = 0;
-  std::vector<std::int64_t> ends(std::size_t(layers), 0);
-  for (auto& [weight, value] : model.weights()) {
-    if (weight.layer < 0) continue;
-    const auto l = std::size_t(weight.layer);
-    Piece piece{weight, ends[l]};
-    piece.bias = weight.name.ends_with(".bias");
-    const auto found = target_of.find(without(without(weight.name, ".weight"), ".bias"));
-    if (found != target_of.end()) piece.target = found->second;
-    ends[l] = aligned(ends[l] + value.numel() * each);
-    most = std::max(most, ends[l]);
-    pieces_[l].push_back(piece);
-    values[l].push_back(source ? at::Tensor() : value);
-  }
-  const std::int64_t ranks_now = ranks.size(), unit = 16 * ranks_now;
-  share_ = (most + unit - 1) / unit * 16;
+  plan(fp8);
   const auto bytes = at::TensorOptions().dtype(at::kByte).device(model.device());
-  for (auto& whole : wholes_) whole.bytes = at::zeros({share_ * ranks_now}, bytes);
-  for (std::int64_t l = 0; l < layers; ++l) {
-    Whole& whole = wholes_[l % 2];
-    const auto at = std::size_t(l);
-    whole.bytes.zero_();
-    for (std::size_t i = 0; i < pieces_[at].size(); ++i)
-      view(pieces_[at][i], l).copy_(source ? source(pieces_[at][i].weight) : values[at][i]);
-    shares_.push_back(whole.bytes.narrow(0, ranks.rank() * share_, share_).clone());
-    values[at].clear();
+  for (const Part part : {always, backward_only})
+    for (auto& whole : wholes_[part]) whole.bytes = at::zeros({share_[part] * ranks.size()}, bytes);
+  std::map<std::string, at::Tensor> values;
+  if (!source)
+    for (auto& [weight, value] : model.weights()) values[weight.name] = value;
+  for (std::int64_t l = 0; l < model.config().layers; ++l) {
+    fill(
+        l, source ? source : [&](const LmWeight& w) { return std::move(values[w.name]); });
+    for (const Part part : {always, backward_only})
+      shares_[part].push_back(wholes_[part][l % 2].bytes.narrow(0, ranks.rank() * share_[part], share_[part]).clone());
     point(l);  // the model lets its own copy go
   }
-  for (auto& whole : wholes_) whole.layer = -1;
   model_.set_checkpointing(true);
   model_.set_before_layer([this](std::int64_t layer) { before_layer(layer); });
 }
 
 ShardedBackbone::~ShardedBackbone() {
-  for (auto& whole : wholes_) whole.coming.wait();
+  for (auto& part : wholes_)
+    for (auto& whole : part) whole.coming.wait();
   model_.set_before_layer({});
 }
 
-at::Tensor ShardedBackbone::view(const Piece& piece, std::int64_t layer) const {
-  std::int64_t n = 1;
-  for (const auto d : piece.weight.shape) n *= d;
-  const auto bytes = n * std::int64_t(at::elementSize(type_));
-  return wholes_[layer % 2].bytes.narrow(0, piece.offset, bytes).view(type_).view(piece.weight.shape);
+// Where everything lies in its layer's two buffers.
+void ShardedBackbone::plan(bool fp8) {
+  std::map<std::string, std::int64_t> target_of;
+  for (std::size_t t = 0; t < store_.targets().size(); ++t) target_of[store_.targets()[t].name] = std::int64_t(t);
+  pieces_.resize(std::size_t(model_.config().layers));
+  std::vector<std::array<std::int64_t, 2>> ends(pieces_.size(), {0, 0});
+  for (const auto& [weight, value] : model_.weights()) {
+    if (weight.layer < 0) continue;
+    const auto l = std::size_t(weight.layer);
+    Piece piece{weight, -1, weight.name.ends_with(".bias"), {}};
+    const auto found = target_of.find(without(without(weight.name, ".weight"), ".bias"));
+    if (found != target_of.end()) piece.target = found->second;
+    const auto add = [&](Part part, std::vector<std::int64_t> shape, at::ScalarType type) {
+      std::int64_t bytes = std::int64_t(at::elementSize(type));
+      for (const auto d : shape) bytes *= d;
+      piece.spans.push_back({part, ends[l][part], std::move(shape), type});
+      ends[l][part] = aligned(ends[l][part] + bytes);
+    };
+    if (fp8 && piece.target >= 0 && !piece.bias) {
+      const std::int64_t out = weight.shape[0], in = weight.shape[1];
+      add(always, {out, in}, at::kFloat8_e4m3fn);
+      add(always, {out}, at::kFloat);
+      add(backward_only, {in, out}, at::kFloat8_e4m3fn);
+      add(backward_only, {in}, at::kFloat);
+    } else {
+      add(always, weight.shape, model_.dtype());
+    }
+    pieces_[l].push_back(std::move(piece));
+  }
+  const std::int64_t unit = 16 * ranks_.size();
+  for (const auto& end : ends)
+    for (const Part part : {always, backward_only})
+      share_[part] = std::max(share_[part], (end[part] + unit - 1) / unit * 16);
+}
+
+void ShardedBackbone::fill(std::int64_t layer, const CausalLm::Source& value_of) {
+  for (auto& part : wholes_) part[layer % 2].bytes.zero_();
+  for (const auto& piece : pieces_[std::size_t(layer)]) {
+    const at::Tensor value = value_of(piece.weight);
+    if (piece.spans.size() == 1) {
+      view(piece.spans[0], layer).copy_(value);
+      continue;
+    }
+    const at::Tensor none = at::empty({1}, value.options()).expand(piece.weight.shape);  // a shape without memory
+    model_.set_weight(piece.weight, none);
+    store_.set_base(piece.target, none, {});
+    const nn::Fp8Matrix both = nn::fp8_matrix(value);
+    const at::Tensor parts[] = {both.rows.values, both.rows.scales, both.columns.values, both.columns.scales};
+    for (std::size_t i = 0; i < piece.spans.size(); ++i) view(piece.spans[i], layer).copy_(parts[i]);
+  }
+}
+
+at::Tensor ShardedBackbone::view(const Span& span, std::int64_t layer) const {
+  std::int64_t bytes = std::int64_t(at::elementSize(span.type));
+  for (const auto d : span.shape) bytes *= d;
+  return wholes_[span.part][layer % 2].bytes.narrow(0, span.offset, bytes).view(span.type).view(span.shape);
 }
 
 void ShardedBackbone::point(std::int64_t layer) {
-  std::map<std::int64_t, std::pair<at::Tensor, at::Tensor>> projections;
+  struct Base {
+    at::Tensor weight, bias;
+    std::optional<nn::Fp8Matrix> codes = {};
+  };
+  std::map<std::int64_t, Base> bases;
   for (const auto& piece : pieces_[std::size_t(layer)]) {
-    const at::Tensor value = view(piece, layer);
+    const auto part = [&](std::size_t i) { return view(piece.spans[i], layer); };
+    if (piece.spans.size() > 1) {
+      bases[piece.target].codes = {{part(0), part(1)}, {part(2), part(3)}};
+      continue;
+    }
+    const at::Tensor value = part(0);
     model_.set_weight(piece.weight, value);
-    if (piece.target < 0) continue;
-    auto& [weight, bias] = projections[piece.target];
-    (piece.bias ? bias : weight) = value;
+    if (piece.target >= 0) (piece.bias ? bases[piece.target].bias : bases[piece.target].weight) = value;
   }
-  for (const auto& [target, both] : projections) store_.set_base(target, both.first, both.second);
+  for (const auto& [target, base] : bases)
+    base.codes ? store_.set_fp8_base(target, *base.codes, base.bias) : store_.set_base(target, base.weight, base.bias);
 }
 
-void ShardedBackbone::gather(std::int64_t layer) {
-  if (held_ || layer < 0 || layer >= std::int64_t(shares_.size())) return;
-  Whole& whole = wholes_[layer % 2];
+void ShardedBackbone::gather(std::int64_t layer, Part part) {
+  if (held_ || share_[part] == 0 || layer < 0 || layer >= std::int64_t(pieces_.size())) return;
+  Whole& whole = wholes_[part][layer % 2];
   if (whole.layer == layer) return;
   whole.coming.wait();
   whole.layer = layer;
-  whole.coming = ranks_.all_gather(buffer_of(shares_[std::size_t(layer)]), buffer_of(whole.bytes));
+  whole.coming = ranks_.all_gather(buffer_of(shares_[part][std::size_t(layer)]), buffer_of(whole.bytes));
   ++gathers_;
+  received_ += share_[part] * (ranks_.size() - 1);
 }
 
 // Forward goes up, backward down from the last layer: the direction says which layer is next.
 void ShardedBackbone::before_layer(std::int64_t layer) {
-  gather(layer);
-  wholes_[layer % 2].coming.wait();
-  point(layer);
   const bool up = layer == 0 ? last_ != 1 : layer > last_;
   last_ = layer;
-  gather(up ? layer + 1 : layer - 1);
+  gather(layer, always);
+  if (!up || pieces_.size() == 1) gather(layer, backward_only);  // of one layer none can tell
+  for (auto& part : wholes_) part[layer % 2].coming.wait();
+  point(layer);
+  gather(up ? layer + 1 : layer - 1, always);
+  if (!up) gather(layer - 1, backward_only);
 }
 
 void ShardedBackbone::empty_pass(bool backward) {
-  const auto layers = std::int64_t(shares_.size());
+  const auto layers = std::int64_t(pieces_.size());
   for (std::int64_t l = 0; l < layers; ++l) before_layer(l);
   if (backward)
     for (std::int64_t l = layers - 1; l >= 0; --l) before_layer(l);
 }
-
-std::int64_t ShardedBackbone::bytes_received() const { return gathers_ * share_ * (ranks_.size() - 1); }
 
 }  // namespace trireme::sweep
