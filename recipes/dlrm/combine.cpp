@@ -51,8 +51,7 @@ Groups groups_of(const at::Tensor& ids, const std::vector<std::int64_t>& widths,
   const at::Tensor first = at::empty_like(order).scatter_(-1, order, order.gather(-1, begin));
   const at::Tensor before = at::arange(keys.size(1), order.options()).mul_(b).view({-1, 1});
   const at::Tensor asks = keys.ge(0);
-  Groups g{at::where(asks, first + before, -1).to(at::kInt),
-           at::zeros(keys.sizes(), keys.options().dtype(at::kFloat))};
+  Groups g{at::where(asks, first + before, -1).to(at::kInt), at::zeros(keys.sizes(), keys.options().dtype(at::kFloat))};
   g.times.scatter_add_(-1, first, asks.to(at::kFloat));
   return g;
 }

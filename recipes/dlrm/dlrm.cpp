@@ -204,11 +204,10 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     const bool combined = coder_->combines();
     send_as_chosen();
     char line[200];
-    std::snprintf(line, sizeof line,
-                  "exchange measured: forward raw %.3f ms, coded %.3f; backward raw %.3f, coded %.3f: %s%s",
-                  t.forward.raw, t.forward.coded, t.backward.raw, t.backward.coded, exchange_.c_str(),
-                  combined && !coder_->combines() ? "; gradients are not combined, which spares bytes of codes alone"
-                                                    : "");
+    std::snprintf(
+        line, sizeof line, "exchange measured: forward raw %.3f ms, coded %.3f; backward raw %.3f, coded %.3f: %s%s",
+        t.forward.raw, t.forward.coded, t.backward.raw, t.backward.coded, exchange_.c_str(),
+        combined && !coder_->combines() ? "; gradients are not combined, which spares bytes of codes alone" : "");
     c.message(line);
   }
   void send_as_chosen() {
