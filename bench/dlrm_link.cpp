@@ -1,8 +1,9 @@
 // What the all-to-all of DLRM costs a step on the link that is there, and what codes save of it: one session on --ranks
 // ranks whose exchange changes between steps, all arms at the same weights (learning rate 0), block by block in turn.
-//   --problem "FOLDER 4096,16384,60%": FOLDER/job.yaml is a configuration of dlrm, FOLDER/arms/NAME.yaml one for each
-//   arm, of which `compression` counts; `none` must be there. Then global batches; N%: the batch at which the exposed
-//   exchange is that share of the step of `none`, found by bisection.
+//   --problem "FOLDER 4096,16384,60% [SECONDS]": FOLDER/job.yaml is a configuration of dlrm, FOLDER/arms/NAME.yaml one
+//   for each arm, of which `compression` counts; `none` must be there. Then global batches; N%: the batch at which the
+//   exposed exchange is that share of the step of `none`, found by bisection. After SECONDS, of all of it, no batch and
+//   no block begins any more. Rows are added to FOLDER/rows.jsonl as soon as a batch has them.
 // Exposed: a step minus the same with copies in place of both exchanges (`local`). codec_ms: a step that codes and
 // decodes but sends nothing, minus the one with copies. ceiling: speedup if what the arm codes were free.
 #include "bench/bench.h"
@@ -20,6 +21,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <sstream>
 
 namespace trireme::bench {
@@ -34,13 +36,26 @@ struct Problem {
   std::string folder;
   std::vector<std::string> batches;
   std::vector<std::string> arms;  // `none` first
+  double seconds = 1e9;
 };
+
+// Every rank has as many samples.
+void check_batches(const Problem& p, int ranks) {
+  for (const auto& item : p.batches) {
+    const std::int64_t batch = std::atoll(item.c_str());
+    if (item.ends_with('%') || batch % ranks == 0) continue;
+    throw UsageError("bench dlrm_link --problem",
+                     "a batch of " + item + " does not divide by " + std::to_string(ranks) + " ranks",
+                     "take " + std::to_string((batch + ranks - 1) / ranks * ranks) + ", or other --ranks");
+  }
+}
 
 Problem problem_of(const std::string& text) {
   std::istringstream in(text);
   Problem p;
   std::string list;
-  in >> p.folder >> list;
+  in >> p.folder >> list >> p.seconds;
+  if (in.fail()) p.seconds = 1e9;
   std::istringstream items(list);
   for (std::string item; std::getline(items, item, ',');) p.batches.push_back(item);
   const auto good = [](const std::string& s) { return std::atoi(s.c_str()) > 0; };
@@ -148,7 +163,9 @@ struct Cell {
 
 class Measurement {
  public:
-  Measurement(Arm& job, const Options& o) : job_(job), options_(o) {}
+  Measurement(Arm& job, const Options& o, Clock::time_point end) : job_(job), options_(o), end_(end) {}
+
+  bool over() const { return Clock::now() >= end_; }
 
   void ask(Cell& cell, std::int64_t batch, int steps) {
     const auto answer =
@@ -183,7 +200,7 @@ class Measurement {
     for (std::int64_t batch = std::max<std::int64_t>(1, 2048 / unit) * unit; batch >= unit && batch <= 1 << 20;) {
       const double s = share_at(batch);
       if (std::fabs(s - share) < nearest) nearest = std::fabs(s - share), best = batch;
-      if (nearest < 0.01) break;
+      if (nearest < 0.015 || over()) break;
       (s < share ? low : high) = batch;
       const std::int64_t middle = high == 0  ? 2 * low
                                   : low == 0 ? high / 2
@@ -199,7 +216,7 @@ class Measurement {
     const std::int64_t unit = std::int64_t(options_.ranks) * 32, batch = batch_of(share);
     nlohmann::json rows = rows_at(batch, arms);
     const double found = std::clamp(rows[0]["share"].get<double>(), 0.05, 0.95);
-    if (std::fabs(found - share) <= 0.03) return rows;
+    if (std::fabs(found - share) <= 0.03 || over()) return rows;
     const double factor = share / (1 - share) * (1 - found) / found;
     const auto other = std::int64_t(double(batch) * std::clamp(factor, 0.5, 2.0)) / unit * unit;
     if (other < unit || other == batch) return rows;
@@ -212,7 +229,7 @@ class Measurement {
     for (const auto& arm : arms) cells.push_back({arm, "wire", {}, {}}), cells.push_back({arm, "local", {}, {}});
     cells.push_back({"none", "local_forward", {}, {}});
     const int steps = steps_at(batch);
-    for (int b = 0; b < options_.blocks; ++b)
+    for (int b = 0; b < options_.blocks && !(b >= 3 && over()); ++b)
       for (auto& c : cells) ask(c, batch, steps);
     const auto find = [&](const std::string& arm, const char* what) -> const Cell& {
       return *std::find_if(cells.begin(), cells.end(), [&](const Cell& c) { return c.arm == arm && c.what == what; });
@@ -255,21 +272,27 @@ class Measurement {
  private:
   Arm& job_;
   const Options& options_;
+  const Clock::time_point end_;
 };
 
 nlohmann::json run(const Options& o) {
   const Problem problem = problem_of(o.problem);
+  check_batches(problem, o.ranks);
+  const auto end = Clock::now() + std::chrono::milliseconds(std::int64_t(1000 * std::min(problem.seconds, 1e6)));
   const Scratch scratch;
   Arm job("trireme", own_arm(o, "all", o.problem, o.ranks, scratch.path("job")), o.ranks, scratch.path("job"));
   if (!job.ready(std::chrono::seconds(600))) throw DataError("bench dlrm_link", job.skipped());
-  Measurement measurement(job, o);
+  Measurement measurement(job, o, end);
+  std::ofstream there(problem.folder + "/rows.jsonl", std::ios::app);
   nlohmann::json rows = nlohmann::json::array();
   for (const auto& item : problem.batches) {
+    if (measurement.over()) break;
     const double number = std::atof(item.c_str());
     auto measured = item.ends_with('%') ? measurement.rows_where(number / 100, problem.arms)
                                         : measurement.rows_at(std::int64_t(number), problem.arms);
     for (auto& row : measured) {
       row["problem"] = item;
+      there << row.dump() << std::endl;
       rows.push_back(row);
     }
   }

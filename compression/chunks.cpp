@@ -24,7 +24,8 @@ void check_encode(const Compressor& codec, std::span<const Chunk> chunks, const 
     if (c.in.dtype != DType::f32) throw Error(ExitCode::bug, "encode", "codecs take f32 values");
     check_place(codec, "encode", c.in.place, out.place);
   }
-  if (out.bytes() < room || !sizes.place.host() || sizes.count < chunks.size() ||
+  const int where = codec.fixed_size() ? Place().device : out.place.device;
+  if (out.bytes() < room || sizes.place.device != where || sizes.count < chunks.size() ||
       size_of(sizes.dtype) != sizeof(std::uint64_t))
     throw Error(ExitCode::bug, "encode", "the output or the sizes are too small");
 }

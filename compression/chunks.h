@@ -4,7 +4,7 @@
 
 namespace trireme {
 
-// f32 chunks in one place that the codec takes, room for all of them, one u64 size each in host memory. Throws
+// f32 chunks in one place that the codec takes, room for all of them, one u64 size each where sizes belong. Throws
 // Error (bug).
 void check_encode(const Compressor& codec, std::span<const Chunk> chunks, const Buffer& out, const Buffer& sizes);
 // One size per output, together no more than the input, none above max_bytes. Throws CommError.

@@ -10,7 +10,9 @@
 // - One thread at a time may call encode; decode may run on several threads.
 // - On a device all buffers of a call but `sizes` lie there, codes of a summable codec aligned as its sum_type, others
 //   anywhere; the work is enqueued on the stream of `out` and nothing waits for it; codes and errors have the bits that
-//   the host would make, but for the payload of NaNs.
+//   the host would make, but for the payload of NaNs. A codec that is not fixed_size() writes its sizes there too, valid
+//   in stream order; its codes begin and end at multiples of 4; values of bad ones become NaN, since nobody waits to
+//   throw; calls of one object, decode included, follow each other in stream order.
 #pragma once
 #include "comm/archive.h"
 #include "comm/buffer.h"
@@ -47,10 +49,10 @@ class Compressor {
   // Is every code of `count` values max_bytes(count) long? Then sizes need not travel.
   virtual bool fixed_size() const { return false; }
   virtual std::size_t max_bytes(std::size_t count) const = 0;
-  // Does it take device memory as well? Only where fixed_size(): nobody could read sizes there without waiting.
+  // Does it take device memory as well?
   virtual bool on_device() const { return false; }
 
-  // out: u8, at least the sum of max_bytes; sizes: u64, one per chunk, always in host memory.
+  // out: u8, at least the sum of max_bytes; sizes: u64, one per chunk, in host memory (but see above).
   virtual void encode(std::span<const Chunk> chunks, Buffer out, Buffer sizes) = 0;
   virtual void decode(ConstBuffer in, std::span<const std::uint64_t> sizes, std::span<const Buffer> out) const = 0;
 

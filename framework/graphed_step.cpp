@@ -16,7 +16,7 @@ std::string first_line(std::string_view what) { return std::string(what.substr(0
 }  // namespace
 
 GraphedStep::GraphedStep(Context& context, Recipe& recipe, std::vector<at::Tensor*> results)
-    : context_(context), recipe_(recipe), results_(std::move(results)) {}
+    : context_(context), recipe_(recipe), results_(std::move(results)), pinned_(context.device()) {}
 
 // Asked at every step: a recipe may be told to work in another way between two.
 bool GraphedStep::wanted() {
@@ -48,12 +48,16 @@ void GraphedStep::fill(const Batch& batch) {
   inputs_.epoch = batch.epoch, inputs_.index = batch.index;
   inputs_.ids = batch.ids, inputs_.global_ids = batch.global_ids;
   if (batch.staged) batch.staged->wait();
+  std::vector<at::Tensor> from, to;  // of the host
   for (const auto& [name, column] : batch.columns) {
     at::Tensor& input = inputs_.columns[name];
     if (!input.defined()) input = at::empty(column.sizes(), column.options().device(context_.device()));
-    const bool travels = column.is_cpu() && input.is_cuda();
-    input.copy_(travels ? column.pin_memory() : column, /*non_blocking=*/travels);
+    if (column.is_cpu())
+      from.push_back(column), to.push_back(input);
+    else
+      input.copy_(column);
   }
+  pinned_.copy(from, to);
 }
 
 void GraphedStep::enqueue(const Work& work) {

@@ -4,6 +4,7 @@
 // on; the one after it is recorded. Bit by bit the steps are those that would run without it.
 #pragma once
 #include "framework/context.h"
+#include "framework/pinned.h"
 #include "framework/step_graph.h"
 #include "framework/step_scalars.h"
 
@@ -38,6 +39,7 @@ class GraphedStep {
   Shapes shapes_;
   std::int64_t seen_ = 0;  // batches of these shapes
   Batch inputs_;
+  PinnedBuffers pinned_;
   std::unique_ptr<StepScalars> scalars_;
   std::vector<at::Tensor> outputs_;  // what the graph writes, by results_
   std::unique_ptr<StepGraph> graph_;

@@ -10,7 +10,9 @@ constexpr std::int64_t most = 256, width = 8;  // bytes of a slot
 }  // namespace
 
 StepScalars::StepScalars(at::Device device)
-    : memory_(at::zeros({most * width}, at::TensorOptions(device).dtype(at::kByte))) {}
+    : memory_(at::zeros({most * width}, at::TensorOptions(device).dtype(at::kByte))),
+      values_(at::zeros({most * width}, at::kByte)),
+      pinned_(device) {}
 
 at::Tensor StepScalars::place_of(std::size_t slot, at::ScalarType type, const at::Tensor& memory) const {
   return memory.narrow(0, std::int64_t(slot) * width, width).view(type).select(0, 0);
@@ -35,10 +37,9 @@ void StepScalars::send() {
   complete_ = true;
   if (slots_.empty()) return;
   const std::int64_t bytes = std::int64_t(slots_.size()) * width;
-  const at::Tensor host = at::empty({bytes}, at::TensorOptions().dtype(at::kByte).pinned_memory(memory_.is_cuda()));
   for (std::size_t i = 0; i < slots_.size(); ++i)
-    place_of(i, slots_[i].scalar.scalar_type(), host).fill_(slots_[i].value());
-  memory_.narrow(0, 0, bytes).copy_(host, /*non_blocking=*/true);
+    place_of(i, slots_[i].scalar.scalar_type(), values_).fill_(slots_[i].value());
+  pinned_.copy({values_.narrow(0, 0, bytes)}, {memory_.narrow(0, 0, bytes)});
 }
 
 }  // namespace trireme

@@ -1,6 +1,8 @@
 // Numbers that change from step to step and that the host knows (learning rates, the step's number), for work that is
 // recorded once: it reads them from device memory, where one copy writes them before each replay.
 #pragma once
+#include "framework/pinned.h"
+
 #include <functional>
 #include <vector>
 
@@ -29,6 +31,8 @@ class StepScalars {
   at::Tensor place_of(std::size_t slot, at::ScalarType type, const at::Tensor& memory) const;
 
   const at::Tensor memory_;  // u8, 8 bytes a slot
+  const at::Tensor values_;  // the same on the host
+  PinnedBuffers pinned_;
   std::vector<Slot> slots_;
   std::size_t asked_ = 0;
   bool complete_ = false;

@@ -2,6 +2,7 @@
 
 #include "compression/collectives.h"
 #include "framework/base/tensor.h"
+#include "framework/gradients/sized_hook.h"
 
 #include <algorithm>
 #include <utility>
@@ -118,6 +119,10 @@ class CodecHook final : public GradientHook {
 
 std::unique_ptr<GradientHook> make_codec_hook(const HookConfig& config, const Bucket& bucket,
                                               const Communicator& comm) {
+  if (bucket.flat.is_cuda()) {
+    const auto codec = Compressors::create(config.name);
+    if (codec->on_device() && !codec->fixed_size()) return make_sized_hook(config, bucket, comm);
+  }
   return std::make_unique<CodecHook>(config, bucket, comm);
 }
 

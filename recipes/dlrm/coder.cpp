@@ -20,6 +20,10 @@ Bounded codec_named(const std::string& name, const CompressionConfig& c, const c
 Coder::Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables)
     : config_(config), bounds_(config.forward.bounds, data.shape, tables, "compression.forward.classes") {
   if (config.forward.codec != "raw") choose(data, tables);
+  if (config.backward.combine && config.backward.codec == "raw")
+    throw UsageError("compression.backward.combine",
+                     "spares bytes of codes alone, and compression.backward.codec is raw",
+                     "name a codec, or set combine=false");
   if (config.backward.codec != "raw")
     backward_.emplace(codec_named(config.backward.codec, config, "compression.backward.codec"));
 }

@@ -10,11 +10,12 @@ namespace trireme::dlrm {
 
 class Coder {
  public:
-  // UsageError for an unknown codec.
+  // UsageError for an unknown codec, and for gradients that are combined without one.
   Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables);
 
   bool forward_on() const { return !codecs_.empty() && !forward_raw_; }
   bool backward_on() const { return backward_.has_value() && !backward_raw_; }
+  // Raw rows travel all, also those of zeros: nothing is combined where the link is too fast for codes.
   bool combines() const { return backward_on() && config_.backward.combine; }
   // The link is too fast for codes.
   void send_raw(bool forward, bool backward) { forward_raw_ = forward, backward_raw_ = backward; }

@@ -11,7 +11,7 @@
 namespace trireme::dlrm {
 namespace {
 
-// i32 [blocks, tables, b]: equal within a table where samples are of one group.
+// i32 [blocks, tables, b]: equal within a table where samples are of one group, negative where they asked for no row.
 at::Tensor keys_of(const at::Tensor& ids, const std::vector<std::int64_t>& widths, std::int64_t b) {
   const std::int64_t blocks = ids.size(0), tables = std::ssize(widths);
   if (std::all_of(widths.begin(), widths.end(), [](std::int64_t w) { return w == 1; }))
@@ -19,7 +19,9 @@ at::Tensor keys_of(const at::Tensor& ids, const std::vector<std::int64_t>& width
   std::vector<at::Tensor> keys;
   std::int64_t column = 0;
   for (const std::int64_t w : widths) {
-    keys.push_back(w == 1 ? ids.narrow(1, column * b, b) : at::arange(b, ids.options()).expand({blocks, b}));
+    const at::Tensor asked = ids.narrow(1, column * b, w * b);
+    keys.push_back(w == 1 ? asked
+                          : at::where(asked.view({blocks, b, w}).amax(-1).ge(0), at::arange(b, ids.options()), -1));
     column += w;
   }
   return at::stack(keys, 1);
@@ -48,8 +50,9 @@ Groups groups_of(const at::Tensor& ids, const std::vector<std::int64_t>& widths,
   const at::Tensor begin = std::get<0>(at::cummax(at::where(begins, place, zero), -1));
   const at::Tensor first = at::empty_like(order).scatter_(-1, order, order.gather(-1, begin));
   const at::Tensor before = at::arange(keys.size(1), order.options()).mul_(b).view({-1, 1});
-  Groups g{(first + before).to(at::kInt), at::zeros(keys.sizes(), keys.options().dtype(at::kFloat))};
-  g.times.scatter_add_(-1, first, at::ones_like(g.times));
+  const at::Tensor asks = keys.ge(0);
+  Groups g{at::where(asks, first + before, -1).to(at::kInt), at::zeros(keys.sizes(), keys.options().dtype(at::kFloat))};
+  g.times.scatter_add_(-1, first, asks.to(at::kFloat));
   return g;
 }
 

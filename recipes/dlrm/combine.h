@@ -2,7 +2,8 @@
 // owner only adds them up. Of each group one row is left, at its first sample, and zeros elsewhere, which a codec that
 // knows equal rows sends for next to nothing. The sum of n goes divided by sqrt(n), which the owner undoes: of
 // gradients of random sign it has the range of one, and its error grows as that of n gradients that are rounded one by
-// one. Gradients that agree have sqrt(n) times the range, and so the bound that is a share of it.
+// one. Gradients that agree have sqrt(n) times the range, and so the bound that is a share of it. Samples that asked for
+// no row (an empty bag) have zeros too: their owner would drop what came.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -13,12 +14,12 @@ namespace trireme::dlrm {
 
 // Both on the device of the ids.
 struct Groups {
-  at::Tensor first;  // i32 [blocks, tables, b]: where each one's group begins, as a row of [tables * b]
+  at::Tensor first;  // i32 [blocks, tables, b]: where each one's group begins, as a row of [tables * b]; -1: no row
   at::Tensor times;  // f32 [blocks, tables, b]: how many are in it, where a group begins; else 0
 };
 
 // ids i32 [blocks, columns * b]: in each block table after table [b, width]. Samples of a table of bags (width > 1) are
-// groups of their own.
+// groups of their own; those without any id are of none.
 Groups groups_of(const at::Tensor& ids, const std::vector<std::int64_t>& widths, std::int64_t b);
 
 class Combiner {

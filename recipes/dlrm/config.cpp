@@ -59,7 +59,8 @@ void BackwardConfig::fields(Fields& f) {
   f.choice("scope", scope, {"chunk"}, "whose range of values the bound is relative to: what goes to one rank");
   f("simulate", simulate, "values as they would arrive, sent as they are: nothing is saved");
   f("bound", bound, "largest error, a share of the range", {.min = 0, .max = 1});
-  f("combine", combine, "gradients of samples that share a row are summed before they are coded");
+  f("combine", combine,
+    "gradients of samples that share a row are summed before they are coded; not where they travel raw");
 }
 
 void CompressionConfig::fields(Fields& f) {

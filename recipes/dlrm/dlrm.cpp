@@ -201,12 +201,14 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     const ExchangeTimes t = time_exchange(*tables_, *coder_, part_of(batch, 0, 1), c);
     exchange_ = t.forward.coded < t.forward.raw ? "coded" : "raw";
     exchange_ += t.backward.coded < t.backward.raw ? " coded" : " raw";
-    char line[160];
-    std::snprintf(line, sizeof line,
-                  "exchange measured: forward raw %.3f ms, coded %.3f; backward raw %.3f, coded %.3f: %s",
-                  t.forward.raw, t.forward.coded, t.backward.raw, t.backward.coded, exchange_.c_str());
-    c.message(line);
+    const bool combined = coder_->combines();
     send_as_chosen();
+    char line[200];
+    std::snprintf(
+        line, sizeof line, "exchange measured: forward raw %.3f ms, coded %.3f; backward raw %.3f, coded %.3f: %s%s",
+        t.forward.raw, t.forward.coded, t.backward.raw, t.backward.coded, exchange_.c_str(),
+        combined && !coder_->combines() ? "; gradients are not combined, which spares bytes of codes alone" : "");
+    c.message(line);
   }
   void send_as_chosen() {
     if (!exchange_.empty()) coder_->send_raw(exchange_.starts_with("raw"), exchange_.ends_with("raw"));

@@ -5,7 +5,7 @@
 #include "comm/communicator.h"
 #include "comm/error.h"
 #include "compression/codecs/bounded.h"
-#include "recipes/dlrm/side_stream.h"
+#include "framework/base/side_stream.h"
 
 #include <memory>
 #include <optional>

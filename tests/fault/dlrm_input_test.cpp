@@ -94,10 +94,16 @@ TEST_F(DlrmInput, Mistakes) {
   refused({"train", "own.yaml", "--out", "a", "planner.memory_gib=1e-9"}, 2, {"table", "planner.memory_gib"});
   refused({"train", "own.yaml", "--out", "a", "compression.forward.codec=zip"}, 2,
           {"compression.forward.codec", "zip"});
+  refused({"train", "own.yaml", "--out", "a", "compression.backward.codec=raw", "compression.backward.combine=true"}, 2,
+          {"compression.backward.combine", "raw", "combine=false"});
   refused({"train", "own.yaml", "--out", "a", "precision=f64"}, 2, {"f64"});
   refused({"train", "own.yaml", "--out", "a", "ema=0.9"}, 2, {"ema"});
   refused({"train", "own.yaml", "--out", "a", "data.file=own.csv"}, 3, {"own.csv"});
   refused({"train", "own.yaml", "--out", "a", "compression.forward.classes=own.yaml"}, 2, {"own.yaml"});
+  fs::create_directories(path("job/arms"));
+  write_text(path("job/arms/none.yaml"), "recipe: dlrm\n");
+  refused({"bench", "dlrm_link", "--ranks", "3", "--problem", path("job") + " 96,64"}, 2,
+          {"a batch of 64 does not divide by 3 ranks", "take 66"});
   // An id beyond the table: the file is damaged where ids lie.
   std::string file = read_text(path("own.h5"));
   const std::string pattern("\xff\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00", 12);  // an empty bag, then shop s0

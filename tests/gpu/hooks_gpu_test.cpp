@@ -14,11 +14,11 @@ TEST_F(Gpu, HooksOverNccl) {
     return worst;
   };
   std::map<int, double> none;
-  for (const std::string hook : {"none", "bf16", "fp16", "int8", "fp8", "int4", "top_k", "powersgd"}) {
+  for (const std::string hook : {"none", "bf16", "fp16", "int8", "fp8", "int4", "bounded", "top_k", "powersgd"}) {
     const auto run = [&](const std::string& out, const std::string& more) {
       const Outcome o = train(out, 2,
                               {"steps=12", "checkpoint.every=6", "checkpoint.keep=9", "hook.name=" + hook,
-                               "hook.density=0.1", "optimizer.warmup=2", more});
+                               "hook.density=0.1", "hook.bound=1e-4", "optimizer.warmup=2", more});
       EXPECT_EQ(o.code, 0) << o;
       return losses(folder.path / out);
     };

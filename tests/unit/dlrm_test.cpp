@@ -7,6 +7,7 @@
 #include "framework/experiment.h"
 #include "framework/io/checkpoint.h"
 #include "framework/nn/embedding.h"
+#include "framework/pinned.h"
 #include "framework/session.h"
 #include "recipes/dlrm/bounds.h"
 #include "recipes/dlrm/combine.h"
@@ -370,6 +371,22 @@ TEST(Dlrm, RecordedStepsHaveTheBitsOfTheOthers) {
   EXPECT_EQ(FakeGraphs::made, 3);
 }
 
+// What a step is given goes through the same few buffers for good.
+TEST(Dlrm, RecordedStepsPinTheirBuffersOnce) {
+  const FakeGraphs fake;
+  const Change known = [](Session& s) { FakeGraphs::context = &s.context(); };
+  std::vector<std::int64_t> made;
+  for (const std::int64_t steps : {6, 12, 24}) {
+    const std::int64_t before = PinnedBuffers::made();
+    train(1, {"steps=24", "optimizer.schedule=cosine"}, known, steps);
+    made.push_back(PinnedBuffers::made() - before);
+  }
+  EXPECT_EQ(FakeGraphs::made, 3);
+  EXPECT_GT(made[0], 0);
+  EXPECT_LE(made[2], 6) << "three for batches, three for numbers of the step";
+  EXPECT_EQ(made[1], made[2]);
+}
+
 // Nobody looks at ids that lie on a device.
 TEST(Dlrm, RecordedStepsRefuseAnIdBeyondItsTable) {
   const FakeGraphs fake;
@@ -408,11 +425,13 @@ TEST(Dlrm, SimulatedAndRealCodesGiveTheSameLosses) {
   EXPECT_GT(real.logged.at("backward_ratio"), 2);
 }
 
-// Groups by comparing each with each; tables of bags are left as they are, and so is what is asked of no row.
+// Groups by comparing each with each; tables of bags are left as they are. What is asked of no row does not travel.
 TEST(Combine, SumsOfEqualRowsOverTheRootOfHowMany) {
   const std::vector<std::int64_t> widths{1, 3, 1};
   const std::int64_t blocks = 2, b = 17, d = 3;
   const at::Tensor ids = at::randint(-1, 6, {blocks, 5 * b}, at::kInt);
+  for (const std::int64_t empty : {0, 7}) ids.narrow(1, b + 3 * empty, 3).fill_(-1);
+  for (const std::int64_t none : {0, 1, 16}) ids.select(1, none).fill_(-1);
   const Groups groups = groups_of(ids, widths, b);
   for (std::int64_t block = 0; block < blocks; ++block) {
     const at::Tensor gradient = at::randn({3, b, d});
@@ -424,6 +443,11 @@ TEST(Combine, SumsOfEqualRowsOverTheRootOfHowMany) {
     for (std::int64_t t = 0; t < 3; ++t)
       for (std::int64_t i = 0; i < b; ++i) {
         const at::Tensor asked = ids[block].narrow(0, (t == 2 ? 4 : 0) * b, b);
+        const at::Tensor own_ids = t == 1 ? ids[block].narrow(0, b + 3 * i, 3) : asked[i];
+        if (own_ids.max().item<int>() < 0) {
+          EXPECT_EQ(own.first[t][i].item<int>(), -1);
+          continue;
+        }
         std::int64_t first = i;
         for (std::int64_t j = i; t != 1 && j-- > 0;)
           if (asked[j].item<int>() == asked[i].item<int>()) first = j;
@@ -445,6 +469,8 @@ TEST(Combine, ForARunIsWhatItsRanksWouldSend) {
   const std::vector<std::int64_t> widths{1, 3, 1};
   const std::int64_t ranks = 2, b = 9, d = 4;
   const at::Tensor ids = at::randint(-1, 3, {ranks * b, 5}, at::kInt), gradients = at::randn({3, ranks * b, d});
+  ids[4].narrow(0, 1, 3).fill_(-1);
+  const at::Tensor asks = ids.narrow(1, 1, 3).amax(1).ge(0).to(at::kFloat).unsqueeze(1);
   const at::Tensor all = combined_for(gradients, ids, widths, int(ranks));
   for (std::int64_t r = 0; r < ranks; ++r) {
     const at::Tensor own = ids.narrow(0, r * b, b);
@@ -454,7 +480,8 @@ TEST(Combine, ForARunIsWhatItsRanksWouldSend) {
     Combiner combiner;
     combiner.prepare(groups_of(at::cat(sent).view({1, -1}), widths, b), d);
     EXPECT_TRUE(at::equal(all.narrow(1, r * b, b), combiner.combined(gradients.narrow(1, r * b, b)))) << r;
-    EXPECT_TRUE(at::equal(all[1].narrow(0, r * b, b), gradients[1].narrow(0, r * b, b))) << "bags are their own";
+    EXPECT_TRUE(at::equal(all[1].narrow(0, r * b, b), (gradients[1] * asks).narrow(0, r * b, b)))
+        << "bags are their own";
   }
 }
 
@@ -470,6 +497,7 @@ TEST(Dlrm, CombinedGradientsTrainTheSameAndAreFewer) {
   const double apiece = train(2, coded).logged.at("backward_ratio");
   coded.push_back("compression.backward.combine=true");
   EXPECT_GT(train(2, coded).logged.at("backward_ratio"), 1.2 * apiece);
+  EXPECT_THROW(train(2, {"compression.backward.combine=true"}), UsageError) << "raw rows would be as many as before";
 }
 
 // What bench dlrm_link does: the exchange changes between steps that train nothing, so its losses come back.

@@ -1,9 +1,9 @@
-#include "recipes/dlrm/side_stream.h"
+#include "framework/base/side_stream.h"
 
 #include <c10/core/Event.h>
 #include <c10/core/StreamGuard.h>
 
-namespace trireme::dlrm {
+namespace trireme {
 
 struct SideStream::Impl {
   c10::Stream stream;
@@ -35,4 +35,4 @@ void SideStream::lead() {
 void SideStream::mark() { impl_->marked.record(impl_->stream); }
 void SideStream::wait_host() { impl_->marked.synchronize(); }
 
-}  // namespace trireme::dlrm
+}  // namespace trireme

@@ -6,7 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
-namespace trireme::dlrm {
+namespace trireme {
 
 class SideStream {
  public:
@@ -24,4 +24,4 @@ class SideStream {
   std::unique_ptr<Impl> impl_;
 };
 
-}  // namespace trireme::dlrm
+}  // namespace trireme
