@@ -10,6 +10,7 @@ again goes on where each stopped, and leaves alone what is done.
 What was expected was written into EXPECTED before the first run; each line is judged by paired differences over seeds.
 """
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -198,6 +199,10 @@ def from_fit(out, fit):
             f"release_gate: [supergen.cache.base={low}, supergen.cache.gate=release]}}"]
 
 
+def end_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
 class Study:
     """Jobs and the fits they wait for, so many at once, until the time is up."""
 
@@ -230,7 +235,9 @@ class Study:
             return
         begun = (self.out / name).exists() and name == "fit_sdit"  # its changes are kept in memory alone
         with open(self.out / f"{name}.log", "a") as log:
-            process = subprocess.Popen(command + (["--fresh"] if begun else []), cwd=ROOT, stdout=log, stderr=log)
+            # In a session of its own: who ends this group does not tell it to stop a second time, which would be at once.
+            process = subprocess.Popen(command + (["--fresh"] if begun else []), cwd=ROOT, stdout=log, stderr=log,
+                                       start_new_session=True, preexec_fn=end_with_parent)
         self.running[name] = (process, command)
 
     def collect(self):
@@ -257,7 +264,7 @@ class Study:
             for name in self.waiting[:]:
                 if FIT_OF.get(name) in self.failed:
                     self.waiting.remove(name)
-                elif len(self.running) < self.o.at_once and self.fit_is_there(name):
+                elif name in FITS or (len(self.running.keys() - FITS.keys()) < self.o.at_once and self.fit_is_there(name)):
                     self.waiting.remove(name)
                     self.start(name)
             time.sleep(0.1)
