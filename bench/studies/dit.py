@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # The first of each question come first: a run that is cut has them.
 JOBS = {
-    "tide_2x": ["recipes/tide/study.yaml"],
+    "tide_2x": ["recipes/tide/study.yaml", "batch=75"],
     "sdit": ["recipes/sdit/study.yaml"],
     "supergen_2x": ["recipes/supergen/study.yaml"],
     "tide_4x": ["recipes/tide/study.yaml", "size=[256, 256]", "held_out=100", "batch=25"],
@@ -218,15 +218,15 @@ class Study:
         words = [self.o.trireme, "sample"]
         if name in FITS:
             words += FITS[name] + [w for w in self.o.overrides if w.split("=")[0] in ("model", "device", "precision")]
-            if name == "fit_sdit":
-                words.append(f"teacache_fit.file={self.out}/teacache.json")
-            return words + ["--out", str(self.out / name)]
-        words += JOBS[name] + self.o.overrides
-        if self.o.fit and name in FIT_OF:
-            words += from_fit(self.out, FIT_OF[name])
-        if name.startswith("sdit"):  # distances to dense are smaller than bf16's noise
+        else:
+            words += JOBS[name] + self.o.overrides
+            words += from_fit(self.out, FIT_OF[name]) if self.o.fit and name in FIT_OF else []
+        if name == "fit_sdit":
+            words.append(f"teacache_fit.file={self.out}/teacache.json")
+        if "sdit" in name:  # distances to dense are smaller than bf16's noise
             words.append("precision=f32")
-        return words + ["--out", str(self.out / name)] + (["--ranks", str(self.o.ranks)] if self.o.ranks > 1 else [])
+        ranks = ["--ranks", str(self.o.ranks)] if self.o.ranks > 1 and name in JOBS else []
+        return words + ["--out", str(self.out / name)] + ranks
 
     def start(self, name):
         command, done = self.command(name), self.out / f"{name}.done"
