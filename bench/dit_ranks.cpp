@@ -3,6 +3,7 @@
 // in pixels; with "compile" diffusers' Ulysses also by torch.compile. On a CPU: a small shape in f32, without peers.
 #include "bench/bench.h"
 #include "bench/flux_shape.h"
+#include "bench/turns.h"
 #include "comm/device.h"
 #include "comm/error.h"
 #include "comm/wrappers/traced.h"
@@ -115,11 +116,12 @@ struct Row {
   nlohmann::json last = {};
 
   void step(bool count) {
-    const auto answer = arm->ask(of.words());
+    const auto answer = arm->ask(of.words(), std::chrono::seconds(120));  // a peer that hangs costs no more
     if (!answer) return;
     last = *answer;
     if (count) ms.push_back(answer->at("ms").get<double>());
   }
+  std::string title() const { return of.words() + " " + name + " on " + std::to_string(ranks); }
 };
 
 class Bench {
@@ -135,8 +137,9 @@ class Bench {
       for (const auto& way : ways) add(arm, "trireme " + way, way, p);
     }
     if (!gpu || most == 1) return;
-    std::vector<std::string> peers{"ulysses", "ring"};
-    if (problem_.compile) peers.push_back("ulysses_compiled");
+    std::vector<std::string> peers{"ulysses"};
+    if (problem_.compile) peers.emplace_back("ulysses_compiled");
+    peers.emplace_back("ring");  // last: it has been seen to hang
     for (const auto& peer : peers) {
       const std::vector<std::string> words{
           "--way", peer, "--config", flux_shape(false, true).dump(), "--port", std::to_string(free_port())};
@@ -147,15 +150,12 @@ class Bench {
 
   nlohmann::json run() {
     for (const auto& arm : arms_) arm->ready(std::chrono::seconds(300));
-    for (int block = 0; block <= o_.blocks; ++block) {
-      for (auto& row : rows_) row.step(block > 0);
-      std::fprintf(stderr, "block %d of %d\n", block, o_.blocks);
-    }
+    in_turns(rows_, o_.blocks);
     nlohmann::json all = nlohmann::json::array();
     for (const auto& row : rows_) {
       nlohmann::json r{{"problem", std::to_string(row.of.side)}, {"arm", row.name}, {"ranks", row.ranks}};
       if (row.ms.empty()) {
-        r["skipped"] = row.arm->skipped();
+        r["skipped"] = row.arm->skipped().empty() ? "stopped before" : row.arm->skipped();
       } else {
         r["step_ms"] = quantile(row.ms, 0.5), r["low_ms"] = quantile(row.ms, 0.25);
         r["high_ms"] = quantile(row.ms, 0.75), r["blocks"] = row.ms.size();

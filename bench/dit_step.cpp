@@ -5,6 +5,7 @@
 // takes minutes.
 #include "bench/bench.h"
 #include "bench/flux_shape.h"
+#include "bench/turns.h"
 #include "comm/error.h"
 #include "framework/base/quantile.h"
 #include "framework/device_info.h"
@@ -65,6 +66,7 @@ class Forwards {
     std::getline(words, arm);
     Case& c = cases_[std::to_string(side) + arm];
     if (!c.x.defined()) begin(c, side, arm);
+    if (side <= 1024) forward(c, arm), wait(c.y);  // arms find the GPU awake alike
     const auto began = std::chrono::steady_clock::now();
     const double cpu = thread_cpu_ms();
     for (int i = 0; i < n; ++i) forward(c, arm);
@@ -144,6 +146,7 @@ struct Row {
     if (count) ms.push_back(answer->at("ms").get<double>());
   }
   double median() const { return quantile(ms, 0.5); }
+  std::string title() const { return std::to_string(side) + (peer ? " diffusers " : " trireme ") + arm; }
 };
 
 class Bench {
@@ -173,10 +176,7 @@ class Bench {
 
   nlohmann::json run() {
     for (const auto& p : processes_) p->ready(std::chrono::seconds(400));
-    for (int block = 0; block <= o_.blocks; ++block) {
-      for (auto& row : rows_) row.step(block > 0);
-      std::fprintf(stderr, "block %d of %d\n", block, o_.blocks);
-    }
+    in_turns(rows_, o_.blocks);
     nlohmann::json all = nlohmann::json::array();
     for (const auto& row : rows_) all.push_back(result(row));
     return all;
@@ -198,7 +198,7 @@ class Bench {
     nlohmann::json r{{"problem", std::to_string(row.side) + (problem_.whole ? " whole" : "")},
                      {"arm", (row.peer ? "diffusers " : "trireme ") + row.arm}};
     if (row.ms.empty()) {
-      r["skipped"] = row.process->skipped();
+      r["skipped"] = row.process->skipped().empty() ? "stopped before" : row.process->skipped();
       return r;
     }
     double best = std::numeric_limits<double>::infinity();

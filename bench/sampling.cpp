@@ -2,6 +2,7 @@
 // are GPUs), arms and ranks in turn: --problem "recipes/sdit/speed.yaml key=value ...". A block is a whole picture of
 // an arm without files. Of tiles: how near the time of one rank's tiles, shared out evenly, comes.
 #include "bench/bench.h"
+#include "bench/turns.h"
 #include "comm/device.h"
 #include "comm/error.h"
 #include "framework/base/quantile.h"
@@ -173,6 +174,7 @@ struct Row {
     if (count) ms.push_back(answer->at("ms").get<double>());
   }
   double median() const { return quantile(ms, 0.5); }
+  std::string title() const { return arm + " on " + std::to_string(ranks); }
   // Units of tiles one after another, of the rank that has the most, over all steps; 0: there are no tiles.
   double longest() const {
     double sum = 0;
@@ -184,7 +186,7 @@ struct Row {
 nlohmann::json row_of(const Row& row, const Row* one, const Row* first) {
   nlohmann::json r{{"arm", row.arm}, {"ranks", row.ranks}};
   if (!row.skipped.empty() || row.ms.empty()) {
-    r["skipped"] = row.skipped;
+    r["skipped"] = row.skipped.empty() ? "stopped before" : row.skipped;
     return r;
   }
   r["step_ms"] = row.median(), r["low_ms"] = quantile(row.ms, 0.25), r["high_ms"] = quantile(row.ms, 0.75);
@@ -215,10 +217,7 @@ nlohmann::json run(const Options& o) {
     }
   }
   for (const auto& p : processes) p->ready(std::chrono::seconds(300));
-  for (int block = 0; block <= o.blocks; ++block) {
-    for (auto& row : rows) row.step(block > 0);
-    std::fprintf(stderr, "block %d of %d\n", block, o.blocks);
-  }
+  in_turns(rows, o.blocks);
   nlohmann::json all = nlohmann::json::array();
   for (const auto& row : rows) {
     const auto with = [&](const std::string& arm, int ranks) -> const Row* {

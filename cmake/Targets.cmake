@@ -105,7 +105,8 @@ set_source_files_properties(${kernels} PROPERTIES SKIP_PRECOMPILE_HEADERS ON
 trireme_library(trireme_data TORCH GLOB data/*.cpp
   LINK Threads::Threads trireme::hdf5 nlohmann_json::nlohmann_json)
 # Equal to its CUDA twin bit by bit: nothing is contracted.
-set(pixels ${CMAKE_SOURCE_DIR}/data/image_text/crop.cpp ${CMAKE_SOURCE_DIR}/data/image_text/resize.cpp)
+set(pixels ${CMAKE_SOURCE_DIR}/data/image_text/crop.cpp ${CMAKE_SOURCE_DIR}/data/image_text/resize.cpp
+  ${CMAKE_SOURCE_DIR}/framework/kernels/quickshift.cpp ${CMAKE_SOURCE_DIR}/framework/kernels/region_choice.cpp)
 set_source_files_properties(${pixels} PROPERTIES SKIP_PRECOMPILE_HEADERS ON
   COMPILE_OPTIONS "-march=${TRIREME_MARCH};-fno-math-errno;-fno-trapping-math;-Wno-uninitialized;-Wno-maybe-uninitialized")
 # What runs over every byte of a file or a tensor: at -O0 under a sanitizer it would be most of a test's time.

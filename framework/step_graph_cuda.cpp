@@ -1,8 +1,8 @@
 // CUDA graphs through torch, whose allocator gives them memory of their own.
 #include "framework/step_graph.h"
 
+#include <map>
 #include <memory>
-#include <mutex>
 
 #include <ATen/core/CachingHostAllocator.h>
 #include <ATen/cuda/CUDAGraph.h>
@@ -13,16 +13,23 @@ namespace {
 
 using Pool = std::shared_ptr<const at::cuda::MempoolId_t>;
 
-// The shared one lives as long as a graph uses it: the allocator refuses a pool that its last graph has left.
-Pool pool_of(GraphMemory memory) {
-  static std::mutex mutex;
-  static std::weak_ptr<const at::cuda::MempoolId_t> shared;
-  const std::lock_guard lock(mutex);
-  Pool pool = memory == GraphMemory::shared ? shared.lock() : nullptr;
-  if (!pool) pool = std::make_shared<const at::cuda::MempoolId_t>(at::cuda::graph_pool_handle());
-  if (memory == GraphMemory::shared) shared = pool;
-  return pool;
-}
+// Of this thread on one device: another's graphs may run at the same time, and leave a pool at another.
+struct Recorder {
+  c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool();  // libraries keep a workspace for each
+  std::weak_ptr<const at::cuda::MempoolId_t> shared;
+
+  static Recorder& here() {
+    thread_local std::map<c10::DeviceIndex, Recorder> of_device;
+    return of_device[c10::cuda::current_device()];
+  }
+  // The shared one lives as long as a graph uses it: the allocator refuses a pool that its last graph has left.
+  Pool pool(GraphMemory memory) {
+    Pool pool = memory == GraphMemory::shared ? shared.lock() : nullptr;
+    if (!pool) pool = std::make_shared<const at::cuda::MempoolId_t>(at::cuda::graph_pool_handle());
+    if (memory == GraphMemory::shared) shared = pool;
+    return pool;
+  }
+};
 
 class CapturedStep : public StepGraph {
  public:
@@ -30,9 +37,9 @@ class CapturedStep : public StepGraph {
 
   std::size_t capture(const std::function<void()>& f) override {
     c10::cuda::getCurrentCUDAStream().synchronize();  // nothing that is captured may wait for what came before
-    thread_local const auto stream = c10::cuda::getStreamFromPool();  // libraries keep a workspace for each
-    const c10::cuda::CUDAStreamGuard guard(stream);
-    pool_ = pool_of(memory_);
+    Recorder& recorder = Recorder::here();
+    const c10::cuda::CUDAStreamGuard guard(recorder.stream);
+    pool_ = recorder.pool(memory_);
     bool begun = false;
     try {
       // Other threads (the loader's, NCCL's) may call what is forbidden within a capture.

@@ -69,6 +69,9 @@ with torch.no_grad():
         side, n = int(command[0]), int(command[1])
         if side not in steps:
             steps[side] = prepared(side)
+        if side <= 1024:  # arms find the GPU awake alike
+            steps[side]()
+            synchronize()
         begin, cpu = time.perf_counter(), time.thread_time()
         for _ in range(n):
             steps[side]()

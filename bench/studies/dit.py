@@ -1,32 +1,44 @@
 #!/usr/bin/env python3
 """Studies Q1 to Q3 of diffusion on a small model: all arms of recipes/{tide,sdit,supergen}/study.yaml, 3 sampling seeds.
 
-  python3 bench/studies/dit.py run --out runs/dit --ranks 4 [--fit] [--only tide_2x,sdit] [key=value ...]   side by side
+  python3 bench/studies/dit.py run --out runs/dit --ranks 2 [--fit] [--only tide_2x,sdit] [--seconds 250] [key=value ...]
   python3 bench/studies/dit.py tables --out runs/dit                          of what is there
---fit finds the thresholds of TeaCache and SuperGen for the model first.
+--fit finds the thresholds of TeaCache and SuperGen for the model first. Jobs start in the order of JOBS, --at-once side by side;
+after --seconds they are told to stop: all arms of a job have then drawn the same prompts, up to a batch a rank. The same command
+again goes on where each stopped, and leaves alone what is done.
 
 What was expected was written into EXPECTED before the first run; each line is judged by paired differences over seeds.
 """
 import argparse
+import ctypes
 import json
 import os
 import statistics
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from study import interval
+from study import interval, multi_process_service
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# The first of each question come first: a run that is cut has them.
 JOBS = {
-    "tide_2x": ["recipes/tide/study.yaml"],
-    "tide_4x": ["recipes/tide/study.yaml", "size=[256, 256]", "held_out=100"],
+    "tide_2x": ["recipes/tide/study.yaml", "batch=75"],
     "sdit": ["recipes/sdit/study.yaml"],
-    "sdit_g4": ["recipes/sdit/study.yaml", "guidance=4"],
     "supergen_2x": ["recipes/supergen/study.yaml"],
+    "tide_4x": ["recipes/tide/study.yaml", "size=[256, 256]", "held_out=100", "batch=25"],
     "supergen_4x": ["recipes/supergen/study_4x.yaml"],
+    "sdit_g4": ["recipes/sdit/study.yaml", "guidance=4"],
 }
+FITS = {
+    "fit_sdit": ["recipes/sdit/fit.yaml"],
+    "fit_2x": ["recipes/supergen/fit.yaml"],
+    "fit_4x": ["recipes/supergen/fit.yaml", "size=[256, 256]"],
+}
+FIT_OF = {"sdit": "fit_sdit", "sdit_g4": "fit_sdit", "supergen_2x": "fit_2x", "supergen_4x": "fit_4x"}
 
 # job -> [(arm, other arm, metric, least difference)]: the first is above the second by at least so much.
 EXPECTED = {
@@ -118,7 +130,7 @@ def row_of(arm):
 
 COLUMNS = ["accuracy", "all right", "duplicates", "missing", "IoU", "spectrum", "psnr", "ssim", "share", "caught", "at most", "skipped",
            "longest skip", "seam", "seam last", "seconds"]
-FORMAT = {"psnr": "{:.1f}", "longest skip": "{:.0f}", "seconds": "{:.1f}"}
+FORMAT = {"pictures": "{:.0f}", "psnr": "{:.1f}", "longest skip": "{:.0f}", "seconds": "{:.1f}"}
 
 
 def load(folder):
@@ -128,6 +140,8 @@ def load(folder):
 
 def table(rows):
     shown = [c for c in COLUMNS if any(r[c] is not None for r in rows.values())]
+    if len({r["pictures"] for r in rows.values()}) > 1:
+        shown.insert(0, "pictures")
     lines = ["| arm | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
     for r in rows.values():
         cells = []
@@ -175,50 +189,101 @@ def fitted(report, share):
     return statistics.median(c[share] for c in curves if share in c)
 
 
-def fit(out, trireme, overrides):
-    """Thresholds of TeaCache and SuperGen for the model: what the jobs get on top."""
-    given = [w for w in overrides if w.split("=")[0] in ("model", "device", "precision")]
-    runs = {
-        "fit_sdit": ["recipes/sdit/fit.yaml", f"teacache_fit.file={out}/teacache.json"],
-        "fit_2x": ["recipes/supergen/fit.yaml"],
-        "fit_4x": ["recipes/supergen/fit.yaml", "size=[256, 256]"],
-    }
-    started = []
-    for name, words in runs.items():
-        log = open(out / f"{name}.log", "w")
-        started.append(subprocess.Popen([trireme, "sample", *words, *given, "--out", str(out / name)], cwd=ROOT,
-                                        stdout=log, stderr=subprocess.STDOUT))
-    if any([job.wait() for job in started]):
-        sys.exit(f"a fit failed: {out}/fit_*.log")
-    on_top = {"sdit": [f"teacache.fit={out}/teacache.json"]}
-    for side in ("2x", "4x"):
-        low, high = (fitted(out / f"fit_{side}", share) for share in ("0.3", "0.5"))
-        on_top[f"supergen_{side}"] = [
-            f"arms={{reuse_30: [supergen.cache.base={low}], reuse_50: [supergen.cache.base={high}], "
+def from_fit(out, fit):
+    """What a job gets on top, once its fit is done."""
+    if fit == "fit_sdit":
+        return [f"teacache.fit={out}/teacache.json"]
+    low, high = (fitted(out / fit, share) for share in ("0.3", "0.5"))
+    return [f"arms={{reuse_30: [supergen.cache.base={low}], reuse_50: [supergen.cache.base={high}], "
             f"reuse_max_min: [supergen.cache.base={low}, supergen.cache.mode=max_min_adjust], "
-            f"release_gate: [supergen.cache.base={low}, supergen.cache.gate=release]}}"
-        ]
-        print(f"supergen {side}: base {low:.4f} for 30 % reused, {high:.4f} for 50 %")
-    on_top["sdit_g4"] = on_top["sdit"]
-    return on_top
+            f"release_gate: [supergen.cache.base={low}, supergen.cache.gate=release]}}"]
 
 
-def run(out, trireme, ranks, only, overrides, on_top):
-    out.mkdir(parents=True, exist_ok=True)
-    jobs = {}
-    for name, words in JOBS.items():
-        if only and name not in only:
-            continue
-        exact = ["precision=f32"] if name.startswith("sdit") else []  # distances to dense are smaller than bf16's noise
-        command = [trireme, "sample", *words, *overrides, *on_top.get(name, []), *exact, "--out", str(out / name)]
-        if ranks > 1:
-            command += ["--ranks", str(ranks)]
-        log = open(out / f"{name}.log", "w")
-        jobs[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-    failed = [name for name, job in jobs.items() if job.wait() != 0]
-    for name in failed:
-        print(name, "failed:", (out / f"{name}.log").read_text().strip().splitlines()[-1:], file=sys.stderr)
-    return 1 if failed else 0
+def end_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+class Study:
+    """Jobs and the fits they wait for, so many at once, until the time is up."""
+
+    def __init__(self, o):
+        self.o, self.out, self.running = o, o.out.resolve(), {}
+        only = [n for n in o.only.split(",") if n]
+        self.jobs = [n for n in JOBS if not only or n in only]
+        self.waiting = [f for f in FITS if o.fit and f in {FIT_OF.get(n) for n in self.jobs}] + self.jobs
+        self.over, self.failed = set(), []
+        self.end = time.monotonic() + o.seconds
+
+    def command(self, name):
+        words = [self.o.trireme, "sample"]
+        if name in FITS:
+            words += FITS[name] + [w for w in self.o.overrides if w.split("=")[0] in ("model", "device", "precision")]
+        else:
+            words += JOBS[name] + self.o.overrides
+            words += from_fit(self.out, FIT_OF[name]) if self.o.fit and name in FIT_OF else []
+        if name == "fit_sdit":
+            words.append(f"teacache_fit.file={self.out}/teacache.json")
+        if "sdit" in name:  # distances to dense are smaller than bf16's noise
+            words.append("precision=f32")
+        ranks = ["--ranks", str(self.o.ranks)] if self.o.ranks > 1 and name in JOBS else []
+        return words + ["--out", str(self.out / name)] + ranks
+
+    def start(self, name):
+        command, done = self.command(name), self.out / f"{name}.done"
+        if done.exists() and done.read_text() == "\n".join(command):
+            self.over.add(name)
+            return
+        begun = (self.out / name).exists() and name == "fit_sdit"  # its changes are kept in memory alone
+        with open(self.out / f"{name}.log", "a") as log:
+            # In a session of its own: who ends this group does not tell it to stop a second time, which would be at once.
+            process = subprocess.Popen(command + (["--fresh"] if begun else []), cwd=ROOT, stdout=log, stderr=log,
+                                       start_new_session=True, preexec_fn=end_with_parent)
+        self.running[name] = (process, command)
+
+    def collect(self):
+        for name in [n for n, (process, _) in self.running.items() if process.poll() is not None]:
+            process, command = self.running.pop(name)
+            self.over.add(name)
+            if process.returncode == 0:
+                (self.out / f"{name}.done").write_text("\n".join(command))
+            elif process.returncode != 85:  # that: it stopped as it was told
+                self.failed.append(name)
+                last = (self.out / f"{name}.log").read_text().strip().splitlines()[-1:]
+                print(name, "failed:", *last, file=sys.stderr, flush=True)
+
+    def fit_is_there(self, name):
+        fit = FIT_OF.get(name)
+        return not self.o.fit or fit is None or (fit in self.over and fit not in self.failed)
+
+    def work(self):
+        signal.signal(signal.SIGTERM, lambda *_: setattr(self, "end", 0))
+        while self.waiting or self.running:
+            self.collect()
+            if time.monotonic() > self.end:
+                return self.stop()
+            for name in self.waiting[:]:
+                if FIT_OF.get(name) in self.failed:
+                    self.waiting.remove(name)
+                elif name in FITS or (len(self.running.keys() - FITS.keys()) < self.o.at_once and self.fit_is_there(name)):
+                    self.waiting.remove(name)
+                    self.start(name)
+            time.sleep(0.1)
+
+    def stop(self):
+        for process, _ in self.running.values():
+            process.send_signal(signal.SIGTERM)
+        for process, _ in self.running.values():
+            try:
+                process.wait(timeout=self.o.patience)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        print("time is up:", *self.running, *self.waiting, "are not done", file=sys.stderr)
+        self.collect()
+
+    def works(self):
+        """Does the program run under MPS?"""
+        words = ["recipes/sdit/fit.yaml", "method=plain", "held_out=1", "steps=2", "--out", str(self.out / "probe"), "--fresh"]
+        return subprocess.run([self.o.trireme, "sample", *words], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
 
 
 def main():
@@ -228,15 +293,21 @@ def main():
     parser.add_argument("--trireme", default=os.environ.get("TRIREME_BINARY", "trireme"))
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--only", default="")
+    parser.add_argument("--at-once", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1e9, help="then jobs are told to stop")
+    parser.add_argument("--patience", type=float, default=60, help="seconds they have for their report")
+    parser.add_argument("--mps", action="store_true", help="jobs share a GPU at the same time (NVIDIA MPS)")
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("overrides", nargs="*")
     o = parser.parse_intermixed_args()
     if o.what == "tables":
         return tables(o.out)
-    out = o.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    on_top = fit(out, o.trireme, o.overrides) if o.fit else {}
-    return run(out, o.trireme, o.ranks, [n for n in o.only.split(",") if n], o.overrides, on_top)
+    study = Study(o)
+    study.out.mkdir(parents=True, exist_ok=True)
+    with multi_process_service(o.mps, study.out, study.works):
+        study.work()
+    tables(o.out)
+    return 1 if study.failed else 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,14 @@ struct QuickshiftJob {
   TRIREME_BOTH std::int64_t pixels() const { return rows * columns; }
   TRIREME_BOTH double* density() const { return static_cast<double*>(scratch); }
   TRIREME_BOTH std::int32_t* parent() const { return reinterpret_cast<std::int32_t*>(density() + batch * pixels()); }
+  TRIREME_BOTH std::int64_t reach() const {  // of the window around a pixel
+    const auto whole = static_cast<std::int64_t>(3 * kernel_size);
+    return whole + (static_cast<double>(whole) < 3 * kernel_size);
+  }
+  // What is farther along an axis is no link.
+  TRIREME_BOTH std::int64_t link_reach() const {
+    return max_dist < static_cast<double>(reach()) ? static_cast<std::int64_t>(max_dist) : reach();
+  }
 };
 extern Kernel<QuickshiftJob> quickshift;
 constexpr std::size_t quickshift_scratch(std::int64_t batch, std::int64_t pixels) {
@@ -53,46 +61,77 @@ TRIREME_BOTH inline double decay(double x) {
 TRIREME_BOTH inline std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 TRIREME_BOTH inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-// visit(pixel, squared distance of features and place) for the window around `pixel`, row by row.
+// Neighbours whose distances are summed up beside each other: each sum is a chain that waits for itself.
+constexpr int abreast = 5;
+
+// visit(pixel, squared distance of features and place) for row `r` of the window around `pixel`, `reach` to both sides.
 template <class Visit>
-TRIREME_BOTH void each_neighbour(const QuickshiftJob& job, std::int64_t image, std::int64_t pixel, Visit visit) {
+TRIREME_BOTH void each_neighbour(const QuickshiftJob& job, std::int64_t image, std::int64_t pixel, std::int64_t r,
+                                 std::int64_t reach, Visit visit) {
   const std::int64_t n = job.pixels(), row = pixel / job.columns, column = pixel % job.columns;
   const double* features = job.features + image * job.channels * n;
-  std::int64_t reach = static_cast<std::int64_t>(3 * job.kernel_size);  // ceil
-  if (static_cast<double>(reach) < 3 * job.kernel_size) ++reach;
-  const std::int64_t last_row = smaller(job.rows - 1, row + reach), last = smaller(job.columns - 1, column + reach);
-  for (std::int64_t r = larger(0, row - reach); r <= last_row; ++r)
-    for (std::int64_t c = larger(0, column - reach); c <= last; ++c) {
-      double d2 = 0;
-      for (std::int64_t ch = 0; ch < job.channels; ++ch) {
-        const double d = features[ch * n + pixel] - features[ch * n + r * job.columns + c];
-        d2 += d * d;
+  const std::int64_t last = smaller(job.columns - 1, column + reach);
+  for (std::int64_t c = larger(0, column - reach); c <= last; c += abreast) {
+    const std::int64_t first = r * job.columns + c;
+    const int there = static_cast<int>(smaller(abreast, last - c + 1));
+    double d2[abreast] = {};
+    for (std::int64_t ch = 0; ch < job.channels; ++ch) {
+      const double own = features[ch * n + pixel];
+      const double* theirs = features + ch * n + first;
+      for (int i = 0; i < abreast; ++i) {
+        const double d = own - theirs[i < there ? i : 0];
+        d2[i] += d * d;
       }
-      d2 += static_cast<double>((row - r) * (row - r));
-      d2 += static_cast<double>((column - c) * (column - c));
-      visit(r * job.columns + c, d2);
     }
+    for (int i = 0; i < abreast; ++i) {
+      if (i >= there) continue;
+      const std::int64_t across = column - c - i;
+      d2[i] += static_cast<double>((row - r) * (row - r));
+      d2[i] += static_cast<double>(across * across);
+      visit(first + i, d2[i]);
+    }
+  }
 }
 
-TRIREME_BOTH inline void density(const QuickshiftJob& job, std::int64_t image, std::int64_t pixel) {
+// The part of a pixel's density that row `r` of its window adds; rows are added up in their order.
+TRIREME_BOTH inline double density_of_row(const QuickshiftJob& job, std::int64_t image, std::int64_t pixel,
+                                          std::int64_t r) {
   const double factor = -0.5 / (job.kernel_size * job.kernel_size);
   double sum = 0;
-  each_neighbour(job, image, pixel, [&](std::int64_t, double d2) { sum += decay(d2 * factor); });
+  each_neighbour(job, image, pixel, r, job.reach(), [&](std::int64_t, double d2) { sum += decay(d2 * factor); });
+  return sum;
+}
+
+TRIREME_BOTH inline void set_density(const QuickshiftJob& job, std::int64_t image, std::int64_t pixel, double sum) {
   const std::int64_t at = image * job.pixels() + pixel;
   job.density()[at] = sum + 1e-5 * job.noise[at];
 }
 
-TRIREME_BOTH inline void parent(const QuickshiftJob& job, std::int64_t image, std::int64_t pixel) {
+// The nearest pixel of higher density so far; ties go to the first.
+struct Nearest {
+  double d2;
+  std::int32_t pixel;  // -1: none
+  TRIREME_BOTH void offer(std::int32_t other, double other_d2) {
+    if (pixel < 0 || other_d2 < d2) pixel = other, d2 = other_d2;
+  }
+};
+
+TRIREME_BOTH inline Nearest nearest_of_row(const QuickshiftJob& job, std::int64_t image, std::int64_t pixel,
+                                           std::int64_t r) {
   const double* density = job.density() + image * job.pixels();
-  std::int64_t best = pixel;
-  double nearest = 0;
-  bool found = false;
-  each_neighbour(job, image, pixel, [&](std::int64_t other, double d2) {
-    if (density[other] > density[pixel] && (!found || d2 < nearest)) best = other, nearest = d2, found = true;
+  const double own = density[pixel];
+  Nearest nearest{0, -1};
+  each_neighbour(job, image, pixel, r, job.link_reach(), [&](std::int64_t other, double d2) {
+    if (density[other] > own) nearest.offer(static_cast<std::int32_t>(other), d2);
   });
+  return nearest;
+}
+
+TRIREME_BOTH inline void set_parent(const QuickshiftJob& job, std::int64_t image, std::int64_t pixel,
+                                    const Nearest& nearest) {
   // A square root as it is written: rounding decides about links of just this length.
-  if (!found || sqrt(nearest) > job.max_dist) best = pixel;
-  job.parent()[image * job.pixels() + pixel] = static_cast<std::int32_t>(best);
+  const bool linked = nearest.pixel >= 0 && !(sqrt(nearest.d2) > job.max_dist);
+  job.parent()[image * job.pixels() + pixel] = linked ? nearest.pixel : static_cast<std::int32_t>(pixel);
 }
 
 TRIREME_BOTH inline std::int32_t root(const std::int32_t* parent, std::int32_t pixel) {

@@ -83,14 +83,26 @@ void check(const PicturePlanes& a, const PicturePlanes& b) {
     throw UsageError("pictures", "of two sizes cannot be compared", "resize one");
 }
 
-// Frequencies [0, n) of n values.
-void transform(std::vector<std::complex<double>>& v, std::int64_t n, std::int64_t stride, std::int64_t first,
-               const std::vector<std::complex<double>>& roots) {
-  std::vector<std::complex<double>> out(static_cast<std::size_t>(n));
-  for (std::int64_t k = 0; k < n; ++k)
-    for (std::int64_t i = 0; i < n; ++i)
-      out[std::size_t(k)] += v[std::size_t(first + i * stride)] * roots[std::size_t(k * i % n)];
-  for (std::int64_t k = 0; k < n; ++k) v[std::size_t(first + k * stride)] = out[std::size_t(k)];
+using Complex = std::complex<double>;
+
+// Frequencies [0, n) of n values, `stride` apart; roots of unity, those of n `step` apart. Evens and odds apart, as long
+// as there are as many.
+void transform(const Complex* v, std::int64_t n, std::int64_t stride, const Complex* roots, std::int64_t step,
+               Complex* out) {
+  const std::int64_t half = n / 2;
+  if (n % 2 == 0) {
+    transform(v, half, 2 * stride, roots, 2 * step, out);
+    transform(v + stride, half, 2 * stride, roots, 2 * step, out + half);
+    for (std::int64_t k = 0; k < half; ++k) {
+      const Complex even = out[k], odd = out[k + half] * roots[k * step];
+      out[k] = even + odd, out[k + half] = even - odd;
+    }
+    return;
+  }
+  for (std::int64_t k = 0; k < n; ++k) {
+    out[k] = 0;
+    for (std::int64_t i = 0; i < n; ++i) out[k] += v[i * stride] * roots[k * i % n * step];
+  }
 }
 
 }  // namespace
@@ -144,15 +156,19 @@ double ms_ssim(const PicturePlanes& a, const PicturePlanes& b) {
 
 std::vector<double> radial_spectrum(const PicturePlanes& p) {
   const std::int64_t n = std::min(p.height, p.width), top = (p.height - n) / 2, left = (p.width - n) / 2;
-  std::vector<std::complex<double>> v(std::size_t(n * n)), roots(static_cast<std::size_t>(n));
+  std::vector<Complex> v(std::size_t(n * n)), roots(static_cast<std::size_t>(n));
   for (std::int64_t k = 0; k < n; ++k)
     roots[std::size_t(k)] = std::polar(1.0, -2 * std::acos(-1.0) * double(k) / double(n));
   for (std::int64_t y = 0; y < n; ++y)
     for (std::int64_t x = 0; x < n; ++x)
       for (std::int64_t c = 0; c < p.channels; ++c)
         v[std::size_t(y * n + x)] += double(p.plane(c)[(top + y) * p.width + left + x]) / double(p.channels);
-  for (std::int64_t y = 0; y < n; ++y) transform(v, n, 1, y * n, roots);
-  for (std::int64_t x = 0; x < n; ++x) transform(v, n, n, x, roots);
+  std::vector<Complex> across(v.size()), line(roots.size());
+  for (std::int64_t y = 0; y < n; ++y) transform(v.data() + y * n, n, 1, roots.data(), 1, across.data() + y * n);
+  for (std::int64_t x = 0; x < n; ++x) {
+    transform(across.data() + x, n, n, roots.data(), 1, line.data());
+    for (std::int64_t y = 0; y < n; ++y) v[std::size_t(y * n + x)] = line[std::size_t(y)];
+  }
   std::vector<double> power(std::size_t(std::max<std::int64_t>(0, n / 2 - 1))), count(power.size());
   for (std::int64_t y = 0; y < n; ++y)
     for (std::int64_t x = 0; x < n; ++x) {

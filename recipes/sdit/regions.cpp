@@ -4,6 +4,7 @@
 #include "data/rng.h"
 #include "framework/base/tensor.h"
 #include "framework/kernels/quickshift.h"
+#include "framework/kernels/region_choice.h"
 
 #include <algorithm>
 #include <cmath>
@@ -13,48 +14,10 @@
 namespace trireme::sdit {
 namespace {
 
-// From least to largest of each sample to [0, 1]; a constant map becomes 0.
-at::Tensor normalized(const at::Tensor& map) {
-  const at::Tensor least = map.amin({1, 2, 3}, true), range = map.amax({1, 2, 3}, true) - least;
-  return (map - least) / range.clamp_min(1e-20);
-}
+Place place_of(const at::Tensor& t) { return t.is_cuda() ? current_place(int(t.get_device())) : Place{}; }
 
-// One pixel more on each side, as the border's.
-at::Tensor padded(const at::Tensor& map) { return at::replication_pad2d(map, {1, 1, 1, 1}); }
-
-at::Tensor shifted(const at::Tensor& padded, std::int64_t row, std::int64_t column) {
-  const auto rows = padded.size(2) - 2, columns = padded.size(3) - 2;
-  return padded.narrow(2, 1 + row, rows).narrow(3, 1 + column, columns);
-}
-
-at::Tensor scharr(const at::Tensor& map) {
-  const at::Tensor p = padded(map);
-  const auto difference = [&](bool across) {
-    const auto at = [&](std::int64_t along, std::int64_t side) {
-      return across ? shifted(p, side, along) : shifted(p, along, side);
-    };
-    return (3 * (at(1, -1) - at(-1, -1)) + 10 * (at(1, 0) - at(-1, 0)) + 3 * (at(1, 1) - at(-1, 1))) / 16;
-  };
-  return (difference(false).square() + difference(true).square()).sqrt();
-}
-
-at::Tensor laplacian(const at::Tensor& map) {
-  const at::Tensor p = padded(map);
-  return (shifted(p, -1, 0) + shifted(p, 1, 0) + shifted(p, 0, -1) + shifted(p, 0, 1) - 4 * map).abs();
-}
-
-// How often each value below `size` stands in a row of i64 [B, P].
-at::Tensor counts(const at::Tensor& values, std::int64_t size) {
-  return at::zeros({values.size(0), size}, values.options()).scatter_add_(1, values, at::ones_like(values));
-}
-
-// The inverse of the permutations in the rows of `order`.
-at::Tensor inverse_order(const at::Tensor& order) {
-  return at::empty_like(order).scatter_(1, order, at::arange(order.size(1), order.options()).expand_as(order));
-}
-
-at::Tensor sorted_indices(const at::Tensor& keys, bool descending) {
-  return std::get<1>(at::sort(keys, /*stable=*/true, 1, descending));
+at::Tensor scratch_of(std::size_t bytes, const at::Tensor& like) {
+  return at::empty({std::int64_t(bytes)}, like.options().dtype(at::kByte));
 }
 
 // The least of each token's pixels, [B, N]; pixels up to `ring` away count as its own.
@@ -97,8 +60,7 @@ RegionLabels label_regions(const at::Tensor& x0, const at::Tensor& noise, const 
   const at::Tensor normals = noise.unsqueeze(1).expand({b, f, h, w}).contiguous();
   const at::Tensor labels = at::empty({b, f, h, w}, x0.options().dtype(at::kInt));
   const at::Tensor segments = at::empty({b, f}, labels.options());
-  const at::Tensor scratch =
-      at::empty({std::int64_t(kernels::quickshift_scratch(b * f, h * w))}, x0.options().dtype(at::kByte));
+  const at::Tensor scratch = scratch_of(kernels::quickshift_scratch(b * f, h * w), x0);
   kernels::quickshift({.features = features.const_data_ptr<double>(),
                        .noise = normals.const_data_ptr<double>(),
                        .batch = b * f,
@@ -110,33 +72,45 @@ RegionLabels label_regions(const at::Tensor& x0, const at::Tensor& noise, const 
                        .labels = labels.data_ptr<std::int32_t>(),
                        .segments = segments.data_ptr<std::int32_t>(),
                        .scratch = scratch.data_ptr()},
-                      x0.is_cuda() ? current_place(int(x0.get_device())) : Place{});
+                      place_of(x0));
   const at::Tensor count = segments.to(at::kLong);
   const at::Tensor before = count.cumsum(1) - count;
   return {labels.to(at::kLong) + before.view({b, f, 1, 1}), count.sum(1)};
 }
 
 at::Tensor complexity(const at::Tensor& x, const at::Tensor& x0, std::span<const double> weights) {
-  const at::Tensor g = x0.mean(1);
-  return weights[0] * normalized(scharr(g)) + weights[1] * normalized(laplacian(g)) +
-         weights[2] * normalized((x - x0).abs().mean(1));
+  const auto b = x0.size(0), f = x0.size(2), h = x0.size(3), w = x0.size(4);
+  const at::Tensor noisy = x.contiguous(), clean = x0.contiguous(), out = at::empty({b, f, h, w}, x0.options());
+  const at::Tensor scratch = scratch_of(kernels::complexity_scratch(b, f * h * w), x0);
+  kernels::complexity({.x = noisy.const_data_ptr<float>(),
+                       .x0 = clean.const_data_ptr<float>(),
+                       .batch = b,
+                       .channels = x0.size(1),
+                       .frames = f,
+                       .rows = h,
+                       .columns = w,
+                       .weight = {float(weights[0]), float(weights[1]), float(weights[2])},
+                       .out = out.data_ptr<float>(),
+                       .scratch = scratch.data_ptr()},
+                      place_of(x0));
+  return out;
 }
 
 at::Tensor region_places(const RegionLabels& labels, const at::Tensor& complexity, double q) {
-  const at::Tensor label = labels.map.flatten(1), c = complexity.flatten(1);
-  const auto pixels = label.size(1);
-  // Pixels by label, within one by falling complexity.
-  const at::Tensor falling = sorted_indices(c, true);
-  const at::Tensor order = falling.gather(1, sorted_indices(label.gather(1, falling), false));
-  const at::Tensor sorted = label.gather(1, order), size = counts(label, pixels);
-  const at::Tensor within = at::arange(pixels, label.options()) - (size.cumsum(1) - size).gather(1, sorted);
-  const at::Tensor kept = (size.to(at::kDouble) * q).ceil().to(at::kLong).clamp_min(1);
-  // Sums of whole numbers do not depend on their order: complexities are below 2^31 / 2^28, pixels below 2^31.
-  const at::Tensor value = (c.gather(1, order).to(at::kDouble) * double(1 << 28)).round().to(at::kLong);
-  const at::Tensor counted = value * (within < kept.gather(1, sorted));
-  const at::Tensor sum = at::zeros_like(size).scatter_add_(1, sorted, counted);
-  const at::Tensor score = (sum.to(at::kDouble) / kept).masked_fill(size == 0, -1);
-  return inverse_order(sorted_indices(score, true)).gather(1, label).to(at::kFloat).view_as(complexity);
+  const at::Tensor map = labels.map.contiguous(), count = labels.count.contiguous(), c = complexity.contiguous();
+  const at::Tensor places = at::empty(c.sizes(), c.options());
+  const auto b = c.size(0), pixels = c[0].numel();
+  const at::Tensor scratch = scratch_of(kernels::region_places_scratch(b, pixels), c);
+  kernels::region_places({.labels = map.const_data_ptr<std::int64_t>(),
+                          .regions = count.const_data_ptr<std::int64_t>(),
+                          .complexity = c.const_data_ptr<float>(),
+                          .q = q,
+                          .batch = b,
+                          .pixels = pixels,
+                          .places = places.data_ptr<float>(),
+                          .scratch = scratch.data_ptr()},
+                         place_of(c));
+  return places;
 }
 
 std::int64_t rounded_count(double share, std::int64_t n, std::int64_t round_to) {
@@ -145,7 +119,15 @@ std::int64_t rounded_count(double share, std::int64_t n, std::int64_t round_to) 
 }
 
 at::Tensor first_by_key(const at::Tensor& keys, std::int64_t count) {
-  return std::get<0>(sorted_indices(keys, false).narrow(1, 0, count).sort(1));
+  const at::Tensor k = keys.to(at::kFloat).contiguous();
+  const at::Tensor chosen = at::empty({k.size(0), count}, k.options().dtype(at::kLong));
+  kernels::first_keys({.keys = k.const_data_ptr<float>(),
+                       .batch = k.size(0),
+                       .n = k.size(1),
+                       .count = count,
+                       .chosen = chosen.data_ptr<std::int64_t>()},
+                      place_of(k));
+  return chosen;
 }
 
 at::Tensor choose_tokens(const at::Tensor& places, const RegionLabels& labels, TokenPatch patch,

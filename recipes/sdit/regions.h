@@ -50,7 +50,7 @@ std::int64_t rounded_count(double share, std::int64_t n, std::int64_t round_to);
 // largest of the samples, and reading it makes the host wait. step: of the sparse ones, for `period`.
 at::Tensor choose_tokens(const at::Tensor& places, const RegionLabels& labels, TokenPatch patch,
                          const TokenChoice& choice, std::int64_t step);
-// i64 [B, K] ascending: the K first by (key, index), keys [B, N].
+// i64 [B, K] ascending: the K first by (key, index), keys [B, N] as f32.
 at::Tensor first_by_key(const at::Tensor& keys, std::int64_t count);
 
 }  // namespace trireme::sdit

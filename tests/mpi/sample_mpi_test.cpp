@@ -75,6 +75,7 @@ TEST_F(SampleOnRanks, SaveAndLeaveWhenTold) {
   const Outcome o = stopped.wait();
   ASSERT_EQ(o.code, 85) << o;
   EXPECT_TRUE(saved("stopped"));
+  EXPECT_TRUE(fs::exists(dir() / "stopped" / "report.json"));
   ASSERT_EQ(run_program(on(2, "stopped"), {.folder = dir()}).code, 0);
   ASSERT_EQ(run_program({"sample", "job.yaml", "--out", "whole"}, {.folder = dir()}).code, 0);
   expect_same_pictures("whole", "stopped");

@@ -6,6 +6,7 @@
 #include "data/rng.h"
 #include "framework/metrics/scene_score.h"
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -143,6 +144,13 @@ TEST(Pictures, SpectrumHasItsPeakAtTheWave) {
     if (k != 4) {
       EXPECT_LT(power[k], power[4] - 3) << k;
     }
+  for (const int side : {15, 24, 30}) {  // odd, and with odd parts
+    std::vector<float> w;
+    for (int y = 0; y < side; ++y)
+      for (int x = 0; x < side; ++x) w.push_back(float(std::cos(2 * std::acos(-1.0) * 5 * y / side)));
+    const auto found = radial_spectrum({w.data(), 1, side, side});
+    EXPECT_EQ(std::max_element(found.begin(), found.end()) - found.begin(), 4) << side;
+  }
   EXPECT_EQ(spectrum_distance(power, power), 0);
   EXPECT_GT(spectrum_distance(power, radial_spectrum({v.data(), 1, 16, 32})), 0);
 }

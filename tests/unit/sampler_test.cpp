@@ -10,6 +10,7 @@
 #include "tests/unit/said.h"
 #include "trainers/sample/engine.h"
 #include "trainers/sample/model.h"
+#include "trainers/sample/report.h"
 #include "trainers/sample/run.h"
 
 #include <cmath>
@@ -260,6 +261,19 @@ TEST_F(SampleJobs, MakePicturesASheetAndAReport) {
   EXPECT_SAYS(said([&] { run("o", {said_before}); }), "holds pictures of other files of");
   write("config.json", model);
   EXPECT_EQ(run("o", {said_before, "save_every=3"}), 0);
+}
+
+// Cut anywhere, a job has as many pictures of one arm as of another, and reports those up to a gap.
+TEST_F(SampleJobs, DrawArmsInTurn) {
+  const std::vector<std::string> overrides = {"arms={a: [], b: [seed=7]}", "batch=1"};
+  ASSERT_EQ(run("turns", overrides), 0);
+  const auto when = [&](const std::string& batch) { return fs::last_write_time(dir_ + "/turns/" + batch + ".json"); };
+  EXPECT_LE(when("a/batch_00000"), when("b/batch_00000"));
+  EXPECT_LE(when("b/batch_00000"), when("a/batch_00001"));
+  EXPECT_LE(when("a/batch_00001"), when("b/batch_00001"));
+  fs::remove(dir_ + "/turns/a/batch_00001.json");
+  const auto arm = sample::read_job(dir_ + "/job.yaml", overrides).arms[0];
+  EXPECT_EQ(sample::arm_report(arm, dir_ + "/turns/a")["pictures"].size(), 1u);
 }
 
 TEST_F(SampleJobs, AreTheSameOnAnyNumberOfRanks) {

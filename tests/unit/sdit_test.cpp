@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -222,6 +223,55 @@ TEST(Regions, RegionsThatAreNotDueComeLast) {
   const sdit::TokenChoice choice{.ratio = 1.0 / 3, .dilate = 0, .round_to = 1, .period = {2, 1, 4}};
   EXPECT_EQ(columns_of(sdit::choose_tokens(places, three, {}, choice, 0)), (std::set<std::int64_t>{0, 1}));
   EXPECT_EQ(columns_of(sdit::choose_tokens(places, three, {}, choice, 1)), (std::set<std::int64_t>{2, 3}));
+}
+
+// Keys of few values, zeros of both signs, a NaN and infinities.
+at::Tensor odd_keys(std::int64_t batch, std::int64_t n) {
+  at::Tensor keys = (3 * randn({batch, n}, 9)).round() / 2;
+  keys = at::where(randn({batch, n}, 8) > 0, keys, -at::zeros_like(keys));
+  keys[0][n / 3] = std::numeric_limits<float>::quiet_NaN();
+  keys[batch - 1][n / 2] = std::numeric_limits<float>::infinity();
+  keys[0][n - 1] = -std::numeric_limits<float>::infinity();
+  return keys;
+}
+
+TEST(Regions, FirstKeysAreThoseOfAStableSort) {
+  const at::Tensor keys = odd_keys(2, 3001);
+  for (const std::int64_t count : {1, 2, 64, 1500, 2999, 3001}) {
+    const at::Tensor order = std::get<1>(at::sort(keys, /*stable=*/true, 1, false)).narrow(1, 0, count);
+    EXPECT_TRUE(sdit::first_by_key(keys, count).equal(std::get<0>(order.sort(1)))) << count;
+  }
+}
+
+// To the bit: ranks on either must choose alike.
+TEST(Regions, OnAGpuToo) {
+  if (!device_runtime() || device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
+  const at::Device gpu(at::kCUDA, 0);
+  const double weights[] = {1, 0.5, 0.3};
+  const std::uint64_t seeds[] = {1, 2};
+  for (const std::int64_t side : {16, 70, 128}) {
+    const at::Tensor x0 = randn({2, 16, 2, side, side}, 1), x = x0 + 0.3 * randn(x0.sizes(), 2);
+    const RegionLabels host = sdit::label_regions(x0, sdit::label_noise(seeds, side, side, at::kCPU), {.ratio = 0.5});
+    const RegionLabels there{host.map.to(gpu), host.count.to(gpu)};
+    const at::Tensor c = sdit::complexity(x, x0, weights), there_c = sdit::complexity(x.to(gpu), x0.to(gpu), weights);
+    EXPECT_TRUE(there_c.cpu().equal(c)) << side;
+    const at::Tensor places = sdit::region_places(host, c, 0.75), there_places = sdit::region_places(there, there_c, 0.75);
+    EXPECT_TRUE(there_places.cpu().equal(places)) << side;
+    EXPECT_TRUE(sdit::choose_tokens(there_places, there, {}, {}, 0)
+                    .cpu()
+                    .equal(sdit::choose_tokens(places, host, {}, {}, 0)))
+        << side;
+  }
+  const at::Tensor one = at::zeros({1, 1, 1, 96, 96}, at::kLong), c = randn({1, 1, 96, 96}, 3).abs();
+  const RegionLabels all{one.view({1, 1, 96, 96}), at::ones({1}, at::kLong)};  // one large region
+  EXPECT_TRUE(sdit::region_places({all.map.to(gpu), all.count.to(gpu)}, c.to(gpu), 0.75)
+                  .cpu()
+                  .equal(sdit::region_places(all, c, 0.75)));
+  for (const std::int64_t count : {1, 64, 1500, 3001})
+    EXPECT_TRUE(sdit::first_by_key(odd_keys(2, 3001).to(gpu), count)
+                    .cpu()
+                    .equal(sdit::first_by_key(odd_keys(2, 3001), count)))
+        << count;
 }
 
 // S7.

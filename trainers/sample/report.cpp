@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <map>
 #include <numeric>
 
 #include <nlohmann/json.hpp>
@@ -161,9 +162,10 @@ nlohmann::json arm_report(const SampleConfig& config, const std::string& folder)
     const auto batch = nlohmann::json::parse(bytes.begin(), bytes.end(), nullptr, false);
     if (!batch.is_object() || !batch.contains("pictures") || !batch.contains("series"))
       throw DataError(file, "is not what a batch ends with", "remove it: its pictures are drawn again");
-    seconds += batch["seconds"].get<double>();
+    if (batch["pictures"].empty() || batch["pictures"][0]["index"] != pictures.size()) break;  // a stopped job's gap
     // The first batch also warms up: it counts only where it is alone.
     if (batches.size() == 1) timed = steps = 0;
+    seconds += batch["seconds"].get<double>();
     timed += batch["seconds"].get<double>(), steps += batch["steps"].get<double>();
     for (const auto& p : batch["pictures"]) pictures.push_back(p);
     if (batches.empty()) arm["series"] = batch["series"];
@@ -184,12 +186,17 @@ nlohmann::json arm_report(const SampleConfig& config, const std::string& folder)
 std::string write_report(const SampleJob& job, const std::string& out, const nlohmann::json& machine) {
   nlohmann::json report{{"machine", machine}, {"arms", nlohmann::json::array()}};
   std::string text;
+  std::map<std::string, std::int64_t> pictures;
   for (const auto& config : job.arms) {
     report["arms"].push_back(arm_report(config, out + "/" + config.arm));
-    auto& arm = report["arms"].back();
+    pictures[config.arm] = std::ssize(report["arms"].back()["pictures"]);
+  }
+  for (std::size_t a = 0; a < job.arms.size(); ++a) {
+    const auto& config = job.arms[a];
+    auto& arm = report["arms"][a];
     if (!config.compare_to.empty() && config.arm != config.compare_to)
-      for (const auto& [name, value] :
-           fidelity(std::int64_t(arm["pictures"].size()), out + "/" + config.arm, out + "/" + config.compare_to))
+      for (const auto& [name, value] : fidelity(std::min(pictures[config.arm], pictures[config.compare_to]),
+                                                out + "/" + config.arm, out + "/" + config.compare_to))
         arm["metrics"][name] = value;
     text += config.arm + ": " + std::to_string(arm["pictures"].size()) + " pictures, " +
             number(arm["seconds"].get<double>(), "%.2f") + " s, " + number(arm["step_ms"].get<double>()) + " ms a step";

@@ -155,8 +155,10 @@ class Job {
       total += (std::ssize(plans_[a].conditions->texts()) * c.count + c.batch - 1) / c.batch * c.steps;
     }
     Bar bar(world_.rank() == 0, total);
-    for (std::size_t a = 0; a < plans_.size(); ++a)
-      if (!run_arm(a, bar)) return false;
+    for (std::size_t first = 0, end = 0; first < plans_.size(); first = end) {
+      while (end < plans_.size() && model_of(end) == model_of(first)) ++end;
+      if (!run_arms(first, end, bar)) return false;
+    }
     return true;
   }
 
@@ -178,29 +180,38 @@ class Job {
           }));
   }
 
-  void need_model(std::size_t a) {
+  std::string model_of(std::size_t a) const {
     const auto& c = job_.arms[a];
-    const std::string key =
-        c.model + "\n" + c.weights + "\n" + c.precision + "\n" + (c.weights == "random" ? std::to_string(c.seed) : "");
-    if (model_ && key == loaded_) return;
-    model_.reset();
-    agree(world_, attempt([&] { model_ = load_model(c, plans_[a].model, placement_.device); }));
-    loaded_ = key;
+    return c.model + "\n" + c.weights + "\n" + c.precision + "\n" +
+           (c.weights == "random" ? std::to_string(c.seed) : "");
   }
 
-  bool run_arm(std::size_t a, Bar& bar) {
+  // An arm at work on this rank.
+  struct Working {
+    Groups groups;
+    std::unique_ptr<LatentCodec> codec;
+    std::unique_ptr<GraphedDenoiser> graphed;
+    std::unique_ptr<SampleContext> context;
+    std::unique_ptr<Engine> engine;
+    std::int64_t next = 0;  // batch of this rank's group
+  };
+
+  std::unique_ptr<Working> begin_arm(std::size_t a, Bar& bar) {
     const auto& c = job_.arms[a];
     Sampler& method = *c.samplers.at(c.method);
-    need_model(a);
     agree(world_, attempt([&] { plans_[a].conditions->model_loaded(*model_); }));
-    Groups groups = make_groups(c, method, placement_, world_);
-    const auto codec = latent_codec(plans_[a].plan.info.channels, plans_[a].plan.info.latent_factor);
-    GraphedDenoiser graphed(*model_);
-    SampleContext context(*groups.tensors, graphed, *codec, placement_.device, precision_of(c));
+    auto w = std::make_unique<Working>();
+    w->groups = make_groups(c, method, placement_, world_);
+    w->next = w->groups.mine;
+    w->codec = latent_codec(plans_[a].plan.info.channels, plans_[a].plan.info.latent_factor);
+    w->graphed = std::make_unique<GraphedDenoiser>(*model_);
+    w->context = std::make_unique<SampleContext>(*w->groups.tensors, *w->graphed, *w->codec, placement_.device,
+                                                 precision_of(c));
+    SampleContext& context = *w->context;
     context.steps = c.steps, context.height = c.size[0], context.width = c.size[1], context.frames = c.frames;
     context.shift = shift_of(c, plans_[a].plan.info);
-    context.halves = groups.halves.get();
-    context.parallel = groups.sequence.get();
+    context.halves = w->groups.halves.get();
+    context.parallel = w->groups.sequence.get();
     context.message = [this, &bar](std::string_view line) {
       if (world_.rank() != 0) return;
       bar.clear();
@@ -208,13 +219,40 @@ class Job {
     };
     method.setup(context);
     const Arm arm{c, method, *plans_[a].conditions, out_ + "/" + c.arm};
-    Engine engine(arm, groups, context, [&bar, &groups] { bar.step(groups.count); });
+    w->engine = std::make_unique<Engine>(arm, w->groups, context, [&bar, w = w.get()] { bar.step(w->groups.count); });
+    return w;
+  }
+
+  // Arms of one model, so many pictures of each in turn: a job that is cut has compared all arms on the same prompts.
+  bool run_arms(std::size_t first, std::size_t end, Bar& bar) {
+    agree(world_, attempt([&] {
+            model_.reset();
+            model_ = load_model(job_.arms[first], plans_[first].model, placement_.device);
+          }));
+    std::vector<std::unique_ptr<Working>> working;
+    std::int64_t turn = 1;
+    for (std::size_t a = first; a < end; ++a) {
+      working.push_back(begin_arm(a, bar));
+      turn = std::max(turn, job_.arms[a].batch * working.back()->groups.count);
+    }
+    for (std::int64_t pictures = turn, left = 1; left > 0; pictures += turn) {
+      left = 0;
+      for (std::size_t a = first; a < end; ++a) {
+        if (!advance(*working[a - first], job_.arms[a], pictures, bar)) return false;
+        left = std::max(left, working[a - first]->engine->pictures() - pictures);
+      }
+    }
+    return true;
+  }
+
+  // Up to so many pictures of an arm. False: stopped, on whichever rank.
+  bool advance(Working& w, const SampleConfig& c, std::int64_t pictures, Bar& bar) {
     bool going = true;
-    for (std::int64_t b = groups.mine; b < engine.batches() && going; b += groups.count) {
-      if (engine_done(engine, groups, b))
-        bar.skip(c.steps * groups.count);
+    for (; going && w.next < w.engine->batches() && w.next * c.batch < pictures; w.next += w.groups.count) {
+      if (engine_done(*w.engine, w.groups, w.next))
+        bar.skip(c.steps * w.groups.count);
       else
-        going = engine.run(b, [] { return stop_requested(); });
+        going = w.engine->run(w.next, [] { return stop_requested(); });
     }
     std::int64_t stopped = !going;
     world_.all_reduce({&stopped, 1, DType::i64}, Op::max).wait();
@@ -235,7 +273,6 @@ class Job {
   const int local_ranks_;
   std::vector<ArmPlan> plans_;
   std::unique_ptr<Denoiser> model_;
-  std::string loaded_;
 };
 
 }  // namespace
@@ -250,11 +287,11 @@ int run_sample(const SampleRun& run, Communicator& world, int local_ranks) {
         }));
   if (job.arms[0].threads) at::set_num_threads(int(job.arms[0].threads));
   Job work(job, run.out, world, local_ranks);
-  if (!work.run()) return int(ExitCode::stopped);
-  agree(world, attempt([&] {
+  const bool done = work.run();
+  agree(world, attempt([&] {  // also of what a stopped job has
           if (world.rank() == 0) std::cout << write_report(job, run.out, work.machine()) << std::flush;
         }));
-  return 0;
+  return done ? 0 : int(ExitCode::stopped);
 }
 
 }  // namespace trireme::sample
