@@ -7,7 +7,8 @@
 //             it alone; `512 buckets`: buckets of 25, 50 and 100 MiB.
 //   --problem "mlp buckets": of the MLP, whose weights of 256 MiB leave in pieces of 25 or 100, or (300) whole.
 //   --problem scaling: 1, 2, 4, ... --ranks ranks, 512 sequences or 4,096 samples of the MLP on each; no hooks.
-//   --problem losses: what each arm has learnt after 500 steps.
+//   --problem losses: what each arm has learnt after 500 steps; `losses int8 ddp-powersgd-4 seeds`: none and these
+//             arms alone (seeds: none of two more).
 #include "bench/bench.h"
 #include "bench/collectives.h"
 #include "bench/judge.h"
@@ -20,6 +21,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <iterator>
+#include <map>
 #include <sstream>
 
 namespace trireme::bench {
@@ -272,14 +275,37 @@ void add_arms(Contestants& all, const Case& what, int ranks, const std::vector<s
   for (const auto& hook : ddp) all.push_back({true, hook, what, ranks});
 }
 
-// What each arm has learnt, one after the other.
-nlohmann::json learn(const Options& o, const std::vector<std::string>& ours, const std::vector<std::string>& ddp) {
-  const Scratch scratch;
+// Our none, which writes what the others start with, and the arms that are named, or all. Throws UsageError.
+Contestants learners(const Options& o, const std::vector<std::string>& ours, const std::vector<std::string>& ddp,
+                     const std::string& names) {
+  std::map<std::string, Contestants> known;
+  const auto none = [&](int seed) {
+    return Contestant{false, "none", {"transformer", 64, seed, 25, start_learning}, o.ranks};
+  };
+  const Case what = none(2024).what;
+  for (const auto& hook : ours) add_arms(known[hook], what, o.ranks, {hook}, {});
+  for (const auto& hook : ddp) add_arms(known["ddp-" + hook], what, o.ranks, {}, {hook});
+  for (const int seed : {2025, 2026}) known["seeds"].push_back(none(seed));
+  std::vector<std::string> order = ours;
+  for (const auto& hook : ddp) order.push_back("ddp-" + hook);
+  order.push_back("seeds");
+  std::istringstream words(names);
+  std::vector<std::string> asked{std::istream_iterator<std::string>(words), {}};
   Contestants all;
-  const Case what{"transformer", 64, 2024, 25, start_learning};
-  add_arms(all, what, o.ranks, ours, ddp);
-  for (const int seed : {2025, 2026})
-    all.push_back({false, "none", {"transformer", 64, seed, 25, start_learning}, o.ranks});
+  all.push_back(none(2024));
+  for (const auto& name : asked.empty() ? order : asked) {
+    auto found = known.extract(name);
+    if (!found)
+      throw UsageError("bench ddp_hooks --problem", "losses has no arm '" + name + "', or it has been named",
+                       "say bf16, int8, top_k, powersgd-4, ddp-none, ddp-powersgd-4-bf16, seeds, ... once");
+    if (name != "none") std::ranges::move(found.mapped(), std::back_inserter(all));
+  }
+  return all;
+}
+
+// What each arm has learnt, one after the other.
+nlohmann::json learn(const Options& o, Contestants all) {
+  const Scratch scratch;
   start_arms(o, all, scratch);
   nlohmann::json rows = nlohmann::json::array();
   for (auto& c : all) {
@@ -299,19 +325,21 @@ nlohmann::json learn(const Options& o, const std::vector<std::string>& ours, con
   return judged(rows);
 }
 
-// What and which part of it: "64", "512 line", "mlp buckets", "scaling".
+// What and which part of it: "64", "512 line", "mlp buckets", "scaling", "losses int8 seeds".
 std::pair<std::string, std::string> problem_of(const Options& o) {
   std::istringstream words(o.problem.empty() ? "64" : o.problem);
   std::string what, part, more;
-  words >> what >> part >> more;
+  words >> what;
+  if (what == "losses") return std::getline(words, part), std::pair{what, part};
+  words >> part >> more;
   const bool number = !what.empty() && what.size() < 7 && what.find_first_not_of("0123456789") == what.npos &&
                       std::atoi(what.c_str()) > 0;
   const bool known = number          ? part.empty() || part == "line" || part == "powersgd" || part == "buckets"
                      : what == "mlp" ? part == "buckets"
-                                     : part.empty() && (what == "scaling" || what == "losses");
+                                     : part.empty() && what == "scaling";
   if (!known || !more.empty())
     throw UsageError("bench ddp_hooks --problem", "'" + o.problem + "' is none",
-                     "512, 64, each also with line, powersgd or buckets; mlp buckets; scaling; losses");
+                     "512, 64, each also with line, powersgd or buckets; mlp buckets; scaling; losses, also with arms");
   return {what, part};
 }
 
@@ -326,7 +354,7 @@ nlohmann::json run(const Options& o) {
     auto ours = plain, ddp = peers_plain;
     ours.insert(ours.end(), low_rank.begin(), low_rank.end());
     ddp.insert(ddp.end(), peers_low_rank.begin(), peers_low_rank.end());
-    return learn(o, ours, ddp);
+    return learn(o, learners(o, ours, ddp, part));
   }
   if (what == "scaling") {
     for (int n = 1; n <= o.ranks; n *= 2)

@@ -36,10 +36,11 @@ struct Project {
     const float* source = first_rank > 0 ? error : job.gradient + x.gradient;
     float4 v[each_thread];
 #pragma unroll
-    for (int k = 0; k < each_thread; ++k) v[k] = load<whole>(source, i + k * apart, end(k));
+    for (int k = 0; k < each_thread; ++k) v[k] = load_last<whole>(source, i + k * apart, end(k));
     if (first_rank == 0 && job.before)
 #pragma unroll
-      for (int k = 0; k < each_thread; ++k) v[k] = plus(load<whole>(job.before + x.error, i + k * apart, end(k)), v[k]);
+      for (int k = 0; k < each_thread; ++k)
+        v[k] = plus(load_last<whole>(job.before + x.error, i + k * apart, end(k)), v[k]);
     if (first_rank == 0)
 #pragma unroll
       for (int k = 0; k < each_thread; ++k) store<whole>(error, i + k * apart, end(k), v[k]);
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(threads) sum_kernel(const __grid_constant__ Lo
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * threads + threadIdx.x; i < length;
        i += static_cast<std::int64_t>(gridDim.x) * threads) {
     float sum = 0;
-#pragma unroll 4
+#pragma unroll 8
     for (std::int64_t k = 0; k < parts; ++k) sum += from[k * length + i];
     if (is_p) {
       x.p[i] = sum;
@@ -319,14 +320,17 @@ void launch(KernelOfJob kernel, const LowRankJob& job, int which, Place place) {
   check_launch("low rank");
 }
 
-constexpr unsigned sum_blocks = 64;  // of a matrix
+// A row of blocks for each matrix: about what the card holds at once, since each waits for a few loads and ends.
+dim3 sum_grid(const LowRankJob& job) {
+  const auto count = static_cast<unsigned>(job.count);
+  return {count < 128 ? 2048 / count : 16, count};
+}
 
 void project_on_cuda(const LowRankJob& job, Place place) {
   if (job.count == 0) return;
   launch(pick(job.rank, project_kernel<4>, project_kernel<8>, project_kernel<16>, tensor_project_kernel), job, 0,
          place);
-  const dim3 grid(sum_blocks, static_cast<unsigned>(job.count));
-  sum_kernel<true><<<grid, threads, 0, cuda_stream(place)>>>(job);
+  sum_kernel<true><<<sum_grid(job), threads, 0, cuda_stream(place)>>>(job);
   check_launch("low rank");
 }
 
@@ -335,8 +339,7 @@ void back_project_on_cuda(const LowRankJob& job, Place place) {
   launch(pick(job.rank, back_project_kernel<4>, back_project_kernel<8>, back_project_kernel<16>,
               tensor_back_project_kernel),
          job, 1, place);
-  const dim3 grid(sum_blocks, static_cast<unsigned>(job.count));
-  sum_kernel<false><<<grid, threads, 0, cuda_stream(place)>>>(job);
+  sum_kernel<false><<<sum_grid(job), threads, 0, cuda_stream(place)>>>(job);
   check_launch("low rank");
 }
 

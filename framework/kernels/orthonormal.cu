@@ -90,14 +90,17 @@ __global__ void __launch_bounds__(factor_threads) factor_kernel(OrthonormalJob j
     sums[e] = sum;
   }
   __syncthreads();
+  // A warp has a row, so that no index is divided; the threads that have a factor, and no others, divide for it.
+  const std::int64_t lane = t % lanes, warp = t / lanes;
   for (std::int64_t k = 0; k < r; ++k) {
-    const double left = a[k * r + k], inverse = left <= 1e-12 * sums[k * r + k] ? 0 : 1 / left;
-    for (std::int64_t i = k + 1 + t; i < r; i += factor_threads) factor[i] = a[i * r + k] * inverse;
-    __syncthreads();
-    for (std::int64_t e = (k + 1) * r + t; e < all; e += factor_threads) {
-      const auto i = static_cast<unsigned>(e) / static_cast<unsigned>(r), j = static_cast<unsigned>(e - i * r);
-      a[e] = j == k ? -factor[i] : a[e] - factor[i] * a[k * r + j];
+    for (std::int64_t i = k + 1 + t; i < r; i += factor_threads) {
+      const double left = a[k * r + k];
+      factor[i] = a[i * r + k] * (left <= 1e-12 * sums[k * r + k] ? 0 : 1 / left);
     }
+    __syncthreads();
+    for (std::int64_t i = k + 1 + warp; i < r; i += factor_threads / lanes)
+      for (std::int64_t j = lane; j < r; j += lanes)
+        a[i * r + j] = j == k ? -factor[i] : a[i * r + j] - factor[i] * a[k * r + j];
     __syncthreads();
   }
   // The diagonal is read by a whole row: `out` and `a` may be one.
@@ -106,13 +109,30 @@ __global__ void __launch_bounds__(factor_threads) factor_kernel(OrthonormalJob j
     factor[k] = left <= 1e-12 * sums[k * r + k] ? 0 : 1 / sqrt(left);
   }
   __syncthreads();
-  for (std::int64_t e = t; e < all; e += factor_threads) {
-    const std::int64_t k = e / r, j = e % r;
-    out[e] = j == k ? factor[k] : a[e] * factor[k];
-  }
+  for (std::int64_t k = warp; k < r; k += factor_threads / lanes)
+    for (std::int64_t j = lane; j < r; j += lanes) out[k * r + j] = j == k ? factor[k] : a[k * r + j] * factor[k];
 }
 
 constexpr int apply_threads = 128;
+
+// As below for few rows: the column in registers, so that it is read once.
+constexpr int few = 32;
+
+__device__ void apply_to_few(const RowMatrix& rows, const double* factors, std::int64_t i) {
+  const std::int64_t r = rows.count, n = rows.length;
+  double v[few];
+#pragma unroll
+  for (int j = 0; j < few; ++j) v[j] = j < r ? rows.data[j * n + i] : 0.0f;
+#pragma unroll
+  for (int k = 0; k < few; ++k)
+    if (k < r) {
+      double sum = 0;
+#pragma unroll
+      for (int j = 0; j < few; ++j)
+        if (j <= k) sum = fma(factors[k * r + j], v[j], sum);
+      rows.data[k * n + i] = static_cast<float>(sum);
+    }
+}
 
 __global__ void __launch_bounds__(apply_threads) apply_kernel(OrthonormalJob job) {
   __shared__ double shared[most_shared * most_shared];
@@ -125,7 +145,11 @@ __global__ void __launch_bounds__(apply_threads) apply_kernel(OrthonormalJob job
     factors = shared;
   }
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * apply_threads + threadIdx.x; i < n;
-       i += static_cast<std::int64_t>(gridDim.x) * apply_threads)
+       i += static_cast<std::int64_t>(gridDim.x) * apply_threads) {
+    if (r <= few) {
+      apply_to_few(rows, shared, i);
+      continue;
+    }
     for (std::int64_t k = r - 1; k >= 0; --k) {
       double sum = 0;
 #pragma unroll 8
@@ -133,6 +157,7 @@ __global__ void __launch_bounds__(apply_threads) apply_kernel(OrthonormalJob job
         sum = fma(factors[k * r + j], static_cast<double>(rows.data[j * n + i]), sum);
       rows.data[k * n + i] = static_cast<float>(sum);
     }
+  }
 }
 
 __global__ void __launch_bounds__(threads) restart_kernel(RestartJob job) {

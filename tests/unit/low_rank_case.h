@@ -1,4 +1,5 @@
-// Matrices of a bucket for the kernels of PowerSGD, and what each of them must give, in f64.
+// Matrices of a bucket for the kernels of PowerSGD, and what each of them must give: by ATen in f64, where they lie (a
+// host beside a GPU may be slow).
 #pragma once
 #include "framework/base/tensor.h"
 #include "framework/gradients/low_rank.h"
@@ -16,7 +17,7 @@ struct LowRankCase {
   std::vector<LowRankMatrix> matrices;
   at::Tensor gradient, before, error, p, q, own_q, partial, table;
   LowRankJob job;
-  std::vector<at::Tensor> m;  // f64, on the host: before + gradient
+  std::vector<at::Tensor> m;  // f64: before + gradient
 
   // `shift`: values before the first gradient, so that rows lie off 16 bytes.
   LowRankCase(const std::vector<std::pair<std::int64_t, std::int64_t>>& shapes, std::int64_t rank, bool feedback,
@@ -30,17 +31,17 @@ struct LowRankCase {
       matrices.push_back(x);
     }
     at::manual_seed(7);
-    const auto make = [&](const at::Tensor& t) { return t.to(device); };
-    gradient = make(at::randn({shift + values})), before = make(at::randn({values}));
-    error = make(at::full({values}, std::nan("")));
-    p = make(at::full({ps}, std::nan(""))), q = make(at::randn({qs})), own_q = make(at::full({qs}, std::nan("")));
+    const at::TensorOptions there = at::TensorOptions(device).dtype(at::kFloat);
+    const auto unknown = [&](std::int64_t n) { return at::full({n}, std::nan(""), there); };
+    gradient = at::randn({shift + values}, there), before = at::randn({values}, there), error = unknown(values);
+    p = unknown(ps), q = at::randn({qs}, there), own_q = unknown(qs);
     for (ps = qs = 0; auto& x : matrices) {
       x.p = p.data_ptr<float>() + ps, x.q = q.data_ptr<float>() + qs, x.own_q = own_q.data_ptr<float>() + qs;
       ps += x.r * x.m, qs += x.r * x.n;
       at::Tensor sum = of(gradient, x.gradient, x.m, x.n);
       m.push_back(feedback ? (sum.to(at::kFloat) + of(before, x.error, x.m, x.n).to(at::kFloat)).to(at::kDouble) : sum);
     }
-    partial = make(at::full({low_rank_layout(matrices.data(), std::ssize(matrices), job)}, std::nan("")));
+    partial = unknown(low_rank_layout(matrices.data(), std::ssize(matrices), job));
     const auto bytes = std::int64_t(matrices.size() * sizeof(LowRankMatrix));
     table = at::from_blob(matrices.data(), {bytes}, at::kByte).clone().to(device);
     job.matrices = static_cast<const LowRankMatrix*>(table.const_data_ptr());
@@ -51,9 +52,9 @@ struct LowRankCase {
   }
 
   Place place() const { return buffer_of(q).place; }
-  // In f64 on the host.
+  // In f64.
   static at::Tensor of(const at::Tensor& all, std::int64_t at, std::int64_t rows, std::int64_t columns) {
-    return all.narrow(0, at, rows * columns).view({rows, columns}).cpu().to(at::kDouble);
+    return all.narrow(0, at, rows * columns).view({rows, columns}).to(at::kDouble);
   }
 
   // The largest difference of the three kernels, each from what it was given, over the largest value (of a product: at
