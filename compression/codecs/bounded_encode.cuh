@@ -1,5 +1,5 @@
-// What a block of the encoder shares, and its parts: bounded_rows.cuh (codes, unique rows, index), bounded_streams.cuh
-// (tables, rANS, bytes), bounded_huffman.cuh, bounded_lz.cuh.
+// What a block of the encoder shares, and its parts: bounded_rows.cuh (codes, unique rows, index; bounded_lanes.cuh: by
+// 16 bytes), bounded_streams.cuh (tables, rANS, bytes), bounded_huffman.cuh, bounded_lz.cuh.
 #pragma once
 #include "compression/codecs/bounded_device.h"
 #include "compression/codecs/bounded_fixed.cuh"
