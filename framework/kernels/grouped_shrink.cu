@@ -178,7 +178,11 @@ void shrink(const GroupedShrink& job, Place place) {
     constexpr int bytes = shrink_shared<rank, targets>(backward);
     const auto splits = static_cast<unsigned>(grouped_splits(job));
     const auto blocks = static_cast<unsigned>(job.table.block_count * job.targets);
-    allow_shared<shrink_kernel<rank, targets, backward>>(bytes, place);
+    if constexpr (targets == 1)
+      allow_shared<shrink_kernel<rank, targets, backward>>(bytes, place);
+    else if (!allow_shared_memory(reinterpret_cast<const void*>(shrink_kernel<rank, targets, backward>), bytes,
+                                  "grouped_shrink"))  // 99 KiB a block on some
+      return shrink<1, backward>(job, place);
     shrink_kernel<rank, targets, backward><<<dim3(blocks / targets, splits), threads, bytes, cuda_stream(place)>>>(job);
     check_launch("grouped_shrink");
     if (splits == 1) return;

@@ -9,8 +9,7 @@ namespace {
 constexpr int threads = 256, row_warps = 4;  // a warp: 16 rows of half of a tile's columns
 constexpr int tile_columns = 64, half_columns = tile_columns / 2, y_stride = tile_columns + pad;
 
-template <int rank>
-constexpr int stages = rank <= 64 ? 3 : 2;
+constexpr int stages = 2;
 // Blocks that a multiprocessor holds at once by their shared memory: registers must not allow fewer.
 constexpr int at_once(int rank, bool backward) { return rank > 64 ? 1 : backward ? 2 : 3; }
 template <int rank>
@@ -20,7 +19,7 @@ __host__ __device__ constexpr int weights_size() {
 }
 template <int rank>
 constexpr int swiglu_shared(bool backward) {
-  return (backward ? 3 : 2) * (block_rows * (rank + pad) + stages<rank> * weights_size<rank>()) * 2;
+  return (backward ? 3 : 2) * (block_rows * (rank + pad) + stages * weights_size<rank>()) * 2;
 }
 
 struct Rows {
@@ -117,7 +116,7 @@ __device__ void swiglu_rows(const GroupedSwiglu& job, const Rows& at, int first_
                                      path(p).rank_stride, at.rows, path(p).adapters[at.group].rank);
   const float of_gate = job.of_gate.adapters[at.group].scale, of_up = job.of_up.adapters[at.group].scale;
   std::int64_t column = static_cast<std::int64_t>(first_tile) * tile_columns;
-  pipeline<stages<rank>>(
+  pipeline<stages>(
       tiles,
       [&](int stage, int i) {
         const std::int64_t from = static_cast<std::int64_t>(first_tile + i) * tile_columns;

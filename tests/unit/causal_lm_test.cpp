@@ -288,9 +288,9 @@ TEST(AdapterStep, RecordedStepsAreThePlainOnes) {
   for (std::size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(at::equal(plain[i], recorded[i])) << i;
   EXPECT_GT((plain[0] - plain[10]).abs().max().item<double>(), 0);
   Replayed::refuse = true;  // what cannot be recorded runs as it is
-  testing::internal::CaptureStderr();
+  ::testing::internal::CaptureStderr();
   const auto refused = adapter_steps(true, some);
-  EXPECT_EQ(testing::internal::GetCapturedStderr(),
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(),
             "steps of adapters are not recorded as CUDA graphs: not permitted when a stream is capturing\n");
   Replayed::refuse = false;
   set_step_graphs(nullptr);
