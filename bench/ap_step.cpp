@@ -330,7 +330,8 @@ class Asked {
   // The rows, or why there are none.
   nlohmann::json ask(const std::string& what, const ApRow& row) {
     if (!arm_ || !arm_->skipped().empty()) {
-      const std::string folder = scratch_.path("ranks" + std::to_string(started_++));
+      std::string folder = scratch_.path("ranks");
+      folder += std::to_string(started_++);
       arm_.reset();
       arm_ = std::make_unique<Arm>("ranks", own_arm(o_, "all", problem_text(o_), o_.ranks, folder), o_.ranks, folder);
       if (!arm_->ready(std::chrono::seconds(180)) && started_ == 1) throw DataError("bench ap_step", arm_->skipped());
