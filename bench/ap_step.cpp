@@ -330,15 +330,15 @@ class Asked {
   // The rows, or why there are none.
   nlohmann::json ask(const std::string& what, const ApRow& row) {
     if (!arm_ || !arm_->skipped().empty()) {
-      const std::string folder = scratch_.path("ranks" + std::to_string(started_++));
+      const std::string folder = scratch_.path(std::to_string(started_++));
       arm_.reset();
       arm_ = std::make_unique<Arm>("ranks", own_arm(o_, "all", problem_text(o_), o_.ranks, folder), o_.ranks, folder);
       if (!arm_->ready(std::chrono::seconds(180)) && started_ == 1) throw DataError("bench ap_step", arm_->skipped());
     }
-    std::string question = what;
-    for (const int number : {row.length, row.batch, o_.blocks}) question += " " + std::to_string(number);
+    std::ostringstream question;
+    question << what << ' ' << row.length << ' ' << row.batch << ' ' << o_.blocks;
     const auto patience = std::chrono::seconds(p_.seconds > 0 ? 180 + 8 * std::int64_t(p_.seconds) : 600);
-    const auto reply = arm_->ask(question, patience);
+    const auto reply = arm_->ask(question.str(), patience);
     if (reply) return reply->at("rows");
     return nlohmann::json::array({{{"problem", p_.name},
                                    {"arm", what},

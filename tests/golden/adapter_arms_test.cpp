@@ -5,9 +5,11 @@
 #include "bench/adapter_pipeline.h"
 #include "comm/local/loopback.h"
 #include "comm/wrappers/wrapper.h"
+#include "framework/base/drawn.h"
 
 #include <map>
 #include <mutex>
+#include <optional>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -185,12 +187,17 @@ TEST(AdapterArms, EqualTheirJobsAlone) {
     }
 }
 
-// A whole model whose store has an FP8 base.
-Trained whole_in_fp8(const AdapterJobs& jobs, const std::vector<std::int64_t>& own) {
-  CausalLm model(jobs.model, drawn_backbone(jobs.options({})));
+// A model, whole, or cut over `ranks` from what it holds.
+Trained of_whole(const AdapterJobs& jobs, const std::vector<std::int64_t>& own, Communicator* ranks = nullptr) {
+  const auto source = drawn_backbone(jobs.options({}));
+  CausalLm model(jobs.model, [&](const LmWeight& w) {
+    return w.kind == LmWeight::zero ? drawn_normal(w.shape, 0.5, 2, w.name, jobs.options({})) : source(w);
+  });
   model.set_checkpointing(true);
   const auto store = store_for(model, jobs);
-  store->set_fp8_base();
+  std::optional<sweep::ShardedBackbone> sharded;
+  if (ranks) sharded.emplace(model, *store, *ranks, CausalLm::Source(), jobs.fp8);
+  if (!ranks && jobs.fp8) store->set_fp8_base();
   nn::AdapterOptimizer optimizer(*store);
   const JobSamples samples(jobs, at::kCPU);
   const JobPack pack{own, 0, jobs.batch};
@@ -209,6 +216,20 @@ Trained whole_in_fp8(const AdapterJobs& jobs, const std::vector<std::int64_t>& o
   return t;
 }
 
+TEST(AdapterArms, CutFromAModelWithBiases) {
+  at::set_num_threads(1);
+  AdapterJobs jobs = tiny({2, 4, 8, 16}, 2);
+  jobs.model.qkv_bias = true;
+  for (const bool fp8 : {false, true}) {
+    jobs.fp8 = fp8;
+    run_loopback(2, [&](Communicator& world) {
+      const auto mine = balanced(jobs.ranks, 2)[std::size_t(world.rank())];
+      const Trained cut = of_whole(jobs, mine, &world), whole = of_whole(jobs, mine);
+      for (const auto job : mine) EXPECT_TRUE(cut.weights.at(job).equal(whole.weights.at(job))) << fp8 << job;
+    });
+  }
+}
+
 TEST(AdapterArms, Fp8TravelsAsCodes) {
   for (const int ranks : {2, 4}) {
     AdapterJobs jobs = tiny({2, 4, 8, 16, 3, 4, 8, 16}, 2);
@@ -216,7 +237,7 @@ TEST(AdapterArms, Fp8TravelsAsCodes) {
     jobs.fp8 = true;
     const Trained found = own(jobs, ranks);
     for (const auto& mine : balanced(jobs.ranks, ranks))
-      for (const auto& [job, w] : whole_in_fp8(jobs, mine).weights) {
+      for (const auto& [job, w] : of_whole(jobs, mine).weights) {
         EXPECT_TRUE(w.equal(found.weights.at(job))) << job;
         const at::Tensor& other = exact.weights.at(job);
         EXPECT_FALSE(w.equal(other));
