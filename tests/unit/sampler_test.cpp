@@ -272,8 +272,8 @@ TEST_F(SampleJobs, DrawArmsInTurn) {
   EXPECT_LE(when("b/batch_00000"), when("a/batch_00001"));
   EXPECT_LE(when("a/batch_00001"), when("b/batch_00001"));
   fs::remove(dir_ + "/turns/a/batch_00001.json");
-  const auto arm = sample::read_job(dir_ + "/job.yaml", overrides).arms[0];
-  EXPECT_EQ(sample::arm_report(arm, dir_ + "/turns/a")["pictures"].size(), 1u);
+  const SampleJob job = read_job(dir_ + "/job.yaml", overrides);
+  EXPECT_EQ(arm_report(job.arms[0], dir_ + "/turns/a")["pictures"].size(), 1u);
 }
 
 TEST_F(SampleJobs, AreTheSameOnAnyNumberOfRanks) {
