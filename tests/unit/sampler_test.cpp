@@ -265,7 +265,7 @@ TEST_F(SampleJobs, MakePicturesASheetAndAReport) {
 
 // Cut anywhere, a job has as many pictures of one arm as of another, and reports those up to a gap.
 TEST_F(SampleJobs, DrawArmsInTurn) {
-  const std::vector<std::string> overrides = {"arms={a: [], b: [seed=7]}", "batch=1"};
+  const std::vector<std::string> overrides = {"arms={a: [], b: [steps=3]}", "batch=1"};
   ASSERT_EQ(run("turns", overrides), 0);
   const auto when = [&](const std::string& batch) { return fs::last_write_time(dir_ + "/turns/" + batch + ".json"); };
   EXPECT_LE(when("a/batch_00000"), when("b/batch_00000"));
