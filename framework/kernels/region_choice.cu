@@ -166,8 +166,7 @@ void region_places_cuda(const RegionPlacesJob& job, Place place) {
   begin_kernel<<<grid, threads, 0, stream>>>(job);
   list_kernel<<<grid, threads, 0, stream>>>(job);
   score_kernel<<<grid_of(job.pixels, job.batch, warps), threads, 0, stream>>>(job);
-  const dim3 pairs(grid.x, cuda_blocks(static_cast<std::size_t>(job.pixels), rivals),
-                   static_cast<unsigned>(job.batch));
+  const dim3 pairs(grid.x, cuda_blocks(static_cast<std::size_t>(job.pixels), rivals), static_cast<unsigned>(job.batch));
   rank_kernel<<<pairs, threads, 0, stream>>>(job);
   place_kernel<<<grid, threads, 0, stream>>>(job);
   check_launch("region_places");

@@ -18,14 +18,12 @@ struct ComplexityJob {
   const float *x = nullptr, *x0 = nullptr;  // [batch, channels, frames, rows, columns]
   std::int64_t batch = 0, channels = 0, frames = 0, rows = 0, columns = 0;
   float weight[3] = {};
-  float* out = nullptr;      // [batch, frames, rows, columns]
-  void* scratch = nullptr;   // complexity_scratch() bytes, aligned to 4
+  float* out = nullptr;     // [batch, frames, rows, columns]
+  void* scratch = nullptr;  // complexity_scratch() bytes, aligned to 4
 
   TRIREME_BOTH std::int64_t pixels() const { return frames * rows * columns; }
   // Map 0: g, 1: Scharr's, 2: Laplace's, 3: what is left of the noise.
-  TRIREME_BOTH float* map(std::int64_t b, int k) const {
-    return static_cast<float*>(scratch) + (b * 4 + k) * pixels();
-  }
+  TRIREME_BOTH float* map(std::int64_t b, int k) const { return static_cast<float*>(scratch) + (b * 4 + k) * pixels(); }
   // Of map k + 1, as bits: largest, and the complement of the least.
   TRIREME_BOTH std::uint32_t* extremes(std::int64_t b, int k) const {
     return reinterpret_cast<std::uint32_t*>(static_cast<float*>(scratch) + batch * 4 * pixels()) + (b * 3 + k) * 2;
@@ -62,7 +60,7 @@ constexpr std::size_t region_places_scratch(std::int64_t batch, std::int64_t pix
 
 // chosen [batch, count], ascending: the count first of n by (key, index). A NaN comes last.
 struct FirstKeysJob {
-  const float* keys = nullptr;  // [batch, n]
+  const float* keys = nullptr;               // [batch, n]
   std::int64_t batch = 0, n = 0, count = 0;  // 0 < count <= n < 2^31
   std::int64_t* chosen = nullptr;
 };

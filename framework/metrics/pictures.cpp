@@ -85,8 +85,8 @@ void check(const PicturePlanes& a, const PicturePlanes& b) {
 
 using Complex = std::complex<double>;
 
-// Frequencies [0, n) of n values, `stride` apart; roots of unity, those of n `step` apart. Evens and odds apart, as long
-// as there are as many.
+// Frequencies [0, n) of n values, `stride` apart; roots of unity, those of n `step` apart. Evens and odds apart, as
+// long as there are as many.
 void transform(const Complex* v, std::int64_t n, std::int64_t stride, const Complex* roots, std::int64_t step,
                Complex* out) {
   const std::int64_t half = n / 2;

@@ -265,15 +265,15 @@ TEST_F(SampleJobs, MakePicturesASheetAndAReport) {
 
 // Cut anywhere, a job has as many pictures of one arm as of another, and reports those up to a gap.
 TEST_F(SampleJobs, DrawArmsInTurn) {
-  const std::vector<std::string> overrides = {"arms={a: [], b: [seed=7]}", "batch=1"};
+  const std::vector<std::string> overrides = {"arms={a: [], b: [steps=3]}", "batch=1"};
   ASSERT_EQ(run("turns", overrides), 0);
   const auto when = [&](const std::string& batch) { return fs::last_write_time(dir_ + "/turns/" + batch + ".json"); };
   EXPECT_LE(when("a/batch_00000"), when("b/batch_00000"));
   EXPECT_LE(when("b/batch_00000"), when("a/batch_00001"));
   EXPECT_LE(when("a/batch_00001"), when("b/batch_00001"));
   fs::remove(dir_ + "/turns/a/batch_00001.json");
-  const auto arm = sample::read_job(dir_ + "/job.yaml", overrides).arms[0];
-  EXPECT_EQ(sample::arm_report(arm, dir_ + "/turns/a")["pictures"].size(), 1u);
+  const SampleJob job = read_job(dir_ + "/job.yaml", overrides);
+  EXPECT_EQ(arm_report(job.arms[0], dir_ + "/turns/a")["pictures"].size(), 1u);
 }
 
 TEST_F(SampleJobs, AreTheSameOnAnyNumberOfRanks) {

@@ -255,11 +255,11 @@ TEST(Regions, OnAGpuToo) {
     const RegionLabels there{host.map.to(gpu), host.count.to(gpu)};
     const at::Tensor c = sdit::complexity(x, x0, weights), there_c = sdit::complexity(x.to(gpu), x0.to(gpu), weights);
     EXPECT_TRUE(there_c.cpu().equal(c)) << side;
-    const at::Tensor places = sdit::region_places(host, c, 0.75), there_places = sdit::region_places(there, there_c, 0.75);
+    const at::Tensor places = sdit::region_places(host, c, 0.75),
+                     there_places = sdit::region_places(there, there_c, 0.75);
     EXPECT_TRUE(there_places.cpu().equal(places)) << side;
-    EXPECT_TRUE(sdit::choose_tokens(there_places, there, {}, {}, 0)
-                    .cpu()
-                    .equal(sdit::choose_tokens(places, host, {}, {}, 0)))
+    EXPECT_TRUE(
+        sdit::choose_tokens(there_places, there, {}, {}, 0).cpu().equal(sdit::choose_tokens(places, host, {}, {}, 0)))
         << side;
   }
   const at::Tensor one = at::zeros({1, 1, 1, 96, 96}, at::kLong), c = randn({1, 1, 96, 96}, 3).abs();
@@ -268,9 +268,8 @@ TEST(Regions, OnAGpuToo) {
                   .cpu()
                   .equal(sdit::region_places(all, c, 0.75)));
   for (const std::int64_t count : {1, 64, 1500, 3001})
-    EXPECT_TRUE(sdit::first_by_key(odd_keys(2, 3001).to(gpu), count)
-                    .cpu()
-                    .equal(sdit::first_by_key(odd_keys(2, 3001), count)))
+    EXPECT_TRUE(
+        sdit::first_by_key(odd_keys(2, 3001).to(gpu), count).cpu().equal(sdit::first_by_key(odd_keys(2, 3001), count)))
         << count;
 }
 

@@ -205,8 +205,8 @@ class Job {
     w->next = w->groups.mine;
     w->codec = latent_codec(plans_[a].plan.info.channels, plans_[a].plan.info.latent_factor);
     w->graphed = std::make_unique<GraphedDenoiser>(*model_);
-    w->context = std::make_unique<SampleContext>(*w->groups.tensors, *w->graphed, *w->codec, placement_.device,
-                                                 precision_of(c));
+    w->context =
+        std::make_unique<SampleContext>(*w->groups.tensors, *w->graphed, *w->codec, placement_.device, precision_of(c));
     SampleContext& context = *w->context;
     context.steps = c.steps, context.height = c.size[0], context.width = c.size[1], context.frames = c.frames;
     context.shift = shift_of(c, plans_[a].plan.info);
