@@ -60,7 +60,7 @@ __device__ float2 load_pair(const float* p, std::int64_t i, std::int64_t end) {
   if (whole) return *reinterpret_cast<const float2*>(p + i);
   return make_float2(i < end ? p[i] : 0.0f, i + 1 < end ? p[i + 1] : 0.0f);
 }
-// By name: left to the compiler, stores of whole tiles became four of 4 bytes.
+// By name: left to the compiler, half of the stores of whole tiles became four of 4 bytes.
 template <bool whole>
 __device__ void store(float* p, std::int64_t i, std::int64_t end, float4 value) {
   if (whole || (i + vector <= end && aligned(p + i, 16))) {
