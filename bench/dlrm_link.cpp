@@ -2,8 +2,8 @@
 // ranks whose exchange changes between steps, all arms at the same weights (learning rate 0), block by block in turn.
 //   --problem "FOLDER 4096,16384,60% [SECONDS]": FOLDER/job.yaml is a configuration of dlrm, FOLDER/arms/NAME.yaml one
 //   for each arm, of which `compression` counts; `none` must be there. Then global batches; N%: the batch at which the
-//   exposed exchange is that share of the step of `none`, found by bisection. After SECONDS, of all of it, no batch and
-//   no block begins any more. Rows are added to FOLDER/rows.jsonl as soon as a batch has them.
+//   exposed exchange is that share of the step of `none`, found by bisection. SECONDS after the ranks are ready no batch
+//   and no block begins any more. Rows are added to FOLDER/rows.jsonl as soon as a batch has them.
 // Exposed: a step minus the same with copies in place of both exchanges (`local`). codec_ms: a step that codes and
 // decodes but sends nothing, minus the one with copies. ceiling: speedup if what the arm codes were free.
 #include "bench/bench.h"
@@ -278,10 +278,12 @@ class Measurement {
 nlohmann::json run(const Options& o) {
   const Problem problem = problem_of(o.problem);
   check_batches(problem, o.ranks);
-  const auto end = Clock::now() + std::chrono::milliseconds(std::int64_t(1000 * std::min(problem.seconds, 1e6)));
+  const auto begin = Clock::now();
   const Scratch scratch;
   Arm job("trireme", own_arm(o, "all", o.problem, o.ranks, scratch.path("job")), o.ranks, scratch.path("job"));
   if (!job.ready(std::chrono::seconds(600))) throw DataError("bench dlrm_link", job.skipped());
+  std::fprintf(stderr, "ranks are ready after %.0f s\n", std::chrono::duration<double>(Clock::now() - begin).count());
+  const auto end = Clock::now() + std::chrono::milliseconds(std::int64_t(1000 * std::min(problem.seconds, 1e6)));
   Measurement measurement(job, o, end);
   std::ofstream there(problem.folder + "/rows.jsonl", std::ios::app);
   nlohmann::json rows = nlohmann::json::array();
