@@ -2,8 +2,8 @@
 // ranks whose exchange changes between steps, all arms at the same weights (learning rate 0), block by block in turn.
 //   --problem "FOLDER 4096,16384,60% [SECONDS]": FOLDER/job.yaml is a configuration of dlrm, FOLDER/arms/NAME.yaml one
 //   for each arm, of which `compression` counts; `none` must be there. Then global batches; N%: the batch at which the
-//   exposed exchange is that share of the step of `none`, found by bisection. SECONDS after the ranks are ready no batch
-//   and no block begins any more. Rows are added to FOLDER/rows.jsonl as soon as a batch has them.
+//   exposed exchange is that share of the step of `none`, found by bisection. SECONDS after the ranks are ready no
+//   batch and no block begins any more. Rows are added to FOLDER/rows.jsonl as soon as a batch has them.
 // Exposed: a step minus the same with copies in place of both exchanges (`local`). codec_ms: a step that codes and
 // decodes but sends nothing, minus the one with copies. ceiling: speedup if what the arm codes were free.
 #include "bench/bench.h"

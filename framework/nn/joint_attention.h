@@ -26,7 +26,7 @@ at::Tensor joint_attention(const at::Tensor& q, const at::Tensor& k, const at::T
 struct AttentionPart {
   at::Tensor out, lse;
 };
-// A fused kernel that never holds the scores. No gradient.
+// Never holds all scores: a fused kernel, in f32 on a GPU some queries at a time. No gradient.
 AttentionPart attention_part(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale);
 // Softmax over the keys of both; `bias` is added to a's logits. out is of a's type, sums are f32.
 AttentionPart merge_parts(const AttentionPart& a, const AttentionPart& b, double bias = 0);
