@@ -13,19 +13,21 @@ namespace {
 struct Margins {
   Gathered all;
   Similarity sides[2];
-  at::Tensor diagonal;  // [B]: those of the pairs
+  at::Tensor diagonal;  // [B], f64: those of the pairs
 };
+
+at::Tensor pairs_of(const Gathered& g) { return (g.image.to(at::kDouble) * g.text.to(at::kDouble)).sum(1); }
 
 Margins margins_of(Communicator& comm, const Rows& rows, const at::Tensor& scale) {
   const Gathered all = gather_rows(comm, rows.image, rows.text);
-  const at::Tensor diagonal = (all.image * all.text).sum(1);
+  const at::Tensor diagonal = pairs_of(all);
   if (!rows.reference_image.defined())
     return {all, {{rows.image * scale, all.text}, {rows.text * scale, all.image}}, diagonal * scale};
   const Gathered reference = gather_rows(comm, rows.reference_image, rows.reference_text);
   return {all,
           {{at::cat({rows.image * scale, rows.reference_image * -scale}, 1), at::cat({all.text, reference.text}, 1)},
            {at::cat({rows.text * scale, rows.reference_text * -scale}, 1), at::cat({all.image, reference.image}, 1)}},
-          (diagonal - (reference.image * reference.text).sum(1)) * scale};
+          (diagonal - pairs_of(reference)) * scale};
 }
 
 }  // namespace
@@ -58,19 +60,20 @@ LossResult global_loss(Communicator& comm, const Rows& rows, const at::Tensor& l
                                        : log_scale.detach().exp().to(rows.image.scalar_type()),
                    tau = 1 / scale, log_eps = at::full({}, std::log(o.eps), scale.options());
   Margins m = margins_of(comm, rows, scale);
-  const at::Tensor own = own_columns(comm, rows.image), diagonal_here = m.diagonal.narrow(0, first, b);
+  const at::Tensor own = own_columns(comm, rows.image), diagonal = m.diagonal.to(rows.image.scalar_type()),
+                   diagonal_here = diagonal.narrow(0, first, b);
 
   // First sweep: log g, and with it log u of the local anchors.
   std::vector<at::Tensor> here;
   for (int a = 0; a < 2; ++a) {
     m.sides[a].leave_out(own);
     m.sides[a].leave_out_equal(rows.captions, own);
-    const at::Tensor now = log_means(m.sides[a], {}, diagonal_here, linear ? global - 1 : global);
+    const at::Tensor now = log_means(m.sides[a], {}, m.diagonal.narrow(0, first, b), linear ? global - 1 : global);
     // An anchor without a negative (masked) says nothing of its u.
     here.push_back(linear ? at::where(at::isneginf(now), old[a][0], o.estimator.update(old[a][0], now, gamma))
                           : o.estimator.update(old[a][0], at::logaddexp(now, log_eps), gamma));
   }
-  const at::Tensor log_u = gather_scalars(comm, at::stack(here));
+  const at::Tensor mine = at::stack(here).to(diagonal.scalar_type()), log_u = gather_scalars(comm, mine);
 
   // Second sweep: P_ij = X_ij / (u_i + eps) by rows for local anchors, and by columns for all anchors of the other
   // side.
@@ -80,8 +83,7 @@ LossResult global_loss(Communicator& comm, const Rows& rows, const at::Tensor& l
   const Pulled w = pull(comm, m.sides, exponents, rows, m.all, o.reduction);
   const at::Tensor by_row = w.side[0].by_row + w.side[1].by_row, by_column = w.side[0].by_column + w.side[1].by_column;
   const at::Tensor moment_here = (w.side[0].moment + w.side[1].moment).sum() - at::dot(diagonal_here, by_row),
-                   moment_elsewhere =
-                       w.side[0].column_moment + w.side[1].column_moment - at::dot(m.diagonal, by_column);
+                   moment_elsewhere = w.side[0].column_moment + w.side[1].column_moment - at::dot(diagonal, by_column);
 
   // The linear form weighs anchors here and elsewhere by a half each, the log form those here alone; where columns are
   // not computed their anchors' own ranks count them twice. Moments carry the scale.
@@ -90,7 +92,7 @@ LossResult global_loss(Communicator& comm, const Rows& rows, const at::Tensor& l
   const at::Tensor mean = (both ? 0.5 * (by_row.sum() + by_column.sum()) : by_row.sum()) / pairs,
                    d = (both ? 0.5 * (moment_here + moment_elsewhere) : moment_here) / pairs;
   const at::Tensor c = (o.multiply_tau ? at::ones({}, scale.options()) : scale) * (half / pairs);
-  const at::Tensor mean_here = mean_visited(at::stack(here)), r = by_row.unsqueeze(1);
+  const at::Tensor mean_here = mean_visited(mine), r = by_row.unsqueeze(1);
   LossResult result;
   result.d_image = c * (w.image - r * rows.text);
   result.d_text = c * (w.text - r * rows.image);

@@ -14,7 +14,7 @@ enum Column { log_u, tau, bound, m, v };
 constexpr double fresh = -80.590478;  // log 1e-35
 constexpr double never = -std::numeric_limits<double>::infinity();
 
-// One side's local anchors: log u and bound as they will be stored, log(u + eps) + bound, and who has no negative
+// One side's local anchors, f64: log u and bound as they will be stored, log(u + eps) + bound, and who has no negative
 // (masked) and so says nothing of its u and tau.
 struct Anchors {
   at::Tensor log_u, bound, shift, alone;
@@ -26,7 +26,8 @@ at::Tensor shift_of(const at::Tensor& log_u, const at::Tensor& bound, double eps
 
 Anchors visit(Similarity& side, const at::Tensor& old, const at::Tensor& diagonal, std::int64_t global, double gamma,
               const IndividualLossOptions& o) {
-  const at::Tensor inverse_tau = 1 / old[tau], scaled_diagonal = diagonal * inverse_tau;
+  // Pairs and similarities are scaled by the same number: what it is rounded by then falls out of their differences.
+  const at::Tensor inverse_tau = 1 / old[tau], scaled_diagonal = diagonal * inverse_tau.to(at::kDouble);
   Anchors a;
   // The largest exponent, the pair's own 0 included.
   std::vector<at::Tensor> largest;
@@ -47,7 +48,8 @@ Anchors visit(Similarity& side, const at::Tensor& old, const at::Tensor& diagona
 at::Tensor stepped(const at::Tensor& old, const Anchors& a, const at::Tensor& moment, std::int64_t global,
                    std::int64_t epoch, const IndividualLossOptions& o) {
   const double beta1 = epoch ? o.beta1 : 0, beta2 = epoch ? o.beta2 : 0;
-  const at::Tensor gradient = (a.shift + o.rho - moment / double(global - 1)).clamp(-5, 5).masked_fill_(a.alone, 0);
+  const at::Tensor gradient =
+      (a.shift.to(moment.scalar_type()) + o.rho - moment / double(global - 1)).clamp(-5, 5).masked_fill_(a.alone, 0);
   const at::Tensor first = beta1 * old[m] + (1 - beta1) * gradient,
                    second = beta2 * old[v] + (1 - beta2) * gradient.square();
   const at::Tensor mean = first / (1 - std::pow(beta1, double(epoch + 1))),
@@ -64,28 +66,31 @@ LossResult individual_loss(Communicator& comm, const Rows& rows, const at::Tenso
   const auto b = rows.image.size(0), global = b * comm.size(), first = b * comm.rank();
   check_pairs(global);
   const Gathered all = gather_rows(comm, rows.image, rows.text);
-  const at::Tensor diagonal = (all.image * all.text).sum(1), own = own_columns(comm, rows.image);
+  const auto type = rows.image.scalar_type();
+  const at::Tensor exact = (all.image.to(at::kDouble) * all.text.to(at::kDouble)).sum(1), diagonal = exact.to(type),
+                   own = own_columns(comm, rows.image);
   Similarity sides[2] = {{rows.image, all.text}, {rows.text, all.image}};
   Anchors here[2];
   for (int a = 0; a < 2; ++a) {
     sides[a].leave_out(own);
     sides[a].leave_out_equal(rows.captions, own);
-    here[a] = visit(sides[a], old[a], diagonal.narrow(0, first, b), global, gamma, o);
+    here[a] = visit(sides[a], old[a], exact.narrow(0, first, b), global, gamma, o);
   }
   const at::Tensor known =
-      gather_scalars(comm,
-                     at::stack({here[0].log_u, here[1].log_u, here[0].bound, here[1].bound, old[0][tau], old[1][tau]}))
+      gather_scalars(comm, at::stack({here[0].log_u.to(type), here[1].log_u.to(type), here[0].bound.to(type),
+                                      here[1].bound.to(type), old[0][tau], old[1][tau]}))
           .view({3, 2, global});
   const at::Tensor &log_us = known[0], &bounds = known[1], &taus = known[2];
   // W_ij = X_ij / (u_i + eps), by the authors' code over tau_i too.
-  const at::Tensor log_denominator = shift_of(log_us, bounds, o.eps),
-                   shift = log_denominator + diagonal / taus + (o.multiply_tau ? at::zeros_like(taus) : taus.log());
+  const at::Tensor scales = 1 / taus, log_denominator = shift_of(log_us.to(at::kDouble), bounds, o.eps);
+  at::Tensor shift = log_denominator + exact * scales.to(at::kDouble);
+  if (!o.multiply_tau) shift = shift + taus.to(at::kDouble).log();
   Exponents exponents[2];
   for (int a = 0; a < 2; ++a)
     exponents[a] = {.row = shift[a].narrow(0, first, b),
                     .column = shift[1 - a],
                     .row_scale = 1 / old[a][tau],
-                    .column_scale = 1 / taus[1 - a]};
+                    .column_scale = scales[1 - a]};
   const Pulled w = pull(comm, sides, exponents, rows, all, o.reduction);
 
   const double pairs = double(b) * double(global - 1);
@@ -106,7 +111,7 @@ LossResult individual_loss(Communicator& comm, const Rows& rows, const at::Tenso
   const at::Tensor sent = gather_scalars(comm, at::cat({entries[0], entries[1]})).view({2, 3, global});
   result.entries = at::stack({log_us, sent.select(1, 0), bounds, sent.select(1, 1), sent.select(1, 2)}, 1);
   result.mean_log_u = mean_visited(log_us + bounds);
-  result.objective = 2 * (taus * (log_denominator + o.rho)).mean();
+  result.objective = 2 * (taus * (log_denominator.to(type) + o.rho)).mean();
   return result;
 }
 

@@ -24,8 +24,12 @@ constexpr double infinity = std::numeric_limits<double>::infinity();
 // Values of a similarity tile: on a CPU it stays in cache, on a GPU it fills the device.
 std::int64_t tile_values(const at::Tensor& t) { return t.is_cpu() ? std::int64_t(1) << 18 : std::int64_t(1) << 26; }
 
+// exp(tile scale - shift). A shift in f64 is taken off in two parts: rounded at 1/tau it would be 4e-6 of a weight.
 at::Tensor exponential(const at::Tensor& tile, const at::Tensor& scale, const at::Tensor& shift) {
-  return (scale.defined() ? at::mul(tile, scale).sub_(shift) : at::sub(tile, shift)).exp_();
+  const at::Tensor most = shift.to(tile.scalar_type());
+  at::Tensor x = scale.defined() ? at::mul(tile, scale).sub_(most) : at::sub(tile, most);
+  if (shift.scalar_type() != tile.scalar_type()) x.sub_((shift - most).nan_to_num(0).to(tile.scalar_type()));
+  return x.exp_();
 }
 
 at::Tensor part(const at::Tensor& v, std::int64_t first, std::int64_t n) {
@@ -36,8 +40,9 @@ at::Tensor part(const at::Tensor& v, std::int64_t first, std::int64_t n) {
 // anchors here give to the partners.
 Weighted weigh(Similarity& similarity, const Exponents& e, const at::Tensor& partners, const at::Tensor& anchors,
                at::Tensor& to, const at::Tensor& away) {
-  const at::Tensor zero = at::zeros({}, e.row.options());
-  Weighted w{at::empty_like(e.row), at::zeros({partners.size(0)}, e.row.options()), at::empty_like(e.row), zero};
+  const auto options = partners.options();
+  const at::Tensor by_row = at::empty(e.row.sizes(), options);
+  Weighted w{by_row, at::zeros({partners.size(0)}, options), at::empty_like(by_row), at::zeros({}, options)};
   similarity.sweep([&](const at::Tensor& tile, std::int64_t first, std::int64_t n) {
     at::Tensor rows = exponential(tile, part(e.row_scale, first, n), part(e.row, first, n));
     at::Tensor out = to.narrow(0, first, n);
@@ -105,7 +110,8 @@ at::Tensor Similarity::tile(std::int64_t first) {
 at::Tensor log_sums(Similarity& side, const at::Tensor& scale) {
   std::vector<at::Tensor> sums;
   side.sweep([&](const at::Tensor& tile, std::int64_t first, std::int64_t n) {
-    sums.push_back(at::logsumexp(scale.defined() ? tile * part(scale, first, n) : tile, {1}));
+    const at::Tensor x = scale.defined() ? tile * part(scale, first, n) : tile, most = x.amax({1}, /*keepdim=*/true);
+    sums.push_back(most.squeeze(1).to(at::kDouble) + (x - most).exp_().sum(1).to(at::kDouble).log());
   });
   return sums.size() == 1 ? sums[0] : at::cat(sums);
 }

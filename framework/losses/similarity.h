@@ -54,7 +54,8 @@ class Similarity {
   std::int64_t rows_;
 };
 
-// W_ij = exp(s_ij row_scale_i - row_i), and for anchors elsewhere exp(s_ij column_scale_j - column_j).
+// W_ij = exp(s_ij row_scale_i - row_i), and for anchors elsewhere exp(s_ij column_scale_j - column_j). row and column
+// may be f64 beside similarities of f32.
 struct Exponents {
   at::Tensor row, column;                        // [b], [B]
   at::Tensor row_scale = {}, column_scale = {};  // [b], [B]; undefined: 1
@@ -73,9 +74,9 @@ struct Pulled {
   at::Tensor image, text;  // [b, d]: sums of weight times partner, given by anchors here and elsewhere
 };
 
-// log sum_j exp(s_ij scale_i) of each anchor [b]; scale [b], undefined: 1.
+// log sum_j exp(s_ij scale_i) of each anchor [b], f64; scale [b], undefined: 1.
 at::Tensor log_sums(Similarity& side, const at::Tensor& scale = {});
-// log (1/n) sum_j exp(s_ij scale_i - diagonal_i) [b]; -inf where nothing counts.
+// log (1/n) sum_j exp(s_ij scale_i - diagonal_i) [b], f64; -inf where nothing counts.
 at::Tensor log_means(Similarity& side, const at::Tensor& scale, const at::Tensor& diagonal, std::int64_t n);
 
 // Mean over all but entries never visited (-inf), which count as 0.

@@ -10,11 +10,12 @@ namespace {
 struct Softmax {
   Similarity sides[2];
   at::Tensor log_sum[2];  // [b]
+  at::ScalarType type;
 
   Softmax(const Gathered& all, const at::Tensor& image, const at::Tensor& text, const at::Tensor& scale)
-      : sides{{image * scale, all.text}, {text * scale, all.image}} {}
+      : sides{{image * scale, all.text}, {text * scale, all.image}}, type(image.scalar_type()) {}
   void normalise() {
-    for (int a = 0; a < 2; ++a) log_sum[a] = log_sums(sides[a]);
+    for (int a = 0; a < 2; ++a) log_sum[a] = log_sums(sides[a]).to(type);
   }
   Pulled pulled(Communicator& comm, const Rows& rows, const Gathered& all, Reduction reduction) {
     const at::Tensor known =

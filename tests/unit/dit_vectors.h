@@ -15,6 +15,10 @@
 
 namespace trireme::test {
 
+// The vectors are another program's f32, and MKL rounds by the kind of CPU: here in one way on all. It reads this at its
+// first product.
+inline const bool products_alike = ::setenv("MKL_CBWR", "COMPATIBLE", 0) == 0;
+
 // TRIREME_DIT_VECTORS: a folder of the same format, instead of the committed one.
 inline std::string dit_vectors(const std::string& name) {
   const char* other = std::getenv("TRIREME_DIT_VECTORS");
