@@ -288,10 +288,12 @@ int run_sample(const SampleRun& run, Communicator& world, int local_ranks) {
   if (job.arms[0].threads) at::set_num_threads(int(job.arms[0].threads));
   Job work(job, run.out, world, local_ranks);
   const bool done = work.run();
-  agree(world, attempt([&] {  // also of what a stopped job has
-          if (world.rank() == 0) std::cout << write_report(job, run.out, work.machine()) << std::flush;
-        }));
-  return done ? 0 : int(ExitCode::stopped);
+  const auto failure = attempt([&] {  // also of what a stopped job has
+    if (world.rank() == 0) std::cout << write_report(job, run.out, work.machine()) << std::flush;
+  });
+  if (done) return agree(world, failure), 0;
+  if (failure) std::cerr << "trireme: no report of what is there: " << failure->what << std::endl;  // it goes on
+  return int(ExitCode::stopped);
 }
 
 }  // namespace trireme::sample
