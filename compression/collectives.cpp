@@ -191,6 +191,9 @@ Work all_to_all(Communicator& comm, Compressor& codec, ConstBuffer in, std::span
 Work all_reduce(Communicator& comm, Compressor& codec, Buffer inout, double bound, const ErrorFeedback* feedback,
                 Buffer scratch) {
   if (comm.size() == 1 || inout.count == 0) return {};
+  if (!inout.place.host() && !codec.fixed_size())
+    throw Error(ExitCode::bug, "all_reduce",
+                "codes of any length want host memory, or framework/gradients/sized_hook.h");
   return codec.fixed_size() ? all_reduce_fixed_size(comm, codec, inout, bound, feedback, scratch)
                             : reduce_by_shards(comm, codec, inout, bound, feedback);
 }

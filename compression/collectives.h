@@ -1,8 +1,8 @@
 // Collectives whose bytes a codec makes. Compression is explicit at the call; the communicators know nothing of it.
 //
 // The codec and the buffers must stay valid until the Work is complete, and one codec object serves one collective
-// at a time (encode also runs where the communicator makes progress). f32 in host memory; all_reduce with a codec that
-// is on_device() also on a device, where nothing waits for it.
+// at a time (encode also runs where the communicator makes progress). f32 in host memory; all_reduce with a codec of
+// fixed size that is on_device() also on a device, where nothing waits for it.
 #pragma once
 #include "comm/communicator.h"
 #include "compression/compressor.h"

@@ -1,5 +1,5 @@
 // A stream beside the current one of a device: work there need not wait for what the caller enqueues meanwhile. Used
-// from one thread.
+// by one thread at a time.
 #pragma once
 #include <functional>
 #include <memory>

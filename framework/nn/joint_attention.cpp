@@ -84,7 +84,8 @@ AttentionPart run_merge(const AttentionPart& a, const AttentionPart& b, double b
 }
 
 // f32 on a GPU: torch's fused kernel is off by 1e-5 of the result's deviation there, more than results of ranks and of
-// hosts may differ. The scores of some queries at a time: 64 MiB.
+// hosts may differ. The scores of some queries at a time: 64 MiB, about three
+// such tensors at once.
 AttentionPart by_queries(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
   const std::int64_t batch = q.size(0), heads = q.size(1), n = q.size(2);
   const std::int64_t some =
