@@ -150,7 +150,7 @@ std::vector<std::byte> read_whole(FileIo& io, const std::string& path, std::size
 
 std::size_t read_into(FileIo& io, const std::string& path, std::span<std::byte> to,
                       const std::function<void(std::span<const std::byte>)>& seen) {
-  constexpr std::size_t piece = 1 << 20, window = 64 << 20;
+  constexpr std::size_t piece = 1 << 20, window = 256 << 20;
   Descriptor file{io, open_file(io, path, O_RDONLY, "open")};
   const auto read = [&](std::span<std::byte> into) {
     const ssize_t n = again_if_interrupted([&] { return io.read(file.fd, into.data(), into.size()); });
