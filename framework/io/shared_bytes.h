@@ -1,11 +1,9 @@
 // Host memory that several hold: a checkpoint's tensor, or the file it lies in.
 #pragma once
-#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <memory>
 #include <span>
-#include <utility>
 
 namespace trireme {
 
@@ -27,12 +25,6 @@ class SharedBytes {
     SharedBytes p;
     p.memory_ = std::shared_ptr<std::byte>(memory_, memory_.get() + begin), p.size_ = size;
     return p;
-  }
-  // In memory that nobody else holds; what both sizes have stays.
-  void resize(std::size_t size) {
-    SharedBytes other(size);
-    if (const std::size_t both = std::min(size, size_)) std::memcpy(other.data(), data(), both);
-    *this = std::move(other);
   }
 
  private:

@@ -82,7 +82,8 @@ TEST(Gpu, SkippedStepsAreCountedOnTheDevice) {
   Session session(*world, config, recipe);
   const auto average = [&] {
     const Snapshot s = Snapshot::take([&](Archive& ar) { session.state(ar); }, 0);
-    return s.entries.at("average/w1").bytes;
+    const auto bytes = s.entries.at("average/w1").bytes.span();
+    return std::vector<std::byte>(bytes.begin(), bytes.end());
   };
   std::vector<std::vector<std::byte>> averages;
   for (std::int64_t k = 0; k < 12; ++k) {

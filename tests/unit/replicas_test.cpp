@@ -210,12 +210,10 @@ TEST(Replicas, ASavedBucketOrderIsChecked) {
     s.place = "ckpt/step_00000007";
     auto& text = s.entries.at("names");
     text.shape = {std::int64_t(names.size())};
-    text.bytes.resize(names.size());
-    std::memcpy(text.bytes.data(), names.data(), names.size());
+    text.bytes = SharedBytes(names.data(), names.size());
     auto& e = s.entries.at("order");
     e.shape = {std::int64_t(order.size())};
-    e.bytes.resize(order.size() * sizeof(std::int64_t));
-    std::memcpy(e.bytes.data(), order.data(), e.bytes.size());
+    e.bytes = SharedBytes(order.data(), order.size() * sizeof(std::int64_t));
     const auto params = leaves();
     Reducer reducer(params, *world, {});
     return error_of([&] {
