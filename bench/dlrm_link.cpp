@@ -2,8 +2,8 @@
 // ranks whose exchange changes between steps, all arms at the same weights (learning rate 0), block by block in turn.
 //   --problem "FOLDER 4096,16384,60% [SECONDS]": FOLDER/job.yaml is a configuration of dlrm, FOLDER/arms/NAME.yaml one
 //   for each arm, of which `compression` counts; `none` must be there. Then global batches; N%: the batch at which the
-//   exposed exchange is that share of the step of `none`, found by bisection. SECONDS after the ranks are ready no
-//   batch and no block begins any more. Rows are added to FOLDER/rows.jsonl as soon as a batch has them.
+//   exposed exchange is that share of the step of `none`, found by bisection. SECONDS after its start no batch and no
+//   block begins any more. FOLDER/rows.jsonl has the rows so far after every block, FOLDER/ranks.log when ranks are ready.
 // Exposed: a step minus the same with copies in place of both exchanges (`local`). codec_ms: a step that codes and
 // decodes but sends nothing, minus the one with copies. ceiling: speedup if what the arm codes were free.
 #include "bench/bench.h"
@@ -22,6 +22,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <sstream>
 
 namespace trireme::bench {
@@ -35,9 +36,15 @@ constexpr int batches = 4;  // taken in turn, on the device
 struct Problem {
   std::string folder;
   std::vector<std::string> batches;
-  std::vector<std::string> arms;  // `none` first
+  std::vector<std::string> arms;  // in the order of `order`
   double seconds = 1e9;
 };
+
+// The arms that a cut run should have are measured first.
+int order_of(const std::string& arm) {
+  const std::vector<std::string> order = {"none", "both", "forward", "paper", "int4", "int8", "fp16"};
+  return int(std::find(order.begin(), order.end(), arm) - order.begin());
+}
 
 // Every rank has as many samples.
 void check_batches(const Problem& p, int ranks) {
@@ -65,7 +72,7 @@ Problem problem_of(const std::string& text) {
     throw UsageError("bench dlrm_link --problem", p.folder + " has no arms/none.yaml", "see bench/dlrm_lab");
   for (const auto& file : fs::directory_iterator(p.folder + "/arms")) p.arms.push_back(file.path().stem().string());
   std::sort(p.arms.begin(), p.arms.end(), [](const std::string& a, const std::string& b) {
-    return std::pair(a != "none", a) < std::pair(b != "none", b);
+    return std::pair(order_of(a), a) < std::pair(order_of(b), b);
   });
   return p;
 }
@@ -75,10 +82,12 @@ class Trainer {
  public:
   Trainer(const Problem& problem, Experiment& run, Communicator& world)
       : run_(run), world_(world), session_(world, run.train, *run.recipe) {
+    tell(problem, "has a session");
     switch_ = dynamic_cast<dlrm::ExchangeSwitch*>(run.recipe.get());
     if (!switch_) throw UsageError(problem.folder + "/job.yaml", "is of another recipe", "write recipe: dlrm");
     for (const auto& arm : problem.arms) arms_[arm] = dlrm::compression_of(problem.folder + "/arms/" + arm + ".yaml");
     if (!run.train.init_from.empty()) init_from(run.train.init_from, session_, world);
+    tell(problem, "has its weights");
   }
 
   // "BATCH ARM WHAT STEPS", WHAT: wire, local, local_forward.
@@ -108,6 +117,13 @@ class Trainer {
   }
 
  private:
+  // For who waits: how far each rank is.
+  void tell(const Problem& problem, const char* what) const {
+    const std::chrono::duration<double> s = Clock::now() - begin_;
+    std::ofstream(problem.folder + "/ranks.log", std::ios::app)
+        << "rank " + std::to_string(world_.rank()) + " " + what + " after " + std::to_string(int(s.count())) + " s\n";
+  }
+
   void load(std::int64_t batch) {
     if (batch_ > 0) session_.step(mine_[std::size_t(step_) % mine_.size()]);  // ids of the next one are on their way
     mine_.clear();
@@ -135,6 +151,7 @@ class Trainer {
     ++step_;
   }
 
+  const Clock::time_point begin_ = Clock::now();
   Experiment& run_;
   Communicator& world_;
   Session session_;
@@ -163,13 +180,15 @@ struct Cell {
 
 class Measurement {
  public:
-  Measurement(Arm& job, const Options& o, Clock::time_point end) : job_(job), options_(o), end_(end) {}
+  using Publish = std::function<void(const nlohmann::json& rows)>;  // of a batch, so far
+  Measurement(Arm& job, const Options& o, Clock::time_point end, Publish publish)
+      : job_(job), options_(o), end_(end), publish_(std::move(publish)) {}
 
   bool over() const { return Clock::now() >= end_; }
 
   void ask(Cell& cell, std::int64_t batch, int steps) {
     const auto answer =
-        job_.ask(std::to_string(batch) + " " + cell.arm + " " + cell.what + " " + std::to_string(steps));
+        job_.ask(std::to_string(batch) + " " + cell.arm + " " + cell.what + " " + std::to_string(steps), patience);
     if (!answer) throw DataError("bench dlrm_link", job_.skipped());
     cell.last = *answer;
     cell.ms.push_back(answer->at("ms"));
@@ -229,8 +248,16 @@ class Measurement {
     for (const auto& arm : arms) cells.push_back({arm, "wire", {}, {}}), cells.push_back({arm, "local", {}, {}});
     cells.push_back({"none", "local_forward", {}, {}});
     const int steps = steps_at(batch);
-    for (int b = 0; b < options_.blocks && !(b >= 3 && over()); ++b)
+    nlohmann::json rows;
+    for (int b = 0; b < options_.blocks && !(b >= 3 && over()); ++b) {
       for (auto& c : cells) ask(c, batch, steps);
+      if (b > 0 || options_.blocks == 1) publish_(rows = rows_of(batch, arms, cells));
+    }
+    return rows;
+  }
+
+ private:
+  nlohmann::json rows_of(std::int64_t batch, const std::vector<std::string>& arms, const std::vector<Cell>& cells) const {
     const auto find = [&](const std::string& arm, const char* what) -> const Cell& {
       return *std::find_if(cells.begin(), cells.end(), [&](const Cell& c) { return c.arm == arm && c.what == what; });
     };
@@ -269,11 +296,23 @@ class Measurement {
     return rows;
   }
 
- private:
+  static constexpr std::chrono::seconds patience{60};
   Arm& job_;
   const Options& options_;
   const Clock::time_point end_;
+  const Publish publish_;
 };
+
+// All rows there are, which it returns: whole batches, and the one at work. Never half a file.
+nlohmann::json write_rows(const std::string& folder, nlohmann::json all, const nlohmann::json& rows,
+                          const std::string& problem) {
+  for (auto row : rows) row["problem"] = problem, all.push_back(std::move(row));
+  std::ofstream file(folder + "/rows.new");
+  for (const auto& row : all) file << row.dump() << '\n';
+  file.close();
+  fs::rename(folder + "/rows.new", folder + "/rows.jsonl");
+  return all;
+}
 
 nlohmann::json run(const Options& o) {
   const Problem problem = problem_of(o.problem);
@@ -281,24 +320,23 @@ nlohmann::json run(const Options& o) {
   const auto begin = Clock::now();
   const Scratch scratch;
   Arm job("trireme", own_arm(o, "all", o.problem, o.ranks, scratch.path("job")), o.ranks, scratch.path("job"));
-  if (!job.ready(std::chrono::seconds(600))) throw DataError("bench dlrm_link", job.skipped());
+  const auto seconds = std::chrono::seconds(std::int64_t(std::min(problem.seconds, 600.0)));
+  if (!job.ready(seconds)) throw DataError("bench dlrm_link", job.skipped());
   std::fprintf(stderr, "ranks are ready after %.0f s\n", std::chrono::duration<double>(Clock::now() - begin).count());
-  const auto end = Clock::now() + std::chrono::milliseconds(std::int64_t(1000 * std::min(problem.seconds, 1e6)));
-  Measurement measurement(job, o, end);
-  std::ofstream there(problem.folder + "/rows.jsonl", std::ios::app);
-  nlohmann::json rows = nlohmann::json::array();
-  for (const auto& item : problem.batches) {
+  std::string item;
+  nlohmann::json done = nlohmann::json::array();
+  const auto publish = [&](const nlohmann::json& rows) { write_rows(problem.folder, done, rows, item); };
+  const auto end = begin + std::chrono::milliseconds(std::int64_t(1000 * std::min(problem.seconds, 1e6)));
+  Measurement measurement(job, o, end, publish);
+  for (const auto& batch : problem.batches) {
     if (measurement.over()) break;
+    item = batch;
     const double number = std::atof(item.c_str());
-    auto measured = item.ends_with('%') ? measurement.rows_where(number / 100, problem.arms)
-                                        : measurement.rows_at(std::int64_t(number), problem.arms);
-    for (auto& row : measured) {
-      row["problem"] = item;
-      there << row.dump() << std::endl;
-      rows.push_back(row);
-    }
+    const auto rows = item.ends_with('%') ? measurement.rows_where(number / 100, problem.arms)
+                                          : measurement.rows_at(std::int64_t(number), problem.arms);
+    done = write_rows(problem.folder, done, rows, item);
   }
-  return rows;
+  return done;
 }
 
 const Benchmarks::Entry entry({"dlrm_link", "what the exchange of DLRM costs a step, and its codes save", run, serve,

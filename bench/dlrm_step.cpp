@@ -102,10 +102,11 @@ double worst_difference(const std::vector<double>& a, const std::vector<double>&
 
 using Arms = std::vector<std::unique_ptr<Arm>>;
 
+constexpr std::chrono::seconds patience{600};
+
 void start(Arms& arms, const std::string& name, const std::vector<std::string>& command, int ranks,
            const std::string& folder) {
   arms.push_back(std::make_unique<Arm>(name, command, ranks, folder));
-  arms.back()->ready(std::chrono::seconds(600));
 }
 
 void start_peer(Arms& arms, const Options& o, const Scratch& scratch, const std::string& arm, int ranks) {
@@ -125,20 +126,22 @@ Arms start_arms(const Options& o, const std::string& problem, const Scratch& scr
     start(arms, name, own_arm(o, arm, problem, ranks, scratch.path(name)), ranks, scratch.path(name));
   };
   own("trireme", "trireme", 1);
-  if (!arms[0]->skipped().empty()) throw DataError("bench dlrm_step", arms[0]->skipped());
-  if (problem_of(problem).ranks) {
+  if (!arms[0]->ready(patience)) throw DataError("bench dlrm_step", arms[0]->skipped());
+  if (problem_of(problem).ranks) {  // one after the other: several ranks each, and a port that is free now
     start_peer(arms, o, scratch, "ddp", 1);
     for (int n = 2; n <= o.ranks; n *= 2) {
+      arms.back()->ready(patience);
       own("trireme", "trireme x" + std::to_string(n), n);
       start_peer(arms, o, scratch, "ddp", n);
     }
-    return arms;
+  } else {  // side by side: each takes long to read the weights
+    start_peer(arms, o, scratch, "plain", 1);
+    if (o.device == "cuda") {
+      start_peer(arms, o, scratch, "graph", 1);
+      own("eager", "trireme without a graph", 1);
+    }
   }
-  start_peer(arms, o, scratch, "plain", 1);
-  if (o.device == "cuda") {
-    start_peer(arms, o, scratch, "graph", 1);
-    own("eager", "trireme without a graph", 1);
-  }
+  for (const auto& arm : arms) arm->ready(patience);
   return arms;
 }
 
@@ -164,6 +167,7 @@ nlohmann::json run_problem(const Options& o, const std::string& problem) {
   if (o.device == "cpu" && !problem_of(problem).ranks) {
     start(owned, "products", own_arm(o, "products", problem, 1, scratch.path("products")), 1, scratch.path("products"));
     arms.push_back(owned.back().get());
+    arms.back()->ready(patience);
   }
   const bool small = problem_of(problem).batch < 10000;
   alternate(arms, o.device == "cuda" ? (small ? 200 : 20) : (small ? 10 : 1), o.blocks);

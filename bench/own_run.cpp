@@ -24,7 +24,8 @@ OwnSession::OwnSession(Experiment& run, Communicator& world, int batches)
       return b;
     };
     global_.push_back(read(global));
-    mine_.push_back(read(global.subspan(std::size_t(rows * world.rank()), std::size_t(rows))));
+    mine_.push_back(world.size() == 1 ? global_.back()
+                                      : read(global.subspan(std::size_t(rows * world.rank()), std::size_t(rows))));
   }
 }
 

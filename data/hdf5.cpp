@@ -65,6 +65,7 @@ bool holds_its_data(hid_t set) {
 
 // By which a file in memory grows: HDF5 clears as much for every file.
 constexpr std::size_t memory_step = 256 << 10;
+constexpr hsize_t aligned = 64;  // where larger arrays of such a file begin
 
 }  // namespace
 
@@ -88,7 +89,8 @@ Hdf5File Hdf5File::create_in_memory(const std::string& label) {
   file.memory_ = std::make_shared<void*>(nullptr);
   Id access = access_list();
   H5FD_file_image_callbacks_t callbacks = keep_image_at_close(file.memory_.get());
-  if (H5Pset_fapl_core(access, memory_step, false) < 0 || H5Pset_file_image_callbacks(access, &callbacks) < 0)
+  if (H5Pset_fapl_core(access, memory_step, false) < 0 || H5Pset_file_image_callbacks(access, &callbacks) < 0 ||
+      H5Pset_alignment(access, 4096, aligned) < 0)
     fail(label, "", "cannot create in memory");
   file.id_ = H5Fcreate(unique_name().c_str(), H5F_ACC_TRUNC, create_list(), access);
   if (file.id_ < 0) fail(label, "", "cannot create in memory");
@@ -98,25 +100,31 @@ Hdf5File Hdf5File::create_in_memory(const std::string& label) {
 Hdf5File Hdf5File::open_image(const std::string& label, std::span<const std::byte> image) {
   auto lock = lock_library();
   Id access = access_list();
-  H5Pset_fapl_core(access, memory_step, false);
+  auto* bytes = const_cast<std::byte*>(image.data());
+  H5FD_file_image_callbacks_t callbacks = image_as_it_is(bytes);
   if (image.empty()) throw DataError(label, "the file is empty");
-  if (H5Pset_file_image(access, const_cast<std::byte*>(image.data()), image.size()) < 0)
+  if (H5Pset_fapl_core(access, memory_step, false) < 0 || H5Pset_file_image_callbacks(access, &callbacks) < 0 ||
+      H5Pset_file_image(access, bytes, image.size()) < 0)
     fail(label, "", "cannot hold in memory");
   const hid_t id = H5Fopen(unique_name().c_str(), H5F_ACC_RDONLY, access);
   if (id < 0) fail(label, "", "cannot open");
-  return Hdf5File(label, id);
+  Hdf5File file(label, id);
+  file.image_ = image;
+  return file;
 }
 
 Hdf5File::Hdf5File(Hdf5File&& o) noexcept
     : path_(std::move(o.path_)),
       id_(std::exchange(o.id_, -1)),
       memory_(std::move(o.memory_)),
+      image_(o.image_),
       opened_(std::exchange(o.opened_, {})) {}
 
 Hdf5File& Hdf5File::operator=(Hdf5File&& o) noexcept {
   std::swap(path_, o.path_);
   std::swap(id_, o.id_);
   std::swap(memory_, o.memory_);
+  std::swap(image_, o.image_);
   std::swap(opened_, o.opened_);
   return *this;
 }
@@ -149,13 +157,13 @@ void Hdf5File::close() {
   if (!close_handles()) fail(path_, "", "cannot finish writing");
 }
 
-std::vector<std::byte> Hdf5File::image() {
+std::span<const std::byte> Hdf5File::image() {
   close();
   if (!memory_ || !*memory_) throw DataError(path_, "not a file in memory");
   const auto* begin = static_cast<const std::byte*>(*memory_);
   std::uint64_t size;  // the buffer is longer; the superblock's end-of-file address (little endian) is at byte 28
   std::memcpy(&size, begin + 28, 8);
-  return {begin, begin + size};
+  return {begin, std::size_t(size)};
 }
 
 std::vector<std::string> Hdf5File::names() const {
@@ -238,6 +246,15 @@ std::int64_t Hdf5File::offset(const std::string& name) const {
   H5Eclear2(H5E_DEFAULT);
   if (at == HADDR_UNDEF) throw DataError(place(path_, name), "the array is not in one piece", "write it anew");
   return std::int64_t(at);
+}
+
+const std::byte* Hdf5File::in_image(const std::string& name, std::size_t bytes) const {
+  auto lock = lock_library();
+  const haddr_t at = H5Dget_offset(opened(name));
+  H5Eclear2(H5E_DEFAULT);
+  if (at == HADDR_UNDEF || at > image_.size() || bytes > image_.size() - at) return nullptr;
+  const std::byte* there = image_.data() + at;
+  return reinterpret_cast<std::uintptr_t>(there) % 8 == 0 ? there : nullptr;
 }
 
 void Hdf5File::create_array(const std::string& name, DType dtype, std::span<const std::int64_t> shape,

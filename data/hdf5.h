@@ -24,7 +24,7 @@ class Hdf5File {
   static Hdf5File open(const std::string& path);    // read only; missing, cut or foreign files throw DataError
   // The same in memory, for callers that do their own file I/O; `label` names the file in errors.
   static Hdf5File create_in_memory(const std::string& label);
-  static Hdf5File open_image(const std::string& label, std::span<const std::byte> image);  // copies `image`
+  static Hdf5File open_image(const std::string& label, std::span<const std::byte> image);  // it must outlive the file
   Hdf5File(Hdf5File&&) noexcept;
   Hdf5File& operator=(Hdf5File&&) noexcept;
   ~Hdf5File();  // closes, dropping errors: call close() after writing
@@ -40,6 +40,9 @@ class Hdf5File {
   void create_plain_array(const std::string& name, DType dtype, std::span<const std::int64_t> shape);
   // Where in the file such an array begins, its bytes little endian. DataError: it is not in one piece.
   std::int64_t offset(const std::string& name) const;
+  // In an image: where the `bytes` of such an array are. Null: not in one piece, not all in the
+  // image or at an odd address.
+  const std::byte* in_image(const std::string& name, std::size_t bytes) const;
   void write_rows(const std::string& name, std::int64_t first, std::int64_t count, const void* data);
   // Rows of dimension 0 (a scalar array has one row), in file dtype. A bad checksum throws DataError naming
   // file and array.
@@ -48,7 +51,8 @@ class Hdf5File {
 
   void write_text(const std::string& name, const std::string& value);
   std::string read_text(const std::string& name) const;
-  std::vector<std::byte> image();  // closes a file created in memory and returns what would be on disk
+  // Closes a file created in memory: what would be on disk, until this goes.
+  std::span<const std::byte> image();
   void close();                    // throws what the last writes could not do
 
  private:
@@ -59,6 +63,7 @@ class Hdf5File {
   std::string path_;
   std::int64_t id_ = -1;
   std::shared_ptr<void*> memory_;  // of a file in memory: its bytes, once closed
+  std::span<const std::byte> image_;
   // Data sets stay open: their chunk caches serve later reads.
   mutable std::map<std::string, std::int64_t> opened_;
 };

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include <malloc.h>
+#include <sys/mman.h>
 
 // A file of ours is written under a name of its own and appears by rename, so nobody needs a lock; and many network
 // file systems have none. Releases without this call heed a variable.
@@ -64,6 +65,16 @@ bool set_attribute(hid_t object, const char* name, const std::string& value) {
   Id space(H5Screate(H5S_SCALAR), H5Sclose);
   Id a(H5Acreate2(object, name, type, space, H5P_DEFAULT, H5P_DEFAULT), H5Aclose);
   return a >= 0 && H5Awrite(a, type, value.c_str()) >= 0;
+}
+
+// What of large memory has not been touched comes in huge pages, where the system has them. So much malloc has from the
+// system in one piece, whole pages of it, and it must stay one piece to grow in place.
+void* in_huge_pages(void* p, std::size_t n) {
+  constexpr std::uintptr_t page = 4096, large = 64 << 20;
+  const auto begin = reinterpret_cast<std::uintptr_t>(p) / page * page,
+             end = (reinterpret_cast<std::uintptr_t>(p) + n + page - 1) / page * page;
+  if (p && n >= large) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  return p;
 }
 
 }  // namespace
@@ -189,7 +200,7 @@ H5FD_file_image_callbacks_t keep_image_at_close(void** kept) {
   c.image_malloc = [](size_t n, H5FD_file_image_op_t, void*) { return std::malloc(n); };
   // By a quarter at a time: HDF5 asks for, and clears, a small step each time.
   c.image_realloc = [](void* p, size_t n, H5FD_file_image_op_t, void*) {
-    return p && n <= malloc_usable_size(p) ? p : std::realloc(p, n + n / 4);
+    return p && n <= malloc_usable_size(p) ? p : in_huge_pages(std::realloc(p, n + n / 4), n + n / 4);
   };
   c.image_free = [](void* p, H5FD_file_image_op_t op, void* udata) -> herr_t {
     if (op == H5FD_FILE_IMAGE_OP_FILE_CLOSE)
@@ -204,6 +215,18 @@ H5FD_file_image_callbacks_t keep_image_at_close(void** kept) {
   c.udata_copy = [](void* udata) { return udata; };
   c.udata_free = [](void*) -> herr_t { return 0; };
   c.udata = kept;
+  return c;
+}
+
+H5FD_file_image_callbacks_t image_as_it_is(void* bytes) {
+  H5FD_file_image_callbacks_t c = {};
+  c.image_malloc = [](size_t, H5FD_file_image_op_t, void* udata) { return udata; };
+  c.image_memcpy = [](void* to, const void*, size_t, H5FD_file_image_op_t, void*) { return to; };
+  c.image_realloc = [](void*, size_t, H5FD_file_image_op_t, void*) -> void* { return nullptr; };
+  c.image_free = [](void*, H5FD_file_image_op_t, void*) -> herr_t { return 0; };
+  c.udata_copy = [](void* udata) { return udata; };
+  c.udata_free = [](void*) -> herr_t { return 0; };
+  c.udata = bytes;
   return c;
 }
 

@@ -56,6 +56,8 @@ bool create_groups(hid_t file, const std::string& name);
 // The core driver would free its buffer at close; this keeps it in *udata. (H5Fget_file_image of HDF5 1.10
 // gives a superblock with a wrong checksum, and costs a copy.)
 H5FD_file_image_callbacks_t keep_image_at_close(void** kept);
+// The core driver would copy an image twice; this lets it read the one at `bytes`.
+H5FD_file_image_callbacks_t image_as_it_is(void* bytes);
 // Two open files in memory must not share a name. Under the lock.
 std::string unique_name();
 

@@ -34,18 +34,21 @@ class Server:
 
 def read_safetensors(path):
     """(tensors by name, metadata), without the safetensors package."""
+    import mmap
     import struct
     import torch
     types = {"F64": torch.float64, "F32": torch.float32, "I64": torch.int64, "I32": torch.int32}
-    data = bytearray(open(path, "rb").read())
+    with open(path, "rb") as f:
+        data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)  # gigabytes of tables: copied once, below
     (n,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8:8 + n])
     metadata = header.pop("__metadata__", {})
     tensors = {}
     for name, t in header.items():
         begin, end = t["data_offsets"]
-        raw = data[8 + n + begin:8 + n + end]
-        tensors[name] = torch.frombuffer(raw, dtype=types[t["dtype"]]).reshape(t["shape"]).clone()
+        kind = types[t["dtype"]]
+        flat = torch.frombuffer(data, dtype=kind, count=(end - begin) // kind.itemsize, offset=8 + n + begin)
+        tensors[name] = flat.reshape(t["shape"]).clone()
     return tensors, metadata
 
 

@@ -2,6 +2,7 @@
 
 #include "comm/device.h"
 #include "comm/error.h"
+#include "framework/base/direct_archive.h"
 
 #include <utility>
 
@@ -42,9 +43,17 @@ at::Tensor to_device(const at::Tensor& host, at::Device device) {
 void archive(Archive& ar, std::string_view name, at::Tensor& t, Sharing sharing) {
   at::NoGradGuard no_grad;
   const auto shape = t.sizes().vec();
-  at::Tensor host = t.is_cpu() && t.is_contiguous() ? t.detach() : t.detach().cpu().contiguous();
-  ar.array(name, dtype_of(host), shape, host.data_ptr(), sharing);
-  if (ar.loading() && host.data_ptr() != t.data_ptr()) t.detach().copy_(host);
+  if (t.is_cpu() && t.is_contiguous()) return ar.array(name, dtype_of(t), shape, t.data_ptr(), std::move(sharing));
+  const auto copy = [&](void* own) {
+    at::Tensor host = at::from_blob(own, shape, t.scalar_type()), here = t.detach();
+    ar.loading() ? here.copy_(host) : host.copy_(here);
+  };
+  if (auto* direct = dynamic_cast<DirectArchive*>(&ar))
+    return direct->array_through(name, dtype_of(t), shape, copy, std::move(sharing));
+  const at::Tensor host = at::empty(shape, t.scalar_type());
+  if (!ar.loading()) copy(host.data_ptr());
+  ar.array(name, dtype_of(t), shape, host.data_ptr(), std::move(sharing));
+  if (ar.loading()) copy(host.data_ptr());
 }
 
 }  // namespace trireme

@@ -9,13 +9,13 @@ namespace trireme {
 class Assembly {
  public:
   // Both throw DataError, beginning with `place`, where parts do not fit together or rows are missing or held twice.
-  void add(const Manifest::Tensor& t, std::vector<std::byte> data, const std::string& place);
+  void add(const Manifest::Tensor& t, const SharedBytes& data, const std::string& place);
   void finish(Snapshot& to, const std::string& place);
 
  private:
   struct Rows {
     std::int64_t count;
-    std::vector<std::byte> bytes;
+    SharedBytes bytes;
   };
   struct Part {
     bool seen = false;

@@ -219,7 +219,7 @@ Snapshot Checkpoints::load(std::int64_t step) {
       const auto& holders = t.sharing.holders;
       return holders.empty() ? t.rank == rank : std::binary_search(holders.begin(), holders.end(), rank);
     };
-    const auto take = [&](const Manifest::Tensor& t, std::vector<std::byte> data) {
+    const auto take = [&](const Manifest::Tensor& t, SharedBytes data) {
       if (t.sharing.kind == Sharing::rows && !same)
         assembly.add(t, std::move(data), folder);
       else

@@ -7,6 +7,7 @@
 #pragma once
 #include "comm/archive.h"
 #include "comm/communicator.h"
+#include "framework/io/shared_bytes.h"
 
 #include <cstdint>
 #include <functional>
@@ -26,7 +27,7 @@ class Snapshot {
     std::vector<std::int64_t> shape;
     Sharing sharing;
     bool is_text = false;
-    std::vector<std::byte> bytes;
+    SharedBytes bytes;
   };
   std::map<std::string, Entry> entries;
   std::string place;   // the folder it was read from, for errors

@@ -1,11 +1,14 @@
 #include "framework/io/file_io.h"
 
 #include "comm/error.h"
+#include "framework/io/read_into.h"
+#include "framework/io/shared_bytes.h"
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <system_error>
+#include <thread>
 #include <utility>
 
 #include <dirent.h>
@@ -143,6 +146,35 @@ std::vector<std::byte> read_whole(FileIo& io, const std::string& path, std::size
   }
   bytes.resize(have);
   return bytes;
+}
+
+std::size_t read_into(FileIo& io, const std::string& path, std::span<std::byte> to,
+                      const std::function<void(std::span<const std::byte>)>& seen) {
+  constexpr std::size_t piece = 1 << 20, window = 64 << 20;
+  Descriptor file{io, open_file(io, path, O_RDONLY, "open")};
+  const auto read = [&](std::span<std::byte> into) {
+    const ssize_t n = again_if_interrupted([&] { return io.read(file.fd, into.data(), into.size()); });
+    if (n < 0) fail(path, "read", int(-n));
+    return std::size_t(n);
+  };
+  std::size_t have = 0;
+  for (std::size_t end = 0; end < to.size();) {
+    const std::size_t begin = end;
+    end = std::min(begin + window, to.size());
+    std::jthread ahead;
+    if (end < to.size())
+      ahead = std::jthread([&to, end] { populate(to.data() + end, to.data() + std::min(end + window, to.size())); });
+    while (have < end) {
+      const std::size_t n = read(to.subspan(have, std::min(piece, end - have)));
+      if (n == 0) return have;
+      seen(to.subspan(have, n));
+      have += n;
+    }
+  }
+  std::byte more;
+  if (read({&more, 1}) > 0)
+    throw DataError(path, "larger than the " + std::to_string(to.size()) + " bytes expected");
+  return have;
 }
 
 void sync_folder(FileIo& io, const std::string& path) {

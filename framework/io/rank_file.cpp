@@ -3,7 +3,7 @@
 #include "comm/crc32c.h"
 #include "comm/error.h"
 #include "data/hdf5.h"
-#include "framework/io/file_io.h"
+#include "framework/io/read_into.h"
 
 #include <filesystem>
 
@@ -23,17 +23,28 @@ void check_size(const std::string& path, std::size_t size, std::size_t written) 
     throw DataError(path, std::to_string(size) + " bytes, " + std::to_string(written) + " were written");
 }
 
-std::vector<std::byte> read_tensor(const Hdf5File& file, const Manifest::Tensor& t, const std::string& path,
-                                   std::size_t file_size) {
+// Where it lies in the file's image, if it is in one piece.
+SharedBytes read_tensor(const Hdf5File& file, const Manifest::Tensor& t, const std::string& path,
+                        std::size_t file_size, const SharedBytes& image = {}) {
   const auto array = file.array(t.name);
   if (array.dtype != t.dtype || array.shape != t.shape)
     throw DataError(path + ": " + t.name, "not the dtype and shape of the manifest");
   if (bytes_of(t.dtype, t.shape) > file_size) throw DataError(path + ": " + t.name, "larger than its file");
-  std::vector<std::byte> data(bytes_of(t.dtype, t.shape));
-  file.read_rows(t.name, 0, rows_of(t.shape), data.data());
+  const std::size_t size = bytes_of(t.dtype, t.shape);
+  const std::byte* there = file.in_image(t.name, size);
+  const SharedBytes data = there ? image.part(std::size_t(there - image.data()), size) : SharedBytes(size);
+  if (!there) file.read_rows(t.name, 0, rows_of(t.shape), data.data());
   if (crc32c(data.data(), data.size()) != t.crc32c)
     throw DataError(path + ": " + t.name, "the checksum is wrong: the file is damaged");
   return data;
+}
+
+SharedBytes room_for(const std::string& path, std::size_t size) {
+  try {
+    return SharedBytes(size);
+  } catch (const std::bad_alloc&) {
+    throw DataError(path, "its " + std::to_string(size) + " bytes do not fit into memory");
+  }
 }
 
 }  // namespace
@@ -43,11 +54,11 @@ std::string write_rank_file(FileIo& io, const std::string& folder, int rank, Sna
   std::vector<Manifest::Tensor> tensors;
   auto file = Hdf5File::create_in_memory(path);
   for (auto& [name, e] : snapshot.entries) {
-    file.create_array(name, e.dtype, e.shape);
+    file.create_plain_array(name, e.dtype, e.shape);
     file.write_rows(name, 0, rows_of(e.shape), e.bytes.data());
     const auto crc = crc32c(e.bytes.data(), e.bytes.size());
     tensors.push_back({name, e.dtype, e.shape, e.sharing, e.is_text, rank, crc});
-    std::vector<std::byte>().swap(e.bytes);
+    e.bytes = {};
   }
   const auto image = file.image();
   write_durably(io, path, image);
@@ -57,18 +68,18 @@ std::string write_rank_file(FileIo& io, const std::string& folder, int rank, Sna
 
 void read_rank_file(FileIo& io, const std::string& folder, const Manifest& m, int rank,
                     const std::function<bool(const Manifest::Tensor&)>& wanted,
-                    const std::function<void(const Manifest::Tensor&, std::vector<std::byte>)>& take) {
+                    const std::function<void(const Manifest::Tensor&, SharedBytes)>& take) {
   const auto& expected = m.files[std::size_t(rank)];
   const std::string path = folder + "/" + expected.name;
-  auto bytes = read_whole(io, path, expected.size);
-  check_size(path, bytes.size(), expected.size);
-  if (crc32c(bytes.data(), bytes.size()) != expected.crc32c)
-    throw DataError(path, "the checksum is wrong: the file is damaged");
-  const auto file = Hdf5File::open_image(path, bytes);
-  std::vector<std::byte>().swap(bytes);
+  const SharedBytes image = room_for(path, expected.size);
+  std::uint32_t crc = 0;
+  const auto add = [&](std::span<const std::byte> piece) { crc = crc32c(piece.data(), piece.size(), crc); };
+  check_size(path, read_into(io, path, image.span(), add), expected.size);
+  if (crc != expected.crc32c) throw DataError(path, "the checksum is wrong: the file is damaged");
+  const auto file = Hdf5File::open_image(path, image.span());
   for (const auto& t : m.tensors) {
     if (t.rank != rank || !wanted(t)) continue;
-    take(t, read_tensor(file, t, path, expected.size));
+    take(t, read_tensor(file, t, path, expected.size, image));
   }
 }
 

@@ -1,4 +1,5 @@
 #include "comm/error.h"
+#include "framework/base/direct_archive.h"
 #include "framework/io/checkpoint.h"
 
 #include <array>
@@ -23,7 +24,7 @@ std::string text_of(DType dtype, std::span<const std::int64_t> shape) {
   return s + "]";
 }
 
-class Saver final : public Archive {
+class Saver final : public DirectArchive {
  public:
   Saver(Snapshot& to, int rank) : to_(to), rank_(rank) {}
   bool loading() const override { return false; }
@@ -31,23 +32,29 @@ class Saver final : public Archive {
 
   void array(std::string_view name, DType dtype, std::span<const std::int64_t> shape, void* data,
              Sharing sharing) override {
+    const std::size_t n = bytes_of(dtype, shape);
+    array_through(name, dtype, shape, [&](void* own) { std::memcpy(own, data, n); }, std::move(sharing));
+  }
+  void array_through(std::string_view name, DType dtype, std::span<const std::int64_t> shape,
+                     const std::function<void(void*)>& copy, Sharing sharing) override {
     if (sharing.kind == Sharing::rows &&
         (shape.empty() || sharing.first_row < 0 || sharing.first_row + shape[0] > sharing.total_rows))
       throw Error(ExitCode::bug, full(name), "its rows lie outside the whole array");
-    keep(full(name), {dtype, {shape.begin(), shape.end()}, sharing, false, {}}, data);
+    keep(full(name), {dtype, {shape.begin(), shape.end()}, std::move(sharing), false, {}}, copy);
   }
   void text(std::string_view name, std::string& value, bool per_rank) override {
     const Sharing sharing = {per_rank ? Sharing::per_rank : Sharing::replicated};
-    keep(full(name), {DType::u8, {std::int64_t(value.size())}, sharing, true, {}}, value.data());
+    const auto copy = [&](void* own) { value.copy(static_cast<char*>(own), value.size()); };
+    keep(full(name), {DType::u8, {std::int64_t(value.size())}, sharing, true, {}}, copy);
   }
 
  private:
-  void keep(const std::string& name, Snapshot::Entry entry, const void* data) {
+  void keep(const std::string& name, Snapshot::Entry entry, const std::function<void(void*)>& copy) {
     if (!names_.insert(name).second) throw Error(ExitCode::bug, name, "saved twice under one name");
     const auto& holders = entry.sharing.holders;
     if (entry.sharing.kind == Sharing::replicated ? rank_ != 0 : !holders.empty() && holders[0] != rank_) return;
-    const auto* begin = static_cast<const std::byte*>(data);
-    entry.bytes.assign(begin, begin + bytes_of(entry.dtype, entry.shape));
+    entry.bytes = SharedBytes(bytes_of(entry.dtype, entry.shape));
+    if (entry.bytes.size() > 0) copy(entry.bytes.data());
     to_.entries.emplace(name, std::move(entry));
   }
 
@@ -56,7 +63,7 @@ class Saver final : public Archive {
   std::set<std::string> names_;
 };
 
-class Loader final : public Archive {
+class Loader final : public DirectArchive {
  public:
   explicit Loader(const Snapshot& from) : from_(from) {}
   bool loading() const override { return true; }
@@ -64,6 +71,11 @@ class Loader final : public Archive {
 
   void array(std::string_view name, DType dtype, std::span<const std::int64_t> shape, void* data,
              Sharing sharing) override {
+    const std::size_t n = bytes_of(dtype, shape);
+    array_through(name, dtype, shape, [&](void* own) { std::memcpy(data, own, n); }, std::move(sharing));
+  }
+  void array_through(std::string_view name, DType dtype, std::span<const std::int64_t> shape,
+                     const std::function<void(void*)>& copy, Sharing sharing) override {
     const auto& e = find(name, false);
     if (e.sharing.kind != sharing.kind)
       throw DataError(full(name), std::string("the checkpoint holds it ") + kinds[e.sharing.kind] + ", this run " +
@@ -89,7 +101,7 @@ class Loader final : public Archive {
     if (e.dtype != dtype || held != std::vector<std::int64_t>(shape.begin(), shape.end()))
       throw DataError(full(name), "the checkpoint holds " + text_of(e.dtype, e.shape) + ", this run wants " +
                                       text_of(dtype, shape));
-    if (const auto n = bytes_of(dtype, shape)) std::memcpy(data, e.bytes.data() + skip, n);
+    if (bytes_of(dtype, shape) > 0) copy(e.bytes.data() + skip);
   }
   void text(std::string_view name, std::string& value, bool) override {
     const auto& e = find(name, true);

@@ -38,6 +38,14 @@ TEST(Crc32c, AnyLengthAndAlignmentEqualsTheDefinition) {
       EXPECT_EQ(crc32c(data.data() + at, n), reference(data.data() + at, n)) << at << " " << n;
 }
 
+TEST(Crc32c, LongOnesAreSummedSideBySideAndEqualTheDefinition) {
+  std::vector<unsigned char> data(40000);
+  for (std::size_t i = 0; i < data.size(); ++i) data[i] = static_cast<unsigned char>(i * i + (i >> 7) + 17 * i);
+  for (std::size_t at : {0, 1, 5})
+    for (std::size_t n : {12287, 12288, 12289, 24576, 24583, 36864, 39990})
+      EXPECT_EQ(crc32c(data.data() + at, n), reference(data.data() + at, n)) << at << " " << n;
+}
+
 TEST(Crc32c, PiecesAddUpThroughTheSeed) {
   std::string s(1000, 'x');
   for (std::size_t i = 0; i < s.size(); ++i) s[i] = char(i * 7);

@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <filesystem>
+#include <cstring>
 #include <fstream>
 #include <numeric>
 #include <thread>
@@ -153,6 +154,36 @@ TEST_F(Hdf5, AnImageEqualsTheFile) {
     f.read_rows("x", 0, 10, back.data());
     EXPECT_EQ(back, x);
   }
+}
+
+// An image is read where it is; what is not one piece of it has to be copied out.
+TEST_F(Hdf5, ArraysInOnePieceLieInTheirImage) {
+  std::vector<float> x(3000);
+  std::iota(x.begin(), x.end(), 1.f);
+  auto memory = Hdf5File::create_in_memory("rank_00000.h5");
+  const std::vector<std::int64_t> shape = {1000, 3}, none = {0, 3};
+  memory.create_array("chunked", DType::f32, shape);
+  memory.create_plain_array("plain", DType::f32, shape);
+  memory.create_plain_array("empty", DType::f32, none);
+  memory.create_plain_array("scalar", DType::f32, std::vector<std::int64_t>{});
+  for (const char* name : {"chunked", "plain"}) memory.write_rows(name, 0, 1000, x.data());
+  memory.write_rows("scalar", 0, 1, x.data());
+  const auto image = memory.image();
+  const auto file = Hdf5File::open_image("rank_00000.h5", image);
+  const std::byte* there = file.in_image("plain", 12000);
+  ASSERT_TRUE(there && there >= image.data() && there + 12000 <= image.data() + image.size());
+  EXPECT_EQ(std::memcmp(there, x.data(), 12000), 0);
+  EXPECT_FALSE(file.in_image("chunked", 12000));
+  EXPECT_FALSE(file.in_image("empty", 0));
+  EXPECT_FALSE(file.in_image("plain", image.size()));
+  for (const char* name : {"chunked", "plain"}) {
+    std::vector<float> back(3000);
+    file.read_rows(name, 0, 1000, back.data());
+    EXPECT_EQ(back, x) << name;
+  }
+  float scalar = 0;
+  file.read_rows("scalar", 0, 1, &scalar);
+  EXPECT_EQ(scalar, 1.f);
 }
 
 TEST_F(Hdf5, MissingForeignAndTruncatedFilesAreNamed) {
