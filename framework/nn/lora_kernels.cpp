@@ -1,6 +1,7 @@
 // The LoRA path by own grouped kernels, and dropout for all backends.
 #include "framework/base/tensor.h"
 #include "framework/kernels/grouped_swiglu.h"
+#include "framework/nn/checkpoint.h"
 #include "framework/nn/lora_pass.h"
 
 namespace trireme::nn {
@@ -236,7 +237,10 @@ at::Tensor gated_forward(const LoraCall& in, const LoraCall& out, const at::Tens
   job.y = y.mutable_data_ptr();
   kernels::grouped_swiglu(job, buffer_of(y).place);
   kept = {s, gate, up, y};
-  return kernels_forward(out, y, kept)[0];
+  if (!computed_again()) return kernels_forward(out, y, kept)[0];
+  // A layer ends with this node: backward reads of down's product no more than what its adapters shrink y to.
+  kept.push_back(shrink(in_threes(out, y.size(0))[0], false, {y}));
+  return at::zeros({x.size(0), out.targets[0].weight.size(0)}, x.options());
 }
 
 at::Tensor gated_backward(const LoraCall& in, const LoraCall& out, const at::Tensor& x,
