@@ -77,7 +77,7 @@ void ShardedJobs::data_parallel_step(std::span<const std::int64_t> jobs) {
 }
 
 void ShardedJobs::gather_step(std::int64_t jobs) {
-  for (std::int64_t k = 0; k < passes(jobs, jobs_.batch); ++k) sharded_->empty_pass(true);
+  for (std::int64_t k = 0; k < passes(jobs, jobs_.batch); ++k) sharded_->gather_pass(true);
 }
 
 void ShardedJobs::compute_alone(std::span<const std::int64_t> jobs) {

@@ -27,8 +27,9 @@ class ShardedJobs {
   // Sharded data-parallel of jobs that all ranks hold: each batch cut over the ranks, filled up with samples that do
   // not count, and gradients summed.
   void data_parallel_step(std::span<const std::int64_t> jobs);
-  void gather_step(std::int64_t jobs);                     // what own_step of so many gathers, and nothing else
-  void compute_alone(std::span<const std::int64_t> jobs);  // own_step on layers that are there
+  void gather_step(std::int64_t jobs);                          // what own_step of so many gathers, and nothing else
+  void set_collected(bool on) { sharded_->set_collected(on); }  // gathers by the communicator
+  void compute_alone(std::span<const std::int64_t> jobs);       // own_step on layers that are there
   std::int64_t passes(std::int64_t jobs, std::int64_t samples) const;  // of a step, of so many samples a job
 
   at::Tensor weights(std::int64_t job) const { return store_->flat_weights(job); }

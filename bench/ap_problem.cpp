@@ -25,7 +25,8 @@ const std::map<std::string, Backbone> backbones = {
     {"8b", {4096, 14336, 32, 32, 8, 128256, at::kBFloat16, paper}},
     {"1b", {2048, 5632, 22, 32, 4, 32000, at::kBFloat16, paper}},
     {"lab", {256, 704, 8, 4, 2, 512, at::kFloat, {4, 8, 16, 32, 4, 8, 16, 32}}}};
-constexpr std::array arms = {"ours", "loop", "packed", "one job at a time", "ours fp8", "pipeline", "wide", "equal"};
+constexpr std::array arms = {"ours",     "collective", "loop", "packed", "one job at a time",
+                             "ours fp8", "pipeline",   "wide", "equal"};
 
 std::vector<std::string> split(const std::string& text, char by) {
   std::vector<std::string> parts;
@@ -71,7 +72,7 @@ ApProblem ap_problem(const std::string& text) {
   if (p.rows.empty()) throw wrong("there is no row");
   for (const auto& arm : split(parts.size() > 2 ? parts[2] : "", ',')) {
     if (std::find(arms.begin(), arms.end(), arm) == arms.end())
-      throw wrong("the arms are ours, loop, packed, one job at a time, ours fp8, pipeline, wide and equal");
+      throw wrong("the arms are ours, collective, loop, packed, one job at a time, ours fp8, pipeline, wide and equal");
     p.arms.insert(arm);
   }
   if (parts.size() > 3 && (std::sscanf(parts[3].c_str(), "%lf", &p.seconds) != 1 || !(p.seconds > 0)))

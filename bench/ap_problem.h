@@ -1,6 +1,7 @@
 // What `trireme bench ap_step` is asked for:
 //   --problem SHAPE[/LAYERS][@TOKENS]:LENGTHxBATCH,...[:ARM,...[:SECONDS]]
-// TOKENS: the most of a rank in a pass. No arm: all of them. SECONDS: after these, a row's arms take no further turn.
+// TOKENS: the most of a rank in a pass. No arm: all of them ("collective": ours, with the communicator's gathers where
+// ours fetches layers by copy engines). SECONDS: after these, a row's arms take no further turn.
 #pragma once
 #include "bench/adapter_jobs.h"
 

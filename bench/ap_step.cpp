@@ -1,6 +1,7 @@
 // A step of several LoRA jobs on a backbone that lies on several ranks: adapter parallelism beside sharded
-// data-parallel (packed, and one job at a time), a pipeline filled with different adapters or with packs of them, a
-// loop over adapters and an FP8 base, with what the gathers and the computation take alone. bench/ap_problem.h:
+// data-parallel (packed, and one job at a time), the communicator's gathers instead of fetched layers, a pipeline
+// filled with different adapters or with packs of them, a loop over adapters and an FP8 base, with what the gathers and
+// the computation take alone. bench/ap_problem.h:
 // --problem.
 #include "bench/adapter_arms.h"
 #include "bench/adapter_pipeline.h"
@@ -213,6 +214,13 @@ nlohmann::json Measuring::own_arms(bool fp8) {
   std::vector<Turns> arms{{fp8 ? "ours fp8" : "ours", [&] { jobs.own_step(own_); }},
                           {named("gather alone"), [&] { jobs.gather_step(std::int64_t(own_.size())); }},
                           {named("compute alone"), [&] { jobs.compute_alone(own_); }}};
+  if (!fp8 && p_.has("collective") && jobs.backbone().fetched())
+    for (const bool whole : {true, false})
+      arms.push_back({whole ? "ours, collective gathers" : "gather alone, collective", [&, whole] {
+                        jobs.set_collected(true);
+                        whole ? jobs.own_step(own_) : jobs.gather_step(std::int64_t(own_.size()));
+                        jobs.set_collected(false);
+                      }});
   if (loop)
     arms.push_back({"loop over adapters", [&] {
                       jobs.set_backend(nn::LoraBackend::loop);
@@ -233,6 +241,7 @@ nlohmann::json Measuring::own_arms(bool fp8) {
     rows[0]["gather_over_compute"] = gather / compute;
   }
   rows[0]["passes"] = jobs.passes(std::int64_t(own_.size()), row_.batch);
+  rows[0]["fetched"] = jobs.backbone().fetched();
   rows[0]["layer_gb"] = 1e-9 * double(jobs.backbone().layer_bytes());
   return rows;
 }
@@ -315,7 +324,7 @@ void serve(const Options& o, Communicator& world) {
 std::vector<std::string> questions(const ApProblem& p) {
   std::vector<std::string> all;
   const bool one = p.has("one job at a time"), packed = p.has("packed");
-  if (p.has("ours") || p.has("loop") || packed) all.emplace_back("sharded");
+  if (p.has("ours") || p.has("collective") || p.has("loop") || packed) all.emplace_back("sharded");
   if (one && !packed) all.emplace_back("alone");
   if (p.has("ours fp8")) all.emplace_back("fp8");
   for (const char* arm : {"pipeline", "wide", "equal"})

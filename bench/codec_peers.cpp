@@ -1,9 +1,11 @@
 // The error-bounded codec on a GPU beside nvCOMP's ANS and Bitcomp and fp8 with a scale a row: ratio, GB/s of f32
-// values, largest error. ANS is lossless: "ans" codes what is already quantised, "quantise + ans" begins with values.
+// values, largest error. ANS is lossless: "ans" codes what is already quantised, "quantise + ans" begins with values;
+// nvCOMPDx's is fused with the quantiser.
 #include "bench/bench.h"
 #include "bench/codec_case.h"
 #include "bench/device_time.h"
 #include "bench/nvcomp.h"
+#include "bench/nvcompdx.h"
 #include "bench/quantize_pass.h"
 #include "comm/error.h"
 #include "framework/base/quantile.h"
@@ -91,15 +93,25 @@ void add_bitcomp(std::vector<CodecArm>& arms, const at::Tensor& in, const std::s
   add_ours(arms, in, "auto", float(error), false, "trireme auto, error of bitcomp");
 }
 
-nlohmann::json measure(std::int64_t mib, const std::string& library, int blocks) {
+void add_fused(std::vector<CodecArm>& arms, const at::Tensor& in, const std::string& library, float bound) {
+  for (const auto& one : Nvcompdx::all(library, in, bound))
+    arms.push_back({one->name(), [one] { one->encode(); }, [one] { one->decode(); },
+                    double(in.nbytes()) / double(one->coded_bytes()), largest_error(in, one->decoded())});
+}
+
+// libraries: nvCOMP's, and after a comma that of nvCOMPDx's arm, if any.
+nlohmann::json measure(std::int64_t mib, const std::string& libraries, int blocks) {
   const float bound = 0.043f;
   const at::Tensor in = rows_on_gpu(std::size_t(mib << 18) / (rows * dim), rows, dim), copy = at::empty_like(in);
+  const auto comma = libraries.find(',');
+  const std::string library = libraries.substr(0, comma);
   std::vector<CodecArm> arms;
   arms.push_back({"copy", [&] { copy.copy_(in); }, [&] { copy.copy_(in); }, 1, 0});
   for (const char* codec : {"dedup_sparse", "auto", "dedup_packed", "packed", "fp8"})
     add_ours(arms, in, codec, bound, true, std::string("trireme ") + codec);
   for (const int kib : {64, 128, 256}) add_ans(arms, in, library, bound, kib);
   add_bitcomp(arms, in, library, bound);
+  if (comma != std::string::npos) add_fused(arms, in, libraries.substr(comma + 1), bound);
   for (int block = -1; block < blocks; ++block)
     for (auto& arm : arms) {
       const double encode = device_ms(arm.encode), decode = device_ms(arm.decode);
@@ -121,7 +133,7 @@ nlohmann::json measure(std::int64_t mib, const std::string& library, int blocks)
 nlohmann::json run(const Options& o) {
   need_gpu(o.name);
   if (o.problem.empty())
-    throw UsageError("bench codec_peers", "which nvCOMP?", "say --problem PATH of libnvcomp.so.6 (docs/codecs.md)");
+    throw UsageError("bench codec_peers", "which nvCOMP?", "say --problem PATH[,PATH]: libnvcomp.so.6 and what bench/peers/nvcompdx builds (docs/codecs.md)");
   nlohmann::json all = nlohmann::json::array();
   for (const std::int64_t mib : {64, 512})
     for (auto& row : measure(mib, o.problem, o.blocks)) all.push_back(row);

@@ -58,6 +58,7 @@ function(trireme_twins name)
   set(${name} "" PARENT_SCOPE)
   list(TRANSFORM ARGN APPEND "/*.cu" OUTPUT_VARIABLE folders)
   file(GLOB_RECURSE twins CONFIGURE_DEPENDS ${folders})
+  list(FILTER twins EXCLUDE REGEX "/bench/peers/")  # bench/peers/nvcompdx builds its own
   if(NOT TRIREME_CUDA_SOURCES OR NOT twins)
     return()
   endif()

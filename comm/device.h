@@ -12,6 +12,7 @@
 // - Host buffers work too: they go through the host communicator underneath.
 #pragma once
 #include "comm/communicator.h"
+#include "comm/frozen_shares.h"
 
 #include <functional>
 #include <string>
@@ -40,6 +41,8 @@ struct DeviceRuntime {
   // As over_host, on NCCL, which does NOT sum in rank order: see nccl.h.
   std::unique_ptr<Communicator> (*nccl)(std::unique_ptr<Communicator> host, int device, DeviceSink);
   std::unique_ptr<StreamTimer> (*timer)(Place, DeviceSink);
+  // For open_shares: fetched ones, or null on all ranks where some rank cannot reach another's memory.
+  std::unique_ptr<FrozenShares> (*fetched_shares)(Communicator& ranks, const std::vector<ConstBuffer>& mine);
   // For callers without a tensor library; all on the calling thread's current device.
   int (*current)();
   std::shared_ptr<void> (*memory)(std::size_t bytes);

@@ -56,6 +56,7 @@ AdapterStep::Places AdapterStep::places_of(const AdapterBatch& batch) const {
 // Backward begins at the sum of the jobs' means, each over what counts in its own batch: every adapter's gradient is
 // that of the job alone. What that sum says to a token's loss, one over its job's count, is written down.
 at::Tensor AdapterStep::enqueue(const AdapterBatch& batch, const Places& places) {
+  store_.zero_gradients(slots_of(batch));  // a graph always writes them first
   const at::Tensor losses = token_losses(model_.hidden(batch.tokens), model_.head(), batch.labels);
   const at::Tensor nobody = at::zeros({1}, places.counts.options());
   const at::Tensor slopes = at::cat({places.counts.reciprocal(), nobody}).index_select(0, places.owners);

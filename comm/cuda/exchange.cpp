@@ -4,18 +4,10 @@
 #include "comm/error.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 namespace trireme::cuda {
 namespace {
-
-// What a rank tells the others before they touch its memory.
-struct Record {
-  Exported memory;
-  std::uint64_t machine = 0;
-  std::int64_t device = 0;  // in its process
-};
 
 struct Call {
   Shared shared;
@@ -27,16 +19,16 @@ struct Call {
 std::size_t ranks(const HostDriven& g) { return static_cast<std::size_t>(g.me.size); }
 
 // Fills peers.counts; true if all ranks' memory can be opened.
-bool read(Call& c, std::size_t n, std::vector<Record>& records) {
+bool read(Call& c, std::size_t n, std::vector<Exported>& records) {
   const std::size_t row = c.mine.size(), counts = c.shared.counts.size();
   bool usable = true;
   records.resize(n);
   c.peers.counts.resize(n * counts);
   for (std::size_t r = 0; r < n; ++r) {
     const std::byte* from = c.all.data() + r * row;
-    std::memcpy(&records[r], from, sizeof(Record));
-    if (counts > 0) std::memcpy(&c.peers.counts[r * counts], from + sizeof(Record), row - sizeof(Record));
-    usable &= records[r].memory.usable != 0;
+    std::memcpy(&records[r], from, sizeof(Exported));
+    if (counts > 0) std::memcpy(&c.peers.counts[r * counts], from + sizeof(Exported), row - sizeof(Exported));
+    usable &= records[r].usable != 0;
   }
   return usable;
 }
@@ -51,8 +43,8 @@ void exchange(HostDriven& g, Script& s, Shared shared) {
     return;
   }
   s.add([&g, &s, c] {
-    Record record;
-    if (g.ipc) record.memory = export_memory(c->shared.memory);
+    Exported record = {};
+    if (g.ipc) record = export_memory(c->shared.memory);
     const auto& counts = c->shared.counts;
     c->mine.resize(sizeof record + counts.size() * sizeof counts[0]);
     c->all.resize(ranks(g) * c->mine.size());
@@ -64,7 +56,7 @@ void exchange(HostDriven& g, Script& s, Shared shared) {
   });
   s.add([&s] { return s.host.done(); });
   s.add([&g, &s, c] {
-    std::vector<Record> records;
+    std::vector<Exported> records;
     if (!read(*c, ranks(g), records)) {
       const std::size_t piece = c->shared.piece;
       if (piece > 0) {
@@ -74,7 +66,7 @@ void exchange(HostDriven& g, Script& s, Shared shared) {
       s.replace(staged(g, s, c->shared.pieces));
       return true;
     }
-    for (const auto& record : records) c->peers.memory.push_back(import_memory(record.memory));
+    for (const auto& record : records) c->peers.memory.push_back(import_memory(record));
     c->shared.kernels(c->peers);
     c->moved.record(g.me.device, g.stream.get());
     return true;
@@ -88,28 +80,21 @@ void exchange(HostDriven& g, Script& s, Shared shared) {
 }
 
 bool can_share_memory(HostDriven& g) {
-  const char* wanted = std::getenv("TRIREME_CUDA_TRANSPORT");
   const OnDevice on(g.me.device);
-  Record mine;
-  mine.machine = this_machine();
-  mine.device = g.me.device;
   void* word = nullptr;  // never freed: others may have it mapped
   TRIREME_CUDA_CHECK(cudaMalloc(&word, sizeof(std::uint64_t)));
-  mine.memory = export_memory(word);
-  TRIREME_CUDA_CHECK(cudaMemcpy(word, &mine.memory.process, sizeof(std::uint64_t), cudaMemcpyHostToDevice));
-  std::vector<Record> all(ranks(g));
+  const Exported mine = export_memory(word);
+  TRIREME_CUDA_CHECK(cudaMemcpy(word, &mine.process, sizeof(std::uint64_t), cudaMemcpyHostToDevice));
+  std::vector<Exported> all(ranks(g));
   g.host->all_gather({&mine, sizeof mine, DType::u8, {}}, {all.data(), all.size() * sizeof mine, DType::u8, {}}).wait();
-  std::int32_t possible = !(wanted && std::string_view(wanted) == "staged") && all.size() <= most_inputs;
+  std::int32_t possible = all.size() <= most_inputs;
   for (const auto& other : all) {
+    possible = possible && within_reach(other);
     if (!possible) break;
-    possible = other.machine == mine.machine && other.memory.usable;
-    // Two devices of one process: peer access would have to be switched on, IPC does that by itself.
-    if (other.memory.process == mine.memory.process && other.device != mine.device) possible = 0;
     try {
       std::uint64_t found = 0;
-      if (possible)
-        TRIREME_CUDA_CHECK(cudaMemcpy(&found, import_memory(other.memory).data, sizeof found, cudaMemcpyDeviceToHost));
-      possible = possible && found == other.memory.process;
+      TRIREME_CUDA_CHECK(cudaMemcpy(&found, import_memory(other).data, sizeof found, cudaMemcpyDeviceToHost));
+      possible = found == other.process;
     } catch (const Error&) {  // an answer
       possible = 0;
     }

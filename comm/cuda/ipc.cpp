@@ -3,7 +3,7 @@
 #include "comm/cuda/runtime.h"
 #include "comm/error.h"
 
-#include <cstring>
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <random>
@@ -20,6 +20,12 @@ std::uint64_t this_process() {
     return std::uint64_t{random()} << 32 | random();
   }();
   return number;
+}
+
+int current_device() {
+  int device = 0;
+  TRIREME_CUDA_CHECK(cudaGetDevice(&device));
+  return device;
 }
 
 // Start of the allocation that holds `p`; the driver is not linked, so that programs start without it.
@@ -54,11 +60,15 @@ Mappings& mappings() {
 }  // namespace
 
 Exported export_memory(const void* p) {
+  static const std::uint64_t machine = this_machine();
+  static const char* transport = std::getenv("TRIREME_CUDA_TRANSPORT");
   Exported piece = {};
   piece.process = this_process();
+  piece.machine = machine;
+  piece.device = current_device();
   piece.address = reinterpret_cast<std::uint64_t>(p);
-  piece.usable = 1;
-  if (!p) return piece;
+  piece.usable = !(transport && std::string_view(transport) == "staged");
+  if (!p || !piece.usable) return piece;
   const void* base = allocation_of(p);
   if (!base || cudaIpcGetMemHandle(&piece.handle, const_cast<void*>(base)) != cudaSuccess) {
     cudaGetLastError();  // an allocation of another kind: an answer, not an error
@@ -69,23 +79,39 @@ Exported export_memory(const void* p) {
   return piece;
 }
 
-Imported import_memory(const Exported& piece) {
+bool within_reach(const Exported& piece) {
+  const Exported here = export_memory(nullptr);
+  // Two devices of one process: peer access would have to be switched on, IPC does that by itself.
+  return piece.usable && piece.machine == here.machine &&
+         (piece.process != here.process || piece.device == here.device);
+}
+
+Imported open_memory(const Exported& piece) {
   if (piece.address == 0) return {};
   if (piece.process == this_process()) return {reinterpret_cast<void*>(piece.address), {}};
-  int device = 0;
-  TRIREME_CUDA_CHECK(cudaGetDevice(&device));
+  void* base = nullptr;
+  TRIREME_CUDA_CHECK(cudaIpcOpenMemHandle(&base, piece.handle, cudaIpcMemLazyEnablePeerAccess));
+  std::shared_ptr<void> mapping(base, [device = current_device()](void* p) {
+    try {
+      const OnDevice on(device);
+      cudaIpcCloseMemHandle(p);
+    } catch (const Error&) {  // the driver is gone
+    }
+  });
+  return {static_cast<std::byte*>(base) + piece.offset, std::move(mapping)};
+}
+
+Imported import_memory(const Exported& piece) {
+  if (piece.address == 0 || piece.process == this_process()) return open_memory(piece);
   std::string key(reinterpret_cast<const char*>(&piece.handle), sizeof piece.handle);
-  key += std::to_string(device);
+  key += std::to_string(current_device());
   auto& m = mappings();
   std::lock_guard lock(m.mutex);
   auto& mapping = m.open[key];
   if (!mapping) {
-    void* base = nullptr;
-    TRIREME_CUDA_CHECK(cudaIpcOpenMemHandle(&base, piece.handle, cudaIpcMemLazyEnablePeerAccess));
-    mapping = {base, [device](void* p) {
-                 const OnDevice on(device);
-                 cudaIpcCloseMemHandle(p);
-               }};
+    Exported whole = piece;
+    whole.offset = 0;
+    mapping = open_memory(whole).mapping;
   }
   return {static_cast<std::byte*>(mapping.get()) + piece.offset, mapping};
 }

@@ -1,5 +1,6 @@
 #include "comm/cuda/runtime.h"
 
+#include "comm/cuda/fetched_shares.h"
 #include "comm/cuda/nccl.h"
 #include "comm/cuda/over_host.h"
 #include "comm/engine/waiting.h"
@@ -138,8 +139,8 @@ void copy(void* to, const void* from, std::size_t bytes, Place place) {
   TRIREME_CUDA_CHECK(cudaStreamSynchronize(stream_of(place)));
 }
 
-const DeviceRuntime runtime{count,      identity, nccl_version, over_host,  make_nccl,
-                            make_timer, current,  memory,       new_stream, copy};
+const DeviceRuntime runtime{count,          identity, nccl_version, over_host,  make_nccl, make_timer,
+                            fetched_shares, current,  memory,       new_stream, copy};
 const RegisterDeviceRuntime registered(&runtime);
 
 }  // namespace

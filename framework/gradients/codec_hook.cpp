@@ -5,7 +5,6 @@
 #include "framework/gradients/sized_hook.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace trireme {
 namespace {
@@ -40,21 +39,19 @@ class CodecHook final : public GradientHook {
       scratch_ = at::empty({std::int64_t(all_reduce_scratch(codec, count, comm.size()))}, options.dtype(at::kByte));
     }
     if (!config.error_feedback || codec.summable()) return;
-    sent_ = at::zeros({bucket.flat.numel()}, options);
-    owned_ = at::zeros({std::int64_t(owned)}, options);
-    sent_before_ = at::zeros_like(sent_);
-    owned_before_ = at::zeros_like(owned_);
+    sent_ = {bucket.flat.numel(), options};
+    owned_ = {std::int64_t(owned), options};
   }
 
   void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
-    swap_errors();
+    sent_.next_step(), owned_.next_step();
     std::size_t lane = 0;
     for (auto& p : pieces_) {
       Communicator& comm = *lanes[lane++ % lanes.size()];
       const Buffer inout = part(bucket.flat, p.first, p.count);
-      if (sent_.defined()) {
-        const ErrorFeedback feedback{part(sent_, p.first, p.count), part(owned_, p.first_owned, p.owned),
-                                     part(sent_before_, p.first, p.count), part(owned_before_, p.first_owned, p.owned)};
+      if (sent_.now.defined()) {
+        const ErrorFeedback feedback{part(sent_.now, p.first, p.count), part(owned_.now, p.first_owned, p.owned),
+                                     part(sent_.before, p.first, p.count), part(owned_.before, p.first_owned, p.owned)};
         works.push_back(all_reduce(comm, *p.codec, inout, bound_, &feedback, scratch()));
       } else {
         works.push_back(all_reduce(comm, *p.codec, inout, bound_, nullptr, scratch()));
@@ -68,28 +65,17 @@ class CodecHook final : public GradientHook {
     return sum;
   }
 
-  void undo(const at::Tensor& skip) override {
-    if (!sent_.defined()) return;
-    take_back(skip, sent_, sent_before_);
-    take_back(skip, owned_, owned_before_);
-  }
-
-  void rescale(const at::Tensor& factor) override {
-    if (!sent_.defined()) return;
-    scale_kept(sent_, factor);
-    scale_kept(owned_, factor);
-  }
+  void undo(const at::Tensor& skip) override { sent_.undo(skip), owned_.undo(skip); }
+  void rescale(const at::Tensor& factor) override { sent_.rescale(factor), owned_.rescale(factor); }
 
   void state(Archive& ar, Sharing::Kind) override {
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       Archive::Group group(ar, "piece/" + std::to_string(i));
       pieces_[i].codec->state(ar);
     }
-    if (!sent_.defined()) return;
-    if (ar.has("sent")) archive(ar, "sent", sent_, {Sharing::per_rank});
+    sent_.state(ar, "sent");
     // Laid out piece by piece.
-    const std::string owned = "owned/" + (on_host_ ? std::to_string(piece_shard) : std::string("whole"));
-    if (ar.has(owned)) archive(ar, owned, owned_, {Sharing::per_rank});
+    owned_.state(ar, "owned/" + (on_host_ ? std::to_string(piece_shard) : std::string("whole")));
   }
 
  private:
@@ -98,10 +84,6 @@ class CodecHook final : public GradientHook {
     std::size_t first_owned, owned;  // of owned_
     std::unique_ptr<Compressor> codec;
   };
-  void swap_errors() {
-    std::swap(sent_, sent_before_);
-    std::swap(owned_, owned_before_);
-  }
   static Buffer part(const at::Tensor& flat, std::size_t first, std::size_t count) {
     return {flat.data_ptr<float>() + first, count, DType::f32, buffer_of(flat).place};
   }
@@ -110,9 +92,8 @@ class CodecHook final : public GradientHook {
   double bound_;
   bool on_host_;
   std::vector<Piece> pieces_;
-  at::Tensor sent_, owned_;                // error feedback
-  at::Tensor sent_before_, owned_before_;  // the same before the last step
-  at::Tensor scratch_;                     // of the one piece on a device
+  KeptGradients sent_, owned_;  // error feedback
+  at::Tensor scratch_;          // of the one piece on a device
 };
 
 }  // namespace

@@ -27,9 +27,23 @@ void take_back(const at::Tensor& skip, const at::Tensor& now, const at::Tensor& 
                    to.place);
 }
 
-void scale_kept(const at::Tensor& now, const at::Tensor& factor) {
+KeptGradients::KeptGradients(std::int64_t count, const at::TensorOptions& options)
+    : now(at::zeros({count}, options)), before(at::zeros_like(now)) {}
+
+void KeptGradients::next_step() { std::swap(now, before); }
+
+void KeptGradients::undo(const at::Tensor& skip) {
+  if (now.defined()) take_back(skip, now, before);
+}
+
+void KeptGradients::rescale(const at::Tensor& factor) {
+  if (!now.defined()) return;
   const Buffer at = buffer_of(now);
   kernels::rescale({factor.const_data_ptr<float>(), static_cast<float*>(at.data), now.numel()}, at.place);
+}
+
+void KeptGradients::state(Archive& ar, std::string_view name) {
+  if (now.defined() && ar.has(name)) archive(ar, name, now, {Sharing::per_rank});
 }
 
 std::unique_ptr<GradientHook> make_hook(const HookConfig& config, const Bucket& bucket, const Communicator& comm) {

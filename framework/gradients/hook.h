@@ -61,8 +61,17 @@ using GradientHooks = Factories<GradientHook, const HookConfig&, const Bucket&, 
 // `now` becomes `before` again, or zeros where that is undefined, if `skip` is not 0. Contiguous f32, in stream order.
 void take_back(const at::Tensor& skip, const at::Tensor& now, const at::Tensor& before);
 
-// now *= factor, which is mostly 1 and costs nothing then. Contiguous f32, in stream order.
-void scale_kept(const at::Tensor& now, const at::Tensor& factor);
+// What a hook keeps of the gradients of a rank: f32 values in their unit, zeros at first, per_rank in checkpoints.
+struct KeptGradients {
+  at::Tensor now, before;  // before: the last step
+
+  KeptGradients() = default;  // undefined: nothing is kept, and what follows does nothing
+  KeptGradients(std::int64_t count, const at::TensorOptions& options);
+  void next_step();  // what was kept is `before`; `now` is to be written
+  void undo(const at::Tensor& skip);
+  void rescale(const at::Tensor& factor);
+  void state(Archive& ar, std::string_view name);  // a checkpoint may have none
+};
 
 // Throws UsageError for an unknown name, for anything but f32 gradients, and on a device for a codec that has no form
 // for it.

@@ -35,8 +35,8 @@ class PowerSgd final : public GradientHook {
     first_ = at::zeros({first}, options);
     second_ = at::zeros({second}, options);
     own_second_ = at::zeros({second}, options);
-    error_ = at::zeros({errors}, options);
-    error_before_ = at::zeros({feedback_ ? errors : 0}, options);
+    error_.now = at::zeros({errors}, options);
+    if (feedback_) error_.before = at::zeros_like(error_.now);
     start_ = at::empty({second}, at::kFloat);
     second_before_ = at::zeros_like(second_);
     lost_ = at::zeros({1}, options);
@@ -46,7 +46,7 @@ class PowerSgd final : public GradientHook {
 
   void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
     at::NoGradGuard no_grad;
-    if (feedback_) std::swap(error_, error_before_);
+    if (feedback_) error_.next_step();
     second_before_.copy_(second_);
     project(job_of(bucket), buffer_of(first_).place);
     std::int64_t at = 0;
@@ -74,17 +74,17 @@ class PowerSgd final : public GradientHook {
   }
 
   void undo(const at::Tensor& skip) override {
-    if (feedback_) take_back(skip, error_, error_before_);
+    if (feedback_) error_.undo(skip);
     take_back(skip, second_, second_before_);
   }
 
   // Directions have no unit: the next P is made orthonormal.
   void rescale(const at::Tensor& factor) override {
-    if (feedback_) scale_kept(error_, factor);
+    if (feedback_) error_.rescale(factor);
   }
 
   void state(Archive& ar, Sharing::Kind common) override {
-    if (feedback_ && ar.has("error")) archive(ar, "error", error_, {Sharing::per_rank});
+    if (feedback_) error_.state(ar, "error");
     if (common == Sharing::replicated || ar.has("q")) archive(ar, "q", second_, {common});
   }
 
@@ -132,8 +132,8 @@ class PowerSgd final : public GradientHook {
     LowRankJob job = job_;
     job.matrices = static_cast<const LowRankMatrix*>(low_rank_.const_data_ptr());
     job.gradient = bucket.flat.data_ptr<float>();
-    job.before = feedback_ ? error_before_.const_data_ptr<float>() : nullptr;
-    job.error = error_.data_ptr<float>();
+    job.before = feedback_ ? error_.before.const_data_ptr<float>() : nullptr;
+    job.error = error_.now.data_ptr<float>();
     job.partial = partial_.data_ptr<float>();
     return job;
   }
@@ -163,7 +163,7 @@ class PowerSgd final : public GradientHook {
     lost_.zero_();
     kernels::restart_rows({rows_of(q_rows_), std::int64_t(matrices_.size()), lost_.data_ptr<float>()},
                           buffer_of(second_).place);
-    if (feedback_) take_back(lost_, error_, {});  // the step is skipped; the next one starts clean
+    if (feedback_) take_back(lost_, error_.now, {});  // the step is skipped; the next one starts clean
     std::int64_t at = 0;
     for (const auto i : plain_) {
       auto& g = bucket.gradients[i];
@@ -175,13 +175,14 @@ class PowerSgd final : public GradientHook {
   bool feedback_;
   std::vector<Matrix> matrices_;
   std::vector<std::size_t> plain_;
-  at::Tensor first_, second_, own_second_, error_;  // [all P, the rest], all Q summed, own share of Q, all errors
-  at::Tensor error_before_, second_before_;         // as they were before the last step
-  at::Tensor rest_;                                 // the part of first_ that travels as it is
-  at::Tensor start_, lost_;                         // all Q as they began; 1 where a Q was not finite
-  at::Tensor p_rows_, q_rows_, low_rank_;           // kernels::RowMatrix and LowRankMatrix of each matrix
-  at::Tensor partial_, orthonormal_;                // scratch of the kernels
-  LowRankJob job_;                                  // but for its pointers
+  at::Tensor first_, second_, own_second_;  // [all P, the rest], all Q summed, own share of Q
+  KeptGradients error_;                     // all M, then what was lost of them: without feedback `now` alone
+  at::Tensor second_before_;                // as it was before the last step
+  at::Tensor rest_;                         // the part of first_ that travels as it is
+  at::Tensor start_, lost_;                 // all Q as they began; 1 where a Q was not finite
+  at::Tensor p_rows_, q_rows_, low_rank_;   // kernels::RowMatrix and LowRankMatrix of each matrix
+  at::Tensor partial_, orthonormal_;        // scratch of the kernels
+  LowRankJob job_;                          // but for its pointers
 };
 
 const GradientHooks::Entry registered("powersgd", [](const HookConfig& c, const Bucket& b, const Communicator&) {

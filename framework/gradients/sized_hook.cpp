@@ -11,6 +11,7 @@
 #include "framework/base/tensor.h"
 
 #include <algorithm>
+#include <exception>
 #include <numeric>
 #include <optional>
 
@@ -47,21 +48,11 @@ class SizedHook final : public GradientHook {
   void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override;
   // At most: codes never grow beyond max_bytes.
   std::size_t bytes(const Bucket&, const Communicator& comm) const override;
-  void undo(const at::Tensor& skip) override {
-    if (!sent_.defined()) return;
-    take_back(skip, sent_, sent_before_);
-    take_back(skip, owned_, owned_before_);
-  }
-  void rescale(const at::Tensor& factor) override {
-    if (!sent_.defined()) return;
-    scale_kept(sent_, factor);
-    scale_kept(owned_, factor);
-  }
+  void undo(const at::Tensor& skip) override { sent_.undo(skip), owned_.undo(skip); }
+  void rescale(const at::Tensor& factor) override { sent_.rescale(factor), owned_.rescale(factor); }
   void state(Archive& ar, Sharing::Kind) override {
     codec_->state(ar);
-    if (!sent_.defined()) return;
-    if (ar.has("sent")) archive(ar, "sent", sent_, {Sharing::per_rank});
-    if (ar.has("owned/whole")) archive(ar, "owned/whole", owned_, {Sharing::per_rank});
+    sent_.state(ar, "sent"), owned_.state(ar, "owned/whole");
   }
 
  private:
@@ -72,8 +63,8 @@ class SizedHook final : public GradientHook {
   std::span<const Part> parts_of(int rank) const { return parts_[std::size_t(rank)]; }
   std::size_t most_bytes(std::span<const Part> parts) const;
   void beside(const std::function<void()>& f) { side_ ? side_->run(f) : f(); }
-  void encode(std::span<const Part> parts, const at::Tensor& values, std::size_t first, const at::Tensor& error,
-              const at::Tensor& before, const at::Tensor& codes, const at::Tensor& sizes);
+  void encode(std::span<const Part> parts, const at::Tensor& values, std::size_t first, const KeptGradients& error,
+              const at::Tensor& codes, const at::Tensor& sizes);
   std::vector<std::uint64_t> read_sizes(const at::Tensor& sizes, std::size_t first);
   void finish();
   void sum_shard();
@@ -92,7 +83,7 @@ class SizedHook final : public GradientHook {
   at::Tensor codes_, received_, sum_code_;                  // u8; codes_: for others, then the sums of all ranks
   at::Tensor values_;                                       // [ranks, shard]
   std::vector<std::uint64_t> sent_sizes_, received_sizes_;  // of this reduce
-  at::Tensor sent_, owned_, sent_before_, owned_before_;    // error feedback, and that before the last step
+  KeptGradients sent_, owned_;                              // error feedback
 };
 
 // What a reduce has begun goes on where it is waited for: there the host may wait for sizes.
@@ -102,7 +93,9 @@ class SizedHook::Late final : public Work::State {
   bool done() override { return over_; }
   bool settled() override { return over_; }
   void wait() override {
-    if (!std::exchange(over_, true)) hook_.finish();
+    if (std::exchange(over_, true)) return;
+    // While an error passes nothing new is posted: peers may be elsewhere.
+    std::uncaught_exceptions() > 0 ? hook_.sizes_sent_.wait() : hook_.finish();
   }
   bool wait_host(std::chrono::milliseconds) override {
     wait();
@@ -148,8 +141,7 @@ SizedHook::SizedHook(const HookConfig& config, const Bucket& bucket, const Commu
   values_ = at::empty({ranks_, std::int64_t(owned)}, floats);
   sum_code_ = at::zeros({std::int64_t(most_bytes(parts_of(0)))}, bytes);
   if (!config.error_feedback) return;
-  sent_ = at::zeros({std::int64_t(count)}, floats), sent_before_ = at::zeros_like(sent_);
-  owned_ = at::zeros({std::int64_t(owned)}, floats), owned_before_ = at::zeros_like(owned_);
+  sent_ = {std::int64_t(count), floats}, owned_ = {std::int64_t(owned), floats};
 }
 
 std::size_t SizedHook::most_bytes(std::span<const Part> parts) const {
@@ -167,25 +159,24 @@ std::size_t SizedHook::bytes(const Bucket&, const Communicator& comm) const {
   return sum;
 }
 
-// values[0] is element `first` of the bucket; error and before, where there are any, begin there too.
+// values[0] is element `first` of the bucket; `error`, where there is any, begins there too.
 void SizedHook::encode(std::span<const Part> parts, const at::Tensor& values, std::size_t first,
-                       const at::Tensor& error, const at::Tensor& before, const at::Tensor& codes,
-                       const at::Tensor& sizes) {
+                       const KeptGradients& error, const at::Tensor& codes, const at::Tensor& sizes) {
   const Place place = buffer_of(values).place;
   std::vector<Chunk> chunks;
   for (const Part& p : parts) {
     Chunk& c = chunks.emplace_back(
         Chunk{{values.const_data_ptr<float>() + (p.first - first), p.count, DType::f32, place}, bound_});
-    if (!error.defined()) continue;
-    c.error = error.data_ptr<float>() + (p.first - first);
-    c.error_before = before.const_data_ptr<float>() + (p.first - first);
+    if (!error.now.defined()) continue;
+    c.error = error.now.data_ptr<float>() + (p.first - first);
+    c.error_before = error.before.const_data_ptr<float>() + (p.first - first);
   }
   codec_->encode(chunks, buffer_of(codes), buffer_of(sizes));
 }
 
 void SizedHook::reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) {
   if (ranks_ == 1 || all_parts_ == 0) return;
-  std::swap(sent_, sent_before_), std::swap(owned_, owned_before_);
+  sent_.next_step(), owned_.next_step();
   flat_ = bucket.flat, comm_ = lanes[0];
   std::vector<Part> parts;
   std::vector<std::size_t> counts;
@@ -197,7 +188,7 @@ void SizedHook::reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) {
   beside([&] {
     const at::Tensor own = sizes_.narrow(0, 0, std::int64_t(all_parts_)),
                      theirs = sizes_.narrow(0, std::int64_t(all_parts_), sizes_.numel() - std::int64_t(all_parts_));
-    encode(parts, flat_, 0, sent_, sent_before_, codes_, own);
+    encode(parts, flat_, 0, sent_, codes_, own);
     const std::vector<std::size_t> mine(std::size_t(ranks_), parts_of(rank_).size());
     sizes_sent_ = comm_->all_to_all(buffer_of(own), counts, buffer_of(theirs), mine);
   });
@@ -248,7 +239,7 @@ void SizedHook::sum_shard() {
   codec_->decode(front(received_, got), received_sizes_, out);
   at::Tensor sum = values_[0];
   for (std::int64_t r = 1; r < ranks_; ++r) sum.add_(values_[r]);  // in rank order
-  encode(own, sum, first, owned_, owned_before_, sum_code_, sum_sizes_.narrow(0, 0, std::int64_t(own.size())));
+  encode(own, sum, first, owned_, sum_code_, sum_sizes_.narrow(0, 0, std::int64_t(own.size())));
 }
 
 void SizedHook::gather_sums() {

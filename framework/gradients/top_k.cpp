@@ -8,7 +8,6 @@
 
 #include <cmath>
 #include <limits>
-#include <utility>
 
 namespace trireme {
 namespace {
@@ -18,20 +17,19 @@ class TopK final : public GradientHook {
   TopK(const HookConfig& config, const Bucket& bucket, const Communicator& comm)
       : keep_(std::max<std::int64_t>(1, std::int64_t(std::ceil(config.density * double(bucket.flat.numel()))))),
         feedback_(config.error_feedback),
-        rest_(at::zeros({bucket.flat.numel()}, bucket.flat.options())),
-        before_(at::zeros_like(rest_)),
+        rest_(bucket.flat.numel(), bucket.flat.options()),
         mine_(at::zeros({2, keep_}, bucket.flat.options().dtype(at::kInt))),
         all_(at::zeros({comm.size(), 2, keep_}, mine_.options())),
         scratch_(at::empty({bucket.flat.is_cpu() ? 0 : std::int64_t(kernels::top_k_scratch(bucket.flat.numel()))},
                            mine_.options().dtype(at::kByte))) {}
 
   void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
-    std::swap(rest_, before_);
+    rest_.next_step();
     auto* mine = mine_.data_ptr<std::int32_t>();
     kernels::TopKJob job;
     job.in = bucket.flat.const_data_ptr<float>();
-    job.before = before_.const_data_ptr<float>();
-    job.rest = rest_.data_ptr<float>();
+    job.before = rest_.before.const_data_ptr<float>();
+    job.rest = rest_.now.data_ptr<float>();
     job.count = bucket.flat.numel();
     job.keep = keep_;
     job.forget = !feedback_;
@@ -50,11 +48,11 @@ class TopK final : public GradientHook {
     return std::size_t(comm.size() - 1) * std::size_t(keep_) * 8;
   }
 
-  void undo(const at::Tensor& skip) override { take_back(skip, rest_, before_); }
-  void rescale(const at::Tensor& factor) override { scale_kept(rest_, factor); }
+  void undo(const at::Tensor& skip) override { rest_.undo(skip); }
+  void rescale(const at::Tensor& factor) override { rest_.rescale(factor); }
 
   void state(Archive& ar, Sharing::Kind) override {
-    if (feedback_ && ar.has("rest")) archive(ar, "rest", rest_, {Sharing::per_rank});
+    if (feedback_) rest_.state(ar, "rest");
   }
 
  private:
@@ -72,9 +70,9 @@ class TopK final : public GradientHook {
 
   std::int64_t keep_;
   bool feedback_;
-  at::Tensor rest_, before_;  // what has not travelled yet; the same before the last step
-  at::Tensor mine_, all_;     // indices, then values as words, of one rank and of all
-  at::Tensor scratch_;        // of the selection on a device
+  KeptGradients rest_;     // what has not travelled yet
+  at::Tensor mine_, all_;  // indices, then values as words, of one rank and of all
+  at::Tensor scratch_;     // of the selection on a device
 };
 
 const GradientHooks::Entry registered("top_k", [](const HookConfig& c, const Bucket& b, const Communicator& comm) {

@@ -29,7 +29,6 @@ void update(const AdapterAdamW& job, const AdapterValues& t) {
     for (std::int64_t i = 0; i < t.count; ++i) adamw_element(s, grad[i], value[i], first[i], second[i]);
     if (t.working) narrow(DType::bf16, t.value, t.working, static_cast<std::size_t>(t.count));
   }
-  std::fill_n(t.grad, t.count, 0.0f);
 }
 
 void on_host(const AdapterAdamW& job) {

@@ -55,50 +55,43 @@ __global__ void __launch_bounds__(threads)
   if (threadIdx.x == 0) adapter_decide(job, job.jobs[blockIdx.x].slot, sum);
 }
 
-__device__ void update_quad(const AdapterValues& t, const AdamWStep& s, bool go, std::int64_t i) {
+__device__ void update_quad(const AdapterValues& t, const AdamWStep& s, std::int64_t i) {
   const auto at = [&](float* p) -> float4& { return *reinterpret_cast<float4*>(p + i); };
-  if (go) {
-    const float4 grad = at(t.grad);
-    float4 value = at(t.value), first = at(t.first), second = at(t.second);
-    adamw_element(s, grad.x, value.x, first.x, second.x);
-    adamw_element(s, grad.y, value.y, first.y, second.y);
-    adamw_element(s, grad.z, value.z, first.z, second.z);
-    adamw_element(s, grad.w, value.w, first.w, second.w);
-    at(t.value) = value;
-    at(t.first) = first;
-    at(t.second) = second;
-    if (t.working) {
-      __nv_bfloat162 four[2] = {__floats2bfloat162_rn(value.x, value.y), __floats2bfloat162_rn(value.z, value.w)};
-      *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(t.working) + i) = *reinterpret_cast<const uint2*>(four);
-    }
+  const float4 grad = *reinterpret_cast<const float4*>(t.grad + i);
+  float4 value = at(t.value), first = at(t.first), second = at(t.second);
+  adamw_element(s, grad.x, value.x, first.x, second.x);
+  adamw_element(s, grad.y, value.y, first.y, second.y);
+  adamw_element(s, grad.z, value.z, first.z, second.z);
+  adamw_element(s, grad.w, value.w, first.w, second.w);
+  at(t.value) = value;
+  at(t.first) = first;
+  at(t.second) = second;
+  if (t.working) {
+    __nv_bfloat162 four[2] = {__floats2bfloat162_rn(value.x, value.y), __floats2bfloat162_rn(value.z, value.w)};
+    *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(t.working) + i) = *reinterpret_cast<const uint2*>(four);
   }
-  at(t.grad) = make_float4(0, 0, 0, 0);
 }
 
 __global__ void __launch_bounds__(threads) update_kernel(const __grid_constant__ AdapterAdamW job) {
   const AdapterValues t = job.jobs[blockIdx.y];
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * adapter_chunk;
   const std::int64_t end = min(begin + adapter_chunk, t.count);
-  if (begin >= end) return;
+  if (begin >= end || job.factor[t.slot] == 0) return;
   __shared__ AdamWStep shared;
-  const bool go = job.factor[t.slot] != 0;
-  if (threadIdx.x == 0 && go) shared = adapter_step(job, t.slot);
+  if (threadIdx.x == 0) shared = adapter_step(job, t.slot);
   __syncthreads();
   const AdamWStep s = shared;
   if (in_quads(t)) {
-    for (std::int64_t i = begin + 4 * threadIdx.x; i < end; i += 4 * threads) update_quad(t, s, go, i);
+    for (std::int64_t i = begin + 4 * threadIdx.x; i < end; i += 4 * threads) update_quad(t, s, i);
     return;
   }
   for (std::int64_t i = begin + threadIdx.x; i < end; i += threads) {
-    if (go) {
-      float value = t.value[i], first = t.first[i], second = t.second[i];
-      adamw_element(s, t.grad[i], value, first, second);
-      t.value[i] = value;
-      t.first[i] = first;
-      t.second[i] = second;
-      if (t.working) static_cast<__nv_bfloat16*>(t.working)[i] = __float2bfloat16_rn(value);
-    }
-    t.grad[i] = 0;
+    float value = t.value[i], first = t.first[i], second = t.second[i];
+    adamw_element(s, t.grad[i], value, first, second);
+    t.value[i] = value;
+    t.first[i] = first;
+    t.second[i] = second;
+    if (t.working) static_cast<__nv_bfloat16*>(t.working)[i] = __float2bfloat16_rn(value);
   }
 }
 

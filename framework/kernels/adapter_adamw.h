@@ -13,13 +13,14 @@ constexpr std::int64_t adapter_chunk = 8192;  // values of a block
 
 // All values of a job, flat. `working` gets the new values in bf16; null: there is no such copy.
 struct AdapterValues {
-  float *value = nullptr, *grad = nullptr, *first = nullptr, *second = nullptr;
+  float *value = nullptr, *first = nullptr, *second = nullptr;
+  const float* grad = nullptr;
   void* working = nullptr;
   std::int64_t count = 0;
   std::int64_t slot = 0;  // index into the arrays below
 };
 
-// All of the place. Gradients are 0 afterwards. A job that is not alive changes nothing else.
+// All of the place. A job that is not alive changes nothing.
 struct AdapterAdamW {
   const AdapterValues* jobs = nullptr;
   std::int64_t count = 0, longest = 0;                                  // jobs; values of the largest

@@ -119,10 +119,11 @@ void outer(const GroupedOuter& job, const OuterTarget& of) {
                const auto stride = job.table.rank_stride;
                const Part<T> x(of.x, first, rows, of.in, of.in), ds(of.ds, first, rows, w.rank, stride);
                const Part<T> dy(of.dy, first, rows, of.out, of.out), s(of.s, first, rows, w.rank, stride);
-               Part<Value>(w.da, 0, w.rank, of.in, of.in).map.noalias() += ds.map.transpose() * x.map;
+               Part<Value> da(w.da, 0, w.rank, of.in, of.in), db(w.db, 0, of.out, w.rank, w.rank);
+               if (!job.add) da.map.setZero(), db.map.setZero();
+               da.map.noalias() += ds.map.transpose() * x.map;
                // The paper prints dB without the scale.
-               Part<Value>(w.db, 0, of.out, w.rank, w.rank).map.noalias() +=
-                   dy.map.transpose() * (s.map * static_cast<Value>(w.scale));
+               db.map.noalias() += dy.map.transpose() * (s.map * static_cast<Value>(w.scale));
              });
 }
 

@@ -92,6 +92,7 @@ struct OuterTarget {
 struct GroupedOuter {
   GroupedTable table;
   DType type = DType::f32;
+  bool add = true;  // false: gradients are written, of groups with rows
   int targets = 0;
   OuterTarget target[grouped_most_targets] = {};
   float* partial = nullptr;  // [grouped_splits(job), groups, all in and out, rank_stride], where that is not 1
@@ -135,8 +136,10 @@ inline TRIREME_BOTH std::int64_t grouped_columns(const GroupedOuter& job) {
   for (int t = 0; t < job.targets; ++t) columns += job.target[t].in + job.target[t].out;
   return columns;
 }
+constexpr int grouped_outer_columns = 128;  // of a block: S and dS are read anew for each
 inline std::int64_t grouped_splits(const GroupedOuter& job) {
-  return grouped_splits(job.table.groups * ((grouped_columns(job) + 63) / 64), job.table.longest);
+  const auto tiles = (grouped_columns(job) + grouped_outer_columns - 1) / grouped_outer_columns;
+  return grouped_splits(job.table.groups * tiles, job.table.longest);
 }
 
 }  // namespace trireme::kernels

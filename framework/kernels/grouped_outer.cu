@@ -1,20 +1,19 @@
-// dA += dS^T X and dB += s dY^T S on CUDA.
+// dA += dS^T X and dB += s dY^T S on CUDA, or the same written.
 #include "framework/kernels/grouped_tiles.cuh"
 
 namespace trireme::kernels {
 namespace {
 
-constexpr int threads = 128, stages = 3, outer_columns = 64;
+constexpr int threads = 256, stages = 3, outer_columns = grouped_outer_columns;
 
 // Blocks that a multiprocessor holds at once by their shared memory: registers must not allow fewer.
-constexpr int at_once(int rank) { return rank <= 32 ? 5 : rank <= 64 ? 4 : 2; }
+constexpr int at_once(int rank) { return rank <= 64 ? 2 : 1; }
 
-__device__ void add_gradient(const GroupedAdapter& w, bool of_a, std::int64_t in, int of_rank, std::int64_t c,
-                             float v) {
-  if (of_a)
-    static_cast<float*>(w.da)[of_rank * in + c] += v;
-  else  // the paper prints it without the scale
-    static_cast<float*>(w.db)[c * w.rank + of_rank] += w.scale * v;
+__device__ void put_one(const GroupedAdapter& w, bool of_a, std::int64_t in, int of_rank, std::int64_t c, float v,
+                        bool add) {
+  float& to = of_a ? static_cast<float*>(w.da)[of_rank * in + c] : static_cast<float*>(w.db)[c * w.rank + of_rank];
+  const float change = of_a ? v : w.scale * v;  // the paper prints it without the scale
+  to = add ? to + change : change;
 }
 
 template <int rank>
@@ -47,10 +46,14 @@ __device__ Wide wide_of(const GroupedOuter& job, unsigned tile) {
   return w;
 }
 
-// Adds `count` quads of floats: quad i of `from(i)` onto to(i). Loads go ahead of stores, four at a time: one after the
-// other each would wait for memory.
+// Writes `count` quads of floats, quad i of `from(i)`, to to(i), or adds them. Loads go ahead of stores, four at a
+// time: one after the other each would wait for memory.
 template <class From, class To>
-__device__ void add_quads(int count, From from, To to) {
+__device__ void put_quads(int count, bool add, From from, To to) {
+  if (!add) {
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += threads) *to(i) = from(i);
+    return;
+  }
   constexpr int each = 4;
   for (int first = static_cast<int>(threadIdx.x); first < count; first += each * threads) {
     float4 before[each];
@@ -66,10 +69,10 @@ __device__ void add_quads(int count, From from, To to) {
   }
 }
 
-// A block's sums onto dA or dB by way of shared memory, in which rows lie as they do in the gradient.
+// A block's sums into dA or dB by way of shared memory, in which rows lie as they do in the gradient.
 template <int rank>
 __device__ void put_gradient(const GroupedAdapter& w, bool of_a, std::int64_t in, std::int64_t first_column,
-                             int columns, const float (&sum)[rank / 8][4], float* tile) {
+                             int columns, const float (&sum)[rank / 8][4], float* tile, bool add) {
   constexpr int a_stride = outer_columns + 4, b_stride = rank + 4;
 #pragma unroll
   for (int j = 0; j < rank; j += 8)
@@ -86,8 +89,9 @@ __device__ void put_gradient(const GroupedAdapter& w, bool of_a, std::int64_t in
   const int rows = of_a ? w.rank : columns, stride = of_a ? a_stride : b_stride;
   const std::int64_t row = of_a ? in : w.rank;
   float* const to = of_a ? static_cast<float*>(w.da) + first_column : static_cast<float*>(w.db) + first_column * w.rank;
-  add_quads(
-      rows * quads, [&](int i) { return *reinterpret_cast<const float4*>(tile + i / quads * stride + i % quads * 4); },
+  put_quads(
+      rows * quads, add,
+      [&](int i) { return *reinterpret_cast<const float4*>(tile + i / quads * stride + i % quads * 4); },
       [&](int i) { return reinterpret_cast<float4*>(to + i / quads * row + i % quads * 4); });
 }
 
@@ -126,7 +130,7 @@ __device__ void outer_tile(const GroupedOuter& job, const Wide& tile, const Grou
       });
   if (gridDim.z == 1)
     return put_gradient<rank>(w, tile.of_a, target.in, tile.first_column, columns, sum,
-                              reinterpret_cast<float*>(shared));
+                              reinterpret_cast<float*>(shared), job.add);
   const std::int64_t all = grouped_columns(job);
   float* const partial =
       job.partial + ((blockIdx.z * job.table.groups + blockIdx.y) * all + tile.offset) * job.table.rank_stride;
@@ -149,7 +153,7 @@ __global__ void __launch_bounds__(threads, at_once(rank))
   const OuterTarget& target = job.target[tile.target];
   const GroupedRows group = job.table.rows[blockIdx.y];
   const GroupedAdapter w = target.adapters[blockIdx.y];
-  if (w.rank == 0 || tile.first_column >= (tile.of_a ? target.in : target.out)) return;
+  if (w.rank == 0 || group.first == group.last || tile.first_column >= (tile.of_a ? target.in : target.out)) return;
   with_rank<rank>(w.rank, [&](auto r) {
     outer_tile<decltype(r)::value>(job, tile, group, w, part, reinterpret_cast<bf16*>(shared));
   });
@@ -159,6 +163,7 @@ __global__ void __launch_bounds__(threads, at_once(rank))
 __global__ void __launch_bounds__(threads) outer_sum_kernel(const __grid_constant__ GroupedOuter job, int splits) {
   const OuterTarget& target = job.target[blockIdx.z];
   const GroupedAdapter w = target.adapters[blockIdx.y];
+  if (job.table.rows[blockIdx.y].first == job.table.rows[blockIdx.y].last) return;
   const std::int64_t columns = target.in + target.out, all = grouped_columns(job), stride = job.table.rank_stride;
   std::int64_t offset = 0;
   for (unsigned t = 0; t < blockIdx.z; ++t) offset += job.target[t].in + job.target[t].out;
@@ -170,7 +175,7 @@ __global__ void __launch_bounds__(threads) outer_sum_kernel(const __grid_constan
     const float* const at = job.partial + (blockIdx.y * all + offset + c) * stride + of_rank;
     float sum = 0;
     for (int k = 0; k < splits; ++k) sum += at[k * job.table.groups * all * stride];
-    add_gradient(w, c < target.in, target.in, of_rank, c < target.in ? c : c - target.in, sum);
+    put_one(w, c < target.in, target.in, of_rank, c < target.in ? c : c - target.in, sum, job.add);
   }
 }
 
@@ -180,15 +185,16 @@ __global__ void __launch_bounds__(plain_threads)
     plain_outer_kernel(const __grid_constant__ GroupedOuter job, OuterTarget target) {
   const GroupedRows g = job.table.rows[blockIdx.y];
   const GroupedAdapter w = target.adapters[blockIdx.y];
-  if (static_cast<std::int64_t>(blockIdx.z) * plain_tile >= w.rank) return;
+  if (g.first == g.last || static_cast<std::int64_t>(blockIdx.z) * plain_tile >= w.rank) return;
   const auto in_tiles = static_cast<unsigned>((target.in + plain_tile - 1) / plain_tile);
   const bool of_a = blockIdx.x < in_tiles;
   const std::int64_t width = of_a ? target.in : target.out, rows = g.last - g.first, stride = job.table.rank_stride;
   const Strided<T> n{static_cast<const T*>(of_a ? target.ds : target.s) + g.first * stride, 1, stride, w.rank, rows};
   const Strided<T> m{static_cast<const T*>(of_a ? target.x : target.dy) + g.first * width, width, 1, rows, width};
-  plain_product(
-      n, m, blockIdx.z * plain_tile, (of_a ? blockIdx.x : blockIdx.x - in_tiles) * plain_tile,
-      [&](std::int64_t j, std::int64_t c, float v) { add_gradient(w, of_a, target.in, static_cast<int>(j), c, v); });
+  plain_product(n, m, blockIdx.z * plain_tile, (of_a ? blockIdx.x : blockIdx.x - in_tiles) * plain_tile,
+                [&](std::int64_t j, std::int64_t c, float v) {
+                  put_one(w, of_a, target.in, static_cast<int>(j), c, v, job.add);
+                });
 }
 
 void plain_outer(const GroupedOuter& job, Place place) {

@@ -66,8 +66,7 @@ __device__ inline Fragment right_rows(const bf16* tile) {
 
 // sum += a b. A thread's four values: rows lane / 4 and that + 8, columns 2 (lane % 4) and that + 1.
 __device__ inline void multiply(float (&sum)[4], const Fragment& a, unsigned b0, unsigned b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
       : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b0), "r"(b1));
@@ -94,19 +93,28 @@ __device__ inline void store_words(bf16* to, const unsigned (&v)[4]) {
   *reinterpret_cast<uint4*>(to) = make_uint4(v[0], v[1], v[2], v[3]);
 }
 
+// Two lanes' two words, as a matrix, turned.
+__device__ inline void exchange(unsigned& a, unsigned& b, int mask) {
+  const bool second = lane() & mask;
+  const unsigned got = __shfl_xor_sync(~0u, second ? a : b, mask);
+  a = second ? got : a;
+  b = second ? b : got;
+}
 // Four lanes' four words, as a matrix, turned. Of multiply's sums for four times 8 columns: a lane's pairs, 8 columns
 // apart, become 8 columns in a row, which memory takes in one piece; and back.
 __device__ inline void turn_quad(unsigned (&v)[4]) {
-  const auto exchange = [](unsigned& a, unsigned& b, int mask) {
-    const bool second = lane() & mask;
-    const unsigned got = __shfl_xor_sync(~0u, second ? a : b, mask);
-    a = second ? got : a;
-    b = second ? b : got;
-  };
   exchange(v[0], v[1], 1);
   exchange(v[2], v[3], 1);
   exchange(v[0], v[2], 2);
   exchange(v[1], v[3], 2);
 }
+// Of a warp's 8 rows, the first and the second 32 columns in quads become whole rows, 8 lanes each: rows 0 to 3 and
+// rows 4 to 7 (line_row, line_column); and back. Memory takes lines of 128 bytes: halves cost it as much.
+__device__ inline void turn_lines(unsigned (&a)[4], unsigned (&b)[4]) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) exchange(a[k], b[k], 16);
+}
+__device__ inline int line_row() { return lane() % 16 / 4; }
+__device__ inline int line_column() { return lane() / 16 * 32 + lane() % 4 * 8; }
 
 }  // namespace trireme::kernels

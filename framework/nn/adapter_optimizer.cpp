@@ -131,8 +131,8 @@ void AdapterOptimizer::make_jobs(std::span<const std::int64_t> slots) {
     const auto k = std::size_t(slot);
     if (!first_.at(k).defined()) throw Error(ExitCode::bug, "step", "slot " + std::to_string(slot) + " trains nothing");
     const at::Tensor value = store_.flat_weights(slot), working = store_.flat_working(slot);
-    jobs.push_back({value.mutable_data_ptr<float>(), store_.flat_gradients(slot).mutable_data_ptr<float>(),
-                    first_[k].mutable_data_ptr<float>(), second_[k].mutable_data_ptr<float>(),
+    jobs.push_back({value.mutable_data_ptr<float>(), first_[k].mutable_data_ptr<float>(),
+                    second_[k].mutable_data_ptr<float>(), store_.flat_gradients(slot).const_data_ptr<float>(),
                     working.is_same(value) ? nullptr : working.mutable_data_ptr(), value.numel(), slot});
     longest_ = std::max(longest_, value.numel());
   }
@@ -154,6 +154,7 @@ void AdapterOptimizer::prepare(std::span<const std::int64_t> slots) {
 void AdapterOptimizer::step(std::span<const std::int64_t> slots, const at::Tensor& losses) {
   if (slots.empty()) return;
   prepare(slots);
+  for (const auto slot : slots) store_.flat_gradients(slot);  // zeros where no backward came
   kernels::adapter_adamw({.jobs = static_cast<const kernels::AdapterValues*>(jobs_.const_data_ptr()),
                           .count = std::int64_t(slots.size()),
                           .longest = longest_,
@@ -170,6 +171,7 @@ void AdapterOptimizer::step(std::span<const std::int64_t> slots, const at::Tenso
                           .beta2 = beta2_,
                           .eps = eps_},
                          buffer_of(lr_).place);
+  store_.zero_gradients(slots);
 }
 
 }  // namespace trireme::nn

@@ -1,5 +1,7 @@
 #include "framework/nn/checkpoint.h"
 
+#include <utility>
+
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -11,6 +13,13 @@ using torch::autograd::variable_list;
 
 struct Kept : torch::CustomClassHolder {
   CheckpointedPart part;
+};
+
+thread_local bool again = false;
+
+struct Again {
+  const bool before = std::exchange(again, true);
+  ~Again() { again = before; }
 };
 
 struct Checkpointed : torch::autograd::Function<Checkpointed> {
@@ -32,6 +41,7 @@ struct Checkpointed : torch::autograd::Function<Checkpointed> {
     at::Tensor y;
     {
       const at::AutoGradMode graph(true);
+      const Again now;
       const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);  // as in the first pass
       y = kept->part(leaves[0], std::span(leaves).subspan(1));
     }
@@ -45,6 +55,8 @@ struct Checkpointed : torch::autograd::Function<Checkpointed> {
 };
 
 }  // namespace
+
+bool computed_again() { return again; }
 
 at::Tensor checkpointed(const CheckpointedPart& part, const at::Tensor& x, std::span<const at::Tensor> weights) {
   variable_list inputs{x};

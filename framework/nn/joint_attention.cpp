@@ -83,21 +83,21 @@ AttentionPart run_merge(const AttentionPart& a, const AttentionPart& b, double b
   return {out, lse};
 }
 
-// f32 on a GPU: torch's fused kernel is off by 1e-5 of the result's deviation there, more than results of ranks and of
-// hosts may differ. The scores of some queries at a time: 64 MiB, about three
-// such tensors at once.
+// f32 on a GPU: products in f32 are off by 1e-5 of the result's deviation there (torch's fused kernel and cuBLAS's alike),
+// more than results of ranks and of hosts may differ; Hopper multiplies f64 as fast. The scores of some queries at a
+// time: 64 MiB, about three such tensors at once.
 AttentionPart by_queries(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
   const std::int64_t batch = q.size(0), heads = q.size(1), n = q.size(2);
   const std::int64_t some =
-      std::max<std::int64_t>(1, (16 << 20) / std::max<std::int64_t>(1, batch * heads * k.size(2)));
+      std::max<std::int64_t>(1, (8 << 20) / std::max<std::int64_t>(1, batch * heads * k.size(2)));
   AttentionPart part{at::empty({batch, n, heads, v.size(3)}, q.options()).transpose(1, 2),
                      at::empty({batch, heads, n}, q.options())};
-  const at::Tensor keys = k.transpose(2, 3);
+  const at::Tensor keys = k.to(at::kDouble).transpose(2, 3), values = v.to(at::kDouble);
   for (std::int64_t i = 0; i < n; i += some) {
     const std::int64_t m = std::min(some, n - i);
-    const at::Tensor scores = at::matmul(q.narrow(2, i, m), keys).mul_(scale);
+    const at::Tensor scores = at::matmul(q.narrow(2, i, m).to(at::kDouble), keys).mul_(scale);
     part.lse.narrow(2, i, m).copy_(scores.logsumexp(3));
-    part.out.narrow(2, i, m).copy_(at::matmul(scores.softmax(3), v));
+    part.out.narrow(2, i, m).copy_(at::matmul(scores.softmax(3), values));
   }
   return part;
 }

@@ -18,6 +18,11 @@ struct AdapterStore::Slot {
   at::Tensor working;                          // as the kernels read them; undefined: the masters
   std::vector<AdapterTensors> masters, grads;  // of adapted targets
   std::shared_ptr<std::vector<LoraAdapter>> adapters;
+
+  void settle() const {
+    for (const auto& w : *adapters)
+      if (w.a.defined()) w.settle();
+  }
 };
 
 namespace {
@@ -43,11 +48,11 @@ at::Tensor initial_a(const AdapterInit& init, const std::string& name, std::int6
 
 // Do both need the same tables?
 bool alike(const LoraPass& a, const LoraPass& b) {
-  return a.backend == b.backend && std::equal(a.groups.begin(), a.groups.end(), b.groups.begin(), b.groups.end(),
-                                              [](const LoraGroup& x, const LoraGroup& y) {
-                                                return x.adapters == y.adapters && x.rows.first == y.rows.first &&
-                                                       x.rows.last == y.rows.last;
-                                              });
+  const auto same = [](const LoraGroup& x, const LoraGroup& y) {
+    return x.adapters == y.adapters && x.rows.first == y.rows.first && x.rows.last == y.rows.last;
+  };
+  return a.backend == b.backend && a.side == b.side &&
+         std::equal(a.groups.begin(), a.groups.end(), b.groups.begin(), b.groups.end(), same);
 }
 
 }  // namespace
@@ -84,6 +89,7 @@ AdapterStore::AdapterStore(std::vector<Projection> targets, std::int64_t slots, 
   fp8_.resize(targets_.size());
   anchor_ = at::zeros({}, options).set_requires_grad(true);
   pass_ = std::make_shared<LoraPass>();
+  set_beside(true);
 }
 
 AdapterStore::~AdapterStore() = default;
@@ -91,6 +97,12 @@ AdapterStore::~AdapterStore() = default;
 std::int64_t AdapterStore::slots() const { return std::int64_t(slots_.size()); }
 const std::vector<Projection>& AdapterStore::targets() const { return targets_; }
 LoraBackend AdapterStore::backend() const { return backend_; }
+void AdapterStore::set_beside(bool on) {
+  on = on && anchor_.is_cuda();
+  if (on == bool(side_)) return;
+  side_ = on ? std::make_shared<SideStream>(anchor_.device()) : nullptr;
+  ++changes_;
+}
 void AdapterStore::set_backend(LoraBackend backend) { backend_ = backend, ++changes_; }
 std::shared_ptr<const void> AdapterStore::pass() const { return pass_; }
 
@@ -140,7 +152,7 @@ void AdapterStore::fill(std::int64_t slot, const AdapterInit& init, const at::Te
   const auto master = base.dtype(base.dtype() == at::kDouble ? at::kDouble : at::kFloat);
   at::Tensor host = flat.defined() ? at::Tensor() : at::zeros({size}, master.device(at::kCPU));
   s.weights = at::empty({size}, master);
-  s.gradients = at::zeros({size}, master);
+  s.gradients = at::empty({size}, master);
   s.working = base.dtype() == master.dtype() ? s.weights : at::empty({size}, base);
   s.adapters = std::make_shared<std::vector<LoraAdapter>>(targets_.size());
   std::int64_t at = 0;
@@ -193,7 +205,9 @@ std::vector<AdapterTensors> AdapterStore::weights(std::int64_t slot) const {
 
 std::vector<AdapterTensors> AdapterStore::gradients(std::int64_t slot) const {
   check_slot(slot, true, "gradients");
-  return slots_[std::size_t(slot)].grads;
+  const Slot& s = slots_[std::size_t(slot)];
+  s.settle();
+  return s.grads;
 }
 
 at::Tensor AdapterStore::flat_weights(std::int64_t slot) const {
@@ -203,7 +217,9 @@ at::Tensor AdapterStore::flat_weights(std::int64_t slot) const {
 
 at::Tensor AdapterStore::flat_gradients(std::int64_t slot) const {
   check_slot(slot, true, "flat_gradients");
-  return slots_[std::size_t(slot)].gradients;
+  const Slot& s = slots_[std::size_t(slot)];
+  s.settle();
+  return s.gradients;
 }
 
 at::Tensor AdapterStore::flat_working(std::int64_t slot) const {
@@ -220,6 +236,7 @@ void AdapterStore::publish(std::int64_t slot) {
 void AdapterStore::begin(std::vector<SlotRows> rows, bool training) {
   auto pass = std::make_shared<LoraPass>();
   pass->backend = backend_;
+  pass->side = side_;
   std::int64_t end = 0;
   std::vector<bool> seen(slots_.size());
   for (const auto& r : rows) {
@@ -249,8 +266,15 @@ void AdapterStore::begin(std::vector<SlotRows> rows, bool training) {
 }
 
 void AdapterStore::zero_gradients() {
-  for (auto& s : slots_)
-    if (s.filled) s.gradients.zero_();
+  for (std::int64_t slot = 0; slot < slots(); ++slot)
+    if (filled(slot)) zero_gradients({&slot, 1});
+}
+
+void AdapterStore::zero_gradients(std::span<const std::int64_t> slots) {
+  for (const auto slot : slots) {
+    check_slot(slot, true, "zero_gradients");
+    for (const auto& w : *slots_[std::size_t(slot)].adapters) w.empty = true;
+  }
 }
 
 }  // namespace trireme::nn

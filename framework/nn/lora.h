@@ -12,6 +12,10 @@
 #include <string_view>
 #include <vector>
 
+namespace trireme {
+class SideStream;
+}
+
 namespace trireme::nn {
 
 // kernels: own grouped kernels (framework/kernels/grouped_gemm.h). grouped_mm, bmm: at::_grouped_mm, at::bmm over
@@ -60,6 +64,9 @@ class AdapterStore {
   const std::vector<Projection>& targets() const;
   LoraBackend backend() const;
   void set_backend(LoraBackend backend);  // of passes that begin from now on
+  // On a GPU the kernels of passes that begin from now on run on a stream beside the base's products, where they can:
+  // the same bits. On at first.
+  void set_beside(bool on);
   // A backbone whose weights move (sharded, gathered layer by layer): what `target` is from now on.
   void set_base(std::int64_t target, at::Tensor weight, at::Tensor bias);
 
@@ -86,7 +93,9 @@ class AdapterStore {
   // Composition of the passes to come: ascending, disjoint rows; a slot may come once. `training`: dropout is on.
   // Backward of an earlier pass is still right. Throws UsageError.
   void begin(std::vector<SlotRows> rows, bool training);
+  // Gradients count as 0 from now on; no memory is touched until somebody asks for them or backward comes.
   void zero_gradients();
+  void zero_gradients(std::span<const std::int64_t> slots);
   // Of the composition: while it is held, tables that a recorded pass reads stay where they are.
   std::shared_ptr<const void> pass() const;
   // Counts up when the memory of any adapter moved.
@@ -114,6 +123,7 @@ class AdapterStore {
   std::int64_t r_max_;
   LoraBackend backend_;
   std::int64_t changes_ = 0;
+  std::shared_ptr<SideStream> side_;
   std::shared_ptr<const LoraPass> pass_;
   at::Tensor anchor_;  // requires a gradient, so that backward comes when x does not
 };

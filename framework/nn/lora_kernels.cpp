@@ -1,6 +1,8 @@
 // The LoRA path by own grouped kernels, and dropout for all backends.
+#include "framework/base/side_stream.h"
 #include "framework/base/tensor.h"
 #include "framework/kernels/grouped_swiglu.h"
+#include "framework/nn/checkpoint.h"
 #include "framework/nn/lora_pass.h"
 
 namespace trireme::nn {
@@ -105,9 +107,23 @@ void expand_backward(const Some& some, const at::Tensor& ds, at::Tensor& dx, boo
   }
 }
 
+// Do gradients of these targets hold anything that more is added to? One launch writes or adds: where some do, those
+// that do not become zeros.
+bool gradients_begun(const Some& some) {
+  bool none = true;
+  const auto each = [&](auto f) {
+    for (std::size_t k = 0; k < some.size(); ++k)
+      each_adapter(*some.call.pass, some.target(k).index, [&](const LoraGroup&, const LoraAdapter& w) { f(w); });
+  };
+  each([&](const LoraAdapter& w) { none = none && w.empty; });
+  each([&](const LoraAdapter& w) { none ? void(w.empty = false) : w.settle(); });
+  return !none;
+}
+
 void outer(const Some& some, const std::vector<at::Tensor>& x, const at::Tensor& ds, const std::vector<at::Tensor>& dy,
            const at::Tensor& s) {
-  kernels::GroupedOuter job{.table = some.table, .type = dtype_of(s), .targets = int(some.size())};
+  kernels::GroupedOuter job{
+      .table = some.table, .type = dtype_of(s), .add = gradients_begun(some), .targets = int(some.size())};
   for (std::size_t k = 0; k < some.size(); ++k)
     job.target[k] = {adapters_of(*some.call.pass, some.target(k)),
                      x[k].const_data_ptr(),
@@ -125,6 +141,25 @@ std::vector<at::Tensor> inputs(const Some& some, const at::Tensor& x) {
   std::vector<at::Tensor> all;
   for (std::size_t k = 0; k < some.size(); ++k) all.push_back(dropped(*some.call.pass, some.target(k).module, x));
   return all;
+}
+
+std::vector<at::Tensor> own_of(const Some& some, const std::vector<at::Tensor>& all) {
+  std::vector<at::Tensor> own;
+  for (const auto i : some.which) own.push_back(all[i]);
+  return own;
+}
+
+// LoRA's products that the base's need not wait for run beside them: few multiprocessors are busy at a kernel's end.
+// What is enqueued before the beginning comes first; nothing that they read or write is let go before the end.
+void begin_beside(const LoraPass& pass) {
+  if (pass.side) pass.side->follow();
+}
+template <class F>
+void beside(const LoraPass& pass, F f) {
+  pass.side ? pass.side->run(f) : f();
+}
+void end_beside(const LoraPass& pass) {
+  if (pass.side) pass.side->lead();
 }
 
 // Is every row somebody's who adapts all of these targets?
@@ -183,39 +218,54 @@ bool lora_comes_first(const LoraCall& call, std::int64_t tokens) {
 
 std::vector<at::Tensor> kernels_forward(const LoraCall& call, const at::Tensor& x, std::vector<at::Tensor>& kept) {
   const bool first = lora_comes_first(call, x.size(0));
+  const std::vector<Some> parts = in_threes(call, x.size(0));
+  const std::size_t begin = kept.size();
   std::vector<at::Tensor> y;
   BaseProducts base(x);
+  const auto shrinks = [&] {
+    for (const Some& some : parts) kept.push_back(shrink(some, false, inputs(some, x)));
+  };
+  if (first) {
+    shrinks();
+  } else {
+    begin_beside(*call.pass);
+    beside(*call.pass, shrinks);
+  }
   for (const auto& t : call.targets)
     y.push_back(first ? at::empty({x.size(0), t.weight.size(0)}, x.options()) : base(t));
-  for (const Some& some : in_threes(call, x.size(0))) {
-    kept.push_back(shrink(some, false, inputs(some, x)));
-    expand_forward(some, kept.back(), y, !first);
-  }
+  if (!first) end_beside(*call.pass);
+  for (std::size_t i = 0; i < parts.size(); ++i) expand_forward(parts[i], kept[begin + i], y, !first);
   for (std::size_t i = 0; first && i < y.size(); ++i) y[i].addmm_(x, call.targets[i].weight.t());
   return y;
 }
 
 at::Tensor kernels_backward(const LoraCall& call, const at::Tensor& x, const std::vector<at::Tensor>& kept,
                             const std::vector<at::Tensor>& dy, bool wanted) {
-  const bool first = lora_comes_first(call, x.size(0));
+  const LoraPass& pass = *call.pass;
+  const std::vector<Some> parts = in_threes(call, x.size(0));
+  std::vector<at::Tensor> ds;
   at::Tensor dx;
-  const auto base = [&] {
-    for (std::size_t i = 0; wanted && i < call.targets.size(); ++i) add_base_gradient(call.targets[i], dy[i], dx);
+  const auto shrinks = [&] {
+    for (const Some& some : parts) ds.push_back(shrink(some, true, own_of(some, dy)));
   };
-  if (!first) base();
-  std::size_t next = 0;
-  for (const Some& some : in_threes(call, x.size(0))) {
-    std::vector<at::Tensor> own;
-    for (const auto i : some.which) own.push_back(dy[i]);
-    const at::Tensor ds = shrink(some, true, own);
-    if (wanted) {
+  const auto expands = [&] {
+    for (std::size_t i = 0; wanted && i < parts.size(); ++i) {
       const bool add = dx.defined();
       if (!add) dx = at::empty_like(x);
-      expand_backward(some, ds, dx, add);
+      expand_backward(parts[i], ds[i], dx, add);
     }
-    outer(some, inputs(some, x), ds, own, kept[next++]);
-  }
-  if (first) base();
+  };
+  const bool first = lora_comes_first(call, x.size(0));
+  if (first) shrinks(), expands();
+  begin_beside(pass);
+  if (!first) beside(pass, shrinks);
+  for (std::size_t i = 0; wanted && i < call.targets.size(); ++i) add_base_gradient(call.targets[i], dy[i], dx);
+  beside(pass, [&] {
+    for (std::size_t i = 0; i < parts.size(); ++i)
+      outer(parts[i], inputs(parts[i], x), ds[i], own_of(parts[i], dy), kept[i]);
+  });
+  end_beside(pass);
+  if (!first) expands();
   return dx;
 }
 
@@ -228,25 +278,33 @@ bool gated_by_kernel(const LoraCall& in, const LoraCall& out, const at::Tensor& 
 
 at::Tensor gated_forward(const LoraCall& in, const LoraCall& out, const at::Tensor& x, std::vector<at::Tensor>& kept) {
   const Some both = in_threes(in, x.size(0))[0];
-  const at::Tensor s = shrink(both, false, {x, x});
+  at::Tensor s;
+  begin_beside(*in.pass);
+  beside(*in.pass, [&] { s = shrink(both, false, {x, x}); });
   BaseProducts base(x);
   const at::Tensor gate = base(in.targets[0]), up = base(in.targets[1]);
+  end_beside(*in.pass);
   at::Tensor y = at::empty_like(gate);
   auto job = swiglu_job(both, s, gate, up);
   job.y = y.mutable_data_ptr();
   kernels::grouped_swiglu(job, buffer_of(y).place);
   kept = {s, gate, up, y};
-  return kernels_forward(out, y, kept)[0];
+  if (!computed_again()) return kernels_forward(out, y, kept)[0];
+  // A layer ends with this node: backward reads of down's product no more than what its adapters shrink y to.
+  kept.push_back(shrink(in_threes(out, y.size(0))[0], false, {y}));
+  return at::zeros({x.size(0), out.targets[0].weight.size(0)}, x.options());
 }
 
 at::Tensor gated_backward(const LoraCall& in, const LoraCall& out, const at::Tensor& x,
                           const std::vector<at::Tensor>& kept, const at::Tensor& dy, bool wanted) {
   const at::Tensor &s = kept[0], &gate = kept[1], &up = kept[2], &inner = kept[3];
   const Some both = in_threes(in, x.size(0))[0], down = in_threes(out, x.size(0))[0];
-  const at::Tensor ds = shrink(down, true, {dy});
-  outer(down, {inner}, ds, {dy}, kept[4]);
-  at::Tensor back;
+  at::Tensor ds, back;
+  begin_beside(*in.pass);
+  beside(*in.pass, [&] { ds = shrink(down, true, {dy}); });
   add_base_gradient(out.targets[0], dy, back);
+  beside(*in.pass, [&] { outer(down, {inner}, ds, {dy}, kept[4]); });
+  end_beside(*in.pass);
   at::Tensor dgate = at::empty_like(gate), dup = at::empty_like(up);
   auto job = swiglu_job(both, s, gate, up);
   job.of_down = path_of(down, 0, ds);
@@ -263,6 +321,23 @@ void make_rows(LoraPass& pass, const at::Tensor& like) {
     rows.push_back({std::int32_t(group.rows.first), std::int32_t(group.rows.last), group.dropout});
   pass.rows = bytes_on(rows, like);
 }
+
+namespace {
+
+// Blocks of large ranks begin first and, as those that share a multiprocessor come far apart in the table, beside light
+// ones: the last to end was a multiprocessor with two heavy ones.
+void put_heavy_first(std::vector<kernels::GroupedBlock>& blocks, const LoraPass& pass) {
+  std::vector<std::int64_t> weight;
+  for (const auto& group : pass.groups) {
+    weight.push_back(0);
+    for (const LoraAdapter& w : *group.adapters) weight.back() += w.a.defined() ? w.a.size(0) : 0;
+  }
+  std::stable_sort(blocks.begin(), blocks.end(), [&](const auto& a, const auto& b) {
+    return weight[std::size_t(a.group)] > weight[std::size_t(b.group)];
+  });
+}
+
+}  // namespace
 
 void make_tables(LoraPass& pass, std::size_t targets, const at::Tensor& like) {
   make_rows(pass, like);
@@ -292,6 +367,7 @@ void make_tables(LoraPass& pass, std::size_t targets, const at::Tensor& like) {
                          w.db.mutable_data_ptr(), std::int32_t(w.a.size(0)), float(w.scale)};
       pass.most_rank[t] = std::max(pass.most_rank[t], w.a.size(0));
     }
+  put_heavy_first(blocks, pass);
   pass.block_count = std::int64_t(blocks.size());
   pass.adapters = bytes_on(adapters, like);
   pass.blocks = bytes_on(blocks, like);

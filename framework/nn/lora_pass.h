@@ -1,5 +1,6 @@
 // What one pass over the backbone needs of the adapters, and the LoRA path of one target by each backend.
 #pragma once
+#include "framework/base/side_stream.h"
 #include "framework/kernels/grouped_gemm.h"
 #include "framework/nn/fp8_matrix.h"
 #include "framework/nn/lora.h"
@@ -11,6 +12,12 @@ struct LoraAdapter {
   at::Tensor a, b;    // [rank, in], [out, rank] of the base's type; undefined: this target is not adapted
   at::Tensor da, db;  // of the masters' type; added to
   double scale = 0;
+  mutable bool empty = true;  // da and db count as 0, whatever they hold: the next backward may write them
+
+  void settle() const {  // zeros where they count as such
+    if (empty) da.zero_(), db.zero_();
+    empty = false;
+  }
 };
 
 struct LoraGroup {
@@ -29,6 +36,7 @@ struct LoraPass {
   std::int64_t rows_from_0 = 0;         // groups cover rows [0, this) without a gap; 0: they do not
   at::Tensor rows, adapters, blocks;    // GroupedRows; GroupedAdapter [targets, groups]; GroupedBlock
   std::int64_t longest = 0, block_count = 0;
+  std::shared_ptr<SideStream> side;  // beside the base's products; null: everything runs in order
 };
 
 // What masks follow from: of a job's rows, and of a target.

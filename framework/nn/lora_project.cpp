@@ -112,6 +112,7 @@ at::Tensor lora_backward(const LoraCall& call, const at::Tensor& x, const std::v
     const auto& t = call.targets[i];
     if (wanted) add_base_gradient(t, dy[i], dx);
     if (!adapted(pass, t)) continue;
+    each_adapter(pass, t.index, [](const LoraGroup&, const LoraAdapter& w) { w.settle(); });
     at::Tensor change = wanted && pass.dropout ? at::zeros_like(dx) : dx;
     arm_of(pass).backward(pass, t.index, dropped(pass, t.module, x), kept[i], dy[i], change);
     if (!wanted || !pass.dropout) continue;

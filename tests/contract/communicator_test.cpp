@@ -2,6 +2,7 @@
 // What communicator.h promises, on every registered backend and on several numbers of ranks.
 #include "comm/backends.h"
 #include "comm/device.h"
+#include "comm/frozen_shares.h"
 #include "comm/local/loopback.h"
 #include "comm/wrappers/checked.h"
 #include "comm/wrappers/shaped.h"
@@ -316,6 +317,50 @@ void then_keeps_order(Communicator& comm) {
   EXPECT_TRUE(ran);
 }
 
+// Pieces that lie apart, gathered in any order and several at once, from host memory or, where the group has devices,
+// from theirs. Ranks that fetch by themselves need not call alike.
+void frozen_shares(Communicator& comm) {
+  const bool device = &unwrapped(comm) != &comm;
+  const auto stream = device ? device_runtime()->stream() : nullptr;
+  const Place place = device ? Place{device_runtime()->current(), stream.get()} : Place{};
+  std::vector<std::shared_ptr<void>> memory;
+  const auto room = [&](std::size_t bytes) {
+    memory.push_back(device ? device_runtime()->memory(bytes + 1) : std::make_shared<std::vector<char>>(bytes + 1));
+    return device ? memory.back().get()
+                  : static_cast<void*>(static_cast<std::vector<char>*>(memory.back().get())->data());
+  };
+  const std::vector<std::size_t> sizes{4099, 0, 16, 300000, 1};
+  const auto move = [&](void* to, const void* from, std::size_t bytes) {
+    if (bytes > 0) device ? device_runtime()->copy(to, from, bytes, place) : void(std::memcpy(to, from, bytes));
+  };
+  std::vector<ConstBuffer> mine;
+  for (std::size_t p = 0; p < sizes.size(); ++p) {
+    const auto v = elements<U8>(comm.rank(), sizes[p], p);
+    void* share = room(sizes[p]);
+    move(share, v.data(), v.size());
+    mine.push_back({share, sizes[p], DType::u8, place});
+  }
+  const auto shares = open_shares(unwrapped(comm), mine);
+  const auto n = at(comm.size());
+  for (const bool alike : {true, false}) {
+    if (!alike && (!shares->fetched() || comm.rank() == 0)) continue;
+    std::vector<Buffer> wholes;
+    std::vector<Work> works;
+    for (std::size_t p = sizes.size(); p-- > 0;) {
+      wholes.push_back({room(n * sizes[p]), n * sizes[p], DType::u8, place});
+      works.push_back(shares->gather(p, wholes.back()));
+    }
+    for (auto& work : works) work.wait();
+    for (std::size_t w = 0; w < wholes.size(); ++w) {
+      const std::size_t p = sizes.size() - 1 - w;
+      std::vector<U8> found(wholes[w].count);
+      move(found.data(), wholes[w].data, found.size());
+      for (int r = 0; r < comm.size(); ++r)
+        EXPECT_TRUE(same(found.data() + at(r) * sizes[p], elements<U8>(r, sizes[p], p))) << p << " of rank " << r;
+    }
+  }
+}
+
 void dropped_work_completes(Communicator& comm) {
   auto v = elements<F32>(comm.rank(), 50000);
   comm.all_reduce(buffer(v), Op::sum);
@@ -461,6 +506,7 @@ const Check checks[] = {TRIREME_CHECK(all_reduce),
                         TRIREME_CHECK(allocated_memory),
                         TRIREME_CHECK(pieces_equal_whole),
                         TRIREME_CHECK(then_keeps_order),
+                        TRIREME_CHECK(frozen_shares),
                         TRIREME_CHECK(dropped_work_completes),
                         TRIREME_CHECK(refuses_bad_arguments),
                         TRIREME_CHECK(waits_no_longer_than_told),

@@ -188,12 +188,13 @@ TEST(AdapterArms, EqualTheirJobsAlone) {
 }
 
 // A model, whole, or cut over `ranks` from what it holds.
-Trained of_whole(const AdapterJobs& jobs, const std::vector<std::int64_t>& own, Communicator* ranks = nullptr) {
+Trained of_whole(const AdapterJobs& jobs, const std::vector<std::int64_t>& own, Communicator* ranks = nullptr,
+                 bool again = true) {
   const auto source = drawn_backbone(jobs.options({}));
   CausalLm model(jobs.model, [&](const LmWeight& w) {
     return w.kind == LmWeight::zero ? drawn_normal(w.shape, 0.5, 2, w.name, jobs.options({})) : source(w);
   });
-  model.set_checkpointing(true);
+  model.set_checkpointing(again);
   const auto store = store_for(model, jobs);
   std::optional<sweep::ShardedBackbone> sharded;
   if (ranks) sharded.emplace(model, *store, *ranks, CausalLm::Source(), jobs.fp8);
@@ -227,6 +228,16 @@ TEST(AdapterArms, CutFromAModelWithBiases) {
       const Trained cut = of_whole(jobs, mine, &world), whole = of_whole(jobs, mine);
       for (const auto job : mine) EXPECT_TRUE(cut.weights.at(job).equal(whole.weights.at(job))) << fp8 << job;
     });
+  }
+}
+
+// A layer that is computed again leaves out what backward does not read.
+TEST(AdapterArms, ComputedAgainIsTheSame) {
+  AdapterJobs jobs = tiny({2, 4, 8, 16}, 2);
+  for (const bool fp8 : {false, true}) {
+    jobs.fp8 = fp8;
+    const std::vector<std::int64_t> all{0, 1, 2, 3};
+    expect_same(of_whole(jobs, all), of_whole(jobs, all, nullptr, false), fp8 ? "FP8 base" : "f32 base");
   }
 }
 

@@ -85,6 +85,7 @@ TEST(Utilisation, IsAShareOfTheDataSheetsPeak) {
   EXPECT_EQ(data_sheet_tflops("NVIDIA H100 80GB HBM3", "f32"), 66.9);
   EXPECT_EQ(data_sheet_tflops("NVIDIA H100 PCIe", "fp16"), 756);
   EXPECT_EQ(data_sheet_tflops("NVIDIA H200", "bf16"), 989.4);
+  EXPECT_EQ(data_sheet_tflops("NVIDIA H200 NVL", "bf16"), 835);
   EXPECT_EQ(data_sheet_tflops("NVIDIA A100-SXM4-80GB", "f64"), 19.5);
   EXPECT_EQ(data_sheet_tflops("NVIDIA L4", "bf16"), 121);
   EXPECT_EQ(data_sheet_tflops("NVIDIA L40S", "bf16"), 362);

@@ -66,7 +66,6 @@ TEST(Hooks, BytesAreTheFormula) {
     }
 }
 
-// Sums equal on all ranks; over many steps with the same gradients the sum of what came out approaches the truth.
 // A bucket of several pieces on lanes is the same to the bit as that codec on the whole of it, step after step.
 TEST(Hooks, PiecesOnLanesAreTheWhole) {
   constexpr std::int64_t count = 800'000;
@@ -139,6 +138,34 @@ TEST(Hooks, SizedCodesGiveTheSumsOfTheHost) {
         }
 }
 
+// A rank that fails in backward waits for what it has begun before its error is told. Peers are elsewhere by then: a
+// collective that it posted meanwhile would meet another of theirs, and nobody would hear of the error.
+TEST(Hooks, SizedCodesPostNothingWhileAnErrorPasses) {
+  run_loopback(2, [](Communicator& inner) {
+    Traced comm(inner);
+    OneBucket one(2);
+    one.fill(std::uint64_t(comm.rank()));
+    const auto hook = make_sized_hook(with_hook("bounded").hook, one.bucket, comm);
+    struct Begun {
+      std::vector<Work> works;
+      ~Begun() {
+        for (auto& work : works) work.wait();
+      }
+    };
+    std::uint64_t calls = 0;
+    try {
+      Begun begun;
+      Communicator* const lanes[] = {&comm};
+      hook->reduce(one.bucket, lanes, begun.works);
+      calls = comm.stats().calls;
+      throw DataError("batch", "is damaged");
+    } catch (const DataError&) {
+    }
+    EXPECT_EQ(comm.stats().calls, calls);
+  });
+}
+
+// Sums equal on all ranks; over many steps with the same gradients the sum of what came out approaches the truth.
 TEST(Hooks, WhatIsLostComesLater) {
   constexpr int ranks = 3, steps = 60;
   for (const std::string name : {"int8", "fp8", "int4", "fixed_length", "bounded", "top_k", "powersgd"}) {

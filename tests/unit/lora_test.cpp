@@ -536,6 +536,41 @@ TEST(Lora, CheckpointedPartsGiveTheSameBits) {
     EXPECT_TRUE(same_bits(again.store.flat_gradients(slot), kept.store.flat_gradients(slot)));
 }
 
+// Zeroed gradients are written by the next backward and added to by those after it, job by job, also where two passes
+// begin before either's backward; a job without one has zeros.
+TEST(Lora, GradientsOfAStepAddUp) {
+  for (const auto backend : {LoraBackend::kernels, LoraBackend::loop, LoraBackend::bmm}) {
+    AdapterStore store(projections(at::kFloat), 2, 16, backend);
+    for (const std::int64_t slot : {0, 1}) {
+      store.fill(slot, {.shapes = {{16, 1}, {8, 1}, {16, 1}}, .seed = std::uint64_t(slot)});
+      for (auto& t : store.weights(slot)) t.b.normal_();
+    }
+    const at::Tensor x = at::randn({40, in});
+    const auto pass = [&](std::vector<SlotRows> rows) {
+      store.begin(std::move(rows), true);
+      return model(store, x).sum();
+    };
+    const std::vector<SlotRows> both = {{0, 0, 20}, {1, 20, 40}};
+    EXPECT_EQ(store.flat_gradients(1).abs().max().item<float>(), 0);
+    pass(both).backward();
+    const at::Tensor zero = store.flat_gradients(0).clone(), one = store.flat_gradients(1).clone();
+    const auto is = [&](std::int64_t slot, const at::Tensor& once, double times) {
+      EXPECT_LE(max_difference(store.flat_gradients(slot), once * times), 1e-5) << int(backend) << ", slot " << slot;
+    };
+    const std::int64_t second = 1;
+    store.zero_gradients({&second, 1});
+    pass(both).backward();
+    is(0, zero, 2), is(1, one, 1);
+    store.zero_gradients();
+    const at::Tensor first = pass(both), then = pass(both);
+    first.backward(), then.backward();
+    is(0, zero, 2), is(1, one, 2);
+    store.zero_gradients();
+    pass({{0, 0, 20}}).backward();
+    is(0, zero, 1), is(1, one, 0);
+  }
+}
+
 // Evaluation drops nothing, and an earlier pass's backward is right after the next has begun.
 TEST(Lora, PassesKeepTheirComposition) {
   AdapterStore store(projections(at::kFloat), 2, 16);

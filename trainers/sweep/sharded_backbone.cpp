@@ -46,6 +46,11 @@ ShardedBackbone::ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Commu
       shares_[part].push_back(wholes_[part][l % 2].bytes.narrow(0, ranks.rank() * share_[part], share_[part]).clone());
     point(l);  // the model lets its own copy go
   }
+  for (const Part part : {always, backward_only}) {
+    std::vector<ConstBuffer> mine;
+    for (const auto& share : shares_[part]) mine.push_back(buffer_of(share));
+    frozen_[part] = open_shares(ranks, std::move(mine));
+  }
   model_.set_checkpointing(true);
   model_.set_before_layer([this](std::int64_t layer) { before_layer(layer); });
 }
@@ -140,7 +145,9 @@ void ShardedBackbone::gather(std::int64_t layer, Part part) {
   if (whole.layer == layer) return;
   whole.coming.wait();
   whole.layer = layer;
-  whole.coming = ranks_.all_gather(buffer_of(shares_[part][std::size_t(layer)]), buffer_of(whole.bytes));
+  const auto piece = std::size_t(layer);
+  whole.coming = collected_ ? ranks_.all_gather(buffer_of(shares_[part][piece]), buffer_of(whole.bytes))
+                            : frozen_[part]->gather(piece, buffer_of(whole.bytes));
   ++gathers_;
   received_ += share_[part] * (ranks_.size() - 1);
 }
@@ -157,7 +164,7 @@ void ShardedBackbone::before_layer(std::int64_t layer) {
   if (!up) gather(layer - 1, backward_only);
 }
 
-void ShardedBackbone::empty_pass(bool backward) {
+void ShardedBackbone::gather_pass(bool backward) {
   const auto layers = std::int64_t(pieces_.size());
   for (std::int64_t l = 0; l < layers; ++l) before_layer(l);
   if (backward)

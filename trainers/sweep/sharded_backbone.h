@@ -1,8 +1,9 @@
 // A frozen backbone whose layers lie on several ranks, a share of each on every rank, and are gathered as a pass comes
 // to them (adapter parallelism: ALTO, arXiv 2604.05426, 6.2): layer l + 1 travels while layer l computes. Two layers
-// are whole at a time. What lies outside of layers (embedding, head, last norm) stays whole on every rank.
+// are whole at a time. What lies outside of layers (embedding, head, last norm) stays whole on every rank. Shares never
+// change, so that GPUs of one machine fetch the others' by copy engines (comm/frozen_shares.h).
 #pragma once
-#include "comm/communicator.h"
+#include "comm/frozen_shares.h"
 #include "framework/models/causal_lm.h"
 
 #include <cstdint>
@@ -19,7 +20,8 @@ class ShardedBackbone {
  public:
   // Cuts the layers of `model`, whose weights are let go, over the ranks of `ranks`, which is used for nothing else.
   // The model runs with checkpointing from now on: a layer's weights are there again when it runs again. Collective
-  // calls follow from the order of layers alone, so all ranks must run the same kinds of passes.
+  // calls follow from the order of layers alone, so all ranks must run the same kinds of passes. Making one and its end
+  // are collective.
   // source: where the layers' weights come from, one layer at a time, so that no rank ever holds them all; without one,
   // from the model itself.
   // fp8: what the store adapts is cut and gathered as e4m3 with a scale a row, by rows for either pass, by columns for
@@ -28,10 +30,18 @@ class ShardedBackbone {
                   bool fp8 = false);
   ~ShardedBackbone();
 
-  // The gathers of a pass, without the pass. backward: of one that has a backward.
-  void empty_pass(bool backward);
-  // on: passes gather nothing and run on what two layers hold by now, for measuring what they cost alone.
+  // What the other ranks need of this one while they make a pass that it has no samples for: its gathers, if they are
+  // collective. backward: of a pass that has one.
+  void empty_pass(bool backward) {
+    if (!fetched()) gather_pass(backward);
+  }
+  // For measuring: the gathers of a pass alone; passes that gather nothing and run on what two layers hold by now; and
+  // gathers through the communicator where shares are fetched.
+  void gather_pass(bool backward);
   void set_held(bool on) { held_ = on; }
+  void set_collected(bool on) { collected_ = on; }
+  // Does this rank read the others' shares by itself?
+  bool fetched() const { return !collected_ && frozen_[always]->fetched(); }
   std::int64_t gathers() const { return gathers_; }
   std::int64_t bytes_received() const { return received_; }  // of this rank, so far
   // Padded, on all ranks together.
@@ -65,8 +75,9 @@ class ShardedBackbone {
   Communicator& ranks_;
   std::vector<std::vector<Piece>> pieces_;  // of each layer
   std::vector<at::Tensor> shares_[2];       // by part, of each layer: u8 [share_]
+  std::unique_ptr<FrozenShares> frozen_[2];
   std::int64_t share_[2] = {0, 0}, gathers_ = 0, received_ = 0, last_ = -1;
-  bool held_ = false;
+  bool held_ = false, collected_ = false;
   struct Whole {
     at::Tensor bytes;
     std::int64_t layer = -1;
