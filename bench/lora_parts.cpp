@@ -137,7 +137,8 @@ struct Group {
 
 void gated(const Options& o, std::vector<DeviceArm>& all) {
   Group both(2048, {5632, 5632}), down(5632, {2048});
-  kernels::GroupedSwiglu job{.table = both.table(), .type = DType::bf16, .width = 5632};
+  kernels::GroupedSwiglu job;
+  job.table = both.table(), job.type = DType::bf16, job.width = 5632;
   job.of_gate = {both.of(0), both.s[0].const_data_ptr(), stride};
   job.of_up = {both.of(1), both.s[1].const_data_ptr(), stride};
   job.gate = both.y[0].const_data_ptr(), job.up = both.y[1].const_data_ptr(), job.y = down.dx.mutable_data_ptr();

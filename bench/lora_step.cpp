@@ -114,10 +114,6 @@ class Steps {
     return model_.logits(model_.hidden({batch_.tokens.ids.narrow(0, 0, row_.tokens), {row_.tokens}})).to(at::kFloat);
   }
   void adapted(bool graph) { (graph ? *recorded_ : *plain_).run(batch_); }
-  void adapted_beside(bool on) {
-    store_->set_beside(on);
-    adapted(false);
-  }
 
  private:
   // Both factors are drawn on the GPU: as PEFT draws them, on the host, 32 jobs would take longer than their steps.
@@ -197,10 +193,8 @@ void tell(nlohmann::json& rows, nlohmann::json row) {
 void measure(const Options& o, const CausalLm& model, const Row& row, nlohmann::json& rows) {
   Steps steps(model, row);
   std::vector<DeviceArm> arms{{"frozen base", 0, [&] { steps.base(); }},
-                              {"adapters", 0, [&] { steps.adapted_beside(true); }}};
-  if (row.pass_tokens() > AdapterStep::most_tokens) {
-    arms.push_back({"adapters, one stream", 0, [&] { steps.adapted_beside(false); }});
-  } else {
+                              {"adapters", 0, [&] { steps.adapted(false); }}};
+  if (row.pass_tokens() <= AdapterStep::most_tokens) {
     arms.push_back({"frozen base, graph", 0, [&] { steps.recorded_base(); }});
     arms.push_back({"adapters, graph", 0, [&] { steps.adapted(true); }});
   }

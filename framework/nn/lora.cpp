@@ -51,7 +51,7 @@ bool alike(const LoraPass& a, const LoraPass& b) {
   const auto same = [](const LoraGroup& x, const LoraGroup& y) {
     return x.adapters == y.adapters && x.rows.first == y.rows.first && x.rows.last == y.rows.last;
   };
-  return a.backend == b.backend && a.side == b.side &&
+  return a.backend == b.backend &&
          std::equal(a.groups.begin(), a.groups.end(), b.groups.begin(), b.groups.end(), same);
 }
 
@@ -89,7 +89,6 @@ AdapterStore::AdapterStore(std::vector<Projection> targets, std::int64_t slots, 
   fp8_.resize(targets_.size());
   anchor_ = at::zeros({}, options).set_requires_grad(true);
   pass_ = std::make_shared<LoraPass>();
-  set_beside(true);
 }
 
 AdapterStore::~AdapterStore() = default;
@@ -97,12 +96,6 @@ AdapterStore::~AdapterStore() = default;
 std::int64_t AdapterStore::slots() const { return std::int64_t(slots_.size()); }
 const std::vector<Projection>& AdapterStore::targets() const { return targets_; }
 LoraBackend AdapterStore::backend() const { return backend_; }
-void AdapterStore::set_beside(bool on) {
-  on = on && anchor_.is_cuda();
-  if (on == bool(side_)) return;
-  side_ = on ? std::make_shared<SideStream>(anchor_.device()) : nullptr;
-  ++changes_;
-}
 void AdapterStore::set_backend(LoraBackend backend) { backend_ = backend, ++changes_; }
 std::shared_ptr<const void> AdapterStore::pass() const { return pass_; }
 
@@ -236,7 +229,6 @@ void AdapterStore::publish(std::int64_t slot) {
 void AdapterStore::begin(std::vector<SlotRows> rows, bool training) {
   auto pass = std::make_shared<LoraPass>();
   pass->backend = backend_;
-  pass->side = side_;
   std::int64_t end = 0;
   std::vector<bool> seen(slots_.size());
   for (const auto& r : rows) {

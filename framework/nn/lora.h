@@ -13,7 +13,6 @@
 #include <vector>
 
 namespace trireme {
-class SideStream;
 }
 
 namespace trireme::nn {
@@ -64,9 +63,6 @@ class AdapterStore {
   const std::vector<Projection>& targets() const;
   LoraBackend backend() const;
   void set_backend(LoraBackend backend);  // of passes that begin from now on
-  // On a GPU the kernels of passes that begin from now on run on a stream beside the base's products, where they can:
-  // the same bits. On at first.
-  void set_beside(bool on);
   // A backbone whose weights move (sharded, gathered layer by layer): what `target` is from now on.
   void set_base(std::int64_t target, at::Tensor weight, at::Tensor bias);
 
@@ -123,7 +119,6 @@ class AdapterStore {
   std::int64_t r_max_;
   LoraBackend backend_;
   std::int64_t changes_ = 0;
-  std::shared_ptr<SideStream> side_;
   std::shared_ptr<const LoraPass> pass_;
   at::Tensor anchor_;  // requires a gradient, so that backward comes when x does not
 };

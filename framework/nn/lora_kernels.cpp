@@ -1,5 +1,4 @@
 // The LoRA path by own grouped kernels, and dropout for all backends.
-#include "framework/base/side_stream.h"
 #include "framework/base/tensor.h"
 #include "framework/kernels/grouped_swiglu.h"
 #include "framework/nn/checkpoint.h"
@@ -149,19 +148,6 @@ std::vector<at::Tensor> own_of(const Some& some, const std::vector<at::Tensor>& 
   return own;
 }
 
-// LoRA's products that the base's need not wait for run beside them: few multiprocessors are busy at a kernel's end.
-// What is enqueued before the beginning comes first; nothing that they read or write is let go before the end.
-void begin_beside(const LoraPass& pass) {
-  if (pass.side) pass.side->follow();
-}
-template <class F>
-void beside(const LoraPass& pass, F f) {
-  pass.side ? pass.side->run(f) : f();
-}
-void end_beside(const LoraPass& pass) {
-  if (pass.side) pass.side->lead();
-}
-
 // Is every row somebody's who adapts all of these targets?
 bool everybodys(const LoraCall& call, std::int64_t tokens) {
   bool all = call.pass->rows_from_0 == tokens;
@@ -222,18 +208,9 @@ std::vector<at::Tensor> kernels_forward(const LoraCall& call, const at::Tensor& 
   const std::size_t begin = kept.size();
   std::vector<at::Tensor> y;
   BaseProducts base(x);
-  const auto shrinks = [&] {
-    for (const Some& some : parts) kept.push_back(shrink(some, false, inputs(some, x)));
-  };
-  if (first) {
-    shrinks();
-  } else {
-    begin_beside(*call.pass);
-    beside(*call.pass, shrinks);
-  }
+  for (const Some& some : parts) kept.push_back(shrink(some, false, inputs(some, x)));
   for (const auto& t : call.targets)
     y.push_back(first ? at::empty({x.size(0), t.weight.size(0)}, x.options()) : base(t));
-  if (!first) end_beside(*call.pass);
   for (std::size_t i = 0; i < parts.size(); ++i) expand_forward(parts[i], kept[begin + i], y, !first);
   for (std::size_t i = 0; first && i < y.size(); ++i) y[i].addmm_(x, call.targets[i].weight.t());
   return y;
@@ -241,13 +218,10 @@ std::vector<at::Tensor> kernels_forward(const LoraCall& call, const at::Tensor& 
 
 at::Tensor kernels_backward(const LoraCall& call, const at::Tensor& x, const std::vector<at::Tensor>& kept,
                             const std::vector<at::Tensor>& dy, bool wanted) {
-  const LoraPass& pass = *call.pass;
   const std::vector<Some> parts = in_threes(call, x.size(0));
   std::vector<at::Tensor> ds;
   at::Tensor dx;
-  const auto shrinks = [&] {
-    for (const Some& some : parts) ds.push_back(shrink(some, true, own_of(some, dy)));
-  };
+  for (const Some& some : parts) ds.push_back(shrink(some, true, own_of(some, dy)));
   const auto expands = [&] {
     for (std::size_t i = 0; wanted && i < parts.size(); ++i) {
       const bool add = dx.defined();
@@ -256,15 +230,10 @@ at::Tensor kernels_backward(const LoraCall& call, const at::Tensor& x, const std
     }
   };
   const bool first = lora_comes_first(call, x.size(0));
-  if (first) shrinks(), expands();
-  begin_beside(pass);
-  if (!first) beside(pass, shrinks);
+  if (first) expands();
   for (std::size_t i = 0; wanted && i < call.targets.size(); ++i) add_base_gradient(call.targets[i], dy[i], dx);
-  beside(pass, [&] {
-    for (std::size_t i = 0; i < parts.size(); ++i)
-      outer(parts[i], inputs(parts[i], x), ds[i], own_of(parts[i], dy), kept[i]);
-  });
-  end_beside(pass);
+  for (std::size_t i = 0; i < parts.size(); ++i)
+    outer(parts[i], inputs(parts[i], x), ds[i], own_of(parts[i], dy), kept[i]);
   if (!first) expands();
   return dx;
 }
@@ -278,12 +247,9 @@ bool gated_by_kernel(const LoraCall& in, const LoraCall& out, const at::Tensor& 
 
 at::Tensor gated_forward(const LoraCall& in, const LoraCall& out, const at::Tensor& x, std::vector<at::Tensor>& kept) {
   const Some both = in_threes(in, x.size(0))[0];
-  at::Tensor s;
-  begin_beside(*in.pass);
-  beside(*in.pass, [&] { s = shrink(both, false, {x, x}); });
+  const at::Tensor s = shrink(both, false, {x, x});
   BaseProducts base(x);
   const at::Tensor gate = base(in.targets[0]), up = base(in.targets[1]);
-  end_beside(*in.pass);
   at::Tensor y = at::empty_like(gate);
   auto job = swiglu_job(both, s, gate, up);
   job.y = y.mutable_data_ptr();
@@ -299,12 +265,10 @@ at::Tensor gated_backward(const LoraCall& in, const LoraCall& out, const at::Ten
                           const std::vector<at::Tensor>& kept, const at::Tensor& dy, bool wanted) {
   const at::Tensor &s = kept[0], &gate = kept[1], &up = kept[2], &inner = kept[3];
   const Some both = in_threes(in, x.size(0))[0], down = in_threes(out, x.size(0))[0];
-  at::Tensor ds, back;
-  begin_beside(*in.pass);
-  beside(*in.pass, [&] { ds = shrink(down, true, {dy}); });
+  const at::Tensor ds = shrink(down, true, {dy});
+  at::Tensor back;
   add_base_gradient(out.targets[0], dy, back);
-  beside(*in.pass, [&] { outer(down, {inner}, ds, {dy}, kept[4]); });
-  end_beside(*in.pass);
+  outer(down, {inner}, ds, {dy}, kept[4]);
   at::Tensor dgate = at::empty_like(gate), dup = at::empty_like(up);
   auto job = swiglu_job(both, s, gate, up);
   job.of_down = path_of(down, 0, ds);

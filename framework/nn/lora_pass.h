@@ -1,6 +1,5 @@
 // What one pass over the backbone needs of the adapters, and the LoRA path of one target by each backend.
 #pragma once
-#include "framework/base/side_stream.h"
 #include "framework/kernels/grouped_gemm.h"
 #include "framework/nn/fp8_matrix.h"
 #include "framework/nn/lora.h"
@@ -36,7 +35,6 @@ struct LoraPass {
   std::int64_t rows_from_0 = 0;         // groups cover rows [0, this) without a gap; 0: they do not
   at::Tensor rows, adapters, blocks;    // GroupedRows; GroupedAdapter [targets, groups]; GroupedBlock
   std::int64_t longest = 0, block_count = 0;
-  std::shared_ptr<SideStream> side;  // beside the base's products; null: everything runs in order
 };
 
 // What masks follow from: of a job's rows, and of a target.
