@@ -12,9 +12,6 @@
 #include <string_view>
 #include <vector>
 
-namespace trireme {
-}
-
 namespace trireme::nn {
 
 // kernels: own grouped kernels (framework/kernels/grouped_gemm.h). grouped_mm, bmm: at::_grouped_mm, at::bmm over
