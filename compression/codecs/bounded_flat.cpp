@@ -3,10 +3,10 @@
 // one object follow each other in stream order.
 #include "compression/codecs/bounded_flat.h"
 
-#include "comm/device.h"
 #include "comm/error.h"
 #include "compression/chunks.h"
 #include "compression/codecs/bounded.h"
+#include "compression/device_room.h"
 
 namespace trireme {
 
@@ -27,22 +27,6 @@ constinit Kernel<SumCodesJob> sum_flat_codes("sum_flat_codes",
 namespace {
 
 constexpr std::size_t row = 64;
-
-// Device memory that is taken once, as much as was ever asked for.
-class DeviceRoom {
- public:
-  Buffer take(std::size_t bytes, Place place) {
-    if (bytes > bytes_ || !memory_) {
-      memory_.reset();
-      memory_ = device_runtime()->memory(bytes_ = std::max<std::size_t>(bytes, 16));
-    }
-    return {memory_.get(), bytes_, DType::u8, place};
-  }
-
- private:
-  std::shared_ptr<void> memory_;
-  std::size_t bytes_ = 0;
-};
 
 template <class Job>
 void run(const Kernel<Job>& kernel, const std::vector<Job>& jobs, Place place) {

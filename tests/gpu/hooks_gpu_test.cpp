@@ -21,7 +21,8 @@ double furthest(const std::map<int, double>& a, const std::map<int, double>& b) 
   return worst;
 }
 
-// Over NCCL: taken up again it goes on with the same bits, over MPI it gives the same losses, and on a CPU nearly the same.
+// Over NCCL: taken up again it goes on with the same bits, over MPI it gives the same losses, and on a CPU nearly the
+// same.
 TEST_P(HookOnAGpu, OverNccl) {
   if (const auto why = no_nccl(2); !why.empty()) GTEST_SKIP() << why;
   const std::string hook = GetParam();
@@ -31,15 +32,16 @@ TEST_P(HookOnAGpu, OverNccl) {
   const double mpi = furthest(whole, trained("mpi", hook, "communicator=mpi")),
                cpu = furthest(whole, trained("cpu", hook, "device=cpu")),
                lost = furthest(whole, trained("none", "none", "communicator=nccl"));
-  std::printf("%-9s worst relative difference of a loss to mpi %.1e, to a CPU %.1e, to no hook %.1e\n", hook.c_str(), mpi,
-              cpu, lost);
+  std::printf("%-12s worst relative difference of a loss to mpi %.1e, to a CPU %.1e, to no hook %.1e\n", hook.c_str(),
+              mpi, cpu, lost);
   EXPECT_LE(mpi, 1e-5);
   EXPECT_LE(cpu, 1e-2);
   EXPECT_GT(lost, 0) << "it did nothing";
 }
 
 INSTANTIATE_TEST_SUITE_P(Hooks, HookOnAGpu,
-                         testing::Values("bf16", "fp16", "int8", "fp8", "int4", "bounded", "top_k", "powersgd"),
+                         testing::Values("bf16", "fp16", "int8", "fp8", "int4", "bounded", "fixed_length", "top_k",
+                                         "powersgd"),
                          [](const auto& hook) { return std::string(hook.param); });
 
 }  // namespace

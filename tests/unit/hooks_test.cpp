@@ -105,7 +105,7 @@ TEST(Hooks, SizedCodesGiveTheSumsOfTheHost) {
     for (const int ranks : {1, 2, 3})
       for (const std::int64_t count : {1, 1344, 200'001, 600'000})
         for (const bool feedback : {true, false}) {
-          if (count > 1344 && (name != "bounded" || (count == 600'000 && ranks != 2))) continue;  // they take seconds
+          if (count == 600'000 && (ranks != 2 || name != "bounded")) continue;  // they take seconds
           run_loopback(ranks, [&](Communicator& inner) {
             Traced comm(inner);
             Bucket a, b;
