@@ -150,7 +150,7 @@ std::vector<std::byte> read_whole(FileIo& io, const std::string& path, std::size
 
 std::size_t read_into(FileIo& io, const std::string& path, std::span<std::byte> to,
                       const std::function<void(std::span<const std::byte>)>& seen) {
-  constexpr std::size_t piece = 1 << 20, window = 256 << 20;
+  constexpr std::size_t piece = 1 << 20, part = 64 << 20, window = 4 * part;
   Descriptor file{io, open_file(io, path, O_RDONLY, "open")};
   const auto read = [&](std::span<std::byte> into) {
     const ssize_t n = again_if_interrupted([&] { return io.read(file.fd, into.data(), into.size()); });
@@ -161,9 +161,12 @@ std::size_t read_into(FileIo& io, const std::string& path, std::span<std::byte> 
   for (std::size_t end = 0; end < to.size();) {
     const std::size_t begin = end;
     end = std::min(begin + window, to.size());
-    std::jthread ahead;
-    if (end < to.size())
-      ahead = std::jthread([&to, end] { populate(to.data() + end, to.data() + std::min(end + window, to.size())); });
+    std::vector<std::jthread> ahead;  // the system clears a thread's pages one by one: several clear faster
+    try {
+      for (std::size_t at = end, last = std::min(end + window, to.size()); at < last; at += part)
+        ahead.emplace_back([=] { populate(to.data() + at, to.data() + std::min(at + part, last)); });
+    } catch (const std::system_error&) {  // no thread is to be had: pages come when they are touched
+    }
     while (have < end) {
       const std::size_t n = read(to.subspan(have, std::min(piece, end - have)));
       if (n == 0) return have;

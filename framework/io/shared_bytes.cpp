@@ -1,10 +1,7 @@
 #include "framework/io/shared_bytes.h"
 
-#include <algorithm>
 #include <cstdint>
 #include <new>
-#include <thread>
-#include <vector>
 
 #include <sys/mman.h>
 
@@ -38,12 +35,8 @@ SharedBytes::SharedBytes(std::size_t size) : size_(size) {
 
 void populate(std::byte* begin, std::byte* end) {
 #ifdef MADV_POPULATE_WRITE
-  constexpr std::size_t part = 64 << 20;  // the system clears pages on one thread at a time: several clear faster
-  std::vector<std::jthread> threads;
-  for (std::byte* at = rounded(begin, huge); at < end; at += std::min(part, std::size_t(end - at))) {
-    const std::size_t bytes = std::min(part, std::size_t(end - at));
-    threads.emplace_back([at, bytes] { madvise(at, bytes, MADV_POPULATE_WRITE); });
-  }
+  std::byte* first = rounded(begin, huge);
+  if (first < end) madvise(first, std::size_t(end - first), MADV_POPULATE_WRITE);
 #endif
 }
 
