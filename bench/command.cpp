@@ -78,7 +78,7 @@ const Commands::Entry registered({"bench", "one benchmark with its peer arm", []
                                     command.text("name", o->name, "which; a wrong name lists them", command.required);
                                     command.flag("--json", o->json, "one JSON object on stdout");
                                     command.number("--blocks", o->blocks, "timed blocks of each arm", {1, 1000});
-                                    command.number("--ranks", o->ranks, "ranks of an arm (comm)", {2, 1024});
+                                    command.number("--ranks", o->ranks, "ranks of an arm", {1, 1024});
                                     command.text("--problem", o->problem,
                                                  "a part of it, e.g. all_reduce:1048576 of comm");
                                     command.text("--device", o->device, "cpu or cuda (comm)");
