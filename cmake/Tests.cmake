@@ -119,8 +119,10 @@ endif()
 # The statistics of the studies (bench/studies).
 find_program(python3 python3)
 if(python3 AND NOT TRIREME_SANITIZE)
-  add_test(NAME unit.study_statistics COMMAND ${python3} ${CMAKE_SOURCE_DIR}/bench/studies/study.py --self-test)
-  set_tests_properties(unit.study_statistics PROPERTIES LABELS unit TIMEOUT 60)
+  foreach(study study lora_grid)
+    add_test(NAME unit.${study}_statistics COMMAND ${python3} ${CMAKE_SOURCE_DIR}/bench/studies/${study}.py --self-test)
+    set_tests_properties(unit.${study}_statistics PROPERTIES LABELS unit TIMEOUT 60)
+  endforeach()
 endif()
 
 # The codec from C, in a release build with nothing beside it; and as operators of PyTorch, from the Python whose torch it
