@@ -32,13 +32,14 @@ JOBS = {
     "tide_4x": ["recipes/tide/study.yaml", "size=[256, 256]", "held_out=100", "batch=25"],
     "supergen_4x": ["recipes/supergen/study_4x.yaml"],
     "sdit_g4": ["recipes/sdit/study.yaml", "guidance=4"],
+    "sdit_caches": ["recipes/sdit/study_caches.yaml"],
 }
 FITS = {
     "fit_sdit": ["recipes/sdit/fit.yaml"],
     "fit_2x": ["recipes/supergen/fit.yaml"],
     "fit_4x": ["recipes/supergen/fit.yaml", "size=[256, 256]"],
 }
-FIT_OF = {"sdit": "fit_sdit", "sdit_g4": "fit_sdit", "supergen_2x": "fit_2x", "supergen_4x": "fit_4x"}
+FIT_OF = {"sdit": "fit_sdit", "sdit_g4": "fit_sdit", "sdit_caches": "fit_sdit", "supergen_2x": "fit_2x", "supergen_4x": "fit_4x"}
 
 # job -> [(arm, other arm, metric, least difference)]: the first is above the second by at least so much.
 EXPECTED = {
@@ -81,6 +82,13 @@ EXPECTED = {
     ],
 }
 EXPECTED["sdit_g4"] = EXPECTED["sdit"]
+# Written after 25 of these prompts, which said so.
+EXPECTED["sdit_caches"] = [
+    ("first_block_taylor_c", "first_block_c", "psnr", 0),
+    ("first_block_c", "teacache_41", "psnr", 0),
+    ("first_block_taylor_c", "dense", "accuracy", -0.05),
+    ("teacache_33", "dense", "accuracy", -0.05),
+]
 EXPECTED["supergen_4x"] = [e for e in EXPECTED["supergen_2x"] if e[0] != "native"]
 ALIAS = {"local": "shift"}  # the arm `shift` has local positions
 

@@ -200,6 +200,10 @@ class Queue:
             print(f"  {run.name}: {why}", flush=True)
         self.failed[run.name] = why
 
+    def longest(self):
+        """Seconds of the longest run so far."""
+        return max((r["seconds"] for r in self.results.values()), default=0)
+
     def work(self):
         slots = Slots(self.options.jobs, self.options.gpus)
         waiting, running, told = list(self.runs), [], self.begin
@@ -213,16 +217,22 @@ class Queue:
                 running.remove(a)
                 slots.free.append(a["slot"])
                 self.finish(a["run"], a["process"].returncode, now - a["begin"], a["text"])
+            late = self.begin + self.options.time_limit - now < self.longest()  # what is begun now would be cut
+            if late and not running:
+                self.cut += [r.name for r in waiting]
+                return
             over = self.results.keys() | self.failed.keys()
             for run in [r for r in waiting if all(n in over for n in r.after)]:
-                if not slots.free:
+                if late or not slots.free:
                     break
                 waiting.remove(run)
                 if started := self.start(run, slots):
                     running.append(started)
             if now - told > 60:
                 told = now
-                print(f"{now - self.begin:.0f} s: {len(self.results)} of {len(self.runs)} runs, {len(running)} at work", flush=True)
+                rounds = math.ceil(len(waiting) / self.options.jobs) + 1
+                print(f"{now - self.begin:.0f} s: {len(self.results)} of {len(self.runs)} runs, {len(running)} at work; "
+                      f"at most {rounds * self.longest():.0f} s to go by the longest run so far", flush=True)
             time.sleep(0.1)
 
     def works(self):
@@ -384,9 +394,10 @@ def runs_of_settings(settings):
 # ---- command line
 
 
-def main(parts, data_of, runs_of, tables_of, arguments=None):
+def main(parts, data_of, runs_of, tables_of, seconds_of=None, arguments=None):
     """data_of(part, options) -> [(file, arguments of trireme that make it)]; runs_of(part, options) -> [Run];
-    tables_of(part, options, results) -> (Markdown, rows)."""
+    tables_of(part, options, results) -> (Markdown, rows); seconds_of(part, options): predicted, of a run
+    beside others, or None."""
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=parts)
     parser.add_argument("override", nargs="*", help="key=value for every run")
@@ -410,7 +421,12 @@ def main(parts, data_of, runs_of, tables_of, arguments=None):
     Path(options.data).mkdir(parents=True, exist_ok=True)
     for file, arguments in data_of(options.part, options):
         if not Path(file).exists():
+            begin = time.monotonic()
             subprocess.run([str(options.binary), *arguments], check=True, capture_output=True)
+            print(f"{file}: made in {time.monotonic() - begin:.0f} s", flush=True)
+    if seconds := seconds_of and seconds_of(options.part, options):
+        rounds = math.ceil(len(runs) / options.jobs)
+        print(f"{len(runs)} runs, {options.jobs} at once: predicted {rounds * seconds:.0f} s", flush=True)
     queue = Queue(runs, options)
     with multi_process_service(options.gpus > 0 and not options.no_mps, Path(options.out).resolve(), queue.works) as shared:
         queue.work()
