@@ -51,20 +51,24 @@ def run(options):
     folder = out / "run"
     first, late = write(out / "tasks.yaml", sweep(options, TASKS)), write(out / "late.yaml", sweep(options, LATE))
     log = open(out / "run.log", "w", encoding="utf-8")
+    work = sum(ranks * share for ranks, _, share in [*TASKS.values(), *LATE.values()]) / options.ranks
+    print(f"predicted on H200s: {25 + 0.02 * work * options.samples * options.epochs / 2:.0f} s", flush=True)
     begin = time.monotonic()
+    left = lambda: options.time_limit - (time.monotonic() - begin)
     running = subprocess.Popen([options.binary, "sweep", first, "--ranks", str(options.ranks), "--out", str(folder)],
                                stdout=log, stderr=subprocess.STDOUT)
     # As soon as two tasks have begun.
-    while running.poll() is None and sum(e["event"] == "start" for e in events_of(folder)) < 2:
+    while running.poll() is None and left() > 0 and sum(e["event"] == "start" for e in events_of(folder)) < 2:
         time.sleep(0.2)
     if running.poll() is None:
         time.sleep(options.late_after)
         added = subprocess.run([options.binary, "sweep", "add", late, "--to", str(folder)], capture_output=True, text=True)
         print(f"{time.monotonic() - begin:.1f} s: sweep add: exit {added.returncode} {added.stdout.strip()} {added.stderr.strip()}")
     try:
-        code = running.wait(timeout=options.time_limit)
+        code = running.wait(timeout=max(0, left()))
     except subprocess.TimeoutExpired:
-        running.terminate()
+        running.terminate()  # the launcher ends the ranks
+        running.wait()
         code = "no time left"
     print(f"{time.monotonic() - begin:.1f} s, exit {code}", flush=True)
 
@@ -77,8 +81,8 @@ def tables(options):
             at.setdefault(e["task"], {}).setdefault(e["event"], e)
     rows = []
     for name, of in at.items():
-        if "done" not in of or "start" not in of:
-            rows.append([name, of["arrive"]["gpus"], "-", "-", "-", "-", "-", "-"])
+        if not {"arrive", "start", "done"} <= of.keys():
+            rows.append([name, of["arrive"]["gpus"] if "arrive" in of else "-", "-", "-", "-", "-", "-", "-"])
             continue
         took, predicted = of["done"]["t"] - of["start"]["t"], of["arrive"]["seconds"]
         measured = of.get("measured")
