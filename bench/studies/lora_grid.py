@@ -383,9 +383,9 @@ def tables(options):
 
 def self_test():
     assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == 1 and spearman([1, 2, 3], [3, 2, 1]) == -1
-    assert random_regret([1.0, 1.0, 1.0], 1) == (0, 0)
-    mean, high = random_regret([1.0, 2.0], 1)
-    assert abs(mean - 0.5) < 0.02 and high == 1
+    assert random_regret([1.0, 1.0, 1.0], 1, draws=20) == (0, 0)
+    mean, high = random_regret([1.0, 2.0], 1, draws=2000)
+    assert abs(mean - 0.5) < 0.05 and high == 1
 
     class Timed:
         timed = True
