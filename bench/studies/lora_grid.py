@@ -15,25 +15,18 @@ rate: the job of rank 32 and batch size 4 at ten times its best rate is what nee
 task that is done is kept: the same command goes on with the others, also elsewhere, where --out was brought along.
 """
 import argparse
-import contextlib
 import json
-import math
 import os
-import random
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from study import ROOT, markdown
+from lora_grid_tables import BATCHES, KEEP, LEVELS, RANKS, RATES, WARMUP, full_loss, full_name, random_regret, spearman, tables
+from study import ROOT
 
-RATES = [2e-4, 1e-3, 4e-3, 6e-3, 1e-2]
-RANKS = [16, 32, 64]
-BATCHES = [1, 2, 4, 8]
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-LEVELS = {"two_steps": 2, "four_steps": 3}  # tasks: levels of arithmetic
-EPOCHS, WARMUP, KEEP = 3, 0.05, 0.25
+EPOCHS = 3
 VALIDATION = 16  # samples of every evaluation: at 1 % of the steps more would cost more than the training
 EARLY = {"warmup_ratio": WARMUP, "keep_ratio": KEEP}
 
@@ -138,20 +131,6 @@ class Full:
         return 12
 
 
-def full_name(name, rate):
-    return f"full_{name}_{rate:g}"
-
-
-def full_loss(out, name, rate):
-    """Held-out loss at the end; none: there is no such run."""
-    with contextlib.suppress(FileNotFoundError):
-        lines = (Path(out) / (full_name(name, rate) + ".log")).read_text(encoding="utf-8").splitlines()
-        for line in lines:
-            if line.startswith("done:"):
-                return [float(w[5:]) for w in line.split() if w.startswith("loss=")][-1]
-    return None
-
-
 def runs_of(options):
     """In the order of their worth, if time ends."""
     runs = []
@@ -208,177 +187,6 @@ def stop(running):
             process.wait(timeout=15)
         except subprocess.TimeoutExpired:
             process.kill()
-
-
-# ---- what they say
-
-
-def result(out, run, name):
-    file = Path(out) / run / name / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-
-
-def key(job):
-    return job["lr"], job["rank"], job["batch_size"]
-
-
-def curves(out, run, name):
-    """{job: [(step, validation loss)]}."""
-    by_job = {}
-    for line in (Path(out) / run / name / "losses.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if "val_loss" in record:
-            v = record["val_loss"]
-            by_job.setdefault(record["job"], []).append((record["step"], math.inf if v is None else v))
-    return by_job
-
-
-def ranks_of(values):
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    ranks = [0.0] * len(values)
-    for place, i in enumerate(order):
-        ranks[i] = place
-    return ranks
-
-
-def spearman(x, y):
-    return statistics.correlation(ranks_of(x), ranks_of(y))
-
-
-def random_regret(losses, keep, draws=20000):
-    """Mean and 95th percentile of the best of `keep` jobs taken at random, over the best of all."""
-    draw, best = random.Random(1), min(losses)
-    regrets = sorted(min(draw.sample(losses, keep)) / best - 1 for _ in range(draws))
-    return statistics.mean(regrets), regrets[int(0.95 * draws)]
-
-
-def search_worth(out, seed, name):
-    """Of the jobs that ran to their ends: how far they lie apart, and what their losses after 5 % tell."""
-    whole = result(out, f"exhaustive_{seed}", name)
-    by_job = curves(out, f"exhaustive_{seed}", name)
-    early, final = [], []
-    for job in whole["jobs"]:
-        boundary = math.ceil(WARMUP * job["total_steps"] - 1e-9)
-        early.append(next(v for step, v in by_job[job["job"]] if step >= boundary))
-        final.append(job["best"] if job["best"] is not None else math.inf)
-    best, quarter = min(final), len(final) // 4
-    top = lambda v: set(sorted(range(len(v)), key=lambda i: v[i])[:quarter])
-    return {"jobs": len(final), "best": best, "median_above": statistics.median(final) / best - 1, "final": final,
-            "spearman": spearman(early, final), "coverage": len(top(early) & top(final)) / quarter}
-
-
-def seconds_alone(out, name, jobs):
-    """Extrapolated: these jobs' steps one after the other, and an evaluation's time."""
-    step, evaluation = {}, []
-    for b in BATCHES:
-        timed = result(out, "sequential", f"{name}_b{b}")
-        if timed is None:
-            return None
-        for job in timed["jobs"]:
-            step[job["rank"], b] = job["seconds"] / job["steps"]
-        evaluation.append(timed["evaluation_seconds"] / len(timed["jobs"]))
-    each = statistics.median(evaluation)
-    trained = sum(job["steps"] * step[job["rank"], job["batch_size"]] for job in jobs)
-    evaluated = sum(math.ceil(job["steps"] / math.ceil(0.01 * job["total_steps"])) * each for job in jobs)
-    return trained + evaluated
-
-
-def regret(chosen, final_of, best):
-    if chosen is None or chosen["winner"] < 0:
-        return math.nan
-    return final_of[key(chosen["jobs"][chosen["winner"]])] / best - 1
-
-
-def percent(v, digits=2):
-    return "-" if v is None or math.isnan(v) else f"{100 * v:.{digits}f} %"
-
-
-def full_rate(out, name):
-    """Ten times the rate at which the full model learns best; none: not all of them have run."""
-    losses = {rate: full_loss(out, name, rate / 10) for rate in RATES}
-    return None if None in losses.values() else min(losses, key=losses.get)
-
-
-def quality_of(out, seed, name, whole, both, w):
-    """Rows, and {policy: regret}."""
-    asha, default = result(out, f"asha_{seed}", name), result(out, f"default_{seed}", name)
-    final_of = {key(j): f for j, f in zip(whole["jobs"], w["final"])}
-    kept = math.ceil(KEEP * w["jobs"])
-    mean, high = random_regret(w["final"], kept)
-    saved = lambda r: 1 - r["samples"] / r["all_samples"] if r else math.nan
-    exact = lambda r: percent(r.get("exact_match") if r and r.get("exact_match") is not None else math.nan, 1)
-    regrets = {"early exit": regret(both, final_of, w["best"]), "ASHA": regret(asha, final_of, w["best"]), "random": mean}
-    rows = [["exhaustive", "0 %", "0 %", exact(whole)],
-            ["early exit", percent(saved(both)), percent(regrets["early exit"]), exact(both)],
-            ["ASHA", percent(saved(asha)), percent(regrets["ASHA"]), exact(asha)],
-            [f"{kept} at random, mean (95 %)", percent(1 - KEEP), f"{percent(mean)} ({percent(high)})", "-"]]
-    if (rate := full_rate(out, name)) is not None:
-        regrets["ten times"] = final_of[rate, 32, 4] / w["best"] - 1
-        rows.append([f"one job, rank 32, batch 4, {rate:g}: ten times full finetuning's best rate", "-", percent(regrets["ten times"]), "-"])
-    if default:
-        regrets["PEFT"] = default["jobs"][0]["best"] / w["best"] - 1
-        rows.append(["PEFT's defaults", "-", percent(regrets["PEFT"]), exact(default)])
-    return [[name, seed, *row] for row in rows], regrets | {"saved": saved(both)}
-
-
-def speed_of(out, name, whole, both):
-    """Rows of the seed that is timed, and {lever: factor}."""
-    alone, alone_exit = seconds_alone(out, name, whole["jobs"]), seconds_alone(out, name, both["jobs"])
-    if alone is None:
-        return [], {}
-    rows = {"sequential (extrapolated)": (alone, math.nan), "early exit (extrapolated)": (alone_exit, math.nan),
-            "batching": (whole["seconds"], whole["evaluation_seconds"]),
-            "batching and early exit": (both["seconds"], both["evaluation_seconds"])}
-    table = [[name, arm, f"{seconds:.1f}", "-" if math.isnan(evaluation) else f"{evaluation:.1f}", f"{alone / seconds:.2f}"]
-             for arm, (seconds, evaluation) in rows.items()]
-    return table, {"early exit": alone / alone_exit, "batching": alone / whole["seconds"], "all levers": alone / both["seconds"]}
-
-
-def asked(regrets, ends, above, factors):
-    """What was asked for, and what came."""
-    of = lambda policy: [r[policy] for r in regrets if policy in r and not math.isnan(r[policy])]
-    middle = lambda policy: percent(statistics.median(of(policy))) if of(policy) else "-"
-    exits = of("early exit") or [math.nan]
-    lines = [f"- Regret of {len(of('early exit'))} winners by early exit: median {middle('early exit')} (asked: at most 0.2 %), worst "
-             f"{percent(max(exits))}. Median of a random quarter kept {middle('random')}, of ASHA {middle('ASHA')}, of one job at ten "
-             f"times full finetuning's rate {middle('ten times')}, of PEFT's defaults {middle('PEFT')}.",
-             f"- Samples saved: {percent(min(of('saved')))} to {percent(max(of('saved')))} (asked 72 %).",
-             f"- Worth searching: median loss above the best at least {percent(min(above), 1)} (asked 5 %), diverging at least "
-             f"{min(e['diverging'] for e in ends)}, overfitting at least {min(e['overfitting'] for e in ends)} (asked 3 and 3)."]
-    for lever in ("early exit", "batching", "all levers"):
-        if found := [f[lever] for f in factors if f]:
-            lines.append(f"- {lever} over one job at a time: {', '.join(f'{v:.2f}' for v in found)}" +
-                         (" (asked 13.8)." if lever == "all levers" else "."))
-    return "\n".join(lines)
-
-
-def tables(options):
-    out, worth, quality, speed = options.out, [], [], []
-    regrets, all_ends, above, factors = [], [], [], []
-    for seed in range(1, options.seeds + 1):
-        for name in LEVELS:
-            whole, both = result(out, f"exhaustive_{seed}", name), result(out, f"both_{seed}", name)
-            if whole is None or both is None:
-                continue
-            w = search_worth(out, seed, name)
-            ends = {e: sum(j["end"] == e for j in both["jobs"]) for e in ("diverging", "overfitting", "underperforming", "done")}
-            worth.append([name, seed, w["jobs"], f"{w['best']:.4f}", percent(w["median_above"], 1), *ends.values(),
-                          f"{w['spearman']:.2f}", percent(w["coverage"], 0)])
-            rows, found = quality_of(out, seed, name, whole, both, w)
-            quality += rows
-            regrets.append(found), all_ends.append(ends), above.append(w["median_above"])
-            if seed == 1:
-                rows, levers = speed_of(out, name, whole, both)
-                speed += rows
-                factors.append(levers)
-    if not worth:
-        return "no seed has both its runs to the end and its runs with early exit yet\n"
-    text = "### Is the search worth it\n\n" + markdown(
-        ["task", "seed", "jobs", "best loss", "median above it", "diverging", "overfitting", "underperforming", "done",
-         "Spearman, 5 % and final", "top quarter covered"], worth)
-    text += "\n\n### Quality\n\n" + markdown(["task", "seed", "policy", "samples saved", "regret", "exact match"], quality)
-    text += "\n\n### Time (seed 1)\n\n" + markdown(["task", "arm", "seconds", "of it evaluation", "over sequential"], speed)
-    return text + "\n\n### Asked\n\n" + asked(regrets, all_ends, above, factors) + "\n"
 
 
 def self_test():
