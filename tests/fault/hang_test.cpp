@@ -149,11 +149,14 @@ TEST_F(Hang, WarnsOnceAndGoesOn) {
   Program p(train({"none", 0, 3, 0}, {"watchdog.warn=1", "watchdog.later=60"}), options(folder.path, {}));
   ASSERT_TRUE(
       wait_until([&] { return read_text(folder.path / "run/metrics.jsonl").size() > 2000 || p.ended(); }, seconds(30)));
-  const pid_t rank1 = p.rank(1);
-  kill(rank1, SIGSTOP);
-  std::this_thread::sleep_for(seconds(4));
-  kill(rank1, SIGCONT);
-  std::this_thread::sleep_for(seconds(2));
+  ASSERT_TRUE(p.signal_rank(1, SIGSTOP));
+  EXPECT_TRUE(
+      wait_until([&] { return p.said().find("trireme: warning: collective ") != std::string::npos; }, seconds(20)));
+  std::this_thread::sleep_for(seconds(2));  // it is not said again
+  const auto before = read_text(folder.path / "run/metrics.jsonl").size();
+  ASSERT_TRUE(p.signal_rank(1, SIGCONT));
+  EXPECT_TRUE(
+      wait_until([&] { return read_text(folder.path / "run/metrics.jsonl").size() > before + 2000; }, seconds(30)));
   EXPECT_FALSE(p.ended());
   p.signal(SIGTERM);
   const Outcome o = p.wait();
@@ -176,7 +179,10 @@ TEST_F(Hang, NoRankOutlivesMpirun) {
     Program p({"train", "e.yaml", "--out", "run", "watchdog.later=1000"}, o);
     ASSERT_TRUE(wait_until([&] { return fs::exists(folder.path / "run/metrics.jsonl") || p.ended(); }, seconds(30)));
     std::this_thread::sleep_for(seconds(1));
-    if (stop) kill(p.rank(1), SIGSTOP);
+    ASSERT_FALSE(p.ended()) << p.wait();
+    if (stop) {
+      ASSERT_TRUE(p.signal_rank(1, SIGSTOP));
+    }
     p.signal(SIGKILL);
     p.wait();
     EXPECT_TRUE(wait_until([&] { return p.processes().empty(); }, seconds(5))) << "stopped: " << stop;

@@ -1,7 +1,7 @@
 // links: comm
 // Interrupted and killed trainings on 2 ranks: the same command again ends in the state of the uninterrupted
 // run, bit for bit. Where a signal falls is not left to luck: rank 1 is frozen (SIGSTOP) once the phase has
-// begun, so that rank 0 waits for it within that phase; then the signal is sent, and rank 1 thawed.
+// begun, so that rank 0 waits for it within that phase; then the signal is sent, and rank 1 thawed once it has come.
 #include "tests/fault/experiment.h"
 
 #include <algorithm>
@@ -81,51 +81,77 @@ class Interrupt : public ::testing::Test {
     EXPECT_EQ(marked, best.first);
   }
 
-  // Starts a run and freezes rank 1 once `begun` holds; null (and the run folder removed) if `still` does not
-  // hold then: the phase was over before it was frozen.
-  static std::unique_ptr<Program> freeze_in(const std::string& out, const std::function<bool()>& begun,
-                                            const std::function<bool()>& still, const Words& more = {}) {
-    auto p = std::make_unique<Program>(train(out, more), Program::Options{dir()});
-    pid_t rank1 = 0;
-    EXPECT_TRUE(wait_until([&] { return (rank1 = p->rank(1)) != 0 || p->ended(); }, seconds(30)));
-    EXPECT_TRUE(wait_until([&] { return begun() || p->ended(); }, seconds(30)));
-    if (rank1 == 0) throw std::runtime_error("rank 1 did not start: " + p->wait(seconds(1)).err);
-    kill(rank1, SIGSTOP);
-    std::this_thread::sleep_for(milliseconds(150));  // rank 0 goes on to where it needs rank 1
-    if (still() && !p->ended()) return p;
-    kill(rank1, SIGCONT);
-    p.reset();
-    fs::remove_all(dir() / out);
+  using Condition = std::function<bool()>;
+
+  // How long the threads of a process have waited for a core.
+  static std::chrono::nanoseconds kept_waiting(pid_t p) {
+    std::chrono::nanoseconds all{0};
+    std::error_code gone;
+    for (const auto& thread : fs::directory_iterator("/proc/" + std::to_string(p) + "/task", gone)) {
+      std::int64_t ran = 0, waited = 0;
+      if (std::istringstream(read_text(thread.path() / "schedstat")) >> ran >> waited)
+        all += std::chrono::nanoseconds(waited);
+    }
+    return all;
+  }
+  // Rank 0 goes on to where it needs rank 1: a while in which nothing keeps it from a core.
+  static void let_rank_0_go_on(const Program& p) {
+    const pid_t rank0 = p.rank(0);
+    const auto begin = std::chrono::steady_clock::now();
+    const auto before = kept_waiting(rank0);
+    const auto had = [&] { return std::chrono::steady_clock::now() - begin - (kept_waiting(rank0) - before); };
+    wait_until([&] { return had() > milliseconds(150); }, seconds(10));
+  }
+  // The ranks have been told to stop: the frozen one cannot take its signal, and mpirun goes from rank 0 up.
+  static bool told(const Program& p) {
+    const std::string status = "/proc/" + std::to_string(p.rank(1)) + "/status";
+    return wait_until([&] { return has_signal(read_text(status), "ShdPnd:", SIGUSR1); }, seconds(10));
+  }
+  // A line of /proc/PID/status: is `s` one of its signals?
+  static bool has_signal(const std::string& status, const std::string& line, int s) {
+    const auto at = status.find(line);
+    return at != status.npos && (std::stoull(status.substr(at + line.size()), nullptr, 16) >> (s - 1) & 1);
+  }
+
+  // A run whose rank 1 is frozen where `begun` held and `still` holds. Where it was too late, it starts over; null if
+  // it was every time.
+  static std::unique_ptr<Program> freeze_in(const std::string& out, const Condition& begun, const Condition& still,
+                                            const Words& more = {}) {
+    for (int attempt = 0; attempt < 12; ++attempt) {
+      auto p = std::make_unique<Program>(train(out, more), Program::Options{dir()});
+      EXPECT_TRUE(wait_until([&] { return p->rank(1) != 0 || p->ended(); }, seconds(30)));
+      EXPECT_TRUE(wait_until([&] { return begun() || p->ended(); }, seconds(30)));
+      if (p->signal_rank(1, SIGSTOP)) let_rank_0_go_on(*p);
+      if (still() && !p->ended()) return p;
+      p.reset();
+      fs::remove_all(dir() / out);
+    }
+    ADD_FAILURE() << "the phase was over too early in every attempt";
     return nullptr;
   }
 
   // SIGTERM within a phase: exit code 85 after a checkpoint, whose step is returned; 0 if the phase was never
   // hit.
-  static std::int64_t stop_in(const std::string& out, const std::function<bool()>& begun,
-                              const std::function<bool()>& still, const Words& more = {}) {
-    for (int attempt = 0; attempt < 12; ++attempt) {
-      const auto p = freeze_in(out, begun, still, more);
-      if (!p) continue;
-      p->signal(SIGTERM);
-      std::this_thread::sleep_for(milliseconds(300));  // to the parent, mpirun, and rank 0
-      EXPECT_TRUE(still()) << "the phase ended although rank 1 was frozen";
-      kill(p->rank(1), SIGCONT);
-      const Outcome o = p->wait();
-      EXPECT_EQ(o.code, 85) << o;
-      EXPECT_TRUE(o.errors().empty()) << o;
-      EXPECT_EQ(o.err, "") << o;
-      EXPECT_TRUE(p->none_left());
-      EXPECT_LT(p->seconds_from_signal, 5) << o;
-      std::cout << "SIGTERM to exit: " << p->seconds_from_signal << " s\n";
-      const auto saved = checkpoint_steps(dir() / out);
-      EXPECT_FALSE(saved.empty()) << o;
-      EXPECT_EQ(saved.empty() ? -1 : saved.back(), last_step(dir() / out))
-          << "a step after the checkpoint is in the log";
-      EXPECT_NE(o.out.find("stopped at step " + std::to_string(saved.back())), std::string::npos) << o;
-      return saved.back();
-    }
-    ADD_FAILURE() << "the phase was over too early in every attempt";
-    return 0;
+  static std::int64_t stop_in(const std::string& out, const Condition& begun, const Condition& still,
+                              const Words& more = {}) {
+    const auto p = freeze_in(out, begun, still, more);
+    if (!p) return 0;
+    p->signal(SIGTERM);
+    EXPECT_TRUE(told(*p));
+    EXPECT_TRUE(still()) << "the phase ended although rank 1 was frozen";
+    EXPECT_TRUE(p->signal_rank(1, SIGCONT));
+    const Outcome o = p->wait();
+    EXPECT_EQ(o.code, 85) << o;
+    EXPECT_TRUE(o.errors().empty()) << o;
+    EXPECT_EQ(o.err, "") << o;
+    EXPECT_TRUE(p->none_left());
+    EXPECT_LT(p->seconds_from_signal, 5) << o;
+    std::cout << "SIGTERM to exit: " << p->seconds_from_signal << " s\n";
+    const auto saved = checkpoint_steps(dir() / out);
+    EXPECT_FALSE(saved.empty()) << o;
+    EXPECT_EQ(saved.empty() ? -1 : saved.back(), last_step(dir() / out)) << "a step after the checkpoint is in the log";
+    EXPECT_NE(o.out.find("stopped at step " + std::to_string(saved.back())), std::string::npos) << o;
+    return saved.back();
   }
 
   // A folder ckpt/step_S.tmp-* is there, and no ckpt/step_S yet.
@@ -199,7 +225,7 @@ TEST_F(Interrupt, SecondSignalEndsAtOnce) {
     const auto p = freeze_in(out, at, at);
     ASSERT_TRUE(p);
     p->signal(s);  // not answered: rank 1 is frozen
-    std::this_thread::sleep_for(milliseconds(300));
+    EXPECT_TRUE(told(*p));
     EXPECT_FALSE(p->ended());
     p->signal(s);
     const Outcome o = p->wait(seconds(15));
@@ -249,8 +275,7 @@ TEST_F(Interrupt, EvaluationLeavesSignalsAlone) {
   bool caught = true;
   while (!p.ended()) {
     const std::string status = read_text("/proc/" + std::to_string(p.pid()) + "/status");
-    const auto at = status.find("SigCgt:");
-    if (at != status.npos) caught = std::stoull(status.substr(at + 7), nullptr, 16) >> (SIGTERM - 1) & 1;
+    if (status.find("SigCgt:") != status.npos) caught = has_signal(status, "SigCgt:", SIGTERM);
     std::this_thread::sleep_for(milliseconds(2));
   }
   EXPECT_EQ(p.wait().code, 0);
@@ -261,20 +286,25 @@ TEST_F(Interrupt, KilledRank) {
   struct Case {
     std::string out;
     int rank;
-    std::function<bool()> when;
+    Condition when;
+    std::int64_t before;  // the step of the next checkpoint
     std::vector<std::int64_t> kept;
   };
   const std::vector<Case> cases{
-      {"kill1", 1, [] { return !checkpoint_steps(dir() / "kill1").empty(); }, {8}},
-      {"kill0", 0, [] { return last_step(dir() / "kill0") >= 4; }, {}},
-      {"killw", 1, [] { return writing("killw", "00000016"); }, {8, 12}},
+      {"kill1", 1, [] { return !checkpoint_steps(dir() / "kill1").empty(); }, 12, {8}},
+      {"kill0", 0, [] { return last_step(dir() / "kill0") >= 4; }, 8, {}},
+      {"killw", 1, [] { return writing("killw", "00000016"); }, 24, {8, 12}},
   };
   for (const auto& c : cases) {
     SCOPED_TRACE(c.out);
     // The other rank is frozen meanwhile: what was on disk when the rank died is known.
-    const auto p = freeze_in(c.out, c.when, c.when);
+    const auto p = freeze_in(c.out, c.when, [&] {
+      const auto run = dir() / c.out;
+      return c.when() && last_step(run) < c.before && checkpoint_steps(run) == c.kept;
+    });
     ASSERT_TRUE(p);
     const pid_t victim = p->rank(c.rank), other = p->rank(1);
+    ASSERT_TRUE(victim > 0 && other > 0);
     const auto begin = std::chrono::steady_clock::now();
     kill(victim, SIGKILL);
     if (other != victim) kill(other, SIGCONT);

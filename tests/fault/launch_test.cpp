@@ -148,10 +148,8 @@ TEST_F(Launch, LinesOfDashesPass) {
   Program p({"train", "talk.yaml", "--out", "talk", "--ranks", "2", "steps=1000000"},
             {dir(), {}, {}, faulty_program()});
   ASSERT_TRUE(steps_were_taken(p, "talk")) << p.wait();
-  std::this_thread::sleep_for(milliseconds(500));
-  const pid_t victim = p.rank(1);
-  ASSERT_GT(victim, 0);
-  kill(victim, SIGKILL);  // mpirun has a banner for that, after the odd rule
+  ASSERT_TRUE(wait_until([&] { return p.said().find("my clock\n") != std::string::npos; }, seconds(30))) << p.wait();
+  ASSERT_TRUE(p.signal_rank(1, SIGKILL));  // mpirun has a banner for that, after the odd rule
   const Outcome o = p.wait(seconds(20));
   EXPECT_EQ(o.code, 4) << o;
   const std::string rule(74, '-');

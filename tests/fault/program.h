@@ -154,9 +154,16 @@ class Program {
     const auto found = processes("OMPI_COMM_WORLD_RANK=" + std::to_string(r));
     return found.empty() ? 0 : found.front();
   }
+  // False if there is no such rank. (Signal 0 would go to this test's own group.)
+  bool signal_rank(int r, int s) const {
+    const pid_t p = rank(r);
+    return p > 0 && kill(p, s) == 0;
+  }
   bool none_left() const {
     return wait_until([&] { return processes().empty(); }, std::chrono::seconds(3));
   }
+
+  std::string said() const { return text_of(err_); }  // on stderr, so far
 
   bool ended() {
     if (status_ < 0 && waitpid(pid_, &status_, WNOHANG) != pid_) status_ = -1;

@@ -18,10 +18,11 @@ inline std::string lab_path() {
 
 // Runs `words` on the first host. Code 77: no lab here, and the reason is the output.
 inline Outcome in_lab(const LabOptions& o, const std::vector<std::string>& words,
-                      std::chrono::seconds timeout = std::chrono::seconds(120)) {
+                      std::chrono::seconds timeout = std::chrono::seconds(120),
+                      const std::vector<std::string>& environment = {}) {
   std::vector<std::string> all{lab_path(), "--hosts", std::to_string(o.hosts), "--mbit", std::to_string(o.mbit), "--"};
   all.insert(all.end(), words.begin(), words.end());
-  return run_words(all, {}, timeout);
+  return run_words(all, environment, timeout);
 }
 
 inline void run_net_test(const std::vector<int>& hosts, void (*body)(Communicator&)) {

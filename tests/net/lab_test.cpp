@@ -7,6 +7,7 @@
 #include <fstream>
 #include <numeric>
 #include <set>
+#include <thread>
 
 namespace trireme::test {
 namespace {
@@ -93,42 +94,56 @@ TEST(Lab, KeepsTheContract) {
   }
 }
 
-// Processes whose network is another one than ours, and the lab's folders.
-std::set<std::string> traces_of_labs() {
-  std::set<std::string> found;
-  std::error_code ignored;
-  const auto own = std::filesystem::read_symlink("/proc/self/ns/net", ignored);
-  for (const auto& entry : std::filesystem::directory_iterator("/proc", ignored)) {
-    const auto network = std::filesystem::read_symlink(entry.path() / "ns" / "net", ignored);
-    if (!network.empty() && network != own) found.insert(entry.path().filename().string());
+// A folder for the lab's own, and a mark in the environment of all its processes: other labs may run beside this one.
+struct Traces {
+  std::string folder = (std::filesystem::temp_directory_path() / "trireme-traces-XXXXXX").string();
+  Traces() { folder = mkdtemp(folder.data()); }
+  ~Traces() { std::filesystem::remove_all(folder); }
+  std::vector<std::string> environment() const { return {"TRIREME_LAB_MARK=" + folder, "TMPDIR=" + folder}; }
+
+  std::set<std::string> left() const {
+    std::set<std::string> found;
+    std::error_code ignored;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc", ignored)) {
+      std::ifstream in(entry.path() / "environ", std::ios::binary);
+      const std::string environment{std::istreambuf_iterator<char>(in), {}};
+      if (environment.find("TRIREME_LAB_MARK=" + folder) != std::string::npos) found.insert(entry.path().string());
+    }
+    for (const auto& entry : std::filesystem::directory_iterator(folder))
+      if (entry.path().filename().string().starts_with("trireme-lab-")) found.insert(entry.path().string());
+    return found;
   }
-  for (const auto& entry : std::filesystem::directory_iterator("/tmp", ignored))
-    if (entry.path().filename().string().starts_with("trireme-lab-")) found.insert(entry.path().string());
-  return found;
-}
+};
 
 TEST(Lab, LeavesNothingAndPassesTheCodeOn) {
-  const auto before = traces_of_labs();
-  const Outcome outcome = in_lab({3, 100}, {"sh", "-c", "sleep 1000 & exit 7"});
+  const Traces traces;
+  const Outcome outcome =
+      in_lab({3, 100}, {"sh", "-c", "sleep 1000 & exit 7"}, std::chrono::seconds(120), traces.environment());
   if (outcome.code == 77) GTEST_SKIP() << outcome.output;
   EXPECT_EQ(outcome.code, 7) << outcome.output;
-  EXPECT_EQ(traces_of_labs(), before);
+  EXPECT_EQ(traces.left(), std::set<std::string>{});
 }
 
-// ^C, and a death that runs no handler.
+// ^C, and a death that runs no handler: once all ranks are up.
 TEST(Lab, LeavesNothingWhenItIsStopped) {
-  const auto before = traces_of_labs();
   for (const char* signal : {"INT", "KILL"}) {
+    const Traces traces;
+    const std::string up = traces.folder + "/up.", ranks = ": >" + up + "$OMPI_COMM_WORLD_RANK; exec sleep 1000";
     const Outcome outcome =
         run_words({"sh", "-c",
-                   lab_path() +
-                       " --hosts 3 -- mpirun --oversubscribe -n 3 sh -c 'echo up; exec sleep 1000' & lab=$!; sleep 3; "
-                       "kill -" +
-                       signal + " $lab; wait $lab; echo code $?; sleep 2"},
-                  {}, std::chrono::seconds(60));
+                   lab_path() + " --hosts 3 -- mpirun --oversubscribe -n 3 sh -c '" + ranks +
+                       "' & lab=$!; until [ -e " + up + "0 -a -e " + up + "1 -a -e " + up +
+                       "2 ] || grep -q '^State:.Z' /proc/$lab/status; " + "do sleep 0.1; done; ls -d " + traces.folder +
+                       "/trireme-lab-* && kill -" + signal + " $lab; wait $lab; echo code $?"},
+                  traces.environment(), std::chrono::seconds(60));
     if (outcome.output.find("code 77") != std::string::npos) GTEST_SKIP() << outcome.output;
-    EXPECT_NE(outcome.output.find("up"), std::string::npos) << outcome.output;
-    EXPECT_EQ(traces_of_labs(), before) << signal << ": " << outcome.output;
+    EXPECT_TRUE(std::filesystem::exists(up + "2")) << outcome.output;
+    EXPECT_NE(outcome.output.find(traces.folder + "/trireme-lab-"), std::string::npos) << outcome.output;
+    // Killed, it is taken down by another process, which nobody waits for.
+    const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (!traces.left().empty() && std::chrono::steady_clock::now() < end)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    EXPECT_EQ(traces.left(), std::set<std::string>{}) << signal << ": " << outcome.output;
   }
 }
 

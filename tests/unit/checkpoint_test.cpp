@@ -20,10 +20,9 @@
 #include <set>
 #include <thread>
 
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
-
-#include <ATen/ATen.h>
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -607,23 +606,29 @@ TEST_F(FolderLockTest, TheSecondIsRefusedByNameUntilTheFirstEnds) {
 }
 
 TEST_F(FolderLockTest, AKilledHolderAndItsChildrenHoldNothing) {
-  int ends[2];
+  int ends[2], started[2];
   ASSERT_EQ(pipe(ends), 0);
+  ASSERT_EQ(pipe2(started, O_CLOEXEC), 0);
   const pid_t holder = fork();
   if (holder == 0) {
     const FolderLock lock(dir);
     // A child that goes on without it, as one started by fork and exec.
-    if (fork() == 0) execlp("sleep", "sleep", "3", nullptr);
-    std::this_thread::sleep_for(std::chrono::milliseconds(200));
-    if (write(ends[1], "x", 1) != 1) _exit(1);
+    const pid_t child = fork();
+    if (child == 0) execlp("sleep", "sleep", "60", nullptr), _exit(127);
+    close(started[1]);
+    char none;
+    if (read(started[0], &none, 1) != 0) _exit(1);  // its end was closed when it began to be `sleep`
+    if (write(ends[1], &child, sizeof child) != sizeof child) _exit(1);
     pause();
   }
-  char ready;
-  ASSERT_EQ(read(ends[0], &ready, 1), 1);
+  for (const int end : started) close(end);
+  pid_t child = 0;
+  ASSERT_EQ(read(ends[0], &child, sizeof child), ssize_t(sizeof child));
   EXPECT_THROW(FolderLock(dir, at_once), UsageError);
   kill(holder, SIGKILL);
   waitpid(holder, nullptr, 0);
   EXPECT_NO_THROW(FolderLock(dir, at_once)) << "its words alone hold nothing";
+  EXPECT_EQ(kill(child, SIGKILL), 0) << "the child has ended, and this shows nothing";
   for (const int end : ends) close(end);
 }
 
@@ -637,14 +642,16 @@ TEST_F(FolderLockTest, AHolderThatIsWellIsNamedAtOnce) {
 
 // The ranks of a killed job take a moment to die.
 TEST_F(FolderLockTest, WhatAKilledJobLeavesIsWaitedFor) {
-  int ends[2];
+  int ends[2], may_die[2];
   ASSERT_EQ(pipe(ends), 0);
+  ASSERT_EQ(pipe(may_die), 0);
   const pid_t parent = fork();
   if (parent == 0) {
     if (fork() == 0) {
       const FolderLock lock(dir);
-      if (write(ends[1], "x", 1) != 1) _exit(1);
-      std::this_thread::sleep_for(std::chrono::milliseconds(800));
+      char word;
+      if (write(ends[1], "x", 1) != 1 || read(may_die[0], &word, 1) != 1) _exit(1);
+      std::this_thread::sleep_for(std::chrono::milliseconds(600));
       _exit(0);
     }
     pause();
@@ -654,8 +661,9 @@ TEST_F(FolderLockTest, WhatAKilledJobLeavesIsWaitedFor) {
   kill(parent, SIGKILL);
   waitpid(parent, nullptr, 0);
   EXPECT_THROW(FolderLock(dir, at_once), UsageError);
+  EXPECT_EQ(write(may_die[1], "x", 1), 1);
   EXPECT_NO_THROW(FolderLock(dir, std::chrono::seconds(20)));
-  for (const int end : ends) close(end);
+  for (const int end : {ends[0], ends[1], may_die[0], may_die[1]}) close(end);
 }
 
 TEST_F(FolderLockTest, WithoutLocksTheJobGoesOn) {

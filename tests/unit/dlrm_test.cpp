@@ -27,6 +27,8 @@
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
+#include <unistd.h>
+
 namespace trireme::test {
 namespace {
 
@@ -299,7 +301,7 @@ TEST(EmbeddingTables, UpdateLikeADenseReference) {
 
 // Steps 0 to `first` on `ranks`, saved; then to the end on `then`.
 Trained resumed(int ranks, int then, std::int64_t first, const std::vector<std::string>& keys) {
-  const std::string folder = ::testing::TempDir() + "dlrm_resume_" + std::to_string(ranks) + std::to_string(then);
+  const std::string folder = ::testing::TempDir() + "dlrm_resume_" + std::to_string(getpid());
   std::filesystem::remove_all(folder);
   std::filesystem::create_directories(folder);
   Trained result;

@@ -7,6 +7,7 @@
 #include "tests/fault/program.h"
 #include "tests/unit/regression_recipe.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <mutex>
@@ -45,22 +46,23 @@ TEST(Session, AccumulationEqualsTheWholeBatch) {
 }
 
 TEST(Session, PhasesFillTheSteps) {
-  TrainConfig c = small();
+  std::vector<double> filled;  // parts of the steps' times: a core that is away for some ms tells nothing of a step
   auto begin = std::chrono::steady_clock::now();
-  train(c, 1, [&](Session& s, Regression&, std::int64_t step) {
-    if (step == 1) {  // without setting up
-      s.take_times();
-      begin = std::chrono::steady_clock::now();
-    }
-    if (step + 1 != c.steps) return;
+  train(small(), 1, [&](Session& s, Regression&, std::int64_t step) {
     const double wall = 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     const StepTimes t = s.take_times(), none = s.take_times();
-    for (const double phase : {t.forward, t.backward, t.optimizer}) EXPECT_GT(phase, 0);
     const double sum = t.forward + t.backward + t.exposed + t.optimizer;
-    EXPECT_LE(sum, wall);
-    EXPECT_GT(sum, 0.5 * wall);
     EXPECT_EQ(none.forward + none.backward + none.exposed + none.optimizer, 0) << "taken once";
+    if (step > 1) {  // without setting up
+      for (const double phase : {t.forward, t.backward, t.optimizer}) EXPECT_GT(phase, 0);
+      EXPECT_LE(sum, wall);
+      filled.push_back(sum / wall);
+    }
+    begin = std::chrono::steady_clock::now();
   });
+  ASSERT_GT(filled.size(), 5u);
+  std::sort(filled.begin(), filled.end());
+  EXPECT_GT(filled[filled.size() / 2], 0.5);
 }
 
 TEST(Session, ClippingBoundsTheStep) {

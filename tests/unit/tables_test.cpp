@@ -19,6 +19,8 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
 namespace trireme {
 namespace {
 
@@ -26,7 +28,7 @@ namespace fs = std::filesystem;
 using test::said;
 
 struct Folder {
-  fs::path path = fs::path(::testing::TempDir()) / "tables_test";
+  fs::path path = fs::path(::testing::TempDir()) / ("tables_test_" + std::to_string(getpid()));
   Folder() { fs::remove_all(path), fs::create_directories(path); }
   ~Folder() { fs::remove_all(path); }
   std::string operator()(const std::string& name) const { return (path / name).string(); }

@@ -7,7 +7,9 @@
 #include "comm/watchdog/hang_report.h"
 #include "comm/watchdog/side_channel.h"
 
+#include <atomic>
 #include <cerrno>
+#include <condition_variable>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -30,7 +32,8 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
 TEST(CommLog, KnowsWhatIsOpenWithoutWaiting) {
-  run_loopback(2, [](Communicator& comm) {
+  std::atomic<bool> looked = false;
+  run_loopback(2, [&](Communicator& comm) {
     Traced traced(comm);
     double v = 1;
     if (comm.rank() == 0) {
@@ -48,8 +51,10 @@ TEST(CommLog, KnowsWhatIsOpenWithoutWaiting) {
       EXPECT_EQ(log.oldest_open().count, 1u);
       EXPECT_EQ(log.waiting(), 0u);
       comm.barrier();  // behind it in the queue
+      looked = true;
+      looked.notify_one();
     } else {
-      std::this_thread::sleep_for(milliseconds(50));
+      looked.wait(false);
       traced.all_reduce({&v, 1, DType::f64}, Op::sum).wait();
       comm.barrier();
     }
@@ -112,6 +117,7 @@ TEST(CommLog, WhatHasEndedStillCounts) {
 // One line and one end a rank, in ranks that are threads.
 struct Ended {
   std::mutex mutex;
+  std::condition_variable all;
   std::vector<std::string> lines;
   int ends = 0;
   Watchdog::Options options(Communicator& comm, Watchdog::Options o) {
@@ -121,7 +127,9 @@ struct Ended {
     };
     o.end = [this, &comm] {
       std::lock_guard lock(mutex);
-      if (++ends == comm.size()) comm.abort(4, "ended by the watchdogs");
+      if (++ends < comm.size()) return;
+      comm.abort(4, "ended by the watchdogs");
+      all.notify_all();
     };
     return o;
   }
@@ -144,11 +152,11 @@ TEST(Watchdog, NamesTheRankThatDidNotEnter) {
                        job.all_reduce({v, 6, DType::f32}, Op::sum).wait();
                        watchdog.finished(7);
                        watchdog.phase("the loader");
-                       if (comm.rank() == culprit)
-                         while (true) {
-                           std::lock_guard lock(ended.mutex);
-                           if (ended.ends == comm.size()) throw CommError("", "was hung");
-                         }
+                       if (comm.rank() == culprit) {
+                         std::unique_lock lock(ended.mutex);
+                         ended.all.wait(lock, [&] { return ended.ends == comm.size(); });
+                         throw CommError("", "was hung");
+                       }
                        watchdog.phase("the step");
                        job.all_reduce({v, 6, DType::f32}, Op::sum).wait();
                      }),
@@ -194,7 +202,8 @@ TEST(Watchdog, QuietInAHealthyJob) {
 }
 
 TEST(SideChannel, AnswersItsOwnAndDropsStrangers) {
-  run_loopback(3, [](Communicator& comm) {
+  std::atomic<int> answered = 0;  // ranks: one that has its answer may still owe the rest of another's
+  run_loopback(3, [&](Communicator& comm) {
     SideChannel channel(comm);
     int asked = 0;
     std::string big(100000, char('a' + comm.rank()));
@@ -204,9 +213,11 @@ TEST(SideChannel, AnswersItsOwnAndDropsStrangers) {
     };
     const int next = (comm.rank() + 1) % 3;
     channel.ask(next, 'b');
-    const auto end = Clock::now() + std::chrono::seconds(10);
-    while ((channel.answer(next) == SideChannel::Answer::pending || asked < 1) && Clock::now() < end)
+    bool waits = true;
+    for (const auto end = Clock::now() + std::chrono::seconds(10); answered < 3 && Clock::now() < end;) {
       channel.pump(milliseconds(5));
+      if (waits && channel.answer(next) != SideChannel::Answer::pending) waits = false, ++answered;
+    }
     ASSERT_EQ(channel.answer(next), SideChannel::Answer::reply);
     EXPECT_EQ(channel.reply(next), std::string(100000, char('a' + next)));
     comm.barrier().wait();
@@ -379,12 +390,18 @@ TEST(SideChannel, AWrongQuestionIsNotAnswered) {
       const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
       const sockaddr_in a = local(channel.port());
       ASSERT_EQ(connect(fd, reinterpret_cast<const sockaddr*>(&a), sizeof a), 0);
+      // What is answered, or nothing: the connection is closed.
       const auto exchange = [&](const std::string& say) {
         EXPECT_EQ(send(fd, say.data(), say.size(), MSG_NOSIGNAL), ssize_t(say.size()));
-        for (int i = 0; i < 5; ++i) channel.pump(milliseconds(2));
         char text[256];
-        const ssize_t got = recv(fd, text, sizeof text, MSG_DONTWAIT);
-        return std::string(text, std::size_t(std::max<ssize_t>(got, 0)));
+        ssize_t got = -1;
+        for (const auto end = Clock::now() + std::chrono::seconds(10); Clock::now() < end;) {
+          channel.pump(milliseconds(2));
+          got = recv(fd, text, sizeof text, MSG_DONTWAIT);
+          if (got >= 0 || errno != EAGAIN) return std::string(text, std::size_t(std::max<ssize_t>(got, 0)));
+        }
+        ADD_FAILURE() << wrong << ": neither answered nor closed";
+        return std::string();
       };
       Handshake h;
       const std::string hello = h.hello(wrong == "rank" ? 2 : 1, wrong == "to" ? 1 : 0), answer = exchange(hello);
