@@ -193,7 +193,7 @@ TEST_F(Hang, ASlowRankIsNamed) {
   TempFolder folder;
   write_experiment(folder.path);
   const Program::Options o = options(folder.path, {});
-  const auto slow = train({"slow", 1, 2, 0}, {"fault.ms=40", "work_ms=10", "steps=30"});
+  const auto slow = train({"slow", 1, 2, 0}, {"fault.ms=120", "work_ms=10", "steps=30"});
   Program named(slow, o);
   const Outcome out = named.wait();
   EXPECT_EQ(out.code, 0) << out;
@@ -212,7 +212,7 @@ TEST_F(Hang, ASlowRankIsNamed) {
       EXPECT_LE(least, mean + 1e-9) << line;
       EXPECT_LE(mean, most + 1e-9) << line;
     }
-    EXPECT_GT(double(j["own_ms_max"]) - double(j["own_ms_min"]), 20) << line;
+    EXPECT_GT(double(j["own_ms_max"]) - double(j["own_ms_min"]), 60) << line;
   }
   EXPECT_GT(at, 0);
   EXPECT_LE(at, 20) << "named within 20 steps";
