@@ -113,7 +113,8 @@ class Job {
   int outcome(const std::string& program) const {
     const int code = WIFEXITED(status_) ? WEXITSTATUS(status_) : 128 + WTERMSIG(status_);
     if (ended_) return int(ExitCode::killed);
-    if (relay_.error_seen() && WIFSIGNALED(status_)) return int(ExitCode::communication);
+    if (relay_.error_seen() && WIFSIGNALED(status_))  // it was late, which a busy machine makes it
+      return relay_.abort_code() ? relay_.abort_code() : int(ExitCode::communication);
     if (code == 0 || code == int(ExitCode::stopped) || relay_.error_seen()) return code;
     if (code == 127 && relay_.lost_rank() < 0 && relay_.first_banner_line().empty())
       throw CommError("--ranks", program + " is not installed or not on PATH",

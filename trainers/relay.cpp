@@ -182,7 +182,8 @@ void Relay::end_of_line() {
 
 void Relay::read_banner() {
   if (banner_.empty() && line_.find_first_not_of(" \r\n") != line_.npos) banner_ = line_.substr(0, line_.size() - 1);
-  int rank = -1, signal = 0;
+  int rank = -1, signal = 0, code = 0;
+  if (abort_code_ == 0 && std::sscanf(line_.c_str(), "with errorcode %d", &code) == 1) abort_code_ = code;  // the first
   const auto at = line_.find("process rank ");
   if (at == line_.npos || std::sscanf(line_.c_str() + at, "process rank %d", &rank) != 1) return;
   lost_rank_ = rank;

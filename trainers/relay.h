@@ -24,6 +24,7 @@ class Relay {
   bool error_seen() const { return !errors_.empty(); }
   int lost_rank() const { return lost_rank_; }  // -1: mpirun names none
   const std::string& lost_why() const { return lost_why_; }
+  int abort_code() const { return abort_code_; }  // that a rank gave MPI_Abort; 0: mpirun told of none
   const std::string& first_banner_line() const { return banner_; }
 
   // What a rank prints to announce itself.
@@ -47,7 +48,7 @@ class Relay {
   std::string banner_, lost_why_ = "it ended without finishing";
   std::set<std::string> errors_;
   bool in_banner_ = false, told_ = false;
-  int lost_rank_ = -1, ready_ = 0;
+  int lost_rank_ = -1, ready_ = 0, abort_code_ = 0;
 };
 
 }  // namespace trireme

@@ -178,6 +178,24 @@ TEST(Relay, BannersAreRead) {
   EXPECT_FALSE(r->error_seen());
 }
 
+// One that is too busy to end in time is ended; a rank had told it the code.
+TEST(Relay, ALateMpirunKeepsTheCode) {
+  const std::string error = "trireme: error: shard 3: is truncated\n",
+                    banner = rule +
+                             "MPI_ABORT was invoked on rank 1 in communicator MPI_COMM_WORLD\nwith errorcode 3.\n" +
+                             rule;
+  for (const auto& [said, expected] : {std::pair{error + banner, 3}, {error, 4}}) {
+    int code = 0;
+    const std::string text = shown(
+        [&](Relay&) {
+          code = launch_command(2, {"sh", "-c", "trap '' TERM; printf %s \"$0\" >&2; exec sleep 60", said});
+        },
+        false);
+    EXPECT_EQ(code, expected);
+    EXPECT_EQ(text, error);
+  }
+}
+
 TEST(Relay, AnErrorThatAllRanksShareIsToldOnce) {
   expect_err("trireme: error: a: b\ntrireme: error: c: d\ntrireme: error: a: b\n",
              "trireme: error: a: b\ntrireme: error: c: d\n");
