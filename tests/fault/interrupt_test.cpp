@@ -105,7 +105,7 @@ class Interrupt : public ::testing::Test {
   // The ranks have been told to stop: the frozen one cannot take its signal, and mpirun goes from rank 0 up.
   static bool told(const Program& p) {
     const std::string status = "/proc/" + std::to_string(p.rank(1)) + "/status";
-    return wait_until([&] { return has_signal(read_text(status), "ShdPnd:", SIGUSR1); }, seconds(10));
+    return wait_until([&] { return has_signal(read_text(status), "ShdPnd:", SIGUSR1); });
   }
   // A line of /proc/PID/status: is `s` one of its signals?
   static bool has_signal(const std::string& status, const std::string& line, int s) {
@@ -119,8 +119,8 @@ class Interrupt : public ::testing::Test {
                                             const Words& more = {}) {
     for (int attempt = 0; attempt < 12; ++attempt) {
       auto p = std::make_unique<Program>(train(out, more), Program::Options{dir()});
-      EXPECT_TRUE(wait_until([&] { return p->rank(1) != 0 || p->ended(); }, seconds(30)));
-      EXPECT_TRUE(wait_until([&] { return begun() || p->ended(); }, seconds(30)));
+      EXPECT_TRUE(wait_until([&] { return p->rank(1) != 0 || p->ended(); }));
+      EXPECT_TRUE(wait_until([&] { return begun() || p->ended(); }));
       if (p->signal_rank(1, SIGSTOP)) let_rank_0_go_on(*p);
       if (still() && !p->ended()) return p;
       p.reset();
@@ -209,7 +209,7 @@ TEST_F(Interrupt, BeforeTheFirstCheckpointAndAgain) {
 // lost.
 TEST_F(Interrupt, WhileTheRanksStart) {
   Program p(train("start"), {dir()});
-  ASSERT_TRUE(wait_until([&] { return p.processes().size() > 1; }, seconds(10)));
+  ASSERT_TRUE(wait_until([&] { return p.processes().size() > 1 || p.ended(); }));
   p.signal(SIGTERM);
   const Outcome o = p.wait();
   EXPECT_EQ(o.code, 85) << o;
@@ -245,7 +245,7 @@ TEST_F(Interrupt, SecondSignalEndsAtOnce) {
 TEST_F(Interrupt, UserSignalUnderMpirun) {
   const Words launcher{"mpirun", "--oversubscribe", "--bind-to", "none", "-n", "2"};
   Program p({"train", "e.yaml", "--out", "mpirun"}, {dir(), {}, launcher});
-  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "mpirun") >= 3 || p.ended(); }, seconds(30)));
+  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "mpirun") >= 3 || p.ended(); }));
   p.signal(SIGUSR1);
   const Outcome o = p.wait();
   EXPECT_EQ(o.code, 85) << o;
@@ -258,7 +258,7 @@ TEST_F(Interrupt, OneProcessAlone) {
   const auto train_alone = [](const std::string& out) { return Words{"train", "e.yaml", "--out", out}; };
   ASSERT_EQ(run_program(train_alone("alone"), {dir()}).code, 0);
   Program p(train_alone("alone2"), {dir()});
-  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "alone2") >= 3 || p.ended(); }, seconds(30)));
+  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "alone2") >= 3 || p.ended(); }));
   p.signal(SIGINT);
   const Outcome o = p.wait();
   EXPECT_EQ(o.code, 85) << o;
@@ -368,7 +368,7 @@ TEST_F(Interrupt, KilledAtRandomMoments) {
 
 TEST_F(Interrupt, KilledParentTakesItsRanksAlong) {
   Program p(train("parent"), {dir()});
-  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "parent") >= 9 || p.ended(); }, seconds(30)));
+  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "parent") >= 9 || p.ended(); }));
   p.signal(SIGKILL);
   EXPECT_EQ(p.wait().code, 128 + SIGKILL);
   EXPECT_TRUE(p.none_left());
@@ -411,7 +411,7 @@ TEST_F(Interrupt, ResumesAreAppended) {
     return words;
   };
   Program p(train_alone({}), {dir()});
-  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "again") >= 3 || p.ended(); }, seconds(30)));
+  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "again") >= 3 || p.ended(); }));
   p.signal(SIGTERM);
   ASSERT_EQ(p.wait().code, 85);
   const std::string config = read_text(dir() / "again/config.resolved.yaml");

@@ -44,8 +44,10 @@ inline Words lines_of(const std::string& text) {
   return lines;
 }
 
-// Waits until `condition` holds; false after `limit`. Looks every millisecond.
-inline bool wait_until(const std::function<bool()>& condition, std::chrono::milliseconds limit) {
+// Waits until `condition` holds; false after `limit`. Looks every millisecond. Without a limit that is judged: as long
+// as the start of a program takes on a very busy machine.
+inline bool wait_until(const std::function<bool()>& condition,
+                       std::chrono::milliseconds limit = std::chrono::seconds(60)) {
   const auto end = std::chrono::steady_clock::now() + limit;
   while (!condition()) {
     if (std::chrono::steady_clock::now() > end) return false;

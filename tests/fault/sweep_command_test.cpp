@@ -60,7 +60,7 @@ TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   write_text(dir() / "broken.yaml", sweep(task("broken", ", rankz: 2")));
   write_text(dir() / "wide.yaml", sweep(task("wide", ", ranks: 3")));
   Program live({"sweep", "live.yaml", "--out", "live", "--ranks", "2"}, {.folder = dir()});
-  ASSERT_TRUE(wait_until([&] { return fs::exists(dir() / "live/long/losses.jsonl") || live.ended(); }, seconds(40)));
+  ASSERT_TRUE(wait_until([&] { return fs::exists(dir() / "live/long/losses.jsonl") || live.ended(); }));
   ASSERT_FALSE(live.ended()) << live.wait();
   const Outcome late = trireme({"sweep", "add", "late.yaml", "--to", "live"});
   EXPECT_EQ(late.code, 0) << late;

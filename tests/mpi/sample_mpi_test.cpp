@@ -8,8 +8,6 @@
 namespace trireme::test {
 namespace {
 
-using std::chrono::seconds;
-
 class SampleOnRanks : public ::testing::Test {
  protected:
   SampleOnRanks() {
@@ -52,7 +50,7 @@ TEST_F(SampleOnRanks, GoOnAfterOneWasKilled) {
   ASSERT_EQ(whole.code, 0) << whole;
   {
     Program broken(on(2, "broken"), {.folder = dir()});
-    ASSERT_TRUE(wait_until([&] { return saved("broken/plain/state/batch_00001"); }, seconds(30)));  // rank 1's
+    ASSERT_TRUE(wait_until([&] { return saved("broken/plain/state/batch_00001"); }));  // rank 1's
     const pid_t rank = broken.rank(1);
     ASSERT_GT(rank, 0);
     kill(rank, SIGKILL);
@@ -69,8 +67,7 @@ TEST_F(SampleOnRanks, GoOnAfterOneWasKilled) {
 
 TEST_F(SampleOnRanks, SaveAndLeaveWhenTold) {
   Program stopped({"sample", "job.yaml", "--out", "stopped", "save_every=0"}, {.folder = dir()});
-  ASSERT_TRUE(
-      wait_until([&] { return fs::exists(dir() / "stopped" / "plain" / "state" / "batch_00000"); }, seconds(30)));
+  ASSERT_TRUE(wait_until([&] { return fs::exists(dir() / "stopped" / "plain" / "state" / "batch_00000"); }));
   stopped.signal(SIGTERM);
   const Outcome o = stopped.wait();
   ASSERT_EQ(o.code, 85) << o;

@@ -70,7 +70,7 @@ TEST(Scale, CanBeStopped) {
     TempFolder folder;
     write_text(folder.path / "mlp.yaml", "recipe: mlp\nbatch_size: 24\nsizes: [32, 64, 64]\nsamples: 480\n");
     Program p({"scale", "mlp.yaml", "--steps", "1000000", "--out", "study", "--ranks", "2,1"}, {folder.path, {}});
-    ASSERT_TRUE(wait_until([&] { return p.rank(0) || p.ended(); }, std::chrono::seconds(30)));
+    ASSERT_TRUE(wait_until([&] { return p.rank(0) || p.ended(); }));
     std::this_thread::sleep_for(std::chrono::milliseconds(s == SIGINT ? 0 : 1500));
     p.signal(s);
     const Outcome o = p.wait(std::chrono::seconds(20));
