@@ -16,6 +16,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -115,6 +116,7 @@ class Program {
     pid_ = fork();
     if (pid_ != 0) return;
     setpgid(0, 0);
+    prctl(PR_SET_PDEATHSIG, SIGKILL);  // of a test that ctest's limit ends nothing goes on
     for (auto& pair : environment) putenv(pair.data());
     const int null = open("/dev/null", O_RDONLY);
     dup2(null, STDIN_FILENO);
