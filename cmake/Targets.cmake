@@ -23,6 +23,10 @@ if(TRIREME_SANITIZE)
   endif()
 endif()
 
+# What runs over every byte of a file or a tensor: at -O0 under a sanitizer it would be most of a test's time.
+set(trireme_hot "/framework/io/|/comm/crc32c[.]|/compression/stages/|/data/scenes/|/trainers/sweep/cluster/search[.]")
+set(trireme_own_options "/framework/kernels/|/data/image_text/(crop|resize)[.]|/trainers/sweep/packing[.]|/trainers/main[.]")
+
 # Loading the precompiled torch headers costs 3 s: files that name nothing of torch go without.
 function(trireme_skip_pch)
   foreach(file ${ARGN})
@@ -31,6 +35,21 @@ function(trireme_skip_pch)
       set_source_files_properties(${file} PROPERTIES SKIP_PRECOMPILE_HEADERS ON)
     endif()
   endforeach()
+endfunction()
+
+# Under a sanitizer most of a file's time is what its headers instantiate: files are compiled several at a time, those
+# with options of their own alone.
+function(trireme_joined name list options)
+  if(NOT ${list})
+    return()
+  endif()
+  execute_process(COMMAND python3 ${CMAKE_SOURCE_DIR}/cmake/join_sources.py ${CMAKE_BINARY_DIR}/joined ${name} ${${list}}
+    OUTPUT_VARIABLE joined OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
+  string(REPLACE "\n" ";" joined "${joined}")
+  if(options)
+    set_source_files_properties(${joined} PROPERTIES SKIP_PRECOMPILE_HEADERS ON COMPILE_OPTIONS "${options}")
+  endif()
+  set(${list} ${joined} PARENT_SCOPE)
 endfunction()
 
 function(trireme_library name)
@@ -42,6 +61,17 @@ function(trireme_library name)
     return()
   endif()
   trireme_skip_pch(${sources})
+  if(TRIREME_SANITIZE)
+    set(alone ${sources})
+    set(hot ${sources})
+    list(FILTER alone INCLUDE REGEX "${trireme_own_options}")
+    list(FILTER hot INCLUDE REGEX "${trireme_hot}")
+    list(REMOVE_ITEM hot ${alone} "")
+    list(REMOVE_ITEM sources ${alone} ${hot} "")
+    trireme_joined(${name} sources "")
+    trireme_joined(${name}_hot hot -O1)
+    list(APPEND sources ${hot} ${alone})
+  endif()
   add_library(${name} OBJECT ${sources})
   target_link_libraries(${name} PUBLIC trireme_options ${arg_LINK})
   if(arg_TORCH)
@@ -110,10 +140,8 @@ set(pixels ${CMAKE_SOURCE_DIR}/data/image_text/crop.cpp ${CMAKE_SOURCE_DIR}/data
   ${CMAKE_SOURCE_DIR}/framework/kernels/quickshift.cpp ${CMAKE_SOURCE_DIR}/framework/kernels/region_choice.cpp)
 set_source_files_properties(${pixels} PROPERTIES SKIP_PRECOMPILE_HEADERS ON
   COMPILE_OPTIONS "-march=${TRIREME_MARCH};-fno-math-errno;-fno-trapping-math;-Wno-uninitialized;-Wno-maybe-uninitialized")
-# What runs over every byte of a file or a tensor: at -O0 under a sanitizer it would be most of a test's time.
 if(TRIREME_SANITIZE)
-  file(GLOB hot CONFIGURE_DEPENDS framework/kernels/*.cpp framework/io/*.cpp comm/crc32c.cpp compression/stages/*.cpp data/scenes/*.cpp trainers/sweep/cluster/search.cpp tests/unit/checkpoint_test.cpp)
-  set_property(SOURCE ${hot} ${pixels} APPEND PROPERTY COMPILE_OPTIONS -O1)
+  set_property(SOURCE ${kernels} ${pixels} tests/unit/checkpoint_test.cpp APPEND PROPERTY COMPILE_OPTIONS -O1)
 endif()
 foreach(lib PNG TURBOJPEG WEBP FREETYPE PCRE2 ZLIB)
   if(${lib}_FOUND)

@@ -32,7 +32,7 @@ constexpr std::chrono::milliseconds mpirun_patience{3000};
 constexpr std::chrono::seconds start_patience{10};
 
 // How this process was started: its rank, of how many, and whether anything connects them.
-struct Place {
+struct Launched {
   int rank = 0, ranks = 0;  // 0 ranks: alone
   bool connected = true;
 };
@@ -40,7 +40,7 @@ struct Place {
 bool is_set(const char* name) { return std::getenv(name) != nullptr; }
 int number(const char* name) { return is_set(name) ? std::max(0, std::atoi(std::getenv(name))) : 0; }
 
-Place place() {
+Launched launched() {
   if (is_set("OMPI_COMM_WORLD_SIZE"))
     return {number("OMPI_COMM_WORLD_RANK"), std::max(1, number("OMPI_COMM_WORLD_SIZE"))};
   // A step of one task is a shell or a batch system's wrapper as often as a job of one rank, and one rank needs nobody:
@@ -199,9 +199,9 @@ class Job {
 
 }  // namespace
 
-int launched_ranks() { return place().ranks; }
-int tasks_alone() { return place().connected ? 0 : place().ranks; }
-int launched_rank() { return place().rank; }
+int launched_ranks() { return launched().ranks; }
+int tasks_alone() { return launched().connected ? 0 : launched().ranks; }
+int launched_rank() { return launched().rank; }
 
 void announce_ready() {
   if (is_set(launched_by_us)) (void)!write(STDERR_FILENO, Relay::ready_line.data(), Relay::ready_line.size());

@@ -95,7 +95,7 @@ std::string figure(const std::string& size, const std::string& title, const std:
          (unit.empty() ? "" : "<span>" + escape_html(unit) + "</span>") + "</figcaption>" + body + "</figure>\n";
 }
 
-std::string html_table(const Table& rows, const std::string& key_head, const std::string& value_head) {
+std::string html_table(const KeyValues& rows, const std::string& key_head, const std::string& value_head) {
   std::string s = "<table><tr><th>" + escape_html(key_head) + "</th><th>" + escape_html(value_head) + "</th></tr>";
   for (const auto& [key, value] : rows)
     s += "<tr><td>" + escape_html(key) + "</td><td>" + escape_html(value) + "</td></tr>";

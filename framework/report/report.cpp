@@ -130,7 +130,7 @@ std::string heading(const std::vector<Run>& runs) {
   std::string title;
   for (const auto& run : runs) title += (title.empty() ? "" : ", ") + run.name;
   std::string s = "<h1>" + escape_html(title) + "</h1>";
-  const auto line = [&](const Table& table,
+  const auto line = [&](const KeyValues& table,
                         std::initializer_list<std::pair<const char*, std::vector<std::string>>> fields) {
     std::string spans;
     for (const auto& [name, keys] : fields)

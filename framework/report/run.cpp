@@ -25,8 +25,8 @@ std::string trimmed(std::string s) {
 
 // "key: value  # origin" to key and value, by hand: the printer of config.resolved.yaml writes nothing
 // harder.
-Table flatten_yaml(const std::string& text) {
-  Table table;
+KeyValues flatten_yaml(const std::string& text) {
+  KeyValues table;
   std::vector<std::pair<std::size_t, std::string>> parents;  // indentation and key
   std::size_t at = 0;
   while (at < text.size()) {
@@ -57,7 +57,7 @@ Table flatten_yaml(const std::string& text) {
   return table;
 }
 
-void flatten_json(const nlohmann::json& json, const std::string& path, int depth, Table& out) {
+void flatten_json(const nlohmann::json& json, const std::string& path, int depth, KeyValues& out) {
   const bool nested = json.is_object() || (json.is_array() && !json.empty() && json.front().is_structured());
   if (nested && depth < 8) {
     for (const auto& [key, value] : json.items())
@@ -166,7 +166,7 @@ std::vector<Run> read_runs(const std::vector<std::string>& run_dirs) {
   return runs;
 }
 
-std::string find_value(const Table& table, const std::vector<std::string>& keys) {
+std::string find_value(const KeyValues& table, const std::vector<std::string>& keys) {
   for (const auto& wanted : keys)
     for (const auto& [key, value] : table)
       if (key == wanted || key.ends_with("." + wanted)) return value;

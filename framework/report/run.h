@@ -14,12 +14,12 @@ struct Curve {
   bool empty() const { return x.empty(); }
 };
 
-using Table = std::vector<std::pair<std::string, std::string>>;
+using KeyValues = std::vector<std::pair<std::string, std::string>>;
 
 struct Run {
   std::string name;  // last part of the folder's path, made unique among the runs shown
   std::vector<Record> records;
-  Table config, environment;        // dotted keys
+  KeyValues config, environment;        // dotted keys
   std::vector<MetricChart> charts;  // what its recipe wants to see; empty in folders of older versions
   std::vector<std::string> notes;
 
@@ -32,7 +32,7 @@ struct Run {
 std::vector<Run> read_runs(const std::vector<std::string>& run_dirs);
 
 // The value of the first of `keys` in the table; also matches the last part of a dotted key. Empty if none.
-std::string find_value(const Table&, const std::vector<std::string>& keys);
+std::string find_value(const KeyValues&, const std::vector<std::string>& keys);
 
 // By a moving straight line: no lag, also at the ends; at most 1000 points. And at most `points` points, each
 // stretch kept by its extremes.

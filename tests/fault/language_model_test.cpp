@@ -14,7 +14,7 @@
 namespace trireme::test {
 namespace {
 
-using trireme::testing::reference_file;
+using trireme::test::reference_file;
 
 std::string folder_of(const std::string& family) { return reference_file("lm/" + family); }
 

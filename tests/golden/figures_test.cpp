@@ -19,7 +19,7 @@ namespace {
 
 using nlohmann::json;
 
-json counted() { return json::parse(std::ifstream(testing::reference_file("flops.json"))); }
+json counted() { return json::parse(std::ifstream(test::reference_file("flops.json"))); }
 
 double flops_of(const std::string& yaml) { return Experiment(Config::parse(yaml, "test")).recipe->flops_per_sample(); }
 

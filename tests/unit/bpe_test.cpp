@@ -24,7 +24,7 @@ using Ids = std::vector<std::int64_t>;
 
 json load(const std::string& path) { return json::parse(std::ifstream(path)); }
 const json& layouts() {
-  static const json all = load(testing::reference_file("bpe_vectors.json"));
+  static const json all = load(test::reference_file("bpe_vectors.json"));
   return all;
 }
 const json& family(const std::string& name) {

@@ -26,7 +26,7 @@ namespace trireme::test {
 namespace {
 
 using nlohmann::json;
-using trireme::testing::reference_file;
+using trireme::test::reference_file;
 
 const Words families{"llama", "mistral", "qwen2", "qwen3", "gpt2"};
 

@@ -22,7 +22,7 @@ namespace {
 using Metrics = std::map<std::string, double>;
 
 const nlohmann::json& peer() {
-  static const auto all = nlohmann::json::parse(std::ifstream(testing::reference_file("clip/metrics.json")));
+  static const auto all = nlohmann::json::parse(std::ifstream(test::reference_file("clip/metrics.json")));
   return all;
 }
 

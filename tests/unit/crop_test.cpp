@@ -15,7 +15,7 @@
 namespace {
 
 using namespace trireme;
-using namespace trireme::testing;
+using namespace trireme::test;
 using Levels = std::vector<std::uint8_t>;
 
 // As crop_cases.py makes it.

@@ -37,7 +37,7 @@ class DataTest : public ::testing::Test {
   }
   void write_png(const std::string& name, int shade) const {
     const std::vector<int> samples(8 * 8 * 3, shade);
-    const auto bytes = trireme::testing::write_png({2, 8}, 8, 8, samples);
+    const auto bytes = trireme::test::write_png({2, 8}, 8, 8, samples);
     write(name, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
   }
   // n pictures of one grey each, captions "c0", "c1", ... of `per` pictures.
@@ -484,7 +484,7 @@ TEST_F(DataTest, Command) {
   EXPECT_EQ(ImageTextData(o.out).size(), 1);
   // Sets of packages too: another place is another file.
   DataOptions clipart = options("openclipart", path("clips"));
-  const auto draw = trireme::testing::write_png({2, 8}, 8, 8, std::vector<int>(8 * 8 * 3, 7));
+  const auto draw = trireme::test::write_png({2, 8}, 8, 8, std::vector<int>(8 * 8 * 3, 7));
   write("clips/png/crow.png", {reinterpret_cast<const char*>(draw.data()), draw.size()});
   fs::create_directories(path("clips/svg"));
   EXPECT_EQ(data_command(clipart), 0);

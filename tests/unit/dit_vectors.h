@@ -22,7 +22,7 @@ inline const bool products_alike = ::setenv("MKL_CBWR", "COMPATIBLE", 0) == 0;
 // TRIREME_DIT_VECTORS: a folder of the same format, instead of the committed one.
 inline std::string dit_vectors(const std::string& name) {
   const char* other = std::getenv("TRIREME_DIT_VECTORS");
-  return other ? std::string(other) + "/" + name : trireme::testing::reference_file("dit/" + name);
+  return other ? std::string(other) + "/" + name : trireme::test::reference_file("dit/" + name);
 }
 
 // The largest error, in deviations of the truth.

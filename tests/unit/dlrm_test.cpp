@@ -209,7 +209,7 @@ Batch batch_of(std::int64_t step, int rank, int ranks, const std::vector<std::in
 }
 
 TEST(Dlrm, LossCurveOfPlainTorch) {
-  std::ifstream file(testing::reference_file("dlrm_losses.json"));
+  std::ifstream file(test::reference_file("dlrm_losses.json"));
   const auto reference = nlohmann::json::parse(file);
   const auto rows = reference.at("rows").get<std::vector<std::int64_t>>();
   const auto wanted = reference.at("losses").get<std::vector<double>>();

@@ -19,8 +19,8 @@ namespace {
 using namespace trireme;
 namespace fs = std::filesystem;
 
-using trireme::testing::Bytes;
-using trireme::testing::PngForm;
+using trireme::test::Bytes;
+using trireme::test::PngForm;
 
 constexpr int width = 23, height = 17;
 constexpr std::pair<int, int> forms[] = {{0, 1},  {0, 2}, {0, 4},  {0, 8}, {0, 16}, {4, 8}, {4, 16}, {2, 8},
@@ -36,13 +36,13 @@ Bytes make_png(int color, int depth, bool interlaced, std::vector<int>& samples)
     }
   Rng rng(1, "png", std::uint64_t(color), std::uint64_t(depth));
   samples.clear();
-  for (int i = 0; i < width * height * trireme::testing::channels(color); ++i)
+  for (int i = 0; i < width * height * trireme::test::channels(color); ++i)
     samples.push_back(int(rng.below(std::uint64_t(1) << depth)));
-  return trireme::testing::write_png(f, width, height, samples);
+  return trireme::test::write_png(f, width, height, samples);
 }
 
 Bytes gradient_jpeg() {  // 160 x 80: red grows to the right, green downwards, blue is 100
-  return read_file(trireme::testing::reference_file("gradient.jpg"), 1 << 20);
+  return read_file(trireme::test::reference_file("gradient.jpg"), 1 << 20);
 }
 
 TEST(Images, EveryPngForm) {
@@ -54,7 +54,7 @@ TEST(Images, EveryPngForm) {
       ASSERT_EQ(image.width, width);
       ASSERT_EQ(image.height, height);
       const double top = (1 << depth) - 1;
-      const int channels = trireme::testing::channels(color);
+      const int channels = trireme::test::channels(color);
       for (int i = 0; i < width * height; ++i) {
         double rgb[3], a = 1;
         const int* s = samples.data() + i * channels;
@@ -117,7 +117,7 @@ TEST(Images, MutatedFilesNeverCrash) {
       for (int flips = 1 + int(rng.below(6)); flips > 0; --flips)
         file[rng.below(file.size())] ^= std::uint8_t(1 << rng.below(8));
       if (round % 3 == 2 && file[0] == 0x89) {  // repair the header's checksum, so that the damage goes deeper
-        const std::uint32_t crc = trireme::testing::crc32(file.data() + 12, 17);
+        const std::uint32_t crc = trireme::test::crc32(file.data() + 12, 17);
         for (int i = 0; i < 4; ++i) file[29 + i] = std::uint8_t(crc >> (24 - 8 * i));
       }
     }

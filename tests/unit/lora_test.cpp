@@ -342,12 +342,12 @@ TEST(Lora, RefusesWhatHasNoRoom) {
   EXPECT_THROW(store.begin({{0, 0, 4}, {0, 4, 8}}, true), Error);
 }
 
-// Training jobs, alone or together; the same numbers whoever shares the batch.
-struct Training {
+// Jobs in training, alone or together; the same numbers whoever shares the batch.
+struct TrainedJobs {
   AdapterStore store;
   AdapterOptimizer optimizer;
   std::vector<std::int64_t> jobs;  // in slot order
-  Training(std::vector<std::int64_t> which, at::ScalarType type, LoraBackend backend)
+  TrainedJobs(std::vector<std::int64_t> which, at::ScalarType type, LoraBackend backend)
       : store(projections(type), std::int64_t(which.size()), 64, backend), optimizer(store), jobs(std::move(which)) {
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       const auto rank = std::int64_t(8) << jobs[i];
@@ -388,10 +388,10 @@ struct Training {
 
 TEST(Lora, PackedJobsEqualSoloJobs) {
   for (const auto backend : {LoraBackend::kernels, LoraBackend::loop}) {
-    Training packed({0, 1, 2}, at::kFloat, backend);
+    TrainedJobs packed({0, 1, 2}, at::kFloat, backend);
     for (std::int64_t n = 0; n < 20; ++n) packed.step(n);
     for (std::int64_t job = 0; job < 3; ++job) {
-      Training solo({job}, at::kFloat, backend);
+      TrainedJobs solo({job}, at::kFloat, backend);
       const at::Tensor before = solo.store.flat_weights(0).clone();
       for (std::int64_t n = 0; n < 20; ++n) solo.step(n);
       const at::Tensor w = solo.store.flat_weights(0);
@@ -421,7 +421,7 @@ TEST(Lora, PaddingStaysZeroAndMastersArePublished) {
 }
 
 TEST(Lora, OneJobsNaNIsItsOwn) {
-  Training sick({0, 1, 2}, at::kFloat, LoraBackend::kernels), well({0, 1, 2}, at::kFloat, LoraBackend::kernels);
+  TrainedJobs sick({0, 1, 2}, at::kFloat, LoraBackend::kernels), well({0, 1, 2}, at::kFloat, LoraBackend::kernels);
   for (std::int64_t n = 0; n < 6; ++n) {
     sick.step(n, n == 2 ? 1 : -1);
     well.step(n);
@@ -490,14 +490,14 @@ class MemoryArchive : public Archive {
 
 // Taken out, through an archive, and back into another slot of another store: as if nothing had happened.
 TEST(Lora, ParkedJobGoesOnBitByBit) {
-  Training whole({2, 1}, at::kFloat, LoraBackend::kernels), parted({2, 1}, at::kFloat, LoraBackend::kernels);
+  TrainedJobs whole({2, 1}, at::kFloat, LoraBackend::kernels), parted({2, 1}, at::kFloat, LoraBackend::kernels);
   for (std::int64_t n = 0; n < 4; ++n) whole.step(n), parted.step(n);
   MemoryArchive ar;
   for (const std::int64_t slot : {0, 1}) {
     const Archive::Group group(ar, "job" + std::to_string(slot));
     parted.optimizer.park(slot).state(ar);
   }
-  Training later({2, 1}, at::kFloat, LoraBackend::kernels);
+  TrainedJobs later({2, 1}, at::kFloat, LoraBackend::kernels);
   ar.reading = true;
   for (const std::int64_t slot : {1, 0}) {
     const Archive::Group group(ar, "job" + std::to_string(slot));
@@ -521,7 +521,7 @@ TEST(Lora, ParkedJobGoesOnBitByBit) {
 
 // A checkpointed part is computed again in backward: dropout's masks too.
 TEST(Lora, CheckpointedPartsGiveTheSameBits) {
-  Training kept({0, 1, 2}, at::kFloat, LoraBackend::kernels), again({0, 1, 2}, at::kFloat, LoraBackend::kernels);
+  TrainedJobs kept({0, 1, 2}, at::kFloat, LoraBackend::kernels), again({0, 1, 2}, at::kFloat, LoraBackend::kernels);
   const std::vector<SlotRows> rows = {{0, 0, 30, 4, 0}, {1, 30, 50, 2, 10}, {2, 50, 120, 9, 0}};
   const at::Tensor x = at::randn({120, in}).set_requires_grad(true), g = at::randn({120, in});
   kept.store.begin(rows, true);

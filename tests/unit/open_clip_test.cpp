@@ -16,7 +16,7 @@ namespace trireme::test {
 namespace {
 
 using nlohmann::json;
-using trireme::testing::reference_file;
+using trireme::test::reference_file;
 
 // As the script draws: splitmix64 counted from the FNV-1a hash of the name.
 at::Tensor uniform(const std::string& name, at::IntArrayRef shape) {

@@ -114,7 +114,7 @@ TEST(Openclipart, ReadsAFolderPair) {
   EXPECT_THROW(openclipart(root.string()), DataError);
   auto add = [&](const std::string& name, int shade, const std::string& title) {
     for (const char* kind : {"png", "svg"}) fs::create_directories((root / kind / name).parent_path());
-    const auto png = trireme::testing::write_png({0, 8}, 4, 4, std::vector<int>(16, shade));
+    const auto png = trireme::test::write_png({0, 8}, 4, 4, std::vector<int>(16, shade));
     std::ofstream((root / "png" / name).string() + ".png", std::ios::binary)
         .write(reinterpret_cast<const char*>(png.data()), std::streamsize(png.size()));
     if (!title.empty())

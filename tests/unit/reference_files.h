@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-namespace trireme::testing {
+namespace trireme::test {
 
 using Bytes = std::vector<std::uint8_t>;
 
@@ -100,4 +100,4 @@ inline Bytes write_png(const PngForm& f, int width, int height, const std::vecto
   return out;
 }
 
-}  // namespace trireme::testing
+}  // namespace trireme::test

@@ -36,7 +36,7 @@ Safetensors vectors(const std::string& name) {
   const char* folder = std::getenv("TRIREME_DIT_VECTORS");
   if (folder && std::filesystem::exists(std::filesystem::path(folder) / name))
     return Safetensors((std::filesystem::path(folder) / name).string());
-  return Safetensors(testing::reference_file("dit/" + name));
+  return Safetensors(test::reference_file("dit/" + name));
 }
 
 at::Tensor randn(at::IntArrayRef shape, std::uint64_t seed) {
@@ -383,7 +383,7 @@ class SmallFlux : public ::testing::Test {
   static std::string folder() {
     const char* named = std::getenv("TRIREME_DIT_VECTORS");
     const auto there = std::filesystem::path(named ? named : "") / "flux_cache";
-    return named && std::filesystem::exists(there) ? there.string() : testing::reference_file("dit/flux_cache");
+    return named && std::filesystem::exists(there) ? there.string() : test::reference_file("dit/flux_cache");
   }
   // [1, tokens, 16] of the file, channels of a token (channel, row, column).
   at::Tensor latent(const std::string& name) const {

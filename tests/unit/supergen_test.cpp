@@ -180,7 +180,7 @@ TEST(WindowMeans, EqualThoseInDoublePrecision) {
 
 // G4.
 TEST(Gate, DecidesAsATranscriptInNumpyDoes) {
-  std::ifstream in(testing::reference_file("supergen_gate.json"));
+  std::ifstream in(test::reference_file("supergen_gate.json"));
   const json cases = json::parse(in);
   ASSERT_GE(cases.size(), 5u);
   for (const json& c : cases) {

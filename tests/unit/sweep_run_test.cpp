@@ -283,7 +283,7 @@ TEST_F(TaskRun, PreferencePairs) {
 // Loss and gradients of a batch of pairs by trl (tests/reference/make_dpo_vectors.py), inside of which norms and
 // softmax are f32, and by DPO's formula in f64, one sample at a time.
 TEST_F(TaskRun, PreferenceLossIsTrls) {
-  const std::string folder = trireme::testing::reference_file("lm/llama");
+  const std::string folder = trireme::test::reference_file("lm/llama");
   const Safetensors trl(folder + "/dpo.safetensors");
   const at::Tensor ids = trl.tensor("ids"), lengths = trl.tensor("lengths"), prompt = trl.tensor("prompt");
   CausalLm model = CausalLm::from_folder(folder, at::kCPU, at::kDouble);

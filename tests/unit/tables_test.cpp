@@ -160,7 +160,7 @@ TEST(Criteo, SevenDaysAndIdsByFirstAppearance) {
 
 TEST(Criteo, NpzOfTheReference) {
   const Folder folder;
-  const std::string from = testing::reference_file("criteo.npz");
+  const std::string from = test::reference_file("criteo.npz");
   const TableFileInfo info = prepare_criteo_npz(from, folder("npz.h5"));
   EXPECT_EQ(info.train.end, 18);
   EXPECT_EQ(info.test.end, 20);

@@ -23,7 +23,7 @@
 namespace trireme::test {
 namespace {
 
-using testing::reference_file;
+using test::reference_file;
 using Bytes = std::vector<std::uint8_t>;
 
 template <class F>
@@ -100,7 +100,7 @@ TEST_F(TarsTest, SamplesAreGroupedAsWebdatasetDoes) {
         Bytes bytes(std::size_t(part.member.size));
         file.read(part.member.offset, bytes);
         EXPECT_EQ(part.member.size, sample[1][part.extension][0]);
-        EXPECT_EQ(testing::crc32(bytes.data(), bytes.size()), sample[1][part.extension][1]) << part.member.name;
+        EXPECT_EQ(test::crc32(bytes.data(), bytes.size()), sample[1][part.extension][1]) << part.member.name;
       }
     }
     EXPECT_EQ(i, expected[name].size());

@@ -361,7 +361,7 @@ TEST(Tide, EveryLayoutHasThePartsItCan) {
                             {"sd3", 1, {}, true, false},
                             {"wan", 3, {"tide.text_anchor=false"}, false, true}};
   for (const auto& layout : layouts) {
-    std::ifstream file(testing::reference_file("dit/" + std::string(layout.folder) + "/config.json"));
+    std::ifstream file(test::reference_file("dit/" + std::string(layout.folder) + "/config.json"));
     auto config = nlohmann::json::parse(file);
     config["trireme"] = {{"base_side", 2}};
     const Grid grid{layout.frames, 5, 3};

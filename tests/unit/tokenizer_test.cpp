@@ -63,8 +63,8 @@ TEST(Tokenizer, EqualsOpenClip) {
 // made.
 TEST(Tokenizer, EqualsOpenClipOnCommittedCases) {
   TRIREME_NEEDS("PCRE2");
-  const Tokenizer tokenizer = Tokenizer::load(trireme::testing::reference_file("tokenizer_merges.txt"));
-  std::ifstream in(trireme::testing::reference_file("tokenizer_cases.jsonl"));
+  const Tokenizer tokenizer = Tokenizer::load(trireme::test::reference_file("tokenizer_merges.txt"));
+  std::ifstream in(trireme::test::reference_file("tokenizer_cases.jsonl"));
   std::string first;
   ASSERT_TRUE(std::getline(in, first));
   EXPECT_GE(compare(tokenizer, in), 50);

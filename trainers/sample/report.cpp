@@ -120,7 +120,7 @@ Chart series_chart(const nlohmann::json& arm, const std::string& name) {
 
 void write_page(const SampleJob& job, const nlohmann::json& report, const std::string& out, bool sheet) {
   std::string html = page_begin("Samples: " + fs::path(out).filename().string());
-  Table rows;
+  KeyValues rows;
   for (const auto& arm : report["arms"]) {
     std::string text = caption(arm);
     std::replace(text.begin(), text.end(), '\n', ',');

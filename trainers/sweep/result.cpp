@@ -72,7 +72,7 @@ std::string section(const std::string& folder, const TaskConfig& task, const Tas
   chart.series = curves(folder + "/" + task.name + "/losses.jsonl", o);
   std::map<std::string, int> ends;
   for (const auto& j : o.jobs) ++ends[j.end];
-  Table summary{{"jobs", std::to_string(o.jobs.size())}};
+  KeyValues summary{{"jobs", std::to_string(o.jobs.size())}};
   for (const auto& [end, n] : ends) summary.push_back({end, std::to_string(n)});
   summary.push_back({"samples saved by early exit", format_value(saved(o), Unit::percent)});
   summary.push_back({"time", text("%.1f s, %.1f s of it evaluation", o.seconds, o.evaluation_seconds)});
@@ -87,7 +87,7 @@ std::string section(const std::string& folder, const TaskConfig& task, const Tas
       {"winner", o.winner < 0 ? "none" : o.jobs[std::size_t(o.winner)].candidate.job + " in " + o.winner_folder});
   if (std::isfinite(o.exact_match))
     summary.push_back({"questions the winner answers", format_value(o.exact_match, Unit::percent)});
-  Table jobs;
+  KeyValues jobs;
   for (const auto i : best_first(o)) {
     const auto& j = o.jobs[i];
     jobs.push_back({j.candidate.job, text("%.4f, %s after %lld of %lld steps", j.best, j.end.c_str(),
