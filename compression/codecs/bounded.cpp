@@ -67,6 +67,16 @@ Rows rows_of(const TableChunk& c) { return {c.rows, c.n, c.dim, c.stride ? c.str
                   "do all ranks run the same program and configuration?");
 }
 
+void check_parts(std::span<const CodePart> parts, std::size_t chunks) {
+  std::size_t all = 0;
+  bool good = parts.size() <= most_code_parts;
+  for (const CodePart& p : parts) {
+    all += p.chunks;
+    good = good && p.bytes % 8 == 0 && (p.bytes == 0 || p.bytes >= CodePart::header_bytes(p.chunks));
+  }
+  if (!good || all != chunks) throw Error(ExitCode::bug, "codec bounded", "these are no parts of the chunks");
+}
+
 void check_call(std::span<const TableChunk> chunks, const Buffer& out, const Buffer& sizes, std::size_t room) {
   if (out.bytes() < room || sizes.count < chunks.size() || size_of(sizes.dtype) != sizeof(std::uint64_t) ||
       (out.place.host() && !sizes.place.host()))
@@ -75,6 +85,69 @@ void check_call(std::span<const TableChunk> chunks, const Buffer& out, const Buf
     check_size(c.n, c.dim, c.stride);
     if (!(c.bound >= 0) || !std::isfinite(c.bound))
       throw UsageError("codec bounded", "a bound is negative or no number", "bounds are 0 or more");
+  }
+}
+
+// Codes into their parts, as they come.
+class Packer {
+ public:
+  Packer(std::uint8_t* out, std::span<const CodePart> parts) : begin_(out), parts_(parts), out_(out) { open(); }
+
+  void add(const Bytes& code) {
+    if (parts_.empty()) {
+      if (!code.empty()) std::memcpy(out_, code.data(), code.size());
+      out_ += code.size();
+      return;
+    }
+    while (chunk_ == parts_[part_].chunks) close();
+    const std::size_t room = parts_[part_].bytes;
+    if (room > 0) put_word(8 * (1 + chunk_), code.size());
+    if (code.size() > room - std::min(room, used_))
+      lacks_ = true;
+    else if (!code.empty())
+      std::memcpy(out_ + used_, code.data(), code.size());
+    used_ += code.size();
+    ++chunk_;
+  }
+
+  void finish() {
+    if (parts_.empty()) return;
+    while (part_ + 1 < parts_.size()) close();
+    out_ = begin_;
+    for (const CodePart& p : parts_) {
+      if (p.bytes > 0) put_word(0, lacks_);
+      out_ += p.bytes;
+    }
+  }
+
+ private:
+  void open() {
+    chunk_ = 0;
+    used_ = parts_.empty() ? 0 : parts_[part_].bytes ? CodePart::header_bytes(parts_[part_].chunks) : 0;
+  }
+  void close() {
+    out_ += parts_[part_++].bytes;
+    open();
+  }
+  void put_word(std::size_t at, std::uint64_t word) { std::memcpy(out_ + at, &word, sizeof word); }
+
+  std::uint8_t* const begin_;
+  const std::span<const CodePart> parts_;
+  std::uint8_t* out_;  // of the part
+  std::size_t part_ = 0, chunk_ = 0, used_ = 0;
+  bool lacks_ = false;
+};
+
+// The code of a chunk of a part; nothing where its sizes leave it none.
+std::span<const std::uint8_t> find_in_part(const CodedChunk& c) {
+  if (c.number >= c.of || c.bytes < CodePart::header_bytes(c.of)) return {};
+  std::size_t left = c.bytes - CodePart::header_bytes(c.of), before = 0;
+  for (std::size_t k = 0;; ++k) {
+    std::uint64_t size;
+    std::memcpy(&size, c.code + 8 * (1 + k), sizeof size);
+    if (size > left) return {};
+    if (k == c.number) return {c.code + CodePart::header_bytes(c.of) + before, std::size_t(size)};
+    left -= size, before += size;
   }
 }
 
@@ -115,17 +188,20 @@ std::size_t Bounded::max_bytes(std::size_t rows, std::size_t dim) const {
   return header_bytes + (options_.checksum ? checksum_bytes : 0) + 4 * rows * dim;
 }
 
-void Bounded::encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer scratch_memory) const {
+void Bounded::encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer scratch_memory,
+                     std::span<const CodePart> parts) const {
   std::size_t room = 0;
-  for (const auto& c : chunks) room += c.self ? 0 : max_bytes(c.n, c.dim);
+  if (!parts.empty()) check_parts(parts, chunks.size());
+  for (const auto& p : parts) room += p.bytes;
+  for (const auto& c : chunks) room += c.self || !parts.empty() ? 0 : max_bytes(c.n, c.dim);
   check_call(chunks, out, sizes, room);
-  if (!out.place.host()) return encode_on_device(options_, chunks, out, sizes, scratch_memory);
+  if (!out.place.host()) return encode_on_device(options_, chunks, out, sizes, scratch_memory, parts);
   const Settings of_call = settings_of(options_);
   std::map<const Bounded*, Settings> of_codec;  // those of TableChunk::as
   // Kept: fresh memory for every call would cost more than the coding.
   thread_local EncodeScratch scratch;
   thread_local Bytes code;
-  auto* to = static_cast<std::uint8_t*>(out.data);
+  Packer packer(static_cast<std::uint8_t*>(out.data), parts);
   std::vector<Range> own;
   std::map<std::uint32_t, Range> of_scope;
   for (const auto& c : chunks) {
@@ -145,10 +221,10 @@ void Bounded::encode(std::span<const TableChunk> chunks, Buffer out, Buffer size
       self_chunk(rows_of(c), bound, own[k], settings, scratch, c.self, c.self_stride ? c.self_stride : c.dim);
     else
       encode_chunk(rows_of(c), bound, own[k], settings, scratch, code);
-    if (!code.empty()) std::memcpy(to, code.data(), code.size());
-    to += code.size();
+    packer.add(code);
     static_cast<std::uint64_t*>(sizes.data)[k] = code.size();
   }
+  packer.finish();
 }
 
 void Bounded::decode(std::span<const CodedChunk> chunks, Place place, std::uint32_t* status, Buffer scratch) const {
@@ -157,7 +233,8 @@ void Bounded::decode(std::span<const CodedChunk> chunks, Place place, std::uint3
     const CodedChunk& c = chunks[k];
     check_size(c.n, c.dim, c.stride);
     try {
-      decode_chunk({c.code, c.bytes}, options_.checksum, c.n, c.dim, c.rows, c.stride ? c.stride : c.dim);
+      const std::span code = c.of ? find_in_part(c) : std::span(c.code, c.bytes);
+      decode_chunk(code, options_.checksum, c.n, c.dim, c.rows, c.stride ? c.stride : c.dim);
     } catch (const BadStream& bad) {
       refuse(bad, k);
     }

@@ -57,6 +57,16 @@ struct TableChunk {
   const Bounded* as = nullptr;  // set: coded by its codec, code width and window; all else is that of the call
 };
 
+// Chunks of a call that go to one receiver, in room of a fixed size, so that nobody has to say first how much there is:
+// u64 "a part of this call had not enough room"; u64 the size of each of its chunks; their codes. Where the first is 1,
+// as it then is in all parts, sizes are true but codes may lack.
+struct CodePart {
+  std::size_t chunks = 0;
+  std::size_t bytes = 0;  // a multiple of 8, at least header_bytes(); 0: chunks that all stay here, nothing is written
+  static constexpr std::size_t header_bytes(std::size_t chunks) { return 8 * (1 + chunks); }
+};
+constexpr std::size_t most_code_parts = 128;  // of a call
+
 // One chunk to decode: exactly n rows are expected.
 struct CodedChunk {
   const std::uint8_t* code = nullptr;
@@ -64,6 +74,8 @@ struct CodedChunk {
   float* rows = nullptr;
   std::size_t n = 0, dim = 1;
   std::size_t stride = 0;  // floats from row to row; 0: dim
+  // of > 0: `code`, `bytes` are those of a CodePart of so many chunks, and this is its chunk `number`, from 0 on.
+  std::size_t of = 0, number = 0;
 };
 
 // What a header says, for metrics. Throws CommError for bytes that are no header.
@@ -86,13 +98,15 @@ class Bounded {
   std::size_t max_bytes(std::size_t rows, std::size_t dim) const;
 
   // out: u8, at least the sum of max_bytes of the chunks that travel. sizes: u64, one per chunk, on the host.
+  // parts: of all chunks, in their order; then `out` holds them one after another instead of bare codes.
   //
   // On a device (out.place): all codecs but smallest, without checksum; NaN and infinities travel. `out` begins at a
-  // multiple of 4; sizes lie in device or pinned memory, valid in stream order; scratch: u8 on the device,
-  // scratch_bytes() of them. Nothing waits and nothing is allocated; up to 400 chunks are three launches (four
+  // multiple of 4 (of parts: of 8); sizes lie in device or pinned memory, valid in stream order; scratch: u8 on the
+  // device, scratch_bytes() of them. Nothing waits and nothing is allocated; up to 400 chunks are three launches (four
   // where vector_lz, huffman or dedup_huffman are for some chunks alone), each further 400 one more; it can be captured
   // in a graph.
-  void encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer scratch = {}) const;
+  void encode(std::span<const TableChunk> chunks, Buffer out, Buffer sizes, Buffer scratch = {},
+              std::span<const CodePart> parts = {}) const;
   std::size_t scratch_bytes(std::span<const TableChunk> chunks) const;
 
   // On the host: throws CommError, naming the chunk by its number. On a device (place; codes that begin at no multiple

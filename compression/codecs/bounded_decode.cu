@@ -308,7 +308,8 @@ __global__ void __launch_bounds__(block_threads, 1)
                   std::uint32_t shared_bytes, std::uint32_t* status) {
   extern __shared__ __align__(16) std::uint8_t shared[];
   __shared__ DecodeShared s;
-  const DeviceDecode::Chunk c = batch.chunk[blockIdx.x];
+  DeviceDecode::Chunk c = batch.chunk[blockIdx.x];
+  if (c.of) find_in_part(c);
   Arena arena{shared, shared_bytes, scratch + c.spill_at};
   const std::uint8_t* code = c.code;
   const bool large_enough = c.bytes >= header_bytes && c.bytes % 4 == 0;

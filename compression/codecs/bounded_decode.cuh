@@ -65,6 +65,28 @@ struct DeviceSource {
   std::uint8_t* late;  // [late_bytes]
 };
 
+// The code of a chunk of a part; no bytes where its sizes leave it none. Each warp for itself.
+__device__ inline void find_in_part(DeviceDecode::Chunk& c) {
+  const std::uint64_t header = 8 * (1 + std::uint64_t{c.of}), room = c.bytes - header;
+  if (c.number >= c.of || c.bytes < header) {
+    c.bytes = 0;
+    return;
+  }
+  const auto* sizes = reinterpret_cast<const std::uint64_t*>(c.code + 8);
+  const std::uint64_t size = sizes[c.number];
+  unsigned long long before = 0;
+  bool good = size <= room;
+  for (std::uint32_t k = threadIdx.x % 32; k < c.number; k += 32) {
+    const std::uint64_t other = sizes[k];
+    good = good && other <= room && other % 4 == 0;
+    before += other;
+  }
+  before = warp_sum(before);
+  good = __all_sync(all_lanes, good) && before <= room && size <= room - before;
+  c.code += header + (good ? before : 0);
+  c.bytes = good ? static_cast<std::uint32_t>(size) : 0;
+}
+
 // By one thread: where its parts lie. False: it cannot be one.
 __device__ inline bool parse_stream(DeviceSource& t, const std::uint8_t* bytes, std::uint64_t size) {
   DeviceReader in{bytes, bytes + size, false};

@@ -32,6 +32,12 @@ struct DeviceChunk {
 };
 constexpr std::size_t piece_values = 8192;  // at least; a piece is whole rows
 
+// A CodePart (bounded.h).
+struct DevicePart {
+  std::uint64_t at = 0, bytes = 0;
+  std::uint32_t first = 0, chunks = 0;  // chunks by their number
+};
+
 struct DeviceEncode {
   const DeviceChunk* chunks = nullptr;  // in host memory, in the order of their pieces
   std::size_t count = 0, pieces = 0;
@@ -39,6 +45,8 @@ struct DeviceEncode {
   std::uint8_t* out = nullptr;
   std::uint64_t* sizes = nullptr;
   std::uint8_t* scratch = nullptr;
+  const DevicePart* parts = nullptr;  // in host memory
+  std::size_t part_count = 0;         // 0: bare codes
 };
 
 struct PieceRange {
@@ -71,6 +79,7 @@ struct DeviceDecode {
     float* rows = nullptr;
     std::uint64_t spill_at = 0;  // in the scratch memory
     std::uint32_t bytes = 0, n = 0, dim = 1, stride = 1;
+    std::uint32_t of = 0, number = 0;  // as CodedChunk's
   };
   const Chunk* chunks = nullptr;  // in host memory
   std::size_t count = 0;

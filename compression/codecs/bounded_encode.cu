@@ -13,7 +13,7 @@ using namespace coding;
 
 constexpr std::size_t shared_memory = 216 * 1024, shared_small = 64 * 1024;
 // Descriptions travel as kernel arguments, of at most 32 KiB; a launch with 4 KiB takes less time.
-constexpr std::size_t chunks_a_launch = 400, few_chunks = 48;
+constexpr std::size_t chunks_a_launch = 400, few_chunks = 48, most_parts = 128;
 
 template <std::size_t most>
 struct Batch {
@@ -222,6 +222,64 @@ __global__ void __launch_bounds__(256)
     to[i] = from[i];
 }
 
+struct Parts {
+  DevicePart part[most_parts];
+  std::uint32_t count;
+};
+
+__device__ unsigned long long sum_of(const std::uint64_t* sizes, std::uint32_t first, std::uint32_t end) {
+  unsigned long long sum = 0;
+  for (std::uint32_t k = first + threadIdx.x % 32; k < end; k += 32) sum += sizes[k];
+  return warp_sum(sum);
+}
+
+// What comes before the codes of a part, by one block.
+__device__ void put_part_header(const Parts& parts, const DevicePart& own, const std::uint64_t* sizes,
+                                std::uint8_t* out) {
+  bool lacks = false;
+  for (std::uint32_t p = threadIdx.x / 32; p < parts.count; p += 8) {
+    const DevicePart& part = parts.part[p];
+    const std::uint64_t header = 8 * (1 + std::uint64_t{part.chunks});
+    lacks = lacks || sum_of(sizes, part.first, part.first + part.chunks) > (part.bytes ? part.bytes - header : 0);
+  }
+  lacks = __syncthreads_or(lacks);
+  if (own.bytes == 0) return;
+  auto* to = reinterpret_cast<std::uint64_t*>(out + own.at);
+  if (threadIdx.x == 0) to[0] = lacks;
+  for (std::uint32_t k = threadIdx.x; k < own.chunks; k += 256) to[1 + k] = sizes[own.first + k];
+}
+
+// As compact_kernel, into parts; behind the chunks' blocks, one for the header of each part.
+__global__ void __launch_bounds__(256)
+    parts_kernel(Tables t, const std::uint8_t* slots, const std::uint64_t* sizes, std::uint8_t* out,
+                 std::uint32_t chunks, const __grid_constant__ Parts parts) {
+  if (blockIdx.x >= chunks) {
+    if (blockIdx.y == 0) put_part_header(parts, parts.part[blockIdx.x - chunks], sizes, out);
+    return;
+  }
+  std::uint32_t p = 0;
+  while (blockIdx.x >= parts.part[p].first + parts.part[p].chunks) ++p;
+  const DevicePart& part = parts.part[p];
+  const std::uint64_t begin = 8 * (1 + std::uint64_t{part.chunks}) + sum_of(sizes, part.first, blockIdx.x),
+                      size = sizes[blockIdx.x];
+  if (begin + size > part.bytes) return;
+  const auto* from = reinterpret_cast<const std::uint32_t*>(slots + t.chunks[blockIdx.x].slot_at);
+  auto* to = reinterpret_cast<std::uint32_t*>(out + part.at + begin);
+  for (std::uint64_t i = std::uint64_t{blockIdx.y} * 256 + threadIdx.x; i < size / 4;
+       i += std::uint64_t{gridDim.y} * 256)
+    to[i] = from[i];
+}
+
+void launch_parts(const DeviceEncode& job, const Tables& t, const std::uint8_t* slots, unsigned blocks,
+                  cudaStream_t stream) {
+  Parts parts;
+  parts.count = static_cast<std::uint32_t>(job.part_count);
+  std::memcpy(parts.part, job.parts, job.part_count * sizeof(DevicePart));
+  parts_kernel<<<dim3(static_cast<unsigned>(job.count) + parts.count, blocks), 256, 0, stream>>>(
+      t, slots, job.sizes, job.out, static_cast<std::uint32_t>(job.count), parts);
+  check_launch("codes into parts");
+}
+
 // Descriptions to the device, and the ranges of their pieces.
 template <std::size_t most>
 void launch_ranges(const DeviceChunk* chunks, std::size_t n, bool ranges, const Tables& t, cudaStream_t stream) {
@@ -266,6 +324,7 @@ void encode(const DeviceEncode& job, Place place) {
   if (of[1]) launch(encode_kernel<Family::paper>);
   if (of[2]) launch(encode_kernel<Family::lanes>);
   const unsigned parts = largest <= 65536 ? 1 : ranges ? 4 : 16;
+  if (job.part_count) return launch_parts(job, t, a.slots, parts, stream);
   compact_kernel<<<dim3(static_cast<unsigned>(job.count), parts), 256, 0, stream>>>(t, a.slots, job.sizes, job.out);
   check_launch("codes side by side");
 }

@@ -102,6 +102,17 @@ std::vector<DeviceChunk> describe(std::span<const TableChunk> chunks, std::size_
   return all;
 }
 
+std::vector<DevicePart> describe(std::span<const CodePart> parts) {
+  std::vector<DevicePart> all;
+  std::uint64_t at = 0;
+  std::uint32_t first = 0;
+  for (const CodePart& p : parts) {
+    all.push_back({at, p.bytes, first, static_cast<std::uint32_t>(p.chunks)});
+    at += p.bytes, first += static_cast<std::uint32_t>(p.chunks);
+  }
+  return all;
+}
+
 }  // namespace
 
 std::size_t Bounded::scratch_bytes(std::span<const TableChunk> chunks) const {
@@ -111,7 +122,7 @@ std::size_t Bounded::scratch_bytes(std::span<const TableChunk> chunks) const {
 }
 
 void encode_on_device(const BoundedOptions& options, std::span<const TableChunk> chunks, const Buffer& out,
-                      const Buffer& sizes, const Buffer& scratch) {
+                      const Buffer& sizes, const Buffer& scratch, std::span<const CodePart> parts) {
   if (chunks.empty()) return;
   refuse_checksum(options);
   DeviceEncode job;
@@ -137,6 +148,9 @@ void encode_on_device(const BoundedOptions& options, std::span<const TableChunk>
   job.out = static_cast<std::uint8_t*>(out.data);
   job.sizes = static_cast<std::uint64_t*>(sizes.data);
   job.scratch = static_cast<std::uint8_t*>(scratch.data);
+  const std::vector<DevicePart> described_parts = describe(parts);
+  job.parts = described_parts.data();
+  job.part_count = described_parts.size();
   if (scratch.place.device != out.place.device || scratch.bytes() < encode_tables(job.count, job.pieces) + bytes)
     throw Error(ExitCode::bug, "codec bounded", "its scratch memory is too small, or elsewhere");
   encode_bounded(job, out.place);
@@ -162,11 +176,13 @@ void decode_on_device(const BoundedOptions& options, std::span<const CodedChunk>
     d.spill_at = bytes;
     // Bytes of another rank's telling may end anywhere, and what lies behind them begins there: a code of no bytes is
     // bad.
-    const bool can_be = c.bytes >> 32 == 0 && reinterpret_cast<std::uintptr_t>(c.code) % 4 == 0;
+    const bool can_be = c.bytes >> 32 == 0 && reinterpret_cast<std::uintptr_t>(c.code) % (c.of ? 8 : 4) == 0;
     d.bytes = can_be ? static_cast<std::uint32_t>(c.bytes) : 0;
     d.n = static_cast<std::uint32_t>(c.n);
     d.dim = static_cast<std::uint32_t>(c.dim);
     d.stride = static_cast<std::uint32_t>(stride);
+    d.of = static_cast<std::uint32_t>(c.of);
+    d.number = static_cast<std::uint32_t>(c.number);
     described.push_back(d);
     bytes += decode_spill(c.n, c.dim);
   }

@@ -8,7 +8,7 @@ namespace trireme {
 void check_size(std::size_t n, std::size_t dim, std::size_t stride);
 
 void encode_on_device(const BoundedOptions& options, std::span<const TableChunk> chunks, const Buffer& out,
-                      const Buffer& sizes, const Buffer& scratch);
+                      const Buffer& sizes, const Buffer& scratch, std::span<const CodePart> parts);
 void decode_on_device(const BoundedOptions& options, std::span<const CodedChunk> chunks, Place place,
                       std::uint32_t* status, const Buffer& scratch);
 

@@ -51,10 +51,11 @@ std::string Coder::codec_of(std::int64_t table) const {
   return codecs_.empty() ? "raw" : codecs_[std::size_t(table)]->options().codec;
 }
 
-ShardedTables::CodingOf Coder::forward(const std::vector<std::int64_t>& mine, std::int64_t step) const {
+ShardedTables::CodingOf Coder::forward(const std::vector<std::int64_t>& mine, std::int64_t step, bool training) const {
   if (!forward_on()) return {};
-  return [this, &mine, step](const at::Tensor& rows) {
+  return [this, &mine, step, training](const at::Tensor& rows) {
     Coding c;
+    c.in_room = training && has_room();
     c.codec = codecs_.front(), c.simulate = config_.forward.simulate;
     const auto n = std::int64_t(mine.size());
     for (std::int64_t k = 0; k < rows.size(0); ++k) {
@@ -67,10 +68,11 @@ ShardedTables::CodingOf Coder::forward(const std::vector<std::int64_t>& mine, st
   };
 }
 
-ShardedTables::CodingOf Coder::backward() const {
+ShardedTables::CodingOf Coder::backward(bool training) const {
   if (!backward_on()) return {};
-  return [this](const at::Tensor& gradient) {
+  return [this, training](const at::Tensor& gradient) {
     Coding c;
+    c.in_room = training && has_room();
     c.codec = &*backward_, c.simulate = config_.backward.simulate;
     for (std::int64_t k = 0; k < gradient.size(0); ++k) {
       c.bounds.push_back(float(config_.backward.bound));

@@ -27,8 +27,11 @@ class Coder {
   double factor(std::int64_t step) const { return bounds_.factor(step, steps_); }
 
   // rows [ranks * mine, b, d], destination by destination: for start_fetch(). Empty where nothing is coded.
-  ShardedTables::CodingOf forward(const std::vector<std::int64_t>& mine, std::int64_t step) const;
-  ShardedTables::CodingOf backward() const;
+  // training: in room of a fixed size, if the configuration says so.
+  ShardedTables::CodingOf forward(const std::vector<std::int64_t>& mine, std::int64_t step,
+                                  bool training = false) const;
+  ShardedTables::CodingOf backward(bool training = false) const;
+  bool has_room() const { return config_.sizes == "capacity"; }
 
  private:
   void choose(const DataConfig& data, std::int64_t tables);

@@ -2,8 +2,8 @@
 // owner only adds them up. Of each group one row is left, at its first sample, and zeros elsewhere, which a codec that
 // knows equal rows sends for next to nothing. The sum of n goes divided by sqrt(n), which the owner undoes: of
 // gradients of random sign it has the range of one, and its error grows as that of n gradients that are rounded one by
-// one. Gradients that agree have sqrt(n) times the range, and so the bound that is a share of it. Samples that asked for
-// no row (an empty bag) have zeros too: their owner would drop what came.
+// one. Gradients that agree have sqrt(n) times the range, and so the bound that is a share of it. Samples that asked
+// for no row (an empty bag) have zeros too: their owner would drop what came.
 #pragma once
 #include <cstdint>
 #include <vector>

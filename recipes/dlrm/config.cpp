@@ -69,6 +69,9 @@ void CompressionConfig::fields(Fields& f) {
   f.choice("choose", choose, {"given", "link"},
            "given: code what has a codec; link: only where that is faster, by a measurement at the start that the run "
            "keeps");
+  f.choice("sizes", sizes, {"exact", "capacity"},
+           "exact: go ahead of the codes; capacity: before them, in a message as long as lately needed and an eighth "
+           "more, and a step that needs more sends its codes again as with exact");
   f("strict", strict, "check every value after rounding: the bound holds to the last bit");
   f("checksum", checksum, "codes carry a CRC32C");
   f("eval", eval, "compress in evaluation as well");

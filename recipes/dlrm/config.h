@@ -56,7 +56,7 @@ struct CompressionConfig {
   ForwardConfig forward;
   BackwardConfig backward;
   bool strict = true, checksum = false, eval = false;
-  std::string nonfinite = "raw", choose = "given";
+  std::string nonfinite = "raw", choose = "given", sizes = "exact";
   void fields(Fields& f);
 };
 

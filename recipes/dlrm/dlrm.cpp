@@ -61,20 +61,20 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     if (part_ == 0) tables_->forget();
     coder_->run_length(c.steps);
     choose_by_link(batch, c);
-    const auto gradient_known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward()); };
+    const auto gradient_known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward(true)); };
     const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
     const at::Tensor logits =
-        forward(batch, ids_for(batch, c), c, coder_->forward(tables_->mine(), c.now.step), gradient_known);
+        forward(batch, ids_for(batch, c), c, coder_->forward(tables_->mine(), c.now.step, true), gradient_known);
     const at::Tensor share = binary_loss(logits.to(c.param_type()), label.view({-1}), double(label.size(0) * c.size()));
     c.backward({&share, 1});
     tables_->finish_return();
-    report(c);
     return share.detach() + tables_->blame();
   }
 
   void update(const Step& s, Context& c) override {
     c.step_optimizers(s);
     tables_->update(lr_of_tables(s, c), c.skip(), c.replayed([this, &c] { return lr_of_tables(c.now, c); }));
+    report(c);
   }
 
   std::optional<std::string> why_not_recorded(const Context&) const override {
@@ -144,6 +144,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
                       "put it back, or use --fresh to start over");
     if (ar.has("exchange")) ar.text("exchange", exchange_);
     send_as_chosen();
+    if (coder_->has_room()) tables_->room_state(ar);
     tables_->state(ar);
   }
 
@@ -291,14 +292,16 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   }
 
   at::Tensor forward(const Batch& batch, ShardedTables::Ids ids, Context& c, const ShardedTables::CodingOf& coding,
-                     std::function<void(const at::Tensor&)> gradient_known) {
+                     const std::function<void(const at::Tensor&)>& gradient_known) {
     tables_->start_fetch(std::move(ids), coding);
     if (gradient_known && coder_->combines()) tables_->combine_gradients();
     if (gradient_known && c.accumulate() == 1) tables_->prepare_update();
     const at::Tensor x = model_->bottom(to_device(batch.columns.at("dense"), c.device()).to(c.param_type()));
     at::Tensor rows = tables_->finish_fetch();
     if (gradient_known) rows.requires_grad_();
-    return model_->top(x, rows, tables_->places(), std::move(gradient_known));
+    at::Tensor logits = model_->top(x, rows, tables_->places(), gradient_known);
+    if (tables_->settle_fetch()) logits = model_->top(x, rows, tables_->places(), gradient_known);
+    return logits;
   }
 
   static void add(Judged& judged, const Batch& batch, const at::Tensor& logits, std::int64_t n) {
@@ -332,6 +335,24 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     if (all[3] > 0) c.log("backward_ratio", all[2] / all[3]);
     c.log("bound_factor", coder_->factor(c.now.step));
     if (coder_->forward_on()) report_tables(c);
+    if (coder_->has_room()) report_room(c);
+  }
+
+  void report_room(Context& c) {
+    std::array<double, 4> use{};  // forward and backward: room, needed
+    Room* rooms[] = {&tables_->forward().room(), &tables_->backward().room()};
+    for (std::size_t k = 0; k < 2; ++k) {
+      const RoomUse u = rooms[k]->take_use();
+      use[2 * k] = u.room, use[2 * k + 1] = u.needed;
+    }
+    c.comm("control").all_reduce({use.data(), use.size(), DType::f64}, Op::sum).wait();
+    for (std::size_t k = 0; k < 2; ++k) {
+      if (use[2 * k] == 0) continue;
+      const std::string name = k == 0 ? "forward" : "backward";
+      c.log(name + "_capacity", use[2 * k]);
+      c.log(name + "_fill", use[2 * k + 1] / use[2 * k]);
+      c.log(name + "_overflows", double(rooms[k]->overflows()));
+    }
   }
 
   // Of this step's rows, as they left for other ranks.

@@ -4,6 +4,8 @@
 #include "framework/base/tensor.h"
 
 #include <algorithm>
+#include <cstring>
+#include <limits>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -11,13 +13,18 @@
 namespace trireme::dlrm {
 namespace {
 
-at::Tensor room(const at::Tensor& have, std::size_t bytes, at::Device device) {
+at::Tensor at_least(const at::Tensor& have, std::size_t bytes, at::Device device) {
   if (have.defined() && have.nbytes() >= bytes) return have;
   return at::empty({std::int64_t(bytes)}, at::TensorOptions(device).dtype(at::kByte));
 }
 
 std::size_t first_of(const std::vector<std::size_t>& chunks, int rank) {
   return std::accumulate(chunks.begin(), chunks.begin() + rank, std::size_t{0});
+}
+
+std::size_t bytes_of(const std::vector<CodePart>& parts) {
+  return std::accumulate(parts.begin(), parts.end(), std::size_t{0},
+                         [](std::size_t sum, const CodePart& p) { return sum + p.bytes; });
 }
 
 Buffer bytes_of(const at::Tensor& t, std::size_t n) {
@@ -36,7 +43,7 @@ BadChunk::BadChunk(int from, std::size_t k, const std::string& why)
 
 RowExchange::RowExchange(Communicator& rows, Communicator& sizes, std::vector<std::size_t> to,
                          std::vector<std::size_t> from)
-    : rows_(rows), sizes_(sizes), to_(std::move(to)), from_(std::move(from)) {}
+    : rows_(rows), sizes_(sizes), to_(std::move(to)), from_(std::move(from)), room_(rows.size()) {}
 
 std::vector<std::size_t> RowExchange::values(const std::vector<std::size_t>& chunks) const {
   std::vector<std::size_t> n;
@@ -45,19 +52,23 @@ std::vector<std::size_t> RowExchange::values(const std::vector<std::size_t>& chu
 }
 
 void RowExchange::start(const at::Tensor& send, const at::Tensor& recv, const Coding& coding) {
-  send_ = send, recv_ = recv, codec_ = nullptr;
+  send_ = send, recv_ = recv, coding_ = coding;
+  coded_ = coding.codec && !coding.simulate;
+  settled_ = !coded_ || !coding.in_room || here_ || rows_.size() == 1 || rows_.size() > int(most_code_parts);
+  in_room_ = !settled_ && room_.known_for(recv.size(1) * recv.size(2));
   const auto me = std::size_t(rows_.rank());
   const double chunk = double(recv.size(1) * recv.size(2)) * double(recv.element_size());
   const double plain = double(std::size_t(send.size(0)) - to_[me]) * chunk;
   bytes_.plain += plain;
   send_sizes_.assign(std::size_t(send.size(0)), std::uint64_t(chunk));
-  if (coding.codec) encode(coding);
-  if (!codec_) {
-    bytes_.sent += plain;
-    if (here_) return keep_values();
-    work_ = rows_.all_to_all(buffer_of(send_), values(to_), buffer_of(recv_), values(from_));
-    return;
-  }
+  if (coding_.codec) encode();
+  if (coded_) return in_room_ ? send_parts() : start_coded();
+  bytes_.sent += plain;
+  if (here_) return keep_values();
+  work_ = rows_.all_to_all(buffer_of(send_), values(to_), buffer_of(recv_), values(from_));
+}
+
+void RowExchange::start_coded() {
   if (!send_.is_cpu()) return;  // in finish()
   if (here_) return keep_codes();
   send_sizes();
@@ -86,7 +97,7 @@ void RowExchange::keep_codes() {
   for (std::size_t k = 0, next = 0; k < recv_sizes_.size(); ++k)
     if (!own(from_, k)) total += std::int64_t(recv_sizes_[k] = coded[next++ % coded.size()]);
   const auto period = std::accumulate(coded.begin(), coded.end(), std::int64_t{0});
-  received_ = room(received_, std::max<std::size_t>(std::size_t(total), 4), recv_.device());
+  received_ = at_least(received_, std::max<std::size_t>(std::size_t(total), 4), recv_.device());
   for (std::int64_t at = 0; at < total; at += period) {
     const std::int64_t some = std::min(period, total - at);
     received_.narrow(0, at, some).copy_(encoded_.narrow(0, 0, some), /*non_blocking=*/true);
@@ -102,7 +113,7 @@ void RowExchange::send_sizes() {
                             {recv_sizes_.data(), recv_sizes_.size(), DType::i64}, from_);
 }
 
-void RowExchange::encode(const Coding& coding) {
+void RowExchange::encode() {
   const auto n = std::size_t(send_.size(1)), d = std::size_t(send_.size(2));
   const std::size_t mine = first_of(to_, rows_.rank()), end = mine + to_[std::size_t(rows_.rank())];
   const std::size_t there = first_of(from_, rows_.rank());
@@ -111,45 +122,132 @@ void RowExchange::encode(const Coding& coding) {
   std::vector<TableChunk> chunks(std::size_t(send_.size(0)));
   for (std::size_t k = 0; k < chunks.size(); ++k) {
     TableChunk& c = chunks[k];
-    c.rows = from + k * n * d, c.n = n, c.dim = d, c.scope = coding.scopes[k];
-    c.bound = coding.bounds[k];
-    if (!coding.codecs.empty()) c.as = coding.codecs[k];
-    if (coding.simulate)
+    c.rows = from + k * n * d, c.n = n, c.dim = d, c.scope = coding_.scopes[k];
+    c.bound = coding_.bounds[k];
+    if (!coding_.codecs.empty()) c.as = coding_.codecs[k];
+    if (coding_.simulate)
       chunks[k].self = from + k * n * d;
     else if (k >= mine && k < end)
       chunks[k].self = to + (there + k - mine) * n * d;
   }
-  const Bounded* codec = coding.codec;
-  if (send_.is_cpu()) {
-    encoded_ = room(encoded_, codec->max_bytes(n, d) * chunks.size(), send_.device());
-    std::vector<std::uint64_t> sizes(chunks.size());
-    codec->encode(chunks, buffer_of(encoded_), {sizes.data(), sizes.size(), DType::i64});
-    if (!coding.simulate) send_sizes_ = std::move(sizes);
-  } else {
-    if (!chunks.empty()) encode_on_device(chunks, *codec);
-    if (coding.simulate && side_) side_->lead();
-  }
-  if (!coding.simulate) codec_ = codec;
+  if (!send_.is_cpu()) return encode_on_device(chunks);
+  const auto into = in_room_ ? parts(to_, room_.to()) : std::vector<CodePart>();
+  encoded_ = at_least(encoded_, in_room_ ? bytes_of(into) : coding_.codec->max_bytes(n, d) * chunks.size(), at::kCPU);
+  std::vector<std::uint64_t> sizes(chunks.size());
+  coding_.codec->encode(chunks, buffer_of(encoded_), {sizes.data(), sizes.size(), DType::i64}, {}, into);
+  if (coded_) send_sizes_ = std::move(sizes);
 }
 
-void RowExchange::encode_on_device(std::span<const TableChunk> chunks, const Bounded& codec) {
+void RowExchange::encode_on_device(std::span<const TableChunk> chunks) {
   const at::TensorOptions longs = at::TensorOptions().dtype(at::kLong);
   const auto n = std::int64_t(chunks.size());
+  const Bounded& codec = *coding_.codec;
   if (!side_) side_.emplace(send_.device());
   if (!coded_sizes_.defined() || coded_sizes_.numel() != n) coded_sizes_ = at::empty({n}, longs.pinned_memory(true));
-  side_->follow();
+  side_->follow();  // also where there is nothing to code: `recv` is of the current stream
   side_->run([&] {
-    encoded_ = room(encoded_, codec.max_bytes(chunks[0].n, chunks[0].dim) * chunks.size(), send_.device());
-    scratch_ = room(scratch_, codec.scratch_bytes(chunks), send_.device());
+    const auto into = in_room_ ? parts(to_, room_.to()) : std::vector<CodePart>();
+    const std::size_t most = chunks.empty() ? 4 : codec.max_bytes(chunks[0].n, chunks[0].dim) * chunks.size();
+    encoded_ = at_least(encoded_, in_room_ ? bytes_of(into) : most, send_.device());
+    if (chunks.empty()) return void(encoded_.zero_());  // parts of nothing
+    scratch_ = at_least(scratch_, codec.scratch_bytes(chunks), send_.device());
     const at::Tensor sizes = at::empty({n}, longs.device(send_.device()));
-    codec.encode(chunks, buffer_of(encoded_), buffer_of(sizes), buffer_of(scratch_));
+    codec.encode(chunks, buffer_of(encoded_), buffer_of(sizes), buffer_of(scratch_), into);
     coded_sizes_.copy_(sizes, /*non_blocking=*/true);
   });
   side_->mark();
+  if (coding_.simulate) side_->lead();
 }
 
+// ---- in room ----
+
+std::vector<CodePart> RowExchange::parts(const std::vector<std::size_t>& chunks,
+                                         const std::vector<std::int64_t>& room) const {
+  std::vector<CodePart> all;
+  for (std::size_t r = 0; r < chunks.size(); ++r)
+    all.push_back(
+        {chunks[r], r == std::size_t(rows_.rank()) ? 0 : CodePart::header_bytes(chunks[r]) + std::size_t(room[r])});
+  return all;
+}
+
+std::vector<std::int64_t> RowExchange::needed() const {
+  std::vector<std::int64_t> bytes;
+  auto size = send_sizes_.begin();
+  for (const std::size_t n : to_)
+    bytes.push_back(std::int64_t(std::accumulate(size, size + std::ptrdiff_t(n), std::uint64_t{0}))),
+        size += std::ptrdiff_t(n);
+  return bytes;
+}
+
+void RowExchange::send_parts() {
+  std::vector<std::size_t> send, recv;
+  for (const CodePart& p : parts(to_, room_.to())) send.push_back(p.bytes);
+  for (const CodePart& p : parts(from_, room_.from())) recv.push_back(p.bytes);
+  const std::size_t out = std::accumulate(send.begin(), send.end(), std::size_t{0}),
+                    in = std::accumulate(recv.begin(), recv.end(), std::size_t{0});
+  bytes_.sent += double(out);
+  received_ = at_least(received_, in, recv_.device());
+  const auto post = [&] { work_ = rows_.all_to_all(bytes_of(encoded_, out), send, bytes_of(received_, in), recv); };
+  side_ ? side_->run(post) : post();
+}
+
+// The first word of each part to the host; then values, which count where all ranks had room.
+void RowExchange::finish_parts() {
+  const auto read = [&] {
+    work_.wait();
+    std::size_t at = 0;
+    const auto all = parts(from_, room_.from());
+    for (std::size_t r = 0; r < all.size(); at += all[r++].bytes)
+      if (all[r].bytes > 0)
+        lacks_.narrow(0, 8 * std::int64_t(r), 8).copy_(received_.narrow(0, std::int64_t(at), 8), /*non_blocking=*/true);
+  };
+  if (!lacks_.defined())
+    lacks_ = at::zeros({8 * rows_.size()}, at::TensorOptions().dtype(at::kByte).pinned_memory(side_.has_value()));
+  if (side_) {
+    side_->run(read);
+    side_->mark();
+    side_->run([this] { decode(); });
+    side_->lead();
+    return;
+  }
+  read();
+  all_had_room() ? decode() : void(recv_.fill_(std::numeric_limits<float>::quiet_NaN()));
+}
+
+bool RowExchange::all_had_room() const {
+  bool all = room_.enough(needed());
+  for (int r = 0; r < rows_.size(); ++r) {
+    std::uint64_t lacks;
+    std::memcpy(&lacks, lacks_.const_data_ptr<std::uint8_t>() + 8 * r, sizeof lacks);
+    if (lacks > 1) throw BadChunk(r, 0, "what should stand before the codes does not");
+    all = all && lacks == 0;
+  }
+  return all;
+}
+
+bool RowExchange::settle() {
+  if (std::exchange(settled_, true)) return false;
+  std::optional<bool> fitted;
+  if (std::exchange(in_room_, false)) {
+    if (side_) side_->wait_host(), take_sizes();
+    fitted = all_had_room();
+    if (!*fitted) {
+      encode();
+      start_coded();
+      finish_coded();
+    } else if (status_.defined()) {
+      bad_ = bad_.defined() ? at::maximum(bad_, status_) : status_;
+    }
+  }
+  bytes_.sent += room_.note(needed(), fitted, sizes_);
+  send_ = recv_ = at::Tensor();
+  return fitted && !*fitted;
+}
+
+// ---- sizes, then codes ----
+
 Work RowExchange::send_payload() {
-  const std::size_t most = codec_->max_bytes(std::size_t(recv_.size(1)), std::size_t(recv_.size(2)));
+  const std::size_t most = coding_.codec->max_bytes(std::size_t(recv_.size(1)), std::size_t(recv_.size(2)));
   std::vector<std::size_t> send, recv;
   std::size_t at = 0;
   for (const std::size_t n : to_) {
@@ -170,7 +268,7 @@ Work RowExchange::send_payload() {
     }
   }
   const std::size_t total = std::accumulate(recv.begin(), recv.end(), std::size_t{0});
-  received_ = room(received_, std::max<std::size_t>(total, 4), recv_.device());
+  received_ = at_least(received_, std::max<std::size_t>(total, 4), recv_.device());
   return rows_.all_to_all(bytes_of(encoded_, std::accumulate(send.begin(), send.end(), std::size_t{0})), send,
                           bytes_of(received_, total), recv);
 }
@@ -181,33 +279,47 @@ int RowExchange::source_of(std::size_t chunk) const {
   return r;
 }
 
-void RowExchange::decode() {
+// Codes as they came; `number`: which of all chunks each is.
+std::vector<CodedChunk> RowExchange::arrived(std::vector<std::size_t>& number) {
   const auto n = std::size_t(recv_.size(1)), d = std::size_t(recv_.size(2));
-  const std::size_t mine = first_of(from_, rows_.rank()), end = mine + from_[std::size_t(rows_.rank())];
+  const auto came_in = in_room_ ? parts(from_, room_.from()) : std::vector<CodePart>();
   std::vector<CodedChunk> chunks;
   const auto* code = received_.const_data_ptr<std::uint8_t>();
   auto* to = recv_.data_ptr<float>();
-  std::vector<std::size_t> number;
-  for (std::size_t k = 0; k < recv_sizes_.size(); ++k) {
-    if (k >= mine && k < end) continue;
-    chunks.push_back({code, std::size_t(recv_sizes_[k]), to + k * n * d, n, d});
-    number.push_back(k);
-    code += recv_sizes_[k];
+  std::size_t k = 0;
+  for (std::size_t r = 0; r < from_.size(); ++r) {
+    for (std::size_t i = 0; i < from_[r]; ++i, ++k) {
+      if (r == std::size_t(rows_.rank())) continue;
+      CodedChunk c{code, in_room_ ? came_in[r].bytes : std::size_t(recv_sizes_[k]), to + k * n * d, n, d};
+      if (in_room_)
+        c.of = from_[r], c.number = i;
+      else
+        code += recv_sizes_[k];
+      chunks.push_back(c);
+      number.push_back(k);
+    }
+    if (in_room_) code += came_in[r].bytes;
   }
+  return chunks;
+}
+
+void RowExchange::decode() {
+  std::vector<std::size_t> number;
+  const std::vector<CodedChunk> chunks = arrived(number);
   if (recv_.is_cpu()) {
     for (std::size_t i = 0; i < chunks.size(); ++i) try {
-        codec_->decode({&chunks[i], 1});
+        coding_.codec->decode({&chunks[i], 1});
       } catch (const CommError& e) {
         const int source = source_of(number[i]);
         throw BadChunk(source, number[i] - first_of(from_, source), e.what());
       }
     return;
   }
-  const at::Tensor status = at::zeros({1}, at::TensorOptions(recv_.device()).dtype(at::kInt));
-  scratch_ = room(scratch_, codec_->decode_scratch_bytes(chunks), recv_.device());
-  codec_->decode(chunks, buffer_of(recv_).place, reinterpret_cast<std::uint32_t*>(status.data_ptr<int>()),
-                 buffer_of(scratch_));
-  bad_ = bad_.defined() ? at::maximum(bad_, status) : status;
+  status_ = at::zeros({1}, at::TensorOptions(recv_.device()).dtype(at::kInt));
+  scratch_ = at_least(scratch_, coding_.codec->decode_scratch_bytes(chunks), recv_.device());
+  coding_.codec->decode(chunks, buffer_of(recv_).place, reinterpret_cast<std::uint32_t*>(status_.data_ptr<int>()),
+                        buffer_of(scratch_));
+  if (!in_room_) bad_ = bad_.defined() ? at::maximum(bad_, status_) : status_;
 }
 
 std::optional<std::size_t> RowExchange::take_bad() {
@@ -217,31 +329,31 @@ std::optional<std::size_t> RowExchange::take_bad() {
 }
 
 void RowExchange::finish() {
-  if (codec_ && !recv_.is_cpu()) {
-    finish_on_device();
-  } else {
-    work_.wait();
-    if (codec_) decode();
-  }
-  send_ = recv_ = at::Tensor();
+  if (in_room_) return finish_parts();
+  finish_coded();
+  if (settled_) send_ = recv_ = at::Tensor();
+}
+
+void RowExchange::finish_coded() {
+  if (coded_ && !recv_.is_cpu()) return finish_on_device();
+  work_.wait();
+  if (coded_) decode();
+}
+
+void RowExchange::take_sizes() {
+  const auto* s = coded_sizes_.const_data_ptr<std::int64_t>();
+  send_sizes_.assign(s, s + coded_sizes_.numel());
 }
 
 // The one wait of the host for this direction: how much travels.
 void RowExchange::finish_on_device() {
-  if (!side_) side_.emplace(recv_.device());
-  if (!send_sizes_.empty()) {
-    side_->wait_host();
-    const auto* s = coded_sizes_.const_data_ptr<std::int64_t>();
-    send_sizes_.assign(s, s + coded_sizes_.numel());
-  } else {
-    side_->follow();  // nothing was coded here, and `recv` is of the current stream
-  }
+  side_->wait_host();
+  take_sizes();
   if (!here_) {
     send_sizes();
     work_.wait();
   }
   side_->run([&] {
-    encoded_ = room(encoded_, 4, recv_.device());  // a rank without tables has coded nothing
     if (here_) {
       keep_codes();
     } else {

@@ -130,6 +130,7 @@ ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
 
 void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
   at::NoGradGuard no_grad;
+  settle_return();
   current_ = std::move(ids);
   current_.work.wait();
   const std::int64_t b = current_.b, n = std::int64_t(held_->size());
@@ -180,12 +181,19 @@ at::Tensor ShardedTables::finish_fetch() {
   return std::exchange(rows_, at::Tensor());
 }
 
+bool ShardedTables::settle_fetch() {
+  try {
+    return forward_->settle();
+  } catch (const BadChunk& e) {
+    name_table(e, owners_.tables[std::size_t(e.rank)].at(e.chunk));
+  }
+}
+
 void ShardedTables::start_return(const at::Tensor& gradient, const CodingOf& coding) {
   at::NoGradGuard no_grad;
   const std::int64_t b = gradient.size(1), n = std::int64_t(held_->size());
   gradient_ = combines_ ? combiner_.combined(gradient) : gradient;
   returned_ = ranks_ == 1 && !coding ? gradient_ : at::empty({ranks_ * n, b, dim_}, gradient.options());
-  returning_ = true;
   backward_->start(gradient_, returned_, coding ? coding(gradient_) : Coding{});
 }
 
@@ -195,7 +203,17 @@ void ShardedTables::finish_return() {
   } catch (const BadChunk& e) {
     name_table(e, mine()[e.chunk]);
   }
-  returning_ = false;
+  returning_ = true;
+}
+
+// As late as may be: what stands in a room may not be there yet.
+void ShardedTables::settle_return() {
+  if (!std::exchange(returning_, false)) return;
+  try {
+    backward_->settle();
+  } catch (const BadChunk& e) {
+    name_table(e, mine()[e.chunk]);
+  }
   const std::int64_t n = std::int64_t(held_->size());
   if (received_groups_) restore(returned_, *received_groups_);
   waiting_.push_back({current_.received, returned_.view({ranks_, n, current_.b, dim_}), current_.sorted});
@@ -203,7 +221,7 @@ void ShardedTables::finish_return() {
 }
 
 at::Tensor ShardedTables::blame() const {
-  const at::Tensor& g = waiting_.back().gradient;
+  const at::Tensor& g = gradient_;
   if (!g.is_cpu()) return g.sum(at::kDouble) * 0;
   const double squares = g.scalar_type() == at::kDouble ? kernels::sum_of_squares(g.const_data_ptr<double>(), g.numel())
                                                         : kernels::sum_of_squares(g.const_data_ptr<float>(), g.numel());
@@ -212,6 +230,7 @@ at::Tensor ShardedTables::blame() const {
 
 void ShardedTables::update(double lr, const at::Tensor& skip, const at::Tensor& device_lr) {
   at::NoGradGuard no_grad;
+  settle_return();
   std::vector<at::Tensor> ids, gradients;
   for (const auto& w : waiting_) ids.push_back(w.ids), gradients.push_back(w.gradient);
   if (sorting_) sorting_->lead();
@@ -221,6 +240,13 @@ void ShardedTables::update(double lr, const at::Tensor& skip, const at::Tensor& 
   else if (!ids.empty())
     held_->update(at::cat(ids), at::cat(gradients), lr, skip, device_lr);
   waiting_.clear();
+}
+
+void ShardedTables::room_state(Archive& ar) {
+  for (const auto& [name, exchange] : {std::pair("forward", &*forward_), std::pair("backward", &*backward_)}) {
+    const Archive::Group group(ar, name);
+    exchange->room().state(ar);
+  }
 }
 
 void ShardedTables::state(Archive& ar) {

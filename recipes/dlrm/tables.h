@@ -45,15 +45,17 @@ class ShardedTables {
   void combine_gradients();
   // These ids will be updated: on a GPU what needs no gradient for that begins now, on a stream of its own.
   void prepare_update();
-  at::Tensor finish_fetch();  // [tables, b, d], the samples of this rank, a leaf
+  // [tables, b, d], the samples of this rank, a leaf. With Coding::in_room they count once settle_fetch() is called,
+  // which puts others in their place and says so where some rank's room was too small.
+  at::Tensor finish_fetch();
+  bool settle_fetch();
 
   // The gradient of what finish_fetch() gave, back to the owners.
   void start_return(const at::Tensor& gradient, const CodingOf& coding);
   void finish_return();
-  bool returning() const { return returning_; }
-  // Are the gradients that came back last finite? Of this rank's tables; an f64 scalar, 0 or NaN.
+  // Are the gradients that went back last finite? Of this rank's samples; an f64 scalar, 0 or NaN.
   at::Tensor blame() const;
-  void forget() { waiting_.clear(); }
+  void forget() { returning_ = false, waiting_.clear(); }
 
   // One update by all gradients that came back since the last. device_lr: f32 scalar in place of lr, or undefined.
   void update(double lr, const at::Tensor& skip, const at::Tensor& device_lr = {});
@@ -63,6 +65,8 @@ class ShardedTables {
   RowExchange& backward() { return *backward_; }
   // Tables move with their state to whoever holds them on another number of ranks.
   void state(Archive& ar);
+  // Of the room of both directions.
+  void room_state(Archive& ar);
 
  private:
   struct Waiting {
@@ -71,6 +75,7 @@ class ShardedTables {
   void sort_on_host(const at::Tensor& ids, at::Tensor& sent) const;
   [[noreturn]] static void refuse(const Table& table, std::int64_t sample, std::int32_t id);
   at::Tensor sort_on_device(const at::Tensor& ids);
+  void settle_return();
   [[noreturn]] void name_table(const BadChunk& e, std::int64_t table) const;
 
   const std::vector<Table> all_;
@@ -89,8 +94,8 @@ class ShardedTables {
   std::optional<SideStream> sorting_;  // of a device
   at::Tensor looked_up_, rows_, gradient_, returned_;
   Ids current_;
-  bool returning_ = false;
-  bool combines_ = false;  // in this step
+  bool returning_ = false;  // gradients that nobody has looked at yet
+  bool combines_ = false;   // in this step
   std::optional<Groups> received_groups_;
   Combiner combiner_;
   std::vector<Waiting> waiting_;
