@@ -3,7 +3,8 @@
 //   --problem "FOLDER 4096,16384,60% [SECONDS]": FOLDER/job.yaml is a configuration of dlrm, FOLDER/arms/NAME.yaml one
 //   for each arm, of which `compression` counts; `none` must be there. Then global batches; N%: the batch at which the
 //   exposed exchange is that share of the step of `none`, found by bisection. SECONDS after its start no batch and no
-//   block begins any more. FOLDER/rows.jsonl has the rows so far after every block, FOLDER/ranks.log when ranks are ready.
+//   block begins any more. FOLDER/rows.jsonl has the rows so far after every block, FOLDER/ranks.log when ranks are
+//   ready.
 // Exposed: a step minus the same with copies in place of both exchanges (`local`). codec_ms: a step that codes and
 // decodes but sends nothing, minus the one with copies. ceiling: speedup if what the arm codes were free.
 #include "bench/bench.h"
@@ -42,7 +43,7 @@ struct Problem {
 
 // The arms that a cut run should have are measured first.
 int order_of(const std::string& arm) {
-  const std::vector<std::string> order = {"none", "both", "forward", "paper", "int4", "int8", "fp16"};
+  const std::vector<std::string> order = {"none", "both", "both-capacity", "forward", "paper", "int4", "int8", "fp16"};
   return int(std::find(order.begin(), order.end(), arm) - order.begin());
 }
 
@@ -257,7 +258,8 @@ class Measurement {
   }
 
  private:
-  nlohmann::json rows_of(std::int64_t batch, const std::vector<std::string>& arms, const std::vector<Cell>& cells) const {
+  nlohmann::json rows_of(std::int64_t batch, const std::vector<std::string>& arms,
+                         const std::vector<Cell>& cells) const {
     const auto find = [&](const std::string& arm, const char* what) -> const Cell& {
       return *std::find_if(cells.begin(), cells.end(), [&](const Cell& c) { return c.arm == arm && c.what == what; });
     };

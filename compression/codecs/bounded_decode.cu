@@ -302,14 +302,14 @@ __device__ void tell_bad(std::uint32_t* status, std::uint32_t number) {
   }
 }
 
-template <std::size_t most>
+template <std::size_t most, bool in_parts>
 __global__ void __launch_bounds__(block_threads, 1)
     decode_kernel(const __grid_constant__ Batch<most> batch, std::uint32_t first, std::uint8_t* scratch,
                   std::uint32_t shared_bytes, std::uint32_t* status) {
   extern __shared__ __align__(16) std::uint8_t shared[];
   __shared__ DecodeShared s;
   DeviceDecode::Chunk c = batch.chunk[blockIdx.x];
-  if (c.of) find_in_part(c);
+  if (in_parts && c.of) find_in_part(c);
   Arena arena{shared, shared_bytes, scratch + c.spill_at};
   const std::uint8_t* code = c.code;
   const bool large_enough = c.bytes >= header_bytes && c.bytes % 4 == 0;
@@ -350,11 +350,13 @@ void launch_decode(const DeviceDecode& job, std::size_t first, std::size_t n, cu
   Batch<most> batch;
   std::memcpy(batch.chunk, job.chunks + first, n * sizeof(DeviceDecode::Chunk));
   std::size_t largest = 0;
+  bool in_parts = false;
   for (std::size_t k = 0; k < n; ++k) {
     const std::size_t values = std::size_t{batch.chunk[k].n} * batch.chunk[k].dim;
     largest = values > largest ? values : largest;
+    in_parts = in_parts || batch.chunk[k].of;
   }
-  const auto kernel = decode_kernel<most>;
+  const auto kernel = in_parts ? decode_kernel<most, true> : decode_kernel<most, false>;
   const std::uint32_t bytes = shared_memory_of(reinterpret_cast<const void*>(kernel), "decoder of rows",
                                                largest <= 8192 ? shared_small : shared_memory, shared_memory);
   kernel<<<static_cast<unsigned>(n), block_threads, bytes, stream>>>(batch, static_cast<std::uint32_t>(first),

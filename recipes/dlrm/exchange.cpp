@@ -186,8 +186,10 @@ void RowExchange::send_parts() {
   const std::size_t out = std::accumulate(send.begin(), send.end(), std::size_t{0}),
                     in = std::accumulate(recv.begin(), recv.end(), std::size_t{0});
   bytes_.sent += double(out);
-  received_ = at_least(received_, in, recv_.device());
-  const auto post = [&] { work_ = rows_.all_to_all(bytes_of(encoded_, out), send, bytes_of(received_, in), recv); };
+  const auto post = [&] {
+    received_ = at_least(received_, in, recv_.device());
+    work_ = rows_.all_to_all(bytes_of(encoded_, out), send, bytes_of(received_, in), recv);
+  };
   side_ ? side_->run(post) : post();
 }
 
@@ -206,9 +208,7 @@ void RowExchange::finish_parts() {
   if (side_) {
     side_->run(read);
     side_->mark();
-    side_->run([this] { decode(); });
-    side_->lead();
-    return;
+    return side_->run([this] { decode(); });
   }
   read();
   all_had_room() ? decode() : void(recv_.fill_(std::numeric_limits<float>::quiet_NaN()));
@@ -362,7 +362,10 @@ void RowExchange::finish_on_device() {
     }
     decode();
   });
-  side_->lead();
+}
+
+void RowExchange::join() {
+  if (side_) side_->lead();
 }
 
 }  // namespace trireme::dlrm

@@ -52,8 +52,9 @@ class RowExchange {
   // codec, `send` is changed by `simulate` only. On a device codes are made, sent and read on a stream of its own, and
   // the host waits for their sizes in finish(): what the caller enqueues between the two runs beside them.
   void start(const at::Tensor& send, const at::Tensor& recv, const Coding& coding);
-  // `recv` is there, but see settle(). Throws BadChunk.
+  // `recv` is there, on a device once join() is called; but see settle(). Throws BadChunk.
   void finish();
+  void join();  // the current stream waits for it
   // Of codes in a room, after finish(): what was in `recv` was nothing to go by, for somebody's room was too small; it
   // is there now. All ranks say the same. On a device it waits for what arrived (only here does the host wait for
   // that), so what is enqueued before need not; neither `send` nor `recv` may have changed.

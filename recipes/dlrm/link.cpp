@@ -37,10 +37,10 @@ ExchangeTimes time_exchange(ShardedTables& tables, const Coder& coder, const at:
       if (coded && coder.combines()) tables.combine_gradients();
       tables.start_return(rows, coded ? coder.backward() : nullptr);
       tables.finish_return();
+      tables.forget();
       settle(rows);
       best[coded] = std::min(best[coded], middle - begin);
       best[2 + coded] = std::min(best[2 + coded], now_ms() - middle);
-      tables.forget();
     }
   (void)tables.forward().take_bytes(), (void)tables.backward().take_bytes();
   c.comm("control").all_reduce({best.data(), best.size(), DType::f64}, Op::max).wait();

@@ -167,25 +167,29 @@ void ShardedTables::prepare_update() {
   sorting_->run([this] { held_->sort(current_.received, current_.b, current_.sorted); });
 }
 
-void ShardedTables::name_table(const BadChunk& e, std::int64_t table) const {
-  throw CommError("step " + std::to_string(context_.now.step + 1) + ", table " + all_[std::size_t(table)].name,
-                  e.what());
+void ShardedTables::name_table(const BadChunk& e, const std::vector<std::int64_t>& sent) const {
+  std::string where = "step " + std::to_string(context_.now.step + 1);
+  if (e.chunk < sent.size()) where += ", table " + all_[std::size_t(sent[e.chunk])].name;
+  throw CommError(where, e.what());
 }
 
 at::Tensor ShardedTables::finish_fetch() {
   try {
     forward_->finish();
+    forward_->join();
   } catch (const BadChunk& e) {
-    name_table(e, owners_.tables[std::size_t(e.rank)][e.chunk]);
+    name_table(e, owners_.tables[std::size_t(e.rank)]);
   }
   return std::exchange(rows_, at::Tensor());
 }
 
 bool ShardedTables::settle_fetch() {
   try {
-    return forward_->settle();
+    if (!forward_->settle()) return false;
+    forward_->join();
+    return true;
   } catch (const BadChunk& e) {
-    name_table(e, owners_.tables[std::size_t(e.rank)].at(e.chunk));
+    name_table(e, owners_.tables[std::size_t(e.rank)]);
   }
 }
 
@@ -201,18 +205,19 @@ void ShardedTables::finish_return() {
   try {
     backward_->finish();
   } catch (const BadChunk& e) {
-    name_table(e, mine()[e.chunk]);
+    name_table(e, mine());
   }
   returning_ = true;
 }
 
-// As late as may be: what stands in a room may not be there yet.
+// As late as may be: what comes may not be there yet.
 void ShardedTables::settle_return() {
   if (!std::exchange(returning_, false)) return;
   try {
     backward_->settle();
+    backward_->join();
   } catch (const BadChunk& e) {
-    name_table(e, mine()[e.chunk]);
+    name_table(e, mine());
   }
   const std::int64_t n = std::int64_t(held_->size());
   if (received_groups_) restore(returned_, *received_groups_);

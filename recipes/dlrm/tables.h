@@ -55,7 +55,7 @@ class ShardedTables {
   void finish_return();
   // Are the gradients that went back last finite? Of this rank's samples; an f64 scalar, 0 or NaN.
   at::Tensor blame() const;
-  void forget() { returning_ = false, waiting_.clear(); }
+  void forget() { settle_return(), waiting_.clear(); }
 
   // One update by all gradients that came back since the last. device_lr: f32 scalar in place of lr, or undefined.
   void update(double lr, const at::Tensor& skip, const at::Tensor& device_lr = {});
@@ -76,7 +76,7 @@ class ShardedTables {
   [[noreturn]] static void refuse(const Table& table, std::int64_t sample, std::int32_t id);
   at::Tensor sort_on_device(const at::Tensor& ids);
   void settle_return();
-  [[noreturn]] void name_table(const BadChunk& e, std::int64_t table) const;
+  [[noreturn]] void name_table(const BadChunk& e, const std::vector<std::int64_t>& sent) const;
 
   const std::vector<Table> all_;
   const std::int64_t dim_;

@@ -114,6 +114,25 @@ TEST_F(DlrmInput, Mistakes) {
   refused({"train", "own.yaml", "--out", "a"}, 3, {"table shop", "has 5 rows", "asks for row 32512"});
 }
 
+// No sizes go ahead (between processes, by MPI): the same losses, and metrics that say how full the room was.
+TEST_F(DlrmInput, RoomOfAFixedSize) {
+  prepare();
+  for (const std::string sizes : {"exact", "capacity"}) {
+    const Outcome o =
+        run({"train", "own.yaml", "--ranks", "2", "--out", sizes, "log_every=1", "compression.sizes=" + sizes});
+    ASSERT_EQ(o.code, 0) << o;
+  }
+  EXPECT_EQ(logged(path("exact")), logged(path("capacity")));
+  for (const std::string way : {"forward", "backward"}) {
+    EXPECT_TRUE(logged(path("exact"), way + "_fill").empty());
+    const auto fill = logged(path("capacity"), way + "_fill"), over = logged(path("capacity"), way + "_overflows");
+    ASSERT_FALSE(fill.empty());
+    EXPECT_GT(fill.back().second, 0.3);
+    EXPECT_LT(over.back().second, 30) << "most steps have enough";
+    EXPECT_GT(logged(path("capacity"), way + "_capacity").back().second, 0);
+  }
+}
+
 // A rank that is killed, and one that announces a code of a size that cannot be: the job ends with one line, its
 // checkpoints are whole, and the same command goes on from them, on as many ranks to the bit, on others nearly.
 TEST_F(DlrmInput, NothingIsLost) {

@@ -93,6 +93,16 @@ class OnDevice {
     for (const auto& m : out_) EXPECT_TRUE(m.guards_whole());
     return c;
   }
+  // The same in parts, which nothing fills before.
+  std::vector<std::uint8_t> parts(std::span<const CodePart> parts) {
+    std::size_t bytes = 0;
+    for (const CodePart& p : parts) bytes += p.bytes;
+    const Memory out(std::vector<std::uint8_t>(bytes, 0));
+    codec_.encode(chunks_, out.buffer(), out_[1].buffer(DType::i64), out_[2].buffer(), parts);
+    const auto all = out.read();
+    EXPECT_TRUE(out.guards_whole());
+    return all;
+  }
   std::vector<float> self(std::size_t k) const { return selves_[k].read<float>(); }
 
  private:
@@ -319,6 +329,55 @@ std::vector<float> rows_with_deep_codes() {
 }
 
 // Runs of rows that come again, near and far, across blocks of vector-LZ; any window.
+// Three parts, of which one stays here and one has no chunk; with room for all, and not.
+TEST(CudaCodec, PartsHaveTheBytesOfTheHost) {
+  NEEDS_GPU;
+  const std::size_t n = 60, dim = 16, chunks = 90;
+  for (const char* codec : {"auto", "dedup_sparse", "huffman", "fp8"}) {
+    const std::vector<float> rows = make_rows("embedding", n * chunks, dim, 3);
+    std::vector<float> self(n * dim);
+    std::vector<TableChunk> all;
+    for (std::size_t k = 0; k < chunks; ++k) {
+      all.push_back(chunk_of(rows, n, dim, 0.03f));
+      all.back().rows += k * n * dim, all.back().scope = std::uint32_t(k % 7);
+    }
+    all[40].self = self.data();
+    const Bounded host({.codec = codec});
+    const Coded bare = encode_chunks({.codec = codec}, all);
+    std::size_t first = 0, last = 0;
+    for (std::size_t k = 0; k < chunks; ++k) (k < 40 ? first : last) += bare.sizes[k];
+    for (const std::size_t lacks : {0, 8}) {
+      const std::vector<CodePart> parts{{40, CodePart::header_bytes(40) + first / 8 * 8 + 64},
+                                        {1, 0},
+                                        {0, CodePart::header_bytes(0)},
+                                        {49, CodePart::header_bytes(49) + (last + 7) / 8 * 8 - lacks}};
+      std::size_t bytes = 0;
+      for (const CodePart& p : parts) bytes += p.bytes;
+      std::vector<std::uint8_t> expected(bytes, 0);
+      std::vector<std::uint64_t> sizes(chunks);
+      host.encode(all, {expected.data(), bytes, DType::u8}, {sizes.data(), chunks, DType::i64}, {}, parts);
+      OnDevice there({.codec = codec}, all);
+      EXPECT_EQ(there.parts(parts), expected) << codec << " " << lacks;
+      if (lacks) continue;
+      const Memory code(expected), back(4 * n * dim * 40), status(4);
+      std::vector<CodedChunk> coded;
+      for (std::size_t k = 0; k < 40; ++k)
+        coded.push_back(
+            {code.data(), parts[0].bytes, reinterpret_cast<float*>(back.data()) + k * n * dim, n, dim, 0, 40, k});
+      const Memory scratch(host.decode_scratch_bytes(coded));
+      host.decode(coded, place(), reinterpret_cast<std::uint32_t*>(status.data()), scratch.buffer());
+      EXPECT_EQ(status.read<std::uint32_t>()[0], 0u) << codec;
+      const std::vector<float> got = back.read<float>();
+      std::vector<float> one(n * dim);
+      for (CodedChunk c : coded) {
+        c.code = expected.data(), c.rows = one.data();
+        host.decode({&c, 1});
+        EXPECT_TRUE(std::equal(one.begin(), one.end(), got.begin() + std::ptrdiff_t(c.number * n * dim))) << codec;
+      }
+    }
+  }
+}
+
 TEST(CudaCodec, VectorLzOfRuns) {
   NEEDS_GPU;
   std::mt19937_64 random(3);

@@ -75,6 +75,11 @@ TEST_F(DlrmGpu, CodesOnTheDevice) {
   ASSERT_EQ(gpu.code, 0) << gpu;
   ASSERT_EQ(run("host", 2, "cpu", both).code, 0);
   expect_near("gpu", "host", 1e-2);  // an ulp in a table may move a code by one
+  Words in_room = both;
+  in_room.push_back("compression.sizes=capacity");
+  const Outcome capacity = run("capacity", 2, "cuda", in_room);
+  ASSERT_EQ(capacity.code, 0) << capacity;
+  expect_near("gpu", "capacity", 0);
   const Words paper{"communicator=mpi", "compression.forward.codec=published"};  // one of two codecs for each table
   const Outcome published = run("published", 2, "cuda", paper);
   ASSERT_EQ(published.code, 0) << published;
