@@ -214,12 +214,15 @@ const Commands::Entry registered(
                     "cache-reference: data as data.file names it, or an experiment (.yaml) or run on it");
        command.text("--out", o->out, "prepared file");
        command.number("--size", o->size, "pixels a side", {8, 1024});
-       command.text("--from", o->from,
-                    "your images: a folder, a CSV of filepath,title, or tars; wordnet, gcide: their place");
-       command.number("--threads", o->threads, "that decode; 0: one a core", {0, 256});
+       command.text(
+           "--from", o->from,
+           "your images: a folder, a CSV of filepath,title, or tars; criteo, table, flights: a file of clicks; "
+           "wordnet, gcide: their place");
+       command.number("--threads", o->threads, "that decode or parse; 0: one a core", {0, 256});
        command.number("--pairs", o->pairs, "scenes: pairs to train on", {1, 2000000000});
        command.number("--held-out", o->held_out, "scenes: pairs beside them", {0, 1000000});
-       command.number("--seed", o->seed, "scenes, arithmetic", {0, 2000000000});
+       command.number("--seed", o->seed, "of scenes, arithmetic, criteo_like, and what --drop-negatives leaves out",
+                      {0, 2000000000});
        command.text("--format", o->format, "scenes: h5, or tar for JPEG tars");
        command.text("--type", o->type, "cache-reference: f16 or f32");
        command.text("--device", o->device, "cache-reference: auto, cpu or cuda");
