@@ -239,6 +239,16 @@ void dump(const Options& o, std::size_t table, const std::vector<at::Tensor>& ba
   }
 }
 
+void write_yaml(const std::string& out, const std::string& yaml) {
+  write_whole(out, [&](const std::string& name) {
+    std::ofstream file(name);
+    file << yaml << std::flush;
+    if (!file) throw DataError(out, "cannot be written", "is the disk full?");
+  });
+  std::printf("wrote %s: train with compression.forward.classes=%s compression.forward.codec=analysis\n", out.c_str(),
+              out.c_str());
+}
+
 int analyze(const Options& o) {
   if (o.what != "analyze") throw UsageError("trireme dlrm", "unknown word '" + o.what + "'", "known: analyze");
   const std::string config_file = o.run + "/config.resolved.yaml";
@@ -294,13 +304,7 @@ int analyze(const Options& o) {
   std::printf("\nGB/s are of f32 on one thread\n");
   if (!o.ranks.empty()) print_whole_job(o, config, *data, weights);
   const std::string out = o.out.empty() ? o.run + "/analysis.yaml" : o.out;
-  write_whole(out, [&](const std::string& name) {
-    std::ofstream file(name);
-    file << yaml_of(all, o) << std::flush;
-    if (!file) throw DataError(out, "cannot be written", "is the disk full?");
-  });
-  std::printf("wrote %s: train with compression.forward.classes=%s compression.forward.codec=analysis\n", out.c_str(),
-              out.c_str());
+  write_yaml(out, yaml_of(all, o));
   return 0;
 }
 
