@@ -61,6 +61,7 @@ TEST_F(DlrmInput, FirstHour) {
   EXPECT_EQ(read_text(path("p.csv")), read_text(path("p3.csv")));
   refused({"export", "a", "--out", "other", "--step", "best"}, 2, {"--step"});
   refused({"eval", "a", "--raw"}, 2, {"--raw"});
+  refused({"export", "a", "--out", "other", "--precision", "bf16"}, 2, {"--precision", "hf, diffusers", "safetensors"});
   for (const Words& of_clip : {Words{"--split", "train"}, {"--protocol", "open_clip"}, {"--classes", "own.csv"}})
     refused({"eval", "a", of_clip[0], of_clip[1]}, 2, {of_clip[0], "leave it out"});
   fs::copy_file(path("own.h5"), path("it's own.h5"));
@@ -95,6 +96,8 @@ TEST_F(DlrmInput, Mistakes) {
   refused({"data", "table", "--from", "own.csv", "--label", "nothing", "--out", "d.h5"}, 3, {"no column nothing"});
   refused({"data", "table", "--from", "own.csv", "--label", "clicked", "--out", "/proc/d.h5"}, 3,
           {"/proc", "no file can be made there", "choose another"});
+  refused({"data", "table", "--from", "own.csv", "--label", "clicked", "--samples", "9", "--out", "d.h5"}, 2,
+          {"knows no --samples", "criteo_like"});
   write_text(path("open.csv"), "clicked,word\n1,a\n0,\"b\n");
   refused({"data", "table", "--from", "open.csv", "--label", "clicked", "--out", "d.h5"}, 3,
           {"open.csv:3", "a quote that does not end", "close it"});

@@ -175,6 +175,9 @@ TEST_F(SweepCommand, ExportsAWinner) {
   EXPECT_TRUE(holds(which.err, "one, two")) << which;
   EXPECT_EQ(trireme({"export", "two", "--format", "peft", "--task", "three", "--out", "best"}).code, 2);
   EXPECT_EQ(trireme({"export", "backbone", "--format", "peft", "--out", "best"}).code, 3);
+  const Outcome gone = trireme({"export", "backbone", "--step", "3", "--out", "best"});
+  EXPECT_EQ(gone.code, 2) << gone;
+  EXPECT_TRUE(holds(gone.err, "backbone has no checkpoint of step 3")) << gone;
   const Outcome done = trireme({"export", "two", "--format", "peft", "--task", "two", "--out", "best"});
   ASSERT_EQ(done.code, 0) << done;
   write_ids(dir() / "ids.safetensors");
