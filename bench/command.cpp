@@ -81,7 +81,7 @@ const Commands::Entry registered({"bench", "one benchmark with its peer arm", []
                                     command.number("--ranks", o->ranks, "ranks of an arm", {1, 1024});
                                     command.text("--problem", o->problem,
                                                  "a part of it, e.g. all_reduce:1048576 of comm");
-                                    command.text("--device", o->device, "cpu or cuda (comm)");
+                                    command.text("--device", o->device, "cpu or cuda");
                                     command.text("--serve", o->serve, "",
                                                  command.hidden);  // of the processes that a benchmark starts
                                     command.text("--arm", o->arm, "", command.hidden);

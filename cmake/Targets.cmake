@@ -209,8 +209,9 @@ if(NOT TRIREME_SANITIZE)
   endif()
   set_target_properties(trireme_codec trireme_torch PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/lib
     INSTALL_RPATH "$ORIGIN" POSITION_INDEPENDENT_CODE ON)
-  install(TARGETS trireme_codec trireme_torch LIBRARY DESTINATION lib)
+  install(TARGETS trireme_codec trireme_torch LIBRARY DESTINATION lib OPTIONAL)  # ./run builds the program alone
   install(FILES compression/c_api.h DESTINATION include/trireme)
 endif()
-install(DIRECTORY recipes/ DESTINATION share/trireme/recipes FILES_MATCHING PATTERN "*.yaml")
+install(DIRECTORY recipes/ DESTINATION share/trireme/recipes FILES_MATCHING
+  PATTERN "*.yaml" PATTERN "*.json" PATTERN "*.txt" PATTERN "*.safetensors")  # with the small models and shapes they name
 install(DIRECTORY slurm/ DESTINATION share/trireme/slurm)

@@ -24,6 +24,15 @@ void sync_path(const std::string& path) {
   if (!ok) throw DataError(path, std::string("cannot be flushed to disk: ") + std::strerror(error), "check the disk");
 }
 
+// Before anything is computed for it: why a file cannot be made, a stream does not say.
+void make_file(const std::string& path, const std::string& folder) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+  if (fd < 0)
+    throw DataError(folder, std::string("no file can be made there: ") + std::strerror(errno),
+                    "make the folder writable, or choose another");
+  ::close(fd);
+}
+
 }  // namespace
 
 std::vector<std::uint8_t> read_file(const std::string& path, std::int64_t max_bytes) {
@@ -75,6 +84,7 @@ void write_whole(const std::string& path, const std::function<void(const std::st
   const std::string temporary =
       target.string() + ".tmp-" + std::to_string(getpid()) + "-" + std::to_string(std::random_device()());
   try {
+    make_file(temporary, folder);
     write(temporary);
     sync_path(temporary);
     fs::rename(temporary, target);

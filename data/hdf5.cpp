@@ -13,6 +13,7 @@ namespace trireme {
 using namespace hdf5;
 namespace {
 
+constexpr const char* free_space = "free space there, or choose another place";
 constexpr std::size_t chunk_bytes = 256 << 10;
 constexpr std::size_t max_chunk_bytes = 16 << 20;  // HDF5 refuses 4 GiB; one checksum must not cover too much
 
@@ -154,7 +155,7 @@ bool Hdf5File::close_handles() noexcept {
 
 void Hdf5File::close() {
   auto lock = lock_library();
-  if (!close_handles()) fail(path_, "", "cannot finish writing");
+  if (!close_handles()) fail(path_, "", "cannot finish writing", free_space);
 }
 
 std::span<const std::byte> Hdf5File::image() {
@@ -297,7 +298,8 @@ void Hdf5File::write_rows(const std::string& name, std::int64_t first, std::int6
   const auto write = [&](hid_t memory, hid_t file) {
     return H5Dwrite(set, memory_type(a.dtype), memory, file, H5P_DEFAULT, data);
   };
-  if (transfer_rows(set, dims, hsize_t(first), hsize_t(count), write) < 0) fail(path_, name, "cannot write");
+  if (transfer_rows(set, dims, hsize_t(first), hsize_t(count), write) < 0)
+    fail(path_, name, "cannot write", free_space);
 }
 
 void Hdf5File::read_rows(const std::string& name, std::int64_t first, std::int64_t count, void* out) const {

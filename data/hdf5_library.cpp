@@ -96,8 +96,8 @@ std::string place(const std::string& path, const std::string& array) {
   return array.empty() ? path : path + ": " + array;
 }
 
-void fail(const std::string& path, const std::string& array, std::string_view doing) {
-  throw DataError(place(path, array), std::string(doing) + ": " + reason());
+void fail(const std::string& path, const std::string& array, std::string_view doing, std::string_view cure) {
+  throw DataError(place(path, array), std::string(doing) + ": " + reason(), cure);
 }
 
 hid_t file_type(DType t) {

@@ -19,7 +19,8 @@ std::unique_lock<std::recursive_mutex> lock_library();
 
 std::string place(const std::string& path, const std::string& array);
 // Throws DataError with the reason on the library's error stack, and empties it.
-[[noreturn]] void fail(const std::string& path, const std::string& array, std::string_view doing);
+[[noreturn]] void fail(const std::string& path, const std::string& array, std::string_view doing,
+                       std::string_view cure = {});
 
 class Id {
  public:

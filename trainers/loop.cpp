@@ -77,7 +77,7 @@ std::string done_line(const RunFolder& folder, const Recipe& recipe) {
   }
   std::string line = "done: step=" + format(step) + " loss=" + format(loss);
   for (const auto& key : recipe.headline_metrics())
-    if (eval.contains(key)) line += " " + key + "=" + format(eval[key]);
+    if (eval.contains(key)) line += (key == "loss" ? " eval_loss=" : " " + key + "=") + format(eval[key]);
   std::error_code failed;
   const auto relative = fs::relative(folder.dir, fs::current_path(), failed);
   return line + " run=" + (failed ? folder.dir : relative.string());

@@ -9,6 +9,7 @@
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <set>
 #include <sstream>
 #include <thread>
 
@@ -23,6 +24,10 @@ namespace {
 namespace fs = std::filesystem;
 
 std::string move_away(const std::string& dir) {
+  std::error_code unknown;
+  const fs::path from_there = fs::relative(fs::current_path(unknown), dir, unknown);
+  if (!from_there.empty() && *from_there.begin() != "..")
+    throw UsageError(dir, "--fresh would rename the folder that you are in", "choose another --out");
   for (int n = 1;; ++n) {
     const std::string to = dir + ".old-" + std::to_string(n);
     if (fs::exists(fs::symlink_status(to))) continue;
@@ -79,6 +84,18 @@ void remove_leftovers(const std::string& dir) {
   }
 }
 
+std::string text_of(const std::string& file) {
+  std::ifstream in(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+void check_results(const std::string& dir, Results ours) {
+  const auto there = results_in(dir);
+  if (!there || *there == ours) return;
+  const char* names[] = {"a run of trireme train", "a sweep", "pictures of trireme sample"};
+  throw UsageError(dir, std::string("holds ") + names[int(*there)], "choose another --out, or --fresh to rename it");
+}
+
 void check_taken_up(const RunFolder& folder, const Config& config, const std::function<void(Fields&)>& schema) {
   const std::string saved = folder.file("config.resolved.yaml");
   if (!fs::exists(saved)) return;
@@ -105,11 +122,6 @@ std::map<std::string, std::string> dotted_values(const std::string& yaml) {
       values[path + line.substr(2 * depth, colon - 2 * depth)] = line.substr(colon + 2);
   }
   return values;
-}
-
-std::string text_of(const std::string& file) {
-  std::ifstream in(file, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
 }
 
 // The old text with a comment about what this start has changed against the first one; the same text if that is
@@ -156,10 +168,32 @@ void check_same_config(std::uint64_t hash, Communicator& world) {
                        "start all ranks with the same file and the same key=value words");
 }
 
-std::shared_ptr<FolderLock> take_folder(const std::string& dir, bool fresh) {
+std::optional<Results> results_in(const std::string& dir) {
+  std::istringstream in(text_of(dir + "/config.resolved.yaml"));
+  for (std::string line; std::getline(in, line);) {
+    if (line == "recipe: lora_sweep") return Results::sweep;
+    if (line.starts_with("recipe: ")) return Results::training;
+    if (line.starts_with("method: ")) return Results::pictures;
+  }
+  return {};
+}
+
+std::string changed_keys(const std::string& saved, const std::string& now) {
+  const auto old = dotted_values(saved), fresh = dotted_values(now);
+  std::set<std::string> keys;
+  for (const auto& [a, b] : {std::pair(&old, &fresh), std::pair(&fresh, &old)})
+    for (const auto& [key, value] : *a)
+      if (const auto other = b->find(key); other == b->end() || other->second != value) keys.insert(key);
+  std::string list;
+  for (const auto& key : keys) list += (list.empty() ? "" : ", ") + key;
+  return list;
+}
+
+std::shared_ptr<FolderLock> take_folder(const std::string& dir, bool fresh, Results results) {
   const bool there = fs::exists(dir);
   make_folders(dir);
   auto lock = std::make_shared<FolderLock>(dir);
+  if (!fresh) check_results(dir, results);
   if (!fresh || !there) return lock;
   lock->moved_to(move_away(dir));
   make_folders(dir);
@@ -171,7 +205,7 @@ RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& conf
   RunFolder folder{dir, {}, true};
   agree(world, attempt([&] {
           if (world.rank() != 0) return;
-          folder.lock = take_folder(dir, fresh);
+          folder.lock = take_folder(dir, fresh, Results::training);
           folder.alone = folder.lock->warning().empty();
           if (folder.alone)
             remove_leftovers(dir);

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 namespace trireme {
@@ -22,8 +23,18 @@ struct RunFolder {
 // Collective. Throws UsageError on all ranks unless they were all started with the same configuration.
 void check_same_config(std::uint64_t hash, Communicator& world);
 
-// Makes `dir` or takes up an existing one, locked. fresh: an old one is renamed DIR.old-N, once nobody uses it.
-std::shared_ptr<FolderLock> take_folder(const std::string& dir, bool fresh);
+// Which command's results a folder holds. None can take up another's: files of one name would be written over.
+enum class Results { training, sweep, pictures };
+
+// By config.resolved.yaml, of which each writes one of its own; nothing where there is none, or a damaged one.
+std::optional<Results> results_in(const std::string& dir);
+
+// Makes `dir` or takes up an existing one, locked. fresh: an old one is renamed DIR.old-N, once nobody uses it. Throws
+// UsageError where it holds results of another command.
+std::shared_ptr<FolderLock> take_folder(const std::string& dir, bool fresh, Results results);
+
+// Keys that differ between two texts of Config::print, comma-separated.
+std::string changed_keys(const std::string& saved, const std::string& now);
 
 // Collective. Makes the folder or takes up an existing one: all ranks must see it. Before anything in it is touched,
 // rank 0 locks it; while another job holds it, and where a checkpoint in it belongs to a configuration that differs in

@@ -70,7 +70,12 @@ std::vector<T> read_all(const Hdf5File& file, const std::string& what, std::int6
 
 Hdf5File open_prepared(const std::string& path) {
   std::error_code error;
-  if (!std::filesystem::exists(path, error)) throw DataError(path, "no such file", cure_for(path));
+  if (const std::string cure = cure_for(path); !std::filesystem::exists(path, error))
+    throw DataError(
+        path, "no such file",
+        cure.find(" NAME ") == cure.npos
+            ? cure
+            : "name what trireme data prepared (openclipart, emoji), or a path: ./mine.h5, list.csv, pictures/");
   try {
     return Hdf5File::open(path);
   } catch (const DataError& e) {

@@ -71,7 +71,7 @@ std::string told(const std::vector<std::string>& cut) {
 Tars::Tars(const std::string& list, const TarsOptions& options) : list_(list), index_(list_tars(list), options) {
   const auto n = std::int64_t(index_.rows().size());
   if (!index_.cut().empty() && (options.whole || options.broken_share == 0))
-    throw DataError(list_, told(index_.cut()), options.whole ? "make or copy it again" : "or raise data.broken_share");
+    throw DataError(list_, told(index_.cut()), options.whole ? "nothing of it is used" : "or raise data.broken_share");
   index_.broken().check(options.broken_share, n + index_.broken().count(), list_);
   size_ = n;
   if (!options.index_key.empty()) number_by_key();

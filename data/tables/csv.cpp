@@ -16,8 +16,9 @@ namespace {
 
 constexpr std::int64_t most_bytes = std::int64_t{16} << 30;
 
-[[noreturn]] void refuse(const std::string& file, std::int64_t line, const std::string& what) {
-  throw DataError(file + ":" + std::to_string(line), what, "every line has the fields that the first one names");
+[[noreturn]] void refuse(const std::string& file, std::int64_t line, const std::string& what,
+                         const std::string& cure = "every line has the fields that the first one names") {
+  throw DataError(file + ":" + std::to_string(line), what, cure);
 }
 
 // Fields of the line that begins at `at`, which moves behind its end; `line` counts the ends of lines within quotes.
@@ -33,7 +34,8 @@ std::vector<std::string> fields_of(const std::string& text, std::size_t& at, cha
       fields.emplace_back();
     } else if (c == '"' && fields.back().empty()) {
       for (;; ++at) {
-        if (at >= text.size()) refuse(file, first, "has a quote that does not end");
+        if (at >= text.size())
+          refuse(file, first, "has a quote that does not end", "close it, or write \"\" for a quote in a word");
         line += text[at] == '\n';
         if (text[at] != '"') {
           fields.back() += text[at];
@@ -188,7 +190,7 @@ Csv read_csv(const std::string& path) {
   csv.names = fields_of(text, at, separator, path, line);
   csv.columns.resize(csv.names.size());
   if (std::set<std::string>(csv.names.begin(), csv.names.end()).size() != csv.names.size())
-    refuse(path, 1, "names a column twice");
+    refuse(path, 1, "names a column twice", "rename one");
   while (at < text.size()) {
     const std::int64_t first = ++line;
     std::vector<std::string> fields = fields_of(text, at, separator, path, line);

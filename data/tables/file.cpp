@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <numeric>
 #include <set>
 
@@ -128,6 +129,8 @@ void TableFileWriter::finish(TableFileInfo info) {
 }
 
 TableFile::TableFile(const std::string& path) : path_(path) {
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) throw DataError(path, "no such file", "check data.file");
   const Hdf5File file = Hdf5File::open(path);
   if (!file.has("tables")) throw DataError(path, "is no file of samples with tables", prepare_anew);
   info_ = info_of(file.read_text("tables"), path);

@@ -5,7 +5,9 @@
 #include "framework/base/tensor.h"
 
 #include <charconv>
+#include <cstdio>
 #include <cstring>
+#include <filesystem>
 
 #include <ATen/ATen.h>
 
@@ -23,6 +25,11 @@ std::int64_t step_of(const std::string& path, const Checkpoints& checkpoints, co
   const char* end = wanted.data() + wanted.size();
   if (const auto r = std::from_chars(wanted.data(), end, step); r.ec != std::errc() || r.ptr != end || step < 0)
     throw UsageError("--step", "'" + wanted + "' is no step", "write a number, newest or best");
+  char name[32];
+  std::snprintf(name, sizeof name, "/ckpt/step_%08lld", static_cast<long long>(step));
+  if (!std::filesystem::exists(path + name))
+    throw UsageError("--step", path + " has no checkpoint of step " + wanted,
+                     "take one of " + path + "/ckpt, or newest");
   return step;
 }
 

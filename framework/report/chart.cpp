@@ -1,5 +1,6 @@
 #include "framework/report/chart.h"
 
+#include "data/text/text.h"
 #include "framework/metrics/charts.h"
 #include "framework/report/svg.h"
 
@@ -181,7 +182,7 @@ std::string drawn(const Series& s, const Frame& f, Unit unit) {
 
 std::string escape_html(std::string_view text) {
   std::string s;
-  for (char c : text) switch (c) {
+  for (char c : utf8_or_latin1(text)) switch (c) {
       case '&':
         s += "&amp;";
         break;

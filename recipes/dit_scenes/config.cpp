@@ -17,9 +17,11 @@ std::vector<int> numbers(const std::vector<std::string>& chosen, const std::vect
   std::vector<int> result;
   for (const auto& word : chosen) {
     const auto at = std::find(all.begin(), all.end(), word == "plain" ? "" : word);
-    const std::vector<std::string> known(all.begin(), all.end());
-    if (at == all.end() || word.empty())
-      throw UsageError(key, "'" + word + "' is none", "nearest: " + nearest(word, known));
+    if (at == all.end() || word.empty()) {
+      std::string known;
+      for (const auto name : all) known += (known.empty() ? "" : ", ") + std::string(name.empty() ? "plain" : name);
+      throw UsageError(key, "'" + word + "' is none", "choose from " + known);
+    }
     if (std::count(chosen.begin(), chosen.end(), word) > 1)
       throw UsageError(key, "'" + word + "' is there twice", "name it once");
     result.push_back(int(at - all.begin()));

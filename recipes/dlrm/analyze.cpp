@@ -227,7 +227,9 @@ void print_whole_job(const Options& o, const DlrmConfig& config, const TableData
 
 // Raw f32, as `trireme codec` reads it: table_T_batch_K.f32, rows x dim.
 void dump(const Options& o, std::size_t table, const std::vector<at::Tensor>& batches) {
-  std::filesystem::create_directories(o.dump);
+  std::error_code failed;
+  std::filesystem::create_directories(o.dump, failed);
+  if (failed) throw DataError(o.dump, "cannot be made: " + failed.message(), "choose another --dump");
   for (std::size_t k = 0; k < batches.size(); ++k) {
     const std::string name = o.dump + "/table_" + std::to_string(table) + "_batch_" + std::to_string(k) + ".f32";
     std::ofstream out(name, std::ios::binary);
@@ -235,6 +237,16 @@ void dump(const Options& o, std::size_t table, const std::vector<at::Tensor>& ba
     out.flush();
     if (!out) throw DataError(name, "cannot be written", "is the disk full?");
   }
+}
+
+void write_yaml(const std::string& out, const std::string& yaml) {
+  write_whole(out, [&](const std::string& name) {
+    std::ofstream file(name);
+    file << yaml << std::flush;
+    if (!file) throw DataError(out, "cannot be written", "is the disk full?");
+  });
+  std::printf("wrote %s: train with compression.forward.classes=%s compression.forward.codec=analysis\n", out.c_str(),
+              out.c_str());
 }
 
 int analyze(const Options& o) {
@@ -292,9 +304,7 @@ int analyze(const Options& o) {
   std::printf("\nGB/s are of f32 on one thread\n");
   if (!o.ranks.empty()) print_whole_job(o, config, *data, weights);
   const std::string out = o.out.empty() ? o.run + "/analysis.yaml" : o.out;
-  write_whole(out, [&](const std::string& name) { std::ofstream(name) << yaml_of(all, o); });
-  std::printf("wrote %s: train with compression.forward.classes=%s compression.forward.codec=analysis\n", out.c_str(),
-              out.c_str());
+  write_yaml(out, yaml_of(all, o));
   return 0;
 }
 

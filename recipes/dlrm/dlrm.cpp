@@ -165,7 +165,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
                                   : c == 'L' ? "loose"
                                              : "base"}});
     }
-    return nlohmann::json{{"data", data_->identity()}, {"tables", tables}}.dump();
+    return nlohmann::json{{"data", config_.data.file}, {"tables", tables}}.dump();
   }
 
   void use(const CompressionConfig& compression, Local local) override {

@@ -32,7 +32,8 @@ struct ModelConfig {
     f("vocab", vocab, "ids of the tokenizer that is trained, and rows of the embedding", {.min = 259, .max = 1000000});
     f("rope_theta", rope_theta, "base of the rotary positions", {.min = 1, .max = 1e9});
     f("tied", tied, "logits by the embedding");
-    f.require(width % heads == 0 && (width / heads) % 2 == 0, "heads", "does not divide width into even parts");
+    f.require(width % heads == 0 && (width / heads) % 2 == 0, "heads", "does not divide width into even parts",
+              "choose heads of which twice as many divide width");
     f.require(heads % kv_heads == 0, "kv_heads", "does not divide heads");
   }
 };

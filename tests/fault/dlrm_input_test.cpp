@@ -61,6 +61,13 @@ TEST_F(DlrmInput, FirstHour) {
   EXPECT_EQ(read_text(path("p.csv")), read_text(path("p3.csv")));
   refused({"export", "a", "--out", "other", "--step", "best"}, 2, {"--step"});
   refused({"eval", "a", "--raw"}, 2, {"--raw"});
+  refused({"export", "a", "--out", "other", "--precision", "bf16"}, 2, {"--precision", "hf, diffusers", "safetensors"});
+  for (const Words& of_clip : {Words{"--split", "train"}, {"--protocol", "open_clip"}, {"--classes", "own.csv"}})
+    refused({"eval", "a", of_clip[0], of_clip[1]}, 2, {of_clip[0], "leave it out"});
+  fs::copy_file(path("own.h5"), path("it's own.h5"));
+  const Outcome elsewhere = run({"eval", "a", "--data", "it's own.h5"});
+  EXPECT_EQ(elsewhere.code, 0) << elsewhere;
+  EXPECT_EQ(elsewhere.out, eval.out) << "the step, and the same table";
   const Outcome analysis = run({"dlrm", "analyze", "a", "--rows", "64", "--ranks", "1,4", "--out", "classes.yaml"});
   ASSERT_EQ(analysis.code, 0) << analysis;
   EXPECT_NE(analysis.out.find("backward, 4 ranks, 16 rows a chunk:"), std::string::npos) << analysis;
@@ -87,6 +94,14 @@ TEST_F(DlrmInput, Mistakes) {
   EXPECT_FALSE(fs::exists(path("c.h5"))) << "nothing is left behind";
   refused({"data", "criteo", "--from", "none.txt", "--out", "c.h5"}, 3, {"none.txt"});
   refused({"data", "table", "--from", "own.csv", "--label", "nothing", "--out", "d.h5"}, 3, {"no column nothing"});
+  refused({"data", "table", "--from", "own.csv", "--label", "clicked", "--out", "/proc/d.h5"}, 3,
+          {"/proc", "no file can be made there", "choose another"});
+  refused({"data", "table", "--from", "own.csv", "--label", "clicked", "--samples", "9", "--out", "d.h5"}, 2,
+          {"knows no --samples", "criteo_like"});
+  write_text(path("open.csv"), "clicked,word\n1,a\n0,\"b\n");
+  refused({"data", "table", "--from", "open.csv", "--label", "clicked", "--out", "d.h5"}, 3,
+          {"open.csv:3", "a quote that does not end", "close it"});
+  refused({"train", "own.yaml", "--out", "a", "data.file=none.h5"}, 3, {"none.h5", "no such file", "data.file"});
   // What is there was made from another file, or in another way.
   write_text(path("other.csv"), read_text(path("own.csv")));
   refused({"data", "table", "--from", "other.csv", "--label", "clicked", "--sparse", "shop", "--out", "own.h5"}, 3,

@@ -154,7 +154,10 @@ TEST(DryRun, KeysOfARecipe) {
     EXPECT_EQ(o.code, 0) << o;
     EXPECT_NE(o.out.find(key), std::string::npos) << o;
   }
-  EXPECT_EQ(run_program({"keys", "nothing"}, {}).code, 2);
+  const Outcome none = run_program({"keys", "lora_sweeep"}, {});
+  EXPECT_EQ(none.code, 2);
+  for (const char* part : {"did you mean lora_sweep?", "fastclip", "sample"})
+    EXPECT_NE(none.err.find(part), std::string::npos) << none;
 }
 
 double gathered(std::map<std::string, double>& bytes) {

@@ -114,6 +114,44 @@ TEST_F(SweepCommand, InTurnTooOneFailsAlone) {
   EXPECT_TRUE(over("turn/fine"));
 }
 
+// Quickstarts have one file name, so one default folder: what another command left there is not written over.
+TEST_F(SweepCommand, ResultsOfAnotherCommandAreKept) {
+  write_text(dir() / "one.yaml", sweep(task("one", "")));
+  write_text(dir() / "drawing.yaml", "model: nowhere\nprompts: [a circle]\n");
+  const auto refused = [](const Words& words, const std::string& holds_what) {
+    const Outcome o = trireme(words);
+    EXPECT_EQ(o.code, 2) << o;
+    ASSERT_EQ(o.errors().size(), 1u) << o;
+    EXPECT_TRUE(holds(o.errors()[0], holds_what)) << o;
+  };
+  const std::string before = read_text(dir() / "backbone/config.resolved.yaml");
+  refused({"sweep", "one.yaml", "--out", "backbone"}, "backbone: holds a run of trireme train; choose another --out");
+  refused({"sample", "drawing.yaml", "--out", "backbone"}, "backbone: holds a run of trireme train");
+  EXPECT_EQ(read_text(dir() / "backbone/config.resolved.yaml"), before);
+  const Outcome first = trireme({"sweep", "one.yaml", "--out", "kept"});
+  ASSERT_EQ(first.code, 0) << first;
+  refused({"train", "backbone.yaml", "--out", "kept"}, "kept: holds a sweep");
+  refused({"eval", "kept"}, "is a sweep");
+  refused({"sweep", "one.yaml", "train.epochs=9", "seed=7", "--out", "kept"}, "other values of seed, train.epochs;");
+  fs::create_directories(dir() / "drawn");
+  write_text(dir() / "drawn/config.resolved.yaml", "model: nowhere\nmethod: plain\n");
+  refused({"train", "backbone.yaml", "--out", "drawn"}, "drawn: holds pictures of trireme sample");
+  refused({"eval", "drawn"}, "holds pictures, no model");
+  const Outcome fresh = trireme({"sweep", "one.yaml", "--out", "drawn", "--fresh"});
+  EXPECT_EQ(fresh.code, 0) << fresh;
+  EXPECT_TRUE(fs::exists(dir() / "drawn.old-1/config.resolved.yaml"));
+}
+
+TEST_F(SweepCommand, SaysThatItWasStopped) {
+  write_text(dir() / "stop.yaml", sweep(task("long", "", 2000)));
+  Program running({"sweep", "stop.yaml", "--out", "stop"}, {.folder = dir()});
+  ASSERT_TRUE(wait_until([&] { return fs::exists(dir() / "stop/long/losses.jsonl") || running.ended(); }, seconds(40)));
+  running.signal(SIGINT);
+  const Outcome end = running.wait(seconds(60));
+  EXPECT_EQ(end.code, 85) << end;
+  EXPECT_TRUE(holds(end.out, "the same command resumes")) << end;
+}
+
 // A row of the ids 3, 4, ..., as `trireme logits` reads it.
 void write_ids(const fs::path& file) {
   constexpr int n = 24;
@@ -137,6 +175,9 @@ TEST_F(SweepCommand, ExportsAWinner) {
   EXPECT_TRUE(holds(which.err, "one, two")) << which;
   EXPECT_EQ(trireme({"export", "two", "--format", "peft", "--task", "three", "--out", "best"}).code, 2);
   EXPECT_EQ(trireme({"export", "backbone", "--format", "peft", "--out", "best"}).code, 3);
+  const Outcome gone = trireme({"export", "backbone", "--step", "3", "--out", "best"});
+  EXPECT_EQ(gone.code, 2) << gone;
+  EXPECT_TRUE(holds(gone.err, "backbone has no checkpoint of step 3")) << gone;
   const Outcome done = trireme({"export", "two", "--format", "peft", "--task", "two", "--out", "best"});
   ASSERT_EQ(done.code, 0) << done;
   write_ids(dir() / "ids.safetensors");

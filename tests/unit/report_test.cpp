@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "comm/local/self.h"
+#include "data/text/text.h"
 #include "framework/metrics/metrics.h"
 #include "framework/recipe.h"
 #include "framework/report/chart.h"
@@ -283,6 +284,13 @@ TEST_F(ReportTest, MissingAndBrokenFilesBecomeNotes) {
   EXPECT_THROW(page({folder("empty")}), DataError);
   EXPECT_THROW(page({}), UsageError);
   EXPECT_THROW(write_report({folder("a")}, (dir / "none/report.html").string()), DataError);
+}
+
+TEST_F(ReportTest, APathThatIsNoUtf8StandsInIt) {
+  write("l\xe4tin/metrics.jsonl", "{\"step\": 1, \"loss\": 2.5}\n");
+  const auto html = page({folder("l\xe4tin")});
+  EXPECT_TRUE(valid_utf8(html));
+  EXPECT_NE(html.find("l\u00e4tin"), std::string::npos);
 }
 
 TEST_F(ReportTest, OddValuesDoNotBreakCharts) {

@@ -18,6 +18,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <thread>
+#include <tuple>
 
 #include <unistd.h>
 
@@ -38,9 +39,42 @@ std::string all_names() {
   return all;
 }
 
+// Options that a data set does not know would be passed over: a --test that holds nothing out.
+void check_options(const DataOptions& o) {
+  const DataOptions d;
+  const std::tuple<const char*, bool, std::string> all[] = {
+      {"--pairs", o.pairs != d.pairs, " scenes "},
+      {"--held-out", o.held_out != d.held_out, " scenes "},
+      {"--format", o.format != d.format, " scenes "},
+      {"--seed", o.seed != d.seed, " scenes arithmetic criteo_like criteo "},
+      {"--type", o.type != d.type, " cache-reference "},
+      {"--device", o.device != d.device, " cache-reference "},
+      {"--tokenizer", !o.tokenizer.empty(), " cache-reference "},
+      {"--batch", o.batch != d.batch, " cache-reference "},
+      {"--day", !o.files.empty(), " criteo "},
+      {"--max-ind-range", o.max_ind_range != d.max_ind_range, " criteo "},
+      {"--drop-negatives", o.drop_negatives != d.drop_negatives, " criteo "},
+      {"--broken-share", o.broken != d.broken, " criteo "},
+      {"--level", o.level != d.level, " arithmetic "},
+      {"--problems", o.problems != d.problems, " arithmetic "},
+      {"--label", !o.label.empty(), " table "},
+      {"--dense", !o.dense.empty(), " table "},
+      {"--sparse", !o.sparse.empty(), " table "},
+      {"--test", o.test != d.test, " table "},
+      {"--shape", o.shape != d.shape, " criteo_like "},
+      {"--scale", o.scale != d.scale, " criteo_like "},
+      {"--samples", o.samples != d.samples, " criteo_like "},
+      {"--test-samples", o.test_samples != d.test_samples, " criteo_like "}};
+  for (const auto& [name, given, sets] : all)
+    if (given && sets.find(" " + o.name + " ") == sets.npos)
+      throw UsageError("trireme data " + o.name, std::string("knows no ") + name,
+                       "leave it out; it is for" + sets.substr(0, sets.size() - 1));
+}
+
 void check(const DataOptions& o) {
   if (std::find(std::begin(known_names), std::end(known_names), o.name) == std::end(known_names))
     throw UsageError("trireme data", "unknown data set `" + o.name + "`", "known: " + all_names());
+  check_options(o);
   if (o.size < 8 || o.size > 1024)
     throw UsageError("trireme data", "--size " + std::to_string(o.size), "choose 8 to 1024 pixels");
   if (o.threads < 0 || o.threads > 256)
@@ -214,12 +248,15 @@ const Commands::Entry registered(
                     "cache-reference: data as data.file names it, or an experiment (.yaml) or run on it");
        command.text("--out", o->out, "prepared file");
        command.number("--size", o->size, "pixels a side", {8, 1024});
-       command.text("--from", o->from,
-                    "your images: a folder, a CSV of filepath,title, or tars; wordnet, gcide: their place");
-       command.number("--threads", o->threads, "that decode; 0: one a core", {0, 256});
+       command.text(
+           "--from", o->from,
+           "your images: a folder, a CSV of filepath,title, or tars; criteo, table, flights: a file of clicks; "
+           "wordnet, gcide: their place");
+       command.number("--threads", o->threads, "that decode or parse; 0: one a core", {0, 256});
        command.number("--pairs", o->pairs, "scenes: pairs to train on", {1, 2000000000});
        command.number("--held-out", o->held_out, "scenes: pairs beside them", {0, 1000000});
-       command.number("--seed", o->seed, "scenes, arithmetic", {0, 2000000000});
+       command.number("--seed", o->seed, "of scenes, arithmetic, criteo_like, and what --drop-negatives leaves out",
+                      {0, 2000000000});
        command.text("--format", o->format, "scenes: h5, or tar for JPEG tars");
        command.text("--type", o->type, "cache-reference: f16 or f32");
        command.text("--device", o->device, "cache-reference: auto, cpu or cuda");

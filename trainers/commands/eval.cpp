@@ -218,15 +218,29 @@ int evaluate(const EvalOptions& o, Communicator& world) {
   return 0;
 }
 
+// What says how pairs are ranked means nothing to other models: refused rather than passed over.
+void check_plain(const EvalOptions& o) {
+  const std::pair<const char*, bool> given[] = {{"--step", o.step != "newest"},
+                                                {"--raw", o.raw},
+                                                {"--split", !o.what.split.empty()},
+                                                {"--classes", !o.what.classes.empty()},
+                                                {"--templates", !o.what.templates.empty()},
+                                                {"--protocol", o.protocol != "ours"},
+                                                {"--linear-probe", !o.probe.empty()},
+                                                {"--tokenizer", !o.tokenizer.empty()}};
+  for (const auto& [name, used] : given)
+    if (used)
+      throw UsageError(name, "is for CLIP models; of this run the newest checkpoint is judged on what it holds out",
+                       "leave it out");
+}
+
 int eval_command(const EvalOptions& o, const std::vector<std::string>& arguments) {
   (void)protocol_named(o.protocol);  // a mistake is told once, before any rank starts
   if (!launched_ranks() && o.ranks > 1) return launch_ranks(o.ranks, arguments, OnStop::end);
   return on_ranks([&](Communicator& world, int) {
     end_on_stop_signals();  // there is nothing to save
     if (model_of(o.model) != "clip") {
-      if (o.step != "newest" || o.raw)
-        throw UsageError(o.raw ? "--raw" : "--step", "is for CLIP models, and this run's newest checkpoint is judged",
-                         "leave it out");
+      check_plain(o);
       return evaluate_run({o.model, o.data, o.predictions, o.device, o.threads, o.json}, world);
     }
     if (!o.predictions.empty())

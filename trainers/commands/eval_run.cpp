@@ -6,6 +6,7 @@
 #include "framework/init_from.h"
 #include "framework/metrics/metrics.h"
 #include "framework/session.h"
+#include "trainers/run_folder.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -21,7 +22,14 @@ namespace {
 
 std::string config_of(const std::string& run) { return run + "/config.resolved.yaml"; }
 
-void print(const EvalRun& o, const std::map<std::string, double>& metrics, const Recipe& recipe) {
+// As a value on the command line, whatever the path holds.
+std::string quoted(const std::string& path) {
+  std::string s = "'";
+  for (const char c : path) s += c == '\'' ? "''" : std::string(1, c);
+  return s + "'";
+}
+
+void print(const EvalRun& o, const std::map<std::string, double>& metrics, const Recipe& recipe, std::int64_t step) {
   if (o.json) {
     nlohmann::json all = metrics;
     all["model"] = o.run;
@@ -30,8 +38,8 @@ void print(const EvalRun& o, const std::map<std::string, double>& metrics, const
   }
   Record r;
   for (const auto& [key, value] : metrics) r.values["eval/" + key] = value;
-  const std::string text = evaluation_text(r, recipe.charts());  // begins with a line about a step
-  std::cout << o.run << "\n" << text.substr(std::min(text.size(), text.find('\n') + 1)) << std::endl;
+  r.step = step;
+  std::cout << o.run << "\n" << evaluation_text(r, recipe.charts()) << std::endl;
 }
 
 void write_predictions(const EvalRun& o, Session& session, Recipe& recipe, Communicator& world) {
@@ -53,13 +61,17 @@ void write_predictions(const EvalRun& o, Session& session, Recipe& recipe, Commu
 
 std::string model_of(const std::string& path) {
   if (!std::filesystem::exists(config_of(path))) return "clip";
+  const auto results = results_in(path);
+  if (results == Results::sweep)
+    throw UsageError(path, "is a sweep, without weights of its own", "trireme export --format peft writes its winner");
+  if (results == Results::pictures) throw UsageError(path, "holds pictures, no model", "name a run of trireme train");
   const Config config = Config::load(config_of(path));
   return std::string(Recipes::create(config.string_at("recipe"), config.place("recipe"))->model());
 }
 
 int evaluate_run(const EvalRun& o, Communicator& world) {
   std::vector<std::string> keys{"device=" + o.device, "init_from=''", "ema=0"};
-  if (!o.data.empty()) keys.push_back("data.file='" + o.data + "'");
+  if (!o.data.empty()) keys.push_back("data.file=" + quoted(o.data));
   Experiment e(Config::load(config_of(o.run), keys));
   at::set_num_threads(o.threads ? o.threads : std::max(1, at::get_num_threads()));
   Session session(world, e.train, *e.recipe);
@@ -68,7 +80,7 @@ int evaluate_run(const EvalRun& o, Communicator& world) {
   session.context().now.step = std::max<std::int64_t>(step - 1, 0);
   const auto metrics = session.evaluate();
   if (!o.predictions.empty()) write_predictions(o, session, *e.recipe, world);
-  if (world.rank() == 0) print(o, metrics, *e.recipe);
+  if (world.rank() == 0) print(o, metrics, *e.recipe, step);
   return 0;
 }
 

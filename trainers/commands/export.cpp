@@ -20,6 +20,7 @@
 #include <filesystem>
 #include <iostream>
 #include <system_error>
+#include <tuple>
 
 #include <nlohmann/json.hpp>
 
@@ -44,11 +45,35 @@ void clear(FileIo& io, const std::string& folder) {
   }
 }
 
+// Options that the format does not know would be passed over: weights of another type, or without the adapter.
+void check_options(const ExportOptions& o, const std::string& format) {
+  const std::tuple<const char*, bool, std::string> all[] = {{"--task", !o.task.empty(), "peft"},
+                                                            {"--adapter", !o.adapter.empty(), "hf"},
+                                                            {"--precision", o.precision != "file", "hf, diffusers"},
+                                                            {"--shard-mib", o.shard_mib != 4096, "hf, diffusers"},
+                                                            {"--shard-kib", o.shard_kib != 0, "diffusers"},
+                                                            {"--tokenizer", !o.tokenizer.empty(), "openclip"},
+                                                            {"--step", o.step != "newest", "openclip, hf, diffusers"},
+                                                            {"--raw", o.raw, "openclip, hf, diffusers"}};
+  for (const auto& [name, given, formats] : all)
+    if (given && formats.find(format) == formats.npos)
+      throw UsageError(name, "is for --format " + formats + ", and this is " + format, "leave it out");
+}
+
+// The format where none is named: what the model is.
+std::string format_of(const ExportOptions& o) {
+  if (o.format.empty()) {
+    if (is_hf_folder(o.model)) return "hf";
+    const std::string model = model_of(o.model);
+    return model == "dit" ? "diffusers" : model == "causal_lm" ? "hf" : model == "clip" ? "openclip" : "safetensors";
+  }
+  for (const char* known : {"openclip", "hf", "diffusers", "peft", "safetensors"})
+    if (o.format == known) return o.format;
+  throw UsageError("--format", "'" + o.format + "' is none", "write openclip, hf, diffusers, peft or safetensors");
+}
+
 // Weights by the recipe's own names, which init_from reads back.
 int export_run(const ExportOptions& o) {
-  if (o.step != "newest" || o.raw)
-    throw UsageError(o.raw ? "--raw" : "--step", "is for CLIP models, and safetensors are of the newest checkpoint",
-                     "leave it out");
   FileIo& io = system_io();
   make_folder(io, o.out);
   std::vector<NamedTensor> tensors;
@@ -119,15 +144,12 @@ int export_peft(const ExportOptions& o) {
 
 int export_model(const ExportOptions& o) {
   if (o.out.empty()) throw UsageError("export", "no folder to write", "give --out DIR");
-  if (o.format == "peft") return export_peft(o);
-  if (!o.task.empty()) throw UsageError("--task", "is for --format peft", "leave it out");
-  if (o.format == "diffusers" || (o.format.empty() && model_of(o.model) == "dit")) return export_diffusers(o);
-  const bool language = is_hf_folder(o.model) || model_of(o.model) == "causal_lm";
-  if (o.format == "hf" || (o.format.empty() && language)) return export_hf(o);
-  if (!o.adapter.empty()) throw UsageError("--adapter", "is for --format hf", "leave it out");
-  if (o.format == "safetensors" || (o.format.empty() && model_of(o.model) != "clip")) return export_run(o);
-  if (o.format != "openclip" && !o.format.empty())
-    throw UsageError("--format", "'" + o.format + "' is none", "write openclip, hf, diffusers, peft or safetensors");
+  const std::string format = format_of(o);
+  check_options(o, format);
+  if (format == "peft") return export_peft(o);
+  if (format == "diffusers") return export_diffusers(o);
+  if (format == "hf") return export_hf(o);
+  if (format == "safetensors") return export_run(o);
   const ClipModel model = load_clip(o.model, at::kCPU, at::kFloat, o.tokenizer, {o.step, !o.raw});
   FileIo& io = system_io();
   make_folder(io, o.out);

@@ -41,18 +41,18 @@ int generate(const GenerateOptions& o) {
   return 0;
 }
 
-const Commands::Entry registered(
-    {"generate", "greedy text from a language model, perhaps with an adapter", [](CommandOptions& command) {
-       const auto o = std::make_shared<GenerateOptions>();
-       language_model_options(command, o->model);
-       command.text("--prompt", o->prompt, "text to go on from", command.required);
-       command.text(
-           "--template", o->chat,
-           "the prompt is a user's message: auto, plain, alpaca, chatml, qwen2, qwen2_5 or llama3; default: it "
-           "is plain text");
-       command.number("--max", o->most, "new tokens at most", {1, 1 << 20});
-       return [o](const CommandLine&) { return generate(*o); };
-     }});
+const Commands::Entry registered({"generate", "greedy text from a language model, perhaps with an adapter",
+                                  [](CommandOptions& command) {
+                                    const auto o = std::make_shared<GenerateOptions>();
+                                    language_model_options(command, o->model);
+                                    command.text("--prompt", o->prompt, "text to go on from", command.required);
+                                    command.text("--template", o->chat,
+                                                 "the prompt is a user's message: auto, plain, alpaca, chatml, qwen2, "
+                                                 "qwen2_5, qwen3, llama3 or llama3_1; default: it "
+                                                 "is plain text");
+                                    command.number("--max", o->most, "new tokens at most", {1, 1 << 20});
+                                    return [o](const CommandLine&) { return generate(*o); };
+                                  }});
 
 }  // namespace
 }  // namespace trireme

@@ -20,6 +20,15 @@ int keys(const std::string& name) {
     std::cout << sample::document_keys();
     return 0;
   }
+  std::vector<std::string> known = Recipes::names();
+  known.insert(known.end(), {"lora_sweep", "sample"});
+  if (!Recipes::has(name)) {
+    std::string list;
+    for (const auto& k : known) list += (list.empty() ? "" : ", ") + k;
+    const std::string near = nearest(name, known);
+    throw UsageError("keys", "unknown name '" + name + "'",
+                     (near.empty() ? "" : "did you mean " + near + "? ") + ("known: " + list));
+  }
   const auto recipe = Recipes::create(name, "keys");
   TrainConfig common;
   std::cout << "Of every recipe:\n\n" << document([&](Fields& f) { common.fields(f); });
@@ -29,7 +38,7 @@ int keys(const std::string& name) {
 
 const Commands::Entry registered({"keys", "the keys of a recipe: default, range, meaning", [](CommandOptions& o) {
                                     const auto name = std::make_shared<std::string>();
-                                    o.text("recipe", *name, "its name, or sample", CommandOptions::required);
+                                    o.text("recipe", *name, "its name, lora_sweep or sample", CommandOptions::required);
                                     return [name](const CommandLine&) { return keys(*name); };
                                   }});
 

@@ -66,7 +66,7 @@ void take_up_arm(const SampleConfig& arm, const std::string& digest, const std::
 }
 
 void take_up(const SampleRun& run, const SampleJob& job, std::shared_ptr<FolderLock>& lock) {
-  lock = take_folder(run.out, run.fresh);
+  lock = take_folder(run.out, run.fresh, Results::pictures);
   std::map<std::string, std::string> digests;  // arms mostly share their model
   for (const auto& arm : job.arms) {
     auto& digest = digests[arm.model + "\n" + arm.weights + "\n" + arm.embeds];
@@ -293,6 +293,7 @@ int run_sample(const SampleRun& run, Communicator& world, int local_ranks) {
   });
   if (done) return agree(world, failure), 0;
   if (failure) std::cerr << "trireme: no report of what is there: " << failure->what << std::endl;  // it goes on
+  if (world.rank() == 0) std::cout << "stopped; the same command draws what is missing" << std::endl;
   return int(ExitCode::stopped);
 }
 

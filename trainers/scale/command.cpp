@@ -60,7 +60,7 @@ std::vector<std::string> command_of_ranks(const Options& o, int ranks, std::int6
 json run_ranks(const Options& o, int ranks, std::int64_t batch, const std::string& folder, int& code) {
   std::error_code failed;
   fs::create_directories(folder, failed);
-  if (failed) throw DataError(folder, "cannot be made: " + failed.message());
+  if (failed) throw DataError(folder, "cannot be made: " + failed.message(), "choose another --out");
   fs::remove(folder + "/measured.json", failed);
   std::cerr << "scale: " << ranks << (ranks == 1 ? " rank" : " ranks") << ", batch " << batch << std::endl;
   code = launch_command(ranks, command_of_ranks(o, ranks, batch, folder), OnStop::end);
@@ -86,7 +86,7 @@ int run(const Options& o) {
   counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
   std::error_code failed;
   fs::create_directories(out, failed);
-  if (failed) throw DataError(out, "cannot be made: " + failed.message());
+  if (failed) throw DataError(out, "cannot be made: " + failed.message(), "choose another --out");
   const FolderLock lock(out);  // two studies in one folder would mix their figures
   if (!lock.warning().empty()) std::cerr << "trireme: warning: " << lock.warning() << std::endl;
   std::vector<Measured> measured;

@@ -24,13 +24,13 @@ namespace fs = std::filesystem;
 
 // A sweep goes on where its file says the same as when it began.
 void take_up(const SweepRun& run, const SweepConfig& sweep, std::shared_ptr<FolderLock>& lock) {
-  lock = take_folder(run.out, run.fresh);
+  lock = take_folder(run.out, run.fresh, Results::sweep);
   const std::string saved = run.out + "/config.resolved.yaml";
   if (fs::exists(saved)) {
     const auto bytes = read_file(saved, 1 << 20);
-    if (std::string(bytes.begin(), bytes.end()) != sweep.settings)
-      throw UsageError(run.out, "holds a sweep with other settings",
-                       "use its settings, another --out, or --fresh to start over");
+    if (const std::string old(bytes.begin(), bytes.end()); old != sweep.settings)
+      throw UsageError(run.out, "holds a sweep with other values of " + changed_keys(old, sweep.settings),
+                       "use the old values, another --out, or --fresh to start over");
   }
   replace_durably(system_io(), saved, sweep.settings);
 }
@@ -151,6 +151,8 @@ int run_sweep(const SweepRun& run, Communicator& world, int local_ranks) {
   const SweepEnd end = beside && world.size() > 1
                            ? run_beside(sweep, world, run.out, place, [] { return stop_requested(); })
                            : run_in_turn(sweep, world, run.out, place);
+  if (end.stopped && world.rank() == 0)
+    std::cout << "stopped after a checkpoint; the same command resumes" << std::endl;
   if (end.stopped) return int(ExitCode::stopped);
   std::int64_t code = 0;
   agree(world, attempt([&] {
