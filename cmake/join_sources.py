@@ -4,10 +4,11 @@ join_sources.py FOLDER NAME FILE...  writes FOLDER/NAME_0.cpp, ... that include 
 Files that define a name of their own (in an anonymous namespace or static) which another one has are kept apart, and so
 are files with macros: a joined file means what its parts mean.
 """
-import os
 import re
 import sys
+from pathlib import Path
 
+ROOT = Path(__file__).absolute().parent.parent
 MOST_LINES = 1500  # of a joined file: memory and two cores with work to the end ask for no larger ones
 DECLARED = re.compile(r"(\w+)\s*(?=\(|=|\{|\[|;|<[^;{]*>\s*[({]|$)")
 
@@ -32,30 +33,28 @@ def own_names(text):
 
 
 def main(folder, name, files):
-    os.makedirs(folder, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     groups, alone = [], []
     for file in files:
-        with open(file, encoding="utf-8") as f:
-            text = f.read()
+        text = file.read_text(encoding="utf-8")
         names, lines = own_names(text), text.count("\n")
-        if names is None:
+        if names is None or not file.is_relative_to(ROOT):
             alone.append(file)
             continue
         for group in groups:
             if group["lines"] + lines <= MOST_LINES and not group["names"] & names:
                 break
         else:
-            groups.append(group := {"lines": 0, "names": set(), "files": []})
+            groups.append(group := {"lines": 0, "names": set(), "text": ""})
         group["lines"] += lines
         group["names"] |= names
-        group["files"].append(file)
+        group["text"] += f'#include "{file.relative_to(ROOT)}"\n'
     for i, group in enumerate(groups):
-        path, text = f"{folder}/{name}_{i}.cpp", "".join(f'#include "{f}"\n' for f in group["files"])
-        if not os.path.exists(path) or open(path, encoding="utf-8").read() != text:
-            with open(path, "w", encoding="utf-8") as f:
-                f.write(text)
+        path = folder / f"{name}_{i}.cpp"
+        if not path.exists() or path.read_text(encoding="utf-8") != group["text"]:
+            path.write_text(group["text"], encoding="utf-8")
         print(path)
     print(*alone, sep="\n")
 
 
-main(sys.argv[1], sys.argv[2], sys.argv[3:])
+main(Path(sys.argv[1]), sys.argv[2], [Path(f) for f in sys.argv[3:]])
