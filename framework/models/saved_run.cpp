@@ -28,8 +28,7 @@ std::int64_t step_of(const std::string& path, const Checkpoints& checkpoints, co
   char name[32];
   std::snprintf(name, sizeof name, "/ckpt/step_%08lld", static_cast<long long>(step));
   if (!std::filesystem::exists(path + name))
-    throw UsageError("--step", path + " has no checkpoint of step " + wanted,
-                     "take one of " + path + "/ckpt, or newest");
+    throw DataError(path + name, "is not there", "take a step of " + path + "/ckpt, or newest");
   return step;
 }
 
