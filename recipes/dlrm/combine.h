@@ -18,9 +18,20 @@ struct Groups {
   at::Tensor times;  // f32 [blocks, tables, b]: how many are in it, where a group begins; else 0
 };
 
-// ids i32 [blocks, columns * b]: in each block table after table [b, width]. Samples of a table of bags (width > 1) are
-// groups of their own; those without any id are of none.
-Groups groups_of(const at::Tensor& ids, const std::vector<std::int64_t>& widths, std::int64_t b);
+// Which samples ask for the same rows. Samples of a table of bags (width > 1) are groups of their own; those without any
+// id are of none.
+class Grouping {
+ public:
+  explicit Grouping(const std::vector<std::int64_t>& widths);  // of the tables
+  // ids i32 [blocks, columns * b]: in each block table after table [b, width].
+  Groups operator()(const at::Tensor& ids, std::int64_t b);
+
+ private:
+  const std::int64_t count_;
+  std::int64_t columns_ = 0;
+  at::Tensor tables_;   // u8, on the device of the ids
+  at::Tensor scratch_;  // there too
+};
 
 class Combiner {
  public:

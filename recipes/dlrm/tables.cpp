@@ -39,7 +39,14 @@ ShardedTables::ShardedTables(const std::vector<Table>& tables, std::int64_t dim,
   places_ = to_device(at::tensor(places, at::kLong), context.device());
   std::vector<Table> held;
   std::vector<std::string> names;
-  for (const std::int64_t t : mine()) held.push_back(all_[std::size_t(t)]), names.push_back(table_name(t));
+  std::vector<std::int64_t> widths, own;
+  for (const auto& list : owners_.tables)
+    for (const std::int64_t t : list) widths.push_back(all_[std::size_t(t)].width);
+  for (const std::int64_t t : mine()) {
+    held.push_back(all_[std::size_t(t)]), names.push_back(table_name(t));
+    own.push_back(held.back().width);
+  }
+  grouping_.emplace(widths), own_grouping_.emplace(own);
   held_.emplace(std::move(held), names, dim, rule, std::uint64_t(context.config().seed),
                 at::TensorOptions(context.device()).dtype(context.param_type()));
   Communicator& rows = context.comm("exchange");
@@ -150,13 +157,9 @@ void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
 void ShardedTables::combine_gradients() {
   at::NoGradGuard no_grad;
   combines_ = true;
-  std::vector<std::int64_t> all, own;
-  for (const auto& list : owners_.tables)
-    for (const std::int64_t t : list) all.push_back(all_[std::size_t(t)].width);
-  for (const std::int64_t t : mine()) own.push_back(all_[std::size_t(t)].width);
-  const Groups sent = groups_of(current_.sent.view({1, -1}), all, current_.b);
+  const Groups sent = (*grouping_)(current_.sent.view({1, -1}), current_.b);
   combiner_.prepare(sent, dim_);
-  if (!own.empty()) received_groups_ = ranks_ == 1 ? sent : groups_of(current_.received, own, current_.b);
+  if (held_->size() > 0) received_groups_ = ranks_ == 1 ? sent : (*own_grouping_)(current_.received, current_.b);
 }
 
 void ShardedTables::prepare_update() {

@@ -96,6 +96,7 @@ class ShardedTables {
   Ids current_;
   bool returning_ = false;  // gradients that nobody has looked at yet
   bool combines_ = false;   // in this step
+  std::optional<Grouping> grouping_, own_grouping_;  // of what this rank sends; of what it gets
   std::optional<Groups> received_groups_;
   Combiner combiner_;
   std::vector<Waiting> waiting_;

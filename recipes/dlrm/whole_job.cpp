@@ -62,10 +62,11 @@ at::Tensor combined_for(const at::Tensor& gradients, const at::Tensor& ids, cons
   const std::int64_t n = ids.size(0) / ranks;
   at::Tensor all = at::empty_like(gradients);
   Combiner combiner;
+  Grouping grouping(widths);
   for (std::int64_t r = 0; r < ranks; ++r) {
     std::vector<at::Tensor> own;  // as a rank sends them
     for (const auto& table : ids.narrow(0, r * n, n).split_with_sizes(widths, 1)) own.push_back(table.flatten());
-    combiner.prepare(groups_of(at::cat(own).view({1, -1}), widths, n), gradients.size(2));
+    combiner.prepare(grouping(at::cat(own).view({1, -1}), n), gradients.size(2));
     all.narrow(1, r * n, n).copy_(combiner.combined(gradients.narrow(1, r * n, n)));
   }
   return all;

@@ -157,6 +157,22 @@ TEST_F(DlrmGpu, EmbeddingsHaveTheBitsOfTheHost) {
       }
 }
 
+TEST_F(DlrmGpu, GroupsAreThoseOfTheHost) {
+  const std::vector<std::int64_t> widths{1, 3, 1, 1};
+  for (const std::int64_t b : {1, 2, 31, 33, 1000, 5000})
+    for (const std::int64_t blocks : {1, 3})
+      for (const int rows : {1, 2, 50, 1 << 30}) {
+        const at::Tensor ids = at::randint(-1, rows, {blocks, 6 * b}, at::kInt);
+        dlrm::Grouping grouping(widths), there(widths);
+        const dlrm::Groups host = grouping(ids, b);
+        for (int twice = 0; twice < 2; ++twice) {
+          const dlrm::Groups device = there(ids.cuda(), b);
+          EXPECT_TRUE(at::equal(device.first.cpu(), host.first)) << b << " " << blocks << " " << rows;
+          EXPECT_TRUE(at::equal(device.times.cpu(), host.times)) << b << " " << blocks << " " << rows;
+        }
+      }
+}
+
 TEST_F(DlrmGpu, CombinedGradientsHaveTheValuesOfTheHost) {
   const std::int64_t tables = 7, b = 3000, d = 64;  // many samples ask for few rows of some, a row each of others
   std::vector<at::Tensor> asked;
@@ -164,9 +180,7 @@ TEST_F(DlrmGpu, CombinedGradientsHaveTheValuesOfTheHost) {
     asked.push_back(at::randint(t % 2 ? -1 : 0, std::int64_t(std::pow(7, t)) + 1, {1, b}, at::kInt));
   const at::Tensor ids = at::cat(asked, 1), gradient = at::randn({tables, b, d});
   const std::vector<std::int64_t> widths(std::size_t(tables), 1);
-  const dlrm::Groups host = dlrm::groups_of(ids, widths, b), there = dlrm::groups_of(ids.cuda(), widths, b);
-  EXPECT_TRUE(at::equal(there.first.cpu(), host.first));
-  EXPECT_TRUE(at::equal(there.times.cpu(), host.times));
+  const dlrm::Groups host = dlrm::Grouping(widths)(ids, b), there = dlrm::Grouping(widths)(ids.cuda(), b);
   dlrm::Combiner on_host, on_device;
   on_host.prepare(host, d), on_device.prepare(there, d);
   const at::Tensor expected = on_host.combined(gradient);

@@ -434,7 +434,7 @@ TEST(Combine, SumsOfEqualRowsOverTheRootOfHowMany) {
   const at::Tensor ids = at::randint(-1, 6, {blocks, 5 * b}, at::kInt);
   for (const std::int64_t empty : {0, 7}) ids.narrow(1, b + 3 * empty, 3).fill_(-1);
   for (const std::int64_t none : {0, 1, 16}) ids.select(1, none).fill_(-1);
-  const Groups groups = groups_of(ids, widths, b);
+  const Groups groups = Grouping(widths)(ids, b);
   for (std::int64_t block = 0; block < blocks; ++block) {
     const at::Tensor gradient = at::randn({3, b, d});
     Combiner combiner;
@@ -480,7 +480,7 @@ TEST(Combine, ForARunIsWhatItsRanksWouldSend) {
     for (const auto& [column, width] : std::vector<std::pair<std::int64_t, std::int64_t>>{{0, 1}, {1, 3}, {4, 1}})
       sent.push_back(own.narrow(1, column, width).flatten());
     Combiner combiner;
-    combiner.prepare(groups_of(at::cat(sent).view({1, -1}), widths, b), d);
+    combiner.prepare(Grouping(widths)(at::cat(sent).view({1, -1}), b), d);
     EXPECT_TRUE(at::equal(all.narrow(1, r * b, b), combiner.combined(gradients.narrow(1, r * b, b)))) << r;
     EXPECT_TRUE(at::equal(all[1].narrow(0, r * b, b), (gradients[1] * asks).narrow(0, r * b, b)))
         << "bags are their own";
