@@ -177,7 +177,7 @@ TEST_F(SweepCommand, ExportsAWinner) {
   EXPECT_EQ(trireme({"export", "backbone", "--format", "peft", "--out", "best"}).code, 3);
   const Outcome gone = trireme({"export", "backbone", "--step", "3", "--out", "best"});
   EXPECT_EQ(gone.code, 3) << gone;
-  EXPECT_TRUE(holds(gone.err, "backbone/ckpt/step_00000003 is not there")) << gone;
+  EXPECT_TRUE(holds(gone.err, "backbone/ckpt/step_00000003: is not there")) << gone;
   const Outcome done = trireme({"export", "two", "--format", "peft", "--task", "two", "--out", "best"});
   ASSERT_EQ(done.code, 0) << done;
   write_ids(dir() / "ids.safetensors");
