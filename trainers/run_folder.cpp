@@ -135,14 +135,14 @@ std::string with_changes(std::string saved, const std::string& now, const std::s
   return list.empty() ? saved : saved + "# " + when + ": " + list + "\n";
 }
 
-// The first start's object with one more entry in `resumes`: the step, and what is not as it was then.
+// The first start's object with one more entry in `resumes`: the step, the date, and what is not as it was then.
 std::string with_resume(const std::string& saved, const std::string& now, std::int64_t step) {
   auto first = nlohmann::json::parse(saved, nullptr, false);
   const auto started = nlohmann::json::parse(now);
   if (!first.is_object()) return now;  // damaged
   nlohmann::json entry{{"step", step}};
   for (const auto& [key, value] : started.items())
-    if (!first.contains(key) || first[key] != value) entry[key] = value;
+    if (key == "date" || !first.contains(key) || first[key] != value) entry[key] = value;
   auto& resumes = first["resumes"];
   if (!resumes.is_array()) resumes = nlohmann::json::array();
   resumes.push_back(entry);

@@ -159,8 +159,8 @@ TEST_F(Launch, LinesOfDashesPass) {
   EXPECT_EQ(lines, (Words{rule, "my table", rule, "mpirun started me", "[12:34] my clock", rule}));
 }
 
-// What a command writes to a terminal of 100 columns, as it is (\n stays \n). After 10,000 bytes it has 60: what comes
-// after `narrow` bytes is written then.
+// What a command writes to a terminal of 100 columns, as it is (\n stays \n). Once a bar has shown a loss it has 60: what
+// comes after `narrow` bytes is written then.
 std::string on_terminal(const Words& words, const fs::path& folder, int& code, std::size_t& narrow) {
   termios plain{};
   plain.c_cflag = CS8 | CREAD;
@@ -185,7 +185,7 @@ std::string on_terminal(const Words& words, const fs::path& folder, int& code, s
     return n > 0;
   };
   while (read_within(60000)) {
-    if (narrow || bytes.size() < 10000) continue;
+    if (narrow || bytes.find("loss ") == std::string::npos) continue;
     kill(child, SIGSTOP);
     while (read_within(300)) continue;  // what it had written
     narrow = bytes.size();
