@@ -218,7 +218,7 @@ void Relay::show_lines(int fd, std::string_view text) {
   if (bar_.empty()) return write_all(fd, text);
   write_all(STDERR_FILENO, clear_line);
   write_all(fd, text);
-  write_all(STDERR_FILENO, bar_);
+  write_all(STDERR_FILENO, fitted(bar_));  // the window may be another one by now
 }
 
 void Relay::idle() {
