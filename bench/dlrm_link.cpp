@@ -33,6 +33,7 @@ namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
 constexpr int batches = 4;  // taken in turn, on the device
+constexpr int until_replayed = 6;
 
 struct Problem {
   std::string folder;
@@ -99,9 +100,8 @@ class Trainer {
     int steps = 0;
     in >> batch >> arm >> what >> steps;
     if (batch != batch_) load(batch);
-    switch_->use(arms_.at(arm), {what != "wire", what == "local"});
-    advance();
-    advance();
+    switch_->use(arms_.at(arm), {what != "wire", what == "local"}, session_.context());
+    for (int i = 0; i < until_replayed; ++i) advance();
     (void)session_.loss();
     (void)switch_->take_ratios(session_.context());
     world_.barrier().wait();

@@ -81,6 +81,19 @@ void CommLog::refused(std::uint64_t sequence) {
   entry = {};
 }
 
+void CommLog::replayed(const CommStats& calls, const std::shared_ptr<Work::State>& state) {
+  CommCall all;
+  all.name = "replayed step";
+  all.bytes = calls.bytes;
+  all.begin_ns = steady_now_ns();
+  all.site = CallSite::here();
+  {
+    std::lock_guard lock(tally_->mutex_);
+    tally_->own_.calls += calls.calls - 1;
+  }
+  posted(begin(all), state);
+}
+
 void CommLog::end(const CommCall& call) {
   std::lock_guard lock(tally_->mutex_);
   Entry& entry = ring_[call.sequence % ring_size];

@@ -61,6 +61,8 @@ class Context {
 
   // The step's work is recorded, and will be replayed with other batches.
   bool recorded() const { return scalars_ != nullptr; }
+  // What is recorded holds no longer: from the next step on steps are recorded anew. On all ranks.
+  void record_anew() { anew_ = true; }
   // A scalar on the device that holds value() of the step that runs, whenever it is replayed; f32 or f64. Undefined
   // where the step is not recorded: there the host's value() is the one to use.
   at::Tensor replayed(std::function<double()> value, at::ScalarType type = at::kFloat);
@@ -93,6 +95,7 @@ class Context {
   at::Tensor scale_total_;  // what gradients are divided by: loss scale and clipping
   at::Tensor skip_;         // f32 scalar: 1 = skip this update
   bool last_micro_batch_ = true;
+  bool anew_ = false;
   bool any_root_ = false;  // in this step, a root depended on something trained
   StepClock clock_;
 };

@@ -4,6 +4,10 @@
 #include "framework/base/tensor.h"
 
 #include <algorithm>
+#include <thread>
+
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace trireme {
 namespace {
@@ -15,8 +19,32 @@ std::string first_line(std::string_view what) { return std::string(what.substr(0
 
 }  // namespace
 
+// A place on the current stream of a GPU. For the watchdog the collectives of a replayed step are complete there.
+struct GraphedStep::Mark : Work::State {
+  explicit Mark(at::Device device) : event(device.type()) {
+    event.record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  }
+  bool done() override { return event.query(); }
+  bool settled() override { return event.query(); }
+  void wait() override { event.synchronize(); }
+  bool wait_host(std::chrono::milliseconds timeout) override {
+    const auto end = std::chrono::steady_clock::now() + timeout;
+    while (!event.query()) {
+      if (std::chrono::steady_clock::now() >= end) return false;
+      std::this_thread::yield();
+    }
+    return true;
+  }
+  std::shared_ptr<State> then(std::function<Work()>) override {
+    throw Error(ExitCode::bug, "a replayed step", "has no then()");
+  }
+  c10::Event event;
+};
+
 GraphedStep::GraphedStep(Context& context, Recipe& recipe, std::vector<at::Tensor*> results)
     : context_(context), recipe_(recipe), results_(std::move(results)), pinned_(context.device()) {}
+
+GraphedStep::~GraphedStep() = default;
 
 // Asked at every step: a recipe may be told to work in another way between two.
 bool GraphedStep::wanted() {
@@ -27,11 +55,22 @@ bool GraphedStep::wanted() {
   if (off_) return false;
   auto why = recipe_.why_not_recorded(context_);
   if (!why) return false;
-  if (context_.size() > 1) why = "it has several ranks";
+  if (context_.size() > 1 && why->empty()) why = why_not_several();
   if (config.accumulate > 1) why = "it has several micro-batches";
   if (config.precision == "fp16" || config.precision == "f64") why = "precision is " + config.precision;
   if (!why->empty() && !std::exchange(said_, true)) context_.message("a step is not recorded as a CUDA graph: " + *why);
   return why->empty();
+}
+
+std::string GraphedStep::why_not_several() const {
+  const TrainConfig& config = context_.config();
+  if (config.graph != "on") return "it has several ranks (graph: on records theirs)";
+  if (config.hook.name != "none") return "hook " + config.hook.name + " codes its gradients";
+  if (config.zero > 0) return "its weights are sharded";
+  if (!context_.device().is_cuda()) return "";
+  for (const auto& [name, comm] : context_.comms_)
+    if (name != "control" && !comm->capturable()) return "its collectives are not those of NCCL alone";
+  return "";
 }
 
 GraphedStep::Shapes GraphedStep::shapes_of(const Batch& batch) {
@@ -60,41 +99,106 @@ void GraphedStep::fill(const Batch& batch) {
   pinned_.copy(from, to);
 }
 
-void GraphedStep::enqueue(const Work& work) {
+void GraphedStep::enqueue(const std::function<void()>& work) {
   struct Asking {
     Context& context;
     ~Asking() { context.scalars_ = nullptr; }
   } asking{context_};
-  scalars_->begin();
   context_.scalars_ = scalars_.get();
-  work(inputs_);
+  work();
 }
 
-// Where it cannot be, steps run as they are.
-bool GraphedStep::record(const Work& work) {
-  auto graph = make_step_graph(context_.device().is_cuda() ? context_.device().index() : -1, GraphMemory::own);
+std::vector<GraphedStep::Calls> GraphedStep::calls_so_far() const {
+  std::vector<Calls> all;
+  for (const auto& [name, comm] : context_.comms_)
+    if (auto* traced = dynamic_cast<Traced*>(comm.get())) all.push_back({traced, traced->stats()});
+  return all;
+}
+
+// False: it cannot be.
+bool GraphedStep::capture(const Halves& step) {
   std::size_t pieces = 0;
+  const auto one = [&](const std::function<void()>& f) {
+    graphs_.push_back(
+        make_step_graph(context_.device().is_cuda() ? context_.device().index() : -1, GraphMemory::own));
+    pieces += graphs_.back()->capture([this, f] { enqueue(f); });
+  };
+  const auto compute = [this, step] {
+    scalars_->begin();
+    step.compute(inputs_);
+  };
   try {
-    pieces = graph->capture([this, work] { enqueue(work); });
+    if (recipe_.host_looks())
+      one(compute), one(step.update);
+    else
+      one([compute, step] { compute(), step.update(); });
   } catch (const Error&) {  // ours: the step itself cannot be taken
     throw;
   } catch (const std::exception& e) {
-    off_ = true;
-    forget();
     context_.message("a step is not recorded as a CUDA graph: " + first_line(e.what()));
     return false;
   }
-  graph_ = std::move(graph);
-  context_.message("steps are replayed as a CUDA graph of " + std::to_string(pieces) + " kernels and copies");
+  if (!std::exchange(counted_, true))
+    context_.message("steps are replayed as a CUDA graph of " + std::to_string(pieces) + " kernels and copies");
+  return true;
+}
+
+// Where it cannot be, on some rank, steps run as they are, on all.
+bool GraphedStep::record(const Halves& step) {
+  const std::vector<Calls> before = calls_so_far();
+  std::int64_t all = capture(step);
+  if (context_.size() > 1) context_.comm("control").all_reduce({&all, 1, DType::i64}, Op::min).wait();
+  if (!all) {
+    off_ = true;
+    forget();
+    return false;
+  }
+  calls_ = calls_so_far();
+  for (std::size_t i = 0; i < calls_.size(); ++i)
+    calls_[i].stats.calls -= before[i].stats.calls, calls_[i].stats.bytes -= before[i].stats.bytes;
+  std::erase_if(calls_, [&](const Calls& c) { return c.stats.calls == 0 || c.comm == &context_.comm("control"); });
+  called_ = true;
   outputs_.clear();
   for (const at::Tensor* result : results_) outputs_.push_back(*result);
   return true;
 }
 
-bool GraphedStep::take(const Batch& batch, const Work& work) {
-  if (!wanted()) return false;
+// Where the step does not count, nothing that was recorded holds any longer.
+bool GraphedStep::accepted() {
+  if (mark_) mark_->wait();
+  if (recipe_.accept(context_)) return true;
+  forget();
+  return false;
+}
+
+bool GraphedStep::run_unrecorded(const Halves& step) {
+  scalars_ = std::make_unique<StepScalars>(context_.device());
+  scalars_->begin();
+  enqueue([&] { step.compute(inputs_); });
+  if (context_.device().is_cuda()) mark_ = std::make_shared<Mark>(context_.device());
+  if (recipe_.host_looks() && !accepted()) return false;
+  enqueue(step.update);
+  return true;
+}
+
+bool GraphedStep::replay() {
+  for (std::size_t i = 0; i < results_.size(); ++i) *results_[i] = outputs_[i];
+  graphs_.front()->replay();
+  if (context_.device().is_cuda() && (graphs_.size() > 1 || !calls_.empty())) mark_ = std::make_shared<Mark>(context_.device());
+  if (!std::exchange(called_, false))
+    for (const Calls& c : calls_) c.comm->replayed(c.stats, mark_);
+  if (graphs_.size() == 1) return true;
+  if (!accepted()) return false;
+  graphs_.back()->replay();
+  return true;
+}
+
+bool GraphedStep::take(const Batch& batch, const Halves& step) {
+  const bool may = wanted();
+  if (std::exchange(context_.anew_, false) || !may) forget();
+  if (!may) return false;
   if (Shapes shapes = shapes_of(batch); shapes != shapes_) {
-    if (graph_) {
+    if (recorded()) {
       if (!std::exchange(told_, true))
         context_.message("a batch of another shape than the recorded one: such steps are launched piece by piece");
       return false;
@@ -105,25 +209,19 @@ bool GraphedStep::take(const Batch& batch, const Work& work) {
   if (++seen_ <= plain_steps) return false;
   recipe_.check(batch);
   fill(batch);
-  if (!scalars_) {
-    scalars_ = std::make_unique<StepScalars>(context_.device());
-    enqueue(work);
-    return true;
-  }
+  if (!scalars_) return run_unrecorded(step);
   scalars_->send();
   context_.clock_.hold(true);
-  const bool there = graph_ || record(work);
-  if (there) {
-    for (std::size_t i = 0; i < results_.size(); ++i) *results_[i] = outputs_[i];
-    graph_->replay();
-  }
+  const bool taken = (recorded() || record(step)) && replay();
   context_.clock_.hold(false);
-  if (there) context_.clock_.end(StepClock::Phase::replayed);
-  return there;
+  if (taken) context_.clock_.end(StepClock::Phase::replayed);
+  return taken;
 }
 
 void GraphedStep::forget() {
-  graph_.reset();
+  graphs_.clear();
+  calls_.clear();
+  mark_.reset();
   scalars_.reset();
   inputs_ = {};
   outputs_.clear();

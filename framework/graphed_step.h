@@ -2,6 +2,8 @@
 // longer than a GPU that computes small layers. The first steps of a shape run as they are: the bucket order settles,
 // libraries choose their kernels. The next one runs from input buffers of its own, where each batch is copied from then
 // on; the one after it is recorded. Bit by bit the steps are those that would run without it.
+//
+// Collectives over NCCL are recorded with the rest. All ranks record, replay and forget in the same steps.
 #pragma once
 #include "framework/context.h"
 #include "framework/pinned.h"
@@ -13,36 +15,55 @@ namespace trireme {
 // Used by the training thread. Where no graphs can be made nothing is ever taken.
 class GraphedStep {
  public:
-  using Work = std::function<void(const Batch&)>;
+  struct Halves {
+    std::function<void(const Batch&)> compute;  // up to the gradients
+    std::function<void()> update;
+  };
   // results: what a step leaves for others to read, the caller's variables, which each replay sets.
   GraphedStep(Context& context, Recipe& recipe, std::vector<at::Tensor*> results);
+  ~GraphedStep();
 
-  // Takes the step, by work(batch) or by what was recorded of it. False: nothing happened, and the caller takes it.
-  bool take(const Batch& batch, const Work& work);
-  // The memory that work reads and writes is another from here on.
+  // Takes the step, by its halves or by what was recorded of them. False: nothing happened that counts, and the caller takes
+  // it.
+  bool take(const Batch& batch, const Halves& step);
+  // The memory that steps read and write is another from here on.
   void forget();
-  bool recorded() const { return graph_ != nullptr; }
+  bool recorded() const { return !graphs_.empty(); }
 
  private:
   using Shapes = std::vector<std::pair<std::string, std::vector<std::int64_t>>>;
+  struct Mark;
+  struct Calls {  // of one replay, that nobody counts
+    Traced* comm;
+    CommStats stats;
+  };
   bool wanted();
+  std::string why_not_several() const;
   static Shapes shapes_of(const Batch& batch);
   void fill(const Batch& batch);
-  void enqueue(const Work& work);
-  bool record(const Work& work);
+  void enqueue(const std::function<void()>& work);
+  bool record(const Halves& step);
+  bool capture(const Halves& step);
+  bool run_unrecorded(const Halves& step);
+  bool replay();
+  bool accepted();
+  std::vector<Calls> calls_so_far() const;
 
   Context& context_;
   Recipe& recipe_;
   const std::vector<at::Tensor*> results_;
   bool off_ = false, asked_ = false;
-  bool said_ = false, told_ = false;  // why there is none; that a batch has other shapes
+  bool said_ = false, told_ = false, counted_ = false;  // why there is none; other shapes; how many pieces there are
   Shapes shapes_;
   std::int64_t seen_ = 0;  // batches of these shapes
   Batch inputs_;
   PinnedBuffers pinned_;
   std::unique_ptr<StepScalars> scalars_;
-  std::vector<at::Tensor> outputs_;  // what the graph writes, by results_
-  std::unique_ptr<StepGraph> graph_;
+  std::vector<at::Tensor> outputs_;  // what the graphs write, by results_
+  std::vector<std::unique_ptr<StepGraph>> graphs_;  // one, or two with a look between them
+  std::vector<Calls> calls_;
+  bool called_ = false;         // those of the next replay were counted as they were recorded
+  std::shared_ptr<Mark> mark_;  // behind what was enqueued last
 };
 
 }  // namespace trireme

@@ -51,11 +51,18 @@ class Recipe {
   // True: backward() gets all rows of the step and honours Context::accumulate() itself (contrastive losses).
   virtual bool whole_batch() const { return false; }
 
-  // May a step on one GPU be recorded once and replayed for all batches of equal shapes? Then backward() and update()
+  // May a step on a GPU be recorded once and replayed for all batches of equal shapes? Then backward() and update()
   // enqueue the same work in every step: they find the batch's columns on the device, do not wait for it, and take what
   // changes from step to step from Context::replayed(). Empty: it may; else why not, for the user; without a value, as
-  // by default, it never may and nothing is said.
+  // by default, it may not (yet) and nothing is said. The same on all ranks.
   virtual std::optional<std::string> why_not_recorded(const Context&) const { return std::nullopt; }
+  // Must the host see what a recorded step has received before it counts? Then it is recorded as two graphs, between
+  // which the host waits for the device and asks accept(): with all gradients there and nothing updated. False, on all
+  // ranks: the step is taken again, not recorded.
+  virtual bool host_looks() const { return false; }
+  virtual bool accept(Context&) { return true; }
+  // After each step. recorded: backward() and update() may not have been called for it, their work was replayed.
+  virtual void step_taken(bool recorded, Context&) { (void)recorded; }
   // Before a batch whose columns nobody will look at: DataError. Columns may lie on the device already.
   virtual void check(const Batch&) const {}
 

@@ -110,12 +110,17 @@ void Session::step(const Batch& batch, const Batch* next) {
   context_.now.lr = Schedule{o.schedule, o.lr, o.min_lr, o.warmup, context_.steps, o.cooldown, o.cooldown_power}.at(
       context_.now.step);
   context_.next = nullptr;  // what is replayed cannot look ahead
-  if (graphed_->take(batch, [this](const Batch& inputs) { take_step(inputs); })) return;
-  context_.next = next;
-  take_step(batch);
+  const bool recorded =
+      graphed_->take(batch, {[this](const Batch& inputs) { compute(inputs); }, [this] { update(); }});
+  if (!recorded) {
+    context_.next = next;
+    compute(batch);
+    update();
+  }
+  recipe_.step_taken(recorded, context_);
 }
 
-void Session::take_step(const Batch& batch) {
+void Session::compute(const Batch& batch) {
   using Phase = StepClock::Phase;
   reducer_->begin_step(context_.now.step);
   {
@@ -143,6 +148,9 @@ void Session::take_step(const Batch& batch) {
     own_shards();
   }
   context_.clock_.end(Phase::exposed);
+}
+
+void Session::update() {
   {
     Trace::Span span(Trace::Track::step, "update");
     at::NoGradGuard no_grad;
@@ -151,7 +159,7 @@ void Session::take_step(const Batch& batch) {
     recipe_.update(context_.now, context_);
     if (!average_.empty()) average_weights();
   }
-  context_.clock_.end(Phase::optimizer);
+  context_.clock_.end(StepClock::Phase::optimizer);
 }
 
 // ZeRO-1: what this rank updates is known once the bucket layout is final.

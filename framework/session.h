@@ -49,7 +49,8 @@ class Session {
   void restore(const Snapshot& snapshot, const std::function<void(Archive&)>& state);
 
  private:
-  void take_step(const Batch& batch);
+  void compute(const Batch& batch);  // up to gradients that are summed over ranks
+  void update();
   void count_parameters();
   std::vector<Param> apply_freeze();
   void guard_update();

@@ -51,8 +51,9 @@ void TrainConfig::fields(Fields& f) {
   f("peak_tflops", peak_tflops,
     "dense TFLOP/s of a rank's device that mfu is measured against; 0 = by its data sheet, none for a CPU", {.min = 0});
   f.choice(
-      "graph", graph, {"auto", "off"},
-      "auto: on one GPU, steps of equal shapes are recorded as a CUDA graph and replayed where the recipe allows it");
+      "graph", graph, {"auto", "on", "off"},
+      "auto: on one GPU, steps of equal shapes are recorded as a CUDA graph and replayed where the recipe allows it; "
+      "on: also those of several ranks over NCCL, with their collectives");
   f("trace", trace, "write trace.json (Chrome trace)");
   f.resume_may_change(false);
   f.require(batch_size % accumulate == 0, "accumulate", "does not divide batch_size", "choose a divisor of it");

@@ -4,6 +4,7 @@
 #include "framework/context.h"
 #include "framework/step_graph.h"
 
+#include <atomic>
 #include <cmath>
 #include <stdexcept>
 
@@ -12,19 +13,20 @@ namespace trireme::test {
 class FakeGraphs {
  public:
   FakeGraphs() {
-    context = nullptr, made = 0, refuse = false;
+    context = nullptr, made = 0, refuse = refuse_here = false;
     set_step_graphs([](int, GraphMemory) -> std::unique_ptr<StepGraph> { return std::make_unique<Graph>(); });
   }
   ~FakeGraphs() { set_step_graphs(nullptr); }
 
-  static inline Context* context = nullptr;  // of the session that takes steps
-  static inline int made = 0;                // recorded
-  static inline bool refuse = false;         // what should be recorded cannot be
+  static inline thread_local Context* context = nullptr;  // of the session that takes steps, of this rank
+  static inline std::atomic<int> made = 0;                // recorded
+  static inline bool refuse = false;  // what should be recorded cannot be
+  static inline thread_local bool refuse_here = false;
 
  private:
   struct Graph : StepGraph {
     std::size_t capture(const std::function<void()>& f) override {
-      if (refuse) throw std::runtime_error("operation not permitted when stream is capturing\nfrom here");
+      if (refuse || refuse_here) throw std::runtime_error("operation not permitted when stream is capturing\nfrom here");
       run = f, ++made;
       return 3;
     }

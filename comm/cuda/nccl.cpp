@@ -9,13 +9,14 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 
 namespace trireme {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using cuda::Event, cuda::OnDevice, cuda::Scratch, cuda::stream_of;
+using cuda::captures, cuda::Event, cuda::OnDevice, cuda::Scratch, cuda::stream_of;
 
 ncclDataType_t nccl_type(DType t) {
   static constexpr ncclDataType_t types[] = {ncclFloat64, ncclFloat32, ncclFloat16, ncclBfloat16,
@@ -291,9 +292,10 @@ class Nccl final : public Communicator {
     g_->connect();
     follow(out);
     if (in.stream != out.stream) follow(in);
-    if (g_->timer) g_->timer->begin();
+    StreamTimer* const timer = captures(stream()) ? nullptr : g_->timer.get();  // a graph's times are not its calls'
+    if (timer) timer->begin();
     g_->check(post(*work), name);
-    if (g_->timer) g_->timer->end(name, bytes);
+    if (timer) timer->end(name, bytes);
     work->end.record(g_->me.device, stream());
     return Work(std::move(work));
   }
@@ -305,6 +307,7 @@ class Nccl final : public Communicator {
   }
   // A copy of `in`, for results that would overwrite what is still to be sent.
   const void* separate(NcclWork& work, const ConstBuffer& in) {
+    if (captures(stream())) throw std::runtime_error("buffers of a collective overlap, which no graph can hold");
     work.scratch = Scratch(in.bytes(), stream());
     TRIREME_CUDA_CHECK(cudaMemcpyAsync(work.scratch.data(), in.data, in.bytes(), cudaMemcpyDeviceToDevice, stream()));
     return work.scratch.data();

@@ -166,6 +166,12 @@ OnDevice::~OnDevice() {
   if (before_ >= 0) cudaSetDevice(before_);
 }
 
+bool captures(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  TRIREME_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
 Event::~Event() {
   if (!event_) return;
   auto& pool = event_pool();
@@ -186,11 +192,12 @@ void Event::record(int device, cudaStream_t stream) {
     }
     device_ = device;
   }
+  captured_ = captures(stream);
   TRIREME_CUDA_CHECK(cudaEventRecord(event_, stream));
 }
 
 bool Event::complete() const {
-  if (!event_) return true;
+  if (!event_ || captured_) return true;
   const cudaError_t result = cudaEventQuery(event_);
   if (result == cudaErrorNotReady) {
     cudaGetLastError();

@@ -25,7 +25,11 @@ class OnDevice {
   int before_ = -1;
 };
 
-// An event of a pool: making one costs a microsecond, taking one does not. Empty until record().
+// Is the stream's work being recorded into a CUDA graph?
+bool captures(cudaStream_t stream);
+
+// An event of a pool: making one costs a microsecond, taking one does not. Empty until record(). Recorded on a stream
+// that is captured it is an edge of the graph, nothing that anybody could ask or wait for on the host: complete.
 class Event {
  public:
   Event() = default;
@@ -48,9 +52,11 @@ class Event {
   void swap(Event& other) noexcept {
     std::swap(event_, other.event_);
     std::swap(device_, other.device_);
+    std::swap(captured_, other.captured_);
   }
   cudaEvent_t event_ = nullptr;
   int device_ = 0;
+  bool captured_ = false;
 };
 
 // A stream of its own that does not synchronise with the default one.

@@ -31,6 +31,7 @@ class Coder {
   ShardedTables::CodingOf forward(const std::vector<std::int64_t>& mine, std::int64_t step,
                                   bool training = false) const;
   ShardedTables::CodingOf backward(bool training = false) const;
+  bool simulates() const { return config_.forward.simulate || config_.backward.simulate; }
   bool has_room() const { return config_.sizes == "capacity"; }
 
  private:

@@ -17,9 +17,8 @@ at::Tensor bytes_of(std::span<const kernels::BagTable> tables) {
   return host;
 }
 
-// At least so many, on the device of `like`.
-void make_room(at::Tensor& bytes, std::int64_t n, const at::Tensor& like) {
-  if (!bytes.defined() || bytes.numel() < n) bytes = at::empty({n}, like.options().dtype(at::kByte));
+at::Tensor bytes_beside(const at::Tensor& like, std::int64_t n) {
+  return at::empty({n}, like.options().dtype(at::kByte));
 }
 
 // Each sample asks the one table that all make for where its group begins.
@@ -48,26 +47,28 @@ Groups Grouping::operator()(const at::Tensor& ids, std::int64_t b) {
                            ids.size(0),
                            b,
                            columns_};
-  make_room(scratch_, kernels::equal_ids_scratch(bags.size()), ids);
+  const at::Tensor scratch = bytes_beside(ids, kernels::equal_ids_scratch(bags.size()));
   Groups g{at::empty({bags.blocks, count_, b}, ids.options()),
            at::empty({bags.blocks, count_, b}, ids.options().dtype(at::kFloat))};
   kernels::equal_ids(
-      {bags, g.first.mutable_data_ptr<std::int32_t>(), g.times.mutable_data_ptr<float>(), scratch_.mutable_data_ptr()},
+      {bags, g.first.mutable_data_ptr<std::int32_t>(), g.times.mutable_data_ptr<float>(), scratch.mutable_data_ptr()},
       buffer_of(ids).place);
   return g;
 }
 
 void Combiner::prepare(const Groups& groups, std::int64_t d) {
   const std::int64_t rows = groups.first.numel();
-  if (!groups_.first.defined() || groups_.first.numel() != rows) {
+  at::Tensor& known = tables_[rows];
+  if (!known.defined()) {
     const kernels::BagTable table{0, rows, 0, 1, 0, 1};
-    table_ = to_device(bytes_of({&table, 1}), groups.first.device());
+    known = to_device(bytes_of({&table, 1}), groups.first.device());
   }
+  table_ = known;
   groups_ = groups;
   const Place place = buffer_of(groups.first).place;
   std::size_t bytes = 0;
   kernels::embedding_update_scratch({rows, d, sizeof(float), &bytes}, place);
-  make_room(scratch_, std::int64_t(bytes), groups.times);
+  scratch_ = bytes_beside(groups.times, std::int64_t(bytes));
   kernels::embedding_sort({bags_of(table_, groups), d, rows, sizeof(float), scratch_.mutable_data_ptr()}, place);
 }
 

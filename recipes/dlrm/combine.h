@@ -6,6 +6,7 @@
 // for no row (an empty bag) have zeros too: their owner would drop what came.
 #pragma once
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include <ATen/core/Tensor.h>
@@ -29,8 +30,7 @@ class Grouping {
  private:
   const std::int64_t count_;
   std::int64_t columns_ = 0;
-  at::Tensor tables_;   // u8, on the device of the ids
-  at::Tensor scratch_;  // there too
+  at::Tensor tables_;  // u8, on the device of the ids
 };
 
 class Combiner {
@@ -42,8 +42,10 @@ class Combiner {
 
  private:
   Groups groups_;
-  at::Tensor table_;    // all rows as one table, for the kernel that sums gradients of equal rows; u8, on the device
-  at::Tensor scratch_;  // of that kernel, u8
+  // All rows as one table, by how many there are, for the kernel that sums gradients of equal rows; u8, on the device.
+  // A step that is recorded reads its own for good.
+  std::map<std::int64_t, at::Tensor> tables_;
+  at::Tensor table_, scratch_;  // of this call; u8
 };
 
 // What arrived of it f32 [blocks * tables, b, d], in place: sums where a group begins, else zeros.

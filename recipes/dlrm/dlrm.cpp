@@ -74,12 +74,20 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   void update(const Step& s, Context& c) override {
     c.step_optimizers(s);
     tables_->update(lr_of_tables(s, c), c.skip(), c.replayed([this, &c] { return lr_of_tables(c.now, c); }));
-    report(c);
   }
 
-  std::optional<std::string> why_not_recorded(const Context&) const override {
-    if (coder_->forward_on() || coder_->backward_on()) return "the host waits for the sizes of codes";
+  std::optional<std::string> why_not_recorded(const Context& c) const override {
+    if (!codes()) return "";
+    if (c.size() == 1 || !coder_->has_room()) return "the host waits for the sizes of codes";
+    if (coder_->simulates() || tables_->stays()) return "codes do not travel";
+    if (coder_->factor(c.now.step) != 1) return std::nullopt;  // bounds change still
     return "";
+  }
+  bool host_looks() const override { return codes(); }
+  bool accept(Context&) override { return tables_->accept(); }
+  void step_taken(bool recorded, Context& c) override {
+    if (recorded && !codes()) tables_->accept();
+    report(c);
   }
   void check(const Batch& batch) const override { tables_->check(batch.columns.at("ids")); }
 
@@ -88,7 +96,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     each_test_batch(
         c, [&](const Batch& batch, const at::Tensor& logits, std::int64_t own) { add(judged, batch, logits, own); });
     auto metrics = binary_metrics(judged, c.comm("control"));
-    if ((coder_->forward_on() || coder_->backward_on()) && c.param_type() == at::kFloat)
+    if (codes() && c.param_type() == at::kFloat)
       c.size() == 1 ? add_alone(metrics, c) : add_exchange(metrics, c);
     return metrics;
   }
@@ -157,18 +165,17 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     nlohmann::json tables = nlohmann::json::array();
     for (std::size_t t = 0; t < data_->tables().size(); ++t) {
       const char c = coder_->bounds().class_of(std::int64_t(t));
+      const std::string bound = c == 'T' ? "tight" : c == 'L' ? "loose" : "base";
       tables.push_back({{"name", data_->tables()[t].name},
                         {"rows", data_->tables()[t].rows},
                         {"rank", tables_->owners().of_table[t]},
                         {"codec", coder_->codec_of(std::int64_t(t))},
-                        {"bound", c == 'T'   ? "tight"
-                                  : c == 'L' ? "loose"
-                                             : "base"}});
+                        {"bound", bound}});
     }
     return nlohmann::json{{"data", config_.data.file}, {"tables", tables}}.dump();
   }
 
-  void use(const CompressionConfig& compression, Local local) override {
+  void use(const CompressionConfig& compression, Local local, Context& c) override {
     for (const auto& list : tables_->owners().tables)
       if (list.empty())
         throw UsageError("exchange", "stays local only where every rank holds a table", "use fewer ranks");
@@ -176,6 +183,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     coder_.emplace(compression, config_.data, std::int64_t(data_->tables().size()));
     tables_->forward().stay(local.forward);
     tables_->backward().stay(local.backward);
+    c.record_anew();
   }
   ExchangeRatios take_ratios(Context& c) override {
     std::array<double, 4> all = std::exchange(bytes_, {});
@@ -184,6 +192,8 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   }
 
  private:
+  bool codes() const { return coder_->forward_on() || coder_->backward_on(); }
+
   static void check(const TrainConfig& train) {
     if (train.ema > 0) throw UsageError("ema", "averages the MLPs, and tables have no average", "use ema=0");
     if (train.precision == "fp16")
@@ -192,7 +202,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   }
 
   void check_type(const Context& c) const {
-    if (c.param_type() == at::kDouble && (coder_->forward_on() || coder_->backward_on()))
+    if (c.param_type() == at::kDouble && codes())
       throw UsageError("compression", "codes f32 values, and precision is f64", "use precision=f32");
   }
 
@@ -262,10 +272,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
 
   // Those of a step were sent during the step before, if there was one; then those of the next step are.
   ShardedTables::Ids ids_for(const Batch& batch, Context& c) {
-    if (c.recorded()) {
-      sent_.clear();
-      return tables_->send_ids(batch.columns.at("ids"));
-    }
+    if (c.recorded()) return sent_.clear(), tables_->send_ids(batch.columns.at("ids"));
     const std::int64_t parts = c.accumulate();
     if (sent_.empty() || sent_.front().epoch != batch.epoch || sent_.front().index != batch.index) {
       sent_.clear();
@@ -328,7 +335,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
               "compressed exchange",
               "a code was damaged up to step " + std::to_string(c.now.step + 1) + ", chunk " + std::to_string(*bad),
               "do all ranks run the same program and configuration?");
-    if (!c.logs_now() || (!coder_->forward_on() && !coder_->backward_on())) return;
+    if (!c.logs_now() || !codes()) return;
     std::array<double, 4> all = std::exchange(bytes_, {});
     c.comm("control").all_reduce({all.data(), all.size(), DType::f64}, Op::sum).wait();
     if (all[1] > 0) c.log("forward_ratio", all[0] / all[1]);

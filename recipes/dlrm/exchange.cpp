@@ -13,11 +13,6 @@
 namespace trireme::dlrm {
 namespace {
 
-at::Tensor at_least(const at::Tensor& have, std::size_t bytes, at::Device device) {
-  if (have.defined() && have.nbytes() >= bytes) return have;
-  return at::empty({std::int64_t(bytes)}, at::TensorOptions(device).dtype(at::kByte));
-}
-
 std::size_t first_of(const std::vector<std::size_t>& chunks, int rank) {
   return std::accumulate(chunks.begin(), chunks.begin() + rank, std::size_t{0});
 }
@@ -51,19 +46,29 @@ std::vector<std::size_t> RowExchange::values(const std::vector<std::size_t>& chu
   return n;
 }
 
+// Kept from call to call; but what a graph reads and writes is its own.
+void RowExchange::make_room(at::Tensor& memory, std::size_t bytes) const {
+  if (memory.defined() && memory.nbytes() >= bytes && !coding_.recorded) return;
+  memory = at::empty({std::int64_t(bytes)}, at::TensorOptions(recv_.device()).dtype(at::kByte));
+}
+
 void RowExchange::start(const at::Tensor& send, const at::Tensor& recv, const Coding& coding) {
   send_ = send, recv_ = recv, coding_ = coding;
+  if (coding.recorded) recorded_ = {};
   coded_ = coding.codec && !coding.simulate;
   settled_ = !coded_ || !coding.in_room || here_ || rows_.size() == 1 || rows_.size() > int(most_code_parts);
   in_room_ = !settled_ && room_.known_for(recv.size(1) * recv.size(2));
+  if (coding.recorded && coded_ && !in_room_)
+    throw Error(ExitCode::bug, "compressed exchange", "sizes that go first cannot be recorded");
+  if (coding.recorded) recorded_.in_room = in_room_;
   const auto me = std::size_t(rows_.rank());
   const double chunk = double(recv.size(1) * recv.size(2)) * double(recv.element_size());
   const double plain = double(std::size_t(send.size(0)) - to_[me]) * chunk;
-  bytes_.plain += plain;
+  counted().plain += plain;
   send_sizes_.assign(std::size_t(send.size(0)), std::uint64_t(chunk));
   if (coding_.codec) encode();
   if (coded_) return in_room_ ? send_parts() : start_coded();
-  bytes_.sent += plain;
+  counted().sent += plain;
   if (here_) return keep_values();
   work_ = rows_.all_to_all(buffer_of(send_), values(to_), buffer_of(recv_), values(from_));
 }
@@ -97,7 +102,7 @@ void RowExchange::keep_codes() {
   for (std::size_t k = 0, next = 0; k < recv_sizes_.size(); ++k)
     if (!own(from_, k)) total += std::int64_t(recv_sizes_[k] = coded[next++ % coded.size()]);
   const auto period = std::accumulate(coded.begin(), coded.end(), std::int64_t{0});
-  received_ = at_least(received_, std::max<std::size_t>(std::size_t(total), 4), recv_.device());
+  make_room(received_, std::max<std::size_t>(std::size_t(total), 4));
   for (std::int64_t at = 0; at < total; at += period) {
     const std::int64_t some = std::min(period, total - at);
     received_.narrow(0, at, some).copy_(encoded_.narrow(0, 0, some), /*non_blocking=*/true);
@@ -132,7 +137,7 @@ void RowExchange::encode() {
   }
   if (!send_.is_cpu()) return encode_on_device(chunks);
   const auto into = in_room_ ? parts(to_, room_.to()) : std::vector<CodePart>();
-  encoded_ = at_least(encoded_, in_room_ ? bytes_of(into) : coding_.codec->max_bytes(n, d) * chunks.size(), at::kCPU);
+  make_room(encoded_, in_room_ ? bytes_of(into) : coding_.codec->max_bytes(n, d) * chunks.size());
   std::vector<std::uint64_t> sizes(chunks.size());
   coding_.codec->encode(chunks, buffer_of(encoded_), {sizes.data(), sizes.size(), DType::i64}, {}, into);
   if (coded_) send_sizes_ = std::move(sizes);
@@ -148,9 +153,9 @@ void RowExchange::encode_on_device(std::span<const TableChunk> chunks) {
   side_->run([&] {
     const auto into = in_room_ ? parts(to_, room_.to()) : std::vector<CodePart>();
     const std::size_t most = chunks.empty() ? 4 : codec.max_bytes(chunks[0].n, chunks[0].dim) * chunks.size();
-    encoded_ = at_least(encoded_, in_room_ ? bytes_of(into) : most, send_.device());
+    make_room(encoded_, in_room_ ? bytes_of(into) : most);
     if (chunks.empty()) return void(encoded_.zero_());  // parts of nothing
-    scratch_ = at_least(scratch_, codec.scratch_bytes(chunks), send_.device());
+    make_room(scratch_, codec.scratch_bytes(chunks));
     const at::Tensor sizes = at::empty({n}, longs.device(send_.device()));
     codec.encode(chunks, buffer_of(encoded_), buffer_of(sizes), buffer_of(scratch_), into);
     coded_sizes_.copy_(sizes, /*non_blocking=*/true);
@@ -185,9 +190,9 @@ void RowExchange::send_parts() {
   for (const CodePart& p : parts(from_, room_.from())) recv.push_back(p.bytes);
   const std::size_t out = std::accumulate(send.begin(), send.end(), std::size_t{0}),
                     in = std::accumulate(recv.begin(), recv.end(), std::size_t{0});
-  bytes_.sent += double(out);
+  counted().sent += double(out);
   const auto post = [&] {
-    received_ = at_least(received_, in, recv_.device());
+    make_room(received_, in);
     work_ = rows_.all_to_all(bytes_of(encoded_, out), send, bytes_of(received_, in), recv);
   };
   side_ ? side_->run(post) : post();
@@ -244,6 +249,17 @@ bool RowExchange::settle() {
   return fitted && !*fitted;
 }
 
+bool RowExchange::accept() {
+  bytes_.plain += recorded_.bytes.plain, bytes_.sent += recorded_.bytes.sent;
+  if (!recorded_.in_room) return true;
+  if (side_) take_sizes();
+  const bool fitted = all_had_room();
+  if (const at::Tensor& status = recorded_.status; fitted && status.defined())
+    bad_ = bad_.defined() ? at::maximum(bad_, status) : status.clone();
+  bytes_.sent += room_.note(needed(), fitted, sizes_);
+  return fitted;
+}
+
 // ---- sizes, then codes ----
 
 Work RowExchange::send_payload() {
@@ -268,7 +284,7 @@ Work RowExchange::send_payload() {
     }
   }
   const std::size_t total = std::accumulate(recv.begin(), recv.end(), std::size_t{0});
-  received_ = at_least(received_, std::max<std::size_t>(total, 4), recv_.device());
+  make_room(received_, std::max<std::size_t>(total, 4));
   return rows_.all_to_all(bytes_of(encoded_, std::accumulate(send.begin(), send.end(), std::size_t{0})), send,
                           bytes_of(received_, total), recv);
 }
@@ -316,10 +332,11 @@ void RowExchange::decode() {
     return;
   }
   status_ = at::zeros({1}, at::TensorOptions(recv_.device()).dtype(at::kInt));
-  scratch_ = at_least(scratch_, coding_.codec->decode_scratch_bytes(chunks), recv_.device());
+  make_room(scratch_, coding_.codec->decode_scratch_bytes(chunks));
   coding_.codec->decode(chunks, buffer_of(recv_).place, reinterpret_cast<std::uint32_t*>(status_.data_ptr<int>()),
                         buffer_of(scratch_));
   if (!in_room_) bad_ = bad_.defined() ? at::maximum(bad_, status_) : status_;
+  if (coding_.recorded) recorded_.status = status_;
 }
 
 std::optional<std::size_t> RowExchange::take_bad() {

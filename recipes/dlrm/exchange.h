@@ -27,7 +27,8 @@ struct Coding {
   std::vector<const Bounded*> codecs = {};
   std::vector<float> bounds = {};
   std::vector<std::uint32_t> scopes = {};
-  bool in_room = false;  // settle() will be called
+  bool in_room = false;   // settle() will be called
+  bool recorded = false;  // the call is, or will be, recorded into a graph: accept() takes the place of settle()
 };
 
 // Of this rank; chunks that stay here are not in it, headers and sizes are.
@@ -59,6 +60,9 @@ class RowExchange {
   // is there now. All ranks say the same. On a device it waits for what arrived (only here does the host wait for
   // that), so what is enqueued before need not; neither `send` nor `recv` may have changed.
   bool settle();
+  // After each replay (and each call) that was recorded, once the device is done with it: counts it, and says, like on
+  // all ranks, whether all had room. Where not, nothing that was received counts.
+  bool accept();
   // On a device nobody looks at once: was a code bad since the last call? Its number among those decoded in its call.
   // Waits for the device.
   std::optional<std::size_t> take_bad();
@@ -67,6 +71,7 @@ class RowExchange {
   // For measurements: nothing travels any more, copies of what this rank sends stand in for what it would get (sizes
   // first, as if there were no room). Room is forgotten.
   void stay(bool here) { here_ = here, room_ = Room(rows_.size()); }
+  bool stays() const { return here_; }
   // Of the last call: coded bytes of each chunk sent, 0: it stayed here.
   const std::vector<std::uint64_t>& sizes() const { return send_sizes_; }
 
@@ -77,6 +82,8 @@ class RowExchange {
   std::vector<CodePart> parts(const std::vector<std::size_t>& chunks, const std::vector<std::int64_t>& room) const;
   std::vector<std::int64_t> needed() const;
   bool all_had_room() const;
+  ExchangeBytes& counted() { return coding_.recorded ? recorded_.bytes : bytes_; }
+  void make_room(at::Tensor& memory, std::size_t bytes) const;
   void send_parts();
   void finish_parts();
   void finish_coded();
@@ -106,6 +113,11 @@ class RowExchange {
   at::Tensor status_, bad_;         // i32 [1], on a device: of the last decoding; of all since take_bad()
   Work work_;
   ExchangeBytes bytes_;
+  struct {
+    ExchangeBytes bytes;
+    bool in_room = false;
+    at::Tensor status;
+  } recorded_;  // of a call that was
 };
 
 }  // namespace trireme::dlrm

@@ -20,7 +20,7 @@ class ExchangeSwitch {
  public:
   virtual ~ExchangeSwitch() = default;
   // On all ranks, each of which must hold a table: UsageError.
-  virtual void use(const CompressionConfig& compression, Local local) = 0;
+  virtual void use(const CompressionConfig& compression, Local local, Context& context) = 0;
   // Collective. Since the last call.
   virtual ExchangeRatios take_ratios(Context& context) = 0;
 };

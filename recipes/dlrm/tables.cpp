@@ -135,6 +135,12 @@ ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
   return x;
 }
 
+Coding ShardedTables::coding_of(const CodingOf& coding, const at::Tensor& rows) const {
+  Coding c = coding ? coding(rows) : Coding{};
+  c.recorded = context_.recorded();
+  return c;
+}
+
 void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
   at::NoGradGuard no_grad;
   settle_return();
@@ -145,11 +151,11 @@ void ShardedTables::start_fetch(Ids ids, const CodingOf& coding) {
   rows_ = at::empty({std::int64_t(all_.size()), b, dim_}, options);
   if (ranks_ == 1 && !coding)
     looked_up_ = rows_.unsqueeze(0);  // they stay where they are
-  else if (!looked_up_.defined() || looked_up_.size(2) != b)
+  else if (!looked_up_.defined() || looked_up_.size(2) != b || context_.recorded())
     looked_up_ = at::empty({ranks_, n, b, dim_}, options);
   held_->lookup(current_.received, looked_up_);
   const at::Tensor chunks = looked_up_.view({ranks_ * n, b, dim_});
-  forward_->start(chunks, rows_, coding ? coding(chunks) : Coding{});
+  forward_->start(chunks, rows_, coding_of(coding, chunks));
   received_groups_.reset();
   combines_ = false;
 }
@@ -187,6 +193,7 @@ at::Tensor ShardedTables::finish_fetch() {
 }
 
 bool ShardedTables::settle_fetch() {
+  if (context_.recorded()) return false;  // in accept()
   try {
     if (!forward_->settle()) return false;
     forward_->join();
@@ -201,7 +208,7 @@ void ShardedTables::start_return(const at::Tensor& gradient, const CodingOf& cod
   const std::int64_t b = gradient.size(1), n = std::int64_t(held_->size());
   gradient_ = combines_ ? combiner_.combined(gradient) : gradient;
   returned_ = ranks_ == 1 && !coding ? gradient_ : at::empty({ranks_ * n, b, dim_}, gradient.options());
-  backward_->start(gradient_, returned_, coding ? coding(gradient_) : Coding{});
+  backward_->start(gradient_, returned_, coding_of(coding, gradient_));
 }
 
 void ShardedTables::finish_return() {
@@ -211,17 +218,44 @@ void ShardedTables::finish_return() {
     name_table(e, mine());
   }
   returning_ = true;
+  if (!context_.recorded()) return;
+  backward_->join();  // a graph may end before the update
+  if (sorting_) sorting_->lead();
+}
+
+// Messages of another size than those that were recorded.
+void ShardedTables::look_at_room() {
+  const std::int64_t now = forward_->room().changes() + backward_->room().changes();
+  if (std::exchange(room_changes_, now) != now) context_.record_anew();
+}
+
+bool ShardedTables::accept() {
+  const bool returning = std::exchange(returning_, false);
+  try {
+    if (!forward_->accept()) return false;  // then what went back was no gradient
+  } catch (const BadChunk& e) {
+    name_table(e, owners_.tables[std::size_t(e.rank)]);
+  }
+  try {
+    if (!backward_->accept()) return false;
+  } catch (const BadChunk& e) {
+    name_table(e, mine());
+  }
+  look_at_room();
+  returning_ = returning;
+  return true;
 }
 
 // As late as may be: what comes may not be there yet.
 void ShardedTables::settle_return() {
   if (!std::exchange(returning_, false)) return;
-  try {
+  if (!context_.recorded()) try {
     backward_->settle();
     backward_->join();
   } catch (const BadChunk& e) {
     name_table(e, mine());
   }
+  if (!context_.recorded()) look_at_room();
   const std::int64_t n = std::int64_t(held_->size());
   if (received_groups_) restore(returned_, *received_groups_);
   waiting_.push_back({current_.received, returned_.view({ranks_, n, current_.b, dim_}), current_.sorted});
@@ -241,7 +275,7 @@ void ShardedTables::update(double lr, const at::Tensor& skip, const at::Tensor& 
   settle_return();
   std::vector<at::Tensor> ids, gradients;
   for (const auto& w : waiting_) ids.push_back(w.ids), gradients.push_back(w.gradient);
-  if (sorting_) sorting_->lead();
+  if (sorting_ && !context_.recorded()) sorting_->lead();
   // Micro-batches: one update by all of them.
   if (ids.size() == 1)
     held_->update(ids[0], gradients[0], lr, skip, device_lr, waiting_[0].sorted);

@@ -53,6 +53,9 @@ class ShardedTables {
   // The gradient of what finish_fetch() gave, back to the owners.
   void start_return(const at::Tensor& gradient, const CodingOf& coding);
   void finish_return();
+  // Of a step that is recorded (Context::recorded), once the device has got as far: did it have what it needed? Then it
+  // is counted. The same on all ranks.
+  bool accept();
   // Are the gradients that went back last finite? Of this rank's samples; an f64 scalar, 0 or NaN.
   at::Tensor blame() const;
   void forget() { settle_return(), waiting_.clear(); }
@@ -63,6 +66,7 @@ class ShardedTables {
   std::int64_t chunk_bytes() const { return current_.b * dim_ * std::int64_t(held_->options().dtype().itemsize()); }
   RowExchange& forward() { return *forward_; }
   RowExchange& backward() { return *backward_; }
+  bool stays() const { return forward_->stays() || backward_->stays(); }
   // Tables move with their state to whoever holds them on another number of ranks.
   void state(Archive& ar);
   // Of the room of both directions.
@@ -76,6 +80,8 @@ class ShardedTables {
   [[noreturn]] static void refuse(const Table& table, std::int64_t sample, std::int32_t id);
   at::Tensor sort_on_device(const at::Tensor& ids);
   void settle_return();
+  void look_at_room();
+  Coding coding_of(const CodingOf& coding, const at::Tensor& rows) const;
   [[noreturn]] void name_table(const BadChunk& e, const std::vector<std::int64_t>& sent) const;
 
   const std::vector<Table> all_;
@@ -96,6 +102,7 @@ class ShardedTables {
   Ids current_;
   bool returning_ = false;  // gradients that nobody has looked at yet
   bool combines_ = false;   // in this step
+  std::int64_t room_changes_ = 0;
   std::optional<Grouping> grouping_, own_grouping_;  // of what this rank sends; of what it gets
   std::optional<Groups> received_groups_;
   Combiner combiner_;

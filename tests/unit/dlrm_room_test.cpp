@@ -6,6 +6,7 @@
 #include "framework/io/checkpoint.h"
 #include "framework/session.h"
 #include "recipes/dlrm/exchange.h"
+#include "tests/fake_graph.h"
 #include "tests/unit/codec_rows.h"
 
 #include <filesystem>
@@ -194,9 +195,10 @@ struct Trained {
   std::map<std::string, at::Tensor> weights;  // of all ranks
   std::vector<double> losses;
   std::map<std::string, double> logged;  // of the last step
+  std::vector<std::int64_t> replayed;    // steps after which a graph was there
 };
 
-// Steps [first, last). Until step 4 rank 1 has one sample over and over, whose codes are short.
+// Steps [first, last). Until step 4, and in 12 to 16, rank 1 has one sample over and over, whose codes are short.
 void steps(Session& session, Experiment& e, std::int64_t first, std::int64_t last, Trained& run) {
   const int rank = session.context().rank(), ranks = session.context().size();
   const auto ids = e.recipe->train_ids();
@@ -205,10 +207,12 @@ void steps(Session& session, Experiment& e, std::int64_t first, std::int64_t las
     session.context().now.step = s;
     std::vector<std::int64_t> mine;
     for (std::int64_t i = 0; i < own; ++i)
-      mine.push_back(ids[std::size_t(s * e.train.batch_size + rank * own + (rank == 1 && s < 4 ? 0 : i))]);
+      mine.push_back(ids[std::size_t(s % 10 * e.train.batch_size + rank * own +
+                                     (rank == 1 && (s < 4 || (s >= 12 && s < 17)) ? 0 : i))]);
     session.step(e.recipe->train_data().read(mine, 0));
     run.losses.push_back(session.loss());
     run.logged = session.take_logged();
+    if (session.replays()) run.replayed.push_back(s);
   }
 }
 
@@ -217,7 +221,6 @@ Trained train(int ranks, const std::vector<std::string>& keys, std::int64_t save
   const std::string folder = ::testing::TempDir() + "dlrm_room";
   std::filesystem::remove_all(folder);
   std::filesystem::create_directories(folder);
-  constexpr std::int64_t last = 9;
   Trained result;
   std::mutex mutex;
   for (const bool second : {false, true}) {
@@ -231,6 +234,8 @@ Trained train(int ranks, const std::vector<std::string>& keys, std::int64_t save
           "compression: {forward: {codec: auto}, backward: {codec: auto}}\n",
           "dlrm.yaml", keys));
       Session session(world, e.train, *e.recipe);
+      FakeGraphs::context = &session.context();
+      const std::int64_t last = e.train.steps;
       const auto state = [&](Archive& ar) { session.state(ar); };
       Checkpoints checkpoints(folder, 1, world);
       if (second) session.restore(checkpoints.load(saved), state);
@@ -243,7 +248,8 @@ Trained train(int ranks, const std::vector<std::string>& keys, std::int64_t save
       }
       const std::lock_guard lock(mutex);
       for (const auto& p : session.parameters()) result.weights[p.name] = p.value.detach().clone();
-      if (world.rank() == 0) result.losses = own.losses, result.logged = own.logged;
+      if (world.rank() == 0)
+        result.losses = own.losses, result.logged = own.logged, result.replayed = own.replayed;
     });
   }
   std::filesystem::remove_all(folder);
@@ -285,6 +291,74 @@ TEST(Room, TrainsAsExactDoes) {
         EXPECT_EQ(resumed.logged, room.logged) << saved;
       }
     }
+}
+
+// Replayed steps whose codes outgrow the room that was recorded are taken again; they are recorded anew then, and
+// where room changes at the 64th exchange.
+TEST(Room, RecordedStepsTrainAsExactDoes) {
+  const FakeGraphs fake;
+  for (const auto& [ranks, back] : {std::pair(2, "auto"), {4, "raw"}}) {
+    SCOPED_TRACE(std::to_string(ranks) + " ranks, backward " + back);
+    std::vector<std::string> keys{"steps=76", "embedding.optimizer=rowwise_adagrad", "compression.forward.decay=none",
+                                  "compression.backward.combine=" + std::string(ranks == 2 ? "true" : "false"),
+                                  "compression.backward.codec=" + std::string(back)};
+    const Trained exact = train(ranks, keys);
+    keys.push_back("compression.sizes=capacity");
+    Trained room = train(ranks, keys);
+    EXPECT_EQ(room.replayed, std::vector<std::int64_t>{});
+    keys.push_back("graph=on");
+    const Trained graph = train(ranks, keys);
+    expect_equal(exact, graph, "recorded");
+    EXPECT_GT(graph.replayed.size(), 50u);
+    EXPECT_GE(graph.logged.at("forward_overflows"), 1);
+    for (const auto& [name, value] : room.logged)
+      EXPECT_NEAR(graph.logged.at(name), value, name.ends_with("overflows") ? 0 : 0.05 * value) << name;
+    expect_equal(exact, train(ranks, keys, 20), "resumed");
+  }
+}
+
+// Bounds are recorded with the rest, so not before they stay.
+TEST(Room, StepsAreRecordedOnceBoundsStay) {
+  const FakeGraphs fake;
+  const std::vector<std::string> keys{"steps=14", "compression.sizes=capacity", "compression.forward.decay=linear",
+                                      "compression.forward.decay_steps=7", "graph=on"};
+  const Trained graph = train(2, keys);
+  ASSERT_FALSE(graph.replayed.empty());
+  EXPECT_GE(graph.replayed.front(), 10) << "two as they are, one from buffers of its own";
+  for (const std::string other : {"compression.sizes=exact", "compression.forward.simulate=true"}) {
+    auto without = keys;
+    without.push_back(other);
+    EXPECT_TRUE(train(2, without).replayed.empty()) << other;
+  }
+}
+
+// Codes of one length get just that, and room that suits is left as it is.
+TEST(Room, ChangesWhereItMust) {
+  run_loopback(2, [&](Communicator& world) {
+    Room room(2);
+    const auto use = [&](std::int64_t bytes) {
+      const std::vector<std::int64_t> needed{world.rank() == 0 ? 0 : bytes, world.rank() == 0 ? bytes : 0};
+      (void)room.known_for(4);
+      return room.note(needed, room.to()[std::size_t(1 - world.rank())] == 0 ? std::nullopt
+                                                                             : std::optional(room.enough(needed)),
+                       world);
+    };
+    const auto other = std::size_t(1 - world.rank());
+    for (int i = 0; i < 64; ++i) use(800);
+    EXPECT_EQ(room.to()[other], 800);
+    const std::int64_t before = room.changes();
+    for (int i = 0; i < 64; ++i) EXPECT_EQ(use(800), i == 63 ? 8 : 0) << i;
+    EXPECT_EQ(room.changes(), before);
+    EXPECT_EQ(use(808), 8) << "too small: all ranks tell theirs";
+    EXPECT_EQ(room.to()[other], 912);
+    for (int i = 0; i < 63; ++i) use(i % 2 ? 700 : 750);
+    EXPECT_EQ(room.changes(), before + 1) << "912 suits 808";
+    for (int i = 0; i < 64; ++i) use(i % 2 ? 400 : 410);
+    EXPECT_EQ(room.to()[other], 464);
+    EXPECT_EQ(room.from()[other], 464);
+    EXPECT_EQ(room.changes(), before + 2);
+    EXPECT_EQ(room.overflows(), 1);
+  });
 }
 
 }  // namespace

@@ -515,7 +515,7 @@ TEST(Dlrm, TheExchangeMayChangeBetweenSteps) {
       const Batch batch = loader.next();
       auto& exchange = dynamic_cast<ExchangeSwitch&>(*e.recipe);
       for (std::size_t k = 0; k < arms.size(); ++k) {
-        exchange.use(arms[k].first, arms[k].second);
+        exchange.use(arms[k].first, arms[k].second, session.context());
         for (int i = 0; i < 2; ++i) session.step(batch, &batch);
         const double loss = session.loss();
         const ExchangeRatios ratios = exchange.take_ratios(session.context());

@@ -34,9 +34,19 @@ struct Regression : Recipe {
   std::int64_t batch = 1;
 
   std::optional<std::string> recorded = std::nullopt;  // why_not_recorded()
+  std::int64_t refuses = -1;                           // a recorded step that does not count; -1: nobody looks
+  std::vector<std::int64_t> looks, taken;              // steps of accept(); of step_taken(), from 1, negative: not recorded
 
   void fields(Fields&) override {}
   std::optional<std::string> why_not_recorded(const Context&) const override { return recorded; }
+  bool host_looks() const override { return refuses >= 0; }
+  bool accept(Context& c) override {
+    looks.push_back(c.now.step);
+    return c.now.step != refuses;
+  }
+  void step_taken(bool was_recorded, Context& c) override {
+    taken.push_back(was_recorded ? c.now.step + 1 : -c.now.step - 1);
+  }
   void setup(Context& c) override {
     batch = c.config().batch_size / (c.accumulate() > 1 ? c.accumulate() : 1);
     at::Tensor w1 = at::empty({16, 6}, at::kDouble), w2 = at::empty({16}, at::kDouble);

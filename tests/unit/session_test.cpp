@@ -668,6 +668,86 @@ TEST(RecordedSteps, BeginOnceTheRecipeAllows) {
   for (const auto& p : session.parameters()) EXPECT_TRUE(at::equal(p.value, plain.weights[k++])) << p.name;
 }
 
+// Collectives are recorded with the rest; whatever number of ranks, the steps are those that would run without.
+TEST(RecordedSteps, OfSeveralRanks) {
+  const FakeGraphs fake;
+  for (const int ranks : {2, 3})
+    for (const std::int64_t refuses : {-1, 99, 2, 7}) {
+      SCOPED_TRACE(std::to_string(ranks) + " ranks, refuses " + std::to_string(refuses));
+      TrainConfig c = recorded_config("adamw");
+      const Result plain = train(c, ranks);
+      c.graph = "on";
+      std::vector<std::int64_t> looks, taken;
+      const Result graph = train(c, ranks, [&](Session& s, Regression& r, std::int64_t) {
+        r.recorded = "", r.refuses = refuses;
+        FakeGraphs::context = &s.context();
+        if (s.context().rank() == 0) looks = r.looks, taken = r.taken;
+      });
+      EXPECT_EQ(distance(graph, plain), 0);
+      // Two steps as they are, one from buffers of its own, and the rest; again from one that does not count on.
+      using Steps = std::vector<std::int64_t>;
+      EXPECT_EQ(taken, refuses == 2   ? (Steps{-1, -2, -3, -4, -5, 6, 7, 8, 9, 10, 11})
+                       : refuses == 7 ? (Steps{-1, -2, 3, 4, 5, 6, 7, -8, -9, -10, 11})
+                                      : (Steps{-1, -2, 3, 4, 5, 6, 7, 8, 9, 10, 11}));
+      EXPECT_EQ(looks, refuses < 0    ? Steps{}
+                       : refuses == 2 ? (Steps{2, 5, 6, 7, 8, 9, 10})
+                       : refuses == 7 ? (Steps{2, 3, 4, 5, 6, 7, 10})
+                                      : (Steps{2, 3, 4, 5, 6, 7, 8, 9, 10}));
+    }
+}
+
+// Where it cannot be recorded on one rank, none replays.
+TEST(RecordedSteps, OfAllRanksOrOfNone) {
+  const FakeGraphs fake;
+  TrainConfig c = recorded_config("adamw");
+  const Result plain = train(c, 3);
+  c.graph = "on";
+  std::mutex mutex;
+  std::vector<std::string> said;
+  const Result graph = train(c, 3, [&](Session& s, Regression& r, std::int64_t step) {
+    r.recorded = "", FakeGraphs::context = &s.context();
+    FakeGraphs::refuse_here = s.context().rank() == 1;
+    EXPECT_FALSE(s.replays()) << step;
+    s.context().on_message = [&](std::string_view line) {
+      const std::lock_guard lock(mutex);
+      said.emplace_back(line);
+    };
+  });
+  EXPECT_EQ(distance(graph, plain), 0);
+  for (const std::string key : {"zero", "hook"}) {
+    c = recorded_config("adamw");
+    c.graph = "on";
+    key == "zero" ? void(c.zero = 1) : void(c.hook.name = "bf16");
+    train(c, 2, [&](Session& s, Regression& r, std::int64_t step) {
+      r.recorded = "", FakeGraphs::context = &s.context();
+      EXPECT_FALSE(s.replays()) << step;
+    });
+  }
+}
+
+// What a replay sends is counted, and open until the device is there, though nobody posts it.
+TEST(FlightRecorder, CountsWhatIsReplayed) {
+  struct Open : Work::State {
+    bool done() override { return complete; }
+    bool settled() override { return complete; }
+    void wait() override {}
+    bool wait_host(std::chrono::milliseconds) override { return complete; }
+    std::shared_ptr<State> then(std::function<Work()>) override { return nullptr; }
+    bool complete = false;
+  };
+  CommLog log("grad", 0, 2);
+  log.posted(log.begin({}), nullptr);
+  const auto open = std::make_shared<Open>();
+  log.replayed({3, 120, 0}, open);
+  EXPECT_EQ(log.stats().calls, 4u);
+  EXPECT_EQ(log.stats().bytes, 120u);
+  EXPECT_EQ(log.oldest_open().sequence, 4u);
+  EXPECT_STREQ(log.oldest_open().name, "replayed step");
+  open->complete = true;
+  EXPECT_EQ(log.oldest_open().sequence, 0u);
+  EXPECT_EQ(log.recent().size(), 2u);
+}
+
 TEST(RecordedSteps, SayWhyThereAreNone) {
   const FakeGraphs fake;
   TrainConfig c = recorded_config("adamw");
