@@ -44,7 +44,7 @@ struct Problem {
 
 // The arms that a cut run should have are measured first.
 int order_of(const std::string& arm) {
-  const std::vector<std::string> order = {"none", "both", "both-capacity", "forward", "paper", "int4", "int8", "fp16"};
+  const std::vector<std::string> order = {"none", "both", "int4", "forward", "paper", "int8", "fp16", "both-exact"};
   return int(std::find(order.begin(), order.end(), arm) - order.begin());
 }
 
@@ -114,7 +114,12 @@ class Trainer {
     world_.all_reduce({&ms, 1, DType::f64}, Op::max).wait();
     world_.all_reduce({&bytes, 1, DType::f64}, Op::sum).wait();
     const dlrm::ExchangeRatios ratios = switch_->take_ratios(session_.context());
-    return {{"ms", ms}, {"sent", bytes}, {"loss", loss}, {"forward", ratios.forward}, {"backward", ratios.backward}};
+    return {{"ms", ms},
+            {"sent", bytes},
+            {"loss", loss},
+            {"forward", ratios.forward},
+            {"backward", ratios.backward},
+            {"replayed", session_.replays()}};
   }
 
  private:
@@ -291,6 +296,7 @@ class Measurement {
                          {"of_ceiling", r.mean / ceiling},
                          {"sent", c.last["sent"]},
                          {"loss", c.last["loss"]},
+                         {"replayed", c.last["replayed"]},
                          {"blocks_ms", c.ms}};
       if (const char* lab = std::getenv("TRIREME_LAB")) row["lab"] = lab;
       rows.push_back(row);

@@ -278,6 +278,28 @@ TEST_F(DlrmGpu, RecordedStepsHaveTheBitsOfTheOthers) {
   }
 }
 
+// Over NCCL, whose collectives are recorded with the rest; with codes as two graphs, in room that may be too small once.
+TEST_F(DlrmGpu, RecordedStepsOfTwoCards) {
+  if (const std::string why = no_nccl(2); !why.empty()) GTEST_SKIP() << why;
+  const Words both{"compression.forward.codec=auto", "compression.forward.decay=none", "compression.backward.codec=auto",
+                   "compression.backward.combine=true", "compression.sizes=capacity"},
+      int4{"compression.forward.codec=int4", "compression.backward.codec=int4", "compression.forward.decay=none",
+           "compression.sizes=capacity"};
+  for (const auto& [name, codes] : {std::pair<std::string, Words>{"raw", {}}, {"both", both}, {"int4", int4}})
+    for (const std::string rule : {"sgd", "rowwise_adagrad"}) {
+      const std::string what = name + " " + rule;
+      Words keys = codes;
+      keys.insert(keys.end(), {"embedding.optimizer=" + rule, "embedding.lr=0.02", "graph=off"});
+      const Outcome plain = run(what + " plain", 2, "cuda", keys);
+      ASSERT_EQ(plain.code, 0) << plain;
+      keys.back() = "graph=on";
+      const Outcome graph = run(what + " graph", 2, "cuda", keys);
+      ASSERT_EQ(graph.code, 0) << graph;
+      EXPECT_NE((graph.out + graph.err).find("steps are replayed as a CUDA graph"), std::string::npos) << what << graph;
+      expect_near(what + " plain", what + " graph", 0);
+    }
+}
+
 TEST_F(DlrmGpu, LossOfLogitsHasTheValuesOfTheHost) {
   for (const std::int64_t n : {1, 1000, 5000}) {
     at::Tensor x = (at::randn({n}, at::kDouble) * 5).requires_grad_(),
