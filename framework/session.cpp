@@ -170,12 +170,10 @@ void Session::own_shards() {
 
 // Sets what masks and scales the update: a non-finite gradient or loss, the norm limit, the loss scale.
 void Session::guard_update() {
-  const at::Tensor norm = reducer_->gradient_norm();
-  loss_ = loss_.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true).contiguous();
-  const CallSite here("session: loss");
-  context_.comm(loss_.is_cuda() ? "grad" : "control").all_reduce(buffer_of(loss_), Op::sum).wait();
+  const Reducer::Totals totals = reducer_->totals(loss_.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true));
+  loss_ = totals.loss;
   const at::Tensor number = context_.replayed([this] { return double(context_.now.step + 1); }, at::kDouble);
-  const auto judged = skipped_steps_.judge(norm, loss_, context_.now.step + 1, number);
+  const auto judged = skipped_steps_.judge(totals.norm, loss_, context_.now.step + 1, number);
   norm_ = judged.norm, context_.skip_ = judged.skip;
   context_.scale_total_ = context_.scale_;
   if (config_.optimizer.clip_norm > 0) {

@@ -304,7 +304,7 @@ struct Reducer::Impl {
 
   std::size_t plain_bytes() const {
     const auto all = std::size_t(grad.size());
-    std::size_t bytes = 2 * (all - 1) * sizeof(double) / all;  // their norm
+    std::size_t bytes = 2 * (all - 1) * 2 * sizeof(double) / all;  // their norm, and the loss
     for (const auto& b : buckets) {
       const auto n = std::size_t(b.comm ? b.comm->size() : 1);
       bytes += 2 * (n - 1) * b.flat.nbytes() / n;
@@ -369,9 +369,9 @@ at::Tensor sum_of_squares(const at::Tensor& flat) {
 
 }  // namespace
 
-at::Tensor Reducer::gradient_norm() const {
+Reducer::Totals Reducer::totals(const at::Tensor& loss) const {
   at::NoGradGuard no_grad;
-  const CallSite here("reducer: gradient norm");
+  const CallSite here("reducer: gradient norm and loss");
   // The ranks that hold the same gradients share the work: each squares its part, and every value counts once.
   at::Tensor sum;
   for (const auto& b : impl_->buckets) {
@@ -383,11 +383,11 @@ at::Tensor Reducer::gradient_norm() const {
     const at::Tensor square = sum_of_squares(part);
     sum = sum.defined() ? sum + square : square;
   }
-  if (impl_->grad.size() > 1) {
-    if (!sum.defined()) sum = at::zeros({}, at::kDouble);
-    impl_->grad.all_reduce(buffer_of(sum), Op::sum).wait();
-  }
-  return sum.sqrt();
+  if (!sum.defined()) sum = at::zeros_like(loss);
+  if (impl_->grad.size() == 1) return {sum.sqrt(), loss};
+  const at::Tensor both = at::stack({sum, loss.to(sum.device())});
+  impl_->grad.all_reduce(buffer_of(both), Op::sum).wait();
+  return {both[0].sqrt(), both[1]};
 }
 
 std::size_t Reducer::bytes_per_step() const {

@@ -56,8 +56,12 @@ class Reducer {
   // With `shard`, after the update, collective: every rank gets the weights that others updated.
   void gather_weights();
 
-  // After finish(), collective: norm over all gradients, each value once. An f64 scalar.
-  at::Tensor gradient_norm() const;
+  // After finish(), collective: the norm over all gradients, each value once, and the sum over ranks of `loss`, which
+  // go in one message. f64 scalars.
+  struct Totals {
+    at::Tensor norm, loss;
+  };
+  Totals totals(const at::Tensor& loss) const;
   std::size_t bytes_per_step() const;  // of all buckets that are reduced
   std::size_t plain_bytes() const;     // that a rank would send for gradients without hooks
 

@@ -139,7 +139,7 @@ std::map<int, Overlap> overlap_of(const fs::path& trace) {
     const std::string row = track[{e["pid"], e["tid"]}], name = e["name"];
     const std::pair<double, double> span{e["ts"], e["ts"].get<double>() + e["dur"].get<double>()};
     if (row.starts_with("device") && name == "backward") backward[e["pid"]].push_back(span);
-    // The gradient norm and the loss are all-reduces of one value.
+    // The gradient norm and the loss are an all-reduce of two values.
     if (row.starts_with("communication") && name == "all_reduce" && e["args"]["bytes"] > 1000)
       reduction[e["pid"]].push_back(span);
   }

@@ -124,7 +124,9 @@ void reduce_mixed(int ranks, const HookConfig& hook, bool shard, bool overlap,
       }
       if (hook.name == "none") {
         comm.all_reduce({&squares, 1, DType::f64}, Op::sum).wait();
-        EXPECT_NEAR(reducer.gradient_norm().item<double>() / std::sqrt(squares), 1, 1e-5) << "each value counts once";
+        const Reducer::Totals totals = reducer.totals(at::scalar_tensor(comm.rank() + 0.5, at::kDouble));
+        EXPECT_NEAR(totals.norm.item<double>() / std::sqrt(squares), 1, 1e-5) << "each value counts once";
+        EXPECT_EQ(totals.loss.item<double>(), comm.size() * comm.size() / 2.0);
       }
       if (!shard) continue;
       for (const Slice& s : reducer.owned()) {
