@@ -1,8 +1,8 @@
 // links: comm
 // Interrupted and killed trainings on 2 ranks: the same command again ends in the state of the uninterrupted
-// run, bit for bit. Where a signal falls is not left to luck: rank 0 stops itself as the phase begins (stop_at.h), rank 1
-// is frozen (SIGSTOP), and rank 0 goes on and waits for it within that phase; then the signal is sent, and rank 1 thawed
-// once it has come.
+// run, bit for bit. Where a signal falls is not left to luck: rank 0 stops itself as the phase begins (stop_at.h), rank
+// 1 is frozen (SIGSTOP), and rank 0 goes on and waits for it within that phase; then the signal is sent, and rank 1
+// thawed once it has come.
 #include "tests/fault/experiment.h"
 #include "tests/fault/stop_at.h"
 
@@ -117,7 +117,8 @@ class Interrupt : public ::testing::Test {
     return at != status.npos && (std::stoull(status.substr(at + line.size()), nullptr, 16) >> (s - 1) & 1);
   }
 
-  // A run on 2 ranks whose rank 0 has gone on from `at` to where it needs rank 1, which is frozen; null if none came there.
+  // A run on 2 ranks whose rank 0 has gone on from `at` to where it needs rank 1, which is frozen; null if none came
+  // there.
   static std::unique_ptr<Program> freeze_at(const std::string& at, const Words& words, const Words& launcher = {}) {
     auto p = std::make_unique<Program>(words, Program::Options{dir(), stopping_at(at), launcher});
     const pid_t rank0 = await_stopped(*p);
@@ -142,8 +143,8 @@ class Interrupt : public ::testing::Test {
     return p.wait();
   }
 
-  // SIGTERM within the phase that begins at `at`: exit code 85 after a checkpoint, whose step is returned; 0 if the phase
-  // was never hit.
+  // SIGTERM within the phase that begins at `at`: exit code 85 after a checkpoint, whose step is returned; 0 if the
+  // phase was never hit.
   static std::int64_t stop_in(const std::string& out, const std::string& at, const Condition& still,
                               const Words& more = {}) {
     const auto p = freeze_at(at, train(out, more));
