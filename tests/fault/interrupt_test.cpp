@@ -445,11 +445,12 @@ TEST_F(Interrupt, ResumesAreAppended) {
 
 // The second of two jobs in one folder is refused before it touches anything there, whatever it was told to do.
 TEST_F(Interrupt, ASecondJobInTheFolderIsRefused) {
-  const auto p = freeze_at("shared/ckpt/step_00000008/", train("shared"));
-  ASSERT_TRUE(p);
+  Program p(train("shared"), {dir(), stopping_at("shared/ckpt/step_00000008/")});
+  const pid_t rank0 = await_stopped(p);  // nobody has anything to write meanwhile
+  ASSERT_TRUE(rank0 != 0 && rank0 == p.rank(0));
   const auto before = listing(dir() / "shared");
   const auto lock = dir() / "shared/.lock";
-  const std::string holder = "process " + std::to_string(p->rank(0)) + " on ";
+  const std::string holder = "process " + std::to_string(rank0) + " on ";
   EXPECT_TRUE(read_text(lock).starts_with(holder)) << read_text(lock);
   const Words alone{"train", "e.yaml", "--out", "shared"};
   for (const Words& words : {train("./shared/"), train("shared", {"--fresh"}), train("shared", {"steps=9"}), alone}) {
@@ -461,7 +462,9 @@ TEST_F(Interrupt, ASecondJobInTheFolderIsRefused) {
   }
   EXPECT_EQ(run_program({"report", "shared", "--out", "shared.html"}, {dir()}).code, 0) << "readers need no lock";
   // Killed, it holds nothing any more, and the next start needs no help: not even to wait until all ranks are gone.
-  p->signal(SIGKILL);
+  EXPECT_TRUE(p.signal_rank(1, SIGSTOP));
+  kill(rank0, SIGCONT);
+  p.signal(SIGKILL);
   const Outcome o = run_program(train("shared"), {dir()});
   EXPECT_EQ(o.code, 0) << o;
   const auto said = [&](const char* words) { return o.out.find(words) != std::string::npos; };
