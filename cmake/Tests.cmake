@@ -159,7 +159,7 @@ target_compile_definitions(data_input_test PRIVATE TRIREME_NO_LOCKS="$<TARGET_FI
 # Preloaded, it stops a process where a test wants it.
 add_library(stop_at MODULE tests/fault/stop_at.c)
 target_link_libraries(stop_at PRIVATE ${CMAKE_DL_LIBS})
-foreach(test interrupt_test dlrm_input_test sweep_command_test sample_mpi_test)
+foreach(test interrupt_test dlrm_input_test sweep_command_test sample_mpi_test slurm_test)
   add_dependencies(${test} stop_at)
   target_compile_definitions(${test} PRIVATE TRIREME_STOP_AT="$<TARGET_FILE:stop_at>")
 endforeach()

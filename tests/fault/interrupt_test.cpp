@@ -108,13 +108,7 @@ class Interrupt : public ::testing::Test {
   }
   // The ranks have been told to stop: the frozen one cannot take its signal, and mpirun goes from rank 0 up.
   static bool told(const Program& p) {
-    const std::string status = "/proc/" + std::to_string(p.rank(1)) + "/status";
-    return wait_until([&] { return has_signal(read_text(status), "ShdPnd:", SIGUSR1); });
-  }
-  // A line of /proc/PID/status: is `s` one of its signals?
-  static bool has_signal(const std::string& status, const std::string& line, int s) {
-    const auto at = status.find(line);
-    return at != status.npos && (std::stoull(status.substr(at + line.size()), nullptr, 16) >> (s - 1) & 1);
+    return wait_until([rank1 = p.rank(1)] { return has_signal(status_of(rank1), "ShdPnd:", SIGUSR1); });
   }
 
   // A run on 2 ranks whose rank 0 has gone on from `at` to where it needs rank 1, which is frozen; null if none came
@@ -282,7 +276,7 @@ TEST_F(Interrupt, EvaluationLeavesSignalsAlone) {
   Program p({"eval", "evaluated"}, {dir()});
   bool caught = true;
   while (!p.ended()) {
-    const std::string status = read_text("/proc/" + std::to_string(p.pid()) + "/status");
+    const std::string status = status_of(p.pid());
     if (status.find("SigCgt:") != status.npos) caught = has_signal(status, "SigCgt:", SIGTERM);
     std::this_thread::sleep_for(milliseconds(2));
   }

@@ -16,15 +16,25 @@ inline bool is_stopped(pid_t p) {
   return name_end != stat.npos && stat[name_end + 2] == 'T';
 }
 
+// One of them that has stopped itself, or 0.
+inline pid_t stopped_of(const std::vector<pid_t>& processes) {
+  const auto found = std::find_if(processes.begin(), processes.end(), is_stopped);
+  return found == processes.end() ? 0 : *found;
+}
+
 // The process that has stopped itself; 0 if the program ended and none had.
 inline pid_t await_stopped(Program& program) {
   pid_t found = 0;
-  wait_until([&] {
-    for (const pid_t p : program.processes())
-      if (is_stopped(p)) found = p;
-    return found != 0 || program.ended();
-  });
+  wait_until([&] { return (found = stopped_of(program.processes())) != 0 || program.ended(); });
   return found;
+}
+
+inline std::string status_of(pid_t p) { return read_text("/proc/" + std::to_string(p) + "/status"); }
+
+// A line of a status, "ShdPnd:" (has come and waits) or "SigCgt:" (is caught): is `s` one of its signals?
+inline bool has_signal(const std::string& status, const std::string& line, int s) {
+  const auto at = status.find(line);
+  return at != status.npos && (std::stoull(status.substr(at + line.size()), nullptr, 16) >> (s - 1) & 1);
 }
 
 }  // namespace trireme::test
