@@ -156,6 +156,13 @@ endforeach()
 add_library(no_locks MODULE tests/fault/no_locks.c)
 add_dependencies(data_input_test no_locks)
 target_compile_definitions(data_input_test PRIVATE TRIREME_NO_LOCKS="$<TARGET_FILE:no_locks>")
+# Preloaded, it stops a process where a test wants it.
+add_library(stop_at MODULE tests/fault/stop_at.c)
+target_link_libraries(stop_at PRIVATE ${CMAKE_DL_LIBS})
+foreach(test interrupt_test dlrm_input_test sweep_command_test sample_mpi_test slurm_test)
+  add_dependencies(${test} stop_at)
+  target_compile_definitions(${test} PRIVATE TRIREME_STOP_AT="$<TARGET_FILE:stop_at>")
+endforeach()
 # Preloaded into the ranks, it makes one of them announce a code of a size that cannot be.
 add_library(forged_sizes MODULE tests/fault/forged_sizes.c)
 target_link_libraries(forged_sizes PRIVATE MPI::MPI_C)

@@ -65,16 +65,23 @@ Manifest read_manifest(FileIo& io, const std::string& folder) {
 }
 
 std::vector<std::int64_t> complete_steps(FileIo& io, const std::string& dir) {
-  std::vector<std::string> names;
-  const int status = io.list(dir, names);
-  if (status == -ENOENT) return {};
-  if (status < 0) throw DataError(dir, "cannot list: " + std::generic_category().message(-status));
-  std::vector<std::int64_t> steps;
-  for (const auto& name : names)
-    if (const auto step = step_of(name))
-      if (is_complete(io, dir + "/" + name)) steps.push_back(*step);
-  std::sort(steps.begin(), steps.end());
-  return steps;
+  for (std::vector<std::string> names, before;; before = names) {
+    const int status = io.list(dir, names);
+    if (status == -ENOENT) return {};
+    if (status < 0) throw DataError(dir, "cannot list: " + std::generic_category().message(-status));
+    std::vector<std::int64_t> steps;
+    bool all = true;
+    for (const auto& name : names)
+      if (const auto step = step_of(name)) {
+        const bool complete = is_complete(io, dir + "/" + name);
+        if (complete) steps.push_back(*step);
+        all &= complete;
+      }
+    // A job that writes there may have removed the only one, for a newer one that was not there yet.
+    if (steps.empty() && !all && names != before) continue;
+    std::sort(steps.begin(), steps.end());
+    return steps;
+  }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // A user's first hour with `dlrm`, through the program: own CSV, train, predictions, export and back. And what goes
 // wrong on the way: the code, one line, the cure.
 #include "tests/fault/experiment.h"
+#include "tests/fault/stop_at.h"
 
 #include <cmath>
 
@@ -162,12 +163,11 @@ TEST_F(DlrmInput, NothingIsLost) {
   };
   ASSERT_EQ(run(into("whole")).code, 0);
 
-  Program p(into("killed"), {folder_.path});
-  const auto begun = [&] { return !checkpoint_steps(path("killed")).empty() || p.ended(); };
-  ASSERT_TRUE(wait_until(begun, std::chrono::seconds(60)));
-  const pid_t victim = p.rank(1);
-  ASSERT_GT(victim, 0) << "the run was over before a rank could be killed";
+  Program p(into("killed"), {folder_.path, stopping_at("killed/ckpt/step_00000100/")});
+  const pid_t saver = await_stopped(p), victim = p.rank(1);
+  ASSERT_TRUE(saver == p.rank(0) && victim > 0) << "the run was never where a rank is to be killed";
   kill(victim, SIGKILL);
+  kill(saver, SIGCONT);
   const Outcome killed = p.wait(std::chrono::seconds(20));
   EXPECT_EQ(killed.code, 4) << killed;
   ASSERT_EQ(killed.errors().size(), 1u) << killed;

@@ -1,8 +1,10 @@
 // links: comm
 // Interrupted and killed trainings on 2 ranks: the same command again ends in the state of the uninterrupted
-// run, bit for bit. Where a signal falls is not left to luck: rank 1 is frozen (SIGSTOP) once the phase has
-// begun, so that rank 0 waits for it within that phase; then the signal is sent, and rank 1 thawed once it has come.
+// run, bit for bit. Where a signal falls is not left to luck: rank 0 stops itself as the phase begins (stop_at.h), rank
+// 1 is frozen (SIGSTOP), and rank 0 goes on and waits for it within that phase; then the signal is sent, and rank 1
+// thawed once it has come.
 #include "tests/fault/experiment.h"
+#include "tests/fault/stop_at.h"
 
 #include <algorithm>
 #include <iostream>
@@ -28,6 +30,7 @@ class Interrupt : public ::testing::Test {
                experiment(steps, 96, 2, "eval_every: 12\ncheckpoint: {every: 8, keep: 3, best: true}\n"));
     const Outcome o = run_program(train("whole"), {dir()});
     ASSERT_EQ(o.code, 0) << o;
+    whole_took_ = std::chrono::duration<double>(o.seconds);
     ASSERT_EQ(last_step(dir() / "whole"), steps);
     ASSERT_EQ(logged(dir() / "whole", "epoch")[steps_an_epoch - 1].second, 0) << "an epoch is shorter than assumed";
     ASSERT_EQ(logged(dir() / "whole", "epoch")[steps_an_epoch].second, 1) << "an epoch is longer than assumed";
@@ -37,6 +40,7 @@ class Interrupt : public ::testing::Test {
     if (const auto why = missing_for_pairs(); !why.empty()) GTEST_SKIP() << why;
   }
 
+  static std::chrono::duration<double> whole_took_;
   static fs::path dir() { return folder_->path; }
   static Words train(const std::string& out, const Words& more = {}) {
     Words words = train_words;
@@ -104,43 +108,46 @@ class Interrupt : public ::testing::Test {
   }
   // The ranks have been told to stop: the frozen one cannot take its signal, and mpirun goes from rank 0 up.
   static bool told(const Program& p) {
-    const std::string status = "/proc/" + std::to_string(p.rank(1)) + "/status";
-    return wait_until([&] { return has_signal(read_text(status), "ShdPnd:", SIGUSR1); });
-  }
-  // A line of /proc/PID/status: is `s` one of its signals?
-  static bool has_signal(const std::string& status, const std::string& line, int s) {
-    const auto at = status.find(line);
-    return at != status.npos && (std::stoull(status.substr(at + line.size()), nullptr, 16) >> (s - 1) & 1);
+    return wait_until([rank1 = p.rank(1)] { return has_signal(status_of(rank1), "ShdPnd:", SIGUSR1); });
   }
 
-  // A run whose rank 1 is frozen where `begun` held and `still` holds. Where it was too late, it starts over; null if
-  // it was every time.
-  static std::unique_ptr<Program> freeze_in(const std::string& out, const Condition& begun, const Condition& still,
-                                            const Words& more = {}) {
-    for (int attempt = 0; attempt < 12; ++attempt) {
-      auto p = std::make_unique<Program>(train(out, more), Program::Options{dir()});
-      EXPECT_TRUE(wait_until([&] { return p->rank(1) != 0 || p->ended(); }));
-      EXPECT_TRUE(wait_until([&] { return begun() || p->ended(); }));
-      if (p->signal_rank(1, SIGSTOP)) let_rank_0_go_on(*p);
-      if (still() && !p->ended()) return p;
-      p.reset();
-      fs::remove_all(dir() / out);
-    }
-    ADD_FAILURE() << "the phase was over too early in every attempt";
-    return nullptr;
+  // A run on 2 ranks whose rank 0 has gone on from `at` to where it needs rank 1, which is frozen; null if none came
+  // there.
+  static std::unique_ptr<Program> freeze_at(const std::string& at, const Words& words, const Words& launcher = {}) {
+    auto p = std::make_unique<Program>(words, Program::Options{dir(), stopping_at(at), launcher});
+    const pid_t rank0 = await_stopped(*p);
+    EXPECT_TRUE(rank0 != 0 && rank0 == p->rank(0)) << "rank 0 was never at " << at;
+    if (rank0 == 0 || !p->signal_rank(1, SIGSTOP)) return nullptr;
+    kill(rank0, SIGCONT);
+    let_rank_0_go_on(*p);
+    EXPECT_FALSE(p->ended());
+    return p;
+  }
+  static Outcome thaw(Program& p) {
+    EXPECT_TRUE(p.signal_rank(1, SIGCONT));
+    return p.wait();
   }
 
-  // SIGTERM within a phase: exit code 85 after a checkpoint, whose step is returned; 0 if the phase was never
-  // hit.
-  static std::int64_t stop_in(const std::string& out, const Condition& begun, const Condition& still,
+  // A run in one process, which gets `s` after step 3.
+  static Outcome signal_alone(const Words& words, int s) {
+    Program p(words, {dir(), stopping_at(logged_step(3))});
+    EXPECT_EQ(await_stopped(p), p.pid());
+    p.signal(s);
+    kill(p.pid(), SIGCONT);
+    return p.wait();
+  }
+
+  // SIGTERM within the phase that begins at `at`: exit code 85 after a checkpoint, whose step is returned; 0 if the
+  // phase was never hit.
+  static std::int64_t stop_in(const std::string& out, const std::string& at, const Condition& still,
                               const Words& more = {}) {
-    const auto p = freeze_in(out, begun, still, more);
+    const auto p = freeze_at(at, train(out, more));
     if (!p) return 0;
+    EXPECT_TRUE(still());
     p->signal(SIGTERM);
     EXPECT_TRUE(told(*p));
     EXPECT_TRUE(still()) << "the phase ended although rank 1 was frozen";
-    EXPECT_TRUE(p->signal_rank(1, SIGCONT));
-    const Outcome o = p->wait();
+    const Outcome o = thaw(*p);
     EXPECT_EQ(o.code, 85) << o;
     EXPECT_TRUE(o.errors().empty()) << o;
     EXPECT_EQ(o.err, "") << o;
@@ -168,16 +175,15 @@ class Interrupt : public ::testing::Test {
 };
 
 TempFolder* Interrupt::folder_ = nullptr;
+std::chrono::duration<double> Interrupt::whole_took_{};
 
 TEST_F(Interrupt, MidEpoch) {
-  const auto at = [](std::int64_t s) { return [s] { return last_step(dir() / "mid") == s; }; };
-  EXPECT_EQ(stop_in("mid", at(11), at(11)), 12);
+  EXPECT_EQ(stop_in("mid", logged_step(11), [] { return last_step(dir() / "mid") == 11; }), 12);
   expect_resumes_to_the_same_end("mid");
 }
 
 TEST_F(Interrupt, LastStepOfAnEpoch) {
-  const auto at = [](std::int64_t s) { return [s] { return last_step(dir() / "epoch") == s; }; };
-  EXPECT_EQ(stop_in("epoch", at(19), at(19)) % steps_an_epoch, 0);
+  EXPECT_EQ(stop_in("epoch", logged_step(19), [] { return last_step(dir() / "epoch") == 19; }) % steps_an_epoch, 0);
   expect_resumes_to_the_same_end("epoch");
 }
 
@@ -186,13 +192,12 @@ TEST_F(Interrupt, DuringEvaluation) {
     const fs::path run = dir() / "eval";
     return last_step(run) == eval_every && logged(run, "eval/image_to_text_r1").empty();
   };
-  EXPECT_EQ(stop_in("eval", evaluating, evaluating), eval_every + 1);
+  EXPECT_EQ(stop_in("eval", logged_step(eval_every), evaluating), eval_every + 1);
   expect_resumes_to_the_same_end("eval");
 }
 
 TEST_F(Interrupt, DuringACheckpointWrite) {
-  const auto write = [] { return writing("write", "00000016"); };
-  EXPECT_GT(stop_in("write", write, write), 16);
+  EXPECT_GT(stop_in("write", "write/ckpt/step_00000016.tmp-", [] { return writing("write", "00000016"); }), 16);
   EXPECT_TRUE(fs::exists(dir() / "write/ckpt/step_00000016")) << "the write in flight was given up";
   expect_resumes_to_the_same_end("write");
 }
@@ -200,18 +205,18 @@ TEST_F(Interrupt, DuringACheckpointWrite) {
 TEST_F(Interrupt, BeforeTheFirstCheckpointAndAgain) {
   const Words never{"checkpoint.every=0"};
   const auto at = [](std::int64_t s) { return [s] { return last_step(dir() / "first") == s; }; };
-  EXPECT_EQ(stop_in("first", at(2), at(2), never), 3);
-  EXPECT_EQ(stop_in("first", at(4), at(4), never), 5) << "a resumed run is stopped as well";
+  EXPECT_EQ(stop_in("first", logged_step(2), at(2), never), 3);
+  EXPECT_EQ(stop_in("first", logged_step(4), at(4), never), 5) << "a resumed run is stopped as well";
   expect_resumes_to_the_same_end("first", never);
 }
 
 // The ranks do not catch signals yet when this one comes: it must wait for them, and neither kill them nor be
 // lost.
 TEST_F(Interrupt, WhileTheRanksStart) {
-  Program p(train("start"), {dir()});
-  ASSERT_TRUE(wait_until([&] { return p.processes().size() > 1 || p.ended(); }));
+  Program p(train("start"), {dir(), stopping_at("started as rank 1")});
+  ASSERT_TRUE(await_stopped(p) != 0);
   p.signal(SIGTERM);
-  const Outcome o = p.wait();
+  const Outcome o = thaw(p);
   EXPECT_EQ(o.code, 85) << o;
   EXPECT_TRUE(p.none_left());
   EXPECT_EQ(checkpoint_steps(dir() / "start"), std::vector<std::int64_t>{1});
@@ -221,8 +226,7 @@ TEST_F(Interrupt, WhileTheRanksStart) {
 TEST_F(Interrupt, SecondSignalEndsAtOnce) {
   for (const int s : {SIGTERM, SIGINT}) {
     const std::string out = "second" + std::to_string(s);
-    const auto at = [&] { return !checkpoint_steps(dir() / out).empty(); };
-    const auto p = freeze_in(out, at, at);
+    const auto p = freeze_at("ckpt/step_00000008/", train(out));
     ASSERT_TRUE(p);
     p->signal(s);  // not answered: rank 1 is frozen
     EXPECT_TRUE(told(*p));
@@ -244,23 +248,21 @@ TEST_F(Interrupt, SecondSignalEndsAtOnce) {
 // Under mpirun, as batch systems do it.
 TEST_F(Interrupt, UserSignalUnderMpirun) {
   const Words launcher{"mpirun", "--oversubscribe", "--bind-to", "none", "-n", "2"};
-  Program p({"train", "e.yaml", "--out", "mpirun"}, {dir(), {}, launcher});
-  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "mpirun") >= 3 || p.ended(); }));
-  p.signal(SIGUSR1);
-  const Outcome o = p.wait();
+  const auto p = freeze_at(logged_step(3), {"train", "e.yaml", "--out", "mpirun"}, launcher);
+  ASSERT_TRUE(p);
+  p->signal(SIGUSR1);
+  EXPECT_TRUE(told(*p));
+  const Outcome o = thaw(*p);
   EXPECT_EQ(o.code, 85) << o;
   EXPECT_TRUE(o.errors().empty()) << o;
-  EXPECT_TRUE(p.none_left());
+  EXPECT_TRUE(p->none_left());
   expect_resumes_to_the_same_end("mpirun");
 }
 
 TEST_F(Interrupt, OneProcessAlone) {
   const auto train_alone = [](const std::string& out) { return Words{"train", "e.yaml", "--out", out}; };
   ASSERT_EQ(run_program(train_alone("alone"), {dir()}).code, 0);
-  Program p(train_alone("alone2"), {dir()});
-  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "alone2") >= 3 || p.ended(); }));
-  p.signal(SIGINT);
-  const Outcome o = p.wait();
+  const Outcome o = signal_alone(train_alone("alone2"), SIGINT);
   EXPECT_EQ(o.code, 85) << o;
   EXPECT_EQ(o.err, "") << o;
   EXPECT_EQ(run_program(train_alone("alone2"), {dir()}).code, 0);
@@ -274,7 +276,7 @@ TEST_F(Interrupt, EvaluationLeavesSignalsAlone) {
   Program p({"eval", "evaluated"}, {dir()});
   bool caught = true;
   while (!p.ended()) {
-    const std::string status = read_text("/proc/" + std::to_string(p.pid()) + "/status");
+    const std::string status = status_of(p.pid());
     if (status.find("SigCgt:") != status.npos) caught = has_signal(status, "SigCgt:", SIGTERM);
     std::this_thread::sleep_for(milliseconds(2));
   }
@@ -286,23 +288,18 @@ TEST_F(Interrupt, KilledRank) {
   struct Case {
     std::string out;
     int rank;
-    Condition when;
-    std::int64_t before;  // the step of the next checkpoint
+    std::string at;
     std::vector<std::int64_t> kept;
   };
-  const std::vector<Case> cases{
-      {"kill1", 1, [] { return !checkpoint_steps(dir() / "kill1").empty(); }, 12, {8}},
-      {"kill0", 0, [] { return last_step(dir() / "kill0") >= 4; }, 8, {}},
-      {"killw", 1, [] { return writing("killw", "00000016"); }, 24, {8, 12}},
-  };
+  const std::vector<Case> cases{{"kill1", 1, "kill1/ckpt/step_00000008/", {8}},
+                                {"kill0", 0, logged_step(4), {}},
+                                {"killw", 1, "killw/ckpt/step_00000016.tmp-", {8, 12}}};
   for (const auto& c : cases) {
     SCOPED_TRACE(c.out);
     // The other rank is frozen meanwhile: what was on disk when the rank died is known.
-    const auto p = freeze_in(c.out, c.when, [&] {
-      const auto run = dir() / c.out;
-      return c.when() && last_step(run) < c.before && checkpoint_steps(run) == c.kept;
-    });
+    const auto p = freeze_at(c.at, train(c.out));
     ASSERT_TRUE(p);
+    EXPECT_EQ(checkpoint_steps(dir() / c.out), c.kept);
     const pid_t victim = p->rank(c.rank), other = p->rank(1);
     ASSERT_TRUE(victim > 0 && other > 0);
     const auto begin = std::chrono::steady_clock::now();
@@ -332,8 +329,7 @@ TEST_F(Interrupt, KilledAtRandomMoments) {
   int complete = 0;
   for (int killed = 0; killed < kills && !HasFailure();) {
     Program p(train("random"), {dir()});
-    // A run takes 2 s and more; a second of it is the start.
-    const auto moment = std::chrono::steady_clock::now() + milliseconds(random() % 3000);
+    const auto moment = std::chrono::steady_clock::now() + whole_took_ * (double(random() % 1000) / 1000);
     wait_until([&] { return p.ended() || std::chrono::steady_clock::now() > moment; }, seconds(60));
     const unsigned who = random() % 4;
     pid_t victim = who < 2 ? p.rank(int(who)) : 0;  // or mpirun, or the parent
@@ -367,11 +363,12 @@ TEST_F(Interrupt, KilledAtRandomMoments) {
 }
 
 TEST_F(Interrupt, KilledParentTakesItsRanksAlong) {
-  Program p(train("parent"), {dir()});
-  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "parent") >= 9 || p.ended(); }));
-  p.signal(SIGKILL);
-  EXPECT_EQ(p.wait().code, 128 + SIGKILL);
-  EXPECT_TRUE(p.none_left());
+  const auto p = freeze_at(logged_step(9), train("parent"));
+  ASSERT_TRUE(p);
+  p->signal(SIGKILL);
+  p->signal_rank(1, SIGCONT);  // if it is still there
+  EXPECT_EQ(p->wait().code, 128 + SIGKILL);
+  EXPECT_TRUE(p->none_left());
   expect_resumes_to_the_same_end("parent");
 }
 
@@ -416,10 +413,7 @@ TEST_F(Interrupt, ResumesAreAppended) {
     words.insert(words.end(), more.begin(), more.end());
     return words;
   };
-  Program p(train_alone({}), {dir()});
-  ASSERT_TRUE(wait_until([&] { return last_step(dir() / "again") >= 3 || p.ended(); }));
-  p.signal(SIGTERM);
-  ASSERT_EQ(p.wait().code, 85);
+  ASSERT_EQ(signal_alone(train_alone({}), SIGTERM).code, 85);
   const std::string config = read_text(dir() / "again/config.resolved.yaml");
   const auto environment = nlohmann::json::parse(read_text(dir() / "again/env.json"));
   EXPECT_FALSE(environment.contains("resumes"));
@@ -445,12 +439,12 @@ TEST_F(Interrupt, ResumesAreAppended) {
 
 // The second of two jobs in one folder is refused before it touches anything there, whatever it was told to do.
 TEST_F(Interrupt, ASecondJobInTheFolderIsRefused) {
-  const auto at = [] { return !checkpoint_steps(dir() / "shared").empty(); };
-  const auto p = freeze_in("shared", at, at);
-  ASSERT_TRUE(p);
+  Program p(train("shared"), {dir(), stopping_at("shared/ckpt/step_00000008/")});
+  const pid_t rank0 = await_stopped(p);  // nobody has anything to write meanwhile
+  ASSERT_TRUE(rank0 != 0 && rank0 == p.rank(0));
   const auto before = listing(dir() / "shared");
   const auto lock = dir() / "shared/.lock";
-  const std::string holder = "process " + std::to_string(p->rank(0)) + " on ";
+  const std::string holder = "process " + std::to_string(rank0) + " on ";
   EXPECT_TRUE(read_text(lock).starts_with(holder)) << read_text(lock);
   const Words alone{"train", "e.yaml", "--out", "shared"};
   for (const Words& words : {train("./shared/"), train("shared", {"--fresh"}), train("shared", {"steps=9"}), alone}) {
@@ -462,7 +456,9 @@ TEST_F(Interrupt, ASecondJobInTheFolderIsRefused) {
   }
   EXPECT_EQ(run_program({"report", "shared", "--out", "shared.html"}, {dir()}).code, 0) << "readers need no lock";
   // Killed, it holds nothing any more, and the next start needs no help: not even to wait until all ranks are gone.
-  p->signal(SIGKILL);
+  EXPECT_TRUE(p.signal_rank(1, SIGSTOP));
+  kill(rank0, SIGCONT);
+  p.signal(SIGKILL);
   const Outcome o = run_program(train("shared"), {dir()});
   EXPECT_EQ(o.code, 0) << o;
   const auto said = [&](const char* words) { return o.out.find(words) != std::string::npos; };

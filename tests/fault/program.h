@@ -1,5 +1,6 @@
 // The program `trireme` as its users start it: a process of its own, its exit code, its words and its time.
 #pragma once
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
@@ -72,6 +73,20 @@ class TempFolder {
   fs::path path;
 };
 
+// Living processes (zombies have no environment) that have all of these NAME=value in theirs.
+inline std::vector<pid_t> processes_with(const Words& pairs) {
+  std::vector<pid_t> found;
+  std::error_code gone;
+  for (const auto& entry : fs::directory_iterator("/proc", gone)) {
+    const pid_t p = std::atoi(entry.path().filename().c_str());
+    if (p <= 0) continue;
+    const std::string environment = '\0' + read_text(entry.path() / "environ");
+    const auto has = [&](const std::string& pair) { return environment.find('\0' + pair + '\0') != environment.npos; };
+    if (std::all_of(pairs.begin(), pairs.end(), has)) found.push_back(p);
+  }
+  return found;
+}
+
 struct Outcome {
   int code = 0;  // 128 + signal if killed, 124 when it ran too long
   std::string out, err;
@@ -140,18 +155,9 @@ class Program {
     kill(pid_, s);
   }
 
-  // Its living processes (zombies have no environment), all of them or those with another `pair` in it.
+  // Its living processes, all of them or those with another `pair` in their environment.
   std::vector<pid_t> processes(const std::string& pair = {}) const {
-    std::vector<pid_t> found;
-    std::error_code gone;
-    for (const auto& entry : fs::directory_iterator("/proc", gone)) {
-      const pid_t p = std::atoi(entry.path().filename().c_str());
-      if (p <= 0) continue;
-      const std::string environment = '\0' + read_text(entry.path() / "environ");
-      const auto has = [&](const std::string& e) { return environment.find('\0' + e + '\0') != std::string::npos; };
-      if (has(mark_) && (pair.empty() || has(pair))) found.push_back(p);
-    }
-    return found;
+    return processes_with(pair.empty() ? Words{mark_} : Words{mark_, pair});
   }
   // The process of one MPI rank; 0 if there is none (yet).
   pid_t rank(int r) const {

@@ -1,7 +1,7 @@
 // links: comm
 // `trireme sweep` as its users start it: tasks beside each other, one that another process hands in, one that fails;
 // what is left to export, and PEFT on it.
-#include "tests/fault/program.h"
+#include "tests/fault/stop_at.h"
 
 #include <nlohmann/json.hpp>
 
@@ -49,6 +49,14 @@ int count(const std::string& text, const std::string& part) {
   return n;
 }
 
+// What was handed in to a sweep and not read yet.
+int letters(const fs::path& inbox) {
+  int n = 0;
+  for (const auto& entry : fs::directory_iterator(inbox))
+    n += entry.is_regular_file() && !entry.path().filename().string().starts_with(".");
+  return n;
+}
+
 TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   const std::string good = "{\"instruction\": \"2 and 3\", \"output\": \"5\"}\n";
   std::string lines;
@@ -59,16 +67,24 @@ TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   write_text(dir() / "late.yaml", sweep(task("late", ", ranks: 2")));
   write_text(dir() / "broken.yaml", sweep(task("broken", ", rankz: 2")));
   write_text(dir() / "wide.yaml", sweep(task("wide", ", ranks: 3")));
-  Program live({"sweep", "live.yaml", "--out", "live", "--ranks", "2"}, {.folder = dir()});
-  ASSERT_TRUE(wait_until([&] { return fs::exists(dir() / "live/long/losses.jsonl") || live.ended(); }));
-  ASSERT_FALSE(live.ended()) << live.wait();
-  const Outcome late = trireme({"sweep", "add", "late.yaml", "--to", "live"});
+  Program live({"sweep", "live.yaml", "--out", "live", "--ranks", "2"},
+               {dir(), stopping_at("live/long/losses.jsonl/")});
+  const pid_t stopped = await_stopped(live);
+  ASSERT_GT(stopped, 0) << live.wait();
+  // It goes on when all have posted: it cannot be over before.
+  const auto add = [](const std::string& file) {
+    return std::make_unique<Program>(Words{"sweep", "add", file, "--to", "live"}, Program::Options{dir()});
+  };
+  const auto adds_late = add("late.yaml"), adds_broken = add("broken.yaml"), adds_wide = add("wide.yaml");
+  EXPECT_TRUE(wait_until([] { return letters(dir() / "live/inbox") == 3; }));
+  kill(stopped, SIGCONT);
+  const Outcome late = adds_late->wait();
   EXPECT_EQ(late.code, 0) << late;
   EXPECT_TRUE(holds(late.out, "accepted")) << late;
-  const Outcome broken = trireme({"sweep", "add", "broken.yaml", "--to", "live"});
+  const Outcome broken = adds_broken->wait();
   EXPECT_EQ(broken.code, 2) << broken;
   EXPECT_TRUE(holds(broken.err, "broken.yaml: refused") && holds(broken.err, "rankz")) << broken;
-  const Outcome wide = trireme({"sweep", "add", "wide.yaml", "--to", "live"});
+  const Outcome wide = adds_wide->wait();
   EXPECT_EQ(wide.code, 2) << wide;
   const Outcome end = live.wait(seconds(120));
   EXPECT_EQ(end.code, 3) << end;
@@ -144,9 +160,10 @@ TEST_F(SweepCommand, ResultsOfAnotherCommandAreKept) {
 
 TEST_F(SweepCommand, SaysThatItWasStopped) {
   write_text(dir() / "stop.yaml", sweep(task("long", "", 2000)));
-  Program running({"sweep", "stop.yaml", "--out", "stop"}, {.folder = dir()});
-  ASSERT_TRUE(wait_until([&] { return fs::exists(dir() / "stop/long/losses.jsonl") || running.ended(); }, seconds(40)));
+  Program running({"sweep", "stop.yaml", "--out", "stop"}, {dir(), stopping_at("stop/long/losses.jsonl/")});
+  ASSERT_EQ(await_stopped(running), running.pid());
   running.signal(SIGINT);
+  running.signal(SIGCONT);
   const Outcome end = running.wait(seconds(60));
   EXPECT_EQ(end.code, 85) << end;
   EXPECT_TRUE(holds(end.out, "the same command resumes")) << end;

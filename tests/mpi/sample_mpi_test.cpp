@@ -1,7 +1,7 @@
 // links: comm
 // `trireme sample` on ranks that are processes: a killed one ends the job, and the same command goes on at the last
 // saved step, to the pictures of the unbroken run.
-#include "tests/fault/program.h"
+#include "tests/fault/stop_at.h"
 
 #include <regex>
 
@@ -49,10 +49,9 @@ TEST_F(SampleOnRanks, GoOnAfterOneWasKilled) {
   const Outcome whole = run_program({"sample", "job.yaml", "--out", "whole"}, {.folder = dir()});
   ASSERT_EQ(whole.code, 0) << whole;
   {
-    Program broken(on(2, "broken"), {.folder = dir()});
-    ASSERT_TRUE(wait_until([&] { return saved("broken/plain/state/batch_00001"); }));  // rank 1's
-    const pid_t rank = broken.rank(1);
-    ASSERT_GT(rank, 0);
+    Program broken(on(2, "broken"), {dir(), stopping_at("plain/state/batch_00001/step_00000010/")});  // rank 1's
+    const pid_t rank = await_stopped(broken);
+    ASSERT_TRUE(rank > 0 && rank == broken.rank(1));
     kill(rank, SIGKILL);
     const Outcome o = broken.wait();
     EXPECT_EQ(o.code, 4) << o;
@@ -66,9 +65,11 @@ TEST_F(SampleOnRanks, GoOnAfterOneWasKilled) {
 }
 
 TEST_F(SampleOnRanks, SaveAndLeaveWhenTold) {
-  Program stopped({"sample", "job.yaml", "--out", "stopped", "save_every=0"}, {.folder = dir()});
-  ASSERT_TRUE(wait_until([&] { return fs::exists(dir() / "stopped" / "plain" / "state" / "batch_00000"); }));
+  Program stopped({"sample", "job.yaml", "--out", "stopped", "save_every=0"},
+                  {dir(), stopping_at("plain/state/batch_00000/")});
+  ASSERT_EQ(await_stopped(stopped), stopped.pid());
   stopped.signal(SIGTERM);
+  stopped.signal(SIGCONT);
   const Outcome o = stopped.wait();
   ASSERT_EQ(o.code, 85) << o;
   EXPECT_TRUE(saved("stopped"));

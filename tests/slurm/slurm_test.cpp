@@ -1,6 +1,7 @@
 // links: comm
 // Real jobs on the test cluster (tests/slurm/cluster): two nodes, one rank on each.
 #include "tests/fault/experiment.h"
+#include "tests/fault/stop_at.h"
 
 #include <array>
 #include <cstdio>
@@ -94,6 +95,13 @@ class Slurm : public ::testing::Test {
                limit) &&
            field(job, "JobState") == state;
   }
+  // The rank that has stopped itself (stop_at.h); 0 if none does.
+  static pid_t stopped_rank() {
+    pid_t rank = 0;
+    const std::string mine = "SLURM_CONF=" + std::string(std::getenv("SLURM_CONF"));
+    wait_until([&] { return (rank = stopped_of(processes_with({mine}))) != 0; }, seconds(40));
+    return rank;
+  }
   static bool reaches_step(const std::string& run, std::int64_t step) {
     return wait_until([&] { return last_step(dir() / run) >= step; }, seconds(40));
   }
@@ -138,9 +146,12 @@ TEST_F(Slurm, TwoNodes) {
 
 // SIGUSR1 reaches both ranks through Slurm; the job queues itself again and ends as if nothing had happened.
 TEST_F(Slurm, StoppedRequeuedResumed) {
-  const std::string job = submit({"e.yaml", "--out", "requeued"});
-  ASSERT_TRUE(reaches_step("requeued", 100)) << log("requeued", job);
+  const std::string job = submit({"e.yaml", "--out", "requeued"}, stopping_at(logged_step(100)));
+  const pid_t rank = stopped_rank();
+  ASSERT_GT(rank, 0) << log("requeued", job);
   capture("scancel --signal=USR1 " + job);
+  EXPECT_TRUE(wait_until([&] { return has_signal(status_of(rank), "ShdPnd:", SIGUSR1); }));
+  kill(rank, SIGCONT);
   ASSERT_TRUE(wait_until([&] { return field(job, "Restarts") == "1"; }, seconds(20))) << log("requeued", job);
   EXPECT_TRUE(ends_as(job, "COMPLETED")) << log("requeued", job);
   const std::string said = log("requeued", job);
@@ -155,9 +166,9 @@ TEST_F(Slurm, WarningOfTheTimeLimit) { expect_stop_on_warning("warned", {}); }
 
 // scancel: a checkpoint, no requeue; submitting the same again resumes.
 TEST_F(Slurm, CancelledAndSubmittedAgain) {
-  const std::string job = submit({"e.yaml", "--out", "cancelled"});
-  ASSERT_TRUE(reaches_step("cancelled", 100)) << log("cancelled", job);
-  capture("scancel " + job);
+  const std::string job = submit({"e.yaml", "--out", "cancelled"}, stopping_at(logged_step(100)));
+  ASSERT_GT(stopped_rank(), 0) << log("cancelled", job);
+  capture("scancel " + job);  // which lets it go on
   EXPECT_TRUE(ends_as(job, "CANCELLED")) << log("cancelled", job);
   ASSERT_TRUE(wait_until([&] { return !checkpoint_steps(dir() / "cancelled").empty(); }, seconds(10)))
       << log("cancelled", job);

@@ -166,6 +166,20 @@ TEST(Checkpoint, KeepsTheNewestAndTheBest) {
   EXPECT_EQ(listed(io, "ckpt"), (std::vector<std::string>{"step_00000002", "step_00000007"}));
 }
 
+// Whoever reads a run that is writing may have listed the only one just before it went for a newer one.
+TEST(Checkpoint, TheNewestIsFoundWhileTheListedOneGoes) {
+  MemoryIo io;
+  run_loopback(1, [&](Communicator& comm) {
+    Checkpoints writer("ckpt", 1, comm, io);
+    save(writer, comm, 1);
+    FaultyIo reading(io, -1, FaultyIo::io_error);
+    reading.before = [&](long call) {
+      if (call == 1) save(writer, comm, 2);  // after the list
+    };
+    EXPECT_EQ(Checkpoints("ckpt", 1, comm, reading).newest(), 2);
+  });
+}
+
 TEST(Checkpoint, RandomHistoriesAlwaysEndWithTheNewestOneLoadable) {
   std::mt19937_64 random(1);
   for (int history = 0; history < 100; ++history) {

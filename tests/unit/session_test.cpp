@@ -378,7 +378,7 @@ TEST(InitFrom, AllRanksLoadOneCheckpointOfARunThatIsWriting) {
     for (std::int64_t step = 2; !stop.stop_requested(); ++step) save_constant(source, step, double(step));
   });
   double newest = 0;
-  for (int round = 0; round < 30; ++round) {
+  for (int round = 0; round < 30 || newest <= 1; ++round) {  // until something was written meanwhile
     std::vector<double> loaded(4);
     run_loopback(4, [&](Communicator& world) {
       Regression recipe;
@@ -391,7 +391,6 @@ TEST(InitFrom, AllRanksLoadOneCheckpointOfARunThatIsWriting) {
     for (const double x : loaded) EXPECT_EQ(x, loaded[0]) << "round " << round;
     newest = loaded[0];
   }
-  EXPECT_GT(newest, 1) << "nothing was written meanwhile";
   EXPECT_THROW(run_loopback(2,
                             [&](Communicator& world) {
                               Regression recipe;
