@@ -24,8 +24,9 @@ if(TRIREME_SANITIZE)
   endif()
 endif()
 
-# What runs over every byte of a file or a tensor: at -O0 under a sanitizer it would be most of a test's time.
-set(trireme_hot "/framework/io/|/comm/crc32c[.]|/compression/stages/|/data/scenes/|/trainers/sweep/cluster/search[.]")
+# What runs over every byte of a file, a tensor or a text: at -O0 under a sanitizer it would be most of a test's time.
+set(trireme_hot "/framework/io/|/framework/metrics/scene_score[.]|/comm/crc32c[.]|/compression/stages/|/data/rng[.]")
+string(APPEND trireme_hot "|/data/scenes/|/data/text/(text|tokenizer|unicode)[.]|/trainers/sweep/cluster/search[.]")
 set(trireme_own_options "/framework/kernels/|/data/image_text/(crop|resize)[.]|/trainers/sweep/packing[.]|/trainers/main[.]")
 
 # Loading the precompiled torch headers costs 3 s: files that name nothing of torch go without.

@@ -2,33 +2,38 @@
 
 join_sources.py FOLDER NAME FILE...  writes FOLDER/NAME_0.cpp, ... that include the files; prints what is to be compiled.
 Files that define a name of their own (in an anonymous namespace or static) which another one has are kept apart, and so
-are files with macros: a joined file means what its parts mean.
+are files with macros, and files that open another namespace: a joined file means what its parts mean.
 """
 import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).absolute().parent.parent
-MOST_LINES = 1500  # of a joined file: memory and two cores with work to the end ask for no larger ones
-DECLARED = re.compile(r"(\w+)\s*(?=\(|=|\{|\[|;|<[^;{]*>\s*[({]|$)")
+MOST_LINES = 2500  # of a joined file: memory and two cores with work to the end ask for no larger ones
+TYPE = re.compile(r"(?:template <.*> )?(?:struct|union|enum class|enum|class) (\w+)")
+ALIAS = re.compile(r"^(?:namespace|using) (?!namespace)(?:[^=]*::)?(\w+)(?: = |;)")
 
 
-def own_names(text):
-    """Names at the left edge inside `namespace {`, or static; None where the file has macros or opens a namespace."""
-    if re.search(r"^#\s*(define|undef)|^using namespace", text, re.M):
+def own_names(text, file):
+    """Names at the left edge inside `namespace {`, or static, and suites of tests, each with what it means: the line of an
+    alias, the namespaces that are opened, else the file. None where the file has macros."""
+    if re.search(r"^#\s*(define|undef)", text, re.M):
         return None
-    names, inside = set(), False
+    names, inside = {"using namespace": re.findall(r"^using namespace (.*);", text, re.M)}, False
     for line in text.splitlines():
-        if test := re.match(r"TEST(?:_F|_P)?\((\w+)", line):
-            names.add(test[1])  # a suite
-        elif line.startswith("namespace {"):
+        if line.startswith("namespace {"):
             inside = True
         elif line.startswith("}  // namespace") and not line.startswith("}  // namespace "):
             inside = False
-        elif (inside or line.startswith("static ")) and re.match(r"\w", line):
-            head = line.split("(")[0] if re.match(r"[^=]*\(", line) else line
-            names.update(re.findall(r"\w+$", head.rstrip()) if head != line else DECLARED.findall(line))
-            names.update(re.findall(r"^(?:struct|class|enum|enum class|union|using) (\w+)", line))
+        elif found := re.match(r"TEST(?:_F|_P)?\((\w+)", line) or (inside and TYPE.match(line)):
+            names[found[1]] = file
+        elif inside and line.startswith(("using ", "namespace ")):
+            names |= {alias: line for alias in ALIAS.findall(line)}
+        elif (inside or line.startswith("static ")) and re.match(r"(?!template)\w", line):
+            line = re.sub(r"<[^<>]*>", "", line)
+            head = re.match(r"[^=({]*\w\(", line)  # a function, or a variable with its value in parentheses
+            found = re.findall(r"\w+$", head[0][:-1]) if head else re.findall(r"([a-zA-Z_]\w*)(?:\[\w*\])* *(?=[={;,]|$)", line)
+            names.update(dict.fromkeys(found, file))
     return names
 
 
@@ -37,15 +42,16 @@ def main(folder, name, files):
     groups, alone = [], []
     for file in files:
         text = file.read_text(encoding="utf-8")
-        names, lines = own_names(text), text.count("\n")
+        names, lines = own_names(text, file), text.count("\n")
         if names is None or not file.is_relative_to(ROOT):
             alone.append(file)
             continue
         for group in groups:
-            if group["lines"] + lines <= MOST_LINES and not group["names"] & names:
+            taken = group["names"]
+            if group["lines"] + lines <= MOST_LINES and all(taken.get(n, what) == what for n, what in names.items()):
                 break
         else:
-            groups.append(group := {"lines": 0, "names": set(), "text": ""})
+            groups.append(group := {"lines": 0, "names": {}, "text": ""})
         group["lines"] += lines
         group["names"] |= names
         group["text"] += f'#include "{file.relative_to(ROOT)}"\n'

@@ -1,12 +1,12 @@
 // Codes in room of a fixed size (compression.sizes: capacity): the values, losses and weights of `exact`, to the bit.
 #include "comm/local/loopback.h"
-#include "comm/wrappers/wrapper.h"
 #include "data/loader.h"
 #include "framework/experiment.h"
 #include "framework/io/checkpoint.h"
 #include "framework/session.h"
 #include "recipes/dlrm/exchange.h"
 #include "tests/fake_graph.h"
+#include "tests/forwarding.h"
 #include "tests/unit/codec_rows.h"
 
 #include <filesystem>
@@ -69,15 +69,9 @@ TEST(CodeParts, HoldWhatBareCodesHold) {
 // ---- one direction ----
 
 // What goes between the ranks is all counted.
-class Counter : public Wrapper {
+class Counter : public Forwarding {
  public:
-  explicit Counter(Communicator& inner) : Wrapper(inner) {}
-  Work all_reduce(Buffer b, Op op) override { return inner_.all_reduce(b, op); }
-  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
-  Work all_gather(ConstBuffer in, Buffer out) override { return inner_.all_gather(in, out); }
-  Work broadcast(Buffer b, int root) override { return inner_.broadcast(b, root); }
-  Work barrier() override { return inner_.barrier(); }
-  std::unique_ptr<Communicator> split(int color, int key) override { return inner_.split(color, key); }
+  explicit Counter(Communicator& inner) : Forwarding(inner) {}
   Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
                   std::span<const std::size_t> recv) override {
     std::size_t n = 0;

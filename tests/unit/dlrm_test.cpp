@@ -1,7 +1,6 @@
 // The recipe `dlrm` on loopback ranks: gradients, equal results on any number of ranks, resume, sparse updates, the
 // exchange, and the loss curve of the same model in plain PyTorch (tests/reference/dlrm_losses.py).
 #include "comm/local/loopback.h"
-#include "comm/wrappers/wrapper.h"
 #include "data/loader.h"
 #include "data/rng.h"
 #include "framework/experiment.h"
@@ -17,6 +16,7 @@
 #include "recipes/dlrm/tables.h"
 #include "recipes/dlrm/whole_job.h"
 #include "tests/fake_graph.h"
+#include "tests/forwarding.h"
 #include "tests/max_difference.h"
 #include "tests/unit/reference_files.h"
 
@@ -546,15 +546,9 @@ TEST(Dlrm, FirstCodedStepIsTheSameOnAnyNumberOfRanks) {
 }
 
 // Rank 1 lies about the size of a code, or damages the codes themselves.
-class Liar final : public Wrapper {
+class Liar final : public Forwarding {
  public:
-  Liar(Communicator& inner, bool sizes) : Wrapper(inner), sizes_(sizes) {}
-  Work all_reduce(Buffer b, Op op) override { return inner_.all_reduce(b, op); }
-  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
-  Work all_gather(ConstBuffer in, Buffer out) override { return inner_.all_gather(in, out); }
-  Work broadcast(Buffer b, int root) override { return inner_.broadcast(b, root); }
-  Work barrier() override { return inner_.barrier(); }
-  std::unique_ptr<Communicator> split(int color, int key) override { return inner_.split(color, key); }
+  Liar(Communicator& inner, bool sizes) : Forwarding(inner), sizes_(sizes) {}
   Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
                   std::span<const std::size_t> recv) override {
     if (rank() == 1 && (in.dtype == DType::i64) == sizes_) {

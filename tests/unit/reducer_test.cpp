@@ -3,10 +3,10 @@
 
 #include "comm/error.h"
 #include "comm/local/loopback.h"
-#include "comm/wrappers/wrapper.h"
 #include "framework/gradients/slot.h"
 #include "framework/nn/linear.h"
 #include "framework/recipe.h"
+#include "tests/forwarding.h"
 
 #include <functional>
 #include <vector>
@@ -19,22 +19,13 @@ namespace trireme {
 namespace {
 
 // Calls `seen` when an all-reduce of gradients is posted.
-class Watched final : public Wrapper {
+class Watched final : public test::Forwarding {
  public:
-  Watched(Communicator& inner, std::function<void()> seen) : Wrapper(inner), seen_(std::move(seen)) {}
+  Watched(Communicator& inner, std::function<void()> seen) : test::Forwarding(inner), seen_(std::move(seen)) {}
   Work all_reduce(Buffer inout, Op op) override {
     if (op == Op::sum) seen_();
     return inner_.all_reduce(inout, op);
   }
-  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
-  Work all_gather(ConstBuffer in, Buffer out) override { return inner_.all_gather(in, out); }
-  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
-                  std::span<const std::size_t> recv) override {
-    return inner_.all_to_all(in, send, out, recv);
-  }
-  Work broadcast(Buffer inout, int root) override { return inner_.broadcast(inout, root); }
-  Work barrier() override { return inner_.barrier(); }
-  std::unique_ptr<Communicator> split(int color, int key) override { return inner_.split(color, key); }
 
  private:
   std::function<void()> seen_;
