@@ -89,7 +89,8 @@ void CommLog::replayed(const CommStats& calls, const std::shared_ptr<Work::State
   all.site = CallSite::here();
   {
     std::lock_guard lock(tally_->mutex_);
-    tally_->own_.calls += calls.calls - 1;
+    tally_->own_.calls += calls.calls;
+    --tally_->own_.calls;  // begin() counts one
   }
   posted(begin(all), state);
 }

@@ -70,7 +70,8 @@ class CommLog {
   std::uint64_t begin(CommCall call);
   void posted(std::uint64_t sequence, const std::shared_ptr<Work::State>& state);  // null: it is complete
   void refused(std::uint64_t sequence);                                            // it threw: not counted
-  // A graph with `calls` of these (at least one), made again without anybody's calling them: one entry, all counted.
+  // A graph with calls of these, made again without anybody's calling them: one entry. calls: how many; none: those that
+  // recording it has counted last.
   void replayed(const CommStats& calls, const std::shared_ptr<Work::State>& state);
   void end(const CommCall& call);
   void wait_begins(std::uint64_t sequence) { waiting_.store(sequence, std::memory_order_relaxed); }

@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "framework/base/tensor.h"
+#include "framework/device_info.h"
 
 #include <algorithm>
 #include <thread>
@@ -25,7 +26,9 @@ struct GraphedStep::Mark : Work::State {
     event.record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
   }
   bool done() override { return event.query(); }
-  bool settled() override { return event.query(); }
+  bool settled() override try { return event.query(); } catch (const std::exception&) {
+    return true;  // failed
+  }
   void wait() override { event.synchronize(); }
   bool wait_host(std::chrono::milliseconds timeout) override {
     const auto end = std::chrono::steady_clock::now() + timeout;
@@ -119,24 +122,34 @@ std::vector<GraphedStep::Calls> GraphedStep::calls_so_far() const {
 bool GraphedStep::capture(const Halves& step) {
   std::size_t pieces = 0;
   const auto one = [&](const std::function<void()>& f) {
-    graphs_.push_back(
-        make_step_graph(context_.device().is_cuda() ? context_.device().index() : -1, GraphMemory::own));
-    pieces += graphs_.back()->capture([this, f] { enqueue(f); });
+    Graph g{make_step_graph(context_.device().is_cuda() ? context_.device().index() : -1, GraphMemory::own), {}};
+    const std::vector<Calls> before = calls_so_far();
+    pieces += g.graph->capture([this, f] { enqueue(f); });
+    g.calls = calls_so_far();
+    for (std::size_t i = 0; i < before.size(); ++i)
+      g.calls[i].stats.calls -= before[i].stats.calls, g.calls[i].stats.bytes -= before[i].stats.bytes;
+    std::erase_if(g.calls, [](const Calls& c) { return c.stats.calls == 0; });
+    graphs_.push_back(std::move(g));
   };
   const auto compute = [this, step] {
     scalars_->begin();
     step.compute(inputs_);
+  };
+  const auto cannot = [this](const std::exception& e) {
+    context_.message("a step is not recorded as a CUDA graph: " + first_line(e.what()));
+    return false;
   };
   try {
     if (recipe_.host_looks())
       one(compute), one(step.update);
     else
       one([compute, step] { compute(), step.update(); });
+  } catch (const CommError& e) {  // of a call of CUDA: what is wrong with the job comes again
+    return cannot(e);
   } catch (const Error&) {  // ours: the step itself cannot be taken
     throw;
   } catch (const std::exception& e) {
-    context_.message("a step is not recorded as a CUDA graph: " + first_line(e.what()));
-    return false;
+    return cannot(e);
   }
   if (!std::exchange(counted_, true))
     context_.message("steps are replayed as a CUDA graph of " + std::to_string(pieces) + " kernels and copies");
@@ -145,7 +158,6 @@ bool GraphedStep::capture(const Halves& step) {
 
 // Where it cannot be, on some rank, steps run as they are, on all.
 bool GraphedStep::record(const Halves& step) {
-  const std::vector<Calls> before = calls_so_far();
   std::int64_t all = capture(step);
   if (context_.size() > 1) context_.comm("control").all_reduce({&all, 1, DType::i64}, Op::min).wait();
   if (!all) {
@@ -153,19 +165,18 @@ bool GraphedStep::record(const Halves& step) {
     forget();
     return false;
   }
-  calls_ = calls_so_far();
-  for (std::size_t i = 0; i < calls_.size(); ++i)
-    calls_[i].stats.calls -= before[i].stats.calls, calls_[i].stats.bytes -= before[i].stats.bytes;
-  std::erase_if(calls_, [&](const Calls& c) { return c.stats.calls == 0 || c.comm == &context_.comm("control"); });
-  called_ = true;
   outputs_.clear();
   for (const at::Tensor* result : results_) outputs_.push_back(*result);
   return true;
 }
 
+std::shared_ptr<GraphedStep::Mark> GraphedStep::mark_here() const {
+  return context_.device().is_cuda() ? std::make_shared<Mark>(context_.device()) : nullptr;
+}
+
 // Where the step does not count, nothing that was recorded holds any longer.
-bool GraphedStep::accepted() {
-  if (mark_) mark_->wait();
+bool GraphedStep::accepted(const std::shared_ptr<Mark>& behind) {
+  if (behind) behind->wait();
   if (recipe_.accept(context_)) return true;
   forget();
   return false;
@@ -175,28 +186,37 @@ bool GraphedStep::run_unrecorded(const Halves& step) {
   scalars_ = std::make_unique<StepScalars>(context_.device());
   scalars_->begin();
   enqueue([&] { step.compute(inputs_); });
-  if (context_.device().is_cuda()) mark_ = std::make_shared<Mark>(context_.device());
-  if (recipe_.host_looks() && !accepted()) return false;
+  if (recipe_.host_looks() && !accepted(mark_here())) return false;
   enqueue(step.update);
   return true;
 }
 
+void GraphedStep::replay(Graph& g) {
+  g.graph->replay();
+  if (g.calls.empty() && graphs_.size() == 1) return;
+  g.mark = mark_here();
+  const bool counted = std::exchange(g.counted, false);
+  for (const Calls& c : g.calls) c.comm->replayed(counted ? CommStats{} : c.stats, g.mark);
+}
+
 bool GraphedStep::replay() {
   for (std::size_t i = 0; i < results_.size(); ++i) *results_[i] = outputs_[i];
-  graphs_.front()->replay();
-  if (context_.device().is_cuda() && (graphs_.size() > 1 || !calls_.empty())) mark_ = std::make_shared<Mark>(context_.device());
-  if (!std::exchange(called_, false))
-    for (const Calls& c : calls_) c.comm->replayed(c.stats, mark_);
+  replay(graphs_.front());
   if (graphs_.size() == 1) return true;
-  if (!accepted()) return false;
-  graphs_.back()->replay();
+  if (!accepted(graphs_.front().mark)) return false;
+  replay(graphs_.back());
   return true;
 }
 
 bool GraphedStep::take(const Batch& batch, const Halves& step) {
-  const bool may = wanted();
-  if (std::exchange(context_.anew_, false) || !may) forget();
-  if (!may) return false;
+  if (std::exchange(context_.anew_, false)) {
+    forget();
+    asked_ = false;  // what could not be recorded may be now
+  }
+  if (!wanted()) {
+    forget();
+    return false;
+  }
   if (Shapes shapes = shapes_of(batch); shapes != shapes_) {
     if (recorded()) {
       if (!std::exchange(told_, true))
@@ -219,14 +239,14 @@ bool GraphedStep::take(const Batch& batch, const Halves& step) {
 }
 
 void GraphedStep::forget() {
+  const bool had = recorded();
   graphs_.clear();
-  calls_.clear();
-  mark_.reset();
   scalars_.reset();
   inputs_ = {};
   outputs_.clear();
   shapes_.clear();
   seen_ = 0;
+  if (had) release_device_memory();  // theirs, which no capture may take again
 }
 
 }  // namespace trireme

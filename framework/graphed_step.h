@@ -28,14 +28,20 @@ class GraphedStep {
   bool take(const Batch& batch, const Halves& step);
   // The memory that steps read and write is another from here on.
   void forget();
-  bool recorded() const { return !graphs_.empty(); }
+  bool recorded() const { return !graphs_.empty(); }  // and would be replayed
 
  private:
   using Shapes = std::vector<std::pair<std::string, std::vector<std::int64_t>>>;
   struct Mark;
-  struct Calls {  // of one replay, that nobody counts
+  struct Calls {
     Traced* comm;
     CommStats stats;
+  };
+  struct Graph {
+    std::unique_ptr<StepGraph> graph;
+    std::vector<Calls> calls;    // of each replay, which nobody makes
+    bool counted = true;         // those of the next one, as they were recorded
+    std::shared_ptr<Mark> mark;  // behind the last replay
   };
   bool wanted();
   std::string why_not_several() const;
@@ -46,7 +52,9 @@ class GraphedStep {
   bool capture(const Halves& step);
   bool run_unrecorded(const Halves& step);
   bool replay();
-  bool accepted();
+  void replay(Graph& graph);
+  bool accepted(const std::shared_ptr<Mark>& behind);
+  std::shared_ptr<Mark> mark_here() const;
   std::vector<Calls> calls_so_far() const;
 
   Context& context_;
@@ -60,10 +68,7 @@ class GraphedStep {
   PinnedBuffers pinned_;
   std::unique_ptr<StepScalars> scalars_;
   std::vector<at::Tensor> outputs_;  // what the graphs write, by results_
-  std::vector<std::unique_ptr<StepGraph>> graphs_;  // one, or two with a look between them
-  std::vector<Calls> calls_;
-  bool called_ = false;         // those of the next replay were counted as they were recorded
-  std::shared_ptr<Mark> mark_;  // behind what was enqueued last
+  std::vector<Graph> graphs_;        // one, or two with a look between them
 };
 
 }  // namespace trireme

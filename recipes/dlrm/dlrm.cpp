@@ -93,8 +93,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
 
   std::map<std::string, double> evaluate(Context& c) override {
     Judged judged;
-    each_test_batch(
-        c, [&](const Batch& batch, const at::Tensor& logits, std::int64_t own) { add(judged, batch, logits, own); });
+    each_test_batch(c, [&](const auto& batch, const auto& logits, auto own) { add(judged, batch, logits, own); });
     auto metrics = binary_metrics(judged, c.comm("control"));
     if (codes() && c.param_type() == at::kFloat)
       c.size() == 1 ? add_alone(metrics, c) : add_exchange(metrics, c);
@@ -139,8 +138,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
       const auto coding = config_.compression.eval ? coder_->forward(tables_->mine(), c.now.step) : nullptr;
       const at::Tensor logits =
           forward(batch, tables_->send_ids(batch.columns.at("ids")), c, coding, {}).to(at::kCPU, at::kDouble);
-      const std::int64_t own = std::clamp<std::int64_t>(part.end - first - c.rank() * b, 0, b);
-      f(batch, logits, own);
+      f(batch, logits, std::clamp<std::int64_t>(part.end - first - c.rank() * b, 0, b));
     }
   }
 
@@ -157,8 +155,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   }
 
   bool plan(Plan& plan, int ranks, const TrainConfig& train) const override {
-    plan_dlrm(plan, config_, ranks, train);
-    return true;
+    return plan_dlrm(plan, config_, ranks, train), true;
   }
 
   std::string describe() const override {
@@ -270,12 +267,16 @@ class Dlrm : public Recipe, public ExchangeSwitch {
           coded_ratio(gradients, std::vector(codecs.size(), b.codec), std::vector(codecs.size(), b.bound));
   }
 
+  void forget_sent() {  // waits, or what comes would be written into memory of others
+    for (Sent& s : std::exchange(sent_, {})) s.ids.work.wait();
+  }
+
   // Those of a step were sent during the step before, if there was one; then those of the next step are.
   ShardedTables::Ids ids_for(const Batch& batch, Context& c) {
-    if (c.recorded()) return sent_.clear(), tables_->send_ids(batch.columns.at("ids"));
+    if (c.recorded()) return forget_sent(), tables_->send_ids(batch.columns.at("ids"));
     const std::int64_t parts = c.accumulate();
     if (sent_.empty() || sent_.front().epoch != batch.epoch || sent_.front().index != batch.index) {
-      sent_.clear();
+      forget_sent();
       sent_.push_back({batch.epoch, batch.index, tables_->send_ids(batch.columns.at("ids"))});
     }
     ShardedTables::Ids ids = std::move(sent_.front().ids);
@@ -370,7 +371,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     for (std::size_t k = 0; k < sizes.size(); ++k) {
       if (sizes[k] == 0) continue;
       const auto t = std::size_t(mine[k % mine.size()]);
-      bytes[2 * t] += double(tables_->chunk_bytes()), bytes[2 * t + 1] += double(sizes[k]) + 8;
+      bytes[2 * t] += double(tables_->forward().chunk_bytes()), bytes[2 * t + 1] += double(sizes[k]) + 8;
     }
     c.comm("control").all_reduce({bytes.data(), bytes.size(), DType::f64}, Op::sum).wait();
     for (std::size_t t = 0; 2 * t < bytes.size(); ++t)

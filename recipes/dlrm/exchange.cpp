@@ -53,19 +53,20 @@ void RowExchange::make_room(at::Tensor& memory, std::size_t bytes) const {
 }
 
 void RowExchange::start(const at::Tensor& send, const at::Tensor& recv, const Coding& coding) {
-  send_ = send, recv_ = recv, coding_ = coding;
+  send_ = send, recv_ = recv, coding_ = coding, work_ = {};
   if (coding.recorded) recorded_ = {};
   coded_ = coding.codec && !coding.simulate;
   settled_ = !coded_ || !coding.in_room || here_ || rows_.size() == 1 || rows_.size() > int(most_code_parts);
   in_room_ = !settled_ && room_.known_for(recv.size(1) * recv.size(2));
   if (coding.recorded && coded_ && !in_room_)
     throw Error(ExitCode::bug, "compressed exchange", "sizes that go first cannot be recorded");
-  if (coding.recorded) recorded_.in_room = in_room_;
+  if (coding.recorded) recorded_.in_room = in_room_, settled_ = true;  // by accept()
   const auto me = std::size_t(rows_.rank());
-  const double chunk = double(recv.size(1) * recv.size(2)) * double(recv.element_size());
-  const double plain = double(std::size_t(send.size(0)) - to_[me]) * chunk;
+  chunk_bytes_ = recv.size(1) * recv.size(2) * recv.element_size();
+  if (coding.recorded) recorded_.chunk_bytes = chunk_bytes_;
+  const double plain = double(std::size_t(send.size(0)) - to_[me]) * double(chunk_bytes_);
   counted().plain += plain;
-  send_sizes_.assign(std::size_t(send.size(0)), std::uint64_t(chunk));
+  send_sizes_.assign(std::size_t(send.size(0)), std::uint64_t(chunk_bytes_));
   if (coding_.codec) encode();
   if (coded_) return in_room_ ? send_parts() : start_coded();
   counted().sent += plain;
@@ -251,6 +252,7 @@ bool RowExchange::settle() {
 
 bool RowExchange::accept() {
   bytes_.plain += recorded_.bytes.plain, bytes_.sent += recorded_.bytes.sent;
+  chunk_bytes_ = recorded_.chunk_bytes;
   if (!recorded_.in_room) return true;
   if (side_) take_sizes();
   const bool fitted = all_had_room();
@@ -382,7 +384,7 @@ void RowExchange::finish_on_device() {
 }
 
 void RowExchange::join() {
-  if (side_) side_->lead();
+  if (side_ && coding_.codec) side_->lead();  // without one nothing has followed there
 }
 
 }  // namespace trireme::dlrm

@@ -72,8 +72,9 @@ class RowExchange {
   // first, as if there were no room). Room is forgotten.
   void stay(bool here) { here_ = here, room_ = Room(rows_.size()); }
   bool stays() const { return here_; }
-  // Of the last call: coded bytes of each chunk sent, 0: it stayed here.
+  // Of the last call: coded bytes of each chunk sent, 0: it stayed here; and of each not coded.
   const std::vector<std::uint64_t>& sizes() const { return send_sizes_; }
+  std::int64_t chunk_bytes() const { return chunk_bytes_; }
 
  private:
   void start_coded();
@@ -107,6 +108,7 @@ class RowExchange {
   Room room_;
   bool in_room_ = false, settled_ = true;
   std::vector<std::uint64_t> send_sizes_, recv_sizes_;
+  std::int64_t chunk_bytes_ = 0;
   at::Tensor encoded_, received_, scratch_;  // u8
   std::optional<SideStream> side_;           // of a device
   at::Tensor coded_sizes_, lacks_;  // there after the side stream's mark, pinned: i64; first words of parts, by rank
@@ -115,6 +117,7 @@ class RowExchange {
   ExchangeBytes bytes_;
   struct {
     ExchangeBytes bytes;
+    std::int64_t chunk_bytes = 0;
     bool in_room = false;
     at::Tensor status;
   } recorded_;  // of a call that was

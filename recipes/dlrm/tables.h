@@ -63,7 +63,6 @@ class ShardedTables {
   // One update by all gradients that came back since the last. device_lr: f32 scalar in place of lr, or undefined.
   void update(double lr, const at::Tensor& skip, const at::Tensor& device_lr = {});
 
-  std::int64_t chunk_bytes() const { return current_.b * dim_ * std::int64_t(held_->options().dtype().itemsize()); }
   RowExchange& forward() { return *forward_; }
   RowExchange& backward() { return *backward_; }
   bool stays() const { return forward_->stays() || backward_->stays(); }
