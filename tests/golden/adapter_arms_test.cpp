@@ -4,8 +4,8 @@
 
 #include "bench/adapter_pipeline.h"
 #include "comm/local/loopback.h"
-#include "comm/wrappers/wrapper.h"
 #include "framework/base/drawn.h"
+#include "tests/forwarding.h"
 
 #include <map>
 #include <mutex>
@@ -33,21 +33,14 @@ AdapterJobs tiny(std::vector<std::int64_t> ranks, std::int64_t batch) {
 struct Sent {
   std::size_t gathered = 0, summed = 0;
 };
-class Counting : public Wrapper {
+class Counting : public test::Forwarding {
  public:
-  Counting(Communicator& inner, Sent& sent) : Wrapper(inner), sent_(sent) {}
-  Counting(std::unique_ptr<Communicator> inner, Sent& sent) : Wrapper(std::move(inner)), sent_(sent) {}
+  Counting(Communicator& inner, Sent& sent) : Forwarding(inner), sent_(sent) {}
+  Counting(std::unique_ptr<Communicator> inner, Sent& sent) : Forwarding(std::move(inner)), sent_(sent) {}
   Work all_reduce(Buffer b, Op op) override { return sent_.summed += b.bytes(), inner_.all_reduce(b, op); }
   Work all_gather(ConstBuffer in, Buffer out) override {
     return sent_.gathered += in.bytes(), inner_.all_gather(in, out);
   }
-  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
-  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
-                  std::span<const std::size_t> recv) override {
-    return inner_.all_to_all(in, send, out, recv);
-  }
-  Work broadcast(Buffer b, int root) override { return inner_.broadcast(b, root); }
-  Work barrier() override { return inner_.barrier(); }
   std::unique_ptr<Communicator> split(int color, int key) override {
     return std::make_unique<Counting>(inner_.split(color, key), sent_);
   }

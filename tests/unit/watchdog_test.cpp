@@ -6,6 +6,7 @@
 #include "comm/local/loopback.h"
 #include "comm/watchdog/hang_report.h"
 #include "comm/watchdog/side_channel.h"
+#include "tests/forwarding.h"
 
 #include <atomic>
 #include <cerrno>
@@ -245,23 +246,14 @@ TEST(SideChannel, AnswersItsOwnAndDropsStrangers) {
 }
 
 // Keeps what the world broadcasts: the job's key.
-struct Overheard final : Wrapper {
+struct Overheard final : test::Forwarding {
   std::string key;
-  explicit Overheard(Communicator& inner) : Wrapper(inner) {}
-  Work all_reduce(Buffer b, Op op) override { return inner_.all_reduce(b, op); }
-  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
-  Work all_gather(ConstBuffer in, Buffer out) override { return inner_.all_gather(in, out); }
-  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
-                  std::span<const std::size_t> recv) override {
-    return inner_.all_to_all(in, send, out, recv);
-  }
+  explicit Overheard(Communicator& inner) : Forwarding(inner) {}
   Work broadcast(Buffer b, int root) override {
     inner_.broadcast(b, root).wait();
     key.assign(static_cast<const char*>(b.data), b.bytes());
     return {};
   }
-  Work barrier() override { return inner_.barrier(); }
-  std::unique_ptr<Communicator> split(int color, int key) override { return inner_.split(color, key); }
 };
 
 sockaddr_in local(std::uint16_t port) {
