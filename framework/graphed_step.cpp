@@ -118,13 +118,12 @@ std::vector<GraphedStep::Calls> GraphedStep::calls_so_far() const {
   return all;
 }
 
-// False: it cannot be.
-bool GraphedStep::capture(const Halves& step) {
-  std::size_t pieces = 0;
+// Why it cannot be; empty: it is recorded.
+std::string GraphedStep::capture(const Halves& step) {
   const auto one = [&](const std::function<void()>& f) {
     Graph g{make_step_graph(context_.device().is_cuda() ? context_.device().index() : -1, GraphMemory::own), {}};
     const std::vector<Calls> before = calls_so_far();
-    pieces += g.graph->capture([this, f] { enqueue(f); });
+    pieces_ += g.graph->capture([this, f] { enqueue(f); });
     g.calls = calls_so_far();
     for (std::size_t i = 0; i < before.size(); ++i)
       g.calls[i].stats.calls -= before[i].stats.calls, g.calls[i].stats.bytes -= before[i].stats.bytes;
@@ -135,36 +134,36 @@ bool GraphedStep::capture(const Halves& step) {
     scalars_->begin();
     step.compute(inputs_);
   };
-  const auto cannot = [this](const std::exception& e) {
-    context_.message("a step is not recorded as a CUDA graph: " + first_line(e.what()));
-    return false;
-  };
+  pieces_ = 0;
   try {
     if (recipe_.host_looks())
       one(compute), one(step.update);
     else
       one([compute, step] { compute(), step.update(); });
   } catch (const CommError& e) {  // of a call of CUDA: what is wrong with the job comes again
-    return cannot(e);
+    return first_line(e.what());
   } catch (const Error&) {  // ours: the step itself cannot be taken
     throw;
   } catch (const std::exception& e) {
-    return cannot(e);
+    return first_line(e.what());
   }
-  if (!std::exchange(counted_, true))
-    context_.message("steps are replayed as a CUDA graph of " + std::to_string(pieces) + " kernels and copies");
-  return true;
+  return {};
 }
 
 // Where it cannot be, on some rank, steps run as they are, on all.
 bool GraphedStep::record(const Halves& step) {
-  std::int64_t all = capture(step);
+  std::string why = capture(step);
+  std::int64_t all = why.empty();
   if (context_.size() > 1) context_.comm("control").all_reduce({&all, 1, DType::i64}, Op::min).wait();
   if (!all) {
+    if (why.empty()) why = "on another rank it cannot be";
+    if (!std::exchange(said_, true)) context_.message("a step is not recorded as a CUDA graph: " + why);
     off_ = true;
     forget();
     return false;
   }
+  if (!std::exchange(counted_, true))
+    context_.message("steps are replayed as a CUDA graph of " + std::to_string(pieces_) + " kernels and copies");
   outputs_.clear();
   for (const at::Tensor* result : results_) outputs_.push_back(*result);
   return true;

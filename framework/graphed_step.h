@@ -23,12 +23,12 @@ class GraphedStep {
   GraphedStep(Context& context, Recipe& recipe, std::vector<at::Tensor*> results);
   ~GraphedStep();
 
-  // Takes the step, by its halves or by what was recorded of them. False: nothing happened that counts, and the caller takes
-  // it.
+  // Takes the step, by its halves or by what was recorded of them. False: nothing happened that counts, and the caller
+  // takes it.
   bool take(const Batch& batch, const Halves& step);
   // The memory that steps read and write is another from here on.
   void forget();
-  bool recorded() const { return !graphs_.empty(); }  // and would be replayed
+  bool recorded() const { return !graphs_.empty(); }
 
  private:
   using Shapes = std::vector<std::pair<std::string, std::vector<std::int64_t>>>;
@@ -49,7 +49,7 @@ class GraphedStep {
   void fill(const Batch& batch);
   void enqueue(const std::function<void()>& work);
   bool record(const Halves& step);
-  bool capture(const Halves& step);
+  std::string capture(const Halves& step);
   bool run_unrecorded(const Halves& step);
   bool replay();
   void replay(Graph& graph);
@@ -69,6 +69,7 @@ class GraphedStep {
   std::unique_ptr<StepScalars> scalars_;
   std::vector<at::Tensor> outputs_;  // what the graphs write, by results_
   std::vector<Graph> graphs_;        // one, or two with a look between them
+  std::size_t pieces_ = 0;           // in all of them
 };
 
 }  // namespace trireme

@@ -713,6 +713,7 @@ TEST(RecordedSteps, OfAllRanksOrOfNone) {
     };
   });
   EXPECT_EQ(distance(graph, plain), 0);
+  EXPECT_EQ(said, std::vector<std::string>{"a step is not recorded as a CUDA graph: on another rank it cannot be"});
   for (const std::string key : {"zero", "hook"}) {
     c = recorded_config("adamw");
     c.graph = "on";
