@@ -241,8 +241,8 @@ bool RowExchange::settle() {
       encode();
       start_coded();
       finish_coded();
-    } else if (status_.defined()) {
-      bad_ = bad_.defined() ? at::maximum(bad_, status_) : status_;
+    } else {
+      remember(status_);
     }
   }
   bytes_.sent += room_.note(needed(), fitted, sizes_);
@@ -256,8 +256,7 @@ bool RowExchange::accept() {
   if (!recorded_.in_room) return true;
   if (side_) take_sizes();
   const bool fitted = all_had_room();
-  if (const at::Tensor& status = recorded_.status; fitted && status.defined())
-    bad_ = bad_.defined() ? at::maximum(bad_, status) : status.clone();
+  if (fitted) remember(recorded_.status);
   bytes_.sent += room_.note(needed(), fitted, sizes_);
   return fitted;
 }
@@ -337,8 +336,13 @@ void RowExchange::decode() {
   make_room(scratch_, coding_.codec->decode_scratch_bytes(chunks));
   coding_.codec->decode(chunks, buffer_of(recv_).place, reinterpret_cast<std::uint32_t*>(status_.data_ptr<int>()),
                         buffer_of(scratch_));
-  if (!in_room_) bad_ = bad_.defined() ? at::maximum(bad_, status_) : status_;
+  if (!in_room_) remember(status_);
   if (coding_.recorded) recorded_.status = status_;
+}
+
+void RowExchange::remember(const at::Tensor& status) {
+  if (!status.defined()) return;
+  bad_ = bad_.defined() ? at::maximum(bad_, status) : status.clone();  // which a graph writes anew
 }
 
 std::optional<std::size_t> RowExchange::take_bad() {

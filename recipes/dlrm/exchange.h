@@ -96,6 +96,7 @@ class RowExchange {
   void keep_codes();
   std::vector<CodedChunk> arrived(std::vector<std::size_t>& number);
   void decode();
+  void remember(const at::Tensor& status);
   std::vector<std::size_t> values(const std::vector<std::size_t>& chunks) const;
   int source_of(std::size_t chunk) const;
 
