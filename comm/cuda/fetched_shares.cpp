@@ -1,5 +1,5 @@
-// A gather is a copy of each rank's share: the others' over the link on one stream, this rank's own on another, so that
-// neither waits for the other. Shares never change, hence there is nothing to agree on between the opening (they are
+// A gather is a copy of each rank's share, on a stream for each rank: a card that reads all others at once uses all of its
+// link however the ranks drift apart, where one copy after another meets other ranks at the same card. Shares never change, hence there is nothing to agree on between the opening (they are
 // written) and the end (nobody reads them any more).
 #include "comm/cuda/fetched_shares.h"
 
@@ -27,10 +27,7 @@ void copy_beside(void* to, const void* from, std::size_t bytes, cudaStream_t str
   TRIREME_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
 }
 
-struct Streams {
-  explicit Streams(int device) : peers(device), own(device) {}
-  Stream peers, own;
-};
+using Streams = std::vector<std::unique_ptr<Stream>>;  // by rank
 
 class Fetch final : public Work::State, public std::enable_shared_from_this<Fetch> {
  public:
@@ -67,7 +64,9 @@ class FetchedShares final : public FrozenShares {
         mine_(std::move(mine)),
         shares_(std::move(shares)),
         me_{ranks.rank(), ranks.size(), mine_[0].place.device},
-        streams_(std::make_shared<Streams>(me_.device)) {}
+        streams_(std::make_shared<Streams>()) {
+    for (int r = 0; r < me_.size; ++r) streams_->push_back(std::make_unique<Stream>(me_.device));
+  }
 
   // An owner frees its share behind this: all ranks have read it and closed it by then. Peers of a rank that fails
   // may never come.
@@ -75,8 +74,7 @@ class FetchedShares final : public FrozenShares {
     const bool failing = std::uncaught_exceptions() > 0;
     try {
       const OnDevice on(me_.device);
-      TRIREME_CUDA_CHECK(cudaStreamSynchronize(streams_->own.get()));
-      TRIREME_CUDA_CHECK(cudaStreamSynchronize(streams_->peers.get()));
+      for (const auto& stream : *streams_) TRIREME_CUDA_CHECK(cudaStreamSynchronize(stream->get()));
       shares_.clear();
       std::int32_t here = 1;
       if (!failing) ranks_.all_reduce({&here, 1, DType::i32, {}}, Op::min).wait();
@@ -92,19 +90,21 @@ class FetchedShares final : public FrozenShares {
     const std::size_t bytes = own.bytes();
     const OnDevice on(me_.device);
     const auto work = std::make_shared<Fetch>(streams_, out.place);
+    const cudaStream_t last = (*streams_)[me]->get();
     Event free, copied;
     free.record(me_.device, stream_of(out.place));
-    free.block(streams_->peers.get());
-    free.block(streams_->own.get());
-    copy_beside(at(out.data, me * bytes), own.data, bytes, streams_->own.get());
-    copied.record(me_.device, streams_->own.get());
+    free.block(last);
+    copy_beside(at(out.data, me * bytes), own.data, bytes, last);
     for (std::size_t k = 1; k < ranks; ++k) {  // the next rank's first: no rank is everybody's first
       const std::size_t r = (me + k) % ranks;
+      const cudaStream_t stream = (*streams_)[r]->get();
+      free.block(stream);
       TRIREME_CUDA_CHECK(cudaMemcpyAsync(at(out.data, r * bytes), shares_[r * mine_.size() + piece].data, bytes,
-                                         cudaMemcpyDefault, streams_->peers.get()));
+                                         cudaMemcpyDefault, stream));
+      copied.record(me_.device, stream);
+      copied.block(last);
     }
-    copied.block(streams_->peers.get());
-    work->end.record(me_.device, streams_->peers.get());
+    work->end.record(me_.device, last);
     return Work(work);
   }
   bool fetched() const override { return true; }
