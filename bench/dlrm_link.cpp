@@ -44,7 +44,8 @@ struct Problem {
 
 // The arms that a cut run should have are measured first.
 int order_of(const std::string& arm) {
-  const std::vector<std::string> order = {"none", "both", "both-sparse", "int4", "forward", "paper", "int8", "fp16", "both-exact"};
+  const std::vector<std::string> order = {"none",  "both", "both-sparse", "int4",      "forward",
+                                          "paper", "int8", "fp16",        "both-exact"};
   return int(std::find(order.begin(), order.end(), arm) - order.begin());
 }
 
