@@ -6,7 +6,8 @@
 //   --problem "512", "64": sequences of 64 tokens a rank; all arms. `512 line`: without PowerSGD; `512 powersgd`: with
 //             it alone; `512 buckets`: buckets of 25, 50 and 100 MiB.
 //   --problem "mlp buckets": of the MLP, whose weights of 256 MiB leave in pieces of 25 or 100, or (300) whole.
-//   --problem scaling: 1, 2, 4, ... --ranks ranks, 512 sequences or 4,096 samples of the MLP on each; no hooks.
+//   --problem scaling: 1, 2, 4, ... --ranks ranks, 512 sequences or 4,096 samples of the MLP on each; no hooks; on
+//             several GPUs also with steps replayed as CUDA graphs, as one GPU's are.
 //   --problem losses: what each arm has learnt after 500 steps; `losses int8 ddp-powersgd-4 seeds`: none and these
 //             arms alone (seeds: none of two more).
 #include "bench/bench.h"
@@ -57,9 +58,10 @@ struct Case {
   }
 };
 
-// "none", "bf16", ... , "powersgd-RANK".
+// "none", "bf16", ... , "powersgd-RANK"; "replayed": none.
 std::string hook_yaml(const std::string& arm, int start) {
   if (arm == "none") return {};
+  if (arm == "replayed") return "graph: on\n";
   const auto dash = arm.find('-');
   const std::string rank = dash == arm.npos ? "" : ", rank: " + arm.substr(dash + 1);
   return "hook: {name: " + arm.substr(0, dash) + rank + ", start: " + std::to_string(start) + "}\n";
@@ -217,7 +219,7 @@ const Contestant* rival(const Contestants& all, const Contestant& ours) {
   const Contestant* found = nullptr;
   for (const auto& c : all) {
     if (!c.ddp || c.ranks != ours.ranks || c.what.model != ours.what.model || c.what.rows != ours.what.rows) continue;
-    if (c.hook == ours.hook) return &c;
+    if (c.hook == (ours.hook == "replayed" ? "none" : ours.hook)) return &c;
     if (c.hook == "bf16") found = &c;
   }
   return found;
@@ -244,8 +246,8 @@ nlohmann::json timed_row(const Contestants& all, const Contestant& c) {
 void add_efficiency(nlohmann::json& rows) {
   for (auto& row : rows)
     for (const auto& one : rows)
-      if (one["ranks"] == 1 && one["arm"] == row["arm"] && one["problem"] == row["problem"] &&
-          one.contains("step_ms") && row.contains("step_ms"))
+      if (one["ranks"] == 1 && one["problem"] == row["problem"] && one.contains("step_ms") && row.contains("step_ms") &&
+          (one["arm"] == row["arm"] || (one["arm"] == "trireme none" && row["arm"] == "trireme replayed")))
         row["weak_efficiency"] = one["step_ms"].get<double>() / row["step_ms"].get<double>();
 }
 
@@ -358,7 +360,10 @@ nlohmann::json run(const Options& o) {
   }
   if (what == "scaling") {
     for (int n = 1; n <= o.ranks; n *= 2)
-      for (const Case& c : {Case{"transformer", 512}, Case{"mlp", 4096}}) add_arms(all, c, n, {"none"}, {"none"});
+      for (const Case& c : {Case{"transformer", 512}, Case{"mlp", 4096}}) {
+        add_arms(all, c, n, {"none"}, {"none"});
+        if (n > 1 && o.device == "cuda") add_arms(all, c, n, {"replayed"}, {});
+      }
     return measure(o, std::move(all));
   }
   const bool mlp = what == "mlp";

@@ -25,6 +25,21 @@ TEST_F(Gpu, LossesOfOneRankOverNccl) {
   expect_losses_of_one("checked", 2, {"communicator=nccl", "checked=true"});
 }
 
+// Recorded with NCCL's collectives, steps have the bits of those that are not.
+TEST_F(Gpu, RecordedStepsOverNccl) {
+  if (const auto why = no_nccl(2); !why.empty()) GTEST_SKIP() << why;
+  for (const std::string recipe : {"mlp", "transformer"}) {
+    std::ofstream(folder.path / "it.yaml") << "recipe: " + recipe + "\nsteps: 30\nlog_every: 1\nbucket_mib: 0.05\n";
+    for (const std::string graph : {"off", "on"}) {
+      const Outcome o = run_program({"train", "it.yaml", "--out", recipe + graph, "--ranks", "2", "device=cuda",
+                                     "communicator=nccl", "graph=" + graph}, {folder.path, {}});
+      ASSERT_EQ(o.code, 0) << o;
+      EXPECT_EQ((o.out + o.err).find("steps are replayed") != std::string::npos, graph == "on") << o;
+    }
+    EXPECT_EQ(losses(folder.path / (recipe + "off")), losses(folder.path / (recipe + "on"))) << recipe;
+  }
+}
+
 // A bucket that a large weight made too long leaves in pieces: the same ones with and without overlap.
 TEST_F(Gpu, BucketsLeaveInPieces) {
   Words kinds{"mpi"};
