@@ -1,8 +1,10 @@
 #include "framework/graphed_denoiser.h"
 
+#include "framework/models/dit/sequence_parallel.h"
 #include "framework/models/dit/token_set.h"
 
 #include <algorithm>
+#include <utility>
 
 #include <ATen/ATen.h>
 
@@ -23,7 +25,8 @@ std::vector<at::Tensor> inputs_of(const at::Tensor& x, const at::Tensor& t, cons
 }
 
 std::vector<double> key_of(const std::vector<at::Tensor>& inputs, const DitHooks& h) {
-  std::vector<double> key{h.text_bias, double(h.form), h.logit_scale, double(h.rope.has_value())};
+  std::vector<double> key{h.text_bias, double(h.form), h.logit_scale, double(h.rope.has_value()),
+                          double(reinterpret_cast<std::uintptr_t>(h.parallel))};
   if (h.tokens) {
     key.push_back(double(h.tokens->memory()));
     key.push_back(h.tokens->is_dense() ? 0 : double(h.tokens->active().size(0)));
@@ -38,34 +41,73 @@ std::vector<double> key_of(const std::vector<at::Tensor>& inputs, const DitHooks
   return key;
 }
 
+// A graph of the device, or of the host for tests; null where there are none.
+std::unique_ptr<StepGraph> graph_for(const at::Tensor& x) {
+  return make_step_graph(x.is_cuda() ? x.get_device() : -1, GraphMemory::shared);
+}
+
+Traced* counted_by(const DitHooks& h) { return h.parallel ? dynamic_cast<Traced*>(&h.parallel->ranks()) : nullptr; }
+
 }  // namespace
+
+bool GraphedDenoiser::recordable(const at::Tensor& x, const DitHooks& hooks) {
+  if (at::GradMode::is_enabled() || hooks.blocks) return false;
+  if (hooks.parallel && x.is_cuda() && !hooks.parallel->ranks().capturable()) return false;
+  if (!graphs_) graphs_ = graph_for(x) != nullptr;
+  return *graphs_;
+}
+
+bool GraphedDenoiser::record(Kind& kind, const std::vector<at::Tensor>& inputs, const Conditioning& c,
+                             const DitHooks& hooks) {
+  make_room();
+  kind.inputs.clear();  // of a capture that failed
+  for (const auto& input : inputs) kind.inputs.push_back(input.defined() ? input.clone() : input);
+  const auto& in = kind.inputs;
+  DitHooks fixed = hooks;
+  if (hooks.rope) fixed.rope = RopeTables{{in[7], in[8]}, {in[9], in[10]}};
+  // The model keeps those of its last size alone, and a graph outlives that.
+  if (!hooks.rope && !info().rope_axes.empty())
+    fixed.rope = kind.own = model_->rope(grid(in[0].sizes()), c.text.size(1));
+  auto graph = graph_for(in[0]);
+  Traced* const traced = counted_by(hooks);
+  const CommStats before = traced ? traced->stats() : CommStats{};
+  const auto forward = [this, fixed, &kind] {
+    const auto& i = kind.inputs;
+    kind.velocity = model_->forward(i[0], i[1], {i[2], i[3], i[4], i[5], i[6]}, fixed);
+  };
+  std::int64_t all = 1;
+  try {
+    graph->capture(forward);
+  } catch (const std::exception&) {
+    if (!hooks.parallel) throw;
+    all = 0;  // the others have to know
+  }
+  if (traced) kind.sent = {traced->stats().calls - before.calls, traced->stats().bytes - before.bytes};
+  if (hooks.parallel) hooks.parallel->ranks().all_reduce({&all, 1, DType::i64}, Op::min).wait();
+  if (!all) return false;
+  kind.counted = true;
+  kind.graph = std::move(graph);
+  ++captured_;
+  return true;
+}
 
 at::Tensor GraphedDenoiser::forward(const at::Tensor& x, const at::Tensor& t, const Conditioning& c,
                                     const DitHooks& hooks) {
-  if (!x.is_cuda() || at::GradMode::is_enabled() || hooks.blocks || hooks.parallel)
-    return model_->forward(x, t, c, hooks);
+  if (!recordable(x, hooks)) return model_->forward(x, t, c, hooks);
   const auto inputs = inputs_of(x, t, c, hooks);
   Kind& kind = kinds_[key_of(inputs, hooks)];
   kind.last_use = ++clock_;
-  if (!kind.graph) {
-    // The first forward fills caches and lets libraries choose their kernels.
-    if (++kind.seen == 1) return model_->forward(x, t, c, hooks);
-    make_room();
-    kind.inputs.clear();  // of a capture that failed
-    for (const auto& input : inputs) kind.inputs.push_back(input.defined() ? input.clone() : input);
-    const auto& in = kind.inputs;
-    DitHooks fixed = hooks;
-    if (hooks.rope) fixed.rope = RopeTables{{in[7], in[8]}, {in[9], in[10]}};
-    // The model keeps those of its last size alone, and a graph outlives that.
-    if (!hooks.rope && !info().rope_axes.empty()) fixed.rope = kind.own = model_->rope(grid(x.sizes()), c.text.size(1));
-    auto graph = make_step_graph(x.get_device(), GraphMemory::shared);
-    graph->capture([&] { kind.velocity = model_->forward(in[0], in[1], {in[2], in[3], in[4], in[5], in[6]}, fixed); });
-    kind.graph = std::move(graph);
-    ++captured_;
+  // The first forward fills caches and lets libraries choose their kernels.
+  if (kind.plain || (!kind.graph && ++kind.seen == 1)) return model_->forward(x, t, c, hooks);
+  if (!kind.graph && !record(kind, inputs, c, hooks)) {
+    kind.plain = true;
+    return model_->forward(x, t, c, hooks);
   }
   for (std::size_t i = 0; i < inputs.size(); ++i)
     if (inputs[i].defined()) kind.inputs[i].copy_(inputs[i], true);
   kind.graph->replay();
+  if (Traced* const traced = counted_by(hooks); traced && !std::exchange(kind.counted, false))
+    traced->replayed(kind.sent, nullptr);
   return kind.velocity.clone();  // the next graph overwrites it
 }
 

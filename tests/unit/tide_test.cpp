@@ -4,10 +4,12 @@
 #include "comm/wrappers/traced.h"
 #include "framework/base/tensor.h"
 #include "framework/device_info.h"
+#include "framework/graphed_denoiser.h"
 #include "framework/models/dit/sequence_parallel.h"
 #include "framework/models/dit/tide_settings.h"
 #include "framework/models/dit/token_set.h"
 #include "framework/sampler.h"
+#include "tests/fake_graph.h"
 #include "tests/unit/reference_files.h"
 #include "tests/unit/said.h"
 
@@ -502,6 +504,36 @@ TEST(SequenceParallel, BytesAsTheFormulasSay) {
       EXPECT_EQ(ulysses.calls, layers * 2 + 1);
     });
   }
+}
+
+// All ranks or none: one that cannot record keeps the others from it. Calls are counted as those of plain forwards.
+TEST(SequenceParallel, RecordedForwardsAreThePlainOnes) {
+  const test::FakeGraphs graphs;
+  for (const bool refused : {false, true})
+    for (const char* kind : {"ring", "ulysses"})
+      run_loopback(2, [&](Communicator& world) {
+        test::FakeGraphs::refuse_here = refused && world.rank() == 1;
+        const at::NoGradGuard none;
+        Small mine(9, 5);
+        Traced counted(world);
+        const auto parallel = sequence_parallel(kind, counted);
+        GraphedDenoiser graphed(*mine.model);
+        DitHooks hooks;
+        hooks.parallel = parallel.get();
+        std::uint64_t calls = 0, bytes = 0;
+        for (std::uint64_t k = 0; k < 4; ++k) {
+          mine.x = drawn_noise(1, k, mine.x.sizes().vec(), at::kCPU);
+          const at::Tensor plain = mine.run(hooks);
+          const CommStats before = counted.stats();
+          EXPECT_TRUE(graphed.forward(mine.x, mine.t, mine.condition, hooks).equal(plain)) << kind << ' ' << k;
+          const CommStats after = counted.stats();
+          if (k == 0) calls = after.calls - before.calls, bytes = after.bytes - before.bytes;
+          EXPECT_EQ(after.calls - before.calls, calls + (k == 1)) << "they agree on the second";
+          EXPECT_EQ(after.bytes - before.bytes, bytes + (k == 1) * sizeof(std::int64_t)) << k;
+        }
+        EXPECT_EQ(graphed.captured(), refused ? 0 : 1);
+        test::FakeGraphs::refuse_here = false;
+      });
 }
 
 TEST(SequenceParallel, RefusesWhatCannotBeCut) {

@@ -48,6 +48,7 @@ class OverRanks : public SequenceParallel {
     for (int r = 0; r < size(); ++r) parts.push_back(all[r].narrow(1, 0, length(tokens, r)));
     return at::cat(parts, 1);
   }
+  Communicator& ranks() const override { return ranks_; }
 
  protected:
   int rank() const { return ranks_.rank(); }

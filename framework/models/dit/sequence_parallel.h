@@ -22,6 +22,7 @@ class SequenceParallel {
                                const nn::AttentionScores& scores, std::int64_t tokens) = 0;
   // [B, n, ...] of each rank -> [B, tokens, ...] on every rank.
   virtual at::Tensor gather(const at::Tensor& image, std::int64_t tokens) = 0;
+  virtual Communicator& ranks() const = 0;
 };
 
 // Contiguous parts of `count` for `ranks`, the first ones longer by one where it does not divide.
