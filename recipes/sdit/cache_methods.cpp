@@ -23,9 +23,8 @@ class CacheSampler : public Sampler {
     require_one_forward(s, name_);
     if (reads() && s.prompts.size() > 1)
       throw UsageError(name_, "decides for a whole batch, so pictures would depend on their neighbours", "batch=1");
-    if (reads() && (context.parallel || context.halves))
-      throw UsageError(name_, "decides by what one rank sees of a picture", "sequence=none, guidance_parallel=false");
     cache_ = make();
+    if (context.parallel || context.halves) cache_->share(&context.comm());
   }
   at::Tensor velocity(Sampling& s, SampleContext& context) override {
     cache_->step({s.step, s.steps(), s.sigma()});

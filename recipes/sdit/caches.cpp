@@ -5,15 +5,18 @@
 namespace trireme::sdit {
 namespace {
 
-// mean |a - b| / mean |b|. The host waits.
-double relative_change(const at::Tensor& a, const at::Tensor& b) {
-  const at::Tensor wide = b.to(at::kFloat);
-  return ((a.to(at::kFloat) - wide).abs().mean() / wide.abs().mean()).item<double>();
-}
-
 at::Tensor difference(const at::Tensor& a, const at::Tensor& b) { return a.defined() ? a - b : a; }
 
 }  // namespace
+
+double StepCache::relative_change(const at::Tensor& a, const at::Tensor& b) const {
+  const at::Tensor wide = b.to(at::kFloat), apart = (a.to(at::kFloat) - wide).abs();
+  if (!ranks_) return (apart.mean() / wide.abs().mean()).item<double>();
+  const at::Tensor sums = at::stack({apart.sum(at::kDouble), wide.abs().sum(at::kDouble)}).cpu();
+  auto* const both = sums.mutable_data_ptr<double>();
+  ranks_->all_reduce({both, 2, DType::f64}, Op::sum).wait();
+  return both[0] / both[1];
+}
 
 void TeaCache::forget() {
   StepCache::forget();

@@ -2,6 +2,7 @@
 // where it depends on data: so a batch holds one picture, with guidance both its halves. Before every forward step()
 // says where the sampler stands; forget() before a new batch.
 #pragma once
+#include "comm/communicator.h"
 #include "framework/models/dit/block_cache.h"
 #include "framework/models/dit/prediction_cache.h"
 
@@ -24,10 +25,17 @@ class StepCache : public BlockCache {
   }
   // Of every step so far: did what the cache could leave out run?
   const std::vector<bool>& computed() const { return computed_; }
+  // The ranks that hold the tokens, or the halves of guidance, of a picture between them; null: this rank has all.
+  void share(Communicator* ranks) { ranks_ = ranks; }
 
  protected:
+  // mean |a - b| / mean |b| over those ranks. The host waits.
+  double relative_change(const at::Tensor& a, const at::Tensor& b) const;
   StepPlace place_;
   std::vector<bool> computed_;
+
+ private:
+  Communicator* ranks_ = nullptr;
 };
 
 // TeaCache (arXiv 2411.19108): the summed polynomial of the relative change of the modulated input. While the sum is

@@ -551,16 +551,20 @@ class Methods : public SmallFlux {
   };
   // `resume_after`: the state is saved after that step and a new method goes on with it.
   Ran run(const std::string& method, const std::string& keys, Communicator& comm, std::int64_t batch, Denoiser& model,
-          SequenceParallel* parallel = nullptr) {
+          SequenceParallel* parallel = nullptr, Communicator* halves = nullptr) {
     auto sampler = make(method, keys);
     SampleContext context(comm, model, *codec_, model.device(), at::kFloat);
-    context.parallel = parallel;
+    context.parallel = parallel, context.halves = halves;
     context.steps = steps();
     sampler->setup(context);
     Sampling s = begin(batch);
     s.x = s.x.to(model.device());
     s.condition.text = s.condition.text.to(model.device());
     s.condition.pooled = s.condition.pooled.to(model.device());
+    if (guidance_ != 1) {
+      s.guidance = guidance_, s.no_condition = s.condition;
+      s.no_condition.text = at::zeros_like(s.condition.text);
+    }
     sampler->begin(s, context);
     const at::NoGradGuard no_grad;
     while (s.step < s.steps()) {
@@ -592,6 +596,7 @@ class Methods : public SmallFlux {
     return ran;
   }
   std::unique_ptr<LatentCodec> codec_ = latent_codec(4, 8);
+  double guidance_ = 1;
 };
 
 const std::string few = "warmup: 3, resets: [8], round_to: 1, ";
@@ -718,6 +723,27 @@ TEST_F(Methods, RanksChooseAlikeAndShareTokensEvenly) {
       EXPECT_TRUE(ran.x.equal(all[0].x)) << ranks;
       EXPECT_LE((ran.x - one.x).abs().max().item<double>(), 1e-4) << ranks;
     }
+  }
+}
+
+// By what all ranks see of the picture, tokens or halves.
+TEST_F(Methods, CachesDecideAlikeOnAnyNumberOfRanks) {
+  guidance_ = 3;
+  for (const auto& [method, keys] : {std::pair<std::string, std::string>{"first_block", "threshold: 0.5, taylor: 1"},
+                                     {"teacache", "threshold: 0.3, polynomial: [0, 0, 0, 1, 0]"}}) {
+    const Ran one = run(method, keys);
+    const auto computed = one.report["computed_steps"].get<int>();
+    EXPECT_GT(computed, 2) << method;
+    EXPECT_LT(computed, steps() - 2) << method;
+    for (const char* kind : {"ring", "halves"})
+      run_loopback(2, [&](Communicator& comm) {
+        const auto model = denoiser_from_folder(folder(), at::kCPU, at::kFloat);
+        const bool tokens = std::string(kind) != "halves";
+        const auto parallel = tokens ? sequence_parallel(kind, comm) : nullptr;
+        const Ran ran = run(method, keys, comm, 1, *model, parallel.get(), tokens ? nullptr : &comm);
+        EXPECT_EQ(ran.report["computed"], one.report["computed"]) << method << ' ' << kind;
+        EXPECT_LE((ran.x - one.x).abs().max().item<double>(), 1e-4) << method << ' ' << kind;
+      });
   }
 }
 
