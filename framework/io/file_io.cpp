@@ -59,6 +59,7 @@ class SystemIo final : public FileIo {
   if (error == ENOSPC || error == EDQUOT) cure = "free some space and start the same command again";
   if (error == EROFS || error == EACCES) cure = "make the folder writable, or choose another with --out";
   if (error == ENOENT) cure = "check the path and its folder";
+  if (error == EISDIR || error == EBUSY) cure = "give --out the name of a file in a folder";
   throw DataError(path, std::string("cannot ") + doing + ": " + std::generic_category().message(error), cure);
 }
 

@@ -88,6 +88,17 @@ TEST_F(Submit, NewlinesAreRefused) {
   }
 }
 
+TEST_F(Submit, TimesAreThoseOfSlurm) {
+  for (const std::string time : {"30", "30:00", "1:30:00", "1-12", "2-00:30:00", "UNLIMITED"})
+    EXPECT_EQ(submit({"e.yaml", "--time", time, "--print"}).code, 0) << time;
+  for (const std::string time : {"abc", "1h", "-5", "1-", "1:2:3:4", "30 "}) {
+    const Outcome o = submit({"e.yaml", "--time", time, "--print"});
+    EXPECT_EQ(o.code, 2) << o;
+    EXPECT_EQ(o.out, "") << o;
+    EXPECT_NE(o.err.find("days-hours:minutes:seconds"), std::string::npos) << o;
+  }
+}
+
 TEST_F(Submit, ListsBecomeAnArray) {
   const std::string text = script({"e.yaml", "seed=1,2", "sizes=[64,10],[64,8,10]", "steps=5"});
   EXPECT_NE(text.find("\n#SBATCH --array=\"0-3\"\n"), std::string::npos) << text;

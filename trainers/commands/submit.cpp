@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <iostream>
 #include <map>
+#include <regex>
 #include <sstream>
 #include <utility>
 
@@ -30,6 +31,14 @@ void refuse_control(std::string_view where, std::string_view value) {
     if (c < 0x20 || c == 0x7f)
       throw UsageError(where, "has a newline or another control character in it",
                        "values for a batch script are plain text");
+}
+
+// As sbatch reads it: minutes, minutes:seconds, hours:minutes:seconds, days-hours and so on, or no limit.
+void check_time(const std::string& time) {
+  refuse_control("--time", time);
+  static const std::regex form("\\d+(:\\d+){0,2}|\\d+-\\d+(:\\d+){0,2}|infinite|unlimited", std::regex::icase);
+  if (!time.empty() && !std::regex_match(time, form))
+    throw UsageError("--time", "'" + time + "' is no time limit of Slurm", "write minutes, or days-hours:minutes:seconds");
 }
 
 // `value` with `before` in front of every one of `special`.
@@ -228,6 +237,7 @@ int submit_command(const SubmitOptions& o) {
   for (const auto& word : o.sbatch)
     if (!word.starts_with('-'))
       throw UsageError("command line", word + " after --: not an option of sbatch", "write --name=value");
+  check_time(o.time);
   const auto tasks = sweep(o.overrides);
   for (const auto& task : tasks) {
     TrainOptions train;
