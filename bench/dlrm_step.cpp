@@ -40,7 +40,7 @@ Problem problem_of(const std::string& words) {
 std::string yaml(const Options& o) {
   const Problem p = problem_of(o.problem);
   return "recipe: dlrm\nsteps: 1000000\nlog_every: 1000000\ndevice: " + o.device +
-         (o.device == "cpu" ? "\nthreads: 1" : "") + (o.arm == "eager" ? "\ngraph: off" : "") +
+         (o.device == "cpu" ? "\nthreads: 1" : "") + (o.arm == "eager" ? "\ngraph: off" : "\ngraph: on") +
          "\nbatch_size: " + std::to_string(p.batch) +
          "\noptimizer: {name: sgd, lr: 0.1, momentum: 0.0, weight_decay: 0.0, schedule: const}\n"
          "data: {shape: kaggle, scale: " +
