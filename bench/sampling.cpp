@@ -85,7 +85,7 @@ class Arms {
     k->codec = latent_codec(plan_.info.channels, plan_.info.latent_factor);
     k->conditions = sample::read_conditions(c, plan_.info, json_);
     k->conditions->model_loaded(*model_);
-    k->graphed = std::make_unique<GraphedDenoiser>(*model_);
+    k->graphed = std::make_unique<GraphedDenoiser>(*model_, sample::recorded_forwards(c));
     k->context = std::make_unique<SampleContext>(*k->groups.tensors, *k->graphed, *k->codec, place_.device,
                                                  sample::precision_of(c));
     SampleContext& context = *k->context;

@@ -1,5 +1,6 @@
 #include "framework/graphed_denoiser.h"
 
+#include "framework/device_info.h"
 #include "framework/models/dit/sequence_parallel.h"
 #include "framework/models/dit/token_set.h"
 
@@ -25,8 +26,7 @@ std::vector<at::Tensor> inputs_of(const at::Tensor& x, const at::Tensor& t, cons
 }
 
 std::vector<double> key_of(const std::vector<at::Tensor>& inputs, const DitHooks& h) {
-  std::vector<double> key{h.text_bias, double(h.form), h.logit_scale, double(h.rope.has_value()),
-                          double(reinterpret_cast<std::uintptr_t>(h.parallel))};
+  std::vector<double> key{h.text_bias, double(h.form), h.logit_scale, double(h.rope.has_value())};
   if (h.tokens) {
     key.push_back(double(h.tokens->memory()));
     key.push_back(h.tokens->is_dense() ? 0 : double(h.tokens->active().size(0)));
@@ -51,15 +51,15 @@ Traced* counted_by(const DitHooks& h) { return h.parallel ? dynamic_cast<Traced*
 }  // namespace
 
 bool GraphedDenoiser::recordable(const at::Tensor& x, const DitHooks& hooks) {
-  if (at::GradMode::is_enabled() || hooks.blocks) return false;
+  if (which_ == RecordedForwards::none || at::GradMode::is_enabled() || hooks.blocks) return false;
+  if (hooks.parallel && which_ != RecordedForwards::shared_too) return false;
   if (hooks.parallel && x.is_cuda() && !hooks.parallel->ranks().capturable()) return false;
   if (!graphs_) graphs_ = graph_for(x) != nullptr;
   return *graphs_;
 }
 
-bool GraphedDenoiser::record(Kind& kind, const std::vector<at::Tensor>& inputs, const Conditioning& c,
-                             const DitHooks& hooks) {
-  make_room();
+void GraphedDenoiser::capture(Kind& kind, const std::vector<at::Tensor>& inputs, const Conditioning& c,
+                              const DitHooks& hooks) {
   kind.inputs.clear();  // of a capture that failed
   for (const auto& input : inputs) kind.inputs.push_back(input.defined() ? input.clone() : input);
   const auto& in = kind.inputs;
@@ -69,39 +69,53 @@ bool GraphedDenoiser::record(Kind& kind, const std::vector<at::Tensor>& inputs, 
   if (!hooks.rope && !info().rope_axes.empty())
     fixed.rope = kind.own = model_->rope(grid(in[0].sizes()), c.text.size(1));
   auto graph = graph_for(in[0]);
-  Traced* const traced = counted_by(hooks);
-  const CommStats before = traced ? traced->stats() : CommStats{};
-  const auto forward = [this, fixed, &kind] {
+  graph->capture([this, fixed, &kind] {
     const auto& i = kind.inputs;
     kind.velocity = model_->forward(i[0], i[1], {i[2], i[3], i[4], i[5], i[6]}, fixed);
-  };
+  });
+  kind.graph = std::move(graph);
+}
+
+// False: on some rank it cannot be.
+bool GraphedDenoiser::capture_together(Kind& kind, const std::vector<at::Tensor>& inputs, const Conditioning& c,
+                                       const DitHooks& hooks) {
+  Traced* const traced = counted_by(hooks);
+  const CommStats before = traced ? traced->stats() : CommStats{};
+  std::string why = "another rank cannot record it";
   std::int64_t all = 1;
   try {
-    graph->capture(forward);
-  } catch (const std::exception&) {
-    if (!hooks.parallel) throw;
-    all = 0;  // the others have to know
+    if (inputs[0].is_cuda()) release_device_memory();  // what is cached is not given back within a capture
+    capture(kind, inputs, c, hooks);
+  } catch (const std::exception& e) {  // the others have to know
+    why = std::string(e.what()).substr(0, std::string_view(e.what()).find('\n'));
+    all = 0;
   }
   if (traced) kind.sent = {traced->stats().calls - before.calls, traced->stats().bytes - before.bytes};
-  if (hooks.parallel) hooks.parallel->ranks().all_reduce({&all, 1, DType::i64}, Op::min).wait();
-  if (!all) return false;
   kind.counted = true;
-  kind.graph = std::move(graph);
-  ++captured_;
-  return true;
+  hooks.parallel->ranks().all_reduce({&all, 1, DType::i64}, Op::min).wait();
+  if (all) return true;
+  if (auto tell = std::exchange(message_, {})) tell("a forward that ranks share is not recorded as a CUDA graph: " + why);
+  kind = Kind{};
+  kind.plain = true;
+  return false;
 }
 
 at::Tensor GraphedDenoiser::forward(const at::Tensor& x, const at::Tensor& t, const Conditioning& c,
                                     const DitHooks& hooks) {
   if (!recordable(x, hooks)) return model_->forward(x, t, c, hooks);
   const auto inputs = inputs_of(x, t, c, hooks);
-  Kind& kind = kinds_[key_of(inputs, hooks)];
+  Kinds& kinds = kinds_[hooks.parallel];
+  Kind& kind = kinds[key_of(inputs, hooks)];
   kind.last_use = ++clock_;
   // The first forward fills caches and lets libraries choose their kernels.
   if (kind.plain || (!kind.graph && ++kind.seen == 1)) return model_->forward(x, t, c, hooks);
-  if (!kind.graph && !record(kind, inputs, c, hooks)) {
-    kind.plain = true;
-    return model_->forward(x, t, c, hooks);
+  if (!kind.graph) {
+    make_room(kinds);
+    if (!hooks.parallel)
+      capture(kind, inputs, c, hooks);
+    else if (!capture_together(kind, inputs, c, hooks))
+      return model_->forward(x, t, c, hooks);
+    ++captured_;
   }
   for (std::size_t i = 0; i < inputs.size(); ++i)
     if (inputs[i].defined()) kind.inputs[i].copy_(inputs[i], true);
@@ -112,10 +126,11 @@ at::Tensor GraphedDenoiser::forward(const at::Tensor& x, const at::Tensor& t, co
 }
 
 // Before another kind is recorded: the one that was longest unused goes.
-void GraphedDenoiser::make_room() {
-  while (kinds_.size() > most_kinds)
-    kinds_.erase(std::min_element(kinds_.begin(), kinds_.end(),
-                                  [](const auto& a, const auto& b) { return a.second.last_use < b.second.last_use; }));
+void GraphedDenoiser::make_room(Kinds& kinds) {
+  while (kinds.size() > most_kinds)
+    kinds.erase(std::min_element(kinds.begin(), kinds.end(), [](const auto& a, const auto& b) {
+      return a.second.last_use < b.second.last_use;
+    }));
 }
 
 }  // namespace trireme

@@ -1,23 +1,31 @@
 // A denoiser whose forwards of one kind are recorded when they come for the second time and replayed from then on
-// (CUDA graphs). On a CPU, where gradients are wanted and for block caches, which decide on the host: the forward itself.
-// Ranks that share a picture by NCCL alone record theirs with the collectives, all or none; they make the same forwards
-// in the same order. Used by one thread.
+// (CUDA graphs). On a CPU, where gradients are wanted and for block caches: the forward itself. Ranks that share a
+// picture by NCCL alone record theirs with the collectives if they are told to, all or none; they make the same forwards
+// in the same order. Destroyed before their communicator, which waits for the graphs that hold its work. Used by one
+// thread.
 #pragma once
 #include "comm/wrappers/traced.h"
 #include "framework/models/dit/denoiser.h"
 #include "framework/step_graph.h"
 
+#include <functional>
 #include <map>
 #include <optional>
+#include <string_view>
 
 #include <nlohmann/json.hpp>
 
 namespace trireme {
 
+enum class RecordedForwards : std::uint8_t { none, alone, shared_too };  // shared: by ranks
+
 class GraphedDenoiser : public Denoiser {
  public:
-  // `model` and the hooks' `parallel` must outlive it; its weights must stay where they are.
-  explicit GraphedDenoiser(Denoiser& model) : model_(&model) {}
+  // `model` and the hooks' `parallel` must outlive it; its weights must stay where they are. message: why forwards that
+  // ranks share are not recorded, once.
+  explicit GraphedDenoiser(Denoiser& model, RecordedForwards which = RecordedForwards::alone,
+                           std::function<void(std::string_view)> message = {})
+      : model_(&model), which_(which), message_(std::move(message)) {}
 
   const DenoiserInfo& info() const override { return model_->info(); }
   const nlohmann::json& config() const override { return model_->config(); }
@@ -42,14 +50,19 @@ class GraphedDenoiser : public Denoiser {
     bool plain = false;    // on some rank it cannot be recorded
     std::int64_t seen = 0, last_use = 0;
   };
+  using Kinds = std::map<Key, Kind>;
   bool recordable(const at::Tensor& x, const DitHooks& hooks);
-  // False: it cannot be, on some rank. Throws what forward throws, where this is the only rank.
-  bool record(Kind& kind, const std::vector<at::Tensor>& inputs, const Conditioning& c, const DitHooks& hooks);
-  void make_room();
+  void capture(Kind& kind, const std::vector<at::Tensor>& inputs, const Conditioning& c, const DitHooks& hooks);
+  bool capture_together(Kind& kind, const std::vector<at::Tensor>& inputs, const Conditioning& c,
+                        const DitHooks& hooks);
+  static void make_room(Kinds& kinds);
 
   Denoiser* model_;
+  const RecordedForwards which_;
+  std::function<void(std::string_view)> message_;
   std::optional<bool> graphs_;  // can any be made?
-  std::map<Key, Kind> kinds_;
+  // Those of ranks by themselves: what a rank does alone must not put out what it shares.
+  std::map<const SequenceParallel*, Kinds> kinds_;
   std::int64_t captured_ = 0, clock_ = 0;
 };
 

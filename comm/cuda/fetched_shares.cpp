@@ -95,7 +95,7 @@ class FetchedShares final : public FrozenShares {
     free.record(me_.device, stream_of(out.place));
     free.block(last);
     copy_beside(at(out.data, me * bytes), own.data, bytes, last);
-    for (std::size_t k = 1; k < ranks; ++k) {  // the next rank's first: no rank is everybody's first
+    for (std::size_t k = 1; k < ranks; ++k) {
       const std::size_t r = (me + k) % ranks;
       const cudaStream_t stream = (*streams_)[r]->get();
       free.block(stream);

@@ -747,6 +747,23 @@ TEST_F(Methods, CachesDecideAlikeOnAnyNumberOfRanks) {
   }
 }
 
+// Where each rank alone would decide otherwise: what they see together is 0.15 and then 0.25 of 1.
+TEST(Caches, DecideByAllRanks) {
+  run_loopback(2, [](Communicator& comm) {
+    const at::Tensor in = at::zeros({1, 4, 8});
+    for (const auto& [change, left_out] : {std::pair{0.3, true}, {0.5, false}}) {
+      sdit::FirstBlockCache cache({.threshold = 0.2});
+      cache.share(&comm);
+      for (const double residual : {1.0, 1 + comm.rank() * change}) {
+        cache.step({cache.computed().empty() ? 0 : 1, 4, 0.5});
+        const BlockStreams first{in + residual, {}};
+        if (!cache.after_first_block({in, {}}, first)) cache.after_blocks({in, {}}, first, first);
+      }
+      EXPECT_EQ(cache.computed().back(), !left_out) << comm.rank() << ", change " << change;
+    }
+  });
+}
+
 TEST_F(Methods, OnAGpuToo) {
   if (!device_runtime() || device_runtime()->count() == 0) GTEST_SKIP() << "no GPU";
   const auto model = denoiser_from_folder(folder(), at::Device(at::kCUDA, 0), at::kFloat);

@@ -9,7 +9,7 @@
 #include "framework/models/dit/tide_settings.h"
 #include "framework/models/dit/token_set.h"
 #include "framework/sampler.h"
-#include "tests/fake_graph.h"
+#include "framework/step_graph.h"
 #include "tests/unit/reference_files.h"
 #include "tests/unit/said.h"
 
@@ -506,34 +506,55 @@ TEST(SequenceParallel, BytesAsTheFormulasSay) {
   }
 }
 
-// All ranks or none: one that cannot record keeps the others from it. Calls are counted as those of plain forwards.
+// A graph on a CPU: recording makes the calls, as it does on a GPU, and replaying makes them again.
+struct CallsTwice : StepGraph {
+  static inline thread_local bool refuse = false;  // after the calls
+  std::size_t capture(const std::function<void()>& f) override {
+    f();
+    if (refuse) throw std::runtime_error("operation not permitted when stream is capturing");
+    run = f;
+    return 1;
+  }
+  void replay() override { run(); }
+  std::function<void()> run;
+};
+
+// All ranks or none: one that cannot record keeps the others from it. A replay is counted as the calls that were recorded,
+// which come beside those that this graph makes.
 TEST(SequenceParallel, RecordedForwardsAreThePlainOnes) {
-  const test::FakeGraphs graphs;
+  set_step_graphs([](int, GraphMemory) -> std::unique_ptr<StepGraph> { return std::make_unique<CallsTwice>(); });
   for (const bool refused : {false, true})
     for (const char* kind : {"ring", "ulysses"})
       run_loopback(2, [&](Communicator& world) {
-        test::FakeGraphs::refuse_here = refused && world.rank() == 1;
+        CallsTwice::refuse = refused && world.rank() == 1;
         const at::NoGradGuard none;
         Small mine(9, 5);
         Traced counted(world);
         const auto parallel = sequence_parallel(kind, counted);
-        GraphedDenoiser graphed(*mine.model);
+        std::vector<std::string> said;
+        GraphedDenoiser graphed(*mine.model, RecordedForwards::shared_too,
+                                [&](std::string_view line) { said.emplace_back(line); });
         DitHooks hooks;
         hooks.parallel = parallel.get();
-        std::uint64_t calls = 0, bytes = 0;
+        std::uint64_t calls = 0;
         for (std::uint64_t k = 0; k < 4; ++k) {
           mine.x = drawn_noise(1, k, mine.x.sizes().vec(), at::kCPU);
           const at::Tensor plain = mine.run(hooks);
           const CommStats before = counted.stats();
           EXPECT_TRUE(graphed.forward(mine.x, mine.t, mine.condition, hooks).equal(plain)) << kind << ' ' << k;
-          const CommStats after = counted.stats();
-          if (k == 0) calls = after.calls - before.calls, bytes = after.bytes - before.bytes;
-          EXPECT_EQ(after.calls - before.calls, calls + (k == 1)) << "they agree on the second";
-          EXPECT_EQ(after.bytes - before.bytes, bytes + (k == 1) * sizeof(std::int64_t)) << k;
+          const std::uint64_t made = counted.stats().calls - before.calls;
+          if (k == 0) calls = made;
+          // The second: recorded, agreed on, and replayed or plain.
+          EXPECT_EQ(made, k == 0 ? calls : k == 1 ? 2 * calls + 1 : refused ? calls : 2 * calls) << kind << ' ' << k;
         }
         EXPECT_EQ(graphed.captured(), refused ? 0 : 1);
-        test::FakeGraphs::refuse_here = false;
+        EXPECT_EQ(said.size(), refused ? 1u : 0u);
+        GraphedDenoiser by_default(*mine.model);
+        for (int k = 0; k < 3; ++k) (void)by_default.forward(mine.x, mine.t, mine.condition, hooks);
+        EXPECT_EQ(by_default.captured(), 0);
+        CallsTwice::refuse = false;
       });
+  set_step_graphs(nullptr);
 }
 
 TEST(SequenceParallel, RefusesWhatCannotBeCut) {

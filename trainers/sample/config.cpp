@@ -88,6 +88,9 @@ void SampleConfig::fields(Fields& f) {
   f.resume_may_change(true);
   f.choice("device", device, {"auto", "cpu", "cuda"}, "where it runs");
   f("communicator", communicator, "between ranks");
+  f.choice("graph", graph, {"auto", "on", "off"},
+           "auto: on a GPU, forwards of equal shapes are recorded as a CUDA graph and replayed where one rank makes "
+           "them; on: also those whose tokens ranks share over NCCL, with the collectives");
   f("threads", threads, "of a process; 0: as torch has it", {.min = 0, .max = 1024});
   f("memory_capacity", memory_capacity, "GiB a rank may fill; 0: the machine's", {.min = 0});
   f("save_every", save_every, "steps between saved states of a batch; 0: none, a job goes on with the batch",

@@ -15,7 +15,7 @@ struct SampleConfig {
   std::string arm;  // its name; of a file without arms the method's
   std::string model, weights = "file", method = "plain", embeds, negative, mu_mode = "auto", sequence = "none",
                      compare_to;
-  std::string device = "auto", precision = "f32", communicator = "auto";
+  std::string device = "auto", precision = "f32", communicator = "auto", graph = "auto";
   std::int64_t seed = 0, steps = 28, count = 1, frames = 1, batch = 1, save_every = 0, threads = 0;
   std::int64_t ranks_per_picture = 0, held_out = 0, held_out_seed = 2024;
   std::vector<std::int64_t> size = {64, 64};  // height and width in pixels

@@ -50,6 +50,12 @@ nlohmann::json read_model_config(const SampleConfig& c) {
   return json;
 }
 
+RecordedForwards recorded_forwards(const SampleConfig& c) {
+  return c.graph == "off" ? RecordedForwards::none
+         : c.graph == "on" ? RecordedForwards::shared_too
+                           : RecordedForwards::alone;
+}
+
 ModelPlan plan_model(const nlohmann::json& model) {
   ModelPlan plan;
   const auto shapes = make_denoiser(model, [&plan](const DitWeight& w) {

@@ -1,6 +1,6 @@
 // The denoiser of an arm, and what it will take, known before a weight is read.
 #pragma once
-#include "framework/models/dit/denoiser.h"
+#include "framework/graphed_denoiser.h"
 #include "trainers/sample/config.h"
 
 #include <memory>
@@ -22,6 +22,7 @@ ModelPlan plan_model(const nlohmann::json& model);
 std::unique_ptr<Denoiser> load_model(const SampleConfig& config, const nlohmann::json& model, at::Device device);
 
 at::ScalarType precision_of(const SampleConfig& config);
+RecordedForwards recorded_forwards(const SampleConfig& config);
 
 // A line of what a rank of the arm will hold, with its formula, and its bytes. `ranks`: of the job.
 struct MemoryPlan {

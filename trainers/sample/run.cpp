@@ -204,7 +204,12 @@ class Job {
     w->groups = make_groups(c, method, placement_, world_);
     w->next = w->groups.mine;
     w->codec = latent_codec(plans_[a].plan.info.channels, plans_[a].plan.info.latent_factor);
-    w->graphed = std::make_unique<GraphedDenoiser>(*model_);
+    const auto message = [this, &bar](std::string_view line) {
+      if (world_.rank() != 0) return;
+      bar.clear();
+      std::cout << line << std::endl;
+    };
+    w->graphed = std::make_unique<GraphedDenoiser>(*model_, recorded_forwards(c), message);
     w->context =
         std::make_unique<SampleContext>(*w->groups.tensors, *w->graphed, *w->codec, placement_.device, precision_of(c));
     SampleContext& context = *w->context;
@@ -212,11 +217,7 @@ class Job {
     context.shift = shift_of(c, plans_[a].plan.info);
     context.halves = w->groups.halves.get();
     context.parallel = w->groups.sequence.get();
-    context.message = [this, &bar](std::string_view line) {
-      if (world_.rank() != 0) return;
-      bar.clear();
-      std::cout << line << std::endl;
-    };
+    context.message = message;
     method.setup(context);
     const Arm arm{c, method, *plans_[a].conditions, out_ + "/" + c.arm};
     w->engine = std::make_unique<Engine>(arm, w->groups, context, [&bar, w = w.get()] { bar.step(w->groups.count); });
