@@ -145,7 +145,7 @@ class Beside : public cluster::TaskRun {
   cluster::TaskEvent tell_again() {
     if (!executor_.evaluated()) return {};
     const double left = executor_.remaining_seconds();
-    std::int64_t moved = std::abs(seconds_since(begin_) + left - end_told_) > std::max(0.1 * left, 0.2);
+    std::int64_t moved = std::abs(seconds_since(begin_) + left - end_told_) > std::max(0.1 * left, 0.5);
     ranks_.broadcast({&moved, 1, DType::i64}, 0).wait();
     return moved ? tell(left) : cluster::TaskEvent{};
   }

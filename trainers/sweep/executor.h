@@ -120,7 +120,6 @@ class Executor {
   std::int64_t padded_length(const std::vector<std::int64_t>& jobs) const;
   void accumulate(const Pack& pack, const std::map<std::int64_t, std::int64_t>& counts, at::Tensor& losses);
   void settle();
-  void begin_window();
   double recorded_seconds(const Pack& pack);
   void evaluate_pass();
   void begin_evaluation();
@@ -154,7 +153,7 @@ class Executor {
   std::map<std::int64_t, double> unsettled_tokens_;  // of each job, in passes whose time is not yet its own
   double unsettled_seconds_ = 0;
   Pace pace_;
-  struct Window {  // steps in a row since the device was idle
+  struct Window {  // steps in a row, the device idle before the first
     std::vector<std::int64_t> jobs;
     std::int64_t warm = 0, passes = 0;  // warm: steps that do not count yet
     double tokens = 0;

@@ -6,7 +6,8 @@
 namespace trireme::sweep {
 namespace {
 
-constexpr std::size_t remembered = 64, recent = 4;
+constexpr std::size_t remembered = 64;
+constexpr double recent = 32;  // steps
 constexpr double apart = 1.3;  // sizes that far from each other tell the time a token
 
 }  // namespace
@@ -35,9 +36,10 @@ double Pace::step_seconds(double tokens, std::span<const Profiled> prior) const 
   }
   // What runs beside, and what is recorded, changes.
   double now = 0, said = 0;
-  for (std::size_t i = seen_.size() - std::min(recent, seen_.size()); i < seen_.size(); ++i)
-    now += seen_[i].seconds, said += seen_[i].passes * shape(seen_[i].tokens / seen_[i].passes);
-  return said > 0 ? shape(tokens) * now / said : s / n;
+  n = 0;
+  for (auto w = seen_.rbegin(); w != seen_.rend() && n < recent; ++w)
+    n += w->passes, now += w->seconds, said += w->passes * shape(w->tokens / w->passes);
+  return said > 0 ? shape(tokens) * now / said : now / n;
 }
 
 }  // namespace trireme::sweep

@@ -61,7 +61,8 @@ void Executor::train_pass() {
   std::vector<std::int64_t> jobs;
   for (std::size_t i = 0; i < jobs_.size(); ++i)
     if (here(std::int64_t(i)) && roster_->jobs()[i].phase == Roster::Phase::running) jobs.push_back(std::int64_t(i));
-  if (jobs != window_.jobs) window_.jobs = jobs, window_.warm = Pace::warm_passes;
+  if (jobs != window_.jobs) window_.jobs = jobs, window_.warm = Pace::warm_passes, window_.passes = 0;
+  if (window_.passes == 0) window_.begin = begin;
   const auto packs = step_packs(jobs);
   for (const auto& pack : packs) {
     ++passes_;
@@ -76,15 +77,11 @@ void Executor::train_pass() {
     for (std::size_t k = 0; k < pack.jobs(); ++k) unsettled_tokens_[pack.rows()[k].slot] += double(pack.tokens_of(k));
   unsettled_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (window_.warm > 0) {
-    if (--window_.warm == 0) wait_for(model_.device()), begin_window();
+    if (--window_.warm == 0) wait_for(model_.device());
     return;
   }
-  ++window_.passes;
+  if (window_.passes++ == 0) window_.tokens = 0;
   for (const auto& pack : packs) window_.tokens += double(pack.size()) / double(packs.size());
-}
-
-void Executor::begin_window() {
-  window_.passes = 0, window_.tokens = 0, window_.begin = std::chrono::steady_clock::now();
 }
 
 // The time of the passes since the last call goes to their jobs, by tokens. A GPU is waited for: it is behind.
@@ -152,7 +149,7 @@ void Executor::evaluate_pass() {
   if (!evaluation_) {
     ++empty_passes_;
     if (sharded_) sharded_->empty_pass(false);
-    return begin_window();
+    return;
   }
   Evaluation& e = *evaluation_;
   Pack pack;
@@ -177,7 +174,6 @@ void Executor::evaluate_pass() {
   if (!last) evaluation_->seconds = before + spent;
   const double each = (before + spent) / double(jobs), known = job_evaluation_seconds_;
   if (last) job_evaluation_seconds_ = known > 0 ? (known + each) / 2 : each;  // the first ones warm up
-  begin_window();
 }
 
 // The jobs' sums of a pack's losses, f64.
