@@ -1,11 +1,12 @@
 // A training step of many adapters on one backbone: forward, each job's mean loss, backward from their sum, and AdamW
-// of all. Steps of a composition that comes again are recorded (CUDA graphs) and replayed: up to some thousand tokens
-// the host takes longer to enqueue them than a GPU to run them. Not thread-safe.
+// of all. Steps of a composition that comes again are recorded (CUDA graphs) and replayed, and evaluations likewise: up
+// to some thousand tokens the host takes longer to enqueue them than a GPU to run them. Not thread-safe.
 #pragma once
 #include "framework/models/causal_lm.h"
 #include "framework/nn/adapter_optimizer.h"
 #include "framework/step_graph.h"
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -27,27 +28,41 @@ class AdapterStep {
 
   // -> f32 [jobs], the mean losses before the update; valid until the next call.
   at::Tensor run(const AdapterBatch& batch);
+  // -> f64 [jobs], the sums of losses, without dropout, gradients or update; valid until the next call.
+  at::Tensor evaluate(const AdapterBatch& batch);
 
+  // May a step of so many tokens be recorded, and is it one that a GPU waits for the host with?
+  bool gains_by_recording(std::int64_t tokens) const { return record_ && tokens <= light_; }
+  void forget();                                       // graphs that were made give back their memory
   std::int64_t recorded() const { return recorded_; }  // graphs made so far
-  static constexpr std::int64_t most_tokens = 8192;    // of a step that is recorded
+  std::int64_t replayed() const { return replayed_; }
+  static constexpr std::int64_t most_tokens = 8192;  // of a step that is recorded; of a narrow backbone more
+  static std::int64_t light_tokens(std::int64_t hidden);
 
  private:
+  enum Use : std::size_t { training, evaluation };
   struct Kind;
   struct Places {
     at::Tensor slots, owners, counts;  // i64 [jobs], i64 [T]: job of each token, f32 [jobs]; on the device
   };
   Places places_of(const AdapterBatch& batch) const;
   at::Tensor enqueue(const AdapterBatch& batch, const Places& places);
-  at::Tensor plain(const AdapterBatch& batch);
-  bool record(Kind& kind, const AdapterBatch& batch);
-  Kind* kind_of(const AdapterBatch& batch);
+  at::Tensor sums_of(const AdapterBatch& batch);
+  at::Tensor plain(const AdapterBatch& batch, Use use);
+  bool record(Kind& kind, const AdapterBatch& batch, Use use);
+  Kind* kind_of(const AdapterBatch& batch, Use use);
+  at::Tensor run(const AdapterBatch& batch, Use use);
 
   const CausalLm& model_;
   nn::AdapterStore& store_;
   nn::AdapterOptimizer& optimizer_;
   bool record_;
-  std::vector<std::unique_ptr<Kind>> kinds_;
-  std::int64_t changes_ = 0, recorded_ = 0;  // changes_: of store and optimizer, when the kinds were seen
+  std::int64_t light_, recorded_ = 0, replayed_ = 0;
+  struct Seen {
+    std::vector<std::unique_ptr<Kind>> kinds;  // the newest first
+    std::int64_t changes = 0;                  // of store and, for training, optimizer, when they were seen
+  };
+  std::array<Seen, 2> seen_;  // by use
 };
 
 }  // namespace trireme

@@ -6,8 +6,9 @@ and what happened.
   python3 bench/studies/lora_cluster.py --tables --out runs/cluster
 
 Without early exit, so that a prediction can be compared with what a task took; --cut leaves it on. Tables: of every task
-what was predicted when it arrived and once it had measured its own steps, and what it took; of the run the first plan's
-end, the last plan's before the first task ended, and the end.
+what was predicted when it arrived, once it had measured steps before its first (its profile), and while it ran (every
+time that what is left moved by a tenth), and what it took; of the run the first plan's end, the last plan's before the
+first task ended, and the end.
 """
 import argparse
 import json
@@ -73,26 +74,32 @@ def run(options):
     print(f"{time.monotonic() - begin:.1f} s, exit {code}", flush=True)
 
 
+def percent_over(predicted, actual):
+    return f"{100 * (predicted / actual - 1):+.1f} %" if actual > 0 else "-"
+
+
 def tables(options):
     events = events_of(Path(options.out) / "run")
-    at = {}
+    at, told = {}, {}
     for e in events:
         if "task" in e:
             at.setdefault(e["task"], {}).setdefault(e["event"], e)
+        if e["event"] == "measured":
+            told.setdefault(e["task"], []).append(e)
     rows = []
     for name, of in at.items():
         if not {"arrive", "start", "done"} <= of.keys():
-            rows.append([name, of["arrive"]["gpus"] if "arrive" in of else "-", "-", "-", "-", "-", "-", "-"])
+            rows.append([name, of["arrive"]["gpus"] if "arrive" in of else "-", "-", "-", "-", "-", "-", "-", "-"])
             continue
         took, predicted = of["done"]["t"] - of["start"]["t"], of["arrive"]["seconds"]
         measured = of.get("measured")
         total = measured["t"] - of["start"]["t"] + measured["remaining"] if measured else None
-        left = of["done"]["t"] - measured["t"] if measured else None
+        over = lambda m: percent_over(m["remaining"], of["done"]["t"] - m["t"])
         rows.append([name, len(of["start"]["gpus"]), f"{of['arrive']['t']:.1f}", f"{of['start']['t']:.1f}", f"{predicted:.1f}",
                      f"{total:.1f}" if measured else "-", f"{took:.1f}",
-                     f"{100 * (measured['remaining'] / left - 1):+.1f} %" if measured else "-"])
+                     over(measured) if measured else "-", "; ".join(map(over, told.get(name, [])[1:])) or "-"])
     text = markdown(["task", "ranks", "arrived, s", "began, s", "predicted at arrival, s", "after measuring, s", "took, s",
-                     "what was left: predicted over actual"], rows)
+                     "what was left: predicted over actual", "said later"], rows)
     plans = [e for e in events if e["event"] == "plan"]
     ends = [e["t"] for e in events if e["event"] == "done"]
     if plans and ends:

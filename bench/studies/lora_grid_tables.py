@@ -15,6 +15,11 @@ LEVELS = {"two_steps": 2, "four_steps": 3}  # tasks: levels of arithmetic
 WARMUP, KEEP = 0.05, 0.25
 
 
+def figures(v):
+    """Three significant digits."""
+    return "-" if v is None or math.isnan(v) else f"{v:.3g}"
+
+
 def full_name(name, rate):
     return f"full_{name}_{rate:g}"
 
@@ -109,6 +114,11 @@ def percent(v, digits=2):
     return "-" if v is None or math.isnan(v) else f"{100 * v:.{digits}f} %"
 
 
+def both_ways(regret, best):
+    """Over the best, and in losses."""
+    return "-" if math.isnan(regret) else f"{percent(regret)} ({figures(regret * best)})"
+
+
 def full_rate(out, name):
     """Ten times the rate at which the full model learns best; none: not all of them have run."""
     losses = {rate: full_loss(out, name, rate / 10) for rate in RATES}
@@ -125,16 +135,18 @@ def quality_of(out, seed, name, whole, both, w):
     exact = lambda r: percent(r.get("exact_match") if r and r.get("exact_match") is not None else math.nan, 1)
     regrets = {"early exit": regret(both, final_of, w["best"]), "ASHA": regret(asha, final_of, w["best"]), "random": mean}
     rows = [["exhaustive", "0 %", "0 %", exact(whole)],
-            ["early exit", percent(saved(both)), percent(regrets["early exit"]), exact(both)],
-            ["ASHA", percent(saved(asha)), percent(regrets["ASHA"]), exact(asha)],
-            [f"{kept} at random, mean (95 %)", percent(1 - KEEP), f"{percent(mean)} ({percent(high)})", "-"]]
+            ["early exit", percent(saved(both)), both_ways(regrets["early exit"], w["best"]), exact(both)],
+            ["ASHA", percent(saved(asha)), both_ways(regrets["ASHA"], w["best"]), exact(asha)],
+            [f"{kept} at random, mean", percent(1 - KEEP), both_ways(mean, w["best"]), "-"],
+            [f"{kept} at random, 95 %", percent(1 - KEEP), both_ways(high, w["best"]), "-"]]
     if (rate := full_rate(out, name)) is not None:
         regrets["ten times"] = final_of[rate, 32, 4] / w["best"] - 1
-        rows.append([f"one job, rank 32, batch 4, {rate:g}: ten times full finetuning's best rate", "-", percent(regrets["ten times"]), "-"])
+        rows.append([f"one job, rank 32, batch 4, {rate:g}: ten times full finetuning's best rate", "-", both_ways(regrets["ten times"], w["best"]), "-"])
     if default:
         regrets["PEFT"] = default["jobs"][0]["best"] / w["best"] - 1
-        rows.append(["PEFT's defaults", "-", percent(regrets["PEFT"]), exact(default)])
-    return [[name, seed, *row] for row in rows], regrets | {"saved": saved(both)}
+        rows.append(["PEFT's defaults", "-", both_ways(regrets["PEFT"], w["best"]), exact(default)])
+    answered = [r["exact_match"] for r in (whole, both) if r.get("exact_match") is not None]
+    return [[name, seed, *row] for row in rows], regrets | {"saved": saved(both), "best": w["best"], "answered": answered}
 
 
 def speed_of(out, name, whole, both):
@@ -150,6 +162,31 @@ def speed_of(out, name, whole, both):
     return table, {"early exit": alone / alone_exit, "batching": alone / whole["seconds"], "all levers": alone / both["seconds"]}
 
 
+# Where the tasks can tell policies apart: neither solved nor out of reach.
+LOSSES, ANSWERED = (0.05, 0.5), (0.3, 0.9)
+
+
+def told_apart(losses, answered):
+    inside = lambda values, least_most: all(least_most[0] <= v <= least_most[1] for v in values)
+    match = f"{percent(min(answered), 1)} to {percent(max(answered), 1)}" if answered else "-"
+    return (f"- Can the tasks tell policies apart: best losses {figures(min(losses))} to {figures(max(losses))} (wanted {LOSSES[0]} to "
+            f"{LOSSES[1]}: {'yes' if inside(losses, LOSSES) else '**no**'}), winners answer {match} (wanted {percent(ANSWERED[0], 0)} to "
+            f"{percent(ANSWERED[1], 0)}: {'yes' if inside(answered, ANSWERED) else '**no**'}).")
+
+
+def probed(out):
+    """What PEFT's defaults reach, and which way the backbone's arithmetic is to go for a grid that is worth its time."""
+    lines = []
+    for name in LEVELS:
+        if (r := result(out, "default_1", name)) is None or r.get("exact_match") is None:
+            lines.append(f"- {name}: not run")
+            continue
+        match = r["exact_match"]
+        advice = "halve" if match > ANSWERED[1] else "double" if match < ANSWERED[0] else "keep"
+        lines.append(f"- {name}: loss {figures(r['jobs'][0]['best'])}, exact match {percent(match, 1)}: {advice} the backbone's text.arithmetic")
+    return "\n".join(lines) + "\n"
+
+
 def asked(regrets, ends, above, factors):
     """What was asked for, and what came."""
     of = lambda policy: [r[policy] for r in regrets if policy in r and not math.isnan(r[policy])]
@@ -161,6 +198,7 @@ def asked(regrets, ends, above, factors):
              f"- Samples saved: {percent(min(of('saved')))} to {percent(max(of('saved')))} (asked 72 %).",
              f"- Worth searching: median loss above the best at least {percent(min(above), 1)} (asked 5 %), diverging at least "
              f"{min(e['diverging'] for e in ends)}, overfitting at least {min(e['overfitting'] for e in ends)} (asked 3 and 3)."]
+    lines.append(told_apart(of("best"), [a for r in regrets for a in r["answered"]]))
     for lever in ("early exit", "batching", "all levers"):
         if found := [f[lever] for f in factors if f]:
             lines.append(f"- {lever} over one job at a time: {', '.join(f'{v:.2f}' for v in found)}" +
@@ -178,7 +216,7 @@ def tables(options):
                 continue
             w = search_worth(out, seed, name)
             ends = {e: sum(j["end"] == e for j in both["jobs"]) for e in ("diverging", "overfitting", "underperforming", "done")}
-            worth.append([name, seed, w["jobs"], f"{w['best']:.4f}", percent(w["median_above"], 1), *ends.values(),
+            worth.append([name, seed, w["jobs"], figures(w["best"]), percent(w["median_above"], 1), *ends.values(),
                           f"{w['spearman']:.2f}", percent(w["coverage"], 0)])
             rows, found = quality_of(out, seed, name, whole, both, w)
             quality += rows
@@ -192,6 +230,6 @@ def tables(options):
     text = "### Is the search worth it\n\n" + markdown(
         ["task", "seed", "jobs", "best loss", "median above it", "diverging", "overfitting", "underperforming", "done",
          "Spearman, 5 % and final", "top quarter covered"], worth)
-    text += "\n\n### Quality\n\n" + markdown(["task", "seed", "policy", "samples saved", "regret", "exact match"], quality)
+    text += "\n\n### Quality\n\n" + markdown(["task", "seed", "policy", "samples saved", "regret (in losses)", "exact match"], quality)
     text += "\n\n### Time (seed 1)\n\n" + markdown(["task", "arm", "seconds", "of it evaluation", "over sequential"], speed)
     return text + "\n\n### Asked\n\n" + asked(regrets, all_ends, above, factors) + "\n"

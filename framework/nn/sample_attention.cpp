@@ -33,6 +33,16 @@ at::Tensor attend(const at::Tensor& q, at::Tensor k, at::Tensor v, const std::op
   return at::scaled_dot_product_attention(q, k, v, mask, 0.0, !mask, scale, share > 1 && q.is_cuda());
 }
 
+// Samples of a text: scaled_dot_product_attention would take cuDNN's kernels on a GPU that has them, which makes a plan
+// of 0.1 s for every number of samples and every length that is new. Flash attention has none.
+at::Tensor attend_samples(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, bool varying, double scale) {
+  constexpr std::int64_t little = 128;  // of so short samples attention is nothing
+  const bool half = q.scalar_type() == at::kBFloat16 || q.scalar_type() == at::kHalf;
+  if (!q.is_cuda() || !half || q.size(3) % 8 != 0 || q.size(3) > 128 || (!varying && q.size(2) > little))
+    return attend(q, k, v, std::nullopt, scale);
+  return std::get<0>(at::_scaled_dot_product_flash_attention(q, k, v, 0.0, true, false, scale));
+}
+
 // [samples, heads, length, d] -> [samples * length, heads * d]
 at::Tensor flat(const at::Tensor& y) {
   return y.transpose(1, 2).reshape({y.size(0) * y.size(2), y.size(1) * y.size(3)});
@@ -84,7 +94,7 @@ at::Tensor causal_attention(const at::Tensor& q, const at::Tensor& k, const at::
   std::vector<at::Tensor> parts;
   for (const auto& g : layout.groups) {
     const auto part = [&](const at::Tensor& x) { return padded(x, g.rows, g.samples, g.length); };
-    parts.push_back(flat(attend(part(q), part(k), part(v), std::nullopt, scale)));
+    parts.push_back(flat(attend_samples(part(q), part(k), part(v), g.rows.defined(), scale)));
   }
   const at::Tensor all = parts.size() == 1 ? parts[0] : at::cat(parts);
   return layout.places.defined() ? all.index_select(0, layout.places) : all;

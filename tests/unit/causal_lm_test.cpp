@@ -273,6 +273,7 @@ std::vector<at::Tensor> adapter_steps(bool record, std::int64_t& recorded) {
     batch.rows = {{.slot = 0, .first = 0, .last = one}, {.slot = 2, .first = one, .last = one + 11}};
     batch.counts = at::tensor({double(one - i % 3), 11.0}, at::kFloat);
     found.push_back(step.run(batch).clone());
+    found.push_back(step.evaluate(batch).clone());
   }
   for (const std::int64_t slot : {0, 2}) found.push_back(store->flat_weights(slot).clone());
   recorded = step.recorded();
@@ -284,9 +285,9 @@ TEST(AdapterStep, RecordedStepsAreThePlainOnes) {
   std::int64_t none = 0, some = 0;
   const auto plain = adapter_steps(false, none), recorded = adapter_steps(true, some);
   EXPECT_EQ(none, 0);
-  EXPECT_EQ(some, 4);  // two compositions, before and after the slot changed
+  EXPECT_EQ(some, 8);  // two compositions, trained and evaluated, before and after the slot changed
   for (std::size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(at::equal(plain[i], recorded[i])) << i;
-  EXPECT_GT((plain[0] - plain[10]).abs().max().item<double>(), 0);
+  EXPECT_GT((plain[0] - plain[20]).abs().max().item<double>(), 0);
   Replayed::refuse = true;  // what cannot be recorded runs as it is
   ::testing::internal::CaptureStderr();
   const auto refused = adapter_steps(true, some);

@@ -9,6 +9,7 @@
 #include "framework/losses/token_loss.h"
 #include "framework/models/adapters.h"
 #include "framework/models/generate.h"
+#include "framework/step_graph.h"
 #include "tests/unit/reference_files.h"
 #include "tests/unit/said.h"
 #include "trainers/sweep/executor.h"
@@ -31,12 +32,12 @@ namespace {
 using test::said;
 namespace fs = std::filesystem;
 
-CausalLm tiny() {
+CausalLm tiny(at::ScalarType type = at::kFloat) {
   CausalLmConfig c;
   c.family = "llama";
   c.vocab = 61, c.hidden = 32, c.intermediate = 48, c.layers = 4, c.heads = 4, c.kv_heads = 2, c.head_dim = 8;
   c.eps = 1e-5;
-  return CausalLm::random(c, 3, at::kCPU, at::kFloat);
+  return CausalLm::random(c, 3, at::kCPU, type);
 }
 
 // Arithmetic sequences; the step is told by the first three ids, which do not count.
@@ -67,6 +68,7 @@ struct Result {
   TaskOutcome outcome;
   std::map<std::string, std::size_t> counts = {};  // of rank 0: bytes it sent
   std::string losses, decisions;
+  std::int64_t replayed = 0;                                          // passes
   std::vector<std::vector<std::pair<std::string, at::Tensor>>> best;  // by rank: of the jobs it ended with
 };
 
@@ -129,7 +131,8 @@ struct TaskRun : ::testing::Test {
     executor.on_answers([](std::span<const std::int64_t> ids) { return std::to_string(ids.empty() ? -1 : ids[0]); });
     auto outcome = executor.run(stop);
     if (!outcome) return {};
-    Result r{*outcome, {}, text_of(folder + "/losses.jsonl"), text_of(folder + "/decisions.jsonl"), {{}}};
+    Result r{*outcome, {}, text_of(folder + "/losses.jsonl"), text_of(folder + "/decisions.jsonl"), executor.replayed(),
+             {{}}};
     for (const auto& j : executor.roster().jobs())
       if (j.rank == ranks.rank() && executor.weights(j.load.job).defined())
         r.best[0].push_back({j.load.job.substr(j.load.job.find('-') + 1), executor.weights(j.load.job)});
@@ -209,6 +212,96 @@ TEST_F(TaskRun, PackedJobsAreSoloJobs) {
     EXPECT_EQ(exits(packed.decisions), exits(other.decisions)) << arm;
     EXPECT_EQ(packed.outcome.winner, other.outcome.winner) << arm;
   }
+}
+
+// Ids behind the end of a sample change no loss and no gradient of what stands before them.
+TEST_F(TaskRun, PaddingChangesNoGradient) {
+  CausalLm model = tiny(at::kDouble);
+  PeftConfig config;
+  config.rank = 4, config.regex = "all-linear";
+  const auto store = make_adapter_store(model, {&config, 1}, 2, nn::LoraBackend::kernels);
+  at::manual_seed(8);
+  for (const std::int64_t slot : {0, 1}) {
+    const auto init = adapter_init(model, *store, config, std::uint64_t(slot), "adapter");
+    store->fill(slot, init);
+    const auto drawn = at::randn_like(store->flat_weights(slot)) * 0.1;
+    store->clear(slot);
+    store->fill(slot, init, drawn);
+  }
+  const auto gradients = [&](std::int64_t length) {
+    Pack pack(length);
+    pack.begin_job(0, 0);
+    for (const std::int64_t i : {0, 1, 3}) pack.add(sequence(i));
+    pack.begin_job(1, 0);
+    pack.add(sequence(2));
+    EXPECT_EQ(pack.tokens_of(0), 7 + 8 + 10);
+    EXPECT_EQ(pack.count(1), 9 - 3);
+    EXPECT_EQ(pack.size(), length ? 4 * length : 34);
+    store->begin(pack.rows(), true);
+    store->zero_gradients();
+    const at::Tensor each = token_losses(model.hidden(pack.tokens(at::kCPU)), model.head(), pack.labels(at::kCPU));
+    at::stack({pack.loss_sum(0, each, 0) / 17, pack.loss_sum(1, each, 0) / 6}).sum().backward();
+    return std::vector{pack.loss_sum(0, each, 0).detach(), pack.loss_sum(1, each, 0).detach(),
+                       store->flat_gradients(0).clone(), store->flat_gradients(1).clone()};
+  };
+  const auto plain = gradients(0), padded = gradients(11);
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    const double most = plain[i].abs().max().item<double>();
+    EXPECT_GT(most, 1e-3);
+    EXPECT_LT((plain[i] - padded[i]).abs().max().item<double>(), 1e-12 * (1 + most)) << i;
+  }
+}
+
+// What a graph is to a sweep: work that runs when it is replayed, on what lies in the recorded places then.
+struct Replayed : StepGraph {
+  std::function<void()> work;
+  std::size_t capture(const std::function<void()>& f) override {
+    work = f;
+    return 1;
+  }
+  void replay() override { work(); }
+};
+
+TEST_F(TaskRun, PaddedJobsAreTheJobsAndAreReplayed) {
+  own_data = sequences(false);
+  own_data->train.resize(23);  // the last batches of an epoch are smaller
+  sweep.train.epochs = 4;
+  task.search.lr = {1e-3, 4e-3};
+  const auto run_with = [&](const char* pad, bool graphs) {
+    if (graphs)
+      set_step_graphs([](int, GraphMemory) -> std::unique_ptr<StepGraph> { return std::make_unique<Replayed>(); });
+    sweep.train.pad = pad;
+    Result r = alone();
+    set_step_graphs(nullptr);
+    return r;
+  };
+  const Result plain = run_with("off", false), alone_padded = run_with("longest", false);
+  EXPECT_EQ(plain.replayed, 0);
+  EXPECT_EQ(run_with("auto", false).losses, plain.losses) << "nothing can be recorded here";
+  const Result own_lengths = run_with("off", true), padded = run_with("auto", true);
+  EXPECT_EQ(own_lengths.losses, plain.losses);
+  EXPECT_EQ(padded.losses, alone_padded.losses);
+  std::int64_t steps = 0;
+  for (const auto& j : padded.outcome.jobs) steps = std::max(steps, j.steps);
+  EXPECT_GT(padded.replayed - own_lengths.replayed, steps / 2);
+  for (const auto* r : {&padded, &alone_padded}) {
+    expect_close(plain.losses, r->losses, 2e-4);
+    EXPECT_EQ(exits(plain.decisions), exits(r->decisions));
+    EXPECT_EQ(plain.outcome.winner, r->outcome.winner);
+    EXPECT_EQ(plain.outcome.samples, r->outcome.samples);
+    ASSERT_EQ(plain.best[0].size(), r->best[0].size());
+    for (std::size_t i = 0; i < plain.best[0].size(); ++i)
+      EXPECT_TRUE(at::allclose(plain.best[0][i].second, r->best[0][i].second, 1e-3, 1e-4)) << plain.best[0][i].first;
+  }
+  sweep.train.pad = "longest", sweep.checkpoint_every = 5;
+  const std::string where = folder();
+  std::optional<Result> resumed;
+  while (!resumed) {
+    int ticks = 0;
+    resumed = run(*make_self(), where, [&] { return ++ticks > 17; });
+  }
+  EXPECT_EQ(resumed->losses, alone_padded.losses);
+  EXPECT_EQ(resumed->decisions, alone_padded.decisions);
 }
 
 // A mask is keyed by the job and its own step and rows: it differs from step to step, and nobody in the pack moves it.

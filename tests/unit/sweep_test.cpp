@@ -1,8 +1,10 @@
 // The sweep's decisions without a model: early exit against 56 curves of a Python reference
 // (tests/reference/early_exit_cases.py), packing, the memory fit, and the search space of the YAML.
 #include "data/rng.h"
+#include "tests/max_difference.h"
 #include "tests/unit/said.h"
 #include "trainers/sweep/config.h"
+#include "trainers/sweep/pace.h"
 #include "trainers/sweep/pack.h"
 #include "trainers/sweep/packing.h"
 #include "trainers/sweep/replay.h"
@@ -217,13 +219,70 @@ TEST_F(Sweep, ForecastsDurations) {
   for (int i = 0; i < 5; ++i) jobs.push_back({std::to_string(i), 1, 100, 1000});
   const std::vector<std::int64_t> steps{10, 20, 30, 40, 50};
   const std::vector<double> tokens{100, 100, 100, 100, 100};
-  const std::vector<Profiled> profiles{{100, 0, 0, 1.0}, {200, 0, 0, 1.5}};
+  const std::vector<Profiled> known{{100, 0, 0, 1.0}, {200, 0, 0, 1.5}};
+  const auto profiles = [&](double n) { return seconds_of(known, n); };
   const MemoryLimit limit{{0, 1}, 1e9, 2};
   // 10 ticks of two on both ranks, when 0 ends and 4 comes (first rank); 1 and 3 are on the second: 1 ends at 20, 2 at
   // 30, 3 at 40, 4 at 60.
   EXPECT_NEAR(forecast_seconds(limit, 2, jobs, steps, tokens, profiles), 30 * 1.5 + 30 * 1.0, 1e-9);
   EXPECT_NEAR(forecast_seconds({{0, 1}, 1e9, 1}, 1, jobs, steps, tokens, profiles), 150, 1e-9);
   EXPECT_EQ(forecast_seconds(limit, 2, jobs, std::vector<std::int64_t>(5, 0), tokens, profiles), 0);
+}
+
+// Jobs of four batch sizes, of which the large ones end first, on a clock where a step costs a constant and a time a
+// token, and its first three with other jobs ten times that; a profile says that a step takes 17 ms.
+TEST_F(Sweep, ForecastsByWhatWasSeen) {
+  std::vector<Load> jobs;
+  std::vector<std::int64_t> left;
+  std::vector<double> tokens;
+  for (int i = 0; i < 12; ++i) {
+    const std::int64_t batch = 1 << (i % 4);
+    jobs.push_back({std::to_string(i), batch, 100 * batch, 1000});
+    left.push_back(4000 / batch), tokens.push_back(100 * double(batch));
+  }
+  const MemoryLimit limit{{0, 1}, 1e9, 12};
+  const std::vector<Profiled> profiles{{100, 0, 0, 0.017}, {4500, 0, 0, 0.021}};
+  // The worst forecast of what is left, while a fifth of a second or more is, once the clock shows `from`.
+  const auto worst = [&](double per_pass, double per_token, double from, double slower, double slower_from) {
+    Pace pace;
+    Rng noise(3, "noise");
+    double clock = 0;
+    std::vector<std::pair<double, double>> said;  // when, and the end
+    auto rest = left;
+    std::ptrdiff_t running = 0;
+    while (*std::max_element(rest.begin(), rest.end()) > 0) {
+      const auto now = std::count_if(rest.begin(), rest.end(), [](auto n) { return n > 0; });
+      std::int64_t warm = now == running ? 0 : Pace::warm_passes, passes = 0;
+      running = now;
+      double window = 0, window_tokens = 0;
+      for (int k = 0; k < 10; ++k) {
+        double all = 0;
+        for (std::size_t i = 0; i < rest.size(); ++i) all += rest[i]-- > 0 ? tokens[i] : 0;
+        const double took = (per_pass + per_token * all) * (clock > slower_from ? slower : 1) * (warm > 0 ? 10 : 1) *
+                            (0.97 + 0.06 * noise.uniform());
+        clock += took;
+        if (warm-- <= 0) ++passes, window += took, window_tokens += all;
+      }
+      for (auto& n : rest) n = std::max<std::int64_t>(n, 0);
+      pace.add(passes, window_tokens, window);
+      said.emplace_back(clock, clock + forecast_seconds(limit, 1, jobs, rest, tokens,
+                                                        [&](double n) { return pace.step_seconds(n, profiles); }));
+    }
+    double most = 0;
+    for (const auto& [when, end] : said)
+      if (clock - when > 0.5 && when > from) most = test::nan_max(most, std::abs(end - clock) / (clock - when));
+    return most;
+  };
+  EXPECT_LT(worst(0.015, 1e-6, 0.6, 1, 0), 0.1);      // as the profile said
+  EXPECT_LT(worst(0.004, 0.235e-6, 0.2, 1, 0), 0.1);  // of its shape, faster: from the first steps on
+  EXPECT_LT(worst(0.004, 1e-6, 4.6, 1, 0), 0.1);      // of another shape: once jobs of one size have left
+  // Another task runs beside since the seventh second: what steps of other sizes took before says less.
+  EXPECT_LT(worst(0.004, 1e-6, 8, 1.5, 7), 0.15);
+  EXPECT_LT(worst(0.004, 1e-6, 16, 1.5, 7), 0.1);
+  EXPECT_EQ(Pace().step_seconds(100, {}), 0);
+  Pace one;
+  one.add(10, 1000, 1);
+  EXPECT_NEAR(one.step_seconds(200, {}), 0.2, 1e-12);
 }
 
 const char* const yaml = R"(recipe: lora_sweep

@@ -7,6 +7,8 @@
 #include "trainers/sweep/run.h"
 
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <filesystem>
 #include <iostream>
 #include <utility>
@@ -55,15 +57,26 @@ double samples_of(const TaskConfig& task, std::int64_t epochs) {
   return double(jobs * epochs * task.data.train);
 }
 
+// A task on GPUs that nothing is known of (H200): a step of all jobs is recorded on one rank, and launched op by op
+// where layers travel between ranks.
+double guessed_on_gpus(const TaskConfig& task, std::int64_t epochs, std::int64_t ranks) {
+  const auto smallest = *std::min_element(task.search.batch_size.begin(), task.search.batch_size.end());
+  constexpr double to_begin = 2, recorded = 0.006, launched = 0.032;
+  return to_begin + (ranks > 1 ? launched : recorded) * double(epochs * task.data.train) / double(smallest);
+}
+
 // Worst case, without early exit: what all jobs would train, at the speed of a like task; else at one that the weights'
 // bytes tell, a guess until the task itself has measured.
-double predicted_seconds(const TaskConfig& task, std::int64_t epochs, std::int64_t ranks, const std::string& out) {
+double predicted_seconds(const TaskConfig& task, std::int64_t epochs, std::int64_t ranks, const std::string& out,
+                         bool on_gpus) {
   const double samples = samples_of(task, epochs);
   if (const fs::path known = fs::path(out) / profile_of(task, ranks); fs::exists(known)) {
     const auto bytes = read_file(known.string(), 1 << 16);
     const auto json = nlohmann::json::parse(bytes.begin(), bytes.end(), nullptr, false);
-    if (json.is_object() && json.contains("seconds_a_sample")) return samples * json["seconds_a_sample"].get<double>();
+    if (json.is_object() && json.contains("seconds_a_sample"))
+      return json.value("to_begin", 0.0) + samples * json["seconds_a_sample"].get<double>();
   }
+  if (on_gpus) return guessed_on_gpus(task, epochs, ranks);
   double bytes = 0;
   std::error_code ignored;
   for (const auto& file : fs::recursive_directory_iterator(task.model, ignored))
@@ -85,10 +98,12 @@ class Beside : public cluster::TaskRun {
     executor_.measure_steps();
     executor_.restore();
     cut_told_ = executor_.roster().exits().cut_done();
+    fresh_ = executor_.roster().jobs()[0].step == 0;
+    to_begin_ = seconds_since(begin_);
   }
 
   cluster::TaskEvent tick() override {
-    if (!std::exchange(told_, true)) return tell();
+    if (!std::exchange(told_, true)) return tell(executor_.remaining_seconds());
     if (executor_.tick(false) == Executor::Progress::over) {
       const TaskOutcome outcome = executor_.finish();
       agree(ranks_, attempt([&] {
@@ -96,7 +111,7 @@ class Beside : public cluster::TaskRun {
             }));
       return {cluster::TaskEvent::done};
     }
-    if (cut_told_ || !executor_.roster().exits().cut_done()) return {};
+    if (cut_told_ || !executor_.roster().exits().cut_done()) return tell_again();
     cut_told_ = true;
     const auto& jobs = executor_.roster().jobs();
     const auto alive = std::count_if(jobs.begin(), jobs.end(), [](const Roster::Entry& j) {
@@ -113,22 +128,40 @@ class Beside : public cluster::TaskRun {
 
  private:
   // What is left, which the first ticks of a task that goes on know as well.
-  cluster::TaskEvent tell() {
-    const double left = executor_.remaining_seconds(), samples = samples_of(order_.task, order_.sweep.train.epochs);
-    if (ranks_.rank() == 0 && executor_.roster().jobs()[0].step == 0)
+  cluster::TaskEvent tell(double left) {
+    end_told_ = seconds_since(begin_) + left;
+    const double samples = samples_of(order_.task, order_.sweep.train.epochs);
+    if (ranks_.rank() == 0 && fresh_ && !executor_.roster().exits().cut_done())
       (void)attempt([&] {  // without the file a later task is guessed at, and no more
+        const double each = (executor_.seconds() + left) / samples;
         replace_durably(system_io(), (fs::path(out_) / profile_of(order_.task, ranks_.size())).string(),
-                        nlohmann::json{{"seconds_a_sample", left / samples}}.dump());
+                        nlohmann::json{{"seconds_a_sample", each}, {"to_begin", to_begin_}}.dump());
       });
     return {cluster::TaskEvent::measured, left};
   }
 
+  // Where steps say by now that the end is elsewhere: by a tenth of what is left. Asked after evaluations, which come
+  // on all ranks in the same ticks; the first rank's clock decides.
+  cluster::TaskEvent tell_again() {
+    if (!executor_.evaluated()) return {};
+    const double left = executor_.remaining_seconds();
+    std::int64_t moved = std::abs(seconds_since(begin_) + left - end_told_) > std::max(0.1 * left, 0.5);
+    ranks_.broadcast({&moved, 1, DType::i64}, 0).wait();
+    return moved ? tell(left) : cluster::TaskEvent{};
+  }
+
+  static double seconds_since(std::chrono::steady_clock::time_point begin) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  }
+
+  const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
   Order order_;
   Communicator& ranks_;
   std::string out_, folder_;
   TaskInputs inputs_;
   Executor executor_;
-  bool cut_told_ = false, told_ = false;
+  bool cut_told_ = false, told_ = false, fresh_ = false;  // fresh_: nothing of it ran before
+  double to_begin_ = 0, end_told_ = 0;                    // seconds since it was given its ranks
 };
 
 }  // namespace
@@ -145,7 +178,8 @@ SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::st
   const auto read = [&](const std::string& text) {
     const Order order = read_order(text);
     const int ranks = order.task.ranks ? int(order.task.ranks) : world.size();
-    return cluster::Task{order.task.name, ranks, predicted_seconds(order.task, order.sweep.train.epochs, ranks, out)};
+    return cluster::Task{order.task.name, ranks,
+                         predicted_seconds(order.task, order.sweep.train.epochs, ranks, out, place.device.is_cuda())};
   };
   const auto start = [&](const cluster::TaskOrder& task, Communicator& ranks) -> std::unique_ptr<cluster::TaskRun> {
     return std::make_unique<Beside>(read_order(task.text), ranks, out, place);

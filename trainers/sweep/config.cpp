@@ -69,6 +69,10 @@ void JobTrainConfig::fields(Fields& f) {
   f("clip_norm", clip_norm, "largest norm of a job's gradient; 0: any", {.min = 0});
   f("dpo_beta", dpo_beta, "beta of DPO", {.min = 1e-6, .max = 100});
   f("checkpointing", checkpointing, "keep each layer's input alone and run the layer again in backward");
+  f.choice(
+      "pad", pad, {"auto", "off", "longest"},
+      "ids behind samples' ends, up to the task's longest, so that steps have one shape and are recorded; auto: where "
+      "a GPU would wait for the host");
   f.choice("loss_mask", loss_mask, {"completion", "full"}, "ids that count: the answers', or all");
 }
 

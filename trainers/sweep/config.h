@@ -30,7 +30,7 @@ struct JobTrainConfig {
   std::int64_t epochs = 3, accumulate = 1;
   double weight_decay = 0.01, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, clip_norm = 1, dpo_beta = 0.1;
   bool checkpointing = false;
-  std::string loss_mask = "completion";
+  std::string loss_mask = "completion", pad = "auto";
   void fields(Fields&);
 };
 

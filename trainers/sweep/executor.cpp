@@ -37,6 +37,10 @@ PeftConfig adapter_config(const SweepConfig& sweep, const TaskConfig& task, cons
   return p;
 }
 
+bool can_record(at::Device device) {
+  return make_step_graph(device.is_cuda() ? device.index() : -1, GraphMemory::shared) != nullptr;
+}
+
 std::int64_t longest(const Instructions& data) {
   std::size_t most = 1;
   for (const auto& e : data.train) most = std::max(most, e.ids.size());
@@ -89,7 +93,7 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
     gathers_ = for_device(ranks.split(0, ranks.rank()), place, {});
     sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_);
   }
-  step_ = std::make_unique<AdapterStep>(model_, *store_, *optimizer_, model_.device().is_cuda() && !sharded_);
+  step_ = std::make_unique<AdapterStep>(model_, *store_, *optimizer_, can_record(model_.device()) && !sharded_);
   set_memory_limit();
   roster_ = std::make_unique<Roster>(sweep.early_exit, limit_, ranks.size(), sweep.steal, loads_, steps);
   cap_validation();
@@ -335,6 +339,7 @@ Executor::Progress Executor::tick(bool stop) {
     if (checkpoints_) checkpoints_->finish();
     return Progress::stopped;
   }
+  last_ = tick;
   tick == evaluate ? evaluate_pass() : train_pass();
   exchange();
   ++tick_;

@@ -13,10 +13,12 @@
 #include "framework/placement.h"
 #include "trainers/sweep/job.h"
 #include "trainers/sweep/journal.h"
+#include "trainers/sweep/pace.h"
 #include "trainers/sweep/pack.h"
 #include "trainers/sweep/roster.h"
 #include "trainers/sweep/sharded_backbone.h"
 
+#include <chrono>
 #include <functional>
 #include <limits>
 #include <map>
@@ -70,8 +72,11 @@ class Executor {
   // What steps of the first jobs take, in time and memory. On a GPU whose memory sets the limit that is known already.
   // Collective, before restore() and the first tick.
   void measure_steps();
-  // Seconds that what is left takes if no more job exits, by measure_steps(), or by the speed so far. Collective.
+  // Seconds that what is left takes if no more job exits, by the steps so far, before them by measure_steps().
+  // Collective.
   double remaining_seconds();
+  double seconds() const { return seconds_; }           // in ticks, so far
+  bool evaluated() const { return last_ == evaluate; }  // did the last tick? The same on all ranks
   const std::vector<Profiled>& profiles() const { return profiles_; }
   // Called on every rank with what early exit decided, as it comes: what a scheduler of tasks listens to.
   void on_decisions(std::function<void(const Roster&, const std::vector<Decision>&)> f) { heard_ = std::move(f); }
@@ -82,14 +87,17 @@ class Executor {
   // Flat weights of a job this rank holds, for tests: as they stand, or undefined.
   at::Tensor weights(const std::string& job) const;
   const Roster& roster() const { return *roster_; }
+  std::int64_t replayed() const { return step_->replayed(); }  // passes that ran as a graph
 
  private:
   struct Evaluation {
     std::vector<std::int64_t> jobs;
     std::vector<double> sums, counts;
     std::int64_t next = 0;
+    double seconds = 0;
   };
   enum Tick : std::int64_t { idle = 0, train = 1, halt = 2, evaluate = 3 };  // the largest that a rank wants is taken
+  Tick last_ = idle;
 
   std::vector<Load> make_jobs();
   at::Tensor weights_from(const PeftAdapter& adapter, const Candidate& c, const nn::AdapterInit& init);
@@ -109,10 +117,13 @@ class Executor {
   void train_pass();
   at::Tensor step_in_pieces(const std::vector<std::int64_t>& jobs, const std::vector<Pack>& packs);
   std::vector<Pack> step_packs(const std::vector<std::int64_t>& jobs) const;
+  std::int64_t padded_length(const std::vector<std::int64_t>& jobs) const;
   void accumulate(const Pack& pack, const std::map<std::int64_t, std::int64_t>& counts, at::Tensor& losses);
   void settle();
+  double recorded_seconds(const Pack& pack);
   void evaluate_pass();
   void begin_evaluation();
+  at::Tensor evaluated(const Pack& pack);
   void finish_evaluation();
   void exchange();
   void hear(const std::vector<double>& payload);
@@ -141,6 +152,14 @@ class Executor {
   std::vector<double> job_seconds_;
   std::map<std::int64_t, double> unsettled_tokens_;  // of each job, in passes whose time is not yet its own
   double unsettled_seconds_ = 0;
+  Pace pace_;
+  struct Window {  // steps in a row, the device idle before the first
+    std::vector<std::int64_t> jobs;
+    std::int64_t warm = 0, passes = 0;  // warm: steps that do not count yet
+    double tokens = 0;
+    std::chrono::steady_clock::time_point begin;
+  } window_;
+  double job_evaluation_seconds_ = 0;  // of a job's evaluation, by the last ones
   std::vector<Load> loads_;
   MemoryLimit limit_;
   std::vector<Profiled> profiles_;

@@ -17,7 +17,7 @@ at::Tensor on_device(const std::vector<std::int64_t>& values, at::Device device)
 void Pack::begin_job(std::int64_t slot, std::int64_t step, std::int64_t job_row) {
   const auto here = std::int64_t(ids_.size());
   rows_.push_back({slot, here, here, job_row, step});
-  counts_.push_back(0);
+  counts_.push_back(0), own_tokens_.push_back(0);
   first_sample_.push_back(std::int64_t(lengths_.size()));
   first_pair_.push_back(std::int64_t(reference_margins_.size()));
 }
@@ -30,7 +30,11 @@ void Pack::add(const Example& example) {
     labels_.push_back(counts ? example.ids[i + 1] : ignored_label);
     if (!pairs_) counts_.back() += counts;
   }
-  lengths_.push_back(std::int64_t(n));
+  own_tokens_.back() += std::int64_t(n);
+  const std::size_t padded = std::max(n, std::size_t(length_));
+  ids_.insert(ids_.end(), padded - n, example.ids[n - 1]);
+  labels_.insert(labels_.end(), padded - n, ignored_label);
+  lengths_.push_back(std::int64_t(padded));
   rows_.back().last = std::int64_t(ids_.size());
 }
 

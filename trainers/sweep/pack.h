@@ -17,6 +17,9 @@ struct ReferencedPair {
 
 class Pack {
  public:
+  // length > 0: examples are made that long by ids behind their end, which no earlier one sees and which count nowhere,
+  // so that packs of the same jobs have the same shape.
+  explicit Pack(std::int64_t length = 0) : length_(length) {}
   // Jobs in the order of their slots. step: the job's own, by which its dropout differs from step to step. Rows count
   // from the job's first, so a mask is the same whoever shares the pack: job_row is how many of the step's rows were in
   // packs before this one.
@@ -26,7 +29,8 @@ class Pack {
 
   std::size_t jobs() const { return rows_.size(); }
   bool empty() const { return ids_.empty(); }
-  std::int64_t size() const { return std::int64_t(ids_.size()); }  // tokens
+  std::int64_t size() const { return std::int64_t(ids_.size()); }             // tokens
+  std::int64_t tokens_of(std::size_t job) const { return own_tokens_[job]; }  // without padding
   const std::vector<nn::SlotRows>& rows() const { return rows_; }
   TokenBatch tokens(at::Device device) const;
   at::Tensor labels(at::Device device) const;  // i64 [T]: the next id where it counts, else ignored_label
@@ -41,7 +45,8 @@ class Pack {
   at::Tensor log_probabilities(const at::Tensor& token_losses) const;
 
  private:
-  std::vector<std::int64_t> ids_, labels_, lengths_, counts_;
+  std::int64_t length_;
+  std::vector<std::int64_t> ids_, labels_, lengths_, counts_, own_tokens_;
   std::vector<std::int64_t> first_sample_;  // of each job
   std::vector<nn::SlotRows> rows_;
   std::vector<double> reference_margins_;  // of each pair, in order

@@ -93,7 +93,7 @@ double seconds_of(std::span<const Profiled> profiles, double tokens) {
 
 double forecast_seconds(const MemoryLimit& limit, int ranks, std::span<const Load> jobs,
                         std::span<const std::int64_t> steps, std::span<const double> tokens,
-                        std::span<const Profiled> profiles) {
+                        const std::function<double(double tokens)>& step_seconds) {
   struct Running {
     std::size_t job;
     int rank;
@@ -124,7 +124,7 @@ double forecast_seconds(const MemoryLimit& limit, int ranks, std::span<const Loa
     for (const auto& r : running) ticks = std::min(ticks, r.left);
     double most = 0;
     for (int r = 0; r < ranks; ++r) most = std::max(most, load_of(r));
-    seconds += double(ticks) * seconds_of(profiles, most);
+    seconds += double(ticks) * step_seconds(most);
     for (auto& r : running) r.left -= ticks;
     std::erase_if(running, [](const Running& r) { return r.left <= 0; });
   }

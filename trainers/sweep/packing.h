@@ -56,10 +56,11 @@ double seconds_of(std::span<const Profiled> profiles, double tokens);
 std::vector<std::size_t> admission_order(std::span<const Load> queue, std::optional<std::int64_t> freed);
 
 // How long it takes until all jobs are over if none exits: steps[i] more of each, admitted as there is room, on this
-// many ranks that step together; tokens[i]: of a step on the average. Without evaluations.
+// many ranks that step together; tokens[i]: of a step on the average; step_seconds: of a step of so many. Without
+// evaluations.
 double forecast_seconds(const MemoryLimit& limit, int ranks, std::span<const Load> jobs,
                         std::span<const std::int64_t> steps, std::span<const double> tokens,
-                        std::span<const Profiled> profiles);
+                        const std::function<double(double tokens)>& step_seconds);
 
 // The jobs of `queue` (indices) to start beside `running` on one rank: in admission order, each that is allowed.
 std::vector<std::size_t> admit(const MemoryLimit& limit, std::span<const Load> queue, std::vector<Load> running,

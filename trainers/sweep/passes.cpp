@@ -13,15 +13,32 @@
 
 namespace trireme::sweep {
 
+namespace {
+
+void wait_for(at::Device device) {
+  if (device.is_cuda()) at::zeros({1}, at::TensorOptions(device)).item();
+}
+
+}  // namespace
+
 at::Tensor Executor::losses_of(const Pack& pack) {
   const at::Tensor hidden = model_.hidden(pack.tokens(model_.device()));
   return token_losses(hidden, model_.head(), pack.labels(model_.device()));
 }
 
+// What samples of a step are padded to; 0: they stay as they are, as where no step could be recorded anyway.
+std::int64_t Executor::padded_length(const std::vector<std::int64_t>& jobs) const {
+  const JobTrainConfig& t = sweep_.train;
+  if (t.pad == "off" || task_.objective == "dpo" || t.accumulate > 1 || sweep_.lora.dropout > 0) return 0;
+  std::int64_t tokens = 0;
+  for (const auto job : jobs) tokens += candidates_[std::size_t(job)].batch_size * sample_tokens_;
+  return t.pad == "longest" || step_->gains_by_recording(tokens) ? sample_tokens_ : 0;
+}
+
 // The samples of a step of every job that can go on, in `accumulate` packs.
 std::vector<Pack> Executor::step_packs(const std::vector<std::int64_t>& jobs) const {
   const auto n = std::size_t(sweep_.train.accumulate);
-  std::vector<Pack> packs(n);
+  std::vector<Pack> packs(n, Pack(padded_length(jobs)));
   for (const auto job : jobs) {
     const Job& j = jobs_[std::size_t(job)];
     const auto batch = j.next_batch();
@@ -44,6 +61,8 @@ void Executor::train_pass() {
   std::vector<std::int64_t> jobs;
   for (std::size_t i = 0; i < jobs_.size(); ++i)
     if (here(std::int64_t(i)) && roster_->jobs()[i].phase == Roster::Phase::running) jobs.push_back(std::int64_t(i));
+  if (jobs != window_.jobs) window_.jobs = jobs, window_.warm = Pace::warm_passes, window_.passes = 0;
+  if (window_.passes == 0) window_.begin = begin;
   const auto packs = step_packs(jobs);
   for (const auto& pack : packs) {
     ++passes_;
@@ -55,14 +74,24 @@ void Executor::train_pass() {
   const at::Tensor now = whole ? step_->run(packs[0].batch(model_.device())).clone() : step_in_pieces(jobs, packs);
   for (std::size_t k = 0; k < jobs.size(); ++k) jobs_[std::size_t(jobs[k])].stepped(now[std::int64_t(k)]);
   for (const auto& pack : packs)
-    for (const auto& r : pack.rows()) unsettled_tokens_[r.slot] += double(r.last - r.first);
+    for (std::size_t k = 0; k < pack.jobs(); ++k) unsettled_tokens_[pack.rows()[k].slot] += double(pack.tokens_of(k));
   unsettled_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (window_.warm > 0) {
+    if (--window_.warm == 0) wait_for(model_.device());
+    return;
+  }
+  if (window_.passes++ == 0) window_.tokens = 0;
+  for (const auto& pack : packs) window_.tokens += double(pack.size()) / double(packs.size());
 }
 
 // The time of the passes since the last call goes to their jobs, by tokens. A GPU is waited for: it is behind.
 void Executor::settle() {
   const auto begin = std::chrono::steady_clock::now();
-  if (model_.device().is_cuda()) at::zeros({1}, at::TensorOptions(model_.device())).item();
+  wait_for(model_.device());
+  if (window_.warm == 0 && window_.passes > 0)
+    pace_.add(window_.passes, window_.tokens,
+              std::chrono::duration<double>(std::chrono::steady_clock::now() - window_.begin).count());
+  window_.passes = 0;
   const double took =
       unsettled_seconds_ + std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   double all = 0;
@@ -131,18 +160,30 @@ void Executor::evaluate_pass() {
     pack.begin_job(job, 0);
     for (std::int64_t s = e.next; s < end; ++s) fill(pack, false, validation_[std::size_t(s)]);
   }
-  store_->begin(pack.rows(), false);
-  const at::Tensor losses = losses_of(pack).to(at::kDouble);
-  std::vector<at::Tensor> sums;
-  for (std::size_t k = 0; k < e.jobs.size(); ++k) sums.push_back(pack.loss_sum(k, losses, sweep_.train.dpo_beta));
-  const at::Tensor all = at::stack(sums).to(at::kCPU);  // one wait for all jobs
+  const at::Tensor all = evaluated(pack).to(at::kCPU);  // one wait for all jobs
   for (std::size_t k = 0; k < e.jobs.size(); ++k) {
     e.sums[k] += all[std::int64_t(k)].item<double>();
     e.counts[k] += double(pack.count(k));
   }
   e.next = end;
-  if (end == std::int64_t(validation_.size())) finish_evaluation();
-  evaluation_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  const bool last = end == std::int64_t(validation_.size());
+  const double before = e.seconds;
+  if (last) finish_evaluation();
+  const double spent = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  evaluation_seconds_ += spent;
+  if (!last) evaluation_->seconds = before + spent;
+  const double each = (before + spent) / double(jobs), known = job_evaluation_seconds_;
+  if (last) job_evaluation_seconds_ = known > 0 ? (known + each) / 2 : each;  // the first ones warm up
+}
+
+// The jobs' sums of a pack's losses, f64.
+at::Tensor Executor::evaluated(const Pack& pack) {
+  if (task_.objective != "dpo") return step_->evaluate(pack.batch(model_.device()));
+  store_->begin(pack.rows(), false);
+  const at::Tensor losses = losses_of(pack).to(at::kDouble);
+  std::vector<at::Tensor> sums;
+  for (std::size_t k = 0; k < pack.jobs(); ++k) sums.push_back(pack.loss_sum(k, losses, sweep_.train.dpo_beta));
+  return at::stack(sums);
 }
 
 void Executor::finish_evaluation() {

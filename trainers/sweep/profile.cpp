@@ -103,17 +103,19 @@ Profiled Executor::profiled_step(std::size_t count) {
     (void)losses.sum().item<float>();  // until the device is done
     if (i > 0) seconds += seconds_since(begin) / timed;
   }
-  {
+  for (int i = 0; i < 2; ++i) {  // the first makes plans
     const at::NoGradGuard no_grad;
     const auto begin = std::chrono::steady_clock::now();
     (void)losses_of(pack).sum().item<double>();
     evaluation = seconds_since(begin);
   }
+  const auto peak = double(peak_reserved_bytes(model_.device()));
+  if (padded_length(slots) > 0) seconds = recorded_seconds(pack);
   for (const auto job : jobs) {
     optimizer_->stop(std::int64_t(job));
     store_->clear(std::int64_t(job));
   }
-  double found[] = {seconds, double(peak_reserved_bytes(model_.device())), evaluation};
+  double found[] = {seconds, peak, evaluation};
   ranks_.all_reduce({found, 3, DType::f64}, Op::max).wait();
   evaluation_token_seconds_ = found[2] / double(pack.size());  // of the largest that is measured
   Profiled p{pack.size(), 0, found[1], found[0]};
@@ -121,26 +123,47 @@ Profiled Executor::profiled_step(std::size_t count) {
   return p;
 }
 
+// Of a step as it will be taken, where steps of these jobs will have one shape.
+double Executor::recorded_seconds(const Pack& pack) {
+  double seconds = 0;
+  constexpr int first = 2, timed = 2;  // op by op, then recorded
+  for (int i = 0; i < first + timed; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    (void)step_->run(pack.batch(model_.device())).sum().item<float>();
+    if (i >= first) seconds += seconds_since(begin) / timed;
+  }
+  step_->forget();
+  return seconds;
+}
+
 double Executor::remaining_seconds() {
-  std::vector<std::int64_t> steps;
+  std::vector<std::int64_t> steps, at_work;
   std::vector<double> tokens;
   double done = 0, left = 0, evaluations = 0;
-  const double mean = data_.train.empty() ? mean_length(data_.train_pairs) : mean_length(data_.train);
-  for (const auto& j : roster_->jobs()) {
+  for (std::size_t i = 0; i < jobs_.size(); ++i) {
+    const auto& j = roster_->jobs()[i];
     const bool over = j.phase == Roster::Phase::exited || j.phase == Roster::Phase::done;
-    steps.push_back(over ? 0 : j.total_steps - j.step);
-    tokens.push_back(mean * double(j.load.batch_size) / double(sweep_.train.accumulate));
-    done += double(j.step * j.load.batch_size);
+    const std::int64_t now = std::max(j.step, jobs_[i].step());
+    steps.push_back(over ? 0 : j.total_steps - now);
+    if (steps.back() > 0) at_work.push_back(std::int64_t(i));
+    done += double(now * j.load.batch_size);
     left += double(steps.back() * j.load.batch_size);
-    for (std::int64_t s = j.step + 1; !over && s <= j.total_steps; ++s)
+    for (std::int64_t s = now + 1; !over && s <= j.total_steps; ++s)
       evaluations += evaluates_at(sweep_.early_exit, j.total_steps, s);
   }
+  const double mean = data_.train.empty() ? mean_length(data_.train_pairs) : mean_length(data_.train);
+  const double length = padded_length(at_work) > 0 ? double(sample_tokens_) : mean;
+  for (const auto& load : loads_) tokens.push_back(length * double(load.batch_size) / double(sweep_.train.accumulate));
   double seconds = done > 0 ? seconds_ * left / done : 0;
-  if (!profiles_.empty()) {
+  if (!profiles_.empty() || pace_.known()) {
+    const double passes = pace_.known() ? 1 : double(sweep_.train.accumulate);
     const double validated = data_.train.empty() ? mean_length(data_.validation_pairs) : mean_length(data_.validation);
-    seconds =
-        forecast_seconds(limit_, ranks_.size(), loads_, steps, tokens, profiles_) * double(sweep_.train.accumulate) +
-        evaluations * double(validation_.size()) * validated * evaluation_token_seconds_ / ranks_.size();
+    const double evaluation = job_evaluation_seconds_ > 0
+                                  ? job_evaluation_seconds_
+                                  : double(validation_.size()) * validated * evaluation_token_seconds_;
+    seconds = passes * forecast_seconds(limit_, ranks_.size(), loads_, steps, tokens,
+                                        [&](double n) { return pace_.step_seconds(n, profiles_); }) +
+              evaluations * evaluation / ranks_.size();
   }
   ranks_.broadcast({&seconds, 1, DType::f64}, 0).wait();
   return seconds;
