@@ -1,6 +1,7 @@
 // SD3, Wan and HunyuanVideo: vectors of diffusers (tests/reference/make_dit_vectors.py; other folders through
 // TRIREME_DIT_VECTORS), hooks, folders, image to video, whole pipelines of diffusers.
 #include "comm/error.h"
+#include "comm/local/self.h"
 #include "data/json.h"
 #include "framework/formats/hf_folder.h"
 #include "framework/models/dit/image_to_video.h"
@@ -167,7 +168,9 @@ struct AloneInGroup : SequenceParallel {
     return nn::joint_attention(both(q), both(k), both(v), 0, k.text.size(2), scores);
   }
   at::Tensor gather(const at::Tensor& x, std::int64_t) override { return x; }
+  Communicator& ranks() const override { return *alone; }
   bool text_first;
+  std::unique_ptr<Communicator> alone = make_self();
 };
 
 TEST(DitLayouts, AGroupOfOneRankIsThePlainModel) {
