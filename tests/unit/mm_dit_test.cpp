@@ -1,6 +1,7 @@
 // MM-DiT in FLUX's layout: vectors of diffusers (tests/reference/make_dit_vectors.py; other folders through
 // TRIREME_DIT_VECTORS), hooks, text anchoring by log-sum-exp, chosen tokens, folders.
 #include "comm/error.h"
+#include "comm/local/self.h"
 #include "data/json.h"
 #include "framework/formats/safetensors.h"
 #include "framework/models/dit/block_cache.h"
@@ -293,6 +294,8 @@ struct Half : SequenceParallel {  // one rank: the ways of the hook without othe
     return nn::joint_attention(both(q), both(k), both(v), 0, k.text.size(2), scores);
   }
   at::Tensor gather(const at::Tensor& x, std::int64_t) override { return x; }
+  Communicator& ranks() const override { return *alone; }
+  std::unique_ptr<Communicator> alone = make_self();
 };
 
 TEST(MmDit, AGroupOfOneRankIsThePlainModel) {
