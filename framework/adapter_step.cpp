@@ -46,7 +46,8 @@ AdapterStep::AdapterStep(const CausalLm& model, nn::AdapterStore& store, nn::Ada
     : model_(model),
       store_(store),
       optimizer_(optimizer),
-      record_(record),
+      recordable_(record),
+      record_{record, record},
       light_(light_tokens(model.config().hidden)) {}
 AdapterStep::~AdapterStep() = default;
 void AdapterStep::forget() { seen_ = {}; }
@@ -96,7 +97,7 @@ at::Tensor AdapterStep::plain(const AdapterBatch& batch, Use use) {
 
 // The composition, if it may be recorded and has come before.
 AdapterStep::Kind* AdapterStep::kind_of(const AdapterBatch& batch, Use use) {
-  if (!record_ || batch.tokens.ids.size(0) > std::max(most_tokens, light_)) return nullptr;
+  if (!record_[use] || batch.tokens.ids.size(0) > std::max(most_tokens, light_)) return nullptr;
   for (const auto& r : batch.rows)  // masks change from step to step on the host
     if (use == training && store_.init(r.slot).dropout > 0) return nullptr;
   if (use == training) optimizer_.prepare(slots_of(batch));
@@ -117,7 +118,8 @@ AdapterStep::Kind* AdapterStep::kind_of(const AdapterBatch& batch, Use use) {
   return nullptr;
 }
 
-// False: this step cannot be recorded; no other is tried, and graphs that were made give back their memory.
+// False: this cannot be recorded. No other is tried and graphs give back their memory: after a step all, after an
+// evaluation, which is larger, its own.
 bool AdapterStep::record(Kind& kind, const AdapterBatch& batch, Use use) {
   kind.batch = batch;
   kind.batch.tokens.ids = batch.tokens.ids.clone();
@@ -139,11 +141,11 @@ bool AdapterStep::record(Kind& kind, const AdapterBatch& batch, Use use) {
       return true;
     } catch (const std::exception& e) {  // nothing of it has run
       const std::string_view what = e.what();
-      std::cerr << "steps of adapters are not recorded as CUDA graphs: " << what.substr(0, what.find('\n'))
-                << std::endl;
+      std::cerr << (use == training ? "steps" : "evaluations")
+                << " of adapters are not recorded as CUDA graphs: " << what.substr(0, what.find('\n')) << std::endl;
     }
-  record_ = false;
-  forget();
+  for (const Use off : {training, evaluation})
+    if (off == use || use == training) record_[off] = false, seen_[off] = {};
   return false;
 }
 

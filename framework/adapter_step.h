@@ -31,8 +31,9 @@ class AdapterStep {
   // -> f64 [jobs], the sums of losses, without dropout, gradients or update; valid until the next call.
   at::Tensor evaluate(const AdapterBatch& batch);
 
-  // May a step of so many tokens be recorded, and is it one that a GPU waits for the host with?
-  bool gains_by_recording(std::int64_t tokens) const { return record_ && tokens <= light_; }
+  // Are graphs wanted, and is a step of so many tokens one that a GPU waits for the host with? The same all along,
+  // whatever captures came to: steps are padded by it, and a run that goes on must pad as the one before.
+  bool gains_by_recording(std::int64_t tokens) const { return recordable_ && tokens <= light_; }
   void forget();                                       // graphs that were made give back their memory
   std::int64_t recorded() const { return recorded_; }  // graphs made so far
   std::int64_t replayed() const { return replayed_; }
@@ -56,7 +57,8 @@ class AdapterStep {
   const CausalLm& model_;
   nn::AdapterStore& store_;
   nn::AdapterOptimizer& optimizer_;
-  bool record_;
+  const bool recordable_;
+  std::array<bool, 2> record_;  // by use: as wanted, until a capture fails
   std::int64_t light_, recorded_ = 0, replayed_ = 0;
   struct Seen {
     std::vector<std::unique_ptr<Kind>> kinds;  // the newest first

@@ -254,8 +254,11 @@ TEST_F(TaskRun, PaddingChangesNoGradient) {
 
 // What a graph is to a sweep: work that runs when it is replayed, on what lies in the recorded places then.
 struct Replayed : StepGraph {
+  static constexpr int any = 1 << 30;
+  static inline int steps = any, evaluations = any;  // so many more can be captured
   std::function<void()> work;
   std::size_t capture(const std::function<void()>& f) override {
+    if ((at::GradMode::is_enabled() ? steps : evaluations)-- <= 0) throw std::runtime_error("out of memory");
     work = f;
     return 1;
   }
@@ -302,6 +305,35 @@ TEST_F(TaskRun, PaddedJobsAreTheJobsAndAreReplayed) {
   }
   EXPECT_EQ(resumed->losses, alone_padded.losses);
   EXPECT_EQ(resumed->decisions, alone_padded.decisions);
+}
+
+// Whether samples are padded depends on no capture: one that fails changes no bit, nor does a run that goes on.
+TEST_F(TaskRun, AFailedCaptureChangesNoBit) {
+  set_step_graphs([](int, GraphMemory) -> std::unique_ptr<StepGraph> { return std::make_unique<Replayed>(); });
+  task.search.lr = {1e-3, 4e-3};
+  sweep.checkpoint_every = 4;
+  const auto after = [&](int steps, int evaluations, const std::string& where, int ticks = Replayed::any) {
+    Replayed::steps = steps, Replayed::evaluations = evaluations;
+    ::testing::internal::CaptureStderr();
+    auto r = run(*make_self(), where, [&] { return --ticks < 0; });
+    const std::string said = ::testing::internal::GetCapturedStderr();
+    EXPECT_EQ(said.find("steps of adapters are not recorded") != said.npos, Replayed::steps < 0);
+    EXPECT_EQ(said.find("evaluations of adapters are not recorded") != said.npos, Replayed::evaluations < 0);
+    Replayed::steps = Replayed::evaluations = Replayed::any;
+    return r;
+  };
+  const Result whole = *after(Replayed::any, Replayed::any, folder());
+  const Result no_steps = *after(1, Replayed::any, folder()), no_evaluations = *after(Replayed::any, 0, folder());
+  EXPECT_LT(no_steps.replayed, no_evaluations.replayed);
+  EXPECT_LT(no_evaluations.replayed, whole.replayed);
+  const std::string where = folder();
+  EXPECT_FALSE(after(1, Replayed::any, where, 30));
+  const Result resumed = *after(Replayed::any, Replayed::any, where);
+  for (const Result* r : {&no_steps, &no_evaluations, &resumed}) {
+    EXPECT_EQ(r->losses, whole.losses);
+    EXPECT_EQ(r->decisions, whole.decisions);
+  }
+  set_step_graphs(nullptr);
 }
 
 // A mask is keyed by the job and its own step and rows: it differs from step to step, and nobody in the pack moves it.
