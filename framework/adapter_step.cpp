@@ -7,6 +7,7 @@
 #include <cmath>
 #include <iostream>
 #include <string_view>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -95,17 +96,23 @@ at::Tensor AdapterStep::plain(const AdapterBatch& batch, Use use) {
   return use == training ? enqueue(batch, places_of(batch)) : sums_of(batch);
 }
 
+// Graphs that would read and write where other adapters lie now.
+void AdapterStep::drop_stale() {
+  for (const Use use : {training, evaluation}) {
+    const std::int64_t now = store_.changes() + (use == training ? optimizer_.changes() : 0);
+    if (now != std::exchange(seen_[use].changes, now)) seen_[use].kinds.clear();
+  }
+}
+
 // The composition, if it may be recorded and has come before.
 AdapterStep::Kind* AdapterStep::kind_of(const AdapterBatch& batch, Use use) {
-  if (!record_[use] || batch.tokens.ids.size(0) > std::max(most_tokens, light_)) return nullptr;
+  if (!record_[use]) return nullptr;
+  if (use == training) optimizer_.prepare(slots_of(batch));
+  drop_stale();
+  if (batch.tokens.ids.size(0) > std::max(most_tokens, light_)) return nullptr;
   for (const auto& r : batch.rows)  // masks change from step to step on the host
     if (use == training && store_.init(r.slot).dropout > 0) return nullptr;
-  if (use == training) optimizer_.prepare(slots_of(batch));
-  auto& [kinds, changes] = seen_[use];
-  if (const auto now = store_.changes() + (use == training ? optimizer_.changes() : 0); now != changes) {
-    kinds.clear();  // graphs would read and write where other adapters lie now
-    changes = now;
-  }
+  auto& kinds = seen_[use].kinds;
   const auto key = key_of(batch);
   const auto found = std::find_if(kinds.begin(), kinds.end(), [&](const auto& k) { return k->key == key; });
   if (found != kinds.end()) {

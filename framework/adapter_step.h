@@ -51,6 +51,7 @@ class AdapterStep {
   at::Tensor sums_of(const AdapterBatch& batch);
   at::Tensor plain(const AdapterBatch& batch, Use use);
   bool record(Kind& kind, const AdapterBatch& batch, Use use);
+  void drop_stale();
   Kind* kind_of(const AdapterBatch& batch, Use use);
   at::Tensor run(const AdapterBatch& batch, Use use);
 

@@ -237,6 +237,9 @@ TEST(LmOps, ANormWithoutItsSumAndATrainedOne) {
 struct Replayed : StepGraph {
   std::function<void()> work;
   static inline bool refuse = false;
+  static inline int alive = 0;
+  Replayed() { ++alive; }
+  ~Replayed() override { --alive; }
   std::size_t capture(const std::function<void()>& f) override {
     if (refuse) throw std::runtime_error("not permitted when a stream is capturing");
     work = f;
@@ -300,6 +303,30 @@ TEST(AdapterStep, RecordedStepsAreThePlainOnes) {
 }
 
 // Losses are the jobs' own means, and a job's gradient is what autograd finds of its mean alone.
+// Also where the steps that come now make no graphs, which would look for theirs.
+TEST(AdapterStep, GraphsOfClearedSlotsGiveBackTheirMemory) {
+  set_step_graphs([](int, GraphMemory) -> std::unique_ptr<StepGraph> { return std::make_unique<Replayed>(); });
+  CausalLm model = model_of(folder_of("llama"));
+  std::vector<PeftConfig> configs(2);
+  for (auto& c : configs) c.rank = 8, c.targets = {"q_proj", "v_proj"};
+  configs[1].dropout = 0.5;
+  const auto store = make_adapter_store(model, configs, 2, nn::LoraBackend::kernels);
+  nn::AdapterOptimizer optimizer(*store);
+  AdapterStep step(model, *store, optimizer, true);
+  for (const std::int64_t slot : {0, 1}) {
+    store->fill(slot, adapter_init(model, *store, configs[std::size_t(slot)], 1, "adapter"));
+    optimizer.start(slot, {.lr = 1e-2});
+    AdapterBatch batch{{at::arange(5), {5}}, at::arange(1, 6), {{.slot = slot, .first = 0, .last = 5}}, at::ones({1})};
+    for (int i = 0; i < 3; ++i) {
+      step.run(batch);
+      if (slot == 0) step.evaluate(batch);
+    }
+    EXPECT_EQ(Replayed::alive, slot == 0 ? 2 : 0);
+    optimizer.stop(slot), store->clear(slot);
+  }
+  set_step_graphs(nullptr);
+}
+
 TEST(AdapterStep, LossesAreMeansOfWhatCounts) {
   CausalLm model = model_of(folder_of("llama"));
   std::vector<PeftConfig> configs(1);
