@@ -130,6 +130,28 @@ TEST_F(SweepCommand, InTurnTooOneFailsAlone) {
   EXPECT_TRUE(over("turn/fine"));
 }
 
+// A folder from before train.pad was a key went without, and goes on so.
+TEST_F(SweepCommand, GoesOnInAFolderThatKnowsNoPadding) {
+  write_text(dir() / "old.yaml", sweep(task("one", "")));
+  const Words again = {"sweep", "old.yaml", "--out", "old"};
+  ASSERT_EQ(trireme(again).code, 0);
+  const fs::path saved = dir() / "old/config.resolved.yaml";
+  std::string settings = read_text(saved);
+  const std::size_t at = settings.find("  pad: auto\n");
+  ASSERT_NE(at, settings.npos) << settings;
+  write_text(saved, settings.erase(at, std::string("  pad: auto\n").size()));
+  fs::remove(dir() / "old/one/result.json");
+  for (const char* pad : {"auto", "off", "auto"}) {
+    const Outcome o = trireme({"sweep", "old.yaml", "train.pad=" + std::string(pad), "--out", "old"});
+    EXPECT_EQ(o.code, 0) << o;
+    EXPECT_EQ(read_text(saved), settings);
+  }
+  const Outcome other = trireme({"sweep", "old.yaml", "train.pad=longest", "--out", "old"});
+  EXPECT_EQ(other.code, 2) << other;
+  ASSERT_EQ(other.errors().size(), 1u) << other;
+  EXPECT_TRUE(holds(other.errors()[0], "holds a sweep with other values of train.pad;")) << other;
+}
+
 // Quickstarts have one file name, so one default folder: what another command left there is not written over.
 TEST_F(SweepCommand, ResultsOfAnotherCommandAreKept) {
   write_text(dir() / "one.yaml", sweep(task("one", "")));

@@ -333,10 +333,22 @@ TEST_F(Sweep, NamesWhatIsWrongInTheYaml) {
   EXPECT_SAYS(says({}, "recipe: lora_sweep\nmodel: m\n"), "no task is named");
   EXPECT_SAYS(says({}, "recipe: lora_sweep\ntasks: {a: {level: 1}}\n"), "has no model");
   EXPECT_SAYS(says({"execution.arm=both"}), "grouped");
+  for (const char* bare : {"lora.dropout=0.1", "train.accumulate=2", "tasks.hard.objective=dpo"})
+    EXPECT_SAYS(says({"train.pad=longest", "tasks.easy.objective=dpo", bare}), "no step is padded");
+  EXPECT_EQ(says({"train.pad=longest", "tasks.easy.objective=dpo"}), "nothing") << "hard's steps are";
   const SweepConfig c = read_sweep(file(yaml), {});
   SearchConfig search = c.search;
   search.random = 13;
   EXPECT_SAYS(said([&] { candidates(search, 1, "s.yaml:3"); }), "s.yaml:3: search.random asks for 13 of 12");
+}
+
+TEST_F(Sweep, SettingsFromBeforePaddingGoOnWithout) {
+  const std::string now = read_sweep(file(yaml), {}).settings;
+  EXPECT_EQ(begun_sweep(now, "saved").settings, now);
+  std::string old = now;
+  old.erase(old.find("  pad: auto\n"), std::string("  pad: auto\n").size());
+  EXPECT_TRUE(knows_padding(now) && !knows_padding(old));
+  EXPECT_EQ(begun_sweep(old, "saved").settings, read_sweep(file(yaml), {"train.pad=off"}).settings);
 }
 
 }  // namespace

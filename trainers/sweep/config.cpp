@@ -72,7 +72,7 @@ void JobTrainConfig::fields(Fields& f) {
   f.choice(
       "pad", pad, {"auto", "off", "longest"},
       "ids behind samples' ends, up to the task's longest, so that steps have one shape and are recorded; auto: where "
-      "a GPU would wait for the host");
+      "a GPU would wait for the host; never with dropout, accumulation or DPO");
   f.choice("loss_mask", loss_mask, {"completion", "full"}, "ids that count: the answers', or all");
 }
 
@@ -190,6 +190,10 @@ SweepConfig read_tree(const Config& config, const config::Node& root) {
   sweep.resolved = config.print(schema, true);
   sweep.settings = config.print(schema, false);
   config.read(schema);
+  const bool pairs = std::ranges::all_of(sweep.tasks, [](const TaskConfig& t) { return t.objective == "dpo"; });
+  if (sweep.train.pad == "longest" && (sweep.lora.dropout > 0 || sweep.train.accumulate > 1 || pairs))
+    throw UsageError(config.place("train.pad"), "no step is padded with dropout, accumulation or preference pairs",
+                     "say auto, or leave it out");
   for (auto& task : sweep.tasks) {
     if (task.model.empty()) task.model = sweep.model;
     if (task.model.empty())
@@ -209,6 +213,18 @@ SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& 
 
 SweepConfig parse_sweep(const std::string& yaml, const std::string& place) {
   return read_tree(Config::parse(yaml, place), config::parse_tree(yaml, place, {}));
+}
+
+bool knows_padding(const std::string& settings) {
+  const config::Node root = config::parse_tree(settings, "settings", {});
+  const config::Node* train = root.find("train");
+  return train && train->find("pad");
+}
+
+SweepConfig begun_sweep(const std::string& settings, const std::string& place) {
+  const std::vector<std::string> later =
+      knows_padding(settings) ? std::vector<std::string>() : std::vector<std::string>{"train.pad=off"};
+  return read_tree(Config::parse(settings, place, later), config::parse_tree(settings, place, later));
 }
 
 std::vector<Candidate> candidates(const SearchConfig& s, std::uint64_t seed, const std::string& place) {

@@ -72,6 +72,9 @@ struct Candidate {
 // Reads the file with key=value over it. Throws UsageError file:line.
 SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& overrides);
 SweepConfig parse_sweep(const std::string& yaml, const std::string& place);
+// From the settings that a sweep began with: keys that came later are as it was without them.
+SweepConfig begun_sweep(const std::string& settings, const std::string& place);
+bool knows_padding(const std::string& settings);
 
 // The schema as a Markdown table, with one task for all.
 std::string document_keys();

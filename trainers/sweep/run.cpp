@@ -22,17 +22,43 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A sweep goes on where its file says the same as when it began.
-void take_up(const SweepRun& run, const SweepConfig& sweep, std::shared_ptr<FolderLock>& lock) {
-  lock = take_folder(run.out, run.fresh, Results::sweep);
+std::string settings_of(const SweepRun& run) {
   const std::string saved = run.out + "/config.resolved.yaml";
-  if (fs::exists(saved)) {
-    const auto bytes = read_file(saved, 1 << 20);
-    if (const std::string old(bytes.begin(), bytes.end()); old != sweep.settings)
-      throw UsageError(run.out, "holds a sweep with other values of " + changed_keys(old, sweep.settings),
-                       "use the old values, another --out, or --fresh to start over");
-  }
-  replace_durably(system_io(), saved, sweep.settings);
+  if (!fs::exists(saved)) return {};
+  const auto bytes = read_file(saved, 1 << 20);
+  return {bytes.begin(), bytes.end()};
+}
+
+// A sweep goes on where its file says the same as when it began. One from before train.pad was a key went without, and
+// goes on so; its file stays as it is.
+void take_up(const SweepRun& run, const SweepConfig& sweep) {
+  const std::string saved = run.out + "/config.resolved.yaml", old = settings_of(run);
+  if (old.empty()) return replace_durably(system_io(), saved, sweep.settings);
+  const std::string began = knows_padding(old) ? old : begun_sweep(old, saved).settings;
+  if (began != sweep.settings)
+    throw UsageError(run.out, "holds a sweep with other values of " + changed_keys(began, sweep.settings),
+                     "use the old values, another --out, or --fresh to start over");
+}
+
+// Settings on every rank, and the folder, which rank 0 holds.
+SweepConfig begin(SweepRun run, Communicator& world, std::shared_ptr<FolderLock>& lock) {
+  SweepConfig sweep;
+  agree(world, attempt([&] { sweep = read_sweep(run.file, run.overrides); }));
+  check_same_config(std::hash<std::string>()(sweep.settings), world);
+  std::int64_t unpadded = 0;
+  agree(world, attempt([&] {
+          if (world.rank() != 0) return;
+          lock = take_folder(run.out, run.fresh, Results::sweep);
+          const std::string old = settings_of(run);
+          unpadded = sweep.train.pad == "auto" && !old.empty() && !knows_padding(old);
+        }));
+  world.broadcast({&unpadded, 1, DType::i64}, 0).wait();
+  if (unpadded) run.overrides.push_back("train.pad=off");
+  agree(world, attempt([&] {
+          if (unpadded) sweep = read_sweep(run.file, run.overrides);
+          if (world.rank() == 0) take_up(run, sweep);
+        }));
+  return sweep;
 }
 
 // The sweep's backbone where it is missing, by the experiment that the file names; a run that was stopped goes on. A
@@ -135,13 +161,8 @@ std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& 
 }
 
 int run_sweep(const SweepRun& run, Communicator& world, int local_ranks) {
-  SweepConfig sweep;
   std::shared_ptr<FolderLock> lock;
-  agree(world, attempt([&] { sweep = read_sweep(run.file, run.overrides); }));
-  check_same_config(std::hash<std::string>()(sweep.settings), world);
-  agree(world, attempt([&] {
-          if (world.rank() == 0) take_up(run, sweep, lock);
-        }));
+  SweepConfig sweep = begin(run, world, lock);
   if (const int code = make_backbone(run, sweep, world, local_ranks)) return code;
   if (sweep.threads) at::set_num_threads(int(sweep.threads));
   TrainConfig where;
