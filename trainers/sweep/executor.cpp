@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <iostream>
 #include <numeric>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
@@ -217,9 +218,10 @@ Executor::Tick Executor::wanted() const {
 }
 
 Executor::Tick Executor::agree(Tick mine) {
-  std::int64_t kind = mine;
-  ranks_.all_reduce({&kind, 1, DType::i64}, Op::max).wait();
-  return Tick(kind);
+  std::int64_t most[] = {mine, std::exchange(window_.last, 0)};
+  ranks_.all_reduce({most, 2, DType::i64}, Op::max).wait();
+  if (window_.passes > 0) window_.tokens += double(most[1]);
+  return Tick(most[0]);
 }
 
 void Executor::move_jobs() {

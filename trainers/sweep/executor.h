@@ -121,6 +121,7 @@ class Executor {
   void accumulate(const Pack& pack, const std::map<std::int64_t, std::int64_t>& counts, at::Tensor& losses);
   void settle();
   double recorded_seconds(const Pack& pack);
+  std::vector<std::int64_t> at_work() const;
   void evaluate_pass();
   void begin_evaluation();
   at::Tensor evaluated(const Pack& pack);
@@ -156,7 +157,8 @@ class Executor {
   struct Window {  // steps in a row, the device idle before the first
     std::vector<std::int64_t> jobs;
     std::int64_t warm = 0, passes = 0;  // warm: steps that do not count yet
-    double tokens = 0;
+    std::int64_t last = 0;              // tokens of a pass of this rank's last step
+    double tokens = 0;                  // of every step the most on any rank: all wait for that one
     std::chrono::steady_clock::time_point begin;
   } window_;
   double job_evaluation_seconds_ = 0;  // of a job's evaluation, by the last ones

@@ -12,7 +12,9 @@ namespace trireme::sweep {
 class Pace {
  public:
   // So many steps in a row, of `tokens` together, took that long, the device idle before and after. Not those that warm
-  // up: the first steps of other jobs than before make plans and are recorded.
+  // up: the first steps of other jobs than before make plans and are recorded. An epoch's last
+  // batches, which are smaller, come too seldom to be recorded: where they count, they count as the slower steps they
+  // are.
   void add(std::int64_t passes, double tokens, double seconds);
   static constexpr std::int64_t warm_passes = 3;
 

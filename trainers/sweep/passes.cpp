@@ -76,12 +76,14 @@ void Executor::train_pass() {
   for (const auto& pack : packs)
     for (std::size_t k = 0; k < pack.jobs(); ++k) unsettled_tokens_[pack.rows()[k].slot] += double(pack.tokens_of(k));
   unsettled_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  std::int64_t tokens = 0;
+  for (const auto& pack : packs) tokens += pack.size();
+  window_.last = tokens / std::ssize(packs);
   if (window_.warm > 0) {
     if (--window_.warm == 0) wait_for(model_.device());
     return;
   }
   if (window_.passes++ == 0) window_.tokens = 0;
-  for (const auto& pack : packs) window_.tokens += double(pack.size()) / double(packs.size());
 }
 
 // The time of the passes since the last call goes to their jobs, by tokens. A GPU is waited for: it is behind.

@@ -109,8 +109,8 @@ Profiled Executor::profiled_step(std::size_t count) {
     (void)losses_of(pack).sum().item<double>();
     evaluation = seconds_since(begin);
   }
-  const auto peak = double(peak_reserved_bytes(model_.device()));
   if (padded_length(slots) > 0) seconds = recorded_seconds(pack);
+  const auto peak = double(peak_reserved_bytes(model_.device()));  // with the graphs' pool
   for (const auto job : jobs) {
     optimizer_->stop(std::int64_t(job));
     store_->clear(std::int64_t(job));
@@ -136,8 +136,23 @@ double Executor::recorded_seconds(const Pack& pack) {
   return seconds;
 }
 
+// Jobs of this rank's next steps: those that run, and those that come in beside them.
+std::vector<std::int64_t> Executor::at_work() const {
+  std::vector<std::int64_t> jobs, waiting;
+  std::vector<Load> running, queue;
+  for (std::size_t i = 0; i < jobs_.size(); ++i) {
+    const auto phase = roster_->jobs()[i].phase;
+    if (phase == Roster::Phase::done || phase == Roster::Phase::exited) continue;
+    const bool now = here(std::int64_t(i)) && phase == Roster::Phase::running;
+    (now ? jobs : waiting).push_back(std::int64_t(i));
+    (now ? running : queue).push_back(loads_[i]);
+  }
+  for (const std::size_t i : admit(limit_, queue, running)) jobs.push_back(waiting[i]);
+  return jobs;
+}
+
 double Executor::remaining_seconds() {
-  std::vector<std::int64_t> steps, at_work;
+  std::vector<std::int64_t> steps;
   std::vector<double> tokens;
   double done = 0, left = 0, evaluations = 0;
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
@@ -145,14 +160,13 @@ double Executor::remaining_seconds() {
     const bool over = j.phase == Roster::Phase::exited || j.phase == Roster::Phase::done;
     const std::int64_t now = std::max(j.step, jobs_[i].step());
     steps.push_back(over ? 0 : j.total_steps - now);
-    if (steps.back() > 0) at_work.push_back(std::int64_t(i));
     done += double(now * j.load.batch_size);
     left += double(steps.back() * j.load.batch_size);
     for (std::int64_t s = now + 1; !over && s <= j.total_steps; ++s)
       evaluations += evaluates_at(sweep_.early_exit, j.total_steps, s);
   }
   const double mean = data_.train.empty() ? mean_length(data_.train_pairs) : mean_length(data_.train);
-  const double length = padded_length(at_work) > 0 ? double(sample_tokens_) : mean;
+  const double length = padded_length(at_work()) > 0 ? double(sample_tokens_) : mean;
   for (const auto& load : loads_) tokens.push_back(length * double(load.batch_size) / double(sweep_.train.accumulate));
   double seconds = done > 0 ? seconds_ * left / done : 0;
   if (!profiles_.empty() || pace_.known()) {
