@@ -10,7 +10,9 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <fstream>
 #include <iostream>
+#include <iterator>
 #include <utility>
 
 #include <nlohmann/json.hpp>
@@ -30,7 +32,7 @@ Order read_order(const std::string& text) {
   const auto own = nlohmann::json::parse(text, nullptr, false);
   Order order;
   if (own.is_object() && own.contains("settings")) {
-    order.sweep = parse_sweep(own.at("settings").get<std::string>(), "config.resolved.yaml");
+    order.sweep = begun_sweep(own.at("settings").get<std::string>(), "config.resolved.yaml");
     const std::string name = own.at("task").get<std::string>();
     std::erase_if(order.sweep.tasks, [&](const TaskConfig& t) { return t.name != name; });
   } else {
@@ -50,39 +52,50 @@ std::string profile_of(const TaskConfig& task, std::int64_t ranks) {
   return "profile_" + std::to_string(std::hash<std::string>()(name)) + ".json";
 }
 
-double samples_of(const TaskConfig& task, std::int64_t epochs) {
+// What a task trains on before its data is read: of a file a sample a line.
+double lines_of(const InstructionSpec& data) {
+  if (data.data == "arithmetic") return double(data.train);
+  std::ifstream in(data.data, std::ios::binary);
+  const auto lines = std::count(std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>(), '\n');
+  return double(lines) * (data.validation.empty() ? 1 - data.validation_share : 1);
+}
+
+// Of all jobs, each on so many.
+double samples_of(const TaskConfig& task, std::int64_t epochs, double each) {
   const auto jobs = task.search.random
                         ? task.search.random
                         : std::int64_t(task.search.lr.size() * task.search.rank.size() * task.search.batch_size.size());
-  return double(jobs * epochs * task.data.train);
+  return double(jobs * epochs) * each;
 }
 
-// A task on GPUs that nothing is known of (H200): a step of all jobs is recorded on one rank, and launched op by op
-// where layers travel between ranks.
-double guessed_on_gpus(const TaskConfig& task, std::int64_t epochs, std::int64_t ranks) {
+// The steps of a task on GPUs (H200) whose passes are small: recorded on one rank, and launched op by op where layers
+// travel between ranks.
+double launching_seconds(const TaskConfig& task, double samples_of_a_job, std::int64_t ranks) {
   const auto smallest = *std::min_element(task.search.batch_size.begin(), task.search.batch_size.end());
-  constexpr double to_begin = 2, recorded = 0.006, launched = 0.032;
-  return to_begin + (ranks > 1 ? launched : recorded) * double(epochs * task.data.train) / double(smallest);
+  constexpr double recorded = 0.006, launched = 0.032;
+  return (ranks > 1 ? launched : recorded) * samples_of_a_job / double(smallest);
 }
 
 // Worst case, without early exit: what all jobs would train, at the speed of a like task; else at one that the weights'
-// bytes tell, a guess until the task itself has measured.
+// bytes tell, on GPUs at least what the steps take to launch: a guess until the task itself has measured.
 double predicted_seconds(const TaskConfig& task, std::int64_t epochs, std::int64_t ranks, const std::string& out,
                          bool on_gpus) {
-  const double samples = samples_of(task, epochs);
+  const double each = lines_of(task.data), samples = samples_of(task, epochs, each);
   if (const fs::path known = fs::path(out) / profile_of(task, ranks); fs::exists(known)) {
-    const auto bytes = read_file(known.string(), 1 << 16);
-    const auto json = nlohmann::json::parse(bytes.begin(), bytes.end(), nullptr, false);
+    const auto file = read_file(known.string(), 1 << 16);
+    const auto json = nlohmann::json::parse(file.begin(), file.end(), nullptr, false);
     if (json.is_object() && json.contains("seconds_a_sample"))
       return json.value("to_begin", 0.0) + samples * json["seconds_a_sample"].get<double>();
   }
-  if (on_gpus) return guessed_on_gpus(task, epochs, ranks);
   double bytes = 0;
   std::error_code ignored;
   for (const auto& file : fs::recursive_directory_iterator(task.model, ignored))
     if (file.is_regular_file()) bytes += double(file.file_size());
-  constexpr double bytes_per_second = 5e8;  // weights read for a token, forward and backward
-  return 1 + samples * double(task.data.length) / 4 * bytes / bytes_per_second / 64 / double(ranks);
+  // Weights' bytes times tokens a second, forward and backward: 4 operations a weight of two bytes at 0.4 of an H200.
+  const double speed = on_gpus ? 2e14 : 3.2e10;
+  const double by_bytes = samples * double(task.data.length) / 4 * bytes / speed / double(ranks);
+  if (!on_gpus) return 1 + by_bytes;
+  return 2 + std::max(by_bytes, launching_seconds(task, double(epochs) * each, ranks));
 }
 
 class Beside : public cluster::TaskRun {
@@ -118,7 +131,9 @@ class Beside : public cluster::TaskRun {
       return j.phase != Roster::Phase::exited && j.phase != Roster::Phase::done;
     });
     const int wanted = std::max(1, std::min(ranks_.size(), int(alive)));
-    return {cluster::TaskEvent::cut, executor_.remaining_seconds(), wanted};
+    const double left = executor_.remaining_seconds();
+    end_told_ = seconds_since(begin_) + left;
+    return {cluster::TaskEvent::cut, left, wanted};
   }
 
   void save() override {
@@ -127,11 +142,14 @@ class Beside : public cluster::TaskRun {
   }
 
  private:
-  // What is left, which the first ticks of a task that goes on know as well.
+  // What is left, which the first ticks of a task that goes on know as well. What a sample takes is known while no job
+  // has exited, of which nothing is left.
   cluster::TaskEvent tell(double left) {
     end_told_ = seconds_since(begin_) + left;
-    const double samples = samples_of(order_.task, order_.sweep.train.epochs);
-    if (ranks_.rank() == 0 && fresh_ && !executor_.roster().exits().cut_done())
+    const double samples = samples_of(order_.task, order_.sweep.train.epochs,
+                                      double(inputs_.data->train.size() + inputs_.data->train_pairs.size()));
+    const auto exited = [](const Roster::Entry& j) { return j.phase == Roster::Phase::exited; };
+    if (ranks_.rank() == 0 && fresh_ && std::ranges::none_of(executor_.roster().jobs(), exited))
       (void)attempt([&] {  // without the file a later task is guessed at, and no more
         const double each = (executor_.seconds() + left) / samples;
         replace_durably(system_io(), (fs::path(out_) / profile_of(order_.task, ranks_.size())).string(),
