@@ -125,7 +125,8 @@ struct Row {
   nlohmann::json last = {};
 
   void step(bool count) {
-    const auto patience = std::chrono::seconds(of.way.ends_with("compiled") ? 150 : 45);  // a peer that hangs costs no more
+    const auto patience =
+        std::chrono::seconds(of.way.ends_with("compiled") ? 150 : 45);  // a peer that hangs costs no more
     const auto answer = arm->ask(of.words(), patience);
     if (!answer) return;
     last = *answer;

@@ -32,7 +32,7 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-constexpr int batches = 4;  // taken in turn, on the device
+constexpr int batches = 4;         // taken in turn, on the device
 constexpr int until_replayed = 6;  // steps, of which the fourth is the first one
 
 struct Problem {

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 #include <iostream>
-#include <string_view>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -147,9 +146,8 @@ bool AdapterStep::record(Kind& kind, const AdapterBatch& batch, Use use) {
       ++recorded_;
       return true;
     } catch (const std::exception& e) {  // nothing of it has run
-      const std::string_view what = e.what();
       std::cerr << (use == training ? "steps" : "evaluations")
-                << " of adapters are not recorded as CUDA graphs: " << what.substr(0, what.find('\n')) << std::endl;
+                << " of adapters are not recorded as CUDA graphs: " << first_line(e) << std::endl;
     }
   for (const Use off : {training, evaluation})
     if (off == use || use == training) record_[off] = false, seen_[off] = {};

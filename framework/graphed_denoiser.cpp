@@ -87,14 +87,15 @@ bool GraphedDenoiser::capture_together(Kind& kind, const std::vector<at::Tensor>
     if (inputs[0].is_cuda()) release_device_memory();  // what is cached is not given back within a capture
     capture(kind, inputs, c, hooks);
   } catch (const std::exception& e) {  // the others have to know
-    why = std::string(e.what()).substr(0, std::string_view(e.what()).find('\n'));
+    why = first_line(e);
     all = 0;
   }
   if (traced) kind.sent = {traced->stats().calls - before.calls, traced->stats().bytes - before.bytes};
   kind.counted = true;
   hooks.parallel->ranks().all_reduce({&all, 1, DType::i64}, Op::min).wait();
   if (all) return true;
-  if (auto tell = std::exchange(message_, {})) tell("a forward that ranks share is not recorded as a CUDA graph: " + why);
+  if (auto tell = std::exchange(message_, {}))
+    tell("a forward that ranks share is not recorded as a CUDA graph: " + why);
   kind = Kind{};
   kind.plain = true;
   return false;
@@ -128,9 +129,8 @@ at::Tensor GraphedDenoiser::forward(const at::Tensor& x, const at::Tensor& t, co
 // Before another kind is recorded: the one that was longest unused goes.
 void GraphedDenoiser::make_room(Kinds& kinds) {
   while (kinds.size() > most_kinds)
-    kinds.erase(std::min_element(kinds.begin(), kinds.end(), [](const auto& a, const auto& b) {
-      return a.second.last_use < b.second.last_use;
-    }));
+    kinds.erase(std::min_element(kinds.begin(), kinds.end(),
+                                 [](const auto& a, const auto& b) { return a.second.last_use < b.second.last_use; }));
 }
 
 }  // namespace trireme

@@ -1,8 +1,8 @@
 // A denoiser whose forwards of one kind are recorded when they come for the second time and replayed from then on
 // (CUDA graphs). On a CPU, where gradients are wanted and for block caches: the forward itself. Ranks that share a
-// picture by NCCL alone record theirs with the collectives if they are told to, all or none; they make the same forwards
-// in the same order. Destroyed before their communicator, which waits for the graphs that hold its work. Used by one
-// thread.
+// picture by NCCL alone record theirs with the collectives if they are told to, all or none; they make the same
+// forwards in the same order. Destroyed before their communicator, which waits for the graphs that hold its work. Used
+// by one thread.
 #pragma once
 #include "comm/wrappers/traced.h"
 #include "framework/models/dit/denoiser.h"

@@ -15,9 +15,6 @@ namespace {
 
 constexpr std::int64_t plain_steps = 2;
 
-// Of an error of torch, without where it was thrown.
-std::string first_line(std::string_view what) { return std::string(what.substr(0, what.find('\n'))); }
-
 }  // namespace
 
 // A place on the current stream of a GPU. For the watchdog the collectives of a replayed step are complete there.
@@ -141,11 +138,11 @@ std::string GraphedStep::capture(const Halves& step) {
     else
       one([compute, step] { compute(), step.update(); });
   } catch (const CommError& e) {  // of a call of CUDA: what is wrong with the job comes again
-    return first_line(e.what());
+    return first_line(e);
   } catch (const Error&) {  // ours: the step itself cannot be taken
     throw;
   } catch (const std::exception& e) {
-    return first_line(e.what());
+    return first_line(e);
   }
   return {};
 }

@@ -3,8 +3,10 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
+#include <string>
 
 namespace trireme {
 
@@ -25,6 +27,9 @@ class StepGraph {
 
 // device: a GPU's index, or -1: the host, for which there is none. Null also in a program without CUDA.
 std::unique_ptr<StepGraph> make_step_graph(int device, GraphMemory memory);
+
+// Why a capture failed: torch's error, without where it was thrown.
+std::string first_line(const std::exception& e);
 
 // Set once, at start, by the part that is linked with CUDA; tests set their own.
 using StepGraphMaker = std::unique_ptr<StepGraph> (*)(int device, GraphMemory memory);

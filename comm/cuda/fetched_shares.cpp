@@ -1,6 +1,7 @@
-// A gather is a copy of each rank's share, on a stream for each rank: a card that reads all others at once uses all of its
-// link however the ranks drift apart, where one copy after another meets other ranks at the same card. Shares never change, hence there is nothing to agree on between the opening (they are
-// written) and the end (nobody reads them any more).
+// A gather is a copy of each rank's share, on a stream for each rank: a card that reads all others at once uses all of
+// its link however the ranks drift apart, where one copy after another meets other ranks at the same card. Shares never
+// change, hence there is nothing to agree on between the opening (they are written) and the end (nobody reads them any
+// more).
 #include "comm/cuda/fetched_shares.h"
 
 #include "comm/cuda/ipc.h"
@@ -95,8 +96,8 @@ class FetchedShares final : public FrozenShares {
     free.record(me_.device, stream_of(out.place));
     free.block(last);
     copy_beside(at(out.data, me * bytes), own.data, bytes, last);
-    for (std::size_t k = 1; k < ranks; ++k) {
-      const std::size_t r = (me + k) % ranks;
+    for (std::size_t r = 0; r < ranks; ++r) {
+      if (r == me) continue;
       const cudaStream_t stream = (*streams_)[r]->get();
       free.block(stream);
       TRIREME_CUDA_CHECK(cudaMemcpyAsync(at(out.data, r * bytes), shares_[r * mine_.size() + piece].data, bytes,

@@ -519,8 +519,8 @@ struct CallsTwice : StepGraph {
   std::function<void()> run;
 };
 
-// All ranks or none: one that cannot record keeps the others from it. A replay is counted as the calls that were recorded,
-// which come beside those that this graph makes.
+// All ranks or none: one that cannot record keeps the others from it. A replay is counted as the calls that were
+// recorded, which come beside those that this graph makes.
 TEST(SequenceParallel, RecordedForwardsAreThePlainOnes) {
   set_step_graphs([](int, GraphMemory) -> std::unique_ptr<StepGraph> { return std::make_unique<CallsTwice>(); });
   for (const bool refused : {false, true})

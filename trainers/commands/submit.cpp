@@ -38,7 +38,8 @@ void check_time(const std::string& time) {
   refuse_control("--time", time);
   static const std::regex form("\\d+(:\\d+){0,2}|\\d+-\\d+(:\\d+){0,2}|infinite|unlimited", std::regex::icase);
   if (!time.empty() && !std::regex_match(time, form))
-    throw UsageError("--time", "'" + time + "' is no time limit of Slurm", "write minutes, or days-hours:minutes:seconds");
+    throw UsageError("--time", "'" + time + "' is no time limit of Slurm",
+                     "write minutes, or days-hours:minutes:seconds");
 }
 
 // `value` with `before` in front of every one of `special`.

@@ -51,7 +51,7 @@ nlohmann::json read_model_config(const SampleConfig& c) {
 }
 
 RecordedForwards recorded_forwards(const SampleConfig& c) {
-  return c.graph == "off" ? RecordedForwards::none
+  return c.graph == "off"  ? RecordedForwards::none
          : c.graph == "on" ? RecordedForwards::shared_too
                            : RecordedForwards::alone;
 }
