@@ -350,6 +350,33 @@ TEST(SequenceParallel, RanksGiveWhatOneRankGives) {
   }
 }
 
+// Heads in waves: what several exchanges carry is what one does, to the bit, also where ranks and waves hold unequally
+// many heads.
+TEST(SequenceParallel, WavesOfHeadsChangeNoBit) {
+  for (const int heads : {8, 9})
+    for (const int ranks : {1, 2, 3})
+      run_loopback(ranks, [&](Communicator& world) {
+        const Small mine(9, 5, heads);
+        const DitHooks hooks = settings({}, *mine.model).hooks(*mine.model, mine.grid, 5, 0.6);
+        auto run = [&](std::int64_t wave_bytes) {
+          Traced counted(world);
+          const auto parallel = sequence_parallel("ulysses", counted, wave_bytes);
+          DitHooks shared = hooks;
+          shared.parallel = parallel.get();
+          const at::Tensor v = mine.run(shared);
+          return std::pair(v, counted.stats());
+        };
+        const auto [whole, once] = run(1 << 30);
+        const auto [waved, often] = run(1);
+        EXPECT_TRUE(waved.equal(whole)) << heads << ' ' << ranks;
+        const int waves = std::min(4, heads / ranks), layers = 4;
+        if (ranks == 1) return;  // sends nothing
+        EXPECT_EQ(often.bytes, once.bytes);
+        EXPECT_EQ(once.calls, layers * 2 + 1);
+        EXPECT_EQ(often.calls, layers * 2 * waves + 1);
+      });
+}
+
 // The other layouts: text last (HunyuanVideo, which does not rotate it), no rotation (SD3), text in cross-attention
 // alone (Wan). Their own configurations, trained for 2 tokens a side.
 TEST(Tide, EveryLayoutHasThePartsItCan) {

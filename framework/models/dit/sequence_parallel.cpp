@@ -4,6 +4,7 @@
 #include "framework/base/tensor.h"
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <vector>
 
@@ -120,51 +121,37 @@ class Ring final : public OverRanks {
   Counts send_, receive_;  // of the exchange under way
 };
 
+// Heads go in waves, so that one wave's exchanges run beside another's attention.
 class Ulysses final : public OverRanks {
  public:
-  using OverRanks::OverRanks;
+  Ulysses(Communicator& ranks, std::int64_t wave_bytes) : OverRanks(ranks), wave_bytes_(wave_bytes) {}
 
   at::Tensor attention(const TokenPair& q, const TokenPair& k, const TokenPair& v, const AttentionScores& scores,
                        std::int64_t tokens) override {
-    const std::int64_t heads = q.image.size(1), mine = q.image.size(2), texts = q.text.defined() ? q.text.size(2) : 0;
+    const std::int64_t heads = q.image.size(1), texts = q.text.defined() ? q.text.size(2) : 0;
     if (heads < size())
       throw UsageError("sequence", std::to_string(heads) + " heads for " + std::to_string(size()) + " ranks of ulysses",
                        "sequence: ring, or fewer ranks a picture");
-    const auto [first, end] = even_part(heads, rank(), size());
-    const std::int64_t batch = q.image.size(0), dim = q.image.size(3), held = end - first;
-    const auto options = q.image.options();
-    const TokenPair* const all[] = {&q, &k, &v};
-
-    // Tokens are outermost on the wire: the ranks' parts, one after another, are the sequence, with the text before
-    // them.
-    const at::Tensor joint = at::empty({texts + tokens, batch, 3, held, dim}, options);
-    const Wire out(size(), options, [&](int r) { return Shape{mine, batch, 3, length(heads, r), dim}; });
-    const auto by_token = [](const at::Tensor& x) { return x.permute({2, 0, 1, 3}); };
-    for (std::int64_t i = 0; i < 3; ++i) {
-      out.put(i, by_token(all[i]->image));
-      if (texts) joint.narrow(0, 0, texts).select(2, i).copy_(by_token(all[i]->text.narrow(1, first, held)));
+    std::vector<Wave> waves(static_cast<std::size_t>(waves_of(q.image, tokens)));
+    const auto count = std::ssize(waves);
+    for (std::int64_t w = 0; w < count; ++w) {
+      Wave& wave = waves[static_cast<std::size_t>(w)];
+      // What nothing runs beside is least where the first wave is the smallest: q, k and v travel in, one tensor back.
+      for (int r = 0; r < size(); ++r)
+        wave.heads.push_back(even_part(length(heads, r), int(count - 1 - w), int(count)));
+      send(wave, {&q, &k, &v}, tokens);
     }
-    exchange(out.flat, out.counts, joint.narrow(0, texts, tokens),
-             counts([&](int r) { return length(tokens, r) * batch * 3 * held * dim; }));
-    const auto part = [&](std::int64_t i) { return joint.select(2, i).permute({1, 2, 0, 3}); };
-    const at::Tensor o = by_token(nn::joint_attention(part(0), part(1), part(2), 0, texts, scores));
-
-    // Back: all text and each rank's tokens, of this rank's heads.
-    std::vector<at::Tensor> rows;
-    for (int r = 0; r < size(); ++r) {
-      if (texts) rows.push_back(o.narrow(0, 0, texts));
-      rows.push_back(o.narrow(0, texts + even_part(tokens, r, size()).first, length(tokens, r)));
-    }
-    const Wire whole(size(), options, [&](int r) { return Shape{texts + mine, batch, length(heads, r), dim}; });
-    exchange(at::cat(rows), counts([&](int r) { return (texts + length(tokens, r)) * batch * held * dim; }), whole.flat,
-             whole.counts);
+    for (auto& wave : waves) answer(wave, texts, tokens, scores);
+    for (auto& wave : waves) wave.back.wait();
     std::vector<at::Tensor> parts;
-    for (int r = 0; r < size(); ++r) parts.push_back(whole.of(r));
+    for (int r = 0; r < size(); ++r)
+      for (auto wave = waves.rbegin(); wave != waves.rend(); ++wave) parts.push_back(wave->whole.of(r));
     return at::cat(parts, 2).permute({1, 2, 0, 3});
   }
 
  private:
   using Shape = std::vector<std::int64_t>;
+  using Heads = std::pair<std::int64_t, std::int64_t>;  // [first, second)
 
   template <class F>
   Counts counts(F of_rank) const {
@@ -176,6 +163,7 @@ class Ulysses final : public OverRanks {
   // One side of an exchange: a tensor for each rank, one after another in memory.
   class Wire {
    public:
+    Wire() = default;
     template <class ShapeOf>
     Wire(int ranks, const at::TensorOptions& options, ShapeOf shape_of) {
       std::int64_t total = 0;
@@ -192,20 +180,20 @@ class Ulysses final : public OverRanks {
       const auto r = static_cast<std::size_t>(rank);
       return flat.narrow(0, begins_[r], static_cast<std::int64_t>(counts[r])).view(shapes_[r]);
     }
-    // x [tokens, B, heads of all ranks, d] as number i of each rank's [tokens, B, 3, heads, d].
-    void put(std::int64_t i, const at::Tensor& x) const {
-      const auto ranks = static_cast<std::int64_t>(shapes_.size()), heads = shapes_[0][3];
-      if (shapes_.back()[3] == heads) {  // one copy
+    // Of x [tokens, B, heads of all ranks, d] the heads of this wave as number i of each rank's [tokens, B, 3, n, d].
+    void put(std::int64_t i, const at::Tensor& x, const std::vector<Heads>& heads) const {
+      const auto ranks = std::ssize(heads);
+      const auto [begin, end] = heads[0];
+      if (x.size(2) % ranks == 0) {  // one copy
         Shape shape = shapes_[0];
         shape.insert(shape.begin(), ranks);
-        flat.view(shape).select(3, i).copy_(x.unflatten(2, {ranks, heads}).permute({2, 0, 1, 3, 4}));
+        flat.view(shape).select(3, i).copy_(
+            x.unflatten(2, {ranks, x.size(2) / ranks}).narrow(3, begin, end - begin).permute({2, 0, 1, 3, 4}));
         return;
       }
-      std::int64_t head = 0;
       for (int r = 0; r < ranks; ++r) {
-        const std::int64_t n = shapes_[static_cast<std::size_t>(r)][3];
-        of(r).select(2, i).copy_(x.narrow(2, head, n));
-        head += n;
+        const auto [b, e] = heads[static_cast<std::size_t>(r)];
+        of(r).select(2, i).copy_(x.narrow(2, even_part(x.size(2), r, int(ranks)).first + b, e - b));
       }
     }
     at::Tensor flat;
@@ -216,9 +204,67 @@ class Ulysses final : public OverRanks {
     std::vector<std::int64_t> begins_;
   };
 
-  void exchange(const at::Tensor& out, const Counts& send, const at::Tensor& in, const Counts& receive) {
-    ranks_.all_to_all(buffer_of(out), send, buffer_of(in), receive).wait();
+  // Lives until its exchanges are over.
+  struct Wave {
+    std::vector<Heads> heads;  // of each rank's own
+    Wire out, whole;           // sent first: parts of tokens; received last: parts of heads
+    at::Tensor joint, rows;    // received: all tokens, the text before them; sent back
+    Counts joint_counts, rows_counts;
+    Work coming, back;
+    std::int64_t of(int rank) const {
+      const auto [begin, end] = heads[static_cast<std::size_t>(rank)];
+      return end - begin;
+    }
+  };
+
+  // The same on all ranks.
+  std::int64_t waves_of(const at::Tensor& x, std::int64_t tokens) const {
+    const std::int64_t bytes = 3 * x.size(0) * tokens / size() * x.size(1) * x.size(3) * x.element_size();
+    return std::clamp<std::int64_t>(bytes / wave_bytes_, 1, std::min<std::int64_t>(4, x.size(1) / size()));
   }
+
+  // Tokens are outermost on the wire: the ranks' parts, one after another, are the sequence, with the text before them.
+  void send(Wave& wave, const std::array<const TokenPair*, 3>& qkv, std::int64_t tokens) const {
+    const at::Tensor &image = qkv[0]->image, &text = qkv[0]->text;
+    const std::int64_t batch = image.size(0), mine = image.size(2), dim = image.size(3), held = wave.of(rank());
+    const std::int64_t texts = text.defined() ? text.size(2) : 0;
+    wave.joint = at::empty({texts + tokens, batch, 3, held, dim}, image.options());
+    wave.out = Wire(size(), image.options(), [&](int r) { return Shape{mine, batch, 3, wave.of(r), dim}; });
+    const std::int64_t first =
+        even_part(image.size(1), rank(), size()).first + wave.heads[static_cast<std::size_t>(rank())].first;
+    for (std::int64_t i = 0; i < 3; ++i) {
+      const TokenPair& x = *qkv[static_cast<std::size_t>(i)];
+      wave.out.put(i, by_token(x.image), wave.heads);
+      if (texts) wave.joint.narrow(0, 0, texts).select(2, i).copy_(by_token(x.text.narrow(1, first, held)));
+    }
+    wave.joint_counts = counts([&](int r) { return length(tokens, r) * batch * 3 * held * dim; });
+    wave.coming = ranks_.all_to_all(buffer_of(wave.out.flat), wave.out.counts,
+                                    buffer_of(wave.joint.narrow(0, texts, tokens)), wave.joint_counts);
+  }
+
+  // Back go all text and each rank's tokens, of this rank's heads.
+  void answer(Wave& wave, std::int64_t texts, std::int64_t tokens, const AttentionScores& scores) const {
+    const at::Tensor& joint = wave.joint;
+    const std::int64_t batch = joint.size(1), held = joint.size(3), dim = joint.size(4);
+    wave.coming.wait();
+    const auto part = [&](std::int64_t i) { return joint.select(2, i).permute({1, 2, 0, 3}); };
+    const at::Tensor o = by_token(nn::joint_attention(part(0), part(1), part(2), 0, texts, scores));
+    std::vector<at::Tensor> rows;
+    for (int r = 0; r < size(); ++r) {
+      if (texts) rows.push_back(o.narrow(0, 0, texts));
+      rows.push_back(o.narrow(0, texts + even_part(tokens, r, size()).first, length(tokens, r)));
+    }
+    wave.rows = at::cat(rows);
+    wave.rows_counts = counts([&](int r) { return (texts + length(tokens, r)) * batch * held * dim; });
+    const std::int64_t mine = length(tokens, rank());
+    wave.whole = Wire(size(), o.options(), [&](int r) { return Shape{texts + mine, batch, wave.of(r), dim}; });
+    wave.back =
+        ranks_.all_to_all(buffer_of(wave.rows), wave.rows_counts, buffer_of(wave.whole.flat), wave.whole.counts);
+  }
+
+  static at::Tensor by_token(const at::Tensor& x) { return x.permute({2, 0, 1, 3}); }
+
+  const std::int64_t wave_bytes_;
 };
 
 }  // namespace
@@ -229,9 +275,10 @@ std::pair<std::int64_t, std::int64_t> even_part(std::int64_t count, int rank, in
   return {begin, begin + least + (rank < longer ? 1 : 0)};
 }
 
-std::unique_ptr<SequenceParallel> sequence_parallel(std::string_view kind, Communicator& ranks) {
+std::unique_ptr<SequenceParallel> sequence_parallel(std::string_view kind, Communicator& ranks,
+                                                    std::int64_t wave_bytes) {
   if (kind == "ring") return std::make_unique<Ring>(ranks);
-  if (kind == "ulysses") return std::make_unique<Ulysses>(ranks);
+  if (kind == "ulysses") return std::make_unique<Ulysses>(ranks, wave_bytes);
   throw UsageError("sequence", "'" + std::string(kind) + "' is no way to share attention", "ring or ulysses");
 }
 
