@@ -10,6 +10,14 @@ build_packages="g++ cmake ninja-build ccache pkg-config python3 python3-venv lib
 data_packages="openclipart-png openclipart-svg wordnet-base"
 test_packages="libgtest-dev fonts-noto-color-emoji unicode-cldr-core procps"
 
+# setup_room GIB: that a build and what comes with it take, of which a build that is there has its part.
+setup_room() {
+  local wanted=$1 free
+  have_torch || wanted=$((wanted + 6))
+  free=$({ du -sk build 2>/dev/null || echo 0; df -Pk .; } | awk 'NR == 1 { n = $1 } NR == 3 { n += $4 } END { print int(n / 1048576) }')
+  [ "$free" -ge "$wanted" ] || fail "$PWD: $free GiB of disk are free, $wanted are needed; make room, or clone to another disk"
+}
+
 # setup_packages run|check: Debian and Ubuntu packages, with root or through sudo.
 setup_packages() {
   local wanted=$build_packages missing=
@@ -40,10 +48,10 @@ setup_packages() {
 has_torch() { "$1" -c 'import importlib.metadata as m, sys
 v = m.version("torch").split("."); sys.exit(not (int(v[0]), int(v[1])) >= (2, 7))' 2>/dev/null; }
 
+have_torch() { has_torch "$cache/venv/bin/python3" || has_torch python3; }
+
 setup_torch() {
-  for candidate in "$cache/venv/bin/python3" python3; do
-    if has_torch "$candidate"; then return 0; fi
-  done
+  have_torch && return 0
   say "installing LibTorch (the PyPI wheel torch==2.11.0) into $cache/venv"
   mkdir -p "$cache"
   python3 -m venv "$cache/venv"
