@@ -20,6 +20,7 @@ OwnSession::OwnSession(Experiment& run, Communicator& world, int batches)
       Batch b = run.recipe->train_data().read(part, 1);
       b.ids.assign(part.begin(), part.end());
       b.global_ids.assign(global.begin(), global.end());
+      b.index = k;
       b.epoch = 1;  // epoch 0 of FastCLIP has gamma = 1, which hides the moving averages
       return b;
     };
@@ -49,7 +50,7 @@ void OwnSession::move_batches() {
 void OwnSession::advance() {
   session_.context().now.step = step_;
   session_.context().now.epoch = 1;
-  session_.step(mine_[std::size_t(step_) % mine_.size()]);
+  session_.step(mine_[std::size_t(step_) % mine_.size()], &mine_[std::size_t(step_ + 1) % mine_.size()]);
   ++step_;
 }
 

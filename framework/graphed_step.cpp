@@ -204,7 +204,7 @@ bool GraphedStep::replay() {
   return true;
 }
 
-bool GraphedStep::take(const Batch& batch, const Halves& step) {
+bool GraphedStep::take(const Batch& batch, const Batch* next, const Halves& step) {
   if (std::exchange(context_.anew_, false)) {
     forget();
     asked_ = false;  // what could not be recorded may be now
@@ -223,7 +223,7 @@ bool GraphedStep::take(const Batch& batch, const Halves& step) {
     shapes_ = std::move(shapes);
   }
   if (++seen_ <= plain_steps) return false;
-  recipe_.check(batch);
+  recipe_.ready(batch, next);
   fill(batch);
   if (!scalars_) return run_unrecorded(step);
   scalars_->send();

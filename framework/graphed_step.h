@@ -23,9 +23,9 @@ class GraphedStep {
   GraphedStep(Context& context, Recipe& recipe, std::vector<at::Tensor*> results);
   ~GraphedStep();
 
-  // Takes the step, by its halves or by what was recorded of them. False: nothing happened that counts, and the caller
-  // takes it.
-  bool take(const Batch& batch, const Halves& step);
+  // Takes the step, by its halves or by what was recorded of them. next: the batch after it, or null. False: nothing
+  // happened that counts, and the caller takes it.
+  bool take(const Batch& batch, const Batch* next, const Halves& step);
   // The memory that steps read and write is another from here on.
   void forget();
   bool recorded() const { return !graphs_.empty(); }

@@ -63,8 +63,9 @@ class Recipe {
   virtual bool accept(Context&) { return true; }
   // After each step. recorded: backward() and update() may not have been called for it, their work was replayed.
   virtual void step_taken(bool recorded, Context&) { (void)recorded; }
-  // Before a batch whose columns nobody will look at: DataError. Columns may lie on the device already.
-  virtual void check(const Batch&) const {}
+  // Before such a step, whose columns nobody will look at: DataError. `next`: as Context::next, which is null in it.
+  // Columns may lie on the device already.
+  virtual void ready(const Batch& batch, const Batch* next) { (void)batch, (void)next; }
 
   // After the agreed finite check. Sparse rows are applied here, never inside backward.
   virtual void update(const Step&, Context&);

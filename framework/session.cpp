@@ -109,9 +109,9 @@ void Session::step(const Batch& batch, const Batch* next) {
   const OptimizerConfig& o = config_.optimizer;
   context_.now.lr = Schedule{o.schedule, o.lr, o.min_lr, o.warmup, context_.steps, o.cooldown, o.cooldown_power}.at(
       context_.now.step);
-  context_.next = nullptr;  // what is replayed cannot look ahead
+  context_.next = nullptr;  // what is replayed sees no other batch than its own
   const bool recorded =
-      graphed_->take(batch, {[this](const Batch& inputs) { compute(inputs); }, [this] { update(); }});
+      graphed_->take(batch, next, {[this](const Batch& inputs) { compute(inputs); }, [this] { update(); }});
   if (!recorded) {
     context_.next = next;
     compute(batch);

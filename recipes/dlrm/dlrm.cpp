@@ -11,12 +11,12 @@
 #include "recipes/dlrm/charts.h"
 #include "recipes/dlrm/coder.h"
 #include "recipes/dlrm/exchange_switch.h"
+#include "recipes/dlrm/ids_ahead.h"
 #include "recipes/dlrm/link.h"
 #include "recipes/dlrm/plan.h"
 #include "recipes/dlrm/whole_job.h"
 
 #include <cstdio>
-#include <deque>
 #include <numeric>
 #include <ostream>
 
@@ -42,6 +42,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     c.comm("control").all_reduce({&memory, 1, DType::f64}, Op::min).wait();
     tables_.emplace(data_->tables(), shape.dim, config_.embedding.rule(),
                     owners_of(config_, *data_, shape.dim, c.size(), c.config(), memory), c);
+    ids_.emplace(*tables_, c);
     params_ = params.all();
     for (auto& p : tables_->parameters()) params_.push_back(std::move(p));
   }
@@ -58,22 +59,24 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   std::vector<std::string> communicators() const override { return ShardedTables::communicators(); }
 
   at::Tensor backward(const Batch& batch, Context& c) override {
-    if (part_ == 0) tables_->forget();
+    if (ids_->at_begin()) tables_->forget();
     coder_->run_length(c.steps);
     choose_by_link(batch, c);
     const auto gradient_known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward(true)); };
     const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
-    const at::Tensor logits =
-        forward(batch, ids_for(batch, c), c, coder_->forward(tables_->mine(), c.now.step, true), gradient_known);
+    const at::Tensor logits = forward(batch, c.recorded() ? ids_->recorded(batch) : ids_->take(batch), c,
+                                      coder_->forward(tables_->mine(), c.now.step, true), gradient_known);
     const at::Tensor share = binary_loss(logits.to(c.param_type()), label.view({-1}), double(label.size(0) * c.size()));
     c.backward({&share, 1});
     tables_->finish_return();
+    if (c.recorded()) ids_->join_next();
     return share.detach() + tables_->blame();
   }
 
   void update(const Step& s, Context& c) override {
     c.step_optimizers(s);
     tables_->update(lr_of_tables(s, c), c.skip(), c.replayed([this, &c] { return lr_of_tables(c.now, c); }));
+    if (c.recorded()) ids_->advance();
   }
 
   std::optional<std::string> why_not_recorded(const Context& c) const override {
@@ -89,14 +92,13 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     if (recorded && !codes()) tables_->accept();
     report(c);
   }
-  void check(const Batch& batch) const override { tables_->check(batch.columns.at("ids")); }
+  void ready(const Batch& batch, const Batch* next) override { ids_->ready(batch, next); }
 
   std::map<std::string, double> evaluate(Context& c) override {
     Judged judged;
     each_test_batch(c, [&](const auto& batch, const auto& logits, auto own) { add(judged, batch, logits, own); });
     auto metrics = binary_metrics(judged, c.comm("control"));
-    if (codes() && c.param_type() == at::kFloat)
-      c.size() == 1 ? add_alone(metrics, c) : add_exchange(metrics, c);
+    if (codes() && c.param_type() == at::kFloat) c.size() == 1 ? add_alone(metrics, c) : add_exchange(metrics, c);
     return metrics;
   }
 
@@ -206,7 +208,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   // Once, at the first step of the run: the choice is part of its state, so that a resumed run takes the same bits.
   void choose_by_link(const Batch& batch, Context& c) {
     if (config_.compression.choose != "link" || !exchange_.empty()) return;
-    const ExchangeTimes t = time_exchange(*tables_, *coder_, part_of(batch, 0, 1), c);
+    const ExchangeTimes t = time_exchange(*tables_, *coder_, batch.columns.at("ids"), c);
     exchange_ = t.forward.coded < t.forward.raw ? "coded" : "raw";
     exchange_ += t.backward.coded < t.backward.raw ? " coded" : " raw";
     const bool combined = coder_->combines();
@@ -267,36 +269,9 @@ class Dlrm : public Recipe, public ExchangeSwitch {
           coded_ratio(gradients, std::vector(codecs.size(), b.codec), std::vector(codecs.size(), b.bound));
   }
 
-  void forget_sent() {  // waits, or what comes would be written into memory of others
-    for (Sent& s : std::exchange(sent_, {})) s.ids.work.wait();
-  }
-
-  // Those of a step were sent during the step before, if there was one; then those of the next step are.
-  ShardedTables::Ids ids_for(const Batch& batch, Context& c) {
-    if (c.recorded()) return forget_sent(), tables_->send_ids(batch.columns.at("ids"));
-    const std::int64_t parts = c.accumulate();
-    if (sent_.empty() || sent_.front().epoch != batch.epoch || sent_.front().index != batch.index) {
-      forget_sent();
-      sent_.push_back({batch.epoch, batch.index, tables_->send_ids(batch.columns.at("ids"))});
-    }
-    ShardedTables::Ids ids = std::move(sent_.front().ids);
-    sent_.pop_front();
-    if (++part_ < parts) return ids;
-    part_ = 0;
-    for (std::int64_t k = 0; c.next && k < parts; ++k)
-      sent_.push_back({c.next->epoch, c.next->index, tables_->send_ids(part_of(*c.next, k, parts))});
-    return ids;
-  }
-
   double lr_of_tables(const Step& s, const Context& c) const {
     const double own = config_.embedding.lr, peak = c.config().optimizer.lr;
     return own > 0 ? own * (peak > 0 ? s.lr / peak : 1) : s.lr;
-  }
-
-  static at::Tensor part_of(const Batch& batch, std::int64_t k, std::int64_t parts) {
-    const at::Tensor& ids = batch.columns.at("ids");
-    const std::int64_t n = ids.size(0) / parts;
-    return ids.narrow(0, k * n, n);
   }
 
   at::Tensor forward(const Batch& batch, ShardedTables::Ids ids, Context& c, const ShardedTables::CodingOf& coding,
@@ -306,6 +281,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     if (gradient_known && c.accumulate() == 1) tables_->prepare_update();
     const at::Tensor x = model_->bottom(to_device(batch.columns.at("dense"), c.device()).to(c.param_type()));
     at::Tensor rows = tables_->finish_fetch();
+    if (gradient_known && c.recorded()) ids_->send_next();
     if (gradient_known) rows.requires_grad_();
     at::Tensor logits = model_->top(x, rows, tables_->places(), gradient_known);
     if (tables_->settle_fetch()) logits = model_->top(x, rows, tables_->places(), gradient_known);
@@ -384,13 +360,8 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   std::optional<ShardedTables> tables_;
   std::optional<Coder> coder_;
   std::vector<Param> params_;
-  struct Sent {
-    std::int64_t epoch, index;
-    ShardedTables::Ids ids;
-  };
-  std::deque<Sent> sent_;
-  std::string exchange_;   // what the link decided: forward and backward, raw or coded; empty: nothing yet
-  std::int64_t part_ = 0;  // micro-batches of this step that are done
+  std::optional<IdsAhead> ids_;
+  std::string exchange_;  // what the link decided: forward and backward, raw or coded; empty: nothing yet
   std::array<double, 4> bytes_{}, since_evaluation_{};  // forward and backward: plain, sent
 };
 

@@ -81,9 +81,9 @@ void ShardedTables::check(const at::Tensor& ids) const {
         if (*id < -1 || *id >= table.rows) refuse(table, i, *id);
 }
 
-// By owner, then by table.
-void ShardedTables::sort_on_host(const at::Tensor& ids, at::Tensor& sent) const {
+at::Tensor ShardedTables::sort_on_host(const at::Tensor& ids) const {
   const std::int64_t b = ids.size(0), width = ids.size(1);
+  at::Tensor sent = at::empty({ids.numel()}, at::kInt);
   const auto* from = ids.const_data_ptr<std::int32_t>();
   auto* to = sent.mutable_data_ptr<std::int32_t>();
   for (const auto& list : owners_.tables)
@@ -96,6 +96,7 @@ void ShardedTables::sort_on_host(const at::Tensor& ids, at::Tensor& sent) const 
           *to++ = id;
         }
     }
+  return sent;
 }
 
 at::Tensor ShardedTables::sort_on_device(const at::Tensor& ids) {
@@ -113,25 +114,25 @@ at::Tensor ShardedTables::sort_on_device(const at::Tensor& ids) {
   return ids.reshape({-1}).index_select(0, known);
 }
 
+at::Tensor ShardedTables::sorted(const at::Tensor& ids) {
+  return ids.is_cpu() ? sort_on_host(ids) : sort_on_device(ids);
+}
+
 ShardedTables::Ids ShardedTables::send_ids(const at::Tensor& ids) {
-  const std::int64_t b = ids.size(0), own = held_->columns();
-  Ids x;
-  x.b = b;
+  return send_sorted(to_device(sorted(ids), context_.device()), ids.size(0));
+}
+
+ShardedTables::Ids ShardedTables::send_sorted(const at::Tensor& sent, std::int64_t b) {
+  const std::int64_t own = held_->columns();
   std::vector<std::size_t> send;
   for (const auto& list : owners_.tables) {
     send.push_back(0);
     for (const std::int64_t t : list) send.back() += std::size_t(b * all_[std::size_t(t)].width);
   }
-  if (ids.is_cpu()) {
-    at::Tensor sent = at::empty({ids.numel()}, at::kInt);
-    sort_on_host(ids, sent);
-    x.sent = to_device(sent, context_.device());
-  } else {
-    x.sent = sort_on_device(ids);
-  }
-  x.received = ranks_ == 1 ? x.sent.view({1, own * b}) : at::empty({ranks_, own * b}, x.sent.options());
-  x.work = context_.comm("ids").all_to_all(buffer_of(x.sent), send, buffer_of(x.received),
-                                           each(std::size_t(own * b), ranks_));
+  Ids x{.sent = sent, .received = {}, .b = b};
+  x.received = ranks_ == 1 ? sent.view({1, own * b}) : at::empty({ranks_, own * b}, sent.options());
+  x.work =
+      context_.comm("ids").all_to_all(buffer_of(sent), send, buffer_of(x.received), each(std::size_t(own * b), ranks_));
   return x;
 }
 
@@ -250,11 +251,11 @@ bool ShardedTables::accept() {
 void ShardedTables::settle_return() {
   if (!std::exchange(returning_, false)) return;
   if (!context_.recorded()) try {
-    backward_->settle();
-    backward_->join();
-  } catch (const BadChunk& e) {
-    name_table(e, mine());
-  }
+      backward_->settle();
+      backward_->join();
+    } catch (const BadChunk& e) {
+      name_table(e, mine());
+    }
   if (!context_.recorded()) look_at_room();
   const std::int64_t n = std::int64_t(held_->size());
   if (received_groups_) restore(returned_, *received_groups_);

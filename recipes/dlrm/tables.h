@@ -38,6 +38,9 @@ class ShardedTables {
   // ids i32 [b, width], in host memory: DataError where one is outside its table. Or on the device: then nobody looks.
   Ids send_ids(const at::Tensor& ids);
   void check(const at::Tensor& ids) const;  // what send_ids() does of it
+  // The two halves of it: by owner, then by table, where the ids lie; and from the device, sent being read there.
+  at::Tensor sorted(const at::Tensor& ids);
+  Ids send_sorted(const at::Tensor& sent, std::int64_t b);
   // Looks the ids up, and starts the rows on their way.
   using CodingOf = std::function<Coding(const at::Tensor& rows)>;  // of [chunks, b, d], destination by destination
   void start_fetch(Ids ids, const CodingOf& coding);
@@ -75,7 +78,7 @@ class ShardedTables {
   struct Waiting {
     at::Tensor ids, gradient, sorted;  // [ranks, b * width], [ranks, tables, b, d], of prepare_update()
   };
-  void sort_on_host(const at::Tensor& ids, at::Tensor& sent) const;
+  at::Tensor sort_on_host(const at::Tensor& ids) const;
   [[noreturn]] static void refuse(const Table& table, std::int64_t sample, std::int32_t id);
   at::Tensor sort_on_device(const at::Tensor& ids);
   void settle_return();

@@ -193,17 +193,24 @@ struct Trained {
 };
 
 // Steps [first, last). Until step 4, and in 12 to 16, rank 1 has one sample over and over, whose codes are short.
-void steps(Session& session, Experiment& e, std::int64_t first, std::int64_t last, Trained& run) {
+// ahead: each step knows the next one's batch.
+void steps(Session& session, Experiment& e, std::int64_t first, std::int64_t last, bool ahead, Trained& run) {
   const int rank = session.context().rank(), ranks = session.context().size();
   const auto ids = e.recipe->train_ids();
   const std::int64_t own = e.train.batch_size / ranks;
-  for (std::int64_t s = first; s < last; ++s) {
-    session.context().now.step = s;
+  const auto batch_at = [&](std::int64_t s) {
     std::vector<std::int64_t> mine;
     for (std::int64_t i = 0; i < own; ++i)
       mine.push_back(ids[std::size_t(s % 10 * e.train.batch_size + rank * own +
                                      (rank == 1 && (s < 4 || (s >= 12 && s < 17)) ? 0 : i))]);
-    session.step(e.recipe->train_data().read(mine, 0));
+    Batch batch = e.recipe->train_data().read(mine, 0);
+    batch.index = s;
+    return batch;
+  };
+  for (std::int64_t s = first; s < last; ++s) {
+    session.context().now.step = s;
+    const Batch batch = batch_at(s), next = batch_at(s + 1);
+    session.step(batch, ahead ? &next : nullptr);
     run.losses.push_back(session.loss());
     run.logged = session.take_logged();
     if (session.replays()) run.replayed.push_back(s);
@@ -211,7 +218,7 @@ void steps(Session& session, Experiment& e, std::int64_t first, std::int64_t las
 }
 
 // to: on as many ranks, from a checkpoint after step `saved` on; 0: without one.
-Trained train(int ranks, const std::vector<std::string>& keys, std::int64_t saved = 0) {
+Trained train(int ranks, const std::vector<std::string>& keys, std::int64_t saved = 0, bool ahead = false) {
   const std::string folder = ::testing::TempDir() + "dlrm_room";
   std::filesystem::remove_all(folder);
   std::filesystem::create_directories(folder);
@@ -234,7 +241,7 @@ Trained train(int ranks, const std::vector<std::string>& keys, std::int64_t save
       Checkpoints checkpoints(folder, 1, world);
       if (second) session.restore(checkpoints.load(saved), state);
       Trained own;
-      steps(session, e, second ? saved : 0, saved && !second ? saved : last, own);
+      steps(session, e, second ? saved : 0, saved && !second ? saved : last, ahead, own);
       if (saved && !second) {
         checkpoints.save(saved, Snapshot::take(state, world.rank()), "{}");
         checkpoints.finish();
@@ -242,8 +249,7 @@ Trained train(int ranks, const std::vector<std::string>& keys, std::int64_t save
       }
       const std::lock_guard lock(mutex);
       for (const auto& p : session.parameters()) result.weights[p.name] = p.value.detach().clone();
-      if (world.rank() == 0)
-        result.losses = own.losses, result.logged = own.logged, result.replayed = own.replayed;
+      if (world.rank() == 0) result.losses = own.losses, result.logged = own.logged, result.replayed = own.replayed;
     });
   }
   std::filesystem::remove_all(folder);
@@ -308,6 +314,7 @@ TEST(Room, RecordedStepsTrainAsExactDoes) {
     for (const auto& [name, value] : room.logged)
       EXPECT_NEAR(graph.logged.at(name), value, name.ends_with("overflows") ? 0 : 0.05 * value) << name;
     expect_equal(exact, train(ranks, keys, 20), "resumed");
+    expect_equal(exact, train(ranks, keys, 0, true), "ids sent ahead");
   }
 }
 
@@ -333,9 +340,9 @@ TEST(Room, ChangesWhereItMust) {
     const auto use = [&](std::int64_t bytes) {
       const std::vector<std::int64_t> needed{world.rank() == 0 ? 0 : bytes, world.rank() == 0 ? bytes : 0};
       (void)room.known_for(4);
-      return room.note(needed, room.to()[std::size_t(1 - world.rank())] == 0 ? std::nullopt
-                                                                             : std::optional(room.enough(needed)),
-                       world);
+      return room.note(
+          needed, room.to()[std::size_t(1 - world.rank())] == 0 ? std::nullopt : std::optional(room.enough(needed)),
+          world);
     };
     const auto other = std::size_t(1 - world.rank());
     for (int i = 0; i < 64; ++i) use(800);

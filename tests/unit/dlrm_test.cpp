@@ -408,6 +408,70 @@ TEST(Dlrm, RecordedStepsRefuseAnIdBeyondItsTable) {
   });
 }
 
+// Ids of a step travel during the one before, also where steps are recorded: step 2 is the first that is not as it is.
+// Step 6 says that another one follows than does, step 8 knows of none; in `never` no step does.
+TEST(Dlrm, RecordedStepsSendTheIdsOfTheNext) {
+  const FakeGraphs fake;
+  struct Run {
+    std::vector<double> losses;
+    std::uint64_t sent = 0;
+  };
+  const auto run = [](int ranks, const std::string& graph, bool never) {
+    Run result;
+    run_loopback(ranks, [&](Communicator& world) {
+      Experiment e(Config::parse(yaml(), "dlrm.yaml", {"graph=" + graph, "embedding.optimizer=rowwise_adagrad"}));
+      Session session(world, e.train, *e.recipe);
+      FakeGraphs::context = &session.context();
+      const std::int64_t own = 48 / ranks;
+      const auto batch_at = [&](std::int64_t index) {
+        std::vector<std::int64_t> ids;
+        for (std::int64_t i = 0; i < own; ++i) ids.push_back((index * 48 + world.rank() * own + i) % 480);
+        Batch b = e.recipe->train_data().read(ids, 0);
+        b.index = index;
+        return b;
+      };
+      std::vector<double> losses;
+      for (std::int64_t s = 0; s < 12; ++s) {
+        session.context().now.step = s;
+        const Batch batch = batch_at(s), next = batch_at(s == 6 ? 1 : s + 1);
+        session.step(batch, never || s == 8 ? nullptr : &next);
+        losses.push_back(session.loss());
+        EXPECT_EQ(session.replays(), graph == "on" && s > 2) << s;
+      }
+      if (world.rank() == 0) result = {losses, session.stats("ids").calls};
+    });
+    return result;
+  };
+  for (const int ranks : {2, 3}) {
+    const Run plain = run(ranks, "off", false), graph = run(ranks, "on", false), never = run(ranks, "on", true);
+    EXPECT_EQ(graph.losses, plain.losses) << ranks;
+    EXPECT_EQ(never.losses, plain.losses) << ranks;
+    EXPECT_EQ(plain.sent, 12u + 1 + 1) << "of the wrong step, of the one behind the last";
+    EXPECT_EQ(graph.sent, plain.sent + 1) << "step 8 sends what nobody asks for";
+    EXPECT_EQ(never.sent, 12u);
+  }
+}
+
+// Refused where they are sent, a step ahead of where they would be looked up.
+TEST(Dlrm, RecordedStepsRefuseAnIdOfTheNext) {
+  const FakeGraphs fake;
+  run_loopback(2, [&](Communicator& world) {
+    Experiment e(Config::parse(yaml(), "dlrm.yaml", {"graph=on"}));
+    Session session(world, e.train, *e.recipe);
+    FakeGraphs::context = &session.context();
+    const std::vector<std::int64_t> ids{1, 2, 3, 4};
+    Batch batch = e.recipe->train_data().read(ids, 0);
+    for (std::int64_t s = 0; s < 5; ++s) {
+      session.context().now.step = s;
+      session.step(batch, &batch);
+    }
+    EXPECT_TRUE(session.replays());
+    Batch next = e.recipe->train_data().read(ids, 0);
+    next.columns.at("ids")[2][7] = 1000000000;
+    EXPECT_THROW(session.step(batch, &next), DataError);
+  });
+}
+
 // ---- the exchange ----
 
 TEST(Dlrm, WithoutLossTheCodedExchangeIsThePlainOne) {
