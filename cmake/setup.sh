@@ -14,7 +14,7 @@ test_packages="libgtest-dev fonts-noto-color-emoji unicode-cldr-core procps"
 setup_room() {
   local wanted=$1 free
   have_torch || wanted=$((wanted + 6))
-  free=$({ du -sk build 2>/dev/null || echo 0; df -Pk .; } | awk 'NR == 1 { n = $1 } NR == 3 { n += $4 } END { print int(n / 1048576) }')
+  free=$({ { du -sk build 2>/dev/null; echo 0; } | head -n 1; df -Pk .; } | awk 'NR == 1 { n = $1 } NR == 3 { n += $4 } END { print int(n / 1048576) }')
   [ "$free" -ge "$wanted" ] || fail "$PWD: $free GiB of disk are free, $wanted are needed; make room, or clone to another disk"
 }
 

@@ -107,6 +107,7 @@ inline Outcome run_words(std::vector<std::string> words, const std::vector<std::
                              "OMP_NUM_THREADS=1", "ASAN_OPTIONS=detect_leaks=0:protect_shadow_gap=0"})
       putenv(const_cast<char*>(pair));
     for (const auto& pair : environment) putenv(const_cast<char*>(pair.c_str()));
+    for (const char* name : {"GTEST_TOTAL_SHARDS", "GTEST_SHARD_INDEX"}) unsetenv(name);  // the ranks' test is one
     execvp(arguments[0], arguments.data());
     _exit(127);
   }

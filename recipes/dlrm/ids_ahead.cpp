@@ -20,7 +20,7 @@ void IdsAhead::forget() {
 }
 
 ShardedTables::Ids IdsAhead::take(const Batch& batch) {
-  looks_ahead_.reset(), stands_.reset(), coming_ = {};
+  stands_.reset(), coming_ = {};
   const std::int64_t parts = context_.accumulate();
   if (sent_.empty() || sent_.front().number != number_of(batch)) {
     forget();

@@ -21,7 +21,7 @@ class IdsAhead {
   void forget();
 
   // Steps that are recorded (Context::recorded) find ids in memory that stays, and send those of the step after theirs
-  // from there: where that is known when they are recorded, otherwise their own.
+  // from there: where that was known when the first one was recorded, otherwise their own.
   void ready(const Batch& batch, const Batch* next);  // by the host, before a step is recorded or replayed
   ShardedTables::Ids recorded(const Batch& batch);
   void send_next();  // when rows are there: the link has nothing else to do
@@ -42,7 +42,7 @@ class IdsAhead {
   Context& context_;
   std::deque<Sent> sent_;            // of the step to come, by micro-batch
   std::int64_t part_ = 0;            // the micro-batch of this step
-  std::optional<bool> looks_ahead_;  // recorded steps; none: they begin
+  std::optional<bool> looks_ahead_;  // recorded steps do, for good; none: there was none yet
   ShardedTables::Ids standing_, coming_;
   std::optional<Number> stands_;  // whose ids those will be once what is enqueued has run
   at::Tensor input_;              // what a step sends for the one after it

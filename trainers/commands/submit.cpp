@@ -164,7 +164,7 @@ std::string reasons(const std::string& err) {
 
 }  // namespace
 
-std::vector<std::vector<std::string>> sweep(const std::vector<std::string>& overrides) {
+std::vector<std::vector<std::string>> tasks_of(const std::vector<std::string>& overrides) {
   std::vector<std::vector<std::string>> tasks(1);
   for (const auto& o : overrides) {
     const auto equals = o.find('=');
@@ -239,7 +239,7 @@ int submit_command(const SubmitOptions& o) {
     if (!word.starts_with('-'))
       throw UsageError("command line", word + " after --: not an option of sbatch", "write --name=value");
   check_time(o.time);
-  const auto tasks = sweep(o.overrides);
+  const auto tasks = tasks_of(o.overrides);
   for (const auto& task : tasks) {
     TrainOptions train;
     train.file = o.file;

@@ -22,7 +22,7 @@ extern const char* const launch_sbatch;
 // Every combination of the values of `key=a,b,c`, the last key fastest; one combination if there is no such list.
 // Commas within [...], {...} or a quoted item do not separate. Throws UsageError on an empty item or more than
 // 10,000 combinations.
-std::vector<std::vector<std::string>> sweep(const std::vector<std::string>& overrides);
+std::vector<std::vector<std::string>> tasks_of(const std::vector<std::string>& overrides);
 
 // The script for these tasks, made from launch.sbatch: every value is quoted, control characters (newlines above all)
 // are refused with UsageError. `program` and `folder`: absolute paths of this program and of where it runs.
