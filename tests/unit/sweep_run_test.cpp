@@ -649,6 +649,19 @@ TEST_F(TaskRun, GoesOnFromAnAdapter) {
   EXPECT_SAYS(said([&] { alone(); }), (dir / "bad").string() + "/adapter_model.safetensors: tensor");
 }
 
+// Layers stay on their ranks and jobs fill a pipeline: the same sweep as with gathered layers.
+TEST_F(TaskRun, APipelineIsTheSameSweep) {
+  for (const int ranks : {2, 4}) {
+    sweep.parallel = "gather";
+    const Result gathered = on(ranks);
+    sweep.parallel = "pipeline";
+    const Result piped = on(ranks);
+    expect_close(gathered.losses, piped.losses, 2e-4);
+    EXPECT_EQ(exits(gathered.decisions), exits(piped.decisions));
+    EXPECT_EQ(gathered.outcome.winner, piped.outcome.winner);
+  }
+}
+
 TEST_F(TaskRun, RanksKeepWholeAdapters) {
   sweep.early_exit.enabled = false;
   sweep.train.checkpointing = true;

@@ -52,7 +52,7 @@ struct SweepConfig {
   LoraConfig lora;
   JobTrainConfig train;
   EarlyExitConfig early_exit;
-  std::string arm = "grouped", backend = "kernels";
+  std::string arm = "grouped", backend = "kernels", parallel = "auto";
   double memory_margin = 0.9, memory_capacity = 0;
   std::int64_t slots = 0, checkpoint_every = 200;
   bool steal = true;

@@ -17,6 +17,7 @@
 #include "trainers/sweep/pack.h"
 #include "trainers/sweep/roster.h"
 #include "trainers/sweep/sharded_backbone.h"
+#include "trainers/sweep/stage.h"
 
 #include <chrono>
 #include <functional>
@@ -115,6 +116,11 @@ class Executor {
   bool due(std::int64_t job) const;
   bool here(std::int64_t job) const;  // in a slot of this rank
   void train_pass();
+  void begin_stages(const Placement& place);
+  void burst();
+  std::int64_t burst_steps() const;
+  AdapterPipeline::Pack piece_of(std::int64_t job, std::int64_t step, std::size_t piece) const;
+  void add_step(std::vector<Pack>& packs, std::int64_t job, std::int64_t step) const;
   at::Tensor step_in_pieces(const std::vector<std::int64_t>& jobs, const std::vector<Pack>& packs);
   std::vector<Pack> step_packs(const std::vector<std::int64_t>& jobs) const;
   std::int64_t padded_length(const std::vector<std::int64_t>& jobs) const;
@@ -150,6 +156,8 @@ class Executor {
   std::unique_ptr<nn::AdapterOptimizer> optimizer_;
   std::unique_ptr<Communicator> gathers_;
   std::unique_ptr<ShardedBackbone> sharded_;
+  std::unique_ptr<Stage> stage_;   // where the task's ranks are a pipeline
+  double burst_step_seconds_ = 0;  // by the last burst
   std::vector<double> job_seconds_;
   std::map<std::int64_t, double> unsettled_tokens_;  // of each job, in passes whose time is not yet its own
   double unsettled_seconds_ = 0;
