@@ -130,16 +130,19 @@ TEST_F(SweepCommand, InTurnTooOneFailsAlone) {
   EXPECT_TRUE(over("turn/fine"));
 }
 
-// A folder from before train.pad was a key went without, and goes on so.
+// A folder from before train.pad and execution.parallel were keys went without, and goes on so.
 TEST_F(SweepCommand, GoesOnInAFolderThatKnowsNoPadding) {
   write_text(dir() / "old.yaml", sweep(task("one", "")));
   const Words again = {"sweep", "old.yaml", "--out", "old"};
   ASSERT_EQ(trireme(again).code, 0);
   const fs::path saved = dir() / "old/config.resolved.yaml";
   std::string settings = read_text(saved);
-  const std::size_t at = settings.find("  pad: auto\n");
-  ASSERT_NE(at, settings.npos) << settings;
-  write_text(saved, settings.erase(at, std::string("  pad: auto\n").size()));
+  for (const std::string line : {"  pad: auto\n", "  parallel: auto\n"}) {
+    const std::size_t at = settings.find(line);
+    ASSERT_NE(at, settings.npos) << settings;
+    settings.erase(at, line.size());
+  }
+  write_text(saved, settings);
   fs::remove(dir() / "old/one/result.json");
   for (const char* pad : {"auto", "off", "auto"}) {
     const Outcome o = trireme({"sweep", "old.yaml", "train.pad=" + std::string(pad), "--out", "old"});

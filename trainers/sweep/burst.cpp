@@ -1,25 +1,88 @@
 // The executor's steps where the ranks of a task are a pipeline: bursts between two moments at which anything is
 // decided (an evaluation of any job, with which jobs also end and rotate, a checkpoint, a request to stop).
+#include "comm/error.h"
+#include "data/file.h"
+#include "framework/base/agree.h"
 #include "trainers/sweep/executor.h"
 
 #include <algorithm>
 #include <chrono>
+#include <filesystem>
+#include <iostream>
+#include <utility>
 
 #include <ATen/ATen.h>
 
 namespace trireme::sweep {
 namespace {
 
-constexpr double longest_burst = 5;           // seconds: so soon a request to stop is heard
+namespace fs = std::filesystem;
+
 constexpr std::int64_t first_burst = 4, most_steps = 256;
+
+// Has a task been saved in this folder?
+bool saved_in(const std::string& folder) {
+  std::error_code ignored;
+  return fs::exists(folder + "/ckpt", ignored) && !fs::is_empty(folder + "/ckpt", ignored);
+}
 
 }  // namespace
 
+// What the task has chosen, in its folder, or chooses now, once. What was begun without a choice goes on gathered.
+bool Executor::wants_pipeline() {
+  const bool several = ranks_.size() > 1 && task_.objective != "dpo";
+  if (sweep_.parallel == "pipeline" || sweep_.parallel == "gather" || !several) return sweep_.parallel == "pipeline";
+  const std::string file = folder_ + "/parallel.json";
+  enum : std::int64_t { gathered, piped, open } chosen = open;
+  trireme::agree(ranks_, attempt([&] {
+                   if (ranks_.rank() != 0) return;
+                   if (fs::exists(file)) {
+                     const auto text = read_file(file, 1 << 16);
+                     chosen = ParallelChoice::load({text.begin(), text.end()}, file).pipeline ? piped : gathered;
+                   } else if (saved_in(folder_) || !model_.device().is_cuda()) {
+                     chosen = gathered;
+                   }
+                 }));
+  auto told = std::int64_t(chosen);
+  ranks_.broadcast({&told, 1, DType::i64}, 0).wait();
+  if (told != open) return told == piped;
+  const auto costs = no_stages(model_, *store_, ranks_.size()).empty() ? parallel_costs() : std::nullopt;
+  if (!costs) return false;
+  const ParallelChoice choice = choose_parallel(*costs);
+  trireme::agree(ranks_, attempt([&] {
+                   if (ranks_.rank() != 0) return;
+                   make_folder(system_io(), folder_);
+                   replace_durably(system_io(), file, choice.save());
+                 }));
+  if (ranks_.rank() == 0)
+    std::cerr << task_.name << ": " << ranks_.size() << " ranks "
+              << (choice.pipeline ? "are a pipeline that all jobs fill" : "gather layers") << ": a step is predicted at "
+              << choice.gathered << " s gathered, " << choice.pipelined << " s as a pipeline\n";
+  return choice.pipeline;
+}
+
+// What is under way on a stage is no more than the mean rank keeps of its own jobs, but where several pieces of a job
+// are at a time.
+MemoryLimit Executor::pipeline_limit() const {
+  MemoryLimit limit = limit_;
+  limit.model.copies = 2;
+  if (sweep_.train.accumulate > 1) limit.model.per_token *= 2;
+  return limit;
+}
+
 void Executor::begin_stages(const Placement& place) {
-  if (sweep_.parallel != "pipeline") return;
-  const std::string why = no_stages(model_, *store_, ranks_.size());
-  if (!why.empty())
-    throw UsageError(task_.place, "execution.parallel: pipeline: " + why, "say gather, or auto");
+  if (!wants_pipeline()) return;
+  const std::string why = task_.objective == "dpo" ? "preference pairs are not made for it"
+                                                   : no_stages(model_, *store_, ranks_.size());
+  std::int64_t goes_on = saved_in(folder_);
+  ranks_.broadcast({&goes_on, 1, DType::i64}, 0).wait();
+  if (!why.empty() && !goes_on)
+    throw UsageError(task_.place, "execution.parallel is pipeline, but " + why, "say auto or gather");
+  if (!why.empty()) {
+    if (ranks_.rank() == 0) std::cerr << task_.name << ": goes on with gathered layers: " << why << "\n";
+    return;
+  }
+  limit_ = pipeline_limit();
   const auto split = [&] { return for_device(ranks_.split(0, ranks_.rank()), place, {}); };
   stage_ = std::make_unique<Stage>(model_, *store_, *optimizer_, *sharded_, sweep_.train, split(), split());
 }
@@ -65,24 +128,30 @@ void Executor::burst() {
   step.back() = -burst_steps();
   ranks_.all_reduce({step.data(), step.size(), DType::i64}, Op::max).wait();
   const std::int64_t steps = -step.back(), pieces = sweep_.train.accumulate;
-  const auto losses = stage_->burst(
-      places, jobs_, {std::ssize(places) * pieces, pieces},
-      [&](std::int64_t n, std::int64_t place) {
-        const std::int64_t job = running[std::size_t(place / pieces)];
-        return piece_of(job, step[std::size_t(job)] + n, std::size_t(place % pieces));
-      },
-      steps);
+  std::vector<std::int64_t> tokens(std::size_t(ranks_.size()), 0);
+  const auto pack = [&](std::int64_t n, std::int64_t place) {
+    const Stage::Place& p = places[std::size_t(place / pieces)];
+    auto found = piece_of(p.slot, step[std::size_t(p.slot)] + n, std::size_t(place % pieces));
+    const std::int64_t more = found.batch.tokens.ids.size(0);
+    tokens[std::size_t(p.rank)] += more;
+    if (p.rank == ranks_.rank()) unsettled_tokens_[p.slot] += double(more);
+    return found;
+  };
+  const auto losses = stage_->burst(places, jobs_, {std::ssize(places) * pieces, pieces}, pack, steps);
   std::size_t own = 0;
   for (const auto& p : places) {
     if (p.rank != ranks_.rank()) continue;
     const at::Tensor& all = losses[own++];
     for (std::int64_t n = 0; n < steps; ++n) jobs_[std::size_t(p.slot)].stepped(all[n]);
-    unsettled_tokens_[p.slot] += double(steps * loads_[std::size_t(p.slot)].tokens);
   }
   passes_ += steps, tick_ += steps - 1;
-  const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  unsettled_seconds_ += took;
-  burst_step_seconds_ = took / double(steps);
+  const auto took = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
+  unsettled_seconds_ += took();
+  window_.warm = std::exchange(window_.jobs, running) != running;  // other jobs than before make plans
+  window_.begin = begin, window_.passes = steps;
+  window_.tokens = double(*std::ranges::max_element(tokens) / pieces);
+  settle();
+  burst_step_seconds_ = took() / double(steps);
 }
 
 }  // namespace trireme::sweep

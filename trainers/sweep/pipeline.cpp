@@ -3,7 +3,6 @@
 #include "framework/base/tensor.h"
 #include "framework/losses/token_loss.h"
 
-#include <algorithm>
 #include <utility>
 
 #include <ATen/ATen.h>
@@ -35,18 +34,9 @@ AdapterPipeline::AdapterPipeline(CausalLm& stage, nn::AdapterStore& store, nn::A
   losses_ = at::zeros({store_.slots()}, at::TensorOptions(stage_.device()).dtype(at::kFloat));
 }
 
-void AdapterPipeline::fill(Shape shape, Source source, std::int64_t steps) {
+void AdapterPipeline::fill(PipelineShape shape, Source source, std::int64_t steps) {
   shape_ = shape, source_ = std::move(source), steps_ = steps;
   tick_ = 0;
-}
-
-std::int64_t AdapterPipeline::period(Shape shape, std::int64_t ranks) {
-  return std::max(shape.packs, shape.of_job + 2 * ranks - 2);
-}
-
-std::int64_t AdapterPipeline::ticks(Shape shape, std::int64_t ranks, std::int64_t steps) {
-  if (steps == 0 || shape.packs == 0) return 0;
-  return (steps - 1) * period(shape, ranks) + shape.packs + 3 * ranks - 4;
 }
 
 AdapterPipeline::Flight* AdapterPipeline::at(std::int64_t delay) {
@@ -174,7 +164,7 @@ void AdapterPipeline::drain() {
 }
 
 void AdapterPipeline::run() {
-  for (std::int64_t t = ticks(shape_, ranks_.size(), steps_); t > 0; --t) tick();
+  for (std::int64_t t = pipeline_ticks(shape_, ranks_.size(), steps_); t > 0; --t) tick();
 }
 
 }  // namespace trireme::sweep

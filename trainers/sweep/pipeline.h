@@ -11,6 +11,7 @@
 #pragma once
 #include "comm/communicator.h"
 #include "framework/adapter_step.h"
+#include "trainers/sweep/parallel.h"
 
 #include <functional>
 #include <limits>
@@ -25,10 +26,6 @@ class AdapterPipeline {
     AdapterBatch batch;  // counts: of the jobs' whole batches. Without rows: nothing is to do
     bool ends = true;    // the last of its jobs' step
   };
-  // Packs of a step of all jobs, a job's in a row; of_job: the most of one.
-  struct Shape {
-    std::int64_t packs = 0, of_job = 1;
-  };
   // The pack of a step and place, the same on all ranks, asked once each, in the order in which they begin.
   using Source = std::function<Pack(std::int64_t step, std::int64_t place)>;
   static constexpr std::int64_t no_end = std::numeric_limits<std::int64_t>::max() / 4;
@@ -38,14 +35,12 @@ class AdapterPipeline {
   AdapterPipeline(CausalLm& stage, nn::AdapterStore& store, nn::AdapterOptimizer& optimizer, Communicator& ranks);
 
   // What it is filled with from now on, so many steps of it; while it is empty.
-  void fill(Shape shape, Source source, std::int64_t steps = no_end);
+  void fill(PipelineShape shape, Source source, std::int64_t steps = no_end);
   void tick();   // collective
   void drain();  // collective: what is under way ends, and nothing begins
   void run();    // collective: all steps
-  std::int64_t period() const { return period(shape_, ranks_.size()); }  // ticks a step of all jobs
-  static std::int64_t period(Shape shape, std::int64_t ranks);
-  static std::int64_t ticks(Shape shape, std::int64_t ranks, std::int64_t steps);  // of run()
-  std::int64_t bytes_sent() const { return sent_; }                                // of this rank, so far
+  std::int64_t period() const { return pipeline_period(shape_, ranks_.size()); }  // ticks a step of all jobs
+  std::int64_t bytes_sent() const { return sent_; }                               // of this rank, so far
   // Called on the last rank with a job's mean loss of each step, f32 on the device.
   void on_loss(std::function<void(std::int64_t slot, at::Tensor loss)> f) { heard_ = std::move(f); }
 
@@ -76,7 +71,7 @@ class AdapterPipeline {
   nn::AdapterStore& store_;
   nn::AdapterOptimizer& optimizer_;
   Communicator& ranks_;
-  Shape shape_;
+  PipelineShape shape_;
   Source source_;
   std::function<void(std::int64_t, at::Tensor)> heard_;
   std::map<std::int64_t, Flight> flights_;  // by the tick in which they began

@@ -211,7 +211,7 @@ std::vector<at::Tensor> Stage::bring_back(std::span<const Place> places, const s
 }
 
 std::vector<at::Tensor> Stage::burst(std::span<const Place> places, const std::vector<Job>& jobs,
-                                     AdapterPipeline::Shape shape, AdapterPipeline::Source source,
+                                     PipelineShape shape, AdapterPipeline::Source source,
                                      std::int64_t steps) {
   {
     const at::NoGradGuard no_grad;

@@ -33,7 +33,7 @@ class Stage {
   // So many steps of these jobs, the same on all ranks: a pipeline's shape and packs. -> of this rank's jobs, in their
   // order, f32 [steps]: the mean losses.
   std::vector<at::Tensor> burst(std::span<const Place> places, const std::vector<Job>& jobs,
-                                AdapterPipeline::Shape shape, AdapterPipeline::Source source, std::int64_t steps);
+                                PipelineShape shape, AdapterPipeline::Source source, std::int64_t steps);
   // What stages have of a job's adapter is that adapter no more: on all ranks.
   void forget(std::int64_t slot);
 
