@@ -1,5 +1,5 @@
-// The pipeline filled with different adapters (trainers/sweep/pipeline.h) on the jobs of the benchmark: a job's samples at
-// a time (mLoRA), or micro-batches of several jobs, whose adapters lie side by side in one product (LoRAFusion).
+// The pipeline filled with different adapters (trainers/sweep/pipeline.h) on the jobs of the benchmark: a job's samples
+// at a time (mLoRA), or micro-batches of several jobs, whose adapters lie side by side in one product (LoRAFusion).
 #pragma once
 #include "bench/adapter_jobs.h"
 #include "comm/communicator.h"
@@ -17,7 +17,7 @@ class PipelinedJobs {
   // packs: the fewest groups of equally many jobs that leave no time without work. Packs of either take at most
   // pass_tokens, or a sample a job. Collective.
   PipelinedJobs(AdapterJobs jobs, Communicator& world, const Placement& place, Filling filling = Filling::jobs);
-  void set_shape(std::int64_t length, std::int64_t batch);  // while it is empty
+  void set_shape(std::int64_t length, std::int64_t batch);     // while it is empty
   std::int64_t period() const { return pipeline_->period(); }  // ticks a step of all jobs
   std::int64_t packs() const { return std::int64_t(packs_.size()); }
   void tick() { pipeline_->tick(); }    // collective

@@ -155,6 +155,28 @@ TEST_F(SweepCommand, GoesOnInAFolderThatKnowsNoPadding) {
   EXPECT_TRUE(holds(other.errors()[0], "holds a sweep with other values of train.pad;")) << other;
 }
 
+// Ranks as a pipeline, by the key alone; one rank is told.
+TEST_F(SweepCommand, RanksAreAPipeline) {
+  write_text(dir() / "pipe.yaml", sweep(task("one", "")));
+  const auto decisions = [&](const std::string& parallel) {
+    const std::string out = "pipe_" + parallel;
+    const Outcome o = trireme({"sweep", "pipe.yaml", "execution.parallel=" + parallel, "--ranks", "2", "--out", out});
+    EXPECT_EQ(o.code, 0) << o;
+    std::vector<std::string> all;
+    std::istringstream lines(read_text(dir() / out / "one/decisions.jsonl"));
+    for (std::string line; std::getline(lines, line);) {
+      const auto d = nlohmann::json::parse(line);
+      all.push_back(d.at("job").get<std::string>() + d.at("step").dump() + d.at("decision").get<std::string>());
+    }
+    return all;
+  };
+  EXPECT_EQ(decisions("pipeline"), decisions("gather"));
+  const Outcome alone = trireme({"sweep", "pipe.yaml", "execution.parallel=pipeline", "--out", "pipe_alone"});
+  EXPECT_EQ(alone.code, 2) << alone;
+  ASSERT_EQ(alone.errors().size(), 1u) << alone;
+  EXPECT_TRUE(holds(alone.errors()[0], "execution.parallel is pipeline, but a pipeline takes several ranks")) << alone;
+}
+
 // Quickstarts have one file name, so one default folder: what another command left there is not written over.
 TEST_F(SweepCommand, ResultsOfAnotherCommandAreKept) {
   write_text(dir() / "one.yaml", sweep(task("one", "")));

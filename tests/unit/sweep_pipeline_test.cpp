@@ -1,13 +1,12 @@
-// A sweep whose ranks are a pipeline that all jobs fill: the same sweep as with gathered layers, to the bit where it was
-// stopped, with bytes by formula, chosen once by what steps take.
+// A sweep whose ranks are a pipeline that all jobs fill: the same sweep as with gathered layers, to the bit where it
+// was stopped, with bytes by formula, chosen once by what steps take.
 #include "tests/unit/said.h"
 #include "tests/unit/task_run.h"
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <mutex>
-#include <numeric>
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -59,10 +58,9 @@ TEST_F(PipelineRun, ClipsByAllLayers) {
   const Result clipped = by("gather", 2);
   expect_same(clipped, by("pipeline", 2), "2 ranks");
   expect_same(clipped, by("pipeline", 4), "4 ranks");
-  double most = 0;
   const auto x = by_line(unclipped.losses), y = by_line(clipped.losses);
-  for (const auto& [key, value] : x) most = std::max(most, std::abs(value - y.at(key)));
-  EXPECT_GT(most, 5e-3) << "clipping changed nothing";
+  EXPECT_TRUE(std::ranges::any_of(x, [&](const auto& line) { return std::abs(line.second - y.at(line.first)) > 5e-3; }))
+      << "clipping changed nothing";
 }
 
 // Two places for six jobs of two sizes: they rotate, park and move; masks and pieces are the jobs' own.
@@ -71,10 +69,8 @@ TEST_F(PipelineRun, JobsRotateAndPark) {
   sweep.lora.dropout = 0.3;
   expect_same_on({2}, "rotation");
   sweep.slots = 3;
-  for (const std::int64_t pieces : {2, 3}) {
-    sweep.train.accumulate = pieces;
-    expect_same_on({2}, "pieces " + std::to_string(pieces));
-  }
+  sweep.train.accumulate = 3;
+  expect_same_on({2}, "pieces");
   sweep.train.accumulate = 1, sweep.slots = 1;
   task.search = {{1e-3, 5e-3, 2e-2}, {4}, {2, 4}};  // of which ranks without jobs take some
   expect_same_on({2}, "taken");
@@ -146,7 +142,8 @@ TEST_F(PipelineRun, SendsByFormula) {
   for (const std::size_t ranks : {2, 4}) {
     const Result r = by("pipeline", int(ranks));
     EXPECT_EQ(r.counts.at("all_to_all u8"), jobs * (epochs * tokens * hidden * 4 + steps * 16));
-    // Ranks are padded to 8; a layer's targets are 32, 32, 16 and 16 wide behind 32, 48, 48 and 32 behind 32, 32 and 48.
+    // Ranks are padded to 8; a layer's targets are 32, 32, 16 and 16 wide behind 32, 48, 48 and 32 behind 32, 32
+    // and 48.
     const std::size_t adapter = 4 * 8 * (64 + 64 + 48 + 48 + 80 + 80 + 80);
     const std::size_t out = jobs / ranks * (3 * adapter + 2 * ranks) * 4, back = jobs * 3 * adapter / ranks * 4;
     std::size_t bursts = 0;

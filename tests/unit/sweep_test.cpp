@@ -375,8 +375,8 @@ TEST_F(Sweep, CountsTicksOfAPipeline) {
   EXPECT_EQ(pipeline_ticks({8, 1}, 4, 0), 0);
 }
 
-// 70 B on four H200, eight jobs: a step gathered took 0.85 (its gathers 0.867), 0.973 and 1.528 s at batch 1, 2 and 4, as
-// a pipeline 0.494 and 0.823.
+// 70 B on four H200, eight jobs: a step gathered took 0.85 (its gathers 0.867), 0.973 and 1.528 s at batch 1, 2 and 4,
+// as a pipeline 0.494 and 0.823.
 TEST_F(Sweep, ChoosesThePipelineWhereGathersAreSlow) {
   const auto at = [](double gather, double compute, double pack, std::int64_t steps = 20, double move = 0.1) {
     return ParallelCosts{4, {8, 1}, gather, compute, pack, move, steps};

@@ -119,8 +119,13 @@ struct TaskRun : ::testing::Test {
     executor.on_answers([](std::span<const std::int64_t> ids) { return std::to_string(ids.empty() ? -1 : ids[0]); });
     auto outcome = executor.run(stop);
     if (!outcome) return {};
-    Result r{*outcome, {}, text_of(folder + "/losses.jsonl"), text_of(folder + "/decisions.jsonl"), executor.replayed(),
-             {{}}, executor.pipelined()};
+    Result r{*outcome,
+             {},
+             text_of(folder + "/losses.jsonl"),
+             text_of(folder + "/decisions.jsonl"),
+             executor.replayed(),
+             {{}},
+             executor.pipelined()};
     for (const auto& j : executor.roster().jobs())
       if (j.rank == ranks.rank() && executor.weights(j.load.job).defined())
         r.best[0].push_back({j.load.job.substr(j.load.job.find('-') + 1), executor.weights(j.load.job)});

@@ -56,8 +56,9 @@ bool Executor::wants_pipeline() {
                  }));
   if (ranks_.rank() == 0)
     std::cerr << task_.name << ": " << ranks_.size() << " ranks "
-              << (choice.pipeline ? "are a pipeline that all jobs fill" : "gather layers") << ": a step is predicted at "
-              << choice.gathered << " s gathered, " << choice.pipelined << " s as a pipeline\n";
+              << (choice.pipeline ? "are a pipeline that all jobs fill" : "gather layers")
+              << ": a step is predicted at " << choice.gathered << " s gathered, " << choice.pipelined
+              << " s as a pipeline\n";
   return choice.pipeline;
 }
 
@@ -72,8 +73,8 @@ MemoryLimit Executor::pipeline_limit() const {
 
 void Executor::begin_stages(const Placement& place) {
   if (!wants_pipeline()) return;
-  const std::string why = task_.objective == "dpo" ? "preference pairs are not made for it"
-                                                   : no_stages(model_, *store_, ranks_.size());
+  const std::string why =
+      task_.objective == "dpo" ? "preference pairs are not made for it" : no_stages(model_, *store_, ranks_.size());
   std::int64_t goes_on = saved_in(folder_);
   ranks_.broadcast({&goes_on, 1, DType::i64}, 0).wait();
   if (!why.empty() && !goes_on)
@@ -91,8 +92,7 @@ void Executor::begin_stages(const Placement& place) {
 std::int64_t Executor::burst_steps() const {
   std::int64_t steps = burst_step_seconds_ > 0 ? std::int64_t(longest_burst / burst_step_seconds_) : first_burst;
   steps = std::clamp<std::int64_t>(steps, 1, most_steps);
-  if (sweep_.checkpoint_every > 0)
-    steps = std::min(steps, sweep_.checkpoint_every - tick_ % sweep_.checkpoint_every);
+  if (sweep_.checkpoint_every > 0) steps = std::min(steps, sweep_.checkpoint_every - tick_ % sweep_.checkpoint_every);
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
     if (!here(std::int64_t(i)) || roster_->jobs()[i].phase != Roster::Phase::running) continue;
     const Job& j = jobs_[i];

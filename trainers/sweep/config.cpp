@@ -105,10 +105,11 @@ struct Execution {
         "arm", c.arm, {"grouped", "sequential", "loop", "wide"},
         "grouped: many jobs in one pass; sequential: one job at a time; loop, wide: other ways to run the adapters");
     f.choice("backend", c.backend, {"kernels", "grouped_mm", "bmm"}, "how grouped adapters are computed");
-    f.choice("parallel", c.parallel, {"auto", "gather", "pipeline"},
-             "several ranks of a task: gather: each steps its own jobs and gathers the backbone's layers; pipeline: layers "
-             "stay, and the jobs of all ranks fill a pipeline, between evaluations; auto: on GPUs what measured steps "
-             "predict to be faster, else gather");
+    f.choice(
+        "parallel", c.parallel, {"auto", "gather", "pipeline"},
+        "several ranks of a task: gather: each steps its own jobs and gathers the backbone's layers; pipeline: layers "
+        "stay, and the jobs of all ranks fill a pipeline, between evaluations; auto: on GPUs what measured steps "
+        "predict to be faster, else gather");
     f("slots", c.slots, "jobs of a rank at a time; 0: as memory allows", {.min = 0, .max = 4096});
   }
 };

@@ -74,8 +74,8 @@ SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& 
 SweepConfig parse_sweep(const std::string& yaml, const std::string& place);
 // From the settings that a sweep began with: keys that came later are as it was without them.
 SweepConfig begun_sweep(const std::string& settings, const std::string& place);
-// Of keys that came after these settings, as key=value what a sweep had without them; with `now`, of those alone that it
-// leaves at auto.
+// Of keys that came after these settings, as key=value what a sweep had without them; with `now`, of those alone that
+// it leaves at auto.
 std::vector<std::string> later_keys(const std::string& settings, const SweepConfig* now = nullptr);
 
 // The schema as a Markdown table, with one task for all.

@@ -100,7 +100,7 @@ class Executor {
     std::int64_t next = 0;
     double seconds = 0;
   };
-  static constexpr double longest_burst = 5;  // seconds: so soon a request to stop is heard
+  static constexpr double longest_burst = 10;  // seconds: so soon a request to stop is heard
   enum Tick : std::int64_t { idle = 0, train = 1, halt = 2, evaluate = 3 };  // the largest that a rank wants is taken
   Tick last_ = idle;
 

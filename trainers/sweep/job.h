@@ -26,8 +26,8 @@ class Job {
   std::int64_t evaluated() const { return evaluated_; }
   bool has_best() const { return best_.defined(); }
 
-  // The samples of the step after so many: the epoch's order is the job's own, keyed by its seed. An epoch's last batch may be
-  // smaller.
+  // The samples of the step after so many: the epoch's order is the job's own, keyed by its seed. An epoch's last batch
+  // may be smaller.
   std::vector<std::int64_t> batch(std::int64_t step) const;
 
   // In and out of a slot. `start` draws the adapter; `park` keeps everything on the host.

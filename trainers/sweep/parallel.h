@@ -17,10 +17,10 @@ std::int64_t pipeline_ticks(PipelineShape shape, std::int64_t ranks, std::int64_
 struct ParallelCosts {
   std::int64_t ranks = 0;
   PipelineShape shape;
-  double gather = 0;     // what a step gathers, alone
-  double compute = 0;    // a step of a rank's jobs on layers that are there
-  double pack = 0;       // the same of the largest pack alone, through all layers
-  double move = 0;       // all adapters between their ranks and the stages, after a burst
+  double gather = 0;       // what a step gathers, alone
+  double compute = 0;      // a step of a rank's jobs on layers that are there
+  double pack = 0;         // the same of the largest pack alone, through all layers
+  double move = 0;         // all adapters between their ranks and the stages, after a burst
   std::int64_t steps = 1;  // of a burst
 };
 double gathered_seconds(const ParallelCosts& costs);   // a step

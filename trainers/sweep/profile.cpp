@@ -174,8 +174,9 @@ std::optional<ParallelCosts> Executor::parallel_costs() {
   took[3] = 12 * *std::ranges::max_element(parameters) * took[0] / (2 * layers);  // as fast as layers travel
   ranks_.all_reduce({took, 4, DType::f64}, Op::max).wait();
   const std::int64_t pieces = sweep_.train.accumulate;
-  ParallelCosts c{ranks_.size(), {std::ssize(all) * pieces, pieces}, double(pieces) * took[0],
-                  double(pieces) * took[1], took[2], took[3]};
+  ParallelCosts c{
+      ranks_.size(), {std::ssize(all) * pieces, pieces}, double(pieces) * took[0], double(pieces) * took[1], took[2],
+      took[3]};
   const auto together = std::int64_t(longest_burst / gathered_seconds(c));
   c.steps = std::clamp<std::int64_t>(together, 1, looked_at / std::max<std::int64_t>(1, due));
   return c;

@@ -126,15 +126,14 @@ const at::Tensor& ShardedBackbone::place(Part part, std::int64_t layer) const {
 // Layer by layer, each rank's share of one let go as soon as its owner has it.
 CausalLm ShardedBackbone::hold_stages() {
   const at::NoGradGuard no_grad;
-  for (const Part part : {always, backward_only}) {
-    for (auto& whole : wholes_[part]) whole.coming.wait(), whole.layer = -1;
-    frozen_[part].reset();
-    for (std::int64_t l = 0; l < std::ssize(pieces_) && share_[part] > 0; ++l) {
-      at::Tensor& share = shares_[part][std::size_t(l)];
-      const at::Tensor& whole = wholes_[part][l % 2].bytes;
-      ranks_.all_gather(buffer_of(share), buffer_of(whole)).wait();
-      share = owner(l) == ranks_.rank() ? whole.clone() : at::Tensor();
-    }
+  if (share_[backward_only] > 0) throw Error(ExitCode::bug, "hold_stages", "stages are not made of FP8 codes");
+  for (auto& whole : wholes_[always]) whole.coming.wait(), whole.layer = -1;
+  frozen_[always].reset();
+  for (std::int64_t l = 0; l < std::ssize(pieces_); ++l) {
+    at::Tensor& share = shares_[always][std::size_t(l)];
+    const at::Tensor& whole = wholes_[always][l % 2].bytes;
+    ranks_.all_gather(buffer_of(share), buffer_of(whole)).wait();
+    share = owner(l) == ranks_.rank() ? whole.clone() : at::Tensor();
   }
   stages_ = true;
   std::map<std::string, at::Tensor> values;

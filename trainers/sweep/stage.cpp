@@ -150,8 +150,7 @@ void Stage::send_out(std::span<const Place> places, const std::vector<Job>& jobs
       for (int r = 0; p.rank == rank && r < ranks; ++r) {
         const Range s = slice(init, r);
         const auto part = [&](const at::Tensor& flat) { return flat.narrow(0, s.first, s.count); };
-        const at::Tensor counts =
-            at::stack({whole_optimizer_.updates()[p.slot], whole_optimizer_.alive()[p.slot]}, 0);
+        const at::Tensor counts = at::stack({whole_optimizer_.updates()[p.slot], whole_optimizer_.alive()[p.slot]}, 0);
         to[std::size_t(r)] = at::cat({part(whole_.flat_weights(p.slot)), part(whole_optimizer_.first(p.slot)),
                                       part(whole_optimizer_.second(p.slot)), counts});
       }
@@ -177,7 +176,8 @@ std::vector<at::Tensor> Stage::bring_back(std::span<const Place> places, const s
     std::vector<std::int64_t> from(std::size_t(ranks), 0);
     const Place* own = nullptr;
     for (const auto& p : round) {
-      std::vector<at::Tensor> parts{store_->flat_weights(p.slot), optimizer_->first(p.slot), optimizer_->second(p.slot)};
+      std::vector<at::Tensor> parts{store_->flat_weights(p.slot), optimizer_->first(p.slot),
+                                    optimizer_->second(p.slot)};
       if (rank == ranks - 1) {
         parts.push_back(at::stack({optimizer_->updates()[p.slot], optimizer_->alive()[p.slot]}, 0));
         parts.push_back(at::stack(losses_.at(p.slot)));
@@ -210,9 +210,8 @@ std::vector<at::Tensor> Stage::bring_back(std::span<const Place> places, const s
   return mine;
 }
 
-std::vector<at::Tensor> Stage::burst(std::span<const Place> places, const std::vector<Job>& jobs,
-                                     PipelineShape shape, AdapterPipeline::Source source,
-                                     std::int64_t steps) {
+std::vector<at::Tensor> Stage::burst(std::span<const Place> places, const std::vector<Job>& jobs, PipelineShape shape,
+                                     AdapterPipeline::Source source, std::int64_t steps) {
   {
     const at::NoGradGuard no_grad;
     send_out(places, jobs);

@@ -19,8 +19,8 @@ std::string no_stages(const CausalLm& model, const nn::AdapterStore& store, int 
 
 class Stage {
  public:
-  // Of `store` and `optimizer`, which hold whole adapters on the layers of `model`; these are held as stages from now on.
-  // slices, neighbours: of the same ranks as `layers`, each used for nothing else. Collective, as a burst is. All
+  // Of `store` and `optimizer`, which hold whole adapters on the layers of `model`; these are held as stages from now
+  // on. slices, neighbours: of the same ranks as `layers`, each used for nothing else. Collective, as a burst is. All
   // references must outlive it.
   Stage(const CausalLm& model, nn::AdapterStore& store, nn::AdapterOptimizer& optimizer, ShardedBackbone& layers,
         const JobTrainConfig& train, std::unique_ptr<Communicator> slices, std::unique_ptr<Communicator> neighbours);
@@ -32,8 +32,8 @@ class Stage {
   };
   // So many steps of these jobs, the same on all ranks: a pipeline's shape and packs. -> of this rank's jobs, in their
   // order, f32 [steps]: the mean losses.
-  std::vector<at::Tensor> burst(std::span<const Place> places, const std::vector<Job>& jobs,
-                                PipelineShape shape, AdapterPipeline::Source source, std::int64_t steps);
+  std::vector<at::Tensor> burst(std::span<const Place> places, const std::vector<Job>& jobs, PipelineShape shape,
+                                AdapterPipeline::Source source, std::int64_t steps);
   // What stages have of a job's adapter is that adapter no more: on all ranks.
   void forget(std::int64_t slot);
 
