@@ -155,10 +155,9 @@ void AdapterOptimizer::prepare(std::span<const std::int64_t> slots) {
 
 at::Tensor AdapterOptimizer::squares(std::span<const std::int64_t> slots) const {
   const at::NoGradGuard no_grad;
-  std::vector<at::Tensor> norms;
-  for (const auto slot : slots)
-    norms.push_back(at::linalg_vector_norm(store_.flat_gradients(slot), 2, {}, false, at::kDouble));
-  return at::stack(norms).square();
+  std::vector<at::Tensor> gradients;
+  for (const auto slot : slots) gradients.push_back(store_.flat_gradients(slot));
+  return at::stack(at::_foreach_norm(gradients, 2, at::kDouble)).square();  // makes no f64 copy on a GPU
 }
 
 void AdapterOptimizer::step(std::span<const std::int64_t> slots, const at::Tensor& losses, const at::Tensor& squares) {

@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "data/file.h"
 #include "framework/base/agree.h"
+#include "framework/device_info.h"
 #include "trainers/sweep/executor.h"
 
 #include <algorithm>
@@ -86,6 +87,8 @@ void Executor::begin_stages(const Placement& place) {
   limit_ = pipeline_limit();
   const auto split = [&] { return for_device(ranks_.split(0, ranks_.rank()), place, {}); };
   stage_ = std::make_unique<Stage>(model_, *store_, *optimizer_, *sharded_, sweep_.train, split(), split());
+  release_device_memory();  // of shares
+  restart_device_peak(model_.device());
 }
 
 // Up to the first evaluation of a job of this rank, and no further than the next checkpoint.
