@@ -102,14 +102,17 @@ TokenBatch JobSamples::batch(const JobPack& pack) const {
   return {at::cat(ids), std::vector<std::int64_t>(ids.size(), length_)};
 }
 
-at::Tensor JobSamples::losses(const CausalLm& model, const at::Tensor& hidden, const JobPack& pack) const {
-  // The next id of each, which a sample's last has not; of what does not count, none.
+at::Tensor JobSamples::labels(const JobPack& pack) const {
   const at::Tensor ids = batch(pack).ids.view({std::int64_t(pack.jobs.size()), pack.last - pack.first, length_});
   at::Tensor next = at::full_like(ids, ignored_label);
   if (const std::int64_t real = std::min(pack.last, batch_) - pack.first; real > 0)
     next.narrow(1, 0, real).narrow(2, 0, length_ - 1).copy_(ids.narrow(1, 0, real).narrow(2, 1, length_ - 1));
-  const at::Tensor each = token_losses(hidden, model.head(), next.flatten());
-  return each.view({next.size(0), -1}).sum(1) / double(batch_ * (length_ - 1));
+  return next.flatten();
+}
+
+at::Tensor JobSamples::losses(const CausalLm& model, const at::Tensor& hidden, const JobPack& pack) const {
+  const at::Tensor each = token_losses(hidden, model.head(), labels(pack));
+  return each.view({std::ssize(pack.jobs), -1}).sum(1) / double(batch_ * (length_ - 1));
 }
 
 }  // namespace trireme::bench

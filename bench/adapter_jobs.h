@@ -58,6 +58,8 @@ class JobSamples {
   std::vector<nn::SlotRows> rows(const JobPack& pack) const;
   TokenBatch batch(const JobPack& pack) const;
   std::int64_t tokens(const JobPack& pack) const { return pack.samples() * length_; }
+  // i64 [tokens]: the next id of each, which a sample's last has not; of what does not count, none.
+  at::Tensor labels(const JobPack& pack) const;
   // f32 [jobs]: what these samples add to the jobs' losses.
   at::Tensor losses(const CausalLm& model, const at::Tensor& hidden, const JobPack& pack) const;
 

@@ -20,7 +20,7 @@ if(TRIREME_SANITIZE)
   if(TRIREME_SANITIZE STREQUAL "thread")
     string(APPEND trireme_left_out "|/recipes/|/framework/(kernels|optim|gradients|nn|losses|models)/|/framework/[^/]*$"
       "|/trainers/commands/|/trainers/(loop|start|step_report|dry_run|run_folder|ranks)[.]|/trainers/scale/(command|measure)[.]"
-      "|/trainers/sample/|/trainers/sweep/(beside|command|executor|job|outcome|passes|profile|run|sharded_backbone)[.]")
+      "|/trainers/sample/|/trainers/sweep/(beside|burst|command|executor|job|outcome|passes|pipeline|profile|run|sharded_backbone|stage)[.]")
   endif()
 endif()
 

@@ -29,13 +29,14 @@ struct AdapterAdamW {
   float *updates = nullptr, *alive = nullptr;                           // [slots]; counts, and 1 or 0
   float *norm = nullptr, *factor = nullptr;  // [slots]; of the gradient, and what it is multiplied by (0: no step)
   double* partial = nullptr;                 // [count, ceil(longest / adapter_chunk)]
+  const double* squares = nullptr;           // [slots] or null: of whole gradients, of which these are parts
   double beta1 = 0, beta2 = 0, eps = 0;
 };
 extern Kernel<AdapterAdamW> adapter_adamw;
 
-// After the sum of squares of a job's gradient is known.
+// After the sum of squares of a job's gradient, or of what is here of it, is known.
 inline TRIREME_BOTH void adapter_decide(const AdapterAdamW& job, std::int64_t slot, double squares) {
-  const double norm = sqrt(squares), clip = job.clip[slot];
+  const double norm = sqrt(job.squares ? job.squares[slot] : squares), clip = job.clip[slot];
   const bool finite = norm - norm == 0 && (!job.loss || job.loss[slot] - job.loss[slot] == 0);
   job.norm[slot] = static_cast<float>(norm);
   if (!finite) job.alive[slot] = 0;

@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstring>
 
+#include <ATen/ATen.h>
+
 namespace trireme::nn {
 namespace {
 
@@ -151,7 +153,14 @@ void AdapterOptimizer::prepare(std::span<const std::int64_t> slots) {
   make_jobs(slots);
 }
 
-void AdapterOptimizer::step(std::span<const std::int64_t> slots, const at::Tensor& losses) {
+at::Tensor AdapterOptimizer::squares(std::span<const std::int64_t> slots) const {
+  const at::NoGradGuard no_grad;
+  std::vector<at::Tensor> gradients;
+  for (const auto slot : slots) gradients.push_back(store_.flat_gradients(slot));
+  return at::stack(at::_foreach_norm(gradients, 2, at::kDouble)).square();  // makes no f64 copy on a GPU
+}
+
+void AdapterOptimizer::step(std::span<const std::int64_t> slots, const at::Tensor& losses, const at::Tensor& squares) {
   if (slots.empty()) return;
   prepare(slots);
   for (const auto slot : slots) store_.flat_gradients(slot);  // zeros where no backward came
@@ -167,6 +176,7 @@ void AdapterOptimizer::step(std::span<const std::int64_t> slots, const at::Tenso
                           .norm = norm_.mutable_data_ptr<float>(),
                           .factor = factor_.mutable_data_ptr<float>(),
                           .partial = partial_.mutable_data_ptr<double>(),
+                          .squares = squares.defined() ? squares.const_data_ptr<double>() : nullptr,
                           .beta1 = beta1_,
                           .beta2 = beta2_,
                           .eps = eps_},

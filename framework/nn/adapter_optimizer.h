@@ -43,12 +43,17 @@ class AdapterOptimizer {
   void prepare(std::span<const std::int64_t> slots);
   // One update of each of `slots` by the gradients in the store, which are 0 afterwards. losses: f32 [slots of the
   // store] on its device, or undefined; a job whose loss or gradient is not finite is not alive from then on.
-  void step(std::span<const std::int64_t> slots, const at::Tensor& losses);
+  // squares: f64 [slots of the store], of whole gradients where the store holds parts of adapters; else undefined.
+  void step(std::span<const std::int64_t> slots, const at::Tensor& losses, const at::Tensor& squares = {});
+  at::Tensor squares(std::span<const std::int64_t> slots) const;  // f64 [slots]: of the gradients in the store
 
   // f32 [slots of the store] on its device: 1 or 0, the last gradient's norm before clipping, updates done.
   const at::Tensor& alive() const { return alive_; }
   const at::Tensor& norms() const { return norm_; }
   const at::Tensor& updates() const { return updates_; }
+  // Of a slot that trains, flat as its weights.
+  const at::Tensor& first(std::int64_t slot) const { return first_.at(std::size_t(slot)); }
+  const at::Tensor& second(std::int64_t slot) const { return second_.at(std::size_t(slot)); }
   // Counts up when what a recorded step reads moved.
   std::int64_t changes() const { return changes_; }
 

@@ -130,16 +130,19 @@ TEST_F(SweepCommand, InTurnTooOneFailsAlone) {
   EXPECT_TRUE(over("turn/fine"));
 }
 
-// A folder from before train.pad was a key went without, and goes on so.
+// A folder from before train.pad and execution.parallel were keys went without, and goes on so.
 TEST_F(SweepCommand, GoesOnInAFolderThatKnowsNoPadding) {
   write_text(dir() / "old.yaml", sweep(task("one", "")));
   const Words again = {"sweep", "old.yaml", "--out", "old"};
   ASSERT_EQ(trireme(again).code, 0);
   const fs::path saved = dir() / "old/config.resolved.yaml";
   std::string settings = read_text(saved);
-  const std::size_t at = settings.find("  pad: auto\n");
-  ASSERT_NE(at, settings.npos) << settings;
-  write_text(saved, settings.erase(at, std::string("  pad: auto\n").size()));
+  for (const std::string line : {"  pad: auto\n", "  parallel: auto\n"}) {
+    const std::size_t at = settings.find(line);
+    ASSERT_NE(at, settings.npos) << settings;
+    settings.erase(at, line.size());
+  }
+  write_text(saved, settings);
   fs::remove(dir() / "old/one/result.json");
   for (const char* pad : {"auto", "off", "auto"}) {
     const Outcome o = trireme({"sweep", "old.yaml", "train.pad=" + std::string(pad), "--out", "old"});
@@ -150,6 +153,28 @@ TEST_F(SweepCommand, GoesOnInAFolderThatKnowsNoPadding) {
   EXPECT_EQ(other.code, 2) << other;
   ASSERT_EQ(other.errors().size(), 1u) << other;
   EXPECT_TRUE(holds(other.errors()[0], "holds a sweep with other values of train.pad;")) << other;
+}
+
+// Ranks as a pipeline, by the key alone; one rank is told.
+TEST_F(SweepCommand, RanksAreAPipeline) {
+  write_text(dir() / "pipe.yaml", sweep(task("one", "")));
+  const auto decisions = [&](const std::string& parallel) {
+    const std::string out = "pipe_" + parallel;
+    const Outcome o = trireme({"sweep", "pipe.yaml", "execution.parallel=" + parallel, "--ranks", "2", "--out", out});
+    EXPECT_EQ(o.code, 0) << o;
+    std::vector<std::string> all;
+    std::istringstream lines(read_text(dir() / out / "one/decisions.jsonl"));
+    for (std::string line; std::getline(lines, line);) {
+      const auto d = nlohmann::json::parse(line);
+      all.push_back(d.at("job").get<std::string>() + d.at("step").dump() + d.at("decision").get<std::string>());
+    }
+    return all;
+  };
+  EXPECT_EQ(decisions("pipeline"), decisions("gather"));
+  const Outcome alone = trireme({"sweep", "pipe.yaml", "execution.parallel=pipeline", "--out", "pipe_alone"});
+  EXPECT_EQ(alone.code, 2) << alone;
+  ASSERT_EQ(alone.errors().size(), 1u) << alone;
+  EXPECT_TRUE(holds(alone.errors()[0], "execution.parallel is pipeline, but a pipeline takes several ranks")) << alone;
 }
 
 // Quickstarts have one file name, so one default folder: what another command left there is not written over.

@@ -7,6 +7,7 @@
 #include "trainers/sweep/pace.h"
 #include "trainers/sweep/pack.h"
 #include "trainers/sweep/packing.h"
+#include "trainers/sweep/parallel.h"
 #include "trainers/sweep/replay.h"
 
 #include <cmath>
@@ -342,13 +343,59 @@ TEST_F(Sweep, NamesWhatIsWrongInTheYaml) {
   EXPECT_SAYS(said([&] { candidates(search, 1, "s.yaml:3"); }), "s.yaml:3: search.random asks for 13 of 12");
 }
 
-TEST_F(Sweep, SettingsFromBeforePaddingGoOnWithout) {
-  const std::string now = read_sweep(file(yaml), {}).settings;
+TEST_F(Sweep, SettingsFromBeforeKeysGoOnWithout) {
+  const SweepConfig sweep = read_sweep(file(yaml), {});
+  const std::string now = sweep.settings;
   EXPECT_EQ(begun_sweep(now, "saved").settings, now);
+  EXPECT_TRUE(later_keys(now).empty());
   std::string old = now;
-  old.erase(old.find("  pad: auto\n"), std::string("  pad: auto\n").size());
-  EXPECT_TRUE(knows_padding(now) && !knows_padding(old));
-  EXPECT_EQ(begun_sweep(old, "saved").settings, read_sweep(file(yaml), {"train.pad=off"}).settings);
+  using Keys = std::vector<std::string>;
+  Keys later;
+  for (const auto& [line, was] : std::vector<std::pair<std::string, std::string>>{
+           {"  parallel: auto\n", "execution.parallel=gather"}, {"  pad: auto\n", "train.pad=off"}}) {
+    ASSERT_NE(old.find(line), old.npos);
+    old.erase(old.find(line), line.size());
+    later.insert(later.begin(), was);
+    EXPECT_EQ(later_keys(old), later);
+    EXPECT_EQ(later_keys(old, &sweep), later);
+    EXPECT_EQ(begun_sweep(old, "saved").settings, read_sweep(file(yaml), later).settings);
+  }
+  const SweepConfig asked = read_sweep(file(yaml), {"execution.parallel=pipeline"});
+  EXPECT_EQ(later_keys(old, &asked), Keys{"train.pad=off"}) << "what is asked for is no continuation";
+}
+
+// Ticks of a pipeline: of six packs on four ranks a tick of each, the last one's way up, back and its sum's way up.
+TEST_F(Sweep, CountsTicksOfAPipeline) {
+  EXPECT_EQ(pipeline_period({8, 1}, 4), 8);
+  EXPECT_EQ(pipeline_period({3, 1}, 4), 7);
+  EXPECT_EQ(pipeline_period({4, 4}, 2), 6);
+  EXPECT_EQ(pipeline_ticks({8, 1}, 4, 1), 8 + 8);
+  EXPECT_EQ(pipeline_ticks({8, 1}, 4, 10), 80 + 8);
+  EXPECT_EQ(pipeline_ticks({1, 1}, 2, 3), 2 * 3 + 1 + 2);
+  EXPECT_EQ(pipeline_ticks({8, 1}, 4, 0), 0);
+}
+
+// 70 B on four H200, eight jobs: a step gathered took 0.85 (its gathers 0.867), 0.973 and 1.528 s at batch 1, 2 and 4,
+// as a pipeline 0.494 and 0.823.
+TEST_F(Sweep, ChoosesThePipelineWhereGathersAreSlow) {
+  const auto at = [](double gather, double compute, double pack, std::int64_t steps = 20, double move = 0.1) {
+    return ParallelCosts{4, {8, 1}, gather, compute, pack, move, steps};
+  };
+  const double pack_of_one = 0.494 / 2, pack_of_two = 0.823 / 2, pack_of_four = 0.79;
+  const ParallelChoice one = choose_parallel(at(0.867, 0.4, pack_of_one));
+  EXPECT_TRUE(one.pipeline);
+  EXPECT_NEAR(one.gathered, 0.85, 0.1);
+  EXPECT_NEAR(one.pipelined, 0.494, 0.04);
+  const ParallelChoice two = choose_parallel(at(0.856, 0.737, pack_of_two));
+  EXPECT_TRUE(two.pipeline);
+  EXPECT_NEAR(two.gathered, 0.973, 0.05);
+  EXPECT_NEAR(two.pipelined, 0.823, 0.06);
+  const ParallelChoice four = choose_parallel(at(0.885, 1.422, pack_of_four));
+  EXPECT_FALSE(four.pipeline);
+  EXPECT_NEAR(four.gathered, 1.528, 0.05);
+  EXPECT_FALSE(choose_parallel(at(0.856, 0.737, pack_of_two, 2)).pipeline) << "bursts of two steps fill and empty it";
+  EXPECT_FALSE(choose_parallel({4, {2, 1}, 0.4, 0.2, pack_of_one, 0.1, 20}).pipeline) << "ranks wait for two jobs";
+  EXPECT_EQ(ParallelChoice::load(one.save(), "f").pipelined, one.pipelined);
 }
 
 }  // namespace

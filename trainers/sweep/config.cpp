@@ -105,6 +105,11 @@ struct Execution {
         "arm", c.arm, {"grouped", "sequential", "loop", "wide"},
         "grouped: many jobs in one pass; sequential: one job at a time; loop, wide: other ways to run the adapters");
     f.choice("backend", c.backend, {"kernels", "grouped_mm", "bmm"}, "how grouped adapters are computed");
+    f.choice(
+        "parallel", c.parallel, {"auto", "gather", "pipeline"},
+        "several ranks of a task: gather: each steps its own jobs and gathers the backbone's layers; pipeline: layers "
+        "stay, and the jobs of all ranks fill a pipeline, between evaluations; auto: on GPUs what measured steps "
+        "predict to be faster, else gather");
     f("slots", c.slots, "jobs of a rank at a time; 0: as memory allows", {.min = 0, .max = 4096});
   }
 };
@@ -194,6 +199,10 @@ SweepConfig read_tree(const Config& config, const config::Node& root) {
   if (sweep.train.pad == "longest" && (sweep.lora.dropout > 0 || sweep.train.accumulate > 1 || pairs))
     throw UsageError(config.place("train.pad"), "no step is padded with dropout, accumulation or preference pairs",
                      "say auto, or leave it out");
+  for (const auto& task : sweep.tasks)
+    if (sweep.parallel == "pipeline" && (task.objective == "dpo" || task.ranks == 1))
+      throw UsageError(task.place, task.ranks == 1 ? "one rank is no pipeline" : "preference pairs fill no pipeline",
+                       "say execution.parallel: auto");
   for (auto& task : sweep.tasks) {
     if (task.model.empty()) task.model = sweep.model;
     if (task.model.empty())
@@ -215,15 +224,20 @@ SweepConfig parse_sweep(const std::string& yaml, const std::string& place) {
   return read_tree(Config::parse(yaml, place), config::parse_tree(yaml, place, {}));
 }
 
-bool knows_padding(const std::string& settings) {
+std::vector<std::string> later_keys(const std::string& settings, const SweepConfig* now) {
   const config::Node root = config::parse_tree(settings, "settings", {});
-  const config::Node* train = root.find("train");
-  return train && train->find("pad");
+  std::vector<std::string> missing;
+  const auto look = [&](const std::string& group, const std::string& key, const char* was, const std::string* value) {
+    const config::Node* in = root.find(group);
+    if (!(in && in->find(key)) && (!value || *value == "auto")) missing.push_back(group + "." + key + "=" + was);
+  };
+  look("train", "pad", "off", now ? &now->train.pad : nullptr);
+  look("execution", "parallel", "gather", now ? &now->parallel : nullptr);
+  return missing;
 }
 
 SweepConfig begun_sweep(const std::string& settings, const std::string& place) {
-  const std::vector<std::string> later =
-      knows_padding(settings) ? std::vector<std::string>() : std::vector<std::string>{"train.pad=off"};
+  const auto later = later_keys(settings);
   return read_tree(Config::parse(settings, place, later), config::parse_tree(settings, place, later));
 }
 

@@ -52,7 +52,7 @@ struct SweepConfig {
   LoraConfig lora;
   JobTrainConfig train;
   EarlyExitConfig early_exit;
-  std::string arm = "grouped", backend = "kernels";
+  std::string arm = "grouped", backend = "kernels", parallel = "auto";
   double memory_margin = 0.9, memory_capacity = 0;
   std::int64_t slots = 0, checkpoint_every = 200;
   bool steal = true;
@@ -74,7 +74,9 @@ SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& 
 SweepConfig parse_sweep(const std::string& yaml, const std::string& place);
 // From the settings that a sweep began with: keys that came later are as it was without them.
 SweepConfig begun_sweep(const std::string& settings, const std::string& place);
-bool knows_padding(const std::string& settings);
+// Of keys that came after these settings, as key=value what a sweep had without them; with `now`, of those alone that
+// it leaves at auto.
+std::vector<std::string> later_keys(const std::string& settings, const SweepConfig* now = nullptr);
 
 // The schema as a Markdown table, with one task for all.
 std::string document_keys();

@@ -96,6 +96,7 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
   }
   step_ = std::make_unique<AdapterStep>(model_, *store_, *optimizer_, can_record(model_.device()) && !sharded_);
   set_memory_limit();
+  begin_stages(place);
   roster_ = std::make_unique<Roster>(sweep.early_exit, limit_, ranks.size(), sweep.steal, loads_, steps);
   cap_validation();
   nlohmann::ordered_json header{{"task", task.name}, {"total_steps", nlohmann::json::object()}};
@@ -227,6 +228,7 @@ Executor::Tick Executor::agree(Tick mine) {
 void Executor::move_jobs() {
   for (const auto& move : roster_->plan()) {
     Job& job = jobs_[std::size_t(move.job)];
+    if (stage_) stage_->forget(move.job);
     if (move.kind == Roster::Move::take) {
       take(move);
     } else if (move.rank == ranks_.rank()) {
@@ -311,6 +313,7 @@ void Executor::drop_ended() {
   for (std::size_t i = 0; i < jobs_.size(); ++i) {
     const auto& j = roster_->jobs()[i];
     if (j.phase != Roster::Phase::done && j.phase != Roster::Phase::exited) continue;
+    if (stage_) stage_->forget(std::int64_t(i));
     if (store_->filled(std::int64_t(i))) {
       optimizer_->stop(std::int64_t(i));
       store_->clear(std::int64_t(i));
@@ -342,7 +345,7 @@ Executor::Progress Executor::tick(bool stop) {
     return Progress::stopped;
   }
   last_ = tick;
-  tick == evaluate ? evaluate_pass() : train_pass();
+  tick == evaluate ? evaluate_pass() : stage_ ? burst() : train_pass();
   exchange();
   ++tick_;
   seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

@@ -17,6 +17,7 @@
 #include "trainers/sweep/pack.h"
 #include "trainers/sweep/roster.h"
 #include "trainers/sweep/sharded_backbone.h"
+#include "trainers/sweep/stage.h"
 
 #include <chrono>
 #include <functional>
@@ -84,9 +85,12 @@ class Executor {
   // Text of ids: with it the winner answers the task's questions once the task is over.
   void on_answers(std::function<std::string(std::span<const std::int64_t>)> decode) { decode_ = std::move(decode); }
 
-  // Flat weights of a job this rank holds, for tests: as they stand, or undefined.
+  // Flat weights of a job of this rank, for tests: as they stand, or undefined.
   at::Tensor weights(const std::string& job) const;
   const Roster& roster() const { return *roster_; }
+  bool pipelined() const { return stage_ != nullptr; }
+  // What speaks for either way to use several ranks; none: memory has no room for a pipeline. As measure_steps().
+  std::optional<ParallelCosts> parallel_costs();
   std::int64_t replayed() const { return step_->replayed(); }  // passes that ran as a graph
 
  private:
@@ -96,6 +100,7 @@ class Executor {
     std::int64_t next = 0;
     double seconds = 0;
   };
+  static constexpr double longest_burst = 10;  // seconds: so soon a request to stop is heard
   enum Tick : std::int64_t { idle = 0, train = 1, halt = 2, evaluate = 3 };  // the largest that a rank wants is taken
   Tick last_ = idle;
 
@@ -103,6 +108,8 @@ class Executor {
   at::Tensor weights_from(const PeftAdapter& adapter, const Candidate& c, const nn::AdapterInit& init);
   void set_memory_limit();
   Profiled profiled_step(std::size_t jobs);
+  double timed_step(const Pack& pack, const std::vector<std::int64_t>& slots);
+  double held_seconds(const std::vector<std::size_t>& jobs);
   Pack profiled_pack(const std::vector<std::size_t>& jobs) const;
   void reference_pairs();
   std::vector<ReferencedPair> referenced(const std::vector<Pair>& pairs);
@@ -115,6 +122,13 @@ class Executor {
   bool due(std::int64_t job) const;
   bool here(std::int64_t job) const;  // in a slot of this rank
   void train_pass();
+  void begin_stages(const Placement& place);
+  bool wants_pipeline();
+  MemoryLimit pipeline_limit() const;
+  void burst();
+  std::int64_t burst_steps() const;
+  AdapterPipeline::Pack piece_of(std::int64_t job, std::int64_t step, std::size_t piece) const;
+  void add_step(std::vector<Pack>& packs, std::int64_t job, std::int64_t step) const;
   at::Tensor step_in_pieces(const std::vector<std::int64_t>& jobs, const std::vector<Pack>& packs);
   std::vector<Pack> step_packs(const std::vector<std::int64_t>& jobs) const;
   std::int64_t padded_length(const std::vector<std::int64_t>& jobs) const;
@@ -150,6 +164,7 @@ class Executor {
   std::unique_ptr<nn::AdapterOptimizer> optimizer_;
   std::unique_ptr<Communicator> gathers_;
   std::unique_ptr<ShardedBackbone> sharded_;
+  std::unique_ptr<Stage> stage_;  // where the task's ranks are a pipeline
   std::vector<double> job_seconds_;
   std::map<std::int64_t, double> unsettled_tokens_;  // of each job, in passes whose time is not yet its own
   double unsettled_seconds_ = 0;
@@ -179,7 +194,7 @@ class Executor {
   std::function<std::string(std::span<const std::int64_t>)> decode_;
   std::int64_t tick_ = 0, passes_ = 0, empty_passes_ = 0, moves_ = 0, chunk_tokens_ = 4096, sample_tokens_ = 1;
   std::int64_t restored_ = -1;  // the tick it went on from
-  double seconds_ = 0, evaluation_seconds_ = 0, evaluation_ratio_ = 0;
+  double seconds_ = 0, evaluation_seconds_ = 0, evaluation_ratio_ = 0, burst_step_seconds_ = 0;  // the last: of a step
 };
 
 }  // namespace trireme::sweep

@@ -18,11 +18,11 @@ Job::Job(Candidate candidate, std::int64_t samples, const JobTrainConfig& config
   total_ = config.epochs * ((samples + candidate_.batch_size - 1) / candidate_.batch_size);
 }
 
-std::vector<std::int64_t> Job::next_batch() const {
+std::vector<std::int64_t> Job::batch(std::int64_t step) const {
   const std::int64_t b = candidate_.batch_size, steps = (samples_ + b - 1) / b;
-  const auto order = permutation(samples_, Rng(init_.seed, "job order", std::uint64_t(step_ / steps)));
-  const auto from = order.begin() + (step_ % steps) * b;
-  return {from, from + std::min(b, samples_ - (step_ % steps) * b)};
+  const auto order = permutation(samples_, Rng(init_.seed, "job order", std::uint64_t(step / steps)));
+  const auto from = order.begin() + (step % steps) * b;
+  return {from, from + std::min(b, samples_ - (step % steps) * b)};
 }
 
 void Job::start(nn::AdapterStore& store, nn::AdapterOptimizer& optimizer, std::int64_t slot) {

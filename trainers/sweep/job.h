@@ -26,9 +26,9 @@ class Job {
   std::int64_t evaluated() const { return evaluated_; }
   bool has_best() const { return best_.defined(); }
 
-  // The samples of the next step: the epoch's order is the job's own, keyed by its seed. An epoch's last batch may be
-  // smaller.
-  std::vector<std::int64_t> next_batch() const;
+  // The samples of the step after so many: the epoch's order is the job's own, keyed by its seed. An epoch's last batch
+  // may be smaller.
+  std::vector<std::int64_t> batch(std::int64_t step) const;
 
   // In and out of a slot. `start` draws the adapter; `park` keeps everything on the host.
   void start(nn::AdapterStore& store, nn::AdapterOptimizer& optimizer, std::int64_t slot);
@@ -46,6 +46,7 @@ class Job {
   const at::Tensor& best() const { return best_; }  // flat, on the host
   std::int64_t best_step() const { return best_step_; }
   const nn::AdapterInit& init() const { return init_; }
+  const nn::AdapterRates& rates() const { return rates_; }
 
   // All that `resume` and the next steps need, as it lies on the host or in the slot (slot < 0: parked, or ended).
   void state(Archive& ar, nn::AdapterOptimizer& optimizer, std::int64_t slot, bool ended);

@@ -12,7 +12,7 @@ namespace trireme::sweep {
 double MemoryModel::bytes(std::span<const Load> jobs) const {
   double tokens = 0, parameters = 0;
   for (const auto& job : jobs) tokens += double(job.tokens), parameters += double(job.parameters);
-  return fixed + per_token * tokens + adapter_bytes * parameters;
+  return fixed + per_token * tokens + copies * adapter_bytes * parameters;
 }
 
 MemoryModel fit_memory(std::span<const Profiled> profiles) {

@@ -19,9 +19,10 @@ struct Load {
 };
 
 // Bytes = fixed + per_token * tokens + 18 * adapter parameters (f32 master, gradient and two moments, and a copy of two
-// bytes in which the pass computes).
+// bytes in which the pass computes), `copies` times: beside whole
+// adapters a pipeline's ranks hold slices of all.
 struct MemoryModel {
-  double fixed = 0, per_token = 0;
+  double fixed = 0, per_token = 0, copies = 1;
   static constexpr double adapter_bytes = 18;
   double bytes(std::span<const Load> jobs) const;
 };

@@ -39,19 +39,21 @@ std::int64_t Executor::padded_length(const std::vector<std::int64_t>& jobs) cons
 std::vector<Pack> Executor::step_packs(const std::vector<std::int64_t>& jobs) const {
   const auto n = std::size_t(sweep_.train.accumulate);
   std::vector<Pack> packs(n, Pack(padded_length(jobs)));
-  for (const auto job : jobs) {
-    const Job& j = jobs_[std::size_t(job)];
-    const auto batch = j.next_batch();
-    std::int64_t rows = 0;
-    for (std::size_t k = 0; k < n; ++k) {
-      const std::size_t first = k * batch.size() / n, last = (k + 1) * batch.size() / n;
-      if (first == last) continue;
-      packs[k].begin_job(job, j.step(), rows);
-      for (std::size_t s = first; s < last; ++s) fill(packs[k], true, batch[s]);
-      rows += packs[k].rows().back().last - packs[k].rows().back().first;
-    }
-  }
+  for (const auto job : jobs) add_step(packs, job, jobs_[std::size_t(job)].step());
   return packs;
+}
+
+void Executor::add_step(std::vector<Pack>& packs, std::int64_t job, std::int64_t step) const {
+  const auto batch = jobs_[std::size_t(job)].batch(step);
+  const std::size_t n = packs.size();
+  std::int64_t rows = 0;
+  for (std::size_t k = 0; k < n; ++k) {
+    const std::size_t first = k * batch.size() / n, last = (k + 1) * batch.size() / n;
+    if (first == last) continue;
+    packs[k].begin_job(job, step, rows);
+    for (std::size_t s = first; s < last; ++s) fill(packs[k], true, batch[s]);
+    rows += packs[k].rows().back().last - packs[k].rows().back().first;
+  }
 }
 
 // Each job's mean over what counts in its own batch; the sum of those means is what backward begins at, so every

@@ -92,17 +92,7 @@ Profiled Executor::profiled_step(std::size_t count) {
   release_device_memory();
   restart_device_peak(model_.device());
   for (const auto job : jobs) jobs_[job].start(*store_, *optimizer_, std::int64_t(job));
-  const at::Tensor losses = at::zeros({store_->slots()}, at::TensorOptions(model_.device()).dtype(at::kFloat));
-  store_->begin(pack.rows(), true);
-  double seconds = 0, evaluation = 0;
-  constexpr int timed = 2;
-  for (int i = 0; i <= timed; ++i) {
-    const auto begin = std::chrono::steady_clock::now();
-    torch::autograd::backward({losses_of(pack).sum()}, {});
-    optimizer_->step(slots, losses);
-    (void)losses.sum().item<float>();  // until the device is done
-    if (i > 0) seconds += seconds_since(begin) / timed;
-  }
+  double seconds = timed_step(pack, slots), evaluation = 0;
   for (int i = 0; i < 2; ++i) {  // the first makes plans
     const at::NoGradGuard no_grad;
     const auto begin = std::chrono::steady_clock::now();
@@ -121,6 +111,75 @@ Profiled Executor::profiled_step(std::size_t count) {
   Profiled p{pack.size(), 0, found[1], found[0]};
   for (const auto job : jobs) p.parameters += loads_[job].parameters;
   return p;
+}
+
+double Executor::timed_step(const Pack& pack, const std::vector<std::int64_t>& slots) {
+  const at::Tensor losses = at::zeros({store_->slots()}, at::TensorOptions(model_.device()).dtype(at::kFloat));
+  store_->begin(pack.rows(), true);
+  double seconds = 0;
+  constexpr int timed = 2;
+  for (int i = 0; i <= timed; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    torch::autograd::backward({losses_of(pack).sum()}, {});
+    optimizer_->step(slots, losses);
+    (void)losses.sum().item<float>();  // until the device is done
+    if (i > 0) seconds += seconds_since(begin) / timed;
+  }
+  return seconds;
+}
+
+// On the layers that two buffers hold by now.
+double Executor::held_seconds(const std::vector<std::size_t>& jobs) {
+  const std::vector<std::int64_t> slots(jobs.begin(), jobs.end());
+  for (const auto job : jobs) jobs_[job].start(*store_, *optimizer_, std::int64_t(job));
+  sharded_->set_held(true);
+  const double seconds = timed_step(profiled_pack(jobs), slots);
+  sharded_->set_held(false);
+  for (const auto slot : slots) {
+    optimizer_->stop(slot);
+    store_->clear(slot);
+  }
+  return seconds;
+}
+
+// Of the jobs that would begin, as synthetic steps of them take it: all ranks take the same.
+std::optional<ParallelCosts> Executor::parallel_costs() {
+  const MemoryLimit limit = pipeline_limit();
+  const auto fits = [&](const Load& l) { return limit.allows({}, l); };
+  if (!std::ranges::all_of(loads_, fits)) return {};
+  std::vector<std::int64_t> totals;
+  for (const auto& j : jobs_) totals.push_back(j.total_steps());
+  Roster first(sweep_.early_exit, limit, ranks_.size(), sweep_.steal, loads_, totals);
+  std::vector<std::vector<std::size_t>> of(std::size_t(ranks_.size()));
+  std::vector<double> parameters(of.size(), 0), tokens(of.size(), 0);
+  std::vector<std::size_t> all;
+  for (const auto& m : first.plan()) {
+    const auto job = std::size_t(m.job), rank = std::size_t(m.rank);
+    of[rank].push_back(job), all.push_back(job);
+    parameters[rank] += double(loads_[job].parameters), tokens[rank] += double(loads_[job].tokens);
+  }
+  auto& fullest = of[std::size_t(std::ranges::max_element(tokens) - tokens.begin())];
+  std::ranges::sort(fullest);
+  const auto largest = *std::ranges::max_element(all, {}, [&](std::size_t j) { return loads_[j].tokens; });
+  std::int64_t due = 0;
+  constexpr std::int64_t looked_at = 200;
+  for (std::int64_t s = 1; s <= looked_at; ++s)
+    due += std::ranges::any_of(all, [&](auto j) { return evaluates_at(sweep_.early_exit, totals[j], s); });
+  double took[] = {0, held_seconds(fullest), held_seconds({largest}), 0};
+  const auto begin = std::chrono::steady_clock::now();
+  sharded_->gather_pass(true);
+  (void)at::zeros({1}, at::TensorOptions(model_.device())).item<float>();
+  took[0] = seconds_since(begin);
+  const double layers = double(sharded_->layer_bytes()) * double(model_.config().layers);
+  took[3] = 12 * *std::ranges::max_element(parameters) * took[0] / (2 * layers);  // as fast as layers travel
+  ranks_.all_reduce({took, 4, DType::f64}, Op::max).wait();
+  const std::int64_t pieces = sweep_.train.accumulate;
+  ParallelCosts c{
+      ranks_.size(), {std::ssize(all) * pieces, pieces}, double(pieces) * took[0], double(pieces) * took[1], took[2],
+      took[3]};
+  const auto together = std::int64_t(longest_burst / gathered_seconds(c));
+  c.steps = std::clamp<std::int64_t>(together, 1, looked_at / std::max<std::int64_t>(1, due));
+  return c;
 }
 
 // Of a step as it will be taken, where steps of these jobs will have one shape.

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <iostream>
+#include <sstream>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -29,12 +30,12 @@ std::string settings_of(const SweepRun& run) {
   return {bytes.begin(), bytes.end()};
 }
 
-// A sweep goes on where its file says the same as when it began. One from before train.pad was a key went without, and
-// goes on so; its file stays as it is.
+// A sweep goes on where its file says the same as when it began. One from before a key was there went without, and goes
+// on so; its file stays as it is.
 void take_up(const SweepRun& run, const SweepConfig& sweep) {
   const std::string saved = run.out + "/config.resolved.yaml", old = settings_of(run);
   if (old.empty()) return replace_durably(system_io(), saved, sweep.settings);
-  const std::string began = knows_padding(old) ? old : begun_sweep(old, saved).settings;
+  const std::string began = later_keys(old).empty() ? old : begun_sweep(old, saved).settings;
   if (began != sweep.settings)
     throw UsageError(run.out, "holds a sweep with other values of " + changed_keys(began, sweep.settings),
                      "use the old values, another --out, or --fresh to start over");
@@ -45,17 +46,22 @@ SweepConfig begin(SweepRun run, Communicator& world, std::shared_ptr<FolderLock>
   SweepConfig sweep;
   agree(world, attempt([&] { sweep = read_sweep(run.file, run.overrides); }));
   check_same_config(std::hash<std::string>()(sweep.settings), world);
-  std::int64_t unpadded = 0;
+  std::string later;  // of keys, one a line
   agree(world, attempt([&] {
           if (world.rank() != 0) return;
           lock = take_folder(run.out, run.fresh, Results::sweep);
           const std::string old = settings_of(run);
-          unpadded = sweep.train.pad == "auto" && !old.empty() && !knows_padding(old);
+          if (!old.empty())
+            for (const auto& key : later_keys(old, &sweep)) later += key + "\n";
         }));
-  world.broadcast({&unpadded, 1, DType::i64}, 0).wait();
-  if (unpadded) run.overrides.push_back("train.pad=off");
+  auto size = std::int64_t(later.size());
+  world.broadcast({&size, 1, DType::i64}, 0).wait();
+  later.resize(std::size_t(size));
+  world.broadcast({later.data(), later.size(), DType::u8}, 0).wait();
+  std::istringstream keys(later);
+  for (std::string key; std::getline(keys, key);) run.overrides.push_back(key);
   agree(world, attempt([&] {
-          if (unpadded) sweep = read_sweep(run.file, run.overrides);
+          if (size > 0) sweep = read_sweep(run.file, run.overrides);
           if (world.rank() == 0) take_up(run, sweep);
         }));
   return sweep;

@@ -116,7 +116,40 @@ void ShardedBackbone::fill(std::int64_t layer, const CausalLm::Source& value_of)
 at::Tensor ShardedBackbone::view(const Span& span, std::int64_t layer) const {
   std::int64_t bytes = std::int64_t(at::elementSize(span.type));
   for (const auto d : span.shape) bytes *= d;
-  return wholes_[span.part][layer % 2].bytes.narrow(0, span.offset, bytes).view(span.type).view(span.shape);
+  return place(span.part, layer).narrow(0, span.offset, bytes).view(span.type).view(span.shape);
+}
+
+const at::Tensor& ShardedBackbone::place(Part part, std::int64_t layer) const {
+  return stages_ && owner(layer) == ranks_.rank() ? shares_[part][std::size_t(layer)] : wholes_[part][layer % 2].bytes;
+}
+
+// Layer by layer, each rank's share of one let go as soon as its owner has it.
+CausalLm ShardedBackbone::hold_stages() {
+  const at::NoGradGuard no_grad;
+  if (share_[backward_only] > 0) throw Error(ExitCode::bug, "hold_stages", "stages are not made of FP8 codes");
+  for (auto& whole : wholes_[always]) whole.coming.wait(), whole.layer = -1;
+  frozen_[always].reset();
+  for (std::int64_t l = 0; l < std::ssize(pieces_); ++l) {
+    at::Tensor& share = shares_[always][std::size_t(l)];
+    const at::Tensor& whole = wholes_[always][l % 2].bytes;
+    ranks_.all_gather(buffer_of(share), buffer_of(whole)).wait();
+    share = owner(l) == ranks_.rank() ? whole.clone() : at::Tensor();
+  }
+  stages_ = true;
+  std::map<std::string, at::Tensor> values;
+  const auto layers = std::int64_t(pieces_.size()) / ranks_.size(), first = ranks_.rank() * layers;
+  for (const auto& [weight, value] : model_.weights())
+    if (weight.layer < 0) values[weight.name] = value;
+  for (std::int64_t l = 0; l < layers; ++l)
+    for (const auto& piece : pieces_[std::size_t(first + l)]) {
+      std::string name = piece.weight.name;
+      const std::string own = "." + std::to_string(first + l) + ".";
+      name.replace(name.find(own), own.size(), "." + std::to_string(l) + ".");
+      values[name] = view(piece.spans[0], first + l);
+    }
+  CausalLmConfig config = model_.config();
+  config.layers = layers;
+  return CausalLm(config, [&](const LmWeight& w) { return values.at(w.name); });
 }
 
 void ShardedBackbone::point(std::int64_t layer) {
@@ -146,9 +179,14 @@ void ShardedBackbone::gather(std::int64_t layer, Part part) {
   whole.coming.wait();
   whole.layer = layer;
   const auto piece = std::size_t(layer);
+  ++gathers_;
+  if (stages_) {
+    whole.coming = ranks_.broadcast(buffer_of(place(part, layer)), owner(layer));
+    if (owner(layer) != ranks_.rank()) received_ += share_[part] * ranks_.size();
+    return;
+  }
   whole.coming = collected_ ? ranks_.all_gather(buffer_of(shares_[part][piece]), buffer_of(whole.bytes))
                             : frozen_[part]->gather(piece, buffer_of(whole.bytes));
-  ++gathers_;
   received_ += share_[part] * (ranks_.size() - 1);
 }
 

@@ -38,10 +38,14 @@ class ShardedBackbone {
   // For measuring: the gathers of a pass alone; passes that gather nothing and run on what two layers hold by now; and
   // gathers through the communicator where shares are fetched.
   void gather_pass(bool backward);
+  // From now on rank s of P holds layers [s L / P, (s + 1) L / P) whole, as a stage of a pipeline, and passes over all
+  // layers get each from its rank by a broadcast. Collective; layers must divide so. -> a model of this rank's layers
+  // alone, with what lies outside of layers.
+  CausalLm hold_stages();
   void set_held(bool on) { held_ = on; }
   void set_collected(bool on) { collected_ = on; }
   // Does this rank read the others' shares by itself?
-  bool fetched() const { return !collected_ && frozen_[always]->fetched(); }
+  bool fetched() const { return !collected_ && !stages_ && frozen_[always]->fetched(); }
   std::int64_t gathers() const { return gathers_; }
   std::int64_t bytes_received() const { return received_; }  // of this rank, so far
   // Padded, on all ranks together.
@@ -69,15 +73,18 @@ class ShardedBackbone {
   void gather(std::int64_t layer, Part part);
   void point(std::int64_t layer);
   at::Tensor view(const Span& span, std::int64_t layer) const;
+  int owner(std::int64_t layer) const { return int(layer * ranks_.size() / std::int64_t(pieces_.size())); }
+  // Where a layer's bytes are or come to.
+  const at::Tensor& place(Part part, std::int64_t layer) const;
 
   CausalLm& model_;
   nn::AdapterStore& store_;
   Communicator& ranks_;
   std::vector<std::vector<Piece>> pieces_;  // of each layer
-  std::vector<at::Tensor> shares_[2];       // by part, of each layer: u8 [share_]
+  std::vector<at::Tensor> shares_[2];       // by part, of each layer: u8 [share_]; of stages whole ones, or undefined
   std::unique_ptr<FrozenShares> frozen_[2];
   std::int64_t share_[2] = {0, 0}, gathers_ = 0, received_ = 0, last_ = -1;
-  bool held_ = false, collected_ = false;
+  bool held_ = false, collected_ = false, stages_ = false;
   struct Whole {
     at::Tensor bytes;
     std::int64_t layer = -1;
