@@ -181,7 +181,9 @@ void expect_close(const std::string& a, const std::string& b, double tolerance) 
   ASSERT_EQ(x.size(), y.size());
   for (const auto& [key, value] : x) {
     ASSERT_TRUE(y.contains(key)) << key;
-    if (std::isfinite(value)) EXPECT_NEAR(value, y.at(key), tolerance * (1 + std::abs(value))) << key;
+    if (std::isfinite(value)) {
+      EXPECT_NEAR(value, y.at(key), tolerance * (1 + std::abs(value))) << key;
+    }
   }
 }
 
