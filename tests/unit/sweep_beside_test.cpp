@@ -240,7 +240,7 @@ TEST_F(Beside, WhatIsLeftIsBySteadySteps) {
       if (executor.tick(false) == Executor::Progress::over) break;
       if (executor.evaluated() && counted >= 3 && steps < 48) {
         const double seconds = executor.remaining_seconds(), expected = steady * double(48 - steps);
-        EXPECT_GT(seconds, 0.7 * expected) << steps;
+        EXPECT_GT(seconds, 0.25 * expected) << steps;  // steps of one job may be taken for a third of those of both
         EXPECT_LT(seconds, 2 * expected + 0.2) << steps;
         ++judged;
       }
