@@ -8,7 +8,7 @@ target_compile_definitions(trireme_options INTERFACE TRIREME_VERSION="${PROJECT_
 if(TRIREME_SANITIZE)
   # Without optimisation they compile in less than half the time, and nothing is optimised away before it is checked.
   target_compile_options(trireme_options INTERFACE -fsanitize=${TRIREME_SANITIZE} -fno-omit-frame-pointer -O0
-    -Wno-subobject-linkage)  # GCC takes a joined file's parts for headers
+    $<$<COMPILE_LANGUAGE:CXX>:-Wno-subobject-linkage>)  # GCC takes a joined file's parts for headers
   target_link_options(trireme_options INTERFACE -fsanitize=${TRIREME_SANITIZE})
 endif()
 
@@ -144,6 +144,7 @@ set_source_files_properties(${pixels} PROPERTIES SKIP_PRECOMPILE_HEADERS ON
   COMPILE_OPTIONS "-march=${TRIREME_MARCH};-fno-math-errno;-fno-trapping-math;-Wno-uninitialized;-Wno-maybe-uninitialized")
 if(TRIREME_SANITIZE)
   set_property(SOURCE ${kernels} ${pixels} tests/unit/checkpoint_test.cpp APPEND PROPERTY COMPILE_OPTIONS -O1)
+  set_source_files_properties(tests/unit/checkpoint_test.cpp PROPERTIES SKIP_PRECOMPILE_HEADERS ON)  # made at -O0
 endif()
 foreach(lib PNG TURBOJPEG WEBP FREETYPE PCRE2 ZLIB)
   if(${lib}_FOUND)

@@ -194,6 +194,8 @@ if(python3 AND NOT TRIREME_SANITIZE)
     add_test(NAME unit.${study}_statistics COMMAND ${python3} ${CMAKE_SOURCE_DIR}/bench/studies/${study}.py --self-test)
     set_tests_properties(unit.${study}_statistics PROPERTIES LABELS unit TIMEOUT 60)
   endforeach()
+  add_test(NAME unit.gpu_lab_parts COMMAND ${python3} ${CMAKE_SOURCE_DIR}/bench/gpu_lab --self-test)
+  set_tests_properties(unit.gpu_lab_parts PROPERTIES LABELS unit TIMEOUT 60)
 endif()
 
 # The codec from C, in a release build with nothing beside it; and as operators of PyTorch, from the Python whose torch it

@@ -39,9 +39,9 @@ class GraphedStep {
   };
   struct Graph {
     std::unique_ptr<StepGraph> graph;
-    std::vector<Calls> calls;    // of each replay, which nobody makes
-    bool counted = true;         // those of the next one, as they were recorded
-    std::shared_ptr<Mark> mark;  // behind the last replay
+    std::vector<Calls> calls;      // of each replay, which nobody makes
+    bool counted = true;           // those of the next one, as they were recorded
+    std::shared_ptr<Mark> mark{};  // behind the last replay
   };
   bool wanted();
   std::string why_not_several() const;

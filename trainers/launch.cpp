@@ -200,6 +200,14 @@ class Job {
 }  // namespace
 
 int launched_ranks() { return launched().ranks; }
+int ranks_to_start(int asked) {
+  const int found = launched_ranks();
+  if (found && asked && asked != found)
+    throw UsageError("--ranks " + std::to_string(asked),
+                     "this job was started with " + std::to_string(found) + " ranks",
+                     "leave --ranks out under mpirun and srun");
+  return found || asked < 2 ? 0 : asked;
+}
 int tasks_alone() { return launched().connected ? 0 : launched().ranks; }
 int launched_rank() { return launched().rank; }
 

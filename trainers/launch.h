@@ -8,6 +8,9 @@ namespace trireme {
 // Ranks this process was launched with by mpirun, srun or another starter; 0 when it was started alone, also in a step
 // of one task (an interactive one is a shell).
 int launched_ranks();
+// How many ranks `--ranks asked` is to start; 0: none, this process is one of its job's or alone. UsageError: that job
+// has another size.
+int ranks_to_start(int asked);
 // Tasks of an srun step in which nothing connects them (srun without --mpi=pmix); 0 in every other case. Some MPI
 // libraries make each of them a world of one rank without a word.
 int tasks_alone();

@@ -23,14 +23,10 @@ class CodecHook final : public GradientHook {
     std::size_t owned = 0;
     for (std::size_t first = 0; first < std::max<std::size_t>(count, 1); first += most) {
       const std::size_t n = std::min(most, count - first);
-      pieces_.push_back(
-          {first, n, owned, std::min(n, shard_size(n, comm.size())), Compressors::create(config.name, "hook.name")});
+      pieces_.push_back({first, n, owned, std::min(n, shard_size(n, comm.size())), codec_of(config)});
       owned += pieces_.back().owned;
     }
     const Compressor& codec = *pieces_.front().codec;
-    if (codec.bounded() && bound_ <= 0)
-      throw UsageError("hook.bound", config.name + " needs an error bound",
-                       "set hook.bound to a fraction of a typical gradient");
     const auto options = bucket.flat.options();
     if (!on_host_) {
       if (!codec.on_device())
@@ -39,19 +35,18 @@ class CodecHook final : public GradientHook {
       scratch_ = at::empty({std::int64_t(all_reduce_scratch(codec, count, comm.size()))}, options.dtype(at::kByte));
     }
     if (!config.error_feedback || codec.summable()) return;
-    sent_ = {bucket.flat.numel(), options};
-    owned_ = {std::int64_t(owned), options};
+    lost_ = {{bucket.flat.numel(), options}, {std::int64_t(owned), options}};
   }
 
   void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override {
-    sent_.next_step(), owned_.next_step();
+    lost_.next_step();
     std::size_t lane = 0;
     for (auto& p : pieces_) {
       Communicator& comm = *lanes[lane++ % lanes.size()];
       const Buffer inout = part(bucket.flat, p.first, p.count);
-      if (sent_.now.defined()) {
-        const ErrorFeedback feedback{part(sent_.now, p.first, p.count), part(owned_.now, p.first_owned, p.owned),
-                                     part(sent_.before, p.first, p.count), part(owned_.before, p.first_owned, p.owned)};
+      if (const auto& [sent, owned] = lost_; sent.now.defined()) {
+        const ErrorFeedback feedback{part(sent.now, p.first, p.count), part(owned.now, p.first_owned, p.owned),
+                                     part(sent.before, p.first, p.count), part(owned.before, p.first_owned, p.owned)};
         works.push_back(all_reduce(comm, *p.codec, inout, bound_, &feedback, scratch()));
       } else {
         works.push_back(all_reduce(comm, *p.codec, inout, bound_, nullptr, scratch()));
@@ -65,23 +60,21 @@ class CodecHook final : public GradientHook {
     return sum;
   }
 
-  void undo(const at::Tensor& skip) override { sent_.undo(skip), owned_.undo(skip); }
-  void rescale(const at::Tensor& factor) override { sent_.rescale(factor), owned_.rescale(factor); }
+  void undo(const at::Tensor& skip) override { lost_.undo(skip); }
+  void rescale(const at::Tensor& factor) override { lost_.rescale(factor); }
 
   void state(Archive& ar, Sharing::Kind) override {
     for (std::size_t i = 0; i < pieces_.size(); ++i) {
       Archive::Group group(ar, "piece/" + std::to_string(i));
       pieces_[i].codec->state(ar);
     }
-    sent_.state(ar, "sent");
-    // Laid out piece by piece.
-    owned_.state(ar, "owned/" + (on_host_ ? std::to_string(piece_shard) : std::string("whole")));
+    lost_.state(ar, on_host_ ? std::to_string(piece_shard) : "whole");  // piece by piece
   }
 
  private:
   struct Piece {
     std::size_t first, count;        // of the bucket
-    std::size_t first_owned, owned;  // of owned_
+    std::size_t first_owned, owned;  // of lost_.owned
     std::unique_ptr<Compressor> codec;
   };
   static Buffer part(const at::Tensor& flat, std::size_t first, std::size_t count) {
@@ -92,11 +85,19 @@ class CodecHook final : public GradientHook {
   double bound_;
   bool on_host_;
   std::vector<Piece> pieces_;
-  KeptGradients sent_, owned_;  // error feedback
-  at::Tensor scratch_;          // of the one piece on a device
+  LostGradients lost_;
+  at::Tensor scratch_;  // of the one piece on a device
 };
 
 }  // namespace
+
+std::unique_ptr<Compressor> codec_of(const HookConfig& config) {
+  auto codec = Compressors::create(config.name, "hook.name");
+  if (codec->bounded() && config.bound <= 0)
+    throw UsageError("hook.bound", config.name + " needs an error bound",
+                     "set hook.bound to a fraction of a typical gradient");
+  return codec;
+}
 
 std::unique_ptr<GradientHook> make_codec_hook(const HookConfig& config, const Bucket& bucket,
                                               const Communicator& comm) {

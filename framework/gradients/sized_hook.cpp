@@ -9,6 +9,7 @@
 #include "compression/collectives.h"
 #include "framework/base/side_stream.h"
 #include "framework/base/tensor.h"
+#include "framework/gradients/codec_hook.h"
 
 #include <algorithm>
 #include <exception>
@@ -48,11 +49,11 @@ class SizedHook final : public GradientHook {
   void reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) override;
   // At most: codes never grow beyond max_bytes.
   std::size_t bytes(const Bucket&, const Communicator& comm) const override;
-  void undo(const at::Tensor& skip) override { sent_.undo(skip), owned_.undo(skip); }
-  void rescale(const at::Tensor& factor) override { sent_.rescale(factor), owned_.rescale(factor); }
+  void undo(const at::Tensor& skip) override { lost_.undo(skip); }
+  void rescale(const at::Tensor& factor) override { lost_.rescale(factor); }
   void state(Archive& ar, Sharing::Kind) override {
     codec_->state(ar);
-    sent_.state(ar, "sent"), owned_.state(ar, "owned/whole");
+    lost_.state(ar, "whole");
   }
 
  private:
@@ -83,7 +84,7 @@ class SizedHook final : public GradientHook {
   at::Tensor codes_, received_, sum_code_;                  // u8; codes_: for others, then the sums of all ranks
   at::Tensor values_;                                       // [ranks, shard]
   std::vector<std::uint64_t> sent_sizes_, received_sizes_;  // of this reduce
-  KeptGradients sent_, owned_;                              // error feedback
+  LostGradients lost_;
 };
 
 // What a reduce has begun goes on where it is waited for: there the host may wait for sizes.
@@ -112,13 +113,7 @@ class SizedHook::Late final : public Work::State {
 };
 
 SizedHook::SizedHook(const HookConfig& config, const Bucket& bucket, const Communicator& comm)
-    : bound_(config.bound),
-      rank_(comm.rank()),
-      ranks_(comm.size()),
-      codec_(Compressors::create(config.name, "hook.name")) {
-  if (codec_->bounded() && bound_ <= 0)
-    throw UsageError("hook.bound", config.name + " needs an error bound",
-                     "set hook.bound to a fraction of a typical gradient");
+    : bound_(config.bound), rank_(comm.rank()), ranks_(comm.size()), codec_(codec_of(config)) {
   const auto count = std::size_t(bucket.flat.numel()), shard = shard_size(count, ranks_);
   for (int r = 0; r < ranks_; ++r) {
     auto& parts = parts_.emplace_back();
@@ -141,7 +136,7 @@ SizedHook::SizedHook(const HookConfig& config, const Bucket& bucket, const Commu
   values_ = at::empty({ranks_, std::int64_t(owned)}, floats);
   sum_code_ = at::zeros({std::int64_t(most_bytes(parts_of(0)))}, bytes);
   if (!config.error_feedback) return;
-  sent_ = {std::int64_t(count), floats}, owned_ = {std::int64_t(owned), floats};
+  lost_ = {{std::int64_t(count), floats}, {std::int64_t(owned), floats}};
 }
 
 std::size_t SizedHook::most_bytes(std::span<const Part> parts) const {
@@ -176,7 +171,7 @@ void SizedHook::encode(std::span<const Part> parts, const at::Tensor& values, st
 
 void SizedHook::reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) {
   if (ranks_ == 1 || all_parts_ == 0) return;
-  sent_.next_step(), owned_.next_step();
+  lost_.next_step();
   flat_ = bucket.flat, comm_ = lanes[0];
   std::vector<Part> parts;
   std::vector<std::size_t> counts;
@@ -188,7 +183,7 @@ void SizedHook::reduce(Bucket& bucket, Lanes lanes, std::vector<Work>& works) {
   beside([&] {
     const at::Tensor own = sizes_.narrow(0, 0, std::int64_t(all_parts_)),
                      theirs = sizes_.narrow(0, std::int64_t(all_parts_), sizes_.numel() - std::int64_t(all_parts_));
-    encode(parts, flat_, 0, sent_, codes_, own);
+    encode(parts, flat_, 0, lost_.sent, codes_, own);
     const std::vector<std::size_t> mine(std::size_t(ranks_), parts_of(rank_).size());
     sizes_sent_ = comm_->all_to_all(buffer_of(own), counts, buffer_of(theirs), mine);
   });
@@ -239,7 +234,7 @@ void SizedHook::sum_shard() {
   codec_->decode(front(received_, got), received_sizes_, out);
   at::Tensor sum = values_[0];
   for (std::int64_t r = 1; r < ranks_; ++r) sum.add_(values_[r]);  // in rank order
-  encode(own, sum, first, owned_, sum_code_, sum_sizes_.narrow(0, 0, std::int64_t(own.size())));
+  encode(own, sum, first, lost_.owned, sum_code_, sum_sizes_.narrow(0, 0, std::int64_t(own.size())));
 }
 
 void SizedHook::gather_sums() {

@@ -191,9 +191,18 @@ std::optional<std::int64_t> Checkpoints::newest() const {
 }
 
 std::optional<std::int64_t> Checkpoints::best() const {
-  auto steps = impl_->complete_steps();
-  while (!steps.empty() && !read_manifest(impl_->io, impl_->final_folder(steps.back())).best) steps.pop_back();
-  return steps.empty() ? std::nullopt : std::optional(steps.back());
+  std::vector<std::int64_t> before;
+  for (auto steps = impl_->complete_steps(); steps != before; steps = impl_->complete_steps()) {
+    before = steps;
+    try {
+      for (; !steps.empty(); steps.pop_back())
+        if (read_manifest(impl_->io, impl_->final_folder(steps.back())).best) return steps.back();
+    } catch (const DataError&) {
+      if (is_complete(impl_->io, impl_->final_folder(steps.back()))) throw;
+      before.clear();  // a job that writes there has removed it, as it may the best one for a better
+    }
+  }
+  return std::nullopt;
 }
 
 std::optional<std::int64_t> Checkpoints::latest(bool alone) {

@@ -32,6 +32,22 @@ std::int64_t step_of(const std::string& path, const Checkpoints& checkpoints, co
   return step;
 }
 
+// Where `wanted` is no number, a run that goes on may remove what it named meanwhile, having written another.
+Snapshot load(const std::string& path, const std::string& wanted) {
+  const auto self = make_self();
+  Checkpoints checkpoints(path + "/ckpt", 1 << 20, *self);
+  std::int64_t step = step_of(path, checkpoints, wanted);
+  for (int tries = 10;; --tries) {
+    try {
+      return checkpoints.load(step);
+    } catch (const DataError&) {
+      const std::int64_t now = step_of(path, checkpoints, wanted);
+      if (now == step || tries == 0) throw;
+      step = now;
+    }
+  }
+}
+
 }  // namespace
 
 std::optional<std::string> SavedRun::text(const std::string& name) const {
@@ -41,9 +57,7 @@ std::optional<std::string> SavedRun::text(const std::string& name) const {
 }
 
 SavedRun read_run(const std::string& path, const std::string& step, bool average) {
-  const auto self = make_self();
-  Checkpoints checkpoints(path + "/ckpt", 1 << 20, *self);
-  SavedRun run{checkpoints.load(step_of(path, checkpoints, step)), {}};
+  SavedRun run{load(path, step), {}};
   for (const char* group : {"model/", "average/"}) {  // in this order: the average replaces
     if (group[0] == 'a' && !average) continue;
     for (const auto& [name, e] : run.snapshot.entries)

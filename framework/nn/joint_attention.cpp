@@ -83,25 +83,6 @@ AttentionPart run_merge(const AttentionPart& a, const AttentionPart& b, double b
   return {out, lse};
 }
 
-// f32 on a GPU: products in f32 are off by 1e-5 of the result's deviation there (torch's fused kernel and cuBLAS's alike),
-// more than results of ranks and of hosts may differ; Hopper multiplies f64 as fast. The scores of some queries at a
-// time: 64 MiB, about three such tensors at once.
-AttentionPart by_queries(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
-  const std::int64_t batch = q.size(0), heads = q.size(1), n = q.size(2);
-  const std::int64_t some =
-      std::max<std::int64_t>(1, (8 << 20) / std::max<std::int64_t>(1, batch * heads * k.size(2)));
-  AttentionPart part{at::empty({batch, n, heads, v.size(3)}, q.options()).transpose(1, 2),
-                     at::empty({batch, heads, n}, q.options())};
-  const at::Tensor keys = k.to(at::kDouble).transpose(2, 3), values = v.to(at::kDouble);
-  for (std::int64_t i = 0; i < n; i += some) {
-    const std::int64_t m = std::min(some, n - i);
-    const at::Tensor scores = at::matmul(q.narrow(2, i, m).to(at::kDouble), keys).mul_(scale);
-    part.lse.narrow(2, i, m).copy_(scores.logsumexp(3));
-    part.out.narrow(2, i, m).copy_(at::matmul(scores.softmax(3), values));
-  }
-  return part;
-}
-
 // Keys before `begin` and from `end` on.
 AttentionPart beside(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t begin,
                      std::int64_t end, double scale) {
@@ -116,6 +97,24 @@ AttentionPart beside(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 
 }  // namespace
 
+AttentionPart attention_by_queries(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
+  const std::int64_t batch = q.size(0), heads = q.size(1), n = q.size(2);
+  const std::int64_t some = std::max<std::int64_t>(1, (8 << 20) / std::max<std::int64_t>(1, batch * heads * k.size(2)));
+  AttentionPart part{at::empty({batch, n, heads, v.size(3)}, q.options()).transpose(1, 2),
+                     at::empty({batch, heads, n}, q.options())};
+  const at::Tensor keys = k.to(at::kDouble).transpose(2, 3), values = v.to(at::kDouble);
+  // Scores become their exponentials where they lie.
+  for (std::int64_t i = 0; i < n; i += some) {
+    const std::int64_t m = std::min(some, n - i);
+    at::Tensor scores = at::matmul(q.narrow(2, i, m).to(at::kDouble).mul(scale), keys);
+    const at::Tensor most = scores.amax(3, /*keepdim=*/true);
+    const at::Tensor sums = scores.sub_(most).exp_().sum(3, /*keepdim=*/true);
+    part.lse.narrow(2, i, m).copy_((most + sums.log()).squeeze(3));
+    part.out.narrow(2, i, m).copy_(at::matmul(scores, values).div_(sums));
+  }
+  return part;
+}
+
 AttentionPart attention_part(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale) {
   if (!q.is_cuda()) {
     const auto [out, lse] = at::_scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, false, {}, scale);
@@ -129,7 +128,7 @@ AttentionPart attention_part(const at::Tensor& q, const at::Tensor& k, const at:
     const auto r = at::_scaled_dot_product_flash_attention(q, k, v, 0.0, false, false, scale);
     return {std::get<0>(r), std::get<1>(r)};
   }
-  return by_queries(q, k, v, scale);
+  return attention_by_queries(q, k, v, scale);
 }
 
 AttentionPart merge_parts(const AttentionPart& a, const AttentionPart& b, double bias) {

@@ -26,8 +26,12 @@ at::Tensor joint_attention(const at::Tensor& q, const at::Tensor& k, const at::T
 struct AttentionPart {
   at::Tensor out, lse;
 };
-// Never holds all scores: a fused kernel, in f32 on a GPU some queries at a time. No gradient.
+// Never holds all scores: a fused kernel, in f32 on a GPU attention_by_queries. No gradient.
 AttentionPart attention_part(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale);
+// In f64: products in f32 on a GPU are off by 1e-5 of the result's deviation (torch's fused kernel and cuBLAS's alike),
+// more than results of ranks and of hosts may differ, and Hopper multiplies f64 as fast. Takes 64 MiB for the scores of
+// some queries at a time (more where one query's are more), and k and v in f64.
+AttentionPart attention_by_queries(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale);
 // Softmax over the keys of both; `bias` is added to a's logits. out is of a's type, sums are f32.
 AttentionPart merge_parts(const AttentionPart& a, const AttentionPart& b, double bias = 0);
 

@@ -115,9 +115,9 @@ class DitScenes : public Recipe {
   std::string best_metric() const override { return data_config_.scenes() ? "attribute_accuracy" : "negative_loss"; }
   std::vector<std::string> headline_metrics() const override {
     if (!data_config_.scenes()) return {"loss"};
+    const std::string name = "attribute_accuracy";
     std::vector<std::string> names;
-    for (const auto s : sampling_.scales)
-      names.push_back("attribute_accuracy" + (s == 1 ? std::string() : "_" + std::to_string(s) + "x"));
+    for (const auto s : sampling_.scales) names.push_back(s == 1 ? name : name + "_" + std::to_string(s) + "x");
     return names;
   }
 

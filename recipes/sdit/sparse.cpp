@@ -95,7 +95,7 @@ at::Tensor SparseSampler::velocity(Sampling& s, SampleContext& context) {
   return last_;
 }
 
-DitHooks SparseSampler::hooks(const Sampling& s, SampleContext& context) const {
+DitHooks SparseSampler::hooks(const Sampling& s, SampleContext& context) {
   if (!with_tide_) return {};
   return tide_.hooks(context.model(), s.grid, s.condition.text.size(1), s.sigma());
 }

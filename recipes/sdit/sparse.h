@@ -54,7 +54,7 @@ class SparseSampler : public Sampler {
   const at::Tensor& error() const { return error_; }
 
  private:
-  DitHooks hooks(const Sampling& sampling, SampleContext& context) const;
+  DitHooks hooks(const Sampling& sampling, SampleContext& context);
   at::Tensor merged(const at::Tensor& fresh, double sigma);
   void judge(const at::Tensor& choice, const at::Tensor& waited);
 

@@ -539,6 +539,9 @@ TEST_F(Evaluation, SaysWhatIsWrongInOneLine) {
   write_text(dir() / "two.txt", "a\nb\n");
   refused({"model", "--data", "set", "--classes", "two.txt"}, 3, {"two.txt", "2", "3", "one a line"});
   refused({"model", "--data", "pairs.h5", "--classes", "two.txt"}, 3, {"two.txt", "2", "3"});
+  draw_wide_pictures();
+  for (const char* option : {"--classes", "--templates"})
+    refused({"model", "--data", "wide.tar", option, "two.txt"}, 2, {option, "wide.tar has no classes", "leave it out"});
   refused({"model", "--data", "set", "--templates", "two.txt"}, 3, {"two.txt", "{c}"});
   write_text(dir() / "set/classnames.txt", "one\ntwo\n");
   refused({"model", "--data", "set"}, 3, {"classnames.txt", "2"});

@@ -398,7 +398,7 @@ TEST_F(Interrupt, FreshRenamesHoweverTheFolderIsTyped) {
     ++n;
   }
   EXPECT_TRUE(fs::is_symlink(dir() / "link"));
-  for (const std::string out : {std::string("."), dir().string()}) {
+  for (const std::string& out : {std::string("."), dir().string()}) {
     const Outcome here = start(out);
     EXPECT_EQ(here.code, 2) << out << ": " << here;
     EXPECT_NE(here.err.find("the folder that you are in"), std::string::npos) << here;

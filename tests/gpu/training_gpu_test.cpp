@@ -130,10 +130,11 @@ TEST_F(Gpu, SyncBnOverNccl) {
           worst = nan_max(worst, std::fabs(found.at(step) - loss) / std::fabs(loss));
         std::printf("%s, sync_bn %s, %d ranks over nccl: worst relative difference of a loss in 20 steps %.1e\n",
                     precision.c_str(), sync.c_str(), n, worst);
-        if (sync == "false")
+        if (sync == "false") {
           EXPECT_GT(worst, 1e-3) << n << " ranks saw each other's statistics";
-        else if (precision == "f64")
+        } else if (precision == "f64") {
           EXPECT_LE(worst, 1e-8) << n;
+        }
       }
     }
   }

@@ -180,6 +180,26 @@ TEST(Checkpoint, TheNewestIsFoundWhileTheListedOneGoes) {
   });
 }
 
+// So may who looks for the best have, of several: whenever a better one takes its place, one of both is found.
+TEST(Checkpoint, TheBestIsFoundWhileABetterOneComes) {
+  bool over = false;
+  for (long when = 0; !over; ++when) {
+    MemoryIo io;
+    run_loopback(1, [&](Communicator& comm) {
+      Checkpoints writer("ckpt", 1, comm, io);
+      save(writer, comm, 1, true);
+      save(writer, comm, 2);
+      FaultyIo reading(io, -1, FaultyIo::io_error);
+      reading.before = [&](long call) {
+        if (call == when) save(writer, comm, 3, true);
+      };
+      const auto found = Checkpoints("ckpt", 1, comm, reading).best();
+      over = reading.calls() <= when;
+      EXPECT_TRUE(found == 1 || found == 3) << "before call " << when << ": " << found.value_or(-1);
+    });
+  }
+}
+
 TEST(Checkpoint, RandomHistoriesAlwaysEndWithTheNewestOneLoadable) {
   std::mt19937_64 random(1);
   for (int history = 0; history < 100; ++history) {

@@ -343,9 +343,9 @@ TEST_F(DataTest, FilesVanishAndFoldersAreLocked) {
   }
   fs::permissions(path("in/locked"), fs::perms::none);
   const bool root = geteuid() == 0;  // who may read everything
-  if (root) ASSERT_EQ(seteuid(65534), 0);
+  ASSERT_EQ(root ? seteuid(65534) : 0, 0);
   PrepareSpec s = folder_data(path("in"));
-  if (root) ASSERT_EQ(seteuid(0), 0);
+  ASSERT_EQ(root ? seteuid(0) : 0, 0);
   fs::permissions(path("in/locked"), fs::perms::owner_all);
   ASSERT_EQ(s.skipped.size(), 1u);
   EXPECT_NE(s.skipped[0].find("in/locked: cannot be read: Permission denied"), std::string::npos) << s.skipped[0];

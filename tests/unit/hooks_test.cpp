@@ -166,6 +166,19 @@ TEST(Hooks, SizedCodesPostNothingWhileAnErrorPasses) {
 }
 
 // Sums equal on all ranks; over many steps with the same gradients the sum of what came out approaches the truth.
+// Checkpoints know it by these.
+TEST(Hooks, NamesOfWhatIsLost) {
+  run_loopback(2, [](Communicator& comm) {
+    const auto named = [&](const std::unique_ptr<GradientHook>& hook, const std::string& owned) {
+      const Snapshot s = Snapshot::take([&](Archive& ar) { hook->state(ar, Sharing::replicated); }, comm.rank());
+      return s.entries.contains("sent") && s.entries.contains(owned);
+    };
+    OneBucket one(2);
+    EXPECT_TRUE(named(make_hook(with_hook("int8").hook, one.bucket, comm), "owned/131072"));
+    EXPECT_TRUE(named(make_sized_hook(with_hook("bounded").hook, one.bucket, comm), "owned/whole"));
+  });
+}
+
 TEST(Hooks, WhatIsLostComesLater) {
   constexpr int ranks = 3, steps = 60;
   for (const std::string name : {"int8", "fp8", "int4", "fixed_length", "bounded", "top_k", "powersgd"}) {

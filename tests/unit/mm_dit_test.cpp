@@ -19,6 +19,8 @@
 #include <fstream>
 
 #include <ATen/ATen.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 
@@ -158,6 +160,34 @@ TEST(JointAttention, PartsKnowTheirSum) {
   const auto part = nn::attention_part(q, k, v, 0.25);
   EXPECT_LT(error(part.lse, (at::matmul(q, k.transpose(2, 3)) * 0.25).logsumexp(-1)), 1e-5);
   EXPECT_EQ(part.lse.scalar_type(), at::kFloat);
+}
+
+// Bytes of the host that are allocated while it lives, at most.
+struct PeakMemory final : c10::MemoryReportingInfoBase {
+  void reportMemoryUsage(void*, std::int64_t bytes, std::size_t, std::size_t, c10::Device) override {
+    peak = std::max(peak, now += bytes);
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  std::int64_t now = 0, peak = 0;
+};
+
+TEST(JointAttention, ByQueriesInTheMemoryItSays) {
+  at::manual_seed(5);
+  const auto draw = [](std::int64_t n) { return at::randn({1, n, 2, 16}).transpose(1, 2); };
+  const at::Tensor q = draw(2500), k = draw(3000), v = draw(3000);  // scores of 114 MiB
+  const auto memory = std::make_shared<PeakMemory>();
+  nn::AttentionPart part;
+  {
+    const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, memory);
+    part = nn::attention_by_queries(q, k, v, 0.25);
+  }
+  const auto bytes = [](const at::Tensor& t) { return t.numel() * 8; };
+  EXPECT_LE(memory->peak, (std::int64_t(64) << 20) + bytes(k) + bytes(v) + 4 * bytes(q));
+  const at::Tensor truth = truth_of_attention(q, k, v, at::zeros({3000}, at::kDouble), 0.25);
+  EXPECT_LT(error(part.out, truth), 1e-6);
+  const at::Tensor scores = at::matmul(q.to(at::kDouble), k.to(at::kDouble).transpose(2, 3)) * 0.25;
+  EXPECT_LT(error(part.lse, scores.logsumexp(-1)), 1e-5);
+  EXPECT_EQ(part.out.scalar_type(), at::kFloat);
 }
 
 TEST(MmDit, BiasOfTheTextIsOneForBothForms) {

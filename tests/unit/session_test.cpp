@@ -3,6 +3,7 @@
 #include "framework/base/agree.h"
 #include "framework/init_from.h"
 #include "framework/io/checkpoint.h"
+#include "framework/models/saved_run.h"
 #include "tests/fake_graph.h"
 #include "tests/fault/program.h"
 #include "tests/unit/regression_recipe.h"
@@ -314,14 +315,14 @@ TEST(Session, ALossOfNothingIsTheRecipesFault) {
 }
 
 // Checkpoints of a run whose weights are all `value`.
-void save_constant(Checkpoints& checkpoints, std::int64_t step, double value) {
+void save_constant(Checkpoints& checkpoints, std::int64_t step, double value, bool best = false) {
   Regression recipe;
   const TrainConfig config = small();
   const auto self = make_self();
   Session session(*self, config, recipe);
   at::NoGradGuard no_grad;
   for (const auto& p : session.parameters()) p.value.detach().fill_(value);
-  checkpoints.save(step, Snapshot::take([&](Archive& ar) { session.state(ar); }, 0), "{}");
+  checkpoints.save(step, Snapshot::take([&](Archive& ar) { session.state(ar); }, 0), "{}", best);
   checkpoints.finish();
 }
 
@@ -399,6 +400,27 @@ TEST(InitFrom, AllRanksLoadOneCheckpointOfARunThatIsWriting) {
                               init_from((folder.path / "nothing").string(), session, world);
                             }),
                DataError);
+}
+
+// As `--step newest` and `--step best` of eval, embed and export do.
+TEST(SavedRun, IsReadWhileItsCheckpointsComeAndGo) {
+  test::TempFolder folder;
+  const std::string run = (folder.path / "run").string();
+  std::filesystem::create_directories(run + "/ckpt");
+  const auto self = make_self();
+  Checkpoints source(run + "/ckpt", 1, *self);
+  save_constant(source, 1, 1, true);
+  std::jthread writer([&](const std::stop_token& stop) {
+    for (std::int64_t step = 2; !stop.stop_requested(); ++step) save_constant(source, step, double(step), true);
+  });
+  double last = 0;
+  for (int round = 0; round < 300 || last <= 1; ++round)
+    for (const char* wanted : {"newest", "best"}) {
+      const double now = read_run(run, wanted, false).weights.begin()->second.mean().item<double>();
+      EXPECT_GE(now, last) << wanted;
+      last = now;
+    }
+  EXPECT_THROW(read_run(run, "1", false), DataError) << "a step that is named is that step";
 }
 
 // Every way to be out of memory has its exit code, on the rank itself and on those it is told to.

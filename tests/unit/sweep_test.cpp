@@ -50,9 +50,9 @@ void expect_same(const json& got, const json& want, const std::string& name) {
   for (const char* key : {"job", "step", "decision", "rank"}) EXPECT_EQ(got[key], want[key]) << name << " " << key;
   for (const char* key : {"train_ema", "val_loss", "slope_train", "slope_val", "gap"}) {
     ASSERT_EQ(got[key].is_null(), want[key].is_null()) << name << " " << key << got << want;
-    if (!got[key].is_null())
-      EXPECT_NEAR(got[key].get<double>(), want[key].get<double>(), 1e-12 * (1 + std::abs(want[key].get<double>())))
-          << name << " " << key;
+    if (got[key].is_null()) continue;
+    EXPECT_NEAR(got[key].get<double>(), want[key].get<double>(), 1e-12 * (1 + std::abs(want[key].get<double>())))
+        << name << " " << key;
   }
 }
 
@@ -135,12 +135,12 @@ TEST_F(Sweep, BackfillsSameSizeFirst) {
       for (const auto i : started) running.push_back(queue[i]);
       ASSERT_LE(limit.model.bytes(running), limit.bytes);
       ASSERT_LE(std::int64_t(running.size()), limit.slots);
-      if (freed && !started.empty() && queue[started[0]].batch_size != *freed)
+      if (freed && !started.empty() && queue[started[0]].batch_size != *freed) {
         for (const auto& q : queue)
           EXPECT_FALSE(q.batch_size == *freed && limit.allows(before, q)) << "a job of the freed size could have come";
-      if (!freed)
-        for (std::size_t i = 1; i < started.size(); ++i)
-          EXPECT_GE(queue[started[i - 1]].batch_size, queue[started[i]].batch_size);
+      }
+      for (std::size_t i = 1; !freed && i < started.size(); ++i)
+        EXPECT_GE(queue[started[i - 1]].batch_size, queue[started[i]].batch_size);
       std::vector<Load> rest;
       for (std::size_t i = 0; i < queue.size(); ++i)
         if (std::find(started.begin(), started.end(), i) == started.end()) rest.push_back(queue[i]);

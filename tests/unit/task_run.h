@@ -175,7 +175,9 @@ inline void expect_close(const std::string& a, const std::string& b, double tole
   ASSERT_EQ(x.size(), y.size());
   for (const auto& [key, value] : x) {
     ASSERT_TRUE(y.contains(key)) << key;
-    if (std::isfinite(value)) EXPECT_NEAR(value, y.at(key), tolerance * (1 + std::abs(value))) << key;
+    if (std::isfinite(value)) {
+      EXPECT_NEAR(value, y.at(key), tolerance * (1 + std::abs(value))) << key;
+    }
   }
 }
 

@@ -272,6 +272,31 @@ TEST(Tide, PartsAreSwitches) {
   EXPECT_LT(error(m.run(hooks({"tide.attention=bias"})), m.run(hooks({}))), 1e-5);
 }
 
+// What the time does not change is made once, and has the bits of what would be made anew.
+TEST(Tide, TablesAreMadeAnewWhereTheyFollowTheTime) {
+  const Small m(8, 8);
+  const auto tables = [&](TideSettings& tide, const Grid& grid, std::int64_t texts, double sigma) {
+    return tide.hooks(*m.model, grid, texts, sigma).rope.value();
+  };
+  for (const std::vector<std::string>& still : {std::vector<std::string>{"tide.positions=pi", "tide.dtc=false"},
+                                                {"tide.positions=yarn", "tide.dtc=false", "tide.dype=false"},
+                                                {"tide.positions=ntk", "tide.dtc=false", "tide.dype=false"}}) {
+    TideSettings tide = settings(still, *m.model);
+    const RopeTables first = tables(tide, m.grid, 5, 0.9), later = tables(tide, m.grid, 5, 0.2);
+    EXPECT_TRUE(first.image.cos.is_same(later.image.cos)) << still[0];
+    TideSettings fresh = settings(still, *m.model);
+    const RopeTables anew = tables(fresh, m.grid, 5, 0.2);
+    EXPECT_TRUE(later.image.cos.equal(anew.image.cos) && later.image.sin.equal(anew.image.sin)) << still[0];
+    EXPECT_TRUE(later.text.cos.equal(anew.text.cos) && later.text.sin.equal(anew.text.sin)) << still[0];
+    EXPECT_EQ(tables(tide, m.grid, 7, 0.2).text.cos.size(0), 7);
+    EXPECT_EQ(tables(tide, {1, 8, 6}, 7, 0.2).image.cos.size(0), 48);
+  }
+  for (const char* moving : {"tide.dtc=true", "tide.dtc=false"}) {
+    TideSettings tide = settings({"tide.positions=ntk", moving}, *m.model);  // with dype
+    EXPECT_FALSE(tables(tide, m.grid, 5, 0.9).image.cos.equal(tables(tide, m.grid, 5, 0.2).image.cos)) << moving;
+  }
+}
+
 struct CrossAttention final : Denoiser {
   CrossAttention() { about.layout = "wan", about.joint_text = false, weight = at::zeros({1}); }
   const DenoiserInfo& info() const override { return about; }
@@ -298,7 +323,7 @@ TEST(Tide, TextAnchorNeedsJointAttention) {
     EXPECT_SAYS(std::string(e.what()), "tide.text_anchor=false");
   }
   // The rest works: without rotary channels the temperature is one factor of all logits.
-  const TideSettings rest = settings({"tide.text_anchor=false"}, model);
+  TideSettings rest = settings({"tide.text_anchor=false"}, model);
   EXPECT_EQ(rest.hooks(model, {1, 256, 256}, 0, 0.7).text_bias, 0);
   EXPECT_DOUBLE_EQ(rest.hooks(model, {1, 256, 256}, 0, 1).logit_scale, 1 / least_temperature(4));
 }

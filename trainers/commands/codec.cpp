@@ -210,6 +210,8 @@ int run(const CodecCommand& o) {
   if (o.device != "cpu" && o.device != "cuda") throw UsageError("codec --device", "unknown device", "cpu or cuda");
   BoundedOptions options;
   options.codec = o.codec.empty() ? (o.device == "cuda" ? "auto" : "smallest") : o.codec;
+  if (o.window != options.window && options.codec != "vector_lz" && options.codec != "smallest")
+    throw UsageError("codec --window", "is for vector_lz, and this is " + options.codec, "leave it out");
   options.relative = !o.rel_eb.empty();
   options.strict = !o.tolerant;
   options.checksum = o.checksum;

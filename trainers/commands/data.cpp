@@ -43,6 +43,8 @@ std::string all_names() {
 void check_options(const DataOptions& o) {
   const DataOptions d;
   const std::tuple<const char*, bool, std::string> all[] = {
+      {"--size", o.size != d.size, " openclipart emoji folder tars scenes "},
+      {"--from", !o.from.empty(), " openclipart emoji folder tars tar criteo table flights wordnet gcide "},
       {"--pairs", o.pairs != d.pairs, " scenes "},
       {"--held-out", o.held_out != d.held_out, " scenes "},
       {"--format", o.format != d.format, " scenes "},

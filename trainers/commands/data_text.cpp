@@ -35,8 +35,6 @@ bool is_text_data(const std::string& name) { return name == "wordnet" || name ==
 
 int text_data(const DataOptions& o) {
   const bool problems = o.name == "arithmetic";
-  if (problems && !o.from.empty())
-    throw UsageError("trireme data arithmetic", "--from " + o.from, "problems are generated: leave it out");
   const std::string path = o.out.empty() ? data_cache(o.name + (problems ? ".jsonl" : ".txt")) : o.out;
   const auto lines = lines_for(o);
   std::size_t bytes = 0;

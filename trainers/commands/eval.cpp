@@ -236,7 +236,7 @@ void check_plain(const EvalOptions& o) {
 
 int eval_command(const EvalOptions& o, const std::vector<std::string>& arguments) {
   (void)protocol_named(o.protocol);  // a mistake is told once, before any rank starts
-  if (!launched_ranks() && o.ranks > 1) return launch_ranks(o.ranks, arguments, OnStop::end);
+  if (const int ranks = ranks_to_start(o.ranks)) return launch_ranks(ranks, arguments, OnStop::end);
   return on_ranks([&](Communicator& world, int) {
     end_on_stop_signals();  // there is nothing to save
     if (model_of(o.model) != "clip") {

@@ -65,12 +65,7 @@ EvalData whole_set(const EvalSpec& spec) {
   data.identity = [set] { return set->pairs->identity(); };
   for (const auto& shard : set->pairs->index().shards()) data.files.push_back(shard.path);
   data.files = files_of(data.files);
-  if (set->retrieval) {
-    if (!spec.classes.empty())
-      throw UsageError("--classes", spec.name() + " is for retrieval: its pictures have captions and no classes",
-                       "leave it out");
-    return data;
-  }
+  if (set->retrieval) return data;
   for (std::int64_t i = 0; i < data.size; ++i) data.labels.push_back(set->pairs->class_id(i));
   const auto most = data.labels.empty() ? 0 : *std::max_element(data.labels.begin(), data.labels.end()) + 1;
   data.classes = set->classes;
@@ -184,6 +179,9 @@ EvalSpec data_of_config(const std::string& file) {
 
 EvalData open_eval_data(const EvalSpec& spec) {
   EvalData data = spec.may_be_set && is_eval_set(spec.name()) ? whole_set(spec) : part_of_pairs(spec);
+  for (const auto& [option, file] : {std::pair("--classes", spec.classes), std::pair("--templates", spec.templates)})
+    if (!file.empty() && data.labels.empty())
+      throw UsageError(option, spec.name() + " has no classes: its pictures have captions alone", "leave it out");
   if (!spec.templates.empty()) data.templates = names_in(spec.templates);
   if (data.templates.empty()) data.templates = {plain_template};
   data.name = spec.name();

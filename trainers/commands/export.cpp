@@ -58,6 +58,8 @@ void check_options(const ExportOptions& o, const std::string& format) {
   for (const auto& [name, given, formats] : all)
     if (given && formats.find(format) == formats.npos)
       throw UsageError(name, "is for --format " + formats + ", and this is " + format, "leave it out");
+  if (o.shard_kib && o.shard_mib != 4096)
+    throw UsageError("--shard-kib", "is the size of a file too, as --shard-mib is", "give one of them");
 }
 
 // The format where none is named: what the model is.

@@ -1,5 +1,4 @@
 // `trireme train`: trains a recipe on this process, or as the parent of its ranks.
-#include "comm/error.h"
 #include "comm/local/fake.h"
 #include "framework/command.h"
 #include "trainers/launch.h"
@@ -10,19 +9,15 @@ namespace trireme {
 namespace {
 
 int train_command(const TrainOptions& options, const std::vector<std::string>& arguments) {
-  const int found = launched_ranks();
   if (options.print_config) {
     print_config(options);
     return 0;
   }
-  if (found && options.ranks && options.ranks != found)
-    throw UsageError("--ranks " + std::to_string(options.ranks),
-                     "this job was started with " + std::to_string(found) + " ranks",
-                     "leave --ranks out under mpirun and srun");
-  if (!found && options.ranks > 1 && options.dry_run) return train(options, *make_fake(0, options.ranks), 1);
-  if (!found && options.ranks > 1) {
+  const int ranks = ranks_to_start(options.ranks);
+  if (ranks && options.dry_run) return train(options, *make_fake(0, ranks), 1);
+  if (ranks) {
     check_config(options);  // a mistake is told once, before any rank starts
-    return launch_ranks(options.ranks, arguments);
+    return launch_ranks(ranks, arguments);
   }
   return on_ranks([&](Communicator& world, int local) { return train(options, world, local); });
 }

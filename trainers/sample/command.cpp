@@ -24,8 +24,10 @@ int sample_command(SampleOptions o, const CommandLine& line) {
     return 0;
   }
   if (o.out.empty()) o.out = "runs/" + std::filesystem::path(o.file).stem().string();
-  if (!launched_ranks()) read_job(o.file, o.overrides);  // a mistake is told once, before any rank starts
-  if (!launched_ranks() && o.ranks > 1) return launch_ranks(o.ranks, line.words);
+  if (const int ranks = ranks_to_start(o.ranks)) {
+    read_job(o.file, o.overrides);  // a mistake is told once, before any rank starts
+    return launch_ranks(ranks, line.words);
+  }
   return on_ranks([&](Communicator& world, int local) { return run_sample(o, world, local); });
 }
 

@@ -20,19 +20,29 @@ struct SweepOptions : SweepRun {
   bool print_config = false;
 };
 
+// Options that a verb does not know would be passed over.
+void check_options(const SweepOptions& o) {
+  if (!o.to.empty() && o.file != "add") throw UsageError("--to", "is for trireme sweep add", "leave it out");
+  const std::pair<const char*, bool> of_experiments[] = {
+      {"--ranks", o.ranks != 0}, {"--out", !o.out.empty()}, {"--fresh", o.fresh}, {"--print-config", o.print_config}};
+  for (const auto& [name, given] : of_experiments)
+    if (given && Verbs::has(o.file))
+      throw UsageError(name, "is for an experiment, and this is trireme sweep " + o.file, "leave it out");
+}
+
 int sweep_command(SweepOptions o, const CommandLine& line) {
-  if (!o.to.empty()) {
-    if (o.file != "add") throw UsageError("--to", "is for trireme sweep add", "leave it out");
-    o.overrides.insert(o.overrides.end(), {"--to", o.to});
-  }
+  check_options(o);
+  if (!o.to.empty()) o.overrides.insert(o.overrides.end(), {"--to", o.to});
   if (Verbs::has(o.file)) return Verbs::get(o.file).run(o.overrides);
   if (o.print_config) {
     std::cout << read_sweep(o.file, o.overrides).resolved;
     return 0;
   }
   if (o.out.empty()) o.out = "runs/" + std::filesystem::path(o.file).stem().string();
-  if (!launched_ranks()) read_sweep(o.file, o.overrides);  // a mistake is told once, before any rank starts
-  if (!launched_ranks() && o.ranks > 1) return launch_ranks(o.ranks, line.words);
+  if (const int ranks = ranks_to_start(o.ranks)) {
+    read_sweep(o.file, o.overrides);  // a mistake is told once, before any rank starts
+    return launch_ranks(ranks, line.words);
+  }
   return on_ranks([&](Communicator& world, int local) { return run_sweep(o, world, local); });
 }
 

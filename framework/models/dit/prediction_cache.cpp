@@ -60,8 +60,9 @@ void VelocityHistory::state(Archive& ar, at::IntArrayRef shape, at::Device devic
     age_ = at::empty({shape[0], shape[1], 1}, options);
   }
   for (std::size_t i = 0; i < nodes_.size(); ++i) {
-    archive(ar, "v" + std::to_string(i), nodes_[i].v);
-    archive(ar, "sigma" + std::to_string(i), nodes_[i].sigma);
+    const std::string number = std::to_string(i);
+    archive(ar, "v" + number, nodes_[i].v);
+    archive(ar, "sigma" + number, nodes_[i].sigma);
   }
   if (count > 0) archive(ar, "age", age_);
 }

@@ -22,6 +22,10 @@ struct RopeScaling {
   bool dynamic_temperature = true;  // TIDE's; off: yarn's constant temperature, none with other positions
   bool normalized = false;          // the temperature's frequency: of position in the axis (1 first, 0 last), not raw
   double alpha_low = 0.6, alpha_high = 0.2;  // exponent of the time at frequencies 0 and 1
+
+  bool follows_time() const {
+    return dynamic_temperature || (dype && (positions == Positions::ntk || positions == Positions::yarn));
+  }
 };
 
 // One axis (rows or columns) of `dim` channels, trained on `trained` positions and used on scale * trained.

@@ -84,7 +84,7 @@ double TideSettings::logit_scale(const DenoiserInfo& model, const Grid& grid, do
   return positions_ == "yarn" ? factor / least_temperature(scale) : factor;
 }
 
-DitHooks TideSettings::hooks(const Denoiser& model, const Grid& grid, std::int64_t text_tokens, double sigma) const {
+DitHooks TideSettings::hooks(const Denoiser& model, const Grid& grid, std::int64_t text_tokens, double sigma) {
   const DenoiserInfo& info = model.info();
   DitHooks hooks;
   hooks.text_bias = text_bias(info, grid);
@@ -92,7 +92,10 @@ DitHooks TideSettings::hooks(const Denoiser& model, const Grid& grid, std::int64
   hooks.logit_scale = logit_scale(info, grid, sigma);
   const bool larger = side(grid.rows, info) > 1 || side(grid.columns, info) > 1;
   if (info.rope_axes.empty() || !larger || (positions_ == "none" && !dtc_)) return hooks;
-  hooks.rope = scaled_rope(info, grid, text_turns_ ? text_tokens : 0, scaling(), sigma, device_);
+  const std::array<std::int64_t, 4> size{grid.frames, grid.rows, grid.columns, text_turns_ ? text_tokens : 0};
+  if (size != size_ || scaling().follows_time()) tables_ = scaled_rope(info, grid, size[3], scaling(), sigma, device_);
+  size_ = size;
+  hooks.rope = tables_;
   return hooks;
 }
 

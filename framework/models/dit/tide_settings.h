@@ -7,6 +7,7 @@
 #include "framework/models/dit/flow_schedule.h"
 #include "framework/models/dit/rope_scaling.h"
 
+#include <array>
 #include <cstdint>
 #include <string>
 
@@ -23,7 +24,7 @@ class TideSettings {
   // The job's shift with this mu_mode.
   FlowShift shift(FlowShift job) const;
   // Nothing set where the picture is no larger than trained. `text_tokens`: of the longest text.
-  DitHooks hooks(const Denoiser& model, const Grid& grid, std::int64_t text_tokens, double sigma) const;
+  DitHooks hooks(const Denoiser& model, const Grid& grid, std::int64_t text_tokens, double sigma);
 
   // Added to the logits of text keys; 0 up to gate_px.
   double text_bias(const DenoiserInfo& model, const Grid& grid) const;
@@ -39,6 +40,8 @@ class TideSettings {
   std::int64_t gate_px_ = 0;
   at::Device device_ = at::kCPU;  // the model's
   bool text_turns_ = false;       // its text tokens carry rotary tables
+  RopeTables tables_;             // of the last hooks()
+  std::array<std::int64_t, 4> size_{};
 };
 
 }  // namespace trireme
