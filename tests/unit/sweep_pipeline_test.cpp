@@ -171,6 +171,35 @@ TEST_F(PipelineRun, IsRefusedWhereItCannotBe) {
   EXPECT_SAYS(said([&] { parse_sweep(yaml + "ranks: 1}}", "f"); }), "one rank is no pipeline");
 }
 
+// Before anything is asked of other ranks, or stages would go by layers of another number.
+TEST_F(PipelineRun, RefusesModelsThatCannotBe) {
+  sweep.parallel = "pipeline";
+  const Instructions data = sequences(false);
+  const auto made_of = [&](const CausalLmConfig& config) {
+    std::string all;
+    run_loopback(2, [&](Communicator& world) {
+      const std::string one = said([&] {
+        Executor(sweep, task, CausalLm::random(config, 3, at::kCPU, at::kFloat), data, world, dir / "refused");
+      });
+      if (world.rank() == 1) all = one;
+    });
+    return all;
+  };
+  CausalLmConfig c = tiny().config();
+  c.by_layer = true;
+  EXPECT_SAYS(made_of(c), "go by the layer's number");
+  c = tiny().config();
+  c.max_length = 9;
+  EXPECT_SAYS(made_of(c), "has a sample of 1");
+  EXPECT_SAYS(made_of(c), "the model takes 9");
+}
+
+// Two evaluations a job: bursts hold several steps.
+TEST_F(PipelineRun, LongBurstsAreTheStepsThatTheyHold) {
+  sweep.early_exit.eval_fraction = 0.5;
+  expect_same_on({2}, "long bursts");
+}
+
 // What a task's folder says is not chosen anew; on CPUs and in folders of before nothing is chosen.
 TEST_F(PipelineRun, ChoosesOnce) {
   const auto in = [&](const std::string& said, const std::string& where) {
@@ -185,6 +214,11 @@ TEST_F(PipelineRun, ChoosesOnce) {
   EXPECT_FALSE(in(ParallelChoice{false, 1, 2}.save(), folder()));
   EXPECT_FALSE(in("", folder()));
   EXPECT_SAYS(said([&] { in("{}", folder()); }), "does not say how the task's ranks share its steps");
+  // Nobody asked for one on these ranks.
+  const std::string where = folder();
+  fs::create_directories(where);
+  std::ofstream(where + "/parallel.json") << ParallelChoice{true, 2, 1}.save();
+  run_loopback(3, [&](Communicator& world) { EXPECT_FALSE(run(world, where)->pipelined); });
 }
 
 // What measures for the choice: alike on all ranks, and it leaves the sweep as it was.

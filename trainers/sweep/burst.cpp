@@ -19,7 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::int64_t first_burst = 4, most_steps = 256;
+constexpr std::int64_t most_steps = 256;
 
 // Has a task been saved in this folder?
 bool saved_in(const std::string& folder) {
@@ -68,23 +68,29 @@ bool Executor::wants_pipeline() {
 MemoryLimit Executor::pipeline_limit() const {
   MemoryLimit limit = limit_;
   limit.model.copies = 2;
+  std::int64_t largest = 0;  // travels in f32 with its moments, put together, sent and received
+  for (const auto& l : loads_) largest = std::max(largest, l.parameters);
+  limit.model.fixed += 36 * double(largest);
   if (sweep_.train.accumulate > 1) limit.model.per_token *= 2;
   return limit;
 }
 
 void Executor::begin_stages(const Placement& place) {
   if (!wants_pipeline()) return;
-  const std::string why =
+  const MemoryLimit limit = pipeline_limit();
+  std::string why =
       task_.objective == "dpo" ? "preference pairs are not made for it" : no_stages(model_, *store_, ranks_.size());
+  const bool room = std::ranges::all_of(loads_, [&](const Load& l) { return limit.allows({}, l); });
+  if (sweep_.parallel == "auto" && why.empty() && !room) why = "a job has no room in a pipeline";
   std::int64_t goes_on = saved_in(folder_);
   ranks_.broadcast({&goes_on, 1, DType::i64}, 0).wait();
-  if (!why.empty() && !goes_on)
+  if (!why.empty() && !goes_on && sweep_.parallel == "pipeline")
     throw UsageError(task_.place, "execution.parallel is pipeline, but " + why, "say auto or gather");
   if (!why.empty()) {
     if (ranks_.rank() == 0) std::cerr << task_.name << ": goes on with gathered layers: " << why << "\n";
     return;
   }
-  limit_ = pipeline_limit();
+  limit_ = limit;
   const auto split = [&] { return for_device(ranks_.split(0, ranks_.rank()), place, {}); };
   stage_ = std::make_unique<Stage>(model_, *store_, *optimizer_, *sharded_, sweep_.train, split(), split());
   release_device_memory();  // of shares
@@ -93,7 +99,7 @@ void Executor::begin_stages(const Placement& place) {
 
 // Up to the first evaluation of a job of this rank, and no further than the next checkpoint.
 std::int64_t Executor::burst_steps() const {
-  std::int64_t steps = burst_step_seconds_ > 0 ? std::int64_t(longest_burst / burst_step_seconds_) : first_burst;
+  std::int64_t steps = burst_step_seconds_ > 0 ? std::int64_t(longest_burst / burst_step_seconds_) : 1;
   steps = std::clamp<std::int64_t>(steps, 1, most_steps);
   if (sweep_.checkpoint_every > 0) steps = std::min(steps, sweep_.checkpoint_every - tick_ % sweep_.checkpoint_every);
   for (std::size_t i = 0; i < jobs_.size(); ++i) {

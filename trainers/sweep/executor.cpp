@@ -49,8 +49,8 @@ std::int64_t longest(const Instructions& data) {
   return std::int64_t(most);
 }
 
-// On a GPU an id beyond the embedding would end the whole process; questions are asked by one rank, whose failure the
-// others would wait for.
+// On a GPU an id beyond the embedding would end the whole process; what is too long for the model may meet one rank
+// alone, whose failure the others would wait for.
 void check_ids(const Instructions& data, const CausalLmConfig& model, const std::string& where) {
   const auto check_id = [&](std::int64_t id) {
     if (id < 0 || id >= model.vocab)
@@ -58,8 +58,16 @@ void check_ids(const Instructions& data, const CausalLmConfig& model, const std:
           where, "holds token " + std::to_string(id) + ", the model's vocabulary has " + std::to_string(model.vocab),
           "the tokenizer does not belong to this model");
   };
+  const auto check_length = [&](const char* what, std::size_t n, const char* cure) {
+    if (model.max_length > 0 && std::int64_t(n) > model.max_length)
+      throw DataError(where,
+                      std::string("has a ") + what + " of " + std::to_string(n) + " tokens, the model takes " +
+                          std::to_string(model.max_length),
+                      cure);
+  };
   const auto check = [&](const Example& e) {
     for (const std::int64_t id : e.ids) check_id(id);
+    check_length("sample", e.ids.size(), "lower length: longer samples are left out then");
   };
   for (const auto* list : {&data.train, &data.validation})
     for (const Example& e : *list) check(e);
@@ -67,11 +75,7 @@ void check_ids(const Instructions& data, const CausalLmConfig& model, const std:
     for (const Pair& p : *list) check(p.chosen), check(p.rejected);
   for (const auto& q : data.test) {
     for (const std::int64_t id : q.prompt) check_id(id);
-    if (model.max_length > 0 && std::ssize(q.prompt) > model.max_length)
-      throw DataError(where,
-                      "has a test question of " + std::to_string(q.prompt.size()) + " tokens, the model takes " +
-                          std::to_string(model.max_length),
-                      "shorten it, or say test: 0");
+    check_length("test question", q.prompt.size(), "shorten it, or say test: 0");
   }
 }
 

@@ -166,10 +166,12 @@ std::optional<ParallelCosts> Executor::parallel_costs() {
   for (std::int64_t s = 1; s <= looked_at; ++s)
     due += std::ranges::any_of(all, [&](auto j) { return evaluates_at(sweep_.early_exit, totals[j], s); });
   double took[] = {0, held_seconds(fullest), held_seconds({largest}), 0};
-  const auto begin = std::chrono::steady_clock::now();
-  sharded_->gather_pass(true);
-  (void)at::zeros({1}, at::TensorOptions(model_.device())).item<float>();
-  took[0] = seconds_since(begin);
+  for (int i = 0; i < 2; ++i) {  // the first connects
+    const auto begin = std::chrono::steady_clock::now();
+    sharded_->gather_pass(true);
+    (void)at::zeros({1}, at::TensorOptions(model_.device())).item<float>();
+    took[0] = seconds_since(begin);
+  }
   const double layers = double(sharded_->layer_bytes()) * double(model_.config().layers);
   took[3] = 12 * *std::ranges::max_element(parameters) * took[0] / (2 * layers);  // as fast as layers travel
   ranks_.all_reduce({took, 4, DType::f64}, Op::max).wait();

@@ -123,13 +123,16 @@ const at::Tensor& ShardedBackbone::place(Part part, std::int64_t layer) const {
   return stages_ && owner(layer) == ranks_.rank() ? shares_[part][std::size_t(layer)] : wholes_[part][layer % 2].bytes;
 }
 
-// Layer by layer, each rank's share of one let go as soon as its owner has it.
+// Layer by layer, each rank's share of one let go as soon as its owner has it, the ranks' layers in turn: no rank has
+// all of its own before the others let go of theirs.
 CausalLm ShardedBackbone::hold_stages() {
   const at::NoGradGuard no_grad;
   if (share_[backward_only] > 0) throw Error(ExitCode::bug, "hold_stages", "stages are not made of FP8 codes");
   for (auto& whole : wholes_[always]) whole.coming.wait(), whole.layer = -1;
   frozen_[always].reset();
-  for (std::int64_t l = 0; l < std::ssize(pieces_); ++l) {
+  const std::int64_t ranks = ranks_.size(), layers = std::ssize(pieces_) / ranks, first = ranks_.rank() * layers;
+  for (std::int64_t i = 0; i < std::ssize(pieces_); ++i) {
+    const std::int64_t l = i % ranks * layers + i / ranks;
     at::Tensor& share = shares_[always][std::size_t(l)];
     const at::Tensor& whole = wholes_[always][l % 2].bytes;
     ranks_.all_gather(buffer_of(share), buffer_of(whole)).wait();
@@ -137,7 +140,6 @@ CausalLm ShardedBackbone::hold_stages() {
   }
   stages_ = true;
   std::map<std::string, at::Tensor> values;
-  const auto layers = std::int64_t(pieces_.size()) / ranks_.size(), first = ranks_.rank() * layers;
   for (const auto& [weight, value] : model_.weights())
     if (weight.layer < 0) values[weight.name] = value;
   for (std::int64_t l = 0; l < layers; ++l)

@@ -59,6 +59,7 @@ std::unique_ptr<nn::AdapterStore> store_of_stage(CausalLm& stage, const nn::Adap
 
 std::string no_stages(const CausalLm& model, const nn::AdapterStore& store, int ranks) {
   if (ranks < 2) return "a pipeline takes several ranks";
+  if (model.config().by_layer) return "its scores go by the layer's number (scale_attn_by_inverse_layer_idx)";
   if (model.config().layers % ranks != 0)
     return "its " + std::to_string(model.config().layers) + " layers do not divide by " + std::to_string(ranks) +
            " ranks";
@@ -201,7 +202,7 @@ std::vector<at::Tensor> Stage::bring_back(std::span<const Place> places, const s
     whole_.publish(own->slot);
     whole_optimizer_.updates()[own->slot].copy_(next(1)[0]);
     whole_optimizer_.alive()[own->slot].copy_(next(1)[0]);
-    losses[own->slot] = next(steps);
+    losses[own->slot] = next(steps).clone();  // the rest of what came goes
   }
   losses_.clear();
   std::vector<at::Tensor> mine;
