@@ -145,8 +145,8 @@ CausalLm ShardedBackbone::hold_stages() {
   for (std::int64_t l = 0; l < layers; ++l)
     for (const auto& piece : pieces_[std::size_t(first + l)]) {
       std::string name = piece.weight.name;
-      const std::string own = "." + std::to_string(first + l) + ".";
-      name.replace(name.find(own), own.size(), "." + std::to_string(l) + ".");
+      const std::string number = std::to_string(first + l);
+      name.replace(name.find("." + number + ".") + 1, number.size(), std::to_string(l));
       values[name] = view(piece.spans[0], first + l);
     }
   CausalLmConfig config = model_.config();
