@@ -152,7 +152,7 @@ class Delayed : public Wrapper {
   Delay& delay_;
 };
 
-CausalLm tiny() {
+CausalLm small_backbone() {
   const json config{{"architectures", {"LlamaForCausalLM"}},
                     {"model_type", "llama"},
                     {"vocab_size", 320},
@@ -172,7 +172,7 @@ std::string backbone(const fs::path& folder) {
   for (int i = 0; i < 40; ++i) texts.push_back(std::to_string(i) + " + 3 = " + std::to_string(i + 3) + "\n");
   fs::create_directories(folder / "tokenizer");
   BytePairTokenizer::train(texts, 300).save((folder / "tokenizer").string());
-  write_hf_folder((folder / "model").string(), tiny(), 1 << 20, (folder / "tokenizer").string());
+  write_hf_folder((folder / "model").string(), small_backbone(), 1 << 20, (folder / "tokenizer").string());
   return (folder / "model").string();
 }
 
@@ -228,7 +228,7 @@ TEST_F(Beside, WhatIsLeftIsBySteadySteps) {
   int judged = 0;
   run_loopback(1, [&](Communicator& world) {
     Delayed ranks(world, delay);
-    Executor executor(sweep, task, tiny(), data, ranks, (folder.path / "t").string());
+    Executor executor(sweep, task, small_backbone(), data, ranks, (folder.path / "t").string());
     executor.restore();
     std::int64_t steps = 0;  // both jobs take each
     std::ptrdiff_t over = -1;
