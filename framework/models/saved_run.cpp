@@ -37,12 +37,12 @@ Snapshot load(const std::string& path, const std::string& wanted) {
   const auto self = make_self();
   Checkpoints checkpoints(path + "/ckpt", 1 << 20, *self);
   std::int64_t step = step_of(path, checkpoints, wanted);
-  for (int tries = 10;; --tries) {
+  for (;;) {
     try {
       return checkpoints.load(step);
     } catch (const DataError&) {
       const std::int64_t now = step_of(path, checkpoints, wanted);
-      if (now == step || tries == 0) throw;
+      if (now == step) throw;
       step = now;
     }
   }
