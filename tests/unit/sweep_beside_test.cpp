@@ -1,9 +1,9 @@
 // Tasks beside each other as their scheduler hears of them: what one is taken for before it has begun, what it says
 // once it runs, and what a like one takes from it.
 #include "comm/local/loopback.h"
-#include "comm/wrappers/wrapper.h"
 #include "framework/models/causal_lm_load.h"
 #include "tests/fault/program.h"
+#include "tests/forwarding.h"
 #include "tests/needs.h"
 #include "trainers/sweep/run.h"
 
@@ -127,23 +127,15 @@ struct Delay {
   std::chrono::milliseconds each{};
   std::atomic<int> ticks = 0;
 };
-class Delayed : public Wrapper {
+class Delayed : public test::Forwarding {
  public:
-  Delayed(Communicator& inner, Delay& delay) : Wrapper(inner), delay_(delay) {}
-  Delayed(std::unique_ptr<Communicator> inner, Delay& delay) : Wrapper(std::move(inner)), delay_(delay) {}
+  Delayed(Communicator& inner, Delay& delay) : Forwarding(inner), delay_(delay) {}
+  Delayed(std::unique_ptr<Communicator> inner, Delay& delay) : Forwarding(std::move(inner)), delay_(delay) {}
   Work all_reduce(Buffer b, Op op) override {
     if (b.dtype == DType::i64 && b.count == 2 && op == Op::max && delay_.ticks++ >= delay_.from)
       std::this_thread::sleep_for(delay_.each);
-    return inner_.all_reduce(b, op);
+    return Forwarding::all_reduce(b, op);
   }
-  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
-  Work all_gather(ConstBuffer in, Buffer out) override { return inner_.all_gather(in, out); }
-  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
-                  std::span<const std::size_t> recv) override {
-    return inner_.all_to_all(in, send, out, recv);
-  }
-  Work broadcast(Buffer b, int root) override { return inner_.broadcast(b, root); }
-  Work barrier() override { return inner_.barrier(); }
   std::unique_ptr<Communicator> split(int color, int key) override {
     return std::make_unique<Delayed>(inner_.split(color, key), delay_);
   }
