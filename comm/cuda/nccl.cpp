@@ -121,17 +121,18 @@ class NcclWork final : public Work::State, public std::enable_shared_from_this<N
       throw CommError(place(g_->me), "wait() on a collective inside then()",
                       "return its Work from the function instead");
     rethrow();
+    const OnDevice on(g_->me.device);
+    Event behind;  // not `end`, which the watchdog may be asking
     if (inner.state()) {
       // What it waits for is in order on the communicator's stream, perhaps behind `end`.
       inner.wait();
-      const OnDevice on(g_->me.device);
-      end.record(g_->me.device, g_->stream.get());
+      behind.record(g_->me.device, g_->stream.get());
     }
+    const Event& last = behind ? behind : end;
     if (place_.host()) {
-      end.wait(Clock::time_point::max(), [this] { g_->check_alive(); });
+      last.wait(Clock::time_point::max(), [this] { g_->check_alive(); });
     } else {
-      const OnDevice on(g_->me.device);
-      end.block(stream_of(place_));
+      last.block(stream_of(place_));
     }
   }
   bool wait_host(std::chrono::milliseconds timeout) override {
@@ -292,11 +293,13 @@ class Nccl final : public Communicator {
     g_->connect();
     follow(out);
     if (in.stream != out.stream) follow(in);
-    StreamTimer* const timer = captures(stream()) ? nullptr : g_->timer.get();  // a graph's times are not its calls'
+    const bool captured = captures(stream());
+    StreamTimer* const timer = captured ? nullptr : g_->timer.get();  // a graph's times are not its calls'
     if (timer) timer->begin();
     g_->check(post(*work), name);
     if (timer) timer->end(name, bytes);
     work->end.record(g_->me.device, stream());
+    if (!captured) newest_ = work;
     return Work(std::move(work));
   }
   void follow(Place place) {
@@ -320,6 +323,8 @@ class Nccl final : public Communicator {
   }
 
   std::shared_ptr<NcclGroup> g_;
+  // A device works on when all handles are gone. A log that asks this one knows of all before it: they are in order.
+  std::shared_ptr<NcclWork> newest_;
 };
 
 }  // namespace

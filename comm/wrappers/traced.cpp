@@ -42,7 +42,7 @@ class TracedState final : public Work::State {
   void wait() override {
     const Waiting here(*log_, call_.sequence);
     inner_.wait();
-    complete();
+    complete(inner_.settled());
   }
   bool wait_host(std::chrono::milliseconds timeout) override {
     const Waiting here(*log_, call_.sequence);
@@ -62,10 +62,11 @@ class TracedState final : public Work::State {
   }
 
  private:
-  void complete() {
+  // ended: where only the caller's stream waits, the log asks the operation itself, or nobody would see it hang.
+  void complete(bool ended = true) {
     if (completed_.exchange(true)) return;
     call_.end_ns = steady_now_ns();
-    log_->end(call_);
+    if (ended) log_->end(call_);
     if (sink_) (*sink_)(call_.name, call_.begin_ns, call_.end_ns, call_.bytes);
   }
 

@@ -7,6 +7,7 @@
 #include "comm/cuda/reduce.h"
 #include "comm/cuda/runtime.h"
 #include "comm/reduce.h"
+#include "comm/wrappers/traced.h"
 #include "tests/mpi_harness.h"
 
 #include <algorithm>
@@ -162,6 +163,38 @@ TEST(Nccl, AWorkMayOutliveItsCommunicator) {
   if (!is_rank())
     if (const auto why = missing("nccl", 2); !why.empty()) GTEST_SKIP() << why;
   run_mpi_test({2}, work_outlives_its_communicator);
+}
+
+// The watchdog sees what a peer keeps waiting, though wait() has returned and no handle is left.
+void a_late_peer_is_seen(Communicator& world) {
+  const int device = pick_device(world);
+  const auto host = world.split(0, world.rank());
+  Traced traced(make_nccl(world.split(0, world.rank()), device));
+  const CommLog& log = *traced.recorder()->logs().front();
+  const cuda::Stream stream(device);
+  const auto memory = device_runtime()->memory(4096);
+  const Buffer buffer{memory.get(), 1024, DType::f32, {device, stream.get()}};
+  const auto reduce = [&] { traced.all_reduce(buffer, Op::sum).wait(); };
+  const auto ends = [&] {
+    TRIREME_CUDA_CHECK(cudaDeviceSynchronize());
+    EXPECT_EQ(log.oldest_open().sequence, 0u);
+  };
+  reduce();
+  ends();
+  if (world.rank() == 0) {
+    reduce();
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    EXPECT_EQ(log.oldest_open().sequence, 2u);
+  }
+  host->barrier().wait();
+  if (world.rank() == 1) reduce();
+  ends();
+}
+
+TEST(Nccl, ALatePeerIsSeen) {
+  if (!is_rank())
+    if (const auto why = missing("nccl", 2); !why.empty()) GTEST_SKIP() << why;
+  run_mpi_test({2}, a_late_peer_is_seen);
 }
 
 void one_rank_aborts(Communicator& world) {

@@ -72,6 +72,42 @@ TEST(CommLog, KnowsWhatIsOpenWithoutWaiting) {
   });
 }
 
+// Calls as a device has them: wait() orders streams and returns, and the call is under way until `arrived`.
+class OnAStream final : public test::Forwarding {
+ public:
+  using Forwarding::Forwarding;
+  std::atomic<bool> arrived{false};
+  Work all_reduce(Buffer, Op) override { return Work(newest_ = std::make_shared<Enqueued>(arrived)); }
+
+ private:
+  struct Enqueued final : Work::State {
+    explicit Enqueued(std::atomic<bool>& a) : arrived(a) {}
+    std::atomic<bool>& arrived;
+    bool done() override { return arrived; }
+    bool settled() override { return arrived; }
+    void wait() override {}
+    bool wait_host(std::chrono::milliseconds) override { return arrived; }
+    std::shared_ptr<State> then(std::function<Work()>) override { return nullptr; }
+  };
+  std::shared_ptr<Work::State> newest_;
+};
+
+// Else no call of a GPU that hangs is open for a watchdog, and the job stands for ever.
+TEST(CommLog, ACallThatOnlyAStreamWaitsForIsOpen) {
+  run_loopback(1, [](Communicator& alone) {
+    OnAStream device(alone);
+    Traced traced(device);
+    const CommLog& log = *traced.recorder()->logs().front();
+    float v = 1;
+    traced.all_reduce({&v, 1, DType::f32}, Op::sum).wait();
+    EXPECT_EQ(log.oldest_open().sequence, 1u);
+    EXPECT_FALSE(traced.recent().back().complete);
+    device.arrived = true;
+    EXPECT_EQ(log.oldest_open().sequence, 0u);
+    EXPECT_TRUE(traced.recent().back().complete);
+  });
+}
+
 TEST(CommLog, GroupsAreNamed) {
   run_loopback(3, [](Communicator& comm) {
     Traced job(comm, {}, "job");
