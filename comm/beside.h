@@ -5,8 +5,7 @@ namespace trireme {
 
 // While one with `yes` lives, calls of its thread may be slower and leave the multiprocessors to other work: a
 // collective's kernel holds each of its own until all ranks have come, and NCCL takes up to 32. For calls that long
-// kernels hide; what nothing runs beside wants all its bandwidth. All ranks alike. NCCL alone heeds it: other backends
-// move device memory by few blocks or by copy engines.
+// kernels hide; what nothing runs beside wants all its bandwidth. All ranks alike. NCCL alone heeds it.
 class BesideComputation {
  public:
   explicit BesideComputation(bool yes) : before_(now_) { now_ = yes; }
