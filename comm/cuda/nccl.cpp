@@ -1,6 +1,7 @@
 #include "comm/cuda/nccl.h"
 
 #include "comm/backends.h"
+#include "comm/beside.h"
 #include "comm/cuda/nccl_library.h"
 #include "comm/cuda/runtime.h"
 #include "comm/engine/arguments.h"
@@ -34,6 +35,9 @@ std::mutex& enqueue_mutex() {
 
 thread_local bool inside_then = false;
 
+// Of a communicator for calls beside computation: a power of two, which NCCL rounds its channels up to.
+constexpr int narrow_ctas = 8;
+
 // What a communicator and its Work handles share.
 class NcclGroup {
  public:
@@ -41,26 +45,38 @@ class NcclGroup {
       : host(std::move(h)), me{host->rank(), host->size(), device}, stream(device), sink(std::move(s)) {}
 
   ~NcclGroup() {
-    if (!comm) return;
+    if (!connected()) return;
     try {
       const OnDevice on(me.device);
-      if (std::uncaught_exceptions() > 0 || broken) {
-        nccl().CommAbort(comm);  // the peers may never come
-      } else {
-        nccl().CommDestroy(comm);
-      }
+      const bool peers_come = std::uncaught_exceptions() == 0 && !broken;
+      for (const auto comm : {whole, narrow})
+        if (comm) (peers_come ? nccl().CommDestroy : nccl().CommAbort)(comm);
       cudaFree(token);
     } catch (...) {  // the driver is gone
     }
   }
 
-  // The first device collective of all ranks meets here. The lock is held and the device is current.
-  void connect() {
-    if (comm) return;
+  bool connected() const { return whole || narrow; }
+
+  // What carries the call at hand; ranks meet at the first that needs it. The lock is held, the device is current.
+  ncclComm_t connect() {
+    const bool beside = BesideComputation::now();
+    ncclComm_t& comm = beside ? narrow : whole;
+    if (comm) return comm;
+    const bool first = !connected();
     ncclUniqueId id = {};
     if (me.rank == 0) check(nccl().GetUniqueId(&id), "ncclGetUniqueId");
     host->broadcast({&id, sizeof id, DType::u8, {}}, 0).wait();
-    check(nccl().CommInitRank(&comm, me.size, id, me.rank), "ncclCommInitRank");
+    ncclConfig_t few = NCCL_CONFIG_INITIALIZER;
+    few.maxCTAs = narrow_ctas;
+    if (beside)
+      check(nccl().CommInitRankConfig(&comm, me.size, id, me.rank, &few), "ncclCommInitRankConfig");
+    else
+      check(nccl().CommInitRank(&comm, me.size, id, me.rank), "ncclCommInitRank");
+    if (first) prepare();
+    return comm;
+  }
+  void prepare() {
     TRIREME_CUDA_CHECK(cudaMalloc(&token, 16));
     TRIREME_CUDA_CHECK(cudaMemset(token, 0, 16));
     if (sink) timer = cuda::make_timer({me.device, stream.get()}, sink);
@@ -70,7 +86,7 @@ class NcclGroup {
     if (result == ncclSuccess || result == ncclInProgress) return;
     broken = true;
     std::string what = std::string(call) + ": " + nccl().GetErrorString(result);
-    if (const char* last = comm ? nccl().GetLastError(comm) : nullptr)
+    if (const char* last = connected() ? nccl().GetLastError(whole ? whole : narrow) : nullptr)
       if (*last) what += std::string(", ") + last;
     throw CommError(place(me), what, "NCCL_DEBUG=WARN tells more");
   }
@@ -78,16 +94,17 @@ class NcclGroup {
   // Has NCCL found a peer or a link dead?
   void check_alive() {
     ncclResult_t result = ncclSuccess;
-    if (comm && nccl().CommGetAsyncError(comm, &result) == ncclSuccess) check(result, "nccl");
+    for (const auto comm : {whole, narrow})
+      if (comm && nccl().CommGetAsyncError(comm, &result) == ncclSuccess) check(result, "nccl");
   }
 
   const std::unique_ptr<Communicator> host;
   const Member me;
   const cuda::Stream stream;
   const DeviceSink sink;
-  std::unique_ptr<StreamTimer> timer;  // with the lock
-  ncclComm_t comm = nullptr;
-  void* token = nullptr;  // what a barrier reduces
+  std::unique_ptr<StreamTimer> timer;            // with the lock
+  ncclComm_t whole = nullptr, narrow = nullptr;  // both on this stream; narrow: for calls beside computation
+  void* token = nullptr;                         // what a barrier reduces
   std::atomic<bool> broken{false};
 };
 
@@ -189,10 +206,11 @@ class Nccl final : public Communicator {
     if (inout.place.host()) return g_->host->all_reduce(inout, op);
     check_all_reduce(g_->me, inout);
     if (size() == 1 || inout.count == 0) return {};
-    return enqueue("all_reduce", 2 * inout.bytes() * others() / ranks(), inout.place, inout.place, [&](auto&) {
-      return nccl().AllReduce(inout.data, inout.data, inout.count, nccl_type(inout.dtype), nccl_op(op), g_->comm,
-                              stream());
-    });
+    return enqueue("all_reduce", 2 * inout.bytes() * others() / ranks(), inout.place, inout.place,
+                   [&](auto&, ncclComm_t comm) {
+                     return nccl().AllReduce(inout.data, inout.data, inout.count, nccl_type(inout.dtype), nccl_op(op),
+                                             comm, stream());
+                   });
   }
 
   Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override {
@@ -200,9 +218,9 @@ class Nccl final : public Communicator {
     check_reduce_scatter(g_->me, in, out);
     if (size() == 1) return copy(in, out);
     if (out.count == 0) return {};
-    return enqueue("reduce_scatter", out.bytes() * others(), in.place, out.place, [&](NcclWork& work) {
+    return enqueue("reduce_scatter", out.bytes() * others(), in.place, out.place, [&](NcclWork& work, ncclComm_t comm) {
       const void* from = misplaced(in.data, in.bytes(), out.data, out.bytes(), rank()) ? separate(work, in) : in.data;
-      return nccl().ReduceScatter(from, out.data, out.count, nccl_type(out.dtype), nccl_op(op), g_->comm, stream());
+      return nccl().ReduceScatter(from, out.data, out.count, nccl_type(out.dtype), nccl_op(op), comm, stream());
     });
   }
 
@@ -211,9 +229,9 @@ class Nccl final : public Communicator {
     check_all_gather(g_->me, in, out);
     if (size() == 1) return copy(in, out);
     if (in.count == 0) return {};
-    return enqueue("all_gather", in.bytes() * others(), in.place, out.place, [&](NcclWork& work) {
+    return enqueue("all_gather", in.bytes() * others(), in.place, out.place, [&](NcclWork& work, ncclComm_t comm) {
       const void* from = misplaced(out.data, out.bytes(), in.data, in.bytes(), rank()) ? separate(work, in) : in.data;
-      return nccl().AllGather(from, out.data, in.count, nccl_type(in.dtype), g_->comm, stream());
+      return nccl().AllGather(from, out.data, in.count, nccl_type(in.dtype), comm, stream());
     });
   }
 
@@ -224,16 +242,14 @@ class Nccl final : public Communicator {
     const auto from = byte_offsets(send, in.dtype), to = byte_offsets(recv, in.dtype);
     const auto self = static_cast<std::size_t>(rank());
     const std::uint64_t sent = from.back() - (from[self + 1] - from[self]);
-    return enqueue("all_to_all", sent, in.place, out.place, [&](NcclWork& work) {
+    return enqueue("all_to_all", sent, in.place, out.place, [&](NcclWork& work, ncclComm_t comm) {
       const void* source = overlap(in.data, in.bytes(), out.data, out.bytes()) ? separate(work, in) : in.data;
       ncclResult_t result = nccl().GroupStart();
       const auto keep_first = [&](ncclResult_t r) { result = result == ncclSuccess ? r : result; };
       for (int r = 0; r < size(); ++r) {
         const auto i = static_cast<std::size_t>(r);  // this rank too: NCCL copies beside what it sends
-        if (send[i] > 0)
-          keep_first(nccl().Send(at(source, from[i]), send[i], nccl_type(in.dtype), r, g_->comm, stream()));
-        if (recv[i] > 0)
-          keep_first(nccl().Recv(at(out.data, to[i]), recv[i], nccl_type(in.dtype), r, g_->comm, stream()));
+        if (send[i] > 0) keep_first(nccl().Send(at(source, from[i]), send[i], nccl_type(in.dtype), r, comm, stream()));
+        if (recv[i] > 0) keep_first(nccl().Recv(at(out.data, to[i]), recv[i], nccl_type(in.dtype), r, comm, stream()));
       }
       keep_first(nccl().GroupEnd());
       return result;
@@ -244,16 +260,16 @@ class Nccl final : public Communicator {
     if (inout.place.host()) return g_->host->broadcast(inout, root);
     check_broadcast(g_->me, inout, root);
     if (size() == 1 || inout.count == 0) return {};
-    return enqueue("broadcast", inout.bytes(), inout.place, inout.place, [&](auto&) {
-      return nccl().Broadcast(inout.data, inout.data, inout.count, nccl_type(inout.dtype), root, g_->comm, stream());
+    return enqueue("broadcast", inout.bytes(), inout.place, inout.place, [&](auto&, ncclComm_t comm) {
+      return nccl().Broadcast(inout.data, inout.data, inout.count, nccl_type(inout.dtype), root, comm, stream());
     });
   }
 
   // Behind all that was posted before it, on every rank.
   Work barrier() override {
     if (size() == 1) return {};
-    return enqueue("barrier", 0, {}, {}, [&](auto&) {
-      return nccl().AllReduce(g_->token, g_->token, 1, ncclInt32, ncclMax, g_->comm, stream());
+    return enqueue("barrier", 0, {}, {}, [&](auto&, ncclComm_t comm) {
+      return nccl().AllReduce(g_->token, g_->token, 1, ncclInt32, ncclMax, comm, stream());
     });
   }
 
@@ -265,11 +281,12 @@ class Nccl final : public Communicator {
 
   void abort(int code, std::string_view why) noexcept override {
     // It ends kernels that wait for peers; but a job must end even if NCCL itself is stuck.
-    auto aborted = std::make_shared<std::atomic<bool>>(g_->comm == nullptr);
-    if (g_->comm) {
+    auto aborted = std::make_shared<std::atomic<bool>>(!g_->connected());
+    if (g_->connected()) {
       std::thread([g = g_, aborted] {
         cudaSetDevice(g->me.device);
-        nccl().CommAbort(g->comm);
+        for (const auto comm : {g->whole, g->narrow})
+          if (comm) nccl().CommAbort(comm);
         aborted->store(true);
       }).detach();
     }
@@ -284,19 +301,19 @@ class Nccl final : public Communicator {
   std::uint64_t ranks() const { return static_cast<std::uint64_t>(size()); }
   std::uint64_t others() const { return ranks() - 1; }
 
-  // `post(work)` enqueues on stream(), which waits for the callers' streams first.
+  // `post(work, comm)` enqueues on stream(), which waits for the callers' streams first.
   template <class F>
   Work enqueue(const char* name, std::uint64_t bytes, Place in, Place out, const F& post) {
     auto work = std::make_shared<NcclWork>(g_, out);
     const std::lock_guard lock(enqueue_mutex());
     const OnDevice on(g_->me.device);
-    g_->connect();
+    const ncclComm_t comm = g_->connect();
     follow(out);
     if (in.stream != out.stream) follow(in);
     const bool captured = captures(stream());
     StreamTimer* const timer = captured ? nullptr : g_->timer.get();  // a graph's times are not its calls'
     if (timer) timer->begin();
-    g_->check(post(*work), name);
+    g_->check(post(*work, comm), name);
     if (timer) timer->end(name, bytes);
     work->end.record(g_->me.device, stream());
     if (!captured) newest_ = work;

@@ -6,9 +6,10 @@
 //   numbers of ranks, by rounding: n ranks, at most n roundings an element; f16 and bf16 round at every hop,
 //   so their error bound is n ulp of the element type and not of f32. Equal calls in an equal job give equal
 //   bits on all ranks. min and max need not propagate NaN.
-// - All ranks must use their nccl communicators in one order also ACROSS communicators: NCCL blocks the
-// caller
-//   when ranks first meet, and its kernels wait for each other on the device.
+// - All ranks must use their nccl communicators in one order also ACROSS communicators: NCCL blocks the caller when
+//   ranks first meet, and its kernels wait for each other on the device.
+// - Calls beside computation (comm/beside.h) go through a second NCCL communicator of 8 thread blocks at most, on the
+//   same stream, so in order with the others; made at the first such call.
 // - then() runs its function at once, on the calling thread.
 // - barrier(): wait() blocks the host, since no buffer names a stream.
 //

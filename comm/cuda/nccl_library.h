@@ -4,11 +4,16 @@
 
 namespace trireme {
 
-#define TRIREME_NCCL_FUNCTIONS(F)                                                                                 \
-  F(GetVersion)                                                                                                   \
-  F(GetUniqueId)                                                                                                  \
-  F(CommInitRank) F(CommDestroy) F(CommAbort) F(CommGetAsyncError) F(GetErrorString) F(GetLastError) F(AllReduce) \
-      F(ReduceScatter) F(AllGather) F(Broadcast) F(Send) F(Recv) F(GroupStart) F(GroupEnd)
+#define TRIREME_NCCL_FUNCTIONS(F) \
+  F(GetVersion)                   \
+  F(GetUniqueId)                  \
+  F(CommInitRank)                 \
+  F(CommInitRankConfig)           \
+  F(CommDestroy)                  \
+  F(CommAbort)                    \
+  F(CommGetAsyncError)            \
+  F(GetErrorString)               \
+  F(GetLastError) F(AllReduce) F(ReduceScatter) F(AllGather) F(Broadcast) F(Send) F(Recv) F(GroupStart) F(GroupEnd)
 
 struct NcclLibrary {
 #define TRIREME_NCCL_MEMBER(f) decltype(&nccl##f) f = nullptr;

@@ -49,20 +49,21 @@ at::Tensor masked(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                           false, s.scale);
 }
 
+bool by_fours(const at::Tensor& x) {
+  if (x.size(3) % 4 || x.stride(3) != 1 || reinterpret_cast<std::uintptr_t>(x.const_data_ptr()) % 16) return false;
+  return x.stride(0) % 4 == 0 && x.stride(1) % 4 == 0 && x.stride(2) % 4 == 0;
+}
+
 bool mergeable(const AttentionPart& p) {
   const auto type = p.out.scalar_type();
-  if ((type != at::kFloat && type != at::kBFloat16) || p.lse.scalar_type() != at::kFloat || p.out.size(3) % 4 ||
-      p.out.stride(3) != 1 || reinterpret_cast<std::uintptr_t>(p.out.const_data_ptr()) % 16)
+  if ((type != at::kFloat && type != at::kBFloat16) || p.lse.scalar_type() != at::kFloat || !by_fours(p.out))
     return false;
-  for (const auto dim : {0, 1, 2})
-    if (p.out.stride(dim) % 4) return false;
   return !at::GradMode::is_enabled() || !(p.out.requires_grad() || p.lse.requires_grad());
 }
 
 template <class T>
-AttentionPart run_merge(const AttentionPart& a, const AttentionPart& b, double bias) {
+AttentionPart run_merge(const AttentionPart& a, const AttentionPart& b, double bias, const at::Tensor& out) {
   const auto& s = a.out.sizes();
-  const at::Tensor out = at::empty({s[0], s[2], s[1], s[3]}, a.out.options()).transpose(1, 2);
   const at::Tensor la = a.lse.contiguous(), lb = b.lse.contiguous(), lse = at::empty(la.sizes(), la.options());
   const auto rows = [](const at::Tensor& t) {
     return kernels::HeadRows<const T>{static_cast<const T*>(t.const_data_ptr()), t.stride(0), t.stride(1), t.stride(2)};
@@ -131,14 +132,16 @@ AttentionPart attention_part(const at::Tensor& q, const at::Tensor& k, const at:
   return attention_by_queries(q, k, v, scale);
 }
 
-AttentionPart merge_parts(const AttentionPart& a, const AttentionPart& b, double bias) {
-  if (mergeable(a) && mergeable(b) && a.out.scalar_type() == b.out.scalar_type())
-    return a.out.scalar_type() == at::kFloat ? run_merge<float>(a, b, bias)
-                                             : run_merge<kernels::BrainFloat>(a, b, bias);
+AttentionPart merge_parts(const AttentionPart& a, const AttentionPart& b, double bias, const at::Tensor& into) {
+  const auto& s = a.out.sizes();
+  const at::Tensor out = into.defined() ? into : at::empty({s[0], s[2], s[1], s[3]}, a.out.options()).transpose(1, 2);
+  if (mergeable(a) && mergeable(b) && a.out.scalar_type() == b.out.scalar_type() && by_fours(out))
+    return a.out.scalar_type() == at::kFloat ? run_merge<float>(a, b, bias, out)
+                                             : run_merge<kernels::BrainFloat>(a, b, bias, out);
   const at::Tensor la = a.lse + bias;
   const at::Tensor lse = at::logaddexp(la, b.lse);
   const auto share = [&](const at::Tensor& l) { return (l - lse).exp().unsqueeze(-1); };
-  return {(share(la) * a.out + share(b.lse) * b.out).to(a.out.scalar_type()), lse};
+  return {out.copy_(share(la) * a.out + share(b.lse) * b.out), lse};
 }
 
 at::Tensor joint_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, std::int64_t text_begin,

@@ -32,7 +32,8 @@ AttentionPart attention_part(const at::Tensor& q, const at::Tensor& k, const at:
 // more than results of ranks and of hosts may differ, and Hopper multiplies f64 as fast. Takes 64 MiB for the scores of
 // some queries at a time (more where one query's are more), and k and v in f64.
 AttentionPart attention_by_queries(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, double scale);
-// Softmax over the keys of both; `bias` is added to a's logits. out is of a's type, sums are f32.
-AttentionPart merge_parts(const AttentionPart& a, const AttentionPart& b, double bias = 0);
+// Softmax over the keys of both; `bias` is added to a's logits. out is of a's type, sums are f32. It goes into `into`
+// [B, H, n, d], where that is given.
+AttentionPart merge_parts(const AttentionPart& a, const AttentionPart& b, double bias = 0, const at::Tensor& into = {});
 
 }  // namespace trireme::nn

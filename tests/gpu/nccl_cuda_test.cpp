@@ -2,6 +2,7 @@
 // What the contract tests cannot see of the CUDA part: kernels against their CPU twins, CUDA graphs, the end
 // of a job, and what a call costs the host.
 #include "comm/backends.h"
+#include "comm/beside.h"
 #include "comm/cuda/nccl.h"
 #include "comm/cuda/nccl_library.h"
 #include "comm/cuda/reduce.h"
@@ -128,6 +129,56 @@ TEST(Nccl, CollectivesInACudaGraph) {
   if (!is_rank())
     if (const auto why = missing("nccl", 2); !why.empty()) GTEST_SKIP() << why;
   run_mpi_test({2}, captures);
+}
+
+// Calls beside computation and others take turns, in a graph too: each in order behind the one before, though two NCCL
+// communicators carry them.
+void takes_turns(Communicator& world) {
+  const int device = pick_device(world);
+  const auto comm = make_nccl(world.split(0, world.rank()), device);
+  const cuda::Stream stream(device);
+  const std::size_t n = std::size_t(world.size()), each = 1 << 20;
+  const auto source = device_runtime()->memory(n * each * 4), there = device_runtime()->memory(n * each * 4),
+             back = device_runtime()->memory(n * each * 4);
+  const Place place{device, stream.get()};
+  const std::vector<std::size_t> counts(n, each);
+  const auto exchange = [&](const auto& from, const auto& to, bool beside) {
+    const BesideComputation few(beside);
+    comm->all_to_all({from.get(), n * each, DType::f32, place}, counts, {to.get(), n * each, DType::f32, place}, counts)
+        .wait();
+  };
+  const auto calls = [&] {  // there and back, twice: what was sent
+    for (const bool first : {true, false}) {
+      exchange(first ? source : back, there, first);
+      exchange(there, back, !first);
+    }
+  };
+  calls();  // ranks meet outside the graph
+  TRIREME_CUDA_CHECK(cudaStreamSynchronize(stream.get()));
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t exec = nullptr;
+  TRIREME_CUDA_CHECK(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal));
+  calls();
+  TRIREME_CUDA_CHECK(cudaStreamEndCapture(stream.get(), &graph));
+  TRIREME_CUDA_CHECK(cudaGraphInstantiate(&exec, graph, cudaGraphInstantiateFlagUseNodePriority));
+  for (int k = 0; k < 4; ++k) {
+    std::vector<float> mine(n * each);
+    for (std::size_t i = 0; i < mine.size(); ++i) mine[i] = float(i % 1000) + 1000.0F * float(world.rank() + 10 * k);
+    device_runtime()->copy(source.get(), mine.data(), mine.size() * 4, place);
+    if (k % 2)
+      TRIREME_CUDA_CHECK(cudaGraphLaunch(exec, stream.get()));
+    else
+      calls();
+    EXPECT_EQ(read<float>(back.get(), n * each, stream.get()), mine) << "round " << k;
+  }
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+}
+
+TEST(Nccl, CallsBesideComputationKeepTheirOrder) {
+  if (!is_rank())
+    if (const auto why = missing("nccl", 2); !why.empty()) GTEST_SKIP() << why;
+  run_mpi_test({2}, takes_turns);
 }
 
 // The copy of an input goes back to the communicator's stream, also where the Work is the last that knows of it.

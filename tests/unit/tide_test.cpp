@@ -1,5 +1,6 @@
 // TIDE: the tables of its positions and temperature, the identities of its text anchor, the method on small models, and
 // one model on several ranks (ring, Ulysses, guidance halves) against one rank.
+#include "comm/beside.h"
 #include "comm/local/loopback.h"
 #include "comm/wrappers/traced.h"
 #include "framework/base/tensor.h"
@@ -400,6 +401,45 @@ TEST(SequenceParallel, WavesOfHeadsChangeNoBit) {
         EXPECT_EQ(once.calls, layers * 2 + 1);
         EXPECT_EQ(often.calls, layers * 2 * waves + 1);
       });
+}
+
+// Which exchanges were left the whole device, in their order.
+struct SeesWhatRunsBeside : Wrapper {
+  explicit SeesWhatRunsBeside(Communicator& inner) : Wrapper(inner) {}
+  Work all_reduce(Buffer inout, Op op) override { return inner_.all_reduce(inout, op); }
+  Work reduce_scatter(ConstBuffer in, Buffer out, Op op) override { return inner_.reduce_scatter(in, out, op); }
+  Work all_gather(ConstBuffer in, Buffer out) override {
+    seen += BesideComputation::now() ? "g" : "G";
+    return inner_.all_gather(in, out);
+  }
+  Work all_to_all(ConstBuffer in, std::span<const std::size_t> send, Buffer out,
+                  std::span<const std::size_t> recv) override {
+    seen += BesideComputation::now() ? "x" : "X";
+    return inner_.all_to_all(in, send, out, recv);
+  }
+  Work broadcast(Buffer inout, int root) override { return inner_.broadcast(inout, root); }
+  Work barrier() override { return inner_.barrier(); }
+  std::unique_ptr<Communicator> split(int color, int key) override { return inner_.split(color, key); }
+  std::string seen;
+};
+
+// Only what runs beside attention leaves it the device: not the first way in, not the last one back.
+TEST(SequenceParallel, WavesBesideAttentionLeaveItTheDevice) {
+  run_loopback(2, [&](Communicator& world) {
+    const Small mine(9, 5, 8);
+    auto seen = [&](const char* kind, std::int64_t wave_bytes) {
+      SeesWhatRunsBeside ranks(world);
+      const auto parallel = sequence_parallel(kind, ranks, wave_bytes);
+      DitHooks hooks;
+      hooks.parallel = parallel.get();
+      mine.run(hooks);
+      return ranks.seen;
+    };
+    EXPECT_EQ(seen("ulysses", 1), "XxxxxxxXXxxxxxxXXxxxxxxXXxxxxxxXG");
+    EXPECT_EQ(seen("ulysses", 1 << 30), "XXXXXXXXG");
+    EXPECT_EQ(seen("ring", 1), "XXXXG");
+    EXPECT_FALSE(BesideComputation::now());
+  });
 }
 
 // The other layouts: text last (HunyuanVideo, which does not rotate it), no rotation (SD3), text in cross-attention

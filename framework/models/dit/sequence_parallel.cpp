@@ -1,5 +1,6 @@
 #include "framework/models/dit/sequence_parallel.h"
 
+#include "comm/beside.h"
 #include "comm/error.h"
 #include "framework/base/tensor.h"
 
@@ -20,6 +21,21 @@ using Counts = std::vector<std::size_t>;
 
 at::Tensor joined(const at::Tensor& text, const at::Tensor& image) {
   return text.defined() ? at::cat({text, image}, 2) : image;
+}
+
+// torch's copy of strided tensors moves an element a thread: one of 16 bytes, where rows allow that.
+void copy_wide(const at::Tensor& to, const at::Tensor& from) {
+  const auto allows = [](const at::Tensor& x) {
+    const auto bytes = static_cast<std::int64_t>(x.element_size());
+    auto even = [&](std::int64_t n) { return n * bytes % 16 == 0; };
+    const auto outer = x.strides().slice(0, static_cast<std::size_t>(x.dim() - 1));
+    return x.stride(-1) == 1 && even(x.size(-1)) && even(x.storage_offset()) && std::ranges::all_of(outer, even) &&
+           reinterpret_cast<std::uintptr_t>(x.const_data_ptr()) % 16 == 0;
+  };
+  if (to.scalar_type() == from.scalar_type() && allows(to) && allows(from))
+    to.view(at::kComplexDouble).copy_(from.view(at::kComplexDouble));
+  else
+    to.copy_(from);
 }
 
 class OverRanks : public SequenceParallel {
@@ -79,7 +95,10 @@ class Ring final : public OverRanks {
       return AttentionPart{part.out.narrow(2, begin, n), part.lse.narrow(2, begin, n)};
     };
 
-    at::Tensor held = at::stack({k.image, v.image});
+    at::Tensor held =
+        at::empty({2, k.image.size(0), k.image.size(1), k.image.size(2), k.image.size(3)}, k.image.options());
+    copy_wide(held[0], k.image);
+    copy_wide(held[1], v.image);
     for (int hop = 0; hop < size(); ++hop) {
       const int owner = (rank() - hop + size()) % size();
       Passing passing = hop + 1 < size() ? pass_on(held, (owner - 1 + size()) % size(), tokens) : Passing{};
@@ -95,9 +114,12 @@ class Ring final : public OverRanks {
     const AttentionPart anchor = nn::attention_part(queries, k.text, v.text, scores.scale);
     AttentionPart all_text;
     for (const auto& part : text) add(all_text, part);
-    const at::Tensor t = nn::merge_parts(rows(anchor, 0, texts), all_text, scores.text_bias).out;
-    const at::Tensor i = nn::merge_parts(rows(anchor, texts, queries.size(2) - texts), image, scores.text_bias).out;
-    return at::cat({t.transpose(1, 2), i.transpose(1, 2)}, 1).transpose(1, 2);
+    const std::int64_t n = queries.size(2), images = n - texts;
+    const at::Tensor all =
+        at::empty({queries.size(0), n, queries.size(1), queries.size(3)}, queries.options()).transpose(1, 2);
+    nn::merge_parts(rows(anchor, 0, texts), all_text, scores.text_bias, all.narrow(2, 0, texts));
+    nn::merge_parts(rows(anchor, texts, images), image, scores.text_bias, all.narrow(2, texts, images));
+    return all;
   }
 
  private:
@@ -139,9 +161,13 @@ class Ulysses final : public OverRanks {
       // What nothing runs beside is least where the first wave is the smallest: q, k and v travel in, one tensor back.
       for (int r = 0; r < size(); ++r)
         wave.heads.push_back(even_part(length(heads, r), int(count - 1 - w), int(count)));
+      const BesideComputation beside(w > 0);  // the first way in and the last one back have nothing beside them
       send(wave, {&q, &k, &v}, tokens);
     }
-    for (auto& wave : waves) answer(wave, texts, tokens, scores);
+    for (auto& wave : waves) {
+      const BesideComputation beside(&wave != &waves.back());
+      answer(wave, texts, tokens, scores);
+    }
     for (auto& wave : waves) wave.back.wait();
     std::vector<at::Tensor> parts;
     for (int r = 0; r < size(); ++r)
@@ -187,13 +213,13 @@ class Ulysses final : public OverRanks {
       if (x.size(2) % ranks == 0) {  // one copy
         Shape shape = shapes_[0];
         shape.insert(shape.begin(), ranks);
-        flat.view(shape).select(3, i).copy_(
-            x.unflatten(2, {ranks, x.size(2) / ranks}).narrow(3, begin, end - begin).permute({2, 0, 1, 3, 4}));
+        copy_wide(flat.view(shape).select(3, i),
+                  x.unflatten(2, {ranks, x.size(2) / ranks}).narrow(3, begin, end - begin).permute({2, 0, 1, 3, 4}));
         return;
       }
       for (int r = 0; r < ranks; ++r) {
         const auto [b, e] = heads[static_cast<std::size_t>(r)];
-        of(r).select(2, i).copy_(x.narrow(2, even_part(x.size(2), r, int(ranks)).first + b, e - b));
+        copy_wide(of(r).select(2, i), x.narrow(2, even_part(x.size(2), r, int(ranks)).first + b, e - b));
       }
     }
     at::Tensor flat;
@@ -235,7 +261,7 @@ class Ulysses final : public OverRanks {
     for (std::int64_t i = 0; i < 3; ++i) {
       const TokenPair& x = *qkv[static_cast<std::size_t>(i)];
       wave.out.put(i, by_token(x.image), wave.heads);
-      if (texts) wave.joint.narrow(0, 0, texts).select(2, i).copy_(by_token(x.text.narrow(1, first, held)));
+      if (texts) copy_wide(wave.joint.narrow(0, 0, texts).select(2, i), by_token(x.text.narrow(1, first, held)));
     }
     wave.joint_counts = counts([&](int r) { return length(tokens, r) * batch * 3 * held * dim; });
     wave.coming = ranks_.all_to_all(buffer_of(wave.out.flat), wave.out.counts,

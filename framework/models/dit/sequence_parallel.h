@@ -33,7 +33,8 @@ std::pair<std::int64_t, std::int64_t> even_part(std::int64_t count, int rank, in
 // stays, and the only one that is biased. AttentionScores::mask is not needed and not looked at.
 // "ulysses" (Jacobs et al. 2023, arXiv 2309.14509): two exchanges a layer turn a part of the tokens of all heads into
 // all tokens of a part of the heads, and back. Heads go in up to four waves of at least wave_bytes that a rank holds of
-// q, k and v, each with two exchanges of its own: beside attention. UsageError where there are more ranks than heads.
+// q, k and v, each with two exchanges of its own: beside attention, which keeps the multiprocessors (comm/beside.h).
+// UsageError where there are more ranks than heads.
 // Both: UsageError where there are fewer tokens than ranks. `ranks` must live as long, and carries what the model
 // computes in (device memory, types). Throws UsageError for another kind.
 std::unique_ptr<SequenceParallel> sequence_parallel(std::string_view kind, Communicator& ranks,
