@@ -6,13 +6,15 @@ import random
 import statistics
 from pathlib import Path
 
+from lora_grid_replay import TASKS, regrets, replay
 from study import markdown
 
 RATES = [2e-4, 1e-3, 4e-3, 6e-3, 1e-2]
 RANKS = [16, 32, 64]
 BATCHES = [1, 2, 4, 8]
-LEVELS = {"two_steps": 2, "four_steps": 3}  # tasks: levels of arithmetic
+LEVELS = dict(zip(TASKS, (2, 3)))  # levels of arithmetic
 WARMUP, KEEP = 0.05, 0.25
+EXIT = {"warmup_ratio": WARMUP, "keep_ratio": KEEP, "window": 10, "tau_gap": 3}
 
 
 def figures(v):
@@ -77,14 +79,15 @@ def search_worth(out, seed, name):
     """Of the jobs that ran to their ends: how far they lie apart, and what their losses after 5 % tell."""
     whole = result(out, f"exhaustive_{seed}", name)
     by_job = curves(out, f"exhaustive_{seed}", name)
-    early, final = [], []
+    began, early, final = [], [], []
     for job in whole["jobs"]:
+        began.append(by_job[job["job"]][0][1])
         boundary = math.ceil(WARMUP * job["total_steps"] - 1e-9)
         early.append(next(v for step, v in by_job[job["job"]] if step >= boundary))
         final.append(job["best"] if job["best"] is not None else math.inf)
     best, quarter = min(final), len(final) // 4
     top = lambda v: set(sorted(range(len(v)), key=lambda i: v[i])[:quarter])
-    return {"jobs": len(final), "best": best, "median_above": statistics.median(final) / best - 1, "final": final,
+    return {"jobs": len(final), "best": best, "began": began[final.index(best)], "median_above": statistics.median(final) / best - 1, "final": final,
             "spearman": spearman(early, final), "coverage": len(top(early) & top(final)) / quarter}
 
 
@@ -125,28 +128,41 @@ def full_rate(out, name):
     return None if None in losses.values() else min(losses, key=losses.get)
 
 
-def quality_of(out, seed, name, whole, both, w):
+def own_regret(chosen, best):
+    """Of the adapter that came out, whose run ended early. Other packs round otherwise: it may be below the best."""
+    if chosen is None or chosen["winner"] < 0:
+        return math.nan
+    return chosen["jobs"][chosen["winner"]]["best"] / best - 1
+
+
+def quality_of(options, seed, name, whole, both, w):
     """Rows, and {policy: regret}."""
+    out = options.out
     asha, default = result(out, f"asha_{seed}", name), result(out, f"default_{seed}", name)
     final_of = {key(j): f for j, f in zip(whole["jobs"], w["final"])}
     kept = math.ceil(KEEP * w["jobs"])
     mean, high = random_regret(w["final"], kept)
     saved = lambda r: 1 - r["samples"] / r["all_samples"] if r else math.nan
     exact = lambda r: percent(r.get("exact_match") if r and r.get("exact_match") is not None else math.nan, 1)
-    regrets = {"early exit": regret(both, final_of, w["best"]), "ASHA": regret(asha, final_of, w["best"]), "random": mean}
-    rows = [["exhaustive", "0 %", "0 %", exact(whole)],
-            ["early exit", percent(saved(both)), both_ways(regrets["early exit"], w["best"]), exact(both)],
-            ["ASHA", percent(saved(asha)), both_ways(regrets["ASHA"], w["best"]), exact(asha)],
-            [f"{kept} at random, mean", percent(1 - KEEP), both_ways(mean, w["best"]), "-"],
-            [f"{kept} at random, 95 %", percent(1 - KEEP), both_ways(high, w["best"]), "-"]]
+    paper = replay(out, seed, name, {"warmup_ratio": WARMUP, "keep_ratio": KEEP}, str(options.binary))
+    of_paper, paper_own = regrets(out, seed, name, paper)
+    found = {"early exit": regret(both, final_of, w["best"]), "ASHA": regret(asha, final_of, w["best"]), "random": mean,
+             "own": own_regret(both, w["best"]), "paper": of_paper, "paper own": paper_own}
+    rows = [["exhaustive", "0 %", "0 %", "0 %", exact(whole)],
+            ["early exit", percent(saved(both)), both_ways(found["early exit"], w["best"]), percent(found["own"]), exact(both)],
+            ["the paper's early exit (replayed)", percent(paper["saved"]), both_ways(of_paper, w["best"]), percent(paper_own), "-"],
+            ["ASHA", percent(saved(asha)), both_ways(found["ASHA"], w["best"]), percent(own_regret(asha, w["best"])), exact(asha)],
+            [f"{kept} at random, mean", percent(1 - KEEP), both_ways(mean, w["best"]), "-", "-"],
+            [f"{kept} at random, 95 %", percent(1 - KEEP), both_ways(high, w["best"]), "-", "-"]]
     if (rate := full_rate(out, name)) is not None:
-        regrets["ten times"] = final_of[rate, 32, 4] / w["best"] - 1
-        rows.append([f"one job, rank 32, batch 4, {rate:g}: ten times full finetuning's best rate", "-", both_ways(regrets["ten times"], w["best"]), "-"])
+        found["ten times"] = final_of[rate, 32, 4] / w["best"] - 1
+        rows.append([f"one job, rank 32, batch 4, {rate:g}: ten times full finetuning's best rate", "-",
+                     both_ways(found["ten times"], w["best"]), "-", "-"])
     if default:
-        regrets["PEFT"] = default["jobs"][0]["best"] / w["best"] - 1
-        rows.append(["PEFT's defaults", "-", both_ways(regrets["PEFT"], w["best"]), exact(default)])
+        found["PEFT"] = default["jobs"][0]["best"] / w["best"] - 1
+        rows.append(["PEFT's defaults", "-", both_ways(found["PEFT"], w["best"]), percent(found["PEFT"]), exact(default)])
     answered = [r["exact_match"] for r in (whole, both) if r.get("exact_match") is not None]
-    return [[name, seed, *row] for row in rows], regrets | {"saved": saved(both), "best": w["best"], "answered": answered}
+    return [[name, seed, *row] for row in rows], found | {"saved": saved(both), "best": w["best"], "answered": answered}
 
 
 def speed_of(out, name, whole, both):
@@ -174,11 +190,11 @@ def told_apart(losses, answered):
             f"{percent(ANSWERED[1], 0)}: {'yes' if inside(answered, ANSWERED) else '**no**'}).")
 
 
-def probed(out):
+def probed(options):
     """What PEFT's defaults reach, and which way the backbone's arithmetic is to go for a grid that is worth its time."""
     lines = []
     for name in LEVELS:
-        if (r := result(out, "default_1", name)) is None or r.get("exact_match") is None:
+        if (r := result(options.out, f"default_{options.seeds[0]}", name)) is None or r.get("exact_match") is None:
             lines.append(f"- {name}: not run")
             continue
         match = r["exact_match"]
@@ -187,18 +203,20 @@ def probed(out):
     return "\n".join(lines) + "\n"
 
 
-def asked(regrets, ends, above, factors):
+def asked(quality, ends, above, factors):
     """What was asked for, and what came."""
-    of = lambda policy: [r[policy] for r in regrets if policy in r and not math.isnan(r[policy])]
+    of = lambda policy: [r[policy] for r in quality if policy in r and not math.isnan(r[policy])]
     middle = lambda policy: percent(statistics.median(of(policy))) if of(policy) else "-"
     exits = of("early exit") or [math.nan]
     lines = [f"- Regret of {len(of('early exit'))} winners by early exit: median {middle('early exit')} (asked: at most 0.2 %), worst "
              f"{percent(max(exits))}. Median of a random quarter kept {middle('random')}, of ASHA {middle('ASHA')}, of one job at ten "
-             f"times full finetuning's rate {middle('ten times')}, of PEFT's defaults {middle('PEFT')}.",
+             f"times full finetuning's rate {middle('ten times')}, of PEFT's defaults {middle('PEFT')}, of the paper's exit {middle('paper')}.",
+             f"- The adapters that came out, which did not run on to the end: median {middle('own')}, worst {percent(max(of('own'), default=math.nan))}; "
+             f"the paper's exit {middle('paper own')} (replayed).",
              f"- Samples saved: {percent(min(of('saved')))} to {percent(max(of('saved')))} (asked 72 %).",
              f"- Worth searching: median loss above the best at least {percent(min(above), 1)} (asked 5 %), diverging at least "
              f"{min(e['diverging'] for e in ends)}, overfitting at least {min(e['overfitting'] for e in ends)} (asked 3 and 3)."]
-    lines.append(told_apart(of("best"), [a for r in regrets for a in r["answered"]]))
+    lines.append(told_apart(of("best"), [a for r in quality for a in r["answered"]]))
     for lever in ("early exit", "batching", "all levers"):
         if found := [f[lever] for f in factors if f]:
             lines.append(f"- {lever} over one job at a time: {', '.join(f'{v:.2f}' for v in found)}" +
@@ -208,28 +226,28 @@ def asked(regrets, ends, above, factors):
 
 def tables(options):
     out, worth, quality, speed = options.out, [], [], []
-    regrets, all_ends, above, factors = [], [], [], []
-    for seed in range(1, options.seeds + 1):
+    all_found, all_ends, above, factors = [], [], [], []
+    for seed in options.seeds:
         for name in LEVELS:
             whole, both = result(out, f"exhaustive_{seed}", name), result(out, f"both_{seed}", name)
             if whole is None or both is None:
                 continue
             w = search_worth(out, seed, name)
             ends = {e: sum(j["end"] == e for j in both["jobs"]) for e in ("diverging", "overfitting", "underperforming", "done")}
-            worth.append([name, seed, w["jobs"], figures(w["best"]), percent(w["median_above"], 1), *ends.values(),
+            worth.append([name, seed, w["jobs"], figures(w["began"]), figures(w["best"]), percent(w["median_above"], 1), *ends.values(),
                           f"{w['spearman']:.2f}", percent(w["coverage"], 0)])
-            rows, found = quality_of(out, seed, name, whole, both, w)
+            rows, found = quality_of(options, seed, name, whole, both, w)
             quality += rows
-            regrets.append(found), all_ends.append(ends), above.append(w["median_above"])
-            if seed == 1:
+            all_found.append(found), all_ends.append(ends), above.append(w["median_above"])
+            if seed == options.seeds[0]:
                 rows, levers = speed_of(out, name, whole, both)
                 speed += rows
                 factors.append(levers)
     if not worth:
         return "no seed has both its runs to the end and its runs with early exit yet\n"
     text = "### Is the search worth it\n\n" + markdown(
-        ["task", "seed", "jobs", "best loss", "median above it", "diverging", "overfitting", "underperforming", "done",
+        ["task", "seed", "jobs", "the best's first loss", "best loss", "median above it", "diverging", "overfitting", "underperforming", "done",
          "Spearman, 5 % and final", "top quarter covered"], worth)
-    text += "\n\n### Quality\n\n" + markdown(["task", "seed", "policy", "samples saved", "regret (in losses)", "exact match"], quality)
-    text += "\n\n### Time (seed 1)\n\n" + markdown(["task", "arm", "seconds", "of it evaluation", "over sequential"], speed)
-    return text + "\n\n### Asked\n\n" + asked(regrets, all_ends, above, factors) + "\n"
+    text += "\n\n### Quality\n\n" + markdown(["task", "seed", "policy", "samples saved", "regret of the job (in losses)", "of the adapter that came out", "exact match"], quality)
+    text += "\n\n### Time (the first seed)\n\n" + markdown(["task", "arm", "seconds", "of it evaluation", "over sequential"], speed)
+    return text + "\n\n### Asked\n\n" + asked(all_found, all_ends, above, factors) + "\n"

@@ -113,19 +113,26 @@ Profiled Executor::profiled_step(std::size_t count) {
   return p;
 }
 
+// How fast a small step is launched changes from one to the next: as many are timed as fit into a moment, at least two, the
+// same number on all ranks.
 double Executor::timed_step(const Pack& pack, const std::vector<std::int64_t>& slots) {
   const at::Tensor losses = at::zeros({store_->slots()}, at::TensorOptions(model_.device()).dtype(at::kFloat));
   store_->begin(pack.rows(), true);
-  double seconds = 0;
-  constexpr int timed = 2;
-  for (int i = 0; i <= timed; ++i) {
+  const auto step = [&] {
     const auto begin = std::chrono::steady_clock::now();
     torch::autograd::backward({losses_of(pack).sum()}, {});
     optimizer_->step(slots, losses);
     (void)losses.sum().item<float>();  // until the device is done
-    if (i > 0) seconds += seconds_since(begin) / timed;
-  }
-  return seconds;
+    return seconds_since(begin);
+  };
+  (void)step();
+  double first = step();
+  ranks_.all_reduce({&first, 1, DType::f64}, Op::max).wait();
+  constexpr double moment = 0.1, most = 15;
+  const int more = int(std::clamp(moment / std::max(first, 1e-6), 1.0, most));
+  double sum = first;
+  for (int i = 0; i < more; ++i) sum += step();
+  return sum / (1 + more);
 }
 
 // On the layers that two buffers hold by now.
