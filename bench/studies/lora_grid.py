@@ -89,7 +89,8 @@ def one_at_a_time(options):
             data = one_length(options, name, b)
             tasks[f"{name}_b{b}"] = {"data": data, "validation": one_length(options, name, 1), "length": 128, "template": "plain",
                                      "search": {"lr": [2e-4], "rank": RANKS, "batch_size": [b], "alpha": "2r"}}
-    return sweep(options, options.seeds[0], {"enabled": False, "eval_fraction": 1}, tasks=tasks, train={"epochs": 1}, execution={"arm": "sequential"})
+    return sweep(options, options.seeds[0], {"enabled": False, "eval_fraction": 1}, tasks=tasks, train={"epochs": 1},
+                 execution={"arm": "sequential"})
 
 
 class Sweep:
@@ -228,8 +229,10 @@ def self_test():
     head = {"total_steps": {"a": 100, "b": 100}}
     rows = [{"job": "a", "step": 5, "val_loss": 3.0}, {"job": "a", "step": 6, "val_loss": 1.0}, {"job": "b", "step": 5, "val_loss": None}]
     assert [(r["job"], r["step"]) for r in ordered(head, rows, 0.05)] == [("a", 5), ("b", 5), ("a", 6)]
-    decided = [{"job": "a", "step": 5, "decision": "kept"}, {"job": "a", "step": 6, "decision": "overfitting"}, {"job": "b", "step": 5, "decision": "diverging"}]
-    assert exits(head, decided) == {"a": ("overfitting", 6), "b": ("diverging", 5)} and exits(head, []) == {"a": ("done", 100), "b": ("done", 100)}
+    decided = [{"job": job, "step": step, "decision": end}
+               for job, step, end in (("a", 5, "kept"), ("a", 6, "overfitting"), ("b", 5, "diverging"))]
+    assert exits(head, decided) == {"a": ("overfitting", 6), "b": ("diverging", 5)}
+    assert exits(head, []) == {"a": ("done", 100), "b": ("done", 100)}
     assert best_of(rows, "a", 5) == 3 and best_of(rows, "a", 6) == 1 and best_of(rows, "b", 5) == float("inf")
     print("lora_grid: self-test passed")
 

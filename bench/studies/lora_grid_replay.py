@@ -106,7 +106,8 @@ def main():
                      percent(statistics.median(e[1] for e in each)), percent(max(e[1] for e in each)),
                      f"{percent(min(r['saved'] for r, _, _ in found))} to {percent(max(r['saved'] for r, _, _ in found))}",
                      least("diverging"), least("overfitting")])
-    print(markdown(["settings", "regret, median", "worst", "where it ended, median", "worst", "samples saved", "diverging, least", "overfitting, least"], rows))
+    print(markdown(["settings", "regret, median", "worst", "where it ended, median", "worst", "samples saved", "diverging, least",
+                    "overfitting, least"], rows))
 
 
 if __name__ == "__main__":

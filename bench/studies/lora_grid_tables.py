@@ -87,7 +87,8 @@ def search_worth(out, seed, name):
         final.append(job["best"] if job["best"] is not None else math.inf)
     best, quarter = min(final), len(final) // 4
     top = lambda v: set(sorted(range(len(v)), key=lambda i: v[i])[:quarter])
-    return {"jobs": len(final), "best": best, "began": began[final.index(best)], "median_above": statistics.median(final) / best - 1, "final": final,
+    return {"jobs": len(final), "best": best, "began": began[final.index(best)], "final": final,
+            "median_above": statistics.median(final) / best - 1,
             "spearman": spearman(early, final), "coverage": len(top(early) & top(final)) / quarter}
 
 
@@ -208,10 +209,11 @@ def asked(quality, ends, above, factors):
     of = lambda policy: [r[policy] for r in quality if policy in r and not math.isnan(r[policy])]
     middle = lambda policy: percent(statistics.median(of(policy))) if of(policy) else "-"
     exits = of("early exit") or [math.nan]
+    came_out = of("own") or [math.nan]
     lines = [f"- Regret of {len(of('early exit'))} winners by early exit: median {middle('early exit')} (asked: at most 0.2 %), worst "
              f"{percent(max(exits))}. Median of a random quarter kept {middle('random')}, of ASHA {middle('ASHA')}, of one job at ten "
              f"times full finetuning's rate {middle('ten times')}, of PEFT's defaults {middle('PEFT')}, of the paper's exit {middle('paper')}.",
-             f"- The adapters that came out, which did not run on to the end: median {middle('own')}, worst {percent(max(of('own'), default=math.nan))}; "
+             f"- The adapters that came out, which did not run on to the end: median {middle('own')}, worst {percent(max(came_out))}; "
              f"the paper's exit {middle('paper own')} (replayed).",
              f"- Samples saved: {percent(min(of('saved')))} to {percent(max(of('saved')))} (asked 72 %).",
              f"- Worth searching: median loss above the best at least {percent(min(above), 1)} (asked 5 %), diverging at least "
@@ -234,7 +236,9 @@ def tables(options):
                 continue
             w = search_worth(out, seed, name)
             ends = {e: sum(j["end"] == e for j in both["jobs"]) for e in ("diverging", "overfitting", "underperforming", "done")}
+            uncut = replay(out, seed, name, EXIT | {"keep_ratio": 1}, str(options.binary))["ends"]
             worth.append([name, seed, w["jobs"], figures(w["began"]), figures(w["best"]), percent(w["median_above"], 1), *ends.values(),
+                          f"{uncut['diverging']}, {uncut['overfitting']}",
                           f"{w['spearman']:.2f}", percent(w["coverage"], 0)])
             rows, found = quality_of(options, seed, name, whole, both, w)
             quality += rows
@@ -247,7 +251,8 @@ def tables(options):
         return "no seed has both its runs to the end and its runs with early exit yet\n"
     text = "### Is the search worth it\n\n" + markdown(
         ["task", "seed", "jobs", "the best's first loss", "best loss", "median above it", "diverging", "overfitting", "underperforming", "done",
-         "Spearman, 5 % and final", "top quarter covered"], worth)
-    text += "\n\n### Quality\n\n" + markdown(["task", "seed", "policy", "samples saved", "regret of the job (in losses)", "of the adapter that came out", "exact match"], quality)
+         "diverging and overfitting, were none cut (replayed)", "Spearman, 5 % and final", "top quarter covered"], worth)
+    text += "\n\n### Quality\n\n" + markdown(
+        ["task", "seed", "policy", "samples saved", "regret of the job (in losses)", "of the adapter that came out", "exact match"], quality)
     text += "\n\n### Time (the first seed)\n\n" + markdown(["task", "arm", "seconds", "of it evaluation", "over sequential"], speed)
     return text + "\n\n### Asked\n\n" + asked(all_found, all_ends, above, factors) + "\n"
