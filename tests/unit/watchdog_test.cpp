@@ -75,7 +75,7 @@ TEST(CommLog, KnowsWhatIsOpenWithoutWaiting) {
 // Calls as a device has them: wait() orders streams and returns, and the call is under way until `arrived`.
 class OnAStream final : public test::Forwarding {
  public:
-  using Forwarding::Forwarding;
+  explicit OnAStream(Communicator& inner) : Forwarding(inner) {}
   std::atomic<bool> arrived{false};
   Work all_reduce(Buffer, Op) override { return Work(newest_ = std::make_shared<Enqueued>(arrived)); }
 
