@@ -21,7 +21,7 @@ whether their exact match lies between 30 and 90 %; if not, make the backbone an
 any policy runs.
 
 EXIT's window and gap were chosen after the first run whose losses told policies apart, on the curves of its seeds 1 and
-2 by lora_grid_replay.py, and checked on seed 3; so a run begins at seed 4. Why the paper's window of 2 and gap of 0.1 end
+2 by lora_grid_replay.py (seed 3 stood beside); so a run begins at seed 4. Why the paper's window of 2 and gap of 0.1 end
 the best jobs there: docs/results/2026-11-28-issue-15.md. They are replayed beside.
 """
 import argparse

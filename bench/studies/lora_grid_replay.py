@@ -71,7 +71,8 @@ def replay(out, seed, name, settings, binary=BINARY):
     losses = [r for r in rows if "val_loss" in r]
     best = {job: best_of(losses, job, step) for job, (end, step) in ends.items() if end in ("done", "overfitting")}
     winner = min(best, key=best.get) if best else None
-    trained = sum(step * batch[job] for job, (_, step) in ends.items())
+    each = whole["all_samples"] // len(batch)  # a last batch is not full
+    trained = sum(min(step * batch[job], each) for job, (_, step) in ends.items())
     return {"winner": winner, "best": best.get(winner, math.nan), "saved": 1 - trained / whole["all_samples"],
             "ends": collections.Counter(end for end, _ in ends.values())}
 

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <thread>
+#include <vector>
 
 namespace trireme {
 namespace {
@@ -48,12 +49,26 @@ class NcclGroup {
     if (!connected()) return;
     try {
       const OnDevice on(me.device);
-      const bool peers_come = std::uncaught_exceptions() == 0 && !broken;
-      for (const auto comm : {whole, narrow})
-        if (comm) (peers_come ? nccl().CommDestroy : nccl().CommAbort)(comm);
+      if (std::uncaught_exceptions() > 0 || broken) {
+        abort();  // the peers may never come
+      } else {
+        for (const auto comm : {whole, narrow})
+          if (comm) nccl().CommDestroy(comm);
+      }
       cudaFree(token);
     } catch (...) {  // the driver is gone
     }
+  }
+
+  // Both at once: an abort waits for the device, where the kernels of one stand behind the other's.
+  void abort() {
+    std::vector<std::jthread> each;
+    for (const auto comm : {whole, narrow})
+      if (comm)
+        each.emplace_back([this, comm] {
+          cudaSetDevice(me.device);
+          nccl().CommAbort(comm);
+        });
   }
 
   bool connected() const { return whole || narrow; }
@@ -198,6 +213,9 @@ class Nccl final : public Communicator {
  public:
   Nccl(std::unique_ptr<Communicator> host, int device, DeviceSink sink)
       : g_(std::make_shared<NcclGroup>(std::move(host), device, std::move(sink))) {}
+  ~Nccl() override {
+    if (std::uncaught_exceptions() > 0) g_->broken = true;  // also where another thread ends the group
+  }
 
   int rank() const override { return g_->me.rank; }
   int size() const override { return g_->me.size; }
@@ -284,9 +302,7 @@ class Nccl final : public Communicator {
     auto aborted = std::make_shared<std::atomic<bool>>(!g_->connected());
     if (g_->connected()) {
       std::thread([g = g_, aborted] {
-        cudaSetDevice(g->me.device);
-        for (const auto comm : {g->whole, g->narrow})
-          if (comm) nccl().CommAbort(comm);
+        g->abort();
         aborted->store(true);
       }).detach();
     }

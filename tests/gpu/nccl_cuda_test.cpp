@@ -248,6 +248,37 @@ TEST(Nccl, ALatePeerIsSeen) {
   run_mpi_test({2}, a_late_peer_is_seen);
 }
 
+// Two NCCL communicators with kernels that nobody answers: an abort of one alone waits for the other's.
+void an_error_ends_both(Communicator& world) {
+  const int device = pick_device(world);
+  const cuda::Stream stream(device);
+  const auto memory = device_runtime()->memory(4096);
+  const Buffer buffer{memory.get(), 1024, DType::f32, {device, stream.get()}};
+  Clock::time_point begin;
+  const auto fails = [&] {
+    const auto comm = make_nccl(world.split(0, world.rank()), device);
+    for (const bool beside : {true, false}) {
+      const BesideComputation here(beside);
+      comm->all_reduce(buffer, Op::sum).wait_host(std::chrono::seconds(30));
+    }
+    for (const bool beside : {true, false}) {
+      const BesideComputation here(beside);
+      if (world.rank() == 1) comm->all_reduce(buffer, Op::sum);
+    }
+    begin = Clock::now();
+    throw std::domain_error("gives up");
+  };
+  EXPECT_THROW(fails(), std::domain_error);
+  EXPECT_LT(std::chrono::duration<double>(Clock::now() - begin).count(), 20);
+  world.barrier().wait();
+}
+
+TEST(Nccl, AnErrorEndsBothOfItsCommunicators) {
+  if (!is_rank())
+    if (const auto why = missing("nccl", 2); !why.empty()) GTEST_SKIP() << why;
+  run_mpi_test({2}, an_error_ends_both);
+}
+
 void one_rank_aborts(Communicator& world) {
   const int device = pick_device(world);
   const auto comm = make_nccl(world.split(0, world.rank()), device);
