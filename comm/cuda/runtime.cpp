@@ -199,11 +199,10 @@ void Event::record(int device, cudaStream_t stream) {
 bool Event::complete() const {
   if (!event_ || captured_) return true;
   // A thread that has chosen no device (the watchdog's) would make a context on the first one.
-  thread_local const bool chosen = [this] {
+  [[maybe_unused]] thread_local const bool chosen = [this] {
     int current = 0;
     return cudaGetDevice(&current) == cudaSuccess && (current != 0 || cudaSetDevice(device_) == cudaSuccess);
   }();
-  (void)chosen;
   const cudaError_t result = cudaEventQuery(event_);
   if (result == cudaErrorNotReady) {
     cudaGetLastError();

@@ -35,6 +35,21 @@ int pick_device(Communicator& world) {
   return device;
 }
 
+void on_two_cards(void (*rank_main)(Communicator&)) {
+  if (!is_rank())
+    if (const auto why = missing("nccl", 2); !why.empty()) GTEST_SKIP() << why;
+  run_mpi_test({2}, rank_main);
+}
+
+// A rank's card, with a buffer of 1,024 floats on a stream.
+struct OnItsCard {
+  explicit OnItsCard(Communicator& world) : device(pick_device(world)) {}
+  const int device;
+  const cuda::Stream stream{device};
+  const std::shared_ptr<void> memory = device_runtime()->memory(4096);
+  const Buffer buffer{memory.get(), 1024, DType::f32, {device, stream.get()}};
+};
+
 template <class T>
 std::vector<T> read(const void* p, std::size_t count, cudaStream_t stream) {
   std::vector<T> v(count);
@@ -125,11 +140,7 @@ void captures(Communicator& world) {
   cudaGraphDestroy(graph);
 }
 
-TEST(Nccl, CollectivesInACudaGraph) {
-  if (!is_rank())
-    if (const auto why = missing("nccl", 2); !why.empty()) GTEST_SKIP() << why;
-  run_mpi_test({2}, captures);
-}
+TEST(Nccl, CollectivesInACudaGraph) { on_two_cards(captures); }
 
 // Calls beside computation and others take turns, in a graph too: each in order behind the one before, though two NCCL
 // communicators carry them.
@@ -175,11 +186,7 @@ void takes_turns(Communicator& world) {
   cudaGraphDestroy(graph);
 }
 
-TEST(Nccl, CallsBesideComputationKeepTheirOrder) {
-  if (!is_rank())
-    if (const auto why = missing("nccl", 2); !why.empty()) GTEST_SKIP() << why;
-  run_mpi_test({2}, takes_turns);
-}
+TEST(Nccl, CallsBesideComputationKeepTheirOrder) { on_two_cards(takes_turns); }
 
 // The copy of an input goes back to the communicator's stream, also where the Work is the last that knows of it.
 void work_outlives_its_communicator(Communicator& world) {
@@ -210,22 +217,15 @@ void work_outlives_its_communicator(Communicator& world) {
   EXPECT_EQ(used(), before) << "the copy was not given back";
 }
 
-TEST(Nccl, AWorkMayOutliveItsCommunicator) {
-  if (!is_rank())
-    if (const auto why = missing("nccl", 2); !why.empty()) GTEST_SKIP() << why;
-  run_mpi_test({2}, work_outlives_its_communicator);
-}
+TEST(Nccl, AWorkMayOutliveItsCommunicator) { on_two_cards(work_outlives_its_communicator); }
 
 // The watchdog sees what a peer keeps waiting, though wait() has returned and no handle is left.
 void a_late_peer_is_seen(Communicator& world) {
-  const int device = pick_device(world);
+  const OnItsCard here(world);
   const auto host = world.split(0, world.rank());
-  Traced traced(make_nccl(world.split(0, world.rank()), device));
+  Traced traced(make_nccl(world.split(0, world.rank()), here.device));
   const CommLog& log = *traced.recorder()->logs().front();
-  const cuda::Stream stream(device);
-  const auto memory = device_runtime()->memory(4096);
-  const Buffer buffer{memory.get(), 1024, DType::f32, {device, stream.get()}};
-  const auto reduce = [&] { traced.all_reduce(buffer, Op::sum).wait(); };
+  const auto reduce = [&] { traced.all_reduce(here.buffer, Op::sum).wait(); };
   const auto ends = [&] {
     TRIREME_CUDA_CHECK(cudaDeviceSynchronize());
     EXPECT_EQ(log.oldest_open().sequence, 0u);
@@ -242,29 +242,22 @@ void a_late_peer_is_seen(Communicator& world) {
   ends();
 }
 
-TEST(Nccl, ALatePeerIsSeen) {
-  if (!is_rank())
-    if (const auto why = missing("nccl", 2); !why.empty()) GTEST_SKIP() << why;
-  run_mpi_test({2}, a_late_peer_is_seen);
-}
+TEST(Nccl, ALatePeerIsSeen) { on_two_cards(a_late_peer_is_seen); }
 
 // Two NCCL communicators with kernels that nobody answers: an abort of one alone waits for the other's.
 void an_error_ends_both(Communicator& world) {
-  const int device = pick_device(world);
-  const cuda::Stream stream(device);
-  const auto memory = device_runtime()->memory(4096);
-  const Buffer buffer{memory.get(), 1024, DType::f32, {device, stream.get()}};
+  const OnItsCard here(world);
   Clock::time_point begin;
   const auto fails = [&] {
-    const auto comm = make_nccl(world.split(0, world.rank()), device);
-    for (const bool beside : {true, false}) {
-      const BesideComputation here(beside);
-      comm->all_reduce(buffer, Op::sum).wait_host(std::chrono::seconds(30));
-    }
-    for (const bool beside : {true, false}) {
-      const BesideComputation here(beside);
-      if (world.rank() == 1) comm->all_reduce(buffer, Op::sum);
-    }
+    const auto comm = make_nccl(world.split(0, world.rank()), here.device);
+    const auto both = [&](const auto& use) {
+      for (const bool yes : {true, false}) {
+        const BesideComputation beside(yes);
+        use(comm->all_reduce(here.buffer, Op::sum));
+      }
+    };
+    both([](Work work) { work.wait_host(std::chrono::seconds(30)); });
+    if (world.rank() == 1) both([](const Work&) {});
     begin = Clock::now();
     throw std::domain_error("gives up");
   };
@@ -273,21 +266,14 @@ void an_error_ends_both(Communicator& world) {
   world.barrier().wait();
 }
 
-TEST(Nccl, AnErrorEndsBothOfItsCommunicators) {
-  if (!is_rank())
-    if (const auto why = missing("nccl", 2); !why.empty()) GTEST_SKIP() << why;
-  run_mpi_test({2}, an_error_ends_both);
-}
+TEST(Nccl, AnErrorEndsBothOfItsCommunicators) { on_two_cards(an_error_ends_both); }
 
 void one_rank_aborts(Communicator& world) {
-  const int device = pick_device(world);
-  const auto comm = make_nccl(world.split(0, world.rank()), device);
-  const cuda::Stream stream(device);
-  const auto memory = device_runtime()->memory(4096);
-  const Buffer buffer{memory.get(), 1024, DType::f32, {device, stream.get()}};
-  comm->all_reduce(buffer, Op::sum).wait_host(std::chrono::seconds(30));
+  const OnItsCard here(world);
+  const auto comm = make_nccl(world.split(0, world.rank()), here.device);
+  comm->all_reduce(here.buffer, Op::sum).wait_host(std::chrono::seconds(30));
   if (world.rank() == 0) {
-    Work work = comm->all_reduce(buffer, Op::sum);  // nobody else comes
+    Work work = comm->all_reduce(here.buffer, Op::sum);  // nobody else comes
     EXPECT_THROW(work.wait_host(std::chrono::milliseconds(200)), CommError);
     work.wait_host(std::chrono::seconds(40));
   } else {

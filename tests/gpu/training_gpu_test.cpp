@@ -31,8 +31,7 @@ TEST_F(Gpu, RecordedStepsOverNccl) {
     std::ofstream(folder.path / "it.yaml") << "recipe: " + recipe + "\nsteps: 30\nlog_every: 1\nbucket_mib: 0.05\n";
     for (const std::string graph : {"off", "on"}) {
       const Outcome o = run_program({"train", "it.yaml", "--out", recipe + graph, "--ranks", "2", "device=cuda",
-                                     "communicator=nccl", "graph=" + graph},
-                                    {folder.path, {}});
+                                     "communicator=nccl", "graph=" + graph}, {folder.path, {}});
       ASSERT_EQ(o.code, 0) << o;
       EXPECT_EQ((o.out + o.err).find("steps are replayed") != std::string::npos, graph == "on") << o;
     }
@@ -48,9 +47,9 @@ TEST_F(Gpu, BucketsLeaveInPieces) {
     std::map<int, double> found[2];
     for (const bool overlap : {false, true}) {
       const std::string name = kind + (overlap ? " beside" : " after");
-      const Outcome o = train(name, 2,
-                              {"communicator=" + kind, overlap ? "overlap=true" : "overlap=false", "bucket_mib=0.25",
-                               "first_bucket_mib=0.25", "model.vision_width=384", "model.vision_heads=6", "steps=20"});
+      const Outcome o = train(name, 2, {"communicator=" + kind, overlap ? "overlap=true" : "overlap=false",
+                                        "bucket_mib=0.25", "first_bucket_mib=0.25", "model.vision_width=384",
+                                        "model.vision_heads=6", "steps=20"});
       ASSERT_EQ(o.code, 0) << o;
       found[overlap] = losses(folder.path / name);
     }
@@ -295,8 +294,7 @@ TEST_F(Gpu, ScaleMeasuresDeviceMemory) {
   }
 }
 
-// 4 ranks, then 2, then 4 again (over NCCL half of it where four cards are not there): weights, moments and both tables
-// of normalisers go on, and so does the curve.
+// 4 ranks, then 2, then 4 again (half of it where NCCL lacks cards): weights, moments, both tables of normalisers go on.
 TEST_F(Gpu, ResumesOnOtherNumbersOfRanks) {
   for (const std::string kind : {"mpi", "nccl"}) {
     if (const auto why = no_nccl(2); kind == "nccl" && !why.empty()) GTEST_SKIP() << why;
