@@ -91,7 +91,8 @@ struct Rotated : torch::autograd::Function<Rotated> {
   }
 };
 
-// Outputs: y, and the sum where there is one to make.
+// Outputs: y and the sum, which is x itself where nothing is added: either way gradients of both meet in one kernel, so
+// layers that are computed again have the bits of those that are kept.
 struct RmsNormed : torch::autograd::Function<RmsNormed> {
   static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const std::optional<at::Tensor>& other,
                                const at::Tensor& weight, double eps) {
@@ -107,13 +108,15 @@ struct RmsNormed : torch::autograd::Function<RmsNormed> {
     });
     ctx->set_materialize_grads(false);
     ctx->saved_data["eps"] = eps;
-    ctx->save_for_backward({two ? sum : x, weight});
-    if (two) return {y, sum};
-    return {y};
+    ctx->saved_data["two"] = two;
+    if (!two) sum = x;
+    ctx->save_for_backward({sum, weight});
+    return {y, sum};
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const at::Tensor dsum = grads.size() > 1 ? whole(grads[1]) : at::Tensor();
-    if (!grads[0].defined()) return {dsum, grads.size() > 1 ? dsum : at::Tensor(), {}, {}};
+    const bool two = ctx->saved_data["two"].toBool();
+    const at::Tensor dsum = whole(grads[1]);
+    if (!grads[0].defined()) return {dsum, two ? dsum : at::Tensor(), {}, {}};
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &sum = saved[0], &weight = saved[1], dy = whole(grads[0]);
     at::Tensor dx = at::empty_like(sum);
@@ -125,7 +128,7 @@ struct RmsNormed : torch::autograd::Function<RmsNormed> {
                                          float(ctx->saved_data["eps"].toDouble())},
           buffer_of(dx).place);
     });
-    return {dx, grads.size() > 1 ? dx : at::Tensor(), {}, {}};
+    return {dx, two ? dx : at::Tensor(), {}, {}};
   }
 };
 
@@ -154,7 +157,7 @@ Normed rms_norm(const at::Tensor& x, const at::Tensor& add, const at::Tensor& we
   const at::Tensor c = x.contiguous(), a = add.defined() ? add.contiguous() : add;
   if (norm_has_kernel(c, a, weight)) {
     const variable_list all = RmsNormed::apply(c, a.defined() ? std::optional(a) : std::nullopt, weight, eps);
-    return {add.defined() ? all[1] : x, all[0]};
+    return {all[1], all[0]};
   }
   const at::Tensor sum = add.defined() ? x + add : x;
   return {sum, at::rms_norm(sum, {sum.size(-1)}, weight, eps)};

@@ -224,13 +224,15 @@ TEST(AdapterArms, CutFromAModelWithBiases) {
   }
 }
 
-// A layer that is computed again leaves out what backward does not read.
+// To the bit, though a layer that is computed again leaves out what backward does not read: on an FP8 base the least
+// rounding can turn a code into its neighbour.
 TEST(AdapterArms, ComputedAgainIsTheSame) {
   AdapterJobs jobs = tiny({2, 4, 8, 16}, 2);
   for (const bool fp8 : {false, true}) {
     jobs.fp8 = fp8;
     const std::vector<std::int64_t> all{0, 1, 2, 3};
-    expect_same(of_whole(jobs, all), of_whole(jobs, all, nullptr, false), fp8 ? "FP8 base" : "f32 base");
+    const Trained again = of_whole(jobs, all), kept = of_whole(jobs, all, nullptr, false);
+    for (const auto job : all) EXPECT_TRUE(again.weights.at(job).equal(kept.weights.at(job))) << fp8 << job;
   }
 }
 
