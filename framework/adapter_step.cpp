@@ -42,10 +42,12 @@ struct AdapterStep::Kind {
   std::unique_ptr<StepGraph> graph;
 };
 
-AdapterStep::AdapterStep(const CausalLm& model, nn::AdapterStore& store, nn::AdapterOptimizer& optimizer, bool record)
+AdapterStep::AdapterStep(const CausalLm& model, nn::AdapterStore& store, nn::AdapterOptimizer& optimizer, bool record,
+                         MovingLayers layers)
     : model_(model),
       store_(store),
       optimizer_(optimizer),
+      layers_(std::move(layers)),
       recordable_(record),
       record_{record, record},
       light_(light_tokens(model.config().hidden)) {}
@@ -136,6 +138,15 @@ bool AdapterStep::record(Kind& kind, const AdapterBatch& batch, Use use) {
   store_.begin(batch.rows, use == training);
   kind.pass = store_.pass();
   kind.layout = model_.layout(batch.tokens);
+  if (layers_.let_go) layers_.let_go();
+  const bool captured = capture(kind, use);
+  if (layers_.let_go) layers_.let_go();  // nothing of it has run
+  for (const Use off : {training, evaluation})
+    if (!captured && (off == use || use == training)) record_[off] = false, seen_[off] = {};
+  return captured;
+}
+
+bool AdapterStep::capture(Kind& kind, Use use) {
   auto graph = make_step_graph(model_.device().index(), GraphMemory::shared);
   if (graph) try {
       graph->capture([this, &kind, use] {
@@ -145,12 +156,10 @@ bool AdapterStep::record(Kind& kind, const AdapterBatch& batch, Use use) {
       kind.graph = std::move(graph);
       ++recorded_;
       return true;
-    } catch (const std::exception& e) {  // nothing of it has run
+    } catch (const std::exception& e) {
       std::cerr << (use == training ? "steps" : "evaluations")
                 << " of adapters are not recorded as CUDA graphs: " << first_line(e) << std::endl;
     }
-  for (const Use off : {training, evaluation})
-    if (off == use || use == training) record_[off] = false, seen_[off] = {};
   return false;
 }
 
@@ -163,12 +172,15 @@ at::Tensor AdapterStep::evaluate(const AdapterBatch& batch) {
 
 at::Tensor AdapterStep::run(const AdapterBatch& batch, Use use) {
   Kind* kind = kind_of(batch, use);
-  if (!kind || (!kind->graph && !record(*kind, batch, use))) return plain(batch, use);
+  const bool seen = kind && kind->graph;  // else its hooks see the pass that is recorded
+  if (!kind || (!seen && !record(*kind, batch, use))) return plain(batch, use);
   kind->batch.tokens.ids.copy_(batch.tokens.ids, true);
   kind->batch.labels.copy_(batch.labels, true);
   kind->places.counts.copy_(to_device(batch.counts, model_.device()));
+  if (layers_.let_go) layers_.let_go();
   kind->graph->replay();
   ++replayed_;
+  if (seen && layers_.replayed) layers_.replayed(use == training);
   return kind->result;
 }
 

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -20,10 +21,19 @@ struct AdapterBatch {
   at::Tensor counts;               // f32 [jobs] on the host: what a job's sum of losses is divided by
 };
 
+// Of a backbone whose weights move between layers, each pass's in the order of its stream (ShardedBackbone).
+struct MovingLayers {
+  // Before and behind a pass that is recorded or replayed: which layers are at hand counts no more, so that the pass is
+  // the same work each time.
+  std::function<void()> let_go;
+  std::function<void(bool backward)> replayed;  // a pass ran that no hook saw
+};
+
 class AdapterStep {
  public:
-  // All must outlive it. record: graphs are wanted; never where the backbone's weights move between layers.
-  AdapterStep(const CausalLm& model, nn::AdapterStore& store, nn::AdapterOptimizer& optimizer, bool record);
+  // All must outlive it. record: graphs are wanted.
+  AdapterStep(const CausalLm& model, nn::AdapterStore& store, nn::AdapterOptimizer& optimizer, bool record,
+              MovingLayers layers = {});
   ~AdapterStep();
 
   // -> f32 [jobs], the mean losses before the update; valid until the next call.
@@ -51,6 +61,7 @@ class AdapterStep {
   at::Tensor sums_of(const AdapterBatch& batch);
   at::Tensor plain(const AdapterBatch& batch, Use use);
   bool record(Kind& kind, const AdapterBatch& batch, Use use);
+  bool capture(Kind& kind, Use use);
   void drop_stale();
   Kind* kind_of(const AdapterBatch& batch, Use use);
   at::Tensor run(const AdapterBatch& batch, Use use);
@@ -58,6 +69,7 @@ class AdapterStep {
   const CausalLm& model_;
   nn::AdapterStore& store_;
   nn::AdapterOptimizer& optimizer_;
+  const MovingLayers layers_;
   const bool recordable_;
   std::array<bool, 2> record_;  // by use: as wanted, until a capture fails
   std::int64_t light_, recorded_ = 0, replayed_ = 0;

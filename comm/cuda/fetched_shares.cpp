@@ -17,12 +17,12 @@ namespace {
 
 // A copy within a device that leaves the multiprocessors to what computes meanwhile, where the driver can.
 void copy_beside(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
-#if CUDART_VERSION >= 13000
+#if CUDART_VERSION >= 13000  // not into a graph, whose copies choose by themselves
   cudaMemcpyAttributes how = {};
   how.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
   how.flags = cudaMemcpyFlagPreferOverlapWithCompute;
   std::size_t first = 0;
-  if (cudaMemcpyBatchAsync(&to, &from, &bytes, 1, &how, &first, 1, stream) == cudaSuccess) return;
+  if (!captures(stream) && cudaMemcpyBatchAsync(&to, &from, &bytes, 1, &how, &first, 1, stream) == cudaSuccess) return;
   cudaGetLastError();  // a driver that does not know it
 #endif
   TRIREME_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));

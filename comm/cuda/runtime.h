@@ -29,7 +29,7 @@ class OnDevice {
 bool captures(cudaStream_t stream);
 
 // An event of a pool: making one costs a microsecond, taking one does not. Empty until record(). Recorded on a stream
-// that is captured it is an edge of the graph, nothing that anybody could ask or wait for on the host: complete.
+// that is captured it is an edge of the graph, nothing that anybody else could ask or wait for: complete.
 class Event {
  public:
   Event() = default;

@@ -6,6 +6,7 @@
 #include "comm/local/loopback.h"
 #include "framework/base/drawn.h"
 #include "tests/forwarding.h"
+#include "tests/moving_layers.h"
 
 #include <map>
 #include <mutex>
@@ -254,6 +255,20 @@ TEST(AdapterArms, Fp8TravelsAsCodes) {
     const std::size_t rows = 7680 + 4 * 224 + 4 * 64, columns = 7680 + 4 * 240, gathers = 4 + 2 + (steps - 1) * 4;
     EXPECT_EQ(found.sent.gathered, (gathers * rows + std::size_t(steps) * 4 * columns) / std::size_t(ranks));
   }
+}
+
+// What a graph is to AdapterStep: work that runs when it is replayed.
+struct Replayed : StepGraph {
+  std::function<void()> work;
+  std::size_t capture(const std::function<void()>& f) override { return work = f, 1; }
+  void replay() override { work(); }
+};
+
+TEST(AdapterArms, RecordedStepsOnMovingLayersArePlainOnes) {
+  at::set_num_threads(1);
+  set_step_graphs([](int, GraphMemory) -> std::unique_ptr<StepGraph> { return std::make_unique<Replayed>(); });
+  run_loopback(2, [](Communicator& world) { test::expect_recorded_are_plain(world, {}, false); });
+  set_step_graphs(nullptr);
 }
 
 TEST(AdapterArms, Balance) {

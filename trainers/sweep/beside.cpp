@@ -68,12 +68,12 @@ double samples_of(const TaskConfig& task, std::int64_t epochs, double each) {
   return double(jobs * epochs) * each;
 }
 
-// The steps of a task on GPUs (H200) whose passes are small: recorded on one rank, and launched op by op where layers
-// travel between ranks.
-double launching_seconds(const TaskConfig& task, double samples_of_a_job, std::int64_t ranks) {
+// The steps of a task on GPUs (H200) whose passes are small, recorded: that ranks' GPUs fetch layers from each other is
+// not known yet, but likely.
+double launching_seconds(const TaskConfig& task, double samples_of_a_job) {
   const auto smallest = *std::min_element(task.search.batch_size.begin(), task.search.batch_size.end());
-  constexpr double recorded = 0.006, launched = 0.032;
-  return (ranks > 1 ? launched : recorded) * samples_of_a_job / double(smallest);
+  constexpr double recorded = 0.006;
+  return recorded * samples_of_a_job / double(smallest);
 }
 
 // Worst case, without early exit: what all jobs would train, at the speed of a like task; else at one that the weights'
@@ -95,7 +95,7 @@ double predicted_seconds(const TaskConfig& task, std::int64_t epochs, std::int64
   const double speed = on_gpus ? 2e14 : 3.2e10;
   const double by_bytes = samples * double(task.data.length) / 4 * bytes / speed / double(ranks);
   if (!on_gpus) return 1 + by_bytes;
-  return 2 + std::max(by_bytes, launching_seconds(task, double(epochs) * each, ranks));
+  return 2 + std::max(by_bytes, launching_seconds(task, double(epochs) * each));
 }
 
 class Beside : public cluster::TaskRun {

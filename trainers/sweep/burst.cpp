@@ -93,6 +93,7 @@ void Executor::begin_stages(const Placement& place) {
   limit_ = limit;
   const auto split = [&] { return for_device(ranks_.split(0, ranks_.rank()), place, {}); };
   stage_ = std::make_unique<Stage>(model_, *store_, *optimizer_, *sharded_, sweep_.train, split(), split());
+  begin_steps();            // evaluations get layers by broadcasts now
   release_device_memory();  // of shares
   restart_device_peak(model_.device());
 }

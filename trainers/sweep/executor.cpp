@@ -98,7 +98,7 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
     gathers_ = for_device(ranks.split(0, ranks.rank()), place, {});
     sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_);
   }
-  step_ = std::make_unique<AdapterStep>(model_, *store_, *optimizer_, can_record(model_.device()) && !sharded_);
+  begin_steps();
   set_memory_limit();
   begin_stages(place);
   roster_ = std::make_unique<Roster>(sweep.early_exit, limit_, ranks.size(), sweep.steal, loads_, steps);
@@ -133,6 +133,15 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
 }
 
 Executor::~Executor() = default;
+
+// Steps on several ranks are recorded where each fetches layers by itself: what a collective gathers all must replay.
+void Executor::begin_steps() {
+  MovingLayers layers;
+  if (sharded_) layers = {[this] { sharded_->let_go(); }, [this](bool backward) { sharded_->replayed(backward); }};
+  const bool alone = !sharded_ || sharded_->fetched();
+  step_ = std::make_unique<AdapterStep>(model_, *store_, *optimizer_, alone && can_record(model_.device()),
+                                        std::move(layers));
+}
 
 // Flat weights of the adapter that jobs go on from, which must be one of their kind.
 at::Tensor Executor::weights_from(const PeftAdapter& adapter, const Candidate& c, const nn::AdapterInit& init) {

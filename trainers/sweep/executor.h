@@ -114,7 +114,7 @@ class Executor {
   void reference_pairs();
   std::vector<ReferencedPair> referenced(const std::vector<Pair>& pairs);
   void cap_validation();
-
+  void begin_steps();
   void move_jobs();
   void take(const Roster::Move& move);
   Tick agree(Tick mine);

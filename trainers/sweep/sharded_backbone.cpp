@@ -128,7 +128,7 @@ const at::Tensor& ShardedBackbone::place(Part part, std::int64_t layer) const {
 CausalLm ShardedBackbone::hold_stages() {
   const at::NoGradGuard no_grad;
   if (share_[backward_only] > 0) throw Error(ExitCode::bug, "hold_stages", "stages are not made of FP8 codes");
-  for (auto& whole : wholes_[always]) whole.coming.wait(), whole.layer = -1;
+  let_go();
   frozen_[always].reset();
   const std::int64_t ranks = ranks_.size(), layers = std::ssize(pieces_) / ranks, first = ranks_.rank() * layers;
   for (std::int64_t i = 0; i < std::ssize(pieces_); ++i) {
@@ -202,6 +202,28 @@ void ShardedBackbone::before_layer(std::int64_t layer) {
   point(layer);
   gather(up ? layer + 1 : layer - 1, always);
   if (!up) gather(layer - 1, backward_only);
+}
+
+void ShardedBackbone::let_go() {
+  for (auto& part : wholes_)
+    for (auto& whole : part) {
+      whole.coming.wait();
+      whole.coming = {};
+      whole.layer = -1;
+    }
+  last_ = -1;
+}
+
+// Each layer once forward and once backward, but for the two that are there when a pass turns round.
+void ShardedBackbone::replayed(bool backward) {
+  const auto layers = std::int64_t(pieces_.size());
+  const std::int64_t gathers[] = {layers + (backward ? std::max<std::int64_t>(0, layers - 2) : 0),
+                                  backward ? layers : 0};
+  for (const Part part : {always, backward_only}) {
+    if (share_[part] == 0) continue;
+    gathers_ += gathers[part];
+    received_ += gathers[part] * share_[part] * (ranks_.size() - 1);
+  }
 }
 
 void ShardedBackbone::gather_pass(bool backward) {

@@ -38,6 +38,10 @@ class ShardedBackbone {
   // For measuring: the gathers of a pass alone; passes that gather nothing and run on what two layers hold by now; and
   // gathers through the communicator where shares are fetched.
   void gather_pass(bool backward);
+  // Which layers are at hand counts no more: the pass that comes gathers all that it reads, however others ended.
+  void let_go();
+  // Counts the gathers of a pass that was let go before and ran without this knowing, as a graph.
+  void replayed(bool backward);
   // From now on rank s of P holds layers [s L / P, (s + 1) L / P) whole, as a stage of a pipeline, and passes over all
   // layers get each from its rank by a broadcast. Collective; layers must divide so. -> a model of this rank's layers
   // alone, with what lies outside of layers.
