@@ -49,11 +49,10 @@ class Drawing:
     """diffusers' model in f32 with the study's prompts, noise and levels."""
 
     def __init__(self, o, settings):
-        folder = ROOT / settings["model"]
-        self.words = json.loads((folder / "trireme.json").read_text())["prompts"]
-        self.factor = json.loads((folder / "trireme.json").read_text())["latent_factor"]
-        self.tables = {k: v.float() for k, v in load_file(folder / "prompts.safetensors").items()}
-        self.guidance, self.folder = settings["guidance"], folder
+        self.folder, self.guidance = ROOT / settings["model"], settings["guidance"]
+        described = json.loads((self.folder / "trireme.json").read_text())
+        self.words, self.factor = described["prompts"], described["latent_factor"]
+        self.tables = {k: v.float() for k, v in load_file(self.folder / "prompts.safetensors").items()}
         self.noise = first_noise(o, self.load(), settings)
 
     def load(self):
