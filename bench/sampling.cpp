@@ -1,6 +1,8 @@
 // Milliseconds a step of the arms of a sampling file, on 1, 2, 4 .. --ranks ranks (on a GPU: at most as many as there
 // are GPUs), arms and ranks in turn: --problem "recipes/sdit/speed.yaml key=value ...". A block is a whole picture of
-// an arm without files. Of tiles: how near the time of one rank's tiles, shared out evenly, comes.
+// an arm without files. Of tiles: how near the time of one rank's tiles, shared out evenly, comes. With the word
+// "peers", of FLUX's layout on one rank: diffusers too, and cache-dit over it, eager and its blocks compiled
+// (bench/peers/sampling.py).
 #include "bench/bench.h"
 #include "bench/turns.h"
 #include "comm/device.h"
@@ -13,6 +15,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <sstream>
 
 #include <ATen/ATen.h>
@@ -23,7 +26,13 @@ namespace {
 using sample::SampleConfig;
 using sample::SampleJob;
 
-SampleJob job_of(const Options& o) {
+struct Problem {
+  SampleJob job;
+  bool peers = false;
+};
+
+Problem problem_of(const Options& o) {
+  Problem problem;
   std::istringstream words(o.problem.empty() ? "recipes/sdit/speed.yaml" : o.problem);
   std::string file, word, only;
   words >> file;
@@ -31,24 +40,42 @@ SampleJob job_of(const Options& o) {
   for (std::string pending; words >> word;) {  // a list has spaces
     pending += (pending.empty() ? "" : " ") + word;
     if (std::ranges::count(pending, '[') != std::ranges::count(pending, ']')) continue;
-    if (pending.starts_with("only="))
+    if (pending == "peers")
+      problem.peers = true;
+    else if (pending.starts_with("only="))
       only = "," + pending.substr(5) + ",";
     else
       overrides.push_back(pending);
     pending.clear();
   }
-  SampleJob job = sample::read_job(file, overrides);
+  SampleJob& job = problem.job = sample::read_job(file, overrides);
   if (!only.empty())
     std::erase_if(job.arms, [&](const auto& c) { return only.find("," + c.arm + ",") == std::string::npos; });
   if (job.arms.empty()) throw UsageError("--problem", "names no arm of " + file, "only=ARM,ARM");
-  return job;
+  return problem;
+}
+
+// The peers' process, with the model, size and steps of arm `c`.
+std::vector<std::string> peers_of(const SampleConfig& c, const std::string& folder) {
+  const nlohmann::json config = sample::read_model_config(c);
+  const DenoiserInfo info = sample::plan_model(config).info;
+  if (info.layout != "flux")
+    throw UsageError("--problem", "peers draw with FLUX's layout, not " + info.layout, "leave 'peers' out");
+  const std::int64_t token = info.latent_factor * info.patch;
+  const nlohmann::json picture{{"tokens", {c.size[0] / token, c.size[1] / token}},
+                               {"text", info.base_text},
+                               {"steps", c.steps},
+                               {"guidance", c.guidance},
+                               {"precision", c.precision == "bf16" ? "bfloat16" : "float32"}};
+  return peer_arm("sampling.py", {"--config", config.dump(), "--picture", picture.dump(), "--device", c.device},
+                  folder);
 }
 
 // All arms in one process of one number of ranks, with one model. Answers "run ARM".
 class Arms {
  public:
   Arms(const Options& o, Communicator& world)
-      : world_(world), job_(job_of(o)), place_(sample::place(job_.arms[0], world)) {
+      : world_(world), job_(problem_of(o).job), place_(sample::place(job_.arms[0], world)) {
     const SampleConfig& first = job_.arms[0];
     json_ = sample::read_model_config(first);
     plan_ = sample::plan_model(json_);
@@ -101,9 +128,10 @@ class Arms {
   nlohmann::json step(const SampleConfig& c) {
     Sampler& method = *c.samplers.at(c.method);
     Kept& k = kept(c, method);
-    std::vector<double> computed;
+    std::vector<double> tiles, ran;  // a value a step, of methods that say so
     k.context->record = [&](std::string_view what, double value) {
-      if (what == "computed_tiles") computed.push_back(value);
+      if (what == "computed_tiles") tiles.push_back(value);
+      if (what == "computed") ran.push_back(value);
     };
     Sampling s;
     for (std::int64_t i = 0; i < c.batch; ++i) s.prompts.push_back({k.conditions->texts()[0], std::uint64_t(i), i});
@@ -130,9 +158,10 @@ class Arms {
     return {{"ms", ms / steps},
             {"cpu_ms", (thread_cpu_ms() - cpu) / steps},
             {"steps", steps},
+            {"computed", ran.empty() ? steps : std::accumulate(ran.begin(), ran.end(), 0.0)},
             {"bytes_a_step", double(sent.bytes - before.bytes) / steps},
             {"collectives_a_step", double(sent.calls - before.calls) / steps},
-            {"tiles", computed},
+            {"tiles", tiles},
             {"tokens", s.grid.tokens()},
             {"peak_gib", place_.device.is_cuda() ? peak_device_memory_gib(place_.device) : 0.0}};
   }
@@ -191,8 +220,8 @@ nlohmann::json row_of(const Row& row, const Row* one, const Row* first) {
   }
   r["step_ms"] = row.median(), r["low_ms"] = quantile(row.ms, 0.25), r["high_ms"] = quantile(row.ms, 0.75);
   r["blocks"] = row.ms.size();
-  for (const char* key : {"cpu_ms", "steps", "tokens", "peak_gib", "bytes_a_step", "collectives_a_step"})
-    r[key] = row.last.at(key);
+  for (const char* key : {"cpu_ms", "steps", "computed", "tokens", "peak_gib", "bytes_a_step", "collectives_a_step"})
+    if (row.last.contains(key)) r[key] = row.last.at(key);
   if (first && first != &row && !first->ms.empty()) r["first_over_this"] = first->median() / row.median();
   if (!one || one == &row || one->ms.empty()) return r;
   r["over_one"] = one->median() / row.median();
@@ -202,7 +231,7 @@ nlohmann::json row_of(const Row& row, const Row* one, const Row* first) {
 }
 
 nlohmann::json run(const Options& o) {
-  const SampleJob job = job_of(o);
+  const auto [job, peers] = problem_of(o);
   const Scratch scratch;
   const int most = o.device == "cuda" ? std::min(o.ranks, device_runtime()->count()) : o.ranks;
   std::vector<std::unique_ptr<Arm>> processes;
@@ -215,6 +244,12 @@ nlohmann::json run(const Options& o) {
       const auto unit = c.settings.find("unit: half");
       rows.push_back({&process, c.arm, p, c.method == "supergen" && unit != std::string::npos ? 2 : 1});
     }
+  }
+  if (peers) {
+    const std::string folder = scratch.path("peers");
+    auto& process = *processes.emplace_back(std::make_unique<Arm>("peers", peers_of(job.arms[0], folder), 1, folder));
+    for (const char* arm : {"diffusers", "diffusers_compiled", "cache_dit", "cache_dit_compiled"})
+      rows.push_back({&process, arm, 1, 1});
   }
   for (const auto& p : processes) p->ready(std::chrono::seconds(300));
   in_turns(rows, o.blocks);

@@ -91,7 +91,8 @@ class FirstBlockSampler final : public CacheSampler {
       {.min = 0, .max = 1e6});
     f("warmup", rule_.warmup, "steps at the start that run whole", {.min = 0});
     f("most_in_a_row", rule_.most_in_a_row, "steps that may follow one that ran; -1: any", {.min = -1});
-    f("taylor", rule_.taylor, "order of the series that predicts the other blocks; 0: as they last were",
+    f("taylor", rule_.taylor,
+      "order of the series, from the warm-up's last step on, that predicts the other blocks; 0: as they last were",
       {.min = 0, .max = 4});
   }
 

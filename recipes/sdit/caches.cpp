@@ -70,6 +70,7 @@ std::optional<BlockStreams> FirstBlockCache::after_first_block(const BlockStream
 }
 
 void FirstBlockCache::after_blocks(const BlockStreams& in, const BlockStreams& first_out, const BlockStreams& out) {
+  if (place_.step < rule_.warmup) image_.forget(), text_.forget();  // slopes there mislead
   image_.computed(out.image - first_out.image, place_.step);
   if (const at::Tensor text = difference(out.text, first_out.text); text.defined()) text_.computed(text, place_.step);
 }
