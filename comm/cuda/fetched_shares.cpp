@@ -41,7 +41,8 @@ class Fetch final : public Work::State, public std::enable_shared_from_this<Fetc
   }
   void wait() override {
     const OnDevice on(place_.device);
-    end.block(stream_of(place_));
+    // What a graph fetches is ordered within it; behind its capture nothing has run.
+    if (!end.captured() || captures(stream_of(place_))) end.block(stream_of(place_));
   }
   bool wait_host(std::chrono::milliseconds timeout) override {
     return end.wait(std::chrono::steady_clock::now() + timeout, {});

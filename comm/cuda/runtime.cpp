@@ -213,7 +213,7 @@ bool Event::complete() const {
 }
 
 void Event::block(cudaStream_t stream) const {
-  if (event_ && (!captured_ || captures(stream))) TRIREME_CUDA_CHECK(cudaStreamWaitEvent(stream, event_, 0));
+  if (event_) TRIREME_CUDA_CHECK(cudaStreamWaitEvent(stream, event_, 0));
 }
 
 bool Event::wait(Clock::time_point end, const std::function<void()>& alive) const {

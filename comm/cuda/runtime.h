@@ -29,7 +29,7 @@ class OnDevice {
 bool captures(cudaStream_t stream);
 
 // An event of a pool: making one costs a microsecond, taking one does not. Empty until record(). Recorded on a stream
-// that is captured it is an edge of the graph, nothing that anybody else could ask or wait for: complete.
+// that is captured it is an edge of the graph, nothing that anybody could ask or wait for on the host: complete.
 class Event {
  public:
   Event() = default;
@@ -43,6 +43,7 @@ class Event {
   // The current device must be the stream's.
   void record(int device, cudaStream_t stream);
   explicit operator bool() const { return event_ != nullptr; }
+  bool captured() const { return captured_; }
   bool complete() const;                  // an empty one is
   void block(cudaStream_t stream) const;  // the stream waits for it
   // Polls; false if that took longer than until `end`. `alive` may throw.
