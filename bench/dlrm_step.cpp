@@ -1,9 +1,9 @@
 // One DLRM step of the Kaggle shape (d = 16), one rank on a CPU or a GPU, beside plain PyTorch (EmbeddingBag with
 // sparse gradients, as facebookresearch/dlrm), on a GPU PyTorch in a CUDA graph and our step without one, and on a CPU
-// (one thread) ours in bf16 and the matrix products of that step alone, which all have to do. f32 without TF32, SGD, equal weights and
-// batches, which lie on the device. --problem BATCH or BATCH/SCALE: tables of 1 / SCALE of the rows. "BATCH ranks": the
-// same global batch on 1, 2, 4, ... --ranks ranks, beside DistributedDataParallel with all_to_all_single for the rows;
-// its ids need no exchange, ours are exchanged in the step.
+// (one thread) ours in bf16 and the matrix products of that step alone, which all have to do. f32 without TF32, SGD,
+// equal weights and batches, which lie on the device. --problem BATCH or BATCH/SCALE: tables of 1 / SCALE of the rows.
+// "BATCH ranks": the same global batch on 1, 2, 4, ... --ranks ranks, beside DistributedDataParallel with
+// all_to_all_single for the rows; its ids need no exchange, ours are exchanged in the step.
 #include "bench/bench.h"
 #include "bench/own_run.h"
 #include "comm/device.h"
@@ -41,8 +41,7 @@ std::string yaml(const Options& o) {
   const Problem p = problem_of(o.problem);
   return "recipe: dlrm\nsteps: 1000000\nlog_every: 1000000\ndevice: " + o.device +
          (o.device == "cpu" ? "\nthreads: 1" : "") + (o.arm == "eager" ? "\ngraph: off" : "\ngraph: on") +
-         (o.arm == "bf16" ? "\nprecision: bf16" : "") +
-         "\nbatch_size: " + std::to_string(p.batch) +
+         (o.arm == "bf16" ? "\nprecision: bf16" : "") + "\nbatch_size: " + std::to_string(p.batch) +
          "\noptimizer: {name: sgd, lr: 0.1, momentum: 0.0, weight_decay: 0.0, schedule: const}\n"
          "data: {shape: kaggle, scale: " +
          std::to_string(p.scale) + ", samples: " + std::to_string((batches + 1) * p.batch) +
