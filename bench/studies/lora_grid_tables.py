@@ -14,6 +14,7 @@ RANKS = [16, 32, 64]
 BATCHES = [1, 2, 4, 8]
 LEVELS = dict(zip(TASKS, (2, 3)))  # levels of arithmetic
 WARMUP, KEEP = 0.05, 0.25
+CUT = {"warmup_ratio": WARMUP, "keep_ratio": KEEP, "window": 1000}  # no detector ever speaks
 EXIT = {"warmup_ratio": WARMUP, "keep_ratio": KEEP, "window": 10, "tau_gap": 3}
 
 
@@ -139,7 +140,7 @@ def own_regret(chosen, best):
 def quality_of(options, seed, name, whole, both, w):
     """Rows, and {policy: regret}."""
     out = options.out
-    asha, default = result(out, f"asha_{seed}", name), result(out, f"default_{seed}", name)
+    cut, asha, default = (result(out, f"{policy}_{seed}", name) for policy in ("cut", "asha", "default"))
     final_of = {key(j): f for j, f in zip(whole["jobs"], w["final"])}
     kept = math.ceil(KEEP * w["jobs"])
     mean, high = random_regret(w["final"], kept)
@@ -147,11 +148,12 @@ def quality_of(options, seed, name, whole, both, w):
     exact = lambda r: percent(r.get("exact_match") if r and r.get("exact_match") is not None else math.nan, 1)
     paper = replay(out, seed, name, {"warmup_ratio": WARMUP, "keep_ratio": KEEP}, str(options.binary))
     of_paper, paper_own = regrets(out, seed, name, paper)
-    found = {"early exit": regret(both, final_of, w["best"]), "ASHA": regret(asha, final_of, w["best"]), "random": mean,
+    found = {"early exit": regret(both, final_of, w["best"]), "cut": regret(cut, final_of, w["best"]), "ASHA": regret(asha, final_of, w["best"]), "random": mean,
              "own": own_regret(both, w["best"]), "paper": of_paper, "paper own": paper_own}
     rows = [["exhaustive", "0 %", "0 %", "0 %", exact(whole)],
             ["early exit", percent(saved(both)), both_ways(found["early exit"], w["best"]), percent(found["own"]), exact(both)],
             ["the paper's early exit (replayed)", percent(paper["saved"]), both_ways(of_paper, w["best"]), percent(paper_own), "-"],
+            ["the cut alone", percent(saved(cut)), both_ways(found["cut"], w["best"]), percent(own_regret(cut, w["best"])), exact(cut)],
             ["ASHA", percent(saved(asha)), both_ways(found["ASHA"], w["best"]), percent(own_regret(asha, w["best"])), exact(asha)],
             [f"{kept} at random, mean", percent(1 - KEEP), both_ways(mean, w["best"]), "-", "-"],
             [f"{kept} at random, 95 %", percent(1 - KEEP), both_ways(high, w["best"]), "-", "-"]]
@@ -211,7 +213,7 @@ def asked(quality, ends, above, factors):
     exits = of("early exit") or [math.nan]
     came_out = of("own") or [math.nan]
     lines = [f"- Regret of {len(of('early exit'))} winners by early exit: median {middle('early exit')} (asked: at most 0.2 %), worst "
-             f"{percent(max(exits))}. Median of a random quarter kept {middle('random')}, of ASHA {middle('ASHA')}, of one job at ten "
+             f"{percent(max(exits))}; by the cut alone {middle('cut')}, worst {percent(max(of('cut') or [math.nan]))}. Median of a random quarter kept {middle('random')}, of ASHA {middle('ASHA')}, of one job at ten "
              f"times full finetuning's rate {middle('ten times')}, of PEFT's defaults {middle('PEFT')}, of the paper's exit {middle('paper')}.",
              f"- The adapters that came out, which did not run on to the end: median {middle('own')}, worst {percent(max(came_out))}; "
              f"the paper's exit {middle('paper own')} (replayed).",

@@ -108,6 +108,7 @@ class Executor {
   at::Tensor weights_from(const PeftAdapter& adapter, const Candidate& c, const nn::AdapterInit& init);
   void set_memory_limit();
   Profiled profiled_step(std::size_t jobs);
+  double mean_seconds(const std::function<double()>& step);
   double timed_step(const Pack& pack, const std::vector<std::int64_t>& slots);
   double held_seconds(const std::vector<std::size_t>& jobs);
   Pack profiled_pack(const std::vector<std::size_t>& jobs) const;
@@ -145,7 +146,6 @@ class Executor {
   void drop_ended();
   at::Tensor losses_of(const Pack& pack);
   void fill(Pack& pack, bool training, std::int64_t sample) const;
-
   void state(Archive& ar);
   TaskOutcome outcome();
   void write_winner(std::int64_t winner);

@@ -115,6 +115,16 @@ Profiled Executor::profiled_step(std::size_t count) {
 
 // How fast a small step is launched changes from one to the next: as many are timed as fit into a moment, at least two, the
 // same number on all ranks.
+double Executor::mean_seconds(const std::function<double()>& step) {
+  double first = step();
+  ranks_.all_reduce({&first, 1, DType::f64}, Op::max).wait();
+  constexpr double moment = 0.1, most = 15;
+  const int more = int(std::clamp(moment / std::max(first, 1e-6), 1.0, most));
+  double sum = first;
+  for (int i = 0; i < more; ++i) sum += step();
+  return sum / (1 + more);
+}
+
 double Executor::timed_step(const Pack& pack, const std::vector<std::int64_t>& slots) {
   const at::Tensor losses = at::zeros({store_->slots()}, at::TensorOptions(model_.device()).dtype(at::kFloat));
   store_->begin(pack.rows(), true);
@@ -126,13 +136,7 @@ double Executor::timed_step(const Pack& pack, const std::vector<std::int64_t>& s
     return seconds_since(begin);
   };
   (void)step();
-  double first = step();
-  ranks_.all_reduce({&first, 1, DType::f64}, Op::max).wait();
-  constexpr double moment = 0.1, most = 15;
-  const int more = int(std::clamp(moment / std::max(first, 1e-6), 1.0, most));
-  double sum = first;
-  for (int i = 0; i < more; ++i) sum += step();
-  return sum / (1 + more);
+  return mean_seconds(step);
 }
 
 // On the layers that two buffers hold by now.
@@ -193,13 +197,13 @@ std::optional<ParallelCosts> Executor::parallel_costs() {
 
 // Of a step as it will be taken, where steps of these jobs will have one shape.
 double Executor::recorded_seconds(const Pack& pack) {
-  double seconds = 0;
-  constexpr int first = 2, timed = 2;  // op by op, then recorded
-  for (int i = 0; i < first + timed; ++i) {
+  const auto step = [&] {
     const auto begin = std::chrono::steady_clock::now();
     (void)step_->run(pack.batch(model_.device())).sum().item<float>();
-    if (i >= first) seconds += seconds_since(begin) / timed;
-  }
+    return seconds_since(begin);
+  };
+  for (int i = 0; i < 2; ++i) (void)step();  // op by op, then recorded
+  const double seconds = mean_seconds(step);
   step_->forget();
   return seconds;
 }
