@@ -101,6 +101,7 @@ class Arms {
     std::unique_ptr<LatentCodec> codec;
     std::unique_ptr<sample::Conditions> conditions;
     std::unique_ptr<GraphedDenoiser> graphed;
+    LevelModulations modulations;
     std::unique_ptr<SampleContext> context;
   };
 
@@ -120,6 +121,7 @@ class Arms {
     context.shift.mu_mode = "none";
     context.halves = k->groups.halves.get();
     context.parallel = k->groups.sequence.get();
+    context.modulations = &k->modulations;
     method.setup(context);
     at->second = std::move(k);
     return *at->second;

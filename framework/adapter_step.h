@@ -21,10 +21,10 @@ struct AdapterBatch {
   at::Tensor counts;               // f32 [jobs] on the host: what a job's sum of losses is divided by
 };
 
-// Of a backbone whose weights move between layers, each pass's in the order of its stream (ShardedBackbone).
+// Of a backbone whose layers come as a pass gets to them, each rank's in the order of its own stream.
 struct MovingLayers {
-  // Before and behind a pass that is recorded or replayed: which layers are at hand counts no more, so that the pass is
-  // the same work each time.
+  // Before a replay, before and behind a capture: which layers are at hand counts no more, so that the pass is the same
+  // work each time.
   std::function<void()> let_go;
   std::function<void(bool backward)> replayed;  // a pass ran that no hook saw
 };
@@ -42,7 +42,7 @@ class AdapterStep {
   at::Tensor evaluate(const AdapterBatch& batch);
 
   // Are graphs wanted, and is a step of so many tokens one that a GPU waits for the host with? The same all along,
-  // whatever captures came to: steps are padded by it, and a run that goes on must pad as the one before.
+  // whatever captures came to: steps are padded by it, and a run that goes on in such a place pads as the one before.
   bool gains_by_recording(std::int64_t tokens) const { return recordable_ && tokens <= light_; }
   void forget();                                       // graphs that were made give back their memory
   std::int64_t recorded() const { return recorded_; }  // graphs made so far

@@ -22,6 +22,7 @@ std::vector<at::Tensor> inputs_of(const at::Tensor& x, const at::Tensor& t, cons
     all.push_back(table.cos);
     all.push_back(table.sin);
   }
+  all.push_back(c.modulation);
   return all;
 }
 
@@ -71,7 +72,7 @@ void GraphedDenoiser::capture(Kind& kind, const std::vector<at::Tensor>& inputs,
   auto graph = graph_for(in[0]);
   graph->capture([this, fixed, &kind] {
     const auto& i = kind.inputs;
-    kind.velocity = model_->forward(i[0], i[1], {i[2], i[3], i[4], i[5], i[6]}, fixed);
+    kind.velocity = model_->forward(i[0], i[1], {i[2], i[3], i[4], i[5], i[6], i[11]}, fixed);
   });
   kind.graph = std::move(graph);
 }

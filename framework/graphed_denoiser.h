@@ -33,6 +33,9 @@ class GraphedDenoiser : public Denoiser {
   RopeTables rope(const Grid& grid, std::int64_t text_tokens, const Offsets& offsets = {}) const override {
     return model_->rope(grid, text_tokens, offsets);
   }
+  at::Tensor modulations(const at::Tensor& t, const Conditioning& condition) override {
+    return model_->modulations(t, condition);
+  }
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t, const Conditioning& condition,
                      const DitHooks& hooks = {}) override;
 

@@ -12,11 +12,15 @@
 namespace trireme {
 namespace {
 
+Conditioning at_level(SampleContext& context, const Sampling& s, const Conditioning& c, double sigma) {
+  return context.modulations ? context.modulations->at(context.model(), c, s.sigmas, sigma) : c;
+}
+
 // This rank computes one half, and hears the other.
 at::Tensor shared_halves(SampleContext& context, const Sampling& s, const at::Tensor& x, double sigma,
                          const DitHooks& hooks) {
   Communicator& pair = *context.halves;
-  const auto& condition = pair.rank() == 0 ? s.condition : s.no_condition;
+  const Conditioning condition = at_level(context, s, pair.rank() == 0 ? s.condition : s.no_condition, sigma);
   const at::Tensor mine = velocity_of(context.model(), context.dtype, condition, x, sigma, hooks).contiguous();
   std::vector<std::int64_t> shape = {2};
   shape.insert(shape.end(), mine.sizes().begin(), mine.sizes().end());
@@ -45,15 +49,18 @@ at::Tensor drawn_noise(const std::vector<Prompt>& prompts, std::uint64_t draw, a
 at::Tensor guided(SampleContext& context, const Sampling& s, const at::Tensor& x, double sigma, const DitHooks& given) {
   DitHooks hooks = given;
   if (!hooks.parallel) hooks.parallel = context.parallel;
-  if (!s.no_condition.text.defined() || s.guidance == 1)
-    return velocity_of(context.model(), context.dtype, s.condition, x, sigma, hooks);
+  const auto at_sigma = [&](const Conditioning& c) { return at_level(context, s, c, sigma); };
+  const auto alone = [&](const Conditioning& c) {
+    return velocity_of(context.model(), context.dtype, at_sigma(c), x, sigma, hooks);
+  };
+  if (!s.no_condition.text.defined() || s.guidance == 1) return alone(s.condition);
   if (context.halves) return shared_halves(context, s, x, sigma, hooks);
   if (s.condition.text.sizes() == s.no_condition.text.sizes())
-    return guided_velocity(context.model(), context.dtype, s.condition, s.no_condition, x, sigma, s.guidance, hooks);
+    return guided_velocity(context.model(), context.dtype, at_sigma(s.condition), at_sigma(s.no_condition), x, sigma,
+                           s.guidance, hooks);
   // Texts of two lengths do not fit in one batch.
-  const at::Tensor conditional = velocity_of(context.model(), context.dtype, s.condition, x, sigma, hooks);
-  return guided_sum(conditional, velocity_of(context.model(), context.dtype, s.no_condition, x, sigma, hooks),
-                    s.guidance);
+  const at::Tensor conditional = alone(s.condition);
+  return guided_sum(conditional, alone(s.no_condition), s.guidance);
 }
 
 void Sampler::begin(Sampling& s, SampleContext& context) {

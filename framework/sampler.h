@@ -12,6 +12,7 @@
 #include "framework/models/dit/flow_schedule.h"
 #include "framework/models/dit/hooks.h"
 #include "framework/models/dit/latents.h"
+#include "framework/models/dit/level_modulations.h"
 
 #include <functional>
 #include <memory>
@@ -68,6 +69,7 @@ class SampleContext {
   SequenceParallel* parallel = nullptr;  // guided() hands it on where hooks name no other
   // Ranks that compute the two halves of guidance beside each other: this one's half is its rank (0: conditional).
   Communicator* halves = nullptr;
+  LevelModulations* modulations = nullptr;  // guided() takes what they make for all levels of a picture at once
 
   std::function<void(std::string_view line)> message = [](std::string_view) {};  // for the user, from rank 0
   // A value of this step for the report: one series a name ("active_share").

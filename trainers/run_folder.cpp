@@ -4,6 +4,7 @@
 #include "framework/base/agree.h"
 #include "framework/io/file_io.h"
 
+#include <cctype>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
@@ -73,14 +74,21 @@ void make_folders(const std::string& dir) {
   if (failed) throw DataError(dir, "cannot be made: " + failed.message(), "choose another --out");
 }
 
-// What a killed rank 0 was replacing. Only with the folder locked: they might be another job's.
+// NAME.tmp-PID or .tmp-PID-N: what a killed process was replacing (file_io, safetensors).
+bool is_leftover(const std::string& name) {
+  const auto at = name.rfind(".tmp-"), number = at + 5;
+  return at != std::string::npos && at > 0 && number < name.size() && std::isdigit(name[number]) &&
+         name.find_first_not_of("0123456789-", number) == std::string::npos;
+}
+
+// Here and in the folders of tasks and arms. Only with the folder locked: they might be another job's.
 void remove_leftovers(const std::string& dir) {
   std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(dir, ignored)) {
-    const std::string name = entry.path().filename().string(), replaced = name.substr(0, name.find(".tmp-"));
-    const bool ours = replaced == "config.resolved.yaml" || replaced == "env.json" || replaced == "metrics.jsonl" ||
-                      replaced == ".visible";
-    if (ours && replaced != name) fs::remove(entry.path(), ignored);
+  for (auto entry = fs::recursive_directory_iterator(dir, ignored); entry != fs::recursive_directory_iterator();
+       entry.increment(ignored)) {
+    if (entry.depth() > 0) entry.disable_recursion_pending();
+    if (entry->is_regular_file(ignored) && is_leftover(entry->path().filename().string()))
+      fs::remove(entry->path(), ignored);
   }
 }
 
@@ -194,6 +202,7 @@ std::shared_ptr<FolderLock> take_folder(const std::string& dir, bool fresh, Resu
   make_folders(dir);
   auto lock = std::make_shared<FolderLock>(dir);
   if (!fresh) check_results(dir, results);
+  if (!fresh && lock->warning().empty()) remove_leftovers(dir);
   if (!fresh || !there) return lock;
   lock->moved_to(move_away(dir));
   make_folders(dir);
@@ -207,10 +216,7 @@ RunFolder open_run_folder(const std::string& dir, bool fresh, const Config& conf
           if (world.rank() != 0) return;
           folder.lock = take_folder(dir, fresh, Results::training);
           folder.alone = folder.lock->warning().empty();
-          if (folder.alone)
-            remove_leftovers(dir);
-          else
-            std::cerr << "trireme: warning: " << folder.lock->warning() << std::endl;
+          if (!folder.alone) std::cerr << "trireme: warning: " << folder.lock->warning() << std::endl;
           make_folders(dir + "/ckpt");
           if (holds_checkpoint(dir)) check_taken_up(folder, config, schema);
         }));

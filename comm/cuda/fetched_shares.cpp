@@ -17,11 +17,12 @@ namespace {
 
 // A copy within a device that leaves the multiprocessors to what computes meanwhile, where the driver can.
 void copy_beside(void* to, const void* from, std::size_t bytes, cudaStream_t stream) {
-#if CUDART_VERSION >= 13000  // not into a graph, whose copies choose by themselves
+#if CUDART_VERSION >= 13000
   cudaMemcpyAttributes how = {};
   how.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
   how.flags = cudaMemcpyFlagPreferOverlapWithCompute;
   std::size_t first = 0;
+  // Not into a graph, whose copies choose by themselves.
   if (!captures(stream) && cudaMemcpyBatchAsync(&to, &from, &bytes, 1, &how, &first, 1, stream) == cudaSuccess) return;
   cudaGetLastError();  // a driver that does not know it
 #endif
@@ -76,7 +77,7 @@ class FetchedShares final : public FrozenShares {
     const bool failing = std::uncaught_exceptions() > 0;
     try {
       const OnDevice on(me_.device);
-      for (const auto& stream : *streams_) TRIREME_CUDA_CHECK(cudaStreamSynchronize(stream->get()));
+      TRIREME_CUDA_CHECK(cudaDeviceSynchronize());  // graphs read shares on streams of their own
       shares_.clear();
       std::int32_t here = 1;
       if (!failing) ranks_.all_reduce({&here, 1, DType::i32, {}}, Op::min).wait();

@@ -208,6 +208,7 @@ Sampling Supergen::tile_sampling(const Sampling& s, std::span<const Refiner::Til
 at::Tensor Supergen::velocity(Sampling& s, SampleContext& context) {
   SampleContext alone = context;  // a tile is one rank's
   alone.parallel = nullptr, alone.halves = nullptr;
+  alone.modulations = nullptr;  // a tile's condition is put together for each forward
   const std::int64_t step = s.step - (s.steps() - refining_);
   const at::Tensor v =
       refiner_->predict(s.x, step, context.dtype, [&](const at::Tensor& x, std::span<const Refiner::Tile> which) {

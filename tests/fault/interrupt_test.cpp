@@ -418,7 +418,13 @@ TEST_F(Interrupt, ResumesAreAppended) {
   const auto environment = nlohmann::json::parse(read_text(dir() / "again/env.json"));
   EXPECT_FALSE(environment.contains("resumes"));
   const auto at = checkpoint_steps(dir() / "again").back();
+  // What a killed process was replacing goes, what only looks like it stays.
+  const Words gone{"report.html.tmp-123", "config.resolved.yaml.tmp-4-2"}, kept{"notes.tmp-x", "a.tmp-", ".tmp-1"};
+  for (const auto* names : {&gone, &kept})
+    for (const auto& name : *names) std::ofstream(dir() / "again" / name) << "half";
   ASSERT_EQ(run_program(train_alone({"checkpoint.every=3", "log_every=2", "--ranks", "2"}), {dir()}).code, 0);
+  for (const auto& name : gone) EXPECT_FALSE(fs::exists(dir() / "again" / name)) << name;
+  for (const auto& name : kept) EXPECT_TRUE(fs::exists(dir() / "again" / name)) << name;
   auto after = nlohmann::json::parse(read_text(dir() / "again/env.json"));
   ASSERT_EQ(after["resumes"].size(), 1u) << after;
   EXPECT_EQ(after["resumes"][0]["step"], at);

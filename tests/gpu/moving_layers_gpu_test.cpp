@@ -15,7 +15,8 @@ void recorded_are_plain(Communicator& world) {
 
 TEST(Gpu, RecordedStepsOnMovingLayersArePlainOnes) {
   if (!is_rank() && (!device_runtime() || device_runtime()->count() < 2)) GTEST_SKIP() << "fewer than two GPUs";
-  run_mpi_test({2}, recorded_are_plain);
+  run_mpi_test(device_runtime() && device_runtime()->count() >= 4 ? std::vector<int>{2, 4} : std::vector<int>{2},
+               recorded_are_plain);
 }
 
 }  // namespace

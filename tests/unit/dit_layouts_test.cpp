@@ -5,6 +5,7 @@
 #include "data/json.h"
 #include "framework/formats/hf_folder.h"
 #include "framework/models/dit/image_to_video.h"
+#include "framework/models/dit/level_modulations.h"
 #include "framework/models/dit/parts.h"
 #include "framework/models/dit/sequence_parallel.h"
 #include "framework/models/dit/token_set.h"
@@ -121,6 +122,41 @@ TEST(DitLayouts, NeutralHooksChangeNothing) {
       set.choose(at::arange(grid.tokens()).expand({v.x.size(0), grid.tokens()}).contiguous());
       EXPECT_LT(error(v.run(hooks), y), 1e-6) << name;
     }
+  }
+}
+
+// What time and condition make is the same made for all levels at once: of every layout that has such a part.
+TEST(DitLayouts, ModulationsOfAllLevelsAreThoseOfEach) {
+  const at::NoGradGuard none;
+  const std::vector<double> levels{1, 0.7, 0.25, 0};
+  for (const std::string name : {"flux", "flux_schnell", "hunyuan_video", "hunyuan_video_i2v", "sd3", "wan"}) {
+    const DitCase v(name);
+    LevelModulations modulations;
+    at::Tensor first;
+    for (const double sigma : {1.0, 0.25, 0.7}) {
+      const at::Tensor t = at::full_like(v.t, sigma);
+      const Conditioning with = modulations.at(*v.model, v.c, levels, sigma);
+      EXPECT_EQ(with.modulation.defined(), name.starts_with("flux") || name.starts_with("hunyuan")) << name;
+      if (!with.modulation.defined()) continue;
+      EXPECT_LT(error(v.model->forward(v.x, t, with), v.model->forward(v.x, t, v.c)), 1e-5) << name << " " << sigma;
+      if (!first.defined()) first = with.modulation;
+      EXPECT_TRUE(first.is_alias_of(with.modulation)) << "made once";
+    }
+    EXPECT_FALSE(modulations.at(*v.model, v.c, levels, 0.5).modulation.defined()) << "no level of this picture";
+    Conditioning other = v.c;
+    if (other.pooled.defined()) other.pooled = other.pooled * 2;
+    const Conditioning of_other = modulations.at(*v.model, other, levels, 0.7);
+    if (first.defined()) {
+      EXPECT_GT(error(v.model->forward(v.x, at::full_like(v.t, 0.7), of_other),
+                      v.model->forward(v.x, at::full_like(v.t, 0.7), v.c)),
+                1e-4)
+          << name;
+      Conditioning narrow = of_other;
+      narrow.modulation = narrow.modulation.narrow(1, 0, narrow.modulation.size(1) - 1);
+      EXPECT_THROW(v.model->forward(v.x, v.t, narrow), UsageError);
+    }
+    const at::AutoGradMode wanted(true);
+    EXPECT_FALSE(modulations.at(*v.model, v.c, levels, 0.7).modulation.defined());
   }
 }
 

@@ -34,7 +34,7 @@ std::vector<json> events(const fs::path& out, const std::string& event, const st
 
 // One task of a sweep, as little of its file as matters here.
 struct Asked {
-  std::string model, name = "t", data = "data: arithmetic, train: 640", batches = "8";
+  std::string model, name = "t", data = "data: arithmetic, train: 640", batches = "8", train = "{epochs: 1}";
   int jobs = 2, ranks = 1, length = 64;
 
   std::string task() const {
@@ -45,7 +45,8 @@ struct Asked {
     std::string lr;
     for (int i = 0; i < jobs; ++i) lr += (i ? ", " : "") + std::to_string(1 + i) + ".0e-3";
     return "recipe: lora_sweep\nmodel: " + model + "\nthreads: 1\ncheckpoint: {every: 0}\nsearch: {lr: [" + lr +
-           "], rank: [4], batch_size: [" + batches + "]}\nearly_exit: {enabled: false}\ntasks:\n" + task() + more;
+           "], rank: [4], batch_size: [" + batches + "]}\ntrain: " + train +
+           "\nearly_exit: {enabled: false}\ntasks:\n" + task() + more;
   }
 };
 
@@ -94,6 +95,8 @@ TEST_F(Beside, ASmallModelsGuessCountsTheStepsOfAJob) {
   EXPECT_NEAR(changed([](Asked& a) { a.jobs = 6; }), 1, 1e-9);
   EXPECT_NEAR(changed([](Asked& a) { a.length = 128; }), 1, 1e-9);
   EXPECT_NEAR(changed([](Asked& a) { a.ranks = 2; }), 1, 1e-9) << "each of the ranks records its own";
+  EXPECT_GT(changed([](Asked& a) { a.train = "{epochs: 1, pad: \"off\"}"; }), 1)
+      << "steps of many shapes are not recorded";
   // Of a file its lines count, without those that become the validation.
   const std::string file = lines("data.jsonl", 1280), other = lines("other.jsonl", 10);
   EXPECT_NEAR(changed([&](Asked& a) { a.data = "data: " + file + ", validation_share: 0.25"; }), 1.5, 1e-9);

@@ -68,18 +68,20 @@ double samples_of(const TaskConfig& task, std::int64_t epochs, double each) {
   return double(jobs * epochs) * each;
 }
 
-// The steps of a task on GPUs (H200) whose passes are small, recorded: that ranks' GPUs fetch layers from each other is
-// not known yet, but likely.
-double launching_seconds(const TaskConfig& task, double samples_of_a_job) {
+// The steps of a task on GPUs (H200) whose passes are small: recorded where they may be padded, else launched op by op.
+// That ranks' GPUs fetch layers from each other is not known yet, but likely.
+double launching_seconds(const SweepConfig& sweep, const TaskConfig& task, double samples_of_a_job) {
+  const JobTrainConfig& t = sweep.train;
+  const bool recorded = t.pad != "off" && t.accumulate == 1 && sweep.lora.dropout == 0 && task.objective != "dpo";
   const auto smallest = *std::min_element(task.search.batch_size.begin(), task.search.batch_size.end());
-  constexpr double recorded = 0.006;
-  return recorded * samples_of_a_job / double(smallest);
+  return (recorded ? 0.006 : 0.032) * samples_of_a_job / double(smallest);
 }
 
 // Worst case, without early exit: what all jobs would train, at the speed of a like task; else at one that the weights'
 // bytes tell, on GPUs at least what the steps take to launch: a guess until the task itself has measured.
-double predicted_seconds(const TaskConfig& task, std::int64_t epochs, std::int64_t ranks, const std::string& out,
+double predicted_seconds(const SweepConfig& sweep, const TaskConfig& task, std::int64_t ranks, const std::string& out,
                          bool on_gpus) {
+  const std::int64_t epochs = sweep.train.epochs;
   const double each = lines_of(task.data), samples = samples_of(task, epochs, each);
   if (const fs::path known = fs::path(out) / profile_of(task, ranks); fs::exists(known)) {
     const auto file = read_file(known.string(), 1 << 16);
@@ -95,7 +97,7 @@ double predicted_seconds(const TaskConfig& task, std::int64_t epochs, std::int64
   const double speed = on_gpus ? 2e14 : 3.2e10;
   const double by_bytes = samples * double(task.data.length) / 4 * bytes / speed / double(ranks);
   if (!on_gpus) return 1 + by_bytes;
-  return 2 + std::max(by_bytes, launching_seconds(task, double(epochs) * each));
+  return 2 + std::max(by_bytes, launching_seconds(sweep, task, double(epochs) * each));
 }
 
 class Beside : public cluster::TaskRun {
@@ -197,7 +199,7 @@ SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::st
     const Order order = read_order(text);
     const int ranks = order.task.ranks ? int(order.task.ranks) : world.size();
     return cluster::Task{order.task.name, ranks,
-                         predicted_seconds(order.task, order.sweep.train.epochs, ranks, out, place.device.is_cuda())};
+                         predicted_seconds(order.sweep, order.task, ranks, out, place.device.is_cuda())};
   };
   const auto start = [&](const cluster::TaskOrder& task, Communicator& ranks) -> std::unique_ptr<cluster::TaskRun> {
     return std::make_unique<Beside>(read_order(task.text), ranks, out, place);

@@ -99,7 +99,7 @@ Profiled Executor::profiled_step(std::size_t count) {
     (void)losses_of(pack).sum().item<double>();
     evaluation = seconds_since(begin);
   }
-  if (padded_length(slots) > 0) seconds = recorded_seconds(pack);
+  if (padded_length(slots) > 0 && sweep_.parallel != "pipeline") seconds = recorded_seconds(pack);
   const auto peak = double(peak_reserved_bytes(model_.device()));  // with the graphs' pool
   for (const auto job : jobs) {
     optimizer_->stop(std::int64_t(job));
@@ -171,6 +171,7 @@ std::optional<ParallelCosts> Executor::parallel_costs() {
   }
   auto& fullest = of[std::size_t(std::ranges::max_element(tokens) - tokens.begin())];
   std::ranges::sort(fullest);
+  if (padded_length({fullest.begin(), fullest.end()}) > 0) return {};  // recorded steps gather; a pipeline's are not
   const auto largest = *std::ranges::max_element(all, {}, [&](std::size_t j) { return loads_[j].tokens; });
   std::int64_t due = 0;
   constexpr std::int64_t looked_at = 200;

@@ -218,7 +218,7 @@ void ShardedBackbone::let_go() {
 void ShardedBackbone::replayed(bool backward) {
   const auto layers = std::int64_t(pieces_.size());
   const std::int64_t gathers[] = {layers + (backward ? std::max<std::int64_t>(0, layers - 2) : 0),
-                                  backward ? layers : 0};
+                                  backward || layers == 1 ? layers : 0};
   for (const Part part : {always, backward_only}) {
     if (share_[part] == 0) continue;
     gathers_ += gathers[part];

@@ -49,7 +49,10 @@ class ShardedBackbone {
   void set_held(bool on) { held_ = on; }
   void set_collected(bool on) { collected_ = on; }
   // Does this rank read the others' shares by itself?
-  bool fetched() const { return !collected_ && !stages_ && frozen_[always]->fetched(); }
+  bool fetched() const {
+    return !collected_ && !stages_ && frozen_[always]->fetched() &&
+           (share_[backward_only] == 0 || frozen_[backward_only]->fetched());
+  }
   std::int64_t gathers() const { return gathers_; }
   std::int64_t bytes_received() const { return received_; }  // of this rank, so far
   // Padded, on all ranks together.

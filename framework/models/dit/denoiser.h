@@ -22,6 +22,7 @@ struct Conditioning {
   at::Tensor guidance;      // f32 [B]; of a guidance-distilled model
   at::Tensor image;         // [B, C', F, H, W], appended to the channels of x (image to video); or undefined
   at::Tensor image_tokens;  // [B, I, width of the picture encoder], keys of Wan's cross-attention; or undefined
+  at::Tensor modulation{};  // [B, n]: of Denoiser::modulations() at the forward's t; or undefined: it is made there
 };
 
 struct Grid {  // of tokens
@@ -74,6 +75,10 @@ class Denoiser {
   // shape and type. Differentiable in the weights and x. UsageError: shapes that are not the model's, hooks it has not.
   virtual at::Tensor forward(const at::Tensor& x, const at::Tensor& t, const Conditioning& condition,
                              const DitHooks& hooks = {}) = 0;
+  // What forwards make of the time and the condition alone, [S, B, n] for t f32 [S]: each takes what is its own as
+  // Conditioning::modulation, and weights that serve nothing else (FLUX: 6.4 of 24 GB) are read once for all of them.
+  // Undefined: the layout makes nothing of the kind, or there is too much of it.
+  virtual at::Tensor modulations(const at::Tensor& /*t*/, const Conditioning& /*condition*/) { return {}; }
   // The model's own tables, on its device; RopeTable undefined: nothing there is rotated.
   virtual RopeTables rope(const Grid& grid, std::int64_t text_tokens, const Offsets& offsets = {}) const = 0;
   // Every tensor, shared with the model, in the order in which they were asked for.

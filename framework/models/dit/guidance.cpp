@@ -10,8 +10,12 @@ at::Tensor both(const at::Tensor& a, const at::Tensor& b) {
 }
 
 Conditioning both(const Conditioning& c, const Conditioning& n) {
-  return {both(c.text, n.text), both(c.pooled, n.pooled), both(c.guidance, n.guidance), both(c.image, n.image),
-          both(c.image_tokens, n.image_tokens)};
+  return {both(c.text, n.text),
+          both(c.pooled, n.pooled),
+          both(c.guidance, n.guidance),
+          both(c.image, n.image),
+          both(c.image_tokens, n.image_tokens),
+          both(c.modulation, n.modulation)};
 }
 
 }  // namespace

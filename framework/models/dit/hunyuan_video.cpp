@@ -123,6 +123,7 @@ class HunyuanVideo : public Denoiser {
     for (std::int64_t i = 0; i < info_.layers - doubles; ++i)
       singles_.push_back(single_block(list_, "single_transformer_blocks." + std::to_string(i), info_, inner));
     last_ = final_layer(list_, width, info_.channels * area);
+    modulations_.emplace(doubles_, singles_, last_);
   }
 
   const DenoiserInfo& info() const override { return info_; }
@@ -133,16 +134,20 @@ class HunyuanVideo : public Denoiser {
     return {{}, rope_table(grid, offsets, info_.rope_axes, info_.theta, patch_.weight.device())};
   }
 
+  at::Tensor modulations(const at::Tensor& t, const Conditioning& c) override {
+    return modulations_->of_levels(time_, t, c);
+  }
+
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t, const Conditioning& c, const DitHooks& hooks) override {
     const Grid grid = checked_inputs(info_, x, t, c);
     const JointPass pass(info_, hooks, grid, c.text.size(1), hooks.rope ? *hooks.rope : tables_.of(*this, grid, 0),
                          x.size(0));
-    const at::Tensor temb = time_(t, c);
+    const Modulation modulation = modulations_->of(time_, t, c);
     const at::Tensor latent = info_.image_channels ? at::cat({x, c.image}, 1) : x;
     const at::Tensor tokens =
         at::linear(pass.take(patchify(latent, info_.patch, info_.patch_frames)), patch_.weight.flatten(1), patch_.bias);
     const BlockStreams in{tokens, text_(c.text, 1000 * t, info_)};
-    const at::Tensor out = last_.forward(run_blocks(doubles_, singles_, in, temb, pass), temb);
+    const at::Tensor out = last_.forward(run_blocks(doubles_, singles_, in, modulation, pass), modulation);
     return unpatchify(pass.give(out), x.sizes(), info_.patch, info_.patch_frames, false);
   }
 
@@ -156,6 +161,7 @@ class HunyuanVideo : public Denoiser {
   std::vector<DoubleBlock> doubles_;
   std::vector<SingleBlock> singles_;
   FinalLayer last_;
+  std::optional<ModulationRow> modulations_;
   OwnTables tables_;
 };
 

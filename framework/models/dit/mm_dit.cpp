@@ -3,6 +3,8 @@
 #include "comm/error.h"
 #include "framework/models/dit/mm_dit_blocks.h"
 
+#include <optional>
+
 #include <ATen/ATen.h>
 
 namespace trireme {
@@ -51,6 +53,7 @@ class Flux : public Denoiser {
     for (std::int64_t i = 0; i < info_.layers - doubles; ++i)
       singles_.push_back(single_block(list_, "single_transformer_blocks." + std::to_string(i), info_, 4 * width));
     last_ = final_layer(list_, width, in);
+    modulations_.emplace(doubles_, singles_, last_);
   }
 
   const DenoiserInfo& info() const override { return info_; }
@@ -63,13 +66,17 @@ class Flux : public Denoiser {
             rope_table(grid, offsets, info_.rope_axes, info_.theta, device)};
   }
 
+  at::Tensor modulations(const at::Tensor& t, const Conditioning& c) override {
+    return modulations_->of_levels(time_, t, c);
+  }
+
   at::Tensor forward(const at::Tensor& x, const at::Tensor& t, const Conditioning& c, const DitHooks& hooks) override {
     const Grid grid = checked_inputs(info_, x, t, c);
     const std::int64_t text = c.text.size(1);
     const JointPass pass(info_, hooks, grid, text, hooks.rope ? *hooks.rope : tables_.of(*this, grid, text), x.size(0));
-    const at::Tensor temb = time_(t, c);
+    const Modulation modulation = modulations_->of(time_, t, c);
     const BlockStreams in{image_(pass.take(patchify(x, info_.patch, 1))), text_(c.text)};
-    const at::Tensor out = last_.forward(run_blocks(doubles_, singles_, in, temb, pass), temb);
+    const at::Tensor out = last_.forward(run_blocks(doubles_, singles_, in, modulation, pass), modulation);
     return unpatchify(pass.give(out), x.sizes(), info_.patch, 1, false);
   }
 
@@ -82,6 +89,7 @@ class Flux : public Denoiser {
   std::vector<DoubleBlock> doubles_;
   std::vector<SingleBlock> singles_;
   FinalLayer last_;
+  std::optional<ModulationRow> modulations_;
   OwnTables tables_;
 };
 

@@ -66,7 +66,7 @@ DoubleBlock::Stream stream(WeightList& w, const std::string& at, const DenoiserI
   const std::string attn = at + ".attn.", q = text ? "add_q_proj" : "to_q", k = text ? "add_k_proj" : "to_k",
                     v = text ? "add_v_proj" : "to_v";
   DoubleBlock::Stream s;
-  s.modulation = w.linear(at + (text ? ".norm1_context.linear" : ".norm1.linear"), 6 * width, width, Kind::gate);
+  s.modulation = {w.linear(at + (text ? ".norm1_context.linear" : ".norm1.linear"), 6 * width, width, Kind::gate)};
   s.qkv = w.stacked({{attn + q, width}, {attn + k, width}, {attn + v, width}}, width);
   s.norm.q = w.norm(attn + (text ? "norm_added_q" : "norm_q"), info.head_dim);
   s.norm.k = w.norm(attn + (text ? "norm_added_k" : "norm_k"), info.head_dim);
@@ -187,14 +187,18 @@ at::Tensor JointPass::attend(std::int64_t layer, const at::Tensor& q, const at::
   return at::cat({out.narrow(1, text, out.size(1) - text), out.narrow(1, 0, text)}, 1);
 }
 
-at::Tensor DoubleBlock::modulated_image(const at::Tensor& x, const at::Tensor& temb) const {
-  const auto m = cut(image.modulation(temb), 6);
+at::Tensor Modulation::operator()(const ModulationLinear& l) const {
+  return made.defined() ? made.narrow(-1, l.first, l.weight.size(0)) : l(temb);
+}
+
+at::Tensor DoubleBlock::modulated_image(const at::Tensor& x, const Modulation& modulation) const {
+  const auto m = cut(modulation(image.modulation), 6);
   return modulated(x, m[0], m[1]);
 }
 
-BlockStreams DoubleBlock::forward(const BlockStreams& in, const at::Tensor& temb, const JointPass& pass,
+BlockStreams DoubleBlock::forward(const BlockStreams& in, const Modulation& modulation, const JointPass& pass,
                                   std::int64_t layer) const {
-  const auto mi = cut(image.modulation(temb), 6), mt = cut(text.modulation(temb), 6);
+  const auto mi = cut(modulation(image.modulation), 6), mt = cut(modulation(text.modulation), 6);
   const auto attend = [&]() -> BlockStreams {
     const at::Tensor qkv = joint_qkv(*this, modulated(in.text, mt[0], mt[1]), modulated(in.image, mi[0], mi[1]), pass);
     const at::Tensor o = pass.attention(layer, qkv, text.norm, image.norm);
@@ -209,9 +213,9 @@ BlockStreams DoubleBlock::forward(const BlockStreams& in, const at::Tensor& temb
   return {rest(image, mi, in.image, a.image), rest(text, mt, in.text, a.text)};
 }
 
-at::Tensor SingleBlock::forward(const at::Tensor& x, const at::Tensor& temb, const JointPass& pass,
+at::Tensor SingleBlock::forward(const at::Tensor& x, const Modulation& made, const JointPass& pass,
                                 std::int64_t layer) const {
-  const auto m = cut(modulation(temb), 3);
+  const auto m = cut(made(modulation), 3);
   const at::Tensor h = modulated(x, m[0], m[1]);
   const auto attend = [&]() -> BlockStreams { return {pass.attention(layer, qkv(h), norm, norm), {}}; };
   const at::Tensor a = (pass.hooks.blocks ? pass.hooks.blocks->attention(layer, attend) : attend()).image;
@@ -240,7 +244,7 @@ SingleBlock single_block(WeightList& w, const std::string& at, const DenoiserInf
   const std::int64_t width = info.heads * info.head_dim;
   const std::string attn = at + ".attn.";
   SingleBlock b;
-  b.modulation = w.linear(at + ".norm.linear", 3 * width, width, Kind::gate);
+  b.modulation = {w.linear(at + ".norm.linear", 3 * width, width, Kind::gate)};
   b.qkv = w.stacked({{attn + "to_q", width}, {attn + "to_k", width}, {attn + "to_v", width}}, width);
   b.up = w.linear(at + ".proj_mlp", inner, width);
   b.norm.q = w.norm(attn + "norm_q", info.head_dim);
@@ -250,16 +254,16 @@ SingleBlock single_block(WeightList& w, const std::string& at, const DenoiserInf
 }
 
 at::Tensor run_blocks(const std::vector<DoubleBlock>& doubles, const std::vector<SingleBlock>& singles, BlockStreams x,
-                      const at::Tensor& temb, const JointPass& pass) {
+                      const Modulation& modulation, const JointPass& pass) {
   BlockCache* cache = pass.hooks.blocks;
   const BlockStreams in = x;
   if (cache) {
-    const auto modulated = [&] { return doubles.front().modulated_image(in.image, temb); };
+    const auto modulated = [&] { return doubles.front().modulated_image(in.image, modulation); };
     if (const auto instead = cache->before_blocks(in, modulated)) return instead->image;
   }
   BlockStreams after_first;
   for (std::size_t i = 0; i < doubles.size(); ++i) {
-    x = doubles[i].forward(x, temb, pass, std::int64_t(i));
+    x = doubles[i].forward(x, modulation, pass, std::int64_t(i));
     if (i == 0 && cache) {
       after_first = x;
       if (const auto instead = cache->after_first_block(in, x)) return instead->image;
@@ -268,7 +272,7 @@ at::Tensor run_blocks(const std::vector<DoubleBlock>& doubles, const std::vector
   if (!singles.empty()) {
     at::Tensor joint = pass.join(x.text, x.image);
     for (std::size_t i = 0; i < singles.size(); ++i)
-      joint = singles[i].forward(joint, temb, pass, std::int64_t(doubles.size() + i));
+      joint = singles[i].forward(joint, modulation, pass, std::int64_t(doubles.size() + i));
     x = {pass.image_of(joint), pass.text_of(joint)};
   }
   if (cache) cache->after_blocks(in, after_first, x);
@@ -291,16 +295,47 @@ TimeText time_text(WeightList& w, const DenoiserInfo& info) {
   return t;
 }
 
-at::Tensor FinalLayer::forward(const at::Tensor& x, const at::Tensor& temb) const {
-  const auto m = cut(modulation(temb), 2);
+at::Tensor FinalLayer::forward(const at::Tensor& x, const Modulation& made) const {
+  const auto m = cut(made(modulation), 2);
   return out(modulated(x, m[1], m[0]));
 }
 
 FinalLayer final_layer(WeightList& w, std::int64_t width, std::int64_t out) {
   FinalLayer f;
-  f.modulation = w.linear("norm_out.linear", 2 * width, width, DitWeight::gate);
+  f.modulation = {w.linear("norm_out.linear", 2 * width, width, DitWeight::gate)};
   f.out = w.linear("proj_out", out, width, DitWeight::gate);
   return f;
+}
+
+ModulationRow::ModulationRow(std::vector<DoubleBlock>& doubles, std::vector<SingleBlock>& singles, FinalLayer& last) {
+  for (auto& b : doubles) add(b.image.modulation), add(b.text.modulation);
+  for (auto& b : singles) add(b.modulation);
+  add(last.modulation);
+}
+
+void ModulationRow::add(ModulationLinear& l) {
+  l.first = width_;
+  width_ += l.weight.size(0);
+  all_.push_back(&l);
+}
+
+at::Tensor ModulationRow::of_levels(const TimeText& time, const at::Tensor& t, const Conditioning& c) const {
+  const std::int64_t levels = t.size(0), rows = c.pooled.size(0);
+  constexpr std::int64_t most_bytes = std::int64_t(1) << 28;
+  if (levels * rows * width_ * c.pooled.element_size() > most_bytes) return {};
+  Conditioning all;
+  all.pooled = c.pooled.repeat({levels, 1});
+  if (c.guidance.defined()) all.guidance = c.guidance.repeat({levels});
+  const at::Tensor temb = time(t.repeat_interleave(rows), all);
+  std::vector<at::Tensor> values;
+  for (const auto* l : all_) values.push_back((*l)(temb));
+  return at::cat(values, 1).view({levels, rows, width_});
+}
+
+Modulation ModulationRow::of(const TimeText& time, const at::Tensor& t, const Conditioning& c) const {
+  if (!c.modulation.defined()) return {time(t, c), {}};
+  expect_shape("modulation", c.modulation, {t.size(0), width_});
+  return {{}, c.modulation};
 }
 
 }  // namespace trireme::dit

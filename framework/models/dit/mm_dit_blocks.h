@@ -46,9 +46,21 @@ struct JointPass {
   std::int64_t picture_;  // tokens of the picture
 };
 
+// A linear of the time and the condition alone.
+struct ModulationLinear : Linear {
+  std::int64_t first = 0;  // where its values begin among all of the model's
+};
+
+// What modulates a forward.
+struct Modulation {
+  at::Tensor temb;  // [B, D], after SiLU; undefined where all are made
+  at::Tensor made;  // [B, n], Conditioning::modulation
+  at::Tensor operator()(const ModulationLinear& l) const;
+};
+
 struct DoubleBlock {
   struct Stream {
-    Linear modulation;
+    ModulationLinear modulation;
     StackedLinear qkv;
     QkNorm norm;  // [head_dim]
     Linear out;
@@ -56,19 +68,20 @@ struct DoubleBlock {
   };
   Stream image, text;
 
-  // temb: after SiLU. What the first block's attention reads of the image.
-  at::Tensor modulated_image(const at::Tensor& x, const at::Tensor& temb) const;
-  BlockStreams forward(const BlockStreams& in, const at::Tensor& temb, const JointPass& pass, std::int64_t layer) const;
+  // What the first block's attention reads of the image.
+  at::Tensor modulated_image(const at::Tensor& x, const Modulation& modulation) const;
+  BlockStreams forward(const BlockStreams& in, const Modulation& modulation, const JointPass& pass,
+                       std::int64_t layer) const;
 };
 
 struct SingleBlock {
-  Linear modulation;
+  ModulationLinear modulation;
   StackedLinear qkv;
   Linear up;  // the MLP's first
   QkNorm norm;
   Linear out;  // [D, D + inner]: of attention and MLP
 
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& temb, const JointPass& pass, std::int64_t layer) const;
+  at::Tensor forward(const at::Tensor& x, const Modulation& made, const JointPass& pass, std::int64_t layer) const;
 
  private:
   at::Tensor project(const at::Tensor& attention, const at::Tensor& inner) const;
@@ -80,7 +93,7 @@ SingleBlock single_block(WeightList& w, const std::string& at, const DenoiserInf
 
 // All blocks with what hooks.blocks puts in their place. -> image tokens before the final layer.
 at::Tensor run_blocks(const std::vector<DoubleBlock>& doubles, const std::vector<SingleBlock>& singles, BlockStreams x,
-                      const at::Tensor& temb, const JointPass& pass);
+                      const Modulation& modulation, const JointPass& pass);
 
 // What modulates all blocks: the time, a distilled model's guidance and the pooled text.
 struct TimeText {
@@ -91,9 +104,26 @@ TimeText time_text(WeightList& w, const DenoiserInfo& info);
 
 // LayerNorm with a modulation cut into (scale, shift), the other way round than in the blocks, and the last linear.
 struct FinalLayer {
-  Linear modulation, out;
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& temb) const;
+  ModulationLinear modulation;
+  Linear out;
+  at::Tensor forward(const at::Tensor& x, const Modulation& made) const;
 };
 FinalLayer final_layer(WeightList& w, std::int64_t width, std::int64_t out);
+
+// All values that modulate a model, in one row.
+class ModulationRow {
+ public:
+  // Gives each linear its place; they must stay where they are.
+  ModulationRow(std::vector<DoubleBlock>& doubles, std::vector<SingleBlock>& singles, FinalLayer& last);
+  // As Denoiser::modulations().
+  at::Tensor of_levels(const TimeText& time, const at::Tensor& t, const Conditioning& c) const;
+  // Of one forward. UsageError: a row of another width.
+  Modulation of(const TimeText& time, const at::Tensor& t, const Conditioning& c) const;
+
+ private:
+  void add(ModulationLinear& l);
+  std::vector<const ModulationLinear*> all_;
+  std::int64_t width_ = 0;
+};
 
 }  // namespace trireme::dit

@@ -124,7 +124,7 @@ class Sd3 : public Denoiser {
     const at::Tensor temb = time_(t, c);
     const at::Tensor tokens =
         at::linear(patchify(x, info_.patch, 1), patch_.weight.flatten(1), patch_.bias) + positions(grid);
-    const at::Tensor out = last_.forward(run({pass.take(tokens), text_(c.text)}, temb, pass, alone).image, temb);
+    const at::Tensor out = last_.forward(run({pass.take(tokens), text_(c.text)}, temb, pass, alone).image, {temb, {}});
     return unpatchify(pass.give(out), x.sizes(), info_.patch, 1, true);
   }
 
