@@ -61,7 +61,9 @@ std::vector<std::int64_t> latent_shape(const SampleConfig& c, const DenoiserInfo
 }
 
 Engine::Engine(const Arm& arm, Groups& groups, SampleContext& context, std::function<void()> stepped)
-    : arm_(arm), groups_(groups), context_(context), stepped_(std::move(stepped)) {}
+    : arm_(arm), groups_(groups), context_(context), stepped_(std::move(stepped)) {
+  context_.modulations = &modulations_;
+}
 
 std::int64_t Engine::pictures() const { return std::int64_t(arm_.conditions.texts().size()) * arm_.config.count; }
 std::int64_t Engine::batches() const { return (pictures() + arm_.config.batch - 1) / arm_.config.batch; }

@@ -22,7 +22,8 @@ struct Arm {
 
 class Engine {
  public:
-  // `context`: of this rank's group, with the job's settings. `stepped`: after every step, for a bar.
+  // `context`: of this rank's group, with the job's settings; what is made for all levels is the engine's from now on, so
+  // it is of no use behind the engine's end. `stepped`: after every step, for a bar.
   Engine(const Arm& arm, Groups& groups, SampleContext& context, std::function<void()> stepped = {});
 
   std::int64_t pictures() const;
@@ -44,6 +45,7 @@ class Engine {
   const Arm arm_;
   Groups& groups_;
   SampleContext& context_;
+  LevelModulations modulations_;
   std::function<void()> stepped_;
 };
 

@@ -191,7 +191,6 @@ class Job {
     Groups groups;
     std::unique_ptr<LatentCodec> codec;
     std::unique_ptr<GraphedDenoiser> graphed;
-    LevelModulations modulations;
     std::unique_ptr<SampleContext> context;
     std::unique_ptr<Engine> engine;
     std::int64_t next = 0;  // batch of this rank's group
@@ -218,7 +217,6 @@ class Job {
     context.shift = shift_of(c, plans_[a].plan.info);
     context.halves = w->groups.halves.get();
     context.parallel = w->groups.sequence.get();
-    context.modulations = &w->modulations;
     context.message = message;
     method.setup(context);
     const Arm arm{c, method, *plans_[a].conditions, out_ + "/" + c.arm};
