@@ -4,7 +4,6 @@
 #include "framework/base/agree.h"
 #include "framework/io/file_io.h"
 
-#include <cctype>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
@@ -74,21 +73,16 @@ void make_folders(const std::string& dir) {
   if (failed) throw DataError(dir, "cannot be made: " + failed.message(), "choose another --out");
 }
 
-// NAME.tmp-PID or .tmp-PID-N: what a killed process was replacing (file_io, safetensors).
-bool is_leftover(const std::string& name) {
-  const auto at = name.rfind(".tmp-"), number = at + 5;
-  return at != std::string::npos && at > 0 && number < name.size() && std::isdigit(name[number]) &&
-         name.find_first_not_of("0123456789-", number) == std::string::npos;
-}
-
-// Here and in the folders of tasks and arms. Only with the folder locked: they might be another job's.
+// What a killed rank 0 was replacing of a folder's own files. Only with the folder locked: they might be another job's.
 void remove_leftovers(const std::string& dir) {
+  const std::set<std::string, std::less<>> own = {".visible",    "config.resolved.yaml", "env.json", "metrics.jsonl",
+                                                  "report.html", "report.json",          "sheet.png"};
   std::error_code ignored;
-  for (auto entry = fs::recursive_directory_iterator(dir, ignored); entry != fs::recursive_directory_iterator();
-       entry.increment(ignored)) {
-    if (entry.depth() > 0) entry.disable_recursion_pending();
-    if (entry->is_regular_file(ignored) && is_leftover(entry->path().filename().string()))
-      fs::remove(entry->path(), ignored);
+  for (const auto& entry : fs::directory_iterator(dir, ignored)) {
+    const std::string name = entry.path().filename().string(), replaced = name.substr(0, name.find(".tmp-"));
+    const std::string_view number = std::string_view(name).substr(std::min(name.size(), replaced.size() + 5));
+    if (own.contains(replaced) && !number.empty() && number.find_first_not_of("0123456789") == std::string_view::npos)
+      fs::remove(entry.path(), ignored);
   }
 }
 

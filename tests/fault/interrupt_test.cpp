@@ -419,7 +419,8 @@ TEST_F(Interrupt, ResumesAreAppended) {
   EXPECT_FALSE(environment.contains("resumes"));
   const auto at = checkpoint_steps(dir() / "again").back();
   // What a killed process was replacing goes, what only looks like it stays.
-  const Words gone{"report.html.tmp-123", "config.resolved.yaml.tmp-4-2"}, kept{"notes.tmp-x", "a.tmp-", ".tmp-1"};
+  const Words gone{"report.html.tmp-123", "config.resolved.yaml.tmp-4"},
+      kept{"notes.tmp-2024", "report.html.tmp-", "report.html.tmp-x", ".tmp-1", "ckpt/report.html.tmp-123"};
   for (const auto* names : {&gone, &kept})
     for (const auto& name : *names) std::ofstream(dir() / "again" / name) << "half";
   ASSERT_EQ(run_program(train_alone({"checkpoint.every=3", "log_every=2", "--ranks", "2"}), {dir()}).code, 0);

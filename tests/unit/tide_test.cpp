@@ -6,6 +6,7 @@
 #include "framework/base/tensor.h"
 #include "framework/device_info.h"
 #include "framework/graphed_denoiser.h"
+#include "framework/models/dit/level_modulations.h"
 #include "framework/models/dit/sequence_parallel.h"
 #include "framework/models/dit/tide_settings.h"
 #include "framework/models/dit/token_set.h"
@@ -629,11 +630,16 @@ TEST(SequenceParallel, RecordedForwardsAreThePlainOnes) {
         DitHooks hooks;
         hooks.parallel = parallel.get();
         std::uint64_t calls = 0;
+        LevelModulations made;
         for (std::uint64_t k = 0; k < 4; ++k) {
           mine.x = drawn_noise(1, k, mine.x.sizes().vec(), at::kCPU);
-          const at::Tensor plain = mine.run(hooks);
+          const std::vector<double> levels{1, 0.75, 0.5, 0.25, 0};
+          const at::Tensor t = at::full_like(mine.t, levels[k]);
+          const Conditioning c = made.at(*mine.model, mine.condition, levels, levels[k]);
+          EXPECT_TRUE(c.modulation.defined());
+          const at::Tensor plain = mine.model->forward(mine.x, t, c, hooks);
           const CommStats before = counted.stats();
-          EXPECT_TRUE(graphed.forward(mine.x, mine.t, mine.condition, hooks).equal(plain)) << kind << ' ' << k;
+          EXPECT_TRUE(graphed.forward(mine.x, t, c, hooks).equal(plain)) << kind << ' ' << k;
           const std::uint64_t made = counted.stats().calls - before.calls;
           if (k == 0) calls = made;
           // The second: recorded, agreed on, and replayed or plain.

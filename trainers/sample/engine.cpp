@@ -109,6 +109,10 @@ bool Engine::agreed(bool mine) {
 
 bool Engine::run(std::int64_t batch, const std::function<bool()>& stop) {
   const at::NoGradGuard no_grad;
+  const struct Gone {  // with the batch: the next one has other conditions
+    LevelModulations& made;
+    ~Gone() { made.clear(); }
+  } gone{modulations_};
   Measured m;
   context_.record = [&m](std::string_view name, double value) { m.series[std::string(name)].push_back(value); };
   Sampling s = begin(batch);

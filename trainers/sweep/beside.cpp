@@ -70,9 +70,12 @@ double samples_of(const TaskConfig& task, std::int64_t epochs, double each) {
 
 // The steps of a task on GPUs (H200) whose passes are small: recorded where they may be padded, else launched op by op.
 // That ranks' GPUs fetch layers from each other is not known yet, but likely.
-double launching_seconds(const SweepConfig& sweep, const TaskConfig& task, double samples_of_a_job) {
+double launching_seconds(const SweepConfig& sweep, const TaskConfig& task, std::int64_t ranks,
+                         double samples_of_a_job) {
   const JobTrainConfig& t = sweep.train;
-  const bool recorded = t.pad != "off" && t.accumulate == 1 && sweep.lora.dropout == 0 && task.objective != "dpo";
+  const bool piped = ranks > 1 && sweep.parallel == "pipeline";
+  const bool recorded =
+      !piped && t.pad != "off" && t.accumulate == 1 && sweep.lora.dropout == 0 && task.objective != "dpo";
   const auto smallest = *std::min_element(task.search.batch_size.begin(), task.search.batch_size.end());
   return (recorded ? 0.006 : 0.032) * samples_of_a_job / double(smallest);
 }
@@ -97,7 +100,7 @@ double predicted_seconds(const SweepConfig& sweep, const TaskConfig& task, std::
   const double speed = on_gpus ? 2e14 : 3.2e10;
   const double by_bytes = samples * double(task.data.length) / 4 * bytes / speed / double(ranks);
   if (!on_gpus) return 1 + by_bytes;
-  return 2 + std::max(by_bytes, launching_seconds(sweep, task, double(epochs) * each));
+  return 2 + std::max(by_bytes, launching_seconds(sweep, task, ranks, double(epochs) * each));
 }
 
 class Beside : public cluster::TaskRun {

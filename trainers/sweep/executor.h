@@ -89,7 +89,7 @@ class Executor {
   at::Tensor weights(const std::string& job) const;
   const Roster& roster() const { return *roster_; }
   bool pipelined() const { return stage_ != nullptr; }
-  // What speaks for either way to use several ranks; none: memory has no room for a pipeline. As measure_steps().
+  // What speaks for either use of several ranks; none: no room for a pipeline, or recorded steps. As measure_steps().
   std::optional<ParallelCosts> parallel_costs();
   std::int64_t replayed() const { return step_->replayed(); }  // passes that ran as a graph
 

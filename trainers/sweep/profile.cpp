@@ -113,8 +113,8 @@ Profiled Executor::profiled_step(std::size_t count) {
   return p;
 }
 
-// How fast a small step is launched changes from one to the next: as many are timed as fit into a moment, at least two, the
-// same number on all ranks.
+// How fast a small step is launched changes from one to the next: as many are timed as fit into a moment, at least two,
+// the same number on all ranks.
 double Executor::mean_seconds(const std::function<double()>& step) {
   double first = step();
   ranks_.all_reduce({&first, 1, DType::f64}, Op::max).wait();
@@ -171,7 +171,9 @@ std::optional<ParallelCosts> Executor::parallel_costs() {
   }
   auto& fullest = of[std::size_t(std::ranges::max_element(tokens) - tokens.begin())];
   std::ranges::sort(fullest);
-  if (padded_length({fullest.begin(), fullest.end()}) > 0) return {};  // recorded steps gather; a pipeline's are not
+  const auto most = std::int64_t(*std::ranges::max_element(tokens));
+  if (padded_length({fullest.begin(), fullest.end()}) > 0 && step_->gains_by_recording(most))
+    return {};  // recorded steps gather; a pipeline's are not
   const auto largest = *std::ranges::max_element(all, {}, [&](std::size_t j) { return loads_[j].tokens; });
   std::int64_t due = 0;
   constexpr std::int64_t looked_at = 200;

@@ -77,7 +77,7 @@ class Denoiser {
                              const DitHooks& hooks = {}) = 0;
   // What forwards make of the time and the condition alone, [S, B, n] for t f32 [S]: each takes what is its own as
   // Conditioning::modulation, and weights that serve nothing else (FLUX: 6.4 of 24 GB) are read once for all of them.
-  // Undefined: the layout makes nothing of the kind, or there is too much of it.
+  // Undefined: the layout makes nothing of the kind, or it would take more than 128 MiB.
   virtual at::Tensor modulations(const at::Tensor& /*t*/, const Conditioning& /*condition*/) { return {}; }
   // The model's own tables, on its device; RopeTable undefined: nothing there is rotated.
   virtual RopeTables rope(const Grid& grid, std::int64_t text_tokens, const Offsets& offsets = {}) const = 0;

@@ -15,11 +15,11 @@ Conditioning LevelModulations::at(Denoiser& model, const Conditioning& c, const 
   };
   auto found = std::ranges::find_if(tables_, same);
   if (found == tables_.end()) {
+    constexpr std::size_t most = 4;  // both conditions of a picture and of its sketch
+    if (tables_.size() == most) tables_.pop_back();
     const at::Tensor t = at::tensor(levels, at::kDouble).to(model.device(), at::kFloat);
     tables_.push_front({c.pooled, c.guidance, levels, model.modulations(t, c)});
     found = tables_.begin();
-    constexpr std::size_t most = 4;  // both conditions of a picture and of its sketch
-    if (tables_.size() > most) tables_.pop_back();
   }
   Conditioning with = c;
   if (found->rows.defined()) with.modulation = found->rows[level - levels.begin()];

@@ -320,16 +320,19 @@ void ModulationRow::add(ModulationLinear& l) {
 }
 
 at::Tensor ModulationRow::of_levels(const TimeText& time, const at::Tensor& t, const Conditioning& c) const {
+  if (!c.pooled.defined() || (time.guidance.first.weight.defined() && !c.guidance.defined()))
+    return {};  // forward() says so
   const std::int64_t levels = t.size(0), rows = c.pooled.size(0);
-  constexpr std::int64_t most_bytes = std::int64_t(1) << 28;
-  if (levels * rows * width_ * c.pooled.element_size() > most_bytes) return {};
+  constexpr std::int64_t most_bytes = std::int64_t(1) << 27;
+  const at::Tensor& like = all_.front()->weight;
+  if (levels * rows * width_ * std::int64_t(like.element_size()) > most_bytes) return {};
   Conditioning all;
   all.pooled = c.pooled.repeat({levels, 1});
   if (c.guidance.defined()) all.guidance = c.guidance.repeat({levels});
   const at::Tensor temb = time(t.repeat_interleave(rows), all);
-  std::vector<at::Tensor> values;
-  for (const auto* l : all_) values.push_back((*l)(temb));
-  return at::cat(values, 1).view({levels, rows, width_});
+  const at::Tensor all_values = at::empty({levels * rows, width_}, like.options());
+  for (const auto* l : all_) all_values.narrow(1, l->first, l->weight.size(0)).copy_((*l)(temb));
+  return all_values.view({levels, rows, width_});
 }
 
 Modulation ModulationRow::of(const TimeText& time, const at::Tensor& t, const Conditioning& c) const {
