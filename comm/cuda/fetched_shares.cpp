@@ -77,7 +77,9 @@ class FetchedShares final : public FrozenShares {
     const bool failing = std::uncaught_exceptions() > 0;
     try {
       const OnDevice on(me_.device);
-      TRIREME_CUDA_CHECK(cudaDeviceSynchronize());  // graphs read shares on streams of their own
+      for (const auto& stream : *streams_) TRIREME_CUDA_CHECK(cudaStreamSynchronize(stream->get()));
+      // Graphs read shares where they are replayed. Not the whole device: a collective whose peers are gone never ends.
+      TRIREME_CUDA_CHECK(cudaStreamSynchronize(stream_of(mine_[0].place)));
       shares_.clear();
       std::int32_t here = 1;
       if (!failing) ranks_.all_reduce({&here, 1, DType::i32, {}}, Op::min).wait();
