@@ -257,8 +257,8 @@ TEST(AdapterArms, Fp8TravelsAsCodes) {
   }
 }
 
-// What a graph is to AdapterStep: work that runs when it is replayed. It runs the hooks too, so what letting layers go is
-// for, only a device's graphs show (moving_layers_gpu_test).
+// What a graph is to AdapterStep: work that runs when it is replayed. It runs the hooks too, so what letting layers go
+// is for, only a device's graphs show (moving_layers_gpu_test).
 struct Replayed : StepGraph {
   std::function<void()> work;
   std::size_t capture(const std::function<void()>& f) override { return work = f, 1; }
