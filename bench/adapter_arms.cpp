@@ -14,7 +14,7 @@ namespace trireme::bench {
 ShardedJobs::ShardedJobs(AdapterJobs jobs, Communicator& world, const Placement& place)
     : jobs_(std::move(jobs)),
       world_(world),
-      model_(sweep::without_layers(jobs_.model, drawn_backbone(jobs_.options(place)), jobs_.options(place))),
+      model_(sweep::without_layers({jobs_.model, drawn_backbone(jobs_.options(place)), jobs_.options(place)})),
       store_(store_for(model_, jobs_)),
       gathers_(for_device(world.split(0, world.rank()), place, {})),
       gradients_(for_device(world.split(0, world.rank()), place, {})) {

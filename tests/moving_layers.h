@@ -27,7 +27,7 @@ inline Moved moved_steps(Communicator& world, const Placement& place, bool fp8, 
   const auto source = [&](const LmWeight& w) {
     return w.kind == LmWeight::one ? at::ones(w.shape, options) : drawn_normal(w.shape, w.std, 1, w.name, options);
   };
-  CausalLm model = sweep::without_layers(c, source, options);
+  CausalLm model = sweep::without_layers({c, source, options});
   std::vector<PeftConfig> configs(1);
   configs[0].rank = 8, configs[0].targets = {"q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"};
   const auto store = make_adapter_store(model, configs, 2, nn::LoraBackend::kernels);

@@ -1,6 +1,7 @@
 #include "framework/models/adapters.h"
 
 #include "comm/error.h"
+#include "framework/nn/fp8_matrix.h"
 
 #include <algorithm>
 #include <map>
@@ -71,6 +72,29 @@ std::unique_ptr<nn::AdapterStore> make_adapter_store(CausalLm& model, std::span<
   auto store = std::make_unique<nn::AdapterStore>(std::move(targets), slots, r_max, backend);
   model.attach(store.get(), target_of);
   return store;
+}
+
+void check_fp8_widths(const nn::AdapterStore& store, const std::string& place) {
+  for (const auto& t : store.targets())
+    for (const std::int64_t d : t.weight.sizes())
+      if (d % 16 != 0)
+        throw UsageError(place,
+                         "FP8 takes widths that are multiples of 16, and " + t.name + " has " + std::to_string(d),
+                         "say precision: bf16");
+}
+
+void hold_fp8_base(CausalLm& model, nn::AdapterStore& store) {
+  const at::NoGradGuard no_grad;
+  std::map<std::string, LmWeight> by_name;
+  for (const auto& [weight, value] : model.weights()) by_name.emplace(weight.name, weight);
+  for (std::size_t t = 0; t < store.targets().size(); ++t) {
+    const nn::Projection its = store.targets()[t];
+    const at::Tensor none = at::empty({1}, its.weight.options()).expand(its.weight.sizes());
+    nn::Fp8Matrix codes = nn::fp8_matrix(its.weight);
+    store.set_base(std::int64_t(t), none, its.bias);
+    store.set_fp8_base(std::int64_t(t), std::move(codes), its.bias);
+    model.set_weight(by_name.at(its.name + ".weight"), none);
+  }
 }
 
 nn::AdapterInit adapter_init(const CausalLm& model, const nn::AdapterStore& store, const PeftConfig& config,

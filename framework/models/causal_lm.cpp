@@ -38,6 +38,18 @@ bool has_other_head(const HfFolder& folder, const CausalLmConfig& config) {
   return false;
 }
 
+// Names of the folder that the model has no place for: a deeper model's first layers must not pass for this one.
+void check_names(const HfFolder& folder, const CausalLmConfig& config,
+                 const std::function<std::string(const std::string&)>& on_disk) {
+  std::set<std::string> known;
+  const at::Tensor none = at::empty({1});
+  (void)CausalLm(config, [&](const LmWeight& w) { return known.insert(on_disk(w.name)), none; });
+  for (const auto& name : folder.names())
+    if (!known.contains(name) && !no_weight(name, config.tied))
+      throw DataError(folder.file_of(name), "holds tensor '" + name + "', which config.json has no place for",
+                      "the weights do not belong to this config.json");
+}
+
 }  // namespace
 
 CausalLm::CausalLm(CausalLmConfig config, const Source& source) : config_(std::move(config)) {
@@ -48,26 +60,27 @@ CausalLm::CausalLm(CausalLmConfig config, const Source& source) : config_(std::m
 }
 
 CausalLm CausalLm::from_folder(const std::string& path, at::Device device, std::optional<at::ScalarType> dtype) {
-  const HfFolder folder(path);
-  CausalLmConfig config = parse_causal_lm_config(folder.config(), folder.config_file());
+  const LmWeights weights = LmWeights::open(path, device, dtype);
+  return CausalLm(weights.config, weights.read);
+}
+
+LmWeights LmWeights::open(const std::string& path, at::Device device, std::optional<at::ScalarType> dtype) {
+  const auto folder = std::make_shared<const HfFolder>(path);
+  CausalLmConfig config = parse_causal_lm_config(folder->config(), folder->config_file());
   const at::ScalarType type = dtype.value_or(config.dtype);
-  config.tied = config.tied && !has_other_head(folder, config);
+  config.tied = config.tied && !has_other_head(*folder, config);
   // The published GPT-2 was saved without its outer module.
-  const bool bare = config.gpt2() && !folder.has("transformer.wte.weight") && folder.has("wte.weight");
-  std::set<std::string> known;
-  CausalLm model(std::move(config), [&](const LmWeight& w) {
-    const std::string name = bare && w.name.starts_with("transformer.") ? w.name.substr(12) : w.name;
-    known.insert(name);
+  const bool bare = config.gpt2() && !folder->has("transformer.wte.weight") && folder->has("wte.weight");
+  const auto name_of = [bare](const std::string& name) {
+    return bare && name.starts_with("transformer.") ? name.substr(12) : name;
+  };
+  check_names(*folder, config, name_of);
+  const auto read = [=](const LmWeight& w) {
     // A copy, never the mapping itself: the file may change while the model is used.
-    const at::Tensor t = folder.tensor(name, on_disk(w)).to(device, type, false, true);
+    const at::Tensor t = folder->tensor(name_of(w.name), on_disk(w)).to(device, type, false, true);
     return w.transposed ? t.t().contiguous() : t;
-  });
-  // A deeper model's first layers must not pass for this one.
-  for (const auto& name : folder.names())
-    if (!known.contains(name) && !no_weight(name, model.config().tied))
-      throw DataError(folder.file_of(name), "holds tensor '" + name + "', which config.json has no place for",
-                      "the weights do not belong to this config.json");
-  return model;
+  };
+  return {std::move(config), read, at::TensorOptions(device).dtype(type)};
 }
 
 CausalLm CausalLm::random(const CausalLmConfig& config, std::uint64_t seed, at::Device device, at::ScalarType dtype) {

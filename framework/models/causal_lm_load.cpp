@@ -4,6 +4,7 @@
 #include "framework/models/saved_run.h"
 
 #include <filesystem>
+#include <memory>
 
 #include <ATen/ATen.h>
 
@@ -18,26 +19,33 @@ std::string run_text(const std::string& path, const std::string& name) {
   return *text;
 }
 
-CausalLm from_run(const std::string& path, at::Device device, at::ScalarType type, const LmCheckpoint& checkpoint) {
-  const SavedRun run = read_run(path, checkpoint.step, checkpoint.average);
-  const auto text = run.text("lm_config");
+LmWeights of_run(const std::string& path, at::Device device, at::ScalarType type, const LmCheckpoint& checkpoint) {
+  const auto run = std::make_shared<const SavedRun>(read_run(path, checkpoint.step, checkpoint.average));
+  const auto text = run->text("lm_config");
   if (!text) throw DataError(path, "is no run of causal_lm", "give a Hugging Face folder or a run of causal_lm");
-  return CausalLm(parse_causal_lm_config(*text, run.snapshot.place), [&](const LmWeight& w) {
-    const auto found = run.weights.find(w.name);
-    if (found == run.weights.end() || found->second.sizes() != at::IntArrayRef(w.shape))
-      throw DataError(run.snapshot.place, "lacks " + w.name + ", or it has another shape", "take another checkpoint");
+  const auto read = [=](const LmWeight& w) {
+    const auto found = run->weights.find(w.name);
+    if (found == run->weights.end() || found->second.sizes() != at::IntArrayRef(w.shape))
+      throw DataError(run->snapshot.place, "lacks " + w.name + ", or it has another shape", "take another checkpoint");
     return found->second.to(device, type, false, true);
-  });
+  };
+  return {parse_causal_lm_config(*text, run->snapshot.place), read, at::TensorOptions(device).dtype(type)};
 }
 
 }  // namespace
 
-CausalLm load_causal_lm(const std::string& path, at::Device device, std::optional<at::ScalarType> dtype,
-                        const LmCheckpoint& checkpoint) {
-  if (is_run(path)) return from_run(path, device, dtype.value_or(at::kFloat), checkpoint);
+LmWeights open_causal_lm(const std::string& path, at::Device device, std::optional<at::ScalarType> dtype,
+                         const LmCheckpoint& checkpoint) {
+  if (is_run(path)) return of_run(path, device, dtype.value_or(at::kFloat), checkpoint);
   if (checkpoint.step != "newest" || !checkpoint.average)
     throw UsageError(checkpoint.average ? "--step" : "--raw", "is for a run: " + path + " is none", "leave it out");
-  return CausalLm::from_folder(path, device, dtype);
+  return LmWeights::open(path, device, dtype);
+}
+
+CausalLm load_causal_lm(const std::string& path, at::Device device, std::optional<at::ScalarType> dtype,
+                        const LmCheckpoint& checkpoint) {
+  const LmWeights weights = open_causal_lm(path, device, dtype, checkpoint);
+  return CausalLm(weights.config, weights.read);
 }
 
 BytePairTokenizer load_tokenizer(const std::string& path) {

@@ -15,7 +15,11 @@ struct LmCheckpoint {
   bool average = true;
 };
 
-// No dtype: that of config.json, of a run f32. DataError: neither folder nor run, or what CausalLm::from_folder() says.
+// No dtype: that of config.json, of a run f32. DataError: neither folder nor run, or what LmWeights::open() says. Of a
+// folder nothing is read yet; of a run all, on the host.
+LmWeights open_causal_lm(const std::string& path, at::Device device, std::optional<at::ScalarType> dtype = {},
+                         const LmCheckpoint& checkpoint = {});
+// The same, whole.
 CausalLm load_causal_lm(const std::string& path, at::Device device, std::optional<at::ScalarType> dtype = {},
                         const LmCheckpoint& checkpoint = {});
 BytePairTokenizer load_tokenizer(const std::string& path);

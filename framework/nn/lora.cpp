@@ -51,8 +51,7 @@ bool alike(const LoraPass& a, const LoraPass& b) {
   const auto same = [](const LoraGroup& x, const LoraGroup& y) {
     return x.adapters == y.adapters && x.rows.first == y.rows.first && x.rows.last == y.rows.last;
   };
-  return a.backend == b.backend &&
-         std::equal(a.groups.begin(), a.groups.end(), b.groups.begin(), b.groups.end(), same);
+  return a.backend == b.backend && std::equal(a.groups.begin(), a.groups.end(), b.groups.begin(), b.groups.end(), same);
 }
 
 }  // namespace
@@ -115,6 +114,10 @@ void AdapterStore::set_fp8_base() {
 void AdapterStore::set_fp8_base(std::int64_t target, Fp8Matrix codes, at::Tensor bias) {
   fp8_[std::size_t(target)] = std::make_shared<const Fp8Matrix>(std::move(codes));
   targets_[std::size_t(target)].bias = std::move(bias);
+}
+
+bool AdapterStore::has_fp8_base() const {
+  return std::ranges::any_of(fp8_, [](const auto& codes) { return codes != nullptr; });
 }
 
 void AdapterStore::check_slot(std::int64_t slot, bool filled, const char* what) const {

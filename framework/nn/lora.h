@@ -68,6 +68,7 @@ class AdapterStore {
   void set_fp8_base();
   // What moves: codes of `target`, whose weight is a shape without memory.
   void set_fp8_base(std::int64_t target, Fp8Matrix codes, at::Tensor bias);
+  bool has_fp8_base() const;
 
   // A free slot gets an adapter as PEFT initializes it, or with these flat weights. Throws UsageError.
   void fill(std::int64_t slot, const AdapterInit& init, const at::Tensor& flat = {});

@@ -3,6 +3,8 @@
 // what is left to export, and PEFT on it.
 #include "tests/fault/stop_at.h"
 
+#include <cstring>
+
 #include <nlohmann/json.hpp>
 
 namespace trireme::test {
@@ -112,6 +114,26 @@ void poison(const fs::path& file) {
   std::string bytes = read_text(file);
   bytes.replace(bytes.size() - 4, 4, std::string("\0\0\xc0\x7f", 4));
   write_text(file, bytes);
+}
+
+// A layer is read as it is cut: what is wrong with it is told by all ranks, and the next task runs.
+TEST_F(SweepCommand, RanksReadLayersOfTheirOwn) {
+  ASSERT_EQ(trireme({"export", "backbone", "--format", "hf", "--out", "layer"}).code, 0);
+  const fs::path file = dir() / "layer/model.safetensors";
+  std::string bytes = read_text(file);
+  std::uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), 8);
+  const auto tensors = nlohmann::json::parse(bytes.substr(8, header));
+  const std::string name = "model.layers.1.mlp.up_proj.weight";
+  bytes.replace(8 + header + tensors[name]["data_offsets"][0].get<std::size_t>(), 4, std::string("\0\0\xc0\x7f", 4));
+  write_text(file, bytes);
+  write_text(dir() / "layer.yaml", sweep(task("weights", ", model: layer") + task("fine", "")));
+  const Outcome end = trireme({"sweep", "layer.yaml", "--ranks", "2", "--out", "layered", "precision=fp8"});
+  EXPECT_EQ(end.code, 3) << end;
+  ASSERT_EQ(end.errors().size(), 1u) << end;
+  EXPECT_TRUE(holds(end.errors()[0], "task weights: layer: tensor '" + name) && holds(end.errors()[0], "not finite"))
+      << end;
+  EXPECT_TRUE(over("layered/fine"));
 }
 
 TEST_F(SweepCommand, InTurnTooOneFailsAlone) {

@@ -185,13 +185,17 @@ TEST(AdapterArms, EqualTheirJobsAlone) {
 Trained of_whole(const AdapterJobs& jobs, const std::vector<std::int64_t>& own, Communicator* ranks = nullptr,
                  bool again = true) {
   const auto source = drawn_backbone(jobs.options({}));
-  CausalLm model(jobs.model, [&](const LmWeight& w) {
-    return w.kind == LmWeight::zero ? drawn_normal(w.shape, 0.5, 2, w.name, jobs.options({})) : source(w);
-  });
+  const LmWeights weights{jobs.model,
+                          [&](const LmWeight& w) {
+                            return w.kind == LmWeight::zero ? drawn_normal(w.shape, 0.5, 2, w.name, jobs.options({}))
+                                                            : source(w);
+                          },
+                          jobs.options({})};
+  CausalLm model = ranks ? sweep::without_layers(weights) : CausalLm(weights.config, weights.read);
   model.set_checkpointing(again);
   const auto store = store_for(model, jobs);
   std::optional<sweep::ShardedBackbone> sharded;
-  if (ranks) sharded.emplace(model, *store, *ranks, CausalLm::Source(), jobs.fp8);
+  if (ranks) sharded.emplace(model, *store, *ranks, weights.read, jobs.fp8);
   if (!ranks && jobs.fp8) store->set_fp8_base();
   nn::AdapterOptimizer optimizer(*store);
   const JobSamples samples(jobs, at::kCPU);

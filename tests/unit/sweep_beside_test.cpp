@@ -223,7 +223,7 @@ TEST_F(Beside, WhatIsLeftIsBySteadySteps) {
   int judged = 0;
   run_loopback(1, [&](Communicator& world) {
     Delayed ranks(world, delay);
-    Executor executor(sweep, task, small_backbone(), data, ranks, (folder.path / "t").string());
+    Executor executor(sweep, task, {small_backbone()}, data, ranks, (folder.path / "t").string());
     executor.restore();
     std::int64_t steps = 0;  // both jobs take each
     std::ptrdiff_t over = -1;

@@ -179,7 +179,8 @@ TEST_F(PipelineRun, RefusesModelsThatCannotBe) {
     std::string all;
     run_loopback(2, [&](Communicator& world) {
       const std::string one = said([&] {
-        Executor(sweep, task, CausalLm::random(config, 3, at::kCPU, at::kFloat), data, world, dir / "refused");
+        Executor(sweep, task, backbone_of(CausalLm::random(config, 3, at::kCPU, at::kFloat), true), data, world,
+                 dir / "refused");
       });
       if (world.rank() == 1) all = one;
     });
@@ -229,7 +230,7 @@ TEST_F(PipelineRun, MeasuresBothWays) {
   const Instructions data = sequences(false);
   std::vector<ParallelCosts> costs(2);
   run_loopback(2, [&](Communicator& world) {
-    Executor executor(sweep, task, tiny(), data, world, where);
+    Executor executor(sweep, task, backbone_of(tiny(), true), data, world, where);
     costs[std::size_t(world.rank())] = *executor.parallel_costs();
     executor.run();
   });

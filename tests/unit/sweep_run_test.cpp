@@ -359,7 +359,7 @@ TEST_F(TaskRun, RefusesOtherData) {
   const auto go = [&] {
     int ticks = 0;
     const auto self = make_self();
-    Executor(sweep, task, tiny(), data, *self, where).run([&] { return ++ticks > 7; });
+    Executor(sweep, task, {tiny()}, data, *self, where).run([&] { return ++ticks > 7; });
   };
   go();
   data.identity = "23 samples";
@@ -416,6 +416,14 @@ TEST_F(TaskRun, NamesJobAndModule) {
   sweep.memory_capacity = 0;
   sweep.lora.targets = {"q_proj", "qq_proj"};
   EXPECT_SAYS(said([&] { alone(); }), "qq_proj");
+  sweep.lora.targets = {"up_proj"}, sweep.precision = "fp8";
+  CausalLmConfig c = tiny().config();
+  c.intermediate = 40;
+  const Instructions data = sequences(false);
+  const auto self = make_self();
+  const std::string odd =
+      said([&] { Executor(sweep, task, {CausalLm::random(c, 3, at::kCPU, at::kBFloat16)}, data, *self, folder()); });
+  EXPECT_SAYS(odd, "model.layers.0.mlp.up_proj has 40; say precision: bf16");
 }
 
 TEST_F(TaskRun, RanksReadTheSameFile) {
@@ -517,6 +525,68 @@ TEST_F(TaskRun, RanksKeepWholeAdapters) {
     // A layer has q and o [32, 32], k and v [16, 32], three of the MLP [48, 32] and two norms: 7,744 values.
     EXPECT_EQ(r->outcome.gathered_bytes * ranks, r->outcome.gathers * 4 * 7744 * (ranks - 1));
   }
+}
+
+// On codes that travel adapters have the bits of codes that are held, and losses are bf16's but for their rounding.
+TEST_F(TaskRun, AnFp8BaseIsTheSameOnRanks) {
+  sweep.early_exit.enabled = false, sweep.train.checkpointing = true, sweep.steal = false;
+  task.search.rank = {4};
+  task.search.lr = {1e-3, 2e-2};
+  sweep.precision = "fp8";
+  const Result two = on(2);
+  std::map<std::string, at::Tensor> shared;
+  for (const auto& [key, t] : two.best[0]) shared[key] = t;
+  ASSERT_EQ(shared.size(), 4u);
+  EXPECT_GT(two.outcome.gathered_bytes, 0);
+  for (const double lr : {1e-3, 2e-2}) {  // a rank's own jobs
+    task.search.lr = {lr};
+    const Result separate = alone();
+    for (const auto& [key, t] : separate.best[0]) EXPECT_TRUE(at::equal(t, shared.at(key))) << key;
+  }
+  task.search.lr = {1e-3, 2e-2};
+  const std::string codes = alone().losses;
+  sweep.precision = "bf16";
+  const std::string plain = alone().losses;
+  expect_close(plain, codes, 0.05);
+  EXPECT_NE(plain, codes);
+  sweep.precision = "fp8", sweep.parallel = "pipeline";
+  EXPECT_SAYS(said([&] { on(2); }), "stages are not made of FP8 codes");
+}
+
+// What is read of a layer fails on one rank: all say so, and none waits. Nothing that was read stays.
+TEST_F(TaskRun, LayersAreReadOneAtATime) {
+  const Instructions data = sequences(false);
+  const auto read_with = [&](const std::function<at::Tensor(int rank, const LmWeight&)>& read) {
+    std::vector<std::string> all(2);
+    const std::string where = folder();
+    run_loopback(2, [&](Communicator& world) {
+      const LmWeights weights{tiny().config(), [&](const LmWeight& w) { return read(world.rank(), w); },
+                              at::TensorOptions(at::kFloat)};
+      all[std::size_t(world.rank())] = said([&] {
+        Executor(sweep, task, {without_layers(weights), weights.read}, data, world, where);
+      });
+    });
+    return all;
+  };
+  const auto value_of = [&](const LmWeight& w) { return at::ones(w.shape) / 32; };
+  std::mutex mutex;
+  std::map<int, std::vector<at::Tensor>> layers;  // of a rank: what it read of layers
+  std::size_t most = 0;
+  (void)read_with([&](int rank, const LmWeight& w) {
+    at::Tensor value = value_of(w);
+    if (w.layer < 0) return value;
+    const std::lock_guard lock(mutex);
+    std::erase_if(layers[rank], [](const at::Tensor& t) { return t.use_count() == 1; });
+    layers[rank].push_back(value);
+    most = std::max(most, layers[rank].size());
+    return value;
+  });
+  EXPECT_LE(most, 2u);
+  for (const auto& one : read_with([&](int rank, const LmWeight&w) {
+         if (rank == 1 && w.name == "model.layers.2.mlp.up_proj.weight") throw DataError("model", "is cut short", "");
+         return value_of(w);
+       }))
+    EXPECT_SAYS(one, "model: is cut short");
 }
 
 }  // namespace

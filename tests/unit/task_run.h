@@ -27,6 +27,15 @@ inline CausalLm tiny(at::ScalarType type = at::kFloat) {
   return CausalLm::random(c, 3, at::kCPU, type);
 }
 
+// As a task has it.
+inline Backbone backbone_of(const CausalLm& model, bool shared) {
+  std::map<std::string, at::Tensor> values;
+  for (const auto& [weight, value] : model.weights()) values[weight.name] = value;
+  const LmWeights weights{model.config(), [values](const LmWeight& w) { return values.at(w.name); },
+                          at::TensorOptions(model.device()).dtype(model.dtype())};
+  return shared ? Backbone{without_layers(weights), weights.read} : Backbone{model};
+}
+
 // Arithmetic sequences; the step is told by the first three ids, which do not count.
 inline Example sequence(std::int64_t i) {
   Example e;
@@ -115,7 +124,9 @@ struct TaskRun : ::testing::Test {
 
   std::optional<Result> run(Communicator& ranks, const std::string& folder, const std::function<bool()>& stop = {}) {
     const Instructions data = own_data ? *own_data : sequences(task.objective == "dpo");
-    Executor executor(sweep, task, tiny(), data, ranks, folder);
+    Executor executor(sweep, task,
+                      backbone_of(tiny(sweep.precision == "f32" ? at::kFloat : at::kBFloat16), ranks.size() > 1), data,
+                      ranks, folder);
     executor.on_answers([](std::span<const std::int64_t> ids) { return std::to_string(ids.empty() ? -1 : ids[0]); });
     auto outcome = executor.run(stop);
     if (!outcome) return {};

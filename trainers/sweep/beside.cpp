@@ -111,7 +111,8 @@ class Beside : public cluster::TaskRun {
         out_(out),
         folder_(out + "/" + order_.task.name),
         inputs_(read_inputs(order_.sweep, order_.task, ranks, place.device)),
-        executor_(order_.sweep, order_.task, *inputs_.model, *inputs_.data, ranks, folder_, place) {
+        executor_(order_.sweep, order_.task, *std::exchange(inputs_.backbone, {}), *inputs_.data, ranks, folder_,
+                  place) {
     executor_.on_answers([this](std::span<const std::int64_t> ids) { return inputs_.tokenizer->decode(ids); });
     executor_.measure_steps();
     executor_.restore();

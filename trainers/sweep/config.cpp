@@ -147,7 +147,8 @@ void SweepConfig::fields(Fields& f) {
   f("seed", seed, "of adapters, orders and draws", {.min = 0});
   f("threads", threads, "of a process; 0: as torch has it", {.min = 0, .max = 1024});
   f.choice("device", device, {"auto", "cpu", "cuda"}, "where it runs");
-  f.choice("precision", precision, {"f32", "bf16"}, "of the backbone");
+  f.choice("precision", precision, {"f32", "bf16", "fp8"},
+           "of the backbone; fp8: bf16, and what is adapted in e4m3 with a scale a row");
   f("communicator", communicator, "between ranks");
   f.group("search", search, "what every task tries");
   f.group("lora", lora, "adapters");

@@ -81,9 +81,14 @@ void check_ids(const Instructions& data, const CausalLmConfig& model, const std:
 
 }  // namespace
 
-Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm model, const Instructions& data,
+Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, Backbone backbone, const Instructions& data,
                    Communicator& ranks, std::string folder, const Placement& place)
-    : sweep_(sweep), task_(task), model_(std::move(model)), data_(data), ranks_(ranks), folder_(std::move(folder)) {
+    : sweep_(sweep),
+      task_(task),
+      model_(std::move(backbone.model)),
+      data_(data),
+      ranks_(ranks),
+      folder_(std::move(folder)) {
   if (data.train.empty() && data.train_pairs.empty())
     throw DataError(task.data.data, "has no sample to train on", "give a file with samples shorter than length");
   check_ids(data, model_.config(), task.data.data);
@@ -94,9 +99,13 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm mo
   job_seconds_.resize(jobs_.size());
   model_.set_checkpointing(sweep.train.checkpointing);
   if (model_.device().is_cuda()) chunk_tokens_ = 16384;
+  const bool fp8 = sweep.precision == "fp8";
+  if (fp8) check_fp8_widths(*store_, task.place);
   if (ranks.size() > 1) {
     gathers_ = for_device(ranks.split(0, ranks.rank()), place, {});
-    sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_);
+    sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_, backbone.layers, fp8);
+  } else if (fp8) {
+    hold_fp8_base(model_, *store_);
   }
   begin_steps();
   set_memory_limit();

@@ -53,10 +53,10 @@ struct TaskOutcome {
 
 class Executor {
  public:
-  // model and tokenizer: the task's, the same on all ranks. folder: the task's, seen by all; state goes there.
+  // backbone: the task's, the same on all ranks. folder: the task's, seen by all; state goes there.
   // Collective, as all members are. Throws UsageError naming a job that is too large, or a module that is not there.
   // place: where this rank's device memory travels over.
-  Executor(const SweepConfig& sweep, const TaskConfig& task, CausalLm model, const Instructions& data,
+  Executor(const SweepConfig& sweep, const TaskConfig& task, Backbone backbone, const Instructions& data,
            Communicator& ranks, std::string folder, const Placement& place = {});
   ~Executor();
 

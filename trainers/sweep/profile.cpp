@@ -48,7 +48,11 @@ void Executor::set_memory_limit() {
   double weights = 0, layers = 0;
   for (const auto& [weight, value] : model_.weights())
     (weight.layer < 0 ? weights : layers) += double(value.numel() * std::int64_t(value.element_size()));
-  limit_.model.fixed = weights + layers / ranks_.size();
+  if (sharded_) {  // a share of each, and the two that are at hand
+    const double each = double(sharded_->layer_bytes());
+    layers = each * (double(model_.config().layers) / ranks_.size() + 2);
+  }
+  limit_.model.fixed = weights + layers;
   limit_.model.per_token =
       bytes_per_token(model_.config(), model_.dtype(), sweep_.train.checkpointing || ranks_.size() > 1);
   limit_.slots = sweep_.arm == "sequential" ? 1 : sweep_.slots > 0 ? sweep_.slots : std::int64_t(loads_.size());

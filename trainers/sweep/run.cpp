@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <iostream>
 #include <sstream>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -116,17 +117,28 @@ ExitCode tell(const SweepConfig& sweep, const SweepEnd& end, const std::string& 
   return end.failed.empty() ? ExitCode::ok : end.failed.front().why.code;
 }
 
+// shared: layers are read as they are cut, one at a time, so that a model may be larger than a rank.
+Backbone read_backbone(const std::string& path, at::Device device, at::ScalarType type, bool shared) {
+  LmWeights weights = open_causal_lm(path, device, type);
+  // Every job would diverge on it, and no decision would say why.
+  weights.read = [path, read = weights.read](const LmWeight& w) {
+    const at::Tensor value = read(w);
+    if (!at::isfinite(value).all().item<bool>())
+      throw DataError(path, "tensor '" + w.name + "' holds a number that is not finite",
+                      "fetch the model again, or train it at a lower rate");
+    return value;
+  };
+  if (shared) return {without_layers(weights), weights.read};
+  return {CausalLm(weights.config, weights.read)};
+}
+
 }  // namespace
 
 TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks, at::Device device) {
   TaskInputs in;
   agree(ranks, attempt([&] {
-          in.model = load_causal_lm(task.model, device, sweep.precision == "bf16" ? at::kBFloat16 : at::kFloat);
-          // Every job would diverge on it, and no decision would say why.
-          for (const auto& [weight, value] : in.model->weights())
-            if (!at::isfinite(value).all().item<bool>())
-              throw DataError(task.model, "tensor '" + weight.name + "' holds a number that is not finite",
-                              "fetch the model again, or train it at a lower rate");
+          in.backbone = read_backbone(task.model, device, sweep.precision == "f32" ? at::kFloat : at::kBFloat16,
+                                      ranks.size() > 1);
           in.tokenizer = load_tokenizer(task.model);
           in.data = read_instructions(task.data, *in.tokenizer);
         }));
@@ -154,8 +166,8 @@ std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& 
   std::int64_t over = fs::exists(folder + "/result.json");
   ranks.broadcast({&over, 1, DType::i64}, 0).wait();
   if (over) return read_outcome(folder);
-  const TaskInputs in = read_inputs(sweep, task, ranks, place.device);
-  Executor executor(sweep, task, *in.model, *in.data, ranks, folder, place);
+  TaskInputs in = read_inputs(sweep, task, ranks, place.device);
+  Executor executor(sweep, task, *std::exchange(in.backbone, {}), *in.data, ranks, folder, place);
   executor.on_decisions(std::move(heard));
   executor.on_answers([&](std::span<const std::int64_t> ids) { return in.tokenizer->decode(ids); });
   auto outcome = executor.run(stop);

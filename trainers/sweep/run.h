@@ -18,9 +18,10 @@ std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& 
                                     const std::function<bool()>& stop = {},
                                     std::function<void(const Roster&, const std::vector<Decision>&)> heard = {});
 
-// Model and data of a task, read on every rank, or an error on all. The model may be shared by tasks.
+// Backbone and data of a task, read on every rank, or an error on all. An executor takes the backbone with it: what
+// stayed here would stay whole.
 struct TaskInputs {
-  std::optional<CausalLm> model;
+  std::optional<Backbone> backbone;
   std::optional<Instructions> data;
   std::optional<BytePairTokenizer> tokenizer;
 };

@@ -1,6 +1,7 @@
 #include "trainers/sweep/sharded_backbone.h"
 
 #include "comm/error.h"
+#include "framework/base/agree.h"
 #include "framework/base/tensor.h"
 #include "framework/nn/fp8_matrix.h"
 
@@ -23,9 +24,10 @@ std::string without(std::string name, std::string_view end) {
 
 }  // namespace
 
-CausalLm without_layers(const CausalLmConfig& config, const CausalLm::Source& source, at::TensorOptions options) {
-  return CausalLm(config,
-                  [&](const LmWeight& w) { return w.layer < 0 ? source(w) : at::empty({1}, options).expand(w.shape); });
+CausalLm without_layers(const LmWeights& weights) {
+  const at::Tensor none = at::empty({1}, weights.options);
+  return CausalLm(weights.config,
+                  [&](const LmWeight& w) { return w.layer < 0 ? weights.read(w) : none.expand(w.shape); });
 }
 
 ShardedBackbone::ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Communicator& ranks,
@@ -36,16 +38,15 @@ ShardedBackbone::ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Commu
   const auto bytes = at::TensorOptions().dtype(at::kByte).device(model.device());
   for (const Part part : {always, backward_only})
     for (auto& whole : wholes_[part]) whole.bytes = at::zeros({share_[part] * ranks.size()}, bytes);
-  std::map<std::string, at::Tensor> values;
-  if (!source)
-    for (auto& [weight, value] : model.weights()) values[weight.name] = value;
-  for (std::int64_t l = 0; l < model.config().layers; ++l) {
-    fill(
-        l, source ? source : [&](const LmWeight& w) { return std::move(values[w.name]); });
-    for (const Part part : {always, backward_only})
-      shares_[part].push_back(wholes_[part][l % 2].bytes.narrow(0, ranks.rank() * share_[part], share_[part]).clone());
-    point(l);  // the model lets its own copy go
-  }
+  agree(ranks, attempt([&] {
+          for (std::int64_t l = 0; l < model.config().layers; ++l) {
+            fill(l, source);
+            for (const Part part : {always, backward_only})
+              shares_[part].push_back(
+                  wholes_[part][l % 2].bytes.narrow(0, ranks.rank() * share_[part], share_[part]).clone());
+            point(l);
+          }
+        }));
   for (const Part part : {always, backward_only}) {
     std::vector<ConstBuffer> mine;
     for (const auto& share : shares_[part]) mine.push_back(buffer_of(share));

@@ -13,20 +13,25 @@
 
 namespace trireme::sweep {
 
-// A model whose layers have shapes and no memory, to be sharded from a source; the rest comes from `source`.
-CausalLm without_layers(const CausalLmConfig& config, const CausalLm::Source& source, at::TensorOptions options);
+// A model whose layers have shapes and no memory; the rest is read.
+CausalLm without_layers(const LmWeights& weights);
+
+// What a task trains on: a whole model, or, where its ranks share it, one without layers and where those come from.
+struct Backbone {
+  CausalLm model;
+  CausalLm::Source layers = {};
+};
 
 class ShardedBackbone {
  public:
-  // Cuts the layers of `model`, whose weights are let go, over the ranks of `ranks`, which is used for nothing else.
-  // The model runs with checkpointing from now on: a layer's weights are there again when it runs again. Collective
-  // calls follow from the order of layers alone, so all ranks must run the same kinds of passes. Making one and its end
-  // are collective.
-  // source: where the layers' weights come from, one layer at a time, so that no rank ever holds them all; without one,
-  // from the model itself.
+  // Cuts layers over the ranks of `ranks`, which is used for nothing else, and points `model` (without_layers()) at
+  // them. source: where they come from, one layer at a time, so that no rank ever holds them all; what it throws on one
+  // rank, all throw. The model runs with checkpointing from now on: a layer's weights are there again when it runs
+  // again. Collective calls follow from the order of layers alone, so all ranks must run the same kinds of passes.
+  // Making one and its end are collective.
   // fp8: what the store adapts is cut and gathered as e4m3 with a scale a row, by rows for either pass, by columns for
   // backward alone: three bytes a weight and step where bf16 has four, and the memory of bf16.
-  ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Communicator& ranks, const CausalLm::Source& source = {},
+  ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Communicator& ranks, const CausalLm::Source& source,
                   bool fp8 = false);
   ~ShardedBackbone();
 

@@ -59,6 +59,7 @@ std::unique_ptr<nn::AdapterStore> store_of_stage(CausalLm& stage, const nn::Adap
 
 std::string no_stages(const CausalLm& model, const nn::AdapterStore& store, int ranks) {
   if (ranks < 2) return "a pipeline takes several ranks";
+  if (store.has_fp8_base()) return "stages are not made of FP8 codes (precision: fp8)";
   if (model.config().by_layer) return "its scores go by the layer's number (scale_attn_by_inverse_layer_idx)";
   if (model.config().layers % ranks != 0)
     return "its " + std::to_string(model.config().layers) + " layers do not divide by " + std::to_string(ranks) +
