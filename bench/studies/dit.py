@@ -172,7 +172,8 @@ def judged(rows, expected):
         if metric == "accuracy":
             seeds = sorted(set(x["seeds"]) & set(y["seeds"]))
             _, half = interval([x["seeds"][s] - y["seeds"][s] for s in seeds])
-        held = "held" if difference >= least else "not held"
+        known = 0 if half != half else half
+        held = "held" if difference - known > least else "not held" if difference + known < least else "not told apart"
         spread = "" if half != half else f" ± {half:.3f}"
         lines.append(f"- {a} above {b}" + (f" by {least:g}" if least else "") +
                      f" ({metric}): {difference:+.3f}{spread}: {held}")
