@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from study import interval, multi_process_service
+from study import interval, multi_process_service, verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -172,8 +172,7 @@ def judged(rows, expected):
         if metric == "accuracy":
             seeds = sorted(set(x["seeds"]) & set(y["seeds"]))
             _, half = interval([x["seeds"][s] - y["seeds"][s] for s in seeds])
-        known = 0 if half != half else half
-        held = "held" if difference - known > least else "not held" if difference + known < least else "not told apart"
+        held = verdict(difference - least, 0 if half != half else half)
         spread = "" if half != half else f" ± {half:.3f}"
         lines.append(f"- {a} above {b}" + (f" by {least:g}" if least else "") +
                      f" ({metric}): {difference:+.3f}{spread}: {held}")

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -193,6 +194,8 @@ class Queue:
             self.results[run.name] = dict(results_of(self.out / run.name), seconds=round(seconds, 1), command=text)
             with open(self.out / "results.jsonl", "a", encoding="utf-8") as lines:  # there if this process is killed
                 lines.write(json.dumps({"run": run.name, **self.results[run.name]}) + "\n")
+            if not any(run.name in other.after for other in self.runs):  # weights that nobody reads; ninety runs fill a disk
+                shutil.rmtree(self.out / run.name / "ckpt", ignore_errors=True)
             return
         lines = [line for line in (self.out / (run.name + ".log")).read_text(errors="replace").splitlines() if line]
         why = f"exit {code}: {lines[-1][:200]}"
