@@ -75,7 +75,7 @@ class Steps {
     config.targets = row.targets;
     store_ = make_adapter_store(model_, std::span(&config, 1), row.empty_slots ? row.jobs * 5 / 4 : row.jobs,
                                 nn::LoraBackend::kernels);
-    if (row.fp8) store_->set_fp8_base();
+    if (row.fp8) hold_fp8_base(model_, *store_);
     optimizer_.emplace(*store_);
     const at::TensorOptions longs = at::TensorOptions(model_.device()).dtype(at::kLong);
     batch_.tokens = {at::randint(model_.config().vocab, {row.pass_tokens()}, longs),

@@ -1,7 +1,6 @@
 #include "framework/models/adapters.h"
 
 #include "comm/error.h"
-#include "framework/nn/fp8_matrix.h"
 
 #include <algorithm>
 #include <map>
@@ -84,17 +83,11 @@ void check_fp8_widths(const nn::AdapterStore& store, const std::string& place) {
 }
 
 void hold_fp8_base(CausalLm& model, nn::AdapterStore& store) {
-  const at::NoGradGuard no_grad;
   std::map<std::string, LmWeight> by_name;
   for (const auto& [weight, value] : model.weights()) by_name.emplace(weight.name, weight);
-  for (std::size_t t = 0; t < store.targets().size(); ++t) {
-    const nn::Projection its = store.targets()[t];
-    const at::Tensor none = at::empty({1}, its.weight.options()).expand(its.weight.sizes());
-    nn::Fp8Matrix codes = nn::fp8_matrix(its.weight);
-    store.set_base(std::int64_t(t), none, its.bias);
-    store.set_fp8_base(std::int64_t(t), std::move(codes), its.bias);
-    model.set_weight(by_name.at(its.name + ".weight"), none);
-  }
+  for (const auto& t : store.targets())
+    model.set_weight(by_name.at(t.name + ".weight"), at::empty({1}, t.weight.options()).expand(t.weight.sizes()));
+  store.set_fp8_base();
 }
 
 nn::AdapterInit adapter_init(const CausalLm& model, const nn::AdapterStore& store, const PeftConfig& config,

@@ -14,10 +14,10 @@ namespace trireme {
 std::unique_ptr<nn::AdapterStore> make_adapter_store(CausalLm& model, std::span<const PeftConfig> configs,
                                                      std::int64_t slots, nn::LoraBackend backend);
 
-// What the store adapts is FP8 codes from now on (AdapterStore::set_fp8_base); the model lets those weights go.
-// UsageError(place), before: a width that is no multiple of 16.
-void hold_fp8_base(CausalLm& model, nn::AdapterStore& store);
+// UsageError(place): what the store adapts has a width that is no multiple of 16.
 void check_fp8_widths(const nn::AdapterStore& store, const std::string& place);
+// What the store adapts is FP8 codes from now on (AdapterStore::set_fp8_base); the model lets those weights go.
+void hold_fp8_base(CausalLm& model, nn::AdapterStore& store);
 
 // Ranks and scales of one adapter by the store's targets. UsageError(place): see peft_targets(); a module that the
 // store was not made for.

@@ -38,12 +38,15 @@ bool has_other_head(const HfFolder& folder, const CausalLmConfig& config) {
   return false;
 }
 
-// Names of the folder that the model has no place for: a deeper model's first layers must not pass for this one.
-void check_names(const HfFolder& folder, const CausalLmConfig& config,
-                 const std::function<std::string(const std::string&)>& on_disk) {
+// Before anything is read: every tensor is there, and none that the model has no place for, since a deeper model's
+// first layers must not pass for this one.
+void check_tensors(const HfFolder& folder, const CausalLmConfig& config,
+                   const std::function<std::string(const std::string&)>& name_of) {
   std::set<std::string> known;
-  const at::Tensor none = at::empty({1});
-  (void)CausalLm(config, [&](const LmWeight& w) { return known.insert(on_disk(w.name)), none; });
+  (void)CausalLm(config, [&](const LmWeight& w) {
+    known.insert(name_of(w.name));
+    return folder.tensor(name_of(w.name), on_disk(w));
+  });
   for (const auto& name : folder.names())
     if (!known.contains(name) && !no_weight(name, config.tied))
       throw DataError(folder.file_of(name), "holds tensor '" + name + "', which config.json has no place for",
@@ -59,11 +62,6 @@ CausalLm::CausalLm(CausalLmConfig config, const Source& source) : config_(std::m
     frequencies_ = at::tensor(config_.rope.frequencies(config_.head_dim), at::kFloat).to(embedding_.device());
 }
 
-CausalLm CausalLm::from_folder(const std::string& path, at::Device device, std::optional<at::ScalarType> dtype) {
-  const LmWeights weights = LmWeights::open(path, device, dtype);
-  return CausalLm(weights.config, weights.read);
-}
-
 LmWeights LmWeights::open(const std::string& path, at::Device device, std::optional<at::ScalarType> dtype) {
   const auto folder = std::make_shared<const HfFolder>(path);
   CausalLmConfig config = parse_causal_lm_config(folder->config(), folder->config_file());
@@ -74,7 +72,7 @@ LmWeights LmWeights::open(const std::string& path, at::Device device, std::optio
   const auto name_of = [bare](const std::string& name) {
     return bare && name.starts_with("transformer.") ? name.substr(12) : name;
   };
-  check_names(*folder, config, name_of);
+  check_tensors(*folder, config, name_of);
   const auto read = [=](const LmWeight& w) {
     // A copy, never the mapping itself: the file may change while the model is used.
     const at::Tensor t = folder->tensor(name_of(w.name), on_disk(w)).to(device, type, false, true);

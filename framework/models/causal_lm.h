@@ -52,8 +52,6 @@ class CausalLm {
   // Where a weight comes from: a tensor of that shape, of one type and device for all.
   using Source = std::function<at::Tensor(const LmWeight&)>;
   CausalLm(CausalLmConfig config, const Source& source);
-  // What LmWeights::open() reads, whole. Weights require no gradient.
-  static CausalLm from_folder(const std::string& folder, at::Device device, std::optional<at::ScalarType> dtype = {});
   // Drawn on the device, normal with the family's deviations; equal for one seed on one kind of device.
   static CausalLm random(const CausalLmConfig& config, std::uint64_t seed, at::Device device, at::ScalarType dtype);
 
@@ -131,8 +129,7 @@ struct LmWeights {
   CausalLmConfig config;
   CausalLm::Source read;      // a copy on the device; from any thread
   at::TensorOptions options;  // of all: type and device
-  // A folder of Hugging Face, which stays mapped. DataError with file and tensor, here (what config.json has no place
-  // for) or from `read`. No dtype: that of config.json.
+  // A folder of Hugging Face, which stays mapped. DataError with file and tensor. No dtype: that of config.json.
   static LmWeights open(const std::string& folder, at::Device device, std::optional<at::ScalarType> dtype = {});
 };
 

@@ -43,6 +43,21 @@ at::Tensor unscaled(const Fp8Rows& left, const Fp8Rows& right) {
   return at::_scaled_mm(left.values, right.values.t(), one, one, {}, {}, at::kFloat, /*use_fast_accum=*/true);
 }
 
+// Has this process's GPU FP8 tensor cores (compute capability 8.9 and above)? Torch's product refuses others. Asked
+// first where codes are made, which no graph records.
+bool tensor_cores(const at::Tensor& codes) {
+  static const bool has = [&] {
+    try {
+      const at::Tensor tile = at::zeros({16, 16}, codes.options().dtype(at::kByte)).view(at::kFloat8_e4m3fn);
+      const Fp8Rows rows{tile, at::ones({16}, codes.options().dtype(at::kFloat))};
+      return unscaled(rows, rows).defined();
+    } catch (const c10::Error& e) {  // other reasons come again where it matters
+      return std::string_view(e.what_without_backtrace()).find("compute capability") == std::string_view::npos;
+    }
+  }();
+  return has;
+}
+
 }  // namespace
 
 Fp8Rows fp8_rows(const at::Tensor& x) {
@@ -62,10 +77,14 @@ Fp8Rows fp8_rows(const at::Tensor& x) {
   return all;
 }
 
-Fp8Matrix fp8_matrix(const at::Tensor& weight) { return {fp8_rows(weight), fp8_rows(weight.t())}; }
+Fp8Matrix fp8_matrix(const at::Tensor& weight) {
+  Fp8Matrix all{fp8_rows(weight), fp8_rows(weight.t())};
+  if (weight.is_cuda()) (void)tensor_cores(all.rows.values);
+  return all;
+}
 
 at::Tensor fp8_product(const Fp8Rows& left, const Fp8Rows& right, const at::Tensor& bias, at::ScalarType type) {
-  const bool cores = left.values.is_cuda() && type == at::kBFloat16;
+  const bool cores = left.values.is_cuda() && type == at::kBFloat16 && tensor_cores(left.values);
   at::Tensor y = cores ? scaled_by_rows(left, right) : at::Tensor();
   if (!y.defined()) {
     y = cores ? unscaled(left, right) : at::mm(left.values.to(at::kFloat), right.values.to(at::kFloat).t());

@@ -106,8 +106,11 @@ void AdapterStore::set_base(std::int64_t target, at::Tensor weight, at::Tensor b
 
 void AdapterStore::set_fp8_base() {
   const at::NoGradGuard no_grad;
-  for (std::size_t t = 0; t < targets_.size(); ++t)
-    fp8_[t] = std::make_shared<const Fp8Matrix>(fp8_matrix(targets_[t].weight));
+  for (std::size_t t = 0; t < targets_.size(); ++t) {
+    at::Tensor& weight = targets_[t].weight;
+    fp8_[t] = std::make_shared<const Fp8Matrix>(fp8_matrix(weight));
+    weight = at::empty({1}, weight.options()).expand(weight.sizes());
+  }
   ++changes_;
 }
 

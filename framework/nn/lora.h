@@ -63,10 +63,10 @@ class AdapterStore {
   // A backbone whose weights move (sharded, gathered layer by layer): what `target` is from now on.
   void set_base(std::int64_t target, at::Tensor weight, at::Tensor bias);
 
-  // From now on the base's products are in FP8, e4m3 with a scale a row (nn/fp8_matrix.h); made of the weights as they
-  // are, which stay. Widths must be multiples of 16.
+  // From now on the base's products are in FP8, e4m3 with a scale a row (nn/fp8_matrix.h), made of the weights as they
+  // are, of which their shapes stay. Widths must be multiples of 16.
   void set_fp8_base();
-  // What moves: codes of `target`, whose weight is a shape without memory.
+  // The same of `target`, whose weight is a shape already: codes that move.
   void set_fp8_base(std::int64_t target, Fp8Matrix codes, at::Tensor bias);
   bool has_fp8_base() const;
 

@@ -127,11 +127,15 @@ TEST_F(SweepCommand, RanksReadLayersOfTheirOwn) {
   const std::string name = "model.layers.1.mlp.up_proj.weight";
   bytes.replace(8 + header + tensors[name]["data_offsets"][0].get<std::size_t>(), 4, std::string("\0\0\xc0\x7f", 4));
   write_text(file, bytes);
-  write_text(dir() / "layer.yaml", sweep(task("weights", ", model: layer") + task("fine", "")));
+  write_text(dir() / "none.jsonl", "{\"instruction\": 1e999\n");
+  write_text(dir() / "layer.yaml", sweep("  data: {data: none.jsonl, length: 64, template: plain, model: layer}\n" +
+                                         task("weights", ", model: layer") + task("fine", "")));
   const Outcome end = trireme({"sweep", "layer.yaml", "--ranks", "2", "--out", "layered", "precision=fp8"});
   EXPECT_EQ(end.code, 3) << end;
-  ASSERT_EQ(end.errors().size(), 1u) << end;
-  EXPECT_TRUE(holds(end.errors()[0], "task weights: layer: tensor '" + name) && holds(end.errors()[0], "not finite"))
+  ASSERT_EQ(end.errors().size(), 2u) << end;
+  EXPECT_TRUE(holds(end.errors()[0], "task data: ") && holds(end.errors()[0], "none.jsonl:1"))
+      << "layers come last" << end;
+  EXPECT_TRUE(holds(end.errors()[1], "task weights: layer: tensor '" + name) && holds(end.errors()[1], "not finite"))
       << end;
   EXPECT_TRUE(over("layered/fine"));
 }

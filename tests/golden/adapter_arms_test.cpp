@@ -196,7 +196,7 @@ Trained of_whole(const AdapterJobs& jobs, const std::vector<std::int64_t>& own, 
   const auto store = store_for(model, jobs);
   std::optional<sweep::ShardedBackbone> sharded;
   if (ranks) sharded.emplace(model, *store, *ranks, weights.read, jobs.fp8);
-  if (!ranks && jobs.fp8) store->set_fp8_base();
+  if (!ranks && jobs.fp8) hold_fp8_base(model, *store);
   nn::AdapterOptimizer optimizer(*store);
   const JobSamples samples(jobs, at::kCPU);
   const JobPack pack{own, 0, jobs.batch};

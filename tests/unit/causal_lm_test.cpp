@@ -38,7 +38,7 @@ double difference(const at::Tensor& a, const at::Tensor& b) {
 }
 
 CausalLm model_of(const std::string& folder, at::ScalarType type = at::kFloat) {
-  return CausalLm::from_folder(folder, at::kCPU, type);
+  return load_causal_lm(folder, at::kCPU, type);
 }
 
 // Samples of these lengths, taken from the rows of `ids` one after the other.
@@ -205,7 +205,8 @@ TEST(LmOps, KernelsEqualAutogradInF64) {
   const std::vector<std::pair<Inputs, Function>> cases{
       {{at::randn({7, 30}) * 4, at::randn({7, 30})}, [](const Inputs& x) { return Inputs{nn::swiglu(x[0], x[1])}; }},
       {{at::randn({5, 3, 8})}, [&](const Inputs& x) { return Inputs{nn::rotated(x[0], cos, sin)}; }},
-      {{at::randn({6, 48})}, [&](const Inputs& x) {
+      {{at::randn({6, 48})},
+       [&](const Inputs& x) {
          const auto y = norm(x[0], {});
          return Inputs{y.y, y.sum};
        }},
@@ -461,7 +462,7 @@ TEST(CausalLm, OldFoldersAreRead) {
     }
     write_safetensors((out / "model.safetensors").string(), tensors);
     const Safetensors reference(folder_of(family) + "/logits.safetensors");
-    EXPECT_EQ(CausalLm::from_folder(out.string(), at::kCPU).dtype(), at::kBFloat16);
+    EXPECT_EQ(load_causal_lm(out.string(), at::kCPU).dtype(), at::kBFloat16);
     EXPECT_LT(difference(logits_of(model_of(out.string()), reference.tensor("ids")), reference.tensor("logits")), 2e-5);
   }
 }

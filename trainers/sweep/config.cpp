@@ -200,6 +200,9 @@ SweepConfig read_tree(const Config& config, const config::Node& root) {
   if (sweep.train.pad == "longest" && (sweep.lora.dropout > 0 || sweep.train.accumulate > 1 || pairs))
     throw UsageError(config.place("train.pad"), "no step is padded with dropout, accumulation or preference pairs",
                      "say auto, or leave it out");
+  if (sweep.parallel == "pipeline" && sweep.precision == "fp8")
+    throw UsageError(config.place("precision"), "stages of a pipeline are not made of FP8 codes",
+                     "say execution.parallel: auto, or precision: bf16");
   for (const auto& task : sweep.tasks)
     if (sweep.parallel == "pipeline" && (task.objective == "dpo" || task.ranks == 1))
       throw UsageError(task.place, task.ranks == 1 ? "one rank is no pipeline" : "preference pairs fill no pipeline",

@@ -34,16 +34,18 @@ ShardedBackbone::ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Commu
                                  const CausalLm::Source& source, bool fp8)
     : model_(model), store_(store), ranks_(ranks) {
   const at::NoGradGuard no_grad;
-  plan(fp8);
-  const auto bytes = at::TensorOptions().dtype(at::kByte).device(model.device());
-  for (const Part part : {always, backward_only})
-    for (auto& whole : wholes_[part]) whole.bytes = at::zeros({share_[part] * ranks.size()}, bytes);
+  if (!source) throw Error(ExitCode::bug, "ShardedBackbone", "there is nothing to read layers from");
   agree(ranks, attempt([&] {
+          plan(fp8);
+          const auto bytes = at::TensorOptions().dtype(at::kByte).device(model.device());
+          for (const Part part : {always, backward_only})
+            for (auto& whole : wholes_[part]) whole.bytes = at::zeros({share_[part] * ranks.size()}, bytes);
           for (std::int64_t l = 0; l < model.config().layers; ++l) {
             fill(l, source);
-            for (const Part part : {always, backward_only})
-              shares_[part].push_back(
-                  wholes_[part][l % 2].bytes.narrow(0, ranks.rank() * share_[part], share_[part]).clone());
+            for (const Part part : {always, backward_only}) {
+              const at::Tensor& whole = wholes_[part][l % 2].bytes;
+              shares_[part].push_back(whole.narrow(0, ranks.rank() * share_[part], share_[part]).clone());
+            }
             point(l);
           }
         }));
