@@ -160,13 +160,11 @@ Batch batch_of(const TableData& data, const Options& o, int k) {
   return data.read(ids, 0);
 }
 
-// What training reads of the table whose ids begin at this column: the first of each bag.
-std::vector<at::Tensor> lookups(const std::vector<at::Tensor>& ids, std::int64_t column, const at::Tensor& weight) {
+// What travels of the table whose ids begin at this column.
+std::vector<at::Tensor> lookups(const std::vector<at::Tensor>& ids, std::int64_t column, const Table& table,
+                                const at::Tensor& weight) {
   std::vector<at::Tensor> batches;
-  for (const auto& batch : ids) {
-    const at::Tensor first = batch.select(1, column).clamp_min(0).to(at::kLong);
-    batches.push_back(weight.index_select(0, first).to(at::kFloat).contiguous());
-  }
+  for (const auto& batch : ids) batches.push_back(pooled_rows(table, weight, batch.narrow(1, column, table.width)));
   return batches;
 }
 
@@ -199,8 +197,9 @@ void print_whole_job(const Options& o, const DlrmConfig& config, const TableData
     std::vector<at::Tensor> looked;
     std::int64_t column = 0;
     for (std::int64_t t = 0; t < tables; ++t) {
-      looked.push_back(lookups({batch.columns.at("ids")}, column, weights.at(table_name(t)))[0]);
-      column += data.tables()[std::size_t(t)].width;
+      const Table& table = data.tables()[std::size_t(t)];
+      looked.push_back(lookups({batch.columns.at("ids")}, column, table, weights.at(table_name(t)))[0]);
+      column += table.width;
     }
     ids.push_back(batch.columns.at("ids"));
     const Looked l = look_up(shape, weights, at::stack(looked), batch.columns.at("dense"), batch.columns.at("label"));
@@ -270,8 +269,9 @@ int analyze(const Options& o) {
     print_whole_job(o, config, *data, weights);
     std::int64_t column = 0;
     for (std::size_t t = 0; !o.dump.empty() && t < data->tables().size(); ++t) {
-      dump(o, t, lookups(ids, column, weights.at(table_name(std::int64_t(t)))));
-      column += data->tables()[t].width;
+      const Table& table = data->tables()[t];
+      dump(o, t, lookups(ids, column, table, weights.at(table_name(std::int64_t(t)))));
+      column += table.width;
     }
     return 0;
   }
@@ -284,7 +284,7 @@ int analyze(const Options& o) {
     const Table& table = data->tables()[t];
     const auto weight = weights.find(table_name(std::int64_t(t)));
     if (weight == weights.end()) throw DataError(o.run, "has no " + table_name(std::int64_t(t)), "name a run of dlrm");
-    const auto batches = lookups(ids, column, weight->second);
+    const auto batches = lookups(ids, column, table, weight->second);
     all.push_back(look(batches, table, o, config.compression.forward.bounds));
     if (!o.dump.empty()) dump(o, t, batches);
     const TableReport& r = all.back();

@@ -69,8 +69,13 @@ TEST_F(DlrmInput, FirstHour) {
   const Outcome elsewhere = run({"eval", "a", "--data", "it's own.h5"});
   EXPECT_EQ(elsewhere.code, 0) << elsewhere;
   EXPECT_EQ(elsewhere.out, eval.out) << "the step, and the same table";
-  const Outcome analysis = run({"dlrm", "analyze", "a", "--rows", "64", "--ranks", "1,4", "--out", "classes.yaml"});
+  const Outcome analysis =
+      run({"dlrm", "analyze", "a", "--rows", "64", "--ranks", "1,4", "--out", "classes.yaml", "--dump", "rows"});
   ASSERT_EQ(analysis.code, 0) << analysis;
+  const std::string rows = read_text(path("rows/table_0_batch_0.f32"));  // tags: a third are empty bags
+  int empty = 0;
+  for (std::size_t at = 0; at < rows.size(); at += 16) empty += rows.substr(at, 16) == std::string(16, '\0');
+  EXPECT_GT(empty, 5) << "an empty bag travels as zeros";
   EXPECT_NE(analysis.out.find("backward, 4 ranks, 16 rows a chunk:"), std::string::npos) << analysis;
   const Outcome guided =
       run({"train", "own.yaml", "--out", "c", "steps=2", "compression.forward.classes=classes.yaml"});

@@ -548,6 +548,23 @@ TEST(Combine, ForARunIsWhatItsRanksWouldSend) {
   }
 }
 
+// What `analyze` looks at is what owners send: sums or means of bags, zeros for an empty one.
+TEST(Analyze, LooksUpWhatTravels) {
+  const std::int64_t n = 40, d = 4;
+  for (const std::string pooling : {"sum", "mean"}) {
+    const Table table{"t", 7, 3, pooling};
+    const nn::EmbeddingTables held({table}, {"t"}, d, kernels::SparseRule::sgd, 1, at::kFloat);
+    const at::Tensor ids = at::randint(-1, 7, {n, 3}, at::kInt), sent = at::empty({1, 1, n, d});
+    ids[5].fill_(-1);
+    held.lookup(ids.view({1, -1}), sent);
+    const at::Tensor seen = pooled_rows(table, held.weight(0), ids);
+    EXPECT_TRUE(at::equal(seen, sent.view({n, d}))) << pooling;
+    EXPECT_EQ(seen[5].abs().sum().item<float>(), 0) << "an empty bag";
+    ids[3][1] = 7;
+    EXPECT_THROW(pooled_rows(table, held.weight(0), ids), DataError);
+  }
+}
+
 TEST(Dlrm, CombinedGradientsTrainTheSameAndAreFewer) {
   const std::vector<std::string> exact{"compression.backward.codec=smallest", "compression.backward.bound=0",
                                        "compression.backward.combine=true"};
