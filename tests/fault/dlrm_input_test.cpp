@@ -77,6 +77,24 @@ TEST_F(DlrmInput, FirstHour) {
   for (std::size_t at = 0; at < rows.size(); at += 16) empty += rows.substr(at, 16) == std::string(16, '\0');
   EXPECT_GT(empty, 5) << "an empty bag travels as zeros";
   EXPECT_NE(analysis.out.find("backward, 4 ranks, 16 rows a chunk:"), std::string::npos) << analysis;
+  for (const std::string codec : {", auto ", ", dedup_sparse ", ", dedup_packed "})
+    EXPECT_NE(analysis.out.find(codec), std::string::npos) << codec << "\n" << analysis;
+  // Over a slow link every table is coded, over a fast one none, and that is said with what would be smallest.
+  const Words analyze{"dlrm", "analyze", "a", "--rows", "64", "--device", "cpu", "--out", "link.yaml", "--link"};
+  const auto over = [&](const std::string& link) {
+    Words words = analyze;
+    words.push_back(link);
+    const Outcome o = run(words);
+    EXPECT_EQ(o.code, 0) << o;
+    return o.out + read_text(path("link.yaml"));
+  };
+  const std::string slow = over("0.0001"), fast = over("10000");
+  EXPECT_EQ(slow.find("codecs: [raw"), std::string::npos) << slow;
+  EXPECT_NE(slow.find("codec=analysis"), std::string::npos) << slow;
+  for (const std::string part :
+       {"2 of 2 tables are raw", "smallest of them there: ", "codecs: [raw, raw]", "as chosen 0.9", "codec=auto"})
+    EXPECT_NE(fast.find(part), std::string::npos) << part << "\n" << fast;
+  refused({"dlrm", "analyze", "a", "--device", "gpu"}, 2, {"--device", "auto, cpu or cuda"});
   const Outcome guided =
       run({"train", "own.yaml", "--out", "c", "steps=2", "compression.forward.classes=classes.yaml"});
   EXPECT_EQ(guided.code, 0) << guided;
