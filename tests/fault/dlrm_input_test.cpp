@@ -108,6 +108,17 @@ TEST_F(DlrmInput, FirstHour) {
   EXPECT_EQ(bce, logged(path("d"), "eval/bce").back().second);
 }
 
+TEST_F(DlrmInput, ACodecAsksForShapeAndOneBound) {
+  write_text(path("rows.f32"), std::string(64, '\0'));
+  refused({"codec", "rows.f32", "--dim", "4", "--rel-eb", "0.1"}, 2, {"codec --rows", "is missing"});
+  refused({"codec", "rows.f32", "--rows", "4", "--rel-eb", "0.1"}, 2, {"codec --dim", "is missing"});
+  const Words shape{"codec", "rows.f32", "--rows", "4", "--dim", "4"};
+  refused(shape, 2, {"it needs a bound", "--rel-eb", "--abs-eb"});
+  Words both = shape;
+  for (const char* word : {"--rel-eb", "0.1", "--abs-eb", "0.1"}) both.emplace_back(word);
+  refused(both, 2, {"--rel-eb and --abs-eb are both given", "leave one"});
+}
+
 TEST_F(DlrmInput, Mistakes) {
   prepare();
   std::string good = "1";
