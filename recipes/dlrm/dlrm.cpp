@@ -171,7 +171,12 @@ class Dlrm : public Recipe, public ExchangeSwitch {
                         {"codec", coder_->codec_of(std::int64_t(t))},
                         {"bound", bound}});
     }
-    return nlohmann::json{{"data", config_.data.file}, {"tables", tables}}.dump();
+    nlohmann::json all{{"data", config_.data.file}, {"tables", tables}};
+    const auto told = [](const Direction& d) {
+      return nlohmann::json{{"choice", d.choice()}, {"raw_ms", d.raw}, {"coded_ms", d.coded}};
+    };
+    if (measured_) all["exchange"] = {{"forward", told(measured_->forward)}, {"backward", told(measured_->backward)}};
+    return all.dump();
   }
 
   void use(const CompressionConfig& compression, Local local, Context& c) override {
@@ -209,8 +214,8 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   void choose_by_link(const Batch& batch, Context& c) {
     if (config_.compression.choose != "link" || !exchange_.empty()) return;
     const ExchangeTimes t = time_exchange(*tables_, *coder_, batch.columns.at("ids"), c);
-    exchange_ = t.forward.coded < t.forward.raw ? "coded" : "raw";
-    exchange_ += t.backward.coded < t.backward.raw ? " coded" : " raw";
+    exchange_ = std::string(t.forward.choice()) + " " + t.backward.choice();
+    measured_ = t;
     const bool combined = coder_->combines();
     send_as_chosen();
     char line[200];
@@ -361,6 +366,8 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   std::optional<Coder> coder_;
   std::vector<Param> params_;
   std::optional<IdsAhead> ids_;
+  bool begun_ = false;
+  std::optional<ExchangeTimes> measured_;  // by this process, for `exchange_`
   std::string exchange_;  // what the link decided: forward and backward, raw or coded; empty: nothing yet
   std::array<double, 4> bytes_{}, since_evaluation_{};  // forward and backward: plain, sent
 };

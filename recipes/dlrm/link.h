@@ -3,12 +3,13 @@
 #include "recipes/dlrm/coder.h"
 #include "recipes/dlrm/tables.h"
 
-#include <string>
+#include <functional>
 
 namespace trireme::dlrm {
 
 struct Direction {
   double raw = 0, coded = 0;  // ms, the slowest rank's, the best of a few
+  const char* choice() const { return coded < raw ? "coded" : "raw"; }
 };
 struct ExchangeTimes {
   Direction forward, backward;

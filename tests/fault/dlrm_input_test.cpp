@@ -183,6 +183,21 @@ TEST_F(DlrmInput, RoomOfAFixedSize) {
   }
 }
 
+// What `choose: link` measured and chose stays with the run, and its report shows it.
+TEST_F(DlrmInput, TheChoiceIsInTheRunFolder) {
+  prepare();
+  const Outcome o = run({"train", "own.yaml", "--ranks", "2", "--out", "a", "steps=2", "compression.choose=link"});
+  ASSERT_EQ(o.code, 0) << o;
+  const auto exchange = nlohmann::json::parse(read_text(path("a/env.json"))).at("measured").at("exchange");
+  for (const std::string way : {"forward", "backward"}) {
+    const auto& e = exchange.at(way);
+    const double raw = e.at("raw_ms").get<double>(), coded = e.at("coded_ms").get<double>();
+    EXPECT_GT(raw, 0);
+    EXPECT_EQ(e.at("choice").get<std::string>(), coded < raw ? "coded" : "raw");
+  }
+  EXPECT_NE(read_text(path("a/report.html")).find("measured.exchange.forward.choice"), std::string::npos);
+}
+
 // A rank that is killed, and one that announces a code of a size that cannot be: the job ends with one line, its
 // checkpoints are whole, and the same command goes on from them, on as many ranks to the bit, on others nearly.
 TEST_F(DlrmInput, NothingIsLost) {
