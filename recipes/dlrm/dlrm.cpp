@@ -21,6 +21,7 @@
 #include <ostream>
 
 #include <nlohmann/json.hpp>
+#include <torch/csrc/autograd/autograd.h>
 
 namespace trireme::dlrm {
 namespace {
@@ -239,9 +240,32 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     const std::int64_t b = c.config().batch_size / c.size();
     const auto part = data_->train();
     for (std::int64_t i = 0; i < b; ++i) ids.push_back(part.begin + (c.rank() * b + i) % part.size());
-    const ExchangeTimes t = time_exchange(*tables_, *coder_, data_->read(ids, 0).columns.at("ids"), c);
+    const Batch batch = data_->read(ids, 0);
+    const ExchangeTimes t = time_exchange(*tables_, *coder_, batch.columns.at("ids"), c);
     metrics["exchange_raw_ms"] = t.forward.raw + t.backward.raw;
     metrics["exchange_coded_ms"] = t.forward.coded + t.backward.coded;
+    add_step(metrics, batch, c);
+  }
+
+  // A step but for the MLPs' all-reduce and all updates, which codes do not change: no weight does either.
+  void add_step(std::map<std::string, double>& metrics, const Batch& batch, Context& c) {
+    std::vector<at::Tensor> trained;
+    for (const auto& p : params_)
+      if (p.group != "sparse") trained.push_back(p.value);
+    if (!std::all_of(trained.begin(), trained.end(), [](const at::Tensor& w) { return w.requires_grad(); })) return;
+    const auto known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward()); };
+    const Direction ms = time_steps(*tables_, c, [&](bool coded) {
+      const at::AutoGradMode grad(true);
+      coder_->send_raw(!coded, !coded);
+      if (coded) send_as_chosen();
+      const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
+      const at::Tensor logits = forward(batch, tables_->send_ids(batch.columns.at("ids")), c,
+                                        coder_->forward(tables_->mine(), c.now.step), known);
+      const at::Tensor loss =
+          binary_loss(logits.to(c.param_type()), label.view({-1}), double(label.size(0) * c.size()));
+      return torch::autograd::grad({loss}, trained).front();
+    });
+    metrics["step_raw_ms"] = ms.raw, metrics["step_coded_ms"] = ms.coded;
   }
 
   // One rank sends nothing: what (at most 2,048 samples of) a batch of training data would come to, each table a chunk.

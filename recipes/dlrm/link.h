@@ -19,4 +19,8 @@ struct ExchangeTimes {
 // of gradients; nothing is trained. A direction that is not coded has its raw time twice.
 ExchangeTimes time_exchange(ShardedTables& tables, const Coder& coder, const at::Tensor& ids, Context& c);
 
+// Collective. `pass(coded)` fetches rows and starts to return their gradients, turn by turn raw and coded; it gives
+// what is last on the device. The return is finished here; nothing is trained.
+Direction time_steps(ShardedTables& tables, Context& c, const std::function<at::Tensor(bool coded)>& pass);
+
 }  // namespace trireme::dlrm

@@ -43,7 +43,9 @@ class DlrmInput : public ::testing::Test {
 
 TEST_F(DlrmInput, FirstHour) {
   prepare();
-  ASSERT_EQ(run({"train", "own.yaml", "--out", "a", "--ranks", "2"}).code, 0);
+  const Outcome trained = run({"train", "own.yaml", "--out", "a", "--ranks", "2"});
+  ASSERT_EQ(trained.code, 0) << trained;
+  EXPECT_NE((trained.out + trained.err).find("step, but for its updates"), std::string::npos) << trained;
   const Outcome eval = run({"eval", "a", "--predictions", "p.csv"});
   ASSERT_EQ(eval.code, 0) << eval;
   EXPECT_NE(eval.out.find("AUC"), std::string::npos) << eval;
