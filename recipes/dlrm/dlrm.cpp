@@ -31,18 +31,15 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   void fields(Fields& f) override { config_.fields(f); }
 
   void setup(Context& c) override {
-    check(c.config());
+    check_training(config_.compression, c.config());
     data_ = open_data(config_.data);
     const auto tables = std::int64_t(data_->tables().size());
     const Shape shape = shape_of(config_.model, config_.data, data_->dense(), tables);
     coder_.emplace(config_.compression, config_.data, tables);
-    check_type(c);
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(shape, params);
-    double memory = machine_memory();  // hosts may differ, and the plan may not
-    c.comm("control").all_reduce({&memory, 1, DType::f64}, Op::min).wait();
     tables_.emplace(data_->tables(), shape.dim, config_.embedding.rule(),
-                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), memory), c);
+                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), memory_of_ranks(c)), c);
     ids_.emplace(*tables_, c);
     params_ = params.all();
     for (auto& p : tables_->parameters()) params_.push_back(std::move(p));
@@ -62,7 +59,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   at::Tensor backward(const Batch& batch, Context& c) override {
     if (ids_->at_begin()) tables_->forget();
     coder_->run_length(c.steps);
-    choose_by_link(batch, c);
+    begin_once(batch, c);
     const auto gradient_known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward(true)); };
     const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
     const at::Tensor logits = forward(batch, c.recorded() ? ids_->recorded(batch) : ids_->take(batch), c,
@@ -186,6 +183,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
         throw UsageError("exchange", "stays local only where every rank holds a table", "use fewer ranks");
     config_.compression = compression;
     coder_.emplace(compression, config_.data, std::int64_t(data_->tables().size()));
+    coder_->check_device(c.device(), false);
     tables_->forward().stay(local.forward);
     tables_->backward().stay(local.backward);
     c.record_anew();
@@ -199,16 +197,10 @@ class Dlrm : public Recipe, public ExchangeSwitch {
  private:
   bool codes() const { return coder_->forward_on() || coder_->backward_on(); }
 
-  static void check(const TrainConfig& train) {
-    if (train.ema > 0) throw UsageError("ema", "averages the MLPs, and tables have no average", "use ema=0");
-    if (train.precision == "fp16")
-      throw UsageError("precision", "fp16 scales the loss, and gradients of tables are not scaled back",
-                       "use f32 or bf16");
-  }
-
-  void check_type(const Context& c) const {
-    if (c.param_type() == at::kDouble && codes())
-      throw UsageError("compression", "codes f32 values, and precision is f64", "use precision=f32");
+  // Before the first step that this process takes; an evaluation may have what training may not.
+  void begin_once(const Batch& batch, Context& c) {
+    if (!std::exchange(begun_, true)) coder_->check_device(c.device(), c.saved_text("recipe/data").has_value());
+    choose_by_link(batch, c);
   }
 
   // Once, at the first step of the run: the choice is part of its state, so that a resumed run takes the same bits.

@@ -166,6 +166,31 @@ TEST_F(DlrmInput, Mistakes) {
   refused({"train", "own.yaml", "--out", "a"}, 3, {"table shop", "has 5 rows", "asks for row 32512"});
 }
 
+// A dry run refuses what the run would.
+TEST_F(DlrmInput, ADryRunRefusesWhatARunWould) {
+  prepare();
+  const auto dry = [&](const Words& keys) {
+    Words words{"train", "own.yaml", "--dry-run", "--ranks", "2"};
+    words.insert(words.end(), keys.begin(), keys.end());
+    return words;
+  };
+  EXPECT_EQ(run(dry({})).code, 0);
+  const std::string forward = "compression.forward.codec", classes = "compression.forward.classes";
+  refused(dry({"compression.forward.codec=zip"}), 2, {forward, "zip"});
+  refused(dry({"compression.forward.codec=analysis"}), 2, {forward, classes, "published", "trireme dlrm analyze"});
+  refused(dry({"compression.forward.classes=none.yaml"}), 2, {classes, "none.yaml", "no such file"});
+  refused(dry({"precision=f64"}), 2, {"f64"});
+  const Outcome sgd = run(dry({"planner.memory_gib=1e-9"}));
+  EXPECT_EQ(sgd.code, 2) << sgd;
+  EXPECT_NE(sgd.err.find("--max-ind-range"), std::string::npos) << sgd;
+  EXPECT_EQ(sgd.err.find("embedding.optimizer"), std::string::npos) << "it is sgd\n" << sgd;
+  refused(dry({"planner.memory_gib=1e-9", "embedding.optimizer=adagrad"}), 2, {"embedding.optimizer: sgd"});
+  refused(dry({"data.file=criteo_like", "data.scale=1", "model.dim=65536"}), 2, {"table", "GiB", "data.scale"});
+  for (const std::string key :
+       {"compression.nonfinite=error", "compression.checksum=true", "compression.forward.codec=smallest"})
+    refused(dry({"device=cuda", key}), 2, {key.substr(0, key.find('=')), "GPU", "device=cpu"});
+}
+
 // No sizes go ahead (between processes, by MPI): the same losses, and metrics that say how full the room was.
 TEST_F(DlrmInput, RoomOfAFixedSize) {
   prepare();

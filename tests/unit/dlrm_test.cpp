@@ -1,5 +1,6 @@
 // The recipe `dlrm` on loopback ranks: gradients, equal results on any number of ranks, resume, sparse updates, the
 // exchange, and the loss curve of the same model in plain PyTorch (tests/reference/dlrm_losses.py).
+#include "comm/device.h"
 #include "comm/local/loopback.h"
 #include "data/loader.h"
 #include "data/rng.h"
@@ -9,10 +10,11 @@
 #include "framework/pinned.h"
 #include "framework/session.h"
 #include "recipes/dlrm/bounds.h"
+#include "recipes/dlrm/coder.h"
 #include "recipes/dlrm/combine.h"
 #include "recipes/dlrm/exchange.h"
 #include "recipes/dlrm/exchange_switch.h"
-#include "recipes/dlrm/planner.h"
+#include "recipes/dlrm/plan.h"
 #include "recipes/dlrm/tables.h"
 #include "recipes/dlrm/whole_job.h"
 #include "tests/fake_graph.h"
@@ -703,17 +705,61 @@ TEST(Bounds, DecayOfTheArtifact) {
   }
 }
 
+TEST(Planner, RanksOfAMachineShareItsMemory) {
+  EXPECT_GT(share_of_memory(at::kCPU, 1), 1e8);
+  EXPECT_EQ(share_of_memory(at::kCPU, 4), share_of_memory(at::kCPU, 1) / 4);
+  if (!device_runtime()) {
+    EXPECT_EQ(share_of_memory(at::Device(at::kCUDA, 0), 1), 0) << "not known here";
+  }
+  std::vector<double> memory(3);
+  run_loopback(3, [&](Communicator& world) {
+    Experiment e(Config::parse(yaml(), "dlrm.yaml", {}));
+    Session session(world, e.train, *e.recipe);
+    memory[std::size_t(world.rank())] = memory_of_ranks(session.context());
+  });
+  for (const double m : memory) EXPECT_EQ(m, share_of_memory(at::kCPU, 3));
+}
+
+// What kernels on a GPU cannot do is refused before a step, by the name of its key.
+TEST(Coder, RefusesWhatAGpuLacks) {
+  const at::Device gpu(at::kCUDA, 0);
+  const auto refused = [&](const CompressionConfig& c, bool goes_on = false) {
+    std::string what;
+    try {
+      Coder(c, {}, 26).check_device(gpu, goes_on);
+    } catch (const UsageError& e) {
+      what = e.what();
+    }
+    EXPECT_NO_THROW(Coder(c, {}, 26).check_device(at::kCPU, false));
+    return what.substr(0, what.find(':'));
+  };
+  CompressionConfig c;
+  c.nonfinite = "error", c.checksum = true;
+  EXPECT_EQ(refused(c), "") << "nothing is coded";
+  c.backward.codec = "auto";
+  EXPECT_EQ(refused(c), "compression.nonfinite");
+  EXPECT_EQ(refused(c, true), "compression.checksum") << "a run of before goes on";
+  c.nonfinite = "raw";
+  EXPECT_EQ(refused(c), "compression.checksum");
+  c.checksum = false;
+  EXPECT_EQ(refused(c), "");
+  c.backward.codec = "smallest";
+  EXPECT_EQ(refused(c), "compression.backward.codec");
+  c.backward.codec = "raw", c.forward.codec = "smallest";
+  EXPECT_EQ(refused(c), "compression.forward.codec");
+}
+
 TEST(Planner, BalancesAndRefuses) {
   std::vector<Table> tables;
   for (const std::int64_t rows : {10, 1000, 20, 900, 30, 800, 40}) tables.push_back({"t" + std::to_string(rows), rows});
-  const Owners two = plan_tables(tables, 4, 2, 1e9);
+  const Owners two = plan_tables(tables, 4, 2, 1e9, "");
   EXPECT_EQ(two.tables[0].size() + two.tables[1].size(), 7u);
   EXPECT_LE(two.tables[0].size(), 4u);
   EXPECT_LT(std::abs(two.bytes[0] - two.bytes[1]), 4 * 810);
-  EXPECT_EQ(plan_tables(tables, 4, 9, 1e9).tables[8].size(), 0u);
-  EXPECT_THROW(plan_tables(tables, 4, 9, 3999), UsageError);  // t1000 fits nowhere
-  EXPECT_THROW(plan_tables(tables, 4, 2, 4500), UsageError);  // all do not fit together
-  EXPECT_NO_THROW(plan_tables(tables, 4, 3, 4200));
+  EXPECT_EQ(plan_tables(tables, 4, 9, 1e9, "").tables[8].size(), 0u);
+  EXPECT_THROW(plan_tables(tables, 4, 9, 3999, ""), UsageError);  // t1000 fits nowhere
+  EXPECT_THROW(plan_tables(tables, 4, 2, 4500, ""), UsageError);  // all do not fit together
+  EXPECT_NO_THROW(plan_tables(tables, 4, 3, 4200, ""));
 }
 
 }  // namespace
