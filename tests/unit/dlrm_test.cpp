@@ -10,6 +10,7 @@
 #include "framework/pinned.h"
 #include "framework/session.h"
 #include "recipes/dlrm/bounds.h"
+#include "recipes/dlrm/codec_speed.h"
 #include "recipes/dlrm/coder.h"
 #include "recipes/dlrm/combine.h"
 #include "recipes/dlrm/exchange.h"
@@ -565,6 +566,18 @@ TEST(Analyze, LooksUpWhatTravels) {
     ids[3][1] = 7;
     EXPECT_THROW(pooled_rows(table, held.weight(0), ids), DataError);
   }
+}
+
+TEST(Analyze, MeasuresACodec) {
+  const std::vector<at::Tensor> batches{at::randn({64, 8}) * (at::rand({64, 1}) > 0.7), at::zeros({64, 8})};
+  const CodecSpeed sparse = measure_codec("dedup_sparse", batches, 0.02, 2),
+                   twice = measure_codec("dedup_sparse", batches, 0.02, 4);
+  EXPECT_GT(sparse.ratio, 4);
+  EXPECT_EQ(sparse.ratio, twice.ratio);
+  EXPECT_GT(sparse.encode, 0);
+  EXPECT_GT(sparse.decode, 0);
+  EXPECT_LT(measure_codec("raw", batches, 0.02, 2).ratio, 1) << "headers are counted";
+  EXPECT_THROW(measure_codec("zip", batches, 0.02, 2), UsageError);
 }
 
 TEST(Dlrm, CombinedGradientsTrainTheSameAndAreFewer) {
