@@ -106,8 +106,9 @@ class Loop {
     if (world.rank() != 0 || step_ == total_) return;  // a finished run stays as it is
     const bool terminal = isatty(STDERR_FILENO) || std::getenv("TRIREME_TERMINAL");
     metrics_ = Metrics(folder_.dir, step_, total_, terminal, setup.recipe->unit(), setup.recipe->charts());
+    described_ = recipe_description(*setup.recipe);
     record_start(folder_, setup.config, setup.schema,
-                 describe_environment(world.size(), at::get_num_threads(), recipe_description(*setup.recipe)), step_);
+                 describe_environment(world.size(), at::get_num_threads(), described_), step_);
     session_.context().on_message = [this](std::string_view line) { metrics_.message(line); };
     if (step_ < total_)
       metrics_.message(start_banner(setup, session_, folder_, std::ssize(setup.recipe->train_ids()), step_));
@@ -130,6 +131,8 @@ class Loop {
       const bool ahead = setup_.recipe->looks_ahead() && step_ + 1 < total_;
       session_.step(batch, ahead ? &loader_.peek() : nullptr);
       watchdog_.finished(++step_);
+      if (!described_.empty())
+        record_measured(folder_, std::exchange(described_, {}), recipe_description(*setup_.recipe));
       // The host reads the device only where it must, and before a checkpoint; on a CPU reading is free.
       const bool read = session_.context().device().is_cpu() || due(config_.log_every) ||
                         due(config_.checkpoint.every) || due(config_.eval_every) || step_ == total_;
@@ -254,6 +257,7 @@ class Loop {
   Session session_;
   Loader loader_;
   RunFolder folder_;
+  std::string described_;  // on rank 0: what the recipe says of itself, until its first step
   Checkpoints checkpoints_;
   Metrics metrics_;
   StepReport report_;

@@ -253,4 +253,15 @@ void record_start(const RunFolder& folder, const Config& config, const std::func
   replace_durably(system_io(), env_file, old_env.empty() ? environment : with_resume(old_env, environment, step));
 }
 
+void record_measured(const RunFolder& folder, const std::string& before, const std::string& now) {
+  const std::string file = folder.file("env.json");
+  auto environment = nlohmann::json::parse(text_of(file), nullptr, false);
+  const auto first = nlohmann::json::parse(before, nullptr, false), last = nlohmann::json::parse(now, nullptr, false);
+  if (!environment.is_object() || !first.is_object() || !last.is_object()) return;
+  bool more = false;
+  for (const auto& [key, value] : last.items())
+    if (!first.contains(key)) environment["measured"][key] = value, more = true;
+  if (more) replace_durably(system_io(), file, environment.dump(2) + "\n");
+}
+
 }  // namespace trireme

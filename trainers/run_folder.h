@@ -50,5 +50,8 @@ std::string describe_environment(int ranks, int threads, const std::string& reci
 // are and appends what is different now: a comment with the keys that changed, an entry in the list `resumes`.
 void record_start(const RunFolder& folder, const Config& config, const std::function<void(Fields&)>& schema,
                   const std::string& environment, std::int64_t step);
+// On rank 0: what a recipe's description says more than before goes into env.json, as `measured`; a run that goes on
+// keeps it.
+void record_measured(const RunFolder& folder, const std::string& before, const std::string& now);
 
 }  // namespace trireme

@@ -18,7 +18,7 @@ using namespace coding;
 const std::map<std::string, std::vector<Encoder>, std::less<>>& codecs() {
   static const std::map<std::string, std::vector<Encoder>, std::less<>> all = {
       {"auto", {}},
-      {"smallest", {vector_lz, huffman, rans, dedup_packed, dedup_huffman, dedup_rans}},
+      {"smallest", {vector_lz, huffman, rans, dedup_packed, dedup_sparse, dedup_huffman, dedup_rans}},
       {"raw", {raw_values}},
       {"packed", {packed_codes}},
       {"vector_lz", {vector_lz}},

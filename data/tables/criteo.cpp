@@ -60,7 +60,18 @@ double thread_seconds() {
   return double(t.tv_sec) + double(t.tv_nsec) * 1e-9;
 }
 
-std::int64_t lines_in(std::string_view text) {
+bool has_records(const std::string& file) { return file.ends_with(".bin"); }
+
+// Lines or records of a whole file.
+std::int64_t lines_in(std::string_view text, const std::string& file) {
+  if (has_records(file)) {
+    if (text.size() % criteo_record)
+      throw DataError(
+          file,
+          "holds " + std::to_string(text.size()) + " bytes, which are no records of " + std::to_string(criteo_record),
+          "name a file of i32: a label, 13 integers and 26 categories, again and again");
+    return std::int64_t(text.size() / criteo_record);
+  }
   const auto n = std::int64_t(std::count(text.begin(), text.end(), '\n'));
   return n + (!text.empty() && text.back() != '\n');
 }
@@ -89,7 +100,7 @@ class Preparation {
     for (const auto& f : spec_.files) {
       days.push_back(std::make_unique<Mapped>(f));
       total_ += std::int64_t(days.back()->text().size());
-      most += lines_in(days.back()->text());
+      most += lines_in(days.back()->text(), f);
     }
     writer_.emplace(spec_.out, most, criteo_dense, criteo_tables, false);
     std::vector<std::int64_t> ends;  // of days, in samples
@@ -113,17 +124,19 @@ class Preparation {
     std::vector<std::string_view> pieces;
     std::vector<double> parsing(n);
     std::int64_t line = 1;
+    const bool records = has_records(name);
     for (std::size_t at = 0; at < text.size();) {
       const std::size_t first = at;
       for (pieces.clear(); pieces.size() < n && at < text.size();) {
-        std::size_t end = std::min(text.size(), at + piece);
-        if (end < text.size()) end = std::min(text.find('\n', end - 1), text.size() - 1) + 1;
+        std::size_t end = std::min(text.size(), at + (records ? piece / criteo_record * criteo_record : piece));
+        if (!records && end < text.size()) end = std::min(text.find('\n', end - 1), text.size() - 1) + 1;
         pieces.push_back(text.substr(at, end - at));
         at = end;
       }
       workers_.each(std::int64_t(pieces.size()), [&](std::int64_t k) {
         const double begin = thread_seconds();
-        parse_criteo(pieces[std::size_t(k)], std::uint32_t(spec_.max_ind_range), blocks[std::size_t(k)]);
+        const auto parse = records ? parse_criteo_records : parse_criteo;
+        parse(pieces[std::size_t(k)], std::uint32_t(spec_.max_ind_range), blocks[std::size_t(k)]);
         parsing[std::size_t(k)] += thread_seconds() - begin;
       });
       for (std::size_t k = 0; k < pieces.size(); ++k) {
@@ -155,7 +168,9 @@ class Preparation {
     throw DataError(
         report_.bad.front(),
         std::to_string(report_.bad_lines) + " of " + std::to_string(report_.lines) + " lines" + when + " are malformed",
-        "lines have a label, 13 integers and 26 hexadecimal words between tabs; --broken-share allows more");
+        "lines have a label, 13 integers and 26 hexadecimal words between tabs (records of a .bin 26 categories, 0 or "
+        "more); "
+        "--broken-share allows more");
   }
 
   void drop(CriteoBlock& b, const std::string& name) {

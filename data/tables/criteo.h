@@ -1,5 +1,8 @@
 // Criteo's click logs: tab-separated lines of a label, 13 integers and 26 hexadecimal words, any of them blank.
 //
+// The reference's binary form, FILE.bin, says the same in records of 40 little-endian i32, categories below 0 being
+// malformed.
+//
 // Integers below 0 are 0; dense values are log(x + 1). A category is its word modulo max_ind_range, where that is set;
 // ids are given in the order of first appearance.
 #pragma once
@@ -29,8 +32,12 @@ struct CriteoBlock {
 // text: whole lines. Malformed ones are left out. Clears `out` first; keeps its memory.
 void parse_criteo(std::string_view text, std::uint32_t max_ind_range, CriteoBlock& out);
 
+// The same of whole records, a line each.
+constexpr std::size_t criteo_record = 4 * (1 + criteo_dense + criteo_tables);
+void parse_criteo_records(std::string_view records, std::uint32_t max_ind_range, CriteoBlock& out);
+
 struct CriteoSpec {
-  std::vector<std::string> files;  // in the order of days; one file is cut into seven days of equal length
+  std::vector<std::string> files;  // in the order of days; one is cut into seven days of equal length; .bin: records
   std::string out;                 // prepared file
   std::int64_t max_ind_range = 0;  // 0: words as they are
   double drop_negatives = 0;       // share of the negatives left out, by (seed, line)
@@ -49,7 +56,7 @@ struct CriteoReport {
 };
 
 // Train: all days but the last; test: the first half of the last, validation: the rest. DataError naming file and line
-// for too many malformed lines.
+// for too many malformed lines, and a file of records that ends within one.
 CriteoReport prepare_criteo(const CriteoSpec& spec);
 
 }  // namespace trireme

@@ -30,6 +30,8 @@ const float* logs() {
   return table.data();
 }
 
+float dense_of(std::uint64_t value) { return value < 65536 ? logs()[value] : float(std::log1p(double(value))); }
+
 // Eight hexadecimal digits at once: each byte becomes its value, and what it should look like is compared with it.
 bool eight_digits(const char* p, std::uint32_t& value) {
   constexpr std::uint64_t ones = 0x0101010101010101ull;
@@ -69,7 +71,7 @@ struct Line {
     const char* begin = p;
     while (p < end && std::uint8_t(*p - '0') < 10) value = value * 10 + std::uint64_t(*p++ - '0');
     if (p - begin > 18 || (negative && p == begin)) return fail("has an integer that is none");
-    out = negative ? 0 : value < 65536 ? logs()[value] : float(std::log1p(double(value)));
+    out = negative ? 0 : dense_of(value);
     return true;
   }
 
@@ -107,11 +109,51 @@ struct Modulo {
   std::uint32_t operator()(std::uint32_t x) const { return d ? std::uint32_t((__uint128_t(m * x) * d) >> 64) : x; }
 };
 
+void clear(CriteoBlock& b) {
+  b.label.clear(), b.dense.clear(), b.words.clear(), b.bad.clear();
+  b.bad_lines = b.lines = 0;
+}
+
+void cut(CriteoBlock& b, std::size_t n) {
+  b.label.resize(n), b.dense.resize(n * criteo_dense), b.words.resize(n * criteo_tables);
+}
+
+// Why it is malformed; null: it is not.
+const char* take_record(const std::int32_t* record, const Modulo& modulo, CriteoBlock& out, std::size_t n) {
+  if (record[0] != 0 && record[0] != 1) return "has a label that is neither 0 nor 1";
+  out.label[n] = std::uint8_t(record[0]);
+  float* dense = out.dense.data() + n * criteo_dense;
+  for (int k = 0; k < criteo_dense; ++k) dense[k] = dense_of(std::uint64_t(std::max(record[1 + k], 0)));
+  std::uint32_t* words = out.words.data() + n * criteo_tables;
+  for (int k = 0; k < criteo_tables; ++k) {
+    if (record[1 + criteo_dense + k] < 0) return "has a category below 0";
+    words[k] = modulo(std::uint32_t(record[1 + criteo_dense + k]));
+  }
+  return nullptr;
+}
+
 }  // namespace
 
+void parse_criteo_records(std::string_view records, std::uint32_t max_ind_range, CriteoBlock& out) {
+  clear(out);
+  const Modulo modulo(max_ind_range);
+  const std::size_t all = records.size() / criteo_record;
+  cut(out, all);
+  std::size_t n = 0;
+  for (std::size_t k = 0; k < all; ++k) {
+    std::int32_t record[criteo_record / 4];
+    std::memcpy(record, records.data() + k * criteo_record, criteo_record);
+    if (const char* why = take_record(record, modulo, out, n); !why)
+      ++n;
+    else if (++out.bad_lines, out.bad.size() < 10)
+      out.bad.push_back({std::int64_t(k), why});
+  }
+  out.lines = std::int64_t(all);
+  cut(out, n);
+}
+
 void parse_criteo(std::string_view text, std::uint32_t max_ind_range, CriteoBlock& out) {
-  out.label.clear(), out.dense.clear(), out.words.clear(), out.bad.clear();
-  out.bad_lines = out.lines = 0;
+  clear(out);
   const Modulo modulo(max_ind_range);
   const char *p = text.data(), *end = p + text.size();
   std::size_t n = 0;
@@ -120,7 +162,7 @@ void parse_criteo(std::string_view text, std::uint32_t max_ind_range, CriteoBloc
     if (!stop) stop = end;
     if (n == out.label.size()) {
       const std::size_t room = std::max<std::size_t>(1024, n * 2);
-      out.label.resize(room), out.dense.resize(room * criteo_dense), out.words.resize(room * criteo_tables);
+      cut(out, room);
     }
     Line line{p, stop > p && stop[-1] == '\r' ? stop - 1 : stop};
     std::uint32_t* words = out.words.data() + n * criteo_tables;
@@ -134,7 +176,7 @@ void parse_criteo(std::string_view text, std::uint32_t max_ind_range, CriteoBloc
     ++out.lines;
     p = stop + 1;
   }
-  out.label.resize(n), out.dense.resize(n * criteo_dense), out.words.resize(n * criteo_tables);
+  cut(out, n);
 }
 
 }  // namespace trireme

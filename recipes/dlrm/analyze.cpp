@@ -5,13 +5,15 @@
 #include "data/file.h"
 #include "data/rng.h"
 #include "framework/command.h"
+#include "framework/device_info.h"
 #include "framework/experiment.h"
 #include "framework/init_from.h"
+#include "framework/placement.h"
+#include "recipes/dlrm/codec_speed.h"
 #include "recipes/dlrm/config.h"
 #include "recipes/dlrm/whole_job.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -29,7 +31,7 @@ namespace trireme::dlrm {
 namespace {
 
 struct Options {
-  std::string what, run, out, tight = "0.98", link = "4", ranks, dump, coding;
+  std::string what, run, out, tight = "0.98", link = "1.25", ranks, dump, coding, device = "auto";
   bool whole_job = false;
   int rows = 2048, batches = 4, loose_rows = 200;
 };
@@ -55,77 +57,80 @@ std::size_t distinct_codes(const at::Tensor& rows, double relative) {
   return distinct_rows(codes.const_data_ptr(), std::size_t(codes.size(0)), std::size_t(codes.size(1)) * 4);
 }
 
-struct Measured {
-  double ratio = 0, encode = 0, decode = 0;  // GB/s of f32 input
-};
-
-// One batch a chunk, each with its own range; times are of all.
-Measured measure(const std::string& codec, const std::vector<at::Tensor>& batches, double bound) {
-  using Clock = std::chrono::steady_clock;
-  BoundedOptions o;
-  o.codec = codec;
-  const Bounded bounded(o, "--codec");
-  const auto n = std::size_t(batches[0].size(0)), d = std::size_t(batches[0].size(1));
-  std::vector<std::uint8_t> out(bounded.max_bytes(n, d));
-  std::vector<float> back(n * d);
-  Measured m;
-  double plain = 0, coded = 0, encode = 1e30, decode = 1e30;
-  for (int pass = 0; pass < 3; ++pass) {
-    double e = 0, x = 0;
-    for (const auto& rows : batches) {
-      TableChunk chunk{rows.const_data_ptr<float>(), n, d};
-      chunk.bound = float(bound);
-      std::uint64_t size = 0;
-      const auto begin = Clock::now();
-      bounded.encode({&chunk, 1}, {out.data(), out.size(), DType::u8}, {&size, 1, DType::i64});
-      const auto middle = Clock::now();
-      const CodedChunk coded_chunk{out.data(), std::size_t(size), back.data(), n, d};
-      bounded.decode({&coded_chunk, 1});
-      e += std::chrono::duration<double>(middle - begin).count();
-      x += std::chrono::duration<double>(Clock::now() - middle).count();
-      if (pass == 0) plain += double(n * d) * 4, coded += double(size);
-    }
-    encode = std::min(encode, e), decode = std::min(decode, x);
-  }
-  return {plain / coded, plain / encode * 1e-9, plain / decode * 1e-9};
-}
-
 // SC'24's model of how much sooner a table is across a link of `link` GB/s.
-double speedup(const Measured& m, double link) { return 1 / (1 / m.ratio + link * (1 / m.encode + 1 / m.decode)); }
+double speedup(const CodecSpeed& m, double link) { return 1 / (1 / m.ratio + link * (1 / m.encode + 1 / m.decode)); }
 
 struct TableReport {
   std::string bound, codec;
   std::int64_t rows = 0;
   double unique[3] = {};  // at 0.005, 0.01, 0.02
-  Measured chosen;
+  CodecSpeed chosen;
   std::map<std::string, double> ratios;  // of every codec
 };
 
-const std::vector<std::string> candidates{"vector_lz", "huffman", "dedup_huffman", "dedup_rans", "packed"};
+const std::vector<std::string> candidates{"auto",         "packed",       "vector_lz",     "huffman",   "rans",
+                                          "dedup_packed", "dedup_sparse", "dedup_huffman", "dedup_rans"};
 
-TableReport look(const std::vector<at::Tensor>& batches, const Table& table, const Options& o,
-                 const BoundsConfig& bounds) {
-  TableReport r;
-  r.rows = table.rows;
+// The class of a table, by what is left of its rows after rounding.
+void classify(TableReport& r, const std::vector<at::Tensor>& batches, const Options& o) {
   constexpr double at[] = {0.005, 0.01, 0.02};
   for (const auto& rows : batches) {
     const auto all = double(distinct_rows(rows.const_data_ptr(), std::size_t(rows.size(0)), rows[0].nbytes()));
     for (int k = 0; k < 3; ++k) r.unique[k] += double(distinct_codes(rows, at[k])) / all / double(batches.size());
   }
-  const double u = r.unique[1];
-  r.bound = u < real("--tight", o.tight) ? "tight" : table.rows <= o.loose_rows ? "loose" : "base";
+  r.bound = r.unique[1] < real("--tight", o.tight) ? "tight" : r.rows <= o.loose_rows ? "loose" : "base";
+}
+
+// `tables`: how many are coded in one call on a GPU, where a call takes some time whatever it codes.
+TableReport look(const std::vector<at::Tensor>& batches, const Table& table, const Options& o,
+                 const BoundsConfig& bounds, at::Device device, std::size_t tables) {
+  TableReport r;
+  r.rows = table.rows;
+  classify(r, batches, o);
   const double eb = r.bound == "tight" ? bounds.tight : r.bound == "loose" ? bounds.loose : bounds.base;
-  double best = 0;
+  std::vector<at::Tensor> there;
+  for (const auto& rows : batches) there.push_back(rows.to(device));
+  const std::size_t count = device.is_cpu() ? batches.size() : std::max(tables, batches.size());
+  double best = 1;
+  r.codec = "raw", r.chosen = measure_codec("raw", there, eb, count);  // the link is faster
   for (const auto& codec : candidates) {
-    const Measured m = measure(codec, batches, eb);
+    const CodecSpeed m = measure_codec(codec, there, eb, count);
     const double s = speedup(m, real("--link", o.link));
     r.ratios[codec] = m.ratio;
     if (s > best) best = s, r.codec = codec, r.chosen = m;
   }
-  for (const char* codec : {"auto", "smallest"}) r.ratios[codec] = measure(codec, batches, eb).ratio;
+  r.ratios["smallest"] = measure_codec("smallest", batches, eb, batches.size()).ratio;  // it knows no GPU
   r.ratios["vector_lz or huffman"] = std::max(r.ratios["vector_lz"], r.ratios["huffman"]);
-  if (best < 1) r.codec = "raw";  // the link is faster
   return r;
+}
+
+// f32 bytes by coded ones of tables that are equally large.
+double ratio_of_all(const std::vector<TableReport>& all, const auto& ratio) {
+  double coded = 0;
+  for (const auto& r : all) coded += 1 / ratio(r);
+  return double(all.size()) / coded;
+}
+
+void print_choice(const std::vector<TableReport>& all, const Options& o, at::Device device) {
+  std::printf("all tables, f32 bytes by coded bytes, headers counted, chunks of %d rows: as chosen %.2f", o.rows,
+              ratio_of_all(all, [](const TableReport& r) { return r.chosen.ratio; }));
+  for (const auto& [codec, ratio] : all.front().ratios)
+    std::printf(", %s %.2f", codec.c_str(),
+                ratio_of_all(all, [&name = codec](const TableReport& r) { return r.ratios.at(name); }));
+  std::printf("\nGB/s are of f32 on %s\n", device.is_cpu() ? "one thread of the CPU" : "the GPU");
+  std::vector<TableReport> raw;
+  for (const auto& r : all)
+    if (r.codec == "raw") raw.push_back(r);
+  if (raw.empty()) return;
+  std::string best;
+  double most = 0;
+  for (const auto& codec : candidates)
+    if (const double x = ratio_of_all(raw, [&](const TableReport& r) { return r.ratios.at(codec); }); x > most)
+      most = x, best = codec;
+  std::printf(
+      "%zu of %zu tables are raw: no coder on this %s is fast enough for a link of %s GB/s; smallest of them "
+      "there: %s, ratio %.2f\n",
+      raw.size(), all.size(), device.is_cpu() ? "CPU (a thread)" : "GPU", o.link.c_str(), best.c_str(), most);
 }
 
 std::string yaml_list(const std::string& key, const std::vector<TableReport>& all,
@@ -141,8 +146,9 @@ std::string digits(double v) {
   return text;
 }
 
-std::string yaml_of(const std::vector<TableReport>& all, const Options& o) {
+std::string yaml_of(const std::vector<TableReport>& all, const Options& o, const std::string& where) {
   return "# Written by trireme dlrm analyze " + o.run + ": read by compression.forward.classes\n" +
+         "# codecs: for a link of " + o.link + " GB/s, measured on " + where + "\n" +
          yaml_list("classes", all, [](const TableReport& r) { return r.bound; }) +
          yaml_list("codecs", all, [](const TableReport& r) { return r.codec; }) +
          yaml_list("rows", all, [](const TableReport& r) { return std::to_string(r.rows); }) +
@@ -160,13 +166,11 @@ Batch batch_of(const TableData& data, const Options& o, int k) {
   return data.read(ids, 0);
 }
 
-// What training reads of the table whose ids begin at this column: the first of each bag.
-std::vector<at::Tensor> lookups(const std::vector<at::Tensor>& ids, std::int64_t column, const at::Tensor& weight) {
+// What travels of the table whose ids begin at this column.
+std::vector<at::Tensor> lookups(const std::vector<at::Tensor>& ids, std::int64_t column, const Table& table,
+                                const at::Tensor& weight) {
   std::vector<at::Tensor> batches;
-  for (const auto& batch : ids) {
-    const at::Tensor first = batch.select(1, column).clamp_min(0).to(at::kLong);
-    batches.push_back(weight.index_select(0, first).to(at::kFloat).contiguous());
-  }
+  for (const auto& batch : ids) batches.push_back(pooled_rows(table, weight, batch.narrow(1, column, table.width)));
   return batches;
 }
 
@@ -199,8 +203,9 @@ void print_whole_job(const Options& o, const DlrmConfig& config, const TableData
     std::vector<at::Tensor> looked;
     std::int64_t column = 0;
     for (std::int64_t t = 0; t < tables; ++t) {
-      looked.push_back(lookups({batch.columns.at("ids")}, column, weights.at(table_name(t)))[0]);
-      column += data.tables()[std::size_t(t)].width;
+      const Table& table = data.tables()[std::size_t(t)];
+      looked.push_back(lookups({batch.columns.at("ids")}, column, table, weights.at(table_name(t)))[0]);
+      column += table.width;
     }
     ids.push_back(batch.columns.at("ids"));
     const Looked l = look_up(shape, weights, at::stack(looked), batch.columns.at("dense"), batch.columns.at("label"));
@@ -239,14 +244,37 @@ void dump(const Options& o, std::size_t table, const std::vector<at::Tensor>& ba
   }
 }
 
-void write_yaml(const std::string& out, const std::string& yaml) {
+void write_yaml(const std::string& out, const std::string& yaml, bool all_raw) {
   write_whole(out, [&](const std::string& name) {
     std::ofstream file(name);
     file << yaml << std::flush;
     if (!file) throw DataError(out, "cannot be written", "is the disk full?");
   });
-  std::printf("wrote %s: train with compression.forward.classes=%s compression.forward.codec=analysis\n", out.c_str(),
-              out.c_str());
+  std::printf("wrote %s: train with compression.forward.classes=%s compression.forward.codec=%s\n", out.c_str(),
+              out.c_str(), all_raw ? "auto (its own codecs are raw)" : "analysis");
+}
+
+std::vector<TableReport> table_by_table(const Options& o, const DlrmConfig& config, const TableData& data,
+                                        const std::map<std::string, at::Tensor>& weights,
+                                        const std::vector<at::Tensor>& ids, at::Device device) {
+  std::vector<TableReport> all;
+  std::printf("%-8s %11s %9s %9s %9s  %-6s %-14s %7s %7s %7s\n", "table", "rows", "Uq/U0 .005", ".01", ".02", "class",
+              "codec", "ratio", "enc", "dec");
+  std::int64_t column = 0;
+  for (std::size_t t = 0; t < data.tables().size(); ++t) {
+    const Table& table = data.tables()[t];
+    const auto weight = weights.find(table_name(std::int64_t(t)));
+    if (weight == weights.end()) throw DataError(o.run, "has no " + table_name(std::int64_t(t)), "name a run of dlrm");
+    const auto batches = lookups(ids, column, table, weight->second);
+    all.push_back(look(batches, table, o, config.compression.forward.bounds, device, data.tables().size()));
+    if (!o.dump.empty()) dump(o, t, batches);
+    const TableReport& r = all.back();
+    column += table.width;
+    std::printf("%-8s %11lld %9.3f %9.3f %9.3f  %-6s %-14s %7.1f %7.2f %7.2f\n", table.name.c_str(),
+                static_cast<long long>(r.rows), r.unique[0], r.unique[1], r.unique[2], r.bound.c_str(), r.codec.c_str(),
+                r.chosen.ratio, r.chosen.encode, r.chosen.decode);
+  }
+  return all;
 }
 
 int analyze(const Options& o) {
@@ -259,6 +287,7 @@ int analyze(const Options& o) {
   TrainConfig train;
   file.read([&](Fields& f) { train.fields(f), config.fields(f); });
   if (!o.coding.empty()) config.compression = compression_of(o.coding);
+  const at::Device device = one_device(o.device);
   if (o.whole_job && o.ranks.empty())
     throw UsageError("--whole-job", "does not know the numbers of ranks", "add --ranks 4,8,32");
   const auto data = open_data(config.data);
@@ -270,41 +299,18 @@ int analyze(const Options& o) {
     print_whole_job(o, config, *data, weights);
     std::int64_t column = 0;
     for (std::size_t t = 0; !o.dump.empty() && t < data->tables().size(); ++t) {
-      dump(o, t, lookups(ids, column, weights.at(table_name(std::int64_t(t)))));
-      column += data->tables()[t].width;
+      const Table& table = data->tables()[t];
+      dump(o, t, lookups(ids, column, table, weights.at(table_name(std::int64_t(t)))));
+      column += table.width;
     }
     return 0;
   }
-  std::vector<TableReport> all;
-  std::printf("%-8s %11s %9s %9s %9s  %-6s %-14s %7s %7s %7s\n", "table", "rows", "Uq/U0 .005", ".01", ".02", "class",
-              "codec", "ratio", "enc", "dec");
-  double coded = 0;
-  std::int64_t column = 0;
-  for (std::size_t t = 0; t < data->tables().size(); ++t) {
-    const Table& table = data->tables()[t];
-    const auto weight = weights.find(table_name(std::int64_t(t)));
-    if (weight == weights.end()) throw DataError(o.run, "has no " + table_name(std::int64_t(t)), "name a run of dlrm");
-    const auto batches = lookups(ids, column, weight->second);
-    all.push_back(look(batches, table, o, config.compression.forward.bounds));
-    if (!o.dump.empty()) dump(o, t, batches);
-    const TableReport& r = all.back();
-    coded += 1 / r.chosen.ratio;
-    column += table.width;
-    std::printf("%-8s %11lld %9.3f %9.3f %9.3f  %-6s %-14s %7.1f %7.2f %7.2f\n", table.name.c_str(),
-                static_cast<long long>(r.rows), r.unique[0], r.unique[1], r.unique[2], r.bound.c_str(), r.codec.c_str(),
-                r.chosen.ratio, r.chosen.encode, r.chosen.decode);
-  }
-  std::printf("all tables, f32 bytes by coded bytes, headers counted, chunks of %d rows: as chosen %.2f", o.rows,
-              double(all.size()) / coded);
-  for (const auto& [codec, ratio] : all.front().ratios) {
-    double sum = 0;
-    for (const auto& r : all) sum += 1 / r.ratios.at(codec);
-    std::printf(", %s %.2f", codec.c_str(), double(all.size()) / sum);
-  }
-  std::printf("\nGB/s are of f32 on one thread\n");
+  const std::vector<TableReport> all = table_by_table(o, config, *data, weights, ids, device);
+  print_choice(all, o, device);
   if (!o.ranks.empty()) print_whole_job(o, config, *data, weights);
   const std::string out = o.out.empty() ? o.run + "/analysis.yaml" : o.out;
-  write_yaml(out, yaml_of(all, o));
+  const bool all_raw = std::all_of(all.begin(), all.end(), [](const TableReport& r) { return r.codec == "raw"; });
+  write_yaml(out, yaml_of(all, o, device.is_cpu() ? "a CPU, one thread" : device_name(device)), all_raw);
   return 0;
 }
 
@@ -322,7 +328,12 @@ const Commands::Entry registered(
        command.text("--coding", o->coding, "configuration whose compression counts in place of the run's");
        command.text("--dump", o->dump, "folder for the rows that were looked up, for trireme codec");
        command.number("--loose-rows", o->loose_rows, "tables of at most so many rows are loose", {0, 1 << 30});
-       command.text("--link", o->link, "GB/s of the link, for the choice of the codec");
+       command.text(
+           "--link", o->link,
+           "GB/s that a rank gets of the link between hosts, for the choice of the codec: 1.25 is 10 Gbit/s for "
+           "one rank a host; raw is chosen where coding takes longer than it spares");
+       command.text("--device", o->device,
+                    "where codecs are timed: auto, cpu (one thread) or cuda; take the training's");
        return [o](const CommandLine&) { return analyze(*o); };
      }});
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 
 namespace trireme::dlrm {
 
@@ -45,6 +46,9 @@ void Analysis::fields(Fields& f) {
 }
 
 Analysis Analysis::load(const std::string& path, std::int64_t tables) {
+  if (!std::filesystem::exists(path))
+    throw UsageError("compression.forward.classes", "'" + path + "': no such file",
+                     "write it with trireme dlrm analyze, or choose published, uniform or explicit");
   Analysis a;
   const Config file = Config::load(path);
   file.read([&](Fields& f) { a.fields(f); });

@@ -16,6 +16,7 @@ struct BoundsConfig {
   std::string decay = "step";
   double decay_factor = 2;
   std::int64_t decay_steps = 0;
+  bool from_file() const { return classes != "published" && classes != "uniform" && classes != "explicit"; }
   void fields(Fields& f);
 };
 

@@ -28,6 +28,32 @@ Coder::Coder(const CompressionConfig& config, const DataConfig& data, std::int64
     backward_.emplace(codec_named(config.backward.codec, config, "compression.backward.codec"));
 }
 
+void check_training(const CompressionConfig& c, const TrainConfig& train) {
+  if (train.ema > 0) throw UsageError("ema", "averages the MLPs, and tables have no average", "use ema=0");
+  if (train.precision == "fp16")
+    throw UsageError("precision", "fp16 scales the loss, and gradients of tables are not scaled back",
+                     "use f32 or bf16");
+  if (train.precision == "f64" && (c.forward.codec != "raw" || c.backward.codec != "raw"))
+    throw UsageError("compression", "codes f32 values, and precision is f64", "use precision=f32");
+}
+
+void Coder::check_device(at::Device device, bool goes_on) const {
+  if (device.is_cpu() || (config_.forward.codec == "raw" && !backward_)) return;
+  if (config_.nonfinite == "error" && !goes_on)  // once it was passed over
+    throw UsageError("compression.nonfinite", "is error, and on a GPU nobody waits to see what is in a row",
+                     "use compression.nonfinite=raw (the gradients' check still skips such a step), or device=cpu");
+  if (config_.checksum)
+    throw UsageError("compression.checksum", "is true, and codes made on a GPU have none",
+                     "use compression.checksum=false, or device=cpu");
+  const auto check = [](const char* place, const std::string& codec) {
+    if (codec == "smallest")
+      throw UsageError(place, "smallest has no kernels for a GPU",
+                       "use auto, which is nearest to it, another codec, or device=cpu");
+  };
+  for (const auto& [name, codec] : by_name_) check("compression.forward.codec", name);
+  check("compression.backward.codec", config_.backward.codec);
+}
+
 // `published` and `analysis` name one for each table, any other codec is that of all.
 void Coder::choose(const DataConfig& data, std::int64_t tables) {
   const std::string& name = config_.forward.codec;
@@ -39,6 +65,11 @@ void Coder::choose(const DataConfig& data, std::int64_t tables) {
       throw UsageError(place, "nothing is published for these tables", "published is for kaggle and terabyte");
     for (std::size_t t = 0; t < names.size(); ++t) names[t] = s->encoders[t] == 'L' ? "vector_lz" : "huffman";
   } else if (name == "analysis") {
+    if (!config_.forward.bounds.from_file())
+      throw UsageError(
+          place,
+          "analysis takes codecs from a file, and compression.forward.classes is " + config_.forward.bounds.classes,
+          "name a file of trireme dlrm analyze there, or another codec here");
     names = Analysis::load(config_.forward.bounds.classes, tables).codecs;
     if (std::int64_t(names.size()) != tables)
       throw UsageError(place, config_.forward.bounds.classes + " does not name a codec for each table",

@@ -8,10 +8,17 @@
 
 namespace trireme::dlrm {
 
+// What this recipe does not train. UsageError.
+void check_training(const CompressionConfig& compression, const TrainConfig& train);
+
 class Coder {
  public:
   // UsageError for an unknown codec, and for gradients that are combined without one.
   Coder(const CompressionConfig& config, const DataConfig& data, std::int64_t tables);
+
+  // What a GPU has no kernels for, where something is coded. UsageError naming the key. goes_on: a run of before, when
+  // compression.nonfinite was passed over there.
+  void check_device(at::Device device, bool goes_on) const;
 
   bool forward_on() const { return !codecs_.empty() && !forward_raw_; }
   bool backward_on() const { return backward_.has_value() && !backward_raw_; }

@@ -39,7 +39,9 @@ void EmbeddingConfig::fields(Fields& f) {
 
 void PlannerConfig::fields(Fields& f) {
   f("memory_gib", memory_gib,
-    "most that a rank may hold of tables and their state; 0: the memory of the smallest machine", {.min = 0});
+    "most that a rank may hold of tables and their state; 0: its GPU's memory, or its machine's, shared with the ranks "
+    "there; the least of all ranks",
+    {.min = 0});
 }
 
 void ForwardConfig::fields(Fields& f) {
@@ -73,9 +75,10 @@ void CompressionConfig::fields(Fields& f) {
            "exact: go ahead of the codes; capacity: before them, in a message as long as lately needed and an eighth "
            "more, and a step that needs more sends its codes again as with exact");
   f("strict", strict, "check every value after rounding: the bound holds to the last bit");
-  f("checksum", checksum, "codes carry a CRC32C");
+  f("checksum", checksum, "codes carry a CRC32C; refused on a GPU");
   f("eval", eval, "compress in evaluation as well");
-  f.choice("nonfinite", nonfinite, {"raw", "error"}, "rows with NaN or infinity: sent as they are, or an error");
+  f.choice("nonfinite", nonfinite, {"raw", "error"},
+           "rows with NaN or infinity: sent as they are, or an error (refused on a GPU)");
 }
 
 void DlrmConfig::fields(Fields& f) {

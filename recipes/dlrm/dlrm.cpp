@@ -21,6 +21,7 @@
 #include <ostream>
 
 #include <nlohmann/json.hpp>
+#include <torch/csrc/autograd/autograd.h>
 
 namespace trireme::dlrm {
 namespace {
@@ -30,18 +31,15 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   void fields(Fields& f) override { config_.fields(f); }
 
   void setup(Context& c) override {
-    check(c.config());
+    check_training(config_.compression, c.config());
     data_ = open_data(config_.data);
     const auto tables = std::int64_t(data_->tables().size());
     const Shape shape = shape_of(config_.model, config_.data, data_->dense(), tables);
     coder_.emplace(config_.compression, config_.data, tables);
-    check_type(c);
     nn::Parameters params(std::uint64_t(c.config().seed), c.param_type(), c.device());
     model_.emplace(shape, params);
-    double memory = machine_memory();  // hosts may differ, and the plan may not
-    c.comm("control").all_reduce({&memory, 1, DType::f64}, Op::min).wait();
     tables_.emplace(data_->tables(), shape.dim, config_.embedding.rule(),
-                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), memory), c);
+                    owners_of(config_, *data_, shape.dim, c.size(), c.config(), memory_of_ranks(c)), c);
     ids_.emplace(*tables_, c);
     params_ = params.all();
     for (auto& p : tables_->parameters()) params_.push_back(std::move(p));
@@ -61,7 +59,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   at::Tensor backward(const Batch& batch, Context& c) override {
     if (ids_->at_begin()) tables_->forget();
     coder_->run_length(c.steps);
-    choose_by_link(batch, c);
+    begin_once(batch, c);
     const auto gradient_known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward(true)); };
     const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
     const at::Tensor logits = forward(batch, c.recorded() ? ids_->recorded(batch) : ids_->take(batch), c,
@@ -171,7 +169,12 @@ class Dlrm : public Recipe, public ExchangeSwitch {
                         {"codec", coder_->codec_of(std::int64_t(t))},
                         {"bound", bound}});
     }
-    return nlohmann::json{{"data", config_.data.file}, {"tables", tables}}.dump();
+    nlohmann::json all{{"data", config_.data.file}, {"tables", tables}};
+    const auto told = [](const Direction& d) {
+      return nlohmann::json{{"choice", d.choice()}, {"raw_ms", d.raw}, {"coded_ms", d.coded}};
+    };
+    if (measured_) all["exchange"] = {{"forward", told(measured_->forward)}, {"backward", told(measured_->backward)}};
+    return all.dump();
   }
 
   void use(const CompressionConfig& compression, Local local, Context& c) override {
@@ -180,6 +183,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
         throw UsageError("exchange", "stays local only where every rank holds a table", "use fewer ranks");
     config_.compression = compression;
     coder_.emplace(compression, config_.data, std::int64_t(data_->tables().size()));
+    coder_->check_device(c.device(), false);
     tables_->forward().stay(local.forward);
     tables_->backward().stay(local.backward);
     c.record_anew();
@@ -193,24 +197,18 @@ class Dlrm : public Recipe, public ExchangeSwitch {
  private:
   bool codes() const { return coder_->forward_on() || coder_->backward_on(); }
 
-  static void check(const TrainConfig& train) {
-    if (train.ema > 0) throw UsageError("ema", "averages the MLPs, and tables have no average", "use ema=0");
-    if (train.precision == "fp16")
-      throw UsageError("precision", "fp16 scales the loss, and gradients of tables are not scaled back",
-                       "use f32 or bf16");
-  }
-
-  void check_type(const Context& c) const {
-    if (c.param_type() == at::kDouble && codes())
-      throw UsageError("compression", "codes f32 values, and precision is f64", "use precision=f32");
+  // Before the first step that this process takes; an evaluation may have what training may not.
+  void begin_once(const Batch& batch, Context& c) {
+    if (!std::exchange(begun_, true)) coder_->check_device(c.device(), c.saved_text("recipe/data").has_value());
+    choose_by_link(batch, c);
   }
 
   // Once, at the first step of the run: the choice is part of its state, so that a resumed run takes the same bits.
   void choose_by_link(const Batch& batch, Context& c) {
     if (config_.compression.choose != "link" || !exchange_.empty()) return;
     const ExchangeTimes t = time_exchange(*tables_, *coder_, batch.columns.at("ids"), c);
-    exchange_ = t.forward.coded < t.forward.raw ? "coded" : "raw";
-    exchange_ += t.backward.coded < t.backward.raw ? " coded" : " raw";
+    exchange_ = std::string(t.forward.choice()) + " " + t.backward.choice();
+    measured_ = t;
     const bool combined = coder_->combines();
     send_as_chosen();
     char line[200];
@@ -234,9 +232,32 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     const std::int64_t b = c.config().batch_size / c.size();
     const auto part = data_->train();
     for (std::int64_t i = 0; i < b; ++i) ids.push_back(part.begin + (c.rank() * b + i) % part.size());
-    const ExchangeTimes t = time_exchange(*tables_, *coder_, data_->read(ids, 0).columns.at("ids"), c);
+    const Batch batch = data_->read(ids, 0);
+    const ExchangeTimes t = time_exchange(*tables_, *coder_, batch.columns.at("ids"), c);
     metrics["exchange_raw_ms"] = t.forward.raw + t.backward.raw;
     metrics["exchange_coded_ms"] = t.forward.coded + t.backward.coded;
+    add_step(metrics, batch, c);
+  }
+
+  // A step but for the MLPs' all-reduce and all updates, which codes do not change: no weight does either.
+  void add_step(std::map<std::string, double>& metrics, const Batch& batch, Context& c) {
+    std::vector<at::Tensor> trained;
+    for (const auto& p : params_)
+      if (p.group != "sparse") trained.push_back(p.value);
+    if (!std::all_of(trained.begin(), trained.end(), [](const at::Tensor& w) { return w.requires_grad(); })) return;
+    const auto known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward()); };
+    const Direction ms = time_steps(*tables_, c, [&](bool coded) {
+      const at::AutoGradMode grad(true);
+      coder_->send_raw(!coded, !coded);
+      if (coded) send_as_chosen();
+      const at::Tensor label = to_device(batch.columns.at("label"), c.device()).to(c.param_type());
+      const at::Tensor logits = forward(batch, tables_->send_ids(batch.columns.at("ids")), c,
+                                        coder_->forward(tables_->mine(), c.now.step), known);
+      const at::Tensor loss =
+          binary_loss(logits.to(c.param_type()), label.view({-1}), double(label.size(0) * c.size()));
+      return torch::autograd::grad({loss}, trained).front();
+    });
+    metrics["step_raw_ms"] = ms.raw, metrics["step_coded_ms"] = ms.coded;
   }
 
   // One rank sends nothing: what (at most 2,048 samples of) a batch of training data would come to, each table a chunk.
@@ -361,6 +382,8 @@ class Dlrm : public Recipe, public ExchangeSwitch {
   std::optional<Coder> coder_;
   std::vector<Param> params_;
   std::optional<IdsAhead> ids_;
+  bool begun_ = false;
+  std::optional<ExchangeTimes> measured_;  // by this process, for `exchange_`
   std::string exchange_;  // what the link decided: forward and backward, raw or coded; empty: nothing yet
   std::array<double, 4> bytes_{}, since_evaluation_{};  // forward and backward: plain, sent
 };

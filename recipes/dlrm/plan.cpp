@@ -1,6 +1,9 @@
 #include "recipes/dlrm/plan.h"
 
+#include "comm/device.h"
+#include "framework/device_info.h"
 #include "framework/nn/embedding.h"
+#include "recipes/dlrm/coder.h"
 
 #include <algorithm>
 #include <cstdio>
@@ -11,6 +14,17 @@
 namespace trireme::dlrm {
 namespace {
 
+// Of this machine, where the same command would start its ranks; a GPU is one rank's. Infinite: not known here.
+double planned_memory(at::Device device, int ranks) {
+  const double bytes = device.is_cpu() ? share_of_memory(device, ranks) : double(device_memory_bytes(device));
+  return bytes > 0 ? bytes : std::numeric_limits<double>::infinity();
+}
+
+at::Device planned_device(const TrainConfig& train) {
+  const bool found = device_runtime() && device_runtime()->count() > 0;
+  return train.device == "cuda" || (train.device == "auto" && found) ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+}
+
 std::int64_t value_bytes(const TrainConfig& train) { return train.precision == "f64" ? 8 : 4; }
 
 std::int64_t state_width(const DlrmConfig& c, std::int64_t dim) {
@@ -19,22 +33,46 @@ std::int64_t state_width(const DlrmConfig& c, std::int64_t dim) {
 
 }  // namespace
 
-double machine_memory() { return double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE)); }
+double share_of_memory(at::Device device, int ranks) {
+  if (device.is_cpu()) return double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE)) / ranks;
+  const int gpus = device_runtime() ? std::max(1, device_runtime()->count()) : 1;
+  return double(device_memory_bytes(device)) / ((ranks + gpus - 1) / gpus);
+}
+
+double memory_of_ranks(Context& c) {
+  Communicator& ranks = c.comm("control");
+  auto mine = std::int64_t(this_machine());
+  std::vector<std::int64_t> all(std::size_t(c.size()));
+  ranks.all_gather({&mine, 1, DType::i64}, {all.data(), all.size(), DType::i64}).wait();
+  double memory = share_of_memory(c.device(), int(std::count(all.begin(), all.end(), mine)));
+  ranks.all_reduce({&memory, 1, DType::f64}, Op::min).wait();
+  return memory;
+}
 
 Owners owners_of(const DlrmConfig& config, const TableData& data, std::int64_t dim, int ranks, const TrainConfig& train,
                  double memory) {
   const double given = config.planner.memory_gib * 1073741824, limit = given > 0 ? given : memory;
-  return plan_tables(data.tables(), double((dim + state_width(config, dim)) * value_bytes(train)), ranks, limit);
+  std::string cure = "lower model.dim";
+  cure += config.data.generated() ? ", raise data.scale"
+                                  : ", prepare the data with fewer rows (trireme data criteo --max-ind-range)";
+  if (config.embedding.rule() != kernels::SparseRule::sgd) cure += ", take embedding.optimizer: sgd";
+  return plan_tables(
+      data.tables(), double((dim + state_width(config, dim)) * value_bytes(train)), ranks, limit,
+      cure + (given > 0 ? ", or raise planner.memory_gib"
+                        : ", or say in planner.memory_gib what a rank has, if more than its share of this machine"));
 }
 
 void plan_dlrm(Plan& plan, const DlrmConfig& config, int ranks, const TrainConfig& train) {
   const auto data = open_data(config.data);
   const auto tables = std::int64_t(data->tables().size());
   const Shape shape = shape_of(config.model, config.data, data->dense(), tables);
+  const at::Device device = planned_device(train);
+  check_training(config.compression, train);
+  Coder(config.compression, config.data, tables).check_device(device, false);
   nn::Parameters params = nn::Parameters::unset(at::kFloat, at::kMeta);
   const Model model(shape, params);
   plan.parameters = params.all();
-  const Owners owners = owners_of(config, *data, shape.dim, ranks, train, std::numeric_limits<double>::infinity());
+  const Owners owners = owners_of(config, *data, shape.dim, ranks, train, planned_memory(device, ranks));
   const double size = double(value_bytes(train)), b = double(train.batch_size) / ranks / double(train.accumulate);
   const double micro = double(train.accumulate);
   for (int r = 0; r < ranks; ++r) {

@@ -1,17 +1,22 @@
 // What a dry run tells of a rank.
 #pragma once
+#include "framework/context.h"
 #include "framework/plan.h"
-#include "framework/train_config.h"
 #include "recipes/dlrm/config.h"
 #include "recipes/dlrm/planner.h"
 
 namespace trireme::dlrm {
 
-double machine_memory();  // bytes
+// Bytes that each of so many ranks on one machine may hold where `device` is: of their GPUs, or of the machine. 0: not
+// known here.
+double share_of_memory(at::Device device, int ranks);
+// Collective: the same on all ranks, the least of theirs.
+double memory_of_ranks(Context& c);
 
 // memory: bytes that a rank may hold where planner.memory_gib does not say; the same on all ranks, as the plan must be.
 Owners owners_of(const DlrmConfig& config, const TableData& data, std::int64_t dim, int ranks, const TrainConfig& train,
                  double memory);
+// With what a run would refuse: UsageError, DataError.
 void plan_dlrm(Plan& plan, const DlrmConfig& config, int ranks, const TrainConfig& train);
 
 }  // namespace trireme::dlrm

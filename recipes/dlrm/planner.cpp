@@ -40,7 +40,8 @@ Owners place(const std::vector<Table>& tables, const std::vector<std::size_t>& o
 
 }  // namespace
 
-Owners plan_tables(const std::vector<Table>& tables, double bytes_per_row, int ranks, double limit) {
+Owners plan_tables(const std::vector<Table>& tables, double bytes_per_row, int ranks, double limit,
+                   const std::string& cure) {
   std::vector<std::size_t> order(tables.size());
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(),
@@ -48,9 +49,7 @@ Owners plan_tables(const std::vector<Table>& tables, double bytes_per_row, int r
   for (const auto& t : tables)
     if (const double bytes = double(t.rows) * bytes_per_row; bytes > limit)
       throw UsageError("table " + t.name,
-                       "needs " + gib(bytes) + " with its optimizer state, a rank may hold " + gib(limit),
-                       "lower model.dim or the rows of the table (data.max_ind_range, data.scale), take "
-                       "embedding.optimizer: sgd, or raise planner.memory_gib");
+                       "needs " + gib(bytes) + " with its optimizer state, a rank may hold " + gib(limit), cure);
   const std::size_t even = (tables.size() + std::size_t(ranks) - 1) / std::size_t(ranks);
   const auto fullest = [](const Owners& o) { return *std::max_element(o.bytes.begin(), o.bytes.end()); };
   Owners o = place(tables, order, bytes_per_row, ranks, even);
@@ -59,7 +58,7 @@ Owners plan_tables(const std::vector<Table>& tables, double bytes_per_row, int r
     throw UsageError("planner",
                      "the fullest of " + std::to_string(ranks) + " ranks would hold " + gib(fullest(o)) +
                          " of tables, a rank may hold " + gib(limit),
-                     "use more ranks, embedding.optimizer: sgd, a smaller model.dim, or raise planner.memory_gib");
+                     "use more ranks, " + cure);
   return o;
 }
 

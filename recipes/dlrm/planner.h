@@ -16,6 +16,7 @@ struct Owners {
 // Tables as whole pieces, the largest first, each to the rank that holds least. All tables cost the same in the
 // exchange, so ranks get equally many, give or take one, as long as they fit into `limit` bytes a rank; else memory
 // alone decides. The same on every rank. UsageError with the cure where that is not enough.
-Owners plan_tables(const std::vector<Table>& tables, double bytes_per_row, int ranks, double limit);
+Owners plan_tables(const std::vector<Table>& tables, double bytes_per_row, int ranks, double limit,
+                   const std::string& cure);
 
 }  // namespace trireme::dlrm

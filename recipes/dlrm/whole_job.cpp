@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "data/workers.h"
+#include "framework/kernels/embedding.h"
 #include "recipes/dlrm/combine.h"
 
 #include <algorithm>
@@ -39,6 +40,24 @@ double coded_bytes(const std::string& codec, const std::vector<at::Tensor>& batc
 }
 
 }  // namespace
+
+at::Tensor pooled_rows(const Table& table, const at::Tensor& weight, const at::Tensor& ids) {
+  const at::Tensor rows = weight.to(at::kFloat).contiguous(), own = ids.contiguous();
+  if (own.numel() > 0 && own.max().item<std::int64_t>() >= rows.size(0))
+    throw DataError("table " + table.name,
+                    "has " + std::to_string(rows.size(0)) + " rows in this run, and a sample asks for row " +
+                        std::to_string(own.max().item<std::int64_t>()),
+                    "prepare the data anew, or name a run on it");
+  const std::int64_t n = own.size(0), d = rows.size(1);
+  const kernels::BagTable bags{0, rows.size(0), 0, table.width, table.pooling == "mean", 0};
+  at::Tensor out = at::empty({n, d}, at::kFloat);
+  kernels::embedding_lookup({rows.const_data_ptr<float>(),
+                             d,
+                             {&bags, own.const_data_ptr<std::int32_t>(), 1, 1, n, table.width},
+                             out.mutable_data_ptr<float>()},
+                            Place{});
+  return out;
+}
 
 Looked look_up(const Shape& shape, const std::map<std::string, at::Tensor>& weights, const at::Tensor& rows,
                const at::Tensor& dense, const at::Tensor& label) {

@@ -12,6 +12,10 @@
 
 namespace trireme::dlrm {
 
+// What an owner sends of one table: rows f32 [n, d], pooled over the bags ids i32 [n, width] (-1: no id) of its weight
+// [rows, d]. DataError: an id beyond the table.
+at::Tensor pooled_rows(const Table& table, const at::Tensor& weight, const at::Tensor& ids);
+
 // Of one global batch of n samples: rows and their gradients f32 [tables, n, d], at these weights (by the names of
 // export).
 struct Looked {

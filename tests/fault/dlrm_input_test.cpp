@@ -43,7 +43,9 @@ class DlrmInput : public ::testing::Test {
 
 TEST_F(DlrmInput, FirstHour) {
   prepare();
-  ASSERT_EQ(run({"train", "own.yaml", "--out", "a", "--ranks", "2"}).code, 0);
+  const Outcome trained = run({"train", "own.yaml", "--out", "a", "--ranks", "2"});
+  ASSERT_EQ(trained.code, 0) << trained;
+  EXPECT_NE((trained.out + trained.err).find("step, but for its updates"), std::string::npos) << trained;
   const Outcome eval = run({"eval", "a", "--predictions", "p.csv"});
   ASSERT_EQ(eval.code, 0) << eval;
   EXPECT_NE(eval.out.find("AUC"), std::string::npos) << eval;
@@ -69,9 +71,32 @@ TEST_F(DlrmInput, FirstHour) {
   const Outcome elsewhere = run({"eval", "a", "--data", "it's own.h5"});
   EXPECT_EQ(elsewhere.code, 0) << elsewhere;
   EXPECT_EQ(elsewhere.out, eval.out) << "the step, and the same table";
-  const Outcome analysis = run({"dlrm", "analyze", "a", "--rows", "64", "--ranks", "1,4", "--out", "classes.yaml"});
+  const Outcome analysis =
+      run({"dlrm", "analyze", "a", "--rows", "64", "--ranks", "1,4", "--out", "classes.yaml", "--dump", "rows"});
   ASSERT_EQ(analysis.code, 0) << analysis;
+  const std::string rows = read_text(path("rows/table_0_batch_0.f32"));  // tags: a third are empty bags
+  int empty = 0;
+  for (std::size_t at = 0; at < rows.size(); at += 16) empty += rows.substr(at, 16) == std::string(16, '\0');
+  EXPECT_GT(empty, 5) << "an empty bag travels as zeros";
   EXPECT_NE(analysis.out.find("backward, 4 ranks, 16 rows a chunk:"), std::string::npos) << analysis;
+  for (const std::string codec : {", auto ", ", dedup_sparse ", ", dedup_packed "})
+    EXPECT_NE(analysis.out.find(codec), std::string::npos) << codec << "\n" << analysis;
+  // Over a slow link every table is coded, over a fast one none, and that is said with what would be smallest.
+  const Words analyze{"dlrm", "analyze", "a", "--rows", "64", "--device", "cpu", "--out", "link.yaml", "--link"};
+  const auto over = [&](const std::string& link) {
+    Words words = analyze;
+    words.push_back(link);
+    const Outcome o = run(words);
+    EXPECT_EQ(o.code, 0) << o;
+    return o.out + read_text(path("link.yaml"));
+  };
+  const std::string slow = over("0.0001"), fast = over("10000");
+  EXPECT_EQ(slow.find("codecs: [raw"), std::string::npos) << slow;
+  EXPECT_NE(slow.find("codec=analysis"), std::string::npos) << slow;
+  for (const std::string part :
+       {"2 of 2 tables are raw", "smallest of them there: ", "codecs: [raw, raw]", "as chosen 0.9", "codec=auto"})
+    EXPECT_NE(fast.find(part), std::string::npos) << part << "\n" << fast;
+  refused({"dlrm", "analyze", "a", "--device", "gpu"}, 2, {"--device", "auto, cpu or cuda"});
   const Outcome guided =
       run({"train", "own.yaml", "--out", "c", "steps=2", "compression.forward.classes=classes.yaml"});
   EXPECT_EQ(guided.code, 0) << guided;
@@ -83,6 +108,17 @@ TEST_F(DlrmInput, FirstHour) {
   ASSERT_EQ(again.code, 0) << again;
   const auto bce = nlohmann::json::parse(again.out).at("bce").get<double>();
   EXPECT_EQ(bce, logged(path("d"), "eval/bce").back().second);
+}
+
+TEST_F(DlrmInput, ACodecAsksForShapeAndOneBound) {
+  write_text(path("rows.f32"), std::string(64, '\0'));
+  refused({"codec", "rows.f32", "--dim", "4", "--rel-eb", "0.1"}, 2, {"codec --rows", "is missing"});
+  refused({"codec", "rows.f32", "--rows", "4", "--rel-eb", "0.1"}, 2, {"codec --dim", "is missing"});
+  const Words shape{"codec", "rows.f32", "--rows", "4", "--dim", "4"};
+  refused(shape, 2, {"it needs a bound", "--rel-eb", "--abs-eb"});
+  Words both = shape;
+  for (const char* word : {"--rel-eb", "0.1", "--abs-eb", "0.1"}) both.emplace_back(word);
+  refused(both, 2, {"--rel-eb and --abs-eb are both given", "leave one"});
 }
 
 TEST_F(DlrmInput, Mistakes) {
@@ -130,6 +166,31 @@ TEST_F(DlrmInput, Mistakes) {
   refused({"train", "own.yaml", "--out", "a"}, 3, {"table shop", "has 5 rows", "asks for row 32512"});
 }
 
+// A dry run refuses what the run would.
+TEST_F(DlrmInput, ADryRunRefusesWhatARunWould) {
+  prepare();
+  const auto dry = [&](const Words& keys) {
+    Words words{"train", "own.yaml", "--dry-run", "--ranks", "2"};
+    words.insert(words.end(), keys.begin(), keys.end());
+    return words;
+  };
+  EXPECT_EQ(run(dry({})).code, 0);
+  const std::string forward = "compression.forward.codec", classes = "compression.forward.classes";
+  refused(dry({"compression.forward.codec=zip"}), 2, {forward, "zip"});
+  refused(dry({"compression.forward.codec=analysis"}), 2, {forward, classes, "published", "trireme dlrm analyze"});
+  refused(dry({"compression.forward.classes=none.yaml"}), 2, {classes, "none.yaml", "no such file"});
+  refused(dry({"precision=f64"}), 2, {"f64"});
+  const Outcome sgd = run(dry({"planner.memory_gib=1e-9"}));
+  EXPECT_EQ(sgd.code, 2) << sgd;
+  EXPECT_NE(sgd.err.find("--max-ind-range"), std::string::npos) << sgd;
+  EXPECT_EQ(sgd.err.find("embedding.optimizer"), std::string::npos) << "it is sgd\n" << sgd;
+  refused(dry({"planner.memory_gib=1e-9", "embedding.optimizer=adagrad"}), 2, {"embedding.optimizer: sgd"});
+  refused(dry({"data.file=criteo_like", "data.scale=1", "model.dim=65536"}), 2, {"table", "GiB", "data.scale"});
+  for (const std::string key :
+       {"compression.nonfinite=error", "compression.checksum=true", "compression.forward.codec=smallest"})
+    refused(dry({"device=cuda", key}), 2, {key.substr(0, key.find('=')), "GPU", "device=cpu"});
+}
+
 // No sizes go ahead (between processes, by MPI): the same losses, and metrics that say how full the room was.
 TEST_F(DlrmInput, RoomOfAFixedSize) {
   prepare();
@@ -147,6 +208,21 @@ TEST_F(DlrmInput, RoomOfAFixedSize) {
     EXPECT_LT(over.back().second, 30) << "most steps have enough";
     EXPECT_GT(logged(path("capacity"), way + "_capacity").back().second, 0);
   }
+}
+
+// What `choose: link` measured and chose stays with the run, and its report shows it.
+TEST_F(DlrmInput, TheChoiceIsInTheRunFolder) {
+  prepare();
+  const Outcome o = run({"train", "own.yaml", "--ranks", "2", "--out", "a", "steps=2", "compression.choose=link"});
+  ASSERT_EQ(o.code, 0) << o;
+  const auto exchange = nlohmann::json::parse(read_text(path("a/env.json"))).at("measured").at("exchange");
+  for (const std::string way : {"forward", "backward"}) {
+    const auto& e = exchange.at(way);
+    const double raw = e.at("raw_ms").get<double>(), coded = e.at("coded_ms").get<double>();
+    EXPECT_GT(raw, 0);
+    EXPECT_EQ(e.at("choice").get<std::string>(), coded < raw ? "coded" : "raw");
+  }
+  EXPECT_NE(read_text(path("a/report.html")).find("measured.exchange.forward.choice"), std::string::npos);
 }
 
 // A rank that is killed, and one that announces a code of a size that cannot be: the job ends with one line, its

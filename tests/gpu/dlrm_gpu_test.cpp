@@ -10,6 +10,7 @@
 #include "framework/nn/embedding.h"
 #include "framework/nn/interaction.h"
 #include "framework/session.h"
+#include "recipes/dlrm/codec_speed.h"
 #include "recipes/dlrm/combine.h"
 #include "tests/gpu/training.h"
 
@@ -92,6 +93,26 @@ TEST_F(DlrmGpu, CodesOnTheDevice) {
 }
 
 // One table with blanks, on two ranks: one of them codes nothing on the way to the samples, and reads nothing back.
+// What has no kernels is refused before a step, by its key; a codec is as small there as on the host.
+TEST_F(DlrmGpu, CodecsOfTheDeviceAlone) {
+  for (const std::string key :
+       {"compression.nonfinite=error", "compression.checksum=true", "compression.forward.codec=smallest"}) {
+    const Outcome o = run("refused", 1, "cuda", {"compression.backward.codec=auto", key});
+    EXPECT_EQ(o.code, 2) << o;
+    EXPECT_NE(o.err.find(key.substr(0, key.find('='))), std::string::npos) << o;
+  }
+  std::vector<at::Tensor> host, device;
+  for (int k = 0; k < 3; ++k)
+    host.push_back(at::randn({256, 16}) * (at::rand({256, 1}) > 0.7)), device.push_back(host.back().cuda());
+  for (const std::string codec : {"auto", "dedup_sparse", "dedup_packed", "vector_lz", "huffman"}) {
+    const dlrm::CodecSpeed a = dlrm::measure_codec(codec, host, 0.02, 3),
+                           b = dlrm::measure_codec(codec, device, 0.02, 6);
+    EXPECT_EQ(a.ratio, b.ratio) << codec;
+    EXPECT_GT(b.encode, 0);
+    EXPECT_GT(b.decode, 0);
+  }
+}
+
 TEST_F(DlrmGpu, ARankWithoutTables) {
   std::string csv = "clicked,price,shop\n";
   for (int i = 0; i < 4000; ++i)
@@ -278,11 +299,13 @@ TEST_F(DlrmGpu, RecordedStepsHaveTheBitsOfTheOthers) {
   }
 }
 
-// Over NCCL, whose collectives are recorded with the rest; with codes as two graphs, in room that may be too small once.
+// Over NCCL, whose collectives are recorded with the rest; with codes as two graphs, in room that may be too small
+// once.
 TEST_F(DlrmGpu, RecordedStepsOfTwoCards) {
   if (const std::string why = no_nccl(2); !why.empty()) GTEST_SKIP() << why;
-  const Words both{"compression.forward.codec=auto", "compression.forward.decay=none", "compression.backward.codec=auto",
-                   "compression.backward.combine=true", "compression.sizes=capacity"},
+  const Words both{"compression.forward.codec=auto", "compression.forward.decay=none",
+                   "compression.backward.codec=auto", "compression.backward.combine=true",
+                   "compression.sizes=capacity"},
       int4{"compression.forward.codec=int4", "compression.backward.codec=int4", "compression.forward.decay=none",
            "compression.sizes=capacity"};
   for (const auto& [name, codes] : {std::pair<std::string, Words>{"raw", {}}, {"both", both}, {"int4", int4}})

@@ -158,6 +158,56 @@ TEST(Criteo, SevenDaysAndIdsByFirstAppearance) {
   EXPECT_SAYS(said([&] { spec.files = {folder("none.txt")}, prepare_criteo(spec); }), "cannot be read");
 }
 
+// What facebookresearch/dlrm trains from: the same values as the lines, the same file.
+TEST(Criteo, RecordsOfTheReference) {
+  const Folder folder;
+  std::string text, records;
+  const auto add = [](std::string& to, const std::vector<std::int32_t>& values) {
+    to.append(reinterpret_cast<const char*>(values.data()), 4 * values.size());
+  };
+  for (int i = 0; i < 300; ++i) {
+    std::vector<std::int32_t> record{i % 3 == 0};
+    std::vector<std::string> integers, words;
+    for (int k = 0; k < 13; ++k) record.push_back(i * k * 97 - 3), integers.push_back(std::to_string(record.back()));
+    for (int k = 0; k < 26; ++k) {
+      char hex[16];
+      record.push_back(i * 7 % (k + 2) + (k == 3 ? 0x7ffffff0 : 0));
+      std::snprintf(hex, sizeof hex, "%x", unsigned(record.back()));
+      words.emplace_back(hex);
+    }
+    text += line(std::to_string(record[0]), integers, words);
+    add(records, record);
+  }
+  CriteoSpec spec;
+  spec.max_ind_range = 11;
+  const auto prepared = [&](const std::string& from, int threads) {
+    spec.files = {from}, spec.threads = threads, spec.out = folder("out.h5");
+    prepare_criteo(spec);
+    const TableFile file(spec.out);
+    std::vector<std::int64_t> ids(300);
+    std::iota(ids.begin(), ids.end(), 0);
+    return file.read(ids, 0).columns;
+  };
+  const auto lines = prepared(folder.write("train.txt", text), 1);
+  for (const int threads : {1, 3}) {
+    const auto same = prepared(folder.write("train.bin", records), threads);
+    for (const auto& [name, column] : lines) EXPECT_TRUE(at::equal(column, same.at(name))) << name;
+  }
+  std::vector<std::int32_t> bad(40, 0);
+  bad[0] = 2;
+  add(records, bad);
+  bad[0] = 0, bad[39] = -1;
+  add(records, bad);
+  spec.broken_share = 0;
+  EXPECT_SAYS(said([&] { prepared(folder.write("bad.bin", records), 1); }), "bad.bin:301: has a label");
+  spec.broken_share = 0.1;
+  spec.files = {folder("bad.bin")};
+  const CriteoReport r = prepare_criteo(spec);
+  EXPECT_EQ(r.bad_lines, 2);
+  EXPECT_SAYS(r.bad[1], "bad.bin:302: has a category below 0");
+  EXPECT_SAYS(said([&] { prepared(folder.write("cut.bin", records + "1234"), 1); }), "no records of 160");
+}
+
 TEST(Criteo, NpzOfTheReference) {
   const Folder folder;
   const std::string from = test::reference_file("criteo.npz");

@@ -20,7 +20,7 @@ namespace {
 
 struct CodecCommand {
   std::string file, rel_eb, abs_eb, codec, device = "cpu";
-  int rows = 0, dim = 0, chunk_rows = 0, window = 32, times = 5;
+  int rows = -1, dim = -1, chunk_rows = 0, window = 32, times = 5;
   bool json = false, checksum = false, tolerant = false, own_range = false;
 };
 
@@ -205,8 +205,13 @@ nlohmann::ordered_json describe(const CodecCommand& o, const std::vector<float>&
 }
 
 int run(const CodecCommand& o) {
-  if (o.rel_eb.empty() == o.abs_eb.empty())
-    throw UsageError("codec", "it needs one bound", "give --rel-eb (a fraction of max - min) or --abs-eb");
+  if (o.rows < 0 || o.dim < 0)
+    throw UsageError(o.rows < 0 ? "codec --rows" : "codec --dim", "is missing",
+                     "say --rows and --dim: a file of f32 does not tell its shape");
+  if (!o.rel_eb.empty() && !o.abs_eb.empty())
+    throw UsageError("codec", "--rel-eb and --abs-eb are both given", "leave one of them out");
+  if (o.rel_eb.empty() && o.abs_eb.empty())
+    throw UsageError("codec", "it needs a bound", "give --rel-eb (a fraction of max - min) or --abs-eb");
   if (o.device != "cpu" && o.device != "cuda") throw UsageError("codec --device", "unknown device", "cpu or cuda");
   BoundedOptions options;
   options.codec = o.codec.empty() ? (o.device == "cuda" ? "auto" : "smallest") : o.codec;
