@@ -20,6 +20,7 @@ namespace trireme {
 namespace {
 
 using nlohmann::json;
+using Clock = std::chrono::steady_clock;
 constexpr std::uint64_t renoise_draw = 0x5047;  // the picture's own noise begins the sketch
 
 Conditioning samples_of(const Conditioning& c, std::span<const Refiner::Tile> which) {
@@ -49,6 +50,13 @@ class Supergen final : public Sampler {
   std::int64_t ranks_per_picture() const override { return 0; }
   void setup(SampleContext& context) override;
   void begin(Sampling& s, SampleContext& context) override;
+  std::int64_t steps_in_all(std::int64_t steps) const override {
+    const std::int64_t refining = config_.refining(steps);
+    return refining < steps ? steps + refining : steps;
+  }
+  std::int64_t steps_taken(const Sampling& s) const override {
+    return sketching_ || refining_ == s.steps() ? s.step : s.step + refining_;
+  }
   at::Tensor velocity(Sampling& s, SampleContext& context) override;
   void stepped(Sampling& s, SampleContext& context) override;
   void state(Archive& ar) override;
@@ -69,7 +77,10 @@ class Supergen final : public Sampler {
   Size window(const DenoiserInfo& model) const;
   Size sketch_size(const SampleContext& context) const;
   std::vector<double> sigmas(SampleContext& context, std::int64_t frames) const;
-  at::Tensor sketch(const Sampling& s, SampleContext& context) const;
+  void begin_sketch(Sampling& s, SampleContext& context);
+  at::Tensor sketch_velocity(const Sampling& s, SampleContext& context);
+  void end_sketch(Sampling& s, SampleContext& context);
+  double seconds_so_far() const;  // of the sketch
   at::Tensor scaled_up(const at::Tensor& x, const SampleContext& context) const;
   Sampling tile_sampling(const Sampling& s, std::span<const Refiner::Tile> which) const;
   void count(SampleContext& context);
@@ -82,6 +93,9 @@ class Supergen final : public Sampler {
   std::optional<Refiner> refiner_;
   at::Tensor like_;
   RopeTable text_rope_;
+  bool sketching_ = false;
+  Sampling small_;                  // the sketch's conditions
+  Clock::time_point sketch_began_;  // or went on
   double sketch_seconds_ = 0;
   json seams_;  // of each picture
   std::int64_t tiles_ = 0, computed_ = 0, gathers_ = 0, payload_ = 0, wire_ = 0;
@@ -135,25 +149,43 @@ std::vector<double> Supergen::sigmas(SampleContext& context, std::int64_t frames
                      double(frames / m.patch_frames * (w[0] / m.patch) * (w[1] / m.patch)));
 }
 
-// The picture at the model's own size: on rank 0, unless ranks share its attention, and then on all.
-at::Tensor Supergen::sketch(const Sampling& s, SampleContext& context) const {
+// The picture at the model's own size comes first, a step of the job a step.
+void Supergen::begin_sketch(Sampling& s, SampleContext& context) {
   const Size size = sketch_size(context);
-  const std::int64_t frames = s.x.size(2);
-  Sampling small{s.prompts, s.condition, s.no_condition, s.guidance, {}, sigmas(context, frames), 0, {}};
-  small.x = drawn_noise(s.prompts, 0, {s.x.size(1), frames, size[0], size[1]}, context.device);
-  small.grid = context.model().grid(small.x.sizes());
-  for (Conditioning* c : {&small.condition, &small.no_condition})
+  small_ = {s.prompts, s.condition, s.no_condition, s.guidance, {}, s.sigmas, 0, {}};
+  for (Conditioning* c : {&small_.condition, &small_.no_condition})
     if (c->image.defined())
       c->image = by_frame(c->image, [&](const at::Tensor& x) {
         return at::_adaptive_avg_pool2d(x, {size[0], size[1]});
       });
-  if (context.comm().rank() == 0 || context.parallel || context.halves)
-    for (; small.step < small.steps(); ++small.step)
-      small.x = euler_step(small.x, guided(context, small, small.x, small.sigma()), small.sigma(),
-                           small.sigmas[std::size_t(small.step) + 1]);
-  small.x = small.x.contiguous();
-  context.comm().broadcast(buffer_of(small.x), 0).wait();
-  return small.x;
+  s.x = drawn_noise(s.prompts, 0, {s.x.size(1), s.x.size(2), size[0], size[1]}, context.device);
+  s.grid = context.model().grid(s.x.sizes());
+  s.step = 0;
+  sketch_began_ = Clock::now();
+}
+
+// On rank 0, unless ranks share its attention, and then on all.
+at::Tensor Supergen::sketch_velocity(const Sampling& s, SampleContext& context) {
+  const bool mine = context.comm().rank() == 0 || context.parallel || context.halves;
+  const at::Tensor v =
+      mine ? guided(context, small_, s.x, s.sigma()).contiguous() : at::empty_like(s.x, at::MemoryFormat::Contiguous);
+  context.comm().broadcast(buffer_of(v), 0).wait();
+  return v;
+}
+
+void Supergen::end_sketch(Sampling& s, SampleContext& context) {
+  s.x = scaled_up(s.x, context);
+  s.grid = context.model().grid(s.x.sizes());
+  s.step = s.steps() - refining_;
+  if (refining_ > 0)
+    s.x = renoise_flow(s.x, drawn_noise(s.prompts, renoise_draw, s.x.sizes().slice(1), context.device), s.sigma());
+  s.x.flatten()[0].item<float>();  // waits for the device, once a batch
+  sketch_seconds_ = seconds_so_far();
+  sketching_ = false, small_ = {};
+}
+
+double Supergen::seconds_so_far() const {
+  return sketch_seconds_ + (sketching_ ? std::chrono::duration<double>(Clock::now() - sketch_began_).count() : 0);
 }
 
 at::Tensor Supergen::scaled_up(const at::Tensor& x, const SampleContext& context) const {
@@ -169,16 +201,6 @@ void Supergen::begin(Sampling& s, SampleContext& context) {
   s.step = s.steps() - refining_;
   tiles_ = computed_ = gathers_ = payload_ = wire_ = 0;
   seams_ = json::array(), sketch_seconds_ = 0;
-  if (s.step > 0) {
-    const auto began = std::chrono::steady_clock::now();
-    const at::Tensor picture = scaled_up(sketch(s, context), context);
-    picture.flatten()[0].item<float>();  // waits for the device, once a batch
-    sketch_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    s.x = refining_ == 0
-              ? picture
-              : renoise_flow(picture, drawn_noise(s.prompts, renoise_draw, s.x.sizes().slice(1), context.device),
-                             s.sigma());
-  }
   like_ = s.x;
   RefinerConfig refiner = config_.refiner(refining_, s.guidance);
   if (!s.no_condition.text.defined() || s.guidance == 1) refiner.halves = 1;
@@ -195,6 +217,8 @@ Sampling Supergen::tile_sampling(const Sampling& s, std::span<const Refiner::Til
   Sampling t{{}, samples_of(s.condition, which), samples_of(s.no_condition, which), s.guidance, {}, s.sigmas, s.step,
              {}};
   for (const auto& tile : which) t.prompts.push_back(s.prompts[std::size_t(tile.sample)]);
+  sketching_ = s.step > 0;
+  if (sketching_) begin_sketch(s, context);
   for (Conditioning* c : {&t.condition, &t.no_condition})
     if (c->image.defined()) {
       std::vector<at::Tensor> cuts;
@@ -213,6 +237,7 @@ at::Tensor Supergen::velocity(Sampling& s, SampleContext& context) {
   const at::Tensor v =
       refiner_->predict(s.x, step, context.dtype, [&](const at::Tensor& x, std::span<const Refiner::Tile> which) {
         Sampling tiles = tile_sampling(s, which);
+  if (sketching_) return sketch_velocity(s, context);
         if (config_.unit == "half") {
           if (which[0].half == 1) std::swap(tiles.condition, tiles.no_condition);
           tiles.no_condition = {};
@@ -244,12 +269,21 @@ void Supergen::state(Archive& ar) {
                              {"payload", &payload_},
                              {"wire", &wire_}})
     ar.value(name, *value);
+  std::int64_t sketching = sketching_ && !ar.loading();
+  double seconds = seconds_so_far();
+  if (ar.has("sketching"))  // else of a version that saved only behind the sketch
+    ar.value("sketching", sketching), ar.value("sketch_seconds", seconds);
+  if (ar.loading()) {
+    sketching_ = sketching != 0, sketch_seconds_ = seconds;
+    sketch_began_ = Clock::now();
+  }
 }
 
 // Jumps at the boundaries of the windows that stayed, and at those of the last step, which a picture is rolled by to
 // bring to the multiples.
 void Supergen::stepped(Sampling& s, SampleContext& context) {
-  if (s.step < s.steps() || !context.codec().sees_pixels()) return;
+  if (sketching_ && s.step == s.steps()) end_sketch(s, context);
+  if (s.step < s.steps() || refining_ == 0 || !context.codec().sees_pixels()) return;
   const std::int64_t factor = context.codec().factor(), patch = factor * context.model().info().patch;
   const std::int64_t shift = config_.shift_every ? (refining_ - 1) / config_.shift_every : 0;
   const auto last = canvas_->windows(shift).front();

@@ -401,6 +401,7 @@ class MemoryArchive final : public Archive {
 
  private:
   bool loading_ = false;
+  void forget(const std::string& name) { EXPECT_EQ(kept_.erase(name), 1u); }
   std::map<std::string, std::string> kept_;
 };
 
@@ -452,9 +453,9 @@ struct Drawn {
 // Of no generator: ranks are threads, which would share it.
 at::Tensor values(std::uint64_t draw, at::IntArrayRef shape) { return drawn_noise(1, draw, shape, at::kCPU); }
 
-// `yaml`: keys under supergen.
+// `yaml`: keys under supergen. `go_on_at`: after so many steps from a state as it was saved before a sketch had steps.
 Drawn drawn(Communicator& comm, const std::string& yaml, std::int64_t height = 32, std::int64_t width = 48,
-            std::int64_t steps = 10) {
+            std::int64_t steps = 10, std::int64_t go_on_at = -1) {
   const at::NoGradGuard no_grad;
   const auto method = Samplers::create("supergen");
   Config::parse("supergen: {" + yaml + "}", "test.yaml").read([&](Fields& f) { f.group("supergen", *method, ""); });
@@ -473,11 +474,23 @@ Drawn drawn(Communicator& comm, const std::string& yaml, std::int64_t height = 3
   method->begin(s, context);
   while (s.step < s.steps()) {
     s.x = euler_step(s.x, method->velocity(s, context), s.sigma(), s.sigmas[std::size_t(s.step) + 1]);
+  const Sampling start = s;
     ++s.step, method->stepped(s, context);
   }
   return {s.x, method->report()};
 }
+    if (method->steps_taken(s) != go_on_at) continue;
+    MemoryArchive archive;
+    method->state(archive);
+    archive.load();
+    for (const char* name : {"sketching", "sketch_seconds"}) archive.forget(name);
+    Sampling again = start;
+    method->begin(again, context);
+    again.x = s.x, again.step = s.step, again.grid = s.grid;
+    method->state(archive);
+    s = again;
 
+  EXPECT_EQ(method->steps_taken(s), method->steps_in_all(steps));
 Drawn drawn_on(int ranks, const std::string& yaml, std::int64_t height = 32, std::int64_t width = 48,
                std::int64_t steps = 10) {
   std::vector<Drawn> all(static_cast<std::size_t>(ranks));
@@ -509,6 +522,15 @@ TEST(Supergen, DrawsTheSamePictureOnAnyNumberOfRanks) {
 // Several tiles to a forward, of several pictures, both halves, and where positions are the forward's own.
 TEST(Supergen, DrawsTheSamePictureWithSeveralTilesToAForward) {
   for (const std::string& keys : {std::string("loop_step: 4, cache: {base: 1.5, ret_steps: 3}"),
+// States of before say nothing of the sketch, which was over.
+TEST(Supergen, GoesOnFromAStateOfBefore) {
+  const auto self = make_self();
+  const std::string keys = "loop_step: 4, cache: {base: 1.5, ret_steps: 3}";
+  const Drawn whole = drawn(*self, keys), again = drawn(*self, keys, 32, 48, 10, 15);
+  EXPECT_TRUE(at::equal(whole.x, again.x));
+  EXPECT_EQ(whole.report["skip_maps"], again.report["skip_maps"]);
+}
+
                                   std::string("loop_step: 4, unit: half, tile_rope: extend, cache: {base: off}")}) {
     const Drawn one = drawn_on(1, keys);
     for (const auto& [ranks, batch] : {std::pair{1, 2}, {1, 64}, {3, 4}}) {
