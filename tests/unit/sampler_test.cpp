@@ -6,12 +6,14 @@
 #include "comm/local/self.h"
 #include "data/file.h"
 #include "data/image_text/write_png.h"
+#include "data/scenes/range.h"
 #include "framework/formats/safetensors.h"
 #include "tests/unit/said.h"
 #include "trainers/sample/engine.h"
 #include "trainers/sample/model.h"
 #include "trainers/sample/report.h"
 #include "trainers/sample/run.h"
+#include "trainers/sample/scores.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -131,8 +133,14 @@ TEST(Png, KeepsPixelsFramesAndTexts) {
   std::size_t frame_chunks = 0;
   for (std::size_t at = text.find("fdAT"); at != text.npos; at = text.find("fdAT", at + 1)) ++frame_chunks;
   EXPECT_EQ(frame_chunks, 2u);
+  const auto read = png_frames(moving, "a.png");
+  ASSERT_EQ(read.size(), 3u);
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(read[i].rgb, frames[i].rgb) << i;
+  EXPECT_EQ(png_frames(still, "a.png").size(), 1u);
   for (std::size_t cut = 0; cut < still.size(); ++cut)
     EXPECT_THROW(png_texts(std::span(still).first(cut), "a.png"), DataError) << cut;
+  for (std::size_t cut = 0; cut < moving.size(); cut += 7)
+    EXPECT_THROW(png_frames(std::span(moving).first(cut), "a.png"), DataError) << cut;
 }
 
 // v = weight of the text's first number; refuses nothing.
@@ -261,6 +269,43 @@ TEST_F(SampleJobs, MakePicturesASheetAndAReport) {
   EXPECT_SAYS(said([&] { run("o", {said_before}); }), "holds pictures of other files of");
   write("config.json", model);
   EXPECT_EQ(run("o", {said_before, "save_every=3"}), 0);
+}
+
+// Of a video every frame counts: two whose first frames are equal are not.
+TEST_F(SampleJobs, JudgeEveryFrameOfAVideo) {
+  const auto video = [this](const std::string& folder, const std::vector<Image>& frames) {
+    fs::create_directories(dir_ + "/" + folder);
+    const auto png = encode_png(frames);
+    std::ofstream(dir_ + "/" + folder + "/00000.png", std::ios::binary)
+        .write(reinterpret_cast<const char*>(png.data()), std::ptrdiff_t(png.size()));
+  };
+  const auto scene = parse_scene("a large red circle in the center on a blue background").value();
+  const Image right = render(scene, 64, 64),
+              wrong = render(parse_scene("a small white star at the top left on a black background").value(), 64, 64);
+  video("a", {right, right}), video("b", {right, wrong}), video("c", {right});
+  const auto same = fidelity(1, dir_ + "/a", dir_ + "/a"), other = fidelity(1, dir_ + "/b", dir_ + "/a");
+  EXPECT_EQ(same.at("psnr"), 60);
+  EXPECT_LT(other.at("psnr"), 45);
+  EXPECT_GT(other.at("psnr"), 30) << "the mean over both frames";
+  EXPECT_FALSE(other.contains("ms_ssim")) << "five scales want 176 pixels";
+  EXPECT_TRUE(fidelity(1, dir_ + "/c", dir_ + "/a").empty());
+  const std::vector<ScenePrompt> prompts{{describe(scene), 0}};
+  EXPECT_EQ(scene_scores(prompts, dir_ + "/a").mean.at("attribute_accuracy"), 1);
+  const double half = scene_scores(prompts, dir_ + "/b").mean.at("attribute_accuracy");
+  EXPECT_TRUE(half >= 0.5 && half < 1) << half;
+  EXPECT_EQ(video_scores(1, dir_ + "/a").flicker, 0);
+  EXPECT_GT(video_scores(1, dir_ + "/b").flicker, 0.01);
+  EXPECT_EQ(video_scores(1, dir_ + "/b").frames, 2);
+  const Image large = render(scene, 176, 180);
+  video("d", {large});
+  EXPECT_NEAR(fidelity(1, dir_ + "/d", dir_ + "/d").at("ms_ssim"), 1, 1e-9);
+  // The program's report says what was judged.
+  ASSERT_EQ(run("moving", {"frames=2", "arms={a: [], b: [seed=5]}", "compare_to=a"}), 0);
+  const auto arm = nlohmann::json::parse(picture("moving", "/report.json"))["arms"][1];
+  EXPECT_EQ(arm["judged_frames"], 2);
+  EXPECT_GT(arm["metrics"]["color_flicker"].get<double>(), 0);
+  EXPECT_TRUE(arm["metrics"].contains("ssim"));
+  EXPECT_NE(picture("moving", "/report.html").find("means of 2 frames"), std::string::npos);
 }
 
 // Cut anywhere, a job has as many pictures of one arm as of another, and reports those up to a gap.
