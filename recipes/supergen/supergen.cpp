@@ -138,7 +138,14 @@ void Supergen::setup(SampleContext& context) {
   if (context.halves && config_.unit == "tile")
     throw UsageError("guidance_parallel", "the ranks of supergen compute whole tiles",
                      "say supergen.unit: half instead");
+  config_.take_fit();
   config_.refiner(refining_, 1);
+  if (config_.fits() && refining_ > 0 && config_.cache.pattern.empty()) {
+    const std::string not_fitted = config_.unfitted(refining_);
+    context.message(
+        "supergen.cache.base is fit: every tile is computed and none reused. " +
+        (not_fitted.empty() ? "Then supergen.cache.fit=OUT/report.json reuses" : "Nothing is fitted: " + not_fitted));
+  }
 }
 
 // Both stages share the levels, which are those of one window: that is all a forward sees.
@@ -210,6 +217,8 @@ void Supergen::begin(Sampling& s, SampleContext& context) {
     const std::int64_t longest = std::max(s.condition.text.size(1), other.defined() ? other.size(1) : 0);
     text_rope_ = context.model().rope({1, 1, 1}, longest).text;
   }
+  sketching_ = s.step > 0;
+  if (sketching_) begin_sketch(s, context);
 }
 
 // Tiles of one forward, with all that it needs.
@@ -217,8 +226,6 @@ Sampling Supergen::tile_sampling(const Sampling& s, std::span<const Refiner::Til
   Sampling t{{}, samples_of(s.condition, which), samples_of(s.no_condition, which), s.guidance, {}, s.sigmas, s.step,
              {}};
   for (const auto& tile : which) t.prompts.push_back(s.prompts[std::size_t(tile.sample)]);
-  sketching_ = s.step > 0;
-  if (sketching_) begin_sketch(s, context);
   for (Conditioning* c : {&t.condition, &t.no_condition})
     if (c->image.defined()) {
       std::vector<at::Tensor> cuts;
@@ -230,6 +237,7 @@ Sampling Supergen::tile_sampling(const Sampling& s, std::span<const Refiner::Til
 }
 
 at::Tensor Supergen::velocity(Sampling& s, SampleContext& context) {
+  if (sketching_) return sketch_velocity(s, context);
   SampleContext alone = context;  // a tile is one rank's
   alone.parallel = nullptr, alone.halves = nullptr;
   alone.modulations = nullptr;  // a tile's condition is put together for each forward
@@ -237,7 +245,6 @@ at::Tensor Supergen::velocity(Sampling& s, SampleContext& context) {
   const at::Tensor v =
       refiner_->predict(s.x, step, context.dtype, [&](const at::Tensor& x, std::span<const Refiner::Tile> which) {
         Sampling tiles = tile_sampling(s, which);
-  if (sketching_) return sketch_velocity(s, context);
         if (config_.unit == "half") {
           if (which[0].half == 1) std::swap(tiles.condition, tiles.no_condition);
           tiles.no_condition = {};
@@ -262,13 +269,6 @@ void Supergen::count(SampleContext& context) {
 }
 
 void Supergen::state(Archive& ar) {
-  refiner_->state(ar, like_);
-  for (auto [name, value] : {std::pair{"tiles", &tiles_},
-                             {"computed", &computed_},
-                             {"gathers", &gathers_},
-                             {"payload", &payload_},
-                             {"wire", &wire_}})
-    ar.value(name, *value);
   std::int64_t sketching = sketching_ && !ar.loading();
   double seconds = seconds_so_far();
   if (ar.has("sketching"))  // else of a version that saved only behind the sketch
@@ -277,6 +277,13 @@ void Supergen::state(Archive& ar) {
     sketching_ = sketching != 0, sketch_seconds_ = seconds;
     sketch_began_ = Clock::now();
   }
+  refiner_->state(ar, like_);
+  for (auto [name, value] : {std::pair{"tiles", &tiles_},
+                             {"computed", &computed_},
+                             {"gathers", &gathers_},
+                             {"payload", &payload_},
+                             {"wire", &wire_}})
+    ar.value(name, *value);
 }
 
 // Jumps at the boundaries of the windows that stayed, and at those of the last step, which a picture is rolled by to
@@ -332,15 +339,22 @@ json Supergen::report() const {
     r["skip_maps"].push_back(refiner_->map(b));
     r["longest_skip_run"].push_back(longest_skip(map_by_tile(b)));
     const auto& records = refiner_->records(b);
-    if (std::ssize(records) != refining_) continue;  // of a run that went on from a saved state
+    if (records.empty()) continue;
+    if (std::ssize(records) != refining_) {
+      r["unfitted"] = "the batch went on from a saved state, and what was seen before is not kept: draw it in one go";
+      continue;
+    }
+    const std::string not_fitted = config_.unfitted(refining_);
     const std::vector<std::vector<GateRecord>> runs{records};
     const TileGateConfig gate = config_.refiner(refining_, 1).gate;
     json curve = json::object();
     for (const double skip : {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7})
       if (const auto base = fit_base(gate, *canvas_, runs, skip)) curve[std::to_string(skip).substr(0, 3)] = *base;
     r["base_by_skip"].push_back(curve);
-    const auto base = fit_base(gate, *canvas_, runs, config_.cache.skip);
-    r["fitted_base"].push_back(base ? json(*base) : json());
+    if (const auto base = fit_base(gate, *canvas_, runs, config_.cache.skip))
+      r["fitted_base"].push_back(*base);
+    else
+      r["unfitted"] = not_fitted.empty() ? "no threshold reuses so much" : not_fitted;
   }
   return r;
 }

@@ -7,9 +7,12 @@
 #include "framework/kernels/window_means.h"
 #include "framework/models/dit/canvas.h"
 #include "framework/sampler.h"
+#include "recipes/supergen/fitted.h"
 #include "recipes/supergen/tile_rope.h"
 #include "tests/fake_tiles.h"
+#include "tests/fault/program.h"
 #include "tests/unit/reference_files.h"
+#include "tests/unit/said.h"
 
 #include <cmath>
 #include <cstring>
@@ -398,10 +401,10 @@ class MemoryArchive final : public Archive {
   }
   bool has(std::string_view name) const override { return !loading_ || kept_.contains(full(name)); }
   void load() { loading_ = true; }
+  void forget(const std::string& name) { EXPECT_EQ(kept_.erase(name), 1u); }
 
  private:
   bool loading_ = false;
-  void forget(const std::string& name) { EXPECT_EQ(kept_.erase(name), 1u); }
   std::map<std::string, std::string> kept_;
 };
 
@@ -471,14 +474,11 @@ Drawn drawn(Communicator& comm, const std::string& yaml, std::int64_t height = 3
   s.guidance = 2;
   s.x = drawn_noise(s.prompts, 0, {3, 1, height, width}, at::kCPU);
   s.grid = model->grid(s.x.sizes());
+  const Sampling start = s;
   method->begin(s, context);
   while (s.step < s.steps()) {
     s.x = euler_step(s.x, method->velocity(s, context), s.sigma(), s.sigmas[std::size_t(s.step) + 1]);
-  const Sampling start = s;
     ++s.step, method->stepped(s, context);
-  }
-  return {s.x, method->report()};
-}
     if (method->steps_taken(s) != go_on_at) continue;
     MemoryArchive archive;
     method->state(archive);
@@ -489,8 +489,11 @@ Drawn drawn(Communicator& comm, const std::string& yaml, std::int64_t height = 3
     again.x = s.x, again.step = s.step, again.grid = s.grid;
     method->state(archive);
     s = again;
-
+  }
   EXPECT_EQ(method->steps_taken(s), method->steps_in_all(steps));
+  return {s.x, method->report()};
+}
+
 Drawn drawn_on(int ranks, const std::string& yaml, std::int64_t height = 32, std::int64_t width = 48,
                std::int64_t steps = 10) {
   std::vector<Drawn> all(static_cast<std::size_t>(ranks));
@@ -519,9 +522,6 @@ TEST(Supergen, DrawsTheSamePictureOnAnyNumberOfRanks) {
   }
 }
 
-// Several tiles to a forward, of several pictures, both halves, and where positions are the forward's own.
-TEST(Supergen, DrawsTheSamePictureWithSeveralTilesToAForward) {
-  for (const std::string& keys : {std::string("loop_step: 4, cache: {base: 1.5, ret_steps: 3}"),
 // States of before say nothing of the sketch, which was over.
 TEST(Supergen, GoesOnFromAStateOfBefore) {
   const auto self = make_self();
@@ -531,6 +531,9 @@ TEST(Supergen, GoesOnFromAStateOfBefore) {
   EXPECT_EQ(whole.report["skip_maps"], again.report["skip_maps"]);
 }
 
+// Several tiles to a forward, of several pictures, both halves, and where positions are the forward's own.
+TEST(Supergen, DrawsTheSamePictureWithSeveralTilesToAForward) {
+  for (const std::string& keys : {std::string("loop_step: 4, cache: {base: 1.5, ret_steps: 3}"),
                                   std::string("loop_step: 4, unit: half, tile_rope: extend, cache: {base: off}")}) {
     const Drawn one = drawn_on(1, keys);
     for (const auto& [ranks, batch] : {std::pair{1, 2}, {1, 64}, {3, 4}}) {
@@ -581,6 +584,42 @@ TEST(Supergen, FitsAThresholdAndReportsIt) {
   EXPECT_LE(reusing.report["longest_skip_run"][0].get<int>(), 15);
 }
 
+std::string refusal(const std::string& yaml, std::int64_t height, std::int64_t width) {
+  try {
+    drawn_on(1, yaml, height, width);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "";
+}
+
+// What a fitting run reports is what the next one takes; where nothing can be fitted a sentence says why.
+TEST(Supergen, TakesWhatARunFitted) {
+  const Drawn d = drawn_on(1, "loop_step: 4, cache: {skip: 0.3, ret_steps: 3}", 32, 32, 30);
+  const TempFolder folder;
+  const std::string file = (folder.path / "report.json").string();
+  const json arm{{"batches", {{{"report", d.report}}}}};
+  write_text(file, json{{"arms", {arm}}}.dump());
+  const Drawn taken = drawn_on(2, "loop_step: 4, cache: {fit: '" + file + "', skip: 0.3, ret_steps: 3}", 32, 32, 30);
+  EXPECT_NEAR(taken.report["skip_share"].get<double>(), 0.3, 0.15);
+  EXPECT_NEAR(fitted_base(file, 0.3),
+              (d.report["fitted_base"][0].get<double>() + d.report["fitted_base"][1].get<double>()) / 2, 1e-9);
+  EXPECT_NE(said([&] { fitted_base(file, 0.25); }).find("one of 0.1, 0.2"), std::string::npos);
+  EXPECT_NE(said([&] { fitted_base(file + "x", 0.3); }).find("is not there"), std::string::npos);
+  EXPECT_NE(refusal("loop_step: 4, cache: {base: 1, fit: '" + file + "'}", 32, 32).find("leave one out"),
+            std::string::npos);
+  write_text(file, json{{"arms", {arm, arm}}}.dump());
+  EXPECT_NE(said([&] { fitted_base(file, 0.3); }).find("several arms"), std::string::npos);
+  for (const char* text : {"{}", "no JSON", R"({"arms": 3})", R"({"arms": [{"batches": [7]}]})"}) {
+    write_text(file, text);
+    EXPECT_NE(said([&] { fitted_base(file, 0.3); }).find("holds no thresholds"), std::string::npos) << text;
+  }
+  const Drawn few = drawn_on(1, "loop_step: 4, cache: {ret_steps: 3}", 32, 32, 5);
+  EXPECT_FALSE(few.report.contains("fitted_base"));
+  EXPECT_NE(few.report["unfitted"].get<std::string>().find("of 5 refinement steps 1 may reuse tiles"),
+            std::string::npos);
+}
+
 // Looks whether a tile and its condition are of one place, where both are coded by it.
 class Watching final : public Denoiser {
  public:
@@ -626,15 +665,6 @@ TEST(Supergen, CutsTheConditionWithTheTile) {
     for (; s.step < 6; ++s.step) EXPECT_EQ(method->velocity(s, context).abs().max().item<float>(), 0.0f);
     EXPECT_EQ(rows, std::vector<std::int64_t>(6 * 2 * 6, 8));  // 6 tiles of 2 pictures in 2 halves on 2 ranks
   });
-}
-
-std::string refusal(const std::string& yaml, std::int64_t height, std::int64_t width) {
-  try {
-    drawn_on(1, yaml, height, width);
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
 }
 
 TEST(Supergen, RefusesWhatDoesNotFit) {
