@@ -385,6 +385,18 @@ TEST_F(SampleJobs, GoOnAfterAStopWithTheUnbrokenPicture) {
   EXPECT_FALSE(fs::exists(dir_ + "/broken/state/batch_00000"));
 }
 
+// Image to video with drawn weights: latents of the first frame, and the tokens of Wan 2.1's picture encoder.
+TEST_F(SampleJobs, DrawTheConditionOfImageToVideo) {
+  const std::string wan = R"({"_class_name": "WanTransformer3DModel", "in_channels": 36, "out_channels": 16,
+      "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 24, "text_dim": 8, "freq_dim": 8)";
+  write("i2v.json", wan + "}");
+  write("i2v_clip.json", wan + R"(, "image_dim": 10, "added_kv_proj_dim": 24})");
+  for (const char* model : {"i2v", "i2v_clip"}) {
+    EXPECT_EQ(run(model, {"model=" + dir_ + "/" + model + ".json", "frames=2", "size=[32, 32]", "prompts=[a, b]"}), 0);
+    EXPECT_EQ(Safetensors(dir_ + "/" + model + "/plain/00001.safetensors").tensor("latents").size(0), 16);
+  }
+}
+
 TEST_F(SampleJobs, TakeEmbeddingsAndNoiseFromAFile) {
   const auto text = drawn_noise(5, 0, {2, 4, 24}, at::kCPU), pooled = drawn_noise(6, 0, {2, 16}, at::kCPU);
   const auto noise = drawn_noise(7, 0, {2, 12, 8, 12}, at::kCPU);
@@ -451,6 +463,7 @@ TEST_F(SampleJobs, RefuseWhatCannotBeDrawn) {
   says({"ranks_per_picture=2"}, "groups of 2");
   says({"guidance_parallel=true", "guidance=1"}, "guidance");
   says({"memory_capacity=0.0001"}, "weights");
+  says({"memory_capacity=0.0001"}, "but 0.0001 GiB are there");
   const auto planned = [this](const std::vector<std::string>& overrides, int ranks) {
     const SampleJob job = read_job(dir_ + "/job.yaml", overrides);
     return plan_memory(job.arms[0], plan_model(read_model_config(job.arms[0])), ranks).bytes;

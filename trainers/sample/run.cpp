@@ -99,9 +99,7 @@ void check_memory(const SampleConfig& c, const ArmPlan& arm, at::Device device, 
   if (tell) std::cout << c.arm << ": " << memory.text << std::endl;
   const double there = memory_there(c, device, local_ranks);
   if (there <= 0 || memory.bytes <= there) return;
-  char have[32];
-  std::snprintf(have, sizeof have, ", but %.1f GiB are there", there / (1 << 30));
-  throw Error(ExitCode::memory, "arm " + c.arm, memory.text + have,
+  throw Error(ExitCode::memory, "arm " + c.arm, memory.text + ", but " + gib(there) + " are there",
               "smaller size, batch or model, precision: bf16, or fewer ranks on a machine");
 }
 
