@@ -144,17 +144,16 @@ class Arms {
     wait(s.x);
     world_.barrier().wait();
     const CommStats before = k.groups.sent();
-    const std::int64_t from = s.step;
+    double steps = 0;
     const auto began = std::chrono::steady_clock::now();
     const double cpu = thread_cpu_ms();
     while (s.step < s.steps()) {
       const double sigma = s.sigma(), next = s.sigmas[std::size_t(s.step) + 1];
       s.x = euler_step(s.x, method.velocity(s, *k.context), sigma, next);
-      ++s.step;
+      ++s.step, ++steps;
       method.stepped(s, *k.context);
     }
     wait(s.x);
-    const double steps = double(s.steps() - from);
     const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - began).count();
     const CommStats sent = k.groups.sent();
     return {{"ms", ms / steps},

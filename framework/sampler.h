@@ -115,11 +115,15 @@ class Sampler {
   // How many ranks work on one picture where the file says nothing: 1, or 0 for all.
   virtual std::int64_t ranks_per_picture() const { return 1; }
   // x is noise of the size asked for. Sets sigmas, and may replace x, grid and step. By default flow_sigmas with the
-  // job's shift.
+  // job's shift. No forward is made here: the engine saves and stops between steps.
   virtual void begin(Sampling& s, SampleContext& context);
+  // Steps of a batch whose schedule has so many, and those that this one has taken: more than s.step where stepped()
+  // has turned it back.
+  virtual std::int64_t steps_in_all(std::int64_t steps) const { return steps; }
+  virtual std::int64_t steps_taken(const Sampling& s) const { return s.step; }
   // f32 of x's shape, guidance applied. By default guided().
   virtual at::Tensor velocity(Sampling& s, SampleContext& context);
-  // After Euler's step, which has counted s.step up.
+  // After Euler's step, which has counted s.step up. May begin another pass: replace x and grid, and turn step back.
   virtual void stepped(Sampling&, SampleContext&) {}
   // What changes later steps, for save_every: visited after stepped(), and after begin() when it is restored.
   virtual void state(Archive&) {}

@@ -92,6 +92,23 @@ Bytes frame_control(const Image& image, std::uint32_t number, double fps) {
   return data;
 }
 
+// f(type, data) of each but the last. DataError: not whole.
+template <class F>
+void each_chunk(std::span<const std::uint8_t> bytes, const std::string& path, const F& f) {
+  const auto broken = [&] { return DataError(path, "is no whole PNG file", "write it again"); };
+  if (bytes.size() < 8 || !std::equal(signature.begin(), signature.end(), bytes.begin())) throw broken();
+  for (std::size_t at = 8;;) {
+    if (bytes.size() - at < 12) throw broken();
+    std::size_t size = 0;
+    for (int i = 0; i < 4; ++i) size = size << 8 | bytes[at + std::size_t(i)];
+    if (size > bytes.size() - at - 12) throw broken();
+    const std::string_view type(reinterpret_cast<const char*>(&bytes[at + 4]), 4);
+    if (type == "IEND") return;
+    f(type, std::string_view(reinterpret_cast<const char*>(bytes.data()) + at + 8, size));
+    at += size + 12;
+  }
+}
+
 }  // namespace
 
 std::vector<std::uint8_t> encode_png(std::span<const Image> frames, const PngTexts& texts, double fps) {
@@ -131,22 +148,33 @@ std::vector<std::uint8_t> encode_png(std::span<const Image> frames, const PngTex
 }
 
 PngTexts png_texts(std::span<const std::uint8_t> bytes, const std::string& path) {
-  const auto broken = [&] { return DataError(path, "is no whole PNG file", "write it again"); };
-  if (bytes.size() < 8 || !std::equal(signature.begin(), signature.end(), bytes.begin())) throw broken();
   PngTexts texts;
-  for (std::size_t at = 8;;) {
-    if (bytes.size() - at < 12) throw broken();
-    std::size_t size = 0;
-    for (int i = 0; i < 4; ++i) size = size << 8 | bytes[at + std::size_t(i)];
-    if (size > bytes.size() - at - 12) throw broken();
-    const std::string_view type(reinterpret_cast<const char*>(&bytes[at + 4]), 4);
-    const std::string_view data(reinterpret_cast<const char*>(bytes.data()) + at + 8, size);
-    if (type == "IEND") return texts;
+  each_chunk(bytes, path, [&](std::string_view type, std::string_view data) {
     if (const auto end = data.find('\0');
         type == "iTXt" && end != data.npos && data.substr(end, 5) == std::string(5, 0))
       texts.emplace_back(data.substr(0, end), data.substr(end + 5));
-    at += size + 12;
+  });
+  return texts;
+}
+
+std::vector<Image> png_frames(std::span<const std::uint8_t> bytes, const std::string& path) {
+  Bytes header;
+  std::vector<Bytes> frames;
+  each_chunk(bytes, path, [&](std::string_view type, std::string_view data) {
+    if (type == "IHDR") header.assign(data.begin(), data.end());
+    if (type == "fcTL" || (type == "IDAT" && frames.empty())) frames.emplace_back();
+    if (type == "fdAT") data.remove_prefix(std::min<std::size_t>(4, data.size()));  // its number
+    if ((type == "IDAT" || type == "fdAT") && !frames.empty())
+      frames.back().insert(frames.back().end(), data.begin(), data.end());
+  });
+  std::vector<Image> images;
+  for (const Bytes& pixels : frames) {
+    Bytes file(signature.begin(), signature.end());
+    chunk(file, "IHDR", header), chunk(file, "IDAT", pixels), chunk(file, "IEND", {});
+    images.push_back(decode_image(file, path));
   }
+  if (images.empty()) throw DataError(path, "holds no picture", "write it again");
+  return images;
 }
 
 }  // namespace trireme

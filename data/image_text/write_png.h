@@ -19,4 +19,7 @@ std::vector<std::uint8_t> encode_png(std::span<const Image> frames, const PngTex
 // The texts of a PNG file that encode_png wrote; others' compressed ones are left out. DataError naming `path`.
 PngTexts png_texts(std::span<const std::uint8_t> bytes, const std::string& path);
 
+// All frames of such a file, one of a still picture. BrokenPicture, DataError naming `path`.
+std::vector<Image> png_frames(std::span<const std::uint8_t> bytes, const std::string& path);
+
 }  // namespace trireme

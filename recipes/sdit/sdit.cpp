@@ -103,6 +103,7 @@ class SditSampler final : public SparseSampler {
   }
 
  protected:
+  std::string_view name() const override { return "sdit"; }
   SparseRule rule() const override { return keys_.read(); }
   at::Tensor choose(const Sampling& s) override {
     const auto count = rounded_count(choice_.ratio, tokens(), keys_.round_to);
@@ -173,6 +174,7 @@ class RasSampler final : public SparseSampler {
   }
 
  protected:
+  std::string_view name() const override { return "ras"; }
   SparseRule rule() const override {
     return {plan_.start, plan_.end, plan_.resets, {.order = 0}, k_cache_ == "pre_rope"};
   }
@@ -202,6 +204,7 @@ class RandomTokensSampler final : public SparseSampler {
   }
 
  protected:
+  std::string_view name() const override { return "random_tokens"; }
   SparseRule rule() const override { return keys_.read(); }
   at::Tensor choose(const Sampling& s) override {
     return first_by_key(random_keys(s, tokens()), rounded_count(ratio_, tokens(), keys_.round_to));

@@ -51,10 +51,19 @@ void SparseSampler::fields(Fields& f) {
 
 void SparseSampler::setup(SampleContext& context) {
   if (with_tide_) tide_.prepare(context.model());
-  for (const auto reset : rule().resets)
+  const auto resets = rule().resets;
+  std::int64_t last = 0;
+  std::string within;
+  for (const auto reset : resets) {
+    last = std::max(last, reset);
+    if (reset >= 0 && reset < context.steps) within += (within.empty() ? "" : ", ") + std::to_string(reset);
+  }
+  const std::string key = std::string(name()) + ".resets";
+  for (const auto reset : resets)
     if (reset < 0 || reset >= context.steps)
-      throw UsageError("resets", "step " + std::to_string(reset) + " is none of " + std::to_string(context.steps),
-                       "count steps from 0, or give steps=" + std::to_string(reset + 1) + " or more");
+      throw UsageError(key, "step " + std::to_string(reset) + " is none of " + std::to_string(context.steps),
+                       key + "=[" + within + "]" +
+                           (last < context.steps ? "" : ", or steps=" + std::to_string(last + 1) + " or more"));
 }
 
 void SparseSampler::begin(Sampling& s, SampleContext& context) {

@@ -41,6 +41,7 @@ class SparseSampler : public Sampler {
   }
 
  protected:
+  virtual std::string_view name() const = 0;  // of the method, whose keys are under it
   virtual SparseRule rule() const = 0;
   // i64 [B, K], ascending. Called before a sparse step.
   virtual at::Tensor choose(const Sampling& sampling) = 0;

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
@@ -153,6 +154,8 @@ void write_fit(const std::string& path, const TeaCacheFit& fit) {
 }
 
 TeaCacheFit read_fit(const std::string& path) {
+  if (!std::filesystem::exists(path))
+    throw DataError(path, "is not there", "method teacache_fit makes it: trireme sample recipes/sdit/fit.yaml");
   const auto bytes = read_file(path, 1 << 20);
   const auto json = nlohmann::json::parse(bytes.begin(), bytes.end(), nullptr, false);
   TeaCacheFit fit;

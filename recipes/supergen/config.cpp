@@ -1,6 +1,7 @@
 #include "recipes/supergen/config.h"
 
 #include "comm/error.h"
+#include "recipes/supergen/fitted.h"
 
 #include <charconv>
 #include <cmath>
@@ -23,7 +24,9 @@ void SupergenCacheConfig::fields(Fields& f) {
     "threshold of a tile's gathered error below which its prediction is reused: a number, off, or fit: every tile is "
     "computed, and the report "
     "names the number that would have reused `skip`");
-  f("skip", skip, "share of all tile evaluations that base: fit aims at", {.min = 0, .max = 1});
+  f("fit", fit, "report.json of a run with base: fit: the threshold that it found for `skip`, in place of base");
+  f("skip", skip, "share of all tile evaluations that is to be reused, for base: fit and for fit",
+    {.min = 0, .max = 1});
   f("ret_steps", ret_steps, "first refinement steps in which every tile is computed; three are in any case",
     {.min = 0});
   f("a", a, "by how much the tiles whose predictions vary most over steps get a higher threshold",
@@ -38,6 +41,7 @@ void SupergenCacheConfig::fields(Fields& f) {
     "decides");
   f.require(base == "fit" || base == "off" || threshold_of(base) >= 0, "base", "'" + base + "' is no threshold",
             "a number from 0 on, off, or fit");
+  f.require(fit.empty() || base == "fit", "fit", "base is " + base + " already", "leave one out");
 }
 
 void SupergenConfig::fields(Fields& f) {
@@ -97,10 +101,23 @@ CanvasConfig SupergenConfig::canvas(std::array<std::int64_t, 2> size, std::array
   return c;
 }
 
+void SupergenConfig::take_fit() {
+  if (!cache.fit.empty()) cache.fitted = fitted_base(cache.fit, cache.skip);
+}
+
+std::string SupergenConfig::unfitted(std::int64_t refining) const {
+  // As the gate: these first steps are computed in any case, and so is the last.
+  const std::int64_t may = refining - 1 - std::max<std::int64_t>(3, cache.ret_steps);
+  if (may > 0 && double(may) >= cache.skip * double(refining)) return "";
+  return "of " + std::to_string(refining) + " refinement steps " + std::to_string(std::max<std::int64_t>(0, may)) +
+         " may reuse tiles: no threshold reuses " + std::to_string(cache.skip).substr(0, 4) +
+         " of all; take more steps, or lower cache.skip or cache.ret_steps";
+}
+
 RefinerConfig SupergenConfig::refiner(std::int64_t steps, double guidance) const {
   RefinerConfig r;
   r.gate.steps = steps, r.gate.ret_steps = cache.ret_steps, r.gate.a = cache.a, r.gate.every = cache.every;
-  r.gate.base = std::max(0.0, threshold_of(cache.base));
+  r.gate.base = cache.fit.empty() ? std::max(0.0, threshold_of(cache.base)) : cache.fitted;
   if (cache.mode == "max_min_adjust") r.gate.mode = TileGateConfig::Mode::max_min_adjust;
   r.gate.release = cache.gate == "release";
   r.cache = cache.base != "off", r.record = fits();

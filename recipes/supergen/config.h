@@ -11,9 +11,10 @@
 namespace trireme {
 
 struct SupergenCacheConfig {
-  std::string base = "fit", mode = "top_selective", gate = "fixed", pattern;
+  std::string base = "fit", fit, mode = "top_selective", gate = "fixed", pattern;
   std::int64_t ret_steps = 5, every = 5;
   double a = 0.5, skip = 0.5;
+  double fitted = 0;  // what `fit` says, once take_fit() has read it
   void fields(Fields&);
 };
 
@@ -33,7 +34,11 @@ struct SupergenConfig {
   CanvasConfig canvas(std::array<std::int64_t, 2> size, std::array<std::int64_t, 2> window, std::int64_t factor) const;
   // Of a job whose refinement has `refining` steps. Reads the file of a pattern. DataError: it is not there.
   RefinerConfig refiner(std::int64_t refining, double guidance) const;
-  bool fits() const { return cache.base == "fit"; }
+  bool fits() const { return cache.base == "fit" && cache.fit.empty(); }
+  // Reads `cache.fit`, if it is named. Throws as fitted_base.
+  void take_fit();
+  // Why thresholds cannot be fitted to `refining` steps; empty: they can.
+  std::string unfitted(std::int64_t refining) const;
 };
 
 }  // namespace trireme

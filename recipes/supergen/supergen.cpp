@@ -20,6 +20,7 @@ namespace trireme {
 namespace {
 
 using nlohmann::json;
+using Clock = std::chrono::steady_clock;
 constexpr std::uint64_t renoise_draw = 0x5047;  // the picture's own noise begins the sketch
 
 Conditioning samples_of(const Conditioning& c, std::span<const Refiner::Tile> which) {
@@ -49,6 +50,13 @@ class Supergen final : public Sampler {
   std::int64_t ranks_per_picture() const override { return 0; }
   void setup(SampleContext& context) override;
   void begin(Sampling& s, SampleContext& context) override;
+  std::int64_t steps_in_all(std::int64_t steps) const override {
+    const std::int64_t refining = config_.refining(steps);
+    return refining < steps ? steps + refining : steps;
+  }
+  std::int64_t steps_taken(const Sampling& s) const override {
+    return sketching_ || refining_ == s.steps() ? s.step : s.step + refining_;
+  }
   at::Tensor velocity(Sampling& s, SampleContext& context) override;
   void stepped(Sampling& s, SampleContext& context) override;
   void state(Archive& ar) override;
@@ -69,7 +77,10 @@ class Supergen final : public Sampler {
   Size window(const DenoiserInfo& model) const;
   Size sketch_size(const SampleContext& context) const;
   std::vector<double> sigmas(SampleContext& context, std::int64_t frames) const;
-  at::Tensor sketch(const Sampling& s, SampleContext& context) const;
+  void begin_sketch(Sampling& s, SampleContext& context);
+  at::Tensor sketch_velocity(const Sampling& s, SampleContext& context);
+  void end_sketch(Sampling& s, SampleContext& context);
+  double seconds_so_far() const;  // of the sketch
   at::Tensor scaled_up(const at::Tensor& x, const SampleContext& context) const;
   Sampling tile_sampling(const Sampling& s, std::span<const Refiner::Tile> which) const;
   void count(SampleContext& context);
@@ -82,6 +93,9 @@ class Supergen final : public Sampler {
   std::optional<Refiner> refiner_;
   at::Tensor like_;
   RopeTable text_rope_;
+  bool sketching_ = false;
+  Sampling small_;                  // the sketch's conditions
+  Clock::time_point sketch_began_;  // or went on
   double sketch_seconds_ = 0;
   json seams_;  // of each picture
   std::int64_t tiles_ = 0, computed_ = 0, gathers_ = 0, payload_ = 0, wire_ = 0;
@@ -124,7 +138,14 @@ void Supergen::setup(SampleContext& context) {
   if (context.halves && config_.unit == "tile")
     throw UsageError("guidance_parallel", "the ranks of supergen compute whole tiles",
                      "say supergen.unit: half instead");
+  config_.take_fit();
   config_.refiner(refining_, 1);
+  if (config_.fits() && refining_ > 0 && config_.cache.pattern.empty()) {
+    const std::string not_fitted = config_.unfitted(refining_);
+    context.message(
+        "supergen.cache.base is fit: every tile is computed and none reused. " +
+        (not_fitted.empty() ? "Then supergen.cache.fit=OUT/report.json reuses" : "Nothing is fitted: " + not_fitted));
+  }
 }
 
 // Both stages share the levels, which are those of one window: that is all a forward sees.
@@ -135,25 +156,43 @@ std::vector<double> Supergen::sigmas(SampleContext& context, std::int64_t frames
                      double(frames / m.patch_frames * (w[0] / m.patch) * (w[1] / m.patch)));
 }
 
-// The picture at the model's own size: on rank 0, unless ranks share its attention, and then on all.
-at::Tensor Supergen::sketch(const Sampling& s, SampleContext& context) const {
+// The picture at the model's own size comes first, a step of the job a step.
+void Supergen::begin_sketch(Sampling& s, SampleContext& context) {
   const Size size = sketch_size(context);
-  const std::int64_t frames = s.x.size(2);
-  Sampling small{s.prompts, s.condition, s.no_condition, s.guidance, {}, sigmas(context, frames), 0, {}};
-  small.x = drawn_noise(s.prompts, 0, {s.x.size(1), frames, size[0], size[1]}, context.device);
-  small.grid = context.model().grid(small.x.sizes());
-  for (Conditioning* c : {&small.condition, &small.no_condition})
+  small_ = {s.prompts, s.condition, s.no_condition, s.guidance, {}, s.sigmas, 0, {}};
+  for (Conditioning* c : {&small_.condition, &small_.no_condition})
     if (c->image.defined())
       c->image = by_frame(c->image, [&](const at::Tensor& x) {
         return at::_adaptive_avg_pool2d(x, {size[0], size[1]});
       });
-  if (context.comm().rank() == 0 || context.parallel || context.halves)
-    for (; small.step < small.steps(); ++small.step)
-      small.x = euler_step(small.x, guided(context, small, small.x, small.sigma()), small.sigma(),
-                           small.sigmas[std::size_t(small.step) + 1]);
-  small.x = small.x.contiguous();
-  context.comm().broadcast(buffer_of(small.x), 0).wait();
-  return small.x;
+  s.x = drawn_noise(s.prompts, 0, {s.x.size(1), s.x.size(2), size[0], size[1]}, context.device);
+  s.grid = context.model().grid(s.x.sizes());
+  s.step = 0;
+  sketch_began_ = Clock::now();
+}
+
+// On rank 0, unless ranks share its attention, and then on all.
+at::Tensor Supergen::sketch_velocity(const Sampling& s, SampleContext& context) {
+  const bool mine = context.comm().rank() == 0 || context.parallel || context.halves;
+  const at::Tensor v =
+      mine ? guided(context, small_, s.x, s.sigma()).contiguous() : at::empty_like(s.x, at::MemoryFormat::Contiguous);
+  context.comm().broadcast(buffer_of(v), 0).wait();
+  return v;
+}
+
+void Supergen::end_sketch(Sampling& s, SampleContext& context) {
+  s.x = scaled_up(s.x, context);
+  s.grid = context.model().grid(s.x.sizes());
+  s.step = s.steps() - refining_;
+  if (refining_ > 0)
+    s.x = renoise_flow(s.x, drawn_noise(s.prompts, renoise_draw, s.x.sizes().slice(1), context.device), s.sigma());
+  s.x.flatten()[0].item<float>();  // waits for the device, once a batch
+  sketch_seconds_ = seconds_so_far();
+  sketching_ = false, small_ = {};
+}
+
+double Supergen::seconds_so_far() const {
+  return sketch_seconds_ + (sketching_ ? std::chrono::duration<double>(Clock::now() - sketch_began_).count() : 0);
 }
 
 at::Tensor Supergen::scaled_up(const at::Tensor& x, const SampleContext& context) const {
@@ -169,16 +208,6 @@ void Supergen::begin(Sampling& s, SampleContext& context) {
   s.step = s.steps() - refining_;
   tiles_ = computed_ = gathers_ = payload_ = wire_ = 0;
   seams_ = json::array(), sketch_seconds_ = 0;
-  if (s.step > 0) {
-    const auto began = std::chrono::steady_clock::now();
-    const at::Tensor picture = scaled_up(sketch(s, context), context);
-    picture.flatten()[0].item<float>();  // waits for the device, once a batch
-    sketch_seconds_ = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-    s.x = refining_ == 0
-              ? picture
-              : renoise_flow(picture, drawn_noise(s.prompts, renoise_draw, s.x.sizes().slice(1), context.device),
-                             s.sigma());
-  }
   like_ = s.x;
   RefinerConfig refiner = config_.refiner(refining_, s.guidance);
   if (!s.no_condition.text.defined() || s.guidance == 1) refiner.halves = 1;
@@ -188,6 +217,8 @@ void Supergen::begin(Sampling& s, SampleContext& context) {
     const std::int64_t longest = std::max(s.condition.text.size(1), other.defined() ? other.size(1) : 0);
     text_rope_ = context.model().rope({1, 1, 1}, longest).text;
   }
+  sketching_ = s.step > 0;
+  if (sketching_) begin_sketch(s, context);
 }
 
 // Tiles of one forward, with all that it needs.
@@ -206,6 +237,7 @@ Sampling Supergen::tile_sampling(const Sampling& s, std::span<const Refiner::Til
 }
 
 at::Tensor Supergen::velocity(Sampling& s, SampleContext& context) {
+  if (sketching_) return sketch_velocity(s, context);
   SampleContext alone = context;  // a tile is one rank's
   alone.parallel = nullptr, alone.halves = nullptr;
   alone.modulations = nullptr;  // a tile's condition is put together for each forward
@@ -237,6 +269,14 @@ void Supergen::count(SampleContext& context) {
 }
 
 void Supergen::state(Archive& ar) {
+  std::int64_t sketching = sketching_ && !ar.loading();
+  double seconds = seconds_so_far();
+  if (ar.has("sketching"))  // else of a version that saved only behind the sketch
+    ar.value("sketching", sketching), ar.value("sketch_seconds", seconds);
+  if (ar.loading()) {
+    sketching_ = sketching != 0, sketch_seconds_ = seconds;
+    sketch_began_ = Clock::now();
+  }
   refiner_->state(ar, like_);
   for (auto [name, value] : {std::pair{"tiles", &tiles_},
                              {"computed", &computed_},
@@ -249,7 +289,8 @@ void Supergen::state(Archive& ar) {
 // Jumps at the boundaries of the windows that stayed, and at those of the last step, which a picture is rolled by to
 // bring to the multiples.
 void Supergen::stepped(Sampling& s, SampleContext& context) {
-  if (s.step < s.steps() || !context.codec().sees_pixels()) return;
+  if (sketching_ && s.step == s.steps()) end_sketch(s, context);
+  if (s.step < s.steps() || refining_ == 0 || !context.codec().sees_pixels()) return;
   const std::int64_t factor = context.codec().factor(), patch = factor * context.model().info().patch;
   const std::int64_t shift = config_.shift_every ? (refining_ - 1) / config_.shift_every : 0;
   const auto last = canvas_->windows(shift).front();
@@ -298,15 +339,22 @@ json Supergen::report() const {
     r["skip_maps"].push_back(refiner_->map(b));
     r["longest_skip_run"].push_back(longest_skip(map_by_tile(b)));
     const auto& records = refiner_->records(b);
-    if (std::ssize(records) != refining_) continue;  // of a run that went on from a saved state
+    if (records.empty()) continue;
+    if (std::ssize(records) != refining_) {
+      r["unfitted"] = "the batch went on from a saved state, and what was seen before is not kept: draw it in one go";
+      continue;
+    }
+    const std::string not_fitted = config_.unfitted(refining_);
     const std::vector<std::vector<GateRecord>> runs{records};
     const TileGateConfig gate = config_.refiner(refining_, 1).gate;
     json curve = json::object();
     for (const double skip : {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7})
       if (const auto base = fit_base(gate, *canvas_, runs, skip)) curve[std::to_string(skip).substr(0, 3)] = *base;
     r["base_by_skip"].push_back(curve);
-    const auto base = fit_base(gate, *canvas_, runs, config_.cache.skip);
-    r["fitted_base"].push_back(base ? json(*base) : json());
+    if (const auto base = fit_base(gate, *canvas_, runs, config_.cache.skip))
+      r["fitted_base"].push_back(*base);
+    else
+      r["unfitted"] = not_fitted.empty() ? "no threshold reuses so much" : not_fitted;
   }
   return r;
 }

@@ -470,5 +470,57 @@ TEST(Pipelines, SampleEndsWhereDiffusersEnds) {
   }
 }
 
+Outcome exported(const std::string& from, const std::string& to, const Words& more = {}) {
+  Words words{"export", from, "--format", "diffusers", "--out", to};
+  words.insert(words.end(), more.begin(), more.end());
+  return run_program(words, {});
+}
+
+// From a folder of diffusers and back, in other shards and another type, every layout.
+TEST(Export, WritesAFolderOfDiffusersAnew) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the program is not built with sanitizers";
+#endif
+  const TempFolder temp;
+  for (const std::string name : {"flux", "sd3", "wan", "hunyuan_video"}) {
+    const std::string from = dit_vectors(name), to = (temp.path / name).string();
+    const bool half = name == "sd3";
+    const Outcome o = exported(from, to, {"--shard-kib", "40", "--precision", half ? "bf16" : "file"});
+    ASSERT_EQ(o.code, 0) << o;
+    EXPECT_NE(o.out.find("from_pretrained('" + to + "')"), std::string::npos) << o;
+    EXPECT_TRUE(fs::exists(to + "/diffusion_pytorch_model.safetensors.index.json")) << name;
+    const auto before = denoiser_from_folder(from, at::kCPU, {}), after = denoiser_from_folder(to, at::kCPU, {});
+    EXPECT_EQ(after->dtype(), half ? at::kBFloat16 : before->dtype());
+    EXPECT_EQ(parse_json(read_text(to + "/config.json")), parse_json(read_text(from + "/config.json")));
+    const auto a = before->weights(), b = after->weights();
+    ASSERT_EQ(a.size(), b.size());
+    for (std::size_t i = 0; i < a.size(); ++i)
+      EXPECT_TRUE(a[i].first == b[i].first && same(a[i].second.to(after->dtype()), b[i].second)) << a[i].first;
+  }
+}
+
+TEST(Export, TellsWhatIsNoFolderOfADenoiser) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the program is not built with sanitizers";
+#endif
+  const TempFolder temp;
+  fs::create_directories(temp.path / "pipeline" / "transformer");
+  write_text(temp.path / "pipeline" / "model_index.json", "{}");
+  fs::create_directories(temp.path / "other");
+  write_text(temp.path / "other" / "config.json", R"({"_class_name": "AutoencoderKL"})");
+  write_safetensors((temp.path / "other" / "diffusion_pytorch_model.safetensors").string(),
+                    std::vector<NamedTensor>{{"a", at::zeros({1})}});
+  const auto refused = [&](const std::string& from, const Words& more, int code, const char* what) {
+    const Outcome o = exported(from, (temp.path / "none").string(), more);
+    EXPECT_EQ(o.code, code) << o;
+    EXPECT_EQ(o.errors().size(), 1u) << o;
+    EXPECT_NE(o.err.find(what), std::string::npos) << o;
+  };
+  refused((temp.path / "nowhere").string(), {}, 2, "neither a run nor a transformer's folder");
+  refused((temp.path / "pipeline").string(), {}, 3, "/transformer");
+  refused((temp.path / "other").string(), {}, 2, "WanTransformer3DModel");
+  refused(dit_vectors("wan"), {"--raw"}, 2, "is of a run");
+}
+
 }  // namespace
 }  // namespace trireme::test

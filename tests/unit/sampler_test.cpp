@@ -6,12 +6,14 @@
 #include "comm/local/self.h"
 #include "data/file.h"
 #include "data/image_text/write_png.h"
+#include "data/scenes/range.h"
 #include "framework/formats/safetensors.h"
 #include "tests/unit/said.h"
 #include "trainers/sample/engine.h"
 #include "trainers/sample/model.h"
 #include "trainers/sample/report.h"
 #include "trainers/sample/run.h"
+#include "trainers/sample/scores.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -131,8 +133,14 @@ TEST(Png, KeepsPixelsFramesAndTexts) {
   std::size_t frame_chunks = 0;
   for (std::size_t at = text.find("fdAT"); at != text.npos; at = text.find("fdAT", at + 1)) ++frame_chunks;
   EXPECT_EQ(frame_chunks, 2u);
+  const auto read = png_frames(moving, "a.png");
+  ASSERT_EQ(read.size(), 3u);
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(read[i].rgb, frames[i].rgb) << i;
+  EXPECT_EQ(png_frames(still, "a.png").size(), 1u);
   for (std::size_t cut = 0; cut < still.size(); ++cut)
     EXPECT_THROW(png_texts(std::span(still).first(cut), "a.png"), DataError) << cut;
+  for (std::size_t cut = 0; cut < moving.size(); cut += 7)
+    EXPECT_THROW(png_frames(std::span(moving).first(cut), "a.png"), DataError) << cut;
 }
 
 // v = weight of the text's first number; refuses nothing.
@@ -263,6 +271,43 @@ TEST_F(SampleJobs, MakePicturesASheetAndAReport) {
   EXPECT_EQ(run("o", {said_before, "save_every=3"}), 0);
 }
 
+// Of a video every frame counts: two whose first frames are equal are not.
+TEST_F(SampleJobs, JudgeEveryFrameOfAVideo) {
+  const auto video = [this](const std::string& folder, const std::vector<Image>& frames) {
+    fs::create_directories(dir_ + "/" + folder);
+    const auto png = encode_png(frames);
+    std::ofstream(dir_ + "/" + folder + "/00000.png", std::ios::binary)
+        .write(reinterpret_cast<const char*>(png.data()), std::ptrdiff_t(png.size()));
+  };
+  const auto scene = parse_scene("a large red circle in the center on a blue background").value();
+  const Image right = render(scene, 64, 64),
+              wrong = render(parse_scene("a small white star at the top left on a black background").value(), 64, 64);
+  video("a", {right, right}), video("b", {right, wrong}), video("c", {right});
+  const auto same = fidelity(1, dir_ + "/a", dir_ + "/a"), other = fidelity(1, dir_ + "/b", dir_ + "/a");
+  EXPECT_EQ(same.at("psnr"), 60);
+  EXPECT_LT(other.at("psnr"), 45);
+  EXPECT_GT(other.at("psnr"), 30) << "the mean over both frames";
+  EXPECT_FALSE(other.contains("ms_ssim")) << "five scales want 176 pixels";
+  EXPECT_TRUE(fidelity(1, dir_ + "/c", dir_ + "/a").empty());
+  const std::vector<ScenePrompt> prompts{{describe(scene), 0}};
+  EXPECT_EQ(scene_scores(prompts, dir_ + "/a").mean.at("attribute_accuracy"), 1);
+  const double half = scene_scores(prompts, dir_ + "/b").mean.at("attribute_accuracy");
+  EXPECT_TRUE(half >= 0.5 && half < 1) << half;
+  EXPECT_EQ(video_scores(1, dir_ + "/a").flicker, 0);
+  EXPECT_GT(video_scores(1, dir_ + "/b").flicker, 0.01);
+  EXPECT_EQ(video_scores(1, dir_ + "/b").frames, 2);
+  const Image large = render(scene, 176, 180);
+  video("d", {large});
+  EXPECT_NEAR(fidelity(1, dir_ + "/d", dir_ + "/d").at("ms_ssim"), 1, 1e-9);
+  // The program's report says what was judged.
+  ASSERT_EQ(run("moving", {"frames=2", "arms={a: [], b: [seed=5]}", "compare_to=a"}), 0);
+  const auto arm = nlohmann::json::parse(picture("moving", "/report.json"))["arms"][1];
+  EXPECT_EQ(arm["judged_frames"], 2);
+  EXPECT_GT(arm["metrics"]["color_flicker"].get<double>(), 0);
+  EXPECT_TRUE(arm["metrics"].contains("ssim"));
+  EXPECT_NE(picture("moving", "/report.html").find("means of 2 frames"), std::string::npos);
+}
+
 // Cut anywhere, a job has as many pictures of one arm as of another, and reports those up to a gap.
 TEST_F(SampleJobs, DrawArmsInTurn) {
   const std::vector<std::string> overrides = {"arms={a: [], b: [steps=3]}", "batch=1"};
@@ -340,6 +385,18 @@ TEST_F(SampleJobs, GoOnAfterAStopWithTheUnbrokenPicture) {
   EXPECT_FALSE(fs::exists(dir_ + "/broken/state/batch_00000"));
 }
 
+// Image to video with drawn weights: latents of the first frame, and the tokens of Wan 2.1's picture encoder.
+TEST_F(SampleJobs, DrawTheConditionOfImageToVideo) {
+  const std::string wan = R"({"_class_name": "WanTransformer3DModel", "in_channels": 36, "out_channels": 16,
+      "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 24, "text_dim": 8, "freq_dim": 8)";
+  write("i2v.json", wan + "}");
+  write("i2v_clip.json", wan + R"(, "image_dim": 10, "added_kv_proj_dim": 24})");
+  for (const char* model : {"i2v", "i2v_clip"}) {
+    EXPECT_EQ(run(model, {"model=" + dir_ + "/" + model + ".json", "frames=2", "size=[32, 32]", "prompts=[a, b]"}), 0);
+    EXPECT_EQ(Safetensors(dir_ + "/" + model + "/plain/00001.safetensors").tensor("latents").size(0), 16);
+  }
+}
+
 TEST_F(SampleJobs, TakeEmbeddingsAndNoiseFromAFile) {
   const auto text = drawn_noise(5, 0, {2, 4, 24}, at::kCPU), pooled = drawn_noise(6, 0, {2, 16}, at::kCPU);
   const auto noise = drawn_noise(7, 0, {2, 12, 8, 12}, at::kCPU);
@@ -406,6 +463,7 @@ TEST_F(SampleJobs, RefuseWhatCannotBeDrawn) {
   says({"ranks_per_picture=2"}, "groups of 2");
   says({"guidance_parallel=true", "guidance=1"}, "guidance");
   says({"memory_capacity=0.0001"}, "weights");
+  says({"memory_capacity=0.0001"}, "but 0.0001 GiB are there");
   const auto planned = [this](const std::vector<std::string>& overrides, int ranks) {
     const SampleJob job = read_job(dir_ + "/job.yaml", overrides);
     return plan_memory(job.arms[0], plan_model(read_model_config(job.arms[0])), ranks).bytes;

@@ -13,6 +13,7 @@
 #include "recipes/sdit/sparse.h"
 #include "recipes/sdit/teacache_fit.h"
 #include "tests/unit/reference_files.h"
+#include "tests/unit/said.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -539,6 +540,7 @@ TEST(TeaCacheFit, FindsThePolynomialAndThresholds) {
   EXPECT_THROW(sdit::threshold_of(fit, 0.9), UsageError);
   std::filesystem::remove(path);
   EXPECT_THROW(sdit::read_fit(path), DataError);
+  EXPECT_NE(test::said([&] { sdit::read_fit(path + "x"); }).find("recipes/sdit/fit.yaml"), std::string::npos);
   EXPECT_THROW(sdit::fit_teacache({}, 1), UsageError);
 }
 
@@ -663,6 +665,9 @@ TEST_F(Methods, BatchesDoNotMix) {
   }
   EXPECT_THROW(run("teacache", "", 2), UsageError);
   EXPECT_THROW(run("sdit", "resets: [40]"), UsageError);
+  const auto told = test::said([&] { run("sdit", "resets: [4, 40, 50]"); });
+  EXPECT_NE(told.find("sdit.resets: step 40 is none of"), std::string::npos) << told;
+  EXPECT_NE(told.find("sdit.resets=[4], or steps=51 or more"), std::string::npos) << told;
 }
 
 TEST_F(Methods, GoOnFromASavedState) {

@@ -7,9 +7,12 @@
 #include "framework/kernels/window_means.h"
 #include "framework/models/dit/canvas.h"
 #include "framework/sampler.h"
+#include "recipes/supergen/fitted.h"
 #include "recipes/supergen/tile_rope.h"
 #include "tests/fake_tiles.h"
+#include "tests/fault/program.h"
 #include "tests/unit/reference_files.h"
+#include "tests/unit/said.h"
 
 #include <cmath>
 #include <cstring>
@@ -398,6 +401,7 @@ class MemoryArchive final : public Archive {
   }
   bool has(std::string_view name) const override { return !loading_ || kept_.contains(full(name)); }
   void load() { loading_ = true; }
+  void forget(const std::string& name) { EXPECT_EQ(kept_.erase(name), 1u); }
 
  private:
   bool loading_ = false;
@@ -452,9 +456,9 @@ struct Drawn {
 // Of no generator: ranks are threads, which would share it.
 at::Tensor values(std::uint64_t draw, at::IntArrayRef shape) { return drawn_noise(1, draw, shape, at::kCPU); }
 
-// `yaml`: keys under supergen.
+// `yaml`: keys under supergen. `go_on_at`: after so many steps from a state as it was saved before a sketch had steps.
 Drawn drawn(Communicator& comm, const std::string& yaml, std::int64_t height = 32, std::int64_t width = 48,
-            std::int64_t steps = 10) {
+            std::int64_t steps = 10, std::int64_t go_on_at = -1) {
   const at::NoGradGuard no_grad;
   const auto method = Samplers::create("supergen");
   Config::parse("supergen: {" + yaml + "}", "test.yaml").read([&](Fields& f) { f.group("supergen", *method, ""); });
@@ -470,11 +474,23 @@ Drawn drawn(Communicator& comm, const std::string& yaml, std::int64_t height = 3
   s.guidance = 2;
   s.x = drawn_noise(s.prompts, 0, {3, 1, height, width}, at::kCPU);
   s.grid = model->grid(s.x.sizes());
+  const Sampling start = s;
   method->begin(s, context);
   while (s.step < s.steps()) {
     s.x = euler_step(s.x, method->velocity(s, context), s.sigma(), s.sigmas[std::size_t(s.step) + 1]);
     ++s.step, method->stepped(s, context);
+    if (method->steps_taken(s) != go_on_at) continue;
+    MemoryArchive archive;
+    method->state(archive);
+    archive.load();
+    for (const char* name : {"sketching", "sketch_seconds"}) archive.forget(name);
+    Sampling again = start;
+    method->begin(again, context);
+    again.x = s.x, again.step = s.step, again.grid = s.grid;
+    method->state(archive);
+    s = again;
   }
+  EXPECT_EQ(method->steps_taken(s), method->steps_in_all(steps));
   return {s.x, method->report()};
 }
 
@@ -504,6 +520,15 @@ TEST(Supergen, DrawsTheSamePictureOnAnyNumberOfRanks) {
       EXPECT_EQ(many.report["skip_maps"], one.report["skip_maps"]);
     }
   }
+}
+
+// States of before say nothing of the sketch, which was over.
+TEST(Supergen, GoesOnFromAStateOfBefore) {
+  const auto self = make_self();
+  const std::string keys = "loop_step: 4, cache: {base: 1.5, ret_steps: 3}";
+  const Drawn whole = drawn(*self, keys), again = drawn(*self, keys, 32, 48, 10, 15);
+  EXPECT_TRUE(at::equal(whole.x, again.x));
+  EXPECT_EQ(whole.report["skip_maps"], again.report["skip_maps"]);
 }
 
 // Several tiles to a forward, of several pictures, both halves, and where positions are the forward's own.
@@ -559,6 +584,42 @@ TEST(Supergen, FitsAThresholdAndReportsIt) {
   EXPECT_LE(reusing.report["longest_skip_run"][0].get<int>(), 15);
 }
 
+std::string refusal(const std::string& yaml, std::int64_t height, std::int64_t width) {
+  try {
+    drawn_on(1, yaml, height, width);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "";
+}
+
+// What a fitting run reports is what the next one takes; where nothing can be fitted a sentence says why.
+TEST(Supergen, TakesWhatARunFitted) {
+  const Drawn d = drawn_on(1, "loop_step: 4, cache: {skip: 0.3, ret_steps: 3}", 32, 32, 30);
+  const TempFolder folder;
+  const std::string file = (folder.path / "report.json").string();
+  const json arm{{"batches", {{{"report", d.report}}}}};
+  write_text(file, json{{"arms", {arm}}}.dump());
+  const Drawn taken = drawn_on(2, "loop_step: 4, cache: {fit: '" + file + "', skip: 0.3, ret_steps: 3}", 32, 32, 30);
+  EXPECT_NEAR(taken.report["skip_share"].get<double>(), 0.3, 0.15);
+  EXPECT_NEAR(fitted_base(file, 0.3),
+              (d.report["fitted_base"][0].get<double>() + d.report["fitted_base"][1].get<double>()) / 2, 1e-9);
+  EXPECT_NE(said([&] { fitted_base(file, 0.25); }).find("one of 0.1, 0.2"), std::string::npos);
+  EXPECT_NE(said([&] { fitted_base(file + "x", 0.3); }).find("is not there"), std::string::npos);
+  EXPECT_NE(refusal("loop_step: 4, cache: {base: 1, fit: '" + file + "'}", 32, 32).find("leave one out"),
+            std::string::npos);
+  write_text(file, json{{"arms", {arm, arm}}}.dump());
+  EXPECT_NE(said([&] { fitted_base(file, 0.3); }).find("several arms"), std::string::npos);
+  for (const char* text : {"{}", "no JSON", R"({"arms": 3})", R"({"arms": [{"batches": [7]}]})"}) {
+    write_text(file, text);
+    EXPECT_NE(said([&] { fitted_base(file, 0.3); }).find("holds no thresholds"), std::string::npos) << text;
+  }
+  const Drawn few = drawn_on(1, "loop_step: 4, cache: {ret_steps: 3}", 32, 32, 5);
+  EXPECT_FALSE(few.report.contains("fitted_base"));
+  EXPECT_NE(few.report["unfitted"].get<std::string>().find("of 5 refinement steps 1 may reuse tiles"),
+            std::string::npos);
+}
+
 // Looks whether a tile and its condition are of one place, where both are coded by it.
 class Watching final : public Denoiser {
  public:
@@ -604,15 +665,6 @@ TEST(Supergen, CutsTheConditionWithTheTile) {
     for (; s.step < 6; ++s.step) EXPECT_EQ(method->velocity(s, context).abs().max().item<float>(), 0.0f);
     EXPECT_EQ(rows, std::vector<std::int64_t>(6 * 2 * 6, 8));  // 6 tiles of 2 pictures in 2 halves on 2 ranks
   });
-}
-
-std::string refusal(const std::string& yaml, std::int64_t height, std::int64_t width) {
-  try {
-    drawn_on(1, yaml, height, width);
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
 }
 
 TEST(Supergen, RefusesWhatDoesNotFit) {

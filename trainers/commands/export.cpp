@@ -66,6 +66,7 @@ void check_options(const ExportOptions& o, const std::string& format) {
 std::string format_of(const ExportOptions& o) {
   if (o.format.empty()) {
     if (is_hf_folder(o.model)) return "hf";
+    if (is_denoiser_folder(o.model)) return "diffusers";
     const std::string model = model_of(o.model);
     return model == "dit" ? "diffusers" : model == "causal_lm" ? "hf" : model == "clip" ? "openclip" : "safetensors";
   }
@@ -96,9 +97,21 @@ int export_hf(const ExportOptions& o) {
   return 0;
 }
 
-// A small diffusion transformer and its prompts.
+// A small diffusion transformer and its prompts, of a run, or any that stands in diffusers' layout already.
 int export_diffusers(const ExportOptions& o) {
-  const SavedDit dit = dit_of_run(o.model, o.step, !o.raw, at::kCPU, weights_type(o.precision).value_or(at::kFloat));
+  const bool folder = is_denoiser_folder(o.model);
+  if (folder && (o.step != "newest" || o.raw))
+    throw UsageError(o.step != "newest" ? "--step" : "--raw",
+                     "is of a run, and " + o.model + " is a folder of diffusers", "leave it out");
+  if (!folder && !std::filesystem::exists(o.model + "/ckpt"))
+    throw UsageError(o.model, "is neither a run nor a transformer's folder of diffusers",
+                     "name one with config.json, whose _class_name is a layout, and its safetensors");
+  std::error_code none;
+  if (folder && std::filesystem::equivalent(o.model, o.out, none))
+    throw UsageError("--out", "is the model's own folder", "name another");
+  const auto type = weights_type(o.precision);
+  const SavedDit dit =
+      folder ? dit_of_folder(o.model, type) : dit_of_run(o.model, o.step, !o.raw, at::kCPU, type.value_or(at::kFloat));
   const std::int64_t shard = o.shard_kib > 0 ? std::int64_t(o.shard_kib) << 10 : std::int64_t(o.shard_mib) << 20;
   export_dit(dit, o.out, shard);
   const std::string name = dit.model->config().at("_class_name");
@@ -170,7 +183,9 @@ int export_model(const ExportOptions& o) {
 const Commands::Entry registered(
     {"export", "writes a model as open_clip, transformers or PyTorch loads it", [](CommandOptions& command) {
        const auto o = std::make_shared<ExportOptions>();
-       command.text("model", o->model, "run folder, OpenCLIP folder, or Hugging Face folder", command.required);
+       command.text("model", o->model,
+                    "run folder, OpenCLIP folder, Hugging Face folder, or a transformer's folder of diffusers",
+                    command.required);
        command.text("--out", o->out, "folder to write");
        command.text(
            "--format", o->format,

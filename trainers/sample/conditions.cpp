@@ -176,8 +176,11 @@ class Sentences final : public Conditions {
 // For weights that mean nothing: numbers drawn by the prompt's place, of the lengths that the model was made for.
 class Drawn final : public Conditions {
  public:
-  Drawn(const SampleConfig& c, const DenoiserInfo& m) : texts_(prompts_of(c)), count_(c.count), model_(m) {
+  Drawn(const SampleConfig& c, const DenoiserInfo& m, const nlohmann::json& model)
+      : texts_(prompts_of(c)), count_(c.count), model_(m) {
     guided_ = wants_negative(c, m);
+    const auto width = model.find("image_dim");
+    if (width != model.end() && width->is_number_integer()) picture_width_ = width->get<std::int64_t>();
     need_prompts(texts_);
   }
   const std::vector<std::string>& texts() const override { return texts_; }
@@ -185,10 +188,26 @@ class Drawn final : public Conditions {
     s.condition = drawn(s, context, 0);
     s.condition.guidance = guidance_of(s, context);
     if (guided_) s.no_condition = drawn(s, context, 1 << 20);
+    for (Conditioning* c : {&s.condition, &s.no_condition})
+      if (c->text.defined()) draw_picture(*c, s, shape, context);
     s.x = noise_of(s, shape, context);
   }
 
  private:
+  // What a model of image to video begins with: latents beside the noise, and Wan 2.1's tokens of the picture encoder.
+  void draw_picture(Conditioning& c, const Sampling& s, at::IntArrayRef shape, const SampleContext& context) const {
+    constexpr std::int64_t encoder_tokens = 257;  // of CLIP's ViT-H/14
+    std::vector<at::Tensor> latents, tokens;
+    for (const auto& p : s.prompts) {
+      const std::uint64_t draw = (1 << 21) + 2 * std::uint64_t(p.index / count_);
+      if (model_.image_channels)
+        latents.push_back(drawn_noise(0, draw, {model_.image_channels, shape[1], shape[2], shape[3]}, context.device));
+      if (picture_width_) tokens.push_back(drawn_noise(0, draw + 1, {encoder_tokens, picture_width_}, context.device));
+    }
+    if (!latents.empty()) c.image = at::stack(latents).to(context.dtype);
+    if (!tokens.empty()) c.image_tokens = at::stack(tokens).to(context.dtype);
+  }
+
   Conditioning drawn(const Sampling& s, const SampleContext& context, std::uint64_t first) const {
     std::vector<at::Tensor> text, pooled;
     for (const auto& p : s.prompts) {
@@ -203,7 +222,7 @@ class Drawn final : public Conditions {
             {}};
   }
   std::vector<std::string> texts_;
-  std::int64_t count_;
+  std::int64_t count_, picture_width_ = 0;
   DenoiserInfo model_;
   bool guided_;
 };
@@ -223,7 +242,7 @@ std::vector<std::string> prompts_of(const SampleConfig& c) {
 std::unique_ptr<Conditions> read_conditions(const SampleConfig& c, const DenoiserInfo& info,
                                             const nlohmann::json& model) {
   if (!c.embeds.empty()) return std::make_unique<Embeddings>(c, info);
-  if (c.weights == "random") return std::make_unique<Drawn>(c, info);
+  if (c.weights == "random") return std::make_unique<Drawn>(c, info, model);
   if (model.contains("trireme") && model["trireme"].contains("prompts"))
     return std::make_unique<Sentences>(c, info, model);
   throw UsageError("embeds", "the model in " + c.model + " brings no encoder of prompts",

@@ -60,8 +60,8 @@ std::vector<std::int64_t> latent_shape(const SampleConfig& c, const DenoiserInfo
   return {m.channels, c.frames, c.size[0] / m.latent_factor, c.size[1] / m.latent_factor};
 }
 
-Engine::Engine(const Arm& arm, Groups& groups, SampleContext& context, std::function<void()> stepped)
-    : arm_(arm), groups_(groups), context_(context), stepped_(std::move(stepped)) {
+Engine::Engine(const Arm& arm, Groups& groups, SampleContext& context, StepBar* bar)
+    : arm_(arm), groups_(groups), context_(context), bar_(bar) {
   context_.modulations = &modulations_;
 }
 
@@ -83,7 +83,7 @@ Sampling Engine::begin(std::int64_t batch) {
   return s;
 }
 
-// x and the levels may have changed in begin() (a sketch that was scaled up), so shapes come from the file.
+// x is of another size before and after a sketch is scaled up, so shapes come from the file.
 void Engine::state(Archive& ar, Sampling& s) {
   std::vector<std::int64_t> shape(s.x.sizes().begin(), s.x.sizes().end());
   auto levels = std::int64_t(s.sigmas.size());
@@ -124,7 +124,8 @@ bool Engine::run(std::int64_t batch, const std::function<bool()>& stop) {
   const auto saving = [&](Archive& ar) { state(ar, s); };
   if (const auto saved = checkpoints.latest()) {
     checkpoints.load(*saved).restore(saving);
-    m.resumed_at = s.step;
+    m.resumed_at = arm_.method.steps_taken(s);
+    if (bar_) bar_->skip(m.resumed_at * beside(batch));
   }
   const CommStats before = groups_.sent();
   const auto began = Clock::now();
@@ -134,10 +135,11 @@ bool Engine::run(std::int64_t batch, const std::function<bool()>& stop) {
     s.x = euler_step(s.x, arm_.method.velocity(s, context_), from, to);
     ++s.step, ++m.steps;
     arm_.method.stepped(s, context_);
-    if (stepped_) stepped_();
-    const bool stopping = agreed(stop && stop()), due = every && s.step % every == 0 && s.step < s.steps();
+    if (bar_) bar_->step(beside(batch));
+    const std::int64_t taken = arm_.method.steps_taken(s);
+    const bool stopping = agreed(stop && stop()), due = every && taken % every == 0 && s.step < s.steps();
     if ((due || (stopping && s.step < s.steps())) && arm_.method.may_save(s)) {
-      checkpoints.save(s.step, Snapshot::take(saving, groups_.control->rank()), "{}");
+      checkpoints.save(taken, Snapshot::take(saving, groups_.control->rank()), "{}");
       checkpoints.finish();
     }
     if (stopping && s.step < s.steps()) return false;

@@ -6,7 +6,9 @@
 #pragma once
 #include "trainers/sample/conditions.h"
 #include "trainers/sample/groups.h"
+#include "trainers/sample/step_bar.h"
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
@@ -22,18 +24,22 @@ struct Arm {
 
 class Engine {
  public:
-  // `context`: of this rank's group, with the job's settings; what is made for all levels is the engine's from now on, so
-  // it is of no use behind the engine's end. `stepped`: after every step, for a bar.
-  Engine(const Arm& arm, Groups& groups, SampleContext& context, std::function<void()> stepped = {});
+  // `context`: of this rank's group, with the job's settings; what is made for all levels is the engine's from now on,
+  // so it is of no use behind the engine's end. `bar`: told of every step, and of those that a saved state spares.
+  Engine(const Arm& arm, Groups& groups, SampleContext& context, StepBar* bar = nullptr);
 
   std::int64_t pictures() const;
   std::int64_t batches() const;
   bool done(std::int64_t batch) const;
+  // Of all groups' batches that are drawn beside this one, the bar's share of it.
+  std::int64_t steps_of(std::int64_t batch) const { return beside(batch) * steps_in_all(); }
   // Collective over the group. False: `stop` said so on a rank of it; what is needed to go on is saved.
   bool run(std::int64_t batch, const std::function<bool()>& stop);
 
  private:
   struct Measured;
+  std::int64_t steps_in_all() const { return arm_.method.steps_in_all(arm_.config.steps); }
+  std::int64_t beside(std::int64_t batch) const { return std::min<std::int64_t>(groups_.count, batches() - batch); }
   Sampling begin(std::int64_t batch);
   void state(Archive& ar, Sampling& s);
   bool agreed(bool mine);
@@ -46,7 +52,7 @@ class Engine {
   Groups& groups_;
   SampleContext& context_;
   LevelModulations modulations_;
-  std::function<void()> stepped_;
+  StepBar* bar_;
 };
 
 // Shape of one latent, and what a size that does not fit is told: UsageError with the nearest that do.

@@ -26,13 +26,13 @@ nlohmann::json read_object(const std::string& path) {
   return json;
 }
 
+}  // namespace
+
 std::string gib(double bytes) {
   char text[32];
   std::snprintf(text, sizeof text, bytes < 1e8 ? "%.4f GiB" : "%.2f GiB", bytes / (1 << 30));
   return text;
 }
-
-}  // namespace
 
 at::ScalarType precision_of(const SampleConfig& c) { return c.precision == "bf16" ? at::kBFloat16 : at::kFloat; }
 

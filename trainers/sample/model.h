@@ -29,6 +29,7 @@ struct MemoryPlan {
   double bytes = 0;
   std::string text;
 };
+std::string gib(double bytes);  // "1.25 GiB"
 MemoryPlan plan_memory(const SampleConfig& config, const ModelPlan& model, int ranks);
 // Bytes that a rank can have: what is free now, shared by the ranks of a machine or of a GPU; 0: not known.
 double memory_there(const SampleConfig& config, at::Device device, int local_ranks);

@@ -56,17 +56,32 @@ SheetRow row_of(const std::string& title, const std::string& folder, std::int64_
   return row;
 }
 
+SheetRow last_frames(const std::string& arm, const std::string& folder, std::int64_t pictures) {
+  SheetRow row{arm + "\nlast frame", {}};
+  for (std::int64_t i = 0; i < std::min(pictures, sheet_columns); ++i) {
+    const std::string path = picture_path(folder, i);
+    row.pictures.push_back(png_frames(read_file(path, 1 << 28), path).back());
+  }
+  return row;
+}
+
 // Metrics that stand beside the pictures.
-constexpr std::pair<const char*, const char*> headlines[] = {
-    {"attribute_accuracy", "accuracy"}, {"duplicates", "duplicates"}, {"psnr", "PSNR"}};
+constexpr struct {
+  const char *name, *word, *beside, *line;  // formats: beside the pictures, on the terminal
+} headlines[] = {{"attribute_accuracy", "accuracy", "%.2f", "%.3f"},
+                 {"duplicates", "duplicates", "%.2f", "%.3f"},
+                 {"psnr", "PSNR", "%.2f", "%.3f"},
+                 {"color_flicker", "flicker", "%.4f", "%.4f"}};
 
 std::string caption(const nlohmann::json& arm) {
   std::string text = arm["arm"].get<std::string>() + "\n" + std::to_string(arm["size"][1].get<std::int64_t>()) + "x" +
                      std::to_string(arm["size"][0].get<std::int64_t>()) + ", " +
                      std::to_string(arm["steps"].get<std::int64_t>()) + " steps\n" +
                      number(arm["step_ms"].get<double>()) + " ms a step";
-  for (const auto& [name, word] : headlines)
-    if (arm["metrics"].contains(name)) text += "\n" + std::string(word) + " " + number(arm["metrics"][name], "%.2f");
+  for (const auto& h : headlines)
+    if (arm["metrics"].contains(h.name))
+      text += "\n" + std::string(h.word) + " " + number(arm["metrics"][h.name], h.beside);
+  if (arm.contains("judged_frames")) text += "\n(means of " + arm["judged_frames"].dump() + " frames)";
   return text;
 }
 
@@ -78,6 +93,7 @@ bool write_sheet(const SampleJob& job, const nlohmann::json& arms, const std::st
     const auto pictures = std::int64_t(arms[a]["pictures"].size());
     if (!fs::exists(picture_path(folder, 0))) continue;
     sheet.rows.push_back(row_of(caption(arms[a]), folder, pictures, ""));
+    if (arms[a].contains("judged_frames")) sheet.rows.push_back(last_frames(job.arms[a].arm, folder, pictures));
     for (const auto& kind : maps_of(folder, 0))
       sheet.rows.push_back(row_of(job.arms[a].arm + "\n" + kind.substr(1), folder, pictures, kind));
     if (!sheet.columns.empty()) continue;
@@ -176,6 +192,11 @@ nlohmann::json arm_report(const SampleConfig& config, const std::string& folder)
   if (fs::exists(picture_path(folder, 0))) {
     const ArmScores scores = scene_scores(prompts, folder);
     arm["metrics"] = scores.mean;
+    if (config.frames > 1) {
+      const VideoScores video = video_scores(std::ssize(pictures), folder);
+      arm["judged_frames"] = video.frames;  // of each video: all
+      arm["metrics"]["color_flicker"] = video.flicker;
+    }
     for (const auto& [seed, value] : scores.accuracy_by_seed) arm["accuracy_by_seed"][std::to_string(seed)] = value;
   }
   arm["seconds"] = seconds;
@@ -200,8 +221,10 @@ std::string write_report(const SampleJob& job, const std::string& out, const nlo
         arm["metrics"][name] = value;
     text += config.arm + ": " + std::to_string(arm["pictures"].size()) + " pictures, " +
             number(arm["seconds"].get<double>(), "%.2f") + " s, " + number(arm["step_ms"].get<double>()) + " ms a step";
-    for (const auto& [name, word] : headlines)
-      if (arm["metrics"].contains(name)) text += ", " + std::string(word) + " " + number(arm["metrics"][name], "%.3f");
+    for (const auto& h : headlines)
+      if (arm["metrics"].contains(h.name))
+        text += ", " + std::string(h.word) + " " + number(arm["metrics"][h.name], h.line);
+    if (arm.contains("judged_frames")) text += " (means of " + arm["judged_frames"].dump() + " frames)";
     text += "\n";
   }
   if (const double peak = machine.value("peak_gib", 0.0); peak > 0) text += "peak " + number(peak, "%.2f") + " GiB\n";

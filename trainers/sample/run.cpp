@@ -7,7 +7,6 @@
 #include "framework/graphed_denoiser.h"
 #include "framework/io/file_io.h"
 #include "framework/io/folder_lock.h"
-#include "framework/metrics/progress.h"
 #include "trainers/run_folder.h"
 #include "trainers/sample/engine.h"
 #include "trainers/sample/model.h"
@@ -76,39 +75,12 @@ void take_up(const SampleRun& run, const SampleJob& job, std::shared_ptr<FolderL
   replace_durably(system_io(), run.out + "/config.resolved.yaml", job.settings);
 }
 
-// A bar with the time that is left, on rank 0's terminal: steps of batches. This rank's group stands for all.
-class Bar {
- public:
-  Bar(bool mine, std::int64_t total) {
-    state_.total = total;
-    state_.loss = state_.lr = std::numeric_limits<double>::quiet_NaN();
-    state_.unit = "steps";
-    if (mine && terminal_columns() > 0) bar_.emplace(terminal_columns());
-  }
-  void step(int groups) {
-    state_.step = std::min(state_.step + groups, state_.total);
-    rate_.add(state_.step, StepRate::Clock::now());
-    const double seconds = rate_.seconds_per_step();
-    state_.per_second = seconds > 0 ? 1 / seconds : std::numeric_limits<double>::quiet_NaN();
-    state_.eta = seconds > 0 ? seconds * double(state_.total - state_.step) : -1;
-    if (bar_) bar_->draw(state_);
-  }
-  void skip(std::int64_t steps) { state_.total = std::max<std::int64_t>(0, state_.total - steps); }
-  void clear() {
-    if (bar_) bar_->clear();
-  }
-
- private:
-  ProgressState state_;
-  StepRate rate_;
-  std::optional<ProgressBar> bar_;
-};
-
 // What is refused before weights are read and ranks wait: all arms, on every rank alike.
 struct ArmPlan {
   nlohmann::json model;
   ModelPlan plan;
   std::unique_ptr<Conditions> conditions;
+  std::int64_t steps = 0;  // of all its batches
 };
 
 ArmPlan plan_arm(const SampleConfig& c) {
@@ -117,6 +89,8 @@ ArmPlan plan_arm(const SampleConfig& c) {
   arm.plan = plan_model(arm.model);
   latent_shape(c, arm.plan.info);
   arm.conditions = read_conditions(c, arm.plan.info, arm.model);
+  const std::int64_t pictures = std::ssize(arm.conditions->texts()) * c.count;
+  arm.steps = (pictures + c.batch - 1) / c.batch * c.samplers.at(c.method)->steps_in_all(c.steps);
   return arm;
 }
 
@@ -125,9 +99,7 @@ void check_memory(const SampleConfig& c, const ArmPlan& arm, at::Device device, 
   if (tell) std::cout << c.arm << ": " << memory.text << std::endl;
   const double there = memory_there(c, device, local_ranks);
   if (there <= 0 || memory.bytes <= there) return;
-  char have[32];
-  std::snprintf(have, sizeof have, ", but %.1f GiB are there", there / (1 << 30));
-  throw Error(ExitCode::memory, "arm " + c.arm, memory.text + have,
+  throw Error(ExitCode::memory, "arm " + c.arm, memory.text + ", but " + gib(there) + " are there",
               "smaller size, batch or model, precision: bf16, or fewer ranks on a machine");
 }
 
@@ -150,11 +122,8 @@ class Job {
   bool run() {
     plan();
     std::int64_t total = 0;
-    for (std::size_t a = 0; a < plans_.size(); ++a) {
-      const auto& c = job_.arms[a];
-      total += (std::ssize(plans_[a].conditions->texts()) * c.count + c.batch - 1) / c.batch * c.steps;
-    }
-    Bar bar(world_.rank() == 0, total);
+    for (const auto& arm : plans_) total += arm.steps;
+    StepBar bar(world_.rank() == 0, total);
     for (std::size_t first = 0, end = 0; first < plans_.size(); first = end) {
       while (end < plans_.size() && model_of(end) == model_of(first)) ++end;
       if (!run_arms(first, end, bar)) return false;
@@ -196,7 +165,7 @@ class Job {
     std::int64_t next = 0;  // batch of this rank's group
   };
 
-  std::unique_ptr<Working> begin_arm(std::size_t a, Bar& bar) {
+  std::unique_ptr<Working> begin_arm(std::size_t a, StepBar& bar) {
     const auto& c = job_.arms[a];
     Sampler& method = *c.samplers.at(c.method);
     agree(world_, attempt([&] { plans_[a].conditions->model_loaded(*model_); }));
@@ -220,12 +189,12 @@ class Job {
     context.message = message;
     method.setup(context);
     const Arm arm{c, method, *plans_[a].conditions, out_ + "/" + c.arm};
-    w->engine = std::make_unique<Engine>(arm, w->groups, context, [&bar, w = w.get()] { bar.step(w->groups.count); });
+    w->engine = std::make_unique<Engine>(arm, w->groups, context, &bar);
     return w;
   }
 
   // Arms of one model, so many pictures of each in turn: a job that is cut has compared all arms on the same prompts.
-  bool run_arms(std::size_t first, std::size_t end, Bar& bar) {
+  bool run_arms(std::size_t first, std::size_t end, StepBar& bar) {
     agree(world_, attempt([&] {
             model_.reset();
             model_ = load_model(job_.arms[first], plans_[first].model, placement_.device);
@@ -247,11 +216,11 @@ class Job {
   }
 
   // Up to so many pictures of an arm. False: stopped, on whichever rank.
-  bool advance(Working& w, const SampleConfig& c, std::int64_t pictures, Bar& bar) {
+  bool advance(Working& w, const SampleConfig& c, std::int64_t pictures, StepBar& bar) {
     bool going = true;
     for (; going && w.next < w.engine->batches() && w.next * c.batch < pictures; w.next += w.groups.count) {
       if (engine_done(*w.engine, w.groups, w.next))
-        bar.skip(c.steps * w.groups.count);
+        bar.skip(w.engine->steps_of(w.next));
       else
         going = w.engine->run(w.next, [] { return stop_requested(); });
     }

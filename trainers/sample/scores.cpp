@@ -1,5 +1,7 @@
 #include "trainers/sample/scores.h"
 
+#include "data/file.h"
+#include "data/image_text/write_png.h"
 #include "data/workers.h"
 #include "framework/metrics/pictures.h"
 #include "framework/metrics/scene_score.h"
@@ -8,7 +10,6 @@
 #include <atomic>
 #include <cstdio>
 #include <filesystem>
-#include <numeric>
 #include <optional>
 #include <thread>
 
@@ -54,6 +55,23 @@ std::vector<double> spectrum_of(const Image& image) {
   return radial_spectrum({planes.data(), 3, image.height, image.width});
 }
 
+std::vector<Image> frames_in(const std::string& file) { return png_frames(read_file(file, 1 << 28), file); }
+
+// Of all frames, with their values.
+struct Planes {
+  std::vector<std::vector<float>> values;
+  std::vector<PicturePlanes> planes;
+};
+
+Planes planes_of_all(const std::vector<Image>& frames) {
+  Planes p;
+  for (const Image& image : frames) {
+    p.values.push_back(planes_of(image));
+    p.planes.push_back({p.values.back().data(), 3, image.height, image.width});
+  }
+  return p;
+}
+
 }  // namespace
 
 ArmScores scene_scores(const std::vector<ScenePrompt>& prompts, const std::string& folder) {
@@ -62,43 +80,66 @@ ArmScores scene_scores(const std::vector<ScenePrompt>& prompts, const std::strin
   const Image first = load_image(picture_file(folder, 0));
   if (std::min(first.width, first.height) < 48) return {};
   const SceneReader reader(range_of(*scenes), first.width, first.height);
-  std::vector<SceneScore> scores(scenes->size());
+  std::vector<std::vector<SceneScore>> scores(scenes->size());  // a score a frame
   std::vector<double> textures(scenes->size());
   all_cores().each(std::ssize(scores), [&](std::int64_t at) {
     const auto i = std::size_t(at);
-    const Image picture = load_image(picture_file(folder, at));
-    scores[i] = reader.score(picture, (*scenes)[i]);
-    textures[i] =
-        spectrum_distance(spectrum_of(picture), spectrum_of(render((*scenes)[i], picture.width, picture.height)));
+    const auto frames = frames_in(picture_file(folder, at));
+    const auto drawn = spectrum_of(render((*scenes)[i], frames[0].width, frames[0].height));
+    for (const Image& frame : frames) {
+      scores[i].push_back(reader.score(frame, (*scenes)[i]));
+      textures[i] += spectrum_distance(spectrum_of(frame), drawn) / double(frames.size());
+    }
   });
-  ArmScores all{mean_scores(scores), {}};
+  ArmScores all;
   std::map<std::uint64_t, double> of_seed;
   for (std::size_t i = 0; i < scores.size(); ++i) {
-    all.accuracy_by_seed[prompts[i].seed] += scores[i].accuracy, of_seed[prompts[i].seed] += 1;
+    const auto mean = mean_scores(scores[i]);
+    for (const auto& [name, value] : mean) all.mean[name] += value / double(scores.size());
+    all.accuracy_by_seed[prompts[i].seed] += mean.at("attribute_accuracy"), of_seed[prompts[i].seed] += 1;
     all.mean["spectrum_distance"] += textures[i] / double(scores.size());
   }
   for (auto& [seed, sum] : all.accuracy_by_seed) sum /= of_seed[seed];
   return all;
 }
 
+VideoScores video_scores(std::int64_t count, const std::string& folder) {
+  std::vector<VideoScores> each(std::size_t(std::max<std::int64_t>(0, count)));
+  all_cores().each(count, [&](std::int64_t i) {
+    const auto frames = frames_in(picture_file(folder, i));
+    each[std::size_t(i)] = {std::ssize(frames), color_flicker(planes_of_all(frames).planes)};
+  });
+  VideoScores all;
+  for (const auto& one : each) all.frames = one.frames, all.flicker += one.flicker / double(each.size());
+  return all;
+}
+
 std::map<std::string, double> fidelity(std::int64_t count, const std::string& folder, const std::string& reference) {
-  std::vector<double> psnrs(std::size_t(std::max<std::int64_t>(0, count))), ssims(psnrs.size());
+  constexpr int all_scales = 11 << 4;  // a side that ms_ssim halves four times
+  using Means = std::map<std::string, double>;
+  std::vector<Means> each(std::size_t(std::max<std::int64_t>(0, count)));
   std::atomic<bool> all = count > 0;
-  all_cores().each(std::ssize(psnrs), [&](std::int64_t i) {
+  all_cores().each(std::ssize(each), [&](std::int64_t i) {
     const std::string mine = picture_file(folder, i), other = picture_file(reference, i);
     if (!all || !std::filesystem::exists(mine) || !std::filesystem::exists(other)) return void(all = false);
-    const Image a = load_image(mine), b = load_image(other);
-    if (a.width != b.width || a.height != b.height || std::min(a.width, a.height) < 11) return void(all = false);
-    const auto x = planes_of(a), y = planes_of(b);
-    const PicturePlanes p{x.data(), 3, a.height, a.width}, q{y.data(), 3, a.height, a.width};
-    psnrs[std::size_t(i)] = std::min(60.0, psnr(p, q));
-    ssims[std::size_t(i)] = ssim(p, q);
+    const auto a = frames_in(mine), b = frames_in(other);
+    const int side = std::min(a[0].width, a[0].height);
+    if (a.size() != b.size() || a[0].width != b[0].width || a[0].height != b[0].height || side < 11)
+      return void(all = false);
+    const Planes x = planes_of_all(a), y = planes_of_all(b);
+    Means& means = each[std::size_t(i)];
+    for (std::size_t f = 0; f < a.size(); ++f) {
+      const PicturePlanes &p = x.planes[f], &q = y.planes[f];
+      means["psnr"] += std::min(60.0, psnr(p, q)) / double(a.size());
+      means["ssim"] += ssim(p, q) / double(a.size());
+      if (side >= all_scales) means["ms_ssim"] += ms_ssim(p, q) / double(a.size());
+    }
   });
   if (!all) return {};
-  const auto mean = [](const std::vector<double>& v) {
-    return std::accumulate(v.begin(), v.end(), 0.0) / double(v.size());
-  };
-  return {{"psnr", mean(psnrs)}, {"ssim", mean(ssims)}};
+  Means mean;
+  for (const Means& one : each)
+    for (const auto& [name, value] : one) mean[name] += value / double(each.size());
+  return mean;
 }
 
 }  // namespace trireme::sample

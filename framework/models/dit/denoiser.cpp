@@ -25,6 +25,17 @@ json object_of(const std::string& text, const std::string& file) {
   return value;
 }
 
+// Holds every tensor that `config` asks for as it is.
+at::ScalarType common_type(const HfFolder& folder, const json& config) {
+  std::optional<at::ScalarType> type;
+  make_denoiser(config, [&](const DitWeight& w) {
+    const at::ScalarType one = folder.tensor(w.name, w.shape).scalar_type();
+    type = type ? at::promote_types(*type, one) : one;
+    return at::empty(w.shape, at::TensorOptions(at::kMeta).dtype(at::kFloat));
+  });
+  return *type;
+}
+
 }  // namespace
 
 at::Device Denoiser::device() const { return weights().front().second.device(); }
@@ -46,7 +57,8 @@ std::unique_ptr<Denoiser> make_denoiser(const json& config, const DitWeights& so
   return DenoiserLayouts::create(name->get<std::string>(), config, source, "model");
 }
 
-std::unique_ptr<Denoiser> denoiser_from_folder(const std::string& path, at::Device device, at::ScalarType dtype) {
+std::unique_ptr<Denoiser> denoiser_from_folder(const std::string& path, at::Device device,
+                                               std::optional<at::ScalarType> dtype) {
   const HfFolder folder(path, stem);
   json config = object_of(folder.config(), folder.config_file());
   const std::string own = path + "/trireme.json";
@@ -54,17 +66,28 @@ std::unique_ptr<Denoiser> denoiser_from_folder(const std::string& path, at::Devi
     const auto bytes = read_file(own, 1 << 20);
     config["trireme"] = object_of({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, own);
   }
+  const at::ScalarType type = dtype ? *dtype : common_type(folder, config);
   std::set<std::string> known;
   auto model = make_denoiser(config, [&](const DitWeight& w) {
     known.insert(w.name);
     // A copy, never the mapping itself: the file may change while the model is used.
-    return folder.tensor(w.name, w.shape).to(device, dtype, false, true);
+    return folder.tensor(w.name, w.shape).to(device, type, false, true);
   });
   for (const auto& name : folder.names())
     if (!known.contains(name))
       throw DataError(folder.file_of(name), "holds tensor '" + name + "', which config.json has no place for",
                       "the weights do not belong to this config.json");
   return model;
+}
+
+bool is_denoiser_folder(const std::string& path) {
+  if (std::filesystem::exists(path + "/model_index.json"))
+    throw DataError(path, "is a whole pipeline of diffusers",
+                    "name the folder of its transformer: " + path + "/transformer");
+  const std::string file = path + "/config.json";
+  if (!std::filesystem::is_regular_file(file)) return false;
+  const auto bytes = read_file(file, 1 << 24);
+  return parse_json({reinterpret_cast<const char*>(bytes.data()), bytes.size()}).contains("_class_name");
 }
 
 std::unique_ptr<Denoiser> random_denoiser(const json& config, std::uint64_t seed, at::Device device,

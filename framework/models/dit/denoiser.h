@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -100,8 +101,12 @@ using DenoiserLayouts = Factories<Denoiser, const nlohmann::json&, const DitWeig
 // UsageError: config asks for what no layout here has.
 std::unique_ptr<Denoiser> make_denoiser(const nlohmann::json& config, const DitWeights& source);
 // A transformer folder of diffusers: config.json, one safetensors file or shards with an index, and perhaps
-// trireme.json. DataError with file and tensor; every tensor is used once and none is left over.
-std::unique_ptr<Denoiser> denoiser_from_folder(const std::string& folder, at::Device device, at::ScalarType dtype);
+// trireme.json. DataError with file and tensor; every tensor is used once and none is left over. Without a type: the
+// one that holds all tensors as they are.
+std::unique_ptr<Denoiser> denoiser_from_folder(const std::string& folder, at::Device device,
+                                               std::optional<at::ScalarType> dtype);
+// Is the path such a folder, by its config.json? DataError: the folder of a whole pipeline, which holds one.
+bool is_denoiser_folder(const std::string& path);
 // Drawn on the device, equal for one seed on one kind of device.
 std::unique_ptr<Denoiser> random_denoiser(const nlohmann::json& config, std::uint64_t seed, at::Device device,
                                           at::ScalarType dtype);

@@ -193,7 +193,7 @@ void PromptTable::save(const std::string& folder) const {
       {{"format", "pt"}});
 }
 
-std::unique_ptr<PromptEncoder> prompts_from_folder(const std::string& folder, const Denoiser& model) {
+std::unique_ptr<PromptTable> prompts_from_folder(const std::string& folder, const Denoiser& model) {
   const auto& config = model.config();
   const std::string file = folder + "/prompts.safetensors", described = folder + "/trireme.json";
   if (!config.contains("trireme") || !config["trireme"].contains("prompts"))

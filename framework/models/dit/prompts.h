@@ -79,6 +79,6 @@ class PromptTable : public PromptEncoder {
 };
 
 // Of a model's folder. DataError: it has none, or one that does not fit `model`.
-std::unique_ptr<PromptEncoder> prompts_from_folder(const std::string& folder, const Denoiser& model);
+std::unique_ptr<PromptTable> prompts_from_folder(const std::string& folder, const Denoiser& model);
 
 }  // namespace trireme

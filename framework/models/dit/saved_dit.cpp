@@ -29,9 +29,18 @@ SavedDit dit_of_run(const std::string& run, const std::string& step, bool averag
   return dit;
 }
 
+SavedDit dit_of_folder(const std::string& folder, std::optional<at::ScalarType> type) {
+  SavedDit dit;
+  dit.model = denoiser_from_folder(folder, at::kCPU, type);
+  const auto& config = dit.model->config();
+  if (config.contains("trireme") && config["trireme"].contains("prompts"))
+    dit.prompts = prompts_from_folder(folder, *dit.model);
+  return dit;
+}
+
 void export_dit(const SavedDit& dit, const std::string& folder, std::int64_t shard_bytes) {
   make_folder(system_io(), folder);
-  dit.prompts->save(folder);
+  if (dit.prompts) dit.prompts->save(folder);
   export_denoiser(*dit.model, folder, shard_bytes);
 }
 
