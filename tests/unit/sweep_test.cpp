@@ -207,6 +207,19 @@ TEST_F(Sweep, ProfilesUpToTheLimit) {
   EXPECT_NEAR(fit_memory(profiles).per_token, 4e3, 1e-3);
   limit.bytes = 1e9;
   counts.clear();
+  MemoryLimit tight = limit;
+  tight.bytes = 1e6 + 1e3 * 250 + 18 * 1000;  // of those with three samples none fits
+  std::vector<std::size_t> fitting;
+  for (const std::size_t i : fitting_order(tight, jobs)) fitting.push_back(i % 3);
+  EXPECT_EQ(fitting, (std::vector<std::size_t>{1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0}));
+  EXPECT_EQ(profile_steps(tight, jobs,
+                          [](std::size_t n) {
+                            return Profiled{200 * std::int64_t(n), 1000, 0, 1};
+                          })
+                .size(),
+            1u);
+  tight.bytes = 1;
+  EXPECT_TRUE(profile_steps(tight, jobs, [](std::size_t) { return Profiled{}; }).empty());
   const auto all = profile_steps(limit, jobs, step);
   EXPECT_EQ(counts, (std::vector<std::size_t>{1, 2, 4, 8, 16, 20}));
   EXPECT_NEAR(seconds_of(all, 1500), 0.025, 1e-9);

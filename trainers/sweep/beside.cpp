@@ -117,7 +117,7 @@ class Beside : public cluster::TaskRun {
     executor_.measure_steps();
     executor_.restore();
     cut_told_ = executor_.roster().exits().cut_done();
-    fresh_ = executor_.roster().jobs()[0].step == 0;
+    fresh_ = std::ranges::all_of(executor_.roster().jobs(), [](const Roster::Entry& j) { return j.step == 0; });
     to_begin_ = seconds_since(begin_);
   }
 
@@ -152,10 +152,12 @@ class Beside : public cluster::TaskRun {
   // has exited, of which nothing is left.
   cluster::TaskEvent tell(double left) {
     end_told_ = seconds_since(begin_) + left;
-    const double samples = samples_of(order_.task, order_.sweep.train.epochs,
-                                      double(inputs_.data->train.size() + inputs_.data->train_pairs.size()));
-    const auto exited = [](const Roster::Entry& j) { return j.phase == Roster::Phase::exited; };
-    if (ranks_.rank() == 0 && fresh_ && std::ranges::none_of(executor_.roster().jobs(), exited))
+    const auto& roster = executor_.roster();
+    const auto refused = std::ssize(roster.too_large());  // of them as little is left as of those that have exited
+    const double samples = double((std::ssize(roster.jobs()) - refused) * order_.sweep.train.epochs) *
+                           double(inputs_.data->train.size() + inputs_.data->train_pairs.size());
+    const auto exited = std::ranges::count(roster.jobs(), Roster::Phase::exited, &Roster::Entry::phase);
+    if (ranks_.rank() == 0 && fresh_ && exited == refused)
       (void)attempt([&] {  // without the file a later task is guessed at, and no more
         const double each = (executor_.seconds() + left) / samples;
         replace_durably(system_io(), (fs::path(out_) / profile_of(order_.task, ranks_.size())).string(),
@@ -195,8 +197,7 @@ SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::st
   cluster::DriveOptions options;
   options.settings.gpus = world.size();
   options.run_dir = out;
-  for (const auto& task : sweep.tasks)
-    options.tasks.push_back(nlohmann::json{{"task", task.name}, {"settings", sweep.settings}}.dump());
+  for (const auto& task : sweep.tasks) options.tasks.push_back(nlohmann::json{{"task", task.name}, {"settings", sweep.settings}}.dump());
   options.stop = stop;
   options.message = [](const std::string& line) { std::cout << line << std::endl; };
   const auto read = [&](const std::string& text) {

@@ -15,7 +15,6 @@
 #include <utility>
 
 #include <ATen/ATen.h>
-#include <nlohmann/json.hpp>
 
 namespace trireme::sweep {
 namespace {
@@ -111,28 +110,13 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, Backbone ba
   begin_steps();
   set_memory_limit();
   begin_stages(place);
-  roster_ = std::make_unique<Roster>(sweep.early_exit, limit_, ranks.size(), sweep.steal, loads_, steps);
+  begin_roster(steps);
   cap_validation();
-  nlohmann::ordered_json header{{"task", task.name}, {"total_steps", nlohmann::json::object()}};
-  for (const auto& j : jobs_) header["total_steps"][j.candidate().job] = j.total_steps();
-  const EarlyExitConfig& e = sweep.early_exit;
-  header.update({{"enabled", e.enabled},
-                 {"cut", e.cut},
-                 {"warmup_ratio", e.warmup_ratio},
-                 {"keep_ratio", e.keep_ratio},
-                 {"window", e.window},
-                 {"patience_div", e.patience_div},
-                 {"tau_slope", e.tau_slope},
-                 {"patience_ovf", e.patience_ovf},
-                 {"tau_gap", e.tau_gap},
-                 {"ema_alpha", e.ema_alpha},
-                 {"asha_max_t", e.asha_max_t},
-                 {"asha_grace", e.asha_grace},
-                 {"asha_eta", e.asha_eta}});
   trireme::agree(ranks, attempt([&] {
                    if (ranks.rank() != 0) return;
                    make_folder(system_io(), folder_);
-                   journal_ = Journal(folder_, task.name, header.dump());
+                   journal_ = Journal(folder_, task.name, losses_header());
+                   for (const auto& d : roster_->too_large()) journal_.decided(d);
                    if (sweep.checkpoint_every > 0) make_folder(system_io(), folder_ + "/ckpt");
                  }));
   if (sweep.checkpoint_every > 0) checkpoints_ = std::make_unique<Checkpoints>(folder_ + "/ckpt", 1, ranks);

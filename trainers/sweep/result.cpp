@@ -24,6 +24,8 @@ std::string text(const char* format, auto... values) {
   return line;
 }
 
+std::string loss_text(double loss) { return std::isfinite(loss) ? text("%.4f", loss) : "-"; }
+
 std::vector<std::size_t> best_first(const TaskOutcome& o) {
   std::vector<std::size_t> order(o.jobs.size());
   std::iota(order.begin(), order.end(), 0);
@@ -90,7 +92,7 @@ std::string section(const std::string& folder, const TaskConfig& task, const Tas
   KeyValues jobs;
   for (const auto i : best_first(o)) {
     const auto& j = o.jobs[i];
-    jobs.push_back({j.candidate.job, text("%.4f, %s after %lld of %lld steps", j.best, j.end.c_str(),
+    jobs.push_back({j.candidate.job, text("%s, %s after %lld of %lld steps", loss_text(j.best).c_str(), j.end.c_str(),
                                           (long long)j.steps, (long long)j.total_steps)});
   }
   return "<h2>" + escape_html(task.name) + "</h2>" + html_table(summary, "", "") +
@@ -170,8 +172,9 @@ std::string outcome_table(const TaskOutcome& o, const TaskConfig& task) {
       "task " + task.name + "\n" + text("%-*s %10s %12s  %s\n", int(widest), "job", "best loss", "steps", "end");
   for (const auto i : best_first(o)) {
     const auto& j = o.jobs[i];
-    table += text("%-*s %10.4f %5lld/%-6lld  %s%s\n", int(widest), j.candidate.job.c_str(), j.best, (long long)j.steps,
-                  (long long)j.total_steps, j.end.c_str(), o.winner == std::int64_t(i) ? "  <- winner" : "");
+    table += text("%-*s %10s %5lld/%-6lld  %s%s\n", int(widest), j.candidate.job.c_str(), loss_text(j.best).c_str(),
+                  (long long)j.steps, (long long)j.total_steps, j.end.c_str(),
+                  o.winner == std::int64_t(i) ? "  <- winner" : "");
   }
   table += text("%.1f %% of samples saved, %.1f s, %.1f s of it evaluation\n", 100 * saved(o), o.seconds,
                 o.evaluation_seconds);
