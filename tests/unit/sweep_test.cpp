@@ -350,6 +350,20 @@ TEST_F(Sweep, NamesWhatIsWrongInTheYaml) {
   for (const char* bare : {"lora.dropout=0.1", "train.accumulate=2", "tasks.hard.objective=dpo"})
     EXPECT_SAYS(says({"train.pad=longest", "tasks.easy.objective=dpo", bare}), "no step is padded");
   EXPECT_EQ(says({"train.pad=longest", "tasks.easy.objective=dpo"}), "nothing") << "hard's steps are";
+  const auto ignored = [&](const std::string& more, const std::vector<std::string>& keys = {}) {
+    const std::string text = "recipe: lora_sweep\nmodel: m\ntasks:\n  a: {data: chats.jsonl" + more + "}\n";
+    return said([&] { check_ignored(read_sweep(file(text), keys)); });
+  };
+  EXPECT_EQ(ignored(""), "nothing");
+  EXPECT_SAYS(ignored(", held_out: 3"), "tasks.a: held_out: of data: arithmetic alone, and this task's is chats.jsonl");
+  EXPECT_SAYS(ignored("", {"tasks.a.level=2"}), "tasks.a: level:");
+  EXPECT_EQ(ignored(", train: 9", {"tasks.a.data=arithmetic"}), "nothing");
+  EXPECT_EQ(said([&] {
+              check_ignored(read_sweep(
+                  file(read_sweep(file(yaml), {"tasks.hard.data=x.jsonl", "tasks.hard.level=1"}).settings), {}));
+            }),
+            "nothing")
+      << "a resolved file has all keys";
   const SweepConfig c = read_sweep(file(yaml), {});
   SearchConfig search = c.search;
   search.random = 13;

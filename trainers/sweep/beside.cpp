@@ -4,6 +4,7 @@
 #include "framework/base/agree.h"
 #include "trainers/sweep/cluster/driver.h"
 #include "trainers/sweep/cluster/journal.h"
+#include "trainers/sweep/order.h"
 #include "trainers/sweep/run.h"
 
 #include <algorithm>
@@ -21,28 +22,6 @@ namespace trireme::sweep {
 namespace {
 
 namespace fs = std::filesystem;
-
-// A task as text: a file with one task, as `sweep add` hands it in; or of this sweep, by name.
-struct Order {
-  SweepConfig sweep;
-  TaskConfig task;
-};
-
-Order read_order(const std::string& text) {
-  const auto own = nlohmann::json::parse(text, nullptr, false);
-  Order order;
-  if (own.is_object() && own.contains("settings")) {
-    order.sweep = begun_sweep(own.at("settings").get<std::string>(), "config.resolved.yaml");
-    const std::string name = own.at("task").get<std::string>();
-    std::erase_if(order.sweep.tasks, [&](const TaskConfig& t) { return t.name != name; });
-  } else {
-    order.sweep = parse_sweep(text, "task");
-  }
-  if (order.sweep.tasks.size() != 1)
-    throw UsageError("task", "names " + std::to_string(order.sweep.tasks.size()) + " tasks", "hand in one a file");
-  order.task = order.sweep.tasks[0];
-  return order;
-}
 
 // What one sample of a task's jobs takes with its share of the evaluations, as a task on these ranks measured it; tasks
 // of the same model, ranks, length and batches find it in the sweep's folder.
@@ -197,7 +176,7 @@ SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::st
   cluster::DriveOptions options;
   options.settings.gpus = world.size();
   options.run_dir = out;
-  for (const auto& task : sweep.tasks) options.tasks.push_back(nlohmann::json{{"task", task.name}, {"settings", sweep.settings}}.dump());
+  for (const auto& task : sweep.tasks) options.tasks.push_back(write_order(sweep.settings, task.name));
   options.stop = stop;
   options.message = [](const std::string& line) { std::cout << line << std::endl; };
   const auto read = [&](const std::string& text) {
