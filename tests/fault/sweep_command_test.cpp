@@ -162,6 +162,19 @@ TEST_F(SweepCommand, RefusesWhatItWouldPassOver) {
   says({"sweep", "over.yaml", "--out", "over"}, 2, "tasks.a: test: of data: arithmetic alone");
   says({"sweep", "ranks.yaml", "--out", "ranks"}, 2, "tasks.a: says ranks: 2, and the sweep has one process");
   EXPECT_FALSE(fs::exists(dir() / "ranks"));
+  // Jobs that all diverge leave no winner; the other task has its own.
+  write_text(dir() / "wild.yaml", sweep(task("wild", ", search: {lr: [1.0e+30]}") + task("tame", "")));
+  says({"sweep", "wild.yaml", "--out", "wild"}, 5, "task wild: no job has a result, 1 of 1 diverged");
+  EXPECT_TRUE(over("wild/tame"));
+  says({"sweep", "add", "ranks.yaml", "--to", "wild"}, 3, "takes no tasks: it has one process");
+  expect_page(trireme({"report", "wild"}), dir() / "wild/report.html", {"<h2>wild</h2>", "<h2>tame</h2>", "winner"});
+  const std::string winners = "its winners are adapters: wild/tame/winner;";
+  says({"export", "wild", "--format", "hf", "--out", "x"}, 2, winners);
+  says({"export", "backbone", "--format", "hf", "--adapter", "wild", "--out", "x"}, 2, winners);
+  says({"generate", "backbone", "--adapter", "wild", "--prompt", "2"}, 2, winners);
+  says({"generate", "wild", "--prompt", "2"}, 2, winners);
+  says({"generate", "backbone", "--adapter", "wild/tame", "--prompt", "2"}, 2,
+       "its winners are adapters: wild/tame/winner;");
 }
 
 // The last number of a file of weights is no number any more.

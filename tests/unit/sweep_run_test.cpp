@@ -486,7 +486,7 @@ TEST_F(TaskRun, NamesJobAndModule) {
   EXPECT_SAYS(none, " MB alone, and a rank has 990 kB; take smaller search.batch_size");
   sweep.memory_capacity = 0;
   sweep.lora.targets = {"q_proj", "qq_proj"};
-  EXPECT_SAYS(said([&] { alone(); }), "qq_proj");
+  EXPECT_SAYS(said([&] { alone(); }), "f.yaml:7: tasks.t: lora.targets: the model has no linear module 'qq_proj'");
   sweep.lora.targets = {"up_proj"}, sweep.precision = "fp8";
   CausalLmConfig c = tiny().config();
   c.intermediate = 40;

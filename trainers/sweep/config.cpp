@@ -85,7 +85,7 @@ void TaskConfig::fields(Fields& f) {
   f("data", data.data, "arithmetic, or a file of JSON lines");
   f("validation", data.validation, "file of JSON lines to evaluate on; empty: validation_share of data");
   f("validation_share", data.validation_share, "of data that is held out", {.min = 0, .max = 0.9});
-  f("template", data.chat_template, "plain, alpaca, chatml, qwen2, qwen2_5, llama3, or auto");
+  f("template", data.chat_template, "plain, alpaca, chatml, qwen2, qwen2_5, qwen3, llama3, llama3_1, or auto");
   f("length", data.length, "longest sample in ids", {.min = 8, .max = 1 << 20});
   std::int64_t level = data.level;
   f("level", level, "difficulty of arithmetic", {.min = 1, .max = 3});

@@ -5,6 +5,7 @@
 #include "framework/base/agree.h"
 #include "framework/base/tensor.h"
 #include "framework/models/adapters.h"
+#include "trainers/run_folder.h"
 
 #include <algorithm>
 #include <chrono>
@@ -155,12 +156,14 @@ at::Tensor Executor::weights_from(const PeftAdapter& adapter, const Candidate& c
 std::vector<Load> Executor::make_jobs() {
   std::optional<PeftAdapter> from;
   trireme::agree(ranks_, attempt([&] {
+                   refuse_sweep(task_.adapter);
                    if (!task_.adapter.empty()) from = read_peft(task_.adapter);
                  }));
   for (const auto& c : candidates_) adapters_.push_back(adapter_config(sweep_, task_, c));
   std::vector<PeftConfig> kinds = adapters_;
   if (from) kinds.push_back(from->config);
-  store_ = make_adapter_store(model_, kinds, std::int64_t(candidates_.size()), backend_of(sweep_));
+  store_ = make_adapter_store(model_, kinds, std::int64_t(candidates_.size()), backend_of(sweep_),
+                              task_.place + (from ? ": lora.targets, or adapter" : ": lora.targets"));
   optimizer_ =
       std::make_unique<nn::AdapterOptimizer>(*store_, sweep_.train.beta1, sweep_.train.beta2, sweep_.train.eps);
   const bool pairs = !data_.train_pairs.empty();
