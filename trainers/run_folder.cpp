@@ -180,6 +180,23 @@ std::optional<Results> results_in(const std::string& dir) {
   return {};
 }
 
+void refuse_sweep(const std::string& dir) {
+  if (dir.empty()) return;
+  const auto has_winner = [](const fs::path& task) { return fs::exists(task / "winner/adapter_config.json"); };
+  const bool task = fs::exists(dir + "/result.json") && has_winner(dir);
+  if (!task && results_in(dir) != Results::sweep) return;
+  std::string winners = task ? dir + "/winner" : "";
+  std::error_code ignored;
+  std::set<fs::path> tasks;
+  for (const auto& entry : fs::directory_iterator(dir, ignored)) tasks.insert(entry.path());
+  for (const auto& t : tasks)
+    if (has_winner(t)) winners += (winners.empty() ? "" : ", ") + (t / "winner").string();
+  throw UsageError(
+      dir, task ? "is a task of a sweep, without weights of its own" : "is a sweep, without weights of its own",
+      winners.empty() ? "no task of it has a winner yet"
+                      : "its winners are adapters: " + winners + "; trireme export --format peft copies one");
+}
+
 std::string changed_keys(const std::string& saved, const std::string& now) {
   const auto old = dotted_values(saved), fresh = dotted_values(now);
   std::set<std::string> keys;

@@ -29,6 +29,9 @@ enum class Results { training, sweep, pictures };
 // By config.resolved.yaml, of which each writes one of its own; nothing where there is none, or a damaged one.
 std::optional<Results> results_in(const std::string& dir);
 
+// Throws UsageError where `dir`, which should be a model or an adapter, is a sweep or a task of one; names its winners.
+void refuse_sweep(const std::string& dir);
+
 // Makes `dir` or takes up an existing one, locked. fresh: an old one is renamed DIR.old-N, once nobody uses it. Throws
 // UsageError where it holds results of another command.
 std::shared_ptr<FolderLock> take_folder(const std::string& dir, bool fresh, Results results);

@@ -51,13 +51,14 @@ std::vector<Checked> checked(const CausalLm& model, const PeftAdapter& adapter, 
 }  // namespace
 
 std::unique_ptr<nn::AdapterStore> make_adapter_store(CausalLm& model, std::span<const PeftConfig> configs,
-                                                     std::int64_t slots, nn::LoraBackend backend) {
+                                                     std::int64_t slots, nn::LoraBackend backend,
+                                                     const std::string& place) {
   const auto projections = model.projections();
   const auto names = names_of(projections);
   std::vector<bool> wanted(projections.size(), false);
   std::int64_t r_max = 1;
   for (const auto& c : configs)
-    for (const auto& t : peft_targets(c, names, model.config().family, "target_modules")) {
+    for (const auto& t : peft_targets(c, names, model.config().family, place)) {
       wanted[t.module] = true;
       r_max = std::max(r_max, t.rank);
     }

@@ -10,9 +10,10 @@
 namespace trireme {
 
 // A store for all modules that any of these adapters has, with room for the largest rank; `model` runs through it from
-// now on (CausalLm::attach). UsageError as peft_targets().
+// now on (CausalLm::attach). place: of the targets, to begin an error. UsageError as peft_targets().
 std::unique_ptr<nn::AdapterStore> make_adapter_store(CausalLm& model, std::span<const PeftConfig> configs,
-                                                     std::int64_t slots, nn::LoraBackend backend);
+                                                     std::int64_t slots, nn::LoraBackend backend,
+                                                     const std::string& place = "target_modules");
 
 // UsageError(place): what the store adapts has a width that is no multiple of 16.
 void check_fp8_widths(const nn::AdapterStore& store, const std::string& place);

@@ -51,6 +51,13 @@ int count(const std::string& text, const std::string& part) {
   return n;
 }
 
+// A sweep that is over, that was stopped, and that runs beside others.
+void expect_page(const Outcome& o, const fs::path& file, const std::vector<std::string>& parts) {
+  EXPECT_EQ(o.code, 0) << o;
+  const std::string page = read_text(file);
+  for (const auto& part : parts) EXPECT_TRUE(holds(page, part)) << part << " in " << page;
+}
+
 // What was handed in to a sweep and not read yet.
 int letters(const fs::path& inbox) {
   int n = 0;
@@ -79,6 +86,8 @@ TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   };
   const auto adds_late = add("late.yaml"), adds_broken = add("broken.yaml"), adds_wide = add("wide.yaml");
   EXPECT_TRUE(wait_until([] { return letters(dir() / "live/inbox") == 3; }));
+  expect_page(trireme({"report", "live"}), dir() / "live/report.html",
+              {"Actual", "<h2>long</h2>", "not over", "best so far", "<h2>bad</h2>", "waiting after"});
   kill(stopped, SIGCONT);
   const Outcome late = adds_late->wait();
   EXPECT_EQ(late.code, 0) << late;
@@ -106,7 +115,66 @@ TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   EXPECT_EQ(again.code, 0) << again;
   EXPECT_TRUE(over("live/bad"));
   EXPECT_TRUE(holds(again.out, "winner: live/late/winner")) << again;
+  expect_page(trireme({"report", "live", "--out", "again.html"}), dir() / "again.html", {"Actual", "<h2>late</h2>"});
   EXPECT_EQ(trireme({"sweep", "add", "late.yaml", "--to", "nowhere"}).code, 3);
+}
+
+// Paths are those of who hands in. A sweep without room for tasks says so, and a task without room in it too.
+TEST_F(SweepCommand, TakesPathsOfAnotherFolder) {
+  std::string lines;
+  for (int i = 0; i < 20; ++i) lines += "{\"instruction\": \"2 and 3\", \"output\": \"5\"}\n";
+  fs::create_directories(dir() / "elsewhere");
+  write_text(dir() / "elsewhere/chats.jsonl", lines);
+  const std::string data = "  far: {data: chats.jsonl, validation: chats.jsonl, template: alpaca, ranks: 1";
+  std::string far = sweep(data + ", length: 256}\n");
+  far.replace(far.find("backbone"), 8, "../backbone");
+  write_text(dir() / "elsewhere/far.yaml", far);
+  write_text(dir() / "elsewhere/odd.yaml", sweep(data + ", train: 9, level: 2}\n"));
+  write_text(dir() / "host.yaml", sweep(task("host", ", ranks: 1", 300)));
+  Program host({"sweep", "host.yaml", "--out", "host", "--ranks", "2"},
+               {dir(), stopping_at("host/host/losses.jsonl/")});
+  const pid_t stopped = await_stopped(host);
+  ASSERT_GT(stopped, 0) << host.wait();
+  const Program::Options there{dir() / "elsewhere"};
+  Program adds({"sweep", "add", "far.yaml", "--to", "../host"}, there);
+  EXPECT_TRUE(wait_until([] { return letters(dir() / "host/inbox") == 1; }));
+  const Outcome odd = run_program({"sweep", "add", "odd.yaml", "--to", "../host"}, there);
+  EXPECT_EQ(odd.code, 2) << odd;
+  EXPECT_TRUE(holds(odd.err, "tasks.far: level, train: of data: arithmetic alone")) << odd;
+  kill(stopped, SIGCONT);
+  EXPECT_EQ(adds.wait().code, 0);
+  const Outcome end = host.wait(seconds(120));
+  EXPECT_EQ(end.code, 0) << end;
+  EXPECT_TRUE(over("host/far")) << end;
+}
+
+TEST_F(SweepCommand, RefusesWhatItWouldPassOver) {
+  const std::string line = "{\"instruction\": \"2 and 3\", \"output\": \"5\"}\n";
+  write_text(dir() / "few.jsonl", line + line + line);
+  write_text(dir() / "over.yaml", sweep("  a: {data: few.jsonl, template: alpaca, length: 64, test: 9}\n"));
+  write_text(dir() / "ranks.yaml", sweep(task("a", ", ranks: 2")));
+  const auto says = [](const Words& words, int code, const std::string& part) {
+    const Outcome o = trireme(words);
+    EXPECT_EQ(o.code, code) << o;
+    ASSERT_EQ(o.errors().size(), 1u) << o;
+    EXPECT_TRUE(holds(o.errors()[0], part)) << o;
+  };
+  says({"sweep", "over.yaml", "--out", "over"}, 2, "tasks.a: test: of data: arithmetic alone");
+  says({"sweep", "ranks.yaml", "--out", "ranks"}, 2, "tasks.a: says ranks: 2, and the sweep has one process");
+  EXPECT_FALSE(fs::exists(dir() / "ranks"));
+  // Jobs that all diverge leave no winner; the other task has its own.
+  write_text(dir() / "wild.yaml", sweep(task("wild", ", search: {lr: [1.0e+30]}") + task("tame", "")));
+  says({"sweep", "wild.yaml", "--out", "wild"}, 5, "task wild: no job has a result, 1 of 1 diverged");
+  EXPECT_TRUE(over("wild/tame"));
+  says({"sweep", "add", "ranks.yaml", "--to", "wild"}, 3, "takes no tasks: it has one process");
+  expect_page(trireme({"report", "wild"}), dir() / "wild/report.html", {"<h2>wild</h2>", "<h2>tame</h2>", "winner"});
+  const std::string winners = "its winners are adapters: wild/tame/winner;";
+  says({"export", "wild", "--format", "hf", "--out", "x"}, 2, winners);
+  says({"export", "backbone", "--format", "hf", "--adapter", "wild", "--out", "x"}, 2, winners);
+  says({"generate", "backbone", "--adapter", "wild", "--prompt", "2"}, 2, winners);
+  says({"generate", "wild", "--prompt", "2"}, 2, winners);
+  says({"generate", "backbone", "--adapter", "wild/tame", "--prompt", "2"}, 2,
+       "its winners are adapters: wild/tame/winner;");
 }
 
 // The last number of a file of weights is no number any more.
@@ -240,6 +308,27 @@ TEST_F(SweepCommand, SaysThatItWasStopped) {
   const Outcome end = running.wait(seconds(60));
   EXPECT_EQ(end.code, 85) << end;
   EXPECT_TRUE(holds(end.out, "the same command resumes")) << end;
+}
+
+// While it runs, and after a kill.
+TEST_F(SweepCommand, ReportsASweepThatIsNotOver) {
+  write_text(dir() / "part.yaml", sweep(task("first", "", 200) + task("second", "")));
+  Program running({"sweep", "part.yaml", "--out", "part"}, {dir(), stopping_at("\"val_loss\"")});
+  ASSERT_EQ(await_stopped(running), running.pid());
+  const std::vector<std::string> parts = {"<h2>first</h2>",
+                                          "not over",
+                                          "best so far",
+                                          "under way after",
+                                          "<h2>second</h2>",
+                                          "waiting after",
+                                          "samples saved by early exit so far"};
+  expect_page(trireme({"report", "part"}), dir() / "part/report.html", parts);
+  running.signal(SIGKILL);
+  running.wait(seconds(60));
+  fs::remove(dir() / "part/report.html");
+  expect_page(trireme({"report", "part"}), dir() / "part/report.html", parts);
+  const Outcome two = trireme({"report", "part", "backbone"});
+  EXPECT_EQ(two.code, 2) << two;
 }
 
 // A row of the ids 3, 4, ..., as `trireme logits` reads it.

@@ -410,13 +410,83 @@ TEST_F(TaskRun, ABrokenJobEndsAlone) {
   EXPECT_LT(both.outcome.jobs[std::size_t(both.outcome.winner)].candidate.lr, 1);
 }
 
+// Those that do not fit end alone, before their first step; the others do what they do without them.
+TEST_F(TaskRun, JobsThatDoNotFitEndAlone) {
+  sweep.memory_capacity = 1.1e6;
+  sweep.early_exit.patience_div = 100;
+  task.search.lr = {1e-3, 5e-3};
+  task.place = "f.yaml:7: tasks.t";
+  for (const char* cut : {"barrier", "asha"}) {
+    sweep.early_exit.cut = cut;
+    task.search.batch_size = {1, 2};
+    const Result without = alone();
+    task.search.batch_size = {1, 2, 64};
+    testing::internal::CaptureStderr();
+    const std::string where = folder();
+    const Result r = alone(where);
+    const std::string told = testing::internal::GetCapturedStderr();
+    for (const char* job : {"02-lr0.001-r2-b64", "05-lr0.001-r4-b64", "08-lr0.005-r2-b64", "11-lr0.005-r4-b64"})
+      EXPECT_SAYS(told, "f.yaml:7: tasks.t: job " + std::string(job) + " needs 8.34 MB alone");
+    EXPECT_SAYS(told, "a rank has 990 kB: it ends as too_large, the others go on; take smaller search.batch_size");
+    EXPECT_EQ(by_line(r.losses), by_line(without.losses));
+    int ended = 0;
+    for (const auto& j : r.outcome.jobs) ended += j.end == "too_large" && j.steps == 0 && j.candidate.batch_size == 64;
+    EXPECT_EQ(ended, 4);
+    EXPECT_EQ(r.outcome.all_samples, without.outcome.all_samples);
+    EXPECT_EQ(r.outcome.samples, without.outcome.samples);
+    ASSERT_GE(without.outcome.winner, 0);
+    ASSERT_GE(r.outcome.winner, 0);
+    const auto name = [](const Result& o) { return o.outcome.jobs[std::size_t(o.outcome.winner)].candidate.key; };
+    EXPECT_EQ(name(r), name(without));
+    EXPECT_EQ(exits(r.decisions).size(), exits(without.decisions).size() + 4);
+    std::string again;
+    for (const auto& d : replay(where + "/losses.jsonl", {})) again += d.json() + "\n";
+    EXPECT_EQ(again, r.decisions);
+    const TaskOutcome read = parse_outcome(print_outcome(r.outcome, task), "result.json");
+    EXPECT_EQ(read.jobs[2].end, "too_large");
+    EXPECT_SAYS(outcome_table(read, task), " -     0/2       too_large");
+  }
+  const Result two = on(2);
+  for (const auto& j : two.outcome.jobs) EXPECT_EQ(j.end == "too_large", j.candidate.batch_size == 64) << j.end;
+}
+
+TEST_F(TaskRun, JobsThatDoNotFitStayEnded) {
+  sweep.memory_capacity = 1.1e6;
+  sweep.slots = 2;
+  task.search.rank = {4};
+  task.search.batch_size = {1, 64};
+  const Result whole = alone();
+  sweep.checkpoint_every = 5;
+  const std::string where = folder();
+  int ticks = 0;
+  EXPECT_FALSE(run(*make_self(), where, [&] { return ++ticks > 9; }));
+  sweep.memory_capacity = 0;  // by now there is room
+  ticks = 0;
+  EXPECT_FALSE(run(*make_self(), where, [&] { return ++ticks > 17; }));
+  sweep.memory_capacity = 1e3;
+  EXPECT_SAYS(said([&] { alone(where); }), "no job fits");
+  sweep.memory_capacity = 1.1e6;
+  const Result rest = alone(where);
+  EXPECT_EQ(rest.losses, whole.losses);
+  EXPECT_EQ(rest.decisions, whole.decisions);
+  // One that began may not fit later: what it was is kept for the machine that it fits on.
+  const std::string large = folder();
+  sweep.memory_capacity = 0, ticks = 0;
+  EXPECT_FALSE(run(*make_self(), large, [&] { return ++ticks > 1; }));
+  sweep.memory_capacity = 1.1e6;
+  EXPECT_SAYS(said([&] { alone(large); }), "-b64: has begun, and now needs 8.34 MB alone");
+}
+
 TEST_F(TaskRun, NamesJobAndModule) {
   sweep.memory_capacity = 1.1e6;
-  task.search.batch_size = {1, 64};
-  EXPECT_SAYS(said([&] { alone(); }), "-b64");
+  task.search.batch_size = {64};
+  task.place = "f.yaml:7: tasks.t";
+  const std::string none = said([&] { alone(); });
+  EXPECT_SAYS(none, "f.yaml:7: tasks.t: no job fits: job 0-lr0.001-r2-b64 needs 8.34 MB alone");
+  EXPECT_SAYS(none, " MB alone, and a rank has 990 kB; take smaller search.batch_size");
   sweep.memory_capacity = 0;
   sweep.lora.targets = {"q_proj", "qq_proj"};
-  EXPECT_SAYS(said([&] { alone(); }), "qq_proj");
+  EXPECT_SAYS(said([&] { alone(); }), "f.yaml:7: tasks.t: lora.targets: the model has no linear module 'qq_proj'");
   sweep.lora.targets = {"up_proj"}, sweep.precision = "fp8";
   CausalLmConfig c = tiny().config();
   c.intermediate = 40;

@@ -207,6 +207,19 @@ TEST_F(Sweep, ProfilesUpToTheLimit) {
   EXPECT_NEAR(fit_memory(profiles).per_token, 4e3, 1e-3);
   limit.bytes = 1e9;
   counts.clear();
+  MemoryLimit tight = limit;
+  tight.bytes = 1e6 + 1e3 * 250 + 18 * 1000;  // of those with three samples none fits
+  std::vector<std::size_t> fitting;
+  for (const std::size_t i : fitting_order(tight, jobs)) fitting.push_back(i % 3);
+  EXPECT_EQ(fitting, (std::vector<std::size_t>{1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0}));
+  EXPECT_EQ(profile_steps(tight, jobs,
+                          [](std::size_t n) {
+                            return Profiled{200 * std::int64_t(n), 1000, 0, 1};
+                          })
+                .size(),
+            1u);
+  tight.bytes = 1;
+  EXPECT_TRUE(profile_steps(tight, jobs, [](std::size_t) { return Profiled{}; }).empty());
   const auto all = profile_steps(limit, jobs, step);
   EXPECT_EQ(counts, (std::vector<std::size_t>{1, 2, 4, 8, 16, 20}));
   EXPECT_NEAR(seconds_of(all, 1500), 0.025, 1e-9);
@@ -337,6 +350,20 @@ TEST_F(Sweep, NamesWhatIsWrongInTheYaml) {
   for (const char* bare : {"lora.dropout=0.1", "train.accumulate=2", "tasks.hard.objective=dpo"})
     EXPECT_SAYS(says({"train.pad=longest", "tasks.easy.objective=dpo", bare}), "no step is padded");
   EXPECT_EQ(says({"train.pad=longest", "tasks.easy.objective=dpo"}), "nothing") << "hard's steps are";
+  const auto ignored = [&](const std::string& more, const std::vector<std::string>& keys = {}) {
+    const std::string text = "recipe: lora_sweep\nmodel: m\ntasks:\n  a: {data: chats.jsonl" + more + "}\n";
+    return said([&] { check_ignored(read_sweep(file(text), keys)); });
+  };
+  EXPECT_EQ(ignored(""), "nothing");
+  EXPECT_SAYS(ignored(", held_out: 3"), "tasks.a: held_out: of data: arithmetic alone, and this task's is chats.jsonl");
+  EXPECT_SAYS(ignored("", {"tasks.a.level=2"}), "tasks.a: level:");
+  EXPECT_EQ(ignored(", train: 9", {"tasks.a.data=arithmetic"}), "nothing");
+  EXPECT_EQ(said([&] {
+              check_ignored(read_sweep(
+                  file(read_sweep(file(yaml), {"tasks.hard.data=x.jsonl", "tasks.hard.level=1"}).settings), {}));
+            }),
+            "nothing")
+      << "a resolved file has all keys";
   const SweepConfig c = read_sweep(file(yaml), {});
   SearchConfig search = c.search;
   search.random = 13;

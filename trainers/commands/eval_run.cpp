@@ -60,11 +60,10 @@ void write_predictions(const EvalRun& o, Session& session, Recipe& recipe, Commu
 }  // namespace
 
 std::string model_of(const std::string& path) {
+  refuse_sweep(path);
   if (!std::filesystem::exists(config_of(path))) return "clip";
-  const auto results = results_in(path);
-  if (results == Results::sweep)
-    throw UsageError(path, "is a sweep, without weights of its own", "trireme export --format peft writes its winner");
-  if (results == Results::pictures) throw UsageError(path, "holds pictures, no model", "name a run of trireme train");
+  if (results_in(path) == Results::pictures)
+    throw UsageError(path, "holds pictures, no model", "name a run of trireme train");
   const Config config = Config::load(config_of(path));
   return std::string(Recipes::create(config.string_at("recipe"), config.place("recipe"))->model());
 }

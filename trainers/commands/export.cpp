@@ -13,6 +13,7 @@
 #include "framework/models/open_clip.h"
 #include "trainers/commands/eval_run.h"
 #include "trainers/commands/language_model.h"
+#include "trainers/run_folder.h"
 #include "trainers/sweep/run.h"
 
 #include <algorithm>
@@ -162,6 +163,8 @@ int export_model(const ExportOptions& o) {
   const std::string format = format_of(o);
   check_options(o, format);
   if (format == "peft") return export_peft(o);
+  refuse_sweep(o.model);
+  refuse_sweep(o.adapter);
   if (format == "diffusers") return export_diffusers(o);
   if (format == "hf") return export_hf(o);
   if (format == "safetensors") return export_run(o);

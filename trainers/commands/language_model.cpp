@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "framework/models/causal_lm_load.h"
 #include "framework/placement.h"
+#include "trainers/run_folder.h"
 
 #include <numeric>
 
@@ -31,10 +32,13 @@ void LanguageModel::begin(std::span<const std::int64_t> lengths) const {
 }
 
 LanguageModel load_language_model(const LanguageModelOptions& o) {
+  refuse_sweep(o.model);
+  refuse_sweep(o.adapter);
   LanguageModel m{load_causal_lm(o.model, one_device(o.device), weights_type(o.precision)), nullptr};
   if (o.adapter.empty()) return m;
   const PeftAdapter adapter = read_peft(o.adapter);
-  m.store = make_adapter_store(m.model, {&adapter.config, 1}, 1, nn::LoraBackend::loop);
+  m.store = make_adapter_store(m.model, {&adapter.config, 1}, 1, nn::LoraBackend::loop,
+                               o.adapter + "/adapter_config.json: target_modules");
   load_adapter(m.model, *m.store, 0, adapter, o.adapter);
   return m;
 }

@@ -4,6 +4,7 @@
 #include "framework/base/agree.h"
 #include "trainers/sweep/cluster/driver.h"
 #include "trainers/sweep/cluster/journal.h"
+#include "trainers/sweep/order.h"
 #include "trainers/sweep/run.h"
 
 #include <algorithm>
@@ -21,28 +22,6 @@ namespace trireme::sweep {
 namespace {
 
 namespace fs = std::filesystem;
-
-// A task as text: a file with one task, as `sweep add` hands it in; or of this sweep, by name.
-struct Order {
-  SweepConfig sweep;
-  TaskConfig task;
-};
-
-Order read_order(const std::string& text) {
-  const auto own = nlohmann::json::parse(text, nullptr, false);
-  Order order;
-  if (own.is_object() && own.contains("settings")) {
-    order.sweep = begun_sweep(own.at("settings").get<std::string>(), "config.resolved.yaml");
-    const std::string name = own.at("task").get<std::string>();
-    std::erase_if(order.sweep.tasks, [&](const TaskConfig& t) { return t.name != name; });
-  } else {
-    order.sweep = parse_sweep(text, "task");
-  }
-  if (order.sweep.tasks.size() != 1)
-    throw UsageError("task", "names " + std::to_string(order.sweep.tasks.size()) + " tasks", "hand in one a file");
-  order.task = order.sweep.tasks[0];
-  return order;
-}
 
 // What one sample of a task's jobs takes with its share of the evaluations, as a task on these ranks measured it; tasks
 // of the same model, ranks, length and batches find it in the sweep's folder.
@@ -117,7 +96,7 @@ class Beside : public cluster::TaskRun {
     executor_.measure_steps();
     executor_.restore();
     cut_told_ = executor_.roster().exits().cut_done();
-    fresh_ = executor_.roster().jobs()[0].step == 0;
+    fresh_ = std::ranges::all_of(executor_.roster().jobs(), [](const Roster::Entry& j) { return j.step == 0; });
     to_begin_ = seconds_since(begin_);
   }
 
@@ -152,10 +131,12 @@ class Beside : public cluster::TaskRun {
   // has exited, of which nothing is left.
   cluster::TaskEvent tell(double left) {
     end_told_ = seconds_since(begin_) + left;
-    const double samples = samples_of(order_.task, order_.sweep.train.epochs,
-                                      double(inputs_.data->train.size() + inputs_.data->train_pairs.size()));
-    const auto exited = [](const Roster::Entry& j) { return j.phase == Roster::Phase::exited; };
-    if (ranks_.rank() == 0 && fresh_ && std::ranges::none_of(executor_.roster().jobs(), exited))
+    const auto& roster = executor_.roster();
+    const auto refused = std::ssize(roster.too_large());  // of them as little is left as of those that have exited
+    const double samples = double((std::ssize(roster.jobs()) - refused) * order_.sweep.train.epochs) *
+                           double(inputs_.data->train.size() + inputs_.data->train_pairs.size());
+    const auto exited = std::ranges::count(roster.jobs(), Roster::Phase::exited, &Roster::Entry::phase);
+    if (ranks_.rank() == 0 && fresh_ && exited == refused)
       (void)attempt([&] {  // without the file a later task is guessed at, and no more
         const double each = (executor_.seconds() + left) / samples;
         replace_durably(system_io(), (fs::path(out_) / profile_of(order_.task, ranks_.size())).string(),
@@ -195,8 +176,7 @@ SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::st
   cluster::DriveOptions options;
   options.settings.gpus = world.size();
   options.run_dir = out;
-  for (const auto& task : sweep.tasks)
-    options.tasks.push_back(nlohmann::json{{"task", task.name}, {"settings", sweep.settings}}.dump());
+  for (const auto& task : sweep.tasks) options.tasks.push_back(write_order(sweep.settings, task.name));
   options.stop = stop;
   options.message = [](const std::string& line) { std::cout << line << std::endl; };
   const auto read = [&](const std::string& text) {

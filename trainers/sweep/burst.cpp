@@ -80,7 +80,7 @@ void Executor::begin_stages(const Placement& place) {
   const MemoryLimit limit = pipeline_limit();
   std::string why =
       task_.objective == "dpo" ? "preference pairs are not made for it" : no_stages(model_, *store_, ranks_.size());
-  const bool room = std::ranges::all_of(loads_, [&](const Load& l) { return limit.allows({}, l); });
+  const bool room = fitting_order(limit, loads_).size() == fitting_order(limit_, loads_).size();
   if (sweep_.parallel == "auto" && why.empty() && !room) why = "a job has no room in a pipeline";
   std::int64_t goes_on = saved_in(folder_);
   ranks_.broadcast({&goes_on, 1, DType::i64}, 0).wait();

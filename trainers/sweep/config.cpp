@@ -85,7 +85,7 @@ void TaskConfig::fields(Fields& f) {
   f("data", data.data, "arithmetic, or a file of JSON lines");
   f("validation", data.validation, "file of JSON lines to evaluate on; empty: validation_share of data");
   f("validation_share", data.validation_share, "of data that is held out", {.min = 0, .max = 0.9});
-  f("template", data.chat_template, "plain, alpaca, chatml, qwen2, qwen2_5, llama3, or auto");
+  f("template", data.chat_template, "plain, alpaca, chatml, qwen2, qwen2_5, qwen3, llama3, llama3_1, or auto");
   f("length", data.length, "longest sample in ids", {.min = 8, .max = 1 << 20});
   std::int64_t level = data.level;
   f("level", level, "difficulty of arithmetic", {.min = 1, .max = 3});
@@ -177,6 +177,24 @@ std::string document_keys() {
 
 namespace {
 
+// Keys of arithmetic beside a file of data; all of them as they are by default is a resolved file.
+std::string ignored_keys(const TaskConfig& task, const config::Node& given) {
+  if (task.data.data == "arithmetic") return {};
+  const InstructionSpec usual, &d = task.data;
+  const std::pair<const char*, bool> keys[] = {{"level", d.level != usual.level},
+                                               {"train", d.train != usual.train},
+                                               {"held_out", d.held_out != usual.held_out},
+                                               {"test", d.test != usual.test}};
+  std::string list;
+  bool resolved = true;
+  for (const auto& [key, changed] : keys) {
+    const bool there = given.find(key) != nullptr;
+    resolved = resolved && there && !changed;
+    if (there) list += (list.empty() ? "" : ", ") + std::string(key);
+  }
+  return resolved ? "" : list;
+}
+
 // The schema lists the tasks that the file, whose tree is `root`, names.
 SweepConfig read_tree(const Config& config, const config::Node& root) {
   SweepConfig sweep;
@@ -208,6 +226,7 @@ SweepConfig read_tree(const Config& config, const config::Node& root) {
       throw UsageError(task.place, task.ranks == 1 ? "one rank is no pipeline" : "preference pairs fill no pipeline",
                        "say execution.parallel: auto");
   for (auto& task : sweep.tasks) {
+    task.ignored = ignored_keys(task, *tasks->find(task.name));
     if (task.model.empty()) task.model = sweep.model;
     if (task.model.empty())
       throw UsageError(task.place, "has no model", "add model: FOLDER, for all tasks or this one");
@@ -219,6 +238,13 @@ SweepConfig read_tree(const Config& config, const config::Node& root) {
 }
 
 }  // namespace
+
+void check_ignored(const SweepConfig& sweep) {
+  for (const auto& task : sweep.tasks)
+    if (!task.ignored.empty())
+      throw UsageError(task.place, task.ignored + ": of data: arithmetic alone, and this task's is " + task.data.data,
+                       "leave it out");
+}
 
 SweepConfig read_sweep(const std::string& path, const std::vector<std::string>& overrides) {
   return read_tree(Config::load(path, overrides), config::load_tree(path, overrides));

@@ -40,7 +40,8 @@ struct TaskConfig {
   std::int64_t ranks = 0;  // 0: all
   InstructionSpec data;
   SearchConfig search;
-  std::string place;  // in the file, to begin an error
+  std::string place;    // in the file, to begin an error
+  std::string ignored;  // keys of arithmetic that are given beside a file of data, comma-separated
   void fields(Fields&);
 };
 
@@ -77,6 +78,9 @@ SweepConfig begun_sweep(const std::string& settings, const std::string& place);
 // Of keys that came after these settings, as key=value what a sweep had without them; with `now`, of those alone that
 // it leaves at auto.
 std::vector<std::string> later_keys(const std::string& settings, const SweepConfig* now = nullptr);
+
+// Throws UsageError where a task gives keys that nothing would look at. Of new sweeps: old ones go on.
+void check_ignored(const SweepConfig& sweep);
 
 // The schema as a Markdown table, with one task for all.
 std::string document_keys();

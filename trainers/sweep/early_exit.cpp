@@ -88,6 +88,13 @@ EarlyExit::EarlyExit(EarlyExitConfig config, const std::map<std::string, std::in
     for (auto& [name, job] : jobs_) job.state = State::going_on;
 }
 
+Decision EarlyExit::refuse(const std::string& name) {
+  Job& job = jobs_.at(name);
+  job.state = State::exited;
+  job.reason = "too_large";
+  return {name, 0, job.reason, unknown, unknown, unknown, unknown, unknown, 0};
+}
+
 bool EarlyExit::best_now(const std::string& name) const {
   const Job& job = jobs_.at(name);
   return !job.v.empty() && job.v.back() == job.best &&

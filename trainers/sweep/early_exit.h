@@ -57,7 +57,7 @@ double slope(const std::vector<double>& values, std::int64_t window);
 struct Decision {
   std::string job;
   std::int64_t step = 0;
-  std::string decision;  // diverging | overfitting | underperforming | kept
+  std::string decision;  // diverging | overfitting | underperforming | kept | too_large
   double train_ema = 0, val_loss = 0, slope_train = 0, slope_val = 0, gap = 0;  // NaN: not known
   std::int64_t rank = 0;                                                        // from 1, at the cut; 0: none
   std::string json() const;  // one line; null for what is not finite or not known
@@ -83,6 +83,9 @@ class EarlyExit {
   // One evaluation of a job, in time order; average: e, null before the first train step. Returns what is decided by
   // it, in order: of this job, then of all at the cut. Of jobs that have exited nothing is heard.
   std::vector<Decision> evaluate(const std::string& job, std::int64_t step, const double* average, double v);
+
+  // Of a job that cannot run, before anything was heard of it: it has exited, as too_large, and counts in no cut.
+  Decision refuse(const std::string& job);
 
   const Job& job(const std::string& name) const { return jobs_.at(name); }
   const std::map<std::string, Job>& jobs() const { return jobs_; }

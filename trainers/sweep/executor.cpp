@@ -5,6 +5,7 @@
 #include "framework/base/agree.h"
 #include "framework/base/tensor.h"
 #include "framework/models/adapters.h"
+#include "trainers/run_folder.h"
 
 #include <algorithm>
 #include <chrono>
@@ -15,7 +16,6 @@
 #include <utility>
 
 #include <ATen/ATen.h>
-#include <nlohmann/json.hpp>
 
 namespace trireme::sweep {
 namespace {
@@ -111,28 +111,13 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, Backbone ba
   begin_steps();
   set_memory_limit();
   begin_stages(place);
-  roster_ = std::make_unique<Roster>(sweep.early_exit, limit_, ranks.size(), sweep.steal, loads_, steps);
+  begin_roster(steps);
   cap_validation();
-  nlohmann::ordered_json header{{"task", task.name}, {"total_steps", nlohmann::json::object()}};
-  for (const auto& j : jobs_) header["total_steps"][j.candidate().job] = j.total_steps();
-  const EarlyExitConfig& e = sweep.early_exit;
-  header.update({{"enabled", e.enabled},
-                 {"cut", e.cut},
-                 {"warmup_ratio", e.warmup_ratio},
-                 {"keep_ratio", e.keep_ratio},
-                 {"window", e.window},
-                 {"patience_div", e.patience_div},
-                 {"tau_slope", e.tau_slope},
-                 {"patience_ovf", e.patience_ovf},
-                 {"tau_gap", e.tau_gap},
-                 {"ema_alpha", e.ema_alpha},
-                 {"asha_max_t", e.asha_max_t},
-                 {"asha_grace", e.asha_grace},
-                 {"asha_eta", e.asha_eta}});
   trireme::agree(ranks, attempt([&] {
                    if (ranks.rank() != 0) return;
                    make_folder(system_io(), folder_);
-                   journal_ = Journal(folder_, task.name, header.dump());
+                   journal_ = Journal(folder_, task.name, losses_header());
+                   for (const auto& d : roster_->too_large()) journal_.decided(d);
                    if (sweep.checkpoint_every > 0) make_folder(system_io(), folder_ + "/ckpt");
                  }));
   if (sweep.checkpoint_every > 0) checkpoints_ = std::make_unique<Checkpoints>(folder_ + "/ckpt", 1, ranks);
@@ -171,12 +156,14 @@ at::Tensor Executor::weights_from(const PeftAdapter& adapter, const Candidate& c
 std::vector<Load> Executor::make_jobs() {
   std::optional<PeftAdapter> from;
   trireme::agree(ranks_, attempt([&] {
+                   refuse_sweep(task_.adapter);
                    if (!task_.adapter.empty()) from = read_peft(task_.adapter);
                  }));
   for (const auto& c : candidates_) adapters_.push_back(adapter_config(sweep_, task_, c));
   std::vector<PeftConfig> kinds = adapters_;
   if (from) kinds.push_back(from->config);
-  store_ = make_adapter_store(model_, kinds, std::int64_t(candidates_.size()), backend_of(sweep_));
+  store_ = make_adapter_store(model_, kinds, std::int64_t(candidates_.size()), backend_of(sweep_),
+                              task_.place + (from ? ": lora.targets, or adapter" : ": lora.targets"));
   optimizer_ =
       std::make_unique<nn::AdapterOptimizer>(*store_, sweep_.train.beta1, sweep_.train.beta2, sweep_.train.eps);
   const bool pairs = !data_.train_pairs.empty();

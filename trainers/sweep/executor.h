@@ -33,7 +33,7 @@ namespace trireme::sweep {
 
 struct JobOutcome {
   Candidate candidate;
-  std::string end;  // done, diverging, overfitting, underperforming
+  std::string end;  // done, diverging, overfitting, underperforming; too_large: it never began
   std::int64_t steps = 0, total_steps = 0;
   double best = 0;
   double seconds = 0;  // its share, by tokens, of the time of its train passes since the last start
@@ -54,7 +54,8 @@ struct TaskOutcome {
 class Executor {
  public:
   // backbone: the task's, the same on all ranks. folder: the task's, seen by all; state goes there.
-  // Collective, as all members are. Throws UsageError naming a job that is too large, or a module that is not there.
+  // Collective, as all members are. A job that is too large is told on stderr; UsageError where all are, or where a
+  // module is not there.
   // place: where this rank's device memory travels over.
   Executor(const SweepConfig& sweep, const TaskConfig& task, Backbone backbone, const Instructions& data,
            Communicator& ranks, std::string folder, const Placement& place = {});
@@ -63,18 +64,15 @@ class Executor {
   // Runs until the task is over, from its newest checkpoint where there is one, and writes the winner's folder. `stop`:
   // asked once a tick; where it says so on any rank, the state is saved and nothing is returned.
   std::optional<TaskOutcome> run(const std::function<bool()>& stop = {});
-  // The same in pieces, for who runs several tasks: restore once, tick until it returns something else than going
-  // (`stop` as above), then finish where the task is over.
+  // The same in pieces: restore once, tick until it returns something else than going (`stop` as above), then finish.
   enum class Progress { going, over, stopped };
   void restore();
   Progress tick(bool stop);
   TaskOutcome finish();
   void save();  // after a tick that was stopped, or any that left no evaluation half done
-  // What steps of the first jobs take, in time and memory. On a GPU whose memory sets the limit that is known already.
-  // Collective, before restore() and the first tick.
+  // What steps of the first jobs take, where that is not known yet. Collective, before restore() and the first tick.
   void measure_steps();
-  // Seconds that what is left takes if no more job exits, by the steps so far, before them by measure_steps().
-  // Collective.
+  // Seconds that what is left takes if no more job exits, by the steps so far or measure_steps(). Collective.
   double remaining_seconds();
   double seconds() const { return seconds_; }           // in ticks, so far
   bool evaluated() const { return last_ == evaluate; }  // did the last tick? The same on all ranks
@@ -115,6 +113,7 @@ class Executor {
   void reference_pairs();
   std::vector<ReferencedPair> referenced(const std::vector<Pair>& pairs);
   void cap_validation();
+  void begin_roster(const std::vector<std::int64_t>& steps);
   void begin_steps();
   void move_jobs();
   void take(const Roster::Move& move);
@@ -147,6 +146,7 @@ class Executor {
   at::Tensor losses_of(const Pack& pack);
   void fill(Pack& pack, bool training, std::int64_t sample) const;
   void state(Archive& ar);
+  std::string losses_header() const;
   TaskOutcome outcome();
   void write_winner(std::int64_t winner);
   double exact_match(std::int64_t winner);

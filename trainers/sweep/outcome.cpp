@@ -12,6 +12,7 @@
 #include <numeric>
 
 #include <ATen/ATen.h>
+#include <nlohmann/json.hpp>
 
 namespace trireme::sweep {
 
@@ -36,6 +37,28 @@ void Executor::state(Archive& ar) {
     const bool ended = j.phase == Roster::Phase::done || j.phase == Roster::Phase::exited;
     jobs_[i].state(ar, *optimizer_, here(std::int64_t(i)) ? std::int64_t(i) : -1, ended);
   }
+}
+
+// What a replay begins from: the first line of losses.jsonl.
+std::string Executor::losses_header() const {
+  nlohmann::ordered_json header{{"task", task_.name}, {"total_steps", nlohmann::json::object()}};
+  for (const auto& j : jobs_) header["total_steps"][j.candidate().job] = j.total_steps();
+  const EarlyExitConfig& e = sweep_.early_exit;
+  header.update({{"enabled", e.enabled},
+                 {"cut", e.cut},
+                 {"warmup_ratio", e.warmup_ratio},
+                 {"keep_ratio", e.keep_ratio},
+                 {"window", e.window},
+                 {"patience_div", e.patience_div},
+                 {"tau_slope", e.tau_slope},
+                 {"patience_ovf", e.patience_ovf},
+                 {"tau_gap", e.tau_gap},
+                 {"ema_alpha", e.ema_alpha},
+                 {"asha_max_t", e.asha_max_t},
+                 {"asha_grace", e.asha_grace},
+                 {"asha_eta", e.asha_eta}});
+  for (const auto& d : roster_->too_large()) header["too_large"].push_back(d.job);
+  return header.dump();
 }
 
 void Executor::save() {
@@ -66,6 +89,7 @@ TaskOutcome Executor::outcome() {
     const auto& e = roster_->exits().job(j.load.job);
     out.jobs.push_back({candidates_[i], j.phase == Roster::Phase::done ? "done" : e.reason, j.step, j.total_steps,
                         e.best, seconds[i]});
+    if (e.reason == "too_large") continue;
     const auto samples = std::int64_t(std::max(data_.train.size(), data_.train_pairs.size()));
     out.all_samples += samples * sweep_.train.epochs;
     out.samples += std::min(j.step * j.load.batch_size, samples * sweep_.train.epochs);

@@ -60,10 +60,17 @@ std::vector<std::size_t> admit(const MemoryLimit& limit, std::span<const Load> q
   return started;
 }
 
+std::vector<std::size_t> fitting_order(const MemoryLimit& limit, std::span<const Load> jobs) {
+  auto order = admission_order(jobs, {});
+  std::erase_if(order, [&](std::size_t i) { return !limit.allows({}, jobs[i]); });
+  return order;
+}
+
 std::vector<Profiled> profile_steps(const MemoryLimit& limit, std::span<const Load> jobs,
                                     const std::function<Profiled(std::size_t jobs)>& step) {
   std::vector<Load> order;
-  for (const std::size_t i : admission_order(jobs, {})) order.push_back(jobs[i]);
+  for (const std::size_t i : fitting_order(limit, jobs)) order.push_back(jobs[i]);
+  if (order.empty()) return {};
   MemoryLimit now = limit;
   std::vector<Profiled> found;
   const std::size_t most = std::min(order.size(), std::size_t(limit.slots));

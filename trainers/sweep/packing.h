@@ -44,7 +44,9 @@ struct MemoryLimit {
   bool allows(std::span<const Load> running, const Load& next) const;
 };
 
-// Steps of the first 1, 2, 4, ... and of all jobs in the order of admission, up to where the model, fitted again after
+// Indices of those that the limit allows alone, in the order of admission.
+std::vector<std::size_t> fitting_order(const MemoryLimit& limit, std::span<const Load> jobs);
+// Steps of the first 1, 2, 4, ... and of all jobs in this order, up to where the model, fitted again after
 // each step, says that the next does not fit into the limit. `step` is told how many jobs.
 std::vector<Profiled> profile_steps(const MemoryLimit& limit, std::span<const Load> jobs,
                                     const std::function<Profiled(std::size_t jobs)>& step);

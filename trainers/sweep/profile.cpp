@@ -1,4 +1,5 @@
 // What steps of a task take, in time and memory, measured before it begins.
+#include "comm/error.h"
 #include "framework/base/tensor.h"
 #include "framework/device_info.h"
 #include "framework/losses/token_loss.h"
@@ -6,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iostream>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -68,6 +70,20 @@ void Executor::set_memory_limit() {
   restart_device_peak(model_.device());
 }
 
+// A job that does not fit ends alone, before its first step; a task of such jobs only is an error.
+void Executor::begin_roster(const std::vector<std::int64_t>& steps) {
+  roster_ = std::make_unique<Roster>(sweep_.early_exit, limit_, ranks_.size(), sweep_.steal, loads_, steps);
+  const std::string cure = "take smaller search.batch_size, cut batches by train.accumulate, or raise memory.capacity";
+  const auto& refused = roster_->too_large();
+  const auto what = [&](const Decision& d) {
+    return "job " + d.job + " " + roster_->needs(loads_[std::size_t(roster_->index(d.job))]);
+  };
+  if (refused.size() == jobs_.size()) throw UsageError(task_.place, "no job fits: " + what(refused.front()), cure);
+  for (const auto& d : refused)
+    if (ranks_.rank() == 0)
+      std::cerr << task_.place << ": " << what(d) << ": it ends as too_large, the others go on; " << cure << std::endl;
+}
+
 void Executor::measure_steps() {
   if (!profiles_.empty()) return;
   profiles_ = profile_steps(limit_, loads_, [this](std::size_t jobs) { return profiled_step(jobs); });
@@ -88,7 +104,7 @@ Pack Executor::profiled_pack(const std::vector<std::size_t>& jobs) const {
 
 // Of the first so many jobs; all ranks take the same step, and what the slowest and the fullest needs counts.
 Profiled Executor::profiled_step(std::size_t count) {
-  std::vector<std::size_t> jobs = admission_order(loads_, {});
+  std::vector<std::size_t> jobs = fitting_order(limit_, loads_);
   jobs.resize(count);
   std::sort(jobs.begin(), jobs.end());
   std::vector<std::int64_t> slots(jobs.begin(), jobs.end());
@@ -160,8 +176,8 @@ double Executor::held_seconds(const std::vector<std::size_t>& jobs) {
 // Of the jobs that would begin, as synthetic steps of them take it: all ranks take the same.
 std::optional<ParallelCosts> Executor::parallel_costs() {
   const MemoryLimit limit = pipeline_limit();
-  const auto fits = [&](const Load& l) { return limit.allows({}, l); };
-  if (!std::ranges::all_of(loads_, fits)) return {};
+  const auto fits = fitting_order(limit, loads_);
+  if (fits.empty() || fits.size() < fitting_order(limit_, loads_).size()) return {};
   std::vector<std::int64_t> totals;
   for (const auto& j : jobs_) totals.push_back(j.total_steps());
   Roster first(sweep_.early_exit, limit, ranks_.size(), sweep_.steal, loads_, totals);

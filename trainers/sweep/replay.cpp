@@ -54,10 +54,16 @@ class Replay {
         bad("total_steps of job '" + job + "' is no whole number from 1 on");
       total_steps_[job] = n.get<std::int64_t>();
     }
-    o.erase("task");
-    o.erase("total_steps");
+    const json too_large = o.value("too_large", json::array());
+    for (const char* key : {"task", "total_steps", "too_large"}) o.erase(key);
     Config::parse(o.dump(), file_, overrides_).read([&](Fields& f) { config_.fields(f); });
     exits_.emplace(config_, total_steps_);
+    if (!too_large.is_array()) bad("\"too_large\" is no list of jobs");
+    for (const auto& job : too_large) {
+      if (!job.is_string() || !total_steps_.contains(job.get<std::string>()))
+        bad("\"too_large\" names a job that is not in total_steps");
+      decisions_.push_back(exits_->refuse(job.get<std::string>()));
+    }
   }
 
   // The value at the key: none if the line lacks it, NaN for null.

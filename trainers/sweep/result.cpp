@@ -24,11 +24,14 @@ std::string text(const char* format, auto... values) {
   return line;
 }
 
+std::string loss_text(double loss) { return std::isfinite(loss) ? text("%.4f", loss) : "-"; }
+
 std::vector<std::size_t> best_first(const TaskOutcome& o) {
   std::vector<std::size_t> order(o.jobs.size());
   std::iota(order.begin(), order.end(), 0);
   const auto key = [&](std::size_t i) {
-    const bool counts = o.jobs[i].end == "done" || o.jobs[i].end == "overfitting";
+    const std::string& end = o.jobs[i].end;
+    const bool counts = end == "done" || end == "overfitting" || end == "under way";
     return std::pair(!counts, o.jobs[i].best);
   };
   std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return key(a) < key(b); });
@@ -72,25 +75,29 @@ std::string section(const std::string& folder, const TaskConfig& task, const Tas
   chart.series = curves(folder + "/" + task.name + "/losses.jsonl", o);
   std::map<std::string, int> ends;
   for (const auto& j : o.jobs) ++ends[j.end];
+  const bool over = !o.winner_folder.empty() || o.seconds > 0;
   KeyValues summary{{"jobs", std::to_string(o.jobs.size())}};
+  if (!over) summary.push_back({"state", "not over"});
   for (const auto& [end, n] : ends) summary.push_back({end, std::to_string(n)});
-  summary.push_back({"samples saved by early exit", format_value(saved(o), Unit::percent)});
-  summary.push_back({"time", text("%.1f s, %.1f s of it evaluation", o.seconds, o.evaluation_seconds)});
+  summary.push_back({over ? "samples saved by early exit" : "samples saved by early exit so far",
+                     format_value(saved(o), Unit::percent)});
+  if (over) summary.push_back({"time", text("%.1f s, %.1f s of it evaluation", o.seconds, o.evaluation_seconds)});
   if (o.memory_peak > 0)
     summary.push_back({"memory", text("%.2f GB reserved at the most, %.2f GB forecast", o.memory_peak / 1e9,
                                       o.memory_forecast / 1e9)});
-  summary.push_back({"passes without work", format_value(o.empty_share, Unit::percent)});
+  if (over) summary.push_back({"passes without work", format_value(o.empty_share, Unit::percent)});
   if (o.gathers)
     summary.push_back({"layers gathered",
                        text("%lld, %.1f MB received by a rank", (long long)o.gathers, double(o.gathered_bytes) / 1e6)});
-  summary.push_back(
-      {"winner", o.winner < 0 ? "none" : o.jobs[std::size_t(o.winner)].candidate.job + " in " + o.winner_folder});
+  const std::string best = o.winner < 0 ? "none" : o.jobs[std::size_t(o.winner)].candidate.job;
+  const bool won = over && o.winner >= 0;
+  summary.push_back({over ? "winner" : "best so far", won ? best + " in " + o.winner_folder : best});
   if (std::isfinite(o.exact_match))
     summary.push_back({"questions the winner answers", format_value(o.exact_match, Unit::percent)});
   KeyValues jobs;
   for (const auto i : best_first(o)) {
     const auto& j = o.jobs[i];
-    jobs.push_back({j.candidate.job, text("%.4f, %s after %lld of %lld steps", j.best, j.end.c_str(),
+    jobs.push_back({j.candidate.job, text("%s, %s after %lld of %lld steps", loss_text(j.best).c_str(), j.end.c_str(),
                                           (long long)j.steps, (long long)j.total_steps)});
   }
   return "<h2>" + escape_html(task.name) + "</h2>" + html_table(summary, "", "") +
@@ -170,8 +177,9 @@ std::string outcome_table(const TaskOutcome& o, const TaskConfig& task) {
       "task " + task.name + "\n" + text("%-*s %10s %12s  %s\n", int(widest), "job", "best loss", "steps", "end");
   for (const auto i : best_first(o)) {
     const auto& j = o.jobs[i];
-    table += text("%-*s %10.4f %5lld/%-6lld  %s%s\n", int(widest), j.candidate.job.c_str(), j.best, (long long)j.steps,
-                  (long long)j.total_steps, j.end.c_str(), o.winner == std::int64_t(i) ? "  <- winner" : "");
+    table += text("%-*s %10s %5lld/%-6lld  %s%s\n", int(widest), j.candidate.job.c_str(), loss_text(j.best).c_str(),
+                  (long long)j.steps, (long long)j.total_steps, j.end.c_str(),
+                  o.winner == std::int64_t(i) ? "  <- winner" : "");
   }
   table += text("%.1f %% of samples saved, %.1f s, %.1f s of it evaluation\n", 100 * saved(o), o.seconds,
                 o.evaluation_seconds);
@@ -181,11 +189,11 @@ std::string outcome_table(const TaskOutcome& o, const TaskConfig& task) {
 }
 
 void write_page(const std::string& folder, const SweepConfig& sweep, const std::vector<TaskConfig>& tasks,
-                const std::vector<TaskOutcome>& outcomes) {
+                const std::vector<TaskOutcome>& outcomes, const std::string& out_file) {
   std::string page = page_begin("sweep " + folder) + schedule_section(folder);
   for (std::size_t i = 0; i < outcomes.size(); ++i) page += section(folder, tasks[i], outcomes[i]);
   page += details("configuration", "<pre>" + escape_html(sweep.resolved) + "</pre>") + page_end();
-  replace_durably(system_io(), folder + "/report.html", page);
+  replace_durably(system_io(), out_file, page);
 }
 
 }  // namespace trireme::sweep

@@ -3,11 +3,22 @@
 #include "comm/error.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include <nlohmann/json.hpp>
 
 namespace trireme::sweep {
 namespace {
+
+// Of a size that jobs differ by: "0.9 MB", "141 GB".
+std::string memory_text(double bytes) {
+  static const char* const units[] = {"kB", "MB", "GB", "TB"};
+  std::size_t unit = 0;
+  for (bytes /= 1e3; bytes >= 1e3 && unit < 3; ++unit) bytes /= 1e3;
+  char text[48];
+  std::snprintf(text, sizeof text, "%.*f %s", bytes < 100 ? 2 : 0, bytes, units[unit]);
+  return text;
+}
 
 std::map<std::string, std::int64_t> steps_by_name(const std::vector<Load>& loads,
                                                   const std::vector<std::int64_t>& steps) {
@@ -22,13 +33,14 @@ Roster::Roster(const EarlyExitConfig& config, const MemoryLimit& limit, int rank
                std::vector<std::int64_t> total_steps)
     : limit_(limit), ranks_(ranks), steal_(steal), exits_(config, steps_by_name(loads, total_steps)) {
   for (std::size_t i = 0; i < loads.size(); ++i) {
-    if (!limit_.allows({}, loads[i]))
-      throw UsageError("job " + loads[i].job,
-                       "needs " + std::to_string(std::int64_t(limit_.model.bytes({&loads[i], 1}) / 1e6)) +
-                           " MB alone, and a rank has " + std::to_string(std::int64_t(limit_.bytes / 1e6)) + " MB",
-                       "take smaller values of batch_size, shorter samples (length) or a larger memory.capacity");
-    jobs_.push_back({std::move(loads[i]), total_steps[i]});
+    const bool fits = limit_.allows({}, loads[i]);
+    if (!fits) too_large_.push_back(exits_.refuse(loads[i].job));
+    jobs_.push_back({std::move(loads[i]), total_steps[i], 0, fits ? Phase::queued : Phase::exited});
   }
+}
+
+std::string Roster::needs(const Load& job) const {
+  return "needs " + memory_text(limit_.model.bytes({&job, 1})) + " alone, and a rank has " + memory_text(limit_.bytes);
 }
 
 std::int64_t Roster::index(const std::string& job) const {
@@ -136,6 +148,10 @@ void Roster::load(const std::string& text) {
     jobs_[i].step = j[1].get<std::int64_t>();
     jobs_[i].phase = Phase(j[2].get<int>());
     jobs_[i].rank = j[3].get<int>();
+    const bool over = jobs_[i].phase == Phase::done || jobs_[i].phase == Phase::exited;
+    if (!over && !limit_.allows({}, jobs_[i].load))
+      throw UsageError("job " + jobs_[i].load.job, "has begun, and now " + needs(jobs_[i].load),
+                       "go on with as much memory as before, or use --fresh to start over");
     if (all.at("ranks").get<int>() == ranks_) continue;
     // Other ranks now: all that has a state begins parked, and plan() places it anew.
     if (jobs_[i].rank >= 0) jobs_[i].rank %= ranks_;

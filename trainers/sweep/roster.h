@@ -3,6 +3,7 @@
 //
 //   queued -> running -> [boundary] waiting -> [cut] running -> done
 //   waiting -> parked while others need its place; running, waiting, parked -> exited
+// A job that does not even fit alone has exited before it began.
 #pragma once
 #include "trainers/sweep/early_exit.h"
 #include "trainers/sweep/packing.h"
@@ -35,7 +36,6 @@ class Roster {
     int rank = 0, from = -1;
   };
 
-  // Throws UsageError naming the first job that does not even fit alone.
   Roster(const EarlyExitConfig& config, const MemoryLimit& limit, int ranks, bool steal, std::vector<Load> loads,
          std::vector<std::int64_t> total_steps);
 
@@ -45,13 +45,17 @@ class Roster {
   std::vector<Decision> hear(const Evaluated& event);
 
   const std::vector<Entry>& jobs() const { return jobs_; }
+  // Of the jobs that do not fit alone, as they were when the roster was made.
+  const std::vector<Decision>& too_large() const { return too_large_; }
+  std::string needs(const Load& job) const;  // "needs 1.1 GB alone, and a rank has 0.9 GB"
   const EarlyExit& exits() const { return exits_; }
   std::int64_t index(const std::string& job) const;
   // The result of the task: the lowest validation loss of those done or overfitting, ties by name; -1: nobody.
   std::int64_t winner() const;
 
   std::string save() const;
-  void load(const std::string& text);  // also of another number of ranks
+  // Also of another number of ranks. Throws UsageError where a job that goes on does not fit any more.
+  void load(const std::string& text);
 
  private:
   std::vector<Load> running(int rank) const;
@@ -63,6 +67,7 @@ class Roster {
   bool steal_;
   std::vector<Entry> jobs_;
   EarlyExit exits_;
+  std::vector<Decision> too_large_;
   std::optional<std::int64_t> freed_;  // batch size of the job that left last
 };
 

@@ -35,7 +35,10 @@ std::string settings_of(const SweepRun& run) {
 // on so; its file stays as it is.
 void take_up(const SweepRun& run, const SweepConfig& sweep) {
   const std::string saved = run.out + "/config.resolved.yaml", old = settings_of(run);
-  if (old.empty()) return replace_durably(system_io(), saved, sweep.settings);
+  if (old.empty()) {
+    check_ignored(sweep);
+    return replace_durably(system_io(), saved, sweep.settings);
+  }
   const std::string began = later_keys(old).empty() ? old : begun_sweep(old, saved).settings;
   if (began != sweep.settings)
     throw UsageError(run.out, "holds a sweep with other values of " + changed_keys(began, sweep.settings),
@@ -47,6 +50,10 @@ SweepConfig begin(SweepRun run, Communicator& world, std::shared_ptr<FolderLock>
   SweepConfig sweep;
   agree(world, attempt([&] { sweep = read_sweep(run.file, run.overrides); }));
   check_same_config(std::hash<std::string>()(sweep.settings), world);
+  for (const auto& task : sweep.tasks)
+    if (world.size() == 1 && task.ranks > 1)
+      throw UsageError(task.place, "says ranks: " + std::to_string(task.ranks) + ", and the sweep has one process",
+                       "start it with --ranks " + std::to_string(task.ranks) + " or more, or leave ranks out");
   std::string later;  // of keys, one a line
   agree(world, attempt([&] {
           if (world.rank() != 0) return;
@@ -104,17 +111,28 @@ SweepEnd run_in_turn(const SweepConfig& sweep, Communicator& world, const std::s
   return end;
 }
 
-// Tables and page of what is done, and a line for every task that failed. The exit code.
+// Why a task that is over has no winner. Its jobs diverged, or early exit was told to keep none.
+Failure no_result(const TaskOutcome& outcome) {
+  const auto diverged = std::ranges::count(outcome.jobs, "diverging", &JobOutcome::end);
+  const std::string all =
+      "no job has a result, " + std::to_string(diverged) + " of " + std::to_string(outcome.jobs.size()) + " diverged; ";
+  if (diverged == 0) return {ExitCode::usage, all + "raise early_exit.keep_ratio, and use --fresh or another --out"};
+  return {ExitCode::nonfinite, all + "search for lower lr, and use --fresh or another --out"};
+}
+
+// Tables and page of what is done, and a line for every task that failed or has no winner. The exit code.
 ExitCode tell(const SweepConfig& sweep, const SweepEnd& end, const std::string& out) {
   std::vector<TaskOutcome> outcomes;
+  auto failed = end.failed;
   for (const auto& task : end.done) {
     outcomes.push_back(*read_outcome(out + "/" + task.name));
     std::cout << outcome_table(outcomes.back(), task);
+    if (outcomes.back().winner < 0) failed.push_back({task.name, no_result(outcomes.back())});
   }
-  write_page(out, sweep, end.done, outcomes);
+  write_page(out, sweep, end.done, outcomes, out + "/report.html");
   std::cout << "report: " << out << "/report.html" << std::endl;
-  for (const auto& f : end.failed) std::cerr << "trireme: error: task " << f.name << ": " << f.why.what << std::endl;
-  return end.failed.empty() ? ExitCode::ok : end.failed.front().why.code;
+  for (const auto& f : failed) std::cerr << "trireme: error: task " << f.name << ": " << f.why.what << std::endl;
+  return failed.empty() ? ExitCode::ok : failed.front().why.code;
 }
 
 // shared: layers are read as they are cut, one at a time, so that a model may be larger than a rank.

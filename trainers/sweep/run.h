@@ -50,7 +50,7 @@ struct SweepRun {
   bool fresh = false;
 };
 // Collective: all tasks of the file, the tables on the terminal and report.html. The exit code: of the first task that
-// failed, each of which is told in a line at the end. Ranks that read different settings: UsageError.
+// failed or has no winner, each of which is told in a line at the end. Ranks that read different settings: UsageError.
 int run_sweep(const SweepRun& run, Communicator& world, int local_ranks);
 
 // result.json of a task.
@@ -58,8 +58,10 @@ std::string print_outcome(const TaskOutcome& outcome, const TaskConfig& task);
 TaskOutcome parse_outcome(const std::string& json, const std::string& place);
 // The jobs as a table, best first, and what was saved.
 std::string outcome_table(const TaskOutcome& outcome, const TaskConfig& task);
-// report.html: of every task the table, losses, exits and samples saved.
+// One page: of every task the table, losses, exits and samples saved; the schedule where the folder has one.
 void write_page(const std::string& folder, const SweepConfig& sweep, const std::vector<TaskConfig>& tasks,
-                const std::vector<TaskOutcome>& outcomes);
+                const std::vector<TaskOutcome>& outcomes, const std::string& out_file);
+// The same of a sweep's folder as it is, whether the sweep is over, runs, was stopped or killed.
+void report_sweep(const std::string& folder, const std::string& out_file);
 
 }  // namespace trireme::sweep

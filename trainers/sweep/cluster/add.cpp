@@ -1,6 +1,8 @@
 // `trireme sweep add FILE --to RUN`: hands a task to a sweep that runs, from another process.
 #include "comm/error.h"
+#include "framework/base/agree.h"
 #include "trainers/sweep/cluster/inbox.h"
+#include "trainers/sweep/order.h"
 #include "trainers/sweep/verb.h"
 
 #include <iostream>
@@ -18,7 +20,9 @@ int add(const std::vector<std::string>& words) {
   }
   if (file.empty() || run.empty())
     throw UsageError("sweep add", "a file and a run are wanted", "write trireme sweep add FILE --to RUN");
-  const std::string id = post(run, file);
+  std::optional<std::string> order;  // else it is for the sweep to say what is wrong with the file
+  if (const auto unread = attempt([&] { sweep::read_sweep(file, {}); }); !unread) order = sweep::order_of(file);
+  const std::string id = post(run, file, order);
   const auto answer = await_answer(run, id, std::chrono::seconds(30));
   if (!answer) {
     std::cout << "posted, no answer yet: " << run << " is busy or does not run; it takes " << file

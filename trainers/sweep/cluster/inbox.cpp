@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "framework/io/file_io.h"
+#include "trainers/run_folder.h"
 
 #include <algorithm>
 #include <cctype>
@@ -62,14 +63,17 @@ void Inbox::answer(const std::string& id, bool accepted, const std::string& line
   fs::rename(folder_ + "/" + id, folder_ + (accepted ? "/accepted/" : "/refused/") + id, ignored);
 }
 
-std::string post(const std::string& run_dir, const std::string& file) {
-  const std::string text = text_of(file), folder = run_dir + "/inbox";
+std::string post(const std::string& run_dir, const std::string& file, const std::optional<std::string>& text) {
+  const std::string words = text ? *text : text_of(file), folder = run_dir + "/inbox";
+  if (!fs::is_directory(folder) && results_in(run_dir) == Results::sweep)
+    throw DataError(run_dir, "is a sweep that takes no tasks: it has one process, or no task of it says ranks",
+                    "start it with --ranks 2 or more and ranks: N in a task");
   if (!fs::is_directory(folder))
     throw DataError(run_dir, "is no run that takes tasks", "give the folder of a sweep that runs, as it printed it");
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   const auto us = std::chrono::duration_cast<std::chrono::microseconds>(now).count();
   const std::string id = std::to_string(us) + "-" + std::to_string(getpid()) + "-" + stem_of(file);
-  write_durably(system_io(), folder + "/." + id, text);
+  write_durably(system_io(), folder + "/." + id, words);
   rename_path(system_io(), folder + "/." + id, folder + "/" + id);
   return id;
 }

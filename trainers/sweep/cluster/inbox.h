@@ -25,8 +25,8 @@ class Inbox {
   std::string folder_;
 };
 
-// Posts a file. Returns the letter's id. Throws DataError where the file or the folder is none.
-std::string post(const std::string& run_dir, const std::string& file);
+// Posts a file, or `text` in its place. Returns the letter's id. Throws DataError where the file or the folder is none.
+std::string post(const std::string& run_dir, const std::string& file, const std::optional<std::string>& text = {});
 struct Answer {
   bool accepted;
   std::string line;

@@ -123,6 +123,15 @@ void Journal::stop(double t) {
   file_.sync();
 }
 
+std::vector<std::string> arrived(const std::string& run_dir) {
+  std::vector<std::string> texts;
+  std::ifstream in(path_of(run_dir));
+  for (std::string text; std::getline(in, text);)
+    if (const auto line = parse_json(text); line.is_object() && line.value("event", "") == "arrive")
+      texts.push_back(line.value("text", ""));
+  return texts;
+}
+
 Recovered recover(const std::string& run_dir) {
   const std::string path = path_of(run_dir);
   if (!std::filesystem::exists(path)) return {};

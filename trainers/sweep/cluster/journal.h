@@ -56,5 +56,7 @@ struct Recovered {
 };
 // Nothing where there is no journal. A torn last line is cut off the file; other broken lines throw DataError.
 Recovered recover(const std::string& run_dir);
+// Texts of all tasks that have arrived, in that order; changes nothing, so that the run may go on beside it.
+std::vector<std::string> arrived(const std::string& run_dir);
 
 }  // namespace trireme::cluster
