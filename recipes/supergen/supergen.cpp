@@ -142,9 +142,9 @@ void Supergen::setup(SampleContext& context) {
   config_.refiner(refining_, 1);
   if (config_.fits() && refining_ > 0 && config_.cache.pattern.empty()) {
     const std::string not_fitted = config_.unfitted(refining_);
-    context.message(
-        "supergen.cache.base is fit: every tile is computed and none reused. " +
-        (not_fitted.empty() ? "Then supergen.cache.fit=OUT/report.json reuses" : "Nothing is fitted: " + not_fitted));
+    context.message("supergen.cache.base is fit: every tile is computed and none reused. " +
+                    (not_fitted.empty() ? "A later run with supergen.cache.fit=OUT/report.json reuses"
+                                        : "Nothing is fitted: " + not_fitted));
   }
 }
 

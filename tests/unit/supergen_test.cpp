@@ -451,6 +451,7 @@ json tiny_flux() {
 struct Drawn {
   at::Tensor x;
   json report;
+  std::string said;  // to the user
 };
 
 // Of no generator: ranks are threads, which would share it.
@@ -466,6 +467,8 @@ Drawn drawn(Communicator& comm, const std::string& yaml, std::int64_t height = 3
   const auto codec = latent_codec(3, 1);
   SampleContext context(comm, *model, *codec, at::kCPU, at::kFloat);
   context.steps = steps, context.height = height, context.width = width;
+  std::string said;
+  context.message = [&said](std::string_view line) { said += line; };
   method->setup(context);
   Sampling s;
   s.prompts = {{"a", 5, 0}, {"b", 6, 1}};
@@ -491,7 +494,7 @@ Drawn drawn(Communicator& comm, const std::string& yaml, std::int64_t height = 3
     s = again;
   }
   EXPECT_EQ(method->steps_taken(s), method->steps_in_all(steps));
-  return {s.x, method->report()};
+  return {s.x, method->report(), said};
 }
 
 Drawn drawn_on(int ranks, const std::string& yaml, std::int64_t height = 32, std::int64_t width = 48,
@@ -614,8 +617,11 @@ TEST(Supergen, TakesWhatARunFitted) {
     write_text(file, text);
     EXPECT_NE(said([&] { fitted_base(file, 0.3); }).find("holds no thresholds"), std::string::npos) << text;
   }
+  EXPECT_NE(d.said.find("every tile is computed and none reused"), std::string::npos);
+  EXPECT_EQ(taken.said, "");
   const Drawn few = drawn_on(1, "loop_step: 4, cache: {ret_steps: 3}", 32, 32, 5);
   EXPECT_FALSE(few.report.contains("fitted_base"));
+  EXPECT_NE(few.said.find("Nothing is fitted: of 5 refinement steps 1"), std::string::npos) << few.said;
   EXPECT_NE(few.report["unfitted"].get<std::string>().find("of 5 refinement steps 1 may reuse tiles"),
             std::string::npos);
 }
