@@ -42,6 +42,11 @@ struct PeftTarget {
 std::vector<PeftTarget> peft_targets(const PeftConfig& config, std::span<const std::string> modules,
                                      const std::string& family, const std::string& place);
 
+// (exclude, rank_pattern or alpha_pattern; the first of its entries that no module has); empty: all have one. PEFT
+// itself passes over such entries.
+std::pair<std::string, std::string> peft_unused(const PeftConfig& config, std::span<const std::string> modules,
+                                                const std::string& place);
+
 struct PeftModule {
   std::string name;  // "model.layers.0.self_attn.q_proj"
   at::Tensor a, b;   // [rank, in], [out, rank]

@@ -104,11 +104,16 @@ Pattern whole(const std::string& expression, const std::string& place) {
 }
 bool matches(const Pattern& p, const std::string& name) { return p.find(name, 0).first == 0; }
 
+// Of an entry of rank_pattern or alpha_pattern.
+Pattern ending(const std::string& entry, const std::string& place) {
+  return whole("(?:.*\\.)?(?:" + entry + ")", place);
+}
+
 template <class T>
 class Values {
  public:
   Values(const std::vector<std::pair<std::string, T>>& pattern, const std::string& place) {
-    for (const auto& [key, value] : pattern) all_.emplace_back(whole("(?:.*\\.)?(?:" + key + ")", place), value);
+    for (const auto& [key, value] : pattern) all_.emplace_back(ending(key, place), value);
   }
   T of(const std::string& module, T otherwise) const {
     for (const auto& [pattern, value] : all_)
@@ -228,6 +233,22 @@ std::vector<PeftTarget> peft_targets(const PeftConfig& config, std::span<const s
     throw UsageError(place, "the targets name no linear module of this model",
                      "it has modules like " + (modules.empty() ? "" : modules[0]));
   return found;
+}
+
+std::pair<std::string, std::string> peft_unused(const PeftConfig& c, std::span<const std::string> modules,
+                                                const std::string& place) {
+  for (const auto& entry : c.excluded)
+    if (std::none_of(modules.begin(), modules.end(), [&](const auto& m) { return ends_as(m, entry); }))
+      return {"exclude", entry};
+  const auto unmatched = [&](const std::string& entry) {
+    const Pattern p = ending(entry, place);
+    return std::none_of(modules.begin(), modules.end(), [&](const auto& m) { return matches(p, m); });
+  };
+  for (const auto& [entry, rank] : c.rank_pattern)
+    if (unmatched(entry)) return {"rank_pattern", entry};
+  for (const auto& [entry, alpha] : c.alpha_pattern)
+    if (unmatched(entry)) return {"alpha_pattern", entry};
+  return {};
 }
 
 }  // namespace trireme

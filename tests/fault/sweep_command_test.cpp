@@ -156,20 +156,27 @@ TEST_F(SweepCommand, InTurnTooOneFailsAlone) {
   EXPECT_TRUE(over("turn/fine"));
 }
 
-// A folder from before train.pad and execution.parallel were keys went without, and goes on so.
+// A folder from before some keys of lora, train.pad and execution.parallel went without, and goes on so.
 TEST_F(SweepCommand, GoesOnInAFolderThatKnowsNoPadding) {
   write_text(dir() / "old.yaml", sweep(task("one", "")));
   const Words again = {"sweep", "old.yaml", "--out", "old"};
   ASSERT_EQ(trireme(again).code, 0);
   const fs::path saved = dir() / "old/config.resolved.yaml";
   std::string settings = read_text(saved);
-  for (const std::string line : {"  pad: auto\n", "  parallel: auto\n"}) {
-    const std::size_t at = settings.find(line);
-    ASSERT_NE(at, settings.npos) << settings;
-    settings.erase(at, line.size());
-  }
-  write_text(saved, settings);
-  fs::remove(dir() / "old/one/result.json");
+  const auto without = [&](const std::vector<std::string>& lines) {
+    for (const std::string& line : lines) {
+      const std::size_t at = settings.find(line);
+      ASSERT_NE(at, settings.npos) << settings;
+      settings.erase(at, line.size());
+    }
+    write_text(saved, settings);
+    fs::remove(dir() / "old/one/result.json");
+  };
+  without({"  exclude: []\n", "  rank_pattern: {}\n", "  alpha_pattern: {}\n", "  init: default\n"});
+  const Outcome patterns = trireme(again);
+  EXPECT_EQ(patterns.code, 0) << patterns;
+  EXPECT_EQ(read_text(saved), settings);
+  without({"  pad: auto\n", "  parallel: auto\n"});
   for (const char* pad : {"auto", "off", "auto"}) {
     const Outcome o = trireme({"sweep", "old.yaml", "train.pad=" + std::string(pad), "--out", "old"});
     EXPECT_EQ(o.code, 0) << o;
@@ -291,7 +298,10 @@ TEST_F(SweepCommand, ExportsAWinner) {
 TEST_F(SweepCommand, PeftGivesTheLogitsOfTheWinner) {
   const char* python = std::getenv("TRIREME_PEFT_PYTHON");
   if (!python || !*python) GTEST_SKIP() << "TRIREME_PEFT_PYTHON names no python with transformers and peft";
-  write_text(dir() / "peft.yaml", sweep(task("only", "")));
+  write_text(dir() / "peft.yaml", sweep(task("only", "")) +
+                                      "lora:\n  targets: '.*layers\\.[01]\\..*_proj'\n  exclude: [1.mlp.up_proj]\n"
+                                      "  rslora: true\n  rank_pattern: {v_proj: 2, 'layers.1.mlp.*': 8}\n"
+                                      "  alpha_pattern: {q_proj: 3}\n  init: gaussian\n");
   ASSERT_EQ(trireme({"sweep", "peft.yaml", "--out", "peft"}).code, 0);
   ASSERT_EQ(trireme({"export", "peft", "--format", "peft", "--out", "only"}).code, 0);
   ASSERT_EQ(trireme({"export", "backbone", "--format", "hf", "--out", "hf"}).code, 0);

@@ -476,15 +476,56 @@ TEST_F(TaskRun, GoesOnFromAnAdapter) {
     EXPECT_TRUE(at::allclose(a.modules[i].b, b.modules[i].b, 1e-6, 1e-9)) << a.modules[i].name;
   }
   task.search.rank = {2};
-  EXPECT_SAYS(said([&] { alone(); }), task.adapter + " has another rank");
+  EXPECT_SAYS(said([&] { alone(); }), task.adapter + " has rank 4 and alpha 8, job 0-lr1e-14-r2-b4 rank 2 and alpha 4");
   task.search.rank = {4};
   task.search.alpha = "3r";
-  EXPECT_SAYS(said([&] { alone(); }), task.adapter + " has another rank, alpha");
+  EXPECT_SAYS(said([&] { alone(); }),
+              task.adapter + " has rank 4 and alpha 8, job 0-lr1e-14-r4-b4 rank 4 and alpha 12");
   PeftAdapter bad = a;
   bad.modules[0].a = bad.modules[0].a * std::nan("");
   write_peft(dir / "bad", bad, "llama");
   task.adapter = dir / "bad";
   EXPECT_SAYS(said([&] { alone(); }), (dir / "bad").string() + "/adapter_model.safetensors: tensor");
+}
+
+// The winner says what PEFT needs to read it, and goes on with it though `lora:` says nothing.
+TEST_F(TaskRun, AdaptersHavePatternsOfTheirOwn) {
+  task.search = {{2e-2}, {4}, {4}};
+  sweep.lora.expression = "model\\.layers\\.[12]\\..*";
+  sweep.lora.exclude = {"o_proj", "2.mlp.down_proj"};
+  sweep.lora.rank_pattern = {{"v_proj", 8}, {"layers.1.mlp.*", 1}};
+  sweep.lora.alpha_pattern = {{"up_proj", 3}};
+  sweep.lora.rslora = true, sweep.lora.init = "gaussian";
+  const std::string first = folder(), second = folder();
+  const double best = alone(first).outcome.jobs[0].best;
+  const PeftAdapter a = read_peft(first + "/winner");
+  EXPECT_EQ(a.config.regex, *sweep.lora.expression);
+  EXPECT_EQ(a.config.excluded, sweep.lora.exclude);
+  EXPECT_EQ(a.config.rank_pattern, sweep.lora.rank_pattern);
+  EXPECT_EQ(a.config.alpha_pattern, sweep.lora.alpha_pattern);
+  EXPECT_TRUE(a.config.rslora && a.config.gaussian);
+  std::map<std::string, std::int64_t> ranks;
+  for (const auto& m : a.modules) ranks[m.name] = m.a.size(0);
+  EXPECT_EQ(ranks.size(), 2 * 3 + 3 + 2u);
+  EXPECT_EQ(ranks.at("model.layers.2.self_attn.v_proj"), 8);
+  EXPECT_EQ(ranks.at("model.layers.1.mlp.up_proj"), 1);
+  EXPECT_EQ(ranks.at("model.layers.2.mlp.up_proj"), 4);
+  EXPECT_NEAR(on(2).outcome.jobs[0].best, best, 2e-4 * (1 + best));
+  sweep.lora = {};
+  task.adapter = first + "/winner";
+  task.search.lr = {1e-14};
+  EXPECT_NEAR(alone(second).outcome.jobs[0].best, best, 1e-6);
+  const PeftAdapter b = read_peft(second + "/winner");
+  EXPECT_EQ(b.config.rank_pattern, a.config.rank_pattern);
+  ASSERT_EQ(a.modules.size(), b.modules.size());
+  for (std::size_t i = 0; i < a.modules.size(); ++i)
+    EXPECT_TRUE(at::allclose(a.modules[i].b, b.modules[i].b, 1e-6, 1e-9)) << a.modules[i].name;
+  task.adapter = "";
+  sweep.lora.rank_pattern = {{"v_proj", 8}, {"v_porj", 2}};
+  EXPECT_SAYS(said([&] { alone(); }), "no linear module 'v_porj' of lora.rank_pattern");
+  sweep.lora = {};
+  sweep.lora.exclude = {"kproj"};
+  EXPECT_SAYS(said([&] { alone(); }), "no linear module 'kproj' of lora.exclude");
 }
 
 TEST_F(TaskRun, RanksKeepWholeAdapters) {

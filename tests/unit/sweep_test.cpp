@@ -322,6 +322,31 @@ TEST_F(Sweep, ReadsTheSearchSpace) {
             drawn[0].job + drawn[4].job);
 }
 
+TEST_F(Sweep, ReadsWhichModulesAreAdapted) {
+  const std::string text = std::string(yaml) +
+                           "lora:\n  targets: '.*\\.(q|v)_proj'\n  exclude: [layers.0.self_attn.q_proj]\n"
+                           "  rank_pattern: {v_proj: 4, '.*layers\\.1\\..*': 2}\n  alpha_pattern: {v_proj: 0.5}\n"
+                           "  init: gaussian\n";
+  const SweepConfig c = read_sweep(file(text), {"lora.rank_pattern.a=3"});
+  for (const SweepConfig& s : {c, begun_sweep(c.settings, "saved")}) {
+    EXPECT_EQ(s.lora.expression, ".*\\.(q|v)_proj");
+    EXPECT_EQ(s.lora.exclude, std::vector<std::string>{"layers.0.self_attn.q_proj"});
+    EXPECT_EQ(s.lora.rank_pattern,
+              (std::vector<std::pair<std::string, std::int64_t>>{{"v_proj", 4}, {".*layers\\.1\\..*", 2}, {"a", 3}}));
+    EXPECT_EQ(s.lora.alpha_pattern, (std::vector<std::pair<std::string, double>>{{"v_proj", 0.5}}));
+    EXPECT_EQ(s.lora.init, "gaussian");
+    EXPECT_EQ(s.settings, c.settings);
+  }
+  const SweepConfig list = read_sweep(file(yaml), {"lora.targets=[all-linear]"});
+  EXPECT_FALSE(list.lora.expression);
+  EXPECT_EQ(list.lora.targets, std::vector<std::string>{"all-linear"});
+  const auto says = [&](const std::string& key) { return said([&] { read_sweep(file(yaml), {key}); }); };
+  EXPECT_SAYS(says("lora.targets=''"), "lora.targets: no module is named");
+  EXPECT_SAYS(says("lora.rank_pattern={v_proj: 200}"), "lora.rank_pattern.v_proj: '200' is out of range");
+  EXPECT_SAYS(says("lora.rank_pattern=[v_proj]"), "lora.rank_pattern");
+  EXPECT_SAYS(says("lora.init=pissa"), "default, gaussian");
+}
+
 TEST_F(Sweep, NamesWhatIsWrongInTheYaml) {
   const auto says = [&](std::vector<std::string> keys, const std::string& text = yaml) {
     return said([&] { read_sweep(file(text), keys); });

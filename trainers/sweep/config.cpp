@@ -31,6 +31,16 @@ std::string short_number(double v) {
   return s;
 }
 
+// A mapping whose keys the file chooses: names are those that read_tree() found there.
+template <class T>
+struct Patterns {
+  std::vector<std::pair<std::string, T>>& all;
+  Range<T> range;
+  void fields(Fields& f) {
+    for (auto& [name, value] : all) f(name, value, "of modules that match", range);
+  }
+};
+
 template <class T>
 bool positive(const std::vector<T>& values) {
   return !values.empty() && std::all_of(values.begin(), values.end(), [](T v) { return v > 0; });
@@ -54,8 +64,18 @@ void SearchConfig::fields(Fields& f) {
 void LoraConfig::fields(Fields& f) {
   f("rslora", rslora, "scale alpha / sqrt(rank) in place of alpha / rank");
   f("dropout", dropout, "share of the adapters' input that is dropped in training", {.min = 0, .max = 0.99});
-  f("targets", targets, "modules that are adapted: names or their ends after a dot; all-linear");
-  f.require(!targets.empty(), "targets", "no module is named", "targets: [q_proj, v_proj]");
+  constexpr const char* meaning =
+      "modules that are adapted: a list of names or their ends after a dot, or one text: all-linear, or an expression "
+      "that whole names match";
+  expression ? f("targets", *expression, meaning) : f("targets", targets, meaning);
+  f.require(expression ? !expression->empty() : !targets.empty(), "targets", "no module is named",
+            "targets: [q_proj, v_proj]");
+  f("exclude", exclude, "modules that are not: names or their ends after a dot");
+  Patterns<std::int64_t> ranks{rank_pattern, {.min = 1, .max = 128}};
+  f.group("rank_pattern", ranks, "other ranks of modules, by expressions for the ends of names: {v_proj: 4}");
+  Patterns<double> alphas{alpha_pattern, {.min = 1e-12, .max = 1e12}};
+  f.group("alpha_pattern", alphas, "likewise other alphas: {v_proj: 8}");
+  f.choice("init", init, {"default", "gaussian"}, "how A begins: uniform, or normal of std 1 / rank");
 }
 
 void JobTrainConfig::fields(Fields& f) {
@@ -78,7 +98,8 @@ void JobTrainConfig::fields(Fields& f) {
 
 void TaskConfig::fields(Fields& f) {
   f("model", model, "folder of the backbone; the sweep's where empty");
-  f("adapter", adapter, "folder of PEFT that every job goes on from, of the search's rank and alpha; empty: new ones");
+  f("adapter", adapter,
+    "folder of PEFT that every job goes on from, with its modules, of the search's rank and alpha; empty: new ones");
   f.choice("objective", objective, {"sft", "dpo"}, "next-token loss, or preference pairs");
   f("ranks", ranks, "ranks that the task runs on, beside other tasks; 0: all, one task after the other",
     {.min = 0, .max = 4096});
@@ -177,9 +198,22 @@ std::string document_keys() {
 
 namespace {
 
+// What the schema of `lora:` takes from the file: names of modules, and whether targets are one text.
+void name_modules(LoraConfig& lora, const config::Node* in) {
+  const auto names = [&](const char* key, auto& all, auto value) {
+    const config::Node* node = in ? in->find(key) : nullptr;
+    for (const auto& entry : node ? node->entries : std::vector<config::Entry>()) all.emplace_back(entry.key, value);
+  };
+  names("rank_pattern", lora.rank_pattern, std::int64_t(1));
+  names("alpha_pattern", lora.alpha_pattern, 1.0);
+  const config::Node* targets = in ? in->find("targets") : nullptr;
+  if (targets && targets->kind == config::Node::Kind::text) lora.expression.emplace("all-linear");
+}
+
 // The schema lists the tasks that the file, whose tree is `root`, names.
 SweepConfig read_tree(const Config& config, const config::Node& root) {
   SweepConfig sweep;
+  name_modules(sweep.lora, root.find("lora"));
   const config::Node* tasks = root.find("tasks");
   for (const auto& [name, origin, value] : tasks ? tasks->entries : std::vector<config::Entry>()) {
     TaskConfig task;

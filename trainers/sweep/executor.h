@@ -105,7 +105,7 @@ class Executor {
   Tick last_ = idle;
 
   std::vector<Load> make_jobs();
-  at::Tensor weights_from(const PeftAdapter& adapter, const Candidate& c, const nn::AdapterInit& init);
+  at::Tensor weights_from(const PeftAdapter& adapter);
   void set_memory_limit();
   Profiled profiled_step(std::size_t jobs);
   double mean_seconds(const std::function<double()>& step);

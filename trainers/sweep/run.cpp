@@ -36,7 +36,7 @@ std::string settings_of(const SweepRun& run) {
 void take_up(const SweepRun& run, const SweepConfig& sweep) {
   const std::string saved = run.out + "/config.resolved.yaml", old = settings_of(run);
   if (old.empty()) return replace_durably(system_io(), saved, sweep.settings);
-  const std::string began = later_keys(old).empty() ? old : begun_sweep(old, saved).settings;
+  const std::string began = begun_sweep(old, saved).settings;
   if (began != sweep.settings)
     throw UsageError(run.out, "holds a sweep with other values of " + changed_keys(began, sweep.settings),
                      "use the old values, another --out, or --fresh to start over");
