@@ -188,6 +188,31 @@ TEST_F(SweepCommand, GoesOnInAFolderThatKnowsNoPadding) {
   EXPECT_TRUE(holds(other.errors()[0], "holds a sweep with other values of train.pad;")) << other;
 }
 
+// A user's own questions are asked, of jobs on both ranks; plain text is data.
+TEST_F(SweepCommand, FilesHaveQuestionsAndTextIsData) {
+  std::string rows, text;
+  for (int i = 0; i < 24; ++i) {
+    rows += R"({"instruction":"say","output":"ok"})"
+            "\n";
+    text += "a line of " + std::to_string(i) + "\n\n";
+  }
+  write_text(dir() / "q.jsonl", rows);
+  write_text(dir() / "plain.txt", text);
+  write_text(dir() / "own.yaml", sweep("  asked: {data: q.jsonl, length: 32, template: plain, test: 3}\n"
+                                       "  other: {data: q.jsonl, length: 32, template: plain, test_file: q.jsonl}\n"
+                                       "  text: {data: [plain.txt, plain.txt], length: 16}\n"));
+  const Outcome end = trireme({"sweep", "own.yaml", "early_exit.keep_ratio=1", "--ranks", "2", "--out", "own"});
+  ASSERT_EQ(end.code, 0) << end;
+  for (const char* name : {"asked", "other"}) {
+    const auto result = nlohmann::json::parse(read_text(dir() / "own" / name / "result.json"));
+    EXPECT_TRUE(result.at("exact_match").is_number()) << end;
+    for (const auto& job : result.at("jobs")) EXPECT_TRUE(job.at("exact_match").is_number()) << end;
+  }
+  EXPECT_EQ(count(end.out, "% of the questions"), 2) << end;
+  EXPECT_EQ(count(end.out, "exact match"), 2) << end;
+  EXPECT_TRUE(over("own/text"));
+}
+
 // Ranks as a pipeline, by the key alone; one rank is told.
 TEST_F(SweepCommand, RanksAreAPipeline) {
   write_text(dir() / "pipe.yaml", sweep(task("one", "")));

@@ -17,6 +17,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -324,6 +325,70 @@ TEST_F(TaskRun, WinnersAnswerQuestions) {
         {{std::int32_t(prompts[i][0]), std::int32_t(prompts[i][1]), 3}, std::to_string(answers[i][0] + (i % 3 == 2))});
   EXPECT_NEAR(alone().outcome.exact_match, 0.7, 1e-12);
   EXPECT_NEAR(on(2).outcome.exact_match, 0.7, 1e-12);
+}
+
+// Several jobs answer in one pass what each answers alone, on whatever rank it is; the best alone are asked.
+TEST_F(TaskRun, JobsAnswerInOnePass) {
+  task.search = {{1e-2, 2e-2, 4e-2}, {2, 4}, {2}};
+  sweep.early_exit.enabled = false;
+  own_data = sequences(false);
+  std::vector<std::vector<std::int64_t>> prompts;
+  for (std::int64_t i = 0; i < 150; ++i) prompts.emplace_back(std::size_t(1 + i % 3), i % 61);  // more than a pass has
+  for (const auto& p : prompts) own_data->test.push_back({{p.begin(), p.end()}, "", true});
+  task.data.length = 3;
+  own_data->end = 5;
+  // What an adapter answers by itself.
+  CausalLm model = tiny();
+  PeftConfig config;
+  config.regex = "all-linear", config.rank = 4;
+  const auto store = make_adapter_store(model, {&config, 1}, 1, nn::LoraBackend::loop);
+  const auto answers_of = [&](std::int64_t rank, const at::Tensor& flat) {
+    config.rank = rank, config.alpha = 2.0 * double(rank);
+    store->fill(0, adapter_init(model, *store, config, 1, "job"), flat);
+    GreedyOptions options{.most = 3, .ends = {5}};
+    options.before_pass = [&](std::span<const std::int64_t> lengths) {
+      store->begin({{.slot = 0, .first = 0, .last = std::accumulate(lengths.begin(), lengths.end(), std::int64_t(0))}},
+                   false);
+    };
+    const auto ids = greedy(model, prompts, options);
+    store->clear(0);
+    std::vector<std::string> texts;
+    for (const auto& a : ids) texts.push_back(std::to_string(a.empty() ? -1 : a[0]));
+    return texts;
+  };
+  const auto check = [&](const Result& r) {
+    std::vector<std::size_t> order(r.outcome.jobs.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::ranges::sort(order, {}, [&](std::size_t i) { return r.outcome.jobs[i].best; });
+    EXPECT_EQ(std::int64_t(order[0]), r.outcome.winner);
+    EXPECT_EQ(r.outcome.jobs[order[0]].exact_match, r.outcome.exact_match);
+    for (std::size_t k = 0; k < order.size(); ++k) {
+      const JobOutcome& job = r.outcome.jobs[order[k]];
+      EXPECT_EQ(std::isfinite(job.exact_match), k < 4) << k;
+      for (const auto& [name, flat] : r.best[0]) {
+        if (k >= 4 || !job.candidate.job.ends_with(name)) continue;
+        const auto answers = answers_of(job.candidate.rank, flat);
+        double right = 0;
+        for (std::size_t q = 0; q < answers.size(); ++q) right += answers[q] == own_data->test[q].answer;
+        EXPECT_EQ(job.exact_match, right / 150) << job.candidate.job;
+      }
+    }
+    return order;
+  };
+  const Result first = alone();
+  const auto winner = std::size_t(first.outcome.winner);
+  const auto right = answers_of(first.outcome.jobs[winner].candidate.rank, first.best[0].at(winner).second);
+  for (std::size_t i = 0; i < right.size(); ++i) own_data->test[i].answer = i % 10 ? right[i] : "no";
+  const Result all = alone();
+  const auto order = check(all);
+  check(on(2));
+  EXPECT_EQ(all.outcome.exact_match, 0.9);
+  const std::string table = outcome_table(all.outcome, task);
+  EXPECT_NE(table.find("exact match"), table.npos);
+  EXPECT_NE(table.find("     90.0 % "), table.npos) << table;
+  const TaskOutcome read = parse_outcome(print_outcome(all.outcome, task), "result.json");
+  EXPECT_EQ(read.jobs[order[1]].exact_match, all.outcome.jobs[order[1]].exact_match);
+  EXPECT_TRUE(std::isnan(read.jobs[order[5]].exact_match));
 }
 
 // Stopped at every so many ticks and taken up again: the same files, to the bit. Three places for eight jobs, so that

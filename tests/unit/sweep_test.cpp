@@ -385,6 +385,23 @@ TEST_F(Sweep, SettingsFromBeforeKeysGoOnWithout) {
     EXPECT_EQ(later_keys(old, &sweep), later);
     EXPECT_EQ(begun_sweep(old, "saved").settings, read_sweep(file(yaml), later).settings);
   }
+  // `test` was no key of files, and was said to be 200 there.
+  const std::string files = "recipe: lora_sweep\nmodel: m\ntasks:\n  a: {data: a.jsonl}\n  b: {test: 9}\n";
+  const std::string read = read_sweep(file(files), {}).settings;
+  std::string before = read;
+  const auto replace = [&](const std::string& what, const std::string& by) {
+    const std::size_t at = before.find(what);
+    ASSERT_NE(at, before.npos) << what;
+    before.replace(at, what.size(), by);
+  };
+  replace("    test: 0\n    test_file: ''\n", "    test: 200\n");
+  replace("    test: 9\n    test_file: ''\n", "    test: 9\n");
+  EXPECT_EQ(begun_sweep(before, "saved").settings, read);
+  const SweepConfig texts = read_sweep(file(yaml), {"tasks.easy.data=[a.txt, b.txt]", "tasks.hard.data=c.txt"});
+  EXPECT_EQ(texts.tasks[0].data.texts, (std::vector<std::string>{"a.txt", "b.txt"}));
+  EXPECT_EQ(texts.tasks[0].data.test, 0);
+  EXPECT_EQ(texts.tasks[1].data.data, "c.txt");
+  EXPECT_EQ(begun_sweep(texts.settings, "saved").settings, texts.settings);
   const SweepConfig asked = read_sweep(file(yaml), {"execution.parallel=pipeline"});
   EXPECT_EQ(later_keys(old, &asked), Keys{"train.pad=off"}) << "what is asked for is no continuation";
 }

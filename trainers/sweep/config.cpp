@@ -103,17 +103,22 @@ void TaskConfig::fields(Fields& f) {
   f.choice("objective", objective, {"sft", "dpo"}, "next-token loss, or preference pairs");
   f("ranks", ranks, "ranks that the task runs on, beside other tasks; 0: all, one task after the other",
     {.min = 0, .max = 4096});
-  f("data", data.data, "arithmetic, or a file of JSON lines");
-  f("validation", data.validation, "file of JSON lines to evaluate on; empty: validation_share of data");
+  constexpr const char* meaning = "arithmetic, a file of JSON lines, or of plain text (.txt), of which a list may be";
+  const bool several = !data.texts.empty();
+  several ? f("data", data.texts, meaning) : f("data", data.data, meaning);
+  f.require(!several || !data.texts.empty(), "data", "names no file", "data: [a.txt, b.txt]");
+  f("validation", data.validation, "file like data's to evaluate on; empty: validation_share of data");
   f("validation_share", data.validation_share, "of data that is held out", {.min = 0, .max = 0.9});
   f("template", data.chat_template, "plain, alpaca, chatml, qwen2, qwen2_5, llama3, or auto");
-  f("length", data.length, "longest sample in ids", {.min = 8, .max = 1 << 20});
+  f("length", data.length, "longest sample in ids; of plain text each sample's", {.min = 8, .max = 1 << 20});
   std::int64_t level = data.level;
   f("level", level, "difficulty of arithmetic", {.min = 1, .max = 3});
   data.level = int(level);
   f("train", data.train, "samples of arithmetic", {.min = 1, .max = 100'000'000});
   f("held_out", data.held_out, "validation samples of arithmetic", {.min = 1, .max = 1'000'000});
-  f("test", data.test, "questions of arithmetic for exact match", {.min = 0, .max = 1'000'000});
+  f("test", data.test, "questions for exact match: of arithmetic; of JSON lines, 0 unless said: so many held out",
+    {.min = 0, .max = 1'000'000});
+  f("test_file", data.test_file, "file of JSON lines of such questions, in place of test");
   f.group("search", search, "what this task tries; the sweep's where absent");
 }
 
@@ -219,6 +224,10 @@ SweepConfig read_tree(const Config& config, const config::Node& root) {
     TaskConfig task;
     task.name = name;
     task.place = origin.place() + ": tasks." + name;
+    if (const config::Node* data = value.find("data")) {
+      if (data->kind == config::Node::Kind::list) task.data.texts.resize(1);
+      if (data->text != "arithmetic") task.data.test = 0;
+    }
     if (name.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != name.npos)
       throw UsageError(task.place, "a task's name is letters, digits, _ and -", "rename it: it names a folder");
     sweep.tasks.push_back(std::move(task));
@@ -245,6 +254,7 @@ SweepConfig read_tree(const Config& config, const config::Node& root) {
     if (task.model.empty()) task.model = sweep.model;
     if (task.model.empty())
       throw UsageError(task.place, "has no model", "add model: FOLDER, for all tasks or this one");
+    if (!task.data.texts.empty()) task.data.data = task.data.texts[0];  // to begin an error
     task.data.seed = std::uint64_t(sweep.seed);
     task.data.pairs = task.objective == "dpo";
     task.data.full_loss = sweep.train.loss_mask == "full";
@@ -275,7 +285,14 @@ std::vector<std::string> later_keys(const std::string& settings, const SweepConf
 }
 
 SweepConfig begun_sweep(const std::string& settings, const std::string& place) {
-  const auto later = later_keys(settings);
+  auto later = later_keys(settings);
+  const config::Node root = config::parse_tree(settings, "settings", {});
+  // Before tasks had this key `test` said nothing of files.
+  const config::Node* tasks = root.find("tasks");
+  for (const auto& [name, origin, task] : tasks ? tasks->entries : std::vector<config::Entry>()) {
+    const config::Node* data = task.find("data");
+    if (data && data->text != "arithmetic" && !task.find("test_file")) later.push_back("tasks." + name + ".test=0");
+  }
   return read_tree(Config::parse(settings, place, later), config::parse_tree(settings, place, later));
 }
 

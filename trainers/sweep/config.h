@@ -43,6 +43,7 @@ struct JobTrainConfig {
 };
 
 struct TaskConfig {
+  TaskConfig() { data.test = 200; }  // of arithmetic
   std::string name;
   std::string model, adapter, objective = "sft";
   std::int64_t ranks = 0;  // 0: all
