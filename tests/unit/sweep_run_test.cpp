@@ -575,8 +575,13 @@ TEST_F(TaskRun, AdaptersHavePatternsOfTheirOwn) {
   EXPECT_EQ(ranks.at("model.layers.2.self_attn.v_proj"), 8);
   EXPECT_EQ(ranks.at("model.layers.1.mlp.up_proj"), 1);
   EXPECT_EQ(ranks.at("model.layers.2.mlp.up_proj"), 4);
-  EXPECT_NEAR(on(2).outcome.jobs[0].best, best, 2e-4 * (1 + best));
-  sweep.lora = {};
+  for (const char* parallel : {"gather", "pipeline"}) {
+    sweep.parallel = parallel;
+    const Result two = on(2);
+    EXPECT_EQ(two.pipelined, sweep.parallel == "pipeline");
+    EXPECT_NEAR(two.outcome.jobs[0].best, best, 2e-4 * (1 + best));
+  }
+  sweep.lora = {}, sweep.parallel = "auto";
   task.adapter = first + "/winner";
   task.search.lr = {1e-14};
   EXPECT_NEAR(alone(second).outcome.jobs[0].best, best, 1e-6);
