@@ -22,6 +22,7 @@ struct PeftConfig {
   // "all-linear"; empty: those that PEFT takes for the family.
   std::vector<std::string> targets, excluded;
   std::string regex;
+  std::string excluded_regex;  // over the full name, where `excluded` is empty
   // (regular expression of a name's end, value); the first that matches, in this order.
   std::vector<std::pair<std::string, std::int64_t>> rank_pattern;
   std::vector<std::pair<std::string, double>> alpha_pattern;

@@ -596,6 +596,14 @@ TEST_F(TaskRun, AdaptersHavePatternsOfTheirOwn) {
   sweep.lora = {};
   sweep.lora.exclude = {"kproj"};
   EXPECT_SAYS(said([&] { alone(); }), "no linear module 'kproj' of lora.exclude");
+  sweep.lora = {};
+  sweep.lora.excluded = ".*(q|k|v|o)_proj";
+  const std::string third = folder();
+  alone(third);
+  EXPECT_EQ(read_peft(third + "/winner").modules.size(), 4 * 3u);
+  EXPECT_EQ(read_peft(third + "/winner").config.excluded_regex, *sweep.lora.excluded);
+  sweep.lora.excluded = "q_proj";
+  EXPECT_SAYS(said([&] { alone(); }), "no linear module 'q_proj' of lora.exclude");
 }
 
 TEST_F(TaskRun, RanksKeepWholeAdapters) {

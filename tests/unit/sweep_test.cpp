@@ -337,6 +337,9 @@ TEST_F(Sweep, ReadsWhichModulesAreAdapted) {
     EXPECT_EQ(s.lora.init, "gaussian");
     EXPECT_EQ(s.settings, c.settings);
   }
+  const SweepConfig out = read_sweep(file(yaml), {"lora.exclude='.*[.]0[.].*'"});
+  EXPECT_EQ(out.lora.excluded, ".*[.]0[.].*");
+  EXPECT_EQ(begun_sweep(out.settings, "saved").settings, out.settings);
   const SweepConfig list = read_sweep(file(yaml), {"lora.targets=[all-linear]"});
   EXPECT_FALSE(list.lora.expression);
   EXPECT_EQ(list.lora.targets, std::vector<std::string>{"all-linear"});

@@ -70,7 +70,8 @@ void LoraConfig::fields(Fields& f) {
   expression ? f("targets", *expression, meaning) : f("targets", targets, meaning);
   f.require(expression ? !expression->empty() : !targets.empty(), "targets", "no module is named",
             "targets: [q_proj, v_proj]");
-  f("exclude", exclude, "modules that are not: names or their ends after a dot");
+  constexpr const char* left_out = "modules that are not: likewise a list, or one expression";
+  excluded ? f("exclude", *excluded, left_out) : f("exclude", exclude, left_out);
   Patterns<std::int64_t> ranks{rank_pattern, {.min = 1, .max = 128}};
   f.group("rank_pattern", ranks, "other ranks of modules, by expressions for the ends of names: {v_proj: 4}");
   Patterns<double> alphas{alpha_pattern, {.min = 1e-12, .max = 1e12}};
@@ -203,7 +204,7 @@ std::string document_keys() {
 
 namespace {
 
-// What the schema of `lora:` takes from the file: names of modules, and whether targets are one text.
+// What the schema of `lora:` takes from the file: names of modules, and what is one text.
 void name_modules(LoraConfig& lora, const config::Node* in) {
   const auto names = [&](const char* key, auto& all, auto value) {
     const config::Node* node = in ? in->find(key) : nullptr;
@@ -211,8 +212,12 @@ void name_modules(LoraConfig& lora, const config::Node* in) {
   };
   names("rank_pattern", lora.rank_pattern, std::int64_t(1));
   names("alpha_pattern", lora.alpha_pattern, 1.0);
-  const config::Node* targets = in ? in->find("targets") : nullptr;
-  if (targets && targets->kind == config::Node::Kind::text) lora.expression.emplace("all-linear");
+  const auto is_text = [&](const char* key) {
+    const config::Node* node = in ? in->find(key) : nullptr;
+    return node && node->kind == config::Node::Kind::text;
+  };
+  if (is_text("targets")) lora.expression.emplace("all-linear");
+  if (is_text("exclude")) lora.excluded.emplace();
 }
 
 // The schema lists the tasks that the file, whose tree is `root`, names.

@@ -24,9 +24,10 @@ struct SearchConfig {
 struct LoraConfig {
   bool rslora = false;
   double dropout = 0;
-  // As PEFT has them (framework/formats/peft.h). expression: where `targets` is one text, in place of the list.
+  // As PEFT has them (framework/formats/peft.h). expression, excluded: where `targets` or `exclude` is one text, in
+  // place of the list.
   std::vector<std::string> targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
-  std::optional<std::string> expression;
+  std::optional<std::string> expression, excluded;
   std::vector<std::string> exclude;
   std::vector<std::pair<std::string, std::int64_t>> rank_pattern;
   std::vector<std::pair<std::string, double>> alpha_pattern;

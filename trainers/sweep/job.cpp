@@ -15,7 +15,8 @@ namespace {
 PeftConfig said_adapter(const LoraConfig& lora) {
   PeftConfig p;
   p.rslora = lora.rslora, p.gaussian = lora.init == "gaussian";
-  p.excluded = lora.exclude, p.rank_pattern = lora.rank_pattern, p.alpha_pattern = lora.alpha_pattern;
+  p.excluded = lora.exclude, p.excluded_regex = lora.excluded.value_or("");
+  p.rank_pattern = lora.rank_pattern, p.alpha_pattern = lora.alpha_pattern;
   if (lora.expression || lora.targets == std::vector<std::string>{"all-linear"})
     p.regex = lora.expression.value_or("all-linear");
   else

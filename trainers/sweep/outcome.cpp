@@ -17,7 +17,7 @@
 namespace trireme::sweep {
 namespace {
 
-bool any_rank(Communicator& ranks, bool here) {
+bool on_any_rank(Communicator& ranks, bool here) {
   std::int64_t any = here;
   ranks.all_reduce({&any, 1, DType::i64}, Op::max).wait();
   return any != 0;
@@ -129,7 +129,7 @@ void Executor::ask(TaskOutcome& out) {
   const auto failure = attempt([&] {
     if (!mine.empty()) answer(mine, shares);
   });
-  while (sharded_ && any_rank(ranks_, false)) sharded_->empty_pass(false);
+  while (sharded_ && on_any_rank(ranks_, false)) sharded_->empty_pass(false);
   trireme::agree(ranks_, failure);
   ranks_.all_reduce({shares.data(), shares.size(), DType::f64}, Op::sum).wait();
   for (const auto i : best) out.jobs[std::size_t(i)].exact_match = shares[std::size_t(i)];
@@ -144,7 +144,7 @@ void Executor::answer(const std::vector<std::int64_t>& jobs, std::vector<double>
   if (data_.end >= 0) options.ends = {data_.end};
   std::size_t each = 0;  // questions of a job in these passes
   options.before_pass = [&](std::span<const std::int64_t> lengths) {
-    if (sharded_) any_rank(ranks_, true);
+    if (sharded_) on_any_rank(ranks_, true);
     std::vector<nn::SlotRows> rows;
     std::int64_t row = 0;
     for (std::size_t j = 0; j < jobs.size(); ++j) {
