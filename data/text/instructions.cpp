@@ -4,11 +4,14 @@
 #include "comm/error.h"
 #include "data/rng.h"
 #include "data/text/arithmetic.h"
+#include "data/text/corpus.h"
 #include "data/text/jsonl.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+
+#include <ATen/core/Tensor.h>
 
 namespace trireme {
 namespace {
@@ -20,12 +23,68 @@ void check(const InstructionSpec& s) {
   if (s.length < 2) no("length", std::to_string(s.length), "choose at least 2 ids");
   if (!(s.validation_share > 0 && s.validation_share < 1))
     no("validation_share", std::to_string(s.validation_share), "choose a share between 0 and 1");
+  if (s.test < 0) no("test", std::to_string(s.test), "choose 0 or more");
+  if (!s.test_file.empty() && (s.test > 0 || s.data == "arithmetic"))
+    no("test_file", s.test_file, "name it without test, beside a file of JSON lines");
   if (s.data != "arithmetic") return;
   if (s.level < 1 || s.level > 3) no("level", std::to_string(s.level), "choose 1, 2 or 3");
-  if (s.train < 1 || s.held_out < 1 || s.test < 0)
+  if (s.train < 1 || s.held_out < 1)
     no("train",
        "of arithmetic, " + std::to_string(s.train) + " problems and " + std::to_string(s.held_out) + " held out",
        "choose at least one of each");
+}
+
+bool is_text(const InstructionSpec& s) { return !s.texts.empty() || s.data.ends_with(".txt"); }
+
+std::string_view trimmed(std::string_view text) {
+  const auto first = text.find_first_not_of(" \t\r\n");
+  return first == text.npos ? std::string_view() : text.substr(first, text.find_last_not_of(" \t\r\n") + 1 - first);
+}
+
+// By the ids themselves: template, tokenizer, length and mask are in them.
+void identify(Instructions& out) {
+  std::uint32_t sum = 0;
+  const auto add = [&](const Example& e) {
+    sum = crc32c(e.ids.data(), e.ids.size() * sizeof(e.ids[0]), sum);
+    sum = crc32c(e.mask.data(), e.mask.size(), sum);
+  };
+  for (const auto* list : {&out.train, &out.validation})
+    for (const Example& e : *list) add(e);
+  for (const auto* list : {&out.train_pairs, &out.validation_pairs})
+    for (const Pair& p : *list) add(p.chosen), add(p.rejected);
+  out.identity = std::to_string(out.train.size() + out.train_pairs.size()) + " samples and " +
+                 std::to_string(out.validation.size() + out.validation_pairs.size()) + " held out, ids " +
+                 std::to_string(sum);
+}
+
+Instructions packed_text(const InstructionSpec& s, const BytePairTokenizer& tokenizer) {
+  CorpusSpec corpus;
+  corpus.sources = s.texts.empty() ? std::vector<std::string>{s.data} : s.texts;
+  for (const auto& file : corpus.sources)
+    if (!file.ends_with(".txt")) throw UsageError("data", file + " is no .txt file", "give text files alone");
+  if (s.pairs || s.test > 0 || !s.test_file.empty())
+    throw UsageError("data", corpus.sources[0] + " is plain text, which has no answers",
+                     s.pairs ? "choose the objective sft" : "leave out test");
+  corpus.length = s.length, corpus.seed = s.seed;
+  corpus.validation_share = s.validation.empty() ? s.validation_share : 0;
+  Instructions out;
+  const auto add = [&](const PackedText& text, std::int64_t first, std::int64_t last, std::vector<Example>& to) {
+    for (std::int64_t i = first; i < last; ++i) {
+      const at::Tensor ids = text.read(std::vector{i}, 0).columns.at("ids");
+      const auto* id = ids.const_data_ptr<std::int64_t>();
+      to.push_back({{id, id + s.length}, std::vector<std::uint8_t>(std::size_t(s.length), 1)});
+    }
+  };
+  const PackedText text(corpus, tokenizer);
+  add(text, 0, text.train(), out.train);
+  add(text, text.train(), text.size(), out.validation);
+  if (!s.validation.empty()) {
+    corpus.sources = {s.validation};
+    const PackedText other(corpus, tokenizer);
+    add(other, 0, other.train(), out.validation);
+  }
+  identify(out);
+  return out;
 }
 
 class Builder {
@@ -43,27 +102,14 @@ class Builder {
     if (out_.train.empty() && out_.train_pairs.empty())
       throw DataError(spec_.data, "no sample of at most " + std::to_string(spec_.length) + " ids keeps an answer",
                       "make the length larger");
-    identify();
+    if (out_.test.empty() && (spec_.test > 0 || !spec_.test_file.empty()))
+      throw DataError(spec_.test_file.empty() ? spec_.data : spec_.test_file,
+                      "no question has fewer than " + std::to_string(spec_.length) + " ids", "make the length larger");
+    identify(out_);
     return std::move(out_);
   }
 
  private:
-  // By the ids themselves: template, tokenizer, length and mask are in them.
-  void identify() {
-    std::uint32_t sum = 0;
-    const auto add = [&](const Example& e) {
-      sum = crc32c(e.ids.data(), e.ids.size() * sizeof(e.ids[0]), sum);
-      sum = crc32c(e.mask.data(), e.mask.size(), sum);
-    };
-    for (const auto* list : {&out_.train, &out_.validation})
-      for (const Example& e : *list) add(e);
-    for (const auto* list : {&out_.train_pairs, &out_.validation_pairs})
-      for (const Pair& p : *list) add(p.chosen), add(p.rejected);
-    out_.identity = std::to_string(out_.train.size() + out_.train_pairs.size()) + " samples and " +
-                    std::to_string(out_.validation.size() + out_.validation_pairs.size()) + " held out, ids " +
-                    std::to_string(sum);
-  }
-
   void arithmetic() {
     const auto make = [&](ArithmeticSplit split, std::int64_t i) {
       const auto p = arithmetic_problem(spec_.level, spec_.seed, split, i);
@@ -84,18 +130,47 @@ class Builder {
 
   void files() {
     const auto all = read_conversations(spec_.data, spec_.pairs);
-    if (!spec_.validation.empty()) {
-      for (const auto& c : all) add(c, false);
-      for (const auto& c : read_conversations(spec_.validation, spec_.pairs)) add(c, true);
-      return;
-    }
     const auto n = std::int64_t(all.size());
-    if (n < 2) throw DataError(spec_.data, "holds one conversation alone", "add more, or name a validation file");
-    const auto held_out = std::clamp<std::int64_t>(std::llround(double(n) * spec_.validation_share), 1, n - 1);
-    std::vector<bool> held(n);
+    auto held_out = std::int64_t(0);
+    if (spec_.validation.empty()) {
+      if (n < 2) throw DataError(spec_.data, "holds one conversation alone", "add more, or name a validation file");
+      held_out = std::clamp<std::int64_t>(std::llround(double(n) * spec_.validation_share), 1, n - 1);
+    }
+    if (spec_.test >= n - held_out)
+      throw DataError(spec_.data,
+                      "holds " + std::to_string(n) + " conversations, of which " + std::to_string(held_out) +
+                          " are held out and " + std::to_string(spec_.test) + " are questions",
+                      "lower test, or name a test_file");
+    enum class Use : std::uint8_t { train, validation, test };
+    std::vector<Use> use(all.size(), Use::train);
     const auto order = permutation(n, Rng(spec_.seed, "held out"));
-    for (std::int64_t i = 0; i < held_out; ++i) held[order[i]] = true;
-    for (std::int64_t i = 0; i < n; ++i) add(all[i], held[i]);
+    for (std::int64_t i = 0; i < held_out + spec_.test; ++i)
+      use[std::size_t(order[i])] = i < held_out ? Use::validation : Use::test;
+    for (std::size_t i = 0; i < all.size(); ++i)
+      use[i] == Use::test ? ask(all[i]) : add(all[i], use[i] == Use::validation);
+    if (!spec_.validation.empty())
+      for (const auto& c : read_conversations(spec_.validation, spec_.pairs)) add(c, true);
+    if (!spec_.test_file.empty())
+      for (const auto& c : read_conversations(spec_.test_file, spec_.pairs)) ask(c);
+  }
+
+  // The last answer is asked for, as the template writes it; of a pair the chosen one.
+  void ask(const Conversation& c) {
+    auto messages = c.messages;
+    if (spec_.pairs) messages.push_back({"assistant", c.chosen, ""});
+    while (messages.back().role != "assistant") messages.pop_back();
+    const Example whole =
+        encode_chat(messages, format_, tokenizer_, std::numeric_limits<std::int64_t>::max(), false, c.where);
+    messages.pop_back();
+    auto prompt = encode_prompt(messages, format_, tokenizer_, c.where);
+    if (prompt.empty() || std::int64_t(prompt.size()) >= spec_.length) return void(++out_.left_out);
+    std::size_t end = whole.ids.size();
+    while (end > 0 && whole.ids[end - 1] != out_.end) --end;
+    std::size_t first = end;
+    while (first > 0 && whole.mask[first - 1]) --first;
+    const std::vector<std::int64_t> ids(whole.ids.begin() + std::ptrdiff_t(first),
+                                        whole.ids.begin() + std::ptrdiff_t(std::max(end, first + 1) - 1));
+    out_.test.push_back({std::move(prompt), std::string(trimmed(tokenizer_.decode(ids))), true});
   }
 
   // False: nothing that counts is left.
@@ -138,8 +213,13 @@ class Builder {
 
 }  // namespace
 
+bool answered(const Question& q, std::string_view generated) {
+  return q.text ? trimmed(generated) == q.answer : answers_match(generated, q.answer);
+}
+
 Instructions read_instructions(const InstructionSpec& spec, const BytePairTokenizer& tokenizer) {
   check(spec);
+  if (is_text(spec)) return packed_text(spec, tokenizer);
   return Builder(spec, tokenizer).build();
 }
 

@@ -22,6 +22,7 @@ struct PeftConfig {
   // "all-linear"; empty: those that PEFT takes for the family.
   std::vector<std::string> targets, excluded;
   std::string regex;
+  std::string excluded_regex;  // over the full name, where `excluded` is empty
   // (regular expression of a name's end, value); the first that matches, in this order.
   std::vector<std::pair<std::string, std::int64_t>> rank_pattern;
   std::vector<std::pair<std::string, double>> alpha_pattern;
@@ -41,6 +42,11 @@ struct PeftTarget {
 // names). UsageError(place): an entry that no module has, with the nearest; no module at all; a rank below 1.
 std::vector<PeftTarget> peft_targets(const PeftConfig& config, std::span<const std::string> modules,
                                      const std::string& family, const std::string& place);
+
+// (exclude, rank_pattern or alpha_pattern; the first of its entries that no module has); empty: all have one. PEFT
+// itself passes over such entries.
+std::pair<std::string, std::string> peft_unused(const PeftConfig& config, std::span<const std::string> modules,
+                                                const std::string& place);
 
 struct PeftModule {
   std::string name;  // "model.layers.0.self_attn.q_proj"

@@ -86,8 +86,10 @@ void read_targets(const Ordered& root, PeftConfig& c, const std::string& place) 
     if (c.regex.empty() && c.targets.empty()) fail(place, "target_modules", "is empty");
   }
   if (root.contains("exclude_modules") && !empty(root["exclude_modules"])) {
-    if (root["exclude_modules"].is_string()) fail(place, "exclude_modules", "is an expression; only a list is read");
-    read_names(root["exclude_modules"], "exclude_modules", c.excluded, place);
+    if (root["exclude_modules"].is_string())
+      c.excluded_regex = root["exclude_modules"].get<std::string>();
+    else
+      read_names(root["exclude_modules"], "exclude_modules", c.excluded, place);
   }
 }
 
@@ -104,11 +106,31 @@ Pattern whole(const std::string& expression, const std::string& place) {
 }
 bool matches(const Pattern& p, const std::string& name) { return p.find(name, 0).first == 0; }
 
+// By either form of exclude_modules.
+class Excluded {
+ public:
+  Excluded(const PeftConfig& c, const std::string& place) : names_(c.excluded) {
+    if (names_.empty() && !c.excluded_regex.empty()) expression_ = whole(c.excluded_regex, place);
+  }
+  bool has(const std::string& module) const {
+    return expression_ ? matches(*expression_, module) : listed(names_, module);
+  }
+
+ private:
+  const std::vector<std::string>& names_;
+  std::optional<Pattern> expression_;
+};
+
+// Of an entry of rank_pattern or alpha_pattern.
+Pattern ending(const std::string& entry, const std::string& place) {
+  return whole("(?:.*\\.)?(?:" + entry + ")", place);
+}
+
 template <class T>
 class Values {
  public:
   Values(const std::vector<std::pair<std::string, T>>& pattern, const std::string& place) {
-    for (const auto& [key, value] : pattern) all_.emplace_back(whole("(?:.*\\.)?(?:" + key + ")", place), value);
+    for (const auto& [key, value] : pattern) all_.emplace_back(ending(key, place), value);
   }
   T of(const std::string& module, T otherwise) const {
     for (const auto& [pattern, value] : all_)
@@ -196,7 +218,10 @@ std::string print_peft_config(const PeftConfig& c, const std::string& family) {
   else if (!c.regex.empty())
     all["target_modules"] = c.regex;
   all["exclude_modules"] = nullptr;
-  if (!c.excluded.empty()) all["exclude_modules"] = c.excluded;
+  if (!c.excluded.empty())
+    all["exclude_modules"] = c.excluded;
+  else if (!c.excluded_regex.empty())
+    all["exclude_modules"] = c.excluded_regex;
   all["rank_pattern"] = all["alpha_pattern"] = Ordered::object();
   for (const auto& [key, value] : c.rank_pattern) all["rank_pattern"][key] = value;
   for (const auto& [key, value] : c.alpha_pattern) all["alpha_pattern"][key] = value;
@@ -213,12 +238,13 @@ std::vector<PeftTarget> peft_targets(const PeftConfig& config, std::span<const s
   const bool all = c.targets.empty() && c.regex == "all-linear";
   const std::optional<Pattern> expression =
       c.targets.empty() && !all ? std::optional(whole(c.regex, place)) : std::nullopt;
+  const Excluded excluded(c, place);
   const Values<std::int64_t> ranks(c.rank_pattern, place);
   const Values<double> alphas(c.alpha_pattern, place);
   std::vector<PeftTarget> found;
   for (std::size_t i = 0; i < modules.size(); ++i) {
     const std::string& m = modules[i];
-    if (listed(c.excluded, m) || !(all || (expression ? matches(*expression, m) : listed(c.targets, m)))) continue;
+    if (excluded.has(m) || !(all || (expression ? matches(*expression, m) : listed(c.targets, m)))) continue;
     const std::int64_t rank = ranks.of(m, c.rank);
     const double alpha = alphas.of(m, c.alpha);
     if (rank < 1) throw UsageError(place, "the rank of " + m + " is below 1", "choose 1 or more");
@@ -228,6 +254,26 @@ std::vector<PeftTarget> peft_targets(const PeftConfig& config, std::span<const s
     throw UsageError(place, "the targets name no linear module of this model",
                      "it has modules like " + (modules.empty() ? "" : modules[0]));
   return found;
+}
+
+std::pair<std::string, std::string> peft_unused(const PeftConfig& c, std::span<const std::string> modules,
+                                                const std::string& place) {
+  for (const auto& entry : c.excluded)
+    if (std::none_of(modules.begin(), modules.end(), [&](const auto& m) { return ends_as(m, entry); }))
+      return {"exclude", entry};
+  const Excluded excluded(c, place);
+  if (!c.excluded_regex.empty() &&
+      std::none_of(modules.begin(), modules.end(), [&](auto& m) { return excluded.has(m); }))
+    return {"exclude", c.excluded_regex};
+  const auto unmatched = [&](const std::string& entry) {
+    const Pattern p = ending(entry, place);
+    return std::none_of(modules.begin(), modules.end(), [&](const auto& m) { return matches(p, m); });
+  };
+  for (const auto& [entry, rank] : c.rank_pattern)
+    if (unmatched(entry)) return {"rank_pattern", entry};
+  for (const auto& [entry, alpha] : c.alpha_pattern)
+    if (unmatched(entry)) return {"alpha_pattern", entry};
+  return {};
 }
 
 }  // namespace trireme

@@ -224,20 +224,27 @@ TEST_F(SweepCommand, InTurnTooOneFailsAlone) {
   EXPECT_TRUE(over("turn/fine"));
 }
 
-// A folder from before train.pad and execution.parallel were keys went without, and goes on so.
+// A folder from before some keys of lora, train.pad and execution.parallel went without, and goes on so.
 TEST_F(SweepCommand, GoesOnInAFolderThatKnowsNoPadding) {
   write_text(dir() / "old.yaml", sweep(task("one", "")));
   const Words again = {"sweep", "old.yaml", "--out", "old"};
   ASSERT_EQ(trireme(again).code, 0);
   const fs::path saved = dir() / "old/config.resolved.yaml";
   std::string settings = read_text(saved);
-  for (const std::string line : {"  pad: auto\n", "  parallel: auto\n"}) {
-    const std::size_t at = settings.find(line);
-    ASSERT_NE(at, settings.npos) << settings;
-    settings.erase(at, line.size());
-  }
-  write_text(saved, settings);
-  fs::remove(dir() / "old/one/result.json");
+  const auto without = [&](const std::vector<std::string>& lines) {
+    for (const std::string& line : lines) {
+      const std::size_t at = settings.find(line);
+      ASSERT_NE(at, settings.npos) << settings;
+      settings.erase(at, line.size());
+    }
+    write_text(saved, settings);
+    fs::remove(dir() / "old/one/result.json");
+  };
+  without({"  exclude: []\n", "  rank_pattern: {}\n", "  alpha_pattern: {}\n", "  init: default\n"});
+  const Outcome patterns = trireme(again);
+  EXPECT_EQ(patterns.code, 0) << patterns;
+  EXPECT_EQ(read_text(saved), settings);
+  without({"  pad: auto\n", "  parallel: auto\n"});
   for (const char* pad : {"auto", "off", "auto"}) {
     const Outcome o = trireme({"sweep", "old.yaml", "train.pad=" + std::string(pad), "--out", "old"});
     EXPECT_EQ(o.code, 0) << o;
@@ -247,6 +254,31 @@ TEST_F(SweepCommand, GoesOnInAFolderThatKnowsNoPadding) {
   EXPECT_EQ(other.code, 2) << other;
   ASSERT_EQ(other.errors().size(), 1u) << other;
   EXPECT_TRUE(holds(other.errors()[0], "holds a sweep with other values of train.pad;")) << other;
+}
+
+// A user's own questions are asked, of jobs on both ranks; plain text is data.
+TEST_F(SweepCommand, FilesHaveQuestionsAndTextIsData) {
+  std::string rows, text;
+  for (int i = 0; i < 24; ++i) {
+    rows += R"({"instruction":"say","output":"ok"})"
+            "\n";
+    text += "a line of " + std::to_string(i) + "\n\n";
+  }
+  write_text(dir() / "q.jsonl", rows);
+  write_text(dir() / "plain.txt", text);
+  write_text(dir() / "own.yaml", sweep("  asked: {data: q.jsonl, length: 32, template: plain, test: 3}\n"
+                                       "  other: {data: q.jsonl, length: 32, template: plain, test_file: q.jsonl}\n"
+                                       "  text: {data: [plain.txt, plain.txt], length: 16}\n"));
+  const Outcome end = trireme({"sweep", "own.yaml", "early_exit.keep_ratio=1", "--ranks", "2", "--out", "own"});
+  ASSERT_EQ(end.code, 0) << end;
+  for (const char* name : {"asked", "other"}) {
+    const auto result = nlohmann::json::parse(read_text(dir() / "own" / name / "result.json"));
+    EXPECT_TRUE(result.at("exact_match").is_number()) << end;
+    for (const auto& job : result.at("jobs")) EXPECT_TRUE(job.at("exact_match").is_number()) << end;
+  }
+  EXPECT_EQ(count(end.out, "% of the questions"), 2) << end;
+  EXPECT_EQ(count(end.out, "exact match"), 2) << end;
+  EXPECT_TRUE(over("own/text"));
 }
 
 // Ranks as a pipeline, by the key alone; one rank is told.
@@ -380,7 +412,10 @@ TEST_F(SweepCommand, ExportsAWinner) {
 TEST_F(SweepCommand, PeftGivesTheLogitsOfTheWinner) {
   const char* python = std::getenv("TRIREME_PEFT_PYTHON");
   if (!python || !*python) GTEST_SKIP() << "TRIREME_PEFT_PYTHON names no python with transformers and peft";
-  write_text(dir() / "peft.yaml", sweep(task("only", "")));
+  write_text(dir() / "peft.yaml", sweep(task("only", "")) +
+                                      "lora:\n  targets: '.*layers\\.[01]\\..*_proj'\n  exclude: [1.mlp.up_proj]\n"
+                                      "  rslora: true\n  rank_pattern: {v_proj: 2, 'layers.1.mlp.*': 8}\n"
+                                      "  alpha_pattern: {q_proj: 3}\n  init: gaussian\n");
   ASSERT_EQ(trireme({"sweep", "peft.yaml", "--out", "peft"}).code, 0);
   ASSERT_EQ(trireme({"export", "peft", "--format", "peft", "--out", "only"}).code, 0);
   ASSERT_EQ(trireme({"export", "backbone", "--format", "hf", "--out", "hf"}).code, 0);

@@ -644,6 +644,14 @@ TEST(Peft, TargetsRanksAndScales) {
   for (const char* all : {"all-linear", "All-Linear"})
     EXPECT_EQ(modules({{"target_modules", all}}), (All{0, 1, 2, 3, 4}));
   EXPECT_EQ(modules({{"target_modules", "all-linear"}, {"exclude_modules", {"q_proj"}}}), (All{1, 3, 4}));
+  const json expression{{"target_modules", "all-linear"}, {"exclude_modules", R"(.*layers\.1\..*_proj)"}};
+  EXPECT_EQ(modules(expression), (All{0, 1}));
+  EXPECT_EQ(modules({{"target_modules", {"q_proj"}}, {"exclude_modules", "q_proj"}}), (All{0, 2})) << "of whole names";
+  EXPECT_EQ(json::parse(print_peft_config(
+                parse_peft_config(
+                    json{{"peft_type", "LORA"}, {"exclude_modules", expression["exclude_modules"]}}.dump(), "f"),
+                "llama"))["exclude_modules"],
+            expression["exclude_modules"]);
   const auto t = targets({{"target_modules", "all-linear"},
                           {"use_rslora", true},
                           {"rank_pattern", {{"q_proj", 2}, {"layers.1.mlp.up_proj", 16}}},

@@ -205,6 +205,96 @@ TEST(Instructions, JsonLinesOfThreeShapes) {
   EXPECT_EQ(read_instructions(spec, t).train_pairs[0].chosen.ids, texts.train_pairs[0].chosen.ids);
 }
 
+// The last answer is what is asked for, as the template writes it; those held out are in no other split.
+TEST(Instructions, QuestionsOfFiles) {
+  TRIREME_NEEDS("PCRE2");
+  const Folder folder;
+  const auto t = small();
+  std::string rows;
+  for (int i = 0; i < 40; ++i)
+    rows += R"({"messages":[{"role":"user","content":"first"},{"role":"assistant","content":"no"},)"
+            R"({"role":"user","content":"n)" +
+            std::to_string(i) + R"("},{"role":"assistant","content":" y)" + std::to_string(i) +
+            R"( \n"},{"role":"user","content":"thanks"}]})" + "\n";
+  InstructionSpec spec;
+  spec.data = folder.write("m.jsonl", rows), spec.length = 512;
+  for (const char* format : {"plain", "alpaca", "chatml"}) {
+    spec.chat_template = format, spec.test = 0;
+    const auto without = read_instructions(spec, t);
+    EXPECT_TRUE(without.test.empty());
+    spec.test = 7;
+    const auto with = read_instructions(spec, t);
+    ASSERT_EQ(with.test.size(), 7u) << format;
+    EXPECT_EQ(with.train.size() + 7, without.train.size());
+    ASSERT_EQ(with.validation.size(), without.validation.size());
+    for (std::size_t i = 0; i < with.validation.size(); ++i)
+      EXPECT_EQ(with.validation[i].ids, without.validation[i].ids);
+    std::set<std::string> train;
+    for (const auto& e : with.train) train.insert(t.decode(std::vector<std::int64_t>(e.ids.begin(), e.ids.end())));
+    for (const auto& q : with.test) {
+      const std::string prompt = t.decode(std::vector<std::int64_t>(q.prompt.begin(), q.prompt.end()));
+      EXPECT_NE(prompt.find("first"), prompt.npos);
+      EXPECT_NE(prompt.find("n" + q.answer.substr(1)), prompt.npos) << prompt << " | " << q.answer;
+      EXPECT_TRUE(std::none_of(train.begin(), train.end(), [&](const auto& e) { return e.starts_with(prompt); }));
+      EXPECT_TRUE(answered(q, q.answer + " "));
+      EXPECT_FALSE(answered(q, q.answer + "0"));
+      EXPECT_FALSE(answered(q, "it is " + q.answer));
+    }
+  }
+  spec.test = 36;
+  EXPECT_THROW(read_instructions(spec, t), DataError);
+  spec.test = 3, spec.test_file = folder.write("t.jsonl", "{\"instruction\":\"a\",\"output\":\"b c\"}\n");
+  EXPECT_THROW(read_instructions(spec, t), UsageError);
+  spec.test = 0;
+  const auto named = read_instructions(spec, t);
+  ASSERT_EQ(named.test.size(), 1u);
+  EXPECT_EQ(named.test[0].answer, "b c");
+  spec.length = 8, spec.chat_template = "alpaca";
+  EXPECT_THROW(read_instructions(spec, t), DataError) << "no question is that short";
+  EXPECT_TRUE(answered({{1}, "1000", false}, "Answer: 1,000"));
+}
+
+// As recipe causal_lm packs it: documents end with eos, every id counts.
+TEST(Instructions, PlainTextIsPacked) {
+  TRIREME_NEEDS("PCRE2");
+  const Folder folder;
+  const auto t = small();
+  const auto text = [](const std::string& word) {
+    std::string all;
+    for (int i = 0; i < 60; ++i) all += word + " " + std::to_string(i) + "\nits second line\n\n";
+    return all;
+  };
+  InstructionSpec spec;
+  spec.data = folder.write("a.txt", text("a")), spec.length = 16;
+  const auto one = read_instructions(spec, t);
+  CorpusSpec corpus;
+  corpus.sources = {spec.data}, corpus.length = 16, corpus.validation_share = 0.1;
+  const PackedText packed(corpus, t);
+  ASSERT_EQ(std::int64_t(one.train.size()), packed.train());
+  ASSERT_EQ(std::int64_t(one.train.size() + one.validation.size()), packed.size());
+  const auto row = packed.read(std::vector<std::int64_t>{3}, 0).columns.at("ids");
+  std::string all;
+  for (std::int64_t i = 0; i < 16; ++i)
+    EXPECT_EQ(one.train[3].ids[std::size_t(i)], row.const_data_ptr<std::int64_t>()[i]);
+  for (const auto& e : one.train) {
+    EXPECT_EQ(e.mask, std::vector<std::uint8_t>(16, 1));
+    all += t.decode(std::vector<std::int64_t>(e.ids.begin(), e.ids.end()));
+  }
+  EXPECT_NE(all.find("line<|endoftext|>a "), all.npos);
+  EXPECT_FALSE(one.identity.empty());
+  spec.texts = {spec.data, folder.write("b.txt", text("b"))};
+  spec.validation = folder.write("v.txt", text("v"));
+  const auto two = read_instructions(spec, t);
+  EXPECT_GT(two.train.size(), 2 * one.train.size());
+  EXPECT_LE(two.validation.size() - one.train.size() - one.validation.size(), 1u) << "one end is dropped, not two";
+  spec.test = 1;
+  EXPECT_THROW(read_instructions(spec, t), UsageError);
+  spec.test = 0, spec.pairs = true;
+  EXPECT_THROW(read_instructions(spec, t), UsageError);
+  spec.pairs = false, spec.texts = {"a.txt", "b.jsonl"};
+  EXPECT_THROW(read_instructions(spec, t), UsageError);
+}
+
 TEST(Instructions, BadLinesAreNamed) {
   const Folder folder;
   const std::string good = "{\"instruction\":\"a\",\"output\":\"b\"}\n";

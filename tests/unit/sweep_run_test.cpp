@@ -17,6 +17,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <numeric>
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
@@ -326,6 +327,70 @@ TEST_F(TaskRun, WinnersAnswerQuestions) {
   EXPECT_NEAR(on(2).outcome.exact_match, 0.7, 1e-12);
 }
 
+// Several jobs answer in one pass what each answers alone, on whatever rank it is; the best alone are asked.
+TEST_F(TaskRun, JobsAnswerInOnePass) {
+  task.search = {{1e-2, 2e-2, 4e-2}, {2, 4}, {2}};
+  sweep.early_exit.enabled = false;
+  own_data = sequences(false);
+  std::vector<std::vector<std::int64_t>> prompts;
+  for (std::int64_t i = 0; i < 150; ++i) prompts.emplace_back(std::size_t(1 + i % 3), i % 61);  // more than a pass has
+  for (const auto& p : prompts) own_data->test.push_back({{p.begin(), p.end()}, "", true});
+  task.data.length = 3;
+  own_data->end = 5;
+  // What an adapter answers by itself.
+  CausalLm model = tiny();
+  PeftConfig config;
+  config.regex = "all-linear", config.rank = 4;
+  const auto store = make_adapter_store(model, {&config, 1}, 1, nn::LoraBackend::loop);
+  const auto answers_of = [&](std::int64_t rank, const at::Tensor& flat) {
+    config.rank = rank, config.alpha = 2.0 * double(rank);
+    store->fill(0, adapter_init(model, *store, config, 1, "job"), flat);
+    GreedyOptions options{.most = 3, .ends = {5}};
+    options.before_pass = [&](std::span<const std::int64_t> lengths) {
+      store->begin({{.slot = 0, .first = 0, .last = std::accumulate(lengths.begin(), lengths.end(), std::int64_t(0))}},
+                   false);
+    };
+    const auto ids = greedy(model, prompts, options);
+    store->clear(0);
+    std::vector<std::string> texts;
+    for (const auto& a : ids) texts.push_back(std::to_string(a.empty() ? -1 : a[0]));
+    return texts;
+  };
+  const auto check = [&](const Result& r) {
+    std::vector<std::size_t> order(r.outcome.jobs.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::ranges::sort(order, {}, [&](std::size_t i) { return r.outcome.jobs[i].best; });
+    EXPECT_EQ(std::int64_t(order[0]), r.outcome.winner);
+    EXPECT_EQ(r.outcome.jobs[order[0]].exact_match, r.outcome.exact_match);
+    for (std::size_t k = 0; k < order.size(); ++k) {
+      const JobOutcome& job = r.outcome.jobs[order[k]];
+      EXPECT_EQ(std::isfinite(job.exact_match), k < 4) << k;
+      for (const auto& [name, flat] : r.best[0]) {
+        if (k >= 4 || !job.candidate.job.ends_with(name)) continue;
+        const auto answers = answers_of(job.candidate.rank, flat);
+        double right = 0;
+        for (std::size_t q = 0; q < answers.size(); ++q) right += answers[q] == own_data->test[q].answer;
+        EXPECT_EQ(job.exact_match, right / 150) << job.candidate.job;
+      }
+    }
+    return order;
+  };
+  const Result first = alone();
+  const auto winner = std::size_t(first.outcome.winner);
+  const auto right = answers_of(first.outcome.jobs[winner].candidate.rank, first.best[0].at(winner).second);
+  for (std::size_t i = 0; i < right.size(); ++i) own_data->test[i].answer = i % 10 ? right[i] : "no";
+  const Result all = alone();
+  const auto order = check(all);
+  check(on(2));
+  EXPECT_EQ(all.outcome.exact_match, 0.9);
+  const std::string table = outcome_table(all.outcome, task);
+  EXPECT_NE(table.find("exact match"), table.npos);
+  EXPECT_NE(table.find("     90.0 % "), table.npos) << table;
+  const TaskOutcome read = parse_outcome(print_outcome(all.outcome, task), "result.json");
+  EXPECT_EQ(read.jobs[order[1]].exact_match, all.outcome.jobs[order[1]].exact_match);
+  EXPECT_TRUE(std::isnan(read.jobs[order[5]].exact_match));
+}
+
 // Stopped at every so many ticks and taken up again: the same files, to the bit. Three places for eight jobs, so that
 // some are parked.
 TEST_F(TaskRun, GoesOnToTheBit) {
@@ -546,15 +611,69 @@ TEST_F(TaskRun, GoesOnFromAnAdapter) {
     EXPECT_TRUE(at::allclose(a.modules[i].b, b.modules[i].b, 1e-6, 1e-9)) << a.modules[i].name;
   }
   task.search.rank = {2};
-  EXPECT_SAYS(said([&] { alone(); }), task.adapter + " has another rank");
+  EXPECT_SAYS(said([&] { alone(); }), task.adapter + " has rank 4 and alpha 8, job 0-lr1e-14-r2-b4 rank 2 and alpha 4");
   task.search.rank = {4};
   task.search.alpha = "3r";
-  EXPECT_SAYS(said([&] { alone(); }), task.adapter + " has another rank, alpha");
+  EXPECT_SAYS(said([&] { alone(); }),
+              task.adapter + " has rank 4 and alpha 8, job 0-lr1e-14-r4-b4 rank 4 and alpha 12");
   PeftAdapter bad = a;
   bad.modules[0].a = bad.modules[0].a * std::nan("");
   write_peft(dir / "bad", bad, "llama");
   task.adapter = dir / "bad";
   EXPECT_SAYS(said([&] { alone(); }), (dir / "bad").string() + "/adapter_model.safetensors: tensor");
+}
+
+// The winner says what PEFT needs to read it, and goes on with it though `lora:` says nothing.
+TEST_F(TaskRun, AdaptersHavePatternsOfTheirOwn) {
+  task.search = {{2e-2}, {4}, {4}};
+  sweep.lora.expression = "model\\.layers\\.[12]\\..*";
+  sweep.lora.exclude = {"o_proj", "2.mlp.down_proj"};
+  sweep.lora.rank_pattern = {{"v_proj", 8}, {"layers.1.mlp.*", 1}};
+  sweep.lora.alpha_pattern = {{"up_proj", 3}};
+  sweep.lora.rslora = true, sweep.lora.init = "gaussian";
+  const std::string first = folder(), second = folder();
+  const double best = alone(first).outcome.jobs[0].best;
+  const PeftAdapter a = read_peft(first + "/winner");
+  EXPECT_EQ(a.config.regex, *sweep.lora.expression);
+  EXPECT_EQ(a.config.excluded, sweep.lora.exclude);
+  EXPECT_EQ(a.config.rank_pattern, sweep.lora.rank_pattern);
+  EXPECT_EQ(a.config.alpha_pattern, sweep.lora.alpha_pattern);
+  EXPECT_TRUE(a.config.rslora && a.config.gaussian);
+  std::map<std::string, std::int64_t> ranks;
+  for (const auto& m : a.modules) ranks[m.name] = m.a.size(0);
+  EXPECT_EQ(ranks.size(), 2 * 3 + 3 + 2u);
+  EXPECT_EQ(ranks.at("model.layers.2.self_attn.v_proj"), 8);
+  EXPECT_EQ(ranks.at("model.layers.1.mlp.up_proj"), 1);
+  EXPECT_EQ(ranks.at("model.layers.2.mlp.up_proj"), 4);
+  for (const char* parallel : {"gather", "pipeline"}) {
+    sweep.parallel = parallel;
+    const Result two = on(2);
+    EXPECT_EQ(two.pipelined, sweep.parallel == "pipeline");
+    EXPECT_NEAR(two.outcome.jobs[0].best, best, 2e-4 * (1 + best));
+  }
+  sweep.lora = {}, sweep.parallel = "auto";
+  task.adapter = first + "/winner";
+  task.search.lr = {1e-14};
+  EXPECT_NEAR(alone(second).outcome.jobs[0].best, best, 1e-6);
+  const PeftAdapter b = read_peft(second + "/winner");
+  EXPECT_EQ(b.config.rank_pattern, a.config.rank_pattern);
+  ASSERT_EQ(a.modules.size(), b.modules.size());
+  for (std::size_t i = 0; i < a.modules.size(); ++i)
+    EXPECT_TRUE(at::allclose(a.modules[i].b, b.modules[i].b, 1e-6, 1e-9)) << a.modules[i].name;
+  task.adapter = "";
+  sweep.lora.rank_pattern = {{"v_proj", 8}, {"v_porj", 2}};
+  EXPECT_SAYS(said([&] { alone(); }), "no linear module 'v_porj' of lora.rank_pattern");
+  sweep.lora = {};
+  sweep.lora.exclude = {"kproj"};
+  EXPECT_SAYS(said([&] { alone(); }), "no linear module 'kproj' of lora.exclude");
+  sweep.lora = {};
+  sweep.lora.excluded = ".*(q|k|v|o)_proj";
+  const std::string third = folder();
+  alone(third);
+  EXPECT_EQ(read_peft(third + "/winner").modules.size(), 4 * 3u);
+  EXPECT_EQ(read_peft(third + "/winner").config.excluded_regex, *sweep.lora.excluded);
+  sweep.lora.excluded = "q_proj";
+  EXPECT_SAYS(said([&] { alone(); }), "no linear module 'q_proj' of lora.exclude");
 }
 
 TEST_F(TaskRun, RanksKeepWholeAdapters) {

@@ -335,6 +335,34 @@ TEST_F(Sweep, ReadsTheSearchSpace) {
             drawn[0].job + drawn[4].job);
 }
 
+TEST_F(Sweep, ReadsWhichModulesAreAdapted) {
+  const std::string text = std::string(yaml) +
+                           "lora:\n  targets: '.*\\.(q|v)_proj'\n  exclude: [layers.0.self_attn.q_proj]\n"
+                           "  rank_pattern: {v_proj: 4, '.*layers\\.1\\..*': 2}\n  alpha_pattern: {v_proj: 0.5}\n"
+                           "  init: gaussian\n";
+  const SweepConfig c = read_sweep(file(text), {"lora.rank_pattern.a=3"});
+  for (const SweepConfig& s : {c, begun_sweep(c.settings, "saved")}) {
+    EXPECT_EQ(s.lora.expression, ".*\\.(q|v)_proj");
+    EXPECT_EQ(s.lora.exclude, std::vector<std::string>{"layers.0.self_attn.q_proj"});
+    EXPECT_EQ(s.lora.rank_pattern,
+              (std::vector<std::pair<std::string, std::int64_t>>{{"v_proj", 4}, {".*layers\\.1\\..*", 2}, {"a", 3}}));
+    EXPECT_EQ(s.lora.alpha_pattern, (std::vector<std::pair<std::string, double>>{{"v_proj", 0.5}}));
+    EXPECT_EQ(s.lora.init, "gaussian");
+    EXPECT_EQ(s.settings, c.settings);
+  }
+  const SweepConfig out = read_sweep(file(yaml), {"lora.exclude='.*[.]0[.].*'"});
+  EXPECT_EQ(out.lora.excluded, ".*[.]0[.].*");
+  EXPECT_EQ(begun_sweep(out.settings, "saved").settings, out.settings);
+  const SweepConfig list = read_sweep(file(yaml), {"lora.targets=[all-linear]"});
+  EXPECT_FALSE(list.lora.expression);
+  EXPECT_EQ(list.lora.targets, std::vector<std::string>{"all-linear"});
+  const auto says = [&](const std::string& key) { return said([&] { read_sweep(file(yaml), {key}); }); };
+  EXPECT_SAYS(says("lora.targets=''"), "lora.targets: no module is named");
+  EXPECT_SAYS(says("lora.rank_pattern={v_proj: 200}"), "lora.rank_pattern.v_proj: '200' is out of range");
+  EXPECT_SAYS(says("lora.rank_pattern=[v_proj]"), "lora.rank_pattern");
+  EXPECT_SAYS(says("lora.init=pissa"), "default, gaussian");
+}
+
 TEST_F(Sweep, NamesWhatIsWrongInTheYaml) {
   const auto says = [&](std::vector<std::string> keys, const std::string& text = yaml) {
     return said([&] { read_sweep(file(text), keys); });
@@ -387,6 +415,23 @@ TEST_F(Sweep, SettingsFromBeforeKeysGoOnWithout) {
     EXPECT_EQ(later_keys(old, &sweep), later);
     EXPECT_EQ(begun_sweep(old, "saved").settings, read_sweep(file(yaml), later).settings);
   }
+  // `test` was no key of files, and was said to be 200 there.
+  const std::string files = "recipe: lora_sweep\nmodel: m\ntasks:\n  a: {data: a.jsonl}\n  b: {test: 9}\n";
+  const std::string read = read_sweep(file(files), {}).settings;
+  std::string before = read;
+  const auto replace = [&](const std::string& what, const std::string& by) {
+    const std::size_t at = before.find(what);
+    ASSERT_NE(at, before.npos) << what;
+    before.replace(at, what.size(), by);
+  };
+  replace("    test: 0\n    test_file: ''\n", "    test: 200\n");
+  replace("    test: 9\n    test_file: ''\n", "    test: 9\n");
+  EXPECT_EQ(begun_sweep(before, "saved").settings, read);
+  const SweepConfig texts = read_sweep(file(yaml), {"tasks.easy.data=[a.txt, b.txt]", "tasks.hard.data=c.txt"});
+  EXPECT_EQ(texts.tasks[0].data.texts, (std::vector<std::string>{"a.txt", "b.txt"}));
+  EXPECT_EQ(texts.tasks[0].data.test, 0);
+  EXPECT_EQ(texts.tasks[1].data.data, "c.txt");
+  EXPECT_EQ(begun_sweep(texts.settings, "saved").settings, texts.settings);
   const SweepConfig asked = read_sweep(file(yaml), {"execution.parallel=pipeline"});
   EXPECT_EQ(later_keys(old, &asked), Keys{"train.pad=off"}) << "what is asked for is no continuation";
 }

@@ -31,6 +31,16 @@ std::string short_number(double v) {
   return s;
 }
 
+// A mapping whose keys the file chooses: names are those that read_tree() found there.
+template <class T>
+struct Patterns {
+  std::vector<std::pair<std::string, T>>& all;
+  Range<T> range;
+  void fields(Fields& f) {
+    for (auto& [name, value] : all) f(name, value, "of modules that match", range);
+  }
+};
+
 template <class T>
 bool positive(const std::vector<T>& values) {
   return !values.empty() && std::all_of(values.begin(), values.end(), [](T v) { return v > 0; });
@@ -54,8 +64,19 @@ void SearchConfig::fields(Fields& f) {
 void LoraConfig::fields(Fields& f) {
   f("rslora", rslora, "scale alpha / sqrt(rank) in place of alpha / rank");
   f("dropout", dropout, "share of the adapters' input that is dropped in training", {.min = 0, .max = 0.99});
-  f("targets", targets, "modules that are adapted: names or their ends after a dot; all-linear");
-  f.require(!targets.empty(), "targets", "no module is named", "targets: [q_proj, v_proj]");
+  constexpr const char* meaning =
+      "modules that are adapted: a list of names or their ends after a dot, or one text: all-linear, or an expression "
+      "that whole names match";
+  expression ? f("targets", *expression, meaning) : f("targets", targets, meaning);
+  f.require(expression ? !expression->empty() : !targets.empty(), "targets", "no module is named",
+            "targets: [q_proj, v_proj]");
+  constexpr const char* left_out = "modules that are not: likewise a list, or one expression";
+  excluded ? f("exclude", *excluded, left_out) : f("exclude", exclude, left_out);
+  Patterns<std::int64_t> ranks{rank_pattern, {.min = 1, .max = 128}};
+  f.group("rank_pattern", ranks, "other ranks of modules, by expressions for the ends of names: {v_proj: 4}");
+  Patterns<double> alphas{alpha_pattern, {.min = 1e-12, .max = 1e12}};
+  f.group("alpha_pattern", alphas, "likewise other alphas: {v_proj: 8}");
+  f.choice("init", init, {"default", "gaussian"}, "how A begins: uniform, or normal of std 1 / rank");
 }
 
 void JobTrainConfig::fields(Fields& f) {
@@ -78,21 +99,27 @@ void JobTrainConfig::fields(Fields& f) {
 
 void TaskConfig::fields(Fields& f) {
   f("model", model, "folder of the backbone; the sweep's where empty");
-  f("adapter", adapter, "folder of PEFT that every job goes on from, of the search's rank and alpha; empty: new ones");
+  f("adapter", adapter,
+    "folder of PEFT that every job goes on from, with its modules, of the search's rank and alpha; empty: new ones");
   f.choice("objective", objective, {"sft", "dpo"}, "next-token loss, or preference pairs");
   f("ranks", ranks, "ranks that the task runs on, beside other tasks; 0: all, one task after the other",
     {.min = 0, .max = 4096});
-  f("data", data.data, "arithmetic, or a file of JSON lines");
-  f("validation", data.validation, "file of JSON lines to evaluate on; empty: validation_share of data");
+  constexpr const char* meaning = "arithmetic, a file of JSON lines, or of plain text (.txt), of which a list may be";
+  const bool several = !data.texts.empty();
+  several ? f("data", data.texts, meaning) : f("data", data.data, meaning);
+  f.require(!several || !data.texts.empty(), "data", "names no file", "data: [a.txt, b.txt]");
+  f("validation", data.validation, "file like data's to evaluate on; empty: validation_share of data");
   f("validation_share", data.validation_share, "of data that is held out", {.min = 0, .max = 0.9});
   f("template", data.chat_template, "plain, alpaca, chatml, qwen2, qwen2_5, qwen3, llama3, llama3_1, or auto");
-  f("length", data.length, "longest sample in ids", {.min = 8, .max = 1 << 20});
+  f("length", data.length, "longest sample in ids; of plain text each sample's", {.min = 8, .max = 1 << 20});
   std::int64_t level = data.level;
   f("level", level, "difficulty of arithmetic", {.min = 1, .max = 3});
   data.level = int(level);
   f("train", data.train, "samples of arithmetic", {.min = 1, .max = 100'000'000});
   f("held_out", data.held_out, "validation samples of arithmetic", {.min = 1, .max = 1'000'000});
-  f("test", data.test, "questions of arithmetic for exact match", {.min = 0, .max = 1'000'000});
+  f("test", data.test, "questions for exact match: of arithmetic; of JSON lines, 0 unless said: so many held out",
+    {.min = 0, .max = 1'000'000});
+  f("test_file", data.test_file, "file of JSON lines of such questions, in place of test");
   f.group("search", search, "what this task tries; the sweep's where absent");
 }
 
@@ -181,10 +208,8 @@ namespace {
 std::string ignored_keys(const TaskConfig& task, const config::Node& given) {
   if (task.data.data == "arithmetic") return {};
   const InstructionSpec usual, &d = task.data;
-  const std::pair<const char*, bool> keys[] = {{"level", d.level != usual.level},
-                                               {"train", d.train != usual.train},
-                                               {"held_out", d.held_out != usual.held_out},
-                                               {"test", d.test != usual.test}};
+  const std::pair<const char*, bool> keys[] = {
+      {"level", d.level != usual.level}, {"train", d.train != usual.train}, {"held_out", d.held_out != usual.held_out}};
   std::string list;
   bool resolved = true;
   for (const auto& [key, changed] : keys) {
@@ -195,14 +220,35 @@ std::string ignored_keys(const TaskConfig& task, const config::Node& given) {
   return resolved ? "" : list;
 }
 
+// What the schema of `lora:` takes from the file: names of modules, and what is one text.
+void name_modules(LoraConfig& lora, const config::Node* in) {
+  const auto names = [&](const char* key, auto& all, auto value) {
+    const config::Node* node = in ? in->find(key) : nullptr;
+    for (const auto& entry : node ? node->entries : std::vector<config::Entry>()) all.emplace_back(entry.key, value);
+  };
+  names("rank_pattern", lora.rank_pattern, std::int64_t(1));
+  names("alpha_pattern", lora.alpha_pattern, 1.0);
+  const auto is_text = [&](const char* key) {
+    const config::Node* node = in ? in->find(key) : nullptr;
+    return node && node->kind == config::Node::Kind::text;
+  };
+  if (is_text("targets")) lora.expression.emplace("all-linear");
+  if (is_text("exclude")) lora.excluded.emplace();
+}
+
 // The schema lists the tasks that the file, whose tree is `root`, names.
 SweepConfig read_tree(const Config& config, const config::Node& root) {
   SweepConfig sweep;
+  name_modules(sweep.lora, root.find("lora"));
   const config::Node* tasks = root.find("tasks");
   for (const auto& [name, origin, value] : tasks ? tasks->entries : std::vector<config::Entry>()) {
     TaskConfig task;
     task.name = name;
     task.place = origin.place() + ": tasks." + name;
+    if (const config::Node* data = value.find("data")) {
+      if (data->kind == config::Node::Kind::list) task.data.texts.resize(1);
+      if (data->text != "arithmetic") task.data.test = 0;
+    }
     if (name.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != name.npos)
       throw UsageError(task.place, "a task's name is letters, digits, _ and -", "rename it: it names a folder");
     sweep.tasks.push_back(std::move(task));
@@ -226,10 +272,11 @@ SweepConfig read_tree(const Config& config, const config::Node& root) {
       throw UsageError(task.place, task.ranks == 1 ? "one rank is no pipeline" : "preference pairs fill no pipeline",
                        "say execution.parallel: auto");
   for (auto& task : sweep.tasks) {
-    task.ignored = ignored_keys(task, *tasks->find(task.name));
     if (task.model.empty()) task.model = sweep.model;
     if (task.model.empty())
       throw UsageError(task.place, "has no model", "add model: FOLDER, for all tasks or this one");
+    if (!task.data.texts.empty()) task.data.data = task.data.texts[0];  // to begin an error
+    task.ignored = ignored_keys(task, *tasks->find(task.name));
     task.data.seed = std::uint64_t(sweep.seed);
     task.data.pairs = task.objective == "dpo";
     task.data.full_loss = sweep.train.loss_mask == "full";
@@ -267,7 +314,14 @@ std::vector<std::string> later_keys(const std::string& settings, const SweepConf
 }
 
 SweepConfig begun_sweep(const std::string& settings, const std::string& place) {
-  const auto later = later_keys(settings);
+  auto later = later_keys(settings);
+  const config::Node root = config::parse_tree(settings, "settings", {});
+  // Before tasks had this key `test` said nothing of files.
+  const config::Node* tasks = root.find("tasks");
+  for (const auto& [name, origin, task] : tasks ? tasks->entries : std::vector<config::Entry>()) {
+    const config::Node* data = task.find("data");
+    if (data && data->text != "arithmetic" && !task.find("test_file")) later.push_back("tasks." + name + ".test=0");
+  }
   return read_tree(Config::parse(settings, place, later), config::parse_tree(settings, place, later));
 }
 

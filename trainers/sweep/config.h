@@ -5,7 +5,9 @@
 #include "trainers/sweep/early_exit.h"
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace trireme::sweep {
@@ -22,7 +24,14 @@ struct SearchConfig {
 struct LoraConfig {
   bool rslora = false;
   double dropout = 0;
+  // As PEFT has them (framework/formats/peft.h). expression, excluded: where `targets` or `exclude` is one text, in
+  // place of the list.
   std::vector<std::string> targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+  std::optional<std::string> expression, excluded;
+  std::vector<std::string> exclude;
+  std::vector<std::pair<std::string, std::int64_t>> rank_pattern;
+  std::vector<std::pair<std::string, double>> alpha_pattern;
+  std::string init = "default";
   void fields(Fields&);
 };
 
@@ -35,6 +44,7 @@ struct JobTrainConfig {
 };
 
 struct TaskConfig {
+  TaskConfig() { data.test = 200; }  // of arithmetic
   std::string name;
   std::string model, adapter, objective = "sft";
   std::int64_t ranks = 0;  // 0: all

@@ -24,20 +24,6 @@ nn::LoraBackend backend_of(const SweepConfig& c) {
   return nn::lora_backend(c.arm == "loop" || c.arm == "wide" ? c.arm : c.backend);
 }
 
-PeftConfig adapter_config(const SweepConfig& sweep, const TaskConfig& task, const Candidate& c) {
-  PeftConfig p;
-  p.base_model = task.model;
-  p.rank = c.rank;
-  p.alpha = c.alpha;
-  p.dropout = sweep.lora.dropout;
-  p.rslora = sweep.lora.rslora;
-  if (sweep.lora.targets == std::vector<std::string>{"all-linear"})
-    p.regex = "all-linear";
-  else
-    p.targets = sweep.lora.targets;
-  return p;
-}
-
 bool can_record(at::Device device) {
   return make_step_graph(device.is_cuda() ? device.index() : -1, GraphMemory::shared) != nullptr;
 }
@@ -138,18 +124,11 @@ void Executor::begin_steps() {
                                         std::move(layers));
 }
 
-// Flat weights of the adapter that jobs go on from, which must be one of their kind.
-at::Tensor Executor::weights_from(const PeftAdapter& adapter, const Candidate& c, const nn::AdapterInit& init) {
+// Flat weights of the adapter that jobs go on from.
+at::Tensor Executor::weights_from(const PeftAdapter& adapter) {
   load_adapter(model_, *store_, 0, adapter, task_.adapter);
-  const auto& its = store_->init(0).shapes;
-  const bool same = std::equal(its.begin(), its.end(), init.shapes.begin(), init.shapes.end(), [](auto& a, auto& b) {
-    return a.rank == b.rank && std::abs(a.scale - b.scale) <= 1e-9 * std::abs(b.scale);
-  });
   const at::Tensor flat = store_->flat_weights(0).clone();
   store_->clear(0);
-  if (!same)
-    throw UsageError(task_.place, task_.adapter + " has another rank, alpha or targets than job " + c.job,
-                     "search for the rank and alpha of its adapter_config.json, with the same lora.targets");
   return flat;
 }
 
@@ -159,10 +138,8 @@ std::vector<Load> Executor::make_jobs() {
                    refuse_sweep(task_.adapter);
                    if (!task_.adapter.empty()) from = read_peft(task_.adapter);
                  }));
-  for (const auto& c : candidates_) adapters_.push_back(adapter_config(sweep_, task_, c));
-  std::vector<PeftConfig> kinds = adapters_;
-  if (from) kinds.push_back(from->config);
-  store_ = make_adapter_store(model_, kinds, std::int64_t(candidates_.size()), backend_of(sweep_),
+  adapters_ = adapter_configs(sweep_, task_, candidates_, model_, from ? &from->config : nullptr);
+  store_ = make_adapter_store(model_, adapters_, std::int64_t(candidates_.size()), backend_of(sweep_),
                               task_.place + (from ? ": lora.targets, or adapter" : ": lora.targets"));
   optimizer_ =
       std::make_unique<nn::AdapterOptimizer>(*store_, sweep_.train.beta1, sweep_.train.beta2, sweep_.train.eps);
@@ -181,7 +158,7 @@ std::vector<Load> Executor::make_jobs() {
       parameters = store_->flat_weights(0).numel();
       store_->clear(0);
     }
-    const at::Tensor begin = from ? weights_from(*from, c, init) : at::Tensor();
+    const at::Tensor begin = from ? weights_from(*from) : at::Tensor();
     jobs_.emplace_back(c, samples, sweep_.train, std::move(init), parameters, begin);
     const std::int64_t a_pass = (c.batch_size + sweep_.train.accumulate - 1) / sweep_.train.accumulate;
     loads.push_back({c.job, c.batch_size, a_pass * sample_tokens_, parameters});

@@ -35,8 +35,8 @@ struct JobOutcome {
   Candidate candidate;
   std::string end;  // done, diverging, overfitting, underperforming; too_large: it never began
   std::int64_t steps = 0, total_steps = 0;
-  double best = 0;
-  double seconds = 0;  // its share, by tokens, of the time of its train passes since the last start
+  double best = 0, seconds = 0;  // seconds: its share, by tokens, of the time of its train passes since the last start
+  double exact_match = std::numeric_limits<double>::quiet_NaN();  // of the best jobs alone
 };
 
 struct TaskOutcome {
@@ -80,7 +80,7 @@ class Executor {
   // Called on every rank with what early exit decided, as it comes: what a scheduler of tasks listens to.
   void on_decisions(std::function<void(const Roster&, const std::vector<Decision>&)> f) { heard_ = std::move(f); }
 
-  // Text of ids: with it the winner answers the task's questions once the task is over.
+  // Text of ids: with it the best jobs answer the task's questions once the task is over.
   void on_answers(std::function<std::string(std::span<const std::int64_t>)> decode) { decode_ = std::move(decode); }
 
   // Flat weights of a job of this rank, for tests: as they stand, or undefined.
@@ -103,7 +103,7 @@ class Executor {
   Tick last_ = idle;
 
   std::vector<Load> make_jobs();
-  at::Tensor weights_from(const PeftAdapter& adapter, const Candidate& c, const nn::AdapterInit& init);
+  at::Tensor weights_from(const PeftAdapter& adapter);
   void set_memory_limit();
   Profiled profiled_step(std::size_t jobs);
   double mean_seconds(const std::function<double()>& step);
@@ -149,8 +149,8 @@ class Executor {
   std::string losses_header() const;
   TaskOutcome outcome();
   void write_winner(std::int64_t winner);
-  double exact_match(std::int64_t winner);
-  double answer(std::int64_t winner);
+  void ask(TaskOutcome& out);
+  void answer(const std::vector<std::int64_t>& jobs, std::vector<double>& shares);
 
   const SweepConfig& sweep_;
   const TaskConfig& task_;

@@ -1,11 +1,59 @@
 #include "trainers/sweep/job.h"
 
+#include "comm/error.h"
 #include "data/rng.h"
 #include "framework/base/tensor.h"
+
+#include <cmath>
+#include <sstream>
 
 #include <ATen/ATen.h>
 
 namespace trireme::sweep {
+namespace {
+
+PeftConfig said_adapter(const LoraConfig& lora) {
+  PeftConfig p;
+  p.rslora = lora.rslora, p.gaussian = lora.init == "gaussian";
+  p.excluded = lora.exclude, p.excluded_regex = lora.excluded.value_or("");
+  p.rank_pattern = lora.rank_pattern, p.alpha_pattern = lora.alpha_pattern;
+  if (lora.expression || lora.targets == std::vector<std::string>{"all-linear"})
+    p.regex = lora.expression.value_or("all-linear");
+  else
+    p.targets = lora.targets;
+  return p;
+}
+
+void check_kind(const PeftConfig& from, const Candidate& c, const TaskConfig& task) {
+  if (from.rank == c.rank && std::abs(from.alpha - c.alpha) <= 1e-9 * c.alpha) return;
+  std::ostringstream what;
+  what << task.adapter << " has rank " << from.rank << " and alpha " << from.alpha << ", job " << c.job << " rank "
+       << c.rank << " and alpha " << c.alpha;
+  throw UsageError(task.place, what.str(), "search for the r and lora_alpha of its adapter_config.json");
+}
+
+}  // namespace
+
+std::vector<PeftConfig> adapter_configs(const SweepConfig& sweep, const TaskConfig& task,
+                                        const std::vector<Candidate>& candidates, const CausalLm& model,
+                                        const PeftConfig* from) {
+  const PeftConfig kind = from ? *from : said_adapter(sweep.lora);
+  if (!from) {
+    std::vector<std::string> modules;
+    for (const auto& p : model.projections()) modules.push_back(p.name);
+    if (const auto [key, entry] = peft_unused(kind, modules, task.place); !key.empty())
+      throw UsageError(task.place, "the model has no linear module '" + entry + "' of lora." + key,
+                       "it has modules like " + modules.at(0));
+  }
+  std::vector<PeftConfig> all;
+  for (const auto& c : candidates) {
+    if (from) check_kind(*from, c, task);
+    PeftConfig& p = all.emplace_back(kind);
+    p.base_model = task.model;
+    p.rank = c.rank, p.alpha = c.alpha, p.dropout = sweep.lora.dropout;
+  }
+  return all;
+}
 
 Job::Job(Candidate candidate, std::int64_t samples, const JobTrainConfig& config, nn::AdapterInit init,
          std::int64_t parameters, at::Tensor begin)

@@ -1,6 +1,8 @@
 // One job's training as its rank holds it: the adapter's weights, its optimizer, its place in the data.
 #pragma once
 #include "comm/archive.h"
+#include "framework/formats/peft.h"
+#include "framework/models/causal_lm.h"
 #include "framework/nn/adapter_optimizer.h"
 #include "trainers/sweep/config.h"
 
@@ -11,6 +13,12 @@
 #include <ATen/core/Tensor.h>
 
 namespace trireme::sweep {
+
+// The adapter of each candidate: as `lora:` says, or with the modules and patterns of `from`, which jobs go on from.
+// UsageError: another rank or alpha than that one's; an entry of `lora:` that no module of the model has.
+std::vector<PeftConfig> adapter_configs(const SweepConfig& sweep, const TaskConfig& task,
+                                        const std::vector<Candidate>& candidates, const CausalLm& model,
+                                        const PeftConfig* from);
 
 class Job {
  public:

@@ -18,9 +18,10 @@ void check_one(const SweepConfig& sweep, const std::string& place) {
     throw UsageError(place, "names " + std::to_string(sweep.tasks.size()) + " tasks", "hand in one a file");
 }
 
-std::string as_yaml(const std::string& text) {
+// As YAML has it.
+std::string whole_path(const std::string& path) {
   std::string quoted = "'";
-  for (const char c : text) quoted += c == '\'' ? "''" : std::string(1, c);
+  for (const char c : fs::absolute(path).string()) quoted += c == '\'' ? "''" : std::string(1, c);
   return quoted + "'";
 }
 
@@ -54,12 +55,22 @@ std::string order_of(const std::string& file) {
   check_one(sweep, file);
   const TaskConfig& task = sweep.tasks[0];
   check_ignored(sweep);
-  std::vector<std::pair<std::string, std::string>> paths = {
-      {"model", task.model}, {"adapter", task.adapter}, {"validation", task.data.validation}};
-  if (task.data.data != "arithmetic") paths.push_back({"data", task.data.data});
+  const std::pair<const char*, std::string> paths[] = {{"model", task.model},
+                                                       {"adapter", task.adapter},
+                                                       {"validation", task.data.validation},
+                                                       {"test_file", task.data.test_file}};
   std::vector<std::string> whole;
+  const auto say = [&](const std::string& key, const std::string& value) {
+    whole.push_back("tasks." + task.name + "." + key + "=" + value);
+  };
   for (const auto& [key, path] : paths)
-    if (!path.empty()) whole.push_back("tasks." + task.name + "." + key + "=" + as_yaml(fs::absolute(path).string()));
+    if (!path.empty()) say(key, whole_path(path));
+  std::string texts;
+  for (const auto& path : task.data.texts) texts += (texts.empty() ? "" : ", ") + whole_path(path);
+  if (!texts.empty())
+    say("data", "[" + texts + "]");
+  else if (task.data.data != "arithmetic")
+    say("data", whole_path(task.data.data));
   return write_order(read_sweep(file, whole).settings, task.name, file);
 }
 

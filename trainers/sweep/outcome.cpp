@@ -1,6 +1,5 @@
 // The executor's state in checkpoints, and what a task ends with.
 #include "comm/error.h"
-#include "data/text/arithmetic.h"
 #include "framework/base/agree.h"
 #include "framework/base/tensor.h"
 #include "framework/device_info.h"
@@ -9,12 +8,23 @@
 #include "trainers/sweep/executor.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
+#include <utility>
 
 #include <ATen/ATen.h>
 #include <nlohmann/json.hpp>
 
 namespace trireme::sweep {
+namespace {
+
+bool on_any_rank(Communicator& ranks, bool here) {
+  std::int64_t any = here;
+  ranks.all_reduce({&any, 1, DType::i64}, Op::max).wait();
+  return any != 0;
+}
+
+}  // namespace
 
 void Executor::state(Archive& ar) {
   std::string roster = roster_->save(), journal = journal_.save(), data = data_.identity;
@@ -102,7 +112,7 @@ TaskOutcome Executor::outcome() {
       failure = attempt([&] { write_winner(out.winner); });
   }
   trireme::agree(ranks_, failure);
-  out.exact_match = exact_match(out.winner);
+  ask(out);
   double sums[] = {double(passes_), double(empty_passes_), evaluation_seconds_ / ranks_.size()};
   ranks_.all_reduce({sums, 3, DType::f64}, Op::sum).wait();
   double most[] = {memory_forecast_, peak};
@@ -125,51 +135,61 @@ void Executor::write_winner(std::int64_t winner) {
   store_->clear(winner);
 }
 
-// On the rank that holds it; the others gather the layers of its passes where they have a share of them.
-double Executor::exact_match(std::int64_t winner) {
-  double share = std::numeric_limits<double>::quiet_NaN();
-  if (winner < 0 || !decode_ || data_.test.empty()) return share;
-  const int holder = roster_->jobs()[std::size_t(winner)].rank;
-  std::int64_t more = 1;
-  std::optional<Failure> failure;
-  if (ranks_.rank() == holder) {
-    failure = attempt([&] { share = answer(winner); });
-    more = 0;
-    if (sharded_) ranks_.broadcast({&more, 1, DType::i64}, holder).wait();
-  }
-  while (sharded_ && more) {
-    ranks_.broadcast({&more, 1, DType::i64}, holder).wait();
-    if (more) sharded_->empty_pass(false);
-  }
+// The winner and the next best, the jobs of a rank in the same passes. Ranks that share the backbone gather the layers
+// of each other's passes.
+void Executor::ask(TaskOutcome& out) {
+  constexpr std::size_t most = 4;
+  if (out.winner < 0 || !decode_ || data_.test.empty()) return;
+  std::vector<std::int64_t> best, mine;
+  for (std::size_t i = 0; i < out.jobs.size(); ++i)
+    if (const auto& j = out.jobs[i]; std::isfinite(j.best) && (j.end == "done" || j.end == "overfitting"))
+      best.push_back(std::int64_t(i));
+  std::ranges::stable_sort(best, {},
+                           [&](std::int64_t i) { return std::pair(i != out.winner, out.jobs[std::size_t(i)].best); });
+  best.resize(std::min(best.size(), most));
+  for (const auto i : best)
+    if (roster_->jobs()[std::size_t(i)].rank == ranks_.rank()) mine.push_back(i);
+  std::vector<double> shares(jobs_.size(), 0);
+  const auto failure = attempt([&] {
+    if (!mine.empty()) answer(mine, shares);
+  });
+  while (sharded_ && on_any_rank(ranks_, false)) sharded_->empty_pass(false);
   trireme::agree(ranks_, failure);
-  ranks_.broadcast({&share, 1, DType::f64}, holder).wait();
-  return share;
+  ranks_.all_reduce({shares.data(), shares.size(), DType::f64}, Op::sum).wait();
+  for (const auto i : best) out.jobs[std::size_t(i)].exact_match = shares[std::size_t(i)];
+  out.exact_match = out.jobs[std::size_t(out.winner)].exact_match;
 }
 
-double Executor::answer(std::int64_t winner) {
-  constexpr std::size_t at_a_time = 128;
-  store_->fill(winner, jobs_[std::size_t(winner)].init(), jobs_[std::size_t(winner)].best());
+void Executor::answer(const std::vector<std::int64_t>& jobs, std::vector<double>& shares) {
+  const std::size_t at_a_time = 128 / jobs.size();
+  for (const auto i : jobs) store_->fill(i, jobs_[std::size_t(i)].init(), jobs_[std::size_t(i)].best());
   GreedyOptions options;
   options.most = task_.data.length;
   if (data_.end >= 0) options.ends = {data_.end};
+  std::size_t each = 0;  // questions of a job in these passes
   options.before_pass = [&](std::span<const std::int64_t> lengths) {
-    std::int64_t more = 1;
-    if (sharded_) ranks_.broadcast({&more, 1, DType::i64}, ranks_.rank()).wait();
-    store_->begin(
-        {{.slot = winner, .first = 0, .last = std::accumulate(lengths.begin(), lengths.end(), std::int64_t(0))}},
-        false);
+    if (sharded_) on_any_rank(ranks_, true);
+    std::vector<nn::SlotRows> rows;
+    std::int64_t row = 0;
+    for (std::size_t j = 0; j < jobs.size(); ++j) {
+      const auto own = lengths.subspan(j * each, each);
+      const std::int64_t first = std::exchange(row, std::accumulate(own.begin(), own.end(), row));
+      if (row > first) rows.push_back({.slot = jobs[j], .first = first, .last = row});
+    }
+    store_->begin(std::move(rows), false);
   };
-  std::int64_t right = 0;
-  for (std::size_t i = 0; i < data_.test.size(); i += at_a_time) {
-    const std::size_t end = std::min(i + at_a_time, data_.test.size());
+  for (std::size_t i = 0; i < data_.test.size(); i += each) {
+    each = std::min(at_a_time, data_.test.size() - i);
     std::vector<std::vector<std::int64_t>> prompts;
-    for (std::size_t q = i; q < end; ++q)
-      prompts.emplace_back(data_.test[q].prompt.begin(), data_.test[q].prompt.end());
+    for (std::size_t k = 0; k < jobs.size() * each; ++k) {
+      const auto& prompt = data_.test[i + k % each].prompt;
+      prompts.emplace_back(prompt.begin(), prompt.end());
+    }
     const auto answers = greedy(model_, prompts, options);
-    for (std::size_t q = i; q < end; ++q) right += answers_match(decode_(answers[q - i]), data_.test[q].answer);
+    for (std::size_t k = 0; k < answers.size(); ++k)
+      shares[std::size_t(jobs[k / each])] += answered(data_.test[i + k % each], decode_(answers[k]));
   }
-  store_->clear(winner);
-  return double(right) / double(data_.test.size());
+  for (const auto i : jobs) store_->clear(i), shares[std::size_t(i)] /= double(data_.test.size());
 }
 
 }  // namespace trireme::sweep

@@ -38,6 +38,8 @@ std::vector<std::size_t> best_first(const TaskOutcome& o) {
   return order;
 }
 
+ordered_json or_null(double v) { return std::isfinite(v) ? ordered_json(v) : ordered_json(); }
+
 double saved(const TaskOutcome& o) { return o.all_samples ? 1 - double(o.samples) / double(o.all_samples) : 0; }
 
 // Validation losses by job, from losses.jsonl; against the share of the job's steps.
@@ -97,8 +99,10 @@ std::string section(const std::string& folder, const TaskConfig& task, const Tas
   KeyValues jobs;
   for (const auto i : best_first(o)) {
     const auto& j = o.jobs[i];
-    jobs.push_back({j.candidate.job, text("%s, %s after %lld of %lld steps", loss_text(j.best).c_str(), j.end.c_str(),
-                                          (long long)j.steps, (long long)j.total_steps)});
+    std::string line = text("%s, %s after %lld of %lld steps", loss_text(j.best).c_str(), j.end.c_str(),
+                            (long long)j.steps, (long long)j.total_steps);
+    if (std::isfinite(j.exact_match)) line += ", answers " + format_value(j.exact_match, Unit::percent);
+    jobs.push_back({j.candidate.job, line});
   }
   return "<h2>" + escape_html(task.name) + "</h2>" + html_table(summary, "", "") +
          figure("wide", chart.title, "", line_chart(chart)) +
@@ -111,7 +115,7 @@ std::string print_outcome(const TaskOutcome& o, const TaskConfig& task) {
   ordered_json all{{"task", task.name},
                    {"winner", o.winner},
                    {"winner_folder", o.winner_folder},
-                   {"exact_match", std::isfinite(o.exact_match) ? ordered_json(o.exact_match) : ordered_json()},
+                   {"exact_match", or_null(o.exact_match)},
                    {"samples", o.samples},
                    {"all_samples", o.all_samples},
                    {"seconds", o.seconds},
@@ -134,7 +138,8 @@ std::string print_outcome(const TaskOutcome& o, const TaskConfig& task) {
                            {"steps", j.steps},
                            {"total_steps", j.total_steps},
                            {"seconds", j.seconds},
-                           {"best", std::isfinite(j.best) ? ordered_json(j.best) : ordered_json()}});
+                           {"best", or_null(j.best)},
+                           {"exact_match", or_null(j.exact_match)}});
   return all.dump(1) + "\n";
 }
 
@@ -161,8 +166,15 @@ TaskOutcome parse_outcome(const std::string& json, const std::string& place) {
       const Candidate c{j.at("job").get<std::string>(), j.at("lr").get<double>(), j.at("alpha").get<double>(),
                         j.at("rank").get<std::int64_t>(), j.at("batch_size").get<std::int64_t>()};
       const double best = j.at("best").is_null() ? std::numeric_limits<double>::infinity() : j.at("best").get<double>();
-      o.jobs.push_back({c, j.at("end").get<std::string>(), j.at("steps").get<std::int64_t>(),
-                        j.at("total_steps").get<std::int64_t>(), best, j.value("seconds", 0.0)});
+      JobOutcome job{c,
+                     j.at("end").get<std::string>(),
+                     j.at("steps").get<std::int64_t>(),
+                     j.at("total_steps").get<std::int64_t>(),
+                     best,
+                     j.value("seconds", 0.0)};
+      if (j.contains("exact_match") && j.at("exact_match").is_number())
+        job.exact_match = j.at("exact_match").get<double>();
+      o.jobs.push_back(std::move(job));
     }
   } catch (const nlohmann::json::exception&) {
     throw DataError(place, "is no result of a task", "remove it: the task goes on from its checkpoint");
@@ -173,18 +185,23 @@ TaskOutcome parse_outcome(const std::string& json, const std::string& place) {
 std::string outcome_table(const TaskOutcome& o, const TaskConfig& task) {
   std::size_t widest = 3;
   for (const auto& j : o.jobs) widest = std::max(widest, j.candidate.job.size());
+  const bool asked = std::isfinite(o.exact_match);
   std::string table =
-      "task " + task.name + "\n" + text("%-*s %10s %12s  %s\n", int(widest), "job", "best loss", "steps", "end");
+      "task " + task.name + "\n" +
+      text("%-*s %10s %s%12s  %s\n", int(widest), "job", "best loss", asked ? "exact match " : "", "steps", "end");
   for (const auto i : best_first(o)) {
     const auto& j = o.jobs[i];
-    table += text("%-*s %10s %5lld/%-6lld  %s%s\n", int(widest), j.candidate.job.c_str(), loss_text(j.best).c_str(),
-                  (long long)j.steps, (long long)j.total_steps, j.end.c_str(),
+    const std::string match = !asked                         ? ""
+                              : std::isfinite(j.exact_match) ? text("%9.1f %% ", 100 * j.exact_match)
+                                                             : text("%11s ", "");
+    table += text("%-*s %10s %s%5lld/%-6lld  %s%s\n", int(widest), j.candidate.job.c_str(), loss_text(j.best).c_str(),
+                  match.c_str(), (long long)j.steps, (long long)j.total_steps, j.end.c_str(),
                   o.winner == std::int64_t(i) ? "  <- winner" : "");
   }
   table += text("%.1f %% of samples saved, %.1f s, %.1f s of it evaluation\n", 100 * saved(o), o.seconds,
                 o.evaluation_seconds);
   if (o.winner < 0) return table + "no job has a result\n";
-  if (std::isfinite(o.exact_match)) table += text("the winner answers %.1f %% of the questions\n", 100 * o.exact_match);
+  if (asked) table += text("the winner answers %.1f %% of the questions\n", 100 * o.exact_match);
   return table + "winner: " + o.winner_folder + "\n";
 }
 

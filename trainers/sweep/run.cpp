@@ -39,7 +39,7 @@ void take_up(const SweepRun& run, const SweepConfig& sweep) {
     check_ignored(sweep);
     return replace_durably(system_io(), saved, sweep.settings);
   }
-  const std::string began = later_keys(old).empty() ? old : begun_sweep(old, saved).settings;
+  const std::string began = begun_sweep(old, saved).settings;
   if (began != sweep.settings)
     throw UsageError(run.out, "holds a sweep with other values of " + changed_keys(began, sweep.settings),
                      "use the old values, another --out, or --fresh to start over");
