@@ -151,7 +151,7 @@ TEST_F(SweepCommand, TakesPathsOfAnotherFolder) {
 TEST_F(SweepCommand, RefusesWhatItWouldPassOver) {
   const std::string line = "{\"instruction\": \"2 and 3\", \"output\": \"5\"}\n";
   write_text(dir() / "few.jsonl", line + line + line);
-  write_text(dir() / "over.yaml", sweep("  a: {data: few.jsonl, template: alpaca, length: 64, test: 9}\n"));
+  write_text(dir() / "over.yaml", sweep("  a: {data: few.jsonl, template: alpaca, length: 64, train: 9}\n"));
   write_text(dir() / "ranks.yaml", sweep(task("a", ", ranks: 2")));
   const auto says = [](const Words& words, int code, const std::string& part) {
     const Outcome o = trireme(words);
@@ -159,7 +159,7 @@ TEST_F(SweepCommand, RefusesWhatItWouldPassOver) {
     ASSERT_EQ(o.errors().size(), 1u) << o;
     EXPECT_TRUE(holds(o.errors()[0], part)) << o;
   };
-  says({"sweep", "over.yaml", "--out", "over"}, 2, "tasks.a: test: of data: arithmetic alone");
+  says({"sweep", "over.yaml", "--out", "over"}, 2, "tasks.a: train: of data: arithmetic alone");
   says({"sweep", "ranks.yaml", "--out", "ranks"}, 2, "tasks.a: says ranks: 2, and the sweep has one process");
   EXPECT_FALSE(fs::exists(dir() / "ranks"));
   // Jobs that all diverge leave no winner; the other task has its own.

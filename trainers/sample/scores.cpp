@@ -96,7 +96,9 @@ ArmScores scene_scores(const std::vector<ScenePrompt>& prompts, const std::strin
   for (std::size_t i = 0; i < scores.size(); ++i) {
     const auto mean = mean_scores(scores[i]);
     for (const auto& [name, value] : mean) all.mean[name] += value / double(scores.size());
-    all.accuracy_by_seed[prompts[i].seed] += mean.at("attribute_accuracy"), of_seed[prompts[i].seed] += 1;
+    for (const SceneScore& frame : scores[i])
+      all.accuracy_by_seed[prompts[i].seed] += frame.accuracy / double(scores[i].size());
+    of_seed[prompts[i].seed] += 1;
     all.mean["spectrum_distance"] += textures[i] / double(scores.size());
   }
   for (auto& [seed, sum] : all.accuracy_by_seed) sum /= of_seed[seed];
