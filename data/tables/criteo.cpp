@@ -101,6 +101,8 @@ class Preparation {
       days.push_back(std::make_unique<Mapped>(f));
       total_ += std::int64_t(days.back()->text().size());
       most += lines_in(days.back()->text(), f);
+      if (has_records(f) != has_records(spec_.files[0]))
+        throw UsageError(f, "records of a .bin and lines of text do not go together", "prepare each by itself");
     }
     writer_.emplace(spec_.out, most, criteo_dense, criteo_tables, false);
     std::vector<std::int64_t> ends;  // of days, in samples

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <limits>
 
 #include <ATen/core/Tensor.h>
@@ -34,7 +35,17 @@ void check(const InstructionSpec& s) {
        "choose at least one of each");
 }
 
-bool is_text(const InstructionSpec& s) { return !s.texts.empty() || s.data.ends_with(".txt"); }
+// JSON lines, whatever the file is called: they begin so, and prose does not.
+bool holds_json(const std::string& file) {
+  std::ifstream in(file, std::ios::binary);
+  char first = ' ';
+  while (in && (first == ' ' || first == '\t' || first == '\r' || first == '\n')) in.get(first);
+  return in && first == '{';
+}
+
+bool is_text(const std::string& file) { return file.ends_with(".txt") && !holds_json(file); }
+
+bool is_text(const InstructionSpec& s) { return !s.texts.empty() || is_text(s.data); }
 
 std::string_view trimmed(std::string_view text) {
   const auto first = text.find_first_not_of(" \t\r\n");
@@ -60,8 +71,12 @@ void identify(Instructions& out) {
 Instructions packed_text(const InstructionSpec& s, const BytePairTokenizer& tokenizer) {
   CorpusSpec corpus;
   corpus.sources = s.texts.empty() ? std::vector<std::string>{s.data} : s.texts;
-  for (const auto& file : corpus.sources)
-    if (!file.ends_with(".txt")) throw UsageError("data", file + " is no .txt file", "give text files alone");
+  auto files = corpus.sources;
+  if (!s.validation.empty()) files.push_back(s.validation);
+  for (const auto& file : files)
+    if (!is_text(file)) throw UsageError("data", file + " is no .txt file of plain text", "give text files alone");
+  if (s.chat_template != "auto")
+    throw UsageError("template", "plain text has no turns, and " + corpus.sources[0] + " is such", "leave it out");
   if (s.pairs || s.test > 0 || !s.test_file.empty())
     throw UsageError("data", corpus.sources[0] + " is plain text, which has no answers",
                      s.pairs ? "choose the objective sft" : "leave out test");
@@ -75,6 +90,9 @@ Instructions packed_text(const InstructionSpec& s, const BytePairTokenizer& toke
       to.push_back({{id, id + s.length}, std::vector<std::uint8_t>(std::size_t(s.length), 1)});
     }
   };
+  if (corpus.validation_share > 0 && corpus_documents(corpus).size() < 2)
+    throw DataError(corpus.sources[0], "is one document, of which none can be held out",
+                    "part documents by empty lines, or name a validation file");
   const PackedText text(corpus, tokenizer);
   add(text, 0, text.train(), out.train);
   add(text, text.train(), text.size(), out.validation);

@@ -20,6 +20,7 @@
 #include <numeric>
 #include <ostream>
 
+#include <ATen/autocast_mode.h>
 #include <nlohmann/json.hpp>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -229,7 +230,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
     if (all[1] > 0) metrics["forward_ratio"] = all[0] / all[1];
     if (all[3] > 0) metrics["backward_ratio"] = all[2] / all[3];
     std::vector<std::int64_t> ids;
-    const std::int64_t b = c.config().batch_size / c.size();
+    const std::int64_t b = c.config().batch_size / c.size() / c.config().accumulate;  // as much memory as a pass
     const auto part = data_->train();
     for (std::int64_t i = 0; i < b; ++i) ids.push_back(part.begin + (c.rank() * b + i) % part.size());
     const Batch batch = data_->read(ids, 0);
@@ -246,6 +247,7 @@ class Dlrm : public Recipe, public ExchangeSwitch {
       if (p.group != "sparse") trained.push_back(p.value);
     if (!std::all_of(trained.begin(), trained.end(), [](const at::Tensor& w) { return w.requires_grad(); })) return;
     const auto known = [&](const at::Tensor& g) { tables_->start_return(g, coder_->backward()); };
+    at::autocast::clear_cache();  // of casts without a gradient (Context::without_graph)
     const Direction ms = time_steps(*tables_, c, [&](bool coded) {
       const at::AutoGradMode grad(true);
       coder_->send_raw(!coded, !coded);

@@ -14,9 +14,10 @@
 namespace trireme::dlrm {
 namespace {
 
-// Of this machine, where the same command would start its ranks; a GPU is one rank's. Infinite: not known here.
+// Of this machine, where the same command would start its ranks. Infinite: not known here.
 double planned_memory(at::Device device, int ranks) {
-  const double bytes = device.is_cpu() ? share_of_memory(device, ranks) : double(device_memory_bytes(device));
+  const int gpus = device.is_cpu() || !device_runtime() ? 1 : std::max(1, device_runtime()->count());
+  const double bytes = share_of_memory(device, (ranks + gpus - 1) / gpus);
   return bytes > 0 ? bytes : std::numeric_limits<double>::infinity();
 }
 
@@ -33,18 +34,23 @@ std::int64_t state_width(const DlrmConfig& c, std::int64_t dim) {
 
 }  // namespace
 
-double share_of_memory(at::Device device, int ranks) {
-  if (device.is_cpu()) return double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE)) / ranks;
-  const int gpus = device_runtime() ? std::max(1, device_runtime()->count()) : 1;
-  return double(device_memory_bytes(device)) / ((ranks + gpus - 1) / gpus);
+double share_of_memory(at::Device device, int sharing) {
+  const double bytes = device.is_cpu() ? double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE))
+                                       : double(device_memory_bytes(device));
+  return bytes / std::max(1, sharing);
 }
 
+// Ranks share a machine's memory, or a GPU, which each may see under a number of its own.
 double memory_of_ranks(Context& c) {
+  if (c.saved_text("recipe/data")) return std::numeric_limits<double>::infinity();  // what has run goes on
   Communicator& ranks = c.comm("control");
-  auto mine = std::int64_t(this_machine());
+  const at::Device device = c.device();
+  const std::string mine =
+      device.is_cpu() ? std::to_string(this_machine()) : device_runtime()->identity(device.index());
+  auto key = std::int64_t(std::hash<std::string>()(mine));
   std::vector<std::int64_t> all(std::size_t(c.size()));
-  ranks.all_gather({&mine, 1, DType::i64}, {all.data(), all.size(), DType::i64}).wait();
-  double memory = share_of_memory(c.device(), int(std::count(all.begin(), all.end(), mine)));
+  ranks.all_gather({&key, 1, DType::i64}, {all.data(), all.size(), DType::i64}).wait();
+  double memory = share_of_memory(device, int(std::count(all.begin(), all.end(), key)));
   ranks.all_reduce({&memory, 1, DType::f64}, Op::min).wait();
   return memory;
 }

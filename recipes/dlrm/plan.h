@@ -7,10 +7,9 @@
 
 namespace trireme::dlrm {
 
-// Bytes that each of so many ranks on one machine may hold where `device` is: of their GPUs, or of the machine. 0: not
-// known here.
-double share_of_memory(at::Device device, int ranks);
-// Collective: the same on all ranks, the least of theirs.
+// Bytes of the machine, or of a GPU, for each of so many ranks that share it. 0: not known here.
+double share_of_memory(at::Device device, int sharing);
+// Collective: the same on all ranks, the least of theirs; infinite for a run that goes on.
 double memory_of_ranks(Context& c);
 
 // memory: bytes that a rank may hold where planner.memory_gib does not say; the same on all ranks, as the plan must be.

@@ -271,6 +271,11 @@ at::Tensor ShardedTables::blame() const {
   return at::scalar_tensor(std::isfinite(squares) ? 0 : std::nan(""), at::kDouble);
 }
 
+void ShardedTables::forget() {
+  if (sorting_ && !context_.recorded()) sorting_->lead();  // what it sorts is let go
+  settle_return(), waiting_.clear();
+}
+
 void ShardedTables::update(double lr, const at::Tensor& skip, const at::Tensor& device_lr) {
   at::NoGradGuard no_grad;
   settle_return();

@@ -61,7 +61,7 @@ class ShardedTables {
   bool accept();
   // Are the gradients that went back last finite? Of this rank's samples; an f64 scalar, 0 or NaN.
   at::Tensor blame() const;
-  void forget() { settle_return(), waiting_.clear(); }
+  void forget();
 
   // One update by all gradients that came back since the last. device_lr: f32 scalar in place of lr, or undefined.
   void update(double lr, const at::Tensor& skip, const at::Tensor& device_lr = {});

@@ -1,6 +1,8 @@
 // SuperGen (arXiv 2508.17756): pictures and videos larger than a model was trained for. A sketch at the model's own
 // size is scaled up and given noise again; the last steps refine it by tiles that move from step to step, on any number
 // of ranks, and tiles that change little are reused.
+#include "comm/error.h"
+#include "framework/base/agree.h"
 #include "framework/base/tensor.h"
 #include "framework/metrics/pictures.h"
 #include "framework/sampler.h"
@@ -138,7 +140,9 @@ void Supergen::setup(SampleContext& context) {
   if (context.halves && config_.unit == "tile")
     throw UsageError("guidance_parallel", "the ranks of supergen compute whole tiles",
                      "say supergen.unit: half instead");
-  config_.take_fit();
+  agree(context.comm(), attempt([&] { config_.take_fit(); }));
+  if (!same_on_all(context.comm(), std::to_string(config_.cache.fitted)))
+    throw DataError(config_.cache.fit, "is not the same on all ranks", "give all nodes the same file");
   config_.refiner(refining_, 1);
   if (config_.fits() && refining_ > 0 && config_.cache.pattern.empty()) {
     const std::string not_fitted = config_.unfitted(refining_);

@@ -8,6 +8,7 @@
 #include "data/text/documents.h"
 #include "data/text/jsonl.h"
 #include "tests/needs.h"
+#include "tests/unit/said.h"
 
 #include <cstdio>
 #include <filesystem>
@@ -21,6 +22,8 @@
 
 namespace trireme {
 namespace {
+
+using test::said;
 
 namespace fs = std::filesystem;
 
@@ -293,6 +296,21 @@ TEST(Instructions, PlainTextIsPacked) {
   EXPECT_THROW(read_instructions(spec, t), UsageError);
   spec.pairs = false, spec.texts = {"a.txt", "b.jsonl"};
   EXPECT_THROW(read_instructions(spec, t), UsageError);
+  spec.texts.clear();
+  const auto says = [&](const std::string& part) { EXPECT_SAYS(said([&] { read_instructions(spec, t); }), part); };
+  const std::string lines = "\n {\"instruction\":\"a\",\"output\":\"b\"}\n";
+  spec.validation = folder.write("v.jsonl", lines);
+  says("v.jsonl is no .txt file of plain text");
+  spec.validation = folder.write("json.txt", lines);
+  says("json.txt is no .txt file of plain text");
+  spec.validation = "", spec.chat_template = "alpaca";
+  says("plain text has no turns");
+  spec.chat_template = "auto", spec.data = folder.write("one.txt", "a document\nof two lines\n");
+  says("one.txt: is one document, of which none can be held out");
+  // JSON lines are told by what they hold, not by their name.
+  spec.data = folder.write("chats.txt", lines + lines.substr(1) + lines.substr(1)), spec.chat_template = "plain";
+  spec.validation_share = 0.4, spec.length = 64;
+  EXPECT_EQ(read_instructions(spec, t).train.size(), 2u);
 }
 
 TEST(Instructions, BadLinesAreNamed) {

@@ -529,7 +529,7 @@ TEST_F(TaskRun, JobsThatDoNotFitStayEnded) {
   ticks = 0;
   EXPECT_FALSE(run(*make_self(), where, [&] { return ++ticks > 17; }));
   sweep.memory_capacity = 1e3;
-  EXPECT_SAYS(said([&] { alone(where); }), "no job fits");
+  EXPECT_SAYS(said([&] { alone(where); }), "has begun, and now needs");
   sweep.memory_capacity = 1.1e6;
   const Result rest = alone(where);
   EXPECT_EQ(rest.losses, whole.losses);

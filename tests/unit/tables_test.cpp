@@ -206,6 +206,8 @@ TEST(Criteo, RecordsOfTheReference) {
   EXPECT_EQ(r.bad_lines, 2);
   EXPECT_SAYS(r.bad[1], "bad.bin:302: has a category below 0");
   EXPECT_SAYS(said([&] { prepared(folder.write("cut.bin", records + "1234"), 1); }), "no records of 160");
+  spec.files = {folder("train.txt"), folder("train.bin")};
+  EXPECT_SAYS(said([&] { prepare_criteo(spec); }), "do not go together");
 }
 
 TEST(Criteo, NpzOfTheReference) {

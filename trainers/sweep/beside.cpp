@@ -26,7 +26,10 @@ namespace fs = std::filesystem;
 // What one sample of a task's jobs takes with its share of the evaluations, as a task on these ranks measured it; tasks
 // of the same model, ranks, length and batches find it in the sweep's folder.
 std::string profile_of(const TaskConfig& task, std::int64_t ranks) {
-  std::string name = task.model + " " + std::to_string(ranks) + " " + std::to_string(task.data.length);
+  std::error_code ignored;  // then the path as it is said
+  const fs::path model = fs::weakly_canonical(task.model, ignored);
+  std::string name = (ignored ? fs::path(task.model) : model).string() + " " + std::to_string(ranks) + " " +
+                     std::to_string(task.data.length);
   for (const auto b : task.search.batch_size) name += " " + std::to_string(b);
   return "profile_" + std::to_string(std::hash<std::string>()(name)) + ".json";
 }

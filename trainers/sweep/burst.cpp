@@ -21,12 +21,6 @@ namespace fs = std::filesystem;
 
 constexpr std::int64_t most_steps = 256;
 
-// Has a task been saved in this folder?
-bool saved_in(const std::string& folder) {
-  std::error_code ignored;
-  return fs::exists(folder + "/ckpt", ignored) && !fs::is_empty(folder + "/ckpt", ignored);
-}
-
 }  // namespace
 
 // What the task has chosen, in its folder, or chooses now, once. What was begun without a choice goes on gathered.

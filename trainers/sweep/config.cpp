@@ -310,18 +310,17 @@ std::vector<std::string> later_keys(const std::string& settings, const SweepConf
   };
   look("train", "pad", "off", now ? &now->train.pad : nullptr);
   look("execution", "parallel", "gather", now ? &now->parallel : nullptr);
+  // Before tasks had the key test_file, `test` said nothing of files.
+  const config::Node* tasks = root.find("tasks");
+  for (const auto& [name, origin, task] : tasks ? tasks->entries : std::vector<config::Entry>()) {
+    const config::Node* data = task.find("data");
+    if (data && data->text != "arithmetic" && !task.find("test_file")) missing.push_back("tasks." + name + ".test=0");
+  }
   return missing;
 }
 
 SweepConfig begun_sweep(const std::string& settings, const std::string& place) {
-  auto later = later_keys(settings);
-  const config::Node root = config::parse_tree(settings, "settings", {});
-  // Before tasks had this key `test` said nothing of files.
-  const config::Node* tasks = root.find("tasks");
-  for (const auto& [name, origin, task] : tasks ? tasks->entries : std::vector<config::Entry>()) {
-    const config::Node* data = task.find("data");
-    if (data && data->text != "arithmetic" && !task.find("test_file")) later.push_back("tasks." + name + ".test=0");
-  }
+  const auto later = later_keys(settings);
   return read_tree(Config::parse(settings, place, later), config::parse_tree(settings, place, later));
 }
 

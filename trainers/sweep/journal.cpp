@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 
@@ -113,6 +114,11 @@ void Journal::restore(const std::string& text) {
   decided_ = all.at("decided").get<std::int64_t>();
   replace_durably(system_io(), folder_ + "/losses.jsonl", losses_);
   replace_durably(system_io(), folder_ + "/decisions.jsonl", decisions_);
+}
+
+bool saved_in(const std::string& folder) {
+  std::error_code ignored;
+  return std::filesystem::exists(folder + "/ckpt", ignored) && !std::filesystem::is_empty(folder + "/ckpt", ignored);
 }
 
 }  // namespace trireme::sweep

@@ -37,4 +37,7 @@ class Journal {
   double share_begun_ = -1;
 };
 
+// Has a task been saved in this folder?
+bool saved_in(const std::string& folder);
+
 }  // namespace trireme::sweep

@@ -74,6 +74,9 @@ void Executor::set_memory_limit() {
 void Executor::begin_roster(const std::vector<std::int64_t>& steps) {
   roster_ = std::make_unique<Roster>(sweep_.early_exit, limit_, ranks_.size(), sweep_.steal, loads_, steps);
   const std::string cure = "take smaller search.batch_size, cut batches by train.accumulate, or raise memory.capacity";
+  std::int64_t goes_on = saved_in(folder_);  // then its jobs' ends are what was saved, not what is told here
+  ranks_.broadcast({&goes_on, 1, DType::i64}, 0).wait();
+  if (goes_on) return;
   const auto& refused = roster_->too_large();
   const auto what = [&](const Decision& d) {
     return "job " + d.job + " " + roster_->needs(loads_[std::size_t(roster_->index(d.job))]);

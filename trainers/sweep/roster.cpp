@@ -149,7 +149,11 @@ void Roster::load(const std::string& text) {
     jobs_[i].phase = Phase(j[2].get<int>());
     jobs_[i].rank = j[3].get<int>();
     const bool over = jobs_[i].phase == Phase::done || jobs_[i].phase == Phase::exited;
-    if (!over && !limit_.allows({}, jobs_[i].load))
+    const bool fits = over || limit_.allows({}, jobs_[i].load);
+    if (!fits && jobs_[i].phase == Phase::queued && jobs_[i].step == 0) {
+      (void)exits_.refuse(jobs_[i].load.job);
+      jobs_[i].phase = Phase::exited;
+    } else if (!fits)
       throw UsageError("job " + jobs_[i].load.job, "has begun, and now " + needs(jobs_[i].load),
                        "go on with as much memory as before, or use --fresh to start over");
     if (all.at("ranks").get<int>() == ranks_) continue;

@@ -50,8 +50,8 @@ SweepConfig begin(SweepRun run, Communicator& world, std::shared_ptr<FolderLock>
   SweepConfig sweep;
   agree(world, attempt([&] { sweep = read_sweep(run.file, run.overrides); }));
   check_same_config(std::hash<std::string>()(sweep.settings), world);
-  for (const auto& task : sweep.tasks)
-    if (world.size() == 1 && task.ranks > 1)
+  for (const auto& task : sweep.tasks)  // one that began so goes on so
+    if (world.size() == 1 && task.ranks > 1 && (run.fresh || settings_of(run).empty()))
       throw UsageError(task.place, "says ranks: " + std::to_string(task.ranks) + ", and the sweep has one process",
                        "start it with --ranks " + std::to_string(task.ranks) + " or more, or leave ranks out");
   std::string later;  // of keys, one a line

@@ -2,6 +2,7 @@
 #include "comm/error.h"
 #include "data/file.h"
 #include "data/json.h"
+#include "framework/base/agree.h"
 #include "trainers/sweep/cluster/journal.h"
 #include "trainers/sweep/order.h"
 #include "trainers/sweep/run.h"
@@ -9,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <iostream>
 #include <limits>
 
 namespace trireme::sweep {
@@ -84,10 +86,13 @@ void report_sweep(const std::string& folder, const std::string& out_file) {
   std::vector<TaskConfig> tasks;
   std::vector<TaskOutcome> outcomes;
   for (const auto& o : orders) {
-    const std::string at = folder + "/" + o.task.name;
-    auto over = read_outcome(at);
-    tasks.push_back(o.task);
-    outcomes.push_back(over ? std::move(*over) : outcome_so_far(o.sweep, o.task, at));
+    const auto failure = attempt([&] {  // a task that its own input ended has no page
+      const std::string at = folder + "/" + o.task.name;
+      auto over = read_outcome(at);
+      outcomes.push_back(over ? std::move(*over) : outcome_so_far(o.sweep, o.task, at));
+      tasks.push_back(o.task);
+    });
+    if (failure) std::cerr << "task " << o.task.name << " is not in the report: " << failure->what << std::endl;
   }
   write_page(folder, sweep, tasks, outcomes, out_file);
 }
