@@ -1,10 +1,12 @@
 // `trireme sweep add FILE --to RUN`: hands a task to a sweep that runs, from another process.
 #include "comm/error.h"
 #include "framework/base/agree.h"
+#include "trainers/run_folder.h"
 #include "trainers/sweep/cluster/inbox.h"
 #include "trainers/sweep/order.h"
 #include "trainers/sweep/verb.h"
 
+#include <filesystem>
 #include <iostream>
 
 namespace trireme::cluster {
@@ -20,6 +22,9 @@ int add(const std::vector<std::string>& words) {
   }
   if (file.empty() || run.empty())
     throw UsageError("sweep add", "a file and a run are wanted", "write trireme sweep add FILE --to RUN");
+  if (!std::filesystem::is_directory(run + "/inbox") && results_in(run) == Results::sweep)
+    throw DataError(run, "is a sweep that takes no tasks: it has one process, or no task of it says ranks",
+                    "start it with --ranks 2 or more and ranks: N in a task");
   std::optional<std::string> order;  // else it is for the sweep to say what is wrong with the file
   if (const auto unread = attempt([&] { sweep::read_sweep(file, {}); }); !unread) order = sweep::order_of(file);
   const std::string id = post(run, file, order);

@@ -2,7 +2,6 @@
 
 #include "comm/error.h"
 #include "framework/io/file_io.h"
-#include "trainers/run_folder.h"
 
 #include <algorithm>
 #include <cctype>
@@ -65,9 +64,6 @@ void Inbox::answer(const std::string& id, bool accepted, const std::string& line
 
 std::string post(const std::string& run_dir, const std::string& file, const std::optional<std::string>& text) {
   const std::string words = text ? *text : text_of(file), folder = run_dir + "/inbox";
-  if (!fs::is_directory(folder) && results_in(run_dir) == Results::sweep)
-    throw DataError(run_dir, "is a sweep that takes no tasks: it has one process, or no task of it says ranks",
-                    "start it with --ranks 2 or more and ranks: N in a task");
   if (!fs::is_directory(folder))
     throw DataError(run_dir, "is no run that takes tasks", "give the folder of a sweep that runs, as it printed it");
   const auto now = std::chrono::system_clock::now().time_since_epoch();
