@@ -140,6 +140,9 @@ PackedText::PackedText(const CorpusSpec& spec, const BytePairTokenizer& tokenize
 
   const auto n = std::int64_t(documents.size());
   const auto order = permutation(n, Rng(spec.seed, "documents"));
+  if (spec.validation_share > 0 && n == 1)
+    throw DataError(spec.sources.at(0), "is one document, of which none can be held out",
+                    "part documents by empty lines, give more text, or hold none out");
   auto held = std::llround(double(n) * spec.validation_share);
   if (spec.validation_share > 0) held = std::clamp<std::int64_t>(held, 1, n);
   impl->train = lay(impl->tokens, std::span(order).first(std::size_t(n - held)), spec.length);

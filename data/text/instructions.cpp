@@ -90,9 +90,6 @@ Instructions packed_text(const InstructionSpec& s, const BytePairTokenizer& toke
       to.push_back({{id, id + s.length}, std::vector<std::uint8_t>(std::size_t(s.length), 1)});
     }
   };
-  if (corpus.validation_share > 0 && corpus_documents(corpus).size() < 2)
-    throw DataError(corpus.sources[0], "is one document, of which none can be held out",
-                    "part documents by empty lines, or name a validation file");
   const PackedText text(corpus, tokenizer);
   add(text, 0, text.train(), out.train);
   add(text, text.train(), text.size(), out.validation);

@@ -146,6 +146,7 @@ std::vector<Load> Executor::make_jobs() {
   const bool pairs = !data_.train_pairs.empty();
   const auto samples = std::int64_t(pairs ? data_.train_pairs.size() : data_.train.size());
   sample_tokens_ = longest(data_) * (pairs ? 2 : 1);
+  const at::Tensor begin = from ? weights_from(*from) : at::Tensor();  // of all jobs, which copy it into their slots
   std::map<std::int64_t, std::int64_t> size_of_rank;
   std::vector<Load> loads;
   for (std::size_t i = 0; i < candidates_.size(); ++i) {
@@ -158,7 +159,6 @@ std::vector<Load> Executor::make_jobs() {
       parameters = store_->flat_weights(0).numel();
       store_->clear(0);
     }
-    const at::Tensor begin = from ? weights_from(*from) : at::Tensor();
     jobs_.emplace_back(c, samples, sweep_.train, std::move(init), parameters, begin);
     const std::int64_t a_pass = (c.batch_size + sweep_.train.accumulate - 1) / sweep_.train.accumulate;
     loads.push_back({c.job, c.batch_size, a_pass * sample_tokens_, parameters});
