@@ -1,7 +1,11 @@
 #include "bench/codec_case.h"
 
 #include "bench/embedding_rows.h"
+#include "comm/error.h"
 #include "framework/base/tensor.h"
+
+#include <algorithm>
+#include <fstream>
 
 #include <ATen/ATen.h>
 
@@ -10,6 +14,26 @@ namespace trireme::bench {
 at::Tensor rows_on_gpu(std::size_t chunks, std::size_t rows, std::size_t dim) {
   auto values = embedding_rows(chunks, rows, dim, 1);
   return at::from_blob(values.data(), {std::int64_t(chunks), std::int64_t(rows), std::int64_t(dim)}, at::kFloat)
+      .to(at::kCUDA);
+}
+
+at::Tensor rows_on_gpu(const std::filesystem::path& folder, std::size_t rows, std::size_t dim) {
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::directory_iterator(folder))
+    if (entry.path().extension() == ".f32") files.push_back(entry.path());
+  std::sort(files.begin(), files.end());
+  if (files.empty())
+    throw DataError(folder.string(), "holds no .f32 file", "let `trireme dlrm analyze --dump` fill it");
+  const std::size_t each = rows * dim;
+  std::vector<float> values(files.size() * each);
+  for (std::size_t k = 0; k < files.size(); ++k) {
+    std::ifstream in(files[k], std::ios::binary);
+    in.read(reinterpret_cast<char*>(values.data() + k * each), std::streamsize(each * sizeof(float)));
+    if (!in || in.peek() != EOF)
+      throw DataError(files[k].string(), "does not hold " + std::to_string(rows) + " x " + std::to_string(dim) + " f32",
+                      "dump one table of that width with --rows " + std::to_string(rows));
+  }
+  return at::from_blob(values.data(), {std::int64_t(files.size()), std::int64_t(rows), std::int64_t(dim)}, at::kFloat)
       .to(at::kCUDA);
 }
 

@@ -3,6 +3,7 @@
 #include "compression/codecs/bounded.h"
 #include "framework/step_graph.h"
 
+#include <filesystem>
 #include <memory>
 
 #include <ATen/core/Tensor.h>
@@ -38,5 +39,7 @@ struct RecordedCase {
 
 // [chunks x rows x dim] as bench/embedding_rows.h makes them, on the GPU.
 at::Tensor rows_on_gpu(std::size_t chunks, std::size_t rows, std::size_t dim);
+// A trained table's: a chunk of rows x dim for each .f32 file that `trireme dlrm analyze --dump FOLDER` left, by name.
+at::Tensor rows_on_gpu(const std::filesystem::path& folder, std::size_t rows, std::size_t dim);
 
 }  // namespace trireme::bench

@@ -23,9 +23,14 @@ nlohmann::json run(const Options& o) {
   const float rel = o.problem.empty() ? 0.043f : std::strtof(o.problem.c_str(), nullptr);
   if (!(rel > 0 && rel < 1))
     throw UsageError("--problem", "a relative bound above 0 and below 1", "say --problem 0.03");
+  const auto comma = o.problem.find(',');
+  std::vector<at::Tensor> inputs;
+  if (comma != std::string::npos) inputs.push_back(rows_on_gpu(o.problem.substr(comma + 1), 2048, 64));
+  for (const Shape& s : {Shape{128, 2048, 64}, Shape{26, 2048, 64}, Shape{26, 128, 32}, Shape{1024, 64, 64}})
+    if (comma == std::string::npos) inputs.push_back(rows_on_gpu(s.chunks, s.rows, s.dim));
   nlohmann::json rows = nlohmann::json::array();
-  for (const Shape& s : {Shape{128, 2048, 64}, Shape{26, 2048, 64}, Shape{26, 128, 32}, Shape{1024, 64, 64}}) {
-    const at::Tensor in = rows_on_gpu(s.chunks, s.rows, s.dim), copy = at::empty_like(in);
+  for (const at::Tensor& in : inputs) {
+    const at::Tensor copy = at::empty_like(in);
     const auto bytes = double(in.nbytes());
     for (const char* codec : {"dedup_sparse", "auto", "dedup_packed", "fp8", "dedup_huffman", "huffman", "vector_lz"}) {
       BoundedOptions options;
@@ -43,9 +48,9 @@ nlohmann::json run(const Options& o) {
         rows.push_back({{"arm", arm.name},
                         {"codec", codec},
                         {"rel_eb", rel},
-                        {"chunks", s.chunks},
-                        {"rows", s.rows},
-                        {"dim", s.dim},
+                        {"chunks", in.size(0)},
+                        {"rows", in.size(1)},
+                        {"dim", in.size(2)},
                         {"mib", bytes / 1048576},
                         {"step_ms", arm.median()},
                         {"gb_s", arm.gb_s()},
@@ -59,9 +64,10 @@ nlohmann::json run(const Options& o) {
   return rows;
 }
 
-const Benchmarks::Entry entry({"codec_kernels",
-                               "the error-bounded codec on a GPU, beside a copy (--problem RELATIVE_BOUND)", run,
-                               nullptr});
+const Benchmarks::Entry entry(
+    {"codec_kernels",
+     "the error-bounded codec on a GPU, beside a copy (--problem RELATIVE_BOUND[,FOLDER of a trained table's rows])",
+     run, nullptr});
 
 }  // namespace
 }  // namespace trireme::bench

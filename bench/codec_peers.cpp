@@ -100,9 +100,9 @@ void add_fused(std::vector<CodecArm>& arms, const at::Tensor& in, const std::str
 }
 
 // libraries: nvCOMP's, and after a comma that of nvCOMPDx's arm, if any.
-nlohmann::json measure(std::int64_t mib, const std::string& libraries, int blocks) {
+nlohmann::json measure(const at::Tensor& in, const std::string& libraries, int blocks) {
   const float bound = 0.043f;
-  const at::Tensor in = rows_on_gpu(std::size_t(mib << 18) / (rows * dim), rows, dim), copy = at::empty_like(in);
+  const at::Tensor copy = at::empty_like(in);
   const auto comma = libraries.find(',');
   const std::string library = libraries.substr(0, comma);
   std::vector<CodecArm> arms;
@@ -119,7 +119,7 @@ nlohmann::json measure(std::int64_t mib, const std::string& libraries, int block
     }
   nlohmann::json table = nlohmann::json::array();
   for (const auto& arm : arms) {
-    table.push_back({{"problem", std::to_string(mib) + " MiB"},
+    table.push_back({{"problem", std::to_string(in.nbytes() >> 20) + " MiB"},
                      {"arm", arm.name},
                      {"ratio", arm.ratio},
                      {"max_error", arm.error},
@@ -133,10 +133,18 @@ nlohmann::json measure(std::int64_t mib, const std::string& libraries, int block
 nlohmann::json run(const Options& o) {
   need_gpu(o.name);
   if (o.problem.empty())
-    throw UsageError("bench codec_peers", "which nvCOMP?", "say --problem PATH[,PATH]: libnvcomp.so.6 and what bench/peers/nvcompdx builds (docs/codecs.md)");
+    throw UsageError("bench codec_peers", "which nvCOMP?",
+                     "say --problem 'PATH[,PATH][ rows=FOLDER]': libnvcomp.so.6, what bench/peers/nvcompdx builds, "
+                     "a trained table's rows (docs/codecs.md)");
   nlohmann::json all = nlohmann::json::array();
-  for (const std::int64_t mib : {64, 512})
-    for (auto& row : measure(mib, o.problem, o.blocks)) all.push_back(row);
+  const auto given = o.problem.find(" rows=");
+  const std::string libraries = o.problem.substr(0, given);
+  std::vector<at::Tensor> inputs;
+  if (given != std::string::npos) inputs.push_back(rows_on_gpu(o.problem.substr(given + 6), rows, dim));
+  for (const std::size_t mib : {64, 512})
+    if (given == std::string::npos) inputs.push_back(rows_on_gpu((mib << 18) / (rows * dim), rows, dim));
+  for (const at::Tensor& in : inputs)
+    for (auto& row : measure(in, libraries, o.blocks)) all.push_back(row);
   return all;
 }
 
