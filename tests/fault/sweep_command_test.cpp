@@ -66,6 +66,32 @@ int letters(const fs::path& inbox) {
   return n;
 }
 
+// By every policy, on its own two GPUs and on four, with its exits and without.
+void expect_replayed(const Outcome& o) {
+  ASSERT_EQ(o.code, 0) << o;
+  const auto rows = nlohmann::json::parse(o.out).at("rows");
+  EXPECT_EQ(rows.size(), 2u * 2u * 5u);
+  for (const auto& row : rows) {
+    EXPECT_EQ(row.at("tasks"), 4) << row;
+    EXPECT_EQ(row.at("real_gpus"), 2) << row;
+    EXPECT_GT(row.at("makespan_s"), 0.0) << row;
+    if (row.at("gpus") != 2 || row.at("exits") != "as recorded") continue;
+    EXPECT_LE(row.at("makespan_s"), row.at("real_makespan_s").get<double>() * 2) << row;
+  }
+}
+
+TEST_F(SweepCommand, RefusesToReplayWhatIsNoRecording) {
+  const auto bench = [](const std::string& problem) {
+    return trireme({"bench", "sweep_cluster", "--problem", problem});
+  };
+  const Outcome none = bench("run backbone");
+  EXPECT_EQ(none.code, 3) << none;
+  EXPECT_TRUE(holds(none.err, "backbone: has no schedule.jsonl") && none.errors().size() == 1) << none;
+  EXPECT_EQ(bench("run backbone on four").code, 2);
+  EXPECT_EQ(bench("runs backbone").code, 2);
+  EXPECT_EQ(bench("run ").code, 2);
+}
+
 TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   const std::string good = "{\"instruction\": \"2 and 3\", \"output\": \"5\"}\n";
   std::string lines;
@@ -117,6 +143,7 @@ TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   EXPECT_TRUE(holds(again.out, "winner: live/late/winner")) << again;
   expect_page(trireme({"report", "live", "--out", "again.html"}), dir() / "again.html", {"Actual", "<h2>late</h2>"});
   EXPECT_EQ(trireme({"sweep", "add", "late.yaml", "--to", "nowhere"}).code, 3);
+  expect_replayed(trireme({"bench", "sweep_cluster", "--json", "--problem", "run live on 4"}));
 }
 
 // Paths are those of who hands in. A sweep without room for tasks says so, and a task without room in it too.
