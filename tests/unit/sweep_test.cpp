@@ -1,9 +1,11 @@
 // The sweep's decisions without a model: early exit against 56 curves of a Python reference
 // (tests/reference/early_exit_cases.py), packing, the memory fit, and the search space of the YAML.
 #include "data/rng.h"
+#include "framework/metrics/progress.h"
 #include "tests/max_difference.h"
 #include "tests/unit/said.h"
 #include "trainers/sweep/config.h"
+#include "trainers/sweep/live_table.h"
 #include "trainers/sweep/pace.h"
 #include "trainers/sweep/pack.h"
 #include "trainers/sweep/packing.h"
@@ -152,6 +154,58 @@ TEST_F(Sweep, BackfillsSameSizeFirst) {
       running.erase(running.begin() + out);
     }
   }
+}
+
+Roster roster_on_its_way() {
+  EarlyExitConfig config;
+  config.keep_ratio = 0.5, config.warmup_ratio = 0.25;
+  std::vector<Load> loads;
+  for (int i = 0; i < 6; ++i) loads.push_back({"job" + std::to_string(i), 1, 16, 10});
+  loads[5].parameters = 1000;  // is too large
+  Roster roster(config, {{0, 0}, 5 * 18 * 10.0, 3}, 1, true, loads, {8, 8, 8, 8, 8, 8});
+  (void)roster.plan();  // three run
+  (void)roster.hear({0, 2, 2.5, 2.25});
+  (void)roster.hear({1, 2, std::nan(""), 1});
+  (void)roster.plan();  // the first makes room
+  return roster;
+}
+
+// What stands on a terminal while a task runs.
+TEST_F(Sweep, ATableHasALineForEachJob) {
+  const Roster roster = roster_on_its_way();
+  const auto lines = live_table("task: some", roster, 100, 20);
+  const std::vector<std::string> all = {"task: some",
+                                        "job   state                    step     train       val      best",
+                                        "job2  running                   0/8         -         -         -",
+                                        "job3  running                   0/8         -         -         -",
+                                        "job4  running                   0/8         -         -         -",
+                                        "job0  parked                    2/8    2.5000    2.2500    2.2500 <- best",
+                                        "job1  diverging                 2/8         -    1.0000    1.0000",
+                                        "job5  too_large                 0/8         -         -         -"};
+  EXPECT_EQ(lines, all);
+  auto some = std::vector<std::string>(all.begin(), all.begin() + 5);
+  some.push_back("... and 3 more");
+  EXPECT_EQ(live_table("task: some", roster, 100, 6), some);
+  for (const auto& line : live_table("task: some", roster, 30, 20)) EXPECT_LE(line.size(), 29u) << line;
+  EXPECT_EQ(live_table("task: some", roster, 5, 5), std::vector<std::string>{"task"});
+}
+
+TEST_F(Sweep, LinesAreDrawnInPlace) {
+  testing::internal::CaptureStderr();
+  {
+    LiveLines live;
+    live.clear();
+    live.draw({"a"}), live.draw({"b", "c"}), live.draw({"d"}), live.clear();
+    live.draw({"e", "f"});
+  }
+  EXPECT_EQ(testing::internal::GetCapturedStderr(),
+            "\r\x1b[Ja\x1b[K"
+            "\r\x1b[Jb\x1b"
+            "Ec\x1b[K"
+            "\r\x1b[1A\x1b[Jd\x1b[K"
+            "\r\x1b[J\x1b[K"
+            "\r\x1b[Je\x1b"
+            "Ef\x1b[K\n");
 }
 
 // Dropout's masks follow from a job's own step: the same one at every step would be no dropout.
