@@ -293,8 +293,9 @@ TEST_F(SweepCommand, FilesHaveQuestionsAndTextIsData) {
   }
   write_text(dir() / "q.jsonl", rows);
   write_text(dir() / "plain.txt", text);
+  write_text(dir() / "long.jsonl", rows + R"({"instruction":")" + std::string(99, 'w') + "\",\"output\":\"ok\"}\n");
   write_text(dir() / "own.yaml", sweep("  asked: {data: q.jsonl, length: 32, template: plain, test: 3}\n"
-                                       "  other: {data: q.jsonl, length: 32, template: plain, test_file: q.jsonl}\n"
+                                       "  other: {data: q.jsonl, length: 32, template: plain, test_file: long.jsonl}\n"
                                        "  text: {data: [plain.txt, plain.txt], length: 16}\n"));
   const Outcome end = trireme({"sweep", "own.yaml", "early_exit.keep_ratio=1", "--ranks", "2", "--out", "own"});
   ASSERT_EQ(end.code, 0) << end;
@@ -305,6 +306,7 @@ TEST_F(SweepCommand, FilesHaveQuestionsAndTextIsData) {
   }
   EXPECT_EQ(count(end.out, "% of the questions"), 2) << end;
   EXPECT_EQ(count(end.out, "exact match"), 2) << end;
+  EXPECT_EQ(count(end.err, "other: 1 of 25 questions, of 32 ids or more, are left out; raise length"), 1) << end;
   EXPECT_TRUE(over("own/text"));
 }
 

@@ -428,8 +428,13 @@ TEST_F(TaskRun, RefusesOtherData) {
     Executor(sweep, task, {tiny()}, data, *self, where).run([&] { return ++ticks > 7; });
   };
   go();
+  // Questions are part of it; a sweep from before they counted goes on with any, and has them from then on.
+  data.questions = "3 questions, ids 1", go();
+  data.questions = "3 questions, ids 2", task.data.test_file = "mine.jsonl";
+  EXPECT_SAYS(said(go), "mine.jsonl: is not what this sweep began with (24 samples, 3 questions, ids 1)");
+  data.questions = "3 questions, ids 1", go();
   data.identity = "23 samples";
-  EXPECT_SAYS(said(go), "is not what this sweep began with (24 samples)");
+  EXPECT_SAYS(said(go), "is not what this sweep began with (24 samples, 3 questions");
   data.validation[2].ids[1] = 61;
   EXPECT_SAYS(said(go), "holds token 61, the model's vocabulary has 61");
 }

@@ -26,12 +26,18 @@ bool on_any_rank(Communicator& ranks, bool here) {
 
 }  // namespace
 
+std::string Executor::data_identity() const {
+  return data_.identity + (data_.questions.empty() ? "" : ", " + data_.questions);
+}
+
 void Executor::state(Archive& ar) {
-  std::string roster = roster_->save(), journal = journal_.save(), data = data_.identity;
+  std::string roster = roster_->save(), journal = journal_.save(), data = data_identity();
   ar.text("data", data);
-  if (data != data_.identity)
-    throw DataError(task_.data.data, "is not what this sweep began with (" + data + ")",
-                    "put it back, or use --fresh to start over");
+  if (data != data_identity() && data != data_.identity) {  // the last: from before questions counted
+    const bool questions = !task_.data.test_file.empty() && data.starts_with(data_.identity + ", ");
+    throw DataError(questions ? task_.data.test_file : task_.data.data,
+                    "is not what this sweep began with (" + data + ")", "put it back, or use --fresh to start over");
+  }
   ar.text("roster", roster);
   ar.text("journal", journal);
   ar.value("tick", tick_);

@@ -150,6 +150,19 @@ Backbone read_backbone(const std::string& path, at::Device device, at::ScalarTyp
   return {CausalLm(weights.config, weights.read)};
 }
 
+// What a task's length leaves out of its data.
+void tell_left_out(const TaskConfig& task, const Instructions& data) {
+  const std::string length = std::to_string(task.data.length);
+  std::string line;
+  if (data.left_out > 0)
+    line = std::to_string(data.left_out) + " samples with no answer within " + length + " ids are left out";
+  if (data.questions_left_out > 0)
+    line += (line.empty() ? "" : ", and ") + std::to_string(data.questions_left_out) + " of " +
+            std::to_string(data.questions_left_out + std::ssize(data.test)) + " questions, of " + length +
+            " ids or more" + (line.empty() ? ", are left out" : "");
+  if (!line.empty()) std::cerr << task.name << ": " << line << "; raise length to have them\n";
+}
+
 }  // namespace
 
 TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks, at::Device device) {
@@ -161,8 +174,9 @@ TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communi
           in.data = read_instructions(task.data, *in.tokenizer);
         }));
   // A rank that reads other samples would train other jobs.
-  if (!same_on_all(ranks, in.data->identity))
+  if (!same_on_all(ranks, in.data->identity + in.data->questions))
     throw DataError(task.data.data, "or its tokenizer is not the same on all ranks", "give all nodes the same files");
+  if (ranks.rank() == 0) tell_left_out(task, *in.data);
   return in;
 }
 
