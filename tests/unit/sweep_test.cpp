@@ -170,6 +170,41 @@ Roster roster_on_its_way() {
   return roster;
 }
 
+// The last that the cut waited for does not fit any more when the sweep goes on: that makes the cut.
+TEST_F(Sweep, ARefusedJobMakesTheCut) {
+  EarlyExitConfig config;
+  config.keep_ratio = 0.5, config.warmup_ratio = 0.25;
+  const std::vector<Load> loads = {{"a", 1, 16, 10}, {"b", 1, 16, 10}, {"large", 1, 16, 1000}};
+  const auto roster = [&](double bytes) { return Roster(config, {{0, 0}, bytes, 2}, 1, true, loads, {8, 8, 8}); };
+  Roster before = roster(1e9);
+  (void)before.plan();  // `large` waits for a place
+  (void)before.hear({0, 2, 2.5, 2.25});
+  (void)before.hear({1, 2, 2.5, 2.5});
+  EXPECT_TRUE(roster(1e9).refuse().empty());
+  Roster after = roster(1000);
+  EXPECT_EQ(after.too_large().size(), 1u);
+  after.load(before.save());
+  EXPECT_EQ(after.jobs()[2].phase, Roster::Phase::queued);
+  std::vector<std::string> told, replayed;
+  for (const auto& d : after.refuse()) told.push_back(d.job + " " + d.decision);
+  EXPECT_EQ(told, (std::vector<std::string>{"large too_large", "a kept", "b underperforming"}));
+  using enum Roster::Phase;
+  for (const auto& [job, phase] : {std::pair(0, running), {1, exited}, {2, exited}})
+    EXPECT_EQ(after.jobs()[std::size_t(job)].phase, phase) << job;
+  EXPECT_TRUE(after.refuse().empty());
+  // Likewise of a file of losses.
+  const std::string lines =
+      R"({"task":"t","total_steps":{"a":8,"b":8,"large":8},"keep_ratio":0.5,"warmup_ratio":0.25}
+{"job":"a","step":2,"val_loss":2.25}
+{"job":"b","step":2,"val_loss":2.5}
+)";
+  const std::string refused = R"(","step":0,"too_large":true})";
+  for (const auto& d : replay(file(lines + R"({"job":"large)" + refused), {}))
+    replayed.push_back(d.job + " " + d.decision);
+  EXPECT_EQ(replayed, told);
+  EXPECT_SAYS(said([&] { replay(file(lines + R"({"job":"a)" + refused), {}); }), "job 'a' has begun, and is too large");
+}
+
 // What stands on a terminal while a task runs.
 TEST_F(Sweep, ATableHasALineForEachJob) {
   const Roster roster = roster_on_its_way();

@@ -56,6 +56,13 @@ void Journal::losses(const std::string& job, std::int64_t first, const std::vect
   write("losses.jsonl", text);
 }
 
+void Journal::refused(const std::string& job) {
+  if (folder_.empty()) return;
+  const std::string line = ordered_json{{"job", job}, {"step", 0}, {"too_large", true}}.dump() + "\n";
+  losses_ += line;
+  write("losses.jsonl", line);
+}
+
 void Journal::decided(const Decision& d) {
   if (folder_.empty()) return;
   const std::string line = d.json() + "\n";

@@ -23,6 +23,7 @@ class Journal {
   void losses(const std::string& job, std::int64_t first, const std::vector<double>& train, std::int64_t step,
               double v);
   void decided(const Decision& decision);
+  void refused(const std::string& job);  // a job ends as too_large that the header does not name
   // A line: jobs by phase, exits by reason, best so far, time left; on a terminal, as the head of a table of the jobs
   // that is drawn in place. At most once in two seconds; `now`: the task is over, and the line alone stays.
   void progress(const Roster& roster, bool now);
