@@ -4,6 +4,7 @@
 #include "tests/fault/stop_at.h"
 
 #include <cstring>
+#include <map>
 
 #include <nlohmann/json.hpp>
 
@@ -436,6 +437,50 @@ TEST_F(SweepCommand, ExportsAWinner) {
   EXPECT_EQ(poisoned.code, 3) << poisoned;
   EXPECT_TRUE(holds(poisoned.err, "poisoned/adapter_model.safetensors") && holds(poisoned.err, "not finite"))
       << poisoned;
+}
+
+// A shape alone is enough for speed; the weights are the same on any number of ranks.
+TEST_F(SweepCommand, DrawsABackbone) {
+  write_text(dir() / "shape.json",
+             R"({"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+                 "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300, "tie_word_embeddings": false})");
+  std::string yaml = sweep(task("one", ""));
+  yaml.replace(yaml.find("backbone"), 8, "shape.json\nweights: random");
+  write_text(dir() / "shaped.yaml", yaml);
+  const auto losses = [&](const std::string& out, const Words& more) {
+    Words words{"sweep", "shaped.yaml", "tasks.one.length=256", "early_exit.enabled=false", "--out", out};
+    words.insert(words.end(), more.begin(), more.end());
+    const Outcome o = trireme(words);
+    EXPECT_EQ(o.code, 0) << o;
+    std::map<std::string, double> all;
+    std::istringstream lines(read_text(dir() / out / "one/losses.jsonl"));
+    for (std::string line; std::getline(lines, line);)
+      if (const auto l = nlohmann::json::parse(line); l.contains("val_loss"))
+        all[l.at("job").get<std::string>() + l.at("step").dump()] = l.at("val_loss");
+    return all;
+  };
+  const auto one = losses("shaped", {}), two = losses("shaped2", {"--ranks", "2"}),
+             other = losses("shaped3", {"seed=5"});
+  ASSERT_GT(one.size(), 4u);
+  ASSERT_EQ(one.size(), two.size());
+  for (const auto& [key, loss] : one) {
+    EXPECT_NEAR(loss, two.at(key), 1e-3 * loss) << key;
+    EXPECT_NE(loss, other.at(key)) << "another seed";
+  }
+  const Outcome made = trireme({"export", "shaped2", "--format", "peft", "--out", "shaped_best"});
+  EXPECT_EQ(made.code, 0) << made;
+  EXPECT_TRUE(holds(made.out, "whose base has no folder: its weights were drawn")) << made;
+  EXPECT_TRUE(holds(read_text(dir() / "shaped2/report.html"), "losses nothing"));
+  const Outcome none = trireme({"sweep", "shaped.yaml", "model=no.json", "--out", "shaped4"});
+  EXPECT_EQ(none.code, 3) << none;
+  EXPECT_TRUE(holds(none.err, "no.json: is no file")) << none;
+  const Outcome both = trireme({"sweep", "shaped.yaml", "pretrain=x.yaml", "--out", "shaped5"});
+  EXPECT_EQ(both.code, 2) << both;
+  write_text(dir() / "vast.json",
+             R"({"model_type": "llama", "hidden_size": 1048576, "intermediate_size": 1048576, "vocab_size": 1048576,
+                 "num_hidden_layers": 9999, "num_attention_heads": 1024})");
+  const Outcome vast = trireme({"sweep", "shaped.yaml", "model=vast.json", "--out", "shaped6"});
+  EXPECT_EQ(vast.code, 3) << vast;
 }
 
 TEST_F(SweepCommand, PeftGivesTheLogitsOfTheWinner) {

@@ -493,6 +493,10 @@ TEST_F(Sweep, SettingsFromBeforeKeysGoOnWithout) {
   EXPECT_EQ(begun_sweep(now, "saved").settings, now);
   EXPECT_TRUE(later_keys(now).empty());
   std::string old = now;
+  const std::string weights = "weights: file\n";
+  ASSERT_NE(old.find(weights), old.npos);
+  old.erase(old.find(weights), weights.size());
+  EXPECT_EQ(begun_sweep(old, "saved").settings, now);
   using Keys = std::vector<std::string>;
   Keys later;
   for (const auto& [line, was] : std::vector<std::pair<std::string, std::string>>{
