@@ -30,12 +30,10 @@ std::vector<std::vector<std::int64_t>> balanced(std::span<const std::int64_t> ra
 
 CausalLm::Source drawn_backbone(at::TensorOptions options, std::int64_t first_layer) {
   return [=](const LmWeight& w) -> at::Tensor {
-    if (w.kind == LmWeight::one) return at::ones(w.shape, options);
-    if (w.kind == LmWeight::zero) return at::zeros(w.shape, options);
-    std::string name = w.name;  // of the whole model
+    LmWeight whole = w;  // by its name in the whole model
     if (const std::string own = "layers." + std::to_string(w.layer) + "."; w.layer >= 0)
-      name.replace(name.find(own), own.size(), "layers." + std::to_string(w.layer + first_layer) + ".");
-    return drawn_normal(w.shape, w.std, 1, name, options);
+      whole.name.replace(w.name.find(own), own.size(), "layers." + std::to_string(w.layer + first_layer) + ".");
+    return drawn_weight(whole, 1, options);
   };
 }
 

@@ -1,13 +1,16 @@
 // The inter-task scheduler of LoRA sweeps. --problem plan: how far branch and bound proves, against the list schedules.
 // --problem cluster: makespans of a *simulated* cluster (virtual clock, drawn durations), policy by policy.
+// --problem "run DIR[,DIR...] [on GPUS[,GPUS...]]": likewise of the tasks that sweeps recorded in their folders, on the
+// GPUs that each had and on others, beside what really happened.
 #include "bench/bench.h"
 #include "bench/judge.h"
 #include "comm/error.h"
 #include "data/rng.h"
-#include "trainers/sweep/cluster/simulator.h"
+#include "trainers/sweep/cluster/recording.h"
 
 #include <algorithm>
 #include <cmath>
+#include <sstream>
 
 #include <time.h>
 
@@ -160,10 +163,72 @@ void cluster_rows(int gpus, int tasks, int instances, std::int64_t nodes, nlohma
   }
 }
 
+std::vector<std::string> split(const std::string& list) {
+  std::vector<std::string> all;
+  std::istringstream in(list);
+  for (std::string part; std::getline(in, part, ',');)
+    if (!part.empty()) all.push_back(part);
+  return all;
+}
+
+// Of one run on so many GPUs.
+void run_rows(const std::string& dir, const Recording& recording, int gpus, nlohmann::json& rows) {
+  for (const bool exits : {true, false}) {
+    const auto tasks = exits ? recording.tasks : without_exits(recording);
+    if (tasks.empty()) continue;
+    for (const Policy policy : policies()) {
+      const Trace trace = simulate({gpus, 8, policy, {2}}, tasks);
+      rows.push_back({{"problem", "run, simulated"},
+                      {"arm", std::string(name(policy))},
+                      {"run", dir},
+                      {"gpus", gpus},
+                      {"tasks", tasks.size()},
+                      {"left_out", recording.left_out},
+                      {"exits", exits ? "as recorded" : "none, forecast"},
+                      {"makespan_s", trace.makespan},
+                      {"plans", trace.plans},
+                      {"real_gpus", recording.gpus},
+                      {"real_makespan_s", recording.makespan}});
+    }
+  }
+}
+
+void recorded_rows(const std::string& words, nlohmann::json& rows) {
+  const std::size_t on = words.rfind(" on ");
+  const auto runs = split(words.substr(0, on));
+  if (runs.empty()) throw UsageError("--problem", "run names no folder", "write \"run DIR\"");
+  std::vector<int> others;
+  for (const auto& number : split(on == words.npos ? "" : words.substr(on + 4))) {
+    char* end = nullptr;
+    const long n = std::strtol(number.c_str(), &end, 10);
+    if (*end || n < 1 || n > 65536)
+      throw UsageError("--problem", "'" + number + "' is no number of GPUs", "write \"run DIR on 4,8\"");
+    others.push_back(int(n));
+  }
+  for (const auto& dir : runs) {
+    const Recording recording = read_recording(dir);
+    int widest = 1;
+    for (const auto& r : recording.tasks) widest = std::max(widest, r.task.gpus);
+    std::vector<int> counts{recording.gpus};
+    for (const int n : others) {
+      if (n < widest)
+        throw UsageError("--problem",
+                         dir + " has a task on " + std::to_string(widest) + " GPUs, not " + std::to_string(n),
+                         "write larger numbers after on");
+      if (n != recording.gpus) counts.push_back(n);
+    }
+    for (const int n : counts) run_rows(dir, recording, n, rows);
+  }
+}
+
 nlohmann::json run(const Options& o) {
   nlohmann::json rows = nlohmann::json::array();
+  if (o.problem.starts_with("run ")) {
+    recorded_rows(o.problem.substr(4), rows);
+    return rows;
+  }
   if (!o.problem.empty() && o.problem != "plan" && o.problem != "cluster")
-    throw UsageError("--problem", "'" + o.problem + "' is none", "write plan or cluster, or leave it out");
+    throw UsageError("--problem", "'" + o.problem + "' is none", "write plan, cluster or \"run DIR\", or leave it out");
   if (o.problem != "cluster")
     for (int tasks : {8, 11, 14}) rows.push_back(plan_row(tasks, 30));
   if (o.problem != "plan") {

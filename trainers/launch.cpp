@@ -143,7 +143,8 @@ class Job {
       // The size of the terminal is read before stderr becomes a pipe.
       winsize size{};
       if (terminal && ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0)
-        setenv("TRIREME_TERMINAL", std::to_string(size.ws_col ? size.ws_col : 80).c_str(), 1);
+        setenv("TRIREME_TERMINAL",
+               (std::to_string(size.ws_col ? size.ws_col : 80) + "x" + std::to_string(size.ws_row)).c_str(), 1);
       dup2(out[1], STDOUT_FILENO);
       dup2(err[1], STDERR_FILENO);
       const int null = open("/dev/null", O_RDONLY);

@@ -18,6 +18,9 @@ namespace {
 
 constexpr std::string_view clear_line = "\r\x1b[K";
 constexpr std::string_view bar_end = "\x1b[K";
+constexpr std::string_view next_line =
+    "\x1b"
+    "E";
 
 // Open MPI frames its help texts by rules of this length.
 bool is_rule(std::string_view line) {
@@ -110,10 +113,36 @@ bool is_of_runtime(std::string_view line) {
 std::string fitted(const std::string& bar) {
   winsize window{};
   if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) != 0 || window.ws_col == 0) return bar;
-  int columns = 0;
-  for (std::size_t i = 1; i + bar_end.size() < bar.size(); ++i)
-    if ((bar[i] & 0xc0) != 0x80 && ++columns >= window.ws_col) return bar.substr(0, i) + std::string(bar_end);
-  return bar;
+  std::string fit = "\r";
+  int columns = 0, rows = 1;
+  for (std::size_t i = 1; i + bar_end.size() < bar.size(); ++i) {
+    if (bar.compare(i, next_line.size(), next_line) == 0) {
+      if (window.ws_row > 0 && ++rows >= window.ws_row) break;
+      fit += next_line, columns = 0, i += next_line.size() - 1;
+      continue;
+    }
+    columns += (bar[i] & 0xc0) != 0x80;
+    if (columns < window.ws_col) fit += bar[i];
+  }
+  return fit + std::string(bar_end);
+}
+
+// A bar without what takes the one before it from the screen, `ESC[3A` `ESC[J` behind the `\r`: the relay does that.
+std::string bare(const std::string& bar) {
+  std::size_t at = 1;
+  if (bar.compare(at, 2, "\x1b[") == 0) {
+    const std::size_t end = bar.find_first_not_of("0123456789", at + 2);
+    if (end > at + 2 && end < bar.size() && bar[end] == 'A') at = end + 1;
+  }
+  if (bar.compare(at, 3, "\x1b[J") == 0) at += 3;
+  return "\r" + bar.substr(at);
+}
+
+// What takes a bar from the screen.
+std::string taken_back(const std::string& bar) {
+  int above = 0;
+  for (auto at = bar.find(next_line); at != bar.npos; at = bar.find(next_line, at + next_line.size())) ++above;
+  return above ? "\r\x1b[" + std::to_string(above) + "A\x1b[J" : std::string(clear_line);
 }
 
 }  // namespace
@@ -207,16 +236,16 @@ void Relay::settle() {
 
 void Relay::draw() {
   if (!rule_.empty()) show_lines(STDERR_FILENO, std::exchange(rule_, {}));
-  const bool clears = line_ == clear_line;
-  line_ = fitted(line_);
-  if (!clears || !bar_.empty()) write_all(STDERR_FILENO, line_);
+  line_ = fitted(bare(line_));
+  const bool clears = line_ == clear_line, lines = bar_.find(next_line) != bar_.npos;
+  if (!clears || !bar_.empty()) write_all(STDERR_FILENO, lines ? taken_back(bar_) + line_ : line_);
   bar_ = clears ? "" : line_;
   line_.clear();
 }
 
 void Relay::show_lines(int fd, std::string_view text) {
   if (bar_.empty()) return write_all(fd, text);
-  write_all(STDERR_FILENO, clear_line);
+  write_all(STDERR_FILENO, taken_back(bar_));
   write_all(fd, text);
   write_all(STDERR_FILENO, fitted(bar_));  // the window may be another one by now
 }

@@ -8,8 +8,9 @@ namespace trireme {
 
 // Passes bytes unchanged and in order, but for what mpirun itself says (its banners, between rules of dashes, and lines
 // of its runtime), which is kept back and read, and errors that several ranks share, which pass once. On a terminal
-// lines and rank 0's progress bar arrive on two ways and share the screen: the bar (`\r` text `ESC[K`) leaves it while
-// a line is printed and comes back below. A reader that goes away ends nothing. One thread.
+// lines and rank 0's progress bar arrive on two ways and share the screen: the bar (`\r` text `ESC[K`, of several lines
+// as LiveLines writes them) leaves it while a line is printed and comes back below. A reader that goes away ends
+// nothing. One thread.
 class Relay {
  public:
   // Which of stdout and stderr are terminals.

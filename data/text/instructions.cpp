@@ -66,6 +66,13 @@ void identify(Instructions& out) {
   out.identity = std::to_string(out.train.size() + out.train_pairs.size()) + " samples and " +
                  std::to_string(out.validation.size() + out.validation_pairs.size()) + " held out, ids " +
                  std::to_string(sum);
+  if (out.test.empty()) return;
+  sum = 0;
+  for (const Question& q : out.test) {
+    sum = crc32c(q.prompt.data(), q.prompt.size() * sizeof(q.prompt[0]), sum);
+    sum = crc32c(q.answer.data(), q.answer.size() + 1, sum);
+  }
+  out.questions = std::to_string(out.test.size()) + " questions, ids " + std::to_string(sum);
 }
 
 Instructions packed_text(const InstructionSpec& s, const BytePairTokenizer& tokenizer) {
@@ -178,7 +185,7 @@ class Builder {
         encode_chat(messages, format_, tokenizer_, std::numeric_limits<std::int64_t>::max(), false, c.where);
     messages.pop_back();
     auto prompt = encode_prompt(messages, format_, tokenizer_, c.where);
-    if (prompt.empty() || std::int64_t(prompt.size()) >= spec_.length) return void(++out_.left_out);
+    if (prompt.empty() || std::int64_t(prompt.size()) >= spec_.length) return void(++out_.questions_left_out);
     std::size_t end = whole.ids.size();
     while (end > 0 && whole.ids[end - 1] != out_.end) --end;
     std::size_t first = end;

@@ -40,7 +40,9 @@ struct Instructions {
   std::vector<Question> test;                       // of conversations the last answer
   std::int64_t cut = 0, left_out = 0;               // samples longer than `length`; those of them that are not used
   std::int64_t end = -1;                            // the id that ends an answer
+  std::int64_t questions_left_out = 0;              // of `length` ids or more
   std::string identity;                             // how many, and a checksum of all ids and masks
+  std::string questions;                            // likewise of `test`; empty: none
 };
 
 // Everything in memory. Text is packed as PackedText does (data/text/corpus.h), and every id counts. DataError

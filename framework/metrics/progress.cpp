@@ -39,16 +39,20 @@ std::string step_text(const ProgressState& p) {
 
 }  // namespace
 
-int terminal_columns() {
+TerminalSize terminal_size() {
+  TerminalSize size;
   if (const char* v = std::getenv("TRIREME_TERMINAL")) {
-    const long columns = std::strtol(v, nullptr, 10);
-    return columns > 0 && columns < 10000 ? int(columns) : 0;
+    const bool known = std::sscanf(v, "%5dx%5d", &size.columns, &size.rows) > 0 && size.columns > 0 &&
+                       size.columns < 10000 && size.rows >= 0;
+    return known ? size : TerminalSize{};
   }
-  if (!isatty(STDERR_FILENO)) return 0;
-  struct winsize size = {};
-  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
-  return 80;
+  if (!isatty(STDERR_FILENO)) return {};
+  winsize window = {};
+  if (ioctl(STDERR_FILENO, TIOCGWINSZ, &window) == 0 && window.ws_col > 0) return {window.ws_col, window.ws_row};
+  return {80, 0};
 }
+
+int terminal_columns() { return terminal_size().columns; }
 
 void StepRate::add(std::int64_t step, Clock::time_point now) {
   if (step_ >= 0 && step > step_) {
@@ -133,6 +137,26 @@ void ProgressBar::clear() {
   std::fputs("\r\x1b[K", stderr);
   std::fflush(stderr);
   drawn_ = false;
+}
+
+LiveLines::~LiveLines() {
+  if (drawn_) std::fputs("\n", stderr);
+}
+
+void LiveLines::draw(const std::vector<std::string>& lines) {
+  if (lines.empty() && drawn_ == 0) return;
+  std::string text = "\r";
+  if (drawn_ > 1) text += "\x1b[" + std::to_string(drawn_ - 1) + "A";
+  text += "\x1b[J";
+  for (const auto& line : lines)
+    text += (&line == lines.data() ? ""
+                                   : "\x1b"
+                                     "E") +
+            line;
+  text += "\x1b[K";
+  std::fwrite(text.data(), 1, text.size(), stderr);
+  std::fflush(stderr);
+  drawn_ = lines.size();
 }
 
 }  // namespace trireme

@@ -5,11 +5,16 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace trireme {
 
-// Columns of the terminal behind stderr; 0 if there is none. TRIREME_TERMINAL=columns stands in for it: a
-// parent that starts ranks through mpirun sets it, because their stderr is a pipe.
+// The terminal behind stderr; 0 columns if there is none, 0 rows where they are not known. TRIREME_TERMINAL=80x24, or
+// 80, stands in for it: a parent that starts ranks through mpirun sets it, because their stderr is a pipe.
+struct TerminalSize {
+  int columns = 0, rows = 0;
+};
+TerminalSize terminal_size();
 int terminal_columns();
 
 // Seconds a step, smoothed over about half a minute; slow first steps fade.
@@ -54,6 +59,22 @@ class ProgressBar {
   int columns_;
   bool utf8_, drawn_ = false;
   std::chrono::steady_clock::time_point last_ = {};
+};
+
+// Lines that are drawn in place on stderr, over those drawn before; plain text that fits the terminal. In one write:
+// `\r`, up to the first of those before, clear to the end of the screen, the lines with `ESC E` (next line) between
+// them, `ESC[K`. A parent that relays takes them for one bar (trainers/relay.h).
+class LiveLines {
+ public:
+  LiveLines() = default;
+  ~LiveLines();  // what stands there stays
+  LiveLines(const LiveLines&) = delete;
+  LiveLines& operator=(const LiveLines&) = delete;
+  void draw(const std::vector<std::string>& lines);
+  void clear() { draw({}); }
+
+ private:
+  std::size_t drawn_ = 0;
 };
 
 }  // namespace trireme

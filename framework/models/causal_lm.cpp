@@ -81,13 +81,15 @@ LmWeights LmWeights::open(const std::string& path, at::Device device, std::optio
   return {std::move(config), read, at::TensorOptions(device).dtype(type)};
 }
 
+at::Tensor drawn_weight(const LmWeight& w, std::uint64_t seed, at::TensorOptions options) {
+  if (w.kind == LmWeight::one) return at::ones(w.shape, options);
+  if (w.kind == LmWeight::zero) return at::zeros(w.shape, options);
+  return drawn_normal(w.shape, w.std, seed, w.name, options);
+}
+
 CausalLm CausalLm::random(const CausalLmConfig& config, std::uint64_t seed, at::Device device, at::ScalarType dtype) {
   const auto options = at::TensorOptions().dtype(dtype).device(device);
-  return CausalLm(config, [&](const LmWeight& w) {
-    if (w.kind == LmWeight::one) return at::ones(w.shape, options);
-    if (w.kind == LmWeight::zero) return at::zeros(w.shape, options);
-    return drawn_normal(w.shape, w.std, seed, w.name, options);
-  });
+  return CausalLm(config, [&](const LmWeight& w) { return drawn_weight(w, seed, options); });
 }
 
 void CausalLm::visit_layer(std::int64_t i, const Visit& f) {

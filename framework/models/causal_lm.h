@@ -46,13 +46,17 @@ struct LmLayer {
   LmLinear gate, up, down;  // GPT-2: up is c_fc; no gate
 };
 
+// Its value where it is drawn: normal with the family's deviations, keyed by (seed, name), so that any order and any
+// rank makes the same on one kind of device.
+at::Tensor drawn_weight(const LmWeight& weight, std::uint64_t seed, at::TensorOptions options);
+
 // Not thread-safe. Copies share weights.
 class CausalLm {
  public:
   // Where a weight comes from: a tensor of that shape, of one type and device for all.
   using Source = std::function<at::Tensor(const LmWeight&)>;
   CausalLm(CausalLmConfig config, const Source& source);
-  // Drawn on the device, normal with the family's deviations; equal for one seed on one kind of device.
+  // Of drawn_weight()s.
   static CausalLm random(const CausalLmConfig& config, std::uint64_t seed, at::Device device, at::ScalarType dtype);
 
   const CausalLmConfig& config() const { return config_; }

@@ -1,6 +1,7 @@
 #include "framework/models/causal_lm_load.h"
 
 #include "comm/error.h"
+#include "data/file.h"
 #include "framework/models/saved_run.h"
 
 #include <filesystem>
@@ -32,6 +33,31 @@ LmWeights of_run(const std::string& path, at::Device device, at::ScalarType type
   return {parse_causal_lm_config(*text, run->snapshot.place), read, at::TensorOptions(device).dtype(type)};
 }
 
+std::string config_file(const std::string& path) {
+  return std::filesystem::is_directory(path) ? path + "/config.json" : path;
+}
+
+CausalLmConfig shape_of(const std::string& path) {
+  const std::string file = config_file(path);
+  if (!std::filesystem::is_regular_file(file))
+    throw DataError(file, "is no file", "name a config.json of Hugging Face, or the folder that holds it");
+  const auto bytes = read_file(file, 1 << 24);
+  return parse_causal_lm_config({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, file);
+}
+
+// Of shapes alone: what would be beyond all memory is said before anything is drawn.
+double numbers_of(const CausalLmConfig& config, const std::string& path) {
+  double all = 0;
+  (void)CausalLm(config, [&](const LmWeight& w) {
+    double numbers = 1;
+    for (const auto n : w.shape) numbers *= double(n);
+    if ((all += numbers) > 0x1p46)
+      throw DataError(path, "asks for a tensor " + w.name + " beyond all memory", "lower its sizes");
+    return at::empty({0}, at::TensorOptions(at::kCPU).dtype(at::kFloat));
+  });
+  return all;
+}
+
 }  // namespace
 
 LmWeights open_causal_lm(const std::string& path, at::Device device, std::optional<at::ScalarType> dtype,
@@ -47,6 +73,22 @@ CausalLm load_causal_lm(const std::string& path, at::Device device, std::optiona
   const LmWeights weights = open_causal_lm(path, device, dtype, checkpoint);
   return CausalLm(weights.config, weights.read);
 }
+
+LmWeights draw_causal_lm(const std::string& path, std::uint64_t seed, at::Device device, at::ScalarType dtype) {
+  const auto options = at::TensorOptions(device).dtype(dtype);
+  CausalLmConfig config = shape_of(path);
+  (void)numbers_of(config, path);
+  return {std::move(config), [=](const LmWeight& w) { return drawn_weight(w, seed, options); }, options};
+}
+
+BytePairTokenizer tokenizer_of_shape(const std::string& path) {
+  const std::string beside = std::filesystem::path(config_file(path)).parent_path() / "tokenizer.json";
+  if (std::filesystem::exists(beside)) return BytePairTokenizer::read(beside);
+  const std::string text = " the the";  // for the one merge that a tokenizer must have
+  return BytePairTokenizer::train({&text, 1}, 260);
+}
+
+double drawn_numbers(const std::string& path) { return numbers_of(shape_of(path), path); }
 
 BytePairTokenizer load_tokenizer(const std::string& path) {
   if (!is_run(path)) return BytePairTokenizer::read(path);

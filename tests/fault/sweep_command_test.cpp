@@ -4,6 +4,7 @@
 #include "tests/fault/stop_at.h"
 
 #include <cstring>
+#include <map>
 
 #include <nlohmann/json.hpp>
 
@@ -66,6 +67,32 @@ int letters(const fs::path& inbox) {
   return n;
 }
 
+// By every policy, on its own two GPUs and on four, with its exits and without.
+void expect_replayed(const Outcome& o) {
+  ASSERT_EQ(o.code, 0) << o;
+  const auto rows = nlohmann::json::parse(o.out).at("rows");
+  EXPECT_EQ(rows.size(), 2u * 2u * 5u);
+  for (const auto& row : rows) {
+    EXPECT_EQ(row.at("tasks"), 4) << row;
+    EXPECT_EQ(row.at("real_gpus"), 2) << row;
+    EXPECT_GT(row.at("makespan_s"), 0.0) << row;
+    if (row.at("gpus") != 2 || row.at("exits") != "as recorded") continue;
+    EXPECT_LE(row.at("makespan_s"), row.at("real_makespan_s").get<double>() * 2) << row;
+  }
+}
+
+TEST_F(SweepCommand, RefusesToReplayWhatIsNoRecording) {
+  const auto bench = [](const std::string& problem) {
+    return trireme({"bench", "sweep_cluster", "--problem", problem});
+  };
+  const Outcome none = bench("run backbone");
+  EXPECT_EQ(none.code, 3) << none;
+  EXPECT_TRUE(holds(none.err, "backbone: has no schedule.jsonl") && none.errors().size() == 1) << none;
+  EXPECT_EQ(bench("run backbone on four").code, 2);
+  EXPECT_EQ(bench("runs backbone").code, 2);
+  EXPECT_EQ(bench("run ").code, 2);
+}
+
 TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   const std::string good = "{\"instruction\": \"2 and 3\", \"output\": \"5\"}\n";
   std::string lines;
@@ -117,6 +144,7 @@ TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   EXPECT_TRUE(holds(again.out, "winner: live/late/winner")) << again;
   expect_page(trireme({"report", "live", "--out", "again.html"}), dir() / "again.html", {"Actual", "<h2>late</h2>"});
   EXPECT_EQ(trireme({"sweep", "add", "late.yaml", "--to", "nowhere"}).code, 3);
+  expect_replayed(trireme({"bench", "sweep_cluster", "--json", "--problem", "run live on 4"}));
 }
 
 // Paths are those of who hands in. A sweep without room for tasks says so, and a task without room in it too.
@@ -266,8 +294,9 @@ TEST_F(SweepCommand, FilesHaveQuestionsAndTextIsData) {
   }
   write_text(dir() / "q.jsonl", rows);
   write_text(dir() / "plain.txt", text);
+  write_text(dir() / "long.jsonl", rows + R"({"instruction":")" + std::string(99, 'w') + "\",\"output\":\"ok\"}\n");
   write_text(dir() / "own.yaml", sweep("  asked: {data: q.jsonl, length: 32, template: plain, test: 3}\n"
-                                       "  other: {data: q.jsonl, length: 32, template: plain, test_file: q.jsonl}\n"
+                                       "  other: {data: q.jsonl, length: 32, template: plain, test_file: long.jsonl}\n"
                                        "  text: {data: [plain.txt, plain.txt], length: 16}\n"));
   const Outcome end = trireme({"sweep", "own.yaml", "early_exit.keep_ratio=1", "--ranks", "2", "--out", "own"});
   ASSERT_EQ(end.code, 0) << end;
@@ -278,6 +307,7 @@ TEST_F(SweepCommand, FilesHaveQuestionsAndTextIsData) {
   }
   EXPECT_EQ(count(end.out, "% of the questions"), 2) << end;
   EXPECT_EQ(count(end.out, "exact match"), 2) << end;
+  EXPECT_EQ(count(end.err, "other: 1 of 25 questions, of 32 ids or more, are left out; raise length"), 1) << end;
   EXPECT_TRUE(over("own/text"));
 }
 
@@ -407,6 +437,50 @@ TEST_F(SweepCommand, ExportsAWinner) {
   EXPECT_EQ(poisoned.code, 3) << poisoned;
   EXPECT_TRUE(holds(poisoned.err, "poisoned/adapter_model.safetensors") && holds(poisoned.err, "not finite"))
       << poisoned;
+}
+
+// A shape alone is enough for speed; the weights are the same on any number of ranks.
+TEST_F(SweepCommand, DrawsABackbone) {
+  write_text(dir() / "shape.json",
+             R"({"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
+                 "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300, "tie_word_embeddings": false})");
+  std::string yaml = sweep(task("one", ""));
+  yaml.replace(yaml.find("backbone"), 8, "shape.json\nweights: random");
+  write_text(dir() / "shaped.yaml", yaml);
+  const auto losses = [&](const std::string& out, const Words& more) {
+    Words words{"sweep", "shaped.yaml", "tasks.one.length=256", "early_exit.enabled=false", "--out", out};
+    words.insert(words.end(), more.begin(), more.end());
+    const Outcome o = trireme(words);
+    EXPECT_EQ(o.code, 0) << o;
+    std::map<std::string, double> all;
+    std::istringstream lines(read_text(dir() / out / "one/losses.jsonl"));
+    for (std::string line; std::getline(lines, line);)
+      if (const auto l = nlohmann::json::parse(line); l.contains("val_loss"))
+        all[l.at("job").get<std::string>() + l.at("step").dump()] = l.at("val_loss");
+    return all;
+  };
+  const auto one = losses("shaped", {}), two = losses("shaped2", {"--ranks", "2"}),
+             other = losses("shaped3", {"seed=5"});
+  ASSERT_GT(one.size(), 4u);
+  ASSERT_EQ(one.size(), two.size());
+  for (const auto& [key, loss] : one) {
+    EXPECT_NEAR(loss, two.at(key), 1e-3 * loss) << key;
+    EXPECT_NE(loss, other.at(key)) << "another seed";
+  }
+  const Outcome made = trireme({"export", "shaped2", "--format", "peft", "--out", "shaped_best"});
+  EXPECT_EQ(made.code, 0) << made;
+  EXPECT_TRUE(holds(made.out, "whose base has no folder: its weights were drawn")) << made;
+  EXPECT_TRUE(holds(read_text(dir() / "shaped2/report.html"), "losses nothing"));
+  const Outcome none = trireme({"sweep", "shaped.yaml", "model=no.json", "--out", "shaped4"});
+  EXPECT_EQ(none.code, 3) << none;
+  EXPECT_TRUE(holds(none.err, "no.json: is no file")) << none;
+  const Outcome both = trireme({"sweep", "shaped.yaml", "pretrain=x.yaml", "--out", "shaped5"});
+  EXPECT_EQ(both.code, 2) << both;
+  write_text(dir() / "vast.json",
+             R"({"model_type": "llama", "hidden_size": 1048576, "intermediate_size": 1048576, "vocab_size": 1048576,
+                 "num_hidden_layers": 9999, "num_attention_heads": 1024})");
+  const Outcome vast = trireme({"sweep", "shaped.yaml", "model=vast.json", "--out", "shaped6"});
+  EXPECT_EQ(vast.code, 3) << vast;
 }
 
 TEST_F(SweepCommand, PeftGivesTheLogitsOfTheWinner) {

@@ -6,10 +6,11 @@
 #include "trainers/sweep/cluster/inbox.h"
 #include "trainers/sweep/cluster/journal.h"
 #include "trainers/sweep/cluster/lists.h"
-#include "trainers/sweep/cluster/simulator.h"
+#include "trainers/sweep/cluster/recording.h"
 
 #include <atomic>
 #include <filesystem>
+#include <fstream>
 #include <numeric>
 
 #include <time.h>
@@ -236,6 +237,79 @@ TEST(Simulator, ShrinksWhereThePlanGains) {
   const Trace shared = simulate({2, 8, Policy::search, {}}, {cut, {{"next", 1, 4}, 0.5, 4, 0, 0, 0}});
   EXPECT_EQ(shared.makespan, 5) << "gives one to `next`";
   test::expect_apart(shared.actual);
+}
+
+// What a run wrote comes back as it was, a stop and a kill between.
+TEST(Recording, IsWhatHappened) {
+  const Folder folder;
+  const std::string dir = folder.path.string();
+  EXPECT_THROW((void)read_recording(dir), DataError);
+  {
+    Journal j(dir);
+    Scheduler s({2, 8, Policy::search, {}});
+    const Task a{"a", 2, 10}, b{"b", 1, 9}, c{"c", 1, 9}, d{"d", 1, 30};
+    j.begin(0, 2);
+    for (const auto& t : {a, b, d}) j.arrive(0, t, "", ""), s.arrive(t);
+    j.plan(0, true, {}, {{"a", {0, 1}, 0, 10, false}, {"b", {0}, 10, 19, false}, {"d", {1}, 10, 40, false}});
+    j.start(0, {"a", {0, 1}}, false);
+    j.measured(1, "a", 7);
+    EXPECT_THROW((void)read_recording(dir), DataError) << "nothing is done";
+    j.arrive(2, c, "", "");
+    j.cut(3, "a", {0}, 2);
+    j.plan(3, true, {}, {{"a", {0}, 3, 5, true}, {"b", {1}, 3, 9, false}, {"d", {0}, 5, 35, false}});
+    j.start(3, {"b", {1}}, false);
+    j.measured(4, "b", 4);
+    j.stop(4.5);
+    j.begin(4.5, 2);  // goes on, and is killed once `a` is done
+    j.start(4.5, {"a", {0}}, false), j.start(4.5, {"b", {1}}, false);
+    j.done(5, "a");
+    j.measured(6, "b", 2);
+    j.begin(6, 2);
+    j.start(6, {"b", {1}}, false), j.start(6, {"c", {0}}, false);
+    j.measured(6.5, "c", 1);
+    j.done(8, "b"), j.done(8, "c");
+    j.start(8, {"d", {0}}, false), j.failed(9, "d", {ExitCode::data, "no"});
+    j.refused(9, "letter", "no");
+  }
+  std::ofstream(dir + "/schedule.jsonl", std::ios::app) << "{\"t\": 9, \"ev";  // killed here
+  const Recording found = read_recording(dir);
+  EXPECT_EQ(found.gpus, 2);
+  EXPECT_EQ(found.makespan, 8);
+  EXPECT_EQ(found.left_out, 1) << "d";
+  ASSERT_EQ(found.tasks.size(), 3u);
+  const Recorded &a = found.tasks[0], &b = found.tasks[1], &c = found.tasks[2];
+  EXPECT_EQ(std::tie(a.task.name, a.task.gpus, a.task.seconds, a.before_cut, a.after_cut, a.gpus_after),
+            std::tuple("a", 2, 10.0, 3.0, 2.0, 1));
+  EXPECT_EQ(std::tie(b.task.seconds, b.before_cut, b.after_cut), std::tuple(6.0, 5.0, 0.0)) << "told by the plan";
+  EXPECT_EQ(std::tie(c.arrival, c.before_cut), std::tuple(2.0, 2.0));
+  ASSERT_EQ(b.told.size(), 2u);
+  EXPECT_EQ(std::tie(b.told[1].after, b.told[1].remaining), std::tuple(3.0, 2.0));
+  const Trace again = simulate({found.gpus, 8, Policy::search, {}}, found.tasks);
+  test::expect_apart(again.actual);
+  EXPECT_EQ(again.makespan, 10) << "c, told 9 s, goes before b, told 6";
+  EXPECT_EQ(again.actual.size(), 4u);
+  const auto whole = without_exits(found);
+  ASSERT_EQ(whole.size(), 3u);
+  EXPECT_EQ(std::tie(whole[0].before_cut, whole[0].after_cut), std::tuple(8.0, 0.0)) << "1 s, and 7 that were left";
+  EXPECT_EQ(simulate({4, 8, Policy::search, {}}, whole).makespan, 8);
+  EXPECT_EQ(recover(dir).failed.size(), 1u) << "the torn line is cut off";
+  std::ofstream(dir + "/schedule.jsonl", std::ios::app) << "{\"t\": 1, \"event\": \"stop\"}\n";  // back in time
+  try {
+    (void)read_recording(dir);
+    FAIL();
+  } catch (const DataError& e) {
+    EXPECT_NE(std::string(e.what()).find("schedule.jsonl:28"), std::string::npos) << e.what();
+  }
+}
+
+// What a task says of itself as it runs moves the plan on the virtual clock as it does live.
+TEST(Simulator, HearsWhatTasksTold) {
+  Recorded first{{"first", 1, 100}, 0, 10, 5, 1}, second{{"second", 1, 10}, 0, 10}, wide{{"wide", 2, 1}, 0, 1};
+  const int before = simulate({2, 8, Policy::search, {}}, {first, second, wide}).plans;
+  first.told = {{1, 14}, {10, 5}, {12, 3}};
+  const Trace heard = simulate({2, 8, Policy::search, {}}, {first, second, wide});
+  EXPECT_EQ(heard.plans, before + 2) << "one came with the cut";
+  test::expect_apart(heard.actual);
 }
 
 TEST(Simulator, RunsSixtyFourGpus) {

@@ -252,6 +252,20 @@ TEST(Instructions, QuestionsOfFiles) {
   const auto named = read_instructions(spec, t);
   ASSERT_EQ(named.test.size(), 1u);
   EXPECT_EQ(named.test[0].answer, "b c");
+  EXPECT_TRUE(named.questions.starts_with("1 questions, ids ")) << named.questions;
+  // Others are others, by question and by answer, and no other data; long ones are counted.
+  const std::string long_one = "{\"instruction\":\"" + std::string(4000, 'w') + "\",\"output\":\"b c\"}\n";
+  std::set<std::string> seen = {named.questions};
+  for (const char* line :
+       {"{\"instruction\":\"a\",\"output\":\"b d\"}\n", "{\"instruction\":\"c\",\"output\":\"b c\"}\n"}) {
+    spec.test_file = folder.write("o.jsonl", line + long_one);
+    const auto others = read_instructions(spec, t);
+    EXPECT_TRUE(seen.insert(others.questions).second);
+    EXPECT_EQ(others.identity, named.identity);
+    EXPECT_EQ(others.questions_left_out, 1);
+    EXPECT_EQ(others.left_out, named.left_out);
+  }
+  EXPECT_EQ(named.questions_left_out, 0);
   spec.length = 8, spec.chat_template = "alpaca";
   EXPECT_THROW(read_instructions(spec, t), DataError) << "no question is that short";
   EXPECT_TRUE(answered({{1}, "1000", false}, "Answer: 1,000"));

@@ -236,5 +236,21 @@ TEST(Relay, TheBarStandsBelowTheLines) {
   EXPECT_EQ(shown([&](Relay& r) { r.out("a"), r.err("b\n"), r.out("c\n"); }, false), "ab\nc\n");
 }
 
+// A block of lines is a bar too, and whoever draws it takes its own lines from the screen.
+TEST(Relay, ABarMayHaveLines) {
+  const std::string end = "\x1b[K",
+                    next =
+                        "\x1b"
+                        "E",
+                    up = "\r\x1b[1A\x1b[J", clear = "\r" + end;
+  const std::string table = "\rhead" + next + "a 1" + end, later = "\rhead" + next + "a 2" + next + "b 1" + end;
+  const auto drawn = [&](const std::string& takes, const std::string& t) { return "\r" + takes + t.substr(1); };
+  const std::string first = drawn("\x1b[J", table), second = drawn("\x1b[1A\x1b[J", later);
+  expect_err(first + second + "\n", table + up + later + "\n", true);
+  expect_err(first + "warning\n" + second, table + up + "warning\n" + table + up + later + "\n", true);
+  const std::string away = "\r\x1b[2A\x1b[J" + end;  // of the three lines
+  expect_err(first + second + away + "done\n", table + up + later + "\r\x1b[2A\x1b[J" + clear + "done\n", true);
+}
+
 }  // namespace
 }  // namespace trireme

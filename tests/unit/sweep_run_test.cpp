@@ -428,8 +428,13 @@ TEST_F(TaskRun, RefusesOtherData) {
     Executor(sweep, task, {tiny()}, data, *self, where).run([&] { return ++ticks > 7; });
   };
   go();
+  // Questions are part of it; a sweep from before they counted goes on with any, and has them from then on.
+  data.questions = "3 questions, ids 1", go();
+  data.questions = "3 questions, ids 2", task.data.test_file = "mine.jsonl";
+  EXPECT_SAYS(said(go), "mine.jsonl: is not what this sweep began with (24 samples, 3 questions, ids 1)");
+  data.questions = "3 questions, ids 1", go();
   data.identity = "23 samples";
-  EXPECT_SAYS(said(go), "is not what this sweep began with (24 samples)");
+  EXPECT_SAYS(said(go), "is not what this sweep began with (24 samples, 3 questions");
   data.validation[2].ids[1] = 61;
   EXPECT_SAYS(said(go), "holds token 61, the model's vocabulary has 61");
 }
@@ -540,6 +545,43 @@ TEST_F(TaskRun, JobsThatDoNotFitStayEnded) {
   EXPECT_FALSE(run(*make_self(), large, [&] { return ++ticks > 1; }));
   sweep.memory_capacity = 1.1e6;
   EXPECT_SAYS(said([&] { alone(large); }), "-b64: has begun, and now needs 8.34 MB alone");
+}
+
+// A job that waits when a sweep goes on with less room ends then, wherever the others are, as if it had been refused at
+// the start: with a decision, and a line that a replay heeds.
+TEST_F(TaskRun, AJobThatWaitsMayBeTooLargeLater) {
+  sweep.slots = 1, sweep.early_exit.keep_ratio = 0.5, sweep.early_exit.patience_div = 100;
+  task.search = {{5e-3}, {2, 4, 128}, {2}};
+  const std::string large = "2-lr0.005-r128-b2";
+  sweep.memory_capacity = 1e6;
+  const Result whole = alone();
+  ASSERT_EQ(whole.outcome.jobs[2].end, "too_large");
+  sweep.checkpoint_every = 100;
+  int ends = 0;
+  for (int stop = 1; stop < 40; stop += 4) {
+    const std::string where = folder();
+    int ticks = 0;
+    sweep.memory_capacity = 0;
+    ASSERT_FALSE(run(*make_self(), where, [&] { return ++ticks > stop; }));
+    if (text_of(where + "/losses.jsonl").find("\"" + large + "\",\"step\":1,") != std::string::npos) break;
+    sweep.memory_capacity = 1e6;
+    testing::internal::CaptureStderr();
+    std::optional<Result> r;
+    const std::string begun = said([&] { r = alone(where); }), told = testing::internal::GetCapturedStderr();
+    if (!r) {
+      EXPECT_SAYS(begun, "has begun, and now needs");
+      break;
+    }
+    ++ends;
+    EXPECT_SAYS(told, "job " + large + " needs ");
+    EXPECT_EQ(by_line(r->losses), by_line(whole.losses)) << stop;
+    EXPECT_EQ(exits(r->decisions), exits(whole.decisions)) << stop;
+    EXPECT_EQ(r->outcome.jobs[2].end, "too_large");
+    std::string again;
+    for (const auto& d : replay(where + "/losses.jsonl", {})) again += d.json() + "\n";
+    EXPECT_EQ(again, r->decisions) << stop;
+  }
+  EXPECT_GT(ends, 1) << "stopped while it waited";
 }
 
 TEST_F(TaskRun, NamesJobAndModule) {

@@ -1,9 +1,11 @@
 // The sweep's decisions without a model: early exit against 56 curves of a Python reference
 // (tests/reference/early_exit_cases.py), packing, the memory fit, and the search space of the YAML.
 #include "data/rng.h"
+#include "framework/metrics/progress.h"
 #include "tests/max_difference.h"
 #include "tests/unit/said.h"
 #include "trainers/sweep/config.h"
+#include "trainers/sweep/live_table.h"
 #include "trainers/sweep/pace.h"
 #include "trainers/sweep/pack.h"
 #include "trainers/sweep/packing.h"
@@ -152,6 +154,93 @@ TEST_F(Sweep, BackfillsSameSizeFirst) {
       running.erase(running.begin() + out);
     }
   }
+}
+
+Roster roster_on_its_way() {
+  EarlyExitConfig config;
+  config.keep_ratio = 0.5, config.warmup_ratio = 0.25;
+  std::vector<Load> loads;
+  for (int i = 0; i < 6; ++i) loads.push_back({"job" + std::to_string(i), 1, 16, 10});
+  loads[5].parameters = 1000;  // is too large
+  Roster roster(config, {{0, 0}, 5 * 18 * 10.0, 3}, 1, true, loads, {8, 8, 8, 8, 8, 8});
+  (void)roster.plan();  // three run
+  (void)roster.hear({0, 2, 2.5, 2.25});
+  (void)roster.hear({1, 2, std::nan(""), 1});
+  (void)roster.plan();  // the first makes room
+  return roster;
+}
+
+// The last that the cut waited for does not fit any more when the sweep goes on: that makes the cut.
+TEST_F(Sweep, ARefusedJobMakesTheCut) {
+  EarlyExitConfig config;
+  config.keep_ratio = 0.5, config.warmup_ratio = 0.25;
+  const std::vector<Load> loads = {{"a", 1, 16, 10}, {"b", 1, 16, 10}, {"large", 1, 16, 1000}};
+  const auto roster = [&](double bytes) { return Roster(config, {{0, 0}, bytes, 2}, 1, true, loads, {8, 8, 8}); };
+  Roster before = roster(1e9);
+  (void)before.plan();  // `large` waits for a place
+  (void)before.hear({0, 2, 2.5, 2.25});
+  (void)before.hear({1, 2, 2.5, 2.5});
+  EXPECT_TRUE(roster(1e9).refuse().empty());
+  Roster after = roster(1000);
+  EXPECT_EQ(after.too_large().size(), 1u);
+  after.load(before.save());
+  EXPECT_EQ(after.jobs()[2].phase, Roster::Phase::queued);
+  std::vector<std::string> told, replayed;
+  for (const auto& d : after.refuse()) told.push_back(d.job + " " + d.decision);
+  EXPECT_EQ(told, (std::vector<std::string>{"large too_large", "a kept", "b underperforming"}));
+  using enum Roster::Phase;
+  for (const auto& [job, phase] : {std::pair(0, running), {1, exited}, {2, exited}})
+    EXPECT_EQ(after.jobs()[std::size_t(job)].phase, phase) << job;
+  EXPECT_TRUE(after.refuse().empty());
+  // Likewise of a file of losses.
+  const std::string lines =
+      R"({"task":"t","total_steps":{"a":8,"b":8,"large":8},"keep_ratio":0.5,"warmup_ratio":0.25}
+{"job":"a","step":2,"val_loss":2.25}
+{"job":"b","step":2,"val_loss":2.5}
+)";
+  const std::string refused = R"(","step":0,"too_large":true})";
+  for (const auto& d : replay(file(lines + R"({"job":"large)" + refused), {}))
+    replayed.push_back(d.job + " " + d.decision);
+  EXPECT_EQ(replayed, told);
+  EXPECT_SAYS(said([&] { replay(file(lines + R"({"job":"a)" + refused), {}); }), "job 'a' has begun, and is too large");
+}
+
+// What stands on a terminal while a task runs.
+TEST_F(Sweep, ATableHasALineForEachJob) {
+  const Roster roster = roster_on_its_way();
+  const auto lines = live_table("task: some", roster, 100, 20);
+  const std::vector<std::string> all = {"task: some",
+                                        "job   state                    step     train       val      best",
+                                        "job2  running                   0/8         -         -         -",
+                                        "job3  running                   0/8         -         -         -",
+                                        "job4  running                   0/8         -         -         -",
+                                        "job0  parked                    2/8    2.5000    2.2500    2.2500 <- best",
+                                        "job1  diverging                 2/8         -    1.0000    1.0000",
+                                        "job5  too_large                 0/8         -         -         -"};
+  EXPECT_EQ(lines, all);
+  auto some = std::vector<std::string>(all.begin(), all.begin() + 5);
+  some.push_back("... and 3 more");
+  EXPECT_EQ(live_table("task: some", roster, 100, 6), some);
+  for (const auto& line : live_table("task: some", roster, 30, 20)) EXPECT_LE(line.size(), 29u) << line;
+  EXPECT_EQ(live_table("task: some", roster, 5, 5), std::vector<std::string>{"task"});
+}
+
+TEST_F(Sweep, LinesAreDrawnInPlace) {
+  testing::internal::CaptureStderr();
+  {
+    LiveLines live;
+    live.clear();
+    live.draw({"a"}), live.draw({"b", "c"}), live.draw({"d"}), live.clear();
+    live.draw({"e", "f"});
+  }
+  EXPECT_EQ(testing::internal::GetCapturedStderr(),
+            "\r\x1b[Ja\x1b[K"
+            "\r\x1b[Jb\x1b"
+            "Ec\x1b[K"
+            "\r\x1b[1A\x1b[Jd\x1b[K"
+            "\r\x1b[J\x1b[K"
+            "\r\x1b[Je\x1b"
+            "Ef\x1b[K\n");
 }
 
 // Dropout's masks follow from a job's own step: the same one at every step would be no dropout.
@@ -404,6 +493,10 @@ TEST_F(Sweep, SettingsFromBeforeKeysGoOnWithout) {
   EXPECT_EQ(begun_sweep(now, "saved").settings, now);
   EXPECT_TRUE(later_keys(now).empty());
   std::string old = now;
+  const std::string weights = "weights: file\n";
+  ASSERT_NE(old.find(weights), old.npos);
+  old.erase(old.find(weights), weights.size());
+  EXPECT_EQ(begun_sweep(old, "saved").settings, now);
   using Keys = std::vector<std::string>;
   Keys later;
   for (const auto& [line, was] : std::vector<std::pair<std::string, std::string>>{

@@ -152,9 +152,10 @@ int export_peft(const ExportOptions& o) {
     const auto bytes = read_file(from + "/" + name, std::int64_t(1) << 40);
     replace_durably(io, o.out + "/" + name, {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
   }
+  const std::string& base = adapter.config.base_model;
   std::cout << "export: " << outcome.jobs[std::size_t(outcome.winner)].candidate.job
-            << "; peft.PeftModel.from_pretrained(model, '" << o.out << "'), model from " << adapter.config.base_model
-            << std::endl;
+            << "; peft.PeftModel.from_pretrained(model, '" << o.out << "'), "
+            << (base.empty() ? "whose base has no folder: its weights were drawn" : "model from " + base) << std::endl;
   return 0;
 }
 

@@ -2,6 +2,7 @@
 #include "comm/error.h"
 #include "data/file.h"
 #include "framework/base/agree.h"
+#include "framework/models/causal_lm_load.h"
 #include "trainers/sweep/cluster/driver.h"
 #include "trainers/sweep/cluster/journal.h"
 #include "trainers/sweep/order.h"
@@ -69,6 +70,17 @@ double launching_seconds(const SweepConfig& sweep, const TaskConfig& task, std::
   return (recorded ? 0.006 : 0.032) * samples_of_a_job / double(smallest);
 }
 
+double weights_bytes(const SweepConfig& sweep, const std::string& model) {
+  double bytes = 0;
+  std::error_code ignored;
+  if (sweep.weights == "random")  // what is wrong with the file ends the task, once it begins
+    (void)attempt([&] { bytes = drawn_numbers(model) * (sweep.precision == "f32" ? 4 : 2); });
+  else
+    for (const auto& file : fs::recursive_directory_iterator(model, ignored))
+      if (file.is_regular_file()) bytes += double(file.file_size());
+  return bytes;
+}
+
 // Worst case, without early exit: what all jobs would train, at the speed of a like task; else at one that the weights'
 // bytes tell, on GPUs at least what the steps take to launch: a guess until the task itself has measured.
 double predicted_seconds(const SweepConfig& sweep, const TaskConfig& task, std::int64_t ranks, const std::string& out,
@@ -81,10 +93,7 @@ double predicted_seconds(const SweepConfig& sweep, const TaskConfig& task, std::
     if (json.is_object() && json.contains("seconds_a_sample"))
       return json.value("to_begin", 0.0) + samples * json["seconds_a_sample"].get<double>();
   }
-  double bytes = 0;
-  std::error_code ignored;
-  for (const auto& file : fs::recursive_directory_iterator(task.model, ignored))
-    if (file.is_regular_file()) bytes += double(file.file_size());
+  const double bytes = weights_bytes(sweep, task.model);
   // Weights' bytes times tokens a second, forward and backward: 4 operations a weight of two bytes at 0.4 of an H200.
   const double speed = on_gpus ? 2e14 : 3.2e10;
   const double by_bytes = samples * double(task.data.length) / 4 * bytes / speed / double(ranks);

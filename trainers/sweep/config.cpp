@@ -169,7 +169,8 @@ struct Tasks {
 
 void SweepConfig::fields(Fields& f) {
   f.choice("recipe", recipe, {"lora_sweep"}, "what the file describes");
-  f("model", model, "folder of the backbone");
+  f("model", model, "folder of the backbone, or its config.json where weights: random");
+  f.choice("weights", weights, {"file", "random"}, "the backbone's, or drawn by the seed: for studies of speed");
   f("pretrain", pretrain, "experiment beside this file that makes the backbone where its folder is missing");
   f("seed", seed, "of adapters, orders and draws", {.min = 0});
   f("threads", threads, "of a process; 0: as torch has it", {.min = 0, .max = 1024});
@@ -267,6 +268,8 @@ SweepConfig read_tree(const Config& config, const config::Node& root) {
   if (sweep.parallel == "pipeline" && sweep.precision == "fp8")
     throw UsageError(config.place("precision"), "stages of a pipeline are not made of FP8 codes",
                      "say execution.parallel: auto, or precision: bf16");
+  if (sweep.weights == "random" && !sweep.pretrain.empty())
+    throw UsageError(config.place("weights"), "are drawn, and pretrain makes a backbone", "leave one of them out");
   for (const auto& task : sweep.tasks)
     if (sweep.parallel == "pipeline" && (task.objective == "dpo" || task.ranks == 1))
       throw UsageError(task.place, task.ranks == 1 ? "one rank is no pipeline" : "preference pairs fill no pipeline",

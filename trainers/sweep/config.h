@@ -56,7 +56,7 @@ struct TaskConfig {
 };
 
 struct SweepConfig {
-  std::string recipe = "lora_sweep", model, pretrain;
+  std::string recipe = "lora_sweep", model, weights = "file", pretrain;
   std::int64_t seed = 2024, threads = 0;
   std::string device = "auto", precision = "f32", communicator = "auto";
   SearchConfig search;

@@ -88,11 +88,14 @@ EarlyExit::EarlyExit(EarlyExitConfig config, const std::map<std::string, std::in
     for (auto& [name, job] : jobs_) job.state = State::going_on;
 }
 
-Decision EarlyExit::refuse(const std::string& name) {
+std::vector<Decision> EarlyExit::refuse(const std::string& name) {
   Job& job = jobs_.at(name);
   job.state = State::exited;
   job.reason = "too_large";
-  return {name, 0, job.reason, unknown, unknown, unknown, unknown, unknown, 0};
+  std::vector<Decision> decisions = {{name, 0, job.reason, unknown, unknown, unknown, unknown, unknown, 0}};
+  if (!cut_done_)
+    for (auto& d : cut()) decisions.push_back(std::move(d));
+  return decisions;
 }
 
 bool EarlyExit::best_now(const std::string& name) const {

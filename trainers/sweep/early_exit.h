@@ -84,8 +84,9 @@ class EarlyExit {
   // it, in order: of this job, then of all at the cut. Of jobs that have exited nothing is heard.
   std::vector<Decision> evaluate(const std::string& job, std::int64_t step, const double* average, double v);
 
-  // Of a job that cannot run, before anything was heard of it: it has exited, as too_large, and counts in no cut.
-  Decision refuse(const std::string& job);
+  // Of a job that cannot run, before anything was heard of it: it has exited, as too_large, and counts in no cut. Where
+  // that waited for it alone, what is decided there follows.
+  std::vector<Decision> refuse(const std::string& job);
 
   const Job& job(const std::string& name) const { return jobs_.at(name); }
   const std::map<std::string, Job>& jobs() const { return jobs_; }

@@ -146,7 +146,7 @@ class Executor {
   at::Tensor losses_of(const Pack& pack);
   void fill(Pack& pack, bool training, std::int64_t sample) const;
   void state(Archive& ar);
-  std::string losses_header() const;
+  std::string losses_header() const, data_identity() const;
   TaskOutcome outcome();
   void write_winner(std::int64_t winner);
   void ask(TaskOutcome& out);

@@ -49,7 +49,7 @@ std::vector<PeftConfig> adapter_configs(const SweepConfig& sweep, const TaskConf
   for (const auto& c : candidates) {
     if (from) check_kind(*from, c, task);
     PeftConfig& p = all.emplace_back(kind);
-    p.base_model = task.model;
+    p.base_model = sweep.weights == "random" ? "" : task.model;
     p.rank = c.rank, p.alpha = c.alpha, p.dropout = sweep.lora.dropout;
   }
   return all;

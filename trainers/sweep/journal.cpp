@@ -1,6 +1,8 @@
 #include "trainers/sweep/journal.h"
 
 #include "comm/error.h"
+#include "trainers/launch.h"
+#include "trainers/sweep/live_table.h"
 
 #include <cmath>
 #include <cstdio>
@@ -9,8 +11,6 @@
 #include <iostream>
 
 #include <nlohmann/json.hpp>
-
-#include <unistd.h>
 
 namespace trireme::sweep {
 namespace {
@@ -33,7 +33,10 @@ std::string duration(double seconds) {
 }  // namespace
 
 Journal::Journal(std::string folder, std::string task, const std::string& header)
-    : folder_(std::move(folder)), task_(std::move(task)), begun_(std::chrono::steady_clock::now()) {
+    : folder_(std::move(folder)),
+      task_(std::move(task)),
+      live_(std::make_unique<LiveLines>()),
+      begun_(std::chrono::steady_clock::now()) {
   restore(nlohmann::json{{"losses", header + "\n"}, {"decisions", ""}, {"decided", 0}}.dump());
 }
 
@@ -53,6 +56,13 @@ void Journal::losses(const std::string& job, std::int64_t first, const std::vect
   write("losses.jsonl", text);
 }
 
+void Journal::refused(const std::string& job) {
+  if (folder_.empty()) return;
+  const std::string line = ordered_json{{"job", job}, {"step", 0}, {"too_large", true}}.dump() + "\n";
+  losses_ += line;
+  write("losses.jsonl", line);
+}
+
 void Journal::decided(const Decision& d) {
   if (folder_.empty()) return;
   const std::string line = d.json() + "\n";
@@ -61,20 +71,13 @@ void Journal::decided(const Decision& d) {
   write("decisions.jsonl", line);
 }
 
-void Journal::progress(const Roster& roster, bool now) {
-  const auto time = std::chrono::steady_clock::now();
-  if (folder_.empty() || (!now && time - told_ < std::chrono::seconds(2))) return;
-  told_ = time;
+// Jobs by phase, exits by reason, best so far (which a table has marked), time left.
+std::string Journal::headline(const Roster& roster, double seconds, bool table) {
   std::map<std::string, int> count, reasons;
   double done = 0, all = 0;
-  std::string best;
-  double loss = std::numeric_limits<double>::infinity();
   for (const auto& j : roster.jobs()) {
-    static const char* const names[] = {"queued", "running", "at the cut", "parked", "done", "exited"};
-    ++count[names[int(j.phase)]];
-    const auto& e = roster.exits().job(j.load.job);
-    if (!e.reason.empty()) ++reasons[e.reason];
-    if (e.best < loss && e.reason != "diverging" && e.reason != "underperforming") loss = e.best, best = j.load.job;
+    ++count[phase_name(j.phase)];
+    if (const auto& e = roster.exits().job(j.load.job); !e.reason.empty()) ++reasons[e.reason];
     const bool over = j.phase == Roster::Phase::exited;
     all += double((over ? j.step : j.total_steps) * j.load.batch_size);
     done += double(j.step * j.load.batch_size);
@@ -88,18 +91,30 @@ void Journal::progress(const Roster& roster, bool now) {
     line.resize(line.size() - 2);
     line += "),";
   }
-  if (!best.empty()) {
+  if (const auto best = leader(roster); !table && best >= 0) {
+    const std::string& job = roster.jobs()[std::size_t(best)].load.job;
     char text[64];
-    std::snprintf(text, sizeof text, " best %.4f ", loss);
-    line += text + best + ",";
+    std::snprintf(text, sizeof text, " best %.4f ", roster.exits().job(job).best);
+    line += text + job + ",";
   }
-  const double share = all > 0 ? done / all : 1, seconds = std::chrono::duration<double>(time - begun_).count();
+  const double share = all > 0 ? done / all : 1;
   if (share_begun_ < 0) share_begun_ = share;
   if (share > share_begun_ + 0.01)
     line += " at most " + duration(seconds * (1 - share) / (share - share_begun_)) + " left,";
-  line.back() = ' ';
-  const bool terminal = isatty(STDERR_FILENO);
-  std::cerr << (terminal ? "\r\033[K" : "") << line << (terminal && !now ? "" : "\n") << std::flush;
+  line.pop_back();
+  return line;
+}
+
+void Journal::progress(const Roster& roster, bool now) {
+  const auto time = std::chrono::steady_clock::now();
+  if (folder_.empty() || (!now && time - told_ < std::chrono::seconds(2))) return;
+  told_ = time;
+  const TerminalSize terminal = launched_rank() == 0 ? terminal_size() : TerminalSize{};
+  const bool live = terminal.columns > 0 && !now;
+  const std::string line = headline(roster, std::chrono::duration<double>(time - begun_).count(), live);
+  if (live) return live_->draw(live_table(line, roster, terminal.columns, terminal.rows - 1));
+  live_->clear();
+  std::cerr << line << std::endl;
 }
 
 std::string Journal::save() const {

@@ -1,6 +1,7 @@
 // What a task leaves in its folder as it runs, and says on the terminal. Rank 0's; others hold one that does nothing.
 #pragma once
 #include "framework/io/file_io.h"
+#include "framework/metrics/progress.h"
 #include "trainers/sweep/roster.h"
 
 #include <chrono>
@@ -22,7 +23,9 @@ class Journal {
   void losses(const std::string& job, std::int64_t first, const std::vector<double>& train, std::int64_t step,
               double v);
   void decided(const Decision& decision);
-  // The table's line: jobs by phase, exits by reason, best so far, time left. At most one in two seconds, unless `now`.
+  void refused(const std::string& job);  // a job ends as too_large that the header does not name
+  // A line: jobs by phase, exits by reason, best so far, time left; on a terminal, as the head of a table of the jobs
+  // that is drawn in place. At most once in two seconds; `now`: the task is over, and the line alone stays.
   void progress(const Roster& roster, bool now);
 
   std::string save() const;  // for checkpoints
@@ -30,9 +33,11 @@ class Journal {
 
  private:
   void write(const char* file, const std::string& line);
+  std::string headline(const Roster& roster, double seconds, bool table);
   std::string folder_, task_;
   std::string losses_, decisions_;  // both files' text
   std::int64_t decided_ = 0;
+  std::unique_ptr<LiveLines> live_;
   std::chrono::steady_clock::time_point begun_, told_{};
   double share_begun_ = -1;
 };

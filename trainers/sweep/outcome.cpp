@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iostream>
 #include <numeric>
 #include <utility>
 
@@ -24,14 +25,33 @@ bool on_any_rank(Communicator& ranks, bool here) {
   return any != 0;
 }
 
+void tell_too_large(const Roster& roster, const std::vector<Decision>& decisions, const std::string& place, int rank) {
+  const std::string cure = "take smaller search.batch_size, cut batches by train.accumulate, or raise memory.capacity";
+  const bool all = std::ranges::count(decisions, "too_large", &Decision::decision) == std::ssize(roster.jobs());
+  for (const auto& d : decisions) {
+    if (d.decision != "too_large") continue;
+    const auto& job = roster.jobs()[std::size_t(roster.index(d.job))].load;
+    const std::string what = "job " + d.job + " " + roster.needs(job);
+    if (all) throw UsageError(place, "no job fits: " + what, cure);
+    if (rank == 0)
+      std::cerr << place << ": " << what << ": it ends as too_large, the others go on; " << cure << std::endl;
+  }
+}
+
 }  // namespace
 
+std::string Executor::data_identity() const {
+  return data_.identity + (data_.questions.empty() ? "" : ", " + data_.questions);
+}
+
 void Executor::state(Archive& ar) {
-  std::string roster = roster_->save(), journal = journal_.save(), data = data_.identity;
+  std::string roster = roster_->save(), journal = journal_.save(), data = data_identity();
   ar.text("data", data);
-  if (data != data_.identity)
-    throw DataError(task_.data.data, "is not what this sweep began with (" + data + ")",
-                    "put it back, or use --fresh to start over");
+  if (data != data_identity() && data != data_.identity) {  // the last: from before questions counted
+    const bool questions = !task_.data.test_file.empty() && data.starts_with(data_.identity + ", ");
+    throw DataError(questions ? task_.data.test_file : task_.data.data,
+                    "is not what this sweep began with (" + data + ")", "put it back, or use --fresh to start over");
+  }
   ar.text("roster", roster);
   ar.text("journal", journal);
   ar.value("tick", tick_);
@@ -75,12 +95,30 @@ void Executor::save() {
   checkpoints_->save(tick_, Snapshot::take([this](Archive& ar) { state(ar); }, ranks_.rank()), "{}");
 }
 
+// A job that does not fit ends alone, before its first step; a task of such jobs only is an error.
+void Executor::begin_roster(const std::vector<std::int64_t>& steps) {
+  roster_ = std::make_unique<Roster>(sweep_.early_exit, limit_, ranks_.size(), sweep_.steal, loads_, steps);
+  std::int64_t goes_on = saved_in(folder_);  // then its jobs' ends are what was saved, not what is told here
+  ranks_.broadcast({&goes_on, 1, DType::i64}, 0).wait();
+  if (!goes_on) tell_too_large(*roster_, roster_->too_large(), task_.place, ranks_.rank());
+}
+
 void Executor::restore() {
   if (!checkpoints_) return;
   const auto step = checkpoints_->latest();
   if (!step) return;
   checkpoints_->load(*step).restore([this](Archive& ar) { state(ar); });
   restored_ = tick_;
+  const auto decisions = roster_->refuse();  // there may be less room now
+  tell_too_large(*roster_, decisions, task_.place, ranks_.rank());
+  trireme::agree(ranks_, attempt([&] {
+                   for (const auto& d : decisions) {
+                     if (d.decision == "too_large") journal_.refused(d.job);
+                     journal_.decided(d);
+                   }
+                 }));
+  if (heard_ && !decisions.empty()) heard_(*roster_, decisions);
+  drop_ended();
 }
 
 at::Tensor Executor::weights(const std::string& job) const {

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <iostream>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -68,23 +67,6 @@ void Executor::set_memory_limit() {
   if (std::any_of(profiles_.begin(), profiles_.end(), apart)) limit_.model = fit_memory(profiles_);
   release_device_memory();
   restart_device_peak(model_.device());
-}
-
-// A job that does not fit ends alone, before its first step; a task of such jobs only is an error.
-void Executor::begin_roster(const std::vector<std::int64_t>& steps) {
-  roster_ = std::make_unique<Roster>(sweep_.early_exit, limit_, ranks_.size(), sweep_.steal, loads_, steps);
-  const std::string cure = "take smaller search.batch_size, cut batches by train.accumulate, or raise memory.capacity";
-  std::int64_t goes_on = saved_in(folder_);  // then its jobs' ends are what was saved, not what is told here
-  ranks_.broadcast({&goes_on, 1, DType::i64}, 0).wait();
-  if (goes_on) return;
-  const auto& refused = roster_->too_large();
-  const auto what = [&](const Decision& d) {
-    return "job " + d.job + " " + roster_->needs(loads_[std::size_t(roster_->index(d.job))]);
-  };
-  if (refused.size() == jobs_.size()) throw UsageError(task_.place, "no job fits: " + what(refused.front()), cure);
-  for (const auto& d : refused)
-    if (ranks_.rank() == 0)
-      std::cerr << task_.place << ": " << what(d) << ": it ends as too_large, the others go on; " << cure << std::endl;
 }
 
 void Executor::measure_steps() {

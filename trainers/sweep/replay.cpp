@@ -62,8 +62,12 @@ class Replay {
     for (const auto& job : too_large) {
       if (!job.is_string() || !total_steps_.contains(job.get<std::string>()))
         bad("\"too_large\" names a job that is not in total_steps");
-      decisions_.push_back(exits_->refuse(job.get<std::string>()));
+      take(exits_->refuse(job.get<std::string>()));
     }
+  }
+
+  void take(std::vector<Decision> decisions) {
+    for (auto& d : decisions) decisions_.push_back(std::move(d));
   }
 
   // The value at the key: none if the line lacks it, NaN for null.
@@ -84,6 +88,10 @@ class Replay {
     if (at == o.end() || !at->is_number_integer() || at->get<double>() < 0 || at->get<double>() > double(total))
       bad("\"step\" of job '" + name + "' is no whole number from 0 to " + std::to_string(total));
     const auto step = at->get<std::int64_t>();
+    if (o.value("too_large", json()) == true) {
+      if (progress_.contains(name)) bad("job '" + name + "' has begun, and is too large");
+      return take(exits_->refuse(name));
+    }
     const auto train = loss(o, "train_loss"), val = loss(o, "val_loss");
     if (!train && !val) bad("has neither \"train_loss\" nor \"val_loss\"");
     Progress& p = progress_[name];
@@ -95,8 +103,7 @@ class Replay {
     }
     if (!val) return;
     p.val_step = step;
-    for (auto& d : exits_->evaluate(name, step, p.average.begun ? &p.average.value : nullptr, *val))
-      decisions_.push_back(std::move(d));
+    take(exits_->evaluate(name, step, p.average.begun ? &p.average.value : nullptr, *val));
   }
 
   std::string file_;

@@ -208,6 +208,8 @@ std::string outcome_table(const TaskOutcome& o, const TaskConfig& task) {
 void write_page(const std::string& folder, const SweepConfig& sweep, const std::vector<TaskConfig>& tasks,
                 const std::vector<TaskOutcome>& outcomes, const std::string& out_file) {
   std::string page = page_begin("sweep " + folder) + schedule_section(folder);
+  if (sweep.weights == "random")
+    page += "<p>The backbone's weights were drawn (weights: random): times tell something here, losses nothing.</p>";
   for (std::size_t i = 0; i < outcomes.size(); ++i) page += section(folder, tasks[i], outcomes[i]);
   page += details("configuration", "<pre>" + escape_html(sweep.resolved) + "</pre>") + page_end();
   replace_durably(system_io(), out_file, page);

@@ -32,11 +32,17 @@ std::map<std::string, std::int64_t> steps_by_name(const std::vector<Load>& loads
 Roster::Roster(const EarlyExitConfig& config, const MemoryLimit& limit, int ranks, bool steal, std::vector<Load> loads,
                std::vector<std::int64_t> total_steps)
     : limit_(limit), ranks_(ranks), steal_(steal), exits_(config, steps_by_name(loads, total_steps)) {
-  for (std::size_t i = 0; i < loads.size(); ++i) {
-    const bool fits = limit_.allows({}, loads[i]);
-    if (!fits) too_large_.push_back(exits_.refuse(loads[i].job));
-    jobs_.push_back({std::move(loads[i]), total_steps[i], 0, fits ? Phase::queued : Phase::exited});
-  }
+  for (std::size_t i = 0; i < loads.size(); ++i) jobs_.push_back({std::move(loads[i]), total_steps[i]});
+  too_large_ = refuse();
+}
+
+std::vector<Decision> Roster::refuse() {
+  std::vector<Decision> decisions;
+  for (const auto& j : jobs_)
+    if (j.phase == Phase::queued && !limit_.allows({}, j.load))
+      for (auto& d : exits_.refuse(j.load.job)) decisions.push_back(std::move(d));
+  follow();
+  return decisions;
 }
 
 std::string Roster::needs(const Load& job) const {
@@ -110,6 +116,12 @@ std::vector<Decision> Roster::hear(const Evaluated& event) {
   Entry& job = jobs_.at(std::size_t(event.job));
   job.step = event.step;
   auto decisions = exits_.evaluate(job.load.job, event.step, &event.average, event.loss);
+  follow();
+  return decisions;
+}
+
+// Phases as early exit has it.
+void Roster::follow() {
   for (auto& j : jobs_) {
     const auto state = exits_.job(j.load.job).state;
     if (state == EarlyExit::State::exited && j.phase != Phase::exited) leave(j, Phase::exited);
@@ -118,7 +130,6 @@ std::vector<Decision> Roster::hear(const Evaluated& event) {
     const bool here = j.phase == Phase::running || j.phase == Phase::parked;
     if (state == EarlyExit::State::going_on && here && j.step == j.total_steps) leave(j, Phase::done);
   }
-  return decisions;
 }
 
 std::int64_t Roster::winner() const {
@@ -148,12 +159,9 @@ void Roster::load(const std::string& text) {
     jobs_[i].step = j[1].get<std::int64_t>();
     jobs_[i].phase = Phase(j[2].get<int>());
     jobs_[i].rank = j[3].get<int>();
-    const bool over = jobs_[i].phase == Phase::done || jobs_[i].phase == Phase::exited;
-    const bool fits = over || limit_.allows({}, jobs_[i].load);
-    if (!fits && jobs_[i].phase == Phase::queued && jobs_[i].step == 0) {
-      (void)exits_.refuse(jobs_[i].load.job);
-      jobs_[i].phase = Phase::exited;
-    } else if (!fits)
+    const bool begun = jobs_[i].phase != Phase::queued,
+               over = jobs_[i].phase == Phase::done || jobs_[i].phase == Phase::exited;
+    if (begun && !over && !limit_.allows({}, jobs_[i].load))
       throw UsageError("job " + jobs_[i].load.job, "has begun, and now " + needs(jobs_[i].load),
                        "go on with as much memory as before, or use --fresh to start over");
     if (all.at("ranks").get<int>() == ranks_) continue;

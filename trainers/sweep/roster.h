@@ -56,11 +56,15 @@ class Roster {
   std::string save() const;
   // Also of another number of ranks. Throws UsageError where a job that goes on does not fit any more.
   void load(const std::string& text);
+  // Ends queued jobs that do not fit alone, as the roster does when it is made; to be called once all that was saved is
+  // loaded. What is decided by it, the cut that waited for them included.
+  std::vector<Decision> refuse();
 
  private:
   std::vector<Load> running(int rank) const;
   int place_for(const Entry& job) const;
   void leave(Entry& job, Phase phase);
+  void follow();
 
   MemoryLimit limit_;
   int ranks_;

@@ -135,9 +135,11 @@ ExitCode tell(const SweepConfig& sweep, const SweepEnd& end, const std::string& 
   return failed.empty() ? ExitCode::ok : failed.front().why.code;
 }
 
-// shared: layers are read as they are cut, one at a time, so that a model may be larger than a rank.
-Backbone read_backbone(const std::string& path, at::Device device, at::ScalarType type, bool shared) {
-  LmWeights weights = open_causal_lm(path, device, type);
+// shared: layers are read (or drawn) as they are cut, one at a time, so that a model may be larger than a rank.
+Backbone read_backbone(const SweepConfig& sweep, const std::string& path, at::Device device, bool shared) {
+  const at::ScalarType type = sweep.precision == "f32" ? at::kFloat : at::kBFloat16;
+  LmWeights weights = sweep.weights == "random" ? draw_causal_lm(path, std::uint64_t(sweep.seed), device, type)
+                                                : open_causal_lm(path, device, type);
   // Every job would diverge on it, and no decision would say why.
   weights.read = [path, read = weights.read](const LmWeight& w) {
     const at::Tensor value = read(w);
@@ -150,19 +152,32 @@ Backbone read_backbone(const std::string& path, at::Device device, at::ScalarTyp
   return {CausalLm(weights.config, weights.read)};
 }
 
+// What a task's length leaves out of its data.
+void tell_left_out(const TaskConfig& task, const Instructions& data) {
+  const std::string length = std::to_string(task.data.length);
+  std::string line;
+  if (data.left_out > 0)
+    line = std::to_string(data.left_out) + " samples with no answer within " + length + " ids are left out";
+  if (data.questions_left_out > 0)
+    line += (line.empty() ? "" : ", and ") + std::to_string(data.questions_left_out) + " of " +
+            std::to_string(data.questions_left_out + std::ssize(data.test)) + " questions, of " + length +
+            " ids or more" + (line.empty() ? ", are left out" : "");
+  if (!line.empty()) std::cerr << task.name << ": " << line << "; raise length to have them\n";
+}
+
 }  // namespace
 
 TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks, at::Device device) {
   TaskInputs in;
   agree(ranks, attempt([&] {
-          in.backbone = read_backbone(task.model, device, sweep.precision == "f32" ? at::kFloat : at::kBFloat16,
-                                      ranks.size() > 1);
-          in.tokenizer = load_tokenizer(task.model);
+          in.backbone = read_backbone(sweep, task.model, device, ranks.size() > 1);
+          in.tokenizer = sweep.weights == "random" ? tokenizer_of_shape(task.model) : load_tokenizer(task.model);
           in.data = read_instructions(task.data, *in.tokenizer);
         }));
   // A rank that reads other samples would train other jobs.
-  if (!same_on_all(ranks, in.data->identity))
+  if (!same_on_all(ranks, in.data->identity + in.data->questions))
     throw DataError(task.data.data, "or its tokenizer is not the same on all ranks", "give all nodes the same files");
+  if (ranks.rank() == 0) tell_left_out(task, *in.data);
   return in;
 }
 

@@ -132,28 +132,41 @@ std::vector<std::string> arrived(const std::string& run_dir) {
   return texts;
 }
 
-Recovered recover(const std::string& run_dir) {
-  const std::string path = path_of(run_dir);
-  if (!std::filesystem::exists(path)) return {};
+namespace {
+
+std::string whole_lines(const std::string& path) {
   std::stringstream all;
   all << std::ifstream(path).rdbuf();
-  const std::string text = all.str();
-  const std::size_t whole = text.rfind('\n') == std::string::npos ? 0 : text.rfind('\n') + 1;
-  if (whole < text.size()) std::filesystem::resize_file(path, whole);
-  Reader reader;
+  std::string text = all.str();
+  text.resize(text.rfind('\n') + 1);  // npos + 1 is 0
+  return text;
+}
+
+}  // namespace
+
+void each_line(const std::string& run_dir, const std::function<void(const nlohmann::json&)>& use) {
+  const std::string path = path_of(run_dir);
+  std::istringstream lines(whole_lines(path));
   int number = 1;
-  for (std::size_t at = 0; at < whole; ++number) {
-    const std::size_t end = text.find('\n', at);
-    const auto line = parse_json(std::string_view(text).substr(at, end - at));
-    at = end + 1;
+  for (std::string text; std::getline(lines, text); ++number) {
     try {
+      const auto line = parse_json(text);
       if (!line.is_object()) throw DataError(path, "no JSON object");
-      reader.take(line);
+      use(line);
     } catch (const std::exception&) {
       throw DataError(path + ":" + std::to_string(number), "is no line of a schedule",
                       "remove it, or start with --fresh");
     }
   }
+}
+
+Recovered recover(const std::string& run_dir) {
+  const std::string path = path_of(run_dir);
+  if (!std::filesystem::exists(path)) return {};
+  if (const auto whole = whole_lines(path).size(); whole < std::filesystem::file_size(path))
+    std::filesystem::resize_file(path, whole);
+  Reader reader;
+  each_line(run_dir, [&](const nlohmann::json& line) { reader.take(line); });
   reader.settle();
   return reader.found;
 }

@@ -8,6 +8,7 @@
 #include "framework/io/file_io.h"
 #include "trainers/sweep/cluster/scheduler.h"
 
+#include <functional>
 #include <set>
 #include <string>
 #include <vector>
@@ -56,6 +57,9 @@ struct Recovered {
 };
 // Nothing where there is no journal. A torn last line is cut off the file; other broken lines throw DataError.
 Recovered recover(const std::string& run_dir);
+// Calls `use` with each whole line of a run's journal; what it throws, and a line that is none, is DataError. None: no
+// journal, no call.
+void each_line(const std::string& run_dir, const std::function<void(const nlohmann::json&)>& use);
 // Texts of all tasks that have arrived, in that order; changes nothing, so that the run may go on beside it.
 std::vector<std::string> arrived(const std::string& run_dir);
 

@@ -10,9 +10,21 @@ namespace {
 struct Live {
   const Recorded* recorded;
   std::size_t bar;  // its open one
-  double next;      // when its cut or its end comes
+  double begun;
+  double next;  // when its cut or its end comes
   bool cut_to_come;
+  std::size_t told = 0;  // of what it says of itself
+
+  double next_told() const {  // behind its cut nothing is told before the cut came
+    const bool none =
+        told == recorded->told.size() || (cut_to_come && recorded->told[told].after >= recorded->before_cut);
+    return none ? std::numeric_limits<double>::infinity() : begun + recorded->told[told].after;
+  }
 };
+
+void hear(Scheduler& scheduler, const std::string& task, Live& l, double now) {
+  for (; l.next_told() <= now; ++l.told) scheduler.measured(task, now, l.recorded->told[l.told].remaining);
+}
 
 }  // namespace
 
@@ -29,12 +41,13 @@ Trace simulate(const Settings& settings, const std::vector<Recorded>& tasks) {
   while (arrived < arrivals.size() || !scheduler.done()) {
     double next = std::numeric_limits<double>::infinity();
     if (arrived < arrivals.size()) next = arrivals[arrived]->arrival;
-    for (const auto& [name, l] : live) next = std::min(next, l.next);
+    for (const auto& [name, l] : live) next = std::min({next, l.next, l.next_told()});
     now = std::max(now, next);
     const std::size_t before = arrived;
     for (; arrived < arrivals.size() && arrivals[arrived]->arrival <= now; ++arrived)
       scheduler.arrive(arrivals[arrived]->task);
     for (auto l = live.begin(); l != live.end();) {
+      hear(scheduler, l->first, l->second, now);
       if (l->second.next > now) {
         ++l;
         continue;
@@ -47,7 +60,8 @@ Trace simulate(const Settings& settings, const std::vector<Recorded>& tasks) {
         const bool all = run.recorded->after_cut_all > 0 && int(kept.size()) == run.recorded->task.gpus;
         const double left = all ? run.recorded->after_cut_all : run.recorded->after_cut;
         trace.actual.push_back({l->first, kept, now, now, true});
-        run = {run.recorded, trace.actual.size() - 1, now + left, false};
+        run.bar = trace.actual.size() - 1, run.next = now + left, run.cut_to_come = false;
+        hear(scheduler, l->first, run, now);
         ++l;
       } else {
         scheduler.complete(l->first);
@@ -64,7 +78,7 @@ Trace simulate(const Settings& settings, const std::vector<Recorded>& tasks) {
     for (const auto& s : starts) {
       const Recorded& r = *by_name.at(s.task);
       trace.actual.push_back({s.task, s.gpus, now, now, false});
-      live[s.task] = {&r, trace.actual.size() - 1, now + r.before_cut, r.after_cut > 0};
+      live[s.task] = {&r, trace.actual.size() - 1, now, now + r.before_cut, r.after_cut > 0};
     }
   }
   trace.makespan = now;

@@ -14,6 +14,10 @@ struct Recorded {
   double after_cut = 0;   // ... and from there on, on gpus_after GPUs
   int gpus_after = 0;
   double after_cut_all = 0;  // on all of its GPUs; 0: no less
+  struct Told {
+    double after, remaining;  // seconds since it started; seconds that it then said were left
+  };
+  std::vector<Told> told = {};  // in that order
 };
 
 struct Trace {
