@@ -169,7 +169,7 @@ class Arms {
 
   static void wait(const at::Tensor& x) { (void)x.sum().item<float>(); }
 
-  Communicator& world_;
+  Traced world_;
   const SampleJob job_;
   const Placement place_;
   nlohmann::json json_;

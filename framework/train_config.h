@@ -14,6 +14,7 @@ struct CheckpointConfig {
 
 struct WatchdogConfig {
   double first = 1800, later = 600, warn = 60;  // seconds
+  bool operator==(const WatchdogConfig&) const = default;
   void fields(Fields& f);
 };
 

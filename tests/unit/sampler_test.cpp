@@ -369,9 +369,12 @@ TEST_F(SampleJobs, GoOnAfterAStopWithTheUnbrokenPicture) {
   const auto model = load_model(c, config, at::kCPU);
   const auto codec = latent_codec(12, 2);
   const auto conditions = read_conditions(c, model->info(), config);
-  Groups groups = make_groups(c, *c.samplers.at("plain"), place(c, *self), *self);
+  Traced world(*self);
+  Groups groups = make_groups(c, *c.samplers.at("plain"), place(c, world), world);
   SampleContext context(*groups.tensors, *model, *codec, at::kCPU, at::kFloat);
   context.steps = c.steps;
+  EXPECT_SAYS(refused({"arms={a: [], b: [watchdog.later=5]}"}),
+              "arm b changes device, communicator, threads or watchdog");
   context.shift = {1, "linear", {16, 0.5, 256, 1.15}};
   Engine engine({c, *c.samplers.at("plain"), *conditions, dir_ + "/broken"}, groups, context);
   fs::create_directories(dir_ + "/broken");
