@@ -190,7 +190,7 @@ endif()
 # The statistics of the studies (bench/studies).
 find_program(python3 python3)
 if(python3 AND NOT TRIREME_SANITIZE)
-  foreach(study study lora_grid)
+  foreach(study study lora_grid dit_curve)
     add_test(NAME unit.${study}_statistics COMMAND ${python3} ${CMAKE_SOURCE_DIR}/bench/studies/${study}.py --self-test)
     set_tests_properties(unit.${study}_statistics PROPERTIES LABELS unit TIMEOUT 60)
   endforeach()
