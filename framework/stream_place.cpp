@@ -10,8 +10,8 @@
 namespace trireme {
 namespace {
 
-struct Place final : Work::State {
-  explicit Place(at::Device device) : event(device.type()) {
+struct StreamPlace final : Work::State {
+  explicit StreamPlace(at::Device device) : event(device.type()) {
     event.record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
   }
   bool done() override { return event.query(); }
@@ -36,7 +36,7 @@ struct Place final : Work::State {
 }  // namespace
 
 std::shared_ptr<Work::State> stream_place(at::Device device) {
-  return device.is_cuda() ? std::make_shared<Place>(device) : nullptr;
+  return device.is_cuda() ? std::make_shared<StreamPlace>(device) : nullptr;
 }
 
 void StepsAhead::step() {

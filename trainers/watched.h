@@ -2,7 +2,7 @@
 #pragma once
 #include "comm/watchdog/watchdog.h"
 #include "comm/wrappers/traced.h"
-#include "framework/train_config.h"
+#include "framework/config/watchdog.h"
 
 #include <string>
 

@@ -202,13 +202,13 @@ std::string describe_stuck(const Stuck& stuck, const std::vector<RankView>& rank
 }
 
 // What a rank waits in: the call, and the ranks that it waits for.
-struct Wait {
+struct OpenWait {
   std::vector<std::size_t> absent;  // that have not entered it, as far as is known
   double entered = 0;               // seconds since the last of those inside did
 };
 
 // None: it waits in no call.
-std::optional<Wait> wait_of(const RankState& state, const Groups& groups, const std::vector<RankView>& ranks) {
+std::optional<OpenWait> wait_of(const RankState& state, const Groups& groups, const std::vector<RankView>& ranks) {
   const CallState* oldest = nullptr;
   const LogState* in = nullptr;
   for (const auto& log : state.logs)
@@ -216,7 +216,7 @@ std::optional<Wait> wait_of(const RankState& state, const Groups& groups, const 
       if (!c.complete && (!oldest || c.age > oldest->age)) oldest = &c, in = &log;
   if (!oldest) return {};
   const Group& group = groups.at(in->name);
-  Wait wait{{}, oldest->age};
+  OpenWait wait{{}, oldest->age};
   for (const auto& [rank, log] : group.members) {
     if (log->entered < oldest->sequence) wait.absent.push_back(static_cast<std::size_t>(rank));
     for (const auto& c : log->calls)
@@ -233,7 +233,7 @@ std::optional<Wait> wait_of(const RankState& state, const Groups& groups, const 
 std::vector<bool> ranks_alive(const std::vector<RankView>& ranks) {
   const Groups groups = groups_of(ranks);
   std::vector<bool> alive(ranks.size());
-  std::vector<std::optional<Wait>> waits(ranks.size());
+  std::vector<std::optional<OpenWait>> waits(ranks.size());
   for (std::size_t r = 0; r < ranks.size(); ++r) {
     alive[r] = ranks[r].allowed <= 0 || ranks[r].quiet <= ranks[r].allowed;
     if (ranks[r].state) waits[r] = wait_of(*ranks[r].state, groups, ranks);

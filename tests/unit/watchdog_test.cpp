@@ -227,16 +227,16 @@ TEST(Watchdog, WaitsForARankThatWorksApart) {
                               Traced job(comm, {}, "job");
                               const auto alone = job.split(comm.rank(), 0);
                               Watchdog watchdog(
-                                  job, ended.options(comm, {.warn = 0, .first = 60, .later = 1, .apart = true}));
+                                  job, ended.options(comm, {.warn = 0, .first = 60, .later = 2, .apart = true}));
                               watchdog.finished(1);
                               watchdog.phase("drawing");
                               if (comm.rank() == 2) {
-                                for (int i = 0; i < 25; ++i) {
+                                for (int i = 0; i < 30; ++i) {
                                   std::this_thread::sleep_for(milliseconds(100));
                                   alone->barrier().wait();
                                 }
-                                at_work = ended.ends == 0;
                                 std::unique_lock lock(ended.mutex);
+                                at_work = ended.ends == 0;
                                 ended.all.wait(lock, [&] { return ended.ends == comm.size(); });
                                 throw CommError("", "was hung");
                               }
@@ -246,7 +246,7 @@ TEST(Watchdog, WaitsForARankThatWorksApart) {
   EXPECT_TRUE(at_work) << "it was given up while it worked";
   ASSERT_EQ(ended.lines.size(), 1u) << ended.lines.back();
   for (const char* word : {"of \"job\" (barrier) is not complete", "rank 2 did not enter it, ranks 0,1 wait",
-                           "rank 2: in drawing after step 1, last collective 25 of \"job/1.2\" (barrier)"})
+                           "rank 2: in drawing after step 1, last collective 30 of \"job/1.2\" (barrier)"})
     EXPECT_NE(ended.lines[0].find(word), std::string::npos) << word << "\n" << ended.lines[0];
 }
 

@@ -1,7 +1,7 @@
 // The experiment of `trireme sample`.
 #pragma once
+#include "framework/config/watchdog.h"
 #include "framework/sampler.h"
-#include "framework/train_config.h"
 
 #include <cstdint>
 #include <map>

@@ -236,6 +236,7 @@ class Job {
           return stop_requested();
         });
     }
+    watchdog_.finished(steps_);  // also of a rank without a picture: it waits no longer than the others
     std::int64_t stopped = !going;
     world_.all_reduce({&stopped, 1, DType::i64}, Op::max).wait();
     return stopped == 0;

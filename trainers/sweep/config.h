@@ -2,7 +2,7 @@
 #pragma once
 #include "data/text/instructions.h"
 #include "framework/config/config.h"
-#include "framework/train_config.h"
+#include "framework/config/watchdog.h"
 #include "trainers/sweep/early_exit.h"
 
 #include <cstdint>
