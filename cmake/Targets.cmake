@@ -19,7 +19,7 @@ if(TRIREME_SANITIZE)
   set(trireme_left_out "/bench/|/trainers/command_line[.]|/trainers/commands/(check|codec|doctor|embed|eval|eval_run|export|generate|keys|logits|report|submit|train)[.]")
   if(TRIREME_SANITIZE STREQUAL "thread")
     string(APPEND trireme_left_out "|/recipes/|/framework/(kernels|optim|gradients|nn|losses|models)/|/framework/[^/]*$"
-      "|/trainers/commands/|/trainers/(loop|start|step_report|dry_run|run_folder|ranks)[.]|/trainers/scale/(command|measure)[.]"
+      "|/trainers/commands/|/trainers/(loop|start|step_report|dry_run|run_folder|ranks|watched)[.]|/trainers/scale/(command|measure)[.]"
       "|/trainers/sample/|/trainers/sweep/(beside|burst|command|executor|job|outcome|passes|pipeline|profile|run|sharded_backbone|stage)[.]")
   endif()
 endif()

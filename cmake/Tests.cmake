@@ -13,7 +13,7 @@ add_library(trireme_comm_only SHARED ${objects})
 target_link_libraries(trireme_comm_only PUBLIC ${trireme_comm_parts})
 
 # The program with a recipe that goes wrong on purpose.
-add_executable(trireme_faulty ${main_file} tests/fault/recipe/faulty.cpp)
+add_executable(trireme_faulty ${main_file} tests/fault/recipe/faulty.cpp tests/fault/recipe/faulty_sampler.cpp)
 target_link_libraries(trireme_faulty PRIVATE ${trireme_parts})
 set_target_properties(trireme_faulty PROPERTIES POSITION_INDEPENDENT_CODE OFF)  # as the precompiled header is
 target_compile_options(trireme_faulty PRIVATE -fPIC)
@@ -159,7 +159,7 @@ target_compile_definitions(data_input_test PRIVATE TRIREME_NO_LOCKS="$<TARGET_FI
 # Preloaded, it stops a process where a test wants it.
 add_library(stop_at MODULE tests/fault/stop_at.c)
 target_link_libraries(stop_at PRIVATE ${CMAKE_DL_LIBS})
-foreach(test interrupt_test dlrm_input_test sweep_command_test sample_mpi_test slurm_test)
+foreach(test interrupt_test dlrm_input_test hang_apart_test sweep_command_test sample_mpi_test slurm_test)
   add_dependencies(${test} stop_at)
   target_compile_definitions(${test} PRIVATE TRIREME_STOP_AT="$<TARGET_FILE:stop_at>")
 endforeach()
@@ -190,7 +190,7 @@ endif()
 # The statistics of the studies (bench/studies).
 find_program(python3 python3)
 if(python3 AND NOT TRIREME_SANITIZE)
-  foreach(study study lora_grid)
+  foreach(study study lora_grid dit_curve)
     add_test(NAME unit.${study}_statistics COMMAND ${python3} ${CMAKE_SOURCE_DIR}/bench/studies/${study}.py --self-test)
     set_tests_properties(unit.${study}_statistics PROPERTIES LABELS unit TIMEOUT 60)
   endforeach()

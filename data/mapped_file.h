@@ -2,6 +2,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 
 namespace trireme {
@@ -14,6 +15,7 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
+  std::span<const std::uint8_t> bytes() const { return {static_cast<const std::uint8_t*>(data_), bytes_}; }
   // Where `rows` rows of `row_bytes` each begin; null: they do not all lie in the file.
   const std::byte* rows(std::uint64_t offset, std::uint64_t rows, std::uint64_t row_bytes) const;
 

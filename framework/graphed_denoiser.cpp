@@ -3,6 +3,7 @@
 #include "framework/device_info.h"
 #include "framework/models/dit/sequence_parallel.h"
 #include "framework/models/dit/token_set.h"
+#include "framework/stream_place.h"
 
 #include <algorithm>
 #include <utility>
@@ -122,8 +123,10 @@ at::Tensor GraphedDenoiser::forward(const at::Tensor& x, const at::Tensor& t, co
   for (std::size_t i = 0; i < inputs.size(); ++i)
     if (inputs[i].defined()) kind.inputs[i].copy_(inputs[i], true);
   kind.graph->replay();
-  if (Traced* const traced = counted_by(hooks); traced && !std::exchange(kind.counted, false))
-    traced->replayed(kind.sent, nullptr);
+  if (Traced* const traced = counted_by(hooks)) {
+    kind.place = stream_place(x.device());
+    traced->replayed(std::exchange(kind.counted, false) ? CommStats{} : kind.sent, kind.place);
+  }
   return kind.velocity.clone();  // the next graph overwrites it
 }
 

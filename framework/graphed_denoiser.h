@@ -48,9 +48,10 @@ class GraphedDenoiser : public Denoiser {
     RopeTables own;
     at::Tensor velocity;
     std::unique_ptr<StepGraph> graph;
-    CommStats sent;        // by each replay, which nobody posts
-    bool counted = false;  // those of the next one, as they were recorded
-    bool plain = false;    // on some rank it cannot be recorded
+    CommStats sent;                        // by each replay, which nobody posts
+    std::shared_ptr<Work::State> place{};  // behind the last replay
+    bool counted = false;                  // those of the next one, as they were recorded
+    bool plain = false;                    // on some rank it cannot be recorded
     std::int64_t seen = 0, last_use = 0;
   };
   using Kinds = std::map<Key, Kind>;

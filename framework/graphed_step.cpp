@@ -3,12 +3,9 @@
 #include "comm/error.h"
 #include "framework/base/tensor.h"
 #include "framework/device_info.h"
+#include "framework/stream_place.h"
 
 #include <algorithm>
-#include <thread>
-
-#include <c10/core/Event.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 namespace trireme {
 namespace {
@@ -16,30 +13,6 @@ namespace {
 constexpr std::int64_t plain_steps = 2;
 
 }  // namespace
-
-// A place on the current stream of a GPU. For the watchdog the collectives of a replayed step are complete there.
-struct GraphedStep::Mark : Work::State {
-  explicit Mark(at::Device device) : event(device.type()) {
-    event.record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
-  }
-  bool done() override { return event.query(); }
-  bool settled() override try { return event.query(); } catch (const std::exception&) {
-    return true;  // failed
-  }
-  void wait() override { event.synchronize(); }
-  bool wait_host(std::chrono::milliseconds timeout) override {
-    const auto end = std::chrono::steady_clock::now() + timeout;
-    while (!event.query()) {
-      if (std::chrono::steady_clock::now() >= end) return false;
-      std::this_thread::yield();
-    }
-    return true;
-  }
-  std::shared_ptr<State> then(std::function<Work()>) override {
-    throw Error(ExitCode::bug, "a replayed step", "has no then()");
-  }
-  c10::Event event;
-};
 
 GraphedStep::GraphedStep(Context& context, Recipe& recipe, std::vector<at::Tensor*> results)
     : context_(context), recipe_(recipe), results_(std::move(results)), pinned_(context.device()) {}
@@ -166,12 +139,8 @@ bool GraphedStep::record(const Halves& step) {
   return true;
 }
 
-std::shared_ptr<GraphedStep::Mark> GraphedStep::mark_here() const {
-  return context_.device().is_cuda() ? std::make_shared<Mark>(context_.device()) : nullptr;
-}
-
 // Where the step does not count, nothing that was recorded holds any longer.
-bool GraphedStep::accepted(const std::shared_ptr<Mark>& behind) {
+bool GraphedStep::accepted(const std::shared_ptr<Work::State>& behind) {
   if (behind) behind->wait();
   if (recipe_.accept(context_)) return true;
   forget();
@@ -182,7 +151,7 @@ bool GraphedStep::run_unrecorded(const Halves& step) {
   scalars_ = std::make_unique<StepScalars>(context_.device());
   scalars_->begin();
   enqueue([&] { step.compute(inputs_); });
-  if (recipe_.host_looks() && !accepted(mark_here())) return false;
+  if (recipe_.host_looks() && !accepted(stream_place(context_.device()))) return false;
   enqueue(step.update);
   return true;
 }
@@ -190,7 +159,7 @@ bool GraphedStep::run_unrecorded(const Halves& step) {
 void GraphedStep::replay(Graph& g) {
   g.graph->replay();
   if (g.calls.empty() && graphs_.size() == 1) return;  // nobody will ask
-  g.mark = mark_here();
+  g.mark = stream_place(context_.device());
   const bool counted = std::exchange(g.counted, false);
   for (const Calls& c : g.calls) c.comm->replayed(counted ? CommStats{} : c.stats, g.mark);
 }

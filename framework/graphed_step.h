@@ -32,16 +32,15 @@ class GraphedStep {
 
  private:
   using Shapes = std::vector<std::pair<std::string, std::vector<std::int64_t>>>;
-  struct Mark;
   struct Calls {
     Traced* comm;
     CommStats stats;
   };
   struct Graph {
     std::unique_ptr<StepGraph> graph;
-    std::vector<Calls> calls;      // of each replay, which nobody makes
-    bool counted = true;           // those of the next one, as they were recorded
-    std::shared_ptr<Mark> mark{};  // behind the last replay
+    std::vector<Calls> calls;             // of each replay, which nobody makes
+    bool counted = true;                  // those of the next one, as they were recorded
+    std::shared_ptr<Work::State> mark{};  // behind the last replay
   };
   bool wanted();
   std::string why_not_several() const;
@@ -53,8 +52,7 @@ class GraphedStep {
   bool run_unrecorded(const Halves& step);
   bool replay();
   void replay(Graph& graph);
-  bool accepted(const std::shared_ptr<Mark>& behind);
-  std::shared_ptr<Mark> mark_here() const;
+  bool accepted(const std::shared_ptr<Work::State>& behind);
   std::vector<Calls> calls_so_far() const;
 
   Context& context_;

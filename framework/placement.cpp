@@ -2,6 +2,7 @@
 
 #include "comm/device.h"
 #include "comm/error.h"
+#include "comm/wrappers/traced.h"
 
 #include <algorithm>
 #include <array>
@@ -100,6 +101,14 @@ std::unique_ptr<Communicator> for_device(
   if (!placement.device.is_cuda()) return host;
   const auto make = placement.nccl ? device_runtime()->nccl : device_runtime()->over_host;
   return make(std::move(host), placement.device.index(), std::move(sink));
+}
+
+std::unique_ptr<Communicator> ranks_for_device(Communicator& ranks, const Placement& placement,
+                                               const std::string& what) {
+  const auto make = [&placement](Communicator& c) { return for_device(c.split(0, c.rank()), placement, {}); };
+  auto* traced = dynamic_cast<Traced*>(&ranks);
+  if (!traced) return make(ranks);
+  return traced->derive(traced->name() + "/" + what, make, {});
 }
 
 }  // namespace trireme

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 
 #include <ATen/core/Tensor.h>
 
@@ -30,5 +31,10 @@ at::Device one_device(const std::string& wanted);
 std::unique_ptr<Communicator> for_device(
     std::unique_ptr<Communicator> host, const Placement& placement,
     std::function<void(const char* name, std::int64_t begin, std::int64_t end, std::uint64_t bytes)> sink);
+
+// The same ranks once more, for memory of the device. Where `ranks` is Traced, so is this, as NAME/what: recorded and
+// watched together with it. Collective.
+std::unique_ptr<Communicator> ranks_for_device(Communicator& ranks, const Placement& placement,
+                                               const std::string& what);
 
 }  // namespace trireme

@@ -10,13 +10,6 @@ void CheckpointConfig::fields(Fields& f) {
   f("async", async, "write in the background while training goes on");
 }
 
-void WatchdogConfig::fields(Fields& f) {
-  f.resume_may_change(true);
-  f("first", first, "seconds that a collective may take until the first step is done; 0 = no limit", {.min = 0});
-  f("later", later, "the same after it", {.min = 0});
-  f("warn", warn, "seconds after which a line says who is waited for; 0 = never", {.min = 0});
-}
-
 void TrainConfig::fields(Fields& f) {
   f("recipe", recipe, "which recipe trains");
   f("seed", seed, "key of all randomness", {.min = 0});

@@ -1,6 +1,7 @@
 // The keys every recipe has. A recipe adds its own groups next to these.
 #pragma once
 #include "framework/config/config.h"
+#include "framework/config/watchdog.h"
 #include "framework/gradients/hook.h"
 #include "framework/optim/config.h"
 
@@ -9,11 +10,6 @@ namespace trireme {
 struct CheckpointConfig {
   std::int64_t every = 100, keep = 2;
   bool best = false, async = true;
-  void fields(Fields& f);
-};
-
-struct WatchdogConfig {
-  double first = 1800, later = 600, warn = 60;  // seconds
   void fields(Fields& f);
 };
 

@@ -1,8 +1,6 @@
 #include "trainers/loop.h"
 
 #include "comm/error.h"
-#include "comm/watchdog/watchdog.h"
-#include "comm/wrappers/traced.h"
 #include "data/loader.h"
 #include "framework/base/agree.h"
 #include "framework/experiment.h"
@@ -14,11 +12,11 @@
 #include "framework/report/report.h"
 #include "framework/session.h"
 #include "trainers/dry_run.h"
-#include "trainers/launch.h"
 #include "trainers/run_folder.h"
 #include "trainers/start.h"
 #include "trainers/step_report.h"
 #include "trainers/stop.h"
+#include "trainers/watched.h"
 
 #include <cmath>
 #include <filesystem>
@@ -305,10 +303,8 @@ int train(const TrainOptions& options, Communicator& world, int local_ranks) {
   }
   if (setup.train.trace) Trace::enable(world.rank());
   // Everything that talks to other ranks from here on is recorded and watched.
-  Traced job(world, trace_sink(), "job");
-  const WatchdogConfig& limits = setup.train.watchdog;
-  Watchdog watchdog(job, {limits.warn, limits.first, limits.later, run_dir_of(options), launched_ranks() > 0});
-  Loop loop(options, setup, job, watchdog);
+  Watched job(world, setup.train.watchdog, run_dir_of(options), Steps::together);
+  Loop loop(options, setup, job.ranks, job.watchdog);
   return loop.run();
 }
 

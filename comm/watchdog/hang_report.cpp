@@ -1,7 +1,10 @@
 #include "comm/watchdog/hang_report.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <map>
+
+#include <unistd.h>
 
 namespace trireme {
 namespace {
@@ -170,10 +173,12 @@ Stuck stuck_collective(const Groups& groups) {
   return stuck;
 }
 
-std::string describe_stuck(const Stuck& stuck, const std::vector<RankView>& ranks) {
-  std::vector<int> inside, outside, silent;
-  for (const auto& [rank, log] : stuck.group->members)
-    (log->entered >= stuck.call->sequence ? inside : outside).push_back(rank);
+std::string describe_stuck(const Stuck& stuck, const std::vector<RankView>& ranks, const std::vector<bool>& alive) {
+  std::vector<int> inside, outside, silent, busy;
+  for (const auto& [rank, log] : stuck.group->members) {
+    const bool at_work = !alive.empty() && alive[static_cast<std::size_t>(rank)];
+    (log->entered >= stuck.call->sequence ? inside : at_work ? busy : outside).push_back(rank);
+  }
   if (static_cast<int>(stuck.group->members.size()) < stuck.group->size)
     for (std::size_t r = 0; r < ranks.size(); ++r)
       if (!ranks[r].state) silent.push_back(static_cast<int>(r));
@@ -182,25 +187,82 @@ std::string describe_stuck(const Stuck& stuck, const std::vector<RankView>& rank
   std::sort(absent.begin(), absent.end());
   std::string text = collective(stuck.name, stuck.call->sequence) + with_site(*stuck.call) + " is not complete after " +
                      seconds_text(stuck.call->age) + ": ";
-  if (!absent.empty())
-    text += label(absent) + (silent.empty()    ? " did not enter it"
-                             : outside.empty() ? " did not answer"
-                                               : " did not enter it or did not answer");
+  if (!absent.empty() || !busy.empty())
+    text += label(absent.empty() ? busy : absent) + (silent.empty()    ? " did not enter it"
+                                                     : outside.empty() ? " did not answer"
+                                                                       : " did not enter it or did not answer");
   else
     text += "all its ranks entered it, so the network or MPI is stuck";
   if (!inside.empty() && !absent.empty()) text += ", " + label(inside) + (inside.size() == 1 ? " waits" : " wait");
+  if (!busy.empty() && !absent.empty()) text += ", " + label(busy) + (busy.size() == 1 ? " is" : " are") + " at work";
   Activities activities;
   for (const auto& list : {outside, silent, absent.empty() ? inside : std::vector<int>()})
     for (const int r : list) activities.tell(ranks[static_cast<std::size_t>(r)], r);
   return text + activities.text();
 }
 
+// What a rank waits in: the call, and the ranks that it waits for.
+struct OpenWait {
+  std::vector<std::size_t> absent;  // that have not entered it, as far as is known
+  double entered = 0;               // seconds since the last of those inside did
+};
+
+// None: it waits in no call.
+std::optional<OpenWait> wait_of(const RankState& state, const Groups& groups, const std::vector<RankView>& ranks) {
+  const CallState* oldest = nullptr;
+  const LogState* in = nullptr;
+  for (const auto& log : state.logs)
+    for (const auto& c : log.calls)
+      if (!c.complete && (!oldest || c.age > oldest->age)) oldest = &c, in = &log;
+  if (!oldest) return {};
+  const Group& group = groups.at(in->name);
+  OpenWait wait{{}, oldest->age};
+  for (const auto& [rank, log] : group.members) {
+    if (log->entered < oldest->sequence) wait.absent.push_back(static_cast<std::size_t>(rank));
+    for (const auto& c : log->calls)
+      if (c.sequence == oldest->sequence) wait.entered = std::min(wait.entered, c.age);
+  }
+  if (static_cast<int>(group.members.size()) < group.size)
+    for (std::size_t r = 0; r < ranks.size(); ++r)
+      if (!ranks[r].state) wait.absent.push_back(r);
+  return wait;
+}
+
 }  // namespace
 
-std::string describe_hang(const std::vector<RankView>& ranks) {
+std::vector<bool> ranks_alive(const std::vector<RankView>& ranks) {
+  const Groups groups = groups_of(ranks);
+  std::vector<bool> alive(ranks.size());
+  std::vector<std::optional<OpenWait>> waits(ranks.size());
+  for (std::size_t r = 0; r < ranks.size(); ++r) {
+    alive[r] = ranks[r].allowed <= 0 || ranks[r].quiet <= ranks[r].allowed;
+    if (ranks[r].state) waits[r] = wait_of(*ranks[r].state, groups, ranks);
+    // Where the last has just entered, the call has begun just now.
+    if (waits[r] && waits[r]->absent.empty() && waits[r]->entered <= ranks[r].allowed) alive[r] = true;
+  }
+  for (bool more = true; more;) {
+    more = false;
+    for (std::size_t r = 0; r < ranks.size(); ++r) {
+      if (alive[r] || !waits[r] || waits[r]->absent.empty()) continue;
+      if (!std::ranges::all_of(waits[r]->absent, [&](std::size_t a) { return alive[a]; })) continue;
+      alive[r] = more = true;
+    }
+  }
+  return alive;
+}
+
+void print_line(std::string_view line) {
+  std::string text(line);
+  std::replace_if(
+      text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
+  text += '\n';
+  if (write(STDERR_FILENO, text.data(), text.size()) < 0) std::fputs(text.c_str(), stderr);
+}
+
+std::string describe_hang(const std::vector<RankView>& ranks, const std::vector<bool>& alive) {
   const Groups groups = groups_of(ranks);
   if (const std::string different = different_calls(groups); !different.empty()) return different;
-  if (const Stuck stuck = stuck_collective(groups); stuck.call) return describe_stuck(stuck, ranks);
+  if (const Stuck stuck = stuck_collective(groups); stuck.call) return describe_stuck(stuck, ranks, alive);
   Activities activities;
   for (std::size_t r = 0; r < ranks.size(); ++r) activities.tell(ranks[r], static_cast<int>(r));
   return "no rank that answers waits in a collective" + activities.text();

@@ -9,10 +9,19 @@ namespace trireme {
 struct RankView {
   std::optional<RankState> state;
   std::string silent;
+  // Where ranks work apart: as RankState has them, of a silent one as far as was heard.
+  double quiet = 0, allowed = 0;
 };
 
-// One line without its beginning: which collective, which ranks did not enter it, and what each of them does.
-std::string describe_hang(const std::vector<RankView>& ranks);
+// Ranks that work apart: which are at work, or wait for such alone. One that is not, and that others wait for, hangs.
+std::vector<bool> ranks_alive(const std::vector<RankView>& ranks);
+
+// One line without its beginning: which collective, which ranks did not enter it, and what each of them does. `alive`:
+// ranks that are not to blame; empty: none is.
+std::string describe_hang(const std::vector<RankView>& ranks, const std::vector<bool>& alive = {});
+
+// The line on stderr, whatever bytes it holds.
+void print_line(std::string_view line);
 
 // "3", "0-2,5"
 std::string rank_list(const std::vector<int>& ranks);

@@ -91,6 +91,8 @@ void transfer(Io& io, State& s) {
   io.value(s.step);
   io.value(s.phase_age);
   io.value(s.oldest);
+  io.value(s.quiet);
+  io.value(s.allowed);
   const auto resize = [&io](auto& v, std::size_t most) {
     if constexpr (std::is_same_v<Io, Reader>)
       v.resize(io.size(0, most));
@@ -158,6 +160,13 @@ std::vector<LogState> log_states(const FlightRecorder& recorder, std::size_t cal
     states.push_back(std::move(s));
   }
   return states;
+}
+
+std::int64_t last_sign(const FlightRecorder& recorder) {
+  std::int64_t last = 0;
+  for (const auto& log : recorder.logs())
+    for (const CommCall& c : log->recent(1)) last = std::max({last, c.begin_ns, c.end_ns});
+  return last;
 }
 
 std::string encode(const RankState& state) {

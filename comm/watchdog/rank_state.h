@@ -31,10 +31,14 @@ struct RankState {
   std::int64_t step = 0;
   double phase_age = 0, oldest = 0;  // seconds; oldest: age of the oldest call that is not complete
   std::vector<LogState> logs;
+  double quiet = 0, allowed = 0;  // seconds since its last sign of life, and that it may be so (0: for any time)
 };
 
 // `calls`: how many of each log.
 std::vector<LogState> log_states(const FlightRecorder& recorder, std::size_t calls, std::int64_t now_ns);
+
+// When a call was last entered or seen to end, by the steady clock: a rank that makes any, be it alone, is at work.
+std::int64_t last_sign(const FlightRecorder& recorder);
 
 std::string encode(const RankState& state);
 // Of bytes that another process sent; empty if they are not a state.

@@ -1,7 +1,7 @@
 #include "comm/watchdog/watchdog.h"
 
 #include "comm/error.h"
-#include "comm/watchdog/hang_report.h"
+#include "comm/watchdog/apart.h"
 #include "comm/watchdog/side_channel.h"
 
 #include <algorithm>
@@ -36,14 +36,6 @@ constexpr double gap_seconds = 2;
 // Questions. look: tell your state. join: a hang was seen, are you there? collect: as look, and wait for my
 // end.
 constexpr char look = 'L', join = 'J', collect = 'C';
-
-void print_line(std::string_view line) {
-  std::string text(line);
-  std::replace_if(
-      text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x20; }, ' ');
-  text += '\n';
-  if (write(STDERR_FILENO, text.data(), text.size()) < 0) std::fputs(text.c_str(), stderr);
-}
 
 std::string silence(Answer a) {
   switch (a) {
@@ -102,6 +94,7 @@ class Watchdog::Thread {
     int next_lower = 0, next_higher = 0;
     bool others = false;     // higher ranks are being asked
     bool about_gap = false;  // only: is the job still there?
+    bool apart = false;      // are they at work?
   };
 
   RankState state() const {
@@ -112,14 +105,16 @@ class Watchdog::Thread {
     s.phase_age = static_cast<double>(now - seen_.since_ns.load()) * 1e-9;
     s.oldest = oldest_open().age;
     s.logs = log_states(*recorder_, calls_told, now);
+    s.quiet = since(std::max(seen_.since_ns.load(), last_sign(*recorder_)));
+    s.allowed = limit();
     return s;
   }
 
   // Time in which this process did not run does not count.
-  double age(const CommCall& call) const {
-    double seconds = static_cast<double>(steady_now_ns() - call.begin_ns) * 1e-9;
+  double since(std::int64_t begin_ns) const {
+    double seconds = static_cast<double>(steady_now_ns() - begin_ns) * 1e-9;
     for (const auto& [when, length] : gaps_)
-      if (when > call.begin_ns) seconds -= length;
+      if (when > begin_ns) seconds -= length;
     return seconds;
   }
 
@@ -128,11 +123,12 @@ class Watchdog::Thread {
     for (const auto& log : recorder_->logs()) {
       const CommCall call = log->oldest_open();
       if (call.sequence == 0) continue;
-      if (const double seconds = age(call); seconds >= oldest.age) oldest = {log.get(), call, seconds};
+      if (const double seconds = since(call.begin_ns); seconds >= oldest.age) oldest = {log.get(), call, seconds};
     }
     return oldest;
   }
 
+  WorkApart::Limits limits() const { return {options_.warn, limit()}; }
   double limit() const { return seen_.one_step.load() ? options_.later : options_.first; }
 
   void run() {
@@ -174,6 +170,7 @@ class Watchdog::Thread {
   void look_at_calls() {
     const Open open = oldest_open();
     const double most = limit();
+    if (options_.apart) return look_at_others(open);
     if (most > 0 && open.age > most) {
       joined_ = true;
       return;
@@ -183,6 +180,27 @@ class Watchdog::Thread {
     warned_ = {open.log, open.call.sequence};
     start(look);
   }
+
+  // Of ranks that work apart a wait alone says nothing.
+  void look_at_others(const Open& open) {
+    if (inquiry_ || !WorkApart::worth_asking(open.age, limits()) || Clock::now() < judge_again_) return;
+    start(look);
+    inquiry_->apart = true;
+  }
+
+  void judge() {
+    const Open open = oldest_open();
+    const auto all = views();
+    const auto verdict = WorkApart::judge(all, rank_, open.age, limits());
+    inquiry_.reset();
+    judge_in(verdict.ask_again);
+    joined_ |= verdict.hangs;
+    if (joined_ || !verdict.late || warned_ == std::pair(open.log, open.call.sequence)) return;
+    warned_ = {open.log, open.call.sequence};
+    options_.print("trireme: warning: " + describe_hang(all));
+  }
+
+  void judge_in(double seconds) { judge_again_ = Clock::now() + milliseconds(static_cast<int>(1000 * seconds)); }
 
   void start(char question) {
     for (int r = 0; r < size_; ++r) channel_.forget(r);
@@ -224,6 +242,8 @@ class Watchdog::Thread {
     if (!answered(rank)) return false;
     if (question == join) return true;
     const auto theirs = decode(channel_.reply(rank));
+    // Of several that judge, the lowest whose own wait is long enough.
+    if (options_.apart) return theirs && theirs->allowed > 0 && theirs->oldest > theirs->allowed;
     return theirs && theirs->oldest >= options_.warn - 1;
   }
 
@@ -232,7 +252,7 @@ class Watchdog::Thread {
     while (q.next_lower < rank_ && channel_.pending() < most_questions) channel_.ask(q.next_lower++, q.question);
     bool settled = q.next_lower == rank_;
     for (int r = 0; r < q.next_lower; ++r) {
-      if (!q.about_gap && speaks(r, q.question)) return follow();
+      if (!q.about_gap && speaks(r, q.question)) return follow(q);
       settled &= channel_.answer(r) != Answer::pending;
     }
     if (!q.others && (settled || now - q.begin > lower_patience)) {
@@ -253,12 +273,13 @@ class Watchdog::Thread {
   }
 
   // A lower rank speaks.
-  void follow() {
+  void follow(const Inquiry& q) {
+    if (q.apart) judge_in(std::min(limit() / 2, WorkApart::ask_every));
     inquiry_.reset();
     for (int r = 0; r < size_; ++r) channel_.forget(r);
   }
 
-  std::vector<RankView> views() const {
+  std::vector<RankView> views() {
     std::vector<RankView> all(static_cast<std::size_t>(size_));
     for (int r = 0; r < size_; ++r) {
       RankView& v = all[static_cast<std::size_t>(r)];
@@ -269,14 +290,16 @@ class Watchdog::Thread {
       else
         v.silent = silence(channel_.answer(r));
     }
+    apart_.remember(all, static_cast<double>(steady_now_ns()) * 1e-9, oldest_open().age, limits());
     return all;
   }
 
   void conclude(const Inquiry& q) {
-    const bool was_hang = q.question == join;
     if (q.about_gap) return conclude_gap();
-    const std::string text = describe_hang(views());
-    if (!was_hang) {
+    if (q.apart) return judge();
+    const auto all = views();
+    const std::string text = describe_hang(all, options_.apart ? ranks_alive(all) : std::vector<bool>());
+    if (q.question != join) {
       inquiry_.reset();
       const Open open = oldest_open();
       if (open.log != warned_.first || open.call.sequence != warned_.second) return;  // it came meanwhile
@@ -344,6 +367,8 @@ class Watchdog::Thread {
   Clock::time_point probe_again_;
   std::deque<std::pair<std::int64_t, double>> gaps_;
   std::optional<Inquiry> inquiry_;
+  WorkApart apart_;
+  Clock::time_point judge_again_;
   std::pair<const CommLog*, std::uint64_t> warned_{nullptr, 0};
   Clock::time_point hang_begin_, spoke_at_;
   const std::shared_ptr<std::atomic<bool>> written_ = std::make_shared<std::atomic<bool>>(false);
@@ -361,7 +386,13 @@ void Watchdog::phase(const char* what) {
   seen_.since_ns.store(steady_now_ns(), std::memory_order_relaxed);
 }
 
+void Watchdog::begins(const char* what) {
+  seen_.one_step.store(false, std::memory_order_relaxed);
+  phase(what);
+}
+
 void Watchdog::finished(std::int64_t step) {
+  seen_.since_ns.store(steady_now_ns(), std::memory_order_relaxed);
   seen_.step.store(step, std::memory_order_relaxed);
   seen_.one_step.store(true, std::memory_order_relaxed);
 }

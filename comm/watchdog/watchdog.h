@@ -23,6 +23,10 @@ class Watchdog {
     std::string folder = {};  // for hang.rankR.json; empty: none is written
     // The process that started this rank must not be outlived: a rank whose parent ends, ends too.
     bool follow_parent = false;
+    // Ranks may rightly work for long without each other: a rank that waits has its limit, and the job ends where
+    // one of those it waits for has given no sign of life for its own: entered no collective, be it alone, nor told of
+    // a phase or step. False: whoever does not come in time hangs.
+    bool apart = false;
     // What to do with a line, and at the end. By default: write it to stderr; _exit(4).
     std::function<void(std::string_view line)> print = {};
     std::function<void()> end = {};
@@ -36,6 +40,7 @@ class Watchdog {
 
   // From the training thread: what it does now ("loader": a literal), and that it has finished a step.
   void phase(const char* what);
+  void begins(const char* what);  // the same, and `first` holds again until finished()
   void finished(std::int64_t step);
 
  private:

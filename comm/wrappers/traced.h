@@ -28,6 +28,7 @@ class Traced final : public Wrapper {
   // What a graph has recorded of this one's calls is made again: counted, and open until `work` is complete.
   void replayed(const CommStats& calls, const std::shared_ptr<Work::State>& work) { log_->replayed(calls, work); }
   std::vector<CommCall> recent() const;  // the last 256 calls of each that still exists, oldest first
+  const std::string& name() const { return log_->name; }
   // The logs of this, of what it was derived from and of all that was derived from those.
   const std::shared_ptr<FlightRecorder>& recorder() const { return recorder_; }
 

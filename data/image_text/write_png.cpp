@@ -157,24 +157,22 @@ PngTexts png_texts(std::span<const std::uint8_t> bytes, const std::string& path)
   return texts;
 }
 
-std::vector<Image> png_frames(std::span<const std::uint8_t> bytes, const std::string& path) {
-  Bytes header;
-  std::vector<Bytes> frames;
-  each_chunk(bytes, path, [&](std::string_view type, std::string_view data) {
-    if (type == "IHDR") header.assign(data.begin(), data.end());
-    if (type == "fcTL" || (type == "IDAT" && frames.empty())) frames.emplace_back();
+PngFrames::PngFrames(std::span<const std::uint8_t> bytes, std::string path) : path_(std::move(path)) {
+  each_chunk(bytes, path_, [&](std::string_view type, std::string_view data) {
+    if (type == "IHDR") header_ = data;
+    if (type == "fcTL" || (type == "IDAT" && frames_.empty())) frames_.emplace_back();
     if (type == "fdAT") data.remove_prefix(std::min<std::size_t>(4, data.size()));  // its number
-    if ((type == "IDAT" || type == "fdAT") && !frames.empty())
-      frames.back().insert(frames.back().end(), data.begin(), data.end());
+    if ((type == "IDAT" || type == "fdAT") && !frames_.empty()) frames_.back().push_back(data);
   });
-  std::vector<Image> images;
-  for (const Bytes& pixels : frames) {
-    Bytes file(signature.begin(), signature.end());
-    chunk(file, "IHDR", header), chunk(file, "IDAT", pixels), chunk(file, "IEND", {});
-    images.push_back(decode_image(file, path));
-  }
-  if (images.empty()) throw DataError(path, "holds no picture", "write it again");
-  return images;
+  if (frames_.empty()) throw DataError(path_, "holds no picture", "write it again");
+}
+
+Image PngFrames::read(std::int64_t i) const {
+  Bytes file(signature.begin(), signature.end()), pixels;
+  for (const std::string_view piece : frames_.at(std::size_t(i)))
+    pixels.insert(pixels.end(), piece.begin(), piece.end());
+  chunk(file, "IHDR", {header_.begin(), header_.end()}), chunk(file, "IDAT", pixels), chunk(file, "IEND", {});
+  return decode_image(file, path_);
 }
 
 }  // namespace trireme

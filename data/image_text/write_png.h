@@ -2,8 +2,10 @@
 #pragma once
 #include "data/image_text/images.h"
 
+#include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -19,7 +21,18 @@ std::vector<std::uint8_t> encode_png(std::span<const Image> frames, const PngTex
 // The texts of a PNG file that encode_png wrote; others' compressed ones are left out. DataError naming `path`.
 PngTexts png_texts(std::span<const std::uint8_t> bytes, const std::string& path);
 
-// All frames of such a file, one of a still picture. BrokenPicture, DataError naming `path`.
-std::vector<Image> png_frames(std::span<const std::uint8_t> bytes, const std::string& path);
+// The frames of such a file, one of a still picture, each decoded when it is asked for and not kept: a video may be
+// longer than memory. `bytes` must outlive it.
+class PngFrames {
+ public:
+  PngFrames(std::span<const std::uint8_t> bytes, std::string path);  // DataError naming `path`
+  std::int64_t size() const { return std::int64_t(frames_.size()); }
+  Image read(std::int64_t i) const;  // BrokenPicture, DataError. Any thread
+
+ private:
+  std::string path_;
+  std::string_view header_;
+  std::vector<std::vector<std::string_view>> frames_;  // pieces of each one's pixels
+};
 
 }  // namespace trireme

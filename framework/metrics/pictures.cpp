@@ -207,21 +207,16 @@ double seam_ratio(const PicturePlanes& p, std::int64_t tile_rows, std::int64_t t
   return (sum[1] / count[1]) / (sum[0] / count[0]);
 }
 
-double color_flicker(const std::vector<PicturePlanes>& frames) {
-  std::vector<std::vector<double>> means;
-  for (const auto& f : frames) {
-    auto& mean = means.emplace_back();
-    for (std::int64_t c = 0; c < f.channels; ++c) {
-      double sum = 0;
-      for (std::int64_t i = 0; i < f.height * f.width; ++i) sum += f.plane(c)[i];
-      mean.push_back(sum / double(f.height * f.width));
-    }
+void ColorFlicker::add(const PicturePlanes& frame) {
+  std::vector<double> mean;
+  for (std::int64_t c = 0; c < frame.channels; ++c) {
+    double sum = 0;
+    for (std::int64_t i = 0; i < frame.height * frame.width; ++i) sum += frame.plane(c)[i];
+    mean.push_back(sum / double(frame.height * frame.width));
   }
-  double change = 0;
-  for (std::size_t i = 1; i < means.size(); ++i)
-    for (std::size_t c = 0; c < means[i].size(); ++c)
-      change += std::abs(means[i][c] - means[i - 1][c]) / double(means[i].size());
-  return means.size() < 2 ? 0 : change / double(means.size() - 1);
+  if (frames_++ > 0)
+    for (std::size_t c = 0; c < mean.size(); ++c) change_ += std::abs(mean[c] - last_[c]) / double(mean.size());
+  last_ = std::move(mean);
 }
 
 }  // namespace trireme

@@ -35,7 +35,16 @@ double spectrum_distance(const std::vector<double>& a, const std::vector<double>
 // (pixels; tile a multiple of patch): 1 where tiles leave no seam. 0: no such lines.
 double seam_ratio(const PicturePlanes& p, std::int64_t tile_rows, std::int64_t tile_columns, std::int64_t patch);
 
-// Mean change of a frame's mean color from one frame to the next. All of one shape.
-double color_flicker(const std::vector<PicturePlanes>& frames);
+// Mean change of a frame's mean color from one frame to the next. All of one shape; none is kept.
+class ColorFlicker {
+ public:
+  void add(const PicturePlanes& frame);
+  double mean() const { return frames_ < 2 ? 0 : change_ / double(frames_ - 1); }
+
+ private:
+  std::vector<double> last_;  // mean color
+  double change_ = 0;
+  std::int64_t frames_ = 0;
+};
 
 }  // namespace trireme

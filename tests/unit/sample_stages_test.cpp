@@ -46,7 +46,8 @@ class Stages : public ::testing::Test {
     const auto codec = latent_codec(3, 1);
     const auto conditions = read_conditions(c, model->info(), config);
     Sampler& method = *c.samplers.at(c.method);
-    Groups groups = make_groups(c, method, place(c, *self), *self);
+    Traced world(*self);
+    Groups groups = make_groups(c, method, place(c, world), world);
     SampleContext context(*groups.tensors, *model, *codec, at::kCPU, at::kFloat);
     context.steps = c.steps, context.height = c.size[0], context.width = c.size[1];
     method.setup(context);

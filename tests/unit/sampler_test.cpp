@@ -10,6 +10,7 @@
 #include "framework/formats/safetensors.h"
 #include "tests/unit/said.h"
 #include "trainers/sample/engine.h"
+#include "trainers/sample/frames.h"
 #include "trainers/sample/model.h"
 #include "trainers/sample/report.h"
 #include "trainers/sample/run.h"
@@ -133,14 +134,21 @@ TEST(Png, KeepsPixelsFramesAndTexts) {
   std::size_t frame_chunks = 0;
   for (std::size_t at = text.find("fdAT"); at != text.npos; at = text.find("fdAT", at + 1)) ++frame_chunks;
   EXPECT_EQ(frame_chunks, 2u);
-  const auto read = png_frames(moving, "a.png");
-  ASSERT_EQ(read.size(), 3u);
-  for (std::size_t i = 0; i < 3; ++i) EXPECT_EQ(read[i].rgb, frames[i].rgb) << i;
-  EXPECT_EQ(png_frames(still, "a.png").size(), 1u);
+  const PngFrames read(moving, "a.png");
+  ASSERT_EQ(read.size(), 3);
+  for (const int i : {2, 0, 1}) EXPECT_EQ(read.read(i).rgb, frames[std::size_t(i)].rgb) << i;
+  EXPECT_EQ(PngFrames(still, "a.png").size(), 1);
+  // None is decoded before it is asked for.
+  auto broken = moving;
+  const auto last = text.rfind("fdAT");
+  for (std::size_t i = 20; i < 60; ++i) broken[last + i] ^= 0xff;
+  const PngFrames first(broken, "a.png");
+  EXPECT_EQ(first.read(1).rgb, frames[1].rgb);
+  EXPECT_THROW(first.read(2), BrokenPicture);
   for (std::size_t cut = 0; cut < still.size(); ++cut)
     EXPECT_THROW(png_texts(std::span(still).first(cut), "a.png"), DataError) << cut;
   for (std::size_t cut = 0; cut < moving.size(); cut += 7)
-    EXPECT_THROW(png_frames(std::span(moving).first(cut), "a.png"), DataError) << cut;
+    EXPECT_THROW(PngFrames(std::span(moving).first(cut), "a.png"), DataError) << cut;
 }
 
 // v = weight of the text's first number; refuses nothing.
@@ -308,6 +316,55 @@ TEST_F(SampleJobs, JudgeEveryFrameOfAVideo) {
   EXPECT_NE(picture("moving", "/report.html").find("means of 2 frames"), std::string::npos);
 }
 
+// The numbers are those of all frames together, to the bit, and only frames that are compared are in memory.
+TEST_F(SampleJobs, JudgeALongVideoFrameByFrame) {
+  constexpr int count = 9;
+  const auto scene = parse_scene("a large red circle in the center on a blue background").value();
+  const auto video = [&](const std::string& folder, std::uint64_t seed) {
+    std::vector<Image> frames;
+    for (int f = 0; f < count; ++f) {
+      frames.push_back(render(scene, 64, 64));
+      const Image noise = noise_image(64, 64, seed + std::uint64_t(f));
+      for (std::size_t i = 0; i < noise.rgb.size(); i += 1 + std::size_t(f)) frames.back().rgb[i] = noise.rgb[i];
+    }
+    fs::create_directories(dir_ + "/" + folder);
+    const auto png = encode_png(frames);
+    std::ofstream(dir_ + "/" + folder + "/00000.png", std::ios::binary)
+        .write(reinterpret_cast<const char*>(png.data()), std::ptrdiff_t(png.size()));
+    return frames;
+  };
+  const auto a = video("a", 1), b = video("b", 100);
+  std::map<std::string, double> means;
+  ColorFlicker flicker;
+  double texture = 0;
+  std::vector<std::vector<float>> values;  // of all frames of both
+  for (const auto* frames : {&a, &b})
+    for (const Image& frame : *frames) values.push_back(planes_of(frame));
+  const auto drawn = planes_of(render(scene, 64, 64));
+  for (std::size_t f = 0; f < count; ++f) {
+    const PicturePlanes p{values[f].data(), 3, 64, 64}, q{values[count + f].data(), 3, 64, 64};
+    means["psnr"] += psnr(p, q) / count, means["ssim"] += ssim(p, q) / count;
+    flicker.add(p);
+    texture += spectrum_distance(radial_spectrum(p), radial_spectrum({drawn.data(), 3, 64, 64})) / count;
+  }
+  const auto at_once = [](auto&& judge) {
+    Frame::most_alive = 0;
+    const auto result = judge();
+    EXPECT_EQ(Frame::alive, 0);
+    return std::pair(result, Frame::most_alive.load());
+  };
+  const auto compared = at_once([&] { return fidelity(1, dir_ + "/a", dir_ + "/b"); });
+  EXPECT_EQ(compared.first, means);
+  EXPECT_EQ(compared.second, 2);
+  const auto moving = at_once([&] { return video_scores(1, dir_ + "/a"); });
+  EXPECT_EQ(moving.first.frames, count);
+  EXPECT_EQ(moving.first.flicker, flicker.mean());
+  EXPECT_EQ(moving.second, 1);
+  const auto read = at_once([&] { return scene_scores({{describe(scene), 0}}, dir_ + "/a"); });
+  EXPECT_EQ(read.first.mean.at("spectrum_distance"), texture);
+  EXPECT_EQ(read.second, 1);
+}
+
 // Cut anywhere, a job has as many pictures of one arm as of another, and reports those up to a gap.
 TEST_F(SampleJobs, DrawArmsInTurn) {
   const std::vector<std::string> overrides = {"arms={a: [], b: [steps=3]}", "batch=1"};
@@ -316,6 +373,8 @@ TEST_F(SampleJobs, DrawArmsInTurn) {
   EXPECT_LE(when("a/batch_00000"), when("b/batch_00000"));
   EXPECT_LE(when("b/batch_00000"), when("a/batch_00001"));
   EXPECT_LE(when("a/batch_00001"), when("b/batch_00001"));
+  EXPECT_SAYS(refused({"arms={a: [], b: [watchdog.later=5]}"}),
+              "arm b changes device, communicator, threads or watchdog");
   fs::remove(dir_ + "/turns/a/batch_00001.json");
   const SampleJob job = read_job(dir_ + "/job.yaml", overrides);
   EXPECT_EQ(arm_report(job.arms[0], dir_ + "/turns/a")["pictures"].size(), 1u);
@@ -369,7 +428,8 @@ TEST_F(SampleJobs, GoOnAfterAStopWithTheUnbrokenPicture) {
   const auto model = load_model(c, config, at::kCPU);
   const auto codec = latent_codec(12, 2);
   const auto conditions = read_conditions(c, model->info(), config);
-  Groups groups = make_groups(c, *c.samplers.at("plain"), place(c, *self), *self);
+  Traced world(*self);
+  Groups groups = make_groups(c, *c.samplers.at("plain"), place(c, world), world);
   SampleContext context(*groups.tensors, *model, *codec, at::kCPU, at::kFloat);
   context.steps = c.steps;
   context.shift = {1, "linear", {16, 0.5, 256, 1.15}};

@@ -4,6 +4,7 @@
 
 #include "comm/error.h"
 #include "comm/local/loopback.h"
+#include "comm/watchdog/apart.h"
 #include "comm/watchdog/hang_report.h"
 #include "comm/watchdog/side_channel.h"
 #include "tests/forwarding.h"
@@ -215,6 +216,38 @@ TEST(Watchdog, NamesTheRankThatDidNotEnter) {
     }
   }
   std::filesystem::remove_all(folder);
+}
+
+// Two ranks wait for longer than the limit for one that makes calls by itself, and for no longer once it makes none.
+TEST(Watchdog, WaitsForARankThatWorksApart) {
+  Ended ended;
+  std::atomic<bool> at_work = false;
+  EXPECT_THROW(run_loopback(3,
+                            [&](Communicator& comm) {
+                              Traced job(comm, {}, "job");
+                              const auto alone = job.split(comm.rank(), 0);
+                              Watchdog watchdog(
+                                  job, ended.options(comm, {.warn = 0, .first = 60, .later = 2, .apart = true}));
+                              watchdog.finished(1);
+                              watchdog.phase("drawing");
+                              if (comm.rank() == 2) {
+                                for (int i = 0; i < 30; ++i) {
+                                  std::this_thread::sleep_for(milliseconds(100));
+                                  alone->barrier().wait();
+                                }
+                                std::unique_lock lock(ended.mutex);
+                                at_work = ended.ends == 0;
+                                ended.all.wait(lock, [&] { return ended.ends == comm.size(); });
+                                throw CommError("", "was hung");
+                              }
+                              job.barrier().wait();
+                            }),
+               Error);
+  EXPECT_TRUE(at_work) << "it was given up while it worked";
+  ASSERT_EQ(ended.lines.size(), 1u) << ended.lines.back();
+  for (const char* word : {"of \"job\" (barrier) is not complete", "rank 2 did not enter it, ranks 0,1 wait",
+                           "rank 2: in drawing after step 1, last collective 30 of \"job/1.2\" (barrier)"})
+    EXPECT_NE(ended.lines[0].find(word), std::string::npos) << word << "\n" << ended.lines[0];
 }
 
 TEST(Watchdog, QuietInAHealthyJob) {
@@ -503,6 +536,81 @@ TEST(HangReport, AllEnteredPointsAtTheNetwork) {
   EXPECT_NE(
       describe_hang({{sample(), ""}, {sample(), ""}}).find("all its ranks entered it, so the network or MPI is stuck"),
       std::string::npos);
+}
+
+// A rank: where it waits, or nowhere, and for how long it has been quiet.
+RankView working(double quiet, std::vector<LogState> logs = {}) {
+  RankView v;
+  v.state = RankState{"", 0, 0, 0, std::move(logs)};
+  v.quiet = quiet, v.allowed = 600;
+  return v;
+}
+LogState log_of(const std::string& name, int size, std::uint64_t entered, double waits_for) {
+  LogState log{name, 0, size, entered, 0, {}};
+  if (waits_for > 0) log.calls.push_back({entered, "barrier", "u8", "", 0, 0, false, waits_for});
+  return log;
+}
+
+TEST(WorkApart, ARankHangsThatIsQuietAndWaitedFor) {
+  const auto waits = [](double seconds) { return log_of("job", 3, 5, seconds); };
+  const auto absent = log_of("job", 3, 4, 0);
+  using Alive = std::vector<bool>;
+  EXPECT_EQ(ranks_alive({working(700, {waits(700)}), working(1, {absent}), working(9, {absent})}), Alive({1, 1, 1}));
+  const std::vector<RankView> hung{working(700, {waits(700)}), working(1, {absent}), working(601, {absent})};
+  EXPECT_EQ(ranks_alive(hung), Alive({0, 1, 0}));
+  const std::string text = describe_hang(hung, ranks_alive(hung));
+  EXPECT_NE(text.find("rank 2 did not enter it, rank 0 waits, rank 1 is at work; rank 2: "), text.npos) << text;
+  EXPECT_TRUE(WorkApart::judge(hung, 0, 700, {60, 600}).hangs);
+  EXPECT_FALSE(WorkApart::judge(hung, 0, 500, {60, 600}).hangs) << "nobody has waited for so long";
+  EXPECT_TRUE(WorkApart::judge(hung, 0, 500, {60, 600}).late);
+  auto second = hung;
+  second[0].state->oldest = 500;
+  EXPECT_FALSE(WorkApart::judge(second, 1, 500, {60, 600}).late) << "a lower rank says it";
+  // One that may take longer, as at the start of a task.
+  std::vector<RankView> starting = hung;
+  starting[2].allowed = 1800;
+  EXPECT_EQ(ranks_alive(starting), Alive({1, 1, 1}));
+  starting[2].allowed = 0;
+  EXPECT_EQ(ranks_alive(starting), Alive({1, 1, 1}));
+  // One that waits for another, which is at work or not.
+  const auto part = [](double waits_for) { return log_of("part", 2, 9, waits_for); };
+  const auto chain = [&](double quiet) {
+    return std::vector<RankView>{working(700, {waits(700)}), working(650, {absent, part(650)}),
+                                 working(quiet, {absent, log_of("part", 2, 8, 0)})};
+  };
+  EXPECT_EQ(ranks_alive(chain(3)), Alive({1, 1, 1}));
+  EXPECT_EQ(ranks_alive(chain(700)), Alive({0, 0, 0}));
+  // All have come: the last just now, or long ago.
+  EXPECT_EQ(ranks_alive({working(700, {waits(700)}), working(0, {waits(0.1)}), working(800, {waits(800)})}),
+            Alive({1, 1, 1}));
+  EXPECT_EQ(ranks_alive({working(700, {waits(700)}), working(650, {waits(650)}), working(800, {waits(800)})}),
+            Alive({0, 0, 0}));
+}
+
+// What does not answer is taken to be as it was, or to be quiet for as long as this rank waits.
+TEST(WorkApart, ASilentRankIsGivenUpAtTheLimit) {
+  WorkApart apart;
+  const WorkApart::Limits limits{0, 600};
+  EXPECT_FALSE(WorkApart::worth_asking(299, limits));
+  EXPECT_TRUE(WorkApart::worth_asking(301, limits));
+  const auto ask = [&](double now, double waited, std::optional<double> quiet) {
+    std::vector<RankView> ranks{working(0, {log_of("job", 2, 5, waited)}), working(0, {log_of("job", 2, 4, 0)})};
+    ranks[0].state->quiet = waited, ranks[0].state->allowed = ranks[1].state->allowed = 600;
+    ranks[1].state->quiet = quiet.value_or(0);
+    if (!quiet) ranks[1].state.reset(), ranks[1].silent = "stopped";
+    apart.remember(ranks, now, waited, limits);
+    return WorkApart::judge(ranks, 0, waited, limits);
+  };
+  EXPECT_FALSE(ask(1000, 301, std::nullopt).hangs);
+  EXPECT_FALSE(ask(1250, 551, 20).hangs) << "it answers again";
+  EXPECT_FALSE(ask(1829, 1130, std::nullopt).hangs);
+  EXPECT_TRUE(ask(1831, 1132, std::nullopt).hangs) << "600 s after its last sign";
+  WorkApart other;
+  apart = other;
+  const auto again = ask(1000, 301, std::nullopt).ask_again;
+  EXPECT_GT(again, 10);
+  EXPECT_LE(again, 60);
+  EXPECT_TRUE(ask(1300, 601, std::nullopt).hangs) << "never heard of";
 }
 
 TEST(HangReport, RankLists) {

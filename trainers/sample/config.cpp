@@ -95,6 +95,8 @@ void SampleConfig::fields(Fields& f) {
   f("memory_capacity", memory_capacity, "GiB a rank may fill; 0: the machine's", {.min = 0});
   f("save_every", save_every, "steps between saved states of a batch; 0: none, a job goes on with the batch",
     {.min = 0});
+  f.group("watchdog", watchdog,
+          "a job that hangs ends with exit code 4 and a line that says where; a rank that draws is waited for");
   f.resume_may_change(false);
   for (auto& [name, sampler] : samplers) f.group(name, *sampler, "keys of this method");
   f.require(size.size() == 2 && size[0] > 0 && size[1] > 0, "size", "a size is two numbers above 0",
@@ -155,8 +157,9 @@ SampleJob read_job(const std::string& path, const std::vector<std::string>& over
   for (const auto& arm : job.arms) {
     if (!arm.compare_to.empty() && std::count(order.begin(), order.end(), arm.compare_to) == 0)
       throw UsageError(config.place("compare_to"), "no arm is named " + arm.compare_to, "name one of arms");
-    if (arm.device != first.device || arm.communicator != first.communicator || arm.threads != first.threads)
-      throw UsageError(config.place("arms"), "arm " + arm.arm + " changes device, communicator or threads",
+    if (arm.device != first.device || arm.communicator != first.communicator || arm.threads != first.threads ||
+        arm.watchdog != first.watchdog)
+      throw UsageError(config.place("arms"), "arm " + arm.arm + " changes device, communicator, threads or watchdog",
                        "they are the whole job's: say them beside the arms");
   }
   for (std::size_t i = 0; i < order.size(); ++i)

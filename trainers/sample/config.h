@@ -1,5 +1,6 @@
 // The experiment of `trireme sample`.
 #pragma once
+#include "framework/config/watchdog.h"
 #include "framework/sampler.h"
 
 #include <cstdint>
@@ -21,6 +22,7 @@ struct SampleConfig {
   std::vector<std::int64_t> size = {64, 64};  // height and width in pixels
   double guidance = 1, shift = 1, fps = 8, memory_capacity = 0;
   bool guidance_parallel = false, latents = false;
+  WatchdogConfig watchdog;
   std::vector<std::string> prompts, methods;
   std::map<std::string, std::vector<std::string>> arms;      // name to key=value
   std::map<std::string, std::unique_ptr<Sampler>> samplers;  // those that the file names

@@ -8,6 +8,7 @@
 #include "framework/formats/safetensors.h"
 #include "framework/io/checkpoint.h"
 #include "framework/io/file_io.h"
+#include "framework/stream_place.h"
 #include "trainers/sample/pixels.h"
 
 #include <algorithm>
@@ -130,11 +131,13 @@ bool Engine::run(std::int64_t batch, const std::function<bool()>& stop) {
   const CommStats before = groups_.sent();
   const auto began = Clock::now();
   const std::int64_t every = arm_.config.save_every;
+  StepsAhead ahead(context_.device);
   while (s.step < s.steps()) {
     const double from = s.sigma(), to = s.sigmas[std::size_t(s.step) + 1];
     s.x = euler_step(s.x, arm_.method.velocity(s, context_), from, to);
     ++s.step, ++m.steps;
     arm_.method.stepped(s, context_);
+    ahead.step();
     if (bar_) bar_->step(beside(batch));
     const std::int64_t taken = arm_.method.steps_taken(s);
     const bool stopping = agreed(stop && stop()), due = every && taken % every == 0 && s.step < s.steps();

@@ -6,6 +6,7 @@
 #include "framework/io/file_io.h"
 #include "framework/report/chart.h"
 #include "framework/report/page.h"
+#include "trainers/sample/frames.h"
 #include "trainers/sample/scores.h"
 #include "trainers/sample/sheet.h"
 
@@ -52,15 +53,15 @@ std::vector<std::string> maps_of(const std::string& folder, std::int64_t index) 
 SheetRow row_of(const std::string& title, const std::string& folder, std::int64_t pictures, const std::string& kind) {
   SheetRow row{title, {}};
   for (std::int64_t i = 0; i < std::min(pictures, sheet_columns); ++i)
-    row.pictures.push_back(load_image(picture_path(folder, i, kind)));
+    row.pictures.push_back(FramesOf(picture_path(folder, i, kind)).at(0).image);
   return row;
 }
 
 SheetRow last_frames(const std::string& arm, const std::string& folder, std::int64_t pictures) {
   SheetRow row{arm + "\nlast frame", {}};
   for (std::int64_t i = 0; i < std::min(pictures, sheet_columns); ++i) {
-    const std::string path = picture_path(folder, i);
-    row.pictures.push_back(png_frames(read_file(path, 1 << 28), path).back());
+    const FramesOf frames(picture_path(folder, i));
+    row.pictures.push_back(frames.at(frames.size() - 1).image);
   }
   return row;
 }

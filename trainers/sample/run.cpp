@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "data/file.h"
 #include "framework/base/agree.h"
+#include "framework/base/apart.h"
 #include "framework/device_info.h"
 #include "framework/graphed_denoiser.h"
 #include "framework/io/file_io.h"
@@ -13,6 +14,7 @@
 #include "trainers/sample/model_digest.h"
 #include "trainers/sample/report.h"
 #include "trainers/stop.h"
+#include "trainers/watched.h"
 
 #include <algorithm>
 #include <cmath>
@@ -115,8 +117,13 @@ FlowShift shift_of(const SampleConfig& c, const DenoiserInfo& m) {
 
 class Job {
  public:
-  Job(const SampleJob& job, const std::string& out, Communicator& world, int local_ranks)
-      : job_(job), out_(out), world_(world), placement_(place(job.arms[0], world)), local_ranks_(local_ranks) {}
+  Job(const SampleJob& job, const std::string& out, Watched& ranks, int local_ranks)
+      : job_(job),
+        out_(out),
+        world_(ranks.ranks),
+        watchdog_(ranks.watchdog),
+        placement_(place(job.arms[0], world_)),
+        local_ranks_(local_ranks) {}
 
   // False: stopped.
   bool run() {
@@ -195,6 +202,7 @@ class Job {
 
   // Arms of one model, so many pictures of each in turn: a job that is cut has compared all arms on the same prompts.
   bool run_arms(std::size_t first, std::size_t end, StepBar& bar) {
+    watchdog_.begins("reading the model");
     agree(world_, attempt([&] {
             model_.reset();
             model_ = load_model(job_.arms[first], plans_[first].model, placement_.device);
@@ -218,12 +226,17 @@ class Job {
   // Up to so many pictures of an arm. False: stopped, on whichever rank.
   bool advance(Working& w, const SampleConfig& c, std::int64_t pictures, StepBar& bar) {
     bool going = true;
+    watchdog_.phase("sampling");
     for (; going && w.next < w.engine->batches() && w.next * c.batch < pictures; w.next += w.groups.count) {
       if (engine_done(*w.engine, w.groups, w.next))
         bar.skip(w.engine->steps_of(w.next));
       else
-        going = w.engine->run(w.next, [] { return stop_requested(); });
+        going = w.engine->run(w.next, [this] {
+          watchdog_.finished(++steps_);
+          return stop_requested();
+        });
     }
+    watchdog_.finished(steps_);  // also of a rank without a picture: it waits no longer than the others
     std::int64_t stopped = !going;
     world_.all_reduce({&stopped, 1, DType::i64}, Op::max).wait();
     return stopped == 0;
@@ -238,11 +251,13 @@ class Job {
 
   const SampleJob& job_;
   const std::string out_;
-  Communicator& world_;
+  Traced& world_;
+  Watchdog& watchdog_;
   const Placement placement_;
   const int local_ranks_;
   std::vector<ArmPlan> plans_;
   std::unique_ptr<Denoiser> model_;
+  std::int64_t steps_ = 0;  // that this rank has taken
 };
 
 }  // namespace
@@ -256,12 +271,14 @@ int run_sample(const SampleRun& run, Communicator& world, int local_ranks) {
           if (world.rank() == 0) take_up(run, job, lock);
         }));
   if (job.arms[0].threads) at::set_num_threads(int(job.arms[0].threads));
-  Job work(job, run.out, world, local_ranks);
+  Watched ranks(world, job.arms[0].watchdog, run.out, Steps::apart);
+  Job work(job, run.out, ranks, local_ranks);
   const bool done = work.run();
-  const auto failure = attempt([&] {  // also of what a stopped job has
-    if (world.rank() == 0) std::cout << write_report(job, run.out, work.machine()) << std::flush;
-  });
-  if (done) return agree(world, failure), 0;
+  ranks.watchdog.phase("the report");
+  std::function<void()> report;  // also of what a stopped job has
+  if (world.rank() == 0) report = [&] { std::cout << write_report(job, run.out, work.machine()) << std::flush; };
+  const auto failure = attempt_apart(ranks.ranks, report);
+  if (done) return agree(ranks.ranks, failure), 0;
   if (failure) std::cerr << "trireme: no report of what is there: " << failure->what << std::endl;  // it goes on
   if (world.rank() == 0) std::cout << "stopped; the same command draws what is missing" << std::endl;
   return int(ExitCode::stopped);

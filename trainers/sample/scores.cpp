@@ -1,10 +1,9 @@
 #include "trainers/sample/scores.h"
 
-#include "data/file.h"
-#include "data/image_text/write_png.h"
 #include "data/workers.h"
 #include "framework/metrics/pictures.h"
 #include "framework/metrics/scene_score.h"
+#include "trainers/sample/frames.h"
 
 #include <algorithm>
 #include <atomic>
@@ -55,40 +54,25 @@ std::vector<double> spectrum_of(const Image& image) {
   return radial_spectrum({planes.data(), 3, image.height, image.width});
 }
 
-std::vector<Image> frames_in(const std::string& file) { return png_frames(read_file(file, 1 << 28), file); }
-
-// Of all frames, with their values.
-struct Planes {
-  std::vector<std::vector<float>> values;
-  std::vector<PicturePlanes> planes;
-};
-
-Planes planes_of_all(const std::vector<Image>& frames) {
-  Planes p;
-  for (const Image& image : frames) {
-    p.values.push_back(planes_of(image));
-    p.planes.push_back({p.values.back().data(), 3, image.height, image.width});
-  }
-  return p;
-}
-
 }  // namespace
 
 ArmScores scene_scores(const std::vector<ScenePrompt>& prompts, const std::string& folder) {
   const auto scenes = scenes_of(prompts);
   if (!scenes || scenes->empty()) return {};
-  const Image first = load_image(picture_file(folder, 0));
+  const Image first = FramesOf(picture_file(folder, 0)).at(0).image;
   if (std::min(first.width, first.height) < 48) return {};
   const SceneReader reader(range_of(*scenes), first.width, first.height);
   std::vector<std::vector<SceneScore>> scores(scenes->size());  // a score a frame
   std::vector<double> textures(scenes->size());
   all_cores().each(std::ssize(scores), [&](std::int64_t at) {
     const auto i = std::size_t(at);
-    const auto frames = frames_in(picture_file(folder, at));
-    const auto drawn = spectrum_of(render((*scenes)[i], frames[0].width, frames[0].height));
-    for (const Image& frame : frames) {
-      scores[i].push_back(reader.score(frame, (*scenes)[i]));
-      textures[i] += spectrum_distance(spectrum_of(frame), drawn) / double(frames.size());
+    const FramesOf frames(picture_file(folder, at));
+    std::vector<double> drawn;
+    for (std::int64_t f = 0; f < frames.size(); ++f) {
+      const Frame frame = frames.at(f);
+      if (f == 0) drawn = spectrum_of(render((*scenes)[i], frame.image.width, frame.image.height));
+      scores[i].push_back(reader.score(frame.image, (*scenes)[i]));
+      textures[i] += spectrum_distance(radial_spectrum(frame.planes()), drawn) / double(frames.size());
     }
   });
   ArmScores all;
@@ -108,8 +92,10 @@ ArmScores scene_scores(const std::vector<ScenePrompt>& prompts, const std::strin
 VideoScores video_scores(std::int64_t count, const std::string& folder) {
   std::vector<VideoScores> each(std::size_t(std::max<std::int64_t>(0, count)));
   all_cores().each(count, [&](std::int64_t i) {
-    const auto frames = frames_in(picture_file(folder, i));
-    each[std::size_t(i)] = {std::ssize(frames), color_flicker(planes_of_all(frames).planes)};
+    const FramesOf frames(picture_file(folder, i));
+    ColorFlicker flicker;
+    for (std::int64_t f = 0; f < frames.size(); ++f) flicker.add(frames.at(f).planes());
+    each[std::size_t(i)] = {frames.size(), flicker.mean()};
   });
   VideoScores all;
   for (const auto& one : each) all.frames = one.frames, all.flicker += one.flicker / double(each.size());
@@ -124,17 +110,18 @@ std::map<std::string, double> fidelity(std::int64_t count, const std::string& fo
   all_cores().each(std::ssize(each), [&](std::int64_t i) {
     const std::string mine = picture_file(folder, i), other = picture_file(reference, i);
     if (!all || !std::filesystem::exists(mine) || !std::filesystem::exists(other)) return void(all = false);
-    const auto a = frames_in(mine), b = frames_in(other);
-    const int side = std::min(a[0].width, a[0].height);
-    if (a.size() != b.size() || a[0].width != b[0].width || a[0].height != b[0].height || side < 11)
-      return void(all = false);
-    const Planes x = planes_of_all(a), y = planes_of_all(b);
+    const FramesOf a(mine), b(other);
+    if (a.size() != b.size()) return void(all = false);
     Means& means = each[std::size_t(i)];
-    for (std::size_t f = 0; f < a.size(); ++f) {
-      const PicturePlanes &p = x.planes[f], &q = y.planes[f];
-      means["psnr"] += std::min(60.0, psnr(p, q)) / double(a.size());
-      means["ssim"] += ssim(p, q) / double(a.size());
-      if (side >= all_scales) means["ms_ssim"] += ms_ssim(p, q) / double(a.size());
+    const auto share = double(a.size());
+    for (std::int64_t f = 0; f < a.size(); ++f) {
+      const Frame x = a.at(f), y = b.at(f);
+      const int side = std::min(x.image.width, x.image.height);
+      if (x.image.width != y.image.width || x.image.height != y.image.height || side < 11) return void(all = false);
+      const PicturePlanes p = x.planes(), q = y.planes();
+      means["psnr"] += std::min(60.0, psnr(p, q)) / share;
+      means["ssim"] += ssim(p, q) / share;
+      if (side >= all_scales) means["ms_ssim"] += ms_ssim(p, q) / share;
     }
   });
   if (!all) return {};

@@ -191,7 +191,7 @@ class Beside : public cluster::TaskRun {
 }  // namespace
 
 SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out, const Placement& place,
-                    const std::function<bool()>& stop) {
+                    const std::function<bool()>& stop, const std::function<void()>& starts) {
   cluster::DriveOptions options;
   options.settings.gpus = world.size();
   options.run_dir = out;
@@ -205,6 +205,7 @@ SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::st
                          predicted_seconds(order.sweep, order.task, ranks, out, place.device.is_cuda())};
   };
   const auto start = [&](const cluster::TaskOrder& task, Communicator& ranks) -> std::unique_ptr<cluster::TaskRun> {
+    if (starts) starts();
     return std::make_unique<Beside>(read_order(task.text), ranks, out, place);
   };
   SweepEnd end;

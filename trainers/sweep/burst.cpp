@@ -85,8 +85,10 @@ void Executor::begin_stages(const Placement& place) {
     return;
   }
   limit_ = limit;
-  const auto split = [&] { return for_device(ranks_.split(0, ranks_.rank()), place, {}); };
-  stage_ = std::make_unique<Stage>(model_, *store_, *optimizer_, *sharded_, sweep_.train, split(), split());
+  const auto more = [&](const char* what) { return ranks_for_device(ranks_, place, what); };
+  auto slices = more("slices"), neighbours = more("neighbours");
+  stage_ = std::make_unique<Stage>(model_, *store_, *optimizer_, *sharded_, sweep_.train, std::move(slices),
+                                   std::move(neighbours));
   begin_steps();            // evaluations get layers by broadcasts now
   release_device_memory();  // of shares
   restart_device_peak(model_.device());

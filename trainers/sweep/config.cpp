@@ -194,6 +194,9 @@ void SweepConfig::fields(Fields& f) {
   for (auto& task : tasks) task.search = search;
   Tasks list{*this};
   f.group("tasks", list, "by name");
+  // Last: settings are what stands before it.
+  f.group("watchdog", watchdog,
+          "a job that hangs ends with exit code 4 and a line that says where; a rank at work is waited for");
 }
 
 std::string document_keys() {
@@ -260,6 +263,7 @@ SweepConfig read_tree(const Config& config, const config::Node& root) {
   // Printing visits the schema, which lets tasks' searches begin as the sweep's again: so reading comes last.
   sweep.resolved = config.print(schema, true);
   sweep.settings = config.print(schema, false);
+  sweep.settings.resize(sweep.settings.rfind("\nwatchdog:") + 1);
   config.read(schema);
   const bool pairs = std::ranges::all_of(sweep.tasks, [](const TaskConfig& t) { return t.objective == "dpo"; });
   if (sweep.train.pad == "longest" && (sweep.lora.dropout > 0 || sweep.train.accumulate > 1 || pairs))

@@ -2,6 +2,7 @@
 #pragma once
 #include "data/text/instructions.h"
 #include "framework/config/config.h"
+#include "framework/config/watchdog.h"
 #include "trainers/sweep/early_exit.h"
 
 #include <cstdint>
@@ -68,7 +69,8 @@ struct SweepConfig {
   std::int64_t slots = 0, checkpoint_every = 200;
   bool steal = true;
   std::vector<TaskConfig> tasks;
-  std::string resolved, settings;  // as YAML, with and without where each value came from
+  WatchdogConfig watchdog;
+  std::string resolved, settings;  // as YAML: with where each value came from; without it and the watchdog
   void fields(Fields&);
 };
 

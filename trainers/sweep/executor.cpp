@@ -89,7 +89,7 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, Backbone ba
   if (fp8) check_fp8_widths(*store_, task.place);
   if (ranks.size() > 1) {
     const auto layers = std::exchange(backbone.layers, {});  // let go once they are read
-    gathers_ = for_device(ranks.split(0, ranks.rank()), place, {});
+    gathers_ = ranks_for_device(ranks, place, "layers");
     sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_, layers, fp8);
   } else if (fp8) {
     hold_fp8_base(model_, *store_);

@@ -206,7 +206,7 @@ void Executor::answer(const std::vector<std::int64_t>& jobs, std::vector<double>
   if (data_.end >= 0) options.ends = {data_.end};
   std::size_t each = 0;  // questions of a job in these passes
   options.before_pass = [&](std::span<const std::int64_t> lengths) {
-    if (sharded_) on_any_rank(ranks_, true);
+    on_any_rank(ranks_, true);  // alone too: a watchdog sees each pass
     std::vector<nn::SlotRows> rows;
     std::int64_t row = 0;
     for (std::size_t j = 0; j < jobs.size(); ++j) {

@@ -6,9 +6,11 @@
 #include "framework/io/folder_lock.h"
 #include "framework/models/causal_lm_load.h"
 #include "framework/placement.h"
+#include "framework/stream_place.h"
 #include "trainers/loop.h"
 #include "trainers/run_folder.h"
 #include "trainers/stop.h"
+#include "trainers/watched.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -91,12 +93,13 @@ int make_backbone(const SweepRun& run, const SweepConfig& sweep, Communicator& w
 
 // One task after the other on all ranks. What a task's own input does wrong ends that task alone; any other failure may
 // be one rank's, and ends all.
-SweepEnd run_in_turn(const SweepConfig& sweep, Communicator& world, const std::string& out, const Placement& place) {
+SweepEnd run_in_turn(const SweepConfig& sweep, Communicator& world, const std::string& out, const Placement& place,
+                     const std::function<bool()>& stop, const std::function<void()>& starts) {
   SweepEnd end;
   for (const auto& task : sweep.tasks) {
     std::optional<TaskOutcome> outcome;
-    const auto failure = attempt(
-        [&] { outcome = run_task(sweep, task, world, out + "/" + task.name, place, [] { return stop_requested(); }); });
+    starts();
+    const auto failure = attempt([&] { outcome = run_task(sweep, task, world, out + "/" + task.name, place, stop); });
     if (failure && failure->code != ExitCode::usage && failure->code != ExitCode::data) raise(*failure);
     if (failure) {
       end.failed.push_back({task.name, *failure});
@@ -218,19 +221,27 @@ int run_sweep(const SweepRun& run, Communicator& world, int local_ranks) {
   if (sweep.threads) at::set_num_threads(int(sweep.threads));
   TrainConfig where;
   where.device = sweep.device, where.communicator = sweep.communicator;
-  const Placement place = place_rank(world, where);
+  Watched job(world, sweep.watchdog, run.out, Steps::apart);
+  const Placement place = place_rank(job.ranks, where);
   const bool beside = std::any_of(sweep.tasks.begin(), sweep.tasks.end(), [](const auto& t) { return t.ranks > 0; });
-  const SweepEnd end = beside && world.size() > 1
-                           ? run_beside(sweep, world, run.out, place, [] { return stop_requested(); })
-                           : run_in_turn(sweep, world, run.out, place);
+  const auto starts = [&] { job.watchdog.begins("the start of a task"); };
+  StepsAhead ahead(place.device, 8);
+  const auto stop = [&, ticks = std::int64_t(0)]() mutable {  // asked before every tick
+    ahead.step();
+    job.watchdog.phase("a task");
+    job.watchdog.finished(ticks++);
+    return stop_requested();
+  };
+  const SweepEnd end = beside && world.size() > 1 ? run_beside(sweep, job.ranks, run.out, place, stop, starts)
+                                                  : run_in_turn(sweep, job.ranks, run.out, place, stop, starts);
   if (end.stopped && world.rank() == 0)
     std::cout << "stopped after a checkpoint; the same command resumes" << std::endl;
   if (end.stopped) return int(ExitCode::stopped);
   std::int64_t code = 0;
-  agree(world, attempt([&] {
+  agree(job.ranks, attempt([&] {
           if (world.rank() == 0) code = std::int64_t(tell(sweep, end, run.out));
         }));
-  world.broadcast({&code, 1, DType::i64}, 0).wait();
+  job.ranks.broadcast({&code, 1, DType::i64}, 0).wait();
   return int(code);
 }
 

@@ -41,8 +41,9 @@ struct SweepEnd {
 };
 // Collective over the world: tasks beside each other, each on its own number of ranks, by the scheduler of tasks
 // (cluster/driver.h); others may come by `trireme sweep add`, each a file with one task.
+// `starts`: called on the ranks of a task before its model is read.
 SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out, const Placement& place,
-                    const std::function<bool()>& stop);
+                    const std::function<bool()>& stop, const std::function<void()>& starts = {});
 
 struct SweepRun {
   std::string file, out;
