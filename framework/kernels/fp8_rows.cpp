@@ -19,6 +19,8 @@ void on_host(const Fp8RowsJob& job) {
       std::memcpy(row.data(), from, width * sizeof(float));
     else
       widen(job.type, from, row.data(), width);
+    if (job.columns)
+      for (std::size_t c = 0; c < width; ++c) row[c] *= job.columns[c];
     float most = 0;
     bool finite = true;
     for (const float v : row) {

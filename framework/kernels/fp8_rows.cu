@@ -25,13 +25,23 @@ __device__ void load(const __nv_bfloat16* p, float (&v)[n]) {
 }
 
 template <class T>
+__device__ void load_scaled(const T* x, const float* columns, std::int64_t c, float (&v)[n]) {
+  load(x + c, v);
+  if (!columns) return;
+  float by[n];
+  load(columns + c, by);
+#pragma unroll
+  for (int i = 0; i < n; ++i) v[i] *= by[i];
+}
+
+template <class T>
 __global__ void __launch_bounds__(threads) rows_kernel(Fp8RowsJob job) {
   __shared__ float room[warps];
   const std::int64_t base = static_cast<std::int64_t>(blockIdx.x) * job.width;
   const T* const x = static_cast<const T*>(job.x) + base;
   float v[n], most = 0;
   for (std::int64_t c = threadIdx.x * n; c < job.width; c += threads * n) {
-    load(x + c, v);
+    load_scaled(x, job.columns, c, v);
 #pragma unroll
     for (int i = 0; i < n; ++i) {
       const float size = fabsf(v[i]);
@@ -48,7 +58,7 @@ __global__ void __launch_bounds__(threads) rows_kernel(Fp8RowsJob job) {
   const float scale = most > 0 && finite ? fmaxf(most, fp8_least) / 448 : 1, inverse = 1 / scale;
   if (threadIdx.x == 0) job.scales[blockIdx.x] = finite ? scale : NAN;
   for (std::int64_t c = threadIdx.x * n; c < job.width; c += threads * n) {
-    load(x + c, v);
+    load_scaled(x, job.columns, c, v);
     uint2 codes;
     auto* const pairs = reinterpret_cast<__nv_fp8x2_storage_t*>(&codes);
 #pragma unroll

@@ -15,7 +15,8 @@ struct Fp8RowsJob {
   DType type = DType::bf16;  // or f32
   const void* x = nullptr;   // [rows, width], begins on 16 bytes; width a multiple of 8
   std::uint8_t* codes = nullptr;
-  float* scales = nullptr;  // [rows]; what codes are multiplied by
+  float* scales = nullptr;         // [rows]; what codes are multiplied by
+  const float* columns = nullptr;  // [width], or null: what x's columns are multiplied by first; begins on 16 bytes
   std::int64_t rows = 0, width = 0;
 };
 extern Kernel<Fp8RowsJob> fp8_rows;

@@ -1,6 +1,7 @@
 #include "framework/models/adapters.h"
 
 #include "comm/error.h"
+#include "framework/nn/fp8_matrix.h"
 
 #include <algorithm>
 #include <map>
@@ -89,6 +90,27 @@ void hold_fp8_base(CausalLm& model, nn::AdapterStore& store) {
   for (const auto& t : store.targets())
     model.set_weight(by_name.at(t.name + ".weight"), at::empty({1}, t.weight.options()).expand(t.weight.sizes()));
   store.set_fp8_base();
+}
+
+void hold_fp8_base(CausalLm& model, nn::AdapterStore& store, const CausalLm::Source& layers) {
+  const at::NoGradGuard no_grad;
+  std::map<std::string, std::size_t> target_of;
+  for (std::size_t t = 0; t < store.targets().size(); ++t) target_of[store.targets()[t].name] = t;
+  std::vector<LmWeight> wanted;
+  for (const auto& [weight, value] : model.weights())
+    if (weight.layer >= 0) wanted.push_back(weight);
+  std::map<std::size_t, nn::Fp8Rows> codes;
+  std::map<std::string, at::Tensor> others;
+  for (const LmWeight& w : wanted) {
+    const auto found =
+        w.name.ends_with(".weight") ? target_of.find(w.name.substr(0, w.name.size() - 7)) : target_of.end();
+    if (found != target_of.end())
+      codes.emplace(found->second, nn::fp8_rows(layers(w)));
+    else
+      model.set_weight(w, others[w.name] = layers(w));
+  }
+  for (auto& [target, matrix] : codes)
+    store.set_fp8_base(std::int64_t(target), std::move(matrix), others[store.targets()[target].name + ".bias"]);
 }
 
 nn::AdapterInit adapter_init(const CausalLm& model, const nn::AdapterStore& store, const PeftConfig& config,

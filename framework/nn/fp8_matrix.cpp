@@ -2,6 +2,7 @@
 
 #include "comm/error.h"
 #include "framework/base/tensor.h"
+#include "framework/kernels/byte_transpose.h"
 #include "framework/kernels/fp8_rows.h"
 
 #include <array>
@@ -60,7 +61,7 @@ bool tensor_cores(const at::Tensor& codes) {
 
 }  // namespace
 
-Fp8Rows fp8_rows(const at::Tensor& x) {
+Fp8Rows fp8_rows(const at::Tensor& x, const at::Tensor& columns) {
   if (x.size(1) % 16 != 0)
     throw UsageError("FP8 base", "a width of " + std::to_string(x.size(1)), "widths must be multiples of 16");
   at::Tensor c = x.contiguous();
@@ -71,15 +72,11 @@ Fp8Rows fp8_rows(const at::Tensor& x) {
                      .x = c.const_data_ptr(),
                      .codes = static_cast<std::uint8_t*>(all.values.mutable_data_ptr()),
                      .scales = all.scales.mutable_data_ptr<float>(),
+                     .columns = columns.defined() ? columns.const_data_ptr<float>() : nullptr,
                      .rows = c.size(0),
                      .width = c.size(1)},
                     buffer_of(c).place);
-  return all;
-}
-
-Fp8Matrix fp8_matrix(const at::Tensor& weight) {
-  Fp8Matrix all{fp8_rows(weight), fp8_rows(weight.t())};
-  if (weight.is_cuda()) (void)tensor_cores(all.rows.values);
+  if (c.is_cuda()) (void)tensor_cores(all.values);
   return all;
 }
 
@@ -92,6 +89,18 @@ at::Tensor fp8_product(const Fp8Rows& left, const Fp8Rows& right, const at::Tens
   }
   if (bias.defined()) y = y + bias;
   return y.to(type);
+}
+
+at::Tensor fp8_product_back(const at::Tensor& dy, const Fp8Rows& weight) {
+  const at::Tensor& codes = weight.values;
+  const Fp8Rows turned{at::empty({codes.size(1), codes.size(0)}, codes.options()),
+                       at::ones({codes.size(1)}, weight.scales.options())};
+  kernels::byte_transpose({.from = static_cast<const std::uint8_t*>(codes.const_data_ptr()),
+                           .to = static_cast<std::uint8_t*>(turned.values.mutable_data_ptr()),
+                           .rows = codes.size(0),
+                           .columns = codes.size(1)},
+                          buffer_of(weight.scales).place);
+  return fp8_product(fp8_rows(dy, weight.scales), turned, {}, dy.scalar_type());
 }
 
 }  // namespace trireme::nn

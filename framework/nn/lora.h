@@ -46,7 +46,7 @@ struct AdapterTensors {
 
 struct LoraPass;
 struct LoraCall;
-struct Fp8Matrix;
+struct Fp8Rows;
 
 class AdapterStore {
  public:
@@ -67,7 +67,7 @@ class AdapterStore {
   // are, of which their shapes stay. Widths must be multiples of 16.
   void set_fp8_base();
   // The same of `target`, whose weight is a shape already: codes that move.
-  void set_fp8_base(std::int64_t target, Fp8Matrix codes, at::Tensor bias);
+  void set_fp8_base(std::int64_t target, Fp8Rows codes, at::Tensor bias);
   bool has_fp8_base() const;
 
   // A free slot gets an adapter as PEFT initializes it, or with these flat weights. Throws UsageError.
@@ -111,7 +111,7 @@ class AdapterStore {
   LoraCall call_of(std::span<const std::int64_t> targets) const;
 
   std::vector<Projection> targets_;
-  std::vector<std::shared_ptr<const Fp8Matrix>> fp8_;  // of a target, or null
+  std::vector<std::shared_ptr<const Fp8Rows>> fp8_;  // of a target, or null
   std::vector<std::uint32_t> modules_;                 // names of targets, as dropout knows them
   std::vector<Slot> slots_;
   std::int64_t r_max_;

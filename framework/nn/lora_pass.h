@@ -50,7 +50,7 @@ struct LoraTarget {
   std::int64_t index = 0;
   std::uint32_t module = 0;
   at::Tensor weight, bias;
-  std::shared_ptr<const Fp8Matrix> fp8 = nullptr;  // the weight, where the base is FP8
+  std::shared_ptr<const Fp8Rows> fp8 = nullptr;  // the weight, where the base is FP8
 };
 struct LoraCall {
   std::shared_ptr<const LoraPass> pass;

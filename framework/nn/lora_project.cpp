@@ -75,7 +75,7 @@ bool adapted(const LoraPass& pass, const LoraTarget& t) {
 at::Tensor BaseProducts::operator()(const LoraTarget& t) {
   if (t.fp8) {
     if (!rows_) rows_ = fp8_rows(x_);
-    return fp8_product(*rows_, t.fp8->rows, t.bias, x_.scalar_type());
+    return fp8_product(*rows_, *t.fp8, t.bias, x_.scalar_type());
   }
   return t.bias.defined() ? at::addmm(t.bias, x_, t.weight.t()) : at::mm(x_, t.weight.t());
 }
@@ -86,7 +86,7 @@ void add_base_gradient(const LoraTarget& t, const at::Tensor& dy, at::Tensor& dx
     return;
   }
   const at::Tensor found =
-      t.fp8 ? fp8_product(fp8_rows(dy), t.fp8->columns, {}, dy.scalar_type()) : at::mm(dy, t.weight);
+      t.fp8 ? fp8_product_back(dy, *t.fp8) : at::mm(dy, t.weight);
   dx = dx.defined() ? dx.add_(found) : found;
 }
 

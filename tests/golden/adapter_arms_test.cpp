@@ -254,10 +254,9 @@ TEST(AdapterArms, Fp8TravelsAsCodes) {
         EXPECT_FALSE(w.equal(other));
         EXPECT_LT((w - other).norm().item<double>(), 0.1 * other.norm().item<double>());
       }
-    // Codes and scales by rows (with two norms in f32) as the whole layer travels in f32; by columns in backward alone,
-    // of all layers.
-    const std::size_t rows = 7680 + 4 * 224 + 4 * 64, columns = 7680 + 4 * 240, gathers = 4 + 2 + (steps - 1) * 4;
-    EXPECT_EQ(found.sent.gathered, (gathers * rows + std::size_t(steps) * 4 * columns) / std::size_t(ranks));
+    // Codes and their scales, and two norms in f32: backward has no others.
+    const std::size_t layer = 7680 + 4 * 224 + 4 * 64, gathers = 4 + 2 + (steps - 1) * 4;
+    EXPECT_EQ(found.sent.gathered, gathers * layer / std::size_t(ranks));
   }
 }
 

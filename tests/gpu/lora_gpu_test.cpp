@@ -2,6 +2,8 @@
 // host's, a training whose jobs are the same bits alone and in company, and recorded steps against plain ones.
 #include "comm/device.h"
 #include "framework/adapter_step.h"
+#include "framework/base/tensor.h"
+#include "framework/kernels/byte_transpose.h"
 #include "framework/losses/token_loss.h"
 #include "framework/models/adapters.h"
 #include "framework/nn/fp8_matrix.h"
@@ -305,14 +307,31 @@ TEST(Gpu, Fp8RowsAreTheHosts) {
       const Fp8Rows host = fp8_rows(x), device = fp8_rows(x.cuda());
       EXPECT_TRUE(same_bits(host.values.view(at::kByte), device.values.view(at::kByte)));
       EXPECT_TRUE(same_bits(host.scales, device.scales));
-      const Fp8Matrix hw = fp8_matrix(w), dw = fp8_matrix(w.cuda());
-      tell_of_cublas(device, dw.rows, bias.cuda());
+      const Fp8Rows hw = fp8_rows(w), dw = fp8_rows(w.cuda());
+      tell_of_cublas(device, dw, bias.cuda());
+      const at::Tensor dy = at::randn({tokens, 96}).to(at::kBFloat16), columns = at::rand({width}) * 1e-4;
+      const Fp8Rows scaled = fp8_rows(x, columns), on_device = fp8_rows(x.cuda(), columns.cuda());
+      EXPECT_TRUE(same_bits(scaled.values.view(at::kByte), on_device.values.view(at::kByte)));
+      EXPECT_TRUE(same_bits(scaled.scales, on_device.scales));
+      EXPECT_LE(off(fp8_product_back(dy.cuda(), dw), fp8_product_back(dy, hw)), 1e-2);
       for (const bool with_bias : {false, true})
         for (int again = 0; again < 2; ++again)  // the second call knows what the first one found
-          EXPECT_LE(off(fp8_product(device, dw.rows, with_bias ? bias.cuda() : at::Tensor(), at::kBFloat16),
-                        fp8_product(host, hw.rows, with_bias ? bias : at::Tensor(), at::kBFloat16)),
+          EXPECT_LE(off(fp8_product(device, dw, with_bias ? bias.cuda() : at::Tensor(), at::kBFloat16),
+                        fp8_product(host, hw, with_bias ? bias : at::Tensor(), at::kBFloat16)),
                     1e-2)
               << "bias " << with_bias << ", call " << again;
+    }
+}
+
+TEST(Gpu, BytesAreTurned) {
+  if (no_gpu()) GTEST_SKIP() << "no GPU";
+  for (const std::int64_t rows : {4, 16, 96, 128, 144, 5632})
+    for (const std::int64_t columns : {4, 48, 128, 2064}) {
+      const at::Tensor from = at::randint(256, {rows, columns}, at::kByte).cuda(),
+                       to = at::zeros({columns, rows}, from.options());
+      kernels::byte_transpose({from.const_data_ptr<std::uint8_t>(), to.mutable_data_ptr<std::uint8_t>(), rows, columns},
+                              buffer_of(from).place);
+      EXPECT_TRUE(to.equal(from.t())) << rows << " x " << columns;
     }
 }
 

@@ -2,6 +2,7 @@
 // optimizer against PyTorch's.
 #include "framework/nn/adapter_optimizer.h"
 #include "framework/nn/checkpoint.h"
+#include "framework/nn/fp8_matrix.h"
 #include "framework/nn/lora_pass.h"
 
 #include <cmath>
@@ -213,6 +214,21 @@ TEST(Lora, Fp8BaseIsTheBaseButForItsRounding) {
         EXPECT_GT(off, 0.005) << i;
       }
     }
+  }
+}
+
+// dy W of codes by rows alone, against f64: W's own rounding and dy's, also where rows of W differ by a thousand.
+TEST(Lora, Fp8GoesBackByTheSameCodes) {
+  at::manual_seed(10);
+  for (const auto& [out, in] : std::vector<std::pair<std::int64_t, std::int64_t>>{{96, 64}, {16, 208}, {144, 16}}) {
+    const at::Tensor dy = at::randn({33, out}) * 1e-5,
+                     w = at::randn({out, in}) * at::exp(at::linspace(0, std::log(1e3), out)).unsqueeze(1);
+    const Fp8Rows codes = fp8_rows(w);
+    const at::Tensor kept = codes.values.to(at::kDouble) * codes.scales.to(at::kDouble).unsqueeze(1),
+                     exact = dy.to(at::kDouble).mm(kept), found = fp8_product_back(dy, codes).to(at::kDouble);
+    EXPECT_EQ(found.sizes(), exact.sizes());
+    EXPECT_LT(((found - exact).norm() / exact.norm()).item<double>(), 0.04);  // dy's rounding alone
+    EXPECT_LT(((found - dy.to(at::kDouble).mm(w.to(at::kDouble))).norm() / exact.norm()).item<double>(), 0.06);
   }
 }
 

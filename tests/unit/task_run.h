@@ -125,8 +125,9 @@ struct TaskRun : ::testing::Test {
   std::optional<Result> run(Communicator& ranks, const std::string& folder, const std::function<bool()>& stop = {}) {
     const Instructions data = own_data ? *own_data : sequences(task.objective == "dpo");
     Executor executor(sweep, task,
-                      backbone_of(tiny(sweep.precision == "f32" ? at::kFloat : at::kBFloat16), ranks.size() > 1), data,
-                      ranks, folder);
+                      backbone_of(tiny(sweep.precision == "f32" ? at::kFloat : at::kBFloat16),
+                                  ranks.size() > 1 || sweep.precision == "fp8"),
+                      data, ranks, folder);
     executor.on_answers([](std::span<const std::int64_t> ids) { return std::to_string(ids.empty() ? -1 : ids[0]); });
     auto outcome = executor.run(stop);
     if (!outcome) return {};

@@ -138,8 +138,9 @@ ExitCode tell(const SweepConfig& sweep, const SweepEnd& end, const std::string& 
   return failed.empty() ? ExitCode::ok : failed.front().why.code;
 }
 
-// shared: layers are read (or drawn) as they are cut, one at a time, so that a model may be larger than a rank.
-Backbone read_backbone(const SweepConfig& sweep, const std::string& path, at::Device device, bool shared) {
+// by_layers: layers are read (or drawn) as they are cut or coded, a tensor at a time, so that a model may be larger
+// than a rank.
+Backbone read_backbone(const SweepConfig& sweep, const std::string& path, at::Device device, bool by_layers) {
   const at::ScalarType type = sweep.precision == "f32" ? at::kFloat : at::kBFloat16;
   LmWeights weights = sweep.weights == "random" ? draw_causal_lm(path, std::uint64_t(sweep.seed), device, type)
                                                 : open_causal_lm(path, device, type);
@@ -151,7 +152,7 @@ Backbone read_backbone(const SweepConfig& sweep, const std::string& path, at::De
                       "fetch the model again, or train it at a lower rate");
     return value;
   };
-  if (shared) return {without_layers(weights), weights.read};
+  if (by_layers) return {without_layers(weights), weights.read};
   return {CausalLm(weights.config, weights.read)};
 }
 
@@ -173,7 +174,7 @@ void tell_left_out(const TaskConfig& task, const Instructions& data) {
 TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks, at::Device device) {
   TaskInputs in;
   agree(ranks, attempt([&] {
-          in.backbone = read_backbone(sweep, task.model, device, ranks.size() > 1);
+          in.backbone = read_backbone(sweep, task.model, device, ranks.size() > 1 || sweep.precision == "fp8");
           in.tokenizer = sweep.weights == "random" ? tokenizer_of_shape(task.model) : load_tokenizer(task.model);
           in.data = read_instructions(task.data, *in.tokenizer);
         }));

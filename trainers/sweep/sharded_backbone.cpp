@@ -38,69 +38,57 @@ ShardedBackbone::ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Commu
   agree(ranks, attempt([&] {
           plan(fp8);
           const auto bytes = at::TensorOptions().dtype(at::kByte).device(model.device());
-          for (const Part part : {always, backward_only})
-            for (auto& whole : wholes_[part]) whole.bytes = at::zeros({share_[part] * ranks.size()}, bytes);
+          for (auto& whole : wholes_) whole.bytes = at::zeros({share_ * ranks.size()}, bytes);
           for (std::int64_t l = 0; l < model.config().layers; ++l) {
             fill(l, source);
-            for (const Part part : {always, backward_only}) {
-              const at::Tensor& whole = wholes_[part][l % 2].bytes;
-              shares_[part].push_back(whole.narrow(0, ranks.rank() * share_[part], share_[part]).clone());
-            }
+            shares_.push_back(wholes_[l % 2].bytes.narrow(0, ranks.rank() * share_, share_).clone());
             point(l);
           }
         }));
-  for (const Part part : {always, backward_only}) {
-    std::vector<ConstBuffer> mine;
-    for (const auto& share : shares_[part]) mine.push_back(buffer_of(share));
-    frozen_[part] = open_shares(ranks, std::move(mine));
-  }
+  std::vector<ConstBuffer> mine;
+  for (const auto& share : shares_) mine.push_back(buffer_of(share));
+  frozen_ = open_shares(ranks, std::move(mine));
   model_.set_checkpointing(true);
   model_.set_before_layer([this](std::int64_t layer) { before_layer(layer); });
 }
 
 ShardedBackbone::~ShardedBackbone() {
-  for (auto& part : wholes_)
-    for (auto& whole : part) whole.coming.wait();
+  for (auto& whole : wholes_) whole.coming.wait();
   model_.set_before_layer({});
 }
 
-// Where everything lies in its layer's two buffers.
+// Where everything lies in its layer's bytes.
 void ShardedBackbone::plan(bool fp8) {
   std::map<std::string, std::int64_t> target_of;
   for (std::size_t t = 0; t < store_.targets().size(); ++t) target_of[store_.targets()[t].name] = std::int64_t(t);
   pieces_.resize(std::size_t(model_.config().layers));
-  std::vector<std::array<std::int64_t, 2>> ends(pieces_.size(), {0, 0});
+  std::vector<std::int64_t> ends(pieces_.size());
   for (const auto& [weight, value] : model_.weights()) {
     if (weight.layer < 0) continue;
     const auto l = std::size_t(weight.layer);
     Piece piece{weight, -1, weight.name.ends_with(".bias"), {}};
     const auto found = target_of.find(without(without(weight.name, ".weight"), ".bias"));
     if (found != target_of.end()) piece.target = found->second;
-    const auto add = [&](Part part, std::vector<std::int64_t> shape, at::ScalarType type) {
+    const auto add = [&](std::vector<std::int64_t> shape, at::ScalarType type) {
       std::int64_t bytes = std::int64_t(at::elementSize(type));
       for (const auto d : shape) bytes *= d;
-      piece.spans.push_back({part, ends[l][part], std::move(shape), type});
-      ends[l][part] = aligned(ends[l][part] + bytes);
+      piece.spans.push_back({ends[l], std::move(shape), type});
+      ends[l] = aligned(ends[l] + bytes);
     };
     if (fp8 && piece.target >= 0 && !piece.bias) {
-      const std::int64_t out = weight.shape[0], in = weight.shape[1];
-      add(always, {out, in}, at::kFloat8_e4m3fn);
-      add(always, {out}, at::kFloat);
-      add(backward_only, {in, out}, at::kFloat8_e4m3fn);
-      add(backward_only, {in}, at::kFloat);
+      add(weight.shape, at::kFloat8_e4m3fn);
+      add({weight.shape[0]}, at::kFloat);
     } else {
-      add(always, weight.shape, model_.dtype());
+      add(weight.shape, model_.dtype());
     }
     pieces_[l].push_back(std::move(piece));
   }
   const std::int64_t unit = 16 * ranks_.size();
-  for (const auto& end : ends)
-    for (const Part part : {always, backward_only})
-      share_[part] = std::max(share_[part], (end[part] + unit - 1) / unit * 16);
+  for (const auto end : ends) share_ = std::max(share_, (end + unit - 1) / unit * 16);
 }
 
 void ShardedBackbone::fill(std::int64_t layer, const CausalLm::Source& value_of) {
-  for (auto& part : wholes_) part[layer % 2].bytes.zero_();
+  wholes_[layer % 2].bytes.zero_();
   for (const auto& piece : pieces_[std::size_t(layer)]) {
     const at::Tensor value = value_of(piece.weight);
     if (piece.spans.size() == 1) {
@@ -110,34 +98,34 @@ void ShardedBackbone::fill(std::int64_t layer, const CausalLm::Source& value_of)
     const at::Tensor none = at::empty({1}, value.options()).expand(piece.weight.shape);  // a shape without memory
     model_.set_weight(piece.weight, none);
     store_.set_base(piece.target, none, {});
-    const nn::Fp8Matrix both = nn::fp8_matrix(value);
-    const at::Tensor parts[] = {both.rows.values, both.rows.scales, both.columns.values, both.columns.scales};
-    for (std::size_t i = 0; i < piece.spans.size(); ++i) view(piece.spans[i], layer).copy_(parts[i]);
+    const nn::Fp8Rows codes = nn::fp8_rows(value);
+    view(piece.spans[0], layer).copy_(codes.values);
+    view(piece.spans[1], layer).copy_(codes.scales);
   }
 }
 
 at::Tensor ShardedBackbone::view(const Span& span, std::int64_t layer) const {
   std::int64_t bytes = std::int64_t(at::elementSize(span.type));
   for (const auto d : span.shape) bytes *= d;
-  return place(span.part, layer).narrow(0, span.offset, bytes).view(span.type).view(span.shape);
+  return place(layer).narrow(0, span.offset, bytes).view(span.type).view(span.shape);
 }
 
-const at::Tensor& ShardedBackbone::place(Part part, std::int64_t layer) const {
-  return stages_ && owner(layer) == ranks_.rank() ? shares_[part][std::size_t(layer)] : wholes_[part][layer % 2].bytes;
+const at::Tensor& ShardedBackbone::place(std::int64_t layer) const {
+  return stages_ && owner(layer) == ranks_.rank() ? shares_[std::size_t(layer)] : wholes_[layer % 2].bytes;
 }
 
 // Layer by layer, each rank's share of one let go as soon as its owner has it, the ranks' layers in turn: no rank has
 // all of its own before the others let go of theirs.
 CausalLm ShardedBackbone::hold_stages() {
   const at::NoGradGuard no_grad;
-  if (share_[backward_only] > 0) throw Error(ExitCode::bug, "hold_stages", "stages are not made of FP8 codes");
+  if (store_.has_fp8_base()) throw Error(ExitCode::bug, "hold_stages", "stages are not made of FP8 codes");
   let_go();
-  frozen_[always].reset();
+  frozen_.reset();
   const std::int64_t ranks = ranks_.size(), layers = std::ssize(pieces_) / ranks, first = ranks_.rank() * layers;
   for (std::int64_t i = 0; i < std::ssize(pieces_); ++i) {
     const std::int64_t l = i % ranks * layers + i / ranks;
-    at::Tensor& share = shares_[always][std::size_t(l)];
-    const at::Tensor& whole = wholes_[always][l % 2].bytes;
+    at::Tensor& share = shares_[std::size_t(l)];
+    const at::Tensor& whole = wholes_[l % 2].bytes;
     ranks_.all_gather(buffer_of(share), buffer_of(whole)).wait();
     share = owner(l) == ranks_.rank() ? whole.clone() : at::Tensor();
   }
@@ -160,13 +148,13 @@ CausalLm ShardedBackbone::hold_stages() {
 void ShardedBackbone::point(std::int64_t layer) {
   struct Base {
     at::Tensor weight, bias;
-    std::optional<nn::Fp8Matrix> codes = {};
+    std::optional<nn::Fp8Rows> codes = {};
   };
   std::map<std::int64_t, Base> bases;
   for (const auto& piece : pieces_[std::size_t(layer)]) {
     const auto part = [&](std::size_t i) { return view(piece.spans[i], layer); };
     if (piece.spans.size() > 1) {
-      bases[piece.target].codes = {{part(0), part(1)}, {part(2), part(3)}};
+      bases[piece.target].codes = nn::Fp8Rows{part(0), part(1)};
       continue;
     }
     const at::Tensor value = part(0);
@@ -177,56 +165,49 @@ void ShardedBackbone::point(std::int64_t layer) {
     base.codes ? store_.set_fp8_base(target, *base.codes, base.bias) : store_.set_base(target, base.weight, base.bias);
 }
 
-void ShardedBackbone::gather(std::int64_t layer, Part part) {
-  if (held_ || share_[part] == 0 || layer < 0 || layer >= std::int64_t(pieces_.size())) return;
-  Whole& whole = wholes_[part][layer % 2];
+void ShardedBackbone::gather(std::int64_t layer) {
+  if (held_ || layer < 0 || layer >= std::int64_t(pieces_.size())) return;
+  Whole& whole = wholes_[layer % 2];
   if (whole.layer == layer) return;
   whole.coming.wait();
   whole.layer = layer;
   const auto piece = std::size_t(layer);
   ++gathers_;
   if (stages_) {
-    whole.coming = ranks_.broadcast(buffer_of(place(part, layer)), owner(layer));
-    if (owner(layer) != ranks_.rank()) received_ += share_[part] * ranks_.size();
+    whole.coming = ranks_.broadcast(buffer_of(place(layer)), owner(layer));
+    if (owner(layer) != ranks_.rank()) received_ += share_ * ranks_.size();
     return;
   }
-  whole.coming = collected_ ? ranks_.all_gather(buffer_of(shares_[part][piece]), buffer_of(whole.bytes))
-                            : frozen_[part]->gather(piece, buffer_of(whole.bytes));
-  received_ += share_[part] * (ranks_.size() - 1);
+  whole.coming = collected_ ? ranks_.all_gather(buffer_of(shares_[piece]), buffer_of(whole.bytes))
+                            : frozen_->gather(piece, buffer_of(whole.bytes));
+  received_ += share_ * (ranks_.size() - 1);
 }
 
 // Forward goes up, backward down from the last layer: the direction says which layer is next.
 void ShardedBackbone::before_layer(std::int64_t layer) {
   const bool up = layer == 0 ? last_ != 1 : layer > last_;
   last_ = layer;
-  gather(layer, always);
-  if (!up || pieces_.size() == 1) gather(layer, backward_only);  // of one layer none can tell
-  for (auto& part : wholes_) part[layer % 2].coming.wait();
+  gather(layer);
+  wholes_[layer % 2].coming.wait();
   point(layer);
-  gather(up ? layer + 1 : layer - 1, always);
-  if (!up) gather(layer - 1, backward_only);
+  gather(up ? layer + 1 : layer - 1);
 }
 
 void ShardedBackbone::let_go() {
-  for (auto& part : wholes_)
-    for (auto& whole : part) {
-      whole.coming.wait();
-      whole.coming = {};
-      whole.layer = -1;
-    }
+  for (auto& whole : wholes_) {
+    whole.coming.wait();
+    whole.coming = {};
+    whole.layer = -1;
+  }
   last_ = -1;
 }
 
 // Each layer once forward and once backward, but for the two that are there when a pass turns round.
 void ShardedBackbone::replayed(bool backward) {
-  const auto layers = std::int64_t(pieces_.size());
-  const std::int64_t gathers[] = {layers + (backward ? std::max<std::int64_t>(0, layers - 2) : 0),
-                                  backward || layers == 1 ? layers : 0};
-  for (const Part part : {always, backward_only}) {
-    if (share_[part] == 0) continue;
-    gathers_ += gathers[part];
-    received_ += gathers[part] * share_[part] * (ranks_.size() - 1);
-  }
+  const auto layers = std::int64_t(pieces_.size()),
+             gathers = layers + (backward ? std::max<std::int64_t>(0, layers - 2) : 0);
+  gathers_ += gathers;
+  received_ += gathers * share_ * (ranks_.size() - 1);
 }
 
 void ShardedBackbone::gather_pass(bool backward) {

@@ -29,8 +29,8 @@ class ShardedBackbone {
   // rank, all throw. The model runs with checkpointing from now on: a layer's weights are there again when it runs
   // again. Collective calls follow from the order of layers alone, so all ranks must run the same kinds of passes.
   // Making one and its end are collective.
-  // fp8: what the store adapts is cut and gathered as e4m3 with a scale a row, by rows for either pass, by columns for
-  // backward alone: three bytes a weight and step where bf16 has four, and the memory of bf16.
+  // fp8: what the store adapts is cut and gathered as e4m3 with a scale a row: half of bf16's bytes, there and on the
+  // way.
   ShardedBackbone(CausalLm& model, nn::AdapterStore& store, Communicator& ranks, const CausalLm::Source& source,
                   bool fp8 = false);
   ~ShardedBackbone();
@@ -54,20 +54,14 @@ class ShardedBackbone {
   void set_held(bool on) { held_ = on; }
   void set_collected(bool on) { collected_ = on; }
   // Does this rank read the others' shares by itself?
-  bool fetched() const {
-    return !collected_ && !stages_ && frozen_[always]->fetched() &&
-           (share_[backward_only] == 0 || frozen_[backward_only]->fetched());
-  }
+  bool fetched() const { return !collected_ && !stages_ && frozen_->fetched(); }
   std::int64_t gathers() const { return gathers_; }
   std::int64_t bytes_received() const { return received_; }  // of this rank, so far
   // Padded, on all ranks together.
-  std::int64_t layer_bytes() const { return (share_[0] + share_[1]) * ranks_.size(); }
+  std::int64_t layer_bytes() const { return share_ * ranks_.size(); }
 
  private:
-  // What a layer's forward reads, and what its backward reads beside that.
-  enum Part : std::uint8_t { always, backward_only };
   struct Span {
-    Part part = always;
     std::int64_t offset = 0;  // bytes
     std::vector<std::int64_t> shape;
     at::ScalarType type = at::kByte;
@@ -76,32 +70,31 @@ class ShardedBackbone {
     LmWeight weight;
     std::int64_t target = -1;  // of the store, for a projection's weight
     bool bias = false;
-    // The value; in FP8 rows, their scales, columns, theirs.
-    std::vector<Span> spans;
+    std::vector<Span> spans;  // the value; in FP8 its codes and their scales
   };
   void plan(bool fp8);
   void fill(std::int64_t layer, const CausalLm::Source& value_of);
   void before_layer(std::int64_t layer);
-  void gather(std::int64_t layer, Part part);
+  void gather(std::int64_t layer);
   void point(std::int64_t layer);
   at::Tensor view(const Span& span, std::int64_t layer) const;
   int owner(std::int64_t layer) const { return int(layer * ranks_.size() / std::int64_t(pieces_.size())); }
   // Where a layer's bytes are or come to.
-  const at::Tensor& place(Part part, std::int64_t layer) const;
+  const at::Tensor& place(std::int64_t layer) const;
 
   CausalLm& model_;
   nn::AdapterStore& store_;
   Communicator& ranks_;
   std::vector<std::vector<Piece>> pieces_;  // of each layer
-  std::vector<at::Tensor> shares_[2];       // by part, of each layer: u8 [share_]; of stages whole ones, or undefined
-  std::unique_ptr<FrozenShares> frozen_[2];
-  std::int64_t share_[2] = {0, 0}, gathers_ = 0, received_ = 0, last_ = -1;
+  std::vector<at::Tensor> shares_;          // of each layer: u8 [share_]; of stages whole ones, or undefined
+  std::unique_ptr<FrozenShares> frozen_;
+  std::int64_t share_ = 0, gathers_ = 0, received_ = 0, last_ = -1;
   bool held_ = false, collected_ = false, stages_ = false;
   struct Whole {
     at::Tensor bytes;
     std::int64_t layer = -1;
     Work coming;
-  } wholes_[2][2];  // by part, of even and odd layers
+  } wholes_[2];  // of even and odd layers
 };
 
 }  // namespace trireme::sweep
