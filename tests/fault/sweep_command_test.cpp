@@ -481,6 +481,34 @@ TEST_F(SweepCommand, DrawsABackbone) {
                  "num_hidden_layers": 9999, "num_attention_heads": 1024})");
   const Outcome vast = trireme({"sweep", "shaped.yaml", "model=vast.json", "--out", "shaped6"});
   EXPECT_EQ(vast.code, 3) << vast;
+  write_text(dir() / "large.json",
+             R"({"model_type": "llama", "hidden_size": 65536, "intermediate_size": 65536, "vocab_size": 300,
+                 "num_hidden_layers": 400, "num_attention_heads": 512})");
+  const Outcome large = trireme({"sweep", "shaped.yaml", "model=large.json", "--out", "shaped7"});
+  EXPECT_EQ(large.code, 6) << large;
+  EXPECT_TRUE(holds(large.err, "large.json: has weights of ") && holds(large.err, "give the task several ranks"));
+  write_text(dir() / "few.json",
+             R"({"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+                 "num_attention_heads": 4, "vocab_size": 60})");
+  const Outcome few = trireme({"sweep", "shaped.yaml", "model=few.json", "tasks.one.length=256", "--out", "shaped8"});
+  EXPECT_EQ(few.code, 3) << few;
+  EXPECT_TRUE(holds(few.err, "without a tokenizer.json beside config.json it is at least 260")) << few;
+}
+
+TEST_F(SweepCommand, DrawsATableOnATerminal) {
+  write_text(dir() / "table.yaml", sweep(task("one", "")));
+  const Outcome o = run_program({"sweep", "table.yaml", "--out", "table"},
+                                {.folder = dir(), .environment = {"TRIREME_TERMINAL=100x30"}});
+  EXPECT_EQ(o.code, 0) << o;
+  EXPECT_TRUE(holds(o.err,
+                    "\x1b"
+                    "Ejob "))
+      << o;
+  EXPECT_TRUE(holds(o.err, "one: best ")) << o;
+  EXPECT_FALSE(holds(o.err.substr(o.err.rfind("\x1b[J")),
+                     "\x1b"
+                     "E"))
+      << "the counts alone stay: " << o;
 }
 
 TEST_F(SweepCommand, PeftGivesTheLogitsOfTheWinner) {
