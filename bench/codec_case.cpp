@@ -22,6 +22,14 @@ at::Tensor rows_on_gpu(const std::filesystem::path& folder, std::size_t rows, st
   for (const auto& entry : std::filesystem::directory_iterator(folder))
     if (entry.path().extension() == ".f32") files.push_back(entry.path());
   std::sort(files.begin(), files.end());
+  const auto table = [](const std::filesystem::path& file) {  // table_T of table_T_batch_K.f32
+    const std::string name = file.filename().string();
+    return name.substr(0, name.find("_batch_"));
+  };
+  for (const auto& file : files)
+    if (table(file) != table(files[0]))
+      throw DataError(folder.string(), "holds rows of " + table(files[0]) + " and of " + table(file),
+                      "keep one table's: mv " + table(file) + "_batch_*.f32 to a folder of its own, and name that");
   if (files.empty())
     throw DataError(folder.string(), "holds no .f32 file", "let `trireme dlrm analyze --dump` fill it");
   const std::size_t each = rows * dim;

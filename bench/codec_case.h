@@ -39,7 +39,8 @@ struct RecordedCase {
 
 // [chunks x rows x dim] as bench/embedding_rows.h makes them, on the GPU.
 at::Tensor rows_on_gpu(std::size_t chunks, std::size_t rows, std::size_t dim);
-// A trained table's: a chunk of rows x dim for each .f32 file that `trireme dlrm analyze --dump FOLDER` left, by name.
+// A trained table's: a chunk of rows x dim for each .f32 file that `trireme dlrm analyze --dump FOLDER` left, by name;
+// DataError where they are of several tables.
 at::Tensor rows_on_gpu(const std::filesystem::path& folder, std::size_t rows, std::size_t dim);
 
 }  // namespace trireme::bench

@@ -28,6 +28,7 @@ nlohmann::json run(const Options& o) {
   if (comma != std::string::npos) inputs.push_back(rows_on_gpu(o.problem.substr(comma + 1), 2048, 64));
   for (const Shape& s : {Shape{128, 2048, 64}, Shape{26, 2048, 64}, Shape{26, 128, 32}, Shape{1024, 64, 64}})
     if (comma == std::string::npos) inputs.push_back(rows_on_gpu(s.chunks, s.rows, s.dim));
+  const std::string of = comma == std::string::npos ? "drawn" : o.problem.substr(comma + 1);
   nlohmann::json rows = nlohmann::json::array();
   for (const at::Tensor& in : inputs) {
     const at::Tensor copy = at::empty_like(in);
@@ -46,6 +47,7 @@ nlohmann::json run(const Options& o) {
       if (!c.good()) throw Error(ExitCode::bug, "bench codec_kernels", "the decoder refused what the encoder made");
       for (const auto& arm : arms) {
         rows.push_back({{"arm", arm.name},
+                        {"of", of},
                         {"codec", codec},
                         {"rel_eb", rel},
                         {"chunks", in.size(0)},

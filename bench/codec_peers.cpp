@@ -100,7 +100,7 @@ void add_fused(std::vector<CodecArm>& arms, const at::Tensor& in, const std::str
 }
 
 // libraries: nvCOMP's, and after a comma that of nvCOMPDx's arm, if any.
-nlohmann::json measure(const at::Tensor& in, const std::string& libraries, int blocks) {
+nlohmann::json measure(const at::Tensor& in, const std::string& of, const std::string& libraries, int blocks) {
   const float bound = 0.043f;
   const at::Tensor copy = at::empty_like(in);
   const auto comma = libraries.find(',');
@@ -121,6 +121,7 @@ nlohmann::json measure(const at::Tensor& in, const std::string& libraries, int b
   for (const auto& arm : arms) {
     table.push_back({{"problem", std::to_string(in.nbytes() >> 20) + " MiB"},
                      {"arm", arm.name},
+                     {"of", of},
                      {"ratio", arm.ratio},
                      {"max_error", arm.error},
                      {"encode_gb_s", double(in.nbytes()) / quantile(arm.encode_ms, 0.5) / 1e6},
@@ -139,12 +140,13 @@ nlohmann::json run(const Options& o) {
   nlohmann::json all = nlohmann::json::array();
   const auto given = o.problem.find(" rows=");
   const std::string libraries = o.problem.substr(0, given);
+  const std::string of = given == std::string::npos ? "drawn" : o.problem.substr(given + 6);
   std::vector<at::Tensor> inputs;
   if (given != std::string::npos) inputs.push_back(rows_on_gpu(o.problem.substr(given + 6), rows, dim));
   for (const std::size_t mib : {64, 512})
     if (given == std::string::npos) inputs.push_back(rows_on_gpu((mib << 18) / (rows * dim), rows, dim));
   for (const at::Tensor& in : inputs)
-    for (auto& row : measure(in, libraries, o.blocks)) all.push_back(row);
+    for (auto& row : measure(in, of, libraries, o.blocks)) all.push_back(row);
   return all;
 }
 

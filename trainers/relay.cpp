@@ -237,8 +237,10 @@ void Relay::settle() {
 void Relay::draw() {
   if (!rule_.empty()) show_lines(STDERR_FILENO, std::exchange(rule_, {}));
   line_ = fitted(bare(line_));
-  const bool clears = line_ == clear_line, lines = bar_.find(next_line) != bar_.npos;
-  if (!clears || !bar_.empty()) write_all(STDERR_FILENO, lines ? taken_back(bar_) + line_ : line_);
+  const bool clears = line_ == clear_line;
+  const auto lines = [](const std::string& bar) { return bar.find(next_line) != bar.npos; };
+  const bool takes = !bar_.empty() && (lines(bar_) || lines(line_));  // else it overwrites what stood there
+  if (!clears || !bar_.empty()) write_all(STDERR_FILENO, takes ? taken_back(bar_) + line_ : line_);
   bar_ = clears ? "" : line_;
   line_.clear();
 }
@@ -247,7 +249,8 @@ void Relay::show_lines(int fd, std::string_view text) {
   if (bar_.empty()) return write_all(fd, text);
   write_all(STDERR_FILENO, taken_back(bar_));
   write_all(fd, text);
-  write_all(STDERR_FILENO, fitted(bar_));  // the window may be another one by now
+  bar_ = fitted(bar_);  // the window may be another one by now
+  write_all(STDERR_FILENO, bar_);
 }
 
 void Relay::idle() {

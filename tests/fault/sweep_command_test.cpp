@@ -93,6 +93,25 @@ TEST_F(SweepCommand, RefusesToReplayWhatIsNoRecording) {
   EXPECT_EQ(bench("run ").code, 2);
 }
 
+TEST_F(SweepCommand, SaysWhatAReplayLacks) {
+  fs::create_directories(dir() / "silent");
+  write_text(dir() / "silent/schedule.jsonl",
+             R"({"t": 0, "event": "begin", "gpus": 1}
+{"t": 0, "event": "arrive", "task": "a", "gpus": 1, "seconds": 2, "text": "", "letter": ""}
+{"t": 0, "event": "begin", "gpus": 4}
+{"t": 0, "event": "start", "task": "a", "gpus": [0], "after_cut": false}
+{"t": 3, "event": "done", "task": "a"}
+)");
+  const Outcome o = trireme({"bench", "sweep_cluster", "--json", "--problem", "run silent"});
+  ASSERT_EQ(o.code, 0) << o;
+  EXPECT_TRUE(holds(o.err, "silent: task a told nothing before it ended: no rows without exits\n")) << o;
+  const auto rows = nlohmann::json::parse(o.out).at("rows");
+  ASSERT_EQ(rows.size(), 5u) << o;
+  EXPECT_EQ(count(o.err, "\"makespan_s\":3"), 5) << "as they come: " << o;
+  EXPECT_EQ(rows[0].at("real_gpus"), 4);
+  EXPECT_EQ(rows[0].at("real_gpus_least"), 1);
+}
+
 TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   const std::string good = "{\"instruction\": \"2 and 3\", \"output\": \"5\"}\n";
   std::string lines;
@@ -144,7 +163,7 @@ TEST_F(SweepCommand, TakesTasksWhileItRunsAndOneFailsAlone) {
   EXPECT_TRUE(holds(again.out, "winner: live/late/winner")) << again;
   expect_page(trireme({"report", "live", "--out", "again.html"}), dir() / "again.html", {"Actual", "<h2>late</h2>"});
   EXPECT_EQ(trireme({"sweep", "add", "late.yaml", "--to", "nowhere"}).code, 3);
-  expect_replayed(trireme({"bench", "sweep_cluster", "--json", "--problem", "run live on 4"}));
+  expect_replayed(trireme({"bench", "sweep_cluster", "--json", "--problem", "run live on 4,2,4"}));
 }
 
 // Paths are those of who hands in. A sweep without room for tasks says so, and a task without room in it too.
@@ -481,6 +500,34 @@ TEST_F(SweepCommand, DrawsABackbone) {
                  "num_hidden_layers": 9999, "num_attention_heads": 1024})");
   const Outcome vast = trireme({"sweep", "shaped.yaml", "model=vast.json", "--out", "shaped6"});
   EXPECT_EQ(vast.code, 3) << vast;
+  write_text(dir() / "large.json",
+             R"({"model_type": "llama", "hidden_size": 65536, "intermediate_size": 65536, "vocab_size": 300,
+                 "num_hidden_layers": 400, "num_attention_heads": 512})");
+  const Outcome large = trireme({"sweep", "shaped.yaml", "model=large.json", "--out", "shaped7"});
+  EXPECT_EQ(large.code, 6) << large;
+  EXPECT_TRUE(holds(large.err, "large.json: has weights of ") && holds(large.err, "give the task several ranks"));
+  write_text(dir() / "few.json",
+             R"({"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+                 "num_attention_heads": 4, "vocab_size": 60})");
+  const Outcome few = trireme({"sweep", "shaped.yaml", "model=few.json", "tasks.one.length=256", "--out", "shaped8"});
+  EXPECT_EQ(few.code, 3) << few;
+  EXPECT_TRUE(holds(few.err, "without a tokenizer.json beside config.json it is at least 260")) << few;
+}
+
+TEST_F(SweepCommand, DrawsATableOnATerminal) {
+  write_text(dir() / "table.yaml", sweep(task("one", "")));
+  const Outcome o = run_program({"sweep", "table.yaml", "--out", "table"},
+                                {.folder = dir(), .environment = {"TRIREME_TERMINAL=100x30"}});
+  EXPECT_EQ(o.code, 0) << o;
+  EXPECT_TRUE(holds(o.err,
+                    "\x1b"
+                    "Ejob "))
+      << o;
+  EXPECT_TRUE(holds(o.err, "one: best ")) << o;
+  EXPECT_FALSE(holds(o.err.substr(o.err.rfind("\x1b[J")),
+                     "\x1b"
+                     "E"))
+      << "the counts alone stay: " << o;
 }
 
 TEST_F(SweepCommand, PeftGivesTheLogitsOfTheWinner) {

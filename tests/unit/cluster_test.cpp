@@ -13,6 +13,7 @@
 #include <fstream>
 #include <numeric>
 
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -300,6 +301,56 @@ TEST(Recording, IsWhatHappened) {
   } catch (const DataError& e) {
     EXPECT_NE(std::string(e.what()).find("schedule.jsonl:28"), std::string::npos) << e.what();
   }
+}
+
+// Without files to open it reads nothing, and must not take that for an empty journal.
+TEST(Journal, AFileThatCannotBeReadIsKept) {
+  const Folder folder;
+  const std::string dir = folder.path.string();
+  Journal(dir).begin(0, 2);
+  const auto size = fs::file_size(dir + "/schedule.jsonl");
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  const rlimit none{0, before.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  EXPECT_THROW((void)recover(dir), DataError);
+  EXPECT_THROW((void)read_recording(dir), DataError);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(fs::file_size(dir + "/schedule.jsonl"), size);
+}
+
+// At its cut a task said 9 s, and took 2; it went on with more GPUs; another said as it began that it was over.
+TEST(Recording, KnowsNoMoreThanTheSweepDid) {
+  const Folder folder;
+  const std::string dir = folder.path.string();
+  {
+    Journal j(dir);
+    j.begin(0, 1);
+    for (const char* name : {"a", "b", "c"}) j.arrive(0, {name, 1, 5}, "", "");
+    j.start(0, {"a", {0}}, false), j.measured(0, "a", 0);
+    j.cut(1, "a", {0}, 9), j.done(3, "a");
+    j.begin(3, 4);
+    j.start(3, {"b", {0}}, false), j.cut(4, "b", {0}, 0), j.measured(4, "b", 0), j.done(5, "b");
+    j.start(5, {"c", {0}}, false), j.done(6, "c");
+  }
+  const Recording found = read_recording(dir);
+  EXPECT_EQ(std::tie(found.gpus, found.least_gpus), std::tuple(4, 1));
+  ASSERT_EQ(found.tasks.size(), 3u);
+  EXPECT_EQ(std::tie(found.tasks[0].after_cut, found.tasks[0].after_cut_told), std::tuple(2.0, 9.0));
+  EXPECT_TRUE(without_exits(found).empty()) << "c said nothing";
+  for (const Policy policy : policies()) {
+    const Trace trace = simulate({1, 8, policy, {}}, found.tasks);
+    test::expect_apart(trace.actual);
+    EXPECT_EQ(trace.makespan, 6);
+  }
+}
+
+TEST(Simulator, IsToldAtTheCutWhatTheSweepWasTold) {
+  Recorded first{{"first", 2, 10}, 0, 1, 4, 2}, second{{"second", 2, 5}, 0, 5}, late{{"late", 1, 1}, 2, 1};
+  first.after_cut_told = 30;
+  const Trace trace = simulate({2, 8, Policy::search, {}}, {first, second, late});
+  EXPECT_EQ(trace.makespan, 11);
+  EXPECT_GT(trace.plan.back().end, 30) << "planned while `first` was taken to last 30 s more";
 }
 
 // What a task says of itself as it runs moves the plan on the virtual clock as it does live.

@@ -1,5 +1,6 @@
 // The recipe `dlrm` on loopback ranks: gradients, equal results on any number of ranks, resume, sparse updates, the
 // exchange, and the loss curve of the same model in plain PyTorch (tests/reference/dlrm_losses.py).
+#include "bench/codec_case.h"
 #include "comm/device.h"
 #include "comm/local/loopback.h"
 #include "data/loader.h"
@@ -24,6 +25,7 @@
 #include "tests/unit/reference_files.h"
 
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <mutex>
 
@@ -760,6 +762,22 @@ TEST(Coder, RefusesWhatAGpuLacks) {
   EXPECT_EQ(refused(c), "compression.backward.codec");
   c.backward.codec = "raw", c.forward.codec = "smallest";
   EXPECT_EQ(refused(c), "compression.forward.codec");
+}
+
+// `dlrm analyze --dump` writes all tables; what is measured is one table's rows.
+TEST(TrainedRows, OfSeveralTablesAreRefused) {
+  const auto folder = std::filesystem::temp_directory_path() / ("trireme-rows-" + std::to_string(getpid()));
+  std::filesystem::create_directories(folder);
+  for (const char* name : {"table_1_batch_0.f32", "table_1_batch_1.f32", "table_10_batch_0.f32"})
+    std::ofstream(folder / name) << std::string(16, '\0');
+  std::string told;
+  try {
+    (void)bench::rows_on_gpu(folder, 2, 2);
+  } catch (const DataError& e) {
+    told = e.what();
+  }
+  std::filesystem::remove_all(folder);
+  EXPECT_NE(told.find("holds rows of table_10 and of table_1"), std::string::npos) << told;
 }
 
 TEST(Planner, BalancesAndRefuses) {

@@ -206,6 +206,19 @@ TEST_F(MetricsTest, ABarOnATerminalIsNotTornByMessages) {
   EXPECT_EQ(err.back(), '\n');
 }
 
+TEST_F(MetricsTest, ATerminalsSizeIsWhatTheParentSays) {
+  const auto size = [](const char* text) {
+    setenv("TRIREME_TERMINAL", text, 1);
+    const TerminalSize s = terminal_size();
+    unsetenv("TRIREME_TERMINAL");
+    return std::pair(s.columns, s.rows);
+  };
+  EXPECT_EQ(size("80x24"), std::pair(80, 24));
+  EXPECT_EQ(size("80x0"), std::pair(80, 0)) << "rows are not known";
+  EXPECT_EQ(size("80"), std::pair(80, 0));
+  for (const char* none : {"", "0x24", "wide", "80x-1", "10000x24"}) EXPECT_EQ(size(none), std::pair(0, 0)) << none;
+}
+
 // Before the first step, and on a GPU between logged steps.
 TEST_F(MetricsTest, ALossThatIsNotKnownIsNotNan) {
   setenv("TRIREME_TERMINAL", "80", 1);

@@ -11,7 +11,10 @@
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
+#include <pty.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <termios.h>
 #include <unistd.h>
 
 namespace trireme {
@@ -250,6 +253,52 @@ TEST(Relay, ABarMayHaveLines) {
   expect_err(first + "warning\n" + second, table + up + "warning\n" + table + up + later + "\n", true);
   const std::string away = "\r\x1b[2A\x1b[J" + end;  // of the three lines
   expect_err(first + second + away + "done\n", table + up + later + "\r\x1b[2A\x1b[J" + clear + "done\n", true);
+  const std::string bar = "\r10% a long one" + end;  // of which nothing stays beside the block
+  expect_err(bar + first + "\n", bar + clear + table + "\n", true);
+}
+
+// Stderr as a terminal of 80 columns; what it was sent.
+std::string on_terminal(int rows, const std::function<void(int screen)>& work) {
+  winsize size{};
+  size.ws_row = static_cast<unsigned short>(rows), size.ws_col = 80;
+  termios plain{};
+  plain.c_cflag = CS8 | CREAD;
+  int screen = -1, terminal = -1;
+  if (openpty(&screen, &terminal, nullptr, &plain, &size) != 0) return "no terminal";
+  const int err = dup(STDERR_FILENO);
+  dup2(terminal, STDERR_FILENO);
+  work(screen);
+  dup2(err, STDERR_FILENO);
+  std::string text(4096, '\0');
+  text.resize(std::size_t(std::max<ssize_t>(read(screen, text.data(), text.size()), 0)));
+  for (const int fd : {err, terminal, screen}) close(fd);
+  return text;
+}
+
+TEST(Relay, RanksHearOfTheTerminalsSize) {
+  const std::string text = on_terminal(24, [](int) {
+    EXPECT_EQ(launch_command(1, {"sh", "-c", "printf %s: \"$TRIREME_TERMINAL\" >&2"}), 0);
+  });
+  EXPECT_EQ(text, "80x24:");
+}
+
+// A window that became lower has lost a bar's first lines: only those are taken back that were drawn anew.
+TEST(Relay, ABarIsAsHighAsItWasDrawnLast) {
+  const std::string text = on_terminal(40, [](int screen) {
+    std::string table = "\rhead";
+    for (int line = 1; line < 20; ++line) table += "\x1b" + ("Eline " + std::to_string(line));
+    Relay relay(false, true);
+    relay.err(table + "\x1b[K");
+    winsize lower{};
+    lower.ws_row = 10, lower.ws_col = 80;
+    ioctl(screen, TIOCSWINSZ, &lower);
+    relay.err("warning\n\r\x1b[19A\x1b[Jdone\x1b[K");
+    relay.finish();
+  });
+  const auto at = text.find("warning\n");
+  ASSERT_NE(at, std::string::npos) << text;
+  EXPECT_TRUE(text.substr(0, at).ends_with("\r\x1b[19A\x1b[J")) << text;
+  EXPECT_TRUE(text.ends_with("line 8\x1b[K\r\x1b[8A\x1b[J\rdone\x1b[K\n")) << text;
 }
 
 }  // namespace

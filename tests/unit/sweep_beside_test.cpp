@@ -206,6 +206,43 @@ TEST_F(Beside, TellsTheEndAgainWhereStepsSaySo) {
   EXPECT_LT(events(out, "arrive", "longer").at(0).at("seconds").get<double>(), 1.5) << "guessed at";
 }
 
+// The file that differs is named; what is left out of the data is told once.
+TEST_F(Beside, InputsAreTheSameOnAllRanks) {
+  TRIREME_NEEDS("PCRE2");
+  SweepConfig sweep = parse_sweep(Asked{backbone(folder.path)}.yaml(), "test");
+  TaskConfig& task = sweep.tasks.at(0);
+  task.data.data = lines("samples.jsonl", 40);
+  const std::string same = lines("questions.jsonl", 4), other = lines("others.jsonl", 5);
+  const auto read = [&](const std::string& of_second) {
+    std::string told;
+    try {
+      run_loopback(2, [&](Communicator& world) {
+        TaskConfig own = task;
+        own.data.test_file = world.rank() ? of_second : same;
+        (void)read_inputs(sweep, own, world, at::kCPU, (folder.path / "t").string());
+      });
+    } catch (const std::exception& e) {
+      told = e.what();
+    }
+    return told;
+  };
+  EXPECT_EQ(read(same), "");
+  const std::string told = read(other);
+  EXPECT_TRUE(told.find("questions.jsonl: or") != told.npos || told.find("others.jsonl: or") != told.npos) << told;
+  std::ofstream(other, std::ios::app) << R"({"instruction": ")" + std::string(999, '1') + R"(", "output": "5"})"
+                                      << "\n";
+  task.data.test_file = other;
+  const auto said = [&] {
+    testing::internal::CaptureStderr();
+    run_loopback(
+        1, [&](Communicator& world) { (void)read_inputs(sweep, task, world, at::kCPU, (folder.path / "t").string()); });
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_NE(said().find("1 of 6 questions"), std::string::npos);
+  fs::create_directories(folder.path / "t/ckpt/step_1");
+  EXPECT_EQ(said(), "");
+}
+
 // The first steps of other jobs than before make plans and are recorded: slow as they are, they say nothing of those to
 // come, whether a task begins or one of its jobs is over. Evaluations in between change nothing.
 TEST_F(Beside, WhatIsLeftIsBySteadySteps) {

@@ -584,6 +584,23 @@ TEST_F(TaskRun, AJobThatWaitsMayBeTooLargeLater) {
   EXPECT_GT(ends, 1) << "stopped while it waited";
 }
 
+TEST_F(TaskRun, KnowsWhetherTheCutWasSaved) {
+  sweep.checkpoint_every = 100;
+  const Instructions data = sequences(false);
+  const auto self = make_self();
+  bool cut = false;
+  for (int stop = 3; !cut && stop < 200; stop += 20) {
+    const std::string where = folder();
+    ASSERT_FALSE(run(*self, where, [&, ticks = 0]() mutable { return ++ticks > stop; }));
+    const std::string decisions = text_of(where + "/decisions.jsonl");
+    Executor executor(sweep, task, backbone_of(tiny(), false), data, *self, where);
+    cut = executor.restore();
+    EXPECT_EQ(cut, decisions.find("underperforming") != std::string::npos) << stop;
+    EXPECT_TRUE(cut || stop > 3 || !executor.roster().exits().cut_done());
+  }
+  EXPECT_TRUE(cut);
+}
+
 TEST_F(TaskRun, NamesJobAndModule) {
   sweep.memory_capacity = 1.1e6;
   task.search.batch_size = {64};

@@ -5,6 +5,7 @@
 #include "tests/max_difference.h"
 #include "tests/unit/said.h"
 #include "trainers/sweep/config.h"
+#include "trainers/sweep/journal.h"
 #include "trainers/sweep/live_table.h"
 #include "trainers/sweep/pace.h"
 #include "trainers/sweep/pack.h"
@@ -13,12 +14,15 @@
 #include "trainers/sweep/replay.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <set>
 
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
+
+#include <unistd.h>
 
 namespace trireme::sweep {
 namespace {
@@ -203,6 +207,10 @@ TEST_F(Sweep, ARefusedJobMakesTheCut) {
     replayed.push_back(d.job + " " + d.decision);
   EXPECT_EQ(replayed, told);
   EXPECT_SAYS(said([&] { replay(file(lines + R"({"job":"a)" + refused), {}); }), "job 'a' has begun, and is too large");
+  const std::string twice = lines + R"({"job":"large)" + refused + "\n" + R"({"job":"large)" + refused;
+  EXPECT_SAYS(said([&] { replay(file(twice), {}); }), ":5: job 'large' has ended, and is too large again");
+  const std::string listed = R"({"task":"t","total_steps":{"a":8,"b":8},"too_large":["a","a"]})";
+  EXPECT_SAYS(said([&] { replay(file(listed), {}); }), ":1: job 'a' has ended, and is too large again");
 }
 
 // What stands on a terminal while a task runs.
@@ -223,6 +231,33 @@ TEST_F(Sweep, ATableHasALineForEachJob) {
   EXPECT_EQ(live_table("task: some", roster, 100, 6), some);
   for (const auto& line : live_table("task: some", roster, 30, 20)) EXPECT_LE(line.size(), 29u) << line;
   EXPECT_EQ(live_table("task: some", roster, 5, 5), std::vector<std::string>{"task"});
+  testing::internal::CaptureStderr();
+  {
+    LiveLines live;
+    live.draw(all), live.draw(live_table("task: some", roster, 100, 20, 450));
+  }
+  const std::string drawn = testing::internal::GetCapturedStderr();
+  EXPECT_SAYS(drawn, "... and 3 more");
+  EXPECT_LE(drawn.size() - drawn.rfind('\r'), 450u);
+  EXPECT_EQ(live_table("task: some", roster, 100, 20, 300), std::vector<std::string>{"task: some"});
+}
+
+// Whoever leads is told, however little room there is.
+TEST_F(Sweep, TheHeadNamesTheLeader) {
+  const auto home = std::filesystem::path(testing::TempDir()) / ("sweep_head_" + std::to_string(getpid()));
+  std::filesystem::create_directories(home);
+  Journal journal(home, "t", "{}");
+  setenv("TRIREME_TERMINAL", "40", 1);
+  testing::internal::CaptureStderr();
+  journal.progress(roster_on_its_way(), false);
+  const std::string drawn = testing::internal::GetCapturedStderr();
+  unsetenv("TRIREME_TERMINAL");
+  std::filesystem::remove_all(home);
+  EXPECT_SAYS(drawn, "t: best 2.2500 job0, ");
+  EXPECT_EQ(drawn.find("\x1b"
+                       "E"),
+            std::string::npos)
+      << "rows are not known";
 }
 
 TEST_F(Sweep, LinesAreDrawnInPlace) {

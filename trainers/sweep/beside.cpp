@@ -108,13 +108,12 @@ class Beside : public cluster::TaskRun {
         ranks_(ranks),
         out_(out),
         folder_(out + "/" + order_.task.name),
-        inputs_(read_inputs(order_.sweep, order_.task, ranks, place.device)),
+        inputs_(read_inputs(order_.sweep, order_.task, ranks, place.device, folder_)),
         executor_(order_.sweep, order_.task, *std::exchange(inputs_.backbone, {}), *inputs_.data, ranks, folder_,
                   place) {
     executor_.on_answers([this](std::span<const std::int64_t> ids) { return inputs_.tokenizer->decode(ids); });
     executor_.measure_steps();
-    executor_.restore();
-    cut_told_ = executor_.roster().exits().cut_done();
+    cut_told_ = executor_.restore();
     fresh_ = std::ranges::all_of(executor_.roster().jobs(), [](const Roster::Entry& j) { return j.step == 0; });
     to_begin_ = seconds_since(begin_);
   }

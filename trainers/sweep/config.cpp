@@ -98,7 +98,7 @@ void JobTrainConfig::fields(Fields& f) {
 }
 
 void TaskConfig::fields(Fields& f) {
-  f("model", model, "folder of the backbone; the sweep's where empty");
+  f("model", model, "folder of the backbone, or its config.json where weights: random; the sweep's where empty");
   f("adapter", adapter,
     "folder of PEFT that every job goes on from, with its modules, of the search's rank and alpha; empty: new ones");
   f.choice("objective", objective, {"sft", "dpo"}, "next-token loss, or preference pairs");

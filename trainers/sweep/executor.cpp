@@ -37,12 +37,13 @@ std::int64_t longest(const Instructions& data) {
 
 // On a GPU an id beyond the embedding would end the whole process; what is too long for the model may meet one rank
 // alone, whose failure the others would wait for.
-void check_ids(const Instructions& data, const CausalLmConfig& model, const std::string& where) {
+void check_ids(const Instructions& data, const CausalLmConfig& model, const std::string& where, bool drawn) {
   const auto check_id = [&](std::int64_t id) {
     if (id < 0 || id >= model.vocab)
       throw DataError(
           where, "holds token " + std::to_string(id) + ", the model's vocabulary has " + std::to_string(model.vocab),
-          "the tokenizer does not belong to this model");
+          drawn ? "raise vocab_size: without a tokenizer.json beside config.json it is at least 260"
+                : "the tokenizer does not belong to this model");
   };
   const auto check_length = [&](const char* what, std::size_t n, const char* cure) {
     if (model.max_length > 0 && std::int64_t(n) > model.max_length)
@@ -77,7 +78,7 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, Backbone ba
       folder_(std::move(folder)) {
   if (data.train.empty() && data.train_pairs.empty())
     throw DataError(task.data.data, "has no sample to train on", "give a file with samples shorter than length");
-  check_ids(data, model_.config(), task.data.data);
+  check_ids(data, model_.config(), task.data.data, sweep.weights == "random");
   candidates_ = candidates(task.search, std::uint64_t(sweep.seed), task.place);
   loads_ = make_jobs();
   std::vector<std::int64_t> steps;

@@ -66,7 +66,7 @@ class Executor {
   std::optional<TaskOutcome> run(const std::function<bool()>& stop = {});
   // The same in pieces: restore once, tick until it returns something else than going (`stop` as above), then finish.
   enum class Progress { going, over, stopped };
-  void restore();
+  bool restore();  // had what was saved made its cut? What is refused then (there may be less room) may make it
   Progress tick(bool stop);
   TaskOutcome finish();
   void save();  // after a tick that was stopped, or any that left no evaluation half done

@@ -71,8 +71,8 @@ void Journal::decided(const Decision& d) {
   write("decisions.jsonl", line);
 }
 
-// Jobs by phase, exits by reason, best so far (which a table has marked), time left.
-std::string Journal::headline(const Roster& roster, double seconds, bool table) {
+// Best so far, jobs by phase, exits by reason, time left: what comes last may find no room.
+std::string Journal::headline(const Roster& roster, double seconds) {
   std::map<std::string, int> count, reasons;
   double done = 0, all = 0;
   for (const auto& j : roster.jobs()) {
@@ -83,6 +83,12 @@ std::string Journal::headline(const Roster& roster, double seconds, bool table) 
     done += double(j.step * j.load.batch_size);
   }
   std::string line = task_ + ":";
+  if (const auto best = leader(roster); best >= 0) {
+    const std::string& job = roster.jobs()[std::size_t(best)].load.job;
+    char text[64];
+    std::snprintf(text, sizeof text, " best %.4f ", roster.exits().job(job).best);
+    line += text + job + ",";
+  }
   for (const auto& [name, n] : count) line += " " + std::to_string(n) + " " + name + ",";
   if (!reasons.empty()) {
     line.back() = ' ';
@@ -90,12 +96,6 @@ std::string Journal::headline(const Roster& roster, double seconds, bool table) 
     for (const auto& [reason, n] : reasons) line += std::to_string(n) + " " + reason + ", ";
     line.resize(line.size() - 2);
     line += "),";
-  }
-  if (const auto best = leader(roster); !table && best >= 0) {
-    const std::string& job = roster.jobs()[std::size_t(best)].load.job;
-    char text[64];
-    std::snprintf(text, sizeof text, " best %.4f ", roster.exits().job(job).best);
-    line += text + job + ",";
   }
   const double share = all > 0 ? done / all : 1;
   if (share_begun_ < 0) share_begun_ = share;
@@ -111,8 +111,10 @@ void Journal::progress(const Roster& roster, bool now) {
   told_ = time;
   const TerminalSize terminal = launched_rank() == 0 ? terminal_size() : TerminalSize{};
   const bool live = terminal.columns > 0 && !now;
-  const std::string line = headline(roster, std::chrono::duration<double>(time - begun_).count(), live);
-  if (live) return live_->draw(live_table(line, roster, terminal.columns, terminal.rows - 1));
+  const std::string line = headline(roster, std::chrono::duration<double>(time - begun_).count());
+  // mpirun passes so much at once: between two pieces another rank may write.
+  const std::size_t whole = launched_ranks() ? 4096 : std::size_t(-1);
+  if (live) return live_->draw(live_table(line, roster, terminal.columns, terminal.rows - 1, whole));
   live_->clear();
   std::cerr << line << std::endl;
 }

@@ -24,7 +24,7 @@ class Journal {
               double v);
   void decided(const Decision& decision);
   void refused(const std::string& job);  // a job ends as too_large that the header does not name
-  // A line: jobs by phase, exits by reason, best so far, time left; on a terminal, as the head of a table of the jobs
+  // A line: best so far, jobs by phase, exits by reason, time left; on a terminal, as the head of a table of the jobs
   // that is drawn in place. At most once in two seconds; `now`: the task is over, and the line alone stays.
   void progress(const Roster& roster, bool now);
 
@@ -33,7 +33,7 @@ class Journal {
 
  private:
   void write(const char* file, const std::string& line);
-  std::string headline(const Roster& roster, double seconds, bool table);
+  std::string headline(const Roster& roster, double seconds);
   std::string folder_, task_;
   std::string losses_, decisions_;  // both files' text
   std::int64_t decided_ = 0;

@@ -47,12 +47,12 @@ std::int64_t leader(const Roster& roster) {
   return best;
 }
 
-std::vector<std::string> live_table(const std::string& head, const Roster& roster, int columns, int rows) {
+std::vector<std::string> live_table(const std::string& head, const Roster& roster, int columns, int rows,
+                                    std::size_t bytes) {
   const auto cut = [&](std::string line) {
     line.resize(std::min(line.size(), std::size_t(std::max(columns - 1, 0))));
     return line;
   };
-  if (rows < 6) return {cut(head)};
   const auto& jobs = roster.jobs();
   int widest = 3;
   for (const auto& j : jobs) widest = std::max(widest, int(j.load.job.size()));
@@ -63,6 +63,11 @@ std::vector<std::string> live_table(const std::string& head, const Roster& roste
                   val.c_str(), best.c_str(), mark);
     return std::string(text);
   };
+  constexpr const char* leading = " <- best";
+  const std::size_t around = 32, a_line = cut(line("job", "state", "step", "train", "val", "best", leading)).size() + 2;
+  const std::size_t above = around + cut(head).size();  // with what takes the one before from the screen
+  rows = int(std::min(std::size_t(std::max(rows, 0)), 1 + (bytes - std::min(bytes, above)) / a_line));
+  if (rows < 6) return {cut(head)};
   std::vector<std::string> lines{head, line("job", "state", "step", "train", "val", "best", "")};
   const std::size_t room = std::size_t(rows) - lines.size();
   const std::size_t shown = jobs.size() <= room ? jobs.size() : room - 1;
@@ -73,7 +78,7 @@ std::vector<std::string> live_table(const std::string& head, const Roster& roste
     const auto& e = roster.exits().job(j.load.job);
     lines.push_back(line(j.load.job.c_str(), e.reason.empty() ? phase_name(j.phase) : e.reason.c_str(),
                          std::to_string(j.step) + "/" + std::to_string(j.total_steps), loss_text(last(e.e)),
-                         loss_text(last(e.v)), loss_text(e.best), std::int64_t(order[k]) == leads ? " <- best" : ""));
+                         loss_text(last(e.v)), loss_text(e.best), std::int64_t(order[k]) == leads ? leading : ""));
   }
   if (shown < jobs.size()) lines.push_back("... and " + std::to_string(jobs.size() - shown) + " more");
   for (auto& l : lines) l = cut(std::move(l));

@@ -103,12 +103,12 @@ void Executor::begin_roster(const std::vector<std::int64_t>& steps) {
   if (!goes_on) tell_too_large(*roster_, roster_->too_large(), task_.place, ranks_.rank());
 }
 
-void Executor::restore() {
-  if (!checkpoints_) return;
-  const auto step = checkpoints_->latest();
-  if (!step) return;
+bool Executor::restore() {
+  const auto step = checkpoints_ ? checkpoints_->latest() : std::nullopt;
+  if (!step) return roster_->exits().cut_done();
   checkpoints_->load(*step).restore([this](Archive& ar) { state(ar); });
   restored_ = tick_;
+  const bool cut_done = roster_->exits().cut_done();
   const auto decisions = roster_->refuse();  // there may be less room now
   tell_too_large(*roster_, decisions, task_.place, ranks_.rank());
   trireme::agree(ranks_, attempt([&] {
@@ -119,6 +119,7 @@ void Executor::restore() {
                  }));
   if (heard_ && !decisions.empty()) heard_(*roster_, decisions);
   drop_ended();
+  return cut_done;
 }
 
 at::Tensor Executor::weights(const std::string& job) const {

@@ -62,8 +62,14 @@ class Replay {
     for (const auto& job : too_large) {
       if (!job.is_string() || !total_steps_.contains(job.get<std::string>()))
         bad("\"too_large\" names a job that is not in total_steps");
-      take(exits_->refuse(job.get<std::string>()));
+      refuse(job.get<std::string>());
     }
+  }
+
+  void refuse(const std::string& job) {
+    if (progress_.contains(job)) bad("job '" + job + "' has begun, and is too large");
+    if (exits_->job(job).state == EarlyExit::State::exited) bad("job '" + job + "' has ended, and is too large again");
+    take(exits_->refuse(job));
   }
 
   void take(std::vector<Decision> decisions) {
@@ -88,10 +94,7 @@ class Replay {
     if (at == o.end() || !at->is_number_integer() || at->get<double>() < 0 || at->get<double>() > double(total))
       bad("\"step\" of job '" + name + "' is no whole number from 0 to " + std::to_string(total));
     const auto step = at->get<std::int64_t>();
-    if (o.value("too_large", json()) == true) {
-      if (progress_.contains(name)) bad("job '" + name + "' has begun, and is too large");
-      return take(exits_->refuse(name));
-    }
+    if (o.value("too_large", json()) == true) return refuse(name);
     const auto train = loss(o, "train_loss"), val = loss(o, "val_loss");
     if (!train && !val) bad("has neither \"train_loss\" nor \"val_loss\"");
     Progress& p = progress_[name];

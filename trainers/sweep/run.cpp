@@ -3,6 +3,7 @@
 #include "comm/error.h"
 #include "data/file.h"
 #include "framework/base/agree.h"
+#include "framework/device_info.h"
 #include "framework/io/folder_lock.h"
 #include "framework/models/causal_lm_load.h"
 #include "framework/placement.h"
@@ -13,6 +14,7 @@
 #include "trainers/watched.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <filesystem>
 #include <iostream>
 #include <sstream>
@@ -20,6 +22,8 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+
+#include <unistd.h>
 
 namespace trireme::sweep {
 namespace {
@@ -138,10 +142,22 @@ ExitCode tell(const SweepConfig& sweep, const SweepEnd& end, const std::string& 
   return failed.empty() ? ExitCode::ok : failed.front().why.code;
 }
 
+// Drawing takes minutes, and would end for want of memory.
+void check_memory(const std::string& path, at::Device device, double bytes_each) {
+  const double there = device.is_cpu() ? double(sysconf(_SC_PHYS_PAGES)) * double(sysconf(_SC_PAGESIZE))
+                                       : double(device_memory_bytes(device));
+  const double bytes = drawn_numbers(path) * bytes_each;
+  if (there <= 0 || bytes <= there) return;
+  char text[96];
+  std::snprintf(text, sizeof text, "has weights of %.0f GB, and this rank has %.0f GB", bytes / 1e9, there / 1e9);
+  throw Error(ExitCode::memory, path, text, "give the task several ranks, which share its layers, or lower its sizes");
+}
+
 // by_layers: layers are read (or drawn) as they are cut or coded, a tensor at a time, so that a model may be larger
 // than a rank.
 Backbone read_backbone(const SweepConfig& sweep, const std::string& path, at::Device device, bool by_layers) {
   const at::ScalarType type = sweep.precision == "f32" ? at::kFloat : at::kBFloat16;
+  if (sweep.weights == "random" && !by_layers) check_memory(path, device, double(at::elementSize(type)));
   LmWeights weights = sweep.weights == "random" ? draw_causal_lm(path, std::uint64_t(sweep.seed), device, type)
                                                 : open_causal_lm(path, device, type);
   // Every job would diverge on it, and no decision would say why.
@@ -171,7 +187,8 @@ void tell_left_out(const TaskConfig& task, const Instructions& data) {
 
 }  // namespace
 
-TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks, at::Device device) {
+TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks, at::Device device,
+                       const std::string& folder) {
   TaskInputs in;
   agree(ranks, attempt([&] {
           in.backbone = read_backbone(sweep, task.model, device, ranks.size() > 1 || sweep.precision == "fp8");
@@ -179,9 +196,13 @@ TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communi
           in.data = read_instructions(task.data, *in.tokenizer);
         }));
   // A rank that reads other samples would train other jobs.
-  if (!same_on_all(ranks, in.data->identity + in.data->questions))
-    throw DataError(task.data.data, "or its tokenizer is not the same on all ranks", "give all nodes the same files");
-  if (ranks.rank() == 0) tell_left_out(task, *in.data);
+  const auto check_same = [&](const std::string& file, const std::string& identity) {
+    if (!same_on_all(ranks, identity))
+      throw DataError(file, "or its tokenizer is not the same on all ranks", "give all nodes the same files");
+  };
+  check_same(task.data.data, in.data->identity);
+  check_same(task.data.test_file.empty() ? task.data.data : task.data.test_file, in.data->questions);
+  if (ranks.rank() == 0 && !saved_in(folder)) tell_left_out(task, *in.data);  // a task that goes on has said it
   return in;
 }
 
@@ -203,7 +224,7 @@ std::optional<TaskOutcome> run_task(const SweepConfig& sweep, const TaskConfig& 
   std::int64_t over = fs::exists(folder + "/result.json");
   ranks.broadcast({&over, 1, DType::i64}, 0).wait();
   if (over) return read_outcome(folder);
-  TaskInputs in = read_inputs(sweep, task, ranks, place.device);
+  TaskInputs in = read_inputs(sweep, task, ranks, place.device, folder);
   Executor executor(sweep, task, *std::exchange(in.backbone, {}), *in.data, ranks, folder, place);
   executor.on_decisions(std::move(heard));
   executor.on_answers([&](std::span<const std::int64_t> ids) { return in.tokenizer->decode(ids); });

@@ -25,7 +25,9 @@ struct TaskInputs {
   std::optional<Instructions> data;
   std::optional<BytePairTokenizer> tokenizer;
 };
-TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks, at::Device device);
+// folder: of the task; what its length leaves out of the data is told where it has saved nothing there.
+TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communicator& ranks, at::Device device,
+                       const std::string& folder);
 void write_outcome(const std::string& folder, const TaskOutcome& outcome, const TaskConfig& task);  // result.json
 std::optional<TaskOutcome> read_outcome(const std::string& folder);                                 // none: not over
 

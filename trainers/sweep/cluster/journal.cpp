@@ -1,11 +1,13 @@
 #include "trainers/sweep/cluster/journal.h"
 
 #include "comm/error.h"
+#include "data/file.h"
 #include "data/json.h"
 
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <sstream>
 
 namespace trireme::cluster {
@@ -134,23 +136,22 @@ std::vector<std::string> arrived(const std::string& run_dir) {
 
 namespace {
 
-std::string whole_lines(const std::string& path) {
-  std::stringstream all;
-  all << std::ifstream(path).rdbuf();
-  std::string text = all.str();
-  text.resize(text.rfind('\n') + 1);  // npos + 1 is 0
-  return text;
+// Empty where there is none; one that cannot be read is not empty.
+std::string text_of(const std::string& path) {
+  if (!std::filesystem::exists(path)) return {};
+  const auto bytes = read_file(path, std::numeric_limits<std::int64_t>::max());
+  return {bytes.begin(), bytes.end()};
 }
 
-}  // namespace
+std::size_t whole_lines(const std::string& text) { return text.rfind('\n') + 1; }  // npos + 1 is 0
 
-void each_line(const std::string& run_dir, const std::function<void(const nlohmann::json&)>& use) {
-  const std::string path = path_of(run_dir);
-  std::istringstream lines(whole_lines(path));
+void each_line_of(std::string text, const std::string& path, const std::function<void(const nlohmann::json&)>& use) {
+  text.resize(whole_lines(text));
+  std::istringstream lines(text);
   int number = 1;
-  for (std::string text; std::getline(lines, text); ++number) {
+  for (std::string one; std::getline(lines, one); ++number) {
     try {
-      const auto line = parse_json(text);
+      const auto line = parse_json(one);
       if (!line.is_object()) throw DataError(path, "no JSON object");
       use(line);
     } catch (const std::exception&) {
@@ -160,13 +161,17 @@ void each_line(const std::string& run_dir, const std::function<void(const nlohma
   }
 }
 
+}  // namespace
+
+void each_line(const std::string& run_dir, const std::function<void(const nlohmann::json&)>& use) {
+  each_line_of(text_of(path_of(run_dir)), path_of(run_dir), use);
+}
+
 Recovered recover(const std::string& run_dir) {
-  const std::string path = path_of(run_dir);
-  if (!std::filesystem::exists(path)) return {};
-  if (const auto whole = whole_lines(path).size(); whole < std::filesystem::file_size(path))
-    std::filesystem::resize_file(path, whole);
+  const std::string path = path_of(run_dir), text = text_of(path);
+  if (whole_lines(text) < text.size()) std::filesystem::resize_file(path, whole_lines(text));
   Reader reader;
-  each_line(run_dir, [&](const nlohmann::json& line) { reader.take(line); });
+  each_line_of(text, path, [&](const nlohmann::json& line) { reader.take(line); });
   reader.settle();
   return reader.found;
 }

@@ -55,7 +55,8 @@ struct Recovered {
   std::vector<Unfinished> done;
   std::set<std::string> tasks, letters;  // all that arrived, finished ones included
 };
-// Nothing where there is no journal. A torn last line is cut off the file; other broken lines throw DataError.
+// Nothing where there is no journal. A torn last line is cut off the file; other broken lines, and a file that cannot
+// be read, throw DataError.
 Recovered recover(const std::string& run_dir);
 // Calls `use` with each whole line of a run's journal; what it throws, and a line that is none, is DataError. None: no
 // journal, no call.

@@ -35,7 +35,9 @@ class Watch {
     const std::string event = line.at("event");
     if (event == "begin") {  // after a kill nobody said stop
       close_all(last_);
-      gpus_ = std::max(gpus_, int(within(line.at("gpus"), 1, 65536)));
+      const int gpus = int(within(line.at("gpus"), 1, 65536));
+      least_gpus_ = gpus_ ? std::min(least_gpus_, gpus) : gpus;
+      gpus_ = std::max(gpus_, gpus);
     } else if (event == "plan") {
       planned(line.at("bars"));
     } else if (event == "stop") {
@@ -51,7 +53,7 @@ class Watch {
 
   Recording found() const {
     Recording found;
-    found.gpus = gpus_;
+    found.gpus = gpus_, found.least_gpus = least_gpus_;
     for (const auto& w : all_) {
       if (!w.done) {
         ++found.left_out;
@@ -87,11 +89,12 @@ class Watch {
       w.cut |= event == "cut", w.since = t;
       if (w.cut) w.r.gpus_after = int(within(double(line.at("gpus").size()), 1, w.r.task.gpus));
     }
+    if (event == "cut") w.r.after_cut_told = within(line.at("remaining"), 0, 1e9);
     if (event == "done" || event == "failed") w.close(t);
     if (event == "done") w.done = t;
   }
 
-  int gpus_ = 0;
+  int gpus_ = 0, least_gpus_ = 0;
   double last_ = 0;
   std::vector<Watched> all_;
 };

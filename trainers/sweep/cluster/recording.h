@@ -8,7 +8,8 @@
 namespace trireme::cluster {
 
 struct Recording {
-  int gpus = 0;         // that it had
+  int gpus = 0;         // that it had, at most where it went on with another number
+  int least_gpus = 0;   // ... and at least
   double makespan = 0;  // when the last of `tasks` was done, stops of the run apart
   // Those that are done, in the order of arrival, with what they told and what each took. The planner is told what it
   // was when the task started.

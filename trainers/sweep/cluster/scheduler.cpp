@@ -56,7 +56,7 @@ void Scheduler::retime(const std::string& task, double seconds) {
 }
 
 double Scheduler::expected_end(const Running& r, double now) {
-  return r.end > now ? r.end : now + 0.05 * (now - r.start);
+  return r.end > now ? r.end : now + std::max(0.05 * (now - r.start), 1e-3);
 }
 
 Problem Scheduler::problem(double now) const {

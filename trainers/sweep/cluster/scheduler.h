@@ -51,7 +51,7 @@ class Scheduler {
     std::vector<int> gpus;
     bool after_cut = false;
   };
-  // A task that overruns is expected to need a twentieth of its time more.
+  // A task that overruns is expected to need a twentieth of its time more: never none, its GPUs are not free.
   static double expected_end(const Running& r, double now);
   Problem problem(double now) const;
   void draw(double now);

@@ -55,10 +55,11 @@ Trace simulate(const Settings& settings, const std::vector<Recorded>& tasks) {
       Live& run = l->second;
       trace.actual[run.bar].end = now;
       if (run.cut_to_come) {
-        const auto kept = scheduler.cut(l->first, now, run.recorded->after_cut, run.recorded->gpus_after,
-                                        run.recorded->after_cut_all);
-        const bool all = run.recorded->after_cut_all > 0 && int(kept.size()) == run.recorded->task.gpus;
-        const double left = all ? run.recorded->after_cut_all : run.recorded->after_cut;
+        const Recorded& r = *run.recorded;
+        const double told = r.after_cut_told < 0 ? r.after_cut : r.after_cut_told;
+        const auto kept = scheduler.cut(l->first, now, told, r.gpus_after, r.after_cut_all);
+        const bool all = r.after_cut_all > 0 && int(kept.size()) == r.task.gpus;
+        const double left = all ? r.after_cut_all : r.after_cut;
         trace.actual.push_back({l->first, kept, now, now, true});
         run.bar = trace.actual.size() - 1, run.next = now + left, run.cut_to_come = false;
         hear(scheduler, l->first, run, now);

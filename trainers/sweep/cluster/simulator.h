@@ -18,6 +18,7 @@ struct Recorded {
     double after, remaining;  // seconds since it started; seconds that it then said were left
   };
   std::vector<Told> told = {};  // in that order
+  double after_cut_told = -1;   // seconds that it said at the cut were left; below 0: what it took
 };
 
 struct Trace {
