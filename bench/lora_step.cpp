@@ -11,11 +11,12 @@
 #include "framework/losses/token_loss.h"
 #include "framework/models/adapters.h"
 
-#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <cmath>
 #include <iostream>
+#include <map>
+#include <map>
 #include <numeric>
 
 #include <ATen/ATen.h>
@@ -75,7 +76,11 @@ class Steps {
     config.targets = row.targets;
     store_ = make_adapter_store(model_, std::span(&config, 1), row.empty_slots ? row.jobs * 5 / 4 : row.jobs,
                                 nn::LoraBackend::kernels);
-    if (row.fp8) hold_fp8_base(model_, *store_);
+    if (row.fp8) {
+      std::map<std::string, at::Tensor> values;
+      for (const auto& [weight, value] : model_.weights()) values[weight.name] = value;
+      hold_fp8_base(model_, *store_, [&](const LmWeight& w) { return values.at(w.name); });
+    }
     optimizer_.emplace(*store_);
     const at::TensorOptions longs = at::TensorOptions(model_.device()).dtype(at::kLong);
     batch_.tokens = {at::randint(model_.config().vocab, {row.pass_tokens()}, longs),

@@ -27,7 +27,7 @@ void on_host(const Fp8RowsJob& job) {
       most = std::fmax(most, std::fabs(v));
       finite = finite && v - v == 0;
     }
-    const float scale = most > 0 ? std::fmax(most, fp8_least) / 448 : 1, inverse = 1 / scale;
+    const float scale = finite ? std::fmax(most, fp8_least) / 448 : 1, inverse = 1 / scale;
     job.scales[r] = finite ? scale : NAN;
     for (std::size_t c = 0; c < width; ++c)
       job.codes[static_cast<std::size_t>(r) * width + c] = coding::to_fp8(row[c] * inverse);

@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(threads) rows_kernel(Fp8RowsJob job) {
 #pragma unroll
   for (int w = 0; w < warps; ++w) most = fmaxf(most, room[w]);
   const bool finite = most - most == 0;
-  const float scale = most > 0 && finite ? fmaxf(most, fp8_least) / 448 : 1, inverse = 1 / scale;
+  const float scale = finite ? fmaxf(most, fp8_least) / 448 : 1, inverse = 1 / scale;
   if (threadIdx.x == 0) job.scales[blockIdx.x] = finite ? scale : NAN;
   for (std::int64_t c = threadIdx.x * n; c < job.width; c += threads * n) {
     load_scaled(x, job.columns, c, v);

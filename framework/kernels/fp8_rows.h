@@ -8,7 +8,8 @@
 
 namespace trireme::kernels {
 
-// A row whose largest value is less counts as if it were this: one over its scale must be a number.
+// A row whose largest value is less counts as if it were this: one over its scale must be a number, and a row of zeros
+// must not stand out where scales multiply something else.
 constexpr float fp8_least = 1e-30f;
 
 struct Fp8RowsJob {

@@ -84,33 +84,30 @@ void check_fp8_widths(const nn::AdapterStore& store, const std::string& place) {
                          "say precision: bf16");
 }
 
-void hold_fp8_base(CausalLm& model, nn::AdapterStore& store) {
-  std::map<std::string, LmWeight> by_name;
-  for (const auto& [weight, value] : model.weights()) by_name.emplace(weight.name, weight);
-  for (const auto& t : store.targets())
-    model.set_weight(by_name.at(t.name + ".weight"), at::empty({1}, t.weight.options()).expand(t.weight.sizes()));
-  store.set_fp8_base();
-}
-
 void hold_fp8_base(CausalLm& model, nn::AdapterStore& store, const CausalLm::Source& layers) {
+  if (!layers) throw Error(ExitCode::bug, "hold_fp8_base", "there is nothing to read layers from");
   const at::NoGradGuard no_grad;
-  std::map<std::string, std::size_t> target_of;
-  for (std::size_t t = 0; t < store.targets().size(); ++t) target_of[store.targets()[t].name] = t;
+  std::map<std::string, std::int64_t> target_of;
+  for (const auto& t : store.targets()) target_of.emplace(t.name + ".weight", std::int64_t(target_of.size()));
   std::vector<LmWeight> wanted;
   for (const auto& [weight, value] : model.weights())
     if (weight.layer >= 0) wanted.push_back(weight);
-  std::map<std::size_t, nn::Fp8Rows> codes;
+  std::map<std::int64_t, nn::Fp8Rows> codes;
   std::map<std::string, at::Tensor> others;
   for (const LmWeight& w : wanted) {
-    const auto found =
-        w.name.ends_with(".weight") ? target_of.find(w.name.substr(0, w.name.size() - 7)) : target_of.end();
-    if (found != target_of.end())
-      codes.emplace(found->second, nn::fp8_rows(layers(w)));
-    else
-      model.set_weight(w, others[w.name] = layers(w));
+    const auto target = target_of.find(w.name);
+    const at::Tensor value = layers(w);
+    if (target == target_of.end()) {
+      model.set_weight(w, others[w.name] = value);
+      continue;
+    }
+    codes.emplace(target->second, nn::fp8_rows(value));
+    const at::Tensor none = at::empty({1}, value.options()).expand(w.shape);  // a shape without memory
+    model.set_weight(w, none);
+    store.set_base(target->second, none, {});
   }
   for (auto& [target, matrix] : codes)
-    store.set_fp8_base(std::int64_t(target), std::move(matrix), others[store.targets()[target].name + ".bias"]);
+    store.set_fp8_base(target, std::move(matrix), others[store.targets()[std::size_t(target)].name + ".bias"]);
 }
 
 nn::AdapterInit adapter_init(const CausalLm& model, const nn::AdapterStore& store, const PeftConfig& config,

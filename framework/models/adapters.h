@@ -17,10 +17,9 @@ std::unique_ptr<nn::AdapterStore> make_adapter_store(CausalLm& model, std::span<
 
 // UsageError(place): what the store adapts has a width that is no multiple of 16.
 void check_fp8_widths(const nn::AdapterStore& store, const std::string& place);
-// What the store adapts is FP8 codes from now on (AdapterStore::set_fp8_base); the model lets those weights go.
-void hold_fp8_base(CausalLm& model, nn::AdapterStore& store);
-// The same for a model whose layers hold nothing yet: `layers` reads them, one tensor at a time, so that only codes and
-// what is not adapted are ever there. What it throws is thrown.
+// What the store adapts is FP8 codes from now on (AdapterStore::set_fp8_base). `layers` reads the layers of `model`,
+// which need hold nothing yet, one tensor at a time, so that only codes and what is not adapted are ever there. What it
+// throws is thrown.
 void hold_fp8_base(CausalLm& model, nn::AdapterStore& store, const CausalLm::Source& layers);
 
 // Ranks and scales of one adapter by the store's targets. UsageError(place): see peft_targets(); a module that the

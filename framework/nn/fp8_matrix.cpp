@@ -45,7 +45,7 @@ at::Tensor unscaled(const Fp8Rows& left, const Fp8Rows& right) {
 }
 
 // Has this process's GPU FP8 tensor cores (compute capability 8.9 and above)? Torch's product refuses others. Asked
-// first where codes are made, which no graph records.
+// first where a base's codes are made, which no graph records.
 bool tensor_cores(const at::Tensor& codes) {
   static const bool has = [&] {
     try {
@@ -57,6 +57,10 @@ bool tensor_cores(const at::Tensor& codes) {
     }
   }();
   return has;
+}
+
+bool on_cores(const at::Tensor& codes, at::ScalarType type) {
+  return codes.is_cuda() && type == at::kBFloat16 && tensor_cores(codes);
 }
 
 }  // namespace
@@ -81,7 +85,7 @@ Fp8Rows fp8_rows(const at::Tensor& x, const at::Tensor& columns) {
 }
 
 at::Tensor fp8_product(const Fp8Rows& left, const Fp8Rows& right, const at::Tensor& bias, at::ScalarType type) {
-  const bool cores = left.values.is_cuda() && type == at::kBFloat16 && tensor_cores(left.values);
+  const bool cores = on_cores(left.values, type);
   at::Tensor y = cores ? scaled_by_rows(left, right) : at::Tensor();
   if (!y.defined()) {
     y = cores ? unscaled(left, right) : at::mm(left.values.to(at::kFloat), right.values.to(at::kFloat).t());
@@ -93,6 +97,9 @@ at::Tensor fp8_product(const Fp8Rows& left, const Fp8Rows& right, const at::Tens
 
 at::Tensor fp8_product_back(const at::Tensor& dy, const Fp8Rows& weight) {
   const at::Tensor& codes = weight.values;
+  const Fp8Rows rows = fp8_rows(dy, weight.scales);
+  if (!on_cores(codes, dy.scalar_type()))
+    return (at::mm(rows.values.to(at::kFloat), codes.to(at::kFloat)) * rows.scales.unsqueeze(1)).to(dy.scalar_type());
   const Fp8Rows turned{at::empty({codes.size(1), codes.size(0)}, codes.options()),
                        at::ones({codes.size(1)}, weight.scales.options())};
   kernels::byte_transpose({.from = static_cast<const std::uint8_t*>(codes.const_data_ptr()),
@@ -100,7 +107,7 @@ at::Tensor fp8_product_back(const at::Tensor& dy, const Fp8Rows& weight) {
                            .rows = codes.size(0),
                            .columns = codes.size(1)},
                           buffer_of(weight.scales).place);
-  return fp8_product(fp8_rows(dy, weight.scales), turned, {}, dy.scalar_type());
+  return fp8_product(rows, turned, {}, dy.scalar_type());
 }
 
 }  // namespace trireme::nn

@@ -104,16 +104,6 @@ void AdapterStore::set_base(std::int64_t target, at::Tensor weight, at::Tensor b
   targets_[std::size_t(target)].bias = std::move(bias);
 }
 
-void AdapterStore::set_fp8_base() {
-  const at::NoGradGuard no_grad;
-  for (std::size_t t = 0; t < targets_.size(); ++t) {
-    at::Tensor& weight = targets_[t].weight;
-    fp8_[t] = std::make_shared<const Fp8Rows>(fp8_rows(weight));
-    weight = at::empty({1}, weight.options()).expand(weight.sizes());
-  }
-  ++changes_;
-}
-
 void AdapterStore::set_fp8_base(std::int64_t target, Fp8Rows codes, at::Tensor bias) {
   fp8_[std::size_t(target)] = std::make_shared<const Fp8Rows>(std::move(codes));
   targets_[std::size_t(target)].bias = std::move(bias);

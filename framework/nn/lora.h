@@ -63,10 +63,8 @@ class AdapterStore {
   // A backbone whose weights move (sharded, gathered layer by layer): what `target` is from now on.
   void set_base(std::int64_t target, at::Tensor weight, at::Tensor bias);
 
-  // From now on the base's products are in FP8, e4m3 with a scale a row (nn/fp8_matrix.h), made of the weights as they
-  // are, of which their shapes stay. Widths must be multiples of 16.
-  void set_fp8_base();
-  // The same of `target`, whose weight is a shape already: codes that move.
+  // From now on the products of `target`, of whose weight the shape counts alone, are in FP8, e4m3 with a scale a row
+  // (nn/fp8_matrix.h); codes may move. Widths must be multiples of 16.
   void set_fp8_base(std::int64_t target, Fp8Rows codes, at::Tensor bias);
   bool has_fp8_base() const;
 
@@ -112,7 +110,7 @@ class AdapterStore {
 
   std::vector<Projection> targets_;
   std::vector<std::shared_ptr<const Fp8Rows>> fp8_;  // of a target, or null
-  std::vector<std::uint32_t> modules_;                 // names of targets, as dropout knows them
+  std::vector<std::uint32_t> modules_;               // names of targets, as dropout knows them
   std::vector<Slot> slots_;
   std::int64_t r_max_;
   LoraBackend backend_;

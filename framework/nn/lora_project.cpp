@@ -85,8 +85,7 @@ void add_base_gradient(const LoraTarget& t, const at::Tensor& dy, at::Tensor& dx
     dx.addmm_(dy, t.weight);
     return;
   }
-  const at::Tensor found =
-      t.fp8 ? fp8_product_back(dy, *t.fp8) : at::mm(dy, t.weight);
+  const at::Tensor found = t.fp8 ? fp8_product_back(dy, *t.fp8) : at::mm(dy, t.weight);
   dx = dx.defined() ? dx.add_(found) : found;
 }
 

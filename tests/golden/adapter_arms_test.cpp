@@ -191,12 +191,12 @@ Trained of_whole(const AdapterJobs& jobs, const std::vector<std::int64_t>& own, 
                                                             : source(w);
                           },
                           jobs.options({})};
-  CausalLm model = ranks ? sweep::without_layers(weights) : CausalLm(weights.config, weights.read);
+  CausalLm model = ranks || jobs.fp8 ? sweep::without_layers(weights) : CausalLm(weights.config, weights.read);
   model.set_checkpointing(again);
   const auto store = store_for(model, jobs);
   std::optional<sweep::ShardedBackbone> sharded;
   if (ranks) sharded.emplace(model, *store, *ranks, weights.read, jobs.fp8);
-  if (!ranks && jobs.fp8) hold_fp8_base(model, *store);
+  if (!ranks && jobs.fp8) hold_fp8_base(model, *store, weights.read);
   nn::AdapterOptimizer optimizer(*store);
   const JobSamples samples(jobs, at::kCPU);
   const JobPack pack{own, 0, jobs.batch};

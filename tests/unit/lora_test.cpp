@@ -1,5 +1,6 @@
 // Batched LoRA: every backend against autograd in f64; jobs that share a batch against the same jobs alone; the
 // optimizer against PyTorch's.
+#include "framework/kernels/byte_transpose.h"
 #include "framework/nn/adapter_optimizer.h"
 #include "framework/nn/checkpoint.h"
 #include "framework/nn/fp8_matrix.h"
@@ -199,8 +200,9 @@ TEST(Lora, Fp8BaseIsTheBaseButForItsRounding) {
     std::vector<std::vector<at::Tensor>> found;
     for (const bool fp8 : {false, true}) {
       at::manual_seed(9);
-      AdapterStore store({{"w", at::randn({96, 64}) / 8, at::randn({96})}}, 1, 8, backend);
-      if (fp8) store.set_fp8_base();
+      const at::Tensor w = at::randn({96, 64}) / 8, bias = at::randn({96});
+      AdapterStore store({{"w", w, bias}}, 1, 8, backend);
+      if (fp8) store.set_fp8_base(0, fp8_rows(w), bias);
       store.fill(0, {.shapes = {{8, 1}}, .seed = 1});
       store.begin({{.slot = 0, .first = 0, .last = 70}}, true);
       const at::Tensor x = x0.clone().set_requires_grad(true), y = store.project(0, x);
@@ -217,12 +219,21 @@ TEST(Lora, Fp8BaseIsTheBaseButForItsRounding) {
   }
 }
 
+TEST(Lora, BytesAreTurned) {
+  for (const std::int64_t rows : {4, 96, 144}) {
+    const at::Tensor from = at::randint(256, {rows, 48}, at::kByte), to = at::zeros({48, rows}, at::kByte);
+    kernels::byte_transpose({from.const_data_ptr<std::uint8_t>(), to.mutable_data_ptr<std::uint8_t>(), rows, 48}, {});
+    EXPECT_TRUE(to.equal(from.t())) << rows;
+  }
+}
+
 // dy W of codes by rows alone, against f64: W's own rounding and dy's, also where rows of W differ by a thousand.
 TEST(Lora, Fp8GoesBackByTheSameCodes) {
   at::manual_seed(10);
   for (const auto& [out, in] : std::vector<std::pair<std::int64_t, std::int64_t>>{{96, 64}, {16, 208}, {144, 16}}) {
     const at::Tensor dy = at::randn({33, out}) * 1e-5,
-                     w = at::randn({out, in}) * at::exp(at::linspace(0, std::log(1e3), out)).unsqueeze(1);
+                     w = 1e-4 * at::randn({out, in}) * at::exp(at::linspace(0, std::log(1e3), out)).unsqueeze(1);
+    w[3].zero_();  // whose scale must not drown the others
     const Fp8Rows codes = fp8_rows(w);
     const at::Tensor kept = codes.values.to(at::kDouble) * codes.scales.to(at::kDouble).unsqueeze(1),
                      exact = dy.to(at::kDouble).mm(kept), found = fp8_product_back(dy, codes).to(at::kDouble);

@@ -793,11 +793,12 @@ TEST_F(TaskRun, AnFp8BaseIsTheSameOnRanks) {
     for (const auto& [key, t] : separate.best[0]) EXPECT_TRUE(at::equal(t, shared.at(key))) << key;
   }
   task.search.lr = {1e-3, 2e-2};
-  const std::string codes = alone().losses;
+  const Result codes = alone();
   sweep.precision = "bf16";
-  const std::string plain = alone().losses;
-  expect_close(plain, codes, 0.05);
-  EXPECT_NE(plain, codes);
+  const Result plain = alone();
+  expect_close(plain.losses, codes.losses, 0.05);
+  EXPECT_NE(plain.losses, codes.losses);
+  EXPECT_LT(codes.outcome.memory_forecast, plain.outcome.memory_forecast);
   EXPECT_SAYS(said([&] {
                 parse_sweep(
                     "recipe: lora_sweep\nmodel: m\nprecision: fp8\nexecution: {parallel: pipeline}\n"

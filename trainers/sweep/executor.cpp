@@ -88,13 +88,14 @@ Executor::Executor(const SweepConfig& sweep, const TaskConfig& task, Backbone ba
   if (model_.device().is_cuda()) chunk_tokens_ = 16384;
   const bool fp8 = sweep.precision == "fp8";
   if (fp8) check_fp8_widths(*store_, task.place);
-  const auto layers = std::exchange(backbone.layers, {});  // let go once they are read
+  auto layers = std::exchange(backbone.layers, {});
   if (ranks.size() > 1) {
     gathers_ = ranks_for_device(ranks, place, "layers");
     sharded_ = std::make_unique<ShardedBackbone>(model_, *store_, *gathers_, layers, fp8);
   } else if (fp8) {
     hold_fp8_base(model_, *store_, layers);
   }
+  layers = {};  // may hold a model on the host
   begin_steps();
   set_memory_limit();
   begin_stages(place);

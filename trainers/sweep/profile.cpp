@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <set>
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -46,14 +47,24 @@ const Sample& longest_of(const std::vector<Sample>& all) {
 
 // By the shapes; on a GPU without memory.capacity by what steps really reserve there.
 void Executor::set_memory_limit() {
-  double weights = 0, layers = 0;
-  for (const auto& [weight, value] : model_.weights())
-    (weight.layer < 0 ? weights : layers) += double(value.numel() * std::int64_t(value.element_size()));
+  double weights = 0, layers = 0, turned = 0;
+  std::set<std::string> coded;
+  for (const auto& t : store_->targets()) {
+    if (!store_->has_fp8_base()) break;
+    coded.insert(t.name + ".weight");
+    turned = std::max(turned, double(t.weight.numel()));  // of one matrix at a time, in backward
+  }
+  for (const auto& [weight, value] : model_.weights()) {
+    const auto numbers = value.numel();
+    const std::int64_t bytes =
+        coded.contains(weight.name) ? numbers + 4 * value.size(0) : numbers * std::int64_t(value.element_size());
+    (weight.layer < 0 ? weights : layers) += double(bytes);
+  }
   if (sharded_) {  // a share of each, and the two that are at hand
     const double each = double(sharded_->layer_bytes());
     layers = each * (double(model_.config().layers) / ranks_.size() + 2);
   }
-  limit_.model.fixed = weights + layers;
+  limit_.model.fixed = weights + layers + turned;
   limit_.model.per_token =
       bytes_per_token(model_.config(), model_.dtype(), sweep_.train.checkpointing || ranks_.size() > 1);
   limit_.slots = sweep_.arm == "sequential" ? 1 : sweep_.slots > 0 ? sweep_.slots : std::int64_t(loads_.size());

@@ -153,11 +153,12 @@ void check_memory(const std::string& path, at::Device device, double bytes_each)
   throw Error(ExitCode::memory, path, text, "give the task several ranks, which share its layers, or lower its sizes");
 }
 
-// by_layers: layers are read (or drawn) as they are cut or coded, a tensor at a time, so that a model may be larger
-// than a rank.
-Backbone read_backbone(const SweepConfig& sweep, const std::string& path, at::Device device, bool by_layers) {
+// Layers that are shared, or FP8, are read (or drawn) as they are cut or coded, a tensor at a time, so that a model may
+// be larger than a rank.
+Backbone read_backbone(const SweepConfig& sweep, const std::string& path, at::Device device, bool shared) {
   const at::ScalarType type = sweep.precision == "f32" ? at::kFloat : at::kBFloat16;
-  if (sweep.weights == "random" && !by_layers) check_memory(path, device, double(at::elementSize(type)));
+  const bool fp8 = sweep.precision == "fp8";
+  if (sweep.weights == "random" && !shared) check_memory(path, device, fp8 ? 1 : double(at::elementSize(type)));
   LmWeights weights = sweep.weights == "random" ? draw_causal_lm(path, std::uint64_t(sweep.seed), device, type)
                                                 : open_causal_lm(path, device, type);
   // Every job would diverge on it, and no decision would say why.
@@ -168,7 +169,7 @@ Backbone read_backbone(const SweepConfig& sweep, const std::string& path, at::De
                       "fetch the model again, or train it at a lower rate");
     return value;
   };
-  if (by_layers) return {without_layers(weights), weights.read};
+  if (shared || fp8) return {without_layers(weights), weights.read};
   return {CausalLm(weights.config, weights.read)};
 }
 
@@ -191,7 +192,7 @@ TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communi
                        const std::string& folder) {
   TaskInputs in;
   agree(ranks, attempt([&] {
-          in.backbone = read_backbone(sweep, task.model, device, ranks.size() > 1 || sweep.precision == "fp8");
+          in.backbone = read_backbone(sweep, task.model, device, ranks.size() > 1);
           in.tokenizer = sweep.weights == "random" ? tokenizer_of_shape(task.model) : load_tokenizer(task.model);
           in.data = read_instructions(task.data, *in.tokenizer);
         }));

@@ -6,7 +6,6 @@
 #include "framework/nn/fp8_matrix.h"
 
 #include <algorithm>
-#include <array>
 #include <optional>
 
 #include <ATen/ATen.h>

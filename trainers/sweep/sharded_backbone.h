@@ -16,7 +16,8 @@ namespace trireme::sweep {
 // A model whose layers have shapes and no memory; the rest is read.
 CausalLm without_layers(const LmWeights& weights);
 
-// What a task trains on: a whole model, or, where its ranks share it, one without layers and where those come from.
+// What a task trains on: a whole model, or, where its ranks share it or it is FP8, one without layers and where those
+// come from.
 struct Backbone {
   CausalLm model;
   CausalLm::Source layers = {};
