@@ -48,7 +48,7 @@ std::shared_ptr<Work::State> stream_place(at::Device device) {
 
 void StepsAhead::step() {
   if (device_.is_cpu()) return;
-  places_.push_back(stream_place(device_));
+  places_.push_back(place_(device_));
   if (places_.size() <= most_) return;
   places_.front()->wait();
   places_.pop_front();
