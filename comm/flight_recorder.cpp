@@ -53,7 +53,8 @@ bool CommLog::Entry::complete() const {
 
 std::uint64_t CommLog::begin(CommCall call) {
   std::lock_guard lock(tally_->mutex_);
-  call.sequence = ++tally_->own_.calls;
+  call.sequence = ++last_;
+  ++tally_->own_.calls;
   tally_->own_.bytes += call.bytes;
   Entry& entry = ring_[call.sequence % ring_size];
   entry.call = call;
@@ -75,9 +76,9 @@ void CommLog::refused(std::uint64_t sequence) {
   Entry& entry = ring_[sequence % ring_size];
   if (entry.call.sequence != sequence) return;
   entry.call.complete = true;
-  if (tally_->own_.calls != sequence) return;  // another thread has posted behind it
+  if (last_ != sequence) return;  // another thread has posted behind it
   tally_->own_.bytes -= entry.call.bytes;
-  --tally_->own_.calls;
+  --tally_->own_.calls, --last_;
   entry = {};
 }
 
@@ -91,6 +92,7 @@ void CommLog::replayed(const CommStats& calls, const std::shared_ptr<Work::State
     std::lock_guard lock(tally_->mutex_);
     tally_->own_.calls += calls.calls;
     --tally_->own_.calls;  // begin() counts one
+    if (calls.calls > 0) last_ += calls.calls - 1;
   }
   posted(begin(all), state);
 }
@@ -114,11 +116,16 @@ CommStats CommLog::stats() const {
   return tally_->own_;
 }
 
+std::uint64_t CommLog::entered() const {
+  std::lock_guard lock(tally_->mutex_);
+  return last_;
+}
+
 std::vector<CommCall> CommLog::recent(std::size_t most) const {
   std::lock_guard lock(tally_->mutex_);
   std::vector<CommCall> calls;
-  const std::uint64_t last = tally_->own_.calls, n = std::min<std::uint64_t>({last, ring_size, most});
-  for (std::uint64_t s = last - n + 1; s <= last; ++s) {
+  const std::uint64_t n = std::min<std::uint64_t>({last_, ring_size, most});
+  for (std::uint64_t s = last_ - n + 1; s <= last_; ++s) {
     const Entry& entry = ring_[s % ring_size];
     if (entry.call.sequence != s) continue;  // its place was taken by a call that was refused
     calls.push_back(entry.call);
@@ -129,8 +136,7 @@ std::vector<CommCall> CommLog::recent(std::size_t most) const {
 
 CommCall CommLog::oldest_open() const {
   std::lock_guard lock(tally_->mutex_);
-  const std::uint64_t last = tally_->own_.calls;
-  for (std::uint64_t s = last - std::min<std::uint64_t>(last, ring_size) + 1; s <= last; ++s)
+  for (std::uint64_t s = last_ - std::min<std::uint64_t>(last_, ring_size) + 1; s <= last_; ++s)
     if (const Entry& entry = ring_[s % ring_size]; entry.call.sequence == s && !entry.complete()) return entry.call;
   return {};
 }
@@ -158,6 +164,8 @@ std::vector<std::shared_ptr<CommLog>> FlightRecorder::logs() const {
     if (auto log = weak.lock()) found.push_back(std::move(log));
   return found;
 }
+
+void FlightRecorder::sign() { signed_ns_.store(steady_now_ns(), std::memory_order_relaxed); }
 
 std::uint64_t FlightRecorder::blocked_ns() const { return tally_.sum().blocked_ns; }
 

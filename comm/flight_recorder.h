@@ -70,8 +70,8 @@ class CommLog {
   std::uint64_t begin(CommCall call);
   void posted(std::uint64_t sequence, const std::shared_ptr<Work::State>& state);  // null: it is complete
   void refused(std::uint64_t sequence);                                            // it threw: not counted
-  // A graph with calls of these, made again without anybody's calling them: one entry. calls: how many; none: those that
-  // recording it has counted last.
+  // A graph with calls of these, made again without anybody's calling them: one entry of its own. calls: how many;
+  // none: those that recording it has counted.
   void replayed(const CommStats& calls, const std::shared_ptr<Work::State>& state);
   void end(const CommCall& call);
   void wait_begins(std::uint64_t sequence) { waiting_.store(sequence, std::memory_order_relaxed); }
@@ -79,6 +79,7 @@ class CommLog {
 
   CommStats stats() const;  // of this alone
   const std::shared_ptr<CommTally>& tally() const { return tally_; }
+  std::uint64_t entered() const;                                                      // sequence of the last call
   std::uint64_t waiting() const { return waiting_.load(std::memory_order_relaxed); }  // in which call; 0: none
   std::vector<CommCall> recent(std::size_t most = ring_size) const;                   // oldest first
   // The oldest call that was entered and is not complete; sequence 0: there is none.
@@ -93,6 +94,7 @@ class CommLog {
   };
   const std::shared_ptr<CommTally> tally_ = std::make_shared<CommTally>();
   std::array<Entry, ring_size> ring_;
+  std::uint64_t last_ = 0;  // sequence; with the tally's lock
   std::atomic<std::uint64_t> waiting_{0};
 };
 
@@ -102,12 +104,15 @@ class FlightRecorder {
   void add_part(const std::shared_ptr<CommLog>& log, const CommLog& of);  // counted as a part of another
   std::vector<std::shared_ptr<CommLog>> logs() const;  // of the communicators that still exist, oldest first
   std::uint64_t blocked_ns() const;                    // of these and of those that have ended together
+  void sign();                                         // the rank is at work, for a watchdog of ranks that work apart
+  std::int64_t signed_ns() const { return signed_ns_.load(std::memory_order_relaxed); }  // the last; 0: none
 
  private:
   void remember(const std::shared_ptr<CommLog>& log);
   mutable std::mutex mutex_;
   std::vector<std::weak_ptr<CommLog>> logs_;
   CommTally tally_;
+  std::atomic<std::int64_t> signed_ns_{0};
 };
 
 std::int64_t steady_now_ns();

@@ -16,9 +16,11 @@ MappedFile::MappedFile(const std::string& path) {
   const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   struct stat s {};
   void* p = MAP_FAILED;
-  if (fd >= 0 && fstat(fd, &s) == 0) p = mmap(nullptr, std::size_t(s.st_size), PROT_READ, MAP_SHARED, fd, 0);
+  const bool known = fd >= 0 && fstat(fd, &s) == 0;
+  if (known && s.st_size > 0) p = mmap(nullptr, std::size_t(s.st_size), PROT_READ, MAP_SHARED, fd, 0);
   const int error = errno;
   if (fd >= 0) ::close(fd);
+  if (known && s.st_size == 0) throw DataError(path, "is empty", "write it again");
   if (p == MAP_FAILED)
     throw DataError(path, std::string("cannot be mapped: ") + std::strerror(error), "check its permissions");
   data_ = p, bytes_ = std::size_t(s.st_size);

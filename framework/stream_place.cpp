@@ -11,11 +11,15 @@ namespace trireme {
 namespace {
 
 struct StreamPlace final : Work::State {
-  explicit StreamPlace(at::Device device) : event(device.type()) {
+  explicit StreamPlace(at::Device device) : device(device), event(device.type()) {
     event.record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
   }
+  ~StreamPlace() override { to_its_device(); }
   bool done() override { return event.query(); }
-  bool settled() override try { return event.query(); } catch (const std::exception&) {
+  bool settled() override try {
+    to_its_device();
+    return event.query();
+  } catch (const std::exception&) {
     return true;  // failed
   }
   void wait() override { event.synchronize(); }
@@ -30,6 +34,9 @@ struct StreamPlace final : Work::State {
   std::shared_ptr<State> then(std::function<Work()>) override {
     throw Error(ExitCode::bug, "a place on a stream", "has no then()");
   }
+  // A watchdog, which asks and may be the last to hold it, has a thread without a device: it is to meet no other one.
+  void to_its_device() const { c10::impl::VirtualGuardImpl(device.type()).uncheckedSetDevice(device); }
+  const at::Device device;
   c10::Event event;
 };
 
@@ -41,7 +48,7 @@ std::shared_ptr<Work::State> stream_place(at::Device device) {
 
 void StepsAhead::step() {
   if (device_.is_cpu()) return;
-  places_.push_back(stream_place(device_));
+  places_.push_back(place_(device_));
   if (places_.size() <= most_) return;
   places_.front()->wait();
   places_.pop_front();

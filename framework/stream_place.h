@@ -17,12 +17,15 @@ std::shared_ptr<Work::State> stream_place(at::Device device);
 // is heard in time. Two keep a device busy.
 class StepsAhead {
  public:
-  explicit StepsAhead(at::Device device, std::size_t most = 2) : device_(device), most_(most) {}
+  using PlaceOf = std::shared_ptr<Work::State> (*)(at::Device);
+  explicit StepsAhead(at::Device device, std::size_t most = 2, PlaceOf place = stream_place)
+      : device_(device), most_(most), place_(place) {}
   void step();  // one more is enqueued: waits for the one that was `most` before it
 
  private:
   const at::Device device_;
   const std::size_t most_;
+  const PlaceOf place_;
   std::deque<std::shared_ptr<Work::State>> places_;
 };
 

@@ -21,6 +21,10 @@ class WorkApart {
   // seconds of a steady clock.
   void remember(std::vector<RankView>& ranks, double now, double waited, const Limits& limits);
 
+  // This rank did not run for so long. Perhaps the others did not either: that time is no silence of theirs.
+  void stood_still(double seconds);
+  static double pause(const Limits& limits);  // seconds until others are asked again, at most
+
   struct Verdict {
     bool hangs = false, late = false;  // late: by `warn`, and no lower rank waits so long, which would say it
     double ask_again = 0;              // in so many seconds

@@ -149,26 +149,33 @@ std::string different_calls(const Groups& groups) {
   return {};
 }
 
+// Ranks of it of which nobody has said how far they are.
+int unheard(const Group& group) { return group.size - static_cast<int>(group.members.size()); }
+
 struct Stuck {
   const CallState* call = nullptr;  // null: nobody waits
   const Group* group = nullptr;
   std::string name;
 };
 
-// The collective that was waited for longest and that a rank has not entered, or may not have.
-Stuck stuck_collective(const Groups& groups) {
+// The collective that was waited for longest of those that a rank to blame has not entered; then of those that any has
+// not, or may not have; then of all.
+Stuck stuck_collective(const Groups& groups, const std::vector<RankView>& ranks, const std::vector<bool>& alive) {
+  const auto to_blame = [&](std::size_t r) { return alive.empty() || !alive[r]; };
+  bool silent = false;
+  for (std::size_t r = 0; r < ranks.size(); ++r) silent |= !ranks[r].state && to_blame(r);
   Stuck stuck;
-  bool best_missing = false;
+  int best = 0;
   for (const auto& [name, group] : groups)
     for (const auto& [rank, log] : group.members)
       for (const auto& c : log->calls) {
         if (c.complete) continue;
-        const bool all_heard = static_cast<int>(group.members.size()) == group.size;
-        const bool missing = !all_heard || std::any_of(group.members.begin(), group.members.end(),
-                                                       [&](const auto& m) { return m.second->entered < c.sequence; });
-        if (stuck.call && (missing < best_missing || (missing == best_missing && c.age <= stuck.call->age))) continue;
+        int missing = unheard(group) > 0 ? 1 + silent : 0;
+        for (const auto& [other, its] : group.members)
+          if (its->entered < c.sequence) missing = std::max(missing, 1 + to_blame(static_cast<std::size_t>(other)));
+        if (stuck.call && (missing < best || (missing == best && c.age <= stuck.call->age))) continue;
         stuck = {&c, &group, name};
-        best_missing = missing;
+        best = missing;
       }
   return stuck;
 }
@@ -179,7 +186,7 @@ std::string describe_stuck(const Stuck& stuck, const std::vector<RankView>& rank
     const bool at_work = !alive.empty() && alive[static_cast<std::size_t>(rank)];
     (log->entered >= stuck.call->sequence ? inside : at_work ? busy : outside).push_back(rank);
   }
-  if (static_cast<int>(stuck.group->members.size()) < stuck.group->size)
+  if (unheard(*stuck.group) > 0)
     for (std::size_t r = 0; r < ranks.size(); ++r)
       if (!ranks[r].state) silent.push_back(static_cast<int>(r));
   std::vector<int> absent = outside;
@@ -191,12 +198,16 @@ std::string describe_stuck(const Stuck& stuck, const std::vector<RankView>& rank
     text += label(absent.empty() ? busy : absent) + (silent.empty()    ? " did not enter it"
                                                      : outside.empty() ? " did not answer"
                                                                        : " did not enter it or did not answer");
+  else if (unheard(*stuck.group) > 0)
+    text +=
+        "ranks that answer do not know that communicator, " + label(inside) + (inside.size() == 1 ? " waits" : " wait");
   else
     text += "all its ranks entered it, so the network or MPI is stuck";
-  if (!inside.empty() && !absent.empty()) text += ", " + label(inside) + (inside.size() == 1 ? " waits" : " wait");
-  if (!busy.empty() && !absent.empty()) text += ", " + label(busy) + (busy.size() == 1 ? " is" : " are") + " at work";
+  if (!inside.empty() && !(absent.empty() && busy.empty()))
+    text += ", " + label(inside) + (inside.size() == 1 ? " waits" : " wait");
+  if (!busy.empty()) text += ", " + label(busy) + (busy.size() == 1 ? " is" : " are") + " at work";
   Activities activities;
-  for (const auto& list : {outside, silent, absent.empty() ? inside : std::vector<int>()})
+  for (const auto& list : {outside, silent, !absent.empty() ? std::vector<int>() : busy.empty() ? inside : busy})
     for (const int r : list) activities.tell(ranks[static_cast<std::size_t>(r)], r);
   return text + activities.text();
 }
@@ -207,36 +218,52 @@ struct OpenWait {
   double entered = 0;               // seconds since the last of those inside did
 };
 
-// None: it waits in no call.
-std::optional<OpenWait> wait_of(const RankState& state, const Groups& groups, const std::vector<RankView>& ranks) {
+// None: it waits in no call. Its host waits in one; or its device may, where that one was not entered long before the
+// rank's last sign: what was posted for later, as a round of a scheduler, it does not wait in.
+std::optional<OpenWait> wait_of(const RankView& view, const Groups& groups, const std::vector<RankView>& ranks) {
   const CallState* oldest = nullptr;
   const LogState* in = nullptr;
-  for (const auto& log : state.logs)
-    for (const auto& c : log.calls)
-      if (!c.complete && (!oldest || c.age > oldest->age)) oldest = &c, in = &log;
+  const double longest = view.quiet + view.allowed / 4;
+  bool host = false;
+  for (const auto& log : view.state->logs)
+    for (const auto& c : log.calls) {
+      const bool waits = log.waiting == c.sequence;
+      if (c.complete || (!waits && (host || c.age > longest))) continue;
+      if (oldest && waits == host && c.age <= oldest->age) continue;
+      oldest = &c, in = &log, host = waits;
+    }
   if (!oldest) return {};
   const Group& group = groups.at(in->name);
   OpenWait wait{{}, oldest->age};
+  std::vector<bool> member(ranks.size());
   for (const auto& [rank, log] : group.members) {
+    member[static_cast<std::size_t>(rank)] = true;
     if (log->entered < oldest->sequence) wait.absent.push_back(static_cast<std::size_t>(rank));
     for (const auto& c : log->calls)
       if (c.sequence == oldest->sequence) wait.entered = std::min(wait.entered, c.age);
   }
-  if (static_cast<int>(group.members.size()) < group.size)
+  // Who else is of it is not known: silent ranks, and where these are too few, such as have not made it yet.
+  int left = unheard(group);
+  for (const bool answers : {false, true}) {
+    if (left <= 0) break;
     for (std::size_t r = 0; r < ranks.size(); ++r)
-      if (!ranks[r].state) wait.absent.push_back(r);
+      if (!member[r] && ranks[r].state.has_value() == answers) wait.absent.push_back(r), --left;
+  }
   return wait;
 }
 
-}  // namespace
+struct Lives {
+  std::vector<bool> alive;
+  std::vector<std::optional<OpenWait>> waits;
+};
 
-std::vector<bool> ranks_alive(const std::vector<RankView>& ranks) {
+Lives lives_of(const std::vector<RankView>& ranks) {
   const Groups groups = groups_of(ranks);
-  std::vector<bool> alive(ranks.size());
-  std::vector<std::optional<OpenWait>> waits(ranks.size());
+  Lives lives{std::vector<bool>(ranks.size()), std::vector<std::optional<OpenWait>>(ranks.size())};
+  auto& [alive, waits] = lives;
   for (std::size_t r = 0; r < ranks.size(); ++r) {
     alive[r] = ranks[r].allowed <= 0 || ranks[r].quiet <= ranks[r].allowed;
-    if (ranks[r].state) waits[r] = wait_of(*ranks[r].state, groups, ranks);
+    if (ranks[r].state) waits[r] = wait_of(ranks[r], groups, ranks);
     // Where the last has just entered, the call has begun just now.
     if (waits[r] && waits[r]->absent.empty() && waits[r]->entered <= ranks[r].allowed) alive[r] = true;
   }
@@ -248,7 +275,19 @@ std::vector<bool> ranks_alive(const std::vector<RankView>& ranks) {
       alive[r] = more = true;
     }
   }
-  return alive;
+  return lives;
+}
+
+}  // namespace
+
+std::vector<bool> ranks_alive(const std::vector<RankView>& ranks) { return lives_of(ranks).alive; }
+
+// One that is not alive has been quiet for longer than it is allowed, so it has waited for as long.
+bool one_waits_in_vain(const std::vector<RankView>& ranks) {
+  const Lives lives = lives_of(ranks);
+  for (std::size_t r = 0; r < ranks.size(); ++r)
+    if (lives.waits[r] && !lives.alive[r]) return true;
+  return false;
 }
 
 void print_line(std::string_view line) {
@@ -262,7 +301,8 @@ void print_line(std::string_view line) {
 std::string describe_hang(const std::vector<RankView>& ranks, const std::vector<bool>& alive) {
   const Groups groups = groups_of(ranks);
   if (const std::string different = different_calls(groups); !different.empty()) return different;
-  if (const Stuck stuck = stuck_collective(groups); stuck.call) return describe_stuck(stuck, ranks, alive);
+  if (const Stuck stuck = stuck_collective(groups, ranks, alive); stuck.call)
+    return describe_stuck(stuck, ranks, alive);
   Activities activities;
   for (std::size_t r = 0; r < ranks.size(); ++r) activities.tell(ranks[r], static_cast<int>(r));
   return "no rank that answers waits in a collective" + activities.text();

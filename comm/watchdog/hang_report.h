@@ -11,10 +11,13 @@ struct RankView {
   std::string silent;
   // Where ranks work apart: as RankState has them, of a silent one as far as was heard.
   double quiet = 0, allowed = 0;
+  bool known = true;  // false: it could not be asked
 };
 
-// Ranks that work apart: which are at work, or wait for such alone. One that is not, and that others wait for, hangs.
+// Ranks that work apart: which are at work, or wait for such alone.
 std::vector<bool> ranks_alive(const std::vector<RankView>& ranks);
+// Does one of them wait for one that is not, for longer than it is allowed?
+bool one_waits_in_vain(const std::vector<RankView>& ranks);
 
 // One line without its beginning: which collective, which ranks did not enter it, and what each of them does. `alive`:
 // ranks that are not to blame; empty: none is.

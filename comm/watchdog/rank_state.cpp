@@ -9,22 +9,17 @@
 namespace trireme {
 namespace {
 
-constexpr std::size_t most_logs = 64, most_text = 200;
+constexpr std::size_t most_logs = 1024, most_text = 200;
+constexpr std::size_t logs_with_calls = 64;  // of more the name, and how far they are
 
 std::string site_text(const CallLabel& site) {
   return site.index < 0 ? site.what : std::string(site.what) + " " + std::to_string(site.index);
 }
 
-CallState call_state(const CommCall& c, std::int64_t now_ns) {
-  return {c.sequence,
-          c.name,
-          std::string(name(c.dtype)),
-          site_text(c.site),
-          c.count,
-          c.count * size_of(c.dtype),
-          c.complete,
-          static_cast<double>(now_ns - c.begin_ns) * 1e-9,
-          c.continued};
+CallState call_state(const CommCall& c, const AgeOf& age) {
+  return {c.sequence,        c.name,          std::string(name(c.dtype)),
+          site_text(c.site), c.count,         c.count * size_of(c.dtype),
+          c.complete,        age(c.begin_ns), c.continued};
 }
 
 // Little-endian numbers and counted strings, one after the other.
@@ -145,25 +140,25 @@ std::string number(double v) {
 
 }  // namespace
 
-std::vector<LogState> log_states(const FlightRecorder& recorder, std::size_t calls, std::int64_t now_ns) {
+std::vector<LogState> log_states(const FlightRecorder& recorder, std::size_t calls, const AgeOf& age) {
   std::vector<LogState> states;
   auto logs = recorder.logs();
   std::stable_partition(logs.begin(), logs.end(), [](const auto& log) { return log->oldest_open().sequence != 0; });
   for (const auto& log : logs) {
     if (states.size() == most_logs) break;
-    LogState s{log->name, log->rank, log->size, log->stats().calls, log->waiting(), {}};
+    LogState s{log->name, log->rank, log->size, log->entered(), log->waiting(), {}};
     const CommCall open = log->oldest_open();
-    const auto recent = log->recent(calls);
+    const auto recent = log->recent(states.size() < logs_with_calls ? calls : 0);
     if (open.sequence != 0 && (recent.empty() || open.sequence < recent.front().sequence))
-      s.calls.push_back(call_state(open, now_ns));
-    for (const CommCall& c : recent) s.calls.push_back(call_state(c, now_ns));
+      s.calls.push_back(call_state(open, age));
+    for (const CommCall& c : recent) s.calls.push_back(call_state(c, age));
     states.push_back(std::move(s));
   }
   return states;
 }
 
 std::int64_t last_sign(const FlightRecorder& recorder) {
-  std::int64_t last = 0;
+  std::int64_t last = recorder.signed_ns();
   for (const auto& log : recorder.logs())
     for (const CommCall& c : log->recent(1)) last = std::max({last, c.begin_ns, c.end_ns});
   return last;
@@ -185,6 +180,7 @@ std::optional<RankState> decode(std::string_view bytes) {
 
 std::string flight_record(int rank, const RankState& state, const FlightRecorder& recorder) {
   const std::int64_t now = steady_now_ns();
+  const auto age = [now](std::int64_t begin_ns) { return static_cast<double>(now - begin_ns) * 1e-9; };
   const double wall = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
   char host[256] = "";
   gethostname(host, sizeof host - 1);
@@ -201,14 +197,14 @@ std::string flight_record(int rank, const RankState& state, const FlightRecorder
            ", \"calls\": [";
     bool first_call = true;
     for (const CommCall& c : log->recent()) {
-      const CallState s = call_state(c, now);
+      const CallState s = call_state(c, age);
       out += first_call ? "\n" : ",\n";
       first_call = false;
       out += "   {\"sequence\": " + std::to_string(s.sequence) + ", \"operation\": " + quoted(s.operation) +
              ", \"dtype\": " + quoted(s.dtype) + ", \"count\": " + std::to_string(s.count) +
              ", \"bytes\": " + std::to_string(s.bytes) + ", \"site\": " + quoted(s.site) +
-             ", \"entered\": " + number(wall - s.age) + ", \"end\": " +
-             (c.end_ns ? number(wall - static_cast<double>(now - c.end_ns) * 1e-9) : std::string("null")) +
+             ", \"entered\": " + number(wall - s.age) +
+             ", \"end\": " + (c.end_ns ? number(wall - age(c.end_ns)) : std::string("null")) +
              ", \"complete\": " + (s.complete ? "true" : "false") + "}";
     }
     out += "]}";

@@ -2,6 +2,7 @@
 #pragma once
 #include "comm/flight_recorder.h"
 
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -34,10 +35,13 @@ struct RankState {
   double quiet = 0, allowed = 0;  // seconds since its last sign of life, and that it may be so (0: for any time)
 };
 
+// Seconds since a time of the steady clock.
+using AgeOf = std::function<double(std::int64_t begin_ns)>;
 // `calls`: how many of each log.
-std::vector<LogState> log_states(const FlightRecorder& recorder, std::size_t calls, std::int64_t now_ns);
+std::vector<LogState> log_states(const FlightRecorder& recorder, std::size_t calls, const AgeOf& age);
 
-// When a call was last entered or seen to end, by the steady clock: a rank that makes any, be it alone, is at work.
+// When a call was last entered or seen to end, or a sign was given, by the steady clock: a rank that makes any, be it
+// alone, is at work.
 std::int64_t last_sign(const FlightRecorder& recorder);
 
 std::string encode(const RankState& state);

@@ -83,6 +83,13 @@ bool ready_later() { return errno == EAGAIN || errno == EWOULDBLOCK || errno == 
 
 }  // namespace
 
+std::string silence(SideChannel::Answer answer) {
+  using enum SideChannel::Answer;
+  if (answer == silent) return "stopped (its process does not answer)";
+  if (answer == gone) return "gone (its process has ended)";
+  return answer == unasked ? "not asked (there is no socket for it)" : "unreachable (its host does not answer)";
+}
+
 SideChannel::SideChannel(Communicator& world) : rank_(world.rank()) {
   const std::size_t n = static_cast<std::size_t>(world.size());
   key_.resize(job_key_bytes);
@@ -173,15 +180,24 @@ void SideChannel::ask(int rank, char question) {
   Question& q = questions_[rank];
   q.what = question;
   const Peer& peer = peers_[static_cast<std::size_t>(rank)];
+  q.no_socket = peer.port == 0;
   for (const Address& address : peer.addresses) {
     if (peer.port == 0) break;
     const int fd = connect_to(address, peer.port);
     if (fd >= 0)
       q.attempts.emplace_back().fd = fd;
     else
-      q.refused |= errno == ECONNREFUSED;
+      q.refused |= errno == ECONNREFUSED, q.no_socket |= errno == EMFILE || errno == ENFILE || errno == ENOBUFS;
   }
   settle(q);
+}
+
+void SideChannel::hang_up(int rank) {
+  const auto found = questions_.find(rank);
+  if (found == questions_.end() || found->second.answer != Answer::reply) return;
+  for (auto& a : found->second.attempts)
+    if (a.fd >= 0) close(a.fd);
+  found->second.attempts.clear();
 }
 
 void SideChannel::forget(int rank) {
@@ -207,7 +223,10 @@ void SideChannel::give_up(int rank) {
   const auto found = questions_.find(rank);
   if (found == questions_.end() || found->second.answer != Answer::pending) return;
   Question& q = found->second;
-  q.answer = q.connected ? Answer::silent : q.refused ? Answer::gone : Answer::unreachable;
+  q.answer = q.connected   ? Answer::silent
+             : q.refused   ? Answer::gone
+             : q.no_socket ? Answer::unasked
+                           : Answer::unreachable;
   for (auto& a : q.attempts) close(a.fd);
   q.attempts.clear();
 }
@@ -222,7 +241,7 @@ std::size_t SideChannel::pending() const {
 // With no way left to an answer.
 void SideChannel::settle(Question& q) {
   if (q.answer != Answer::pending || !q.attempts.empty()) return;
-  q.answer = q.refused || q.connected ? Answer::gone : Answer::unreachable;
+  q.answer = q.refused || q.connected ? Answer::gone : q.no_socket ? Answer::unasked : Answer::unreachable;
 }
 
 // Connected, or not: says who is asking whom.

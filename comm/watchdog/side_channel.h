@@ -29,6 +29,7 @@ class SideChannel {
     silent,       // its host takes the connection, its process does not answer
     gone,         // the connection is refused or was closed
     unreachable,  // its host does not answer
+    unasked,      // there is no socket to ask it by: nothing is known of it
   };
 
   // Another rank's question; returns the reply. And its word that it is finished with this rank. Called from
@@ -40,6 +41,7 @@ class SideChannel {
   Answer answer(int rank) const;      // pending also where nothing was asked
   void give_up(int rank);             // waits no longer: a pending answer becomes what it looks like so far
   const std::string& reply(int rank) const;
+  void hang_up(int rank);       // closes the connection of a rank that replied, and keeps the reply
   void forget(int rank);        // closes the connection
   void end(int rank);           // tells a rank that replied that the asker is finished
   std::size_t pending() const;  // questions under way
@@ -67,7 +69,7 @@ class SideChannel {
     std::vector<Attempt> attempts;
     char what = 0;
     Answer answer = Answer::pending;
-    bool connected = false, refused = false;
+    bool connected = false, refused = false, no_socket = false;
     std::string reply;
   };
   struct Incoming {
@@ -98,5 +100,8 @@ class SideChannel {
   std::map<int, Question> questions_;
   std::vector<Incoming> incoming_;
 };
+
+// Of a rank that did not reply, for a line.
+std::string silence(SideChannel::Answer answer);
 
 }  // namespace trireme

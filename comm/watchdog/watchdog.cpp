@@ -37,17 +37,6 @@ constexpr double gap_seconds = 2;
 // end.
 constexpr char look = 'L', join = 'J', collect = 'C';
 
-std::string silence(Answer a) {
-  switch (a) {
-    case Answer::silent:
-      return "stopped (its process does not answer)";
-    case Answer::gone:
-      return "gone (its process has ended)";
-    default:
-      return "unreachable (its host does not answer)";
-  }
-}
-
 }  // namespace
 
 class Watchdog::Thread {
@@ -98,13 +87,12 @@ class Watchdog::Thread {
   };
 
   RankState state() const {
-    const std::int64_t now = steady_now_ns();
     RankState s;
     s.phase = seen_.phase.load();
     s.step = seen_.step.load();
-    s.phase_age = static_cast<double>(now - seen_.since_ns.load()) * 1e-9;
+    s.phase_age = since(seen_.since_ns.load());
     s.oldest = oldest_open().age;
-    s.logs = log_states(*recorder_, calls_told, now);
+    s.logs = log_states(*recorder_, calls_told, [this](std::int64_t begin_ns) { return since(begin_ns); });
     s.quiet = since(std::max(seen_.since_ns.load(), last_sign(*recorder_)));
     s.allowed = limit();
     return s;
@@ -152,7 +140,10 @@ class Watchdog::Thread {
   void note_gap(double since_last_look) {
     if (since_last_look < gap_seconds) return;
     gaps_.emplace_back(steady_now_ns(), since_last_look);
-    if (gaps_.size() > 16) gaps_.pop_front();
+    if (gaps_.size() > 1024) gaps_.pop_front();
+    apart_.stood_still(since_last_look);
+    judge_in(std::min(since_last_look, WorkApart::pause(limits())));
+    if (inquiry_ && inquiry_->apart) inquiry_.reset();
     // The others may have given this rank up.
     if (!inquiry_ && !hang_) probe(since_last_look);
   }
@@ -176,9 +167,12 @@ class Watchdog::Thread {
       return;
     }
     if (options_.warn <= 0 || open.age < options_.warn || inquiry_) return;
-    if (warned_ == std::pair(open.log, open.call.sequence)) return;
-    warned_ = {open.log, open.call.sequence};
-    start(look);
+    if (first_warning(open)) start(look);
+  }
+
+  bool first_warning(const Open& open) {
+    const std::pair call(open.log, open.call.sequence);
+    return std::exchange(warned_, call) != call;
   }
 
   // Of ranks that work apart a wait alone says nothing.
@@ -195,9 +189,8 @@ class Watchdog::Thread {
     inquiry_.reset();
     judge_in(verdict.ask_again);
     joined_ |= verdict.hangs;
-    if (joined_ || !verdict.late || warned_ == std::pair(open.log, open.call.sequence)) return;
-    warned_ = {open.log, open.call.sequence};
-    options_.print("trireme: warning: " + describe_hang(all));
+    if (joined_ || !verdict.late || !first_warning(open)) return;
+    options_.print("trireme: warning: " + describe_hang(all, ranks_alive(all)));
   }
 
   void judge_in(double seconds) { judge_again_ = Clock::now() + milliseconds(static_cast<int>(1000 * seconds)); }
@@ -249,6 +242,8 @@ class Watchdog::Thread {
 
   void advance(Inquiry& q) {
     const auto now = Clock::now();
+    // Nobody ends by this word: of many ranks, connections would outnumber what a process may open.
+    for (int r = 0; q.question == look && r < size_; ++r) channel_.hang_up(r);
     while (q.next_lower < rank_ && channel_.pending() < most_questions) channel_.ask(q.next_lower++, q.question);
     bool settled = q.next_lower == rank_;
     for (int r = 0; r < q.next_lower; ++r) {
@@ -288,7 +283,7 @@ class Watchdog::Thread {
       else if (answered(r))
         v.state = decode(channel_.reply(r));
       else
-        v.silent = silence(channel_.answer(r));
+        v.silent = silence(channel_.answer(r)), v.known = channel_.answer(r) != Answer::unasked;
     }
     apart_.remember(all, static_cast<double>(steady_now_ns()) * 1e-9, oldest_open().age, limits());
     return all;
@@ -308,7 +303,10 @@ class Watchdog::Thread {
     }
     const std::string files =
         options_.folder.empty() ? "" : "; the last calls of every rank are in " + options_.folder + "/hang.rank*.json";
-    options_.print("trireme: error: " + text + files);
+    const bool slow = text.find(" did not enter it") != text.npos &&
+                      std::ranges::all_of(all, [](const RankView& v) { return v.state.has_value(); });
+    options_.print("trireme: error: " + text + files +
+                   (slow ? "; if it was only slow, raise watchdog.later (or first)" : ""));
     for (int r = 0; r < size_; ++r) channel_.end(r);
     inquiry_.reset();
     spoke_ = true;

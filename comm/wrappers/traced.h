@@ -56,4 +56,8 @@ class Traced final : public Wrapper {
   int splits_ = 0;
 };
 
+// Tells the watchdog of these ranks, from any thread, that this one is at work, between its calls; also after their
+// end. Of ranks that are not Traced: nothing.
+std::function<void()> signs_of(Communicator& ranks);
+
 }  // namespace trireme

@@ -363,6 +363,8 @@ TEST_F(SampleJobs, JudgeALongVideoFrameByFrame) {
   const auto read = at_once([&] { return scene_scores({{describe(scene), 0}}, dir_ + "/a"); });
   EXPECT_EQ(read.first.mean.at("spectrum_distance"), texture);
   EXPECT_EQ(read.second, 1);
+  std::ofstream(dir_ + "/a/00000.png", std::ios::trunc).flush();
+  EXPECT_SAYS(said([&] { video_scores(1, dir_ + "/a"); }), "00000.png: is empty");
 }
 
 // Cut anywhere, a job has as many pictures of one arm as of another, and reports those up to a gap.

@@ -4,6 +4,7 @@
 #include "framework/init_from.h"
 #include "framework/io/checkpoint.h"
 #include "framework/models/saved_run.h"
+#include "framework/stream_place.h"
 #include "tests/fake_graph.h"
 #include "tests/fault/program.h"
 #include "tests/unit/regression_recipe.h"
@@ -768,6 +769,29 @@ TEST(FlightRecorder, CountsWhatIsReplayed) {
   open->complete = true;
   EXPECT_EQ(log.oldest_open().sequence, 0u);
   EXPECT_EQ(log.recent().size(), 2u);
+}
+
+// The host waits for the step that was so many before, and for no other.
+TEST(StepsAhead, TheHostIsSoManyStepsAhead) {
+  static int made, waited;
+  made = waited = 0;
+  struct Place : Work::State {
+    bool done() override { return true; }
+    bool settled() override { return true; }
+    void wait() override { EXPECT_EQ(step, waited++); }
+    bool wait_host(std::chrono::milliseconds) override { return true; }
+    std::shared_ptr<State> then(std::function<Work()>) override { return nullptr; }
+    const int step = made++;
+  };
+  const auto place = [](at::Device) -> std::shared_ptr<Work::State> { return std::make_shared<Place>(); };
+  StepsAhead ahead(at::Device(at::kCUDA, 0), 3, place);
+  for (int step = 1; step <= 7; ++step) {
+    ahead.step();
+    EXPECT_EQ(made, step);
+    EXPECT_EQ(waited, std::max(0, step - 3));
+  }
+  StepsAhead(at::kCPU, 1, place).step();
+  EXPECT_EQ(made, 7) << "a host is never ahead of itself";
 }
 
 TEST(RecordedSteps, SayWhyThereAreNone) {

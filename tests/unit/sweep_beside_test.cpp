@@ -7,6 +7,8 @@
 #include "tests/needs.h"
 #include "trainers/sweep/run.h"
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <filesystem>
@@ -59,7 +61,7 @@ struct Beside : ::testing::Test {
     fs::create_directories(out);
     const SweepConfig sweep = parse_sweep(asked.yaml(), "test");
     run_loopback(2, [&](Communicator& world) {
-      EXPECT_TRUE(run_beside(sweep, world, out, {device}, [] { return true; }).stopped);
+      EXPECT_TRUE(run_beside(sweep, world, out, {device}, {[] { return true; }}).stopped);
     });
     return events(out, "arrive", asked.name).at(0).at("seconds");
   }
@@ -183,7 +185,7 @@ TEST_F(Beside, TellsTheEndAgainWhereStepsSaySo) {
     const SweepConfig sweep = parse_sweep(yaml, "test");
     run_loopback(2, [&](Communicator& world) {
       Delayed delayed(world, delay);
-      EXPECT_EQ(run_beside(sweep, delayed, out, {}, [&] { return stop; }).stopped, stop);
+      EXPECT_EQ(run_beside(sweep, delayed, out, {}, {[&] { return stop; }}).stopped, stop);
     });
   };
   Delay delay{4, std::chrono::milliseconds(60)};
@@ -241,6 +243,25 @@ TEST_F(Beside, InputsAreTheSameOnAllRanks) {
   EXPECT_NE(said().find("1 of 6 questions"), std::string::npos);
   fs::create_directories(folder.path / "t/ckpt/step_1");
   EXPECT_EQ(said(), "");
+}
+
+// Of its own task alone: that it starts, that steps of it are done, and that there is none.
+TEST_F(Beside, ARankSaysWhatItDoes) {
+  TRIREME_NEEDS("PCRE2");
+  Asked asked{backbone(folder.path)};
+  asked.data = "data: arithmetic, level: 1, train: 40", asked.length = 256;
+  const SweepConfig sweep = parse_sweep(asked.yaml(), "test");
+  const fs::path out = folder.path / "out";
+  fs::create_directories(out);
+  std::array<std::string, 2> said;
+  run_loopback(2, [&](Communicator& world) {
+    const auto say = [&mine = said[std::size_t(world.rank())]](char what) {
+      return [&mine, what] { mine += mine.ends_with(what) ? "" : std::string(1, what); };
+    };
+    EXPECT_FALSE(run_beside(sweep, world, out, {}, {[] { return false; }, say('s'), say('t'), say('i')}).stopped);
+  });
+  std::ranges::sort(said);
+  EXPECT_EQ(said, (std::array<std::string, 2>{"i", "isti"}));
 }
 
 // The first steps of other jobs than before make plans and are recorded: slow as they are, they say nothing of those to

@@ -1,5 +1,6 @@
 // The executor of a sweep on a tiny random Llama: packed jobs are solo jobs, a broken one ends alone, a killed sweep
 // goes on to the bit, and adapter parallelism is the same packs on their own.
+#include "comm/wrappers/traced.h"
 #include "data/file.h"
 #include "framework/formats/safetensors.h"
 #include "framework/io/folder_lock.h"
@@ -234,6 +235,22 @@ TEST_F(TaskRun, PreferencePairs) {
   EXPECT_LT(best, std::log(2));
   sweep.arm = "sequential";
   expect_close(r.losses, alone().losses, 2e-4);
+}
+
+// Each is a sign of life, also of ranks that share layers; and what moves those is recorded with the ranks.
+TEST_F(TaskRun, AWatchdogSeesThePassesOfTheReference) {
+  task.objective = "dpo";
+  const Instructions data = sequences(true);  // 24 and 6 pairs, 8 at a time
+  for (const int ranks : {1, 2}) {
+    const std::string where = folder();
+    run_loopback(ranks, [&](Communicator& plain) {
+      Traced job(plain, {}, "job");
+      Executor executor(sweep, task, backbone_of(tiny(), ranks > 1), data, job, where);
+      EXPECT_EQ(std::ranges::count(job.recent(), std::string_view("barrier"), &CommCall::name), 4);
+      const auto logs = job.recorder()->logs();
+      EXPECT_EQ(std::ranges::count_if(logs, [](const auto& log) { return log->name == "job/layers"; }), ranks - 1);
+    });
+  }
 }
 
 // Loss and gradients of a batch of pairs by trl (tests/reference/make_dpo_vectors.py), inside of which norms and

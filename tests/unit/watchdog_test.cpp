@@ -109,6 +109,35 @@ TEST(CommLog, ACallThatOnlyAStreamWaitsForIsOpen) {
   });
 }
 
+// An entry that takes another's place would look like a different call on the ranks that have not replayed yet.
+TEST(CommLog, AReplayOfWhatWasCountedHasAnEntryOfItsOwn) {
+  CommLog log("parts", 0, 2);
+  CommCall call;
+  call.name = "all_reduce";
+  for (int i = 0; i < 2; ++i) log.posted(log.begin(call), nullptr);
+  log.replayed({}, nullptr);
+  EXPECT_EQ(log.stats().calls, 2u);
+  EXPECT_EQ(log.entered(), 3u);
+  ASSERT_EQ(log.recent().size(), 3u);
+  EXPECT_STREQ(log.recent()[1].name, "all_reduce");
+  EXPECT_STREQ(log.recent()[2].name, "replayed step");
+  log.replayed({4, 0, 0}, nullptr);
+  EXPECT_EQ(log.stats().calls, 6u);
+  EXPECT_EQ(log.entered(), 7u);
+}
+
+TEST(CommLog, ASignIsHeardBetweenCalls) {
+  run_loopback(1, [](Communicator& alone) {
+    Traced job(alone);
+    const auto part = job.split(0, 0);
+    const auto before = last_sign(*job.recorder());
+    std::this_thread::sleep_for(milliseconds(2));
+    signs_of (*part)();
+    EXPECT_GT(last_sign(*job.recorder()), before);
+    signs_of(alone)();  // nobody listens
+  });
+}
+
 TEST(CommLog, GroupsAreNamed) {
   run_loopback(3, [](Communicator& comm) {
     Traced job(comm, {}, "job");
@@ -219,6 +248,7 @@ TEST(Watchdog, NamesTheRankThatDidNotEnter) {
 }
 
 // Two ranks wait for longer than the limit for one that makes calls by itself, and for no longer once it makes none.
+// The limit is far from what a loaded machine takes for stopped.
 TEST(Watchdog, WaitsForARankThatWorksApart) {
   Ended ended;
   std::atomic<bool> at_work = false;
@@ -227,12 +257,12 @@ TEST(Watchdog, WaitsForARankThatWorksApart) {
                               Traced job(comm, {}, "job");
                               const auto alone = job.split(comm.rank(), 0);
                               Watchdog watchdog(
-                                  job, ended.options(comm, {.warn = 0, .first = 60, .later = 2, .apart = true}));
+                                  job, ended.options(comm, {.warn = 0, .first = 60, .later = 5, .apart = true}));
                               watchdog.finished(1);
                               watchdog.phase("drawing");
                               if (comm.rank() == 2) {
                                 for (int i = 0; i < 30; ++i) {
-                                  std::this_thread::sleep_for(milliseconds(100));
+                                  std::this_thread::sleep_for(milliseconds(200));
                                   alone->barrier().wait();
                                 }
                                 std::unique_lock lock(ended.mutex);
@@ -248,6 +278,21 @@ TEST(Watchdog, WaitsForARankThatWorksApart) {
   for (const char* word : {"of \"job\" (barrier) is not complete", "rank 2 did not enter it, ranks 0,1 wait",
                            "rank 2: in drawing after step 1, last collective 30 of \"job/1.2\" (barrier)"})
     EXPECT_NE(ended.lines[0].find(word), std::string::npos) << word << "\n" << ended.lines[0];
+}
+
+// What begins anew has the time of a first step.
+TEST(Watchdog, WhatBeginsAnewMayTakeLonger) {
+  Ended ended;
+  run_loopback(2, [&](Communicator& comm) {
+    Traced job(comm, {}, "job");
+    Watchdog watchdog(job, ended.options(comm, {.warn = 0, .first = 60, .later = 0.5}));
+    job.barrier().wait();
+    watchdog.finished(1);
+    watchdog.begins("reading the model");
+    if (comm.rank() == 1) std::this_thread::sleep_for(milliseconds(1500));
+    job.barrier().wait();
+  });
+  EXPECT_EQ(ended.ends, 0) << ended.lines[0];
 }
 
 TEST(Watchdog, QuietInAHealthyJob) {
@@ -289,6 +334,9 @@ TEST(SideChannel, AnswersItsOwnAndDropsStrangers) {
       if (waits && channel.answer(next) != SideChannel::Answer::pending) waits = false, ++answered;
     }
     ASSERT_EQ(channel.answer(next), SideChannel::Answer::reply);
+    EXPECT_EQ(channel.reply(next), std::string(100000, char('a' + next)));
+    channel.hang_up(next);
+    EXPECT_EQ(channel.answer(next), SideChannel::Answer::reply);
     EXPECT_EQ(channel.reply(next), std::string(100000, char('a' + next)));
     comm.barrier().wait();
     // A process without the key, with every length of nonsense.
@@ -514,6 +562,32 @@ TEST(HangReport, StatesSurviveTheWireAndNonsenseDoesNot) {
   }
 }
 
+// A rank tells of all its communicators, however many it has: one that is left out would count as entered.
+TEST(HangReport, EveryCommunicatorIsTold) {
+  FlightRecorder recorder;
+  std::vector<std::shared_ptr<CommLog>> logs;
+  for (int i = 0; i < 300; ++i) {
+    recorder.add(logs.emplace_back(std::make_shared<CommLog>("job/" + std::to_string(i), 0, 2)));
+    for (int call = 0; call <= i; ++call) logs[std::size_t(i)]->posted(logs[std::size_t(i)]->begin({}), nullptr);
+  }
+  RankState state;
+  state.logs = log_states(recorder, 16, [](std::int64_t) { return 1.0; });
+  const std::string bytes = encode(state);
+  EXPECT_LT(bytes.size(), std::size_t(1 << 20)) << "the most that is sent";
+  const auto back = decode(bytes);
+  ASSERT_TRUE(back);
+  ASSERT_EQ(back->logs.size(), 300u);
+  for (std::size_t i = 0; i < 300; ++i) EXPECT_EQ(back->logs[i].entered, i + 1);
+}
+
+TEST(HangReport, ARankThatDoesNotKnowACommunicatorHasNotEnteredIt) {
+  RankState other = sample();
+  other.logs.clear();
+  const std::string text = describe_hang({{sample(), ""}, {other, ""}});
+  EXPECT_EQ(text.find("all its ranks entered it"), text.npos) << text;
+  EXPECT_NE(text.find("not know that communicator, rank 0 waits"), text.npos) << text;
+}
+
 TEST(HangReport, NamesCallsThatDiffer) {
   RankState a = sample(), b = sample();
   b.logs[0].calls[1].operation = "broadcast";
@@ -587,6 +661,45 @@ TEST(WorkApart, ARankHangsThatIsQuietAndWaitedFor) {
             Alive({0, 0, 0}));
 }
 
+// A rank posts a round of the job and goes on with its task: it waits for whom its task waits for, even while others
+// take long to come to the round.
+TEST(WorkApart, WhatWasPostedForLaterIsNoExcuse) {
+  const auto round = log_of("job", 3, 5, 1500);
+  auto waits = log_of("part", 2, 9, 690);
+  waits.waiting = 9;
+  std::vector<RankView> ranks{working(1700, {log_of("job", 3, 4, 0)}), working(700, {round, log_of("part", 2, 8, 0)}),
+                              working(690, {round, waits})};
+  ranks[0].allowed = 1800;
+  EXPECT_EQ(ranks_alive(ranks), std::vector<bool>({1, 0, 0}));
+  EXPECT_TRUE(WorkApart::judge(ranks, 2, 1500, {0, 600}).hangs);
+  const std::string text = describe_hang(ranks, ranks_alive(ranks));
+  EXPECT_NE(text.find("of \"part\" (barrier) is not complete after 690 s: rank 1 did not enter it, rank 2 waits"),
+            text.npos)
+      << text;
+  // Its device waits in what was just posted.
+  ranks[1].quiet = 1450;
+  ranks[2] = working(1, {round, log_of("part", 2, 8, 0)});
+  EXPECT_EQ(ranks_alive(ranks), std::vector<bool>({1, 1, 1}));
+}
+
+// A rank that nobody waits for may be as quiet as it likes.
+TEST(WorkApart, OnlyOneThatIsWaitedForHangs) {
+  std::vector<RankView> ranks{working(650, {log_of("part", 2, 9, 650)}), working(3, {log_of("part", 2, 8, 0)}),
+                              working(700)};
+  EXPECT_EQ(ranks_alive(ranks), std::vector<bool>({1, 1, 0}));
+  EXPECT_FALSE(WorkApart::judge(ranks, 0, 650, {60, 600}).hangs);
+  ranks[1].quiet = 601;
+  EXPECT_TRUE(WorkApart::judge(ranks, 0, 650, {60, 600}).hangs);
+}
+
+// A warning before the limit does not say that such a rank hangs.
+TEST(WorkApart, ALateRankIsSaidToBeAtWork) {
+  const std::vector<RankView> ranks{working(70, {log_of("job", 2, 5, 70)}), working(70, {log_of("job", 2, 4, 0)})};
+  EXPECT_TRUE(WorkApart::judge(ranks, 0, 70, {60, 600}).late);
+  const std::string text = describe_hang(ranks, ranks_alive(ranks));
+  EXPECT_NE(text.find("rank 1 did not enter it, rank 0 waits, rank 1 is at work; rank 1: "), text.npos) << text;
+}
+
 // What does not answer is taken to be as it was, or to be quiet for as long as this rank waits.
 TEST(WorkApart, ASilentRankIsGivenUpAtTheLimit) {
   WorkApart apart;
@@ -611,6 +724,15 @@ TEST(WorkApart, ASilentRankIsGivenUpAtTheLimit) {
   EXPECT_GT(again, 10);
   EXPECT_LE(again, 60);
   EXPECT_TRUE(ask(1300, 601, std::nullopt).hangs) << "never heard of";
+  apart = other;
+  EXPECT_FALSE(ask(1400, 700, 20).hangs);
+  apart.stood_still(3600);
+  EXPECT_FALSE(ask(5010, 710, std::nullopt).hangs) << "the whole job was stopped, and its host is not back yet";
+  EXPECT_TRUE(ask(5600, 1300, std::nullopt).hangs);
+  std::vector<RankView> unasked{working(0, {log_of("job", 2, 5, 900)}), {{}, "not asked", 0, 0, false}};
+  unasked[0].state->quiet = 900, unasked[0].state->allowed = 600;
+  apart.remember(unasked, 9000, 900, limits);
+  EXPECT_FALSE(WorkApart::judge(unasked, 0, 900, limits).hangs) << "nothing is known of it";
 }
 
 TEST(HangReport, RankLists) {

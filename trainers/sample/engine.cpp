@@ -148,6 +148,7 @@ bool Engine::run(std::int64_t batch, const std::function<bool()>& stop) {
     if (stopping && s.step < s.steps()) return false;
   }
   const bool finite = at::isfinite(s.x).all().item<bool>();  // waits for the device
+  std::invoke(signs_of(*groups_.control));
   m.seconds = std::chrono::duration<double>(Clock::now() - began).count();
   m.sent = groups_.sent();
   m.sent.calls -= before.calls, m.sent.bytes -= before.bytes;
@@ -191,6 +192,8 @@ void Engine::write_pictures(const Sampling& s) {
   const bool seen = context_.codec().sees_pixels();
   if (seen) videos = images_of(context_.codec().decode(s.x));
   // Compressing a batch may take longer than drawing it.
+  const auto sign = signs_of(*groups_.control);
+  sign();
   Workers workers(std::clamp(groups_.placement.cores, 1, int(s.prompts.size())));
   workers.each(std::ssize(s.prompts), [&](std::int64_t at) {
     const auto i = std::size_t(at);
@@ -199,6 +202,7 @@ void Engine::write_pictures(const Sampling& s) {
                             {"prompt", p.text},
                             {"seed", std::to_string(p.seed)},
                             {"settings", arm_.config.settings}};
+    sign();
     const std::string stem = arm_.folder + numbered("/%05lld", p.index);
     if (seen) {
       const auto png = encode_png(videos[i], texts, arm_.config.fps);

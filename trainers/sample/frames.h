@@ -28,8 +28,10 @@ class Frame {
 
 class FramesOf {
  public:
+  // The file must not change while it is read.
   explicit FramesOf(const std::string& file) : file_(file), frames_(file_.bytes(), file) {}  // DataError
   std::int64_t size() const { return frames_.size(); }
+  Image picture(std::int64_t i) const { return frames_.read(i); }
   Frame at(std::int64_t i) const { return Frame(frames_.read(i)); }
 
  private:

@@ -74,9 +74,10 @@ ModelPlan plan_model(const nlohmann::json& model) {
   return plan;
 }
 
-std::unique_ptr<Denoiser> load_model(const SampleConfig& c, const nlohmann::json& model, at::Device device) {
+std::unique_ptr<Denoiser> load_model(const SampleConfig& c, const nlohmann::json& model, at::Device device,
+                                     const std::function<void()>& each) {
   if (c.weights == "random") return random_denoiser(model, std::uint64_t(c.seed), device, precision_of(c));
-  return denoiser_from_folder(c.model, device, precision_of(c));
+  return denoiser_from_folder(c.model, device, precision_of(c), each);
 }
 
 MemoryPlan plan_memory(const SampleConfig& c, const ModelPlan& m, int ranks) {

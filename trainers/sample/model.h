@@ -18,8 +18,9 @@ struct ModelPlan {
 // By config.json (and trireme.json) of the arm's model alone. UsageError, DataError: not there, or no layout of ours.
 nlohmann::json read_model_config(const SampleConfig& config);
 ModelPlan plan_model(const nlohmann::json& model);
-// All its tensors.
-std::unique_ptr<Denoiser> load_model(const SampleConfig& config, const nlohmann::json& model, at::Device device);
+// All its tensors. `each`: called after each that is read.
+std::unique_ptr<Denoiser> load_model(const SampleConfig& config, const nlohmann::json& model, at::Device device,
+                                     const std::function<void()>& each = {});
 
 at::ScalarType precision_of(const SampleConfig& config);
 RecordedForwards recorded_forwards(const SampleConfig& config);

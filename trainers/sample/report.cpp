@@ -53,7 +53,7 @@ std::vector<std::string> maps_of(const std::string& folder, std::int64_t index) 
 SheetRow row_of(const std::string& title, const std::string& folder, std::int64_t pictures, const std::string& kind) {
   SheetRow row{title, {}};
   for (std::int64_t i = 0; i < std::min(pictures, sheet_columns); ++i)
-    row.pictures.push_back(FramesOf(picture_path(folder, i, kind)).at(0).image);
+    row.pictures.push_back(FramesOf(picture_path(folder, i, kind)).picture(0));
   return row;
 }
 
@@ -61,7 +61,7 @@ SheetRow last_frames(const std::string& arm, const std::string& folder, std::int
   SheetRow row{arm + "\nlast frame", {}};
   for (std::int64_t i = 0; i < std::min(pictures, sheet_columns); ++i) {
     const FramesOf frames(picture_path(folder, i));
-    row.pictures.push_back(frames.at(frames.size() - 1).image);
+    row.pictures.push_back(frames.picture(frames.size() - 1));
   }
   return row;
 }

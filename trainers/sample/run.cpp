@@ -205,7 +205,7 @@ class Job {
     watchdog_.begins("reading the model");
     agree(world_, attempt([&] {
             model_.reset();
-            model_ = load_model(job_.arms[first], plans_[first].model, placement_.device);
+            model_ = load_model(job_.arms[first], plans_[first].model, placement_.device, signs_of(world_));
           }));
     std::vector<std::unique_ptr<Working>> working;
     std::int64_t turn = 1;

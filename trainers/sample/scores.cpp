@@ -59,7 +59,7 @@ std::vector<double> spectrum_of(const Image& image) {
 ArmScores scene_scores(const std::vector<ScenePrompt>& prompts, const std::string& folder) {
   const auto scenes = scenes_of(prompts);
   if (!scenes || scenes->empty()) return {};
-  const Image first = FramesOf(picture_file(folder, 0)).at(0).image;
+  const Image first = FramesOf(picture_file(folder, 0)).picture(0);
   if (std::min(first.width, first.height) < 48) return {};
   const SceneReader reader(range_of(*scenes), first.width, first.height);
   std::vector<std::vector<SceneScore>> scores(scenes->size());  // a score a frame

@@ -190,12 +190,12 @@ class Beside : public cluster::TaskRun {
 }  // namespace
 
 SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out, const Placement& place,
-                    const std::function<bool()>& stop, const std::function<void()>& starts) {
+                    const SweepHooks& hooks) {
   cluster::DriveOptions options;
   options.settings.gpus = world.size();
   options.run_dir = out;
   for (const auto& task : sweep.tasks) options.tasks.push_back(write_order(sweep.settings, task.name));
-  options.stop = stop;
+  options.stop = hooks.stop, options.ticked = hooks.ticked, options.idle = hooks.idle;
   options.message = [](const std::string& line) { std::cout << line << std::endl; };
   const auto read = [&](const std::string& text) {
     const Order order = read_order(text);
@@ -204,7 +204,7 @@ SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::st
                          predicted_seconds(order.sweep, order.task, ranks, out, place.device.is_cuda())};
   };
   const auto start = [&](const cluster::TaskOrder& task, Communicator& ranks) -> std::unique_ptr<cluster::TaskRun> {
-    if (starts) starts();
+    hooks.starts();
     return std::make_unique<Beside>(read_order(task.text), ranks, out, place);
   };
   SweepEnd end;

@@ -263,7 +263,9 @@ SweepConfig read_tree(const Config& config, const config::Node& root) {
   // Printing visits the schema, which lets tasks' searches begin as the sweep's again: so reading comes last.
   sweep.resolved = config.print(schema, true);
   sweep.settings = config.print(schema, false);
-  sweep.settings.resize(sweep.settings.rfind("\nwatchdog:") + 1);
+  const auto watchdog = sweep.settings.rfind("\nwatchdog:");
+  if (watchdog == sweep.settings.npos) throw Error(ExitCode::bug, "a sweep's settings", "do not end with watchdog");
+  sweep.settings.resize(watchdog + 1);
   config.read(schema);
   const bool pairs = std::ranges::all_of(sweep.tasks, [](const TaskConfig& t) { return t.objective == "dpo"; });
   if (sweep.train.pad == "longest" && (sweep.lora.dropout > 0 || sweep.train.accumulate > 1 || pairs))

@@ -232,7 +232,7 @@ std::vector<ReferencedPair> Executor::referenced(const std::vector<Pair>& pairs)
     for (std::size_t k = i; k < end; ++k) pack.add(ReferencedPair{&pairs[k]});
     store_->begin({}, false);
     const at::Tensor p = pack.log_probabilities(losses_of(pack)).to(at::kCPU, at::kDouble);
-    if (!sharded_) ranks_.barrier().wait();  // of one rank: a watchdog sees the pass
+    ranks_.barrier().wait();  // a watchdog sees the pass, alone too
     const double* value = p.const_data_ptr<double>();
     for (std::size_t k = i; k < end; ++k) result.push_back({&pairs[k], value[2 * (k - i)], value[2 * (k - i) + 1]});
   }

@@ -55,7 +55,9 @@ void take_up(const SweepRun& run, const SweepConfig& sweep) {
 SweepConfig begin(SweepRun run, Communicator& world, std::shared_ptr<FolderLock>& lock) {
   SweepConfig sweep;
   agree(world, attempt([&] { sweep = read_sweep(run.file, run.overrides); }));
-  check_same_config(std::hash<std::string>()(sweep.settings), world);
+  const WatchdogConfig& w = sweep.watchdog;  // no setting, but ranks of other limits would judge each other by them
+  const std::string limits = std::to_string(w.first) + " " + std::to_string(w.later) + " " + std::to_string(w.warn);
+  check_same_config(std::hash<std::string>()(sweep.settings + limits), world);
   for (const auto& task : sweep.tasks)  // one that began so goes on so
     if (world.size() == 1 && task.ranks > 1 && (run.fresh || settings_of(run).empty()))
       throw UsageError(task.place, "says ranks: " + std::to_string(task.ranks) + ", and the sweep has one process",
@@ -98,11 +100,15 @@ int make_backbone(const SweepRun& run, const SweepConfig& sweep, Communicator& w
 // One task after the other on all ranks. What a task's own input does wrong ends that task alone; any other failure may
 // be one rank's, and ends all.
 SweepEnd run_in_turn(const SweepConfig& sweep, Communicator& world, const std::string& out, const Placement& place,
-                     const std::function<bool()>& stop, const std::function<void()>& starts) {
+                     const SweepHooks& hooks) {
   SweepEnd end;
   for (const auto& task : sweep.tasks) {
     std::optional<TaskOutcome> outcome;
-    starts();
+    hooks.starts();
+    const auto stop = [&, ticked = false]() mutable {  // asked before every tick
+      if (std::exchange(ticked, true)) hooks.ticked();
+      return hooks.stop();
+    };
     const auto failure = attempt([&] { outcome = run_task(sweep, task, world, out + "/" + task.name, place, stop); });
     if (failure && failure->code != ExitCode::usage && failure->code != ExitCode::data) raise(*failure);
     if (failure) {
@@ -155,15 +161,17 @@ void check_memory(const std::string& path, at::Device device, double bytes_each)
 
 // Layers that are shared, or FP8, are read (or drawn) as they are cut or coded, a tensor at a time, so that a model may
 // be larger than a rank.
-Backbone read_backbone(const SweepConfig& sweep, const std::string& path, at::Device device, bool shared) {
+Backbone read_backbone(const SweepConfig& sweep, const std::string& path, at::Device device, bool shared,
+                       const std::function<void()>& sign) {
   const at::ScalarType type = sweep.precision == "f32" ? at::kFloat : at::kBFloat16;
   const bool fp8 = sweep.precision == "fp8";
   if (sweep.weights == "random" && !shared) check_memory(path, device, fp8 ? 1 : double(at::elementSize(type)));
   LmWeights weights = sweep.weights == "random" ? draw_causal_lm(path, std::uint64_t(sweep.seed), device, type)
                                                 : open_causal_lm(path, device, type);
   // Every job would diverge on it, and no decision would say why.
-  weights.read = [path, read = weights.read](const LmWeight& w) {
+  weights.read = [path, sign, read = weights.read](const LmWeight& w) {
     const at::Tensor value = read(w);
+    sign();
     if (!at::isfinite(value).all().item<bool>())
       throw DataError(path, "tensor '" + w.name + "' holds a number that is not finite",
                       "fetch the model again, or train it at a lower rate");
@@ -192,7 +200,7 @@ TaskInputs read_inputs(const SweepConfig& sweep, const TaskConfig& task, Communi
                        const std::string& folder) {
   TaskInputs in;
   agree(ranks, attempt([&] {
-          in.backbone = read_backbone(sweep, task.model, device, ranks.size() > 1);
+          in.backbone = read_backbone(sweep, task.model, device, ranks.size() > 1, signs_of(ranks));
           in.tokenizer = sweep.weights == "random" ? tokenizer_of_shape(task.model) : load_tokenizer(task.model);
           in.data = read_instructions(task.data, *in.tokenizer);
         }));
@@ -247,16 +255,17 @@ int run_sweep(const SweepRun& run, Communicator& world, int local_ranks) {
   Watched job(world, sweep.watchdog, run.out, Steps::apart);
   const Placement place = place_rank(job.ranks, where);
   const bool beside = std::any_of(sweep.tasks.begin(), sweep.tasks.end(), [](const auto& t) { return t.ranks > 0; });
-  const auto starts = [&] { job.watchdog.begins("the start of a task"); };
   StepsAhead ahead(place.device, 8);
-  const auto stop = [&, ticks = std::int64_t(0)]() mutable {  // asked before every tick
+  SweepHooks hooks{[] { return stop_requested(); }};
+  hooks.starts = [&] { job.watchdog.begins("the start of a task"); };
+  hooks.ticked = [&, ticks = std::int64_t(0)]() mutable {
     ahead.step();
     job.watchdog.phase("a task");
-    job.watchdog.finished(ticks++);
-    return stop_requested();
+    job.watchdog.finished(++ticks);
   };
-  const SweepEnd end = beside && world.size() > 1 ? run_beside(sweep, job.ranks, run.out, place, stop, starts)
-                                                  : run_in_turn(sweep, job.ranks, run.out, place, stop, starts);
+  hooks.idle = [&] { job.watchdog.phase("no task"); };
+  const SweepEnd end = beside && world.size() > 1 ? run_beside(sweep, job.ranks, run.out, place, hooks)
+                                                  : run_in_turn(sweep, job.ranks, run.out, place, hooks);
   if (end.stopped && world.rank() == 0)
     std::cout << "stopped after a checkpoint; the same command resumes" << std::endl;
   if (end.stopped) return int(ExitCode::stopped);

@@ -41,11 +41,16 @@ struct SweepEnd {
   std::vector<TaskConfig> done;
   std::vector<FailedTask> failed;
 };
+// What a rank is asked (whether to stop), and what it says, of its own tasks alone: before a task's model is read,
+// after each of its ticks, and where it has no task.
+struct SweepHooks {
+  std::function<bool()> stop;
+  std::function<void()> starts = [] {}, ticked = [] {}, idle = [] {};
+};
 // Collective over the world: tasks beside each other, each on its own number of ranks, by the scheduler of tasks
 // (cluster/driver.h); others may come by `trireme sweep add`, each a file with one task.
-// `starts`: called on the ranks of a task before its model is read.
 SweepEnd run_beside(const SweepConfig& sweep, Communicator& world, const std::string& out, const Placement& place,
-                    const std::function<bool()>& stop, const std::function<void()>& starts = {});
+                    const SweepHooks& hooks);
 
 struct SweepRun {
   std::string file, out;

@@ -58,7 +58,7 @@ std::unique_ptr<Denoiser> make_denoiser(const json& config, const DitWeights& so
 }
 
 std::unique_ptr<Denoiser> denoiser_from_folder(const std::string& path, at::Device device,
-                                               std::optional<at::ScalarType> dtype) {
+                                               std::optional<at::ScalarType> dtype, const std::function<void()>& each) {
   const HfFolder folder(path, stem);
   json config = object_of(folder.config(), folder.config_file());
   const std::string own = path + "/trireme.json";
@@ -71,7 +71,9 @@ std::unique_ptr<Denoiser> denoiser_from_folder(const std::string& path, at::Devi
   auto model = make_denoiser(config, [&](const DitWeight& w) {
     known.insert(w.name);
     // A copy, never the mapping itself: the file may change while the model is used.
-    return folder.tensor(w.name, w.shape).to(device, type, false, true);
+    const at::Tensor value = folder.tensor(w.name, w.shape).to(device, type, false, true);
+    if (each) each();
+    return value;
   });
   for (const auto& name : folder.names())
     if (!known.contains(name))

@@ -102,9 +102,10 @@ using DenoiserLayouts = Factories<Denoiser, const nlohmann::json&, const DitWeig
 std::unique_ptr<Denoiser> make_denoiser(const nlohmann::json& config, const DitWeights& source);
 // A transformer folder of diffusers: config.json, one safetensors file or shards with an index, and perhaps
 // trireme.json. DataError with file and tensor; every tensor is used once and none is left over. Without a type: the
-// one that holds all tensors as they are.
+// one that holds all tensors as they are. `each`: called after each of them.
 std::unique_ptr<Denoiser> denoiser_from_folder(const std::string& folder, at::Device device,
-                                               std::optional<at::ScalarType> dtype);
+                                               std::optional<at::ScalarType> dtype,
+                                               const std::function<void()>& each = {});
 // Is the path such a folder, by its config.json? DataError: the folder of a whole pipeline, which holds one.
 bool is_denoiser_folder(const std::string& path);
 // Drawn on the device, equal for one seed on one kind of device.

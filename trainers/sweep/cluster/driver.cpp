@@ -82,7 +82,7 @@ void Rank::failed(const Failure& f) {
 void Rank::tick() {
   TaskEvent event;
   if (const auto failure = attempt([&] { event = run_->tick(); })) return failed(*failure);
-  if (event.kind == TaskEvent::tick) return;
+  if (event.kind == TaskEvent::tick) return options_.ticked();
   paused_ = true;
   if (event.kind == TaskEvent::done) run_.reset();
   if (comm_->rank() != 0) return;
@@ -107,6 +107,7 @@ Decision Rank::round() {
   Report mine = report_;  // of a task's first rank alone: the others may have left its communicator since
   report_ = {};
   mine.stop = options_.stop && options_.stop();
+  if (!run_) options_.idle();
   std::vector<Report> reports(std::size_t(world_.size()));
   until(world_.all_gather({&mine, sizeof mine, DType::u8}, {reports.data(), reports.size() * sizeof mine, DType::u8}));
   Decision decision;

@@ -50,6 +50,8 @@ struct DriveOptions {
   std::vector<std::string> tasks;                        // texts; those that the journal knows are not begun again
   std::function<bool()> stop;                            // a stop was asked for
   std::function<void(const std::string& line)> message;  // on rank 0
+  // This rank's task has made one more step; and it has no task, once a round.
+  std::function<void()> ticked = [] {}, idle = [] {};
 };
 
 struct DriveResult {
