@@ -56,17 +56,17 @@ std::string mib(double bytes) {
 }
 
 // The traced communicators of the session by name, and what each had done before the step that counts.
-struct Watched {
+struct Observed {
   std::string name;
   const Traced* traced;
   std::uint64_t calls;
   std::int64_t now_ns;
 };
 
-std::vector<Watched> watch(Session& session, const Recipe& recipe) {
+std::vector<Observed> watch(Session& session, const Recipe& recipe) {
   std::set<std::string> names{"control", "grad", "world"};
   for (const auto& n : recipe.communicators()) names.insert(n);
-  std::vector<Watched> all;
+  std::vector<Observed> all;
   for (const auto& n : names)
     if (const auto* traced = dynamic_cast<const Traced*>(&session.context().comm(n)))
       all.push_back({n, traced, traced->stats().calls, steady_now_ns()});
@@ -87,7 +87,7 @@ void print_memory(Session& session) {
             << "; peak of this process, activations and data in it, " << mib(1024.0 * double(usage.ru_maxrss)) << "\n";
 }
 
-void print_schedule(const std::vector<Watched>& watched) {
+void print_schedule(const std::vector<Observed>& watched) {
   struct Line {
     std::string on;
     CommCall call;
@@ -137,7 +137,7 @@ void dry_run(Experiment& run, Communicator& world, const std::function<void(Sess
   const auto ids = recipe.train_ids();
   Loader loader(recipe.train_data(), ids, train.batch_size, world.rank(), world.size(), std::uint64_t(train.seed),
                 {.prefetch = false});
-  std::vector<Watched> watched;
+  std::vector<Observed> watched;
   for (std::int64_t step = 0; step < 3; ++step) {
     watched = watch(session, recipe);
     session.context().now.step = step;
