@@ -11,11 +11,11 @@
 #include "framework/losses/token_loss.h"
 #include "framework/models/adapters.h"
 
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <cmath>
 #include <iostream>
-#include <map>
 #include <map>
 #include <numeric>
 

@@ -11,6 +11,7 @@
 #include <gtest/gtest.h>
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pty.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -269,8 +270,14 @@ std::string on_terminal(int rows, const std::function<void(int screen)>& work) {
   dup2(terminal, STDERR_FILENO);
   work(screen);
   dup2(err, STDERR_FILENO);
-  std::string text(4096, '\0');
-  text.resize(std::size_t(std::max<ssize_t>(read(screen, text.data(), text.size()), 0)));
+  std::string text;
+  char some[4096];
+  pollfd sent{screen, POLLIN, 0};
+  while (poll(&sent, 1, 500) > 0 && (sent.revents & POLLIN)) {  // what was written comes in pieces
+    const ssize_t n = read(screen, some, sizeof some);
+    if (n <= 0) break;
+    text.append(some, std::size_t(n));
+  }
   for (const int fd : {err, terminal, screen}) close(fd);
   return text;
 }
