@@ -223,7 +223,7 @@ struct OpenWait {
 std::optional<OpenWait> wait_of(const RankView& view, const Groups& groups, const std::vector<RankView>& ranks) {
   const CallState* oldest = nullptr;
   const LogState* in = nullptr;
-  const double longest = view.quiet + std::min(view.allowed / 4, 30.);
+  const double longest = view.quiet + view.allowed / 4;
   bool host = false;
   for (const auto& log : view.state->logs)
     for (const auto& c : log.calls) {

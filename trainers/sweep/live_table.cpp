@@ -64,8 +64,7 @@ std::vector<std::string> live_table(const std::string& head, const Roster& roste
     return std::string(text);
   };
   constexpr const char* leading = " <- best";
-  const std::size_t around = 32, a_line = cut(line("job", "state", "step", "train", "val", "best", leading)).size() +
-                                          18;           // steps and losses may be wide
+  const std::size_t around = 32, a_line = cut(line("job", "state", "step", "train", "val", "best", leading)).size() + 2;
   const std::size_t above = around + cut(head).size();  // with what takes the one before from the screen
   rows = int(std::min(std::size_t(std::max(rows, 0)), 1 + (bytes - std::min(bytes, above)) / a_line));
   if (rows < 6) return {cut(head)};
