@@ -49,11 +49,11 @@ const Sample& longest_of(const std::vector<Sample>& all) {
 void Executor::set_memory_limit() {
   double weights = 0, layers = 0, turned = 0;
   std::set<std::string> coded;
-  for (const auto& t : store_->targets()) {
-    if (!store_->has_fp8_base()) break;
-    coded.insert(t.name + ".weight");
-    turned = std::max(turned, double(t.weight.numel()));  // of one matrix at a time, in backward
-  }
+  if (store_->has_fp8_base())
+    for (const auto& t : store_->targets()) {
+      coded.insert(t.name + ".weight");
+      turned = std::max(turned, double(t.weight.numel()));  // of one matrix at a time, in backward
+    }
   for (const auto& [weight, value] : model_.weights()) {
     const auto numbers = value.numel();
     const std::int64_t bytes =
